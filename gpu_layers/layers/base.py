@@ -1,0 +1,153 @@
+"""What every layer has: a mode, parameters and gradients, a state, a place, a backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
+
+
+class Layer:
+    """A layer: ``y = layer(x)`` and then ``dx = layer.backward(dy)``.
+
+    Attributes
+    ----------
+    training : bool
+        Mode of the next forward; see :meth:`train` and :meth:`eval`.
+    parameters : dict of str to array
+        What an optimizer changes, in place.
+    gradients : dict of str to array
+        The same keys, once backward has run; assigned anew by each backward.
+    """
+
+    def __init__(self) -> None:
+        self.training = True
+        self.parameters: dict[str, Any] = {}
+        self.gradients: dict[str, Any] = {}
+        self.buffers: dict[str, Any] = {}
+        self._saved: Any = None
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(x, *args, **kwargs)
+
+    def forward(self, x: Any) -> Any:
+        """The layer's output; keeps what :meth:`backward` needs."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of the input; assigns :attr:`gradients`. May be repeated until the next forward.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Before any forward.
+        """
+        raise TypeError(f"{type(self).__name__} defines no backward")
+
+    def _saved_by_forward(self) -> Any:
+        if self._saved is None:
+            raise RuntimeError(f"{type(self).__name__}.backward was called before forward")
+        return self._saved
+
+    def train(self, mode: bool = True) -> Layer:
+        """Switch to training mode (or, with False, to evaluation); returns the layer."""
+        if not isinstance(mode, (bool, np.bool_)):
+            raise TypeError(f"training mode is expected to be boolean, got {type(mode).__name__}")
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Layer:
+        """Switch to evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
+        return {name: value.copy() for name, value in {**self.parameters, **self.buffers}.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over parameters and buffers, copied to where the layer is; all or nothing.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Exactly the keys, shapes and dtypes of :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            For missing or unexpected keys or a wrong shape, all named; nothing is loaded then.
+        TypeError
+            For a wrong dtype; nothing is loaded then.
+        """
+        own = {**self.parameters, **self.buffers}
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise ValueError(
+                f"state_dict of {type(self).__name__} does not fit: missing keys {missing}, unexpected keys {unexpected}"
+            )
+        arrays = {
+            name: state[name] if hasattr(state[name], "dtype") else np.asarray(state[name]) for name in own
+        }
+        for name, value in arrays.items():
+            if tuple(value.shape) != own[name].shape:
+                raise ValueError(
+                    f"size mismatch for {name}: copying a param with shape {list(value.shape)}, "
+                    f"the shape in {type(self).__name__} is {list(own[name].shape)}"
+                )
+            if value.dtype != own[name].dtype:
+                raise TypeError(
+                    f"dtype mismatch for {name}: {value.dtype} given, {own[name].dtype} in {type(self).__name__}"
+                )
+        for name, value in arrays.items():
+            own[name][...] = _moved(value, array_module(own[name]))
+
+    def to(self, device: str) -> Layer:
+        """Move parameters and buffers; what a forward saved for backward is dropped.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda"}
+            "cuda" is CuPy's current device.
+
+        Returns
+        -------
+        Layer
+            This layer.
+
+        Raises
+        ------
+        ValueError
+            For another device.
+        RuntimeError
+            If there is no GPU or no CuPy.
+        """
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+        xp = np if device == "cpu" else require_gpu()
+        for arrays in (self.parameters, self.gradients, self.buffers):
+            for name, value in arrays.items():
+                arrays[name] = _moved(value, xp)
+        self._saved = None
+        return self
+
+    def _configuration(self) -> str:
+        """What stands between the parentheses of the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._configuration()})"
+
+
+def _moved(array: Any, xp: Any) -> Any:
+    """The array as one of ``xp``: NumPy or CuPy."""
+    if xp is np:
+        return array.get() if is_cupy_array(array) else np.asarray(array)
+    return xp.asarray(array)

@@ -1,0 +1,179 @@
+"""Batch normalisation layers."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.batch_norm import (
+    BatchNormSaved,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+)
+from gpu_layers.ops.checks import check_integer
+
+
+class _BatchNorm(Layer):
+    """Normalise each channel: by the batch's statistics in training, by running averages in evaluation.
+
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with the biased variance; the running variance averages the
+    unbiased one: ``running = (1 - momentum) * running + momentum * batch``.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float
+        Added to the variance; greater than 0.
+    momentum : float or None
+        Weight of the newest batch in the running averages; None for their plain mean.
+    affine : bool
+        Whether to have a weight and a bias.
+    track_running_stats : bool
+        Whether to keep running averages; without them evaluation uses the batch's statistics too.
+    bias : bool
+        Whether an affine layer has a bias.
+    channels_last : bool
+        Channels on the last axis instead of the second.
+    dtype : {"float32", "float64"}
+        Of parameters and statistics: float64 for float64 input, float32 for all others.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
+    """
+
+    _input_ranks: tuple[int, ...]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        channels_last: bool = False,
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__()
+        self.num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
+        self.eps = _number(eps, "eps")
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(f"batch_norm eps must be positive, but got {eps}")
+        self.momentum = None if momentum is None else _number(momentum, "momentum")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
+        self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
+        self.channels_last = bool(channels_last)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype of batch norm's parameters must be float32 or float64, got {self.dtype}")
+        if self.affine:
+            self.parameters["weight"] = np.ones(self.num_features, self.dtype)
+            if bias:
+                self.parameters["bias"] = np.zeros(self.num_features, self.dtype)
+        if self.track_running_stats:
+            self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Start the running averages anew: mean 0, variance 1, no batch seen."""
+        self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
+        self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
+        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    def forward(self, x: Any) -> Any:
+        """Normalise.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+
+        Raises
+        ------
+        TypeError
+            For a float64 input in a float32 layer, or the reverse.
+        ValueError
+            For a wrong rank or channel count, or in training one value a channel.
+        """
+        self._check_input(x)
+        weight, bias = self.parameters.get("weight"), self.parameters.get("bias")
+        options = {"eps": self.eps, "channels_last": self.channels_last}
+        if self.training or not self.track_running_stats:
+            y, saved = batch_norm_forward(x, weight, bias, **options)
+            if self.training and self.track_running_stats:
+                self._update_running_stats(saved)
+            self._saved = (batch_norm_backward, saved)
+        else:
+            mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+            y, saved = batch_norm_inference(x, mean, var, weight, bias, **options)
+            self._saved = (batch_norm_inference_backward, saved)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of x; assigns those of weight and bias."""
+        backward, saved = self._saved_by_forward()
+        dx, dgamma, dbeta = backward(dy, saved)
+        gradients = {"weight": dgamma, "bias": dbeta}
+        self.gradients = {name: gradients[name] for name in self.parameters}
+        return dx
+
+    def _update_running_stats(self, saved: BatchNormSaved) -> None:
+        tracked = self.buffers["num_batches_tracked"]
+        tracked += 1
+        if saved.count == 0:
+            return
+        momentum = 1.0 / int(tracked) if self.momentum is None else self.momentum
+        unbiased = saved.var * self.dtype.type(saved.count / (saved.count - 1))
+        for name, batch in (("running_mean", saved.mean), ("running_var", unbiased)):
+            self.buffers[name] *= self.dtype.type(1 - momentum)
+            self.buffers[name] += batch * self.dtype.type(momentum)
+
+    def _check_input(self, x: Any) -> None:
+        if not hasattr(x, "ndim"):
+            raise TypeError(f"expected a numpy.ndarray or cupy.ndarray, got {type(x).__name__}")
+        if x.ndim not in self._input_ranks:
+            ranks = " or ".join(f"{rank}D" for rank in self._input_ranks)
+            raise ValueError(f"expected {ranks} input (got {x.ndim}D input)")
+        channels = x.shape[-1] if self.channels_last else x.shape[1]
+        if channels != self.num_features:
+            raise ValueError(
+                f"expected input with {self.num_features} channels, got {channels} (shape {list(x.shape)})"
+            )
+        if (x.dtype == np.float64) != (self.dtype == np.float64):
+            raise TypeError(
+                f"{x.dtype} input needs a layer of dtype={'float64' if x.dtype == np.float64 else 'float32'!r}, "
+                f"this one has {self.dtype.name}"
+            )
+
+    def _configuration(self) -> str:
+        extras = ", channels_last=True" if self.channels_last else ""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}{extras}"
+        )
+
+
+class BatchNorm1d(_BatchNorm):
+    __doc__ = (_BatchNorm.__doc__ or "").replace(
+        "each channel:", "each channel of (N, C) or (N, C, L) input:"
+    )
+    _input_ranks = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, H, W) input:")
+    _input_ranks = (4,)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)

@@ -1,0 +1,42 @@
+"""Stateless operations: ``<op>_forward(x, ...) -> (y, saved)`` and ``<op>_backward(dy, saved) -> dx``."""
+
+from gpu_layers.ops.activation import ReluSaved, relu_backward, relu_forward
+from gpu_layers.ops.batch_norm import (
+    BatchNormSaved,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+)
+from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, dropout_mask
+from gpu_layers.ops.pooling import (
+    AvgPoolSaved,
+    MaxPoolSaved,
+    avg_pool_backward,
+    avg_pool_forward,
+    max_pool_backward,
+    max_pool_forward,
+    max_pool_indices,
+)
+
+__all__ = [
+    "AvgPoolSaved",
+    "BatchNormSaved",
+    "DropoutSaved",
+    "MaxPoolSaved",
+    "ReluSaved",
+    "avg_pool_backward",
+    "avg_pool_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
+    "max_pool_backward",
+    "max_pool_forward",
+    "max_pool_indices",
+    "relu_backward",
+    "relu_forward",
+]

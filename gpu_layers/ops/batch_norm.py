@@ -1,0 +1,193 @@
+"""Batch normalisation as stateless pairs: with the statistics of the batch, and with given ones."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+
+
+@dataclass(frozen=True)
+class BatchNormSaved:
+    """What backward needs.
+
+    Attributes
+    ----------
+    x : array
+        The input.
+    gamma : array, shape (C,), or None
+    mean, var, inv_std : array, shape (C,)
+        Of the batch in training (``var`` is the biased variance), given in inference;
+        ``inv_std = 1 / sqrt(var + eps)``. float64 for float64 input, float32 for all others.
+    channels_last : bool
+    """
+
+    x: Any
+    gamma: Any
+    mean: Any
+    var: Any
+    inv_std: Any
+    channels_last: bool
+
+    @property
+    def count(self) -> int:
+        """Values a channel."""
+        return self.x.size // max(self.mean.size, 1)
+
+
+def batch_norm_forward(
+    x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5, channels_last: bool = False
+) -> tuple[Any, BatchNormSaved]:
+    """Normalise each channel with its own mean and biased variance over the batch.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` (Ioffe and Szegedy, 2015).
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+        float16, bfloat16, float32 or float64. An empty batch gives an empty result.
+    gamma, beta : array, shape (C,), or None
+        float64 if x is, float32 for all others.
+    eps : float
+        Greater than 0.
+    channels_last : bool
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    saved : BatchNormSaved
+
+    Raises
+    ------
+    TypeError
+        For a wrong array type or dtype.
+    ValueError
+        For a wrong shape, or one value a channel, whose variance does not exist.
+    """
+    backend = backend_for(x, gamma, beta)
+    channels = _check_input(x, gamma, beta, channels_last)
+    eps = _check_eps(eps)
+    if x.size == channels and channels:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {list(x.shape)}"
+        )
+    if x.size == 0:
+        y = array_module(x).empty(x.shape, x.dtype)
+        mean, var, inv_std = _statistics_of_nothing(x, channels, eps)
+    else:
+        y, mean, var, inv_std = backend.batch_norm_forward(x, gamma, beta, eps, channels_last)
+    return y, BatchNormSaved(x, gamma, mean, var, inv_std, channels_last)
+
+
+def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`batch_norm_forward`.
+
+    With ``xhat = (x - mean) * inv_std`` and m values a channel: ``dbeta = sum dy``, ``dgamma = sum dy * xhat``,
+    ``dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)``.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : BatchNormSaved
+
+    Returns
+    -------
+    dx : array
+    dgamma, dbeta : array, shape (C,)
+        Also where gamma and beta are None.
+    """
+    return _backward("batch_norm_backward", dy, saved)
+
+
+def batch_norm_inference(
+    x: Any, mean: Any, var: Any, gamma: Any, beta: Any, *, eps: float = 1e-5, channels_last: bool = False
+) -> tuple[Any, BatchNormSaved]:
+    """Normalise each channel with a given mean and variance.
+
+    Parameters
+    ----------
+    x, gamma, beta, eps, channels_last
+        As in :func:`batch_norm_forward`; one value a channel is fine here.
+    mean, var : array, shape (C,)
+        Such as running averages.
+
+    Returns
+    -------
+    y : array
+    saved : BatchNormSaved
+    """
+    backend = backend_for(x, gamma, beta, mean, var)
+    channels = _check_input(x, gamma, beta, channels_last)
+    _check_parameter(mean, "mean", channels, x)
+    _check_parameter(var, "var", channels, x)
+    xp = array_module(x)
+    inv_std = (1 / xp.sqrt(var.astype(np.float64) + _check_eps(eps))).astype(mean.dtype)
+    if x.size:
+        y = backend.batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last)
+    else:
+        y = xp.empty(x.shape, x.dtype)
+    return y, BatchNormSaved(x, gamma, mean, var, inv_std, channels_last)
+
+
+def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dy``.
+
+    Returns
+    -------
+    dx, dgamma, dbeta
+        As :func:`batch_norm_backward`.
+    """
+    return _backward("batch_norm_inference_backward", dy, saved)
+
+
+def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
+    backend = backend_for(dy, saved.x)
+    check_gradient(dy, saved.x.shape, saved.x.dtype)
+    if saved.x.size == 0:
+        xp = array_module(dy)
+        zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
+        return xp.empty(dy.shape, dy.dtype), zeros[0], zeros[1]
+    return getattr(backend, name)(dy, saved.x, saved.mean, saved.inv_std, saved.gamma, saved.channels_last)
+
+
+def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any, Any]:
+    xp, dtype = array_module(x), statistics_dtype(x.dtype)
+    return xp.zeros(channels, dtype), xp.zeros(channels, dtype), xp.full(channels, eps**-0.5, dtype)
+
+
+def _check_input(x: Any, gamma: Any, beta: Any, channels_last: bool) -> int:
+    check_dtype(x)
+    if x.ndim < 2:
+        raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
+    channels = x.shape[-1] if channels_last else x.shape[1]
+    for name, parameter in (("gamma", gamma), ("beta", beta)):
+        if parameter is not None:
+            _check_parameter(parameter, name, channels, x)
+    return channels
+
+
+def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
+    dtype = statistics_dtype(x.dtype)
+    if parameter.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {parameter.dtype}")
+    if parameter.shape != (channels,):
+        raise ValueError(
+            f"{name} should contain {channels} elements, one a channel of the input, got shape {list(parameter.shape)}"
+        )
+
+
+def _check_eps(eps: Any) -> float:
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"batch_norm eps must be positive, but got {eps}")
+    return float(eps)

@@ -1,0 +1,33 @@
+"""The NumPy reference: short, readable, the definition of correct. Same functions as ``gpu_layers.kernels``."""
+
+from gpu_layers.reference.activation import relu_backward, relu_forward
+from gpu_layers.reference.batch_norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+)
+from gpu_layers.reference.dropout import dropout_backward, dropout_forward
+from gpu_layers.reference.pooling import (
+    avg_pool_backward,
+    avg_pool_forward,
+    max_pool_backward,
+    max_pool_forward,
+    max_pool_indices,
+)
+
+__all__ = [
+    "avg_pool_backward",
+    "avg_pool_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "dropout_backward",
+    "dropout_forward",
+    "max_pool_backward",
+    "max_pool_forward",
+    "max_pool_indices",
+    "relu_backward",
+    "relu_forward",
+]

@@ -1,0 +1,162 @@
+"""Batch normalisation in NumPy: the definition of correct.
+
+Source: Ioffe and Szegedy, "Batch normalization", ICML 2015; the backward is its three-term gradient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Overflow to infinity and NaN from infinite input are results here, as they are on a GPU, not mistakes.
+_IEEE = np.errstate(over="ignore", invalid="ignore")
+
+
+def statistics_dtype(dtype: np.dtype) -> np.dtype:
+    """dtype of statistics and parameters for an input dtype: float64 for float64, float32 for all others."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def _channel_axis(x: np.ndarray, channels_last: bool) -> int:
+    return x.ndim - 1 if channels_last else 1
+
+
+def _reduced_axes(x: np.ndarray, channels_last: bool) -> tuple[int, ...]:
+    channel = _channel_axis(x, channels_last)
+    return tuple(axis for axis in range(x.ndim) if axis != channel)
+
+
+def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.ndarray:
+    """Shape (C,) values so that they broadcast against x."""
+    shape = [1] * x.ndim
+    shape[_channel_axis(x, channels_last)] = -1
+    return values.reshape(shape)
+
+
+def _normalize(x, mean, inv_std, gamma, beta, channels_last):
+    dtype = statistics_dtype(x.dtype)
+    scale = inv_std if gamma is None else gamma * inv_std
+    y = (x.astype(dtype) - _per_channel(mean, x, channels_last)) * _per_channel(scale, x, channels_last)
+    if beta is not None:
+        y += _per_channel(beta, x, channels_last)
+    return np.ascontiguousarray(y.astype(x.dtype))
+
+
+@_IEEE
+def batch_norm_forward(
+    x: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    eps: float,
+    channels_last: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Normalise with the statistics of the batch.
+
+    ``y = gamma * (x - mean) / sqrt(var + eps) + beta``, with the biased variance, in the statistics dtype.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+    gamma, beta : ndarray, shape (C,), or None
+        Statistics dtype.
+    eps : float
+    channels_last : bool
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's shape and dtype.
+    mean, var, inv_std : ndarray, shape (C,)
+        Statistics dtype; ``var`` is the biased variance, ``inv_std = 1 / sqrt(var + eps)``.
+    """
+    dtype = statistics_dtype(x.dtype)
+    axes = _reduced_axes(x, channels_last)
+    # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
+    # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
+    shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
+    shift = shift.astype(np.float64)
+    deviation = x.astype(np.float64) - shift
+    deviation_mean = deviation.mean(axis=axes)
+    exact_mean = shift.reshape(-1) + deviation_mean
+    deviation -= _per_channel(deviation_mean, x, channels_last)
+    exact_var = np.square(deviation, out=deviation).mean(axis=axes)
+    mean, var = exact_mean.astype(dtype), exact_var.astype(dtype)
+    inv_std = (1 / np.sqrt(exact_var + eps)).astype(dtype)
+    return _normalize(x, mean, inv_std, gamma, beta, channels_last), mean, var, inv_std
+
+
+@_IEEE
+def batch_norm_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    channels_last: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of :func:`batch_norm_forward`.
+
+    With ``xhat = (x - mean) * inv_std`` and m values a channel:
+    ``dbeta = sum dy``, ``dgamma = sum dy * xhat``,
+    ``dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)``.
+
+    Returns
+    -------
+    dx : ndarray
+        x's shape and dtype.
+    dgamma, dbeta : ndarray, shape (C,)
+        Statistics dtype.
+    """
+    dgamma, dbeta, xhat = _parameter_gradients(dy, x, mean, inv_std, channels_last)
+    count = max(x.size // max(mean.size, 1), 1)
+    scale = inv_std if gamma is None else gamma * inv_std
+    mean_dy = _per_channel(dbeta / count, x, channels_last)
+    mean_dy_xhat = _per_channel(dgamma / count, x, channels_last)
+    dx = (dy.astype(xhat.dtype) - mean_dy - xhat * mean_dy_xhat) * _per_channel(scale, x, channels_last)
+    dtype = statistics_dtype(x.dtype)
+    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype)
+
+
+def _parameter_gradients(dy, x, mean, inv_std, channels_last):
+    """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
+    axes = _reduced_axes(x, channels_last)
+    exact_mean = _per_channel(mean.astype(np.float64), x, channels_last)
+    xhat = (x.astype(np.float64) - exact_mean) * _per_channel(inv_std, x, channels_last)
+    dbeta = dy.sum(axis=axes, dtype=np.float64)
+    dgamma = (dy.astype(np.float64) * xhat).sum(axis=axes)
+    return dgamma, dbeta, xhat
+
+
+@_IEEE
+def batch_norm_inference(
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    channels_last: bool = False,
+) -> np.ndarray:
+    """Normalise with given statistics: ``gamma * (x - mean) * inv_std + beta``."""
+    return _normalize(x, mean, inv_std, gamma, beta, channels_last)
+
+
+@_IEEE
+def batch_norm_inference_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    channels_last: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dy``.
+
+    Returns
+    -------
+    dx, dgamma, dbeta
+        As :func:`batch_norm_backward`.
+    """
+    dtype = statistics_dtype(x.dtype)
+    dgamma, dbeta, _ = _parameter_gradients(dy, x, mean, inv_std, channels_last)
+    scale = inv_std if gamma is None else gamma * inv_std
+    dx = dy.astype(dtype) * _per_channel(scale, x, channels_last)
+    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype)

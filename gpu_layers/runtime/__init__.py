@@ -1,0 +1,1 @@
+"""Finding, compiling, caching and launching kernels."""

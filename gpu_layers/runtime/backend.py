@@ -1,0 +1,115 @@
+"""Which floor an operation runs on: the NumPy reference, or the kernels, on a GPU or emulated."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
+
+BACKENDS = ("reference", "emulated", "cuda")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    name: str
+    emulation: Any = None
+
+
+_forced: ContextVar[_Choice | None] = ContextVar("gpu_layers_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str, **options: Any) -> Iterator[None]:
+    """Force the backend of every operation in a ``with`` block (of this thread or task).
+
+    Parameters
+    ----------
+    name : {"reference", "emulated", "cuda"}
+        NumPy reference, the kernels executed on the CPU, or the kernels on a GPU.
+    **options
+        Of the emulated backend: the fields of ``gpu_layers.runtime.emulation.Emulation``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend.
+    TypeError
+        If there is no such option.
+    RuntimeError
+        If the backend is missing on this machine; says what to install.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    if options and name != "emulated":
+        raise TypeError(f"the {name} backend takes no options, got {', '.join(options)}")
+    if name == "cuda":
+        require_gpu()
+    emulation = None
+    if name == "emulated":
+        emulation = importlib.import_module("gpu_layers.runtime.emulation").Emulation(**options)
+    token = _forced.set(_Choice(name, emulation))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def emulation() -> Any:
+    """What runs kernels on NumPy arrays here.
+
+    Raises
+    ------
+    RuntimeError
+        Outside ``use_backend("emulated")``.
+    """
+    choice = _forced.get()
+    if choice is None or choice.emulation is None:
+        raise RuntimeError('kernels run on NumPy arrays only within use_backend("emulated")')
+    return choice.emulation
+
+
+def backend_for(*arrays: Any) -> ModuleType:
+    """The floor for these arrays: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
+
+    Parameters
+    ----------
+    *arrays
+        NumPy or CuPy arrays, all of one kind. None is passed over.
+
+    Raises
+    ------
+    TypeError
+        If one is no array, the kinds are mixed, or the forced backend does not take them.
+    """
+    kinds = {_kind(array) for array in arrays if array is not None}
+    if len(kinds) > 1:
+        raise TypeError(
+            "NumPy and CuPy arrays were mixed: move them to one place first (cupy.asarray(x), cupy.asnumpy(x))"
+        )
+    kind = kinds.pop()
+    choice = _forced.get()
+    name = ("cuda" if kind == "cupy" else "reference") if choice is None else choice.name
+    if (name == "cuda") != (kind == "cupy"):
+        needed = "CuPy" if name == "cuda" else "NumPy"
+        given = "CuPy" if kind == "cupy" else "NumPy"
+        advice = "cupy.asarray(x)" if name == "cuda" else "cupy.asnumpy(x)"
+        raise TypeError(f"the {name} backend takes {needed} arrays, got {given} arrays: use {advice}")
+    return importlib.import_module("gpu_layers.reference" if name == "reference" else "gpu_layers.kernels")
+
+
+def _kind(array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    if is_cupy_array(array):
+        return "cupy"
+    raise TypeError(
+        f"expected a numpy.ndarray or cupy.ndarray, got {type(array).__module__}.{type(array).__name__}"
+    )

@@ -1,0 +1,147 @@
+"""Compiling kernels with NVRTC, which needs no GPU and no driver."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpu_layers.runtime.cache import cache_folder, write_atomically
+from gpu_layers.runtime.headers import cuda_header_folders
+from gpu_layers.runtime.sources import source_folder, sources_digest
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What to compile for.
+
+    Attributes
+    ----------
+    capability : int
+        10 times the compute capability: 90 for an H100.
+    ptx : bool
+        Whether to make PTX, which the driver translates for a newer GPU, instead of machine code.
+    """
+
+    capability: int
+    ptx: bool = False
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """Machine code on disk.
+
+    Attributes
+    ----------
+    path : Path
+        The cubin (or PTX).
+    symbols : dict of str to str
+        Mangled symbol of each name expression.
+    """
+
+    path: Path
+    symbols: dict[str, str]
+
+
+def _nvrtc() -> Any:
+    try:
+        return importlib.import_module("cupy.cuda.nvrtc")
+    except ImportError as error:
+        raise RuntimeError(
+            f"compiling kernels needs CuPy and NVRTC ({error}): pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]'"
+        ) from error
+
+
+def options(architecture: Architecture) -> list[str]:
+    """NVRTC's options: the same for every kernel, whoever compiles it.
+
+    Subnormals are kept (``-ftz=false``), so that a GPU gives the same bits as NumPy.
+    """
+    headers = cuda_header_folders()
+    if not headers:
+        raise RuntimeError(
+            "the CUDA headers (cuda_fp16.h) were not found: pip install nvidia-cuda-runtime (CUDA 13) "
+            "or nvidia-cuda-runtime-cu12 (CUDA 12), or set CUDA_PATH to a toolkit"
+        )
+    target = "compute" if architecture.ptx else "sm"
+    return [
+        f"--gpu-architecture={target}_{architecture.capability}",
+        "--std=c++17",
+        "-ftz=false",
+        "-default-device",
+        "-lineinfo",
+        "--Werror=all-warnings",
+        f"-I{source_folder()}",
+        *(f"-I{folder}" for folder in headers),
+    ]
+
+
+def compile_source(
+    source: str, names: Sequence[str], architecture: Architecture
+) -> tuple[bytes, dict[str, str]]:
+    """Compile name expressions of one file.
+
+    Parameters
+    ----------
+    source : str
+        File in ``cuda_src/``.
+    names : sequence of str
+        C++ name expressions.
+    architecture : Architecture
+
+    Returns
+    -------
+    code : bytes
+        Cubin or PTX.
+    symbols : dict of str to str
+        Mangled symbol of each name.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy, NVRTC or the CUDA headers are missing, or the source does not compile (with the compiler's log).
+    """
+    nvrtc = _nvrtc()
+    path = source_folder() / source
+    # The #line makes compiler messages and profilers point to the file.
+    text = f'#line 1 "{path}"\n{path.read_text(encoding="utf-8")}'
+    program = nvrtc.createProgram(text, str(path), [], [])
+    try:
+        for name in names:
+            nvrtc.addNameExpression(program, name)
+        try:
+            nvrtc.compileProgram(program, tuple(options(architecture)))
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(
+                f"{source} does not compile ({error}):\n{nvrtc.getProgramLog(program)}"
+            ) from error
+        symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
+        code = nvrtc.getPTX(program) if architecture.ptx else nvrtc.getCUBIN(program)
+    finally:
+        nvrtc.destroyProgram(program)
+    symbols = {name: s.decode() if isinstance(s, bytes) else s for name, s in symbols.items()}
+    if isinstance(code, str):
+        code = code.encode()
+    # CuPy takes the data for a C string and drops its last byte, a NUL that a cubin's reader needs.
+    return (code if architecture.ptx else code + b"\0"), symbols
+
+
+@cache
+def compiled_module(source: str, names: tuple[str, ...], architecture: Architecture) -> CompiledModule:
+    """:func:`compile_source`, kept in the user's cache folder from process to process."""
+    key = json.dumps(
+        [sources_digest(), source, names, options(architecture), _nvrtc().getVersion()],
+    ).encode()
+    stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
+    path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
+    index = stem.with_suffix(".json")
+    if not (path.is_file() and index.is_file()):
+        code, symbols = compile_source(source, names, architecture)
+        write_atomically(path, code)
+        write_atomically(index, json.dumps(symbols).encode())
+    return CompiledModule(path, json.loads(index.read_text()))
