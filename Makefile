@@ -1,0 +1,57 @@
+# What a contributor runs. Needs make and Python 3.10 or newer; everything else goes into a virtual environment.
+#
+#   make demo      train a network on handwritten digits
+#   make test      run the tests            (make test PYTEST_ARGS="-k dropout")
+#   make lint      check style and types
+#   make format    put the style right
+#   make clean     remove the virtual environment and all build results
+#
+# Another Python, beside the usual one: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/host tests/emulator/kernels,\
+	$(foreach suffix,cu cuh h cpp,$(folder)/*.$(suffix))))
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+# All targets share one virtual environment: pip must not run in it twice at a time.
+.NOTPARALLEL:
+
+demo: $(VENV)/installed-train
+	$(BIN)/gpu-layers train
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CUDA_SOURCES)
+
+format: $(VENV)/installed-lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CUDA_SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist gpu_layers.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find gpu_layers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The file says that an extra of pyproject.toml is installed, beside the project itself, editable.
+$(VENV)/installed-%: pyproject.toml $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@command -v "$(PYTHON)" >/dev/null || \
+	    { echo "$(PYTHON) was not found: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	    { echo "Python 3.10 or newer is needed, but $$("$(PYTHON)" --version 2>&1) was found: name another one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c "import ensurepip, venv" 2>/dev/null || \
+	    { echo "$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
