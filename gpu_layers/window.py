@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
+
 Sizes = tuple[int, ...]
 
 
@@ -50,7 +52,7 @@ class Window:
             for kernel, stride, dilation in zip(self.kernel, self.stride, self.dilation, strict=True)
         )
 
-    def divisor_counts(self, axis: int, count_include_pad: bool) -> Sizes:
+    def divisor_counts(self, axis: int, count_include_pad: bool) -> np.ndarray:
         """Taps of each window along one axis that count in the divisor of an average.
 
         Parameters
@@ -62,21 +64,19 @@ class Window:
 
         Returns
         -------
-        tuple of int, one an output position
+        ndarray of int64, one an output position
         """
         low = -self.pad_before[axis] if count_include_pad else 0
         high = self.input_shape[axis] + (self.pad_after[axis] if count_include_pad else 0)
-        counts = []
-        for i in range(self.output_shape[axis]):
-            first = i * self.stride[axis] - self.pad_before[axis]
-            positions = range(first, first + self.kernel[axis] * self.dilation[axis], self.dilation[axis])
-            counts.append(sum(low <= position < high for position in positions))
-        return tuple(counts)
+        first = np.arange(self.output_shape[axis], dtype=np.int64) * self.stride[axis] - self.pad_before[axis]
+
+        def taps_before(limit: int) -> np.ndarray:
+            return np.clip(-((first - limit) // self.dilation[axis]), 0, self.kernel[axis])
+
+        return taps_before(high) - taps_before(low)
 
 
-def _output_size(
-    size: int, kernel: int, stride: int, dilation: int, before: int, after: int, ceil: bool
-) -> int:
+def _output_size(size: int, kernel: int, stride: int, dilation: int, before: int, after: int, ceil: bool) -> int:
     span = size + before + after - dilation * (kernel - 1) - 1
     steps = -(-span // stride) if ceil else span // stride
     # In ceil mode the last window must start inside the input or the padding in front of it.

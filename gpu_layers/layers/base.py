@@ -31,6 +31,7 @@ class Layer:
         self._saved: Any = None
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """:meth:`forward`."""
         return self.forward(x, *args, **kwargs)
 
     def forward(self, x: Any) -> Any:
@@ -85,17 +86,18 @@ class Layer:
         ValueError
             For missing or unexpected keys or a wrong shape, all named; nothing is loaded then.
         TypeError
-            For a wrong dtype; nothing is loaded then.
+            For a wrong dtype, or a state that is no mapping; nothing is loaded then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"Expected state_dict to be dict-like, got {type(state)}.")
         own = {**self.parameters, **self.buffers}
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise ValueError(
-                f"state_dict of {type(self).__name__} does not fit: missing keys {missing}, unexpected keys {unexpected}"
+                f"Error(s) in loading state_dict for {type(self).__name__}: "
+                f"missing keys {missing}, unexpected keys {unexpected}"
             )
-        arrays = {
-            name: state[name] if hasattr(state[name], "dtype") else np.asarray(state[name]) for name in own
-        }
+        arrays = {name: state[name] if hasattr(state[name], "dtype") else np.asarray(state[name]) for name in own}
         for name, value in arrays.items():
             if tuple(value.shape) != own[name].shape:
                 raise ValueError(

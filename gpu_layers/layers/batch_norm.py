@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.ops.checks import check_integer
+from gpu_layers.ops.checks import check_dtype, check_eps, check_integer, check_number
+from gpu_layers.runtime.backend import backend_for
 
 
 class _BatchNorm(Layer):
@@ -65,17 +65,17 @@ class _BatchNorm(Layer):
     ) -> None:
         super().__init__()
         self.num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
-        self.eps = _number(eps, "eps")
-        if not 0 < self.eps < float("inf"):
-            raise ValueError(f"batch_norm eps must be positive, but got {eps}")
-        self.momentum = None if momentum is None else _number(momentum, "momentum")
+        self.eps = check_eps(eps)
+        self.momentum = None if momentum is None else check_number(momentum, "momentum")
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
         self.channels_last = bool(channels_last)
+        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(
+                f"dtype must be 'float32', or 'float64' for float64 input (float32 serves the half types), got {dtype}"
+            )
         self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype of batch norm's parameters must be float32 or float64, got {self.dtype}")
         if self.affine:
             self.parameters["weight"] = np.ones(self.num_features, self.dtype)
             if bias:
@@ -105,7 +105,7 @@ class _BatchNorm(Layer):
         """
         self._check_input(x)
         weight, bias = self.parameters.get("weight"), self.parameters.get("bias")
-        options = {"eps": self.eps, "channels_last": self.channels_last}
+        options: dict[str, Any] = {"eps": self.eps, "channels_last": self.channels_last}
         if self.training or not self.track_running_stats:
             y, saved = batch_norm_forward(x, weight, bias, **options)
             if self.training and self.track_running_stats:
@@ -137,16 +137,15 @@ class _BatchNorm(Layer):
             self.buffers[name] += batch * self.dtype.type(momentum)
 
     def _check_input(self, x: Any) -> None:
-        if not hasattr(x, "ndim"):
-            raise TypeError(f"expected a numpy.ndarray or cupy.ndarray, got {type(x).__name__}")
+        backend_for(x)
+        check_dtype(x)
         if x.ndim not in self._input_ranks:
             ranks = " or ".join(f"{rank}D" for rank in self._input_ranks)
             raise ValueError(f"expected {ranks} input (got {x.ndim}D input)")
         channels = x.shape[-1] if self.channels_last else x.shape[1]
         if channels != self.num_features:
-            raise ValueError(
-                f"expected input with {self.num_features} channels, got {channels} (shape {list(x.shape)})"
-            )
+            named = {**self.buffers, **self.parameters, "num_features": None}
+            raise ValueError(f"{next(iter(named))} should contain {channels} elements not {self.num_features}")
         if (x.dtype == np.float64) != (self.dtype == np.float64):
             raise TypeError(
                 f"{x.dtype} input needs a layer of dtype={'float64' if x.dtype == np.float64 else 'float32'!r}, "
@@ -155,25 +154,18 @@ class _BatchNorm(Layer):
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
+        extras += ", dtype='float64'" if self.dtype == np.float64 else ""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}{extras}"
+            f"bias={'bias' in self.parameters}, track_running_stats={self.track_running_stats}{extras}"
         )
 
 
 class BatchNorm1d(_BatchNorm):
-    __doc__ = (_BatchNorm.__doc__ or "").replace(
-        "each channel:", "each channel of (N, C) or (N, C, L) input:"
-    )
+    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C) or (N, C, L) input:")
     _input_ranks = (2, 3)
 
 
 class BatchNorm2d(_BatchNorm):
     __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, H, W) input:")
     _input_ranks = (4,)
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)

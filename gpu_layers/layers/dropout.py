@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
-from gpu_layers.ops.dropout import dropout_backward, dropout_forward
+from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward
 from gpu_layers.runtime.backend import backend_for
 
 _SCALINGS = ("inverted", "inference")
+
+
+@dataclass(frozen=True)
+class _IdentitySaved:
+    """What the backward of an identity needs, to check dy."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Dropout(Layer):
@@ -65,6 +76,7 @@ class Dropout(Layer):
         """
         out = x if self.inplace else None
         scale = None if self.scaling == "inverted" else 1.0
+        saved: DropoutSaved | _IdentitySaved
         if self.training:
             generator = self.generator or random.default_generator
             # The generator is advanced only once the call has succeeded.
@@ -73,7 +85,7 @@ class Dropout(Layer):
         elif self.scaling == "inverted":
             backend_for(x)
             check_dtype(x)
-            y, saved = x, (x.shape, x.dtype)
+            y, saved = x, _IdentitySaved(x.shape, x.dtype)
         else:
             y, saved = dropout_forward(x, 0.0, 0, 0, scale=1 - self.p, out=out)
         self._saved = saved
@@ -82,9 +94,9 @@ class Dropout(Layer):
     def backward(self, dy: Any) -> Any:
         """The mask and scale of the last forward, applied to dy."""
         saved = self._saved_by_forward()
-        if isinstance(saved, tuple):
+        if isinstance(saved, _IdentitySaved):
             backend_for(dy)
-            check_gradient(dy, *saved)
+            check_gradient(dy, saved.shape, saved.dtype)
             return dy
         return dropout_backward(dy, saved)
 

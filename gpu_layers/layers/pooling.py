@@ -22,9 +22,7 @@ class _Pool(Layer):
 
     _rank: int
 
-    def __init__(
-        self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, channels_last: bool
-    ) -> None:
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, channels_last: bool) -> None:
         super().__init__()
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
@@ -38,12 +36,6 @@ class _Pool(Layer):
             per_axis(padding, self._rank, "padding"),
             per_axis(dilation, self._rank, "dilation"),
         )
-
-    def _check_rank(self, x: Any) -> None:
-        if not hasattr(x, "ndim"):
-            raise TypeError(f"expected a numpy.ndarray or cupy.ndarray, got {type(x).__name__}")
-        if x.ndim not in (self._rank + 1, self._rank + 2):
-            raise ValueError(f"expected {self._rank + 1}D or {self._rank + 2}D input (got {x.ndim}D input)")
 
 
 class MaxPool2d(_Pool):
@@ -95,7 +87,6 @@ class MaxPool2d(_Pool):
         indices : array of int64
             Only if return_indices.
         """
-        self._check_rank(x)
         y, self._saved = max_pool_forward(
             x,
             self._kernel,
@@ -169,7 +160,6 @@ class AvgPool2d(_Pool):
 
     def forward(self, x: Any) -> Any:
         """Pool a batch, or one sample without its batch axis."""
-        self._check_rank(x)
         y, self._saved = avg_pool_forward(
             x,
             self._kernel,

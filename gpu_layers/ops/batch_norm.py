@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.ops.checks import check_dtype, check_eps, check_gradient
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -74,11 +73,9 @@ def batch_norm_forward(
     """
     backend = backend_for(x, gamma, beta)
     channels = _check_input(x, gamma, beta, channels_last)
-    eps = _check_eps(eps)
+    eps = check_eps(eps)
     if x.size == channels and channels:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {list(x.shape)}"
-        )
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
     if x.size == 0:
         y = array_module(x).empty(x.shape, x.dtype)
         mean, var, inv_std = _statistics_of_nothing(x, channels, eps)
@@ -130,7 +127,7 @@ def batch_norm_inference(
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)
     xp = array_module(x)
-    inv_std = (1 / xp.sqrt(var.astype(np.float64) + _check_eps(eps))).astype(mean.dtype)
+    inv_std = (1 / xp.sqrt(var.astype(np.float64) + check_eps(eps))).astype(mean.dtype)
     if x.size:
         y = backend.batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last)
     else:
@@ -179,15 +176,7 @@ def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
     dtype = statistics_dtype(x.dtype)
     if parameter.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {parameter.dtype}")
-    if parameter.shape != (channels,):
-        raise ValueError(
-            f"{name} should contain {channels} elements, one a channel of the input, got shape {list(parameter.shape)}"
-        )
-
-
-def _check_eps(eps: Any) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"batch_norm eps must be positive, but got {eps}")
-    return float(eps)
+    if parameter.ndim != 1:
+        raise ValueError(f"{name} should have one axis, got shape {list(parameter.shape)}")
+    if parameter.size != channels:
+        raise ValueError(f"{name} should contain {channels} elements not {parameter.size}")

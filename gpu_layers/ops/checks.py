@@ -37,11 +37,25 @@ def check_probability(p: Any) -> float:
     ValueError
         If it is outside [0, 1] or NaN.
     """
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"dropout probability must be a number, got {type(p).__name__}")
-    if not 0 <= p <= 1:
+    probability = check_number(p, "dropout probability")
+    if not 0 <= probability <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    return float(p)
+    return probability
+
+
+def check_number(value: Any, name: str) -> float:
+    """A real number as a float; TypeError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def check_eps(eps: Any) -> float:
+    """Batch norm's eps as a float: TypeError if it is no real number, ValueError unless positive and finite."""
+    number = check_number(eps, "eps")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"batch_norm eps must be positive, but got {eps}")
+    return number
 
 
 def check_integer(value: Any, name: str, low: int, high: int) -> int:

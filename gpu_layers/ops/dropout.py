@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, check_probability, check_uint64
+from gpu_layers.ops.checks import (
+    check_dtype,
+    check_gradient,
+    check_integer,
+    check_number,
+    check_probability,
+    check_uint64,
+)
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import dropout_mask as _reference_mask
 from gpu_layers.runtime.backend import backend_for
@@ -93,7 +100,7 @@ def dropout_forward(
     p = check_probability(p)
     saved = DropoutSaved(
         drop_below=drop_threshold(p),
-        scale=_inverted_scale(p) if scale is None else float(scale),
+        scale=_inverted_scale(p) if scale is None else check_number(scale, "scale"),
         seed=check_uint64(seed, "seed"),
         offset=check_uint64(offset, "offset"),
         start=check_integer(start, "start", 0, 2**64 - x.size),

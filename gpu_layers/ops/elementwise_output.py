@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.ops.checks import check_out
+from gpu_layers.runtime.cuda import array_module
 
 
 def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
-    """``compute(target)``, where target is out, or None if out is None or has a layout that kernels do not write.
+    """``compute(target)``, where target is out, or None if out is None or one that kernels do not write to directly.
+
+    Those are an out of another layout, and one that overlaps x without being x: written early, read late.
 
     Parameters
     ----------
@@ -27,7 +30,8 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
     if out is None:
         return compute(None)
     check_out(out, x)
-    if out.flags.c_contiguous and getattr(out.flags, "aligned", True):
+    writable_directly = out.flags.c_contiguous and getattr(out.flags, "aligned", True)
+    if writable_directly and (out is x or not array_module(x).may_share_memory(out, x)):
         return compute(out)
     out[...] = compute(None)
     return out

@@ -124,9 +124,7 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved) -> Any:
     """
     backend = backend_for(dy, saved.taps)
     check_gradient(dy, saved.output_shape, saved.dtype)
-    dx = backend.max_pool_backward(
-        dy if saved.batched else dy[None], saved.taps, saved.window, saved.channels_last
-    )
+    dx = backend.max_pool_backward(dy if saved.batched else dy[None], saved.taps, saved.window, saved.channels_last)
     return dx if saved.batched else dx[0]
 
 
@@ -267,9 +265,7 @@ def _place_window(
 ) -> tuple[bool, Window]:
     """Whether x is batched, and the window over its spatial axes."""
     if not isinstance(kernel_size, (tuple, list)):
-        raise TypeError(
-            f"kernel_size must be a tuple, one int a spatial axis, got {type(kernel_size).__name__}"
-        )
+        raise TypeError(f"kernel_size must be a tuple, one int a spatial axis, got {type(kernel_size).__name__}")
     rank = len(kernel_size)
     if rank not in (1, 2, 3):
         raise ValueError(f"kernel_size must have 1 to 3 elements, one a spatial axis, got {len(kernel_size)}")
@@ -278,14 +274,15 @@ def _place_window(
     pads = per_axis(padding, rank, "padding")
     dilations = per_axis(dilation, rank, "dilation")
     check_window(kernel, strides, pads, dilations)
+    message = (
+        f"Expected {rank + 1}D or {rank + 2}D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got:{list(x.shape)}"
+    )
     if x.ndim not in (rank + 1, rank + 2):
-        raise ValueError(f"expected {rank + 1}D or {rank + 2}D input (got {x.ndim}D input)")
+        raise ValueError(message)
     batched = x.ndim == rank + 2
     image = x.shape[1:] if batched else x.shape
     channels, spatial = (image[-1], image[:-1]) if channels_last else (image[0], image[1:])
     if channels == 0 or 0 in spatial:
-        raise ValueError(
-            "Expected an input with non-zero size for the channel and pooled dimensions, "
-            f"but got input of size {list(x.shape)}"
-        )
+        raise ValueError(message)
     return batched, sliding_window(kernel, strides, dilations, pads, pads, bool(ceil_mode), spatial)

@@ -23,4 +23,6 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``dy`` where ``y`` is positive (or NaN), 0 elsewhere."""
-    return np.ascontiguousarray(np.where(y <= 0, dy.dtype.type(0), dy))
+    dx = np.empty(dy.shape, dy.dtype)
+    dx[...] = np.where(y <= 0, dy.dtype.type(0), dy)
+    return dx

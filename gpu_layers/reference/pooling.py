@@ -13,6 +13,9 @@ import numpy as np
 
 from gpu_layers.window import Window
 
+# Overflow to infinity and NaN from infinities are results here, as they are on a GPU, not mistakes.
+_IEEE = np.errstate(over="ignore", invalid="ignore")
+
 
 def tap_dtype(window: Window) -> np.dtype:
     """Smallest unsigned dtype that numbers the taps of a window."""
@@ -55,9 +58,12 @@ def _taps(window: Window, channels_last: bool) -> Iterator[tuple[int, tuple, tup
             yield tap, (*lead, *outputs), (*lead, *inputs)
 
 
-def max_pool_forward(
-    x: np.ndarray, window: Window, channels_last: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Values along one spatial axis, shaped to broadcast against the other axes."""
+    return values.reshape([-1] + [1] * (rank - 1 - axis))
+
+
+def max_pool_forward(x: np.ndarray, window: Window, channels_last: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Largest value of each window, and which tap held it.
 
     The first of equal maxima wins, in the order of the taps (last axis fastest); of several NaN the last one.
@@ -89,9 +95,8 @@ def max_pool_forward(
     return y, taps
 
 
-def max_pool_backward(
-    dy: np.ndarray, taps: np.ndarray, window: Window, channels_last: bool = False
-) -> np.ndarray:
+@_IEEE
+def max_pool_backward(dy: np.ndarray, taps: np.ndarray, window: Window, channels_last: bool = False) -> np.ndarray:
     """Send each gradient to the tap that won.
 
     Parameters
@@ -125,10 +130,9 @@ def max_pool_indices(taps: np.ndarray, window: Window, channels_last: bool = Fal
     strides = [int(np.prod(window.input_shape[axis + 1 :])) for axis in range(window.rank)]
     for tap, outputs, inputs in _taps(window, channels_last):
         spatial = inputs[_spatial_axes(window.rank, channels_last)]
-        flat = sum(
-            np.arange(s.start, s.stop, s.step).reshape([-1] + [1] * (window.rank - 1 - axis)) * strides[axis]
-            for axis, s in enumerate(spatial)
-        )
+        flat = np.zeros((), np.int64)
+        for axis, s in enumerate(spatial):
+            flat = flat + _along(np.arange(s.start, s.stop, s.step) * strides[axis], axis, window.rank)
         if channels_last:
             flat = flat[..., None]
         indices[outputs] = np.where(taps[outputs] == tap, flat, indices[outputs])
@@ -145,16 +149,15 @@ def _divisors(
     """Divisor of each window, broadcastable against the output."""
     if divisor_override is not None:
         return np.asarray(divisor_override, dtype)
-    counts = np.ones((), dtype)
+    counts = np.ones((), np.int64)
     for axis in range(window.rank):
-        along = np.asarray(window.divisor_counts(axis, count_include_pad), dtype)
-        counts = counts[..., None] * along
+        counts = counts * _along(window.divisor_counts(axis, count_include_pad), axis, window.rank)
     # A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.
-    counts = np.maximum(counts, 1)
+    counts = np.maximum(counts, 1).astype(dtype)
     return counts[..., None] if channels_last else counts
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@_IEEE
 def avg_pool_forward(
     x: np.ndarray,
     window: Window,
@@ -187,7 +190,7 @@ def avg_pool_forward(
     return _rounded(total, x.dtype)
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@_IEEE
 def avg_pool_backward(
     dy: np.ndarray,
     window: Window,
@@ -210,6 +213,5 @@ def avg_pool_backward(
     return _rounded(dx, dy.dtype)
 
 
-@np.errstate(over="ignore")
 def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values.astype(dtype, copy=False)

@@ -76,20 +76,20 @@ def emulation() -> Any:
     return choice.emulation
 
 
-def backend_for(*arrays: Any) -> ModuleType:
+def backend_for(array: Any, *others: Any) -> ModuleType:
     """The floor for these arrays: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
 
     Parameters
     ----------
-    *arrays
-        NumPy or CuPy arrays, all of one kind. None is passed over.
+    array, *others
+        NumPy or CuPy arrays, all of one kind. Of the others, None is passed over.
 
     Raises
     ------
     TypeError
         If one is no array, the kinds are mixed, or the forced backend does not take them.
     """
-    kinds = {_kind(array) for array in arrays if array is not None}
+    kinds = {_kind(array)} | {_kind(other) for other in others if other is not None}
     if len(kinds) > 1:
         raise TypeError(
             "NumPy and CuPy arrays were mixed: move them to one place first (cupy.asarray(x), cupy.asnumpy(x))"
@@ -106,10 +106,12 @@ def backend_for(*arrays: Any) -> ModuleType:
 
 
 def _kind(array: Any) -> str:
-    if isinstance(array, np.ndarray):
+    if type(array) is np.ndarray:
         return "numpy"
     if is_cupy_array(array):
         return "cupy"
-    raise TypeError(
-        f"expected a numpy.ndarray or cupy.ndarray, got {type(array).__module__}.{type(array).__name__}"
-    )
+    kind = type(array)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    # Subclasses give the operators other meanings (masked arrays, matrices): never guess which one is wanted.
+    advice = ": pass numpy.asarray(x)" if isinstance(array, np.ndarray) else ""
+    raise TypeError(f"expected a numpy.ndarray or cupy.ndarray, got {name}{advice}")
