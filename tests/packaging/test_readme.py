@@ -1,0 +1,39 @@
+"""README.md is true: its Python runs and prints what it says, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def snippet(library):
+    (code,) = (code for code in SNIPPETS if code.startswith(f"import {library} "))
+    return code
+
+
+def check_prints_its_comments(code, capsys):
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+
+
+def test_numpy_snippet(capsys):
+    check_prints_its_comments(snippet("numpy"), capsys)
+
+
+@pytest.mark.gpu
+def test_cupy_snippet(capsys):
+    check_prints_its_comments(snippet("cupy"), capsys)
+
+
+def test_every_snippet_is_tested():
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_to_files(document):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
