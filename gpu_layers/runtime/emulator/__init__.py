@@ -1,0 +1,55 @@
+"""Runs the project's ``.cu`` files on the CPU: every CUDA thread is a fibre, and no GPU is needed."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from .build import build
+from .errors import EmulationError
+from .module import EmulatedModule
+from .schedule import ALL_SCHEDULES, Schedule
+
+__all__ = ["ALL_SCHEDULES", "EmulatedModule", "EmulationError", "Schedule", "load"]
+
+
+@functools.lru_cache(maxsize=256)
+def _open(source: pathlib.Path, names: tuple[str, ...], mode: str, library: pathlib.Path) -> EmulatedModule:
+    return EmulatedModule(source, names, mode, library)
+
+
+def load(
+    source: pathlib.Path | str,
+    names: Sequence[str],
+    *,
+    include_dirs: Iterable[pathlib.Path | str] = (),
+    mode: str = "fast",
+) -> EmulatedModule:
+    """Compile kernels of a ``.cu`` file for the CPU.
+
+    Parameters
+    ----------
+    source : path
+        The file. Its folder is searched for headers.
+    names : sequence of str
+        C++ name expressions, e.g. ``dropout_forward<float, 8>``.
+    include_dirs : iterable of path, optional
+        More folders to search for headers.
+    mode : {"fast", "trace", "asan", "ubsan"}
+        "trace" checks and counts every memory access. "asan" and "ubsan" need a process started with
+        :func:`sanitizer_environment`.
+
+    Returns
+    -------
+    EmulatedModule
+
+    Raises
+    ------
+    EmulationError
+        Without a compiler or CUDA headers, or if the file does not compile.
+    """
+    path = pathlib.Path(source).resolve()
+    folders = [pathlib.Path(folder).resolve() for folder in include_dirs]
+    library, _ = build(path, list(names), folders, mode)
+    return _open(path, tuple(names), mode, library)

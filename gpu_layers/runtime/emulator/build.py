@@ -1,0 +1,217 @@
+"""Compiling a ``.cu`` file for the host, once: finished modules are kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from . import toolchain
+from .errors import CompilationError
+
+HOST_FOLDER = pathlib.Path(__file__).parent / "host"
+
+#: The CUDA headers include these two by path; some wheels lack them, so ours are always used.
+_FORWARDED_HEADERS = {
+    "crt/host_defines.h": "cuda_host_defines.h",
+    "nv/target": "nv_target.h",
+}
+
+#: A part of every kernel file is compiled again for each process that shares the work, so splitting
+#: pays only for many kernels.
+_KERNELS_PER_PART = 12
+
+_MAX_ERROR_LINES = 30
+
+
+def cache_folder() -> pathlib.Path:
+    """Where compiled modules live: ``$GPU_LAYERS_CACHE_DIR``, else the user's cache folder."""
+    chosen = os.environ.get("GPU_LAYERS_CACHE_DIR")
+    if chosen:
+        return pathlib.Path(chosen) / "emulator"
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "gpu_layers" / "emulator"
+
+
+def _hash_folder(digest: hashlib._Hash, folder: pathlib.Path, suffixes: tuple[str, ...]) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in suffixes and path.is_file():
+            digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+
+
+def _digest(parts: Sequence[str], folders: Sequence[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    for folder in folders:
+        _hash_folder(digest, folder, (".cu", ".cuh", ".h", ".hpp", ".cpp"))
+    return digest.hexdigest()[:40]
+
+
+@contextlib.contextmanager
+def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """A scratch folder that becomes ``target`` when the block succeeds; None if another process was first.
+
+    The lock only saves work: what makes two builds safe is the rename, which is atomic.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            yield None
+            return
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+        try:
+            yield scratch
+            with contextlib.suppress(OSError):  # somebody without our lock finished it meanwhile
+                scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        lines = finished.stderr.splitlines()
+        shown = "\n".join(lines[:_MAX_ERROR_LINES])
+        more = f"\n... and {len(lines) - _MAX_ERROR_LINES} more lines" if len(lines) > _MAX_ERROR_LINES else ""
+        raise CompilationError(f"{what} does not compile for the emulated backend:\n{shown}{more}")
+
+
+def _run_all(commands: Sequence[Sequence[str]], what: str) -> None:
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        list(pool.map(lambda command: _run(command, what), commands))
+
+
+def _write_forwarding_headers(folder: pathlib.Path) -> None:
+    for name, target in _FORWARDED_HEADERS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#include "{HOST_FOLDER / target}"\n')
+
+
+def _runtime_objects(compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path) -> pathlib.Path:
+    """The folder with the compiled runtime, which every module of a mode is linked with."""
+    flags = [flag for flag in flags if flag != "-fsanitize=thread"]  # the runtime does not watch itself
+    key = _digest(
+        ["runtime", compiler.version, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)], [HOST_FOLDER]
+    )
+    target = cache_folder() / f"runtime-{key}"
+    if not target.is_dir():
+        with _building(target) as scratch:
+            if scratch is not None:
+                _write_forwarding_headers(scratch)
+                include = [f"-I{HOST_FOLDER}", f"-I{scratch}", "-isystem", str(headers)]
+                _run_all(
+                    [
+                        [compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
+                        for source in sorted(HOST_FOLDER.glob("*.cpp"))
+                    ],
+                    "the emulator's runtime",
+                )
+    return target
+
+
+def _wrapper(source: pathlib.Path, names: Sequence[tuple[int, str]]) -> str:
+    lines = [f'#include "{source}"', '#include "kernel_entry.h"']
+    lines += [f"GPU_LAYERS_EMULATED_KERNEL({index}, {name})" for index, name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _with_red_zones(assembly: str) -> str:
+    """Leave a gap behind each static shared array, so that an overrun meets nobody's memory."""
+    lines = assembly.split("\n")
+    in_shared_segment = False
+    for i, line in enumerate(lines):
+        words = line.split()
+        if words and words[0] in (".section", ".text", ".data", ".bss"):
+            in_shared_segment = words[0] == ".section" and words[1].startswith((".tbss", ".tdata"))
+        elif in_shared_segment and words and words[0] == ".zero":
+            lines[i] = f"\t.zero\t{int(words[1]) + 64}"
+    return "\n".join(lines)
+
+
+def _compile_part(compiler: toolchain.Compiler, flags: Sequence[str], part: pathlib.Path, what: str, mode: str) -> None:
+    if mode != "trace":
+        _run([compiler.command, *flags, "-c", str(part), "-o", str(part.with_suffix(".o"))], what)
+        return
+    assembly = part.with_suffix(".s")
+    _run([compiler.command, *flags, "-S", str(part), "-o", str(assembly)], what)
+    assembly.write_text(_with_red_zones(assembly.read_text()))
+    _run([compiler.command, "-c", str(assembly), "-o", str(part.with_suffix(".o"))], what)
+
+
+def build(
+    source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str
+) -> tuple[pathlib.Path, toolchain.Compiler]:
+    """Compile ``source`` with these kernels, or find it compiled.
+
+    Returns
+    -------
+    tuple of pathlib.Path and Compiler
+        The shared object, and the compiler whose tools can read it.
+    """
+    compiler = toolchain.find_compiler()
+    headers = toolchain.find_cuda_headers()
+    flags = toolchain.compile_flags(mode, compiler)
+    folders = [source.parent, *include_dirs]
+    key = _digest(
+        ["module", compiler.version, *flags, *map(str, folders), str(source), toolchain.headers_digest(headers), *names],
+        [HOST_FOLDER, *folders],
+    )
+    target = cache_folder() / f"{source.stem}-{mode}-{key}"
+    if not target.is_dir():
+        runtime = _runtime_objects(compiler, flags, headers)
+        with _building(target) as scratch:
+            if scratch is not None:
+                _build_module(compiler, flags, headers, runtime, source, names, folders, mode, scratch)
+    return target / "module.so", compiler
+
+
+def _build_module(
+    compiler: toolchain.Compiler,
+    flags: Sequence[str],
+    headers: pathlib.Path,
+    runtime: pathlib.Path,
+    source: pathlib.Path,
+    names: Sequence[str],
+    folders: Sequence[pathlib.Path],
+    mode: str,
+    scratch: pathlib.Path,
+) -> None:
+    include = [f"-I{HOST_FOLDER}", f"-I{runtime}", *(f"-I{folder}" for folder in folders), "-isystem", str(headers)]
+    flags = [*flags, *include, "-include", str(HOST_FOLDER / "emulated_cuda.h")]
+    numbered = list(enumerate(names))
+    part_count = max(1, min(os.cpu_count() or 1, len(numbered) // _KERNELS_PER_PART))
+    parts = []
+    for i in range(part_count):
+        part = scratch / f"part_{i}.cpp"
+        part.write_text(_wrapper(source, numbered[i::part_count]))
+        parts.append(part)
+    with ThreadPoolExecutor(max_workers=part_count) as pool:
+        list(pool.map(lambda part: _compile_part(compiler, flags, part, str(source), mode), parts))
+    link_flags = [flag for flag in flags if flag.startswith("-fsanitize") and flag != "-fsanitize=thread"]
+    _run(
+        [
+            compiler.command,
+            "-shared",
+            "-Wl,-z,muldefs",  # a plain function of the .cu file is in every part
+            *link_flags,
+            "-o",
+            str(scratch / "module.so"),
+            *(str(part.with_suffix(".o")) for part in parts),
+            *(str(path) for path in sorted(runtime.glob("*.o"))),
+        ],
+        str(source),
+    )
+    for part in parts:
+        for leftover in (part.with_suffix(".o"), part.with_suffix(".s")):
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+#include "launch.h"
+
+#include "checker.h"
+#include "crash_guard.h"
+#include "execution.h"
+#include "failure.h"
+
+#define GPU_LAYERS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace gpu_layers_emulator {
+
+// Filled by the kernels' registrations when the module is loaded, before any constructor of this file
+// could run: it needs none.
+const KernelRecord* first_kernel;
+
+namespace {
+
+ErrorKind failure_kind;
+std::string failure_message;
+
+const KernelRecord* find_kernel(int32_t index) {
+    for (const KernelRecord* kernel = first_kernel; kernel != nullptr; kernel = kernel->next) {
+        if (kernel->index == index) return kernel;
+    }
+    return nullptr;
+}
+
+void run(const LaunchRequest& request, void (*invoke)(void**)) {
+    try {
+        run_all_blocks(request, invoke);
+    } catch (const LaunchAbandoned&) {
+        forget_abandoned_launch();
+    }
+}
+
+}  // namespace
+
+void record_failure(ErrorKind kind, const std::string& message) {
+    failure_kind = kind;
+    failure_message = message;
+}
+
+}  // namespace gpu_layers_emulator
+
+using namespace gpu_layers_emulator;
+
+GPU_LAYERS_EXPORT const KernelRecord* gpu_layers_find_kernel(int32_t index) { return find_kernel(index); }
+
+GPU_LAYERS_EXPORT void gpu_layers_launch(const LaunchRequest* request, LaunchResult* result) {
+    failure_kind = kOk;
+    failure_message.clear();
+    const KernelRecord* kernel = find_kernel(request->kernel);
+    if (!run_guarded([&] { run(*request, kernel->invoke); })) {
+        record_failure(kCrash, crash_description());
+        forget_abandoned_launch();
+    }
+    checker::launch_ends(result);
+    result->status = failure_kind;
+    result->message = failure_message.c_str();
+}

@@ -1,0 +1,180 @@
+"""The host compiler and the CUDA headers that emulation needs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from .errors import ToolchainError
+
+#: The modes a module can be built for, and the flags that make them.
+MODE_FLAGS: dict[str, tuple[str, ...]] = {
+    "fast": ("-O2",),
+    # Every load and store calls back into the runtime, which stands in for the sanitizer's own library.
+    # Without SRA a 16-byte struct copy stays one access; -g gives each access its line.
+    "trace": (
+        "-O1",
+        "-g",
+        "-fsanitize=thread",
+        "-fno-tree-sra",
+        "-fno-optimize-sibling-calls",
+        "--param=tsan-instrument-func-entry-exit=0",
+    ),
+    "asan": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address"),
+    "ubsan": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=undefined", "-fno-sanitize-recover=all"),
+}
+
+_COMMON_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fno-strict-aliasing",  # kernels read float arrays as float4, as CUDA allows
+    "-ffp-contract=off",  # a * b + c is two roundings unless the kernel says fmaf
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",  # so that two modules with the same kernel keep apart
+    "-U_FORTIFY_SOURCE",  # its longjmp refuses to leave a signal stack
+    "-w",  # the CUDA headers and device idioms warn a lot; -Wall is the CUDA compiler's business
+)
+
+_HEADERS = (
+    "cuda_fp16.h",
+    "cuda_fp16.hpp",
+    "cuda_bf16.h",
+    "cuda_bf16.hpp",
+    "vector_types.h",
+    "vector_functions.h",
+    "vector_functions.hpp",
+)
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler.
+
+    Attributes
+    ----------
+    command : str
+        Path of the executable.
+    version : str
+        What it says of itself; a part of every cache key.
+    is_gcc : bool
+        Checked mode needs GCC: it knows how GCC instruments memory accesses.
+    """
+
+    command: str
+    version: str
+    is_gcc: bool
+
+
+@functools.lru_cache(maxsize=8)
+def _describe(command: str) -> Compiler:
+    finished = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+    version = finished.stdout.strip()
+    if finished.returncode != 0 or not version:
+        raise ToolchainError(f"the C++ compiler {command} does not run: {finished.stderr.strip()}")
+    return Compiler(command, version, "clang" not in version.lower())
+
+
+def find_compiler() -> Compiler:
+    """``$CXX``, else g++, else clang++.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none; the message names the package to install.
+    """
+    if platform.system() != "Linux":
+        raise ToolchainError("the emulated backend needs Linux: it relies on its loader and debug formats")
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["g++", "clang++"]:
+        path = shutil.which(name)
+        if path is not None:
+            return _describe(path)
+    if wanted:
+        raise ToolchainError(f"the C++ compiler CXX={wanted} was not found; unset CXX to use g++ or clang++")
+    raise ToolchainError(
+        "the emulated backend compiles kernels with a C++ compiler and found none: install one, "
+        "e.g. `apt-get install g++`, or set CXX"
+    )
+
+
+def _header_candidates() -> list[pathlib.Path]:
+    folders: list[pathlib.Path] = []
+    spec = importlib.util.find_spec("nvidia")
+    for package in list(spec.submodule_search_locations or []) if spec else []:
+        root = pathlib.Path(package)
+        folders += [root / "cu13" / "include", root / "cuda_runtime" / "include"]
+    for variable in ("CUDA_PATH", "CUDA_HOME"):
+        if os.environ.get(variable):
+            folders.append(pathlib.Path(os.environ[variable]) / "include")
+    folders.append(pathlib.Path("/usr/local/cuda/include"))
+    return folders
+
+
+def find_cuda_headers() -> pathlib.Path:
+    """The folder with ``cuda_fp16.h``: from a pip wheel, else from a CUDA toolkit.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none; the message names the package to install.
+    """
+    for folder in _header_candidates():
+        if all((folder / name).is_file() for name in ("cuda_fp16.h", "cuda_bf16.h", "vector_types.h")):
+            return folder
+    raise ToolchainError(
+        "the emulated backend needs the CUDA headers (cuda_fp16.h) and found none: "
+        "`pip install nvidia-cuda-runtime` (CUDA 13) or `pip install nvidia-cuda-runtime-cu12`, "
+        "or set CUDA_PATH to a toolkit"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def headers_digest(folder: pathlib.Path) -> str:
+    """SHA-256 of the CUDA headers that reach a module."""
+    digest = hashlib.sha256()
+    for name in _HEADERS:
+        path = folder / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _processor_flags() -> tuple[str, ...]:
+    # Without it each fmaf() is a call into the C library. It never changes a result.
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    return ("-mfma",) if platform.machine() == "x86_64" and " fma " in text else ()
+
+
+def compile_flags(mode: str, compiler: Compiler) -> list[str]:
+    """Every flag but the include folders.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode.
+    ToolchainError
+        For checked mode without GCC.
+    """
+    if mode not in MODE_FLAGS:
+        raise ValueError(f"mode must be one of {', '.join(MODE_FLAGS)}, but got {mode!r}")
+    if mode == "trace" and not compiler.is_gcc:
+        raise ToolchainError(
+            f"checked mode needs g++ (`apt-get install g++`): the compiler is {compiler.command}, "
+            "which instruments memory accesses differently"
+        )
+    flags = [*_COMMON_FLAGS, *MODE_FLAGS[mode], *_processor_flags()]
+    if not compiler.is_gcc:
+        flags.remove("-fno-gnu-unique")
+    if os.environ.get("GPU_LAYERS_EMULATOR_UCONTEXT") == "1":
+        flags.append("-DGPU_LAYERS_UCONTEXT")
+    return [*flags, "-DGPU_LAYERS_EMULATED", f"-DGPU_LAYERS_CHECKED={int(mode == 'trace')}"]
