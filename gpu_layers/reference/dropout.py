@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpu_layers.reference.philox import random_words
@@ -43,7 +45,7 @@ def dropout_forward(
     """
     y = np.empty(x.shape, x.dtype) if out is None else out
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    accumulate = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
     factor = accumulate(scale)
     position = 0
     while position < source.size:

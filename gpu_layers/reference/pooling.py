@@ -130,7 +130,7 @@ def max_pool_indices(taps: np.ndarray, window: Window, channels_last: bool = Fal
     strides = [int(np.prod(window.input_shape[axis + 1 :])) for axis in range(window.rank)]
     for tap, outputs, inputs in _taps(window, channels_last):
         spatial = inputs[_spatial_axes(window.rank, channels_last)]
-        flat = np.zeros((), np.int64)
+        flat: np.ndarray = np.zeros((), np.int64)
         for axis, s in enumerate(spatial):
             flat = flat + _along(np.arange(s.start, s.stop, s.step) * strides[axis], axis, window.rank)
         if channels_last:

@@ -167,6 +167,8 @@ def test_core_requires_numpy_and_ml_dtypes_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    required = [line.split(": ", 1)[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    required = [
+        line.split(": ", 1)[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     assert [name.split(">=")[0] for name in required] == list(CORE_DEPENDENCIES)
     assert "License-Expression: Apache-2.0" in lines
