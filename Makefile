@@ -31,12 +31,14 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CUDA_SOURCES)
+	@echo "$(BIN)/clang-format --dry-run -Werror: $(words $(CUDA_SOURCES)) files"
+	@$(BIN)/clang-format --dry-run -Werror $(CUDA_SOURCES)
 
 format: $(VENV)/installed-lint
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CUDA_SOURCES)
+	@echo "$(BIN)/clang-format -i: $(words $(CUDA_SOURCES)) files"
+	@$(BIN)/clang-format -i $(CUDA_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist gpu_layers.egg-info .mypy_cache .pytest_cache .ruff_cache
