@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.reference.ieee import ieee
 
+
+@ieee
 def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``max(x, 0)``; NaN stays NaN.
 
@@ -21,6 +24,7 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return y
 
 
+@ieee
 def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``dy`` where ``y`` is positive (or NaN), 0 elsewhere."""
     dx = np.empty(dy.shape, dy.dtype)

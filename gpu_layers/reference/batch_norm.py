@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Overflow to infinity and NaN from infinite input are results here, as they are on a GPU, not mistakes.
-_IEEE = np.errstate(over="ignore", invalid="ignore")
+from gpu_layers.reference.ieee import ieee
 
 
 def statistics_dtype(dtype: np.dtype) -> np.dtype:
@@ -41,7 +40,7 @@ def _normalize(x, mean, inv_std, gamma, beta, channels_last):
     return np.ascontiguousarray(y.astype(x.dtype))
 
 
-@_IEEE
+@ieee
 def batch_norm_forward(
     x: np.ndarray,
     gamma: np.ndarray | None,
@@ -74,7 +73,8 @@ def batch_norm_forward(
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
     shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
     shift = shift.astype(np.float64)
-    deviation = x.astype(np.float64) - shift
+    # C order: the order of the sums, and so every bit, is the same for every memory layout of x.
+    deviation = x.astype(np.float64, order="C") - shift
     deviation_mean = deviation.mean(axis=axes)
     exact_mean = shift.reshape(-1) + deviation_mean
     deviation -= _per_channel(deviation_mean, x, channels_last)
@@ -84,7 +84,7 @@ def batch_norm_forward(
     return _normalize(x, mean, inv_std, gamma, beta, channels_last), mean, var, inv_std
 
 
-@_IEEE
+@ieee
 def batch_norm_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -120,13 +120,14 @@ def _parameter_gradients(dy, x, mean, inv_std, channels_last):
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
     axes = _reduced_axes(x, channels_last)
     exact_mean = _per_channel(mean.astype(np.float64), x, channels_last)
-    xhat = (x.astype(np.float64) - exact_mean) * _per_channel(inv_std, x, channels_last)
-    dbeta = dy.sum(axis=axes, dtype=np.float64)
-    dgamma = (dy.astype(np.float64) * xhat).sum(axis=axes)
+    xhat = (x.astype(np.float64, order="C") - exact_mean) * _per_channel(inv_std, x, channels_last)
+    dy = dy.astype(np.float64, order="C")
+    dbeta = dy.sum(axis=axes)
+    dgamma = (dy * xhat).sum(axis=axes)
     return dgamma, dbeta, xhat
 
 
-@_IEEE
+@ieee
 def batch_norm_inference(
     x: np.ndarray,
     mean: np.ndarray,
@@ -139,7 +140,7 @@ def batch_norm_inference(
     return _normalize(x, mean, inv_std, gamma, beta, channels_last)
 
 
-@_IEEE
+@ieee
 def batch_norm_inference_backward(
     dy: np.ndarray,
     x: np.ndarray,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.philox import random_words
 
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
@@ -13,7 +14,7 @@ from gpu_layers.reference.philox import random_words
 _CHUNK = 1 << 16
 
 
-@np.errstate(over="ignore", invalid="ignore")  # infinities and NaN are values, as on a GPU
+@ieee
 def dropout_forward(
     x: np.ndarray,
     drop_below: int,

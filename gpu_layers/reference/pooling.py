@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from gpu_layers.reference.ieee import ieee
+from gpu_layers.runtime.cuda import array_module
 from gpu_layers.window import Window
-
-# Overflow to infinity and NaN from infinities are results here, as they are on a GPU, not mistakes.
-_IEEE = np.errstate(over="ignore", invalid="ignore")
 
 
 def tap_dtype(window: Window) -> np.dtype:
@@ -63,6 +63,7 @@ def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
     return values.reshape([-1] + [1] * (rank - 1 - axis))
 
 
+@ieee
 def max_pool_forward(x: np.ndarray, window: Window, channels_last: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Largest value of each window, and which tap held it.
 
@@ -95,7 +96,7 @@ def max_pool_forward(x: np.ndarray, window: Window, channels_last: bool = False)
     return y, taps
 
 
-@_IEEE
+@ieee
 def max_pool_backward(dy: np.ndarray, taps: np.ndarray, window: Window, channels_last: bool = False) -> np.ndarray:
     """Send each gradient to the tap that won.
 
@@ -118,25 +119,28 @@ def max_pool_backward(dy: np.ndarray, taps: np.ndarray, window: Window, channels
     return _rounded(dx, dy.dtype)
 
 
-def max_pool_indices(taps: np.ndarray, window: Window, channels_last: bool = False) -> np.ndarray:
+def max_pool_indices(taps: Any, window: Window, channels_last: bool = False) -> Any:
     """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
 
     Returns
     -------
-    ndarray of int64
-        ``taps``'s shape; -1 for a window with no tap inside the input.
+    array of int64
+        ``taps``'s shape and kind, NumPy or CuPy; -1 for a window with no tap inside the input.
     """
-    indices = np.full(taps.shape, -1, np.int64)
-    strides = [int(np.prod(window.input_shape[axis + 1 :])) for axis in range(window.rank)]
-    for tap, outputs, inputs in _taps(window, channels_last):
-        spatial = inputs[_spatial_axes(window.rank, channels_last)]
-        flat: np.ndarray = np.zeros((), np.int64)
-        for axis, s in enumerate(spatial):
-            flat = flat + _along(np.arange(s.start, s.stop, s.step) * strides[axis], axis, window.rank)
-        if channels_last:
-            flat = flat[..., None]
-        indices[outputs] = np.where(taps[outputs] == tap, flat, indices[outputs])
-    return indices
+    xp = array_module(taps)
+    axes = _spatial_axes(window.rank, channels_last)
+    rest = taps.astype(np.int64)
+    flat, inside, step = xp.zeros_like(rest), xp.ones(taps.shape, bool), 1
+    for axis in reversed(range(window.rank)):
+        along = [1] * taps.ndim
+        along[axes.start + axis] = -1
+        first = xp.arange(window.output_shape[axis]) * window.stride[axis] - window.pad_before[axis]
+        at = first.reshape(along) + rest % window.kernel[axis] * window.dilation[axis]
+        rest //= window.kernel[axis]
+        inside &= (at >= 0) & (at < window.input_shape[axis])
+        flat += at * step
+        step *= window.input_shape[axis]
+    return xp.where(inside, flat, -1)
 
 
 def _divisors(
@@ -157,7 +161,7 @@ def _divisors(
     return counts[..., None] if channels_last else counts
 
 
-@_IEEE
+@ieee
 def avg_pool_forward(
     x: np.ndarray,
     window: Window,
@@ -190,7 +194,7 @@ def avg_pool_forward(
     return _rounded(total, x.dtype)
 
 
-@_IEEE
+@ieee
 def avg_pool_backward(
     dy: np.ndarray,
     window: Window,

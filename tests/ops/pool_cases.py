@@ -1,0 +1,79 @@
+"""What the tests of max and average pooling share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from gpu_layers.window import sliding_window
+
+TORCH_MAX_POOL = {
+    1: torch.nn.functional.max_pool1d,
+    2: torch.nn.functional.max_pool2d,
+    3: torch.nn.functional.max_pool3d,
+}
+TORCH_AVG_POOL = {
+    1: torch.nn.functional.avg_pool1d,
+    2: torch.nn.functional.avg_pool2d,
+    3: torch.nn.functional.avg_pool3d,
+}
+
+#: Odd and even, thinner than a window, one element: (N, C, *spatial).
+SHAPES = {
+    1: [(2, 3, 11), (1, 1, 1), (1, 2, 4)],
+    2: [(2, 3, 7, 9), (1, 2, 1, 6), (3, 1, 4, 5)],
+    3: [(1, 2, 5, 4, 6), (2, 1, 1, 3, 2)],
+}
+_KERNELS = {1: [(1,), (2,), (3,), (5,)], 2: [(1, 1), (2, 2), (3, 3), (2, 3), (1, 4)], 3: [(2, 2, 2), (3, 1, 2)]}
+_STRIDES = {1: [None, 1, (2,), 3], 2: [None, 1, (2, 1), 3], 3: [None, 1, (1, 2, 3)]}
+_DILATIONS = {1: [1, (2,), 3], 2: [1, (2, 1), 2], 3: [1, (1, 2, 2)]}
+
+
+def per_axis(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,) * rank
+
+
+def configurations(rank: int, dilated: bool = True) -> Iterator[dict]:
+    """Arguments of a pooling that make a window, though it need not fit into every shape."""
+    dilations = _DILATIONS[rank] if dilated else [1]
+    for kernel, stride, dilation, ceil_mode in itertools.product(
+        _KERNELS[rank], _STRIDES[rank], dilations, (False, True)
+    ):
+        half = tuple(k // 2 for k in kernel)
+        for padding in dict.fromkeys([(0,) * rank, half, (*half[:-1], 0)]):
+            yield {
+                "kernel_size": kernel,
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+                "ceil_mode": ceil_mode,
+            }
+
+
+def taps_inside(window) -> np.ndarray:
+    """Number of taps of each window that lie inside the input, counted one by one along each axis."""
+    counts = np.ones((), int)
+    for kernel, stride, dilation, padding, size, outputs in zip(
+        window.kernel,
+        window.stride,
+        window.dilation,
+        window.pad_before,
+        window.input_shape,
+        window.output_shape,
+        strict=True,
+    ):
+        inside = [sum(0 <= i * stride - padding + k * dilation < size for k in range(kernel)) for i in range(outputs)]
+        counts = np.multiply.outer(counts, inside)
+    return counts
+
+
+def window_of(shape: tuple[int, ...], options: dict):
+    rank = len(options["kernel_size"])
+    stride = options["kernel_size"] if options["stride"] is None else per_axis(options["stride"], rank)
+    padding, dilation = per_axis(options["padding"], rank), per_axis(options["dilation"], rank)
+    return sliding_window(
+        options["kernel_size"], stride, dilation, padding, padding, options["ceil_mode"], tuple(shape[2:])
+    )
