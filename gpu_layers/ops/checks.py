@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.kernel import BFLOAT16
-
-FLOAT_DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
 def check_dtype(x: Any, name: str = "input") -> None:

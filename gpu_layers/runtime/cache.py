@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
+
+_PARTIAL = ".partial"
 
 
 def cache_folder() -> Path:
@@ -30,13 +34,31 @@ def write_atomically(path: Path, content: bytes) -> None:
         If it could not be written; an old file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not tempfile: its files are for their owner alone, and so would the result be.
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed writes of this file left behind; not while another process may be writing it."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{_PARTIAL}"):
+        leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system can: some refuse to synchronise folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -39,8 +39,6 @@ def cuda_header_folders() -> list[Path]:
             break
     else:
         return []
-    targets = [folder, folder / "cccl"] + [
-        site / name for site in _site_packages() for name in _TARGET_FOLDERS
-    ]
+    targets = [folder, folder / "cccl"] + [site / name for site in _site_packages() for name in _TARGET_FOLDERS]
     found = next((target for target in targets if (target / "nv" / "target").is_file()), None)
     return [folder] if found in (None, folder) else [folder, found]

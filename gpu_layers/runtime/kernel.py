@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+#: dtypes of the elements that every operation takes.
+FLOAT_DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 
 #: C++ spelling of every type that may stand in a kernel's parameter list or template arguments.
 C_TYPES: dict[str, np.dtype] = {
@@ -94,7 +98,7 @@ def parse_parameters(
     """
     structs = structs or {}
     parameters = []
-    for declaration in signature.split(","):
+    for declaration in filter(None, (part.strip() for part in signature.split(","))):
         words = declaration.replace("*", " * ").split()
         name = words.pop()
         is_const = words[0] == "const"
@@ -104,8 +108,71 @@ def parse_parameters(
         if is_pointer:
             words.pop()
         base = " ".join(words)
-        base = types.get(base, base)
+        base = re.sub(r"\w+", lambda word: types.get(word[0], word[0]), base)
         dtype = structs[base] if base in structs else C_TYPES[base]
         c_type = f"{'const ' if is_const else ''}{base}{'*' if is_pointer else ''}"
         parameters.append(Parameter(name, c_type, dtype, is_pointer, is_const))
     return tuple(parameters)
+
+
+class KernelTemplate:
+    """A ``__global__`` function template, and all of its instantiations that launchers use.
+
+    Parameters
+    ----------
+    source : str
+        File in ``cuda_src/``.
+    function : str
+        Name of the template.
+    signature : str
+        Its parameters, as in the ``.cu`` file; ``A`` is the type that ``T`` is computed in.
+    instantiations : iterable of dict of str to str
+        C++ arguments of each, in the order of the template's parameters; see :func:`combinations`.
+    structs : mapping of str to numpy.dtype, optional
+        Layout of each struct passed by value.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        function: str,
+        signature: str,
+        instantiations: Iterable[Mapping[str, str]],
+        structs: Mapping[str, np.dtype] | None = None,
+    ) -> None:
+        self._kernels: dict[frozenset[tuple[str, str]], Kernel] = {}
+        for arguments in instantiations:
+            types = dict(arguments)
+            if "T" in types:
+                types["A"] = accumulate_name(types["T"])
+            name = f"{function}<{', '.join(arguments.values())}>"
+            kernel = Kernel(source, name, parse_parameters(signature, types, structs))
+            self._kernels[frozenset(arguments.items())] = kernel
+        _templates.append(self)
+
+    def __call__(self, **arguments: str) -> Kernel:
+        """The instantiation with these template arguments; KeyError if it was not declared."""
+        return self._kernels[frozenset(arguments.items())]
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every instantiation."""
+        return tuple(self._kernels.values())
+
+
+_templates: list[KernelTemplate] = []
+
+
+def combinations(**choices: Sequence[str]) -> list[dict[str, str]]:
+    """Every combination of template arguments, e.g. ``combinations(T=("float", "double"), Width=("1", "4"))``."""
+    return [dict(zip(choices, arguments, strict=True)) for arguments in itertools.product(*choices.values())]
+
+
+def accumulate_name(element: str) -> str:
+    """C++ type that an element type is computed in: ``accumulate_t`` of ``numeric.cuh``."""
+    return "double" if element == "double" else "float"
+
+
+def all_kernels() -> list[Kernel]:
+    """Every instantiation of every template that has been declared."""
+    return [kernel for template in _templates for kernel in template.kernels]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.runtime.backend import emulation
-from gpu_layers.runtime.cuda import is_cupy_array, launch_on_gpu
+from gpu_layers.runtime.cuda import is_cupy_array
+from gpu_layers.runtime.gpu import launch_on_gpu
 from gpu_layers.runtime.kernel import Kernel, Parameter
 
 _MAX_BLOCK_THREADS = 1024
@@ -31,9 +32,7 @@ def _check_geometry(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int
     if block[0] * block[1] * block[2] > _MAX_BLOCK_THREADS:
         raise ValueError(f"{kernel}: block {block} has more than {_MAX_BLOCK_THREADS} threads")
     if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
-        raise ValueError(
-            f"{kernel}: {shared_bytes} bytes of shared memory are outside 0 .. {MAX_SHARED_BYTES}"
-        )
+        raise ValueError(f"{kernel}: {shared_bytes} bytes of shared memory are outside 0 .. {MAX_SHARED_BYTES}")
 
 
 def _bind(kernel: Kernel, parameter: Parameter, value: Any) -> Any:
@@ -94,9 +93,7 @@ def launch(
     _check_geometry(kernel, grid, block, shared_bytes)
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel} takes {len(kernel.parameters)} arguments, got {len(args)}")
-    values = [
-        _bind(kernel, parameter, value) for parameter, value in zip(kernel.parameters, args, strict=True)
-    ]
+    values = [_bind(kernel, parameter, value) for parameter, value in zip(kernel.parameters, args, strict=True)]
     arrays = [
         value
         for parameter, value in zip(kernel.parameters, values, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_layers.runtime.cache import cache_folder, write_atomically
+from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
 
@@ -49,18 +49,14 @@ class CompiledModule:
 
 
 def _nvrtc() -> Any:
-    try:
-        return importlib.import_module("cupy.cuda.nvrtc")
-    except ImportError as error:
-        raise RuntimeError(
-            f"compiling kernels needs CuPy and NVRTC ({error}): pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]'"
-        ) from error
+    return import_cupy().cuda.nvrtc
 
 
 def options(architecture: Architecture) -> list[str]:
     """NVRTC's options: the same for every kernel, whoever compiles it.
 
-    Subnormals are kept (``-ftz=false``), so that a GPU gives the same bits as NumPy.
+    Subnormals are kept (``-ftz=false``), and a product and a sum become one rounding only where the source says
+    ``fma`` (``-fmad=false``), so that the bits do not depend on the compiler's version, the GPU, or there being one.
     """
     headers = cuda_header_folders()
     if not headers:
@@ -73,16 +69,16 @@ def options(architecture: Architecture) -> list[str]:
         f"--gpu-architecture={target}_{architecture.capability}",
         "--std=c++17",
         "-ftz=false",
+        "-fmad=false",
         "-default-device",
         "-lineinfo",
-        "--Werror=all-warnings",
         f"-I{source_folder()}",
         *(f"-I{folder}" for folder in headers),
     ]
 
 
 def compile_source(
-    source: str, names: Sequence[str], architecture: Architecture
+    source: str, names: Sequence[str], architecture: Architecture, *, warnings_as_errors: bool = False
 ) -> tuple[bytes, dict[str, str]]:
     """Compile name expressions of one file.
 
@@ -93,6 +89,8 @@ def compile_source(
     names : sequence of str
         C++ name expressions.
     architecture : Architecture
+    warnings_as_errors : bool
+        Take what the compiler warns of for an error.
 
     Returns
     -------
@@ -117,9 +115,10 @@ def compile_source(
         try:
             nvrtc.compileProgram(program, tuple(options(architecture)))
         except nvrtc.NVRTCError as error:
-            raise RuntimeError(
-                f"{source} does not compile ({error}):\n{nvrtc.getProgramLog(program)}"
-            ) from error
+            raise RuntimeError(f"{source} does not compile ({error}):\n{nvrtc.getProgramLog(program)}") from error
+        log = nvrtc.getProgramLog(program).strip("\0\n ")
+        if log and warnings_as_errors:
+            raise RuntimeError(f"{source} compiles with warnings:\n{log}")
         symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
         code = nvrtc.getPTX(program) if architecture.ptx else nvrtc.getCUBIN(program)
     finally:

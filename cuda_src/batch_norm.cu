@@ -1,0 +1,490 @@
+// Batch normalisation in two reads of the data: statistics (or gradient sums) of each channel, then the
+// result.
+//
+// A channel is spread over several blocks, whose number depends on the shape alone; each writes its partial
+// result, and a warp a channel merges them in a fixed order. No atomics: the bits are the same in every run.
+#include "channel_layout.cuh"
+#include "moments.cuh"
+
+// ---- statistics -----------------------------------------------------------------------------------------
+
+template <typename T>
+struct PlaneStatistics {
+    using A = accumulate_t<T>;
+    const T* x;
+    MomentsAccumulator<A> values;
+    int count;
+
+    __device__ __forceinline__ void scalar(long long i) {
+        const A value = to_accumulate(x[i]);
+        if (count == 0) values.shift = value;
+        values.add(value);
+        count += 1;
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T> loaded[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T>::load(x + i + u * stride);
+        if (count == 0) values.shift = to_accumulate(loaded[0][0]);
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < kVectorWidth<T>; ++k) values.add(to_accumulate(loaded[u][k]));
+        }
+        count += Count * kVectorWidth<T>;
+    }
+};
+
+// Partial moments of each channel of planes.
+//   x                 [batch, channels, plane] T, 16-byte aligned
+//   partial_moments   [channels, parts] count, mean, m2
+// Launch: blockDim (x, y) of kChannelThreads in all; channels * parts blocks.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_statistics_planes(const T* x, accumulate_t<T>* partial_moments, PlaneLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
+    const long long channel = blockIdx.x / layout.parts;
+    PlaneStatistics<T> statistics{x, {}, 0};
+    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, statistics);
+    const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count), warp_values);
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        A* result = partial_moments + 3 * static_cast<long long>(blockIdx.x);
+        result[0] = moments.count;
+        result[1] = moments.mean;
+        result[2] = moments.m2;
+    }
+}
+
+template <typename T, int Width>
+struct RowStatistics {
+    using A = accumulate_t<T>;
+    const T* x;
+    MomentsAccumulator<A> values[Width];
+    int count;
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T, Width> loaded[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * stride);
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            if (count == 0) values[k].shift = to_accumulate(loaded[0][k]);
+#pragma unroll
+            for (int u = 0; u < Count; ++u) values[k].add(to_accumulate(loaded[u][k]));
+        }
+        count += Count;
+    }
+};
+
+// Combines the values of the threads y of each column, for Width channels at once.
+//   scratch   [Width * kChannelThreads] in shared memory
+// All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
+// result.
+template <int Width, typename Value>
+__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
+        if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) scratch[k * kChannelThreads + thread] = values[k];
+        }
+        __syncthreads();
+        if (threadIdx.y < half) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                values[k] = values[k].combine(scratch[k * kChannelThreads + thread + half * blockDim.x]);
+        }
+        // The next step writes the rows below half, which nobody reads in this one: no second barrier.
+    }
+}
+
+// Partial moments of each channel of rows.
+//   x                 [rows, channels] T, 16-byte aligned; channels a multiple of Width
+//   partial_moments   [channels, parts] count, mean, m2
+// Launch: blockDim (x, y) of kChannelThreads in all, y a power of two; tiles * parts blocks.
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_statistics_rows(const T* x, accumulate_t<T>* partial_moments, RowLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ Moments<A> scratch[Width * kChannelThreads];
+    const long long part = blockIdx.x / layout.tiles;
+    const long long tile = blockIdx.x - part * layout.tiles;
+    const long long channel = (tile * blockDim.x + threadIdx.x) * Width;
+    RowStatistics<T, Width> statistics{x, {}, 0};
+    if (channel < layout.channels) for_each_in_row_part(layout, channel, part, statistics);
+    Moments<A> moments[Width];
+#pragma unroll
+    for (int k = 0; k < Width; ++k) moments[k] = statistics.values[k].moments(statistics.count);
+    column_reduce(moments, scratch);
+    if (threadIdx.y != 0 || channel >= layout.channels) return;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        A* result = partial_moments + 3 * ((channel + k) * layout.parts + part);
+        result[0] = moments[k].count;
+        result[1] = moments[k].mean;
+        result[2] = moments[k].m2;
+    }
+}
+
+// Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
+//   partial_moments      [channels, parts] count, mean, m2
+//   mean, var, inv_std   [channels]
+// Launch: a warp a channel; blockDim.x a multiple of 32.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_merge_statistics(const A* partial_moments, A* mean, A* var, A* inv_std, long long channels,
+                                long long parts, A eps) {
+    const int lane = threadIdx.x % kWarpThreads;
+    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    if (channel >= channels) return;
+    Moments<A> moments = Moments<A>::identity();
+    for (long long part = lane; part < parts; part += kWarpThreads) {
+        const A* partial = partial_moments + 3 * (channel * parts + part);
+        moments = moments.combine({partial[0], partial[1], partial[2]});
+    }
+    moments = warp_reduce(moments);
+    if (lane != 0) return;
+    const A variance = moments.m2 / moments.count;
+    mean[channel] = moments.mean;
+    var[channel] = variance;
+    inv_std[channel] = A(1) / sqrt(variance + eps);
+}
+
+// ---- normalisation ---------------------------------------------------------------------------------------
+
+// y = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
+template <typename A>
+struct Normalization {
+    A mean, scale, shift;
+
+    // mean, gamma, beta may be null: 0, 1, 0.
+    __device__ __forceinline__ void load(const A* mean_c, const A* inv_std_c, const A* gamma_c,
+                                         const A* beta_c, long long channel) {
+        mean = mean_c ? mean_c[channel] : A(0);
+        scale = gamma_c ? gamma_c[channel] * inv_std_c[channel] : inv_std_c[channel];
+        shift = beta_c ? beta_c[channel] : A(0);
+    }
+
+    __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
+};
+
+template <typename T>
+struct PlaneNormalize {
+    const T* x;
+    T* y;
+    Normalization<accumulate_t<T>> rule;
+
+    __device__ __forceinline__ void scalar(long long i) {
+        y[i] = from_accumulate<T>(rule.apply(to_accumulate(x[i])));
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T> values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) values[u] = Vector<T>::load(x + i + u * stride);
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < kVectorWidth<T>; ++k)
+                values[u][k] = from_accumulate<T>(rule.apply(to_accumulate(values[u][k])));
+            values[u].store(y + i + u * stride);
+        }
+    }
+};
+
+// y = gamma * (x - mean) * inv_std + beta.
+//   x, y      [batch, channels, plane] T, 16-byte aligned
+//   mean, inv_std, gamma, beta   [channels]; mean, gamma, beta may be null (0, 1, 0)
+// Launch: as batch_norm_statistics_planes.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_normalize_planes(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                const accumulate_t<T>* gamma, const accumulate_t<T>* beta, T* y,
+                                PlaneLayout layout) {
+    const long long channel = blockIdx.x / layout.parts;
+    PlaneNormalize<T> normalize{x, y, {}};
+    normalize.rule.load(mean, inv_std, gamma, beta, channel);
+    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, normalize);
+}
+
+template <typename T, int Width>
+struct RowNormalize {
+    const T* x;
+    T* y;
+    Normalization<accumulate_t<T>> rules[Width];
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T, Width> values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) values[u] = Vector<T, Width>::load(x + i + u * stride);
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                values[u][k] = from_accumulate<T>(rules[k].apply(to_accumulate(values[u][k])));
+            values[u].store(y + i + u * stride);
+        }
+    }
+};
+
+// As batch_norm_normalize_planes, for rows.
+//   x, y   [rows, channels] T, 16-byte aligned; channels a multiple of Width
+// Launch: as batch_norm_statistics_rows.
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_normalize_rows(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta, T* y,
+                              RowLayout layout) {
+    const long long part = blockIdx.x / layout.tiles;
+    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    if (channel >= layout.channels) return;
+    RowNormalize<T, Width> normalize{x, y, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) normalize.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+    for_each_in_row_part(layout, channel, part, normalize);
+}
+
+// ---- gradients -------------------------------------------------------------------------------------------
+
+template <typename T>
+struct PlaneGradientSums {
+    using A = accumulate_t<T>;
+    const T* dy;
+    const T* x;
+    A mean;
+    GradientSums<A> sums;
+
+    __device__ __forceinline__ void scalar(long long i) {
+        sums.add(to_accumulate(dy[i]), to_accumulate(x[i]) - mean);
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T> gradients[Count], values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            gradients[u] = Vector<T>::load(dy + i + u * stride);
+            values[u] = Vector<T>::load(x + i + u * stride);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < kVectorWidth<T>; ++k)
+                sums.add(to_accumulate(gradients[u][k]), to_accumulate(values[u][k]) - mean);
+        }
+    }
+};
+
+// Partial sums of dy and dy * (x - mean) of each channel of planes.
+//   dy, x          [batch, channels, plane] T, 16-byte aligned
+//   mean           [channels]
+//   partial_sums   [channels, parts] of dy, of dy * (x - mean)
+// Launch: as batch_norm_statistics_planes.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_gradient_sums_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                    accumulate_t<T>* partial_sums, PlaneLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
+    const long long channel = blockIdx.x / layout.parts;
+    PlaneGradientSums<T> gradient{dy, x, mean[channel], GradientSums<A>::identity()};
+    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, gradient);
+    const GradientSums<A> sums = block_reduce(gradient.sums, warp_values);
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        A* result = partial_sums + 2 * static_cast<long long>(blockIdx.x);
+        result[0] = sums.dy;
+        result[1] = sums.dy_deviation;
+    }
+}
+
+template <typename T, int Width>
+struct RowGradientSums {
+    using A = accumulate_t<T>;
+    const T* dy;
+    const T* x;
+    A mean[Width];
+    GradientSums<A> sums[Width];
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T, Width> gradients[Count], values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            gradients[u] = Vector<T, Width>::load(dy + i + u * stride);
+            values[u] = Vector<T, Width>::load(x + i + u * stride);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                sums[k].add(to_accumulate(gradients[u][k]), to_accumulate(values[u][k]) - mean[k]);
+        }
+    }
+};
+
+// As batch_norm_gradient_sums_planes, for rows.
+//   dy, x   [rows, channels] T, 16-byte aligned; channels a multiple of Width
+// Launch: as batch_norm_statistics_rows.
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_gradient_sums_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                  accumulate_t<T>* partial_sums, RowLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ GradientSums<A> scratch[Width * kChannelThreads];
+    const long long part = blockIdx.x / layout.tiles;
+    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    RowGradientSums<T, Width> gradient{dy, x, {}, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        gradient.mean[k] = channel < layout.channels ? mean[channel + k] : A(0);
+        gradient.sums[k] = GradientSums<A>::identity();
+    }
+    if (channel < layout.channels) for_each_in_row_part(layout, channel, part, gradient);
+    column_reduce(gradient.sums, scratch);
+    if (threadIdx.y != 0 || channel >= layout.channels) return;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        A* result = partial_sums + 2 * ((channel + k) * layout.parts + part);
+        result[0] = gradient.sums[k].dy;
+        result[1] = gradient.sums[k].dy_deviation;
+    }
+}
+
+// dgamma = inv_std * sum dy * (x - mean) and dbeta = sum dy of each channel.
+//   partial_sums    [channels, parts] of dy, of dy * (x - mean)
+//   dgamma, dbeta   [channels]
+// Launch: a warp a channel; blockDim.x a multiple of 32.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_merge_gradients(const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta,
+                               long long channels, long long parts) {
+    const int lane = threadIdx.x % kWarpThreads;
+    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    if (channel >= channels) return;
+    GradientSums<A> sums = GradientSums<A>::identity();
+    for (long long part = lane; part < parts; part += kWarpThreads) {
+        const A* partial = partial_sums + 2 * (channel * parts + part);
+        sums = sums.combine({partial[0], partial[1]});
+    }
+    sums = warp_reduce(sums);
+    if (lane != 0) return;
+    dgamma[channel] = sums.dy_deviation * inv_std[channel];
+    dbeta[channel] = sums.dy;
+}
+
+// dx = gamma * inv_std * (dy - dbeta / m - (x - mean) * inv_std * dgamma / m).
+template <typename A>
+struct InputGradient {
+    A mean, scale, mean_dy, slope;
+
+    // gamma may be null: 1. inv_count: 1 / m.
+    __device__ __forceinline__ void load(const A* mean_c, const A* inv_std_c, const A* gamma_c,
+                                         const A* dgamma_c, const A* dbeta_c, A inv_count,
+                                         long long channel) {
+        const A inv_std = inv_std_c[channel];
+        mean = mean_c[channel];
+        scale = gamma_c ? gamma_c[channel] * inv_std : inv_std;
+        mean_dy = dbeta_c[channel] * inv_count;
+        slope = inv_std * (dgamma_c[channel] * inv_count);
+    }
+
+    __device__ __forceinline__ A apply(A dy, A x) const { return fma(mean - x, slope, dy - mean_dy) * scale; }
+};
+
+template <typename T>
+struct PlaneInputGradient {
+    const T* dy;
+    const T* x;
+    T* dx;
+    InputGradient<accumulate_t<T>> rule;
+
+    __device__ __forceinline__ void scalar(long long i) {
+        dx[i] = from_accumulate<T>(rule.apply(to_accumulate(dy[i]), to_accumulate(x[i])));
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T> gradients[Count], values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            gradients[u] = Vector<T>::load(dy + i + u * stride);
+            values[u] = Vector<T>::load(x + i + u * stride);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < kVectorWidth<T>; ++k)
+                values[u][k] = from_accumulate<T>(
+                    rule.apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
+            values[u].store(dx + i + u * stride);
+        }
+    }
+};
+
+// Gradient of the input, in training.
+//   dy, x, dx   [batch, channels, plane] T, 16-byte aligned
+//   mean, inv_std, gamma, dgamma, dbeta   [channels]; gamma may be null (1)
+//   inv_count   1 / values of a channel
+// Launch: as batch_norm_statistics_planes.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_input_gradient_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                     const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                                     accumulate_t<T> inv_count, PlaneLayout layout) {
+    const long long channel = blockIdx.x / layout.parts;
+    PlaneInputGradient<T> gradient{dy, x, dx, {}};
+    gradient.rule.load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel);
+    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, gradient);
+}
+
+template <typename T, int Width>
+struct RowInputGradient {
+    const T* dy;
+    const T* x;
+    T* dx;
+    InputGradient<accumulate_t<T>> rules[Width];
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long stride) {
+        Vector<T, Width> gradients[Count], values[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            gradients[u] = Vector<T, Width>::load(dy + i + u * stride);
+            values[u] = Vector<T, Width>::load(x + i + u * stride);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                values[u][k] = from_accumulate<T>(
+                    rules[k].apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
+            values[u].store(dx + i + u * stride);
+        }
+    }
+};
+
+// As batch_norm_input_gradient_planes, for rows.
+//   dy, x, dx   [rows, channels] T, 16-byte aligned; channels a multiple of Width
+// Launch: as batch_norm_statistics_rows.
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads)
+    batch_norm_input_gradient_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                   const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                                   accumulate_t<T> inv_count, RowLayout layout) {
+    const long long part = blockIdx.x / layout.tiles;
+    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    if (channel >= layout.channels) return;
+    RowInputGradient<T, Width> gradient{dy, x, dx, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k)
+        gradient.rules[k].load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel + k);
+    for_each_in_row_part(layout, channel, part, gradient);
+}

@@ -1,0 +1,42 @@
+// Philox4x32-10: random words that depend on a counter and a key alone.
+// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+#pragma once
+
+// The four random words of a counter.
+//   counter   least significant word first
+//   key       least significant word first
+// Pure: the same on every GPU, in every thread.
+__device__ __forceinline__ uint4 philox4x32_10(uint4 counter, uint2 key) {
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const unsigned long long product0 = 0xD2511F53ull * counter.x;
+        const unsigned long long product1 = 0xCD9E8D57ull * counter.z;
+        counter = make_uint4(static_cast<unsigned int>(product1 >> 32) ^ counter.y ^ key.x,
+                             static_cast<unsigned int>(product1),
+                             static_cast<unsigned int>(product0 >> 32) ^ counter.w ^ key.y,
+                             static_cast<unsigned int>(product0));
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+// The words of one dropout call: element g has word g & 3 of block g >> 2.
+struct DropoutStream {
+    unsigned long long seed;
+    unsigned long long offset;
+
+    __device__ __forceinline__ uint4 block(unsigned long long index) const {
+        return philox4x32_10(
+            make_uint4(static_cast<unsigned int>(index), static_cast<unsigned int>(index >> 32),
+                       static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32)),
+            make_uint2(static_cast<unsigned int>(seed), static_cast<unsigned int>(seed >> 32)));
+    }
+};
+
+// Word `lane` (0 .. 3) of a block.
+__device__ __forceinline__ unsigned int word_of(uint4 block, int lane) {
+    const unsigned int low = lane & 1 ? block.y : block.x;
+    const unsigned int high = lane & 1 ? block.w : block.z;
+    return lane & 2 ? high : low;
+}

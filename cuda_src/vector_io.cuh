@@ -1,0 +1,70 @@
+// Loads and stores of several neighbouring elements at once.
+//
+// A GPU reaches its memory bandwidth with 16-byte accesses: a Vector<T> of default width is one. Arrays must
+// start on a multiple of 16 bytes, which the launchers see to.
+#pragma once
+
+#include "numeric.cuh"
+
+constexpr int kVectorBytes = 16;
+
+// Elements of T in one 16-byte access.
+template <typename T>
+constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
+
+// The unsigned word that moves Bytes bytes in one instruction.
+template <int Bytes>
+struct MemoryWord;
+template <>
+struct MemoryWord<1> {
+    using type = unsigned char;
+};
+template <>
+struct MemoryWord<2> {
+    using type = unsigned short;
+};
+template <>
+struct MemoryWord<4> {
+    using type = unsigned int;
+};
+template <>
+struct MemoryWord<8> {
+    using type = uint2;
+};
+template <>
+struct MemoryWord<16> {
+    using type = uint4;
+};
+
+// N elements in registers. At most 16 bytes, moved as one word; larger ones (32-bit taps of eight half
+// values) as several words of 16.
+template <typename T, int N = kVectorWidth<T>>
+struct Vector {
+    static constexpr int kBytes = N * static_cast<int>(sizeof(T));
+    static constexpr int kWordBytes = kBytes < kVectorBytes ? kBytes : kVectorBytes;
+    static constexpr int kWords = kBytes / kWordBytes;
+    using Word = typename MemoryWord<kWordBytes>::type;
+
+    union {
+        Word words[kWords];
+        T values[N];
+    };
+
+    // Words are what is copied: T's own constructors would split the access.
+    __device__ __forceinline__ Vector() {}
+    __device__ __forceinline__ T& operator[](int i) { return values[i]; }
+    __device__ __forceinline__ const T& operator[](int i) const { return values[i]; }
+
+    // source: aligned to the vector's size (16 bytes where it is larger).
+    static __device__ __forceinline__ Vector load(const T* source) {
+        Vector vector;
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) vector.words[i] = reinterpret_cast<const Word*>(source)[i];
+        return vector;
+    }
+
+    __device__ __forceinline__ void store(T* target) const {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) reinterpret_cast<Word*>(target)[i] = words[i];
+    }
+};

@@ -1,0 +1,43 @@
+"""Launch geometry of the elementwise kernels: ``elementwise.cuh``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers.kernels.arrays import empty, is_ready, vector_width
+from gpu_layers.runtime.limits import limits
+
+THREADS = 256
+_UNROLL = 2
+
+
+def blocks_for(units: int, units_per_block: int) -> int:
+    """Blocks for this many units of work, at least one and at most what a grid takes."""
+    return max(1, min(-(-units // units_per_block), limits().max_blocks))
+
+
+def vector_blocks(n: int, dtype: Any) -> int:
+    """Blocks of an elementwise kernel over n elements."""
+    return blocks_for(n, THREADS * _UNROLL * vector_width(dtype))
+
+
+def filled(out: Any | None, like: Any, fill: Callable[[Any], None]) -> Any:
+    """``out``, or a new array like another, after ``fill(array)``; through a copy where out is not aligned.
+
+    Parameters
+    ----------
+    out : array or None
+        C-contiguous.
+    like : array
+        Gives shape, dtype and place.
+    fill : callable
+        Launches a kernel that fills the array. Not called for an empty array.
+    """
+    target = out if out is not None and is_ready(out) else empty(like.shape, like.dtype, like)
+    if target.size:
+        fill(target)
+    if out is None or out is target:
+        return target
+    out[...] = target
+    return out

@@ -1,0 +1,49 @@
+"""Loading compiled kernels on a GPU, and launching them there."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from gpu_layers.runtime.cuda import import_cupy
+from gpu_layers.runtime.kernel import Kernel
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module
+
+
+@cache
+def _architecture(device: int) -> Architecture:
+    cupy = import_cupy()
+    capability = int(cupy.cuda.Device(device).compute_capability)
+    supported = [arch for arch in cupy.cuda.nvrtc.getSupportedArchs() if arch <= capability]
+    if not supported:
+        raise RuntimeError(f"this version of CUDA does not support compute capability {capability / 10}")
+    # A GPU newer than the compiler runs PTX of the newest architecture that the compiler knows.
+    return Architecture(max(supported), ptx=max(supported) != capability)
+
+
+@cache
+def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int) -> Any:
+    """The loaded function. The caller has made ``device`` current, in whose context the module is loaded."""
+    cupy = import_cupy()
+    module = compiled_module(kernel.source, (kernel.name,), _architecture(device))
+    raw_module = cupy.RawModule(path=str(module.path), enable_cooperative_groups=cooperative)
+    raw_kernel = raw_module.get_function(module.symbols[kernel.name])
+    if shared_bytes > 48 * 1024:
+        raw_kernel.max_dynamic_shared_size_bytes = shared_bytes
+    return raw_kernel.kernel
+
+
+def launch_on_gpu(
+    kernel: Kernel,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    values: list[Any],
+    device: int,
+    shared_bytes: int,
+    cooperative: bool,
+) -> None:
+    """Launch on the current stream of ``device``; ``values`` are bound and checked (see ``launch``)."""
+    cupy = import_cupy()
+    with cupy.cuda.Device(device):
+        function = _function(kernel, device, cooperative, shared_bytes)
+        function(grid, block, tuple(values), shared_mem=shared_bytes, enable_cooperative_groups=cooperative)

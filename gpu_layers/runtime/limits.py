@@ -1,0 +1,59 @@
+"""Limits of launches, which tests lower so that small arrays take the paths of large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a launch may use.
+
+    Attributes
+    ----------
+    max_blocks : int
+        Blocks of a grid; kernels that have more work walk over it in steps of the grid.
+    index32_below : int
+        Arrays of at least this many vectors an image are indexed with 64 bits.
+    """
+
+    # A step of the grid beyond this many blocks costs nothing measurable, and leaves room below the 2**31 - 1
+    # blocks that a grid may have.
+    max_blocks: int = 2**30
+    # Below 2**31 by more than a block's threads, which an index may be beyond the end of an image.
+    index32_below: int = 2**31 - 1024
+
+
+_limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=Limits())  # noqa: B039 - frozen
+
+
+def limits() -> Limits:
+    """The limits in force."""
+    return _limits.get()
+
+
+@contextmanager
+def force_limits(*, max_blocks: int | None = None, index64: bool = False) -> Iterator[None]:
+    """Lower the limits in a ``with`` block: the same results, by the code that large arrays run.
+
+    Parameters
+    ----------
+    max_blocks : int, optional
+        Blocks of a grid at most.
+    index64 : bool
+        Index with 64 bits whatever the size.
+    """
+    current = limits()
+    token = _limits.set(
+        Limits(
+            max_blocks=current.max_blocks if max_blocks is None else max_blocks,
+            index32_below=0 if index64 else current.index32_below,
+        )
+    )
+    try:
+        yield
+    finally:
+        _limits.reset(token)
