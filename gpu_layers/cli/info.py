@@ -1,0 +1,156 @@
+"""``gpu-layers info``: what this machine has of what the package can use."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers._version import __version__
+from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
+from gpu_layers.runtime.emulator.toolchain import find_compiler, find_cuda_headers
+from gpu_layers.runtime.headers import cuda_header_folders
+
+_TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl")
+_TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
+
+
+def add_command(commands: Any) -> None:
+    """Add this command to the parser's."""
+    parser = commands.add_parser(
+        "info",
+        help="show versions, backends, GPUs, and what is missing",
+        description="Shows versions, backends and GPUs of this machine, what is missing, and how to install it.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what there is.
+
+    Returns
+    -------
+    int
+        0, whatever is missing.
+    """
+    facts = machine_facts()
+    print(json.dumps(facts, indent=2) if arguments.json else _as_text(facts))
+    return 0
+
+
+def machine_facts() -> dict[str, Any]:
+    """What ``info --json`` prints.
+
+    Returns
+    -------
+    dict
+        ``versions``: of each package, None if it is missing. ``tools``: C++ compiler and folder of CUDA headers, None
+        if missing. ``backends``: of each, ``available`` and, if it is not, ``reason``. ``gpus``: a list of ``name``,
+        ``compute_capability``, ``memory_gib``. ``missing``: a list of ``what``, ``advice``.
+    """
+    compiler, no_compiler = _tried(lambda: find_compiler().version.splitlines()[0])
+    _, no_emulation = _tried(lambda: (find_compiler(), find_cuda_headers()))
+    cupy, no_cupy = _tried(import_cupy)
+    nvrtc, no_nvrtc = _tried(lambda: _dotted(import_cupy().cuda.nvrtc.getVersion()))
+    gpus, no_gpu = _tried(lambda: _gpus(require_gpu()))
+    headers = cuda_header_folders()
+    versions = {
+        "gpu-layers": __version__,
+        "Python": platform.python_version(),
+        "NumPy": _version("numpy"),
+        "ml_dtypes": _version("ml_dtypes"),
+        "CuPy": cupy.__version__ if cupy else None,
+        "NVRTC": nvrtc,
+        **{package: _version(package) for package in _TRAIN_PACKAGES},
+    }
+    no_cuda = no_gpu or no_nvrtc or (None if headers else "no CUDA headers (cuda_fp16.h)")
+    missing = [
+        (no_cupy, "CuPy", INSTALL_ADVICE),
+        (not no_cupy and no_nvrtc, "NVRTC", INSTALL_ADVICE),
+        (not no_cupy and no_gpu, "GPU", "an NVIDIA GPU and its driver: https://www.nvidia.com/drivers"),
+        (
+            not headers,
+            "CUDA headers",
+            "pip install nvidia-cuda-runtime (CUDA 13) or nvidia-cuda-runtime-cu12 (CUDA 12), or set CUDA_PATH",
+        ),
+        (no_compiler, "C++ compiler", "e.g. apt-get install g++, or set CXX"),
+        *((versions[package] is None, package, _TRAIN_ADVICE) for package in _TRAIN_PACKAGES),
+    ]
+    return {
+        "versions": versions,
+        "tools": {"C++ compiler": compiler, "CUDA headers": str(headers[0]) if headers else None},
+        "backends": {
+            "reference": _backend(None),
+            "emulated": _backend(no_emulation),
+            "cuda": _backend(no_cuda),
+        },
+        "gpus": gpus or [],
+        "missing": [{"what": what, "advice": advice} for is_missing, what, advice in missing if is_missing],
+    }
+
+
+def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What looking finds, or None and the reason."""
+    try:
+        return look(), None
+    # A broken installation of CuPy raises whatever its libraries do; showing it is what this command is for.
+    except Exception as error:
+        return None, " ".join(str(error).split()) or type(error).__name__
+
+
+def _gpus(cupy: Any) -> list[dict[str, Any]]:
+    found = []
+    for device in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(device)
+        found.append(
+            {
+                "name": properties["name"].decode(),
+                "compute_capability": f"{properties['major']}.{properties['minor']}",
+                "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
+            }
+        )
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def _backend(reason: str | None) -> dict[str, Any]:
+    return {"available": True} if reason is None else {"available": False, "reason": reason}
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    backends = {
+        name: "yes" if backend["available"] else f"no: {backend['reason']}"
+        for name, backend in facts["backends"].items()
+    }
+    gpus = {
+        str(number): f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_gib']} GiB"
+        for number, gpu in enumerate(facts["gpus"])
+    }
+    sections = {
+        "Versions": facts["versions"],
+        "Tools": facts["tools"],
+        "Backends": backends,
+        "GPUs": gpus or {"none": ""},
+        "Missing": {entry["what"]: entry["advice"] for entry in facts["missing"]} or {"nothing": ""},
+    }
+    width = max(len(name) for section in sections.values() for name in section)
+    lines = []
+    for title, section in sections.items():
+        lines.append(title)
+        lines += [f"  {name:<{width}}  {'-' if value is None else value}".rstrip() for name, value in section.items()]
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""What a training run says while it runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gpu_layers.training.extras import import_extra
+from gpu_layers.training.trainer import Progress
+
+
+class PlainProgress:
+    """One line an epoch."""
+
+    def begin_epoch(self, epoch: int) -> Callable[[Progress], None]:
+        """What to call after each batch of an epoch."""
+        return lambda progress: None
+
+    def line(self, text: str) -> None:
+        """Print a line at once, so that it is in a log file even if the process is killed."""
+        print(text, flush=True)
+
+
+class BarProgress:
+    """A bar for the epoch under way, below one line for each that is done.
+
+    Parameters
+    ----------
+    bar : rich.progress.Progress
+    images : int
+        In an epoch.
+    """
+
+    def __init__(self, bar: Any, images: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=images, numbers="")
+
+    def begin_epoch(self, epoch: int) -> Callable[[Progress], None]:
+        """What to call after each batch of an epoch."""
+        self._bar.reset(self._task, description=f"epoch {epoch}", numbers="")
+
+        def report(progress: Progress) -> None:
+            numbers = (
+                f"loss {progress.loss:.4f}  accuracy {100 * progress.accuracy:.2f} %  "
+                f"{progress.images_per_second:,.0f} images/s"
+            )
+            self._bar.update(self._task, completed=progress.images, numbers=numbers)
+
+        return report
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_display(images: int) -> Iterator[PlainProgress | BarProgress]:
+    """The display that suits the standard output.
+
+    Parameters
+    ----------
+    images : int
+        In an epoch.
+    """
+    if not sys.stdout.isatty():
+        yield PlainProgress()
+        return
+    rich = import_extra("rich.progress")
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[numbers]}"),
+    )
+    with rich.Progress(*columns, transient=True) as bar:
+        yield BarProgress(bar, images)
+
+
+def epoch_line(entry: dict[str, Any], epochs: int) -> str:
+    """One entry of a run's history as text."""
+    return (
+        f"epoch {entry['epoch']:>{len(str(epochs))}}/{epochs}"
+        f"  loss {entry['train_loss']:.4f}  accuracy {100 * entry['train_accuracy']:6.2f} %"
+        f"  test loss {entry['test_loss']:.4f}  test accuracy {100 * entry['test_accuracy']:6.2f} %"
+        f"  {entry['images_per_second']:,.0f} images/s"
+    )

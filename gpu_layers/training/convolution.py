@@ -1,0 +1,153 @@
+"""2-D convolution as one matrix product: im2col on strided views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.checks import check_gradient, check_integer
+from gpu_layers.ops.pooling import per_axis
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.training.initialization import he_normal
+from gpu_layers.training.precision import check_input, parameter_dtype, rounded
+
+
+class Conv2d(Layer):
+    """Cross-correlation of images with learned filters, as in ``torch.nn.Conv2d``.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride : int or tuple of two int
+    padding : int or tuple of two int
+        Zeros on each side.
+    bias : bool
+    dtype : {"float32", "float64"}
+        Of the parameters: float64 for float64 input, float32 for all others.
+    seed : int or numpy.random.Generator, optional
+        Of the initial weight, shape (out_channels, in_channels, kh, kw); the initial bias is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = check_integer(in_channels, "in_channels", 1, 2**63 - 1)
+        self.out_channels = check_integer(out_channels, "out_channels", 1, 2**63 - 1)
+        self.kernel_size = per_axis(kernel_size, 2, "kernel_size")
+        self.stride = per_axis(stride, 2, "stride")
+        self.padding = per_axis(padding, 2, "padding")
+        for name, sizes in (("kernel size", self.kernel_size), ("stride", self.stride)):
+            if min(sizes) < 1:
+                raise ValueError(f"{name} should be greater than zero, but got {name}={list(sizes)}")
+        if min(self.padding) < 0:
+            raise ValueError(f"negative padding is not supported, but got padding={list(self.padding)}")
+        self.dtype = parameter_dtype(dtype)
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        self.parameters["weight"] = he_normal(shape, int(np.prod(shape[1:])), self.dtype, seed)
+        if bias:
+            self.parameters["bias"] = np.zeros(self.out_channels, self.dtype)
+
+    def forward(self, x: Any) -> Any:
+        """The layer's output.
+
+        Parameters
+        ----------
+        x : array, shape (N, in_channels, H, W)
+
+        Returns
+        -------
+        array, shape (N, out_channels, OH, OW)
+            x's dtype; ``OH = (H + 2 * padding - kh) // stride + 1``, OW likewise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an input of another place, dtype or shape, or smaller than the kernel.
+        """
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        check_input(x, weight, 4, self.in_channels)
+        output_size = self._output_size(x.shape)
+        y = self._filters() @ self._columns(x, output_size)
+        if bias is not None:
+            y += bias[:, None]
+        # The columns are made again in backward: keeping them would take kernel-area times the input's memory.
+        self._saved = x
+        y = y.reshape(self.out_channels, x.shape[0], *output_size)
+        return rounded(y.transpose(1, 0, 2, 3), x.dtype)
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of x; assigns those of weight and bias."""
+        x = self._saved_by_forward()
+        backend_for(dy, x)
+        output_size = self._output_size(x.shape)
+        check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
+        wide = dy.astype(self.dtype, copy=False).transpose(1, 0, 2, 3)
+        wide = wide.reshape(self.out_channels, x.shape[0] * output_size[0] * output_size[1])
+        weight_gradient = wide @ self._columns(x, output_size).T
+        self.gradients = {"weight": weight_gradient.reshape(self.parameters["weight"].shape)}
+        if "bias" in self.parameters:
+            self.gradients["bias"] = wide.sum(axis=1)
+        return rounded(self._sum_of_columns(self._filters().T @ wide, x.shape, output_size), x.dtype)
+
+    def _filters(self) -> Any:
+        return self.parameters["weight"].reshape(self.out_channels, -1)
+
+    def _output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        padded = [size + 2 * pad for size, pad in zip(shape[2:], self.padding, strict=True)]
+        if any(size < k for size, k in zip(padded, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: "
+                f"({self.kernel_size[0]} x {self.kernel_size[1]}). Kernel size can't be greater than actual input size"
+            )
+        height, width = ((p - k) // s + 1 for p, k, s in zip(padded, self.kernel_size, self.stride, strict=True))
+        return height, width
+
+    def _columns(self, x: Any, output_size: tuple[int, int]) -> Any:
+        """What each output sees, as a matrix (in_channels * kh * kw, N * OH * OW) in the parameters' dtype."""
+        xp = array_module(x)
+        (samples, channels, height, width), (pad_h, pad_w) = x.shape, self.padding
+        padded = xp.zeros((samples, channels, height + 2 * pad_h, width + 2 * pad_w), self.dtype)
+        padded[:, :, pad_h : pad_h + height, pad_w : pad_w + width] = x
+        n, c, h, w = padded.strides
+        windows = xp.lib.stride_tricks.as_strided(
+            padded,
+            shape=(channels, *self.kernel_size, samples, *output_size),
+            strides=(c, h, w, n, h * self.stride[0], w * self.stride[1]),
+        )
+        return windows.reshape(channels * self.kernel_size[0] * self.kernel_size[1], samples * np.prod(output_size))
+
+    def _sum_of_columns(self, columns: Any, shape: tuple[int, ...], output_size: tuple[int, int]) -> Any:
+        """The transpose of :meth:`_columns`: each element sums what the outputs that saw it say, tap by tap."""
+        xp = array_module(columns)
+        (samples, channels, height, width), (pad_h, pad_w) = shape, self.padding
+        columns = columns.reshape(channels, *self.kernel_size, samples, *output_size)
+        padded = xp.zeros((channels, samples, height + 2 * pad_h, width + 2 * pad_w), self.dtype)
+        rows, cols = (s * (size - 1) + 1 for s, size in zip(self.stride, output_size, strict=True))
+        for i in range(self.kernel_size[0]):
+            for j in range(self.kernel_size[1]):
+                padded[:, :, i : i + rows : self.stride[0], j : j + cols : self.stride[1]] += columns[:, i, j]
+        return padded[:, :, pad_h : pad_h + height, pad_w : pad_w + width].transpose(1, 0, 2, 3)
+
+    def _configuration(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, bias={'bias' in self.parameters}"
+        )

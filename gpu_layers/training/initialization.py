@@ -1,0 +1,28 @@
+"""Initial weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def he_normal(
+    shape: tuple[int, ...], fan_in: int, dtype: np.dtype, seed: int | np.random.Generator | None = None
+) -> Any:
+    """Normal numbers of variance ``2 / fan_in``, which keep the size of activations through ReLU (He et al., 2015).
+
+    Parameters
+    ----------
+    shape : tuple of int
+    fan_in : int
+        Inputs that one output sums.
+    dtype : numpy.dtype
+    seed : int or numpy.random.Generator, optional
+        A generator is advanced; by default the operating system's entropy.
+
+    Returns
+    -------
+    ndarray
+    """
+    return (np.random.default_rng(seed).standard_normal(shape) * np.sqrt(2 / fan_in)).astype(dtype)

@@ -1,0 +1,110 @@
+"""The fully connected layer, and what brings images into its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.training.initialization import he_normal
+from gpu_layers.training.precision import check_input, parameter_dtype, rounded
+
+
+class Linear(Layer):
+    """``y = x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    dtype : {"float32", "float64"}
+        Of the parameters: float64 for float64 input, float32 for all others.
+    seed : int or numpy.random.Generator, optional
+        Of the initial weight, shape (out_features, in_features); the initial bias is 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_integer(in_features, "in_features", 1, 2**63 - 1)
+        self.out_features = check_integer(out_features, "out_features", 1, 2**63 - 1)
+        self.dtype = parameter_dtype(dtype)
+        shape = (self.out_features, self.in_features)
+        self.parameters["weight"] = he_normal(shape, self.in_features, self.dtype, seed)
+        if bias:
+            self.parameters["bias"] = np.zeros(self.out_features, self.dtype)
+
+    def forward(self, x: Any) -> Any:
+        """The layer's output.
+
+        Parameters
+        ----------
+        x : array, shape (N, in_features)
+
+        Returns
+        -------
+        array, shape (N, out_features)
+            x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an input of another place, dtype or shape.
+        """
+        weight, bias = self.parameters["weight"], self.parameters.get("bias")
+        check_input(x, weight, 2, self.in_features)
+        y = x.astype(self.dtype, copy=False) @ weight.T
+        if bias is not None:
+            y += bias
+        self._saved = x
+        return rounded(y, x.dtype)
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of x; assigns those of weight and bias."""
+        x = self._saved_by_forward()
+        backend_for(dy, x)
+        check_gradient(dy, (x.shape[0], self.out_features), x.dtype)
+        wide = dy.astype(self.dtype, copy=False)
+        self.gradients = {"weight": wide.T @ x.astype(self.dtype, copy=False)}
+        if "bias" in self.parameters:
+            self.gradients["bias"] = wide.sum(axis=0)
+        return rounded(wide @ self.parameters["weight"], x.dtype)
+
+    def _configuration(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={'bias' in self.parameters}"
+
+
+class Flatten(Layer):
+    """All axes but the first as one: ``(N, C, H, W)`` becomes ``(N, C * H * W)``."""
+
+    def forward(self, x: Any) -> Any:
+        """The same values, shape (N, features), for an array of at least one axis."""
+        backend_for(x)
+        check_dtype(x)
+        if x.ndim < 1:
+            raise ValueError("expected at least 1D input (got 0D input)")
+        y = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
+        self._saved = (x.shape, x.dtype)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """``dy`` in the input's shape."""
+        shape, dtype = self._saved_by_forward()
+        backend_for(dy)
+        check_gradient(dy, (shape[0], int(np.prod(shape[1:]))), dtype)
+        return dy.reshape(shape)

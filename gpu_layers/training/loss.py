@@ -1,0 +1,68 @@
+"""The loss of a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_dtype
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.training.precision import rounded
+
+
+def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Any]:
+    """Mean over samples of ``-log softmax(logits)[label]``, and its gradient.
+
+    Computed in float32 (float64 for float64), relative to each sample's largest logit, so nothing overflows.
+
+    Parameters
+    ----------
+    logits : array, shape (N, classes)
+        float16, bfloat16, float32 or float64; N at least 1.
+    labels : array of int, shape (N,)
+        In ``0 .. classes - 1``.
+
+    Returns
+    -------
+    loss : float
+    dlogits : array, shape (N, classes)
+        Gradient of the loss, in the dtype of the logits.
+
+    Raises
+    ------
+    TypeError
+        For a wrong array type or dtype.
+    ValueError
+        For a wrong shape, an empty batch or a label out of range.
+    """
+    backend_for(logits, labels)
+    check_dtype(logits, "logits")
+    _check_labels(logits, labels)
+    xp = array_module(logits)
+    wide = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    wide -= wide.max(axis=1, keepdims=True)
+    log_softmax = wide - xp.log(xp.exp(wide).sum(axis=1, keepdims=True))
+    count = labels.shape[0]
+    rows = xp.arange(count)
+    loss = -float(log_softmax[rows, labels].mean())
+    gradient = xp.exp(log_softmax)
+    gradient[rows, labels] -= 1
+    gradient /= count
+    return loss, rounded(gradient, logits.dtype)
+
+
+def _check_labels(logits: Any, labels: Any) -> None:
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "expected logits of shape (N, classes) and labels of shape (N,), "
+            f"got {list(logits.shape)} and {list(labels.shape)}"
+        )
+    if logits.size == 0:
+        raise ValueError(f"the mean loss of nothing is undefined: got logits of shape {list(logits.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"labels must be in 0 .. {logits.shape[1] - 1}, got {low if low < 0 else high}")

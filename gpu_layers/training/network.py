@@ -1,0 +1,81 @@
+"""The network that ``gpu-layers train`` trains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_layers.layers import BatchNorm1d, BatchNorm2d, Dropout, Layer, MaxPool2d, ReLU
+from gpu_layers.random import Generator
+from gpu_layers.training.convolution import Conv2d
+from gpu_layers.training.linear import Flatten, Linear
+from gpu_layers.training.sequential import Sequential
+
+PLACEMENTS = ("after", "before")
+_WIDTHS = (16, 32)
+_HIDDEN = 64
+
+
+def image_classifier(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    p: float,
+    placement: str,
+    seed: int,
+    dtype: np.dtype,
+) -> Sequential:
+    """Conv-BN-ReLU-Dropout-MaxPool twice, then Linear-BN-ReLU-Dropout-Linear.
+
+    Parameters
+    ----------
+    image_shape : tuple of three int
+        Channels, height, width, of any size.
+    classes : int
+    p : float
+        Probability of every dropout layer.
+    placement : {"after", "before"}
+        Whether dropout comes after or before the activation.
+    seed : int
+        Of the initial weights and of the dropout masks; each dropout layer has a stream of its own.
+    dtype : numpy.dtype
+        Of the activations. Parameters are float64 for float64, float32 for all others.
+
+    Returns
+    -------
+    Sequential
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement must be one of {', '.join(map(repr, PLACEMENTS))}, got {placement!r}")
+    parameters = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    weights = np.random.default_rng(np.random.SeedSequence(seed))
+    masks = iter(Generator(seed).spawn(len(_WIDTHS) + 1))
+
+    def activation() -> list[Layer]:
+        pair = [ReLU(), Dropout(p, generator=next(masks))]
+        return pair if placement == "after" else pair[::-1]
+
+    layers: list[Layer] = []
+    channels, height, width = image_shape
+    for filters in _WIDTHS:
+        layers += [
+            # No bias: batch norm would subtract it again.
+            Conv2d(channels, filters, 3, padding=1, bias=False, dtype=parameters, seed=weights),
+            BatchNorm2d(filters, dtype=parameters),
+            *activation(),
+            # Rounded up, so that an image of a single row or column stays one.
+            MaxPool2d(2, ceil_mode=True),
+        ]
+        channels, height, width = filters, -(-height // 2), -(-width // 2)
+    layers += [
+        Flatten(),
+        Linear(channels * height * width, _HIDDEN, bias=False, dtype=parameters, seed=weights),
+        BatchNorm1d(_HIDDEN, dtype=parameters),
+        *activation(),
+        Linear(_HIDDEN, classes, dtype=parameters, seed=weights),
+    ]
+    return Sequential(*layers)
+
+
+def dropout_generators(network: Sequential) -> list[Generator]:
+    """The generators of the network's dropout layers, first layer first."""
+    return [layer.generator for layer in network.layers if isinstance(layer, Dropout) and layer.generator]

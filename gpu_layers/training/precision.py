@@ -1,0 +1,58 @@
+"""In which precision the layers of this folder work.
+
+Parameters, their gradients and the optimizer's state are float32, or float64 in a layer made for float64 input. The
+activations between layers may be float16, bfloat16, float32 (float64). A layer converts its input to the dtype of its
+parameters, multiplies there, and rounds the result once, to the dtype of its input. So a small update is not lost in
+a half-precision weight, sums do not overflow, and NumPy, which multiplies half types without a BLAS, stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_dtype
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+
+
+def parameter_dtype(dtype: Any) -> np.dtype:
+    """float32 or float64 as a NumPy dtype.
+
+    Raises
+    ------
+    TypeError
+        For another dtype.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"dtype of parameters must be float32 or float64, got {dtype}")
+    return dtype
+
+
+def check_input(x: Any, weight: Any, rank: int, channels: int) -> None:
+    """Raise unless x is an array that a layer with this weight takes: its place, dtype, rank and second axis.
+
+    Raises
+    ------
+    TypeError
+        If x is no array, is not where the weight is, or has another dtype than the layer works in.
+    ValueError
+        For a wrong rank or number of channels.
+    """
+    backend_for(x, weight)
+    check_dtype(x)
+    if (x.dtype == np.float64) != (weight.dtype == np.float64):
+        needed = "float64" if x.dtype == np.float64 else "float32"
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {weight.dtype.name}")
+    if x.ndim != rank:
+        raise ValueError(f"expected {rank}D input (got {x.ndim}D input)")
+    if x.shape[1] != channels:
+        raise ValueError(f"expected input with {channels} channels, got {x.shape[1]} (shape {list(x.shape)})")
+
+
+def rounded(values: Any, dtype: np.dtype) -> Any:
+    """The values in another dtype, C-contiguous; what is too large for it becomes infinity."""
+    with np.errstate(over="ignore"):
+        return array_module(values).ascontiguousarray(values.astype(dtype, copy=False))

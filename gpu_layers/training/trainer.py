@@ -1,0 +1,269 @@
+"""A training run: what it is made of, one epoch of it, and its state between epochs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
+from gpu_layers.training.batches import batch_count, batches, epoch_order
+from gpu_layers.training.dataset import Dataset
+from gpu_layers.training.extras import import_extra
+from gpu_layers.training.loss import softmax_cross_entropy
+from gpu_layers.training.network import dropout_generators, image_classifier
+from gpu_layers.training.optimizers import SGD, Adam, Optimizer
+
+#: Of the activations, by the name that ``--dtype`` takes.
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float64": np.dtype(np.float64),
+}
+#: Learning rate that suits each optimizer.
+DEFAULT_LR = {"adam": 1e-2, "sgd": 5e-2}
+_SGD_MOMENTUM = 0.9
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the weights a run ends with, beside the machine and the data.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda"}
+    dtype : str
+        A key of :data:`DTYPES`.
+    seed, epochs, batch_size : int
+    p : float
+    placement : {"after", "before"}
+    optimizer : {"adam", "sgd"}
+    lr : float
+        At the start; it falls to 0 along half a cosine.
+    """
+
+    device: str
+    dtype: str
+    seed: int
+    epochs: int
+    batch_size: int
+    p: float
+    placement: str
+    optimizer: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an epoch is.
+
+    Attributes
+    ----------
+    images : int
+        Seen in this epoch.
+    loss, accuracy : float
+        Means over these.
+    images_per_second : float
+    """
+
+    images: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+class Trainer:
+    """A run: network, optimizer, history.
+
+    Parameters
+    ----------
+    settings : Settings
+    dataset : Dataset
+
+    Attributes
+    ----------
+    history : list of dict
+        Of each finished epoch: ``epoch``, ``train_loss``, ``train_accuracy``, ``test_loss``, ``test_accuracy``,
+        ``seconds``, ``images_per_second``. The training numbers are means over the epoch, with dropout.
+
+    Raises
+    ------
+    RuntimeError
+        For device "cuda" without CuPy or a GPU.
+    TypeError, ValueError
+        For a setting that a layer or the optimizer refuses.
+    """
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        self.settings = settings
+        self.classes = len(dataset.classes)
+        self.history: list[dict[str, Any]] = []
+        xp: Any = np if settings.device == "cpu" else require_gpu()
+        dtype = DTYPES[settings.dtype]
+        self._x_train, self._x_test = (xp.asarray(x.astype(dtype)) for x in (dataset.x_train, dataset.x_test))
+        self._y_train, self._y_test = (xp.asarray(y) for y in (dataset.y_train, dataset.y_test))
+        self._data_digest = dataset.digest()
+        self.network = image_classifier(
+            dataset.image_shape,
+            self.classes,
+            p=settings.p,
+            placement=settings.placement,
+            seed=settings.seed,
+            dtype=dtype,
+        )
+        self.network.to(settings.device)
+        self.optimizer: Optimizer
+        if settings.optimizer == "adam":
+            self.optimizer = Adam(self.network.parameters, settings.lr)
+        else:
+            self.optimizer = SGD(self.network.parameters, settings.lr, momentum=_SGD_MOMENTUM)
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.settings.epochs
+
+    def train_epoch(self, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+        """Train on every training image once, then evaluate.
+
+        Parameters
+        ----------
+        report : callable
+            Called after each batch.
+
+        Returns
+        -------
+        dict
+            This epoch's entry of :attr:`history`.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer a finite number.
+        """
+        with _one_blas_thread():
+            entry = self._train_epoch(report)
+            entry["test_loss"], entry["test_accuracy"] = self.evaluate()
+        self.history.append(entry)
+        return entry
+
+    def _train_epoch(self, report: Callable[[Progress], None]) -> dict[str, Any]:
+        self.network.train()
+        count = self._x_train.shape[0]
+        order = array_module(self._x_train).asarray(epoch_order(count, self.settings.seed, self.epoch))
+        steps = batch_count(count, self.settings.batch_size)
+        began = time.perf_counter()
+        images, loss_sum, correct = 0, 0.0, 0
+        for number, batch in enumerate(batches(count, self.settings.batch_size)):
+            self.optimizer.lr = self._learning_rate((self.epoch + number / steps) / self.settings.epochs)
+            chosen = order[batch]
+            labels = self._y_train[chosen]
+            loss, hits = self._step(self._x_train[chosen], labels)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"training diverged: the loss is {loss} in epoch {self.epoch + 1}; a lower learning rate may help"
+                )
+            images, loss_sum, correct = images + len(labels), loss_sum + loss * len(labels), correct + hits
+            rate = images / (time.perf_counter() - began)
+            report(Progress(images, loss_sum / images, correct / images, rate))
+        seconds = time.perf_counter() - began
+        return {
+            "epoch": self.epoch + 1,
+            "train_loss": loss_sum / images,
+            "train_accuracy": correct / images,
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test images, in evaluation mode."""
+        self.network.eval()
+        count = self._x_test.shape[0]
+        loss_sum, correct = 0.0, 0
+        for start in range(0, count, _EVALUATION_BATCH):
+            labels = self._y_test[start : start + _EVALUATION_BATCH]
+            logits = self.network(self._x_test[start : start + _EVALUATION_BATCH])
+            loss, _ = softmax_cross_entropy(logits, labels)
+            loss_sum, correct = loss_sum + loss * len(labels), correct + _hits(logits, labels)
+        return loss_sum / count, correct / count
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and facts from which :meth:`restore` continues bit for bit."""
+        arrays = {f"model.{name}": value for name, value in self.network.state_dict().items()}
+        arrays.update({f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()})
+        facts = {
+            "settings": asdict(self.settings),
+            "data": self._data_digest,
+            "generators": [generator.get_state() for generator in dropout_generators(self.network)],
+            "history": self.history,
+        }
+        return {name: _on_cpu(value) for name, value in arrays.items()}, facts
+
+    def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+        """Go back to a :meth:`state`.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to a run with other settings or data; names them.
+        """
+        now, then = asdict(self.settings), facts["settings"]
+        different = [f"{name} {then.get(name)} instead of {now[name]}" for name in now if then.get(name) != now[name]]
+        if facts["data"] != self._data_digest:
+            different.append("other data")
+        if different:
+            raise ValueError(f"the checkpoint was made with {', '.join(different)}")
+        self.network.load_state_dict(_without_prefix(arrays, "model."))
+        self.optimizer.load_state_dict(_without_prefix(arrays, "optimizer."))
+        for generator, state in zip(dropout_generators(self.network), facts["generators"], strict=True):
+            generator.set_state(state)
+        self.history = facts["history"]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The network's parameters and running statistics, under PyTorch's names."""
+        return {name: _on_cpu(value) for name, value in self.network.state_dict().items()}
+
+    def _step(self, x: Any, labels: Any) -> tuple[float, int]:
+        logits = self.network(x)
+        loss, gradient = softmax_cross_entropy(logits, labels)
+        self.network.backward(gradient)
+        self.optimizer.step(self.network.gradients)
+        return loss, _hits(logits, labels)
+
+    def _learning_rate(self, done: float) -> float:
+        """Half a cosine, from the chosen rate to 0; a function of how much of the run is done and nothing else."""
+        return self.settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Matrix products on one thread: how a BLAS divides sums among threads would decide the last bits of the weights.
+
+    It costs little: most of the time goes to the NumPy reference, which has one thread anyway.
+    """
+    return import_extra("threadpoolctl").threadpool_limits(1, user_api="blas")
+
+
+def _hits(logits: Any, labels: Any) -> int:
+    # As float32: not every array library finds the largest of half-precision numbers.
+    return int((logits.astype(np.float32, copy=False).argmax(axis=1) == labels).sum())
+
+
+def _on_cpu(array: Any) -> np.ndarray:
+    return array.get() if is_cupy_array(array) else array
+
+
+def _without_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
