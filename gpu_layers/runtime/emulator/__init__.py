@@ -6,17 +6,20 @@ import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from .build import build
+from .build import HOST_FOLDER, build
 from .errors import EmulationError
 from .module import EmulatedModule
+from .sanitizers import check_environment, sanitizer_environment
 from .schedule import ALL_SCHEDULES, Schedule
+from .toolchain import find_cuda_headers
+from .trace import Trace
 
-__all__ = ["ALL_SCHEDULES", "EmulatedModule", "EmulationError", "Schedule", "load"]
+__all__ = ["ALL_SCHEDULES", "EmulatedModule", "EmulationError", "Schedule", "Trace", "load", "sanitizer_environment"]
 
 
 @functools.lru_cache(maxsize=256)
 def _open(source: pathlib.Path, names: tuple[str, ...], mode: str, library: pathlib.Path) -> EmulatedModule:
-    return EmulatedModule(source, names, mode, library)
+    return EmulatedModule(source, names, mode, library, [HOST_FOLDER, find_cuda_headers()])
 
 
 def load(
@@ -49,7 +52,8 @@ def load(
     EmulationError
         Without a compiler or CUDA headers, or if the file does not compile.
     """
-    path = pathlib.Path(source).resolve()
+    path = pathlib.Path(source).resolve(strict=True)
+    check_environment(mode)
     folders = [pathlib.Path(folder).resolve() for folder in include_dirs]
-    library, _ = build(path, list(names), folders, mode)
+    library = build(path, list(names), folders, mode)
     return _open(path, tuple(names), mode, library)

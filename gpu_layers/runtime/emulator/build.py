@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from gpu_layers.runtime.cache import cache_folder
+
 from . import toolchain
 from .errors import CompilationError
 
@@ -31,13 +33,8 @@ _KERNELS_PER_PART = 12
 _MAX_ERROR_LINES = 30
 
 
-def cache_folder() -> pathlib.Path:
-    """Where compiled modules live: ``$GPU_LAYERS_CACHE_DIR``, else the user's cache folder."""
-    chosen = os.environ.get("GPU_LAYERS_CACHE_DIR")
-    if chosen:
-        return pathlib.Path(chosen) / "emulator"
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "gpu_layers" / "emulator"
+def _modules_folder() -> pathlib.Path:
+    return cache_folder() / "emulator"
 
 
 def _hash_folder(digest: hashlib._Hash, folder: pathlib.Path, suffixes: tuple[str, ...]) -> None:
@@ -100,11 +97,12 @@ def _write_forwarding_headers(folder: pathlib.Path) -> None:
 
 def _runtime_objects(compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path) -> pathlib.Path:
     """The folder with the compiled runtime, which every module of a mode is linked with."""
-    flags = [flag for flag in flags if flag != "-fsanitize=thread"]  # the runtime does not watch itself
+    if "-fsanitize=thread" in flags:  # the runtime does not watch itself, and does most of the work
+        flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
         ["runtime", compiler.version, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)], [HOST_FOLDER]
     )
-    target = cache_folder() / f"runtime-{key}"
+    target = _modules_folder() / f"runtime-{key}"
     if not target.is_dir():
         with _building(target) as scratch:
             if scratch is not None:
@@ -151,14 +149,8 @@ def _compile_part(compiler: toolchain.Compiler, flags: Sequence[str], part: path
 
 def build(
     source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str
-) -> tuple[pathlib.Path, toolchain.Compiler]:
-    """Compile ``source`` with these kernels, or find it compiled.
-
-    Returns
-    -------
-    tuple of pathlib.Path and Compiler
-        The shared object, and the compiler whose tools can read it.
-    """
+) -> pathlib.Path:
+    """Compile ``source`` with these kernels, or find it compiled; return the shared object."""
     compiler = toolchain.find_compiler()
     headers = toolchain.find_cuda_headers()
     flags = toolchain.compile_flags(mode, compiler)
@@ -167,13 +159,13 @@ def build(
         ["module", compiler.version, *flags, *map(str, folders), str(source), toolchain.headers_digest(headers), *names],
         [HOST_FOLDER, *folders],
     )
-    target = cache_folder() / f"{source.stem}-{mode}-{key}"
+    target = _modules_folder() / f"{source.stem}-{mode}-{key}"
     if not target.is_dir():
         runtime = _runtime_objects(compiler, flags, headers)
         with _building(target) as scratch:
             if scratch is not None:
                 _build_module(compiler, flags, headers, runtime, source, names, folders, mode, scratch)
-    return target / "module.so", compiler
+    return target / "module.so"
 
 
 def _build_module(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import os
 import pathlib
 import platform
@@ -12,16 +11,18 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from gpu_layers.runtime.headers import cuda_header_folders
+
 from .errors import ToolchainError
 
 #: The modes a module can be built for, and the flags that make them.
 MODE_FLAGS: dict[str, tuple[str, ...]] = {
     "fast": ("-O2",),
     # Every load and store calls back into the runtime, which stands in for the sanitizer's own library.
-    # Without SRA a 16-byte struct copy stays one access; -g gives each access its line.
+    # Without SRA a 16-byte struct copy stays one access; debug information gives each access its line.
     "trace": (
         "-O1",
-        "-g",
+        "-gdwarf-4",  # of version 5 the assembler would have to be told, see build.py
         "-fsanitize=thread",
         "-fno-tree-sra",
         "-fno-optimize-sibling-calls",
@@ -104,19 +105,6 @@ def find_compiler() -> Compiler:
     )
 
 
-def _header_candidates() -> list[pathlib.Path]:
-    folders: list[pathlib.Path] = []
-    spec = importlib.util.find_spec("nvidia")
-    for package in list(spec.submodule_search_locations or []) if spec else []:
-        root = pathlib.Path(package)
-        folders += [root / "cu13" / "include", root / "cuda_runtime" / "include"]
-    for variable in ("CUDA_PATH", "CUDA_HOME"):
-        if os.environ.get(variable):
-            folders.append(pathlib.Path(os.environ[variable]) / "include")
-    folders.append(pathlib.Path("/usr/local/cuda/include"))
-    return folders
-
-
 def find_cuda_headers() -> pathlib.Path:
     """The folder with ``cuda_fp16.h``: from a pip wheel, else from a CUDA toolkit.
 
@@ -125,9 +113,9 @@ def find_cuda_headers() -> pathlib.Path:
     ToolchainError
         If there is none; the message names the package to install.
     """
-    for folder in _header_candidates():
-        if all((folder / name).is_file() for name in ("cuda_fp16.h", "cuda_bf16.h", "vector_types.h")):
-            return folder
+    folders = cuda_header_folders()
+    if folders:
+        return folders[0]
     raise ToolchainError(
         "the emulated backend needs the CUDA headers (cuda_fp16.h) and found none: "
         "`pip install nvidia-cuda-runtime` (CUDA 13) or `pip install nvidia-cuda-runtime-cu12`, "

@@ -20,9 +20,6 @@
 
 #define __forceinline__ inline __attribute__((always_inline))
 #define __inline_hint__ inline
-#ifndef __noinline__
-#define __noinline__ __attribute__((noinline))
-#endif
 #define __no_return__ __attribute__((noreturn))
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_align__(n) __attribute__((aligned(n)))

@@ -305,6 +305,9 @@ Thread* ReadyQueue::pop_at(size_t position) {
     return pop();
 }
 
+uint3 block_position(uint64_t linear_block) { return unflatten(linear_block, launch_grid_size); }
+uint3 thread_position(unsigned linear_thread) { return unflatten(linear_thread, launch_block_size); }
+
 uint64_t random_below(uint64_t bound) {
     random_state += 0x9e3779b97f4a7c15u;  // SplitMix64
     uint64_t z = random_state;

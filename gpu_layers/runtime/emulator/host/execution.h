@@ -91,6 +91,10 @@ extern bool launch_is_cooperative;
 void suspend(State state);
 void make_ready(Block& block, Thread& thread);
 
+// Where in the grid a block is, and where in its block a thread, by their linear numbers.
+uint3 block_position(uint64_t linear_block);
+uint3 thread_position(unsigned linear_thread);
+
 // A deterministic stream of numbers for the random schedule.
 uint64_t random_below(uint64_t bound);
 

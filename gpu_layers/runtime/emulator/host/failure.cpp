@@ -17,10 +17,13 @@ std::string format(const char* pattern, ...) {
     return buffer;
 }
 
-std::string thread_name(const Block& block, const Thread& thread) {
-    return format("block (%u,%u,%u), thread (%u,%u,%u)", block.index.x, block.index.y, block.index.z, thread.index.x,
-                  thread.index.y, thread.index.z);
+std::string thread_name(uint64_t linear_block, unsigned linear_thread) {
+    const uint3 block = block_position(linear_block);
+    const uint3 thread = thread_position(linear_thread);
+    return format("block (%u,%u,%u), thread (%u,%u,%u)", block.x, block.y, block.z, thread.x, thread.y, thread.z);
 }
+
+std::string thread_name(const Block& block, const Thread& thread) { return thread_name(block.linear, thread.linear); }
 
 std::string running_thread_name() {
     if (running_thread == nullptr) return "no thread";

@@ -15,7 +15,7 @@ namespace gpu_layers_emulator {
 extern const KernelRecord* first_kernel;
 
 template <typename T>
-const char* pretty_function() {
+constexpr const char* pretty_function() {
     return __PRETTY_FUNCTION__;
 }
 
@@ -42,7 +42,7 @@ struct SizeOf<void> {
 };
 
 template <typename P>
-ParameterRecord describe() {
+constexpr ParameterRecord describe() {
     using Value = std::remove_pointer_t<P>;
     static_assert(std::is_trivially_copyable<P>::value || std::is_same<P, __half>::value ||
                       std::is_same<P, __nv_bfloat16>::value,
@@ -56,10 +56,7 @@ struct Signature;
 template <typename... P>
 struct Signature<void (*)(P...)> {
     static constexpr int count = sizeof...(P);
-    static const ParameterRecord* records() {
-        static const ParameterRecord all[sizeof...(P) + 1] = {describe<P>()..., {}};
-        return all;
-    }
+    static constexpr ParameterRecord records[sizeof...(P) + 1] = {describe<P>()..., {}};
     // Reading the packed arguments is the launch's doing, not the kernel's: it is never traced.
     template <void (*kernel)(P...), std::size_t... i>
     __attribute__((no_sanitize("thread"))) static void call(void** values, std::index_sequence<i...>) {
@@ -89,7 +86,7 @@ Signature<void (*)(P...)> signature_of(void (*)(P...));
 #define GPU_LAYERS_EMULATED_KERNEL(index, ...)                                                             \
     static ::gpu_layers_emulator::KernelRegistration gpu_layers_kernel_##index(                            \
         index, decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::count,                         \
-        decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::records(),                            \
+        decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::records,                              \
         &decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::template invoke<&__VA_ARGS__>);
 
 #endif  // GPU_LAYERS_EMULATOR_KERNEL_ENTRY_H_

@@ -1,5 +1,8 @@
 #include "launch.h"
 
+#include <dlfcn.h>
+
+#include "argument_memory.h"
 #include "checker.h"
 #include "crash_guard.h"
 #include "execution.h"
@@ -57,4 +60,17 @@ GPU_LAYERS_EXPORT void gpu_layers_launch(const LaunchRequest* request, LaunchRes
     checker::launch_ends(result);
     result->status = failure_kind;
     result->message = failure_message.c_str();
+}
+
+GPU_LAYERS_EXPORT void* gpu_layers_allocate_argument(uint64_t bytes, uint64_t offset) {
+    return allocate_argument(bytes, offset);
+}
+GPU_LAYERS_EXPORT void gpu_layers_free_argument(void* memory) { free_argument(memory); }
+
+// What to subtract from an address to find it in the module's file.
+GPU_LAYERS_EXPORT uint64_t gpu_layers_load_address() {
+    Dl_info info;
+    return dladdr(reinterpret_cast<void*>(&gpu_layers_load_address), &info) != 0
+               ? reinterpret_cast<uint64_t>(info.dli_fbase)
+               : 0;
 }
