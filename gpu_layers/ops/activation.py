@@ -32,7 +32,7 @@ def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
     y : array
     saved : ReluSaved
     """
-    backend = backend_for(x, out)
+    backend = backend_for(x, optional=(out,))
     check_dtype(x)
     y = into(out, x, lambda target: backend.relu_forward(x, out=target))
     return y, ReluSaved(y)

@@ -71,7 +71,7 @@ def batch_norm_forward(
     ValueError
         For a wrong shape, or one value a channel, whose variance does not exist.
     """
-    backend = backend_for(x, gamma, beta)
+    backend = backend_for(x, optional=(gamma, beta))
     channels = _check_input(x, gamma, beta, channels_last)
     eps = check_eps(eps)
     if x.size == channels and channels:
@@ -122,7 +122,7 @@ def batch_norm_inference(
     y : array
     saved : BatchNormSaved
     """
-    backend = backend_for(x, gamma, beta, mean, var)
+    backend = backend_for(x, mean, var, optional=(gamma, beta))
     channels = _check_input(x, gamma, beta, channels_last)
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)

@@ -95,7 +95,7 @@ def dropout_forward(
     ValueError
         For p outside [0, 1], or seed, offset, start out of range.
     """
-    backend = backend_for(x, out)
+    backend = backend_for(x, optional=(out,))
     check_dtype(x)
     p = check_probability(p)
     saved = DropoutSaved(
@@ -126,7 +126,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     -------
     array
     """
-    backend = backend_for(dy, out)
+    backend = backend_for(dy, optional=(out,))
     check_gradient(dy, saved.shape, saved.dtype)
     return into(out, dy, lambda target: backend.dropout_backward(dy, **_numbers(saved), out=target))
 

@@ -76,20 +76,22 @@ def emulation() -> Any:
     return choice.emulation
 
 
-def backend_for(array: Any, *others: Any) -> ModuleType:
+def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> ModuleType:
     """The floor for these arrays: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
 
     Parameters
     ----------
     array, *others
-        NumPy or CuPy arrays, all of one kind. Of the others, None is passed over.
+        NumPy or CuPy arrays, all of one kind.
+    optional : tuple
+        Arrays of the same kind, or None.
 
     Raises
     ------
     TypeError
         If one is no array, the kinds are mixed, or the forced backend does not take them.
     """
-    kinds = {_kind(array)} | {_kind(other) for other in others if other is not None}
+    kinds = {_kind(one) for one in (array, *others)} | {_kind(one) for one in optional if one is not None}
     if len(kinds) > 1:
         raise TypeError(
             "NumPy and CuPy arrays were mixed: move them to one place first (cupy.asarray(x), cupy.asnumpy(x))"
