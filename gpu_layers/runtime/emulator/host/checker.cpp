@@ -36,6 +36,15 @@ struct {
 
 std::vector<FootprintRecord> footprints;
 
+// A read of memory that nobody has written may be the first sign of a missing barrier: whoever writes it
+// next, before one, shows that. So the verdict waits for the barrier, or for any other error.
+std::string uninitialised_shared;
+std::string uninitialised_global;
+
+void report_uninitialised(std::string* pending) {
+    if (!pending->empty()) fail(kUninitialised, *pending);
+}
+
 Site site_of(const void* return_address) {
     auto& recent = recent_sites[reinterpret_cast<uintptr_t>(return_address) % kSiteSlots];
     if (recent.address == return_address) return recent.site;
@@ -65,18 +74,18 @@ int find_image(dl_phdr_info* info, size_t, void* result) {
     return 1;
 }
 
-[[noreturn]] void report(ErrorKind kind, Access access, size_t bytes, const std::string& what, Site site) {
-    fail(kind, format("%s %s %zu bytes at %s: ", running_thread_name().c_str(), verb(access), bytes,
-                      place_of(site).c_str()) +
-                   what);
+std::string describe(Access access, size_t bytes, const std::string& what, Site site) {
+    return format("%s %s %zu bytes at %s: ", running_thread_name().c_str(), verb(access), bytes,
+                  place_of(site).c_str()) +
+           what;
 }
 
-[[noreturn]] void report_conflict(const Verdict& verdict, const Region& region, Access access, size_t bytes,
-                                  Site site) {
+[[noreturn]] void report(ErrorKind kind, Access access, size_t bytes, const std::string& what, Site site) {
+    fail(kind, describe(access, bytes, what, site));
+}
+
+[[noreturn]] void report_race(const Verdict& verdict, const Region& region, Access access, size_t bytes, Site site) {
     const std::string where = memory_map::describe(region, region.begin + verdict.offset);
-    if (verdict.is_uninitialised) {
-        report(kUninitialised, access, bytes, where + " was never written", site);
-    }
     const Stamp other = verdict.earlier.stamp;
     const bool same_warp = other.block() == active_block->linear && other.thread() / kWarpSize == running_thread->warp();
     const char* missing = other.block() != active_block->linear ? "blocks run in any order"
@@ -120,7 +129,14 @@ void check(uintptr_t address, size_t bytes, Access access, bool is_aligned_type,
                memory_map::describe(*region, address) + format(" is no multiple of %zu in memory", bytes), site);
     }
     const Verdict verdict = region->shadow.access(address - region->begin, bytes, access, site, is_initialised);
-    if (verdict.is_uninitialised || verdict.is_race) report_conflict(verdict, *region, access, bytes, site);
+    if (verdict.is_race) report_race(verdict, *region, access, bytes, site);
+    if (verdict.is_uninitialised) {
+        std::string& pending = region->is_shared ? uninitialised_shared : uninitialised_global;
+        if (pending.empty()) {
+            const std::string where = memory_map::describe(*region, region->begin + verdict.offset);
+            pending = describe(access, bytes, where + " was never written", site);
+        }
+    }
     traffic::record(*active_block, *running_thread, site, parameter, access, address, static_cast<unsigned>(bytes));
 }
 
@@ -156,7 +172,22 @@ void launch_begins(const LaunchRequest& request, unsigned resident_blocks) {
     clocks::launch_begins(resident_blocks);
     memory_map::launch_begins(request, resident_blocks);
     traffic::launch_begins(resident_blocks);
+    uninitialised_shared.clear();
+    uninitialised_global.clear();
     is_active = true;
+}
+
+void all_blocks_ended() { report_uninitialised(&uninitialised_global); }
+
+void find_root_cause(ErrorKind* kind, std::string* message) {
+    if (*kind == kRace) return;
+    for (std::string* pending : {&uninitialised_shared, &uninitialised_global}) {
+        if (pending->empty()) continue;
+        *kind = kUninitialised;
+        *message = *pending;
+        pending->clear();
+        return;
+    }
 }
 
 void launch_ends(LaunchResult* result) {
@@ -187,6 +218,7 @@ void block_begins(Block& block) {
 void block_activated(Block& block) { memory_map::activate(block); }
 
 void block_ends(Block& block) {
+    report_uninitialised(&uninitialised_shared);
     traffic::block_converged(block);
     memory_map::block_ends(block);
 }
@@ -198,6 +230,7 @@ void thread_resumes(Block& block, Thread& thread) {
 }
 
 void block_synchronised(Block& block) {
+    report_uninitialised(&uninitialised_shared);
     clocks::block_synchronised(block);
     traffic::block_converged(block);
 }
@@ -207,7 +240,11 @@ void warp_synchronised(Block& block, unsigned warp, unsigned mask, bool orders_m
     if ((mask & block.warps[warp].alive) == block.warps[warp].alive) traffic::warp_converged(block, warp);
 }
 
-void grid_synchronised() { clocks::grid_synchronised(); }
+void grid_synchronised() {
+    report_uninitialised(&uninitialised_shared);
+    report_uninitialised(&uninitialised_global);
+    clocks::grid_synchronised();
+}
 
 void fenced(Thread& thread) { clocks::fenced(*active_block, thread); }
 

@@ -2,6 +2,8 @@
 #ifndef GPU_LAYERS_EMULATOR_CHECKER_H_
 #define GPU_LAYERS_EMULATOR_CHECKER_H_
 
+#include <string>
+
 #include "execution.h"
 
 #ifndef GPU_LAYERS_CHECKED
@@ -14,6 +16,7 @@ namespace checker {
 #if GPU_LAYERS_CHECKED
 
 void launch_begins(const LaunchRequest& request, unsigned resident_blocks);
+void all_blocks_ended();
 void launch_ends(LaunchResult* result);
 void block_begins(Block& block);
 void block_activated(Block& block);
@@ -25,9 +28,13 @@ void grid_synchronised();
 void fenced(Thread& thread);
 void atomic_access(const volatile void* address, size_t size, const void* return_address);
 
+// What an error follows from, where that is known: a read of uninitialised memory, earlier on.
+void find_root_cause(ErrorKind* kind, std::string* message);
+
 #else
 
 inline void launch_begins(const LaunchRequest&, unsigned) {}
+inline void all_blocks_ended() {}
 inline void launch_ends(LaunchResult*) {}
 inline void block_begins(Block&) {}
 inline void block_activated(Block&) {}
@@ -38,6 +45,7 @@ inline void warp_synchronised(Block&, unsigned, unsigned, bool) {}
 inline void grid_synchronised() {}
 inline void fenced(Thread&) {}
 inline void atomic_access(const volatile void*, size_t, const void*) {}
+inline void find_root_cause(ErrorKind*, std::string*) {}
 
 #endif
 

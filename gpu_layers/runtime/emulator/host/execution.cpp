@@ -384,6 +384,7 @@ void run_all_blocks(const LaunchRequest& request, void (*invoke)(void**)) {
     } else {
         run_blocks_in_turn(shuffled, count, backwards);
     }
+    checker::all_blocks_ended();
 }
 
 void abandon_launch() {

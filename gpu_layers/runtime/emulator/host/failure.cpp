@@ -3,6 +3,7 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "checker.h"
 #include "execution.h"
 #include "launch.h"
 
@@ -38,7 +39,9 @@ std::string place(SourceLine where) {
 std::string place(const void* return_address) { return format("{pc:%p}", return_address); }
 
 void fail(ErrorKind kind, const std::string& message) {
-    record_failure(kind, message);
+    std::string root_message = message;
+    checker::find_root_cause(&kind, &root_message);
+    record_failure(kind, root_message);
     abandon_launch();
 }
 

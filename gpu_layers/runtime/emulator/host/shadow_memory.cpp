@@ -145,10 +145,9 @@ Verdict ShadowMemory::access(size_t offset, size_t bytes, Access kind, Site site
     const Stamp now = clocks::now();
     for (size_t i = first; i <= last; ++i) {
         Cell& cell = cells_[i];
-        if (kind != Access::kStore && !is_initialised && !(cell.flags & kStored)) {
+        if (kind != Access::kStore && !is_initialised && !(cell.flags & kStored) && !verdict.is_uninitialised) {
             verdict.is_uninitialised = true;
             verdict.offset = i << shift_;
-            return verdict;
         }
         const bool both_atomic = kind == Access::kAtomic && (cell.flags & kLastWriteWasAtomic);
         if (cell.write.bits != 0 && !(cell.write == now) && !both_atomic &&
