@@ -1,0 +1,183 @@
+"""Pooling layers: PyTorch's arguments, checked when the layer is made; the arithmetic is proved with the ops."""
+
+import numpy as np
+import pytest
+import torch
+
+import gpu_layers as gl
+from tests.inputs import (
+    assert_same_bits,
+    assert_same_values,
+    assert_within,
+    integers,
+    normal,
+    tie_free,
+    to_channels_first,
+    to_channels_last,
+    unchanged,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+MAX_ARGUMENTS = [
+    (2,),
+    ((3, 2),),
+    (3, 2, 1),
+    ((3, 2), (1, 2), (1, 0)),
+    (3, 1, 1, 2),
+    (3, 2, 0, 1, True, True),
+    (2, None, 1, (1, 2), True),
+]
+AVG_ARGUMENTS = [
+    (2,),
+    ((3, 2),),
+    (3, 2, 1),
+    ((3, 2), (1, 2), (1, 0)),
+    (3, 2, 1, True),
+    (3, 2, 1, True, False),
+    (3, 2, 1, False, True, 5),
+]
+
+
+@pytest.mark.parametrize("arguments", MAX_ARGUMENTS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 7), (3, 8, 7)], ids=["batch", "one"])
+def test_max_pool_is_torchs(arguments, shape):
+    ours, theirs = gl.MaxPool2d(*arguments), torch.nn.MaxPool2d(*arguments)
+    assert repr(ours) == repr(theirs)
+    x = tie_free(shape)
+    leaf = torch.from_numpy(x).requires_grad_()
+    with unchanged(x):
+        y = ours(x)
+    expected = theirs(leaf)
+    if ours.return_indices:
+        (y, indices), (expected, expected_indices) = y, expected
+        assert_same_bits(indices, expected_indices.numpy())
+    assert_same_bits(y, expected.detach().numpy())
+    dy = integers(y.shape)
+    expected.backward(torch.from_numpy(dy))
+    for _ in range(2):
+        assert_same_values(ours.backward(dy), leaf.grad.numpy())
+
+
+@pytest.mark.parametrize("arguments", AVG_ARGUMENTS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 7), (3, 8, 7)], ids=["batch", "one"])
+def test_avg_pool_is_torchs(arguments, shape):
+    ours, theirs = gl.AvgPool2d(*arguments), torch.nn.AvgPool2d(*arguments)
+    assert repr(ours) == repr(theirs)
+    x = normal(shape)
+    leaf = torch.from_numpy(x).requires_grad_()
+    with unchanged(x):
+        y = ours(x)
+    expected = theirs(leaf)
+    # At most 9 terms of at most 4, divided by 1 or more, with a rounding each, on both sides.
+    bound = 2 * 10 * 9 * 4 * 2.0**-53
+    assert_within(y, expected.detach().numpy(), bound)
+    dy = normal(y.shape, seed=1)
+    expected.backward(torch.from_numpy(dy))
+    for _ in range(2):
+        assert_within(ours.backward(dy), leaf.grad.numpy(), bound)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **side: gl.MaxPool2d((3, 2), 2, 1, **side),
+        lambda **side: gl.AvgPool2d((3, 2), 2, 1, dilation=2, **side),
+    ],
+    ids=["max", "avg"],
+)
+def test_channels_last_is_the_same_map(make):
+    first, last = make(), make(channels_last=True)
+    x = tie_free((2, 3, 8, 7))
+    y = first(x)
+    assert_same_bits(to_channels_first(last(to_channels_last(x))), y)
+    dy = integers(y.shape)
+    dx = first.backward(dy)
+    assert_same_bits(to_channels_first(last.backward(to_channels_last(dy))), dx)
+    one = last(to_channels_last(x)[1])
+    assert_same_bits(np.moveaxis(one, -1, 0).copy(), y[1])
+    assert_same_bits(np.moveaxis(last.backward(to_channels_last(dy)[1]), -1, 0).copy(), dx[1])
+
+
+def test_indices_stay_flat_in_the_plane_with_channels_last():
+    x = tie_free((2, 3, 6, 5))
+    _, indices = gl.MaxPool2d(2, return_indices=True)(x)
+    _, last = gl.MaxPool2d(2, return_indices=True, channels_last=True)(to_channels_last(x))
+    assert_same_bits(to_channels_first(last), indices)
+
+
+@pytest.mark.parametrize("layer", [gl.MaxPool2d(2), gl.AvgPool2d(2)], ids=repr)
+def test_modes_make_no_difference(layer):
+    x = normal((2, 3, 4, 6))
+    assert_same_bits(layer.eval()(x), layer.train()(x))
+    assert (layer.parameters, layer.gradients, layer.state_dict()) == ({}, {}, {})
+
+
+def test_repr_shows_extras():
+    assert repr(gl.MaxPool2d(2, channels_last=True)) == (
+        "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False, channels_last=True)"
+    )
+    assert repr(gl.AvgPool2d(2, dilation=3, channels_last=True)) == (
+        "AvgPool2d(kernel_size=2, stride=2, padding=0, dilation=3, channels_last=True)"
+    )
+
+
+@pytest.mark.parametrize("make", [gl.MaxPool2d, gl.AvgPool2d])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kernel_size": 0}, ValueError, "^kernel size should be greater than zero, but got "),
+        ({"kernel_size": (2, -2)}, ValueError, "^kernel size should be greater than zero, but got "),
+        ({"kernel_size": 2.5}, TypeError, "kernel_size must be an integer, got float"),
+        ({"kernel_size": (2, 2, 2)}, ValueError, "kernel_size must be an int, or 2 of them, one a spatial axis"),
+        ({"kernel_size": (2,)}, ValueError, "kernel_size must be an int, or 2 of them, one a spatial axis"),
+        ({"kernel_size": None}, TypeError, "kernel_size must be an integer, got NoneType"),
+        ({"kernel_size": True}, TypeError, "kernel_size must be an integer, got bool"),
+        ({"stride": 0}, ValueError, "^stride should be greater than zero, but got "),
+        ({"stride": "2"}, TypeError, "stride must be an integer, got str"),
+        ({"padding": -1}, ValueError, "^pad must be non-negative, but got pad: -1$"),
+        (
+            {"padding": 2},
+            ValueError,
+            "^pad should be at most half of effective kernel size, but got pad=2, kernel_size=3 and dilation=1$",
+        ),
+        ({"padding": (0, 2)}, ValueError, "^pad should be at most half of effective kernel size, but got pad=2"),
+        ({"dilation": 0}, ValueError, "^dilation should be greater than zero, but got "),
+        ({"dilation": 1.0}, TypeError, "dilation must be an integer, got float"),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_layer_is_made(make, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(**({"kernel_size": 3} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("divisor", "error", "message"),
+    [(0, ValueError, "^divisor must be not zero$"), (1.5, TypeError, "divisor_override must be an integer, got float")],
+)
+def test_bad_divisors_are_refused_when_the_layer_is_made(divisor, error, message):
+    with pytest.raises(error, match=message):
+        gl.AvgPool2d(3, divisor_override=divisor)
+
+
+@pytest.mark.parametrize("layer", [gl.MaxPool2d(3), gl.AvgPool2d(3)], ids=repr)
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones((3, 3)), ValueError, r"^Expected 3D or 4D \(batch mode\) tensor .* input, but got:\[3, 3\]$"),
+        (np.ones((1, 1, 1, 3, 3)), ValueError, r"^Expected 3D or 4D \(batch mode\) tensor"),
+        (np.ones((1, 0, 3, 3)), ValueError, r"^Expected 3D or 4D \(batch mode\) tensor .* but got:\[1, 0, 3, 3\]$"),
+        (np.ones((1, 1, 2, 3)), ValueError, r"Output size is too small$"),
+        (np.ones((1, 1, 3, 3), int), TypeError, "^input must be float16, bfloat16, float32 or float64, got int64$"),
+    ],
+)
+def test_bad_input_is_refused(layer, x, error, message):
+    with pytest.raises(error, match=message):
+        layer(x)
+
+
+def test_extras_are_keyword_only():
+    with pytest.raises(TypeError):
+        gl.MaxPool2d(2, 2, 0, 1, False, False, True)
+    with pytest.raises(TypeError):
+        gl.AvgPool2d(2, 2, 0, False, True, None, 1)
