@@ -32,6 +32,9 @@ _KERNELS_PER_PART = 12
 
 _MAX_ERROR_LINES = 30
 
+#: Parts of the runtime that are empty in every other mode.
+_CHECKED_SOURCES = ("checker.cpp", "happens_before.cpp", "memory_map.cpp", "shadow_memory.cpp", "traffic.cpp")
+
 
 def _modules_folder() -> pathlib.Path:
     return cache_folder() / "emulator"
@@ -95,9 +98,11 @@ def _write_forwarding_headers(folder: pathlib.Path) -> None:
         path.write_text(f'#include "{HOST_FOLDER / target}"\n')
 
 
-def _runtime_objects(compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path) -> pathlib.Path:
+def _runtime_objects(
+    compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path, mode: str
+) -> pathlib.Path:
     """The folder with the compiled runtime, which every module of a mode is linked with."""
-    if "-fsanitize=thread" in flags:  # the runtime does not watch itself, and does most of the work
+    if mode == "trace":  # the runtime does not watch itself, and does most of the work
         flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
         ["runtime", compiler.version, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)], [HOST_FOLDER]
@@ -112,6 +117,7 @@ def _runtime_objects(compiler: toolchain.Compiler, flags: Sequence[str], headers
                     [
                         [compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
                         for source in sorted(HOST_FOLDER.glob("*.cpp"))
+                        if mode == "trace" or source.name not in _CHECKED_SOURCES
                     ],
                     "the emulator's runtime",
                 )
@@ -161,7 +167,7 @@ def build(
     )
     target = _modules_folder() / f"{source.stem}-{mode}-{key}"
     if not target.is_dir():
-        runtime = _runtime_objects(compiler, flags, headers)
+        runtime = _runtime_objects(compiler, flags, headers, mode)
         with _building(target) as scratch:
             if scratch is not None:
                 _build_module(compiler, flags, headers, runtime, source, names, folders, mode, scratch)
