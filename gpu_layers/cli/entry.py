@@ -72,7 +72,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return f"out of memory {error}"
+        return f"out of memory: {error}"
     return str(error) or type(error).__name__
 
 

@@ -46,7 +46,12 @@ def add_command(commands: Any) -> None:
     add("--epochs", type=integer(1, 10**6), default=25, help="passes over the training images")
     add("--batch-size", type=integer(2, 2**31 - 1), default=64, help="at least 2: batch norm needs a variance")
     add("--p", type=probability, default=0.1, help="dropout probability")
-    add("--placement", choices=PLACEMENTS, default="after", help="dropout after or before the activation")
+    add(
+        "--placement",
+        choices=PLACEMENTS,
+        default="after",
+        help="dropout after or before the activation; for ReLU, as here, both are the same function",
+    )
     add("--optimizer", choices=tuple(DEFAULT_LR), default="adam", help="sgd has a momentum of 0.9")
     rates = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LR.items())
     add(

@@ -127,12 +127,16 @@ def _dataset(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.nda
     if unknown.size:
         raise ValueError(f"y_test holds the label {unknown[0]}, which y_train does not")
     # Wide: the sum of many small or large pixels must not lose them.
-    mean, std = float(x_train.mean(dtype=np.float64)), float(x_train.std(dtype=np.float64))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(x_train.mean(dtype=np.float64)), float(x_train.std(dtype=np.float64))
     if std == 0:
         raise ValueError(f"every pixel of x_train is {mean:g}: there is nothing to learn from")
+    if not np.isfinite(std):
+        raise ValueError("x_train holds numbers too large to compute their spread")
 
     def standardised(images: np.ndarray) -> np.ndarray:
-        return ((images - mean) / std).astype(np.float32)
+        wide = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
+        return ((wide - mean) / std).astype(np.float32, copy=False)
 
     return Dataset(
         name=name,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -154,9 +154,10 @@ class Trainer:
         FloatingPointError
             If the loss is no longer a finite number.
         """
-        with _one_blas_thread():
+        with _arithmetic():
             entry = self._train_epoch(report)
-            entry["test_loss"], entry["test_accuracy"] = self.evaluate()
+        entry["test_loss"], entry["test_accuracy"] = self.evaluate()
+        self._check_finite(entry["test_loss"])
         self.history.append(entry)
         return entry
 
@@ -172,10 +173,7 @@ class Trainer:
             chosen = order[batch]
             labels = self._y_train[chosen]
             loss, hits = self._step(self._x_train[chosen], labels)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"training diverged: the loss is {loss} in epoch {self.epoch + 1}; a lower learning rate may help"
-                )
+            self._check_finite(loss)
             images, loss_sum, correct = images + len(labels), loss_sum + loss * len(labels), correct + hits
             rate = images / (time.perf_counter() - began)
             report(Progress(images, loss_sum / images, correct / images, rate))
@@ -193,11 +191,12 @@ class Trainer:
         self.network.eval()
         count = self._x_test.shape[0]
         loss_sum, correct = 0.0, 0
-        for start in range(0, count, _EVALUATION_BATCH):
-            labels = self._y_test[start : start + _EVALUATION_BATCH]
-            logits = self.network(self._x_test[start : start + _EVALUATION_BATCH])
-            loss, _ = softmax_cross_entropy(logits, labels)
-            loss_sum, correct = loss_sum + loss * len(labels), correct + _hits(logits, labels)
+        with _arithmetic():
+            for start in range(0, count, _EVALUATION_BATCH):
+                labels = self._y_test[start : start + _EVALUATION_BATCH]
+                logits = self.network(self._x_test[start : start + _EVALUATION_BATCH])
+                loss, _ = softmax_cross_entropy(logits, labels)
+                loss_sum, correct = loss_sum + loss * len(labels), correct + _hits(logits, labels)
         return loss_sum / count, correct / count
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -243,17 +242,26 @@ class Trainer:
         self.optimizer.step(self.network.gradients)
         return loss, _hits(logits, labels)
 
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: the loss is {loss} in epoch {self.epoch + 1}; a lower learning rate may help"
+            )
+
     def _learning_rate(self, done: float) -> float:
         """Half a cosine, from the chosen rate to 0; a function of how much of the run is done and nothing else."""
         return self.settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _one_blas_thread() -> AbstractContextManager[Any]:
-    """Matrix products on one thread: how a BLAS divides sums among threads would decide the last bits of the weights.
+@contextmanager
+def _arithmetic() -> Iterator[None]:
+    """How the numbers of a run are computed: on one BLAS thread, and without a warning.
 
-    It costs little: most of the time goes to the NumPy reference, which has one thread anyway.
+    How a BLAS divides sums among threads would decide the last bits of the weights. One thread costs little: most of
+    the time goes to the NumPy reference, which has no more. What overflows is an error once it reaches the loss.
     """
-    return import_extra("threadpoolctl").threadpool_limits(1, user_api="blas")
+    with import_extra("threadpoolctl").threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
+        yield
 
 
 def _hits(logits: Any, labels: Any) -> int:

@@ -1,0 +1,91 @@
+"""What ``gpu-layers info`` says, with everything there and with things missing."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gpu_layers import __version__
+from gpu_layers.cli import info, main
+
+
+def _json(capsys):
+    assert main(["info", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_facts(capsys):
+    facts = _json(capsys)
+    assert facts["versions"]["gpu-layers"] == __version__
+    assert facts["versions"]["NumPy"] == np.__version__
+    assert facts["backends"]["reference"] == {"available": True}
+    assert set(facts["backends"]) == {"reference", "emulated", "cuda"}
+    assert facts["backends"]["cuda"]["available"] == bool(facts["gpus"])
+
+
+def test_text_says_the_same(capsys):
+    facts = _json(capsys)
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == ["Versions", "Tools", "Backends", "GPUs", "Missing"]
+    for name, version in facts["versions"].items():
+        assert [name, version or "-"] in [line.split() for line in lines]
+    columns = {len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines if "  " in line[2:]}
+    assert len(columns) == 1, "aligned"
+
+
+def test_missing_compiler_and_headers(capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(info, "cuda_header_folders", list)
+    facts = _json(capsys)
+    assert facts["tools"] == {"C++ compiler": None, "CUDA headers": None}
+    assert "no-such-compiler" in facts["backends"]["emulated"]["reason"]
+    advice = {entry["what"]: entry["advice"] for entry in facts["missing"]}
+    assert "apt-get install g++" in advice["C++ compiler"]
+    assert "pip install nvidia-cuda-runtime" in advice["CUDA headers"]
+
+
+def test_missing_cupy(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    facts = _json(capsys)
+    assert facts["versions"]["CuPy"] is None
+    assert facts["versions"]["NVRTC"] is None
+    assert facts["backends"]["cuda"]["available"] is False
+    advice = {entry["what"]: entry["advice"] for entry in facts["missing"]}
+    assert "pip install 'gpu-layers[cuda12]'" in advice["CuPy"]
+    assert "NVRTC" not in advice, "it comes with CuPy"
+    assert main(["info"]) == 0
+    assert "  CuPy " in capsys.readouterr().out
+
+
+def test_missing_extra(capsys, monkeypatch):
+    version = info._version
+    monkeypatch.setattr(info, "_version", lambda package: None if package == "rich" else version(package))
+    assert {"what": "rich", "advice": "pip install 'gpu-layers[train]'"} in _json(capsys)["missing"]
+
+
+def test_a_broken_cupy_is_shown_not_raised(capsys, monkeypatch):
+    def fail():
+        raise OSError("libcuda.so.1:\n  wrong ELF class")
+
+    monkeypatch.setattr(info, "require_gpu", fail)
+    backend = _json(capsys)["backends"]["cuda"]
+    assert backend == {"available": False, "reason": "libcuda.so.1: wrong ELF class"}
+
+
+def test_gpus(capsys, monkeypatch):
+    monkeypatch.setattr(info, "require_gpu", lambda: None)
+    monkeypatch.setattr(
+        info, "_gpus", lambda cupy: [{"name": "NVIDIA X", "compute_capability": "9.0", "memory_gib": 79.6}]
+    )
+    assert main(["info"]) == 0
+    assert "NVIDIA X, compute capability 9.0, 79.6 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_named(capsys):
+    gpu = _json(capsys)["gpus"][0]
+    assert gpu["name"]
+    assert float(gpu["compute_capability"]) >= 7
+    assert gpu["memory_gib"] > 0

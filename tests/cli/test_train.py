@@ -1,0 +1,123 @@
+"""``gpu-layers train`` as a user runs it."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import gpu_layers as gl
+from gpu_layers.cli import main
+from gpu_layers.training.checkpoint import load_arrays
+from gpu_layers.training.network import image_classifier
+from tests.cli.commands import environment, gpu_layers
+from tests.training.images import image_arrays, write_images
+
+OUTPUTS = {"checkpoint.safetensors", "curves.png", "metrics.json", "model.safetensors"}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_images(tmp_path / "images.npz")
+
+
+def _train(data, out, *options):
+    return main(["train", "--data", str(data), "--epochs", "3", "--batch-size", "8", "--out", str(out), *options])
+
+
+def test_outputs(data, tmp_path, capsys):
+    out = tmp_path / "deep" / "run"
+    assert _train(data, out, "--seed", "5", "--p", "0.25") == 0
+    assert set(os.listdir(out)) == OUTPUTS
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["settings"] | {"seed": 5, "p": 0.25, "epochs": 3, "batch_size": 8} == metrics["settings"]
+    assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2, 3]
+    assert metrics["test_accuracy"] == metrics["epochs"][-1]["test_accuracy"]
+    assert metrics["data"]["classes"] == [0, 1, 2]
+    assert (out / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 + 2
+    assert lines[3].startswith("epoch 3/3  loss ")
+    assert f"test accuracy {100 * metrics['test_accuracy']:.2f} % after 3 epochs" in lines[4]
+
+
+def test_the_saved_model_gives_the_reported_accuracy(data, tmp_path):
+    assert _train(data, tmp_path / "run") == 0
+    weights = safetensors.numpy.load_file(tmp_path / "run" / "model.safetensors")
+    _, facts = load_arrays(tmp_path / "run" / "model.safetensors", "model")
+    network = image_classifier((1, 6, 5), 3, p=0.1, placement="after", seed=99, dtype=np.dtype(np.float32))
+    network.load_state_dict(weights)
+    network.eval()
+    arrays, preparation = image_arrays(), facts["preparation"]
+    images = ((arrays["x_test"][:, None] - preparation["mean"]) / preparation["std"]).astype(np.float32)
+    accuracy = (network(images).argmax(axis=1) == arrays["y_test"]).mean()
+    assert accuracy == json.loads((tmp_path / "run" / "metrics.json").read_text())["test_accuracy"]
+
+
+def test_same_seed_same_file(data, tmp_path):
+    first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
+    assert _train(data, first) == 0
+    # Neither the global generator nor the number of threads has a part in it.
+    gl.manual_seed(123)
+    arguments = ["train", "--data", data, "--epochs", "3", "--batch-size", "8", "--out", again]
+    threads = 'import os; os.environ["OPENBLAS_NUM_THREADS"] = "1"'
+    assert gpu_layers(*arguments, before=threads).returncode == 0
+    assert _train(data, other, "--seed", "1") == 0
+    model = "model.safetensors"
+    assert (first / model).read_bytes() == (again / model).read_bytes()
+    assert (first / model).read_bytes() != (other / model).read_bytes()
+
+
+def test_a_new_run_replaces_an_old_one(data, tmp_path):
+    out = tmp_path / "run"
+    assert _train(data, out) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "model.safetensors.0123.partial").write_bytes(b"left by a killed run")
+    old = (out / "model.safetensors").read_bytes()
+    assert _train(data, out, "--seed", "1") == 0
+    assert (out / "model.safetensors").read_bytes() != old
+    assert set(os.listdir(out)) == OUTPUTS | {"notes.txt"}
+
+
+def test_bar_on_a_terminal(data, tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpu_layers", "train", "--data", data, "--epochs", "2", "--out", tmp_path / "run"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment() | {"TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # the terminal's other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
+    text = shown.decode()
+    assert "━" in text
+    assert "images/s" in text
+    assert "epoch 2/2  loss" in text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_dtypes(data, tmp_path, dtype):
+    assert _train(data, tmp_path / "run", "--dtype", dtype) == 0
+    weights = safetensors.numpy.load_file(tmp_path / "run" / "model.safetensors")
+    assert weights["0.weight"].dtype == (np.float64 if dtype == "float64" else np.float32)
+
+
+def test_default_run_reaches_98_percent(tmp_path):
+    assert main(["train", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["test_accuracy"] >= 0.98
+    assert metrics["data"]["test"] == 360
