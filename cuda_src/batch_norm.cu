@@ -6,6 +6,14 @@
 #include "channel_layout.cuh"
 #include "moments.cuh"
 
+template <typename A>
+__device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, A* result) {
+    result[0] = moments.count;
+    result[1] = moments.mean;
+    result[2] = moments.m2;
+    result[3] = origin;
+}
+
 // ---- statistics -----------------------------------------------------------------------------------------
 
 template <typename T>
@@ -39,7 +47,7 @@ struct PlaneStatistics {
 
 // Partial moments of each channel of planes.
 //   x                 [batch, channels, plane] T, 16-byte aligned
-//   partial_moments   [channels, parts] count, mean, m2
+//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
 // Launch: blockDim (x, y) of kChannelThreads in all; channels * parts blocks.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads)
@@ -47,14 +55,12 @@ __global__ void __launch_bounds__(kChannelThreads)
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     const long long channel = blockIdx.x / layout.parts;
+    const A origin = to_accumulate(x[channel * layout.plane]);
     PlaneStatistics<T> statistics{x, {}, 0};
     for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, statistics);
-    const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count), warp_values);
+    const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count, origin), warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        A* result = partial_moments + 3 * static_cast<long long>(blockIdx.x);
-        result[0] = moments.count;
-        result[1] = moments.mean;
-        result[2] = moments.m2;
+        write_partial(moments, origin, partial_moments + 4 * static_cast<long long>(blockIdx.x));
     }
 }
 
@@ -104,7 +110,7 @@ __device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scr
 
 // Partial moments of each channel of rows.
 //   x                 [rows, channels] T, 16-byte aligned; channels a multiple of Width
-//   partial_moments   [channels, parts] count, mean, m2
+//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
 // Launch: blockDim (x, y) of kChannelThreads in all, y a power of two; tiles * parts blocks.
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads)
@@ -117,21 +123,22 @@ __global__ void __launch_bounds__(kChannelThreads)
     RowStatistics<T, Width> statistics{x, {}, 0};
     if (channel < layout.channels) for_each_in_row_part(layout, channel, part, statistics);
     Moments<A> moments[Width];
+    A origins[Width];
 #pragma unroll
-    for (int k = 0; k < Width; ++k) moments[k] = statistics.values[k].moments(statistics.count);
+    for (int k = 0; k < Width; ++k) {
+        origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
+        moments[k] = statistics.values[k].moments(statistics.count, origins[k]);
+    }
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
-        A* result = partial_moments + 3 * ((channel + k) * layout.parts + part);
-        result[0] = moments[k].count;
-        result[1] = moments[k].mean;
-        result[2] = moments[k].m2;
+        write_partial(moments[k], origins[k], partial_moments + 4 * ((channel + k) * layout.parts + part));
     }
 }
 
 // Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
-//   partial_moments      [channels, parts] count, mean, m2
+//   partial_moments      [channels, parts] count, mean - origin, m2, origin
 //   mean, var, inv_std   [channels]
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
@@ -143,13 +150,13 @@ __global__ void __launch_bounds__(kChannelThreads)
     if (channel >= channels) return;
     Moments<A> moments = Moments<A>::identity();
     for (long long part = lane; part < parts; part += kWarpThreads) {
-        const A* partial = partial_moments + 3 * (channel * parts + part);
+        const A* partial = partial_moments + 4 * (channel * parts + part);
         moments = moments.combine({partial[0], partial[1], partial[2]});
     }
     moments = warp_reduce(moments);
     if (lane != 0) return;
     const A variance = moments.m2 / moments.count;
-    mean[channel] = moments.mean;
+    mean[channel] = partial_moments[4 * channel * parts + 3] + moments.mean;
     var[channel] = variance;
     inv_std[channel] = A(1) / sqrt(variance + eps);
 }

@@ -22,6 +22,8 @@ struct PlaneLayout {
     long long parts;               // blocks of a channel
 };
 
+static_assert(sizeof(PlaneLayout) == 56, "the launcher packs it with this size");
+
 struct RowLayout {
     long long rows;
     long long channels;
@@ -29,6 +31,7 @@ struct RowLayout {
     long long rows_per_part;  // of a block
     long long parts;          // blocks of a tile
 };
+static_assert(sizeof(RowLayout) == 40, "the launcher packs it with this size");
 
 // Calls body for all values of channel `channel` in part `part`: body.vector(i) for whole aligned vectors of
 // kChannelUnroll x width neighbours, body.scalar(i) for the others; i is the index in the array.

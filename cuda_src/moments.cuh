@@ -4,6 +4,8 @@
 #include "reduce.cuh"
 
 // Count, mean and sum of squared deviations of some values, merged as Chan, Golub and LeVeque (1979) do.
+// The mean is relative to an origin that all parts share, one of the channel's values: its rounding error is
+// then small against their spread, however far from 0 they are.
 template <typename A>
 struct Moments {
     A count, mean, m2;
@@ -42,13 +44,13 @@ struct MomentsAccumulator {
         sum_of_squares = fma(deviation, deviation, sum_of_squares);
     }
 
-    __device__ __forceinline__ Moments<A> moments(int count) const {
+    __device__ __forceinline__ Moments<A> moments(int count, A origin) const {
         if (count == 0) return Moments<A>::identity();
         const A n = static_cast<A>(count);
         const A mean_deviation = sum / n;
         const A m2 = sum_of_squares - sum * mean_deviation;
         // Rounding may leave a variance of nothing slightly negative; NaN must stay NaN.
-        return {n, shift + mean_deviation, m2 < A(0) ? A(0) : m2};
+        return {n, (shift - origin) + mean_deviation, m2 < A(0) ? A(0) : m2};
     }
 };
 

@@ -19,6 +19,8 @@ struct PoolWindow {
     Divisor32 by_output[3], by_input[3], by_output_image, by_input_image, by_groups, by_stride[3];
 };
 
+static_assert(sizeof(PoolWindow) == 232, "the launcher packs it with this size");
+
 // Which of the two arrays a thread has an element of.
 template <bool IsOutput>
 struct PoolSide {

@@ -149,7 +149,7 @@ def batch_norm_forward(
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     x = ready(x)
     plan, dtype = _plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
-    partial = empty((plan.channels, plan.parts, 3), dtype, x)
+    partial = empty((plan.channels, plan.parts, 4), dtype, x)
     plan.run(_STATISTICS, element_type(x), (x, partial))
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
     merge = _MERGE_STATISTICS(A=c_name(dtype))
@@ -207,3 +207,19 @@ def _parameter_gradients(plan: _Plan, dy: Any, x: Any, mean: Any, inv_std: Any) 
     arguments = (partial, inv_std, dgamma, dbeta, plan.channels, plan.parts)
     launch(merge, _merge_blocks(plan.channels), _THREADS, arguments)
     return dgamma, dbeta
+
+
+def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
+    """Additions on the way of one value into a sum over its channel, at most: what bounds the sum's rounding error.
+
+    A thread adds its values one after another, a block those of its threads in a tree, and the lanes of a warp the
+    blocks' results in turn and then in a tree.
+    """
+    plan = _plan(tuple(shape), np.dtype(dtype).itemsize, channels_last)
+    along, slots = plan.block
+    if plan.width is None:
+        layout = plan.layout
+        of_a_thread = -(-int(layout["segments_per_part"]) // slots) * (-(-int(layout["segment"]) // along) + 16)
+    else:
+        of_a_thread = -(-int(plan.layout["rows_per_part"]) // slots)
+    return of_a_thread + _THREADS.bit_length() + -(-plan.parts // _WARP) + _WARP.bit_length()

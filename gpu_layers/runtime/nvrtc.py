@@ -131,16 +131,17 @@ def compile_source(
 
 
 @cache
-def compiled_module(source: str, names: tuple[str, ...], architecture: Architecture) -> CompiledModule:
+def compiled_module(
+    source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
+) -> CompiledModule:
     """:func:`compile_source`, kept in the user's cache folder from process to process."""
-    key = json.dumps(
-        [sources_digest(), source, names, options(architecture), _nvrtc().getVersion()],
-    ).encode()
+    identity = [sources_digest(), source, names, options(architecture), _nvrtc().getVersion(), warnings_as_errors]
+    key = json.dumps(identity).encode()
     stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
     path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
     index = stem.with_suffix(".json")
     if not (path.is_file() and index.is_file()):
-        code, symbols = compile_source(source, names, architecture)
+        code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
         write_atomically(path, code)
         write_atomically(index, json.dumps(symbols).encode())
     return CompiledModule(path, json.loads(index.read_text()))

@@ -1,0 +1,69 @@
+"""Every kernel against the reference, on this machine: what ``gpu-layers verify`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.verification.batch_norm import batch_norm_cases
+from gpu_layers.verification.comparison import Case, Difference, compare
+from gpu_layers.verification.elementwise import dropout_cases, relu_cases
+from gpu_layers.verification.pooling import avg_pool_cases, max_pool_cases
+
+__all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differences", "emulated_backend"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the kernels run.
+
+    Attributes
+    ----------
+    name : str
+    place : callable
+        Takes a NumPy array to where the kernels take it.
+    activate : callable
+        Gives the context in which operations run there.
+    """
+
+    name: str
+    place: Callable[[Any], Any]
+    activate: Callable[[], AbstractContextManager]
+
+
+def emulated_backend(**options: Any) -> Backend:
+    """The kernels executed on the CPU; options as those of ``use_backend("emulated")``."""
+    return Backend("emulated", lambda array: array, lambda: use_backend("emulated", **options))
+
+
+def cuda_backend() -> Backend:
+    """The kernels on CuPy's current GPU.
+
+    Raises
+    ------
+    RuntimeError
+        If there is none.
+    """
+    return Backend("cuda", require_gpu().asarray, lambda: use_backend("cuda"))
+
+
+def all_cases() -> Iterator[Case]:
+    """The cases of every operation."""
+    for cases in (dropout_cases, relu_cases, batch_norm_cases, max_pool_cases, avg_pool_cases):
+        yield from cases()
+
+
+def differences(case: Case, backend: Backend) -> Iterable[Difference]:
+    """Run a case by the reference and by a backend, and compare every result."""
+    inputs = case.inputs()
+    with use_backend("reference"):
+        expected = case.run(inputs)
+        bounds = case.bounds(inputs, expected)
+    placed = {name: backend.place(array) for name, array in inputs.items()}
+    with backend.activate():
+        actual = case.run(placed)
+    return [compare(name, actual[name], result, bounds.get(name)) for name, result in expected.items()]

@@ -1,0 +1,125 @@
+"""A case of an operation, and the comparison of what the kernels give with what the reference gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpu_layers.runtime.cuda import is_cupy_array
+
+Arrays = dict[str, Any]
+
+
+def _exactly(inputs: Arrays, expected: Arrays) -> Arrays:
+    return {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on one input.
+
+    Attributes
+    ----------
+    op : str
+        Operation, e.g. ``dropout``.
+    dtype : numpy.dtype
+        Of the elements.
+    label : str
+        What is special about it.
+    inputs : callable
+        Makes the NumPy arrays that it takes, by name; always the same ones.
+    run : callable
+        Takes these arrays, NumPy or CuPy, and gives the results by name, by the public operations.
+    bounds : callable
+        Takes inputs and expected results (NumPy), and gives the absolute error allowed for each result, an array
+        that broadcasts against it. A result that it leaves out must be equal to the last bit.
+    """
+
+    op: str
+    dtype: np.dtype
+    label: str
+    inputs: Callable[[], Arrays]
+    run: Callable[[Arrays], Arrays]
+    bounds: Callable[[Arrays, Arrays], Arrays] = _exactly
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.dtype} {self.label}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a result is from the reference.
+
+    Attributes
+    ----------
+    name : str
+        Of the result.
+    ratio : float
+        Largest error, as a part of what is allowed: above 1 is wrong. 0 for equal bits, infinity where equality is
+        demanded, or shape, dtype, NaN or infinities differ.
+    message : str
+        What differs, and where it is worst.
+    """
+
+    name: str
+    ratio: float
+    message: str
+
+
+def epsilon(dtype: Any) -> float:
+    """Distance from 1 to the next number of a dtype: twice the relative error of one rounding."""
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def smallest(dtype: Any) -> float:
+    """Smallest positive number of a dtype: what a rounding may be off by near 0."""
+    return float(ml_dtypes.finfo(dtype).smallest_subnormal)
+
+
+def compare(name: str, actual: Any, expected: np.ndarray, bound: Any | None) -> Difference:
+    """Compare one result with the reference.
+
+    Parameters
+    ----------
+    name : str
+    actual : array
+        NumPy or CuPy.
+    expected : ndarray
+    bound : array_like or None
+        Absolute error allowed; None for equality of the bits (but for the payload of NaN).
+    """
+    actual = actual.get() if is_cupy_array(actual) else np.asarray(actual)
+    expected = np.asarray(expected)
+    for what, ours, theirs in (
+        ("shape", actual.shape, expected.shape),
+        ("dtype", actual.dtype, expected.dtype),
+    ):
+        if ours != theirs:
+            return Difference(name, np.inf, f"{name}: {what} is {ours}, must be {theirs}")
+    if actual.size == 0:
+        return Difference(name, 0.0, "")
+    ours, theirs = actual.reshape(-1), expected.reshape(-1)
+    # Bits, not values: +0 and -0 differ. Only the payload of NaN is free.
+    same = ours.view(f"u{ours.itemsize}") == theirs.view(f"u{theirs.itemsize}")
+    same |= (ours != ours) & (theirs != theirs)
+    if same.all():
+        return Difference(name, 0.0, "")
+    if bound is None:
+        worst = int(np.argmin(same))
+        ratios = np.where(same, 0.0, np.inf)
+    else:
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+        allowed = np.broadcast_to(np.asarray(bound, np.float64), expected.shape).reshape(-1)
+        # NaN here means that one of the two is not finite and the other is something else.
+        ratios = np.where(same, 0.0, np.where(error <= allowed, error / np.maximum(allowed, 1e-300), np.inf))
+        ratios = np.where(~same & np.isfinite(error) & (error > allowed) & (allowed > 0), error / allowed, ratios)
+        worst = int(np.argmax(ratios))
+    where = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
+    wrong = int((ratios > 1).sum())
+    message = f"{name}: {wrong} of {ours.size} values differ; at {where} {ours[worst]!r}, must be {theirs[worst]!r}"
+    return Difference(name, float(ratios[worst]), message)

@@ -1,0 +1,31 @@
+"""Inputs of the verification: always the same, and awkward on purpose."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+
+def generator(*what: Any) -> np.random.Generator:
+    """Random numbers that depend on what they are for, not on what was drawn before."""
+    return np.random.default_rng(zlib.crc32(repr(what).encode()))
+
+
+def normal(shape: tuple[int, ...], dtype: Any, *what: Any, mean: float = 0.0) -> np.ndarray:
+    """Normally distributed values of standard deviation 1."""
+    return np.asarray(generator(shape, *what).standard_normal(shape) + mean).astype(dtype)
+
+
+def with_special_values(x: np.ndarray) -> np.ndarray:
+    """The array with NaN, infinities, zeros of both signs and a subnormal at scattered places."""
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40], np.float64).astype(x.dtype)
+    places = generator("special", x.size).permutation(x.size)[: special.size]
+    x.reshape(-1)[places] = special[: places.size]
+    return x
+
+
+def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Small whole numbers, of which many are equal."""
+    return generator("ties", shape).integers(-3, 4, shape).astype(dtype)

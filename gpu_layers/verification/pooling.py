@@ -1,0 +1,110 @@
+"""Cases of max and average pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
+from gpu_layers.verification.inputs import normal, with_special_values, with_ties
+
+# (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
+# channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
+_CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((2, 3, 8, 10), {"kernel_size": (2, 2)}),
+    ((2, 8, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
+    ((1, 16, 7, 30), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
+    ((2, 5, 13, 9), {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "ceil_mode": True}),
+    ((1, 8, 12, 12), {"kernel_size": (2, 3), "stride": 1, "dilation": (3, 2)}),
+    ((3, 2, 5, 5), {"kernel_size": (2, 2), "stride": 4}),
+    ((300, 3, 2, 2), {"kernel_size": (2, 2)}),
+    ((1, 2, 20, 19), {"kernel_size": (17, 17), "stride": 2, "padding": 8}),
+    ((2, 4, 33), {"kernel_size": (4,), "stride": 3, "padding": 2}),
+    ((2, 8, 5, 6, 7), {"kernel_size": (2, 3, 3), "stride": (1, 2, 2), "padding": (1, 1, 0)}),
+    ((0, 4, 6, 6), {"kernel_size": (2, 2)}),
+)
+
+
+def _shapes() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
+    for shape, window in _CASES:
+        label = f"{list(shape)} {', '.join(f'{name}={value}' for name, value in window.items())}"
+        yield label, shape, window
+        yield f"{label}, channels_last", (shape[0], *shape[2:], shape[1]), {**window, "channels_last": True}
+    yield "non-contiguous", (2, 6, 12, 9), {"kernel_size": (3, 3), "stride": 2, "padding": 1}
+    yield "unbatched", (4, 9, 8), {"kernel_size": (2, 2)}
+
+
+def _view(label: str, x: Any) -> Any:
+    return x[:, ::2, ::-1] if label == "non-contiguous" else x
+
+
+def max_pool_cases() -> Iterator[Case]:
+    """Values and gradients move, they are not computed with: every bit must be the reference's."""
+    for dtype in FLOAT_DTYPES:
+        for label, shape, window in _shapes():
+            yield _max_pool(dtype, label, shape, window)
+
+
+def _max_pool(dtype, label, shape, window) -> Case:
+    def inputs() -> Arrays:
+        x = with_special_values(with_ties(shape, dtype))
+        y, _ = ops.max_pool_forward(_view(label, x), **window)
+        return {"x": x, "dy": normal(y.shape, dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.max_pool_forward(_view(label, arrays["x"]), **window)
+        dx = ops.max_pool_backward(arrays["dy"], saved)
+        return {"y": y, "taps": saved.taps, "indices": ops.max_pool_indices(saved), "dx": dx}
+
+    return Case("max_pool", dtype, label, inputs, run)
+
+
+def avg_pool_cases() -> Iterator[Case]:
+    """Sums in the order of the reference; divisions replaced by products with reciprocals."""
+    for dtype in FLOAT_DTYPES:
+        for label, shape, window in _shapes():
+            yield _avg_pool(dtype, label, shape, window)
+        shape, window = (2, 3, 9, 10), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}
+        yield _avg_pool(dtype, "count_include_pad=False", shape, {**window, "count_include_pad": False})
+        yield _avg_pool(dtype, "divisor_override=-7", shape, {**window, "divisor_override": -7})
+        window = {"kernel_size": (2, 3), "stride": 2, "padding": 1, "dilation": 2, "count_include_pad": False}
+        yield _avg_pool(dtype, "dilation, count_include_pad=False", shape, window)
+
+
+def _avg_pool(dtype, label, shape, window) -> Case:
+    accumulate = statistics_dtype(dtype)
+
+    def inputs() -> Arrays:
+        x = normal(shape, dtype, "x")
+        y, _ = ops.avg_pool_forward(_view(label, x), **window)
+        return {"x": x, "dy": normal(y.shape, dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.avg_pool_forward(_view(label, arrays["x"]), **window)
+        return {"y": y, "dx": ops.avg_pool_backward(arrays["dy"], saved)}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # The sums are the same to the last bit. A product with a rounded reciprocal is within 1.5 units in the last
+        # place of the quotient, which within half a unit of the exact one: two roundings of the accumulation dtype,
+        # and then one of the dtype, which may fall to the other side.
+        rounding = 2 * epsilon(accumulate) + (epsilon(dtype) if dtype != accumulate else 0)
+        y = np.abs(expected["y"].astype(np.float64)) * rounding + smallest(dtype)
+        # In the backward each of at most k shares is off by as much, and each addition rounds once more here and
+        # there; the shares' absolute values are the gradient of |dy|.
+        magnitude = np.abs(inputs["dy"].astype(np.float64))
+        _, saved = ops.avg_pool_forward(_view(label, inputs["x"]).astype(np.float64), **window)
+        total = np.abs(ops.avg_pool_backward(magnitude, saved))
+        covering = 1
+        for kernel, stride in zip(saved.window.kernel, saved.window.stride, strict=True):
+            covering *= -(-kernel // stride)
+        dx = total * (epsilon(accumulate) * (2 + covering)) + smallest(dtype)
+        if dtype != accumulate:
+            dx = dx + np.abs(expected["dx"].astype(np.float64)) * epsilon(dtype)
+        return {"y": y, "dx": dx}
+
+    return Case("avg_pool", dtype, label, inputs, run, bounds)

@@ -1,0 +1,130 @@
+"""Every kernel compiles for every architecture, with no GPU and no driver, and takes what its launcher passes."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import gpu_layers.kernels  # noqa: F401 - declares the kernels
+from gpu_layers.runtime.kernel import C_TYPES, Kernel, all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module
+from gpu_layers.runtime.sources import source_folder
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+SOURCES = sorted({kernel.source for kernel in all_kernels()})
+
+
+def names(source):
+    return tuple(kernel.name for kernel in all_kernels() if kernel.source == source)
+
+
+@pytest.fixture(scope="module")
+def symbols():
+    """Mangled symbol of every kernel, by architecture; every pair of file and architecture compiled once."""
+    jobs = [(source, Architecture(capability)) for capability in ARCHITECTURES for source in SOURCES]
+
+    def compiled(job):
+        source, architecture = job
+        module = compiled_module(source, names(source), architecture, warnings_as_errors=True)
+        assert module.path.read_bytes()[:4] == b"\x7fELF"
+        return architecture.capability, module.symbols
+
+    found = {capability: {} for capability in ARCHITECTURES}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for capability, of_source in pool.map(compiled, jobs):
+            found[capability].update(of_source)
+    return found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_every_kernel_compiles_without_warnings(symbols, capability):
+    assert symbols[capability].keys() == {kernel.name for kernel in all_kernels()}
+
+
+def demangled(mangled):
+    tool = shutil.which("c++filt")
+    assert tool, "c++filt, of the package binutils that g++ brings, is missing"
+    return subprocess.run([tool], input="\n".join(mangled), text=True, capture_output=True, check=True).stdout.split(
+        "\n"
+    )
+
+
+def canonical(c_type: str) -> str:
+    """The spelling of c++filt, which puts const last and knows 64-bit integers by one name."""
+    c_type = c_type.strip()
+    const = c_type.startswith("const ")
+    base = c_type.removeprefix("const ").rstrip("*")
+    return f"{base}{' const' if const else ''}{'*' if c_type.endswith('*') else ''}"
+
+
+def split_parameters(text: str) -> list[str]:
+    """Split at the commas that are not within angle brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def test_entry_points_take_what_the_launchers_pass(symbols):
+    kernels = all_kernels()
+    for kernel, signature in zip(kernels, demangled([symbols[90][kernel.name] for kernel in kernels]), strict=True):
+        # void f<float, 4>(float const*, long long): what is in the last parentheses.
+        found = re.search(r"\((.*)\)$", signature)
+        assert found, signature
+        # accumulate_t<float> stands unresolved in a template's symbol.
+        taken = [
+            re.sub(r"Accumulate<([^<>]*)>::type", lambda m: "double" if m[1] == "double" else "float", part)
+            for part in split_parameters(found[1])
+        ]
+        declared = [canonical(parameter.c_type) for parameter in kernel.parameters]
+        assert taken == declared, f"{kernel}: {signature}"
+
+
+def test_struct_layouts_are_those_of_the_sources():
+    """The sizes that the launchers pass are asserted where the structs are."""
+    sources = "\n".join(path.read_text() for path in source_folder().glob("*.cuh"))
+    structs = {
+        parameter.c_type: parameter.dtype.itemsize
+        for kernel in all_kernels()
+        for parameter in kernel.parameters
+        if parameter.c_type not in C_TYPES and not parameter.is_pointer
+    }
+    assert structs
+    for c_type, size in structs.items():
+        if "<" not in c_type:
+            assert f"static_assert(sizeof({c_type}) == {size}" in sources, c_type
+
+
+def test_ptx_for_gpus_newer_than_the_compiler():
+    kernel = next(kernel for kernel in all_kernels() if kernel.source == "dropout.cu")
+    code, symbols = compile_source(kernel.source, [kernel.name], Architecture(90, ptx=True))
+    assert symbols[kernel.name] in code.decode()
+    assert ".target sm_90" in code.decode()
+
+
+def test_a_warning_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "warns.cu").write_text(
+        "template <typename T> __global__ void warns(T* x) { int unused_number = 3; x[0] = T(1); }\n"
+    )
+    monkeypatch.setattr("gpu_layers.runtime.nvrtc.source_folder", lambda: tmp_path)
+    with pytest.raises(RuntimeError, match=r"warns\.cu.*unused_number"):
+        compile_source("warns.cu", ["warns<float>"], Architecture(90), warnings_as_errors=True)
+
+
+def test_a_compile_error_names_file_and_line(tmp_path, monkeypatch):
+    (tmp_path / "broken.cu").write_text("__global__ void broken() {\n    missing();\n}\n")
+    monkeypatch.setattr("gpu_layers.runtime.nvrtc.source_folder", lambda: tmp_path)
+    with pytest.raises(RuntimeError, match=r"broken\.cu\(2\): error"):
+        compile_source("broken.cu", ["broken"], Architecture(90))
+
+
+def test_kernels_are_declared_once():
+    kernels: list[Kernel] = all_kernels()
+    assert len({(kernel.source, kernel.name) for kernel in kernels}) == len(kernels)
