@@ -28,7 +28,7 @@ constexpr int32_t kind_of() {
     if (std::is_same<V, __nv_bfloat16>::value) return kKindBfloat16;
     if (std::is_floating_point<V>::value) return kKindFloat;
     if (std::is_integral<V>::value) return std::is_signed<V>::value ? kKindSigned : kKindUnsigned;
-    if (std::is_enum<V>::value) return kKindSigned;
+    if constexpr (std::is_enum<V>::value) return kind_of<std::underlying_type_t<V>>();
     return kKindOther;
 }
 
