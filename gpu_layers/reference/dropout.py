@@ -10,7 +10,7 @@ from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.philox import random_words
 
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
-# is what makes this fast, and what bounds the memory beyond the result. A multiple of 4, one Philox block.
+# is what makes this fast, and what bounds the memory beyond the result.
 _CHUNK = 1 << 16
 
 
@@ -48,16 +48,13 @@ def dropout_forward(
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
     factor = accumulate(scale)
-    position = 0
-    while position < source.size:
-        # The first chunk may be short: the others then start on a Philox block.
-        stop = min(source.size, position + _CHUNK - ((start + position) & 3))
-        words = random_words(seed, offset, start + position, stop - position)
-        kept = source[position:stop].astype(accumulate) * factor
+    for position in range(0, source.size, _CHUNK):
+        chunk = slice(position, position + _CHUNK)
+        kept = source[chunk].astype(accumulate) * factor
+        words = random_words(seed, offset, start + position, kept.size)
         # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
         kept[words < np.uint64(drop_below)] = 0
-        target[position:stop] = kept
-        position = stop
+        target[chunk] = kept
     return y
 
 
