@@ -12,7 +12,7 @@ from gpu_layers.runtime import emulator
 KERNELS = pathlib.Path(__file__).parent / "kernels"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def marked_line(file: str, mark: str) -> str:
     """``file:line`` of the line that ends with ``// BUG: mark``."""
     for number, line in enumerate((KERNELS / file).read_text().splitlines(), start=1):

@@ -1,4 +1,7 @@
-"""Runs one kernel of ``sanitized.cu`` in this process: ``python -m tests.emulator.run_sanitized MODE KERNEL``. Started by the tests."""
+"""Runs one kernel of ``sanitized.cu`` in this process. Started by the tests, as
+
+python -m tests.emulator.run_sanitized MODE KERNEL
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ NAMES = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def module(mode: str) -> emulator.EmulatedModule:
     return emulator.load(KERNELS / "features.cu", NAMES, mode=mode)
 
@@ -288,9 +288,7 @@ def test_half_functions(run, name, dtype):
     spacing = np.abs(np.spacing(out[0, 1:]).astype(np.longdouble))
     assert np.isnan(out[0, 0].astype(np.float32))
     assert (error[1:] <= spacing / 2).all()  # rounded once
-    np.testing.assert_allclose(
-        out[1].astype(float), np.exp(c.astype(float)), rtol=float(ml_dtypes.finfo(dtype).eps)
-    )
+    np.testing.assert_allclose(out[1].astype(float), np.exp(c.astype(float)), rtol=float(ml_dtypes.finfo(dtype).eps))
     assert np.isnan(out[2, 0].astype(np.float32))
     np.testing.assert_array_equal(out[2, 1:], np.maximum(a, b)[1:])
     np.testing.assert_array_equal(out[3, 1:], np.floor(a)[1:])
@@ -311,5 +309,5 @@ def test_vector_loads_and_stores(run):
     h = np.arange(128).astype(BFLOAT16)
     y, g = np.zeros_like(x), np.zeros_like(h)
     run("vector_types", (1,), (16,), [x, y, h, g])
-    np.testing.assert_array_equal(y.reshape(16, 4), x.reshape(16, 4) + [1, 0, 0, -1])
+    np.testing.assert_array_equal(y.reshape(16, 4), x.reshape(16, 4) + np.array([1, 0, 0, -1]))
     np.testing.assert_array_equal(g, -h)

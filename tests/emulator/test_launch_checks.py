@@ -18,7 +18,7 @@ Y = np.zeros(64, np.float32)
 ONE = np.float32(1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def module() -> emulator.EmulatedModule:
     return emulator.load(KERNELS / "launches.cu", ["scale", "every_type", "by_struct", "grid_barrier"])
 

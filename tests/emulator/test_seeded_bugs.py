@@ -206,20 +206,24 @@ BUGS = [
 NAMES = sorted({f"{bug.name}<{twin}>" for bug in BUGS for twin in ("true", "false")})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def module(mode: str) -> emulator.EmulatedModule:
     return emulator.load(KERNELS / "seeded_bugs.cu", NAMES, mode=mode)
 
 
 def fresh(argument):
     """Outputs are written as text in the table: each launch gets its own."""
-    return {
-        "y": lambda: np.zeros(256, np.float32),
-        "y200": lambda: np.zeros(200, np.float32),
-        "counter": lambda: np.zeros(1, np.int32),
-        "counters": lambda: np.zeros(64, np.int32),
-        "ticket": lambda: np.zeros(1, np.uint32),
-    }[argument]() if isinstance(argument, str) else argument
+    return (
+        {
+            "y": lambda: np.zeros(256, np.float32),
+            "y200": lambda: np.zeros(200, np.float32),
+            "counter": lambda: np.zeros(1, np.int32),
+            "counters": lambda: np.zeros(64, np.int32),
+            "ticket": lambda: np.zeros(1, np.uint32),
+        }[argument]()
+        if isinstance(argument, str)
+        else argument
+    )
 
 
 def launch(bug: Bug, twin: str, mode: str, schedule: emulator.Schedule):

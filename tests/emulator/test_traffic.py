@@ -29,7 +29,7 @@ NAMES = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def module() -> emulator.EmulatedModule:
     return emulator.load(KERNELS / "traffic.cu", NAMES, mode="trace")
 
@@ -130,9 +130,7 @@ def test_atomics_are_counted_apart():
 
 def test_one_array_passed_twice_stays_one():
     x = floats(64)
-    trace = module().launch(
-        "scale_in_place", (2,), (32,), [x, x, np.float32(2)], argument_names=("x", "y", "factor")
-    )
+    trace = module().launch("scale_in_place", (2,), (32,), [x, x, np.float32(2)], argument_names=("x", "y", "factor"))
     np.testing.assert_array_equal(x, 2 * floats(64))
     assert trace.total("x", "load").bytes == trace.total("y", "store").bytes == 256
 

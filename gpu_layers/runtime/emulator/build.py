@@ -153,16 +153,22 @@ def _compile_part(compiler: toolchain.Compiler, flags: Sequence[str], part: path
     _run([compiler.command, "-c", str(assembly), "-o", str(part.with_suffix(".o"))], what)
 
 
-def build(
-    source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str
-) -> pathlib.Path:
+def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str) -> pathlib.Path:
     """Compile ``source`` with these kernels, or find it compiled; return the shared object."""
     compiler = toolchain.find_compiler()
     headers = toolchain.find_cuda_headers()
     flags = toolchain.compile_flags(mode, compiler)
     folders = [source.parent, *include_dirs]
     key = _digest(
-        ["module", compiler.version, *flags, *map(str, folders), str(source), toolchain.headers_digest(headers), *names],
+        [
+            "module",
+            compiler.version,
+            *flags,
+            *map(str, folders),
+            str(source),
+            toolchain.headers_digest(headers),
+            *names,
+        ],
         [HOST_FOLDER, *folders],
     )
     target = _modules_folder() / f"{source.stem}-{mode}-{key}"

@@ -56,6 +56,7 @@ class ParameterType:
 
     @classmethod
     def from_record(cls, record: abi.ParameterRecord) -> ParameterType:
+        """Read what the compiled module says of one parameter."""
         text = record.pretty_function.decode()
         match = re.search(r"\bT = (.*?)[\];]", text)
         c_type = re.sub(r"\s*\*", "*", match.group(1)) if match else "?"
@@ -93,7 +94,9 @@ def _wanted(parameter: ParameterType) -> str:
     return "any dtype" if parameter.kind is Kind.VOID else f"a dtype of {parameter.size} bytes"
 
 
-def check_values(kernel: str, parameters: Sequence[ParameterType], values: Sequence[Any], labels: Sequence[str]) -> None:
+def check_values(
+    kernel: str, parameters: Sequence[ParameterType], values: Sequence[Any], labels: Sequence[str]
+) -> None:
     """Refuse what a GPU would silently misread.
 
     Raises

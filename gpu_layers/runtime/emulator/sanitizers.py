@@ -46,9 +46,7 @@ def sanitizer_environment(mode: str) -> dict[str, str]:
         environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
         return environment
     compiler = find_compiler()
-    names = (
-        ["libasan.so", "libstdc++.so.6"] if compiler.is_gcc else ["libclang_rt.asan-x86_64.so", "libstdc++.so.6"]
-    )
+    names = ["libasan.so", "libstdc++.so.6"] if compiler.is_gcc else ["libclang_rt.asan-x86_64.so", "libstdc++.so.6"]
     # The C++ library too: loaded later, it would throw past AddressSanitizer's back.
     environment["LD_PRELOAD"] = ":".join(_library(compiler.command, name) for name in names)
     # Python leaks on purpose; kernels own nothing.

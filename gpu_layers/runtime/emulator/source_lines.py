@@ -111,6 +111,4 @@ def resolve(message: str, debug: DebugInformation, label: Callable[[int], str]) 
     message = re.sub(r"\{pc:(0x[0-9a-f]+)\}", lambda m: str(lines[int(m[1], 16)]), message)
     message = re.sub(r"\{file:(.*?):(\d+)\}", lambda m: f"{pathlib.PurePath(m[1]).name}:{m[2]}", message)
     message = re.sub(r"\{arg:(\d+)\}", lambda m: label(int(m[1])), message)
-    return re.sub(
-        r"\{shared:(\d+)\}", lambda m: f"the shared array '{debug.shared_arrays()[int(m[1])].name}'", message
-    )
+    return re.sub(r"\{shared:(\d+)\}", lambda m: f"the shared array '{debug.shared_arrays()[int(m[1])].name}'", message)

@@ -163,7 +163,9 @@ class Trace:
 
     def table(self) -> str:
         """The lines as text, the busiest first."""
-        rows = [("line", "argument", "access", "width", "requests", "bytes", "sectors", "lines", "conflicts")]
+        rows: list[tuple[str, ...]] = [
+            ("line", "argument", "access", "width", "requests", "bytes", "sectors", "lines", "conflicts")
+        ]
         for line in sorted(self.lines, key=lambda item: -item.traffic.bytes):
             counts = line.traffic
             numbers = (line.width, counts.requests, counts.bytes, counts.sectors, counts.lines, counts.bank_conflicts)

@@ -134,7 +134,8 @@ __global__ void tiles(const int* x, int* y) {
     int value = x[threadIdx.x];
     for (unsigned step = tile.size() / 2; step > 0; step /= 2) value += tile.shfl_xor(value, step);
     tile.sync();
-    y[threadIdx.x] = value + 1000 * static_cast<int>(tile.meta_group_rank()) + (tile.any(tile.thread_rank() == 3) ? 0 : 9);
+    y[threadIdx.x] =
+        value + 1000 * static_cast<int>(tile.meta_group_rank()) + (tile.any(tile.thread_rank() == 3) ? 0 : 9);
 }
 
 // --- Atomics and fences -----------------------------------------------------------------------------------
@@ -193,7 +194,8 @@ __global__ void last_block_done(const int* x, int* partial, unsigned* ticket, in
     }
 }
 
-// --- Cooperative launches ------------------------------------------------------------------------------------
+// --- Cooperative launches
+// ------------------------------------------------------------------------------------
 
 // Normalises x by its sum: static and dynamic shared memory must survive the grid barrier.
 __global__ void grid_sync(const int* x, int* partial, int* y) {
@@ -213,11 +215,12 @@ __global__ void grid_sync(const int* x, int* partial, int* y) {
     cg::sync(grid);
     if (threadIdx.x == 0) partial[gridDim.x - 1 - blockIdx.x] = total;
     grid.sync();
-    y[i] = kept[threadIdx.x] * partial[blockIdx.x] + also_kept[threadIdx.x] + (grid.is_valid() ? 0 : 1 << 20) +
-           static_cast<int>(grid.thread_rank() - i);
+    y[i] = kept[threadIdx.x] * partial[blockIdx.x] + also_kept[threadIdx.x] +
+           (grid.is_valid() ? 0 : 1 << 20) + static_cast<int>(grid.thread_rank() - i);
 }
 
-// --- Arithmetic ----------------------------------------------------------------------------------------------
+// --- Arithmetic
+// ----------------------------------------------------------------------------------------------
 
 __global__ void integers(const unsigned* x, unsigned* out) {
     const unsigned a = x[0], b = x[1];
@@ -226,7 +229,8 @@ __global__ void integers(const unsigned* x, unsigned* out) {
     out[2] = __ffs(static_cast<int>(a));
     out[3] = __brev(a);
     out[4] = __umulhi(a, b);
-    const unsigned long long wide = __umul64hi(static_cast<unsigned long long>(a) << 32 | b, 0x9e3779b97f4a7c15ull);
+    const unsigned long long wide =
+        __umul64hi(static_cast<unsigned long long>(a) << 32 | b, 0x9e3779b97f4a7c15ull);
     out[5] = static_cast<unsigned>(wide), out[6] = static_cast<unsigned>(wide >> 32);
     out[7] = __byte_perm(a, b, 0x5410u);
     out[8] = __funnelshift_l(a, b, 8);
@@ -302,7 +306,8 @@ __global__ void half_pairs(const __half2* x, __half2* y, const __nv_bfloat162* u
     v[t] = __hfma2(u[t], u[t], __float22bfloat162_rn(make_float2(1.0f, 2.0f)));
 }
 
-// --- Vector memory ---------------------------------------------------------------------------------------------
+// --- Vector memory
+// ---------------------------------------------------------------------------------------------
 
 struct __align__(16) EightHalves {
     __nv_bfloat16 values[8];

@@ -6,8 +6,9 @@
 __global__ void scale(const float* x, float* y, float factor) { y[threadIdx.x] = x[threadIdx.x] * factor; }
 
 enum Choice : unsigned { kFirst, kSecond };
-__global__ void every_type(double, __half, __nv_bfloat16, bool, signed char, unsigned char, short, unsigned short, int,
-                           unsigned, long long, unsigned long long, long, const float, Choice) {}
+__global__ void every_type(double, __half, __nv_bfloat16, bool, signed char, unsigned char, short,
+                           unsigned short, int, unsigned, long long, unsigned long long, long, const float,
+                           Choice) {}
 
 struct Window {
     int size[3];

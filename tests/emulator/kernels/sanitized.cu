@@ -1,10 +1,12 @@
-// Kernels for the sanitizers' tests: fibres that switch a lot, and bugs that only a sanitizer of the host sees.
+// Kernels for the sanitizers' tests: fibres that switch a lot, and bugs that only a sanitizer of the host
+// sees.
 
 // Sums each block's floats in shared memory, with warp shuffles and a local array: many switches.
 __global__ void block_sum(const float* x, float* y) {
     __shared__ float partial[32];
     float scratch[8];
-    for (int i = 0; i < 8; ++i) scratch[i] = x[blockIdx.x * blockDim.x + threadIdx.x] * (i == threadIdx.x % 8);
+    for (int i = 0; i < 8; ++i)
+        scratch[i] = x[blockIdx.x * blockDim.x + threadIdx.x] * (i == threadIdx.x % 8);
     float sum = 0.0f;
     for (int i = 0; i < 8; ++i) sum += scratch[i];
     for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);

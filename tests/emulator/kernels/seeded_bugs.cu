@@ -141,7 +141,8 @@ __global__ void write_through_const(const float* x, float* y) {
     target[threadIdx.x] = 1.0f;  // BUG: write_through_const
 }
 
-// --- Uninitialised memory -----------------------------------------------------------------------------------
+// --- Uninitialised memory
+// -----------------------------------------------------------------------------------
 
 template <bool kCorrect>
 __global__ void uninitialised_shared(const float* x, float* y) {
@@ -160,7 +161,8 @@ __global__ void uninitialised_global(const float* x, float* y) {
     y[threadIdx.x] += x[threadIdx.x];  // BUG: uninitialised_global
 }
 
-// --- Races ----------------------------------------------------------------------------------------------------
+// --- Races
+// ----------------------------------------------------------------------------------------------------
 
 // Every block writes the same element.
 template <bool kCorrect>
@@ -198,7 +200,8 @@ __global__ void missing_threadfence(const float* x, float* partial, unsigned* ti
     }
 }
 
-// --- Warp operations ------------------------------------------------------------------------------------------
+// --- Warp operations
+// ------------------------------------------------------------------------------------------
 
 // Lanes 16 to 31 call with a mask of the lower half.
 template <bool kCorrect>
@@ -243,7 +246,8 @@ __global__ void different_operations(const float* x, float* y) {
     y[threadIdx.x] = value;
 }
 
-// --- Cooperative launches -----------------------------------------------------------------------------------
+// --- Cooperative launches
+// -----------------------------------------------------------------------------------
 
 template <bool kCorrect>
 __global__ void missing_grid_sync(const float* x, float* partial, float* y) {
@@ -259,7 +263,8 @@ __global__ void block_misses_grid_sync(const float* x, float* y) {
     y[blockIdx.x * blockDim.x + threadIdx.x] = x[threadIdx.x];
 }
 
-// --- Accidents --------------------------------------------------------------------------------------------------
+// --- Accidents
+// --------------------------------------------------------------------------------------------------
 
 template <bool kCorrect>
 __global__ void trap(float* y) {

@@ -19,7 +19,7 @@ struct Same {
 
 template <typename T, typename Update>
 __attribute__((always_inline, no_sanitize("thread"))) inline T update_atomically(T* address, Update update,
-                                                                              const void* return_address) {
+                                                                                 const void* return_address) {
     before_atomic(address, sizeof(T), return_address);
     const T old = *address;
     *address = update(old);
@@ -28,20 +28,20 @@ __attribute__((always_inline, no_sanitize("thread"))) inline T update_atomically
 
 }  // namespace gpu_layers_emulator
 
-#define GPU_LAYERS_ATOMIC_FUNCTION(name, expression)                                                          \
-    template <typename T>                                                                                     \
-    GPU_LAYERS_ATOMIC T name(T* address, typename gpu_layers_emulator::Same<T>::type value) {                 \
-        return gpu_layers_emulator::update_atomically(                                                        \
-            address, [&](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; },           \
-            __builtin_return_address(0));                                                                     \
-    }                                                                                                         \
-    template <typename T>                                                                                     \
-    __forceinline__ T name##_block(T* address, typename gpu_layers_emulator::Same<T>::type value) {           \
-        return name(address, value);                                                                          \
-    }                                                                                                         \
-    template <typename T>                                                                                     \
-    __forceinline__ T name##_system(T* address, typename gpu_layers_emulator::Same<T>::type value) {          \
-        return name(address, value);                                                                          \
+#define GPU_LAYERS_ATOMIC_FUNCTION(name, expression)                                                 \
+    template <typename T>                                                                            \
+    GPU_LAYERS_ATOMIC T name(T* address, typename gpu_layers_emulator::Same<T>::type value) {        \
+        return gpu_layers_emulator::update_atomically(                                               \
+            address, [&](T old) __attribute__((no_sanitize("thread"))) -> T { return expression; },  \
+            __builtin_return_address(0));                                                            \
+    }                                                                                                \
+    template <typename T>                                                                            \
+    __forceinline__ T name##_block(T* address, typename gpu_layers_emulator::Same<T>::type value) {  \
+        return name(address, value);                                                                 \
+    }                                                                                                \
+    template <typename T>                                                                            \
+    __forceinline__ T name##_system(T* address, typename gpu_layers_emulator::Same<T>::type value) { \
+        return name(address, value);                                                                 \
     }
 
 GPU_LAYERS_ATOMIC_FUNCTION(atomicAdd, static_cast<T>(old + value))
@@ -49,7 +49,7 @@ GPU_LAYERS_ATOMIC_FUNCTION(atomicSub, static_cast<T>(old - value))
 GPU_LAYERS_ATOMIC_FUNCTION(atomicExch, ((void)old, value))
 GPU_LAYERS_ATOMIC_FUNCTION(atomicMin, value < old ? value : old)
 GPU_LAYERS_ATOMIC_FUNCTION(atomicMax, old < value ? value : old)
-GPU_LAYERS_ATOMIC_FUNCTION(atomicAnd, static_cast<T>(old & value))
+GPU_LAYERS_ATOMIC_FUNCTION(atomicAnd, static_cast<T>(old& value))
 GPU_LAYERS_ATOMIC_FUNCTION(atomicOr, static_cast<T>(old | value))
 GPU_LAYERS_ATOMIC_FUNCTION(atomicXor, static_cast<T>(old ^ value))
 GPU_LAYERS_ATOMIC_FUNCTION(atomicInc, old >= value ? T(0) : static_cast<T>(old + 1))
@@ -61,7 +61,8 @@ GPU_LAYERS_ATOMIC T atomicCAS(T* address, typename gpu_layers_emulator::Same<T>:
                               typename gpu_layers_emulator::Same<T>::type desired) {
     static_assert(std::is_integral<T>::value, "CUDA compares and swaps integers");
     return gpu_layers_emulator::update_atomically(
-        address, [&](T old) __attribute__((no_sanitize("thread"))) -> T { return old == expected ? desired : old; },
+        address,
+        [&](T old) __attribute__((no_sanitize("thread"))) -> T { return old == expected ? desired : old; },
         __builtin_return_address(0));
 }
 

@@ -18,10 +18,11 @@ void enter(const char* what, unsigned& waiting, unsigned& waiting_elsewhere, Sou
     Thread& self = *running_thread;
     self.where = where;
     if (block.exited > 0) {
-        fail(kBarrierError, format("%s waits in the %s barrier at %s, but %s has returned: every thread of the block "
-                                   "must reach it",
-                                   thread_name(block, self).c_str(), what, place(where).c_str(),
-                                   thread_name(block, *block.last_exited).c_str()));
+        fail(kBarrierError,
+             format("%s waits in the %s barrier at %s, but %s has returned: every thread of the block "
+                    "must reach it",
+                    thread_name(block, self).c_str(), what, place(where).c_str(),
+                    thread_name(block, *block.last_exited).c_str()));
     }
     if (waiting == 0 && waiting_elsewhere == 0) block.first_at_barrier = &self;
     const Thread& first = *block.first_at_barrier;

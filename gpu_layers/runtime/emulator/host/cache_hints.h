@@ -2,10 +2,10 @@
 #ifndef GPU_LAYERS_EMULATOR_CACHE_HINTS_H_
 #define GPU_LAYERS_EMULATOR_CACHE_HINTS_H_
 
-#define GPU_LAYERS_LOAD(name)                \
-    template <typename T>                    \
+#define GPU_LAYERS_LOAD(name)                  \
+    template <typename T>                      \
     __forceinline__ T name(const T* address) { \
-        return *address;                     \
+        return *address;                       \
     }
 GPU_LAYERS_LOAD(__ldg)
 GPU_LAYERS_LOAD(__ldca)
@@ -15,10 +15,10 @@ GPU_LAYERS_LOAD(__ldlu)
 GPU_LAYERS_LOAD(__ldcv)
 #undef GPU_LAYERS_LOAD
 
-#define GPU_LAYERS_STORE(name)                             \
-    template <typename T, typename U>                      \
+#define GPU_LAYERS_STORE(name)                              \
+    template <typename T, typename U>                       \
     __forceinline__ void name(T* address, const U& value) { \
-        *address = value;                                  \
+        *address = value;                                   \
     }
 GPU_LAYERS_STORE(__stwb)
 GPU_LAYERS_STORE(__stcg)

@@ -48,7 +48,8 @@ void report_uninitialised(std::string* pending) {
 Site site_of(const void* return_address) {
     auto& recent = recent_sites[reinterpret_cast<uintptr_t>(return_address) % kSiteSlots];
     if (recent.address == return_address) return recent.site;
-    auto [found, is_new] = site_of_address.try_emplace(return_address, static_cast<Site>(address_of_site.size() + 1));
+    auto [found, is_new] =
+        site_of_address.try_emplace(return_address, static_cast<Site>(address_of_site.size() + 1));
     if (is_new) address_of_site.push_back(return_address);
     recent = {return_address, found->second};
     return found->second;
@@ -67,7 +68,8 @@ int find_image(dl_phdr_info* info, size_t, void* result) {
     for (int i = 0; i < info->dlpi_phnum; ++i) {
         if (info->dlpi_phdr[i].p_type != PT_LOAD) continue;
         begin = std::min<uintptr_t>(begin, info->dlpi_addr + info->dlpi_phdr[i].p_vaddr);
-        end = std::max<uintptr_t>(end, info->dlpi_addr + info->dlpi_phdr[i].p_vaddr + info->dlpi_phdr[i].p_memsz);
+        end = std::max<uintptr_t>(end,
+                                  info->dlpi_addr + info->dlpi_phdr[i].p_vaddr + info->dlpi_phdr[i].p_memsz);
     }
     if (reinterpret_cast<uintptr_t>(&is_active) - begin >= end - begin) return 0;
     *static_cast<MemoryRange*>(result) = {reinterpret_cast<unsigned char*>(begin), end - begin};
@@ -84,16 +86,19 @@ std::string describe(Access access, size_t bytes, const std::string& what, Site 
     fail(kind, describe(access, bytes, what, site));
 }
 
-[[noreturn]] void report_race(const Verdict& verdict, const Region& region, Access access, size_t bytes, Site site) {
+[[noreturn]] void report_race(const Verdict& verdict, const Region& region, Access access, size_t bytes,
+                              Site site) {
     const std::string where = memory_map::describe(region, region.begin + verdict.offset);
     const Stamp other = verdict.earlier.stamp;
-    const bool same_warp = other.block() == active_block->linear && other.thread() / kWarpSize == running_thread->warp();
+    const bool same_warp =
+        other.block() == active_block->linear && other.thread() / kWarpSize == running_thread->warp();
     const char* missing = other.block() != active_block->linear ? "blocks run in any order"
                           : same_warp                           ? "no __syncwarp() or barrier orders them"
                                                                 : "no barrier orders them";
     report(kRace, access, bytes,
            where + format(", which %s %s at %s: %s", thread_name(other.block(), other.thread()).c_str(),
-                          verdict.earlier_is_write ? "wrote" : "read", place_of(verdict.earlier.site).c_str(), missing),
+                          verdict.earlier_is_write ? "wrote" : "read", place_of(verdict.earlier.site).c_str(),
+                          missing),
            site);
 }
 
@@ -107,14 +112,16 @@ void check(uintptr_t address, size_t bytes, Access access, bool is_aligned_type,
     int32_t parameter = kShared;
     bool is_initialised = false;
     if (!region->is_shared) {
-        const ArgumentRecord* argument = memory_map::argument_at(*region, address, bytes, access != Access::kLoad);
+        const ArgumentRecord* argument =
+            memory_map::argument_at(*region, address, bytes, access != Access::kLoad);
         if (argument == nullptr) {
             report(kOutOfBounds, access, bytes, memory_map::describe_nearest(address, bytes), site);
         }
         parameter = argument->parameter;
         if (access != Access::kLoad && argument->is_const) {
             report(kReadOnly, access, bytes,
-                   memory_map::describe(*region, address) + " is const: the kernel promised not to write it", site);
+                   memory_map::describe(*region, address) + " is const: the kernel promised not to write it",
+                   site);
         }
         for (const ArgumentRecord& any : region->arguments) {
             is_initialised = is_initialised || (any.is_initialised && address >= any.address &&
@@ -126,9 +133,11 @@ void check(uintptr_t address, size_t bytes, Access access, bool is_aligned_type,
     }
     if (is_aligned_type && address % bytes != 0) {
         report(kMisaligned, access, bytes,
-               memory_map::describe(*region, address) + format(" is no multiple of %zu in memory", bytes), site);
+               memory_map::describe(*region, address) + format(" is no multiple of %zu in memory", bytes),
+               site);
     }
-    const Verdict verdict = region->shadow.access(address - region->begin, bytes, access, site, is_initialised);
+    const Verdict verdict =
+        region->shadow.access(address - region->begin, bytes, access, site, is_initialised);
     if (verdict.is_race) report_race(verdict, *region, access, bytes, site);
     if (verdict.is_uninitialised) {
         std::string& pending = region->is_shared ? uninitialised_shared : uninitialised_global;
@@ -137,7 +146,8 @@ void check(uintptr_t address, size_t bytes, Access access, bool is_aligned_type,
             pending = describe(access, bytes, where + " was never written", site);
         }
     }
-    traffic::record(*active_block, *running_thread, site, parameter, access, address, static_cast<unsigned>(bytes));
+    traffic::record(*active_block, *running_thread, site, parameter, access, address,
+                    static_cast<unsigned>(bytes));
 }
 
 }  // namespace
@@ -149,7 +159,8 @@ void memory_access(const volatile void* pointer, size_t bytes, Access access, bo
     auto address = reinterpret_cast<uintptr_t>(pointer);
     if (!is_active || address - stack_begin < stack_bytes) return;
     const Site site = site_of(return_address);
-    const bool is_one_piece = bytes <= 16 && (bytes & (bytes - 1)) == 0 && (is_aligned_type || address % bytes == 0);
+    const bool is_one_piece =
+        bytes <= 16 && (bytes & (bytes - 1)) == 0 && (is_aligned_type || address % bytes == 0);
     if (is_one_piece) {
         check(address, bytes, access, is_aligned_type, site);
         return;
@@ -200,8 +211,8 @@ void launch_ends(LaunchResult* result) {
         for (const ArgumentRecord& argument : region.arguments) {
             const size_t begin = argument.address - region.begin;
             const ShadowFootprint print = region.shadow.footprint(begin, begin + argument.bytes);
-            footprints.push_back({argument.parameter, 0, print.bytes_loaded, print.bytes_stored, print.sectors_loaded,
-                                  print.sectors_stored});
+            footprints.push_back({argument.parameter, 0, print.bytes_loaded, print.bytes_stored,
+                                  print.sectors_loaded, print.sectors_stored});
         }
     }
     result->footprints = footprints.data();
@@ -261,16 +272,16 @@ using gpu_layers_emulator::checker::memory_access;
 
 extern "C" {
 
-#define GPU_LAYERS_HOOK(name, bytes, access, is_aligned)                                                 \
-    void name(void* address) {                                                                          \
-        memory_access(address, bytes, Access::access, is_aligned, __builtin_return_address(0));          \
+#define GPU_LAYERS_HOOK(name, bytes, access, is_aligned)                                        \
+    void name(void* address) {                                                                  \
+        memory_access(address, bytes, Access::access, is_aligned, __builtin_return_address(0)); \
     }
-#define GPU_LAYERS_HOOKS(bytes)                                            \
-    GPU_LAYERS_HOOK(__tsan_read##bytes, bytes, kLoad, true)                \
-    GPU_LAYERS_HOOK(__tsan_write##bytes, bytes, kStore, true)              \
-    GPU_LAYERS_HOOK(__tsan_volatile_read##bytes, bytes, kLoad, true)       \
-    GPU_LAYERS_HOOK(__tsan_volatile_write##bytes, bytes, kStore, true)     \
-    GPU_LAYERS_HOOK(__tsan_unaligned_read##bytes, bytes, kLoad, false)     \
+#define GPU_LAYERS_HOOKS(bytes)                                        \
+    GPU_LAYERS_HOOK(__tsan_read##bytes, bytes, kLoad, true)            \
+    GPU_LAYERS_HOOK(__tsan_write##bytes, bytes, kStore, true)          \
+    GPU_LAYERS_HOOK(__tsan_volatile_read##bytes, bytes, kLoad, true)   \
+    GPU_LAYERS_HOOK(__tsan_volatile_write##bytes, bytes, kStore, true) \
+    GPU_LAYERS_HOOK(__tsan_unaligned_read##bytes, bytes, kLoad, false) \
     GPU_LAYERS_HOOK(__tsan_unaligned_write##bytes, bytes, kStore, false)
 GPU_LAYERS_HOOKS(1)
 GPU_LAYERS_HOOKS(2)

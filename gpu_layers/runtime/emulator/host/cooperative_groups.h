@@ -9,7 +9,7 @@
 namespace cooperative_groups {
 
 class thread_block {
-   public:
+  public:
     void sync(GPU_LAYERS_HERE) const { __syncthreads(file, line); }
     unsigned thread_rank() const {
         return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
@@ -23,7 +23,7 @@ class thread_block {
 inline thread_block this_thread_block() { return {}; }
 
 class grid_group {
-   public:
+  public:
     bool is_valid() const { return gpu_layers_emulator::is_cooperative_launch(); }
     void sync(GPU_LAYERS_HERE) const { gpu_layers_emulator::grid_barrier({file, line}); }
     unsigned long long block_rank() const {
@@ -46,9 +46,10 @@ inline grid_group this_grid() { return {}; }
 
 template <unsigned Size>
 class thread_block_tile {
-    static_assert(Size >= 1 && Size <= 32 && (Size & (Size - 1)) == 0, "a tile is a power of two up to a warp");
+    static_assert(Size >= 1 && Size <= 32 && (Size & (Size - 1)) == 0,
+                  "a tile is a power of two up to a warp");
 
-   public:
+  public:
     unsigned thread_rank() const { return this_thread_block().thread_rank() % Size; }
     unsigned meta_group_rank() const { return this_thread_block().thread_rank() / Size; }
     unsigned meta_group_size() const { return (this_thread_block().num_threads() + Size - 1) / Size; }
@@ -78,7 +79,7 @@ class thread_block_tile {
     int any(int predicate, GPU_LAYERS_HERE) const { return __any_sync(mask(), predicate, file, line); }
     int all(int predicate, GPU_LAYERS_HERE) const { return __all_sync(mask(), predicate, file, line); }
 
-   private:
+  private:
     static unsigned first_lane() { return this_thread_block().thread_rank() % 32 / Size * Size; }
     static unsigned mask() { return (Size == 32 ? 0xffffffffu : (1u << Size % 32) - 1u) << first_lane(); }
 };

@@ -77,7 +77,8 @@ bool run_guarded(const std::function<void()>& work) {
 std::string crash_description() {
     const char* what = crash_signal == SIGFPE ? "divided an integer by zero"
                                               : "accessed memory that is not mapped, or overflowed its stack";
-    return format("%s %s (%s, address %p)", crashed_thread.c_str(), what, strsignal(crash_signal), crash_address);
+    return format("%s %s (%s, address %p)", crashed_thread.c_str(), what, strsignal(crash_signal),
+                  crash_address);
 }
 
 }  // namespace gpu_layers_emulator

@@ -26,8 +26,10 @@ template <typename To, typename From>
 __forceinline__ To saturating_cast(From rounded) {
     const From limit = ldexp(From(1), static_cast<int>(sizeof(To) * CHAR_BIT - std::is_signed<To>::value));
     if (rounded != rounded) return To(0);
-    if (rounded >= limit) return static_cast<To>(~(To(1) << (sizeof(To) * CHAR_BIT - 1)) | -!std::is_signed<To>::value);
-    if (std::is_signed<To>::value && rounded < -limit) return static_cast<To>(To(1) << (sizeof(To) * CHAR_BIT - 1));
+    if (rounded >= limit)
+        return static_cast<To>(~(To(1) << (sizeof(To) * CHAR_BIT - 1)) | -!std::is_signed<To>::value);
+    if (std::is_signed<To>::value && rounded < -limit)
+        return static_cast<To>(To(1) << (sizeof(To) * CHAR_BIT - 1));
     if (!std::is_signed<To>::value && rounded < From(0)) return To(0);
     return static_cast<To>(rounded);
 }
@@ -35,7 +37,9 @@ __forceinline__ To saturating_cast(From rounded) {
 }  // namespace gpu_layers_emulator
 
 // --- Bits -----------------------------------------------------------------------------------------------
-__forceinline__ unsigned __float_as_uint(float x) { return gpu_layers_emulator::reinterpret_bits<unsigned>(x); }
+__forceinline__ unsigned __float_as_uint(float x) {
+    return gpu_layers_emulator::reinterpret_bits<unsigned>(x);
+}
 __forceinline__ int __float_as_int(float x) { return gpu_layers_emulator::reinterpret_bits<int>(x); }
 __forceinline__ float __uint_as_float(unsigned x) { return gpu_layers_emulator::reinterpret_bits<float>(x); }
 __forceinline__ float __int_as_float(int x) { return gpu_layers_emulator::reinterpret_bits<float>(x); }
@@ -48,8 +52,8 @@ __forceinline__ double __longlong_as_double(long long x) {
 __forceinline__ int __double2hiint(double x) { return static_cast<int>(__double_as_longlong(x) >> 32); }
 __forceinline__ int __double2loint(double x) { return static_cast<int>(__double_as_longlong(x)); }
 __forceinline__ double __hiloint2double(int high, int low) {
-    return __longlong_as_double(
-        static_cast<long long>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low)));
+    return __longlong_as_double(static_cast<long long>(
+        static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low)));
 }
 
 __forceinline__ int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -109,7 +113,7 @@ __forceinline__ int __mul24(int x, int y) {
 __forceinline__ unsigned __usad(unsigned x, unsigned y, unsigned z) { return (x > y ? x - y : y - x) + z; }
 
 // --- min and max: CUDA has them for every pair of built-in types, and for floating point they skip NaN ----
-#define GPU_LAYERS_MIN_MAX(type)                                     \
+#define GPU_LAYERS_MIN_MAX(type)                                       \
     __forceinline__ type min(type a, type b) { return b < a ? b : a; } \
     __forceinline__ type max(type a, type b) { return a < b ? b : a; }
 GPU_LAYERS_MIN_MAX(int)
@@ -119,9 +123,13 @@ GPU_LAYERS_MIN_MAX(unsigned long)
 GPU_LAYERS_MIN_MAX(long long)
 GPU_LAYERS_MIN_MAX(unsigned long long)
 #undef GPU_LAYERS_MIN_MAX
-#define GPU_LAYERS_MIXED_MIN_MAX(result, left, right)                                                       \
-    __forceinline__ result min(left a, right b) { return min(static_cast<result>(a), static_cast<result>(b)); } \
-    __forceinline__ result max(left a, right b) { return max(static_cast<result>(a), static_cast<result>(b)); }
+#define GPU_LAYERS_MIXED_MIN_MAX(result, left, right)               \
+    __forceinline__ result min(left a, right b) {                   \
+        return min(static_cast<result>(a), static_cast<result>(b)); \
+    }                                                               \
+    __forceinline__ result max(left a, right b) {                   \
+        return max(static_cast<result>(a), static_cast<result>(b)); \
+    }
 GPU_LAYERS_MIXED_MIN_MAX(unsigned, int, unsigned)
 GPU_LAYERS_MIXED_MIN_MAX(unsigned, unsigned, int)
 GPU_LAYERS_MIXED_MIN_MAX(unsigned long, long, unsigned long)
@@ -193,17 +201,17 @@ __forceinline__ double __drcp_rn(double x) { return 1.0 / x; }
 __forceinline__ double __dsqrt_rn(double x) { return sqrt(x); }
 
 // --- Conversions: _rn to nearest even, _rz towards 0, _rd down, _ru up -------------------------------------
-#define GPU_LAYERS_TO_INTEGER(from, from_name, to, to_name)                              \
-    __forceinline__ to __##from_name##2##to_name##_rn(from x) {                          \
+#define GPU_LAYERS_TO_INTEGER(from, from_name, to, to_name)                               \
+    __forceinline__ to __##from_name##2##to_name##_rn(from x) {                           \
         return gpu_layers_emulator::saturating_cast<to>(static_cast<from>(nearbyint(x))); \
-    }                                                                                    \
-    __forceinline__ to __##from_name##2##to_name##_rz(from x) {                          \
+    }                                                                                     \
+    __forceinline__ to __##from_name##2##to_name##_rz(from x) {                           \
         return gpu_layers_emulator::saturating_cast<to>(static_cast<from>(trunc(x)));     \
-    }                                                                                    \
-    __forceinline__ to __##from_name##2##to_name##_rd(from x) {                          \
+    }                                                                                     \
+    __forceinline__ to __##from_name##2##to_name##_rd(from x) {                           \
         return gpu_layers_emulator::saturating_cast<to>(static_cast<from>(floor(x)));     \
-    }                                                                                    \
-    __forceinline__ to __##from_name##2##to_name##_ru(from x) {                          \
+    }                                                                                     \
+    __forceinline__ to __##from_name##2##to_name##_ru(from x) {                           \
         return gpu_layers_emulator::saturating_cast<to>(static_cast<from>(ceil(x)));      \
     }
 GPU_LAYERS_TO_INTEGER(float, float, int, int)

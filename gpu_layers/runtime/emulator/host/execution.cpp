@@ -93,10 +93,12 @@ void thread_returned(Block& block, Thread& thread) {
     block.last_exited = &thread;
     if (block.at_block_barrier > 0 || block.at_grid_barrier > 0) {
         const Thread& waiting = *block.first_at_barrier;
-        fail(kBarrierError,
-             format("%s returned while %s waits in the %s barrier at %s: every thread of the block must reach it",
-                    thread_name(block, thread).c_str(), thread_name(block, waiting).c_str(),
-                    block.at_grid_barrier > 0 ? "grid" : "block", place(waiting.where).c_str()));
+        fail(
+            kBarrierError,
+            format(
+                "%s returned while %s waits in the %s barrier at %s: every thread of the block must reach it",
+                thread_name(block, thread).c_str(), thread_name(block, waiting).c_str(),
+                block.at_grid_barrier > 0 ? "grid" : "block", place(waiting.where).c_str()));
     }
     Warp& warp = block.warps[thread.warp()];
     warp.alive &= ~(1u << thread.lane());
@@ -141,7 +143,8 @@ void start_block(Block& block, uint64_t linear) {
         block.warps[w] = {lanes == kWarpSize ? 0xffffffffu : (1u << lanes) - 1u, 0};
     }
     if (launch_schedule == kRandom) {
-        for (size_t i = block.order.size(); i > 1; --i) std::swap(block.order[i - 1], block.order[random_below(i)]);
+        for (size_t i = block.order.size(); i > 1; --i)
+            std::swap(block.order[i - 1], block.order[random_below(i)]);
     }
     const MemoryRange dynamic = block.dynamic_shared.range();
     memset(dynamic.begin, kPoison, dynamic.bytes);
@@ -149,7 +152,8 @@ void start_block(Block& block, uint64_t linear) {
 }
 
 void build_block(Block& block, unsigned slot) {
-    const uint64_t count = static_cast<uint64_t>(launch_block_size.x) * launch_block_size.y * launch_block_size.z;
+    const uint64_t count =
+        static_cast<uint64_t>(launch_block_size.x) * launch_block_size.y * launch_block_size.z;
     block.slot = slot;
     block.threads.resize(count);
     block.warps.resize((count + kWarpSize - 1) / kWarpSize);
@@ -195,8 +199,8 @@ const char* name_of(State state, const Thread& thread) {
     for (const Thread& thread : block.threads) {
         if (thread.state == State::kExited) continue;
         const bool in_warp = thread.state == State::kAtWarpOperation;
-        auto& group = groups[{static_cast<int>(thread.state), thread.where.line, in_warp ? thread.request.mask : 0u,
-                              in_warp ? thread.warp() : 0u}];
+        auto& group = groups[{static_cast<int>(thread.state), thread.where.line,
+                              in_warp ? thread.request.mask : 0u, in_warp ? thread.warp() : 0u}];
         if (group.threads.empty()) {
             group.what = name_of(thread.state, thread);
             if (in_warp) group.what += format(" (mask 0x%08x)", thread.request.mask);
@@ -279,9 +283,11 @@ void run_blocks_together(const std::vector<uint32_t>& shuffled, uint64_t count, 
         if (waiting == nullptr) return;
         if (finished > 0) {
             fail(kBarrierError,
-                 format("%s waits in the grid barrier at %s, but every thread of block (%u,%u,%u) has returned",
-                        thread_name(*waiting, waiting->threads[0]).c_str(), place(waiting->threads[0].where).c_str(),
-                        ended->index.x, ended->index.y, ended->index.z));
+                 format(
+                     "%s waits in the grid barrier at %s, but every thread of block (%u,%u,%u) has returned",
+                     thread_name(*waiting, waiting->threads[0]).c_str(),
+                     place(waiting->threads[0].where).c_str(), ended->index.x, ended->index.y,
+                     ended->index.z));
         }
         checker::grid_synchronised();
         for (uint64_t i = 0; i < count; ++i) {
@@ -369,7 +375,8 @@ void run_all_blocks(const LaunchRequest& request, void (*invoke)(void**)) {
     const uint64_t count = static_cast<uint64_t>(request.grid[0]) * request.grid[1] * request.grid[2];
     const size_t resident = launch_is_cooperative ? count : 1;
     while (resident_blocks.size() < resident) resident_blocks.push_back(std::make_unique<Block>());
-    for (size_t slot = 0; slot < resident; ++slot) build_block(*resident_blocks[slot], static_cast<unsigned>(slot));
+    for (size_t slot = 0; slot < resident; ++slot)
+        build_block(*resident_blocks[slot], static_cast<unsigned>(slot));
 
     std::vector<uint32_t> shuffled;
     if (request.shuffle_blocks) {

@@ -16,7 +16,15 @@ namespace gpu_layers_emulator {
 
 constexpr unsigned kWarpSize = 32;
 
-enum class State : uint8_t { kUnstarted, kReady, kRunning, kAtBlockBarrier, kAtWarpOperation, kAtGridBarrier, kExited };
+enum class State : uint8_t {
+    kUnstarted,
+    kReady,
+    kRunning,
+    kAtBlockBarrier,
+    kAtWarpOperation,
+    kAtGridBarrier,
+    kExited
+};
 
 // The warp operation a lane waits in: every other lane of its mask must be in the very same.
 struct WarpRequest {
@@ -46,7 +54,7 @@ struct Warp {
 
 // A first-in-first-out queue of threads that may run.
 class ReadyQueue {
-   public:
+  public:
     void clear() { threads_.clear(), head_ = 0; }
     bool empty() const { return head_ == threads_.size(); }
     size_t size() const { return threads_.size() - head_; }
@@ -54,7 +62,7 @@ class ReadyQueue {
     Thread* pop();
     Thread* pop_at(size_t position);  // in no particular order: takes the first's place
 
-   private:
+  private:
     std::vector<Thread*> threads_;
     size_t head_ = 0;
 };

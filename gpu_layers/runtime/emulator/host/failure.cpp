@@ -21,10 +21,13 @@ std::string format(const char* pattern, ...) {
 std::string thread_name(uint64_t linear_block, unsigned linear_thread) {
     const uint3 block = block_position(linear_block);
     const uint3 thread = thread_position(linear_thread);
-    return format("block (%u,%u,%u), thread (%u,%u,%u)", block.x, block.y, block.z, thread.x, thread.y, thread.z);
+    return format("block (%u,%u,%u), thread (%u,%u,%u)", block.x, block.y, block.z, thread.x, thread.y,
+                  thread.z);
 }
 
-std::string thread_name(const Block& block, const Thread& thread) { return thread_name(block.linear, thread.linear); }
+std::string thread_name(const Block& block, const Thread& thread) {
+    return thread_name(block.linear, thread.linear);
+}
 
 std::string running_thread_name() {
     if (running_thread == nullptr) return "no thread";

@@ -47,52 +47,52 @@ T fused_multiply_add(T a, T b, T c) {
 
 }  // namespace gpu_layers_emulator
 
-#define GPU_LAYERS_HALF_FUNCTION(T, Pair, name, pair_name, expression)                                  \
-    inline T name(T value) {                                                                            \
-        const float x = gpu_layers_emulator::HalfTraits<T>::widen(value);                               \
-        return gpu_layers_emulator::HalfTraits<T>::narrow(expression);                                  \
-    }                                                                                                   \
-    inline Pair pair_name(Pair value) {                                                                 \
-        return gpu_layers_emulator::HalfTraits<T>::pair(name(value.x), name(value.y));                  \
+#define GPU_LAYERS_HALF_FUNCTION(T, Pair, name, pair_name, expression)                 \
+    inline T name(T value) {                                                           \
+        const float x = gpu_layers_emulator::HalfTraits<T>::widen(value);              \
+        return gpu_layers_emulator::HalfTraits<T>::narrow(expression);                 \
+    }                                                                                  \
+    inline Pair pair_name(Pair value) {                                                \
+        return gpu_layers_emulator::HalfTraits<T>::pair(name(value.x), name(value.y)); \
     }
 
-#define GPU_LAYERS_HALF_FUNCTIONS(T, Pair)                                   \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, htrunc, h2trunc, truncf(x))            \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hceil, h2ceil, ceilf(x))               \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hfloor, h2floor, floorf(x))            \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrint, h2rint, nearbyintf(x))          \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hsqrt, h2sqrt, sqrtf(x))               \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrsqrt, h2rsqrt, rsqrtf(x))            \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrcp, h2rcp, 1.0f / x)                 \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog, h2log, logf(x))                  \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog2, h2log2, log2f(x))               \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog10, h2log10, log10f(x))            \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp, h2exp, expf(x))                  \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp2, h2exp2, exp2f(x))               \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp10, h2exp10, exp10f(x))            \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hcos, h2cos, cosf(x))                  \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, hsin, h2sin, sinf(x))                  \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, htanh, h2tanh, tanhf(x))               \
-    GPU_LAYERS_HALF_FUNCTION(T, Pair, htanh_approx, h2tanh_approx, tanhf(x)) \
-    inline T __hfma(T a, T b, T c) { return gpu_layers_emulator::fused_multiply_add(a, b, c); }            \
-    inline T __hfma_relu(T a, T b, T c) {                                                               \
-        const float sum = gpu_layers_emulator::HalfTraits<T>::widen(__hfma(a, b, c));                   \
-        return gpu_layers_emulator::HalfTraits<T>::narrow(sum < 0.0f ? 0.0f : sum);                     \
-    }                                                                                                   \
-    inline T __hfma_sat(T a, T b, T c) {                                                                \
-        return gpu_layers_emulator::HalfTraits<T>::narrow(                                              \
-            __saturatef(gpu_layers_emulator::HalfTraits<T>::widen(__hfma(a, b, c))));                   \
-    }                                                                                                   \
-    inline Pair __hfma2(Pair a, Pair b, Pair c) {                                                       \
-        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));  \
-    }                                                                                                   \
-    inline Pair __hfma2_relu(Pair a, Pair b, Pair c) {                                                  \
-        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma_relu(a.x, b.x, c.x),                     \
-                                                        __hfma_relu(a.y, b.y, c.y));                    \
-    }                                                                                                   \
-    inline Pair __hfma2_sat(Pair a, Pair b, Pair c) {                                                   \
-        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma_sat(a.x, b.x, c.x),                      \
-                                                        __hfma_sat(a.y, b.y, c.y));                     \
+#define GPU_LAYERS_HALF_FUNCTIONS(T, Pair)                                                             \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, htrunc, h2trunc, truncf(x))                                      \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hceil, h2ceil, ceilf(x))                                         \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hfloor, h2floor, floorf(x))                                      \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrint, h2rint, nearbyintf(x))                                    \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hsqrt, h2sqrt, sqrtf(x))                                         \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrsqrt, h2rsqrt, rsqrtf(x))                                      \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hrcp, h2rcp, 1.0f / x)                                           \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog, h2log, logf(x))                                            \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog2, h2log2, log2f(x))                                         \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hlog10, h2log10, log10f(x))                                      \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp, h2exp, expf(x))                                            \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp2, h2exp2, exp2f(x))                                         \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hexp10, h2exp10, exp10f(x))                                      \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hcos, h2cos, cosf(x))                                            \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, hsin, h2sin, sinf(x))                                            \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, htanh, h2tanh, tanhf(x))                                         \
+    GPU_LAYERS_HALF_FUNCTION(T, Pair, htanh_approx, h2tanh_approx, tanhf(x))                           \
+    inline T __hfma(T a, T b, T c) { return gpu_layers_emulator::fused_multiply_add(a, b, c); }        \
+    inline T __hfma_relu(T a, T b, T c) {                                                              \
+        const float sum = gpu_layers_emulator::HalfTraits<T>::widen(__hfma(a, b, c));                  \
+        return gpu_layers_emulator::HalfTraits<T>::narrow(sum < 0.0f ? 0.0f : sum);                    \
+    }                                                                                                  \
+    inline T __hfma_sat(T a, T b, T c) {                                                               \
+        return gpu_layers_emulator::HalfTraits<T>::narrow(                                             \
+            __saturatef(gpu_layers_emulator::HalfTraits<T>::widen(__hfma(a, b, c))));                  \
+    }                                                                                                  \
+    inline Pair __hfma2(Pair a, Pair b, Pair c) {                                                      \
+        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); \
+    }                                                                                                  \
+    inline Pair __hfma2_relu(Pair a, Pair b, Pair c) {                                                 \
+        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma_relu(a.x, b.x, c.x),                    \
+                                                        __hfma_relu(a.y, b.y, c.y));                   \
+    }                                                                                                  \
+    inline Pair __hfma2_sat(Pair a, Pair b, Pair c) {                                                  \
+        return gpu_layers_emulator::HalfTraits<T>::pair(__hfma_sat(a.x, b.x, c.x),                     \
+                                                        __hfma_sat(a.y, b.y, c.y));                    \
     }
 
 GPU_LAYERS_HALF_FUNCTIONS(__half, __half2)

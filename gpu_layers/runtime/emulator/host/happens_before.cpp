@@ -208,7 +208,8 @@ bool is_ordered_before_now(Stamp stamp) {
         if (thread == active_thread || stamp.time() < clock.last_barrier) return true;
         if (thread / kWarpSize == active_thread / kWarpSize) {
             const WarpClock& warp = clock.warps[thread / kWarpSize];
-            if (warp.is_used && stamp.time() < warp.seen[active_thread % kWarpSize][thread % kWarpSize]) return true;
+            if (warp.is_used && stamp.time() < warp.seen[active_thread % kWarpSize][thread % kWarpSize])
+                return true;
         }
     } else if (stamp.time() < last_grid_barrier) {
         return true;

@@ -71,7 +71,8 @@ struct Signature<void (*)(P...)> {
 
 struct KernelRegistration {
     KernelRecord record;
-    KernelRegistration(int32_t index, int32_t count, const ParameterRecord* parameters, void (*invoke)(void**))
+    KernelRegistration(int32_t index, int32_t count, const ParameterRecord* parameters,
+                       void (*invoke)(void**))
         : record{index, count, parameters, invoke, first_kernel} {
         first_kernel = &record;
     }
@@ -83,10 +84,10 @@ Signature<void (*)(P...)> signature_of(void (*)(P...));
 }  // namespace gpu_layers_emulator
 
 // `...` is the name expression, commas and all.
-#define GPU_LAYERS_EMULATED_KERNEL(index, ...)                                                             \
-    static ::gpu_layers_emulator::KernelRegistration gpu_layers_kernel_##index(                            \
-        index, decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::count,                         \
-        decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::records,                              \
+#define GPU_LAYERS_EMULATED_KERNEL(index, ...)                                     \
+    static ::gpu_layers_emulator::KernelRegistration gpu_layers_kernel_##index(    \
+        index, decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::count, \
+        decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::records,      \
         &decltype(::gpu_layers_emulator::signature_of(&__VA_ARGS__))::template invoke<&__VA_ARGS__>);
 
 #endif  // GPU_LAYERS_EMULATOR_KERNEL_ENTRY_H_

@@ -12,7 +12,8 @@
 namespace gpu_layers_emulator {
 
 bool Region::is_read_only() const {
-    return !is_shared && std::all_of(arguments.begin(), arguments.end(), [](const auto& a) { return a.is_const; });
+    return !is_shared &&
+           std::all_of(arguments.begin(), arguments.end(), [](const auto& a) { return a.is_const; });
 }
 
 namespace memory_map {
@@ -59,7 +60,8 @@ void add_globals(const LaunchRequest& request) {
         region.shadow.set_read_only(region.is_read_only());
         globals.push_back(std::move(region));
     }
-    std::sort(globals.begin(), globals.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+    std::sort(globals.begin(), globals.end(),
+              [](const Region& a, const Region& b) { return a.begin < b.begin; });
 }
 
 void add_shared(const LaunchRequest& request, unsigned resident_blocks) {
@@ -84,7 +86,8 @@ uint64_t distance(uintptr_t begin, uint64_t size, uintptr_t address, size_t byte
     return 0;
 }
 
-std::string describe_miss(const std::string& what, uintptr_t begin, uint64_t size, uintptr_t address, size_t bytes) {
+std::string describe_miss(const std::string& what, uintptr_t begin, uint64_t size, uintptr_t address,
+                          size_t bytes) {
     if (address < begin) {
         return format("%llu bytes before the start of %s (%llu bytes)",
                       static_cast<unsigned long long>(begin - address), what.c_str(),
@@ -114,7 +117,8 @@ void activate(const Block& block) { active_shared = shared_by_slot[block.slot].g
 void block_begins(const Block& block) {
     SharedRegions& shared = *shared_by_slot[block.slot];
     const MemoryRange dynamic = block.dynamic_shared.range();
-    if (shared.dynamic.begin != reinterpret_cast<uintptr_t>(dynamic.begin) || shared.dynamic.bytes != dynamic.bytes) {
+    if (shared.dynamic.begin != reinterpret_cast<uintptr_t>(dynamic.begin) ||
+        shared.dynamic.bytes != dynamic.bytes) {
         shared.dynamic.begin = reinterpret_cast<uintptr_t>(dynamic.begin);
         shared.dynamic.bytes = dynamic.bytes;
         shared.dynamic.shadow.reset(dynamic.bytes, kSharedCellBytes, 0);
@@ -173,7 +177,8 @@ std::string describe_nearest(uintptr_t address, size_t bytes) {
         consider("the dynamic shared memory", active_shared->dynamic.begin, active_shared->dynamic.bytes);
     }
     for (const SharedVariableRecord& variable : active_shared->statics.variables) {
-        consider(format("{shared:%d}", variable.index), active_shared->statics.begin + variable.offset, variable.bytes);
+        consider(format("{shared:%d}", variable.index), active_shared->statics.begin + variable.offset,
+                 variable.bytes);
     }
     if (address < 4096) return "a null pointer";
     return best;
@@ -185,7 +190,8 @@ std::string describe(const Region& region, uintptr_t address) {
     };
     if (!region.is_shared) {
         const ArgumentRecord* argument = argument_at(region, address, 1, false);
-        if (argument != nullptr) return at(address - argument->address, format("{arg:%d}", argument->parameter));
+        if (argument != nullptr)
+            return at(address - argument->address, format("{arg:%d}", argument->parameter));
     }
     const SharedVariableRecord* variable = variable_at(region, address, 1);
     if (variable != nullptr) {

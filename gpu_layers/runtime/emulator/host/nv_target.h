@@ -31,8 +31,8 @@
 #define NV_PROVIDES_SM_90 0
 #define NV_PROVIDES_SM_100 0
 
-#define GPU_LAYERS_NV_CHOOSE_0(yes, no) { GPU_LAYERS_NV_UNWRAP(no) }
-#define GPU_LAYERS_NV_CHOOSE_1(yes, no) { GPU_LAYERS_NV_UNWRAP(yes) }
+#define GPU_LAYERS_NV_CHOOSE_0(yes, no) {GPU_LAYERS_NV_UNWRAP(no)}
+#define GPU_LAYERS_NV_CHOOSE_1(yes, no) {GPU_LAYERS_NV_UNWRAP(yes)}
 
 #define NV_IF_ELSE_TARGET(condition, yes, no) GPU_LAYERS_NV_JOIN(GPU_LAYERS_NV_CHOOSE_, condition)(yes, no)
 #define NV_IF_TARGET(condition, ...) GPU_LAYERS_NV_JOIN(GPU_LAYERS_NV_CHOOSE_, condition)(__VA_ARGS__, ())

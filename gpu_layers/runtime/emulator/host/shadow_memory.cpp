@@ -80,7 +80,8 @@ bool ShadowMemory::conflicting_reader(Cell& cell, AccessRecord* earlier) {
     }
     for (unsigned lane = 0; lane < kWarpSize; ++lane) {
         if (readers.lane_time[lane] == 0) continue;
-        const Stamp stamp = Stamp::of(readers.block, readers.warp * kWarpSize + lane, readers.lane_time[lane]);
+        const Stamp stamp =
+            Stamp::of(readers.block, readers.warp * kWarpSize + lane, readers.lane_time[lane]);
         if (!clocks::is_ordered_before_now(stamp)) {
             *earlier = {stamp, readers.last.site};
             return true;
@@ -145,7 +146,8 @@ Verdict ShadowMemory::access(size_t offset, size_t bytes, Access kind, Site site
     const Stamp now = clocks::now();
     for (size_t i = first; i <= last; ++i) {
         Cell& cell = cells_[i];
-        if (kind != Access::kStore && !is_initialised && !(cell.flags & kStored) && !verdict.is_uninitialised) {
+        if (kind != Access::kStore && !is_initialised && !(cell.flags & kStored) &&
+            !verdict.is_uninitialised) {
             verdict.is_uninitialised = true;
             verdict.offset = i << shift_;
         }

@@ -39,7 +39,7 @@ struct ShadowFootprint {
 
 // The shadow of one contiguous range. Its cells are as wide as the narrowest access so far.
 class ShadowMemory {
-   public:
+  public:
     // `base` matters only modulo 32, for the sectors.
     void reset(size_t bytes, unsigned cell_bytes, uintptr_t base);
 
@@ -55,7 +55,7 @@ class ShadowMemory {
     ShadowFootprint footprint(size_t begin, size_t end) const;
     size_t bytes_touched() const;
 
-   private:
+  private:
     // The threads that read a cell since its last write, where they are more than one.
     struct Readers {
         uint64_t block;

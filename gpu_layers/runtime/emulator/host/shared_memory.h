@@ -23,7 +23,7 @@ constexpr int kPoison = 0xff;
 
 // The dynamic shared memory of one resident block, exactly as large as asked for.
 class DynamicSharedMemory {
-   public:
+  public:
     DynamicSharedMemory() = default;
     DynamicSharedMemory(const DynamicSharedMemory&) = delete;
     DynamicSharedMemory& operator=(const DynamicSharedMemory&) = delete;
@@ -31,7 +31,7 @@ class DynamicSharedMemory {
     void resize(size_t bytes);
     MemoryRange range() const { return range_; }
 
-   private:
+  private:
     MemoryRange range_;
     void* allocation_ = nullptr;
 };

@@ -12,7 +12,8 @@ inline void __syncthreads(GPU_LAYERS_HERE) {
     gpu_layers_emulator::block_barrier(gpu_layers_emulator::BlockVote::kNone, 0, {file, line});
 }
 inline int __syncthreads_count(int predicate, GPU_LAYERS_HERE) {
-    return gpu_layers_emulator::block_barrier(gpu_layers_emulator::BlockVote::kCount, predicate, {file, line});
+    return gpu_layers_emulator::block_barrier(gpu_layers_emulator::BlockVote::kCount, predicate,
+                                              {file, line});
 }
 inline int __syncthreads_and(int predicate, GPU_LAYERS_HERE) {
     return gpu_layers_emulator::block_barrier(gpu_layers_emulator::BlockVote::kAnd, predicate, {file, line});
@@ -21,7 +22,8 @@ inline int __syncthreads_or(int predicate, GPU_LAYERS_HERE) {
     return gpu_layers_emulator::block_barrier(gpu_layers_emulator::BlockVote::kOr, predicate, {file, line});
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, GPU_LAYERS_HERE) {
-    gpu_layers_emulator::warp_collective(gpu_layers_emulator::WarpOperation::kSync, mask, 0, 0, 32, {file, line});
+    gpu_layers_emulator::warp_collective(gpu_layers_emulator::WarpOperation::kSync, mask, 0, 0, 32,
+                                         {file, line});
 }
 
 inline void __threadfence_block() { gpu_layers_emulator::memory_fence(); }

@@ -124,8 +124,8 @@ void block_begins(const Block& block) {
     }
 }
 
-void record(const Block& block, const Thread& thread, Site site, int32_t parameter, Access access, uintptr_t address,
-            unsigned bytes) {
+void record(const Block& block, const Thread& thread, Site site, int32_t parameter, Access access,
+            uintptr_t address, unsigned bytes) {
     WarpTraffic& warp = *warps_by_slot[block.slot][thread.warp()];
     if (site >= warp.by_site.size()) warp.by_site.resize(site + 16);
     Instruction& instruction = warp.by_site[site];

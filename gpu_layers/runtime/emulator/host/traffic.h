@@ -17,8 +17,8 @@ void block_begins(const Block& block);
 
 // One thread's access. The n-th one of an instruction since the last convergence belongs to the same
 // request as the n-th ones of the other lanes.
-void record(const Block& block, const Thread& thread, Site site, int32_t parameter, Access access, uintptr_t address,
-            unsigned bytes);
+void record(const Block& block, const Thread& thread, Site site, int32_t parameter, Access access,
+            uintptr_t address, unsigned bytes);
 
 // The lanes are at one place again: what they recorded so far is complete.
 void warp_converged(const Block& block, unsigned warp);

@@ -37,7 +37,9 @@ bool is_shuffle(WarpOperation operation) {
     return operation >= WarpOperation::kShuffle && operation <= WarpOperation::kShuffleXor;
 }
 
-Thread& lane_thread(Block& block, unsigned warp, unsigned lane) { return block.threads[warp * kWarpSize + lane]; }
+Thread& lane_thread(Block& block, unsigned warp, unsigned lane) {
+    return block.threads[warp * kWarpSize + lane];
+}
 
 bool same_operation(const Thread& a, const Thread& b) {
     return a.request.operation == b.request.operation && a.request.mask == b.request.mask &&
@@ -46,10 +48,11 @@ bool same_operation(const Thread& a, const Thread& b) {
 }
 
 std::string describe(const Block& block, const Thread& thread) {
-    return format("%s (lane %u) in %s with mask 0x%08x%s at %s", thread_name(block, thread).c_str(), thread.lane(),
-                  name_of(thread.request.operation), thread.request.mask,
-                  is_shuffle(thread.request.operation) ? format(" and width %d", thread.request.width).c_str() : "",
-                  place(thread.where).c_str());
+    return format(
+        "%s (lane %u) in %s with mask 0x%08x%s at %s", thread_name(block, thread).c_str(), thread.lane(),
+        name_of(thread.request.operation), thread.request.mask,
+        is_shuffle(thread.request.operation) ? format(" and width %d", thread.request.width).c_str() : "",
+        place(thread.where).c_str());
 }
 
 // The lane whose value a shuffle hands to `lane`; its own where the source leaves the segment.
@@ -77,9 +80,9 @@ void shuffle(Block& block, unsigned warp, unsigned lanes) {
         const unsigned source = source_lane(thread.request, lane);
         if (source >= kWarpSize || !(lanes >> source & 1u)) {
             const bool in_mask = source < kWarpSize && thread.request.mask >> source & 1u;
-            fail(kWarpError, format("%s reads lane %u, which %s: its value is undefined",
-                                    describe(block, thread).c_str(), source,
-                                    in_mask ? "has returned (or is beyond the block)" : "is not in the mask"));
+            fail(kWarpError,
+                 format("%s reads lane %u, which %s: its value is undefined", describe(block, thread).c_str(),
+                        source, in_mask ? "has returned (or is beyond the block)" : "is not in the mask"));
         }
         thread.request.result = lane_thread(block, warp, source).request.value;
     }
@@ -135,7 +138,8 @@ void vote_or_reduce(Block& block, unsigned warp, unsigned lanes, WarpOperation o
             case WarpOperation::kMatchAny:
                 request.result = 0;
                 for (unsigned other = 0; other < kWarpSize; ++other) {
-                    if ((lanes >> other & 1u) && lane_thread(block, warp, other).request.value == request.value) {
+                    if ((lanes >> other & 1u) &&
+                        lane_thread(block, warp, other).request.value == request.value) {
                         request.result |= 1u << other;
                     }
                 }
@@ -146,7 +150,8 @@ void vote_or_reduce(Block& block, unsigned warp, unsigned lanes, WarpOperation o
     }
 }
 
-// All of `lanes` wait in the same operation: does it for them. Those other than the running thread become ready.
+// All of `lanes` wait in the same operation: does it for them. Those other than the running thread become
+// ready.
 void complete(Block& block, unsigned warp, unsigned lanes, const Thread& any_of_them) {
     const WarpOperation operation = any_of_them.request.operation;
     if (is_shuffle(operation)) {
@@ -203,7 +208,8 @@ uint64_t warp_collective(WarpOperation operation, unsigned mask, uint64_t value,
     }
     const unsigned expected = mask & warp.alive;
     for (unsigned lanes = warp.waiting & expected; lanes != 0; lanes &= lanes - 1) {
-        refuse_mismatch(block, self, lane_thread(block, warp_index, static_cast<unsigned>(__builtin_ctz(lanes))));
+        refuse_mismatch(block, self,
+                        lane_thread(block, warp_index, static_cast<unsigned>(__builtin_ctz(lanes))));
     }
     warp.waiting |= 1u << self.lane();
     if (is_complete(block, self)) {

@@ -10,7 +10,8 @@
 namespace gpu_layers_emulator {
 
 template <typename T>
-inline T shuffle(WarpOperation operation, unsigned mask, T value, unsigned operand, int width, SourceLine where) {
+inline T shuffle(WarpOperation operation, unsigned mask, T value, unsigned operand, int width,
+                 SourceLine where) {
     static_assert(std::is_trivially_copyable<T>::value && sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
@@ -29,7 +30,8 @@ inline T reduce(WarpOperation operation, unsigned mask, T value, SourceLine wher
 template <typename T>
 inline T __shfl_sync(unsigned mask, T value, int source_lane, int width = 32, GPU_LAYERS_HERE) {
     using gpu_layers_emulator::WarpOperation;
-    return gpu_layers_emulator::shuffle(WarpOperation::kShuffle, mask, value, source_lane, width, {file, line});
+    return gpu_layers_emulator::shuffle(WarpOperation::kShuffle, mask, value, source_lane, width,
+                                        {file, line});
 }
 template <typename T>
 inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, GPU_LAYERS_HERE) {
@@ -44,13 +46,14 @@ inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32
 template <typename T>
 inline T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, GPU_LAYERS_HERE) {
     using gpu_layers_emulator::WarpOperation;
-    return gpu_layers_emulator::shuffle(WarpOperation::kShuffleXor, mask, value, lane_mask, width, {file, line});
+    return gpu_layers_emulator::shuffle(WarpOperation::kShuffleXor, mask, value, lane_mask, width,
+                                        {file, line});
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, GPU_LAYERS_HERE) {
     using gpu_layers_emulator::WarpOperation;
-    return static_cast<unsigned>(gpu_layers_emulator::warp_collective(WarpOperation::kBallot, mask, predicate != 0, 0,
-                                                                      32, {file, line}));
+    return static_cast<unsigned>(gpu_layers_emulator::warp_collective(WarpOperation::kBallot, mask,
+                                                                      predicate != 0, 0, 32, {file, line}));
 }
 inline int __all_sync(unsigned mask, int predicate, GPU_LAYERS_HERE) {
     using gpu_layers_emulator::WarpOperation;
@@ -72,10 +75,10 @@ inline unsigned __match_any_sync(unsigned mask, T value, GPU_LAYERS_HERE) {
         gpu_layers_emulator::warp_collective(WarpOperation::kMatchAny, mask, bits, 0, 32, {file, line}));
 }
 
-#define GPU_LAYERS_WARP_REDUCTION(function, type, operation)                                                  \
-    inline type function(unsigned mask, type value, GPU_LAYERS_HERE) {                                        \
-        return gpu_layers_emulator::reduce(gpu_layers_emulator::WarpOperation::operation, mask, value,        \
-                                           {file, line});                                                     \
+#define GPU_LAYERS_WARP_REDUCTION(function, type, operation)                                           \
+    inline type function(unsigned mask, type value, GPU_LAYERS_HERE) {                                 \
+        return gpu_layers_emulator::reduce(gpu_layers_emulator::WarpOperation::operation, mask, value, \
+                                           {file, line});                                              \
     }
 GPU_LAYERS_WARP_REDUCTION(__reduce_add_sync, int, kReduceAdd)
 GPU_LAYERS_WARP_REDUCTION(__reduce_add_sync, unsigned, kReduceAdd)
