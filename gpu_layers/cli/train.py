@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     data_file: Path | None = getattr(arguments, "data", None)
     require_extras("rich", "safetensors", "matplotlib", "threadpoolctl", *(() if data_file else ("sklearn",)))
+    device = _device(arguments.device)
     dataset = load_npz(data_file) if data_file else digits()
     settings = Settings(
-        device=_device(arguments.device),
+        device=device,
         dtype=arguments.dtype,
         seed=arguments.seed,
         epochs=arguments.epochs,

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from gpu_layers.training import Settings, Trainer, load_npz
 from tests.training.images import write_images
@@ -56,7 +57,8 @@ def _same_weights(first, second):
     ids=str,
 )
 def test_learns_and_repeats(dataset, changes):
-    epochs = 30 if changes.get("batch_size") == 1000 else 8
+    # All images in one batch: one step an epoch.
+    epochs = 20 if changes.get("batch_size") == 1000 else 8
     first = _trained(dataset, epochs=epochs, **changes)
     # The label is the place of the one bright pixel: anything that learns gets most of nine right, chance three.
     assert first.history[-1]["test_accuracy"] >= 7 / 9
@@ -93,6 +95,17 @@ def test_continues_bit_for_bit(dataset, stop, optimizer):
         for trainer in (whole, continued)
     ]
     assert timeless[0] == timeless[1]
+
+
+def _blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_products_run_on_one_thread(dataset):
+    threads = []
+    trainer = Trainer(SETTINGS, dataset)
+    trainer.train_epoch(lambda progress: threads.extend(_blas_threads()))
+    assert set(threads) == {1}, "an empty set would mean that threadpoolctl does not know NumPy's BLAS"
 
 
 def test_refuses_a_state_of_other_settings(dataset, tmp_path):
