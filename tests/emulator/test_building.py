@@ -144,6 +144,7 @@ def test_a_wrong_cxx_is_named(project, monkeypatch):
 
 def test_without_the_cuda_headers_the_package_to_install_is_named(project, monkeypatch):
     monkeypatch.setattr(toolchain, "cuda_header_folders", list)
+    monkeypatch.setenv("CUDA_PATH", "/nonexistent")
     with pytest.raises(errors.ToolchainError, match="pip install nvidia-cuda-runtime"):
         scaled(project)
 

@@ -105,6 +105,12 @@ def find_compiler() -> Compiler:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _find_cuda_headers(*_environment: str | None) -> pathlib.Path | None:
+    folders = cuda_header_folders()
+    return folders[0] if folders else None
+
+
 def find_cuda_headers() -> pathlib.Path:
     """The folder with ``cuda_fp16.h``: from a pip wheel, else from a CUDA toolkit.
 
@@ -113,9 +119,9 @@ def find_cuda_headers() -> pathlib.Path:
     ToolchainError
         If there is none; the message names the package to install.
     """
-    folders = cuda_header_folders()
-    if folders:
-        return folders[0]
+    folder = _find_cuda_headers(os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"))
+    if folder is not None:
+        return folder
     raise ToolchainError(
         "the emulated backend needs the CUDA headers (cuda_fp16.h) and found none: "
         "`pip install nvidia-cuda-runtime` (CUDA 13) or `pip install nvidia-cuda-runtime-cu12`, "
