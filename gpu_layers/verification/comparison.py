@@ -94,12 +94,12 @@ def compare(name: str, actual: Any, expected: np.ndarray, bound: Any | None) -> 
     """
     actual = actual.get() if is_cupy_array(actual) else np.asarray(actual)
     expected = np.asarray(expected)
-    for what, ours, theirs in (
+    for what, given, needed in (
         ("shape", actual.shape, expected.shape),
         ("dtype", actual.dtype, expected.dtype),
     ):
-        if ours != theirs:
-            return Difference(name, np.inf, f"{name}: {what} is {ours}, must be {theirs}")
+        if given != needed:
+            return Difference(name, np.inf, f"{name}: {what} is {given}, must be {needed}")
     if actual.size == 0:
         return Difference(name, 0.0, "")
     ours, theirs = actual.reshape(-1), expected.reshape(-1)
