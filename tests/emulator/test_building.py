@@ -149,13 +149,14 @@ def test_without_the_cuda_headers_the_package_to_install_is_named(project, monke
         scaled(project)
 
 
-def test_checked_mode_asks_for_gcc(project, monkeypatch, tmp_path):
+@pytest.mark.parametrize("mode", ["trace", "asan", "ubsan"])
+def test_all_but_the_fast_mode_ask_for_gcc(project, monkeypatch, tmp_path, mode):
     clang = tmp_path / "clang++"
     clang.write_text("#!/bin/sh\necho 'Debian clang version 14.0.6'\n")
     clang.chmod(0o755)
     monkeypatch.setenv("CXX", str(clang))
-    with pytest.raises(errors.ToolchainError, match=r"checked mode needs g\+\+"):
-        emulator.load(project / "scale.cu", ["scale"], mode="trace")
+    with pytest.raises(errors.ToolchainError, match=rf"mode '{mode}' needs g\+\+"):
+        toolchain.compile_flags(mode, toolchain.find_compiler())
 
 
 def test_an_unknown_mode_is_refused(project):

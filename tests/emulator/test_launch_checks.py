@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -136,3 +137,33 @@ def test_too_much_static_shared_memory_is_noticed_in_checked_mode():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="one of ascending, descending, random, but got 'sideways'"):
         emulator.Schedule("sideways")
+
+
+@pytest.mark.parametrize("mode", ["fast", "trace"])
+def test_empty_arrays_and_null_pointers_are_arguments(mode):
+    empty = np.zeros(0, np.float32)
+    nothing = emulator.load(KERNELS / "launches.cu", ["by_struct"], mode=mode)
+    window = np.zeros((), np.dtype([("size", "i4", 3), ("scale", "f4"), ("stride", "i8")]))
+    nothing.launch("by_struct", (1,), (1,), [window, empty, None])
+
+
+def test_an_array_that_is_off_by_a_byte_is_noticed():
+    checked = emulator.load(KERNELS / "launches.cu", ["scale"], mode="trace")
+    crooked = np.zeros(257, np.uint8)[1:].view(np.float32)
+    with pytest.raises(emulator.EmulationError, match="byte 0 of argument 0 is no multiple of 4"):
+        checked.launch("scale", (1,), (64,), [crooked, Y, ONE])
+
+
+def test_threads_may_launch_at_once():
+    """They take turns; each sees its own shared memory segment."""
+    x = np.arange(64, dtype=np.float32)
+
+    def work(factor: int) -> np.ndarray:
+        y = np.zeros(64, np.float32)
+        for _ in range(20):
+            module().launch("scale", (1,), (64,), [x, y, np.float32(factor)])
+        return y
+
+    with ThreadPoolExecutor(4) as pool:
+        for factor, y in enumerate(pool.map(work, range(8))):
+            np.testing.assert_array_equal(y, factor * x)

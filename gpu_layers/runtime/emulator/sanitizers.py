@@ -45,10 +45,9 @@ def sanitizer_environment(mode: str) -> dict[str, str]:
     if mode == "ubsan":
         environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
         return environment
-    compiler = find_compiler()
-    names = ["libasan.so", "libstdc++.so.6"] if compiler.is_gcc else ["libclang_rt.asan-x86_64.so", "libstdc++.so.6"]
+    command = find_compiler().command
     # The C++ library too: loaded later, it would throw past AddressSanitizer's back.
-    environment["LD_PRELOAD"] = ":".join(_library(compiler.command, name) for name in names)
+    environment["LD_PRELOAD"] = ":".join(_library(command, name) for name in ("libasan.so", "libstdc++.so.6"))
     # Python leaks on purpose; kernels own nothing.
     environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0:exitcode=99"
     return environment

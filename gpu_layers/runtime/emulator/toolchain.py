@@ -65,7 +65,7 @@ class Compiler:
     version : str
         What it says of itself; a part of every cache key.
     is_gcc : bool
-        Checked mode needs GCC: it knows how GCC instruments memory accesses.
+        Checked mode and the sanitizers need GCC: they rely on how it instruments memory accesses.
     """
 
     command: str
@@ -157,14 +157,14 @@ def compile_flags(mode: str, compiler: Compiler) -> list[str]:
     ValueError
         For an unknown mode.
     ToolchainError
-        For checked mode without GCC.
+        For any mode but "fast" without GCC.
     """
     if mode not in MODE_FLAGS:
         raise ValueError(f"mode must be one of {', '.join(MODE_FLAGS)}, but got {mode!r}")
-    if mode == "trace" and not compiler.is_gcc:
+    if mode != "fast" and not compiler.is_gcc:
         raise ToolchainError(
-            f"checked mode needs g++ (`apt-get install g++`): the compiler is {compiler.command}, "
-            "which instruments memory accesses differently"
+            f"mode {mode!r} needs g++ (`apt-get install g++`), but the compiler is {compiler.command}, "
+            "whose sanitizers have other entry points"
         )
     flags = [*_COMMON_FLAGS, *MODE_FLAGS[mode], *_processor_flags()]
     if not compiler.is_gcc:

@@ -54,7 +54,10 @@ GPU_LAYERS_EXPORT void gpu_layers_launch(const LaunchRequest* request, LaunchRes
     failure_message.clear();
     const KernelRecord* kernel = find_kernel(request->kernel);
     if (!run_guarded([&] { run(*request, kernel->invoke); })) {
-        record_failure(kCrash, crash_description());
+        ErrorKind kind = kCrash;
+        std::string message = crash_description();
+        checker::find_root_cause(&kind, &message);
+        record_failure(kind, message);
         forget_abandoned_launch();
     }
     checker::launch_ends(result);
