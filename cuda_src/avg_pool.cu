@@ -15,7 +15,7 @@ struct PoolDivisor {
         const int kernel = Window::kernel(window, axis);
         const int dilation = Window::dilation(window, axis);
         const Index origin = output * Window::stride(window, axis) - window.pad[axis];
-        const Index end = window.input[axis] + (padding_counts ? pad_after[axis] : 0);
+        const Index end = static_cast<Index>(window.input[axis]) + (padding_counts ? pad_after[axis] : 0);
         // The first window starts at -pad, so that no tap is before the padding.
         const Index before = padding_counts || origin >= 0 ? Index(0) : (dilation - 1 - origin) / dilation;
         const Index up_to = origin >= end ? Index(0) : (end - origin + dilation - 1) / dilation;
@@ -40,7 +40,7 @@ struct PoolDivisor {
 //   y   [images, output, groups] of Width T, likewise
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); a thread has a vector of outputs at a time.
 template <typename T, int Width, typename Window, typename Index>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     avg_pool_forward(const T* x, T* y, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
     using A = accumulate_t<T>;
     const long long output_size = PoolOutput::image_size(window);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 //   dx   [images, input, groups] of Width T, likewise: every element is written once
 // Launch: as avg_pool_forward; a thread has a vector of inputs at a time.
 template <typename T, int Width, typename Window, typename Index>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     avg_pool_backward(const T* dy, T* dx, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
     using A = accumulate_t<T>;
     const long long output_size = PoolOutput::image_size(window);

@@ -31,11 +31,11 @@ struct PlaneStatistics {
     }
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T> loaded[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T>::load(x + i + u * stride);
-        if (count == 0) values.shift = to_accumulate(loaded[0][0]);
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T>::load(x + i + u * step);
+        if (Count == 1 && count == 0) values.shift = to_accumulate(loaded[0][0]);
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
@@ -50,14 +50,15 @@ struct PlaneStatistics {
 //   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
 // Launch: blockDim (x, y) of kChannelThreads in all; channels * parts blocks.
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_statistics_planes(const T* x, accumulate_t<T>* partial_moments, PlaneLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
-    const long long channel = blockIdx.x / layout.parts;
+    const int channel = blockIdx.x / static_cast<int>(layout.parts);
     const A origin = to_accumulate(x[channel * layout.plane]);
     PlaneStatistics<T> statistics{x, {}, 0};
-    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, statistics);
+    for_each_in_plane_part<T, kReductionLoads>(
+        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), statistics);
     const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count, origin), warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         write_partial(moments, origin, partial_moments + 4 * static_cast<long long>(blockIdx.x));
@@ -72,13 +73,13 @@ struct RowStatistics {
     int count;
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> loaded[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * stride);
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * step);
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            if (count == 0) values[k].shift = to_accumulate(loaded[0][k]);
+            if (Count == 1 && count == 0) values[k].shift = to_accumulate(loaded[0][k]);
 #pragma unroll
             for (int u = 0; u < Count; ++u) values[k].add(to_accumulate(loaded[u][k]));
         }
@@ -113,15 +114,14 @@ __device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scr
 //   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
 // Launch: blockDim (x, y) of kChannelThreads in all, y a power of two; tiles * parts blocks.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_statistics_rows(const T* x, accumulate_t<T>* partial_moments, RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[Width * kChannelThreads];
-    const long long part = blockIdx.x / layout.tiles;
-    const long long tile = blockIdx.x - part * layout.tiles;
-    const long long channel = (tile * blockDim.x + threadIdx.x) * Width;
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
     RowStatistics<T, Width> statistics{x, {}, 0};
-    if (channel < layout.channels) for_each_in_row_part(layout, channel, part, statistics);
+    if (channel < layout.channels) for_each_in_row_part<kReductionLoads>(layout, channel, part, statistics);
     Moments<A> moments[Width];
     A origins[Width];
 #pragma unroll
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 //   mean, var, inv_std   [channels]
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, A* mean, A* var, A* inv_std, long long channels,
                                 long long parts, A eps) {
     const int lane = threadIdx.x % kWarpThreads;
@@ -190,16 +190,16 @@ struct PlaneNormalize {
     }
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T> values[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) values[u] = Vector<T>::load(x + i + u * stride);
+        for (int u = 0; u < Count; ++u) values[u] = Vector<T>::load(x + i + u * step);
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
             for (int k = 0; k < kVectorWidth<T>; ++k)
                 values[u][k] = from_accumulate<T>(rule.apply(to_accumulate(values[u][k])));
-            values[u].store(y + i + u * stride);
+            values[u].store(y + i + u * step);
         }
     }
 };
@@ -209,14 +209,15 @@ struct PlaneNormalize {
 //   mean, inv_std, gamma, beta   [channels]; mean, gamma, beta may be null (0, 1, 0)
 // Launch: as batch_norm_statistics_planes.
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_normalize_planes(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, T* y,
                                 PlaneLayout layout) {
-    const long long channel = blockIdx.x / layout.parts;
+    const int channel = blockIdx.x / static_cast<int>(layout.parts);
     PlaneNormalize<T> normalize{x, y, {}};
     normalize.rule.load(mean, inv_std, gamma, beta, channel);
-    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, normalize);
+    for_each_in_plane_part<T, kElementwiseLoads>(
+        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), normalize);
 }
 
 template <typename T, int Width>
@@ -226,16 +227,16 @@ struct RowNormalize {
     Normalization<accumulate_t<T>> rules[Width];
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> values[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) values[u] = Vector<T, Width>::load(x + i + u * stride);
+        for (int u = 0; u < Count; ++u) values[u] = Vector<T, Width>::load(x + i + u * step);
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
             for (int k = 0; k < Width; ++k)
                 values[u][k] = from_accumulate<T>(rules[k].apply(to_accumulate(values[u][k])));
-            values[u].store(y + i + u * stride);
+            values[u].store(y + i + u * step);
         }
     }
 };
@@ -244,17 +245,17 @@ struct RowNormalize {
 //   x, y   [rows, channels] T, 16-byte aligned; channels a multiple of Width
 // Launch: as batch_norm_statistics_rows.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_normalize_rows(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta, T* y,
                               RowLayout layout) {
-    const long long part = blockIdx.x / layout.tiles;
-    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
     if (channel >= layout.channels) return;
     RowNormalize<T, Width> normalize{x, y, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) normalize.rules[k].load(mean, inv_std, gamma, beta, channel + k);
-    for_each_in_row_part(layout, channel, part, normalize);
+    for_each_in_row_part<kElementwiseLoads>(layout, channel, part, normalize);
 }
 
 // ---- gradients -------------------------------------------------------------------------------------------
@@ -272,12 +273,12 @@ struct PlaneGradientSums {
     }
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T>::load(dy + i + u * stride);
-            values[u] = Vector<T>::load(x + i + u * stride);
+            gradients[u] = Vector<T>::load(dy + i + u * step);
+            values[u] = Vector<T>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -294,14 +295,15 @@ struct PlaneGradientSums {
 //   partial_sums   [channels, parts] of dy, of dy * (x - mean)
 // Launch: as batch_norm_statistics_planes.
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_gradient_sums_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
                                     accumulate_t<T>* partial_sums, PlaneLayout layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const long long channel = blockIdx.x / layout.parts;
+    const int channel = blockIdx.x / static_cast<int>(layout.parts);
     PlaneGradientSums<T> gradient{dy, x, mean[channel], GradientSums<A>::identity()};
-    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, gradient);
+    for_each_in_plane_part<T, kReductionLoads / 2>(
+        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), gradient);
     const GradientSums<A> sums = block_reduce(gradient.sums, warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         A* result = partial_sums + 2 * static_cast<long long>(blockIdx.x);
@@ -319,12 +321,12 @@ struct RowGradientSums {
     GradientSums<A> sums[Width];
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T, Width>::load(dy + i + u * stride);
-            values[u] = Vector<T, Width>::load(x + i + u * stride);
+            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -339,20 +341,20 @@ struct RowGradientSums {
 //   dy, x   [rows, channels] T, 16-byte aligned; channels a multiple of Width
 // Launch: as batch_norm_statistics_rows.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_gradient_sums_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
                                   accumulate_t<T>* partial_sums, RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[Width * kChannelThreads];
-    const long long part = blockIdx.x / layout.tiles;
-    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
     RowGradientSums<T, Width> gradient{dy, x, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradient.mean[k] = channel < layout.channels ? mean[channel + k] : A(0);
         gradient.sums[k] = GradientSums<A>::identity();
     }
-    if (channel < layout.channels) for_each_in_row_part(layout, channel, part, gradient);
+    if (channel < layout.channels) for_each_in_row_part<kReductionLoads / 2>(layout, channel, part, gradient);
     column_reduce(gradient.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
@@ -368,7 +370,7 @@ __global__ void __launch_bounds__(kChannelThreads)
 //   dgamma, dbeta   [channels]
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_gradients(const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta,
                                long long channels, long long parts) {
     const int lane = threadIdx.x % kWarpThreads;
@@ -416,12 +418,12 @@ struct PlaneInputGradient {
     }
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T>::load(dy + i + u * stride);
-            values[u] = Vector<T>::load(x + i + u * stride);
+            gradients[u] = Vector<T>::load(dy + i + u * step);
+            values[u] = Vector<T>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -429,7 +431,7 @@ struct PlaneInputGradient {
             for (int k = 0; k < kVectorWidth<T>; ++k)
                 values[u][k] = from_accumulate<T>(
                     rule.apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
-            values[u].store(dx + i + u * stride);
+            values[u].store(dx + i + u * step);
         }
     }
 };
@@ -440,15 +442,16 @@ struct PlaneInputGradient {
 //   inv_count   1 / values of a channel
 // Launch: as batch_norm_statistics_planes.
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_input_gradient_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                      const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
                                      accumulate_t<T> inv_count, PlaneLayout layout) {
-    const long long channel = blockIdx.x / layout.parts;
+    const int channel = blockIdx.x / static_cast<int>(layout.parts);
     PlaneInputGradient<T> gradient{dy, x, dx, {}};
     gradient.rule.load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel);
-    for_each_in_plane_part<T>(layout, channel, blockIdx.x - channel * layout.parts, gradient);
+    for_each_in_plane_part<T, kElementwiseLoads / 2>(
+        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), gradient);
 }
 
 template <typename T, int Width>
@@ -459,12 +462,12 @@ struct RowInputGradient {
     InputGradient<accumulate_t<T>> rules[Width];
 
     template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long stride) {
+    __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T, Width>::load(dy + i + u * stride);
-            values[u] = Vector<T, Width>::load(x + i + u * stride);
+            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -472,7 +475,7 @@ struct RowInputGradient {
             for (int k = 0; k < Width; ++k)
                 values[u][k] = from_accumulate<T>(
                     rules[k].apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
-            values[u].store(dx + i + u * stride);
+            values[u].store(dx + i + u * step);
         }
     }
 };
@@ -481,17 +484,17 @@ struct RowInputGradient {
 //   dy, x, dx   [rows, channels] T, 16-byte aligned; channels a multiple of Width
 // Launch: as batch_norm_statistics_rows.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_input_gradient_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                    const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
                                    accumulate_t<T> inv_count, RowLayout layout) {
-    const long long part = blockIdx.x / layout.tiles;
-    const long long channel = ((blockIdx.x - part * layout.tiles) * blockDim.x + threadIdx.x) * Width;
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
     if (channel >= layout.channels) return;
     RowInputGradient<T, Width> gradient{dy, x, dx, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k)
         gradient.rules[k].load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel + k);
-    for_each_in_row_part(layout, channel, part, gradient);
+    for_each_in_row_part<kElementwiseLoads / 2>(layout, channel, part, gradient);
 }

@@ -9,8 +9,12 @@
 #include "vector_io.cuh"
 
 constexpr int kChannelThreads = 256;
-// Loads in flight for each thread of the inner loops.
-constexpr int kChannelUnroll = 4;
+// Blocks that must fit on a multiprocessor at once, which leaves a thread 64 registers.
+constexpr int kChannelBlocks = 4;
+// Vectors that a thread of a sum has in flight, of all arrays together. A thread that also writes needs fewer
+// to keep the memory busy, and its registers for the rules of its channels.
+constexpr int kReductionLoads = 4;
+constexpr int kElementwiseLoads = 2;
 
 struct PlaneLayout {
     long long channels;
@@ -33,10 +37,25 @@ struct RowLayout {
 };
 static_assert(sizeof(RowLayout) == 40, "the launcher packs it with this size");
 
-// Calls body for all values of channel `channel` in part `part`: body.vector(i) for whole aligned vectors of
-// kChannelUnroll x width neighbours, body.scalar(i) for the others; i is the index in the array.
-//   Launch: threads x walk along a segment, threads y take segments in turn.
-template <typename T, typename Body>
+// What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
+// one, at least one if it has any, and then groups of Unroll. The hot loop, of the groups, is thus never a
+// thread's first.
+template <int Unroll>
+struct Share {
+    int singles, groups;
+
+    __device__ __forceinline__ Share(int count, int thread, int threads) {
+        const int own = (count - thread + threads - 1) >> (__ffs(threads) - 1);
+        groups = own > 0 ? (own - 1) / Unroll : 0;
+        singles = own > 0 ? own - groups * Unroll : 0;
+    }
+};
+
+// Calls body for all values of channel `channel` in part `part`: body.vectors<Count>(i, step) for Count whole
+// aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the others; i is the index
+// in the array.
+//   Launch: threads x, a power of two, walk along a segment, threads y take segments in turn.
+template <typename T, int Unroll, typename Body>
 __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout, long long channel,
                                                        long long part, Body& body) {
     constexpr int width = kVectorWidth<T>;
@@ -54,37 +73,41 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
         const int tail = head + vectors * width;
 #pragma unroll 1
         for (int i = threadIdx.x; i < head; i += blockDim.x) body.scalar(base + i);
-        int v = threadIdx.x;
+        const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
+        long long i = base + head + static_cast<long long>(threadIdx.x) * width;
+        const long long step = static_cast<long long>(blockDim.x) * width;
 #pragma unroll 1
-        for (; v + (kChannelUnroll - 1) * static_cast<int>(blockDim.x) < vectors;
-             v += kChannelUnroll * blockDim.x) {
-            body.template vectors<kChannelUnroll>(base + head + static_cast<long long>(v) * width,
-                                                  static_cast<long long>(blockDim.x) * width);
-        }
+        for (int n = 0; n < share.singles; ++n, i += step) body.template vectors<1>(i, 0);
 #pragma unroll 1
-        for (; v < vectors; v += blockDim.x) {
-            body.template vectors<1>(base + head + static_cast<long long>(v) * width, 0);
-        }
+        for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
 #pragma unroll 1
         for (int i = tail + threadIdx.x; i < length; i += blockDim.x) body.scalar(base + i);
     }
 }
 
-// Calls body.vectors<Count>(i, stride) for this thread's Width channels in all rows of part `part`: Count
-// rows at once, at i, i + stride, ...; i is the index in the array of the first channel.
+// First of this thread's Width channels, in a block of part `part`; there may be no such channel.
+template <int Width>
+__device__ __forceinline__ long long first_channel(const RowLayout& layout, int part) {
+    // The vectors of a row, and the blocks of a grid, can be counted in 32 bits.
+    const int tile = static_cast<int>(blockIdx.x) - part * static_cast<int>(layout.tiles);
+    return static_cast<long long>(tile * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) *
+           Width;
+}
+
+// Calls body.vectors<Count>(i, step) for this thread's channels in all rows of part `part`: Count rows at
+// once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first channel.
 //   channel   first channel of this thread; the caller has checked that it exists
-//   Launch: threads x stand side by side over channels, threads y take rows in turn.
-template <typename Body>
+//   Launch: threads x stand side by side over channels, threads y, a power of two, take rows in turn.
+template <int Unroll, typename Body>
 __device__ __forceinline__ void for_each_in_row_part(const RowLayout& layout, long long channel,
                                                      long long part, Body& body) {
-    const long long end = min((part + 1) * layout.rows_per_part, layout.rows);
-    const long long stride = blockDim.y * layout.channels;
-    long long row = part * layout.rows_per_part + threadIdx.y;
+    const long long begin = part * layout.rows_per_part;
+    const int rows = static_cast<int>(min(layout.rows_per_part, layout.rows - begin));
+    const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
+    long long i = (begin + threadIdx.y) * layout.channels + channel;
+    const long long step = blockDim.y * layout.channels;
 #pragma unroll 1
-    for (; row + (kChannelUnroll - 1) * static_cast<long long>(blockDim.y) < end;
-         row += kChannelUnroll * blockDim.y) {
-        body.template vectors<kChannelUnroll>(row * layout.channels + channel, stride);
-    }
+    for (int n = 0; n < share.singles; ++n, i += step) body.template vectors<1>(i, 0);
 #pragma unroll 1
-    for (; row < end; row += blockDim.y) body.template vectors<1>(row * layout.channels + channel, 0);
+    for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
 }

@@ -13,11 +13,11 @@ struct Divisor32 {
     }
 };
 
-// The quotient of index / divisor for either type of index; 64-bit ones, of planes of 2^31 elements and more,
-// are divided as they are.
-__device__ __forceinline__ int quotient(int index, const Divisor32& divisor) {
-    return divisor.quotient(index);
+// index / divisor for either type of index. `fast` is of the same divisor; 64-bit indices, those of images of
+// 2^31 elements and more, are divided as they are.
+__device__ __forceinline__ int quotient(int index, const Divisor32& fast, long long) {
+    return fast.quotient(index);
 }
-__device__ __forceinline__ long long quotient(long long index, const Divisor32& divisor) {
-    return index / static_cast<long long>(divisor.divisor);
+__device__ __forceinline__ long long quotient(long long index, const Divisor32&, long long divisor) {
+    return index / divisor;
 }

@@ -8,7 +8,7 @@
 //   taps   shape of y, Tap: number of the tap chosen; 0 where no tap is inside the input, and y is -inf
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); a thread has a vector of outputs at a time.
 template <typename T, typename Tap, int Width, typename Window, typename Index>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     max_pool_forward(const T* x, T* y, Tap* taps, PoolWindow window) {
     using A = accumulate_t<T>;
     const long long output_size = PoolOutput::image_size(window);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 //   dx         [images, input, groups] of Width T, likewise: every element is written once
 // Launch: as max_pool_forward; a thread has a vector of inputs at a time.
 template <typename T, typename Tap, int Width, typename Window, typename Index>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     max_pool_backward(const T* dy, const Tap* taps, T* dx, PoolWindow window) {
     using A = accumulate_t<T>;
     const long long output_size = PoolOutput::image_size(window);

@@ -10,22 +10,27 @@
 
 constexpr int kPoolThreads = 256;
 
+// Blocks that must fit on a multiprocessor at once: they leave a thread 64 registers, or 128 for the 64-bit
+// indices of images of 2^31 elements and more, which would be spilled otherwise.
+template <typename Index>
+constexpr int kPoolBlocks = sizeof(Index) == 4 ? 4 : 2;
+
 struct PoolWindow {
     int kernel[3], stride[3], dilation[3], pad[3];  // pad: before the first element
-    int input[3], output[3];
+    long long input[3], output[3];
     long long images;  // samples, or planes
     long long groups;  // vectors side by side at each position
     // Of indices, by the sizes; by the vectors of an output and an input image, where those are below 2^31.
     Divisor32 by_output[3], by_input[3], by_output_image, by_input_image, by_groups, by_stride[3];
 };
 
-static_assert(sizeof(PoolWindow) == 232, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 256, "the launcher packs it with this size");
 
 // Which of the two arrays a thread has an element of.
 template <bool IsOutput>
 struct PoolSide {
-    static __device__ __forceinline__ const int (&sizes(const PoolWindow& window))[3] {
-        return IsOutput ? window.output : window.input;
+    static __device__ __forceinline__ long long size(const PoolWindow& window, int axis) {
+        return IsOutput ? window.output[axis] : window.input[axis];
     }
     static __device__ __forceinline__ const Divisor32 (&by_sizes(const PoolWindow& window))[3] {
         return IsOutput ? window.by_output : window.by_input;
@@ -35,7 +40,7 @@ struct PoolSide {
     }
     // Vectors of an image.
     static __device__ __forceinline__ long long image_size(const PoolWindow& window) {
-        return static_cast<long long>(sizes(window)[0]) * sizes(window)[1] * sizes(window)[2] * window.groups;
+        return size(window, 0) * size(window, 1) * size(window, 2) * window.groups;
     }
 };
 using PoolOutput = PoolSide<true>;
@@ -92,7 +97,7 @@ struct DynamicWindow {
     template <typename Index>
     static __device__ __forceinline__ Index divided_by_stride(const PoolWindow& window, int axis,
                                                               Index index) {
-        return quotient(index, window.by_stride[axis]);
+        return quotient(index, window.by_stride[axis], window.stride[axis]);
     }
 };
 
@@ -116,16 +121,17 @@ __device__ __forceinline__ PoolPosition<Index> pool_position(const PoolWindow& w
     position.image = first / size;
     // Below size + kPoolThreads: the thread may be in a later image than the block's first vector.
     Index rest = static_cast<Index>(first - position.image * size) + step;
-    const Index later =
-        sizeof(Index) == 4 ? quotient(rest, Side::by_image(window)) : static_cast<Index>(rest / size);
+    const Index later = quotient(rest, Side::by_image(window), size);
     position.image += later;
     rest -= later * static_cast<Index>(size);
-    const Index place = quotient(rest, window.by_groups);
+    const Index place = quotient(rest, window.by_groups, window.groups);
     position.group = rest - place * static_cast<Index>(window.groups);
-    const Index row = quotient(place, by_sizes[2]);
-    position.at[2] = place - row * Side::sizes(window)[2];
-    position.at[0] = quotient(row, by_sizes[1]);
-    position.at[1] = row - position.at[0] * Side::sizes(window)[1];
+    const Index height = static_cast<Index>(Side::size(window, 1)),
+                width = static_cast<Index>(Side::size(window, 2));
+    const Index row = quotient(place, by_sizes[2], width);
+    position.at[2] = place - row * width;
+    position.at[0] = quotient(row, by_sizes[1], height);
+    position.at[1] = row - position.at[0] * height;
     return position;
 }
 
@@ -134,10 +140,12 @@ __device__ __forceinline__ PoolPosition<Index> pool_position(const PoolWindow& w
 template <typename Window, typename Index, typename Visit>
 __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const PoolPosition<Index>& output,
                                              Visit visit) {
-    Index origin[3];
+    Index origin[3], size[3];
 #pragma unroll
-    for (int axis = 0; axis < 3; ++axis)
+    for (int axis = 0; axis < 3; ++axis) {
         origin[axis] = output.at[axis] * Window::stride(window, axis) - window.pad[axis];
+        size[axis] = static_cast<Index>(window.input[axis]);
+    }
     int tap = 0;
 #pragma unroll(Window::kUnroll)
     for (int kd = 0; kd < Window::kernel(window, 0); ++kd) {
@@ -145,12 +153,12 @@ __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const Poo
 #pragma unroll(Window::kUnroll)
         for (int kh = 0; kh < Window::kernel(window, 1); ++kh) {
             const Index h = origin[1] + kh * Window::dilation(window, 1);
-            const bool row_inside = d >= 0 && d < window.input[0] && h >= 0 && h < window.input[1];
-            const Index row = (d * window.input[1] + h) * window.input[2];
+            const bool row_inside = d >= 0 && d < size[0] && h >= 0 && h < size[1];
+            const Index row = (d * size[1] + h) * size[2];
 #pragma unroll(Window::kUnroll)
             for (int kw = 0; kw < Window::kernel(window, 2); ++kw, ++tap) {
                 const Index w = origin[2] + kw * Window::dilation(window, 2);
-                if (row_inside && w >= 0 && w < window.input[2])
+                if (row_inside && w >= 0 && w < size[2])
                     visit(tap, (row + w) * static_cast<Index>(window.groups) + output.group);
             }
         }
@@ -165,7 +173,7 @@ __device__ __forceinline__ CoveringWindows<Index> covering_windows(const PoolWin
     const int stride = Window::stride(window, axis);
     const Index last = Window::divided_by_stride(window, axis, padded);
     return {reach <= 0 ? Index(0) : Window::divided_by_stride(window, axis, reach + stride - 1),
-            last < window.output[axis] ? last : static_cast<Index>(window.output[axis] - 1)};
+            min(last, static_cast<Index>(window.output[axis]) - 1)};
 }
 
 // Tap along one axis by which the window at `output` covers the element at `at`; negative if it skips it
@@ -197,7 +205,8 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
             const Index h = height.last - j;
             const int kh = covering_tap<Window>(window, 1, input.at[1], h);
             const bool row_covers = d >= depth.first && kd >= 0 && h >= height.first && kh >= 0;
-            const Index row = (d * window.output[1] + h) * window.output[2];
+            const Index row =
+                (d * static_cast<Index>(window.output[1]) + h) * static_cast<Index>(window.output[2]);
 #pragma unroll(Window::kUnroll)
             for (int k = 0; k < Window::covering(width, 2); ++k) {
                 const Index w = width.last - k;

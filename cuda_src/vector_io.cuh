@@ -36,6 +36,21 @@ struct MemoryWord<16> {
     using type = uint4;
 };
 
+template <typename Word>
+__device__ __forceinline__ void store_word(Word* target, const Word& word) {
+    *target = word;
+}
+
+#ifndef GPU_LAYERS_EMULATED
+// The compiler may take an assignment of 16 bytes apart into narrower stores; this it cannot.
+template <>
+__device__ __forceinline__ void store_word<uint4>(uint4* target, const uint4& word) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(word.x), "r"(word.y),
+                 "r"(word.z), "r"(word.w)
+                 : "memory");
+}
+#endif
+
 // N elements in registers. At most 16 bytes, moved as one word; larger ones (32-bit taps of eight half
 // values) as several words of 16.
 template <typename T, int N = kVectorWidth<T>>
@@ -65,6 +80,6 @@ struct Vector {
 
     __device__ __forceinline__ void store(T* target) const {
 #pragma unroll
-        for (int i = 0; i < kWords; ++i) reinterpret_cast<Word*>(target)[i] = words[i];
+        for (int i = 0; i < kWords; ++i) store_word(reinterpret_cast<Word*>(target) + i, words[i]);
     }
 };

@@ -1,0 +1,243 @@
+"""What is in a cubin: registers and memory of each kernel, its instructions and its loops."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_WHEEL_FOLDER = "nvidia/cu13/bin"
+_TOOLKIT_FOLDER = "/usr/local/cuda/bin"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes.
+
+    Attributes
+    ----------
+    registers : int
+        Of a thread.
+    stack, local : int
+        Bytes of a thread, in what is really global memory.
+    shared : int
+        Static shared memory of a block, bytes (with what the system reserves).
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of SASS.
+
+    Attributes
+    ----------
+    address : int
+    predicate : str
+        E.g. ``@!P0``; empty if it is always executed.
+    opcode : str
+        With its modifiers, e.g. ``LDG.E.128``.
+    operands : str
+    """
+
+    address: int
+    predicate: str
+    opcode: str
+    operands: str
+
+    @property
+    def mnemonic(self) -> str:
+        """The opcode without modifiers."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def global_bytes(self) -> int:
+        """Bytes that it moves between a thread and global memory; 0 for other instructions."""
+        if self.mnemonic not in ("LDG", "STG"):
+            return 0
+        modifiers = self.opcode.split(".")
+        return next((size for name, size in _ACCESS_BYTES.items() if name in modifiers), 4)
+
+
+_ACCESS_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The costliest way through one round of an innermost loop: most bytes, then most instructions.
+
+    Attributes
+    ----------
+    instructions : tuple of Instruction
+        In order.
+    """
+
+    instructions: tuple[Instruction, ...]
+
+    @property
+    def global_bytes(self) -> int:
+        """Bytes that a thread moves from and to global memory in a round."""
+        return sum(instruction.global_bytes for instruction in self.instructions)
+
+    @property
+    def instructions_per_byte(self) -> float:
+        """Instructions of a thread for each of these bytes."""
+        return len(self.instructions) / self.global_bytes
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One kernel of a cubin.
+
+    Attributes
+    ----------
+    symbol : str
+    resources : Resources
+    instructions : tuple of Instruction
+    labels : dict of str to int
+        Index of the instruction that each label stands before.
+    """
+
+    symbol: str
+    resources: Resources
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+
+    def loops(self) -> list[Loop]:
+        """The innermost loops that touch global memory."""
+        ranges = set()
+        for index, instruction in enumerate(self.instructions):
+            target = self._target(instruction)
+            # A branch to itself ends every function: it is padding.
+            if target is not None and target < index:
+                ranges.add((target, index))
+        innermost = [
+            (first, last)
+            for first, last in ranges
+            if not any(first <= other[0] and other[1] <= last and other != (first, last) for other in ranges)
+        ]
+        loops = [Loop(self._costliest_path(first, last)) for first, last in sorted(innermost)]
+        return [loop for loop in loops if loop.global_bytes]
+
+    def hot_loop(self) -> Loop:
+        """The innermost loop that moves the most bytes a round.
+
+        Raises
+        ------
+        ValueError
+            If no loop touches global memory.
+        """
+        loops = self.loops()
+        if not loops:
+            raise ValueError(f"{self.symbol} has no loop that touches global memory")
+        return max(loops, key=lambda loop: loop.global_bytes)
+
+    def _target(self, instruction: Instruction) -> int | None:
+        if instruction.mnemonic != "BRA":
+            return None
+        found = re.search(r"`\((\.L_\w+)\)", instruction.operands)
+        return self.labels.get(found[1]) if found else None
+
+    def _costliest_path(self, first: int, last: int) -> tuple[Instruction, ...]:
+        best: dict[int, tuple[int, int, tuple[int, ...]]] = {first: (0, 0, ())}
+        for index in range(first, last + 1):
+            if index not in best:
+                continue
+            size, count, path = best[index]
+            instruction = self.instructions[index]
+            here = (size + instruction.global_bytes, count + 1, (*path, index))
+            target = self._target(instruction)
+            conditional = bool(instruction.predicate)
+            following = [] if instruction.mnemonic in ("BRA", "EXIT", "RET") and not conditional else [index + 1]
+            if target is not None and index < target <= last:
+                following.append(target)
+            for next_index in following:
+                if next_index not in best or best[next_index][:2] < here[:2]:
+                    best[next_index] = here
+            if index == last:
+                return tuple(self.instructions[i] for i in here[2])
+        # The way leads through code placed elsewhere: every instruction in between is more than it can take.
+        return self.instructions[first : last + 1]
+
+
+def _tool(name: str) -> str:
+    for folder in (Path(sysconfig.get_paths()["purelib"]) / _WHEEL_FOLDER, Path(_TOOLKIT_FOLDER)):
+        if (folder / name).is_file():
+            return str(folder / name)
+    found = shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"{name} was not found: pip install nvidia-cuda-{name}")
+    return found
+
+
+def _output(name: str, *arguments: str | Path) -> str:
+    done = subprocess.run([_tool(name), *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _resources(cubin: Path) -> dict[str, Resources]:
+    found = re.findall(
+        r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", _output("cuobjdump", "-res-usage", cubin)
+    )
+    return {symbol: Resources(*map(int, numbers)) for symbol, *numbers in found}
+
+
+def _sections(disassembly: str) -> Iterable[tuple[str, list[str]]]:
+    """Symbol and lines of each kernel's code."""
+    symbol, lines = "", []
+    for line in disassembly.splitlines():
+        section = re.match(r"\s*\.section\s+\.text\.(\w+)", line)
+        if section or re.match(r"\s*\.section\s", line):
+            if symbol:
+                yield symbol, lines
+            symbol, lines = (section[1] if section else ""), []
+        elif symbol:
+            lines.append(line)
+    if symbol:
+        yield symbol, lines
+
+
+@cache
+def read_cubin(cubin: Path) -> dict[str, CompiledKernel]:
+    """Disassemble a cubin.
+
+    Parameters
+    ----------
+    cubin : Path
+
+    Returns
+    -------
+    dict of str to CompiledKernel
+        By symbol.
+
+    Raises
+    ------
+    RuntimeError
+        If ``cuobjdump`` or ``nvdisasm`` is missing or does not take the file.
+    """
+    resources = _resources(cubin)
+    kernels = {}
+    for symbol, lines in _sections(_output("nvdisasm", "-c", cubin)):
+        instructions: list[Instruction] = []
+        labels: dict[str, int] = {}
+        for line in lines:
+            label = re.match(r"\s*(\.L_\w+):", line)
+            if label:
+                labels[label[1]] = len(instructions)
+            code = re.match(r"\s*/\*([0-9a-f]+)\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)\s*(.*?)\s*;", line)
+            if code:
+                instructions.append(Instruction(int(code[1], 16), code[2] or "", code[3], code[4]))
+        if symbol in resources:
+            kernels[symbol] = CompiledKernel(symbol, resources[symbol], tuple(instructions), labels)
+    return kernels

@@ -1,0 +1,157 @@
+"""What must hold in the machine code for the kernels to reach the memory's speed: counted, with no GPU."""
+
+import pytest
+
+import gpu_layers.kernels  # noqa: F401 - declares the kernels
+from gpu_layers.runtime.kernel import all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module
+from profiling.compiled_code import read_cubin
+
+ARCHITECTURES = (80, 90, 100)
+SOURCES = sorted({kernel.source for kernel in all_kernels()})
+# 65,536 registers of a multiprocessor for at least 1,024 threads.
+MOST_REGISTERS = 64
+# Of these the arithmetic must not be what limits: all their memory traffic is in the hot loop.
+STREAMING = ("dropout_apply<", "relu_", "batch_norm_statistics", "batch_norm_normalize", "batch_norm_gradient_sums")
+STREAMING += ("batch_norm_input_gradient",)
+ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
+
+
+def compiled(source, capability):
+    """Name and code of each kernel of a file."""
+    names = tuple(kernel.name for kernel in all_kernels() if kernel.source == source)
+    module = compiled_module(source, names, Architecture(capability), warnings_as_errors=True)
+    code = read_cubin(module.path)
+    return {name: code[module.symbols[name]] for name in names}
+
+
+def streams(name):
+    """Whether a kernel moves whole vectors: not those for shards, or for channels that make no vectors."""
+    return name.startswith(STREAMING) and ", 1>" not in name
+
+
+def memory_problems(kernel, most_registers=MOST_REGISTERS):
+    resources = kernel.resources
+    problems = [
+        f"{what} of {size} bytes"
+        for what, size in (("stack", resources.stack), ("local memory", resources.local))
+        if size
+    ]
+    problems += [f"{i.opcode} (spill)" for i in kernel.instructions if i.mnemonic in ("LDL", "STL")]
+    problems += [i.opcode for i in kernel.instructions if i.mnemonic in ATOMICS]
+    if resources.registers > most_registers:
+        problems.append(f"{resources.registers} registers")
+    return problems
+
+
+def hot_loop_problems(kernel):
+    problems = []
+    for instruction in kernel.hot_loop().instructions:
+        if instruction.global_bytes not in (0, 16):
+            problems.append(f"{instruction.opcode} moves {instruction.global_bytes} bytes")
+        # Division and square root are calls of a function, or start from an approximate reciprocal. (A call of a
+        # label of the same function is how some architectures leave a loop.)
+        if instruction.mnemonic == "MUFU" or (instruction.mnemonic == "CALL" and ".L_x_" not in instruction.operands):
+            problems.append(instruction.opcode)
+    return problems
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
+    # Kernels of 64-bit indices, for images of 2**31 elements and more, may take twice the registers.
+    problems = {
+        name: memory_problems(kernel, MOST_REGISTERS * (2 if name.endswith("long long>") else 1))
+        for name, kernel in compiled(source, capability).items()
+    }
+    assert not {name: found for name, found in problems.items() if found}
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("source", ["activation.cu", "batch_norm.cu", "dropout.cu"])
+def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability):
+    kernels = {name: kernel for name, kernel in compiled(source, capability).items() if streams(name)}
+    assert kernels
+    problems = {name: hot_loop_problems(kernel) for name, kernel in kernels.items()}
+    assert not {name: found for name, found in problems.items() if found}
+
+
+# Thread instructions for each byte of global memory. An H100 issues about 10 in the time that its memory takes for
+# a byte: 132 multiprocessors x 128 lanes x 1.7 GHz / 3 TB/s.
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("dropout_apply<__nv_bfloat16>", 6.0),
+        ("dropout_apply<__half>", 6.0),
+        ("dropout_apply<float>", 6.0),
+        ("dropout_apply<double>", 6.0),
+        ("batch_norm_statistics_planes<__nv_bfloat16>", 3.0),
+        ("batch_norm_statistics_planes<__half>", 3.0),
+        ("batch_norm_statistics_planes<float>", 3.0),
+        ("batch_norm_statistics_planes<double>", 3.0),
+        ("batch_norm_statistics_rows<__nv_bfloat16, 8>", 3.0),
+        ("batch_norm_statistics_rows<__half, 8>", 3.0),
+        ("batch_norm_statistics_rows<float, 4>", 3.0),
+        ("batch_norm_statistics_rows<double, 2>", 3.0),
+    ],
+)
+def test_instructions_per_byte(name, most, capability):
+    source = f"{'dropout' if name.startswith('dropout') else 'batch_norm'}.cu"
+    assert compiled(source, capability)[name].hot_loop().instructions_per_byte <= most
+
+
+CONTROLS = """
+__global__ void scalar_copy(const float* x, float* y, int n) {
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] + 1.0f;
+}
+__global__ void dividing(const float4* x, float4* y, int n, float d) {
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float4 v = x[i];
+        y[i] = make_float4(v.x / d, v.y / v.x, v.z / d, v.w / d);
+    }
+}
+__global__ void spilling(const int* x, int* y, int n) {
+    int table[64];
+    for (int i = 0; i < 64; ++i) table[i] = x[i] * i;
+    for (int i = 0; i < n; ++i) y[i] = table[x[i] & 63];
+}
+__global__ void atomic_sum(const float* x, float* y) { atomicAdd(y, x[threadIdx.x]); }
+__global__ void vector_copy(const float4* x, float4* y, int n) {
+    #pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory):
+    """Kernels that break the gates on purpose, and one that does not."""
+    folder = tmp_path_factory.mktemp("controls")
+    (folder / "controls.cu").write_text(CONTROLS)
+    names = ["scalar_copy", "dividing", "spilling", "atomic_sum", "vector_copy"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpu_layers.runtime.nvrtc.source_folder", lambda: folder)
+        code, symbols = compile_source("controls.cu", names, Architecture(90))
+    (folder / "controls.cubin").write_bytes(code)
+    kernels = read_cubin(folder / "controls.cubin")
+    return {name: kernels[symbol] for name, symbol in symbols.items()}
+
+
+def test_the_gates_find_what_they_are_for(controls):
+    assert any("4 bytes" in problem for problem in hot_loop_problems(controls["scalar_copy"]))
+    assert any(problem.startswith(("MUFU", "CALL")) for problem in hot_loop_problems(controls["dividing"]))
+    assert any("stack" in problem for problem in memory_problems(controls["spilling"]))
+    assert any("spill" in problem for problem in memory_problems(controls["spilling"]))
+    assert any(problem.startswith(ATOMICS) for problem in memory_problems(controls["atomic_sum"]))
+
+
+def test_the_gates_pass_what_is_right(controls):
+    assert hot_loop_problems(controls["vector_copy"]) == []
+    assert memory_problems(controls["vector_copy"]) == []
+    loop = controls["vector_copy"].hot_loop()
+    # One load and one store of 16 bytes, and some ten instructions of counting and addressing.
+    assert loop.global_bytes == 32
+    assert 5 <= len(loop.instructions) <= 20
