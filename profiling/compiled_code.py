@@ -195,7 +195,8 @@ def _resources(cubin: Path) -> dict[str, Resources]:
 
 def _sections(disassembly: str) -> Iterable[tuple[str, list[str]]]:
     """Symbol and lines of each kernel's code."""
-    symbol, lines = "", []
+    symbol = ""
+    lines: list[str] = []
     for line in disassembly.splitlines():
         section = re.match(r"\s*\.section\s+\.text\.(\w+)", line)
         if section or re.match(r"\s*\.section\s", line):

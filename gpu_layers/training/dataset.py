@@ -135,7 +135,7 @@ def _dataset(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.nda
         raise ValueError("x_train holds numbers too large to compute their spread")
 
     def standardised(images: np.ndarray) -> np.ndarray:
-        wide = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
+        wide: np.ndarray = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
         return ((wide - mean) / std).astype(np.float32, copy=False)
 
     return Dataset(
