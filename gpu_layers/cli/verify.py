@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.runtime.emulator import sanitizer_environment
 from gpu_layers.verification import Backend, cuda_backend, emulated_backend
 from gpu_layers.verification.report import table, verify
+from gpu_layers.verification.traffic import count_all, traffic_table
 
 
 def add_command(commands: Any) -> None:
@@ -28,6 +33,16 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="emulated: also watch every memory access for overruns, uninitialised reads and data races (slower)",
     )
+    parser.add_argument(
+        "--traffic",
+        action="store_true",
+        help="count the bytes that the kernels move, emulated, against the fewest possible, instead of their results",
+    )
+    parser.add_argument(
+        "--sanitizer",
+        choices=("asan", "ubsan"),
+        help="emulated: run under AddressSanitizer or UndefinedBehaviorSanitizer, in a process of their own",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,9 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     int
         0 if every result is right, else 1.
     """
+    if arguments.traffic:
+        return _count_traffic(arguments)
+    if arguments.sanitizer and os.environ.get("GPU_LAYERS_SANITIZER") != arguments.sanitizer:
+        return _verify_in_sanitized_process(arguments)
     backend, where = _backend(arguments)
     print(f"Every kernel against the NumPy reference, on {where}.")
-    rows = verify(backend, arguments.only, _show_progress if sys.stderr.isatty() else lambda done, total: None)
+    rows = verify(backend, arguments.only, _progress())
     print(table(rows))
     failures = [message for row in rows for message in row.failures]
     for message in failures:
@@ -48,6 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
     cases = sum(row.cases for row in rows)
     print(f"{cases} cases, {len(failures)} wrong results." if failures else f"{cases} cases, all right.")
     return 1 if failures else 0
+
+
+def _count_traffic(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "cuda" or arguments.check or arguments.sanitizer:
+        raise ValueError("--traffic is counted by the emulator in its own way: use it with --only at most")
+    print("Bytes that each pass moves, counted by CPU emulation of the source over whole launches.")
+    rows = count_all(arguments.only, _progress())
+    print(traffic_table(rows))
+    return 0 if all(row.is_good for row in rows) else 1
 
 
 def _backend(arguments: argparse.Namespace) -> tuple[Backend, str]:
@@ -59,11 +87,28 @@ def _backend(arguments: argparse.Namespace) -> tuple[Backend, str]:
                 raise
             print(f"No GPU here ({error}).")
         else:
-            if arguments.check:
-                raise ValueError("--check is for the emulated backend: add --backend emulated")
+            if arguments.check or arguments.sanitizer:
+                raise ValueError("--check and --sanitizer are for the emulated backend: add --backend emulated")
             name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
             return cuda_backend(), name
-    return emulated_backend(check=arguments.check), "the CPU: CPU emulation of the source, not a GPU"
+    backend = emulated_backend(check=arguments.check, sanitizer=arguments.sanitizer)
+    under = f" under {arguments.sanitizer}" if arguments.sanitizer else ""
+    return backend, f"the CPU{under}: CPU emulation of the source, not a GPU"
+
+
+def _verify_in_sanitized_process(arguments: argparse.Namespace) -> int:
+    """A sanitizer must be in a process from its start. It ends the process at the first error that it finds."""
+    command = [sys.executable, "-m", "gpu_layers", "verify", "--backend", "emulated"]
+    command += ["--sanitizer", arguments.sanitizer, *(["--only", arguments.only] if arguments.only else [])]
+    status = subprocess.run(command, env=sanitizer_environment(arguments.sanitizer), check=False).returncode
+    if status not in (0, 2):
+        print(f"{arguments.sanitizer} ended the process with status {status}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _progress() -> Callable[[int, int], None]:
+    return _show_progress if sys.stderr.isatty() else lambda done, total: None
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from gpu_layers.runtime.emulator import EmulatedModule, Schedule, load
+from gpu_layers.runtime.emulator import EmulatedModule, Schedule, Trace, load
 from gpu_layers.runtime.kernel import Kernel, all_kernels
 from gpu_layers.runtime.sources import source_folder
 
@@ -20,15 +22,31 @@ class Emulation:
         Check and count every memory access, and find data races: some ten times slower.
     schedule : Schedule
         Order in which threads and blocks run.
+    sanitizer : {"asan", "ubsan"}, optional
+        Run under a sanitizer, in a process that was started for it (see ``sanitizer_environment``).
+    record : callable, optional
+        Called after each launch, with the kernel and its ``Trace``: what the check counted.
     """
 
     check: bool = False
     schedule: Schedule = field(default_factory=Schedule)
+    sanitizer: str | None = None
+    record: Callable[[Kernel, Trace], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sanitizer not in (None, "asan", "ubsan"):
+            raise ValueError(f"sanitizer must be 'asan' or 'ubsan', got {self.sanitizer!r}")
+        if self.sanitizer and self.check:
+            raise ValueError("check and sanitizer exclude each other: both instrument every memory access")
+        if self.record is not None and not self.check:
+            raise ValueError("record needs check=True: only checked launches are counted")
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule, got {type(self.schedule).__name__}")
 
     @property
     def mode(self) -> str:
         """Build of the emulator that this needs."""
-        return "trace" if self.check else "fast"
+        return self.sanitizer or ("trace" if self.check else "fast")
 
     def launch(
         self,
@@ -40,7 +58,7 @@ class Emulation:
         cooperative: bool,
     ) -> None:
         """Run a kernel; ``values`` are bound and checked (see ``gpu_layers.runtime.launch``)."""
-        emulated_module(kernel, self.mode).launch(
+        trace = emulated_module(kernel, self.mode).launch(
             kernel.name,
             grid,
             block,
@@ -50,8 +68,11 @@ class Emulation:
             schedule=self.schedule,
             argument_names=tuple(parameter.name for parameter in kernel.parameters),
         )
+        if self.record is not None and trace is not None:
+            self.record(kernel, trace)
 
 
+@cache
 def emulated_module(kernel: Kernel, mode: str) -> EmulatedModule:
     """The compiled kernel, with its kin: one compilation serves all kernels of a file and an element type."""
     names = [other.name for other in all_kernels() if _group(other) == _group(kernel)]

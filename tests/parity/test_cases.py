@@ -2,22 +2,16 @@
 
 import pytest
 
-from gpu_layers.verification import all_cases, cuda_backend, differences, emulated_backend
-
-CASES = list(all_cases())
-
-
-def check(case, backend):
-    wrong = [difference.message for difference in differences(case, backend) if difference.ratio > 1]
-    assert not wrong, f"{case} on {backend.name}: " + "; ".join(wrong)
+from gpu_layers.verification import cuda_backend, emulated_backend
+from tests.parity.cases import check, every_case
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_emulated(case):
     check(case, emulated_backend())
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", CASES, ids=str)
+@every_case
 def test_gpu(case):
     check(case, cuda_backend())

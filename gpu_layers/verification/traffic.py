@@ -1,0 +1,271 @@
+"""How many bytes the kernels move, counted by the emulator over whole launches, against the fewest possible.
+
+The floor of an operation is each input once and each output once; for batch norm in training, which must know the
+statistics before it can normalise, each input twice. What is counted is the distinct 32-byte sectors that each
+launch touches: what the DRAM moves, as long as the caches hold what neighbouring threads share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.emulator import Trace
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
+from gpu_layers.verification.inputs import normal
+
+_SECTOR = 32
+
+
+@dataclass(frozen=True)
+class TrafficCase:
+    """One pass of an operation, of which the floor is known.
+
+    Attributes
+    ----------
+    op : str
+        Operation and pass, e.g. ``dropout forward``.
+    dtype : numpy.dtype
+    shape : tuple of int
+        Of the input: a reference shape with fewer samples and channels.
+    layout : str
+        ``NCHW``, ``NHWC`` or ``flat``.
+    prepare : callable
+        Makes the arrays and runs what comes before; gives the pass itself, a function of nothing, and its floor
+        in bytes.
+    limit : float
+        Most bytes that it may move, as a multiple of the floor.
+    """
+
+    op: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    layout: str
+    prepare: Callable[[], tuple[Callable[[], Any], int]]
+    limit: float = 1.05
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
+
+
+@dataclass(frozen=True)
+class TrafficRow:
+    """What one pass moved.
+
+    Attributes
+    ----------
+    case : TrafficCase
+    launches : int
+    floor, moved, requested : int
+        Bytes: the fewest possible; of the distinct sectors of each launch; that threads asked for.
+    sectors : int
+        Sectors that warps asked for, one by one.
+    widest : float
+        Part of the bytes that was asked for 16 at a time.
+    bank_conflicts : int
+        Extra passes over the banks of shared memory.
+    trace : Trace
+        The same by source line.
+    """
+
+    case: TrafficCase
+    launches: int
+    floor: int
+    moved: int
+    requested: int
+    sectors: int
+    widest: float
+    bank_conflicts: int
+    trace: Trace
+
+    @property
+    def ratio(self) -> float:
+        """Bytes moved, as a multiple of the floor."""
+        return self.moved / self.floor
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is within the limit."""
+        return self.ratio <= self.case.limit
+
+
+def traffic_cases() -> Iterator[TrafficCase]:
+    """All passes, dtypes, layouts and (scaled down) reference shapes."""
+    for dtype in FLOAT_DTYPES:
+        yield from _dropout(dtype, (64, 4096))
+        yield from _relu(dtype, (64, 4096))
+        for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
+            for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
+                yield from _batch_norm(dtype, shape, layout)
+        for shape in ((2, 16, 112, 112), (2, 16, 56, 56)):
+            for layout in ("NCHW", "NHWC"):
+                for size, stride, padding, limit in ((2, 2, 0, 1.05), (3, 2, 1, 1.10), (3, 1, 1, 1.10)):
+                    yield from _pools(dtype, shape, layout, (size, stride, padding), limit)
+
+
+def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.ndarray:
+    return normal((shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape, dtype, *what)
+
+
+def _dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        return lambda: ops.dropout_forward(x, 0.5, 1, 2), 2 * x.nbytes
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        _, saved = ops.dropout_forward(x, 0.5, 1, 2)
+        return lambda: ops.dropout_backward(x, saved), 2 * x.nbytes
+
+    yield TrafficCase("dropout forward", dtype, shape, "flat", forward)
+    yield TrafficCase("dropout backward", dtype, shape, "flat", backward)
+
+
+def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        return lambda: ops.relu_forward(x), 2 * x.nbytes
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        _, saved = ops.relu_forward(x)
+        return lambda: ops.relu_backward(x, saved), 3 * x.nbytes
+
+    yield TrafficCase("relu forward", dtype, shape, "flat", forward)
+    yield TrafficCase("relu backward", dtype, shape, "flat", backward)
+
+
+def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
+    options = {"channels_last": layout == "NHWC"}
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        return lambda: ops.batch_norm_forward(x, None, None, **options), 3 * x.nbytes
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        _, saved = ops.batch_norm_forward(x, None, None, **options)
+        return lambda: ops.batch_norm_backward(x, saved), 5 * x.nbytes
+
+    def inference() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        _, saved = ops.batch_norm_forward(x, None, None, **options)
+        return lambda: ops.batch_norm_inference(x, saved.mean, saved.var, None, None, **options), 2 * x.nbytes
+
+    yield TrafficCase("batch_norm forward", dtype, shape, layout, forward)
+    yield TrafficCase("batch_norm backward", dtype, shape, layout, backward)
+    yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
+
+
+def _pools(
+    dtype: Any, shape: tuple[int, ...], layout: str, window: tuple[int, int, int], limit: float
+) -> Iterator[TrafficCase]:
+    size, stride, padding = window
+    options = {"stride": stride, "padding": padding, "channels_last": layout == "NHWC"}
+    kernel = (size, size)
+    name = f"{size}x{size} s{stride}"
+
+    def max_forward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, saved = ops.max_pool_forward(x, kernel, **options)
+        return lambda: ops.max_pool_forward(x, kernel, **options), x.nbytes + y.nbytes + saved.taps.nbytes
+
+    def max_backward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, saved = ops.max_pool_forward(x, kernel, **options)
+        return lambda: ops.max_pool_backward(y, saved), x.nbytes + y.nbytes + saved.taps.nbytes
+
+    def avg_forward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, _ = ops.avg_pool_forward(x, kernel, **options)
+        return lambda: ops.avg_pool_forward(x, kernel, **options), x.nbytes + y.nbytes
+
+    def avg_backward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, saved = ops.avg_pool_forward(x, kernel, **options)
+        return lambda: ops.avg_pool_backward(y, saved), x.nbytes + y.nbytes
+
+    yield TrafficCase(f"max_pool {name} forward", dtype, shape, layout, max_forward, limit)
+    yield TrafficCase(f"max_pool {name} backward", dtype, shape, layout, max_backward, limit)
+    yield TrafficCase(f"avg_pool {name} forward", dtype, shape, layout, avg_forward, limit)
+    yield TrafficCase(f"avg_pool {name} backward", dtype, shape, layout, avg_backward, limit)
+
+
+def count(case: TrafficCase) -> TrafficRow:
+    """Run a pass emulated in checked mode, and add up what its launches moved."""
+    with use_backend("reference"):
+        measured, floor = case.prepare()
+    traces: list[Trace] = []
+
+    def record(kernel: Kernel, trace: Trace) -> None:
+        traces.append(trace)
+
+    with use_backend("emulated", check=True, record=record):
+        measured()
+    total = sum(traces, Trace())
+    footprint = total.footprint
+    asked, widths = total.total(), total.widths()
+    return TrafficRow(
+        case=case,
+        launches=len(traces),
+        floor=floor,
+        moved=(footprint.sectors_loaded + footprint.sectors_stored) * _SECTOR,
+        requested=asked.bytes,
+        sectors=asked.sectors,
+        widest=16 * widths.get(16, 0) / max(asked.bytes, 1),
+        bank_conflicts=total.bank_conflicts,
+        trace=total,
+    )
+
+
+def count_all(
+    only: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[TrafficRow]:
+    """:func:`count` for all cases, or those whose name a regular expression finds.
+
+    Raises
+    ------
+    ValueError
+        If ``only`` is no regular expression, or finds no case.
+    """
+    try:
+        wanted = re.compile(only or "")
+    except re.error as error:
+        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
+    cases = [case for case in traffic_cases() if wanted.search(str(case))]
+    if not cases:
+        raise ValueError(f"no case is named like {only!r}")
+    rows = []
+    for done, case in enumerate(cases, 1):
+        rows.append(count(case))
+        progress(done, len(cases))
+    return rows
+
+
+def traffic_table(rows: list[TrafficRow]) -> str:
+    """The rows as aligned text."""
+    lines = [
+        f"{'pass':<28}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
+        f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}"
+    ]
+    for row in rows:
+        case = row.case
+        lines.append(
+            f"{case.op:<28}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
+            f"{row.floor:>12,}{row.moved:>12,}{row.ratio:>8.3f}{case.limit:>7.2f}"
+            f"{row.sectors * _SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
+            f"{'' if row.is_good else '  OVER THE LIMIT'}"
+        )
+    lines += [
+        "",
+        "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; ratio: one",
+        "over the other; asked: sectors that warps asked for, over the floor, of which caches absorb what is above 1;",
+        "by 16: part of the bytes asked for in 16-byte accesses; bank: conflicts in shared memory. Counted, not timed.",
+    ]
+    return "\n".join(lines)
