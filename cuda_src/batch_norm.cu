@@ -2,17 +2,69 @@
 // result.
 //
 // A channel is spread over several blocks, whose number depends on the shape alone; each writes its partial
-// result, and a warp a channel merges them in a fixed order. No atomics: the bits are the same in every run.
+// result, and a warp a channel merges them in a fixed order (a single block's result needs no merging). No
+// atomics: the bits are the same in every run.
 #include "channel_layout.cuh"
 #include "moments.cuh"
 
+// Where the statistics of each channel go.
+//   partial_moments      [channels, parts] count, mean - origin, m2, origin: the channel's first value.
+//   Unused, and
+//                        may be null, where a channel has a single part
+//   mean, var, inv_std   [channels] mean, biased variance, 1 / sqrt(variance + eps)
 template <typename A>
-__device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, A* result) {
-    result[0] = moments.count;
-    result[1] = moments.mean;
-    result[2] = moments.m2;
-    result[3] = origin;
-}
+struct StatisticsResult {
+    A* partial_moments;
+    A *mean, *var, *inv_std;
+    A eps;
+
+    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
+                                          long long part, long long parts) const {
+        if (parts == 1) {
+            finish(moments, origin, channel);
+            return;
+        }
+        A* partial = partial_moments + 4 * (channel * parts + part);
+        partial[0] = moments.count;
+        partial[1] = moments.mean;
+        partial[2] = moments.m2;
+        partial[3] = origin;
+    }
+
+    __device__ __forceinline__ void finish(const Moments<A>& moments, A origin, long long channel) const {
+        const A variance = moments.m2 / moments.count;
+        mean[channel] = origin + moments.mean;
+        var[channel] = variance;
+        inv_std[channel] = A(1) / sqrt(variance + eps);
+    }
+};
+
+// Where the sums of the gradients of each channel go.
+//   partial_sums    [channels, parts] of dy, of dy * (x - mean). Unused, and may be null, as above
+//   inv_std         [channels]
+//   dgamma, dbeta   [channels] inv_std * sum dy * (x - mean), sum dy
+template <typename A>
+struct GradientResult {
+    A* partial_sums;
+    const A* inv_std;
+    A *dgamma, *dbeta;
+
+    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
+                                          long long parts) const {
+        if (parts == 1) {
+            finish(sums, channel);
+            return;
+        }
+        A* partial = partial_sums + 2 * (channel * parts + part);
+        partial[0] = sums.dy;
+        partial[1] = sums.dy_deviation;
+    }
+
+    __device__ __forceinline__ void finish(const GradientSums<A>& sums, long long channel) const {
+        dgamma[channel] = sums.dy_deviation * inv_std[channel];
+        dbeta[channel] = sums.dy;
+    }
+};
 
 // ---- statistics -----------------------------------------------------------------------------------------
 
@@ -45,23 +97,26 @@ struct PlaneStatistics {
     }
 };
 
-// Partial moments of each channel of planes.
-//   x                 [batch, channels, plane] T, 16-byte aligned
-//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
+// Statistics of each channel of planes: final ones, or partial ones to be merged.
+//   x   [batch, channels, plane] T, 16-byte aligned
+//   partial_moments, mean, var, inv_std, eps   see StatisticsResult
 // Launch: blockDim (x, y) of kChannelThreads in all; channels * parts blocks.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_planes(const T* x, accumulate_t<T>* partial_moments, PlaneLayout layout) {
+    batch_norm_statistics_planes(const T* x, accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
+                                 accumulate_t<T>* var, accumulate_t<T>* inv_std, accumulate_t<T> eps,
+                                 PlaneLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
+    const int part = blockIdx.x - channel * static_cast<int>(layout.parts);
     const A origin = to_accumulate(x[channel * layout.plane]);
     PlaneStatistics<T> statistics{x, {}, 0};
-    for_each_in_plane_part<T, kReductionLoads>(
-        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), statistics);
+    for_each_in_plane_part<T, kReductionLoads>(layout, channel, part, statistics);
     const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count, origin), warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        write_partial(moments, origin, partial_moments + 4 * static_cast<long long>(blockIdx.x));
+        const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
+        result.write(moments, origin, channel, part, layout.parts);
     }
 }
 
@@ -109,13 +164,14 @@ __device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scr
     }
 }
 
-// Partial moments of each channel of rows.
-//   x                 [rows, channels] T, 16-byte aligned; channels a multiple of Width
-//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value
+// As batch_norm_statistics_planes, for rows.
+//   x   [rows, channels] T, 16-byte aligned; channels a multiple of Width
 // Launch: blockDim (x, y) of kChannelThreads in all, y a power of two; tiles * parts blocks.
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_rows(const T* x, accumulate_t<T>* partial_moments, RowLayout layout) {
+    batch_norm_statistics_rows(const T* x, accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
+                               accumulate_t<T>* var, accumulate_t<T>* inv_std, accumulate_t<T> eps,
+                               RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[Width * kChannelThreads];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
@@ -131,20 +187,17 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     }
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
+    const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        write_partial(moments[k], origins[k], partial_moments + 4 * ((channel + k) * layout.parts + part));
-    }
+    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, part, layout.parts);
 }
 
-// Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
-//   partial_moments      [channels, parts] count, mean - origin, m2, origin
-//   mean, var, inv_std   [channels]
+// Statistics of each channel, from those of its parts; see StatisticsResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_merge_statistics(const A* partial_moments, A* mean, A* var, A* inv_std, long long channels,
-                                long long parts, A eps) {
+    batch_norm_merge_statistics(const A* partial_moments, A* mean, A* var, A* inv_std, A eps,
+                                long long channels, long long parts) {
     const int lane = threadIdx.x % kWarpThreads;
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
@@ -155,10 +208,8 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     }
     moments = warp_reduce(moments);
     if (lane != 0) return;
-    const A variance = moments.m2 / moments.count;
-    mean[channel] = partial_moments[4 * channel * parts + 3] + moments.mean;
-    var[channel] = variance;
-    inv_std[channel] = A(1) / sqrt(variance + eps);
+    const StatisticsResult<A> result{nullptr, mean, var, inv_std, eps};
+    result.finish(moments, partial_moments[4 * channel * parts + 3], channel);
 }
 
 // ---- normalisation ---------------------------------------------------------------------------------------
@@ -289,26 +340,26 @@ struct PlaneGradientSums {
     }
 };
 
-// Partial sums of dy and dy * (x - mean) of each channel of planes.
-//   dy, x          [batch, channels, plane] T, 16-byte aligned
-//   mean           [channels]
-//   partial_sums   [channels, parts] of dy, of dy * (x - mean)
+// Gradients of the parameters of each channel of planes: final ones, or partial ones to be merged.
+//   dy, x   [batch, channels, plane] T, 16-byte aligned
+//   mean    [channels]
+//   partial_sums, inv_std, dgamma, dbeta   see GradientResult
 // Launch: as batch_norm_statistics_planes.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_gradient_sums_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                    accumulate_t<T>* partial_sums, PlaneLayout layout) {
+                                    accumulate_t<T>* partial_sums, const accumulate_t<T>* inv_std,
+                                    accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PlaneLayout layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
+    const int part = blockIdx.x - channel * static_cast<int>(layout.parts);
     PlaneGradientSums<T> gradient{dy, x, mean[channel], GradientSums<A>::identity()};
-    for_each_in_plane_part<T, kReductionLoads / 2>(
-        layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), gradient);
+    for_each_in_plane_part<T, kReductionLoads / 2>(layout, channel, part, gradient);
     const GradientSums<A> sums = block_reduce(gradient.sums, warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        A* result = partial_sums + 2 * static_cast<long long>(blockIdx.x);
-        result[0] = sums.dy;
-        result[1] = sums.dy_deviation;
+        const GradientResult<A> result{partial_sums, inv_std, dgamma, dbeta};
+        result.write(sums, channel, part, layout.parts);
     }
 }
 
@@ -343,7 +394,8 @@ struct RowGradientSums {
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_gradient_sums_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                  accumulate_t<T>* partial_sums, RowLayout layout) {
+                                  accumulate_t<T>* partial_sums, const accumulate_t<T>* inv_std,
+                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[Width * kChannelThreads];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
@@ -357,17 +409,12 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     if (channel < layout.channels) for_each_in_row_part<kReductionLoads / 2>(layout, channel, part, gradient);
     column_reduce(gradient.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
+    const GradientResult<A> result{partial_sums, inv_std, dgamma, dbeta};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        A* result = partial_sums + 2 * ((channel + k) * layout.parts + part);
-        result[0] = gradient.sums[k].dy;
-        result[1] = gradient.sums[k].dy_deviation;
-    }
+    for (int k = 0; k < Width; ++k) result.write(gradient.sums[k], channel + k, part, layout.parts);
 }
 
-// dgamma = inv_std * sum dy * (x - mean) and dbeta = sum dy of each channel.
-//   partial_sums    [channels, parts] of dy, of dy * (x - mean)
-//   dgamma, dbeta   [channels]
+// Gradients of the parameters of each channel, from the sums of its parts; see GradientResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
@@ -383,8 +430,8 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     }
     sums = warp_reduce(sums);
     if (lane != 0) return;
-    dgamma[channel] = sums.dy_deviation * inv_std[channel];
-    dbeta[channel] = sums.dy;
+    const GradientResult<A> result{nullptr, inv_std, dgamma, dbeta};
+    result.finish(sums, channel);
 }
 
 // dx = gamma * inv_std * (dy - dbeta / m - (x - mean) * inv_std * dgamma / m).

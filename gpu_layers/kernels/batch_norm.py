@@ -15,7 +15,6 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_na
 from gpu_layers.runtime.launch import launch
 
 _THREADS = 256
-_UNROLL = 4
 _WARP = 32
 # Blocks that fill any GPU twice over (132 multiprocessors of 8 blocks of 256 threads), so that it is busy
 # whatever the number of channels. A constant, not the GPU's own number: the partition fixes the order of the
@@ -52,11 +51,14 @@ class _Pass:
         return self._planes(T=element) if width is None else self._rows(T=element, Width=str(width))
 
 
-_STATISTICS = _Pass("batch_norm_statistics", "const T* x, A* partial_moments")
+_STATISTICS = _Pass("batch_norm_statistics", "const T* x, A* partial_moments, A* mean, A* var, A* inv_std, A eps")
 _NORMALIZE = _Pass(
     "batch_norm_normalize", "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, T* y"
 )
-_GRADIENT_SUMS = _Pass("batch_norm_gradient_sums", "const T* dy, const T* x, const A* mean, A* partial_sums")
+_GRADIENT_SUMS = _Pass(
+    "batch_norm_gradient_sums",
+    "const T* dy, const T* x, const A* mean, A* partial_sums, const A* inv_std, A* dgamma, A* dbeta",
+)
 _INPUT_GRADIENT = _Pass(
     "batch_norm_input_gradient",
     "const T* dy, const T* x, const A* mean, const A* inv_std, const A* gamma, const A* dgamma, const A* dbeta, "
@@ -65,7 +67,7 @@ _INPUT_GRADIENT = _Pass(
 _MERGE_STATISTICS = KernelTemplate(
     "batch_norm.cu",
     "batch_norm_merge_statistics",
-    "const A* partial_moments, A* mean, A* var, A* inv_std, long long channels, long long parts, A eps",
+    "const A* partial_moments, A* mean, A* var, A* inv_std, A eps, long long channels, long long parts",
     combinations(A=ACCUMULATE_TYPES),
 )
 _MERGE_GRADIENTS = KernelTemplate(
@@ -91,6 +93,12 @@ class _Plan:
     def run(self, of: _Pass, element: str, arguments: tuple[Any, ...]) -> None:
         launch(of.kernel(element, self.width), self.blocks, self.block, (*arguments, self.layout))
 
+    def merge(self, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+        """Merge the parts of each channel, if there are several."""
+        if self.parts > 1:
+            blocks = -(-self.channels // (_THREADS // _WARP))
+            launch(template(A=c_name(dtype)), blocks, _THREADS, (*arguments, self.channels, self.parts))
+
 
 def _power_of_two_up_to(value: float) -> int:
     return 1 << max(0, int(math.log2(max(value, 1))))
@@ -103,16 +111,31 @@ def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> _Plan:
     return _plane_plan(shape[0], shape[1], math.prod(shape[2:]), itemsize)
 
 
+def _most_parts(count: int, itemsize: int) -> int:
+    """Parts of a channel whose four numbers each, written and read again, stay below 3 % of the traffic.
+
+    A forward moves ``3 * itemsize * count`` bytes of a channel, and two times four numbers for each part.
+    """
+    number = 8 if itemsize == 8 else 4
+    return max(1, int(0.03 * 3 * itemsize * count / (2 * 4 * number)))
+
+
 def _plane_plan(batch: int, channels: int, plane: int, itemsize: int) -> _Plan:
     width = 16 // itemsize
     # Threads along a segment: enough for some six vectors each, so that the loop with several loads in flight
     # is entered and what is left over stays small.
     along = min(max(_power_of_two_up_to(plane / width / 6), 4), _THREADS)
-    segment = -(-min(plane, along * width * _UNROLL * 4) // width) * width
-    segments_per_plane = -(-plane // segment)
-    segments = batch * segments_per_plane
     slots = _THREADS // along
-    parts = max(1, min(-(-_TARGET_BLOCKS // channels), -(-segments // slots)))
+    most_parts = min(-(-_TARGET_BLOCKS // channels), _most_parts(batch * plane, itemsize))
+    # Vectors of a thread in a segment: fewer where few channels would not make enough blocks; one more than the loop
+    # with several loads in flight takes at a time.
+    for vectors in (16, 5):
+        segment = -(-min(plane, along * width * vectors) // width) * width
+        segments_per_plane = -(-plane // segment)
+        segments = batch * segments_per_plane
+        parts = min(most_parts, -(-segments // slots))
+        if 2 * channels * parts >= _TARGET_BLOCKS:
+            break
     segments_per_part = -(-segments // parts)
     parts = -(-segments // segments_per_part)
     values = (channels, plane, segment, segments_per_plane, segments, segments_per_part, parts)
@@ -125,18 +148,24 @@ def _row_plan(rows: int, channels: int, itemsize: int) -> _Plan:
     if channels % width:
         width = 1
     vectors = channels // width
-    along = min(_power_of_two_up_to(2 * vectors - 1), 32)
-    slots = _THREADS // along
-    tiles = -(-vectors // along)
-    parts = max(1, min(-(-_TARGET_BLOCKS // tiles), -(-rows // (slots * _UNROLL))))
+    # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
+    # to fill a GPU than there are; single channels by the warp.
+    for widest in (8, 4) if width > 1 else (32,):
+        along = min(_power_of_two_up_to(2 * vectors - 1), widest)
+        slots = _THREADS // along
+        tiles = -(-vectors // along)
+        parts = min(-(-_TARGET_BLOCKS // tiles), -(-rows // slots), _most_parts(rows, itemsize))
+        if 2 * tiles * parts >= _TARGET_BLOCKS:
+            break
     rows_per_part = -(-rows // parts)
     parts = -(-rows // rows_per_part)
     layout = np.array((rows, channels, tiles, rows_per_part, parts), _ROW_LAYOUT)
     return _Plan(width, tiles * parts, (along, slots), layout, channels, parts, rows)
 
 
-def _merge_blocks(channels: int) -> int:
-    return -(-channels // (_THREADS // _WARP))
+def _workspace(plan: _Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
+    """Where the parts of each channel leave this many numbers each, if there are several."""
+    return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
 
 
 def _ready(array: Any | None) -> Any | None:
@@ -149,12 +178,10 @@ def batch_norm_forward(
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     x = ready(x)
     plan, dtype = _plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
-    partial = empty((plan.channels, plan.parts, 4), dtype, x)
-    plan.run(_STATISTICS, element_type(x), (x, partial))
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
-    merge = _MERGE_STATISTICS(A=c_name(dtype))
-    arguments = (partial, mean, var, inv_std, plan.channels, plan.parts, eps)
-    launch(merge, _merge_blocks(plan.channels), _THREADS, arguments)
+    results = (_workspace(plan, 4, dtype, x), mean, var, inv_std, eps)
+    plan.run(_STATISTICS, element_type(x), (x, *results))
+    plan.merge(_MERGE_STATISTICS, dtype, results)
     return batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last), mean, var, inv_std
 
 
@@ -200,12 +227,10 @@ def batch_norm_inference_backward(
 
 def _parameter_gradients(plan: _Plan, dy: Any, x: Any, mean: Any, inv_std: Any) -> tuple[Any, Any]:
     dtype = statistics_dtype(x.dtype)
-    partial = empty((plan.channels, plan.parts, 2), dtype, x)
-    plan.run(_GRADIENT_SUMS, element_type(x), (dy, x, mean, partial))
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
-    merge = _MERGE_GRADIENTS(A=c_name(dtype))
-    arguments = (partial, inv_std, dgamma, dbeta, plan.channels, plan.parts)
-    launch(merge, _merge_blocks(plan.channels), _THREADS, arguments)
+    results = (_workspace(plan, 2, dtype, x), inv_std, dgamma, dbeta)
+    plan.run(_GRADIENT_SUMS, element_type(x), (dy, x, mean, *results))
+    plan.merge(_MERGE_GRADIENTS, dtype, results)
     return dgamma, dbeta
 
 
@@ -223,3 +248,8 @@ def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> 
     else:
         of_a_thread = -(-int(plan.layout["rows_per_part"]) // slots)
     return of_a_thread + _THREADS.bit_length() + -(-plan.parts // _WARP) + _WARP.bit_length()
+
+
+def blocks_for_shape(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
+    """Blocks of each pass over an input of this shape."""
+    return _plan(tuple(shape), np.dtype(dtype).itemsize, channels_last).blocks

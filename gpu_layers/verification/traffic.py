@@ -1,8 +1,9 @@
 """How many bytes the kernels move, counted by the emulator over whole launches, against the fewest possible.
 
-The floor of an operation is each input once and each output once; for batch norm in training, which must know the
-statistics before it can normalise, each input twice. What is counted is the distinct 32-byte sectors that each
-launch touches: what the DRAM moves, as long as the caches hold what neighbouring threads share.
+The floor of an operation is each input once and each output once, what it takes and gives for each channel included;
+for batch norm in training, which must know the statistics before it can normalise, each input twice. What is counted
+is the distinct 32-byte sectors that each launch touches: what the DRAM moves, as long as the caches hold what
+neighbouring threads share.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.emulator import Trace
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
@@ -143,20 +145,23 @@ def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 
 def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
     options = {"channels_last": layout == "NHWC"}
+    per_channel = shape[1] * statistics_dtype(dtype).itemsize
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
-        return lambda: ops.batch_norm_forward(x, None, None, **options), 3 * x.nbytes
+        return lambda: ops.batch_norm_forward(x, None, None, **options), 3 * x.nbytes + 3 * per_channel
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
-        return lambda: ops.batch_norm_backward(x, saved), 5 * x.nbytes
+        return lambda: ops.batch_norm_backward(x, saved), 5 * x.nbytes + 4 * per_channel
 
     def inference() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
-        return lambda: ops.batch_norm_inference(x, saved.mean, saved.var, None, None, **options), 2 * x.nbytes
+        return lambda: ops.batch_norm_inference(
+            x, saved.mean, saved.var, None, None, **options
+        ), 2 * x.nbytes + 2 * per_channel
 
     yield TrafficCase("batch_norm forward", dtype, shape, layout, forward)
     yield TrafficCase("batch_norm backward", dtype, shape, layout, backward)
