@@ -24,8 +24,9 @@ CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/
 demo: $(VENV)/installed-train
 	$(BIN)/gpu-layers train
 
+# A file at a time for each processor: what a file builds for its tests is built once.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

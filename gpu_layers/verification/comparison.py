@@ -109,16 +109,14 @@ def compare(name: str, actual: Any, expected: np.ndarray, bound: Any | None) -> 
     if same.all():
         return Difference(name, 0.0, "")
     if bound is None:
-        worst = int(np.argmin(same))
         ratios = np.where(same, 0.0, np.inf)
     else:
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
         allowed = np.broadcast_to(np.asarray(bound, np.float64), expected.shape).reshape(-1)
-        # NaN here means that one of the two is not finite and the other is something else.
-        ratios = np.where(same, 0.0, np.where(error <= allowed, error / np.maximum(allowed, 1e-300), np.inf))
-        ratios = np.where(~same & np.isfinite(error) & (error > allowed) & (allowed > 0), error / allowed, ratios)
-        worst = int(np.argmax(ratios))
+        with np.errstate(all="ignore"):
+            ratios = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) / allowed
+        # Not finite where one of the two is not, or where no error is allowed.
+        ratios = np.where(same, 0.0, np.where(np.isfinite(ratios), ratios, np.inf))
+    worst = int(np.argmax(ratios))
     where = tuple(int(i) for i in np.unravel_index(worst, expected.shape))
     wrong = int((ratios > 1).sum())
     message = f"{name}: {wrong} of {ours.size} values differ; at {where} {ours[worst]!r}, must be {theirs[worst]!r}"

@@ -1,0 +1,97 @@
+"""The verification finds what is wrong, and only that."""
+
+import numpy as np
+import pytest
+
+from gpu_layers.cli import main
+from gpu_layers.kernels import batch_norm, dropout
+from gpu_layers.verification import emulated_backend
+from gpu_layers.verification.comparison import compare
+from gpu_layers.verification.report import verify
+
+
+def values(*numbers, dtype=np.float32):
+    return np.array(numbers, dtype)
+
+
+def test_equal_bits():
+    x = values(1, np.nan, np.inf, -0.0)
+    assert compare("y", x.copy(), x, None).ratio == 0
+
+
+def test_the_sign_of_zero_is_a_bit():
+    difference = compare("y", values(0.0, 1.0), values(-0.0, 1.0), None)
+    assert difference.ratio == np.inf
+    assert "1 of 2 values differ; at (0,)" in difference.message
+
+
+def test_the_payload_of_nan_is_free():
+    other = np.array([0x7FC00001], np.uint32).view(np.float32)
+    assert compare("y", other, values(np.nan), None).ratio == 0
+
+
+def test_an_error_is_measured_by_its_bound():
+    assert compare("y", values(1.5, 3), values(1, 3), 2.0).ratio == pytest.approx(0.25)
+    assert compare("y", values(1, 9), values(1, 3), [1.0, 2.0]).ratio == pytest.approx(3.0)
+    assert compare("y", values(1, 3), values(1, 3), 0.0).ratio == 0
+    assert compare("y", values(1, 4), values(1, 3), 0.0).ratio == np.inf
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_not_finite_against_finite_is_wrong_whatever_the_bound(wrong):
+    assert compare("y", values(wrong), values(1), 1e30).ratio == np.inf
+    assert compare("y", values(1), values(wrong), 1e30).ratio == np.inf
+
+
+def test_shape_and_dtype():
+    assert "shape is (1, 2), must be (2,)" in compare("y", values([1, 2]), values(1, 2), 1.0).message
+    assert "dtype is float64, must be float32" in compare("y", values(1, dtype=np.float64), values(1), 1.0).message
+
+
+def test_a_wrong_seed_is_found(monkeypatch, capsys):
+    right = dropout.launch
+
+    def one_offset_late(kernel, grid, block, arguments):
+        right(kernel, grid, block, (*arguments[:6], arguments[6] + 1, *arguments[7:]))
+
+    monkeypatch.setattr(dropout, "launch", one_offset_late)
+    assert main(["verify", "--backend", "emulated", "--only", r"^dropout float32 n=9001"]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG dropout float32 n=9001: y: " in printed
+    assert "values differ" in printed
+
+
+def test_one_value_left_out_of_a_sum_is_found(monkeypatch):
+    """The bounds are close enough to notice a single value among two thousand."""
+    right = batch_norm.launch
+
+    def shorter(kernel, grid, block, arguments):
+        if kernel.name.startswith("batch_norm_statistics_planes"):
+            x = arguments[0].copy()
+            x.reshape(x.shape[0], x.shape[1], -1)[0, :, 5] = x.reshape(x.shape[0], x.shape[1], -1)[0, :, 6]
+            arguments = (x, *arguments[1:])
+        right(kernel, grid, block, arguments)
+
+    monkeypatch.setattr(batch_norm, "launch", shorter)
+    (row,) = verify(emulated_backend(), r"^batch_norm float32 \[1, 3, 61, 130\]$")
+    assert any(": mean: " in failure for failure in row.failures)
+
+
+def test_only_must_find_something(capsys):
+    assert main(["verify", "--only", "no such case"]) == 2
+    assert "no case is named like 'no such case'" in capsys.readouterr().err
+    assert main(["verify", "--only", "("]) == 2
+    assert "is not a regular expression" in capsys.readouterr().err
+
+
+def test_cuda_without_a_gpu(monkeypatch, capsys):
+    def none():
+        raise RuntimeError("no usable GPU: none")
+
+    monkeypatch.setattr("gpu_layers.cli.verify.require_gpu", none)
+    assert main(["verify", "--backend", "cuda"]) == 2
+    assert "no usable GPU" in capsys.readouterr().err
+    assert main(["verify", "--only", r"^relu float32 n=1$"]) == 0
+    printed = capsys.readouterr().out
+    assert "CPU emulation of the source, not a GPU" in printed
+    assert "1 cases, all right." in printed

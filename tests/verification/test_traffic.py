@@ -1,0 +1,54 @@
+"""Bytes moved, counted over whole launches, against the floor."""
+
+import numpy as np
+import pytest
+
+from gpu_layers.cli import main
+from gpu_layers.verification.traffic import TrafficCase, count, traffic_cases, traffic_table
+
+# Two dtypes here; all four by `gpu-layers verify --traffic`.
+CASES = [case for case in traffic_cases() if str(case.dtype) in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_within_the_limit_of_the_floor(case):
+    row = count(case)
+    assert row.ratio <= case.limit, traffic_table([row])
+    # Nothing can be below its floor but for sectors that two arrays share: a count that is, counts too little.
+    assert row.ratio >= 0.99, traffic_table([row])
+
+
+def test_elementwise_kernels_move_nothing_but_16_bytes_at_a_time():
+    for case in CASES:
+        if case.layout == "flat" and case.op.startswith(("dropout", "relu")):
+            assert count(case).widest == 1, str(case)
+
+
+def test_a_wasteful_pass_is_over_the_limit(monkeypatch, capsys):
+    """Reading each row anew for a kernel that strides over it would be seen: here, a floor that is too low."""
+    case = next(iter(traffic_cases()))
+
+    def stricter():
+        measured, floor = case.prepare()
+        return measured, floor // 2
+
+    wasteful = TrafficCase(case.op, case.dtype, case.shape, case.layout, stricter, case.limit)
+    row = count(wasteful)
+    assert row.ratio == pytest.approx(2, rel=0.01)
+    assert not row.is_good
+    monkeypatch.setattr("gpu_layers.verification.traffic.traffic_cases", lambda: iter([wasteful]))
+    assert main(["verify", "--traffic"]) == 1
+    assert "OVER THE LIMIT" in capsys.readouterr().out
+
+
+def test_the_command_prints_a_table(capsys):
+    assert main(["verify", "--traffic", "--only", r"^relu forward float32"]) == 0
+    printed = capsys.readouterr().out
+    x = 64 * 4096 * np.dtype(np.float32).itemsize
+    assert f"{2 * x:,}" in printed
+    assert "1.000" in printed
+
+
+def test_it_does_not_go_with_other_modes(capsys):
+    assert main(["verify", "--traffic", "--check"]) == 2
+    assert "--traffic is counted by the emulator" in capsys.readouterr().err
