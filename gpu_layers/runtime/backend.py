@@ -55,7 +55,26 @@ def use_backend(name: str, **options: Any) -> Iterator[None]:
     emulation = None
     if name == "emulated":
         emulation = importlib.import_module("gpu_layers.runtime.emulation").Emulation(**options)
-    token = _forced.set(_Choice(name, emulation))
+    with _force(_Choice(name, emulation)):
+        yield
+
+
+@contextmanager
+def use_executor(executor: Any) -> Iterator[None]:
+    """Send the launches of NumPy arrays in a ``with`` block elsewhere than to the emulator: to be listed, or timed.
+
+    Parameters
+    ----------
+    executor : object
+        Has a method ``launch`` that takes what ``gpu_layers.runtime.emulation.Emulation.launch`` does.
+    """
+    with _force(_Choice("emulated", executor)):
+        yield
+
+
+@contextmanager
+def _force(choice: _Choice) -> Iterator[None]:
+    token = _forced.set(choice)
     try:
         yield
     finally:

@@ -1,0 +1,164 @@
+"""Which operation, pass, shape, dtype and layout: the rows of the benchmark."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import ml_dtypes
+import numpy as np
+
+from profiling.operation import BACKWARD, Operation, Shape, Sizes
+
+#: In the order of what matters to training.
+DTYPES: dict[str, np.dtype] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "float64": np.dtype(np.float64),
+}
+_TOY_SIZES = {2: (6, 40), 4: (2, 8, 9, 10)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes
+    ----------
+    operation : Operation
+    direction : {"forward", "backward"}
+    shape : tuple of int
+        (N, C, *spatial), whatever the layout.
+    dtype : str
+    channels_last : bool
+    asked : tuple of int, optional
+        The shape of the reference list, where memory was too small for it.
+    """
+
+    operation: Operation
+    direction: str
+    shape: Shape
+    dtype: str
+    channels_last: bool = False
+    asked: Shape | None = None
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.asked or self.shape))
+        layout = " channels_last" if self.channels_last else ""
+        return f"{self.operation.name} {self.direction} {shape} {self.dtype}{layout}"
+
+    @property
+    def sizes(self) -> Sizes:
+        """What byte counts are made of."""
+        return self.operation.sizes(self.shape, DTYPES[self.dtype].itemsize)
+
+    @property
+    def floor_bytes(self) -> int:
+        """Each input once and each output once."""
+        return self.operation.floor[self.direction](self.sizes)
+
+    @property
+    def torch_bytes(self) -> int:
+        """What PyTorch's own kernels move."""
+        return self.operation.torch_bytes[self.direction](self.sizes)
+
+    def in_memory(self, shape: Shape) -> Shape:
+        """A shape (N, C, *spatial) in the order of memory."""
+        return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape
+
+    @property
+    def input_shape(self) -> Shape:
+        """Of x, in the order of memory."""
+        return self.in_memory(self.shape)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Of y, in the order of memory."""
+        return self.in_memory(self.operation.output_shape(self.shape))
+
+    def fitting(self, memory: int, buffers: int) -> Case:
+        """This case, or one of a smaller batch that a device of this much free memory can take.
+
+        Parameters
+        ----------
+        memory : int
+            Bytes.
+        buffers : int
+            Sets of inputs.
+
+        Raises
+        ------
+        ValueError
+            If a batch of one is too large.
+        """
+        case = self
+        while case.bytes_needed(buffers) > memory:
+            if case.shape[0] == 1:
+                raise ValueError(f"{self}: a batch of one needs {case.bytes_needed(buffers) / 2**30:.1f} GiB")
+            shape = (case.shape[0] // 2, *case.shape[1:])
+            case = replace(case, shape=shape, asked=self.asked or self.shape)
+        return case
+
+    def bytes_needed(self, buffers: int) -> int:
+        """Device memory, roughly: inputs, and for each of four implementations results and what it keeps."""
+        inputs, outputs = (math.prod(shape) * self.sizes.itemsize for shape in (self.input_shape, self.output_shape))
+        made = inputs if self.direction == BACKWARD else outputs
+        kept = inputs + outputs
+        return buffers * (inputs + outputs + 4 * (made + kept)) + 6 * inputs
+
+    def toy(self) -> Case:
+        """The same with an array small enough for an emulated device."""
+        return replace(self, shape=_TOY_SIZES[len(self.shape)])
+
+
+def all_cases(operations: Sequence[Operation], dtypes: Iterable[str], quick: bool = False) -> Iterator[Case]:
+    """The rows, the most telling first, so that a run that ends early has those.
+
+    Parameters
+    ----------
+    operations : sequence of Operation
+    dtypes : iterable of str
+    quick : bool
+        Of each operation only the first shape, and the first one that fits into the L2 cache.
+    """
+    dtypes = tuple(dtypes)
+    longest = max(len(operation.shapes) for operation in operations)
+    for position in range(longest):
+        for operation in operations:
+            shapes = _telling(operation.shapes) if quick else operation.shapes
+            if position >= len(shapes):
+                continue
+            for channels_last in operation.layouts:
+                if channels_last and len(shapes[position]) == 2:
+                    continue
+                for dtype in dtypes:
+                    for direction in operation.passes:
+                        yield Case(operation, direction, shapes[position], dtype, channels_last)
+
+
+def _telling(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    small = [shape for shape in shapes if math.prod(shape) < 4e6]
+    return (shapes[0], *small[:1])
+
+
+def selected(cases: Iterable[Case], only: str | None) -> list[Case]:
+    """The cases whose name a regular expression finds.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or finds none; says which operations there are.
+    """
+    cases = list(cases)
+    try:
+        wanted = re.compile(only or "")
+    except re.error as error:
+        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
+    found = [case for case in cases if wanted.search(str(case))]
+    if not found:
+        names = ", ".join(dict.fromkeys(case.operation.name for case in cases))
+        raise ValueError(f"no case is named like {only!r}: the operations are {names}")
+    return found

@@ -1,0 +1,71 @@
+"""Inputs: normally distributed numbers, never zeros, made on the device from one block of them."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from profiling.cases import DTYPES, Case
+from profiling.devices import Device
+from profiling.operation import BACKWARD, Arrays
+
+# 64 MB of float32: more than an L2 cache, so that repeating it makes no input warm.
+_BLOCK = 2**24
+# Distances between the places of the block where arrays begin: no two of a run begin at the same one.
+_STRIDE = 1_000_003
+
+
+@cache
+def _block(dtype: np.dtype, size: int) -> np.ndarray:
+    numbers = np.random.default_rng(2026).standard_normal(size, dtype=np.float32)
+    return numbers.astype(dtype)
+
+
+class InputMaker:
+    """Makes inputs of cases on a device.
+
+    Parameters
+    ----------
+    device : Device
+    block : int
+        Numbers to draw; longer arrays repeat them.
+    """
+
+    def __init__(self, device: Device, block: int = _BLOCK) -> None:
+        self._device = device
+        self._size = block
+        self._blocks: dict[np.dtype, Any] = {}
+        self._arrays = 0
+
+    def inputs(self, case: Case) -> Arrays:
+        """Another set of inputs for a case, by name."""
+        dtype = DTYPES[case.dtype]
+        arrays: Arrays = {"x": self.numbers(case.input_shape, dtype), "start": 0}
+        if case.direction == BACKWARD:
+            arrays["dy"] = self.numbers(case.output_shape, dtype)
+        parameters = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
+        for name in case.operation.per_channel:
+            values = self.numbers((case.shape[1],), parameters)
+            arrays[name] = abs(values) + 0.5 if name == "var" else values
+        return arrays
+
+    def numbers(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Normally distributed numbers, other ones at each call."""
+        dtype = np.dtype(dtype)
+        if dtype not in self._blocks:
+            self._blocks[dtype] = self._device.xp.asarray(_block(dtype, self._size))
+        size = math.prod(shape)
+        result = self._device.xp.empty(size, dtype)
+        bits = f"u{dtype.itemsize}"
+        source, target = self._blocks[dtype].view(bits), result.view(bits)
+        at = self._arrays * _STRIDE % self._size
+        self._arrays += 1
+        done = 0
+        while done < size:
+            count = min(size - done, self._size - at)
+            target[done : done + count] = source[at : at + count]
+            done, at = done + count, 0
+        return result.reshape(shape)

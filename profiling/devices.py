@@ -1,0 +1,168 @@
+"""Where kernels are timed: a GPU, or, to test the benchmark itself, the emulated one."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.cuda import require_gpu
+from profiling.timing import HostTimer, Timer
+
+# For float16 and bfloat16, which DLPack and older CuPy do not carry everywhere.
+_BITS = {2: np.int16, 4: np.int32, 8: np.int64}
+
+
+class Device(Protocol):
+    """What the benchmark needs of a device.
+
+    Attributes
+    ----------
+    kind : {"measured", "emulated"}
+        What to call times taken here.
+    xp : module
+        NumPy or CuPy.
+    timer : Timer
+    l2_bytes : int
+        Of the cache that must be cold.
+    """
+
+    kind: str
+    xp: Any
+    timer: Timer
+    l2_bytes: int
+
+    def activate(self) -> AbstractContextManager:
+        """The context in which our operations take this device's arrays."""
+
+    def free_bytes(self) -> int:
+        """Memory that is free."""
+
+    def release(self) -> None:
+        """Give back the memory of arrays that are gone."""
+
+    def copy(self, target: Any, source: Any) -> None:
+        """A plain copy of bytes, as fast as the device does it."""
+
+    def to_torch(self, torch: Any, array: Any) -> Any:
+        """A tensor in the same memory."""
+
+
+class EmulatedDevice:
+    """The CPU that executes the kernels' source. Its times say nothing of a GPU's."""
+
+    kind = "emulated"
+    xp: Any = np
+    l2_bytes = 0
+
+    def __init__(self) -> None:
+        self.timer: Timer = HostTimer()
+
+    def activate(self) -> AbstractContextManager:
+        """The emulated backend."""
+        return use_backend("emulated")
+
+    def free_bytes(self) -> int:
+        """Enough for toy sizes."""
+        return 2**30
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def copy(self, target: Any, source: Any) -> None:
+        """NumPy's."""
+        target[...] = source
+
+    def to_torch(self, torch: Any, array: Any) -> Any:
+        """A CPU tensor in the same memory."""
+        tensor = torch.from_numpy(array.view(_BITS[array.dtype.itemsize]))
+        return tensor.view(getattr(torch, array.dtype.name))
+
+
+class CudaTimer:
+    """CUDA events on CuPy's current stream, which is PyTorch's too: both use the default one."""
+
+    _STALL = r"""
+    extern "C" __global__ void keep_busy(long long cycles) {
+        const long long begin = clock64();
+        while (clock64() - begin < cycles) {}
+    }"""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._kernel = cupy.RawKernel(self._STALL, "keep_busy")
+        self._host = HostTimer()
+        # In kHz; 2 GHz where the driver does not say. It only sets how long the device is kept busy.
+        self._cycles_per_second = 1000.0 * cupy.cuda.Device().attributes.get("ClockRate", 2_000_000)
+
+    def stall(self, seconds: float) -> None:
+        """One thread that watches the clock."""
+        self._kernel((1,), (1,), (np.int64(seconds * self._cycles_per_second),))
+
+    def mark(self) -> Any:
+        """A recorded event."""
+        event = self._cupy.cuda.Event()
+        event.record()
+        return event
+
+    def passed(self, event: Any) -> bool:
+        """Whether the device has got to an event."""
+        return bool(event.done)
+
+    def elapsed(self, start: Any, end: Any) -> float:
+        """Seconds between two events, after waiting for both."""
+        end.synchronize()
+        return self._cupy.cuda.get_elapsed_time(start, end) / 1000.0
+
+    def synchronize(self) -> None:
+        """Wait for the whole device."""
+        self._cupy.cuda.Device().synchronize()
+
+    def now(self) -> float:
+        """The host's clock, in seconds."""
+        return self._host.now()
+
+
+class CudaDevice:
+    """CuPy's current GPU.
+
+    Raises
+    ------
+    RuntimeError
+        If there is none.
+    """
+
+    kind = "measured"
+
+    def __init__(self) -> None:
+        self.xp: Any = require_gpu()
+        self.timer: Timer = CudaTimer(self.xp)
+        self.l2_bytes = int(self.xp.cuda.Device().attributes["L2CacheSize"])
+
+    def activate(self) -> AbstractContextManager:
+        """The CUDA backend."""
+        return use_backend("cuda")
+
+    def free_bytes(self) -> int:
+        """What the driver has free: call :meth:`release` first."""
+        return int(self.xp.cuda.runtime.memGetInfo()[0])
+
+    def release(self) -> None:
+        """Empty CuPy's and PyTorch's pools."""
+        self.timer.synchronize()
+        self.xp.get_default_memory_pool().free_all_blocks()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def copy(self, target: Any, source: Any) -> None:
+        """``cudaMemcpyAsync`` from device to device."""
+        target.data.copy_from_device_async(source.data, source.nbytes)
+
+    def to_torch(self, torch: Any, array: Any) -> Any:
+        """A CUDA tensor in the same memory."""
+        tensor = torch.from_dlpack(array.view(_BITS[array.dtype.itemsize]))
+        return tensor.view(getattr(torch, array.dtype.name))

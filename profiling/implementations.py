@@ -1,0 +1,220 @@
+"""Who runs a case: this project, PyTorch, JAX, CuPy's array expressions, and a plain copy of as many bytes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from profiling.cases import DTYPES, Case
+from profiling.checking import named
+from profiling.data import InputMaker
+from profiling.devices import Device
+from profiling.operation import FORWARD, Arrays
+
+OURS, TORCH, COMPILED, JAX, CUPY, COPY = "ours", "torch", "torch.compile", "jax", "cupy", "copy"
+
+
+class NotThereError(Exception):
+    """An implementation does not exist here, or not for this case; says why."""
+
+
+class Implementation:
+    """One way to run a case; made anew for each.
+
+    Attributes
+    ----------
+    name : str
+    wait : callable or None
+        See ``profiling.timing.Subject``.
+    """
+
+    name: str
+    wait: Callable[[Any], None] | None = None
+
+    def __init__(self, case: Case, device: Device) -> None:
+        self.case, self.device = case, device
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """What is timed: a call without arguments, on these inputs; what precedes a backward has been done."""
+        raise NotImplementedError
+
+    def results(self, result: Any) -> dict[str, Any]:
+        """What a call returned, as arrays by name, in memory order."""
+        return {"y": result} if self.case.direction == FORWARD else named(result)
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """A (piece of a) result."""
+        return np.asarray(array.get() if hasattr(array, "get") else array)
+
+
+class Ours(Implementation):
+    name = OURS
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """The public operation."""
+        operation, channels_last = self.case.operation, self.case.channels_last
+        if self.case.direction == FORWARD:
+            return lambda: operation.forward(arrays, channels_last)
+        backward, (_, saved) = operation.backward, operation.forward(arrays, channels_last)
+        assert backward is not None
+        return lambda: backward(arrays["dy"], saved)
+
+    def results(self, result: Any) -> dict[str, Any]:
+        """Without what is saved for the backward."""
+        return super().results(result[0] if self.case.direction == FORWARD else result)
+
+
+class Torch(Implementation):
+    name = TORCH
+
+    def __init__(self, case: Case, device: Device) -> None:
+        super().__init__(case, device)
+        self.torch = _imported("torch")
+        if device.kind == "measured" and not self.torch.cuda.is_available():
+            raise NotThereError("PyTorch finds no GPU")
+        if case.operation.torch is None:
+            raise NotThereError("not an operation of PyTorch's")
+        functional, run = self.torch.nn.functional, case.operation.torch
+        self.function = self.optimized(lambda tensors: run(functional, tensors))
+
+    def optimized(self, function: Callable[[Arrays], Any]) -> Callable[[Arrays], Any]:
+        """Eager: the function as it is."""
+        return function
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """The function of ``torch.nn.functional``, or autograd's backward of it."""
+        torch, function = self.torch, self.function
+        tensors = {name: self._tensor(array) for name, array in arrays.items() if name != "start"}
+        dy = tensors.pop("dy", None)
+        if not self.case.operation.is_training:
+
+            def infer() -> Any:
+                with torch.no_grad():
+                    return function(tensors)
+
+            return infer
+        leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+        if self.case.direction == FORWARD:
+            return lambda: function(tensors)
+        y = function(tensors)
+        return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+    def results(self, result: Any) -> dict[str, Any]:
+        """In memory order."""
+        return {name: self._in_memory_order(tensor) for name, tensor in super().results(result).items()}
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """In float64: NumPy alone has no bfloat16."""
+        return array.detach().double().cpu().numpy()
+
+    def _tensor(self, array: Any) -> Any:
+        tensor = self.device.to_torch(self.torch, array)
+        return tensor.movedim(-1, 1) if self.case.channels_last and tensor.ndim > 2 else tensor
+
+    def _in_memory_order(self, tensor: Any) -> Any:
+        return tensor.movedim(1, -1) if self.case.channels_last and tensor.ndim > 2 else tensor
+
+
+class CompiledTorch(Torch):
+    name = COMPILED
+
+    def optimized(self, function: Callable[[Arrays], Any]) -> Callable[[Arrays], Any]:
+        """``torch.compile``, for this shape alone."""
+        torch = self.torch
+        # Each case is compiled on its own: after some recompilations of one function PyTorch runs it eagerly.
+        torch._dynamo.reset()
+        # A backward that is repeated must not reuse its inputs' memory.
+        config: Any = importlib.import_module("torch._functorch.config")
+        if hasattr(config, "donated_buffer"):
+            config.donated_buffer = False
+        return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+class Jax(Implementation):
+    name = JAX
+
+    def __init__(self, case: Case, device: Device) -> None:
+        super().__init__(case, device)
+        # JAX would take three quarters of the memory at once.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        self.jax = _imported("jax")
+        if device.kind == "measured" and self.jax.default_backend() != "gpu":
+            raise NotThereError("JAX finds no GPU")
+        function = case.operation.jax
+        if function is None:
+            raise NotThereError("no expression in JAX")
+        if case.dtype == "float64":
+            raise NotThereError("JAX computes float64 in float32 by default")
+        self.function = self.jax.jit(lambda arrays: function(self.jax, arrays, case.channels_last))
+        self.pull_back = self.jax.jit(lambda vjp, dy: vjp(dy))
+        self.wait = self.jax.block_until_ready
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """The jitted expression, or the jitted function that ``jax.vjp`` gives."""
+        placed = {name: self._placed(array) for name, array in arrays.items() if name != "start"}
+        dy = placed.pop("dy", None)
+        if self.case.direction == FORWARD:
+            return lambda: self.function(placed)
+        _, vjp = self.jax.vjp(self.function, placed)
+        return lambda: self.pull_back(vjp, dy)
+
+    def results(self, result: Any) -> dict[str, Any]:
+        """By our names."""
+        if self.case.direction == FORWARD:
+            return {"y": result}
+        return {{"x": "dx"}.get(name, f"d{name}"): gradient for name, gradient in result[0].items()}
+
+    def _placed(self, array: Any) -> Any:
+        return self.jax.numpy.asarray(self.to_numpy(array))
+
+
+class CuPy(Implementation):
+    name = CUPY
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """The expression of CuPy's arrays, an elementary operation a kernel."""
+        operation, xp = self.case.operation, self.device.xp
+        function = operation.expression if self.case.direction == FORWARD else operation.gradient
+        if function is None:
+            raise NotThereError("no array expression")
+        return lambda: function(xp, arrays, self.case.channels_last)
+
+
+class Copy(Implementation):
+    name = COPY
+
+    def __init__(self, case: Case, device: Device) -> None:
+        super().__init__(case, device)
+        self.maker = InputMaker(device, block=2**20)
+
+    def prepare(self, arrays: Arrays) -> Callable[[], Any]:
+        """A copy that reads and writes half of the floor's bytes each."""
+        size = max(16, self.case.floor_bytes // 2)
+        source = self.maker.numbers((-(-size // 4),), np.float32).view(np.uint8)[:size]
+        target = self.device.xp.empty_like(source)
+        return lambda: self.device.copy(target, source)
+
+    def results(self, result: Any) -> dict[str, Any]:
+        """Nothing to compare."""
+        return {}
+
+
+#: In the order of the table's columns.
+PEERS: tuple[type[Implementation], ...] = (Copy, Torch, CompiledTorch, Jax, CuPy)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise NotThereError(f"{name} is not installed ({error})") from error
+
+
+def bytes_of_a_call(case: Case) -> int:
+    """Distinct bytes of the arrays that a call is given and makes."""
+    itemsize = DTYPES[case.dtype].itemsize
+    return itemsize * (case.sizes.inputs + case.sizes.outputs)

@@ -1,0 +1,62 @@
+"""Which launches an operation makes: the launchers run, the kernels do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_layers.runtime.backend import use_executor
+from gpu_layers.runtime.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    grid, block : tuple of three int
+    shared_bytes : int
+        Dynamic shared memory a block.
+    cooperative : bool
+    """
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    cooperative: bool
+
+
+class NoLaunches:
+    """Takes launches, and does nothing: what remains is the host's work."""
+
+    def launch(self, *launch: Any) -> None:
+        """Nothing."""
+
+
+class _Listed:
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        values: list[Any],
+        shared_bytes: int,
+        cooperative: bool,
+    ) -> None:
+        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative))
+
+
+@contextmanager
+def listed_launches() -> Iterator[list[Launch]]:
+    """A list that grows with each launch of NumPy arrays in a ``with`` block. Results hold whatever was in memory."""
+    executor = _Listed()
+    with use_executor(executor):
+        yield executor.launches

@@ -1,0 +1,227 @@
+"""The operations that are measured: an entry each. A new one needs no code elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpu_layers import ops
+from profiling.operation import (
+    BACKWARD,
+    FORWARD,
+    LARGE_IMAGES,
+    LARGE_ROWS,
+    SINGLE_IMAGE,
+    SMALL_IMAGES,
+    SMALL_ROWS,
+    Arrays,
+    Operation,
+    Shape,
+)
+
+_IMAGES = (*LARGE_IMAGES, *SMALL_IMAGES, *SINGLE_IMAGE)
+_P, _SEED, _OFFSET, _EPS = 0.5, 1, 2, 1e-5
+
+
+def _both(forward: Any, backward: Any | None = None) -> dict[str, Any]:
+    return {FORWARD: forward, BACKWARD: backward or forward}
+
+
+def _channel_axis(x: Any, channels_last: bool) -> int:
+    return x.ndim - 1 if channels_last else 1
+
+
+def _other_axes(x: Any, channels_last: bool) -> tuple[int, ...]:
+    return tuple(axis for axis in range(x.ndim) if axis != _channel_axis(x, channels_last))
+
+
+def _along_channels(values: Any, x: Any, channels_last: bool) -> Any:
+    return values.reshape([-1 if axis == _channel_axis(x, channels_last) else 1 for axis in range(x.ndim)])
+
+
+# Dropout
+
+
+def _dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Any:
+    x = arrays["x"]
+    kept = jax.random.bernoulli(jax.random.PRNGKey(_SEED), 1 - _P, x.shape)
+    return jax.numpy.where(kept, x / (1 - _P), 0).astype(x.dtype)
+
+
+DROPOUT = Operation(
+    name="dropout",
+    shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
+    forward=lambda a, last: ops.dropout_forward(a["x"], _P, _SEED, _OFFSET, start=a["start"]),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(2)),
+    torch_bytes=_both(lambda s: s.elements(2) + s.inputs),  # and a mask of one byte
+    torch=lambda F, t: F.dropout(t["x"], _P, training=True),  # noqa: N803 - its usual name
+    expression=lambda xp, a, last: xp.where(xp.random.random(a["x"].shape) >= _P, a["x"] / (1 - _P), 0),
+    jax=_dropout_jax,
+    independent="elements",
+    is_random=True,
+)
+
+# Activations
+
+RELU = Operation(
+    name="relu",
+    shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
+    forward=lambda a, last: ops.relu_forward(a["x"]),
+    backward=ops.relu_backward,
+    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    torch_bytes={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    torch=lambda F, t: F.relu(t["x"]),  # noqa: N803
+    expression=lambda xp, a, last: xp.maximum(a["x"], 0),
+    gradient=lambda xp, a, last: xp.where(a["x"] > 0, a["dy"], 0),
+    jax=lambda jax, a, last: jax.nn.relu(a["x"]),
+    independent="elements",
+)
+
+# Batch normalisation
+
+
+def _batch_norm_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    x = arrays["x"].astype(xp.result_type(arrays["x"], arrays["gamma"]))
+    axes = _other_axes(x, channels_last)
+    mean, var = (arrays.get(name) for name in ("mean", "var"))
+    if mean is None:
+        mean, var = x.mean(axes), x.var(axes)
+    gamma, beta, mean, var = (
+        _along_channels(v, x, channels_last) for v in (arrays["gamma"], arrays["beta"], mean, var)
+    )
+    return ((x - mean) / xp.sqrt(var + _EPS) * gamma + beta).astype(arrays["x"].dtype)
+
+
+def _batch_norm_gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    x, dy = (arrays[name].astype(xp.result_type(arrays[name], arrays["gamma"])) for name in ("x", "dy"))
+    axes = _other_axes(x, channels_last)
+    gamma = _along_channels(arrays["gamma"], x, channels_last)
+    inv_std = 1 / xp.sqrt(x.var(axes, keepdims=True) + _EPS)
+    xhat = (x - x.mean(axes, keepdims=True)) * inv_std
+    inner = dy - dy.mean(axes, keepdims=True) - xhat * (dy * xhat).mean(axes, keepdims=True)
+    return (gamma * inv_std * inner).astype(arrays["x"].dtype)
+
+
+BATCH_NORM = Operation(
+    name="batch_norm",
+    shapes=(*_IMAGES[:4], *SMALL_ROWS),
+    forward=lambda a, last: ops.batch_norm_forward(a["x"], a["gamma"], a["beta"], eps=_EPS, channels_last=last),
+    backward=ops.batch_norm_backward,
+    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    # Two passes over x, and over dy and x.
+    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    torch=lambda F, t: F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS),  # noqa: N803
+    expression=_batch_norm_expression,
+    gradient=_batch_norm_gradient,
+    jax=lambda jax, a, last: _batch_norm_expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+BATCH_NORM_INFERENCE = Operation(
+    name="batch_norm_inference",
+    shapes=(*_IMAGES[:4], *SMALL_ROWS),
+    forward=lambda a, last: ops.batch_norm_inference(
+        a["x"], a["mean"], a["var"], a["gamma"], a["beta"], eps=_EPS, channels_last=last
+    ),
+    backward=None,
+    floor={FORWARD: lambda s: s.elements(2)},
+    torch_bytes={FORWARD: lambda s: s.elements(2)},
+    torch=lambda F, t: F.batch_norm(t["x"], t["mean"], t["var"], t["gamma"], t["beta"], False, 0.1, _EPS),  # noqa: N803
+    expression=_batch_norm_expression,
+    jax=lambda jax, a, last: _batch_norm_expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta", "mean", "var"),
+    independent="channels",
+    is_training=False,
+)
+
+# Pooling: the window of ResNet's stem for the maximum, and halving for the mean.
+
+_MAX_WINDOW, _AVG_WINDOW = (3, 2, 1), (2, 2, 0)  # kernel, stride, padding
+
+
+def _pooled(window: tuple[int, int, int]) -> Any:
+    kernel, stride, padding = window
+
+    def output_shape(shape: Shape) -> Shape:
+        return (*shape[:2], *((size + 2 * padding - kernel) // stride + 1 for size in shape[2:]))
+
+    return output_shape
+
+
+def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Any]:
+    """For each tap of the window, what it sees at every output: a strided view of the padded array."""
+    kernel, stride, padding = window
+    first = 1 if channels_last else 2
+    pads = [(padding, padding) if axis in (first, first + 1) else (0, 0) for axis in range(4)]
+    padded = xp.pad(x, pads, constant_values=fill)
+    rows, columns = ((x.shape[first + i] + 2 * padding - kernel) // stride + 1 for i in range(2))
+    views = []
+    for row in range(kernel):
+        for column in range(kernel):
+            place = (
+                slice(row, row + stride * (rows - 1) + 1, stride),
+                slice(column, column + stride * (columns - 1) + 1, stride),
+            )
+            views.append(padded[(slice(None),) * first + place])
+    return views
+
+
+def _max_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    first, *others = _taps(xp, arrays["x"], _MAX_WINDOW, channels_last, -math.inf)
+    for tap in others:
+        first = xp.maximum(first, tap)
+    return first
+
+
+def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    return sum(_taps(xp, arrays["x"], _AVG_WINDOW, channels_last, 0.0)) / _AVG_WINDOW[0] ** 2
+
+
+def _reduce_window(jax: Any, x: Any, start: float, by: Any, window: tuple[int, int, int], channels_last: bool) -> Any:
+    kernel, stride, padding = window
+
+    def spatial(value: Any, rest: Any) -> tuple:
+        return (rest, value, value, rest) if channels_last else (rest, rest, value, value)
+
+    pads = spatial((padding, padding), (0, 0))
+    return jax.lax.reduce_window(x, x.dtype.type(start), by, spatial(kernel, 1), spatial(stride, 1), pads)
+
+
+def _pool_bytes(extra: int) -> Any:
+    """x and y, and this many bytes of state for each output."""
+    return lambda s: s.elements(1, 1) + extra * s.outputs
+
+
+MAX_POOL = Operation(
+    name="max_pool",
+    shapes=_IMAGES,
+    forward=lambda a, last: ops.max_pool_forward(a["x"], (3, 3), 2, 1, channels_last=last),
+    backward=ops.max_pool_backward,
+    floor=_both(_pool_bytes(1)),
+    torch_bytes=_both(_pool_bytes(8)),
+    torch=lambda F, t: F.max_pool2d(t["x"], *_MAX_WINDOW),  # noqa: N803
+    expression=_max_pool_expression,
+    jax=lambda jax, a, last: _reduce_window(jax, a["x"], -math.inf, jax.lax.max, _MAX_WINDOW, last),
+    output_shape=_pooled(_MAX_WINDOW),
+    layouts=(False, True),
+)
+
+AVG_POOL = Operation(
+    name="avg_pool",
+    shapes=_IMAGES,
+    forward=lambda a, last: ops.avg_pool_forward(a["x"], (2, 2), channels_last=last),
+    backward=ops.avg_pool_backward,
+    floor=_both(_pool_bytes(0)),
+    torch_bytes=_both(_pool_bytes(0)),
+    torch=lambda F, t: F.avg_pool2d(t["x"], *_AVG_WINDOW),  # noqa: N803
+    expression=_avg_pool_expression,
+    jax=lambda jax, a, last: _reduce_window(jax, a["x"], 0.0, jax.lax.add, _AVG_WINDOW, last) / _AVG_WINDOW[0] ** 2,
+    output_shape=_pooled(_AVG_WINDOW),
+    layouts=(False, True),
+)
+
+OPERATIONS: tuple[Operation, ...] = (DROPOUT, RELU, BATCH_NORM, BATCH_NORM_INFERENCE, MAX_POOL, AVG_POOL)

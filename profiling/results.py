@@ -1,0 +1,178 @@
+"""A run of the benchmark, or of the model of cost, as JSON and CSV: both have one shape."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from profiling.statistics import Timing
+
+#: Raised whenever the meaning of a field changes.
+SCHEMA = 1
+KINDS = ("measured", "emulated", "modelled")
+_OURS, _COPY = "ours", "copy"
+
+
+class ResultsError(ValueError):
+    """A file is no result, or one of another version."""
+
+
+@dataclass
+class Row:
+    """One case.
+
+    Attributes
+    ----------
+    case : str
+        Its name: the key by which runs are compared.
+    op, direction, dtype : str
+    shape, asked : list of int
+        (N, C, *spatial); ``asked`` is the shape of the reference list where memory was too small for it.
+    channels_last : bool
+    floor_bytes, torch_bytes : int
+        The least that must be moved, and what PyTorch's own kernels move.
+    correct : bool or None
+        Whether ours agrees with the reference in float64; it is not timed otherwise. None for modelled rows.
+    error : float or None
+        Largest error as a part of what rounding allows.
+    timings : dict of str to Timing
+        Of each implementation.
+    missing : dict of str to str
+        Why an implementation has no timing.
+    notes : list of str
+        What a reader must know.
+    model : dict or None
+        Of the modelled run: ``bytes``, ``fraction``, ``launches``, ``failed_gates``.
+    """
+
+    case: str
+    op: str
+    direction: str
+    dtype: str
+    shape: list[int]
+    channels_last: bool
+    floor_bytes: int
+    torch_bytes: int
+    asked: list[int] | None = None
+    correct: bool | None = None
+    error: float | None = None
+    timings: dict[str, Timing] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    model: dict[str, Any] | None = None
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """Floor bytes over our time."""
+        return self.rate(_OURS)
+
+    def rate(self, implementation: str) -> float | None:
+        """Floor bytes over an implementation's time, in GB/s."""
+        timing = self.timings.get(implementation)
+        return None if timing is None or not timing.median else self.floor_bytes / timing.median / 1e3
+
+    def fraction(self, copy_gb_per_s: float | None) -> float | None:
+        """Our rate, as a part of a large copy's in the same run: 1 is the floor."""
+        rate = self.gb_per_s
+        return None if rate is None or not copy_gb_per_s else rate / copy_gb_per_s
+
+    def ratio(self, peer: str) -> float | None:
+        """A peer's time over ours: above 1 ours is faster."""
+        ours, theirs = self.timings.get(_OURS), self.timings.get(peer)
+        return None if ours is None or theirs is None or not ours.median else theirs.median / ours.median
+
+
+@dataclass
+class Run:
+    """All rows of a run, and where it took place.
+
+    Attributes
+    ----------
+    kind : {"measured", "emulated", "modelled"}
+        Only measured times are times of a GPU.
+    environment : dict
+    copy_gb_per_s : float or None
+        What a large copy from device to device reached in this run, bytes read and written.
+    rows : list of Row
+    overhead : list of dict
+        Host microseconds of a call on tiny arrays.
+    left_off : list of str
+        Cases that the time did not suffice for.
+    schema : int
+    """
+
+    kind: str
+    environment: dict[str, Any]
+    copy_gb_per_s: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    overhead: list[dict[str, Any]] = field(default_factory=list)
+    left_off: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def save(self, path: Path | str) -> None:
+        """Write JSON, all or nothing."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: Path | str) -> Run:
+        """Read JSON.
+
+        Raises
+        ------
+        ResultsError
+            If there is no such file, it is no result, or one of another version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ResultsError(f"{path} is no result of a benchmark: {error}") from error
+        if not isinstance(data, dict) or "schema" not in data:
+            raise ResultsError(f"{path} is no result of a benchmark: it has no 'schema'")
+        if data["schema"] != SCHEMA:
+            raise ResultsError(f"{path} has version {data['schema']} of the results, this is version {SCHEMA}")
+        try:
+            rows = [_row(row) for row in data.pop("rows")]
+            run = Run(rows=rows, **data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(f"{path} is no result of a benchmark: {error}") from error
+        if run.kind not in KINDS:
+            raise ResultsError(f"{path} is of kind {run.kind!r}, which must be one of {', '.join(KINDS)}")
+        return run
+
+    def save_csv(self, path: Path | str, peers: Sequence[str]) -> None:
+        """Write the table, a row a case."""
+        head = ["case", "kind", "op", "direction", "shape", "dtype", "channels_last", "correct"]
+        head += ["floor_bytes", "torch_bytes", "us", "us_low", "us_high", "GB/s", "fraction_of_copy"]
+        head += [f"{peer}_us" for peer in peers] + [f"{peer}_ratio" for peer in peers] + ["notes"]
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(head)
+            for row in self.rows:
+                ours = row.timings.get(_OURS)
+                cells: list[Any] = [row.case, self.kind, row.op, row.direction, "x".join(map(str, row.shape))]
+                cells += [row.dtype, row.channels_last, row.correct, row.floor_bytes, row.torch_bytes]
+                cells += [ours.median, ours.low, ours.high] if ours else [None] * 3
+                cells += [row.gb_per_s, row.fraction(self.copy_gb_per_s)]
+                cells += [row.timings[peer].median if peer in row.timings else None for peer in peers]
+                cells += [row.ratio(peer) for peer in peers]
+                cells.append("; ".join(row.notes))
+                writer.writerow([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in cells])
+
+
+def _row(data: dict[str, Any]) -> Row:
+    timings = {name: Timing(**timing) for name, timing in data.pop("timings").items()}
+    unknown = data.keys() - {f.name for f in fields(Row)}
+    if unknown:
+        raise TypeError(f"unknown fields {sorted(unknown)}")
+    return Row(timings=timings, **data)

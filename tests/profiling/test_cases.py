@@ -1,0 +1,78 @@
+"""The rows: their bytes, their order, and what fits into memory."""
+
+import pytest
+
+from profiling.cases import Case, all_cases, selected
+from profiling.operations import AVG_POOL, BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
+
+BIG = (64, 256, 56, 56)
+N = 64 * 256 * 56 * 56
+
+
+@pytest.mark.parametrize(
+    ("operation", "direction", "dtype", "floor", "torch"),
+    [
+        # Bytes an input element, as counted by hand from what each algorithm reads and writes.
+        (DROPOUT, "forward", "float32", 8, 9),
+        (DROPOUT, "backward", "bfloat16", 4, 5),
+        (RELU, "backward", "float32", 12, 12),
+        (BATCH_NORM, "forward", "float32", 8, 12),
+        (BATCH_NORM, "backward", "bfloat16", 6, 10),
+        (MAX_POOL, "forward", "float32", 5.25, 7),
+        (MAX_POOL, "backward", "bfloat16", 2.75, 4.5),
+        (AVG_POOL, "forward", "float32", 5, 5),
+    ],
+)
+def test_bytes(operation, direction, dtype, floor, torch):
+    case = Case(operation, direction, BIG, dtype)
+    assert case.floor_bytes == floor * N
+    assert case.torch_bytes == torch * N
+
+
+def test_names_are_unique_and_say_everything():
+    names = [str(case) for case in all_cases(OPERATIONS, ("bfloat16", "float32", "float16"))]
+    assert len(set(names)) == len(names)
+    assert "max_pool backward 64x256x56x56 float16 channels_last" in names
+
+
+def test_the_most_telling_shapes_come_first():
+    shapes = [case.shape for case in all_cases([RELU], ("float32",))]
+    assert shapes[:2] == [(8192, 4096)] * 2
+    quick = {case.shape for case in all_cases([MAX_POOL], ("float32",), quick=True)}
+    assert quick == {BIG, (32, 64, 28, 28)}
+
+
+def test_channels_last_is_for_images():
+    assert not [c for c in all_cases(OPERATIONS, ("float32",)) if c.channels_last and len(c.shape) == 2]
+
+
+def test_shapes_in_memory_order():
+    case = Case(MAX_POOL, "forward", (2, 3, 8, 12), "float32", channels_last=True)
+    assert case.input_shape == (2, 8, 12, 3)
+    assert case.output_shape == (2, 4, 6, 3)
+
+
+def test_too_little_memory_halves_the_batch_and_keeps_the_name():
+    case = Case(RELU, "forward", BIG, "float32")
+    needed = case.bytes_needed(2)
+    fitting = case.fitting(needed // 3, 2)
+    assert fitting.shape == (16, 256, 56, 56)
+    assert fitting.asked == BIG
+    assert str(fitting) == str(case)
+    assert fitting.bytes_needed(2) <= needed // 3
+    assert case.fitting(needed, 2) is case
+
+
+def test_not_even_one_fits():
+    with pytest.raises(ValueError, match=r"relu forward .*: a batch of one needs 0\.\d GiB"):
+        Case(RELU, "forward", BIG, "float32").fitting(1000, 2)
+
+
+def test_selection():
+    cases = list(all_cases(OPERATIONS, ("float32",)))
+    assert {case.operation for case in selected(cases, "^max_pool backward")} == {MAX_POOL}
+    assert selected(cases, None) == cases
+    with pytest.raises(ValueError, match=r"no case is named like 'lstm': the operations are dropout, relu, batch_norm"):
+        selected(cases, "lstm")
+    with pytest.raises(ValueError, match=r"'\(' is not a regular expression"):
+        selected(cases, "(")
