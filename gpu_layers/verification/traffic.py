@@ -172,7 +172,7 @@ def _pools(
     dtype: Any, shape: tuple[int, ...], layout: str, window: tuple[int, int, int], limit: float
 ) -> Iterator[TrafficCase]:
     size, stride, padding = window
-    options = {"stride": stride, "padding": padding, "channels_last": layout == "NHWC"}
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "channels_last": layout == "NHWC"}
     kernel = (size, size)
     name = f"{size}x{size} s{stride}"
 
