@@ -1,82 +1,81 @@
 // Max pooling: the largest value of each window, and the number of the tap that held it.
+#include "pool_taps.cuh"
 #include "pool_window.cuh"
 
 // y = largest value of each window: the first of equal ones, the last of several NaN; padding is never
 // chosen.
-//   x      [images, input, groups] of Width T, aligned to the vector
-//   y      [images, output, groups] of Width T, likewise
-//   taps   shape of y, Tap: number of the tap chosen; 0 where no tap is inside the input, and y is -inf
-// Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); a thread has a vector of outputs at a time.
-template <typename T, typename Tap, int Width, typename Window, typename Index>
+//   x         [images, input, groups] of Width T, aligned to the vector
+//   y         [images, output, groups] of Width T, likewise
+//   taps      shape of y, window.tap_bytes each (1 where Width > 1): number of the tap chosen; 0 where none
+//             counts
+//   lengths   [samples, 3], or null: sizes of each sample
+// A window without a tap inside the image is -inf; without one inside the sample's sizes, 0.
+// Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
+template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    max_pool_forward(const T* x, T* y, Tap* taps, PoolWindow window) {
+    max_pool_forward(const T* x, T* y, unsigned char* taps, const long long* lengths, PoolWindow window) {
     using A = accumulate_t<T>;
-    const long long output_size = PoolOutput::image_size(window);
-    const long long input_size = PoolInput::image_size(window);
-    const long long total = window.images * output_size;
-    for (long long first = blockIdx.x * static_cast<long long>(kPoolThreads); first < total;
-         first += gridDim.x * static_cast<long long>(kPoolThreads)) {
-        if (first + threadIdx.x >= total) break;
-        const PoolPosition<Index> output = pool_position<PoolOutput, Index>(window, first, threadIdx.x);
-        const T* image = x + output.image * input_size * Width;
+    const long long image_size = input_image(window);
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+        const T* image = x + output.image * image_size * Width;
+        const PoolExtent<Index> extent(window, lengths, output.image);
         A best[Width];
-        Vector<Tap, Width> chosen;
+        int chosen[Width];
         bool found = false;
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
             set_negative_infinity(best[k]);
             chosen[k] = 0;
         }
-        for_each_tap<Window>(window, output, [&](int tap, Index i) {
+        for_each_tap(window, output, extent, [&](int tap, Index i) {
             const Vector<T, Width> values = Vector<T, Width>::load(image + static_cast<long long>(i) * Width);
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const A value = to_accumulate(values[k]);
                 if (!found || value > best[k] || value != value) {
                     best[k] = value;
-                    chosen[k] = static_cast<Tap>(tap);
+                    chosen[k] = tap;
                 }
             }
             found = true;
         });
         Vector<T, Width> result;
 #pragma unroll
-        for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(best[k]);
-        const long long target = (first + threadIdx.x) * Width;
-        result.store(y + target);
-        chosen.store(taps + target);
-    }
+        for (int k = 0; k < Width; ++k)
+            result[k] = from_accumulate<T>(lengths != nullptr && !found ? A(0) : best[k]);
+        result.store(y + unit * Width);
+        store_taps<Width>(taps, unit, chosen, window.tap_bytes);
+    });
 }
 
 // dx = sum of the gradients of the windows that chose the element, in the order of the taps.
-//   dy, taps   [images, output, groups] of Width T, Tap, aligned to the vector
+//   dy, taps   [images, output, groups] of Width T, window.tap_bytes; aligned to the vector
 //   dx         [images, input, groups] of Width T, likewise: every element is written once
-// Launch: as max_pool_forward; a thread has a vector of inputs at a time.
-template <typename T, typename Tap, int Width, typename Window, typename Index>
+//   lengths    [samples, 3], or null: elements beyond get 0
+// Launch: as max_pool_forward; units are inputs.
+template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    max_pool_backward(const T* dy, const Tap* taps, T* dx, PoolWindow window) {
+    max_pool_backward(const T* dy, const unsigned char* taps, T* dx, const long long* lengths,
+                      PoolWindow window) {
     using A = accumulate_t<T>;
-    const long long output_size = PoolOutput::image_size(window);
-    const long long input_size = PoolInput::image_size(window);
-    const long long total = window.images * input_size;
-    for (long long first = blockIdx.x * static_cast<long long>(kPoolThreads); first < total;
-         first += gridDim.x * static_cast<long long>(kPoolThreads)) {
-        if (first + threadIdx.x >= total) break;
-        const PoolPosition<Index> input = pool_position<PoolInput, Index>(window, first, threadIdx.x);
-        const long long image = input.image * output_size;
+    const long long image_size = output_image(window);
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& input, long long unit) {
+        const long long image = input.image * image_size;
         A sum[Width] = {};
-        for_each_covering_window<Window>(window, input, [&](int tap, Index i, const Index(&)[3]) {
-            const long long source = (image + i) * Width;
-            const Vector<Tap, Width> chosen = Vector<Tap, Width>::load(taps + source);
-            const Vector<T, Width> gradients = Vector<T, Width>::load(dy + source);
+        if (lengths == nullptr || PoolExtent<Index>(window, lengths, input.image).contains(input.at)) {
+            for_each_covering_window(window, input, [&](int tap, Index i, const Index(&)[3]) {
+                int chosen[Width];
+                load_taps<Width>(taps, image + i, chosen, window.tap_bytes);
+                const Vector<T, Width> gradients = Vector<T, Width>::load(dy + (image + i) * Width);
 #pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                if (chosen[k] == static_cast<Tap>(tap)) sum[k] += to_accumulate(gradients[k]);
-            }
-        });
+                for (int k = 0; k < Width; ++k) {
+                    if (chosen[k] == tap) sum[k] += to_accumulate(gradients[k]);
+                }
+            });
+        }
         Vector<T, Width> result;
 #pragma unroll
         for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(sum[k]);
-        result.store(dx + (first + threadIdx.x) * Width);
-    }
+        result.store(dx + unit * Width);
+    });
 }

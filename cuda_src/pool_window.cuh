@@ -1,4 +1,4 @@
-// The window of a pooling kernel, and which element a thread has.
+// The windows of a pooling, and which unit of work a thread has.
 //
 // All ranks are three-dimensional (depth, height, width; missing axes have size 1). Both layouts are one: an
 // image is (depth, height, width, groups) where a group is a vector of Width channels, for channels last; and
@@ -17,91 +17,22 @@ constexpr int kPoolBlocks = sizeof(Index) == 4 ? 4 : 2;
 
 struct PoolWindow {
     int kernel[3], stride[3], dilation[3], pad[3];  // pad: before the first element
+    int adaptive;   // window i of an axis is floor(i L / o) .. ceil((i + 1) L / o) - 1 instead
+    int tap_bytes;  // of a saved tap: 1, 2 or 4
     long long input[3], output[3];
-    long long images;  // samples, or planes
-    long long groups;  // vectors side by side at each position
-    // Of indices, by the sizes; by the vectors of an output and an input image, where those are below 2^31.
-    Divisor32 by_output[3], by_input[3], by_output_image, by_input_image, by_groups, by_stride[3];
+    long long images;    // samples, or planes
+    long long channels;  // images of a sample: 1, or its planes
+    long long groups;    // vectors side by side at each position
+    // What a thread does at a time: an output, an input, or a small tile of them. An image has `units` of
+    // them (depth, height, width, groups).
+    long long units[3];
+    Divisor32 by_units[3], by_image, by_groups;  // by numbers of units, where those are below 2^31
+    Divisor32 by_stride[3], by_output[3], by_input[3];
 };
 
-static_assert(sizeof(PoolWindow) == 256, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 320, "the launcher packs it with this size");
 
-// Which of the two arrays a thread has an element of.
-template <bool IsOutput>
-struct PoolSide {
-    static __device__ __forceinline__ long long size(const PoolWindow& window, int axis) {
-        return IsOutput ? window.output[axis] : window.input[axis];
-    }
-    static __device__ __forceinline__ const Divisor32 (&by_sizes(const PoolWindow& window))[3] {
-        return IsOutput ? window.by_output : window.by_input;
-    }
-    static __device__ __forceinline__ const Divisor32& by_image(const PoolWindow& window) {
-        return IsOutput ? window.by_output_image : window.by_input_image;
-    }
-    // Vectors of an image.
-    static __device__ __forceinline__ long long image_size(const PoolWindow& window) {
-        return size(window, 0) * size(window, 1) * size(window, 2) * window.groups;
-    }
-};
-using PoolOutput = PoolSide<true>;
-using PoolInput = PoolSide<false>;
-
-// The windows over one input element along one axis: outputs last, last - 1, ..., first.
-template <typename Index>
-struct CoveringWindows {
-    Index first, last;
-};
-
-// Sizes known when the kernel is compiled, dilation 1.
-template <int KernelD, int KernelH, int KernelW, int StrideD, int StrideH, int StrideW>
-struct StaticWindow {
-    // Loops over taps are unrolled as a whole.
-    static constexpr int kUnroll = 16;
-    static __device__ __forceinline__ constexpr int kernel(const PoolWindow&, int axis) {
-        return axis == 0 ? KernelD : axis == 1 ? KernelH : KernelW;
-    }
-    static __device__ __forceinline__ constexpr int stride(const PoolWindow&, int axis) {
-        return axis == 0 ? StrideD : axis == 1 ? StrideH : StrideW;
-    }
-    static __device__ __forceinline__ constexpr int dilation(const PoolWindow&, int) { return 1; }
-    // Windows over an element along one axis, at most.
-    template <typename Index>
-    static __device__ __forceinline__ constexpr int covering(const CoveringWindows<Index>&, int axis) {
-        return axis == 0   ? (KernelD + StrideD - 1) / StrideD
-               : axis == 1 ? (KernelH + StrideH - 1) / StrideH
-                           : (KernelW + StrideW - 1) / StrideW;
-    }
-    template <typename Index>
-    static __device__ __forceinline__ Index divided_by_stride(const PoolWindow& window, int axis,
-                                                              Index index) {
-        return index / stride(window, axis);
-    }
-};
-
-// Sizes known when it is launched.
-struct DynamicWindow {
-    static constexpr int kUnroll = 1;
-    static __device__ __forceinline__ int kernel(const PoolWindow& window, int axis) {
-        return window.kernel[axis];
-    }
-    static __device__ __forceinline__ int stride(const PoolWindow& window, int axis) {
-        return window.stride[axis];
-    }
-    static __device__ __forceinline__ int dilation(const PoolWindow& window, int axis) {
-        return window.dilation[axis];
-    }
-    template <typename Index>
-    static __device__ __forceinline__ int covering(const CoveringWindows<Index>& windows, int) {
-        return static_cast<int>(windows.last - windows.first) + 1;
-    }
-    template <typename Index>
-    static __device__ __forceinline__ Index divided_by_stride(const PoolWindow& window, int axis,
-                                                              Index index) {
-        return quotient(index, window.by_stride[axis], window.stride[axis]);
-    }
-};
-
-// Position of a vector in an array of images.
+// Position of a unit in an array of images.
 template <typename Index>
 struct PoolPosition {
     long long image;
@@ -109,113 +40,194 @@ struct PoolPosition {
     Index group;
 };
 
-// Position of vector number `first + step` of all images of a side.
+// Units of all images.
+__device__ __forceinline__ long long pool_units(const PoolWindow& window) {
+    return window.images * window.units[0] * window.units[1] * window.units[2] * window.groups;
+}
+
+// Position of unit number `first + step`.
 //   first   of the block, so that the 64-bit division is the same for all of its threads
 //   step    of the thread, below kPoolThreads
-template <typename Side, typename Index>
+template <typename Index>
 __device__ __forceinline__ PoolPosition<Index> pool_position(const PoolWindow& window, long long first,
                                                              int step) {
-    const long long size = Side::image_size(window);
-    const Divisor32(&by_sizes)[3] = Side::by_sizes(window);
+    const long long size = window.units[0] * window.units[1] * window.units[2] * window.groups;
     PoolPosition<Index> position;
     position.image = first / size;
-    // Below size + kPoolThreads: the thread may be in a later image than the block's first vector.
+    // Below size + kPoolThreads: the thread may be in a later image than the block's first unit.
     Index rest = static_cast<Index>(first - position.image * size) + step;
-    const Index later = quotient(rest, Side::by_image(window), size);
+    const Index later = quotient(rest, window.by_image, size);
     position.image += later;
     rest -= later * static_cast<Index>(size);
     const Index place = quotient(rest, window.by_groups, window.groups);
     position.group = rest - place * static_cast<Index>(window.groups);
-    const Index height = static_cast<Index>(Side::size(window, 1)),
-                width = static_cast<Index>(Side::size(window, 2));
-    const Index row = quotient(place, by_sizes[2], width);
+    const Index height = static_cast<Index>(window.units[1]), width = static_cast<Index>(window.units[2]);
+    const Index row = quotient(place, window.by_units[2], width);
     position.at[2] = place - row * width;
-    position.at[0] = quotient(row, by_sizes[1], height);
+    position.at[0] = quotient(row, window.by_units[1], height);
     position.at[1] = row - position.at[0] * height;
     return position;
 }
 
-// Calls visit(tap, index) for the window's taps inside the input, in order; index is that of the vector
-// within its image.
-template <typename Window, typename Index, typename Visit>
-__device__ __forceinline__ void for_each_tap(const PoolWindow& window, const PoolPosition<Index>& output,
-                                             Visit visit) {
-    Index origin[3], size[3];
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-        origin[axis] = output.at[axis] * Window::stride(window, axis) - window.pad[axis];
-        size[axis] = static_cast<Index>(window.input[axis]);
-    }
-    int tap = 0;
-#pragma unroll(Window::kUnroll)
-    for (int kd = 0; kd < Window::kernel(window, 0); ++kd) {
-        const Index d = origin[0] + kd * Window::dilation(window, 0);
-#pragma unroll(Window::kUnroll)
-        for (int kh = 0; kh < Window::kernel(window, 1); ++kh) {
-            const Index h = origin[1] + kh * Window::dilation(window, 1);
-            const bool row_inside = d >= 0 && d < size[0] && h >= 0 && h < size[1];
-            const Index row = (d * size[1] + h) * size[2];
-#pragma unroll(Window::kUnroll)
-            for (int kw = 0; kw < Window::kernel(window, 2); ++kw, ++tap) {
-                const Index w = origin[2] + kw * Window::dilation(window, 2);
-                if (row_inside && w >= 0 && w < size[2])
-                    visit(tap, (row + w) * static_cast<Index>(window.groups) + output.group);
-            }
-        }
+// Calls visit(position, unit) for every unit of the thread.
+// Launch: 1-D, kPoolThreads, any number of blocks (grid-stride).
+template <typename Index, typename Visit>
+__device__ __forceinline__ void for_each_unit(const PoolWindow& window, Visit visit) {
+    const long long total = pool_units(window);
+    for (long long first = blockIdx.x * static_cast<long long>(kPoolThreads); first < total;
+         first += gridDim.x * static_cast<long long>(kPoolThreads)) {
+        if (first + threadIdx.x >= total) break;
+        visit(pool_position<Index>(window, first, threadIdx.x), first + threadIdx.x);
     }
 }
 
-template <typename Window, typename Index>
-__device__ __forceinline__ CoveringWindows<Index> covering_windows(const PoolWindow& window, int axis,
-                                                                   Index at) {
-    const Index padded = at + window.pad[axis];
-    const Index reach = padded - (Window::kernel(window, axis) - 1) * Window::dilation(window, axis);
-    const int stride = Window::stride(window, axis);
-    const Index last = Window::divided_by_stride(window, axis, padded);
-    return {reach <= 0 ? Index(0) : Window::divided_by_stride(window, axis, reach + stride - 1),
-            min(last, static_cast<Index>(window.output[axis]) - 1)};
-}
+// Sizes of the image along the axes: the input's, or those that a sample has for itself.
+template <typename Index>
+struct PoolExtent {
+    Index size[3];
+
+    //   lengths   [samples, 3], or null
+    __device__ __forceinline__ PoolExtent(const PoolWindow& window, const long long* lengths,
+                                          long long image) {
+        const long long* own = lengths == nullptr ? nullptr : lengths + image / window.channels * 3;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis)
+            size[axis] = static_cast<Index>(own == nullptr ? window.input[axis] : own[axis]);
+    }
+
+    __device__ __forceinline__ bool contains(const Index (&at)[3]) const {
+        return at[0] < size[0] && at[1] < size[1] && at[2] < size[2];
+    }
+};
+
+// One window along one axis: its taps begin .. end - 1 are inside the image.
+template <typename Index>
+struct AxisTaps {
+    Index origin;  // of tap 0
+    int begin, end;
+
+    __device__ __forceinline__ AxisTaps(const PoolWindow& window, int axis, Index output, Index size) {
+        int taps = window.kernel[axis];
+        if (window.adaptive) {
+            const Index input = static_cast<Index>(window.input[axis]);
+            const Index outputs = static_cast<Index>(window.output[axis]);
+            const Index product = output * input;
+            origin = quotient(product, window.by_output[axis], outputs);
+            taps = static_cast<int>(quotient(product + input + outputs - 1, window.by_output[axis], outputs) -
+                                    origin);
+        } else {
+            origin = output * window.stride[axis] - window.pad[axis];
+        }
+        // Taps before a place; only windows that are cut off need the division.
+        const int dilation = window.dilation[axis];
+        begin = origin >= 0 ? 0 : min(taps, static_cast<int>((dilation - 1 - origin) / dilation));
+        const Index last = origin + static_cast<Index>(taps - 1) * dilation;
+        end = last < size
+                  ? taps
+                  : (origin >= size ? 0 : static_cast<int>((size - origin + dilation - 1) / dilation));
+        begin = min(begin, end);
+    }
+};
+
+// The windows over one input element along one axis: outputs last, last - 1, ..., first.
+template <typename Index>
+struct CoveringWindows {
+    Index first, last;
+
+    __device__ __forceinline__ CoveringWindows(const PoolWindow& window, int axis, Index at) {
+        if (window.adaptive) {
+            const Index input = static_cast<Index>(window.input[axis]);
+            const Index outputs = static_cast<Index>(window.output[axis]);
+            first = quotient(at * outputs, window.by_input[axis], input);
+            last = quotient((at + 1) * outputs + input - 1, window.by_input[axis], input) - 1;
+            return;
+        }
+        const Index padded = at + window.pad[axis];
+        const int stride = window.stride[axis];
+        const Index reach =
+            padded - static_cast<Index>(window.kernel[axis] - 1) * window.dilation[axis] + stride - 1;
+        first = reach < stride ? Index(0) : quotient(reach, window.by_stride[axis], stride);
+        last = min(quotient(padded, window.by_stride[axis], stride),
+                   static_cast<Index>(window.output[axis]) - 1);
+    }
+};
 
 // Tap along one axis by which the window at `output` covers the element at `at`; negative if it skips it
 // (dilation).
-template <typename Window, typename Index>
+template <typename Index>
 __device__ __forceinline__ int covering_tap(const PoolWindow& window, int axis, Index at, Index output) {
-    const int distance = static_cast<int>(at + window.pad[axis] - output * Window::stride(window, axis));
-    const int dilation = Window::dilation(window, axis);
+    if (window.adaptive) {
+        return static_cast<int>(at - quotient(output * static_cast<Index>(window.input[axis]),
+                                              window.by_output[axis],
+                                              static_cast<Index>(window.output[axis])));
+    }
+    const int distance = static_cast<int>(at + window.pad[axis] - output * window.stride[axis]);
+    const int dilation = window.dilation[axis];
     if (dilation == 1) return distance;
     const int tap = distance / dilation;
     return tap * dilation == distance ? tap : -1;
 }
 
+// Calls visit(tap, index) for the taps of the window at `output` that are inside the image, in order; index
+// is that of the vector within its image.
+template <typename Index, typename Visit>
+__device__ __forceinline__ void for_each_tap(const PoolWindow& window, const PoolPosition<Index>& output,
+                                             const PoolExtent<Index>& extent, Visit visit) {
+    const AxisTaps<Index> depth(window, 0, output.at[0], extent.size[0]);
+    const AxisTaps<Index> height(window, 1, output.at[1], extent.size[1]);
+    const AxisTaps<Index> width(window, 2, output.at[2], extent.size[2]);
+    const Index rows = static_cast<Index>(window.input[1]), columns = static_cast<Index>(window.input[2]);
+    const Index groups = static_cast<Index>(window.groups);
+#pragma unroll 1
+    for (int kd = depth.begin; kd < depth.end; ++kd) {
+        const Index d = depth.origin + kd * window.dilation[0];
+#pragma unroll 1
+        for (int kh = height.begin; kh < height.end; ++kh) {
+            const Index h = height.origin + kh * window.dilation[1];
+            Index index =
+                ((d * rows + h) * columns + width.origin + width.begin * window.dilation[2]) * groups +
+                output.group;
+            const int tap = (kd * window.kernel[1] + kh) * window.kernel[2];
+#pragma unroll 1
+            for (int kw = width.begin; kw < width.end; ++kw, index += window.dilation[2] * groups)
+                visit(tap + kw, index);
+        }
+    }
+}
+
 // Calls visit(tap, index, output) for the windows over an input element, in ascending order of the tap; index
 // is that of the output vector within its image, output its place along the three axes.
-template <typename Window, typename Index, typename Visit>
+template <typename Index, typename Visit>
 __device__ __forceinline__ void for_each_covering_window(const PoolWindow& window,
                                                          const PoolPosition<Index>& input, Visit visit) {
-    const CoveringWindows<Index> depth = covering_windows<Window>(window, 0, input.at[0]);
-    const CoveringWindows<Index> height = covering_windows<Window>(window, 1, input.at[1]);
-    const CoveringWindows<Index> width = covering_windows<Window>(window, 2, input.at[2]);
-    // Counted from the last one, so that a static window's loops have a known length and are unrolled.
-#pragma unroll(Window::kUnroll)
-    for (int i = 0; i < Window::covering(depth, 0); ++i) {
-        const Index d = depth.last - i;
-        const int kd = covering_tap<Window>(window, 0, input.at[0], d);
-#pragma unroll(Window::kUnroll)
-        for (int j = 0; j < Window::covering(height, 1); ++j) {
-            const Index h = height.last - j;
-            const int kh = covering_tap<Window>(window, 1, input.at[1], h);
-            const bool row_covers = d >= depth.first && kd >= 0 && h >= height.first && kh >= 0;
-            const Index row =
-                (d * static_cast<Index>(window.output[1]) + h) * static_cast<Index>(window.output[2]);
-#pragma unroll(Window::kUnroll)
-            for (int k = 0; k < Window::covering(width, 2); ++k) {
-                const Index w = width.last - k;
-                const int kw = covering_tap<Window>(window, 2, input.at[2], w);
-                if (!row_covers || w < width.first || kw < 0) continue;
-                const int tap = (kd * Window::kernel(window, 1) + kh) * Window::kernel(window, 2) + kw;
+    const CoveringWindows<Index> depth(window, 0, input.at[0]);
+    const CoveringWindows<Index> height(window, 1, input.at[1]);
+    const CoveringWindows<Index> width(window, 2, input.at[2]);
+    const Index rows = static_cast<Index>(window.output[1]), columns = static_cast<Index>(window.output[2]);
+#pragma unroll 1
+    for (Index d = depth.last; d >= depth.first; --d) {
+        const int kd = covering_tap(window, 0, input.at[0], d);
+#pragma unroll 1
+        for (Index h = height.last; h >= height.first; --h) {
+            const int kh = covering_tap(window, 1, input.at[1], h);
+            if (kd < 0 || kh < 0) continue;
+            const Index row = (d * rows + h) * columns;
+#pragma unroll 1
+            for (Index w = width.last; w >= width.first; --w) {
+                const int kw = covering_tap(window, 2, input.at[2], w);
+                if (kw < 0) continue;
+                const int tap = (kd * window.kernel[1] + kh) * window.kernel[2] + kw;
                 const Index output[3] = {d, h, w};
                 visit(tap, (row + w) * static_cast<Index>(window.groups) + input.group, output);
             }
         }
     }
+}
+
+// Vectors of an image of inputs, and of outputs.
+__device__ __forceinline__ long long input_image(const PoolWindow& window) {
+    return window.input[0] * window.input[1] * window.input[2] * window.groups;
+}
+__device__ __forceinline__ long long output_image(const PoolWindow& window) {
+    return window.output[0] * window.output[1] * window.output[2] * window.groups;
 }

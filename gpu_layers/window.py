@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 Sizes = tuple[int, ...]
+#: Padding before and after, one pair a spatial axis.
+Sides = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window sliding over the spatial axes of one input shape.
+    """The windows of a pooling over the spatial axes of one input shape.
 
     Attributes
     ----------
     kernel, stride, dilation : tuple of int
-        One a spatial axis.
+        One a spatial axis. Of adaptive windows, ``kernel`` is the size of the largest.
     pad_before, pad_after : tuple of int
         Padding at the start and at the end of each axis.
     input_shape, output_shape : tuple of int
         Spatial shapes.
+    adaptive : bool
+        Whether window i of an axis is ``floor(i L / o) .. ceil((i + 1) L / o) - 1`` instead.
     """
 
     kernel: Sizes
@@ -33,6 +38,7 @@ class Window:
     pad_after: Sizes
     input_shape: Sizes
     output_shape: Sizes
+    adaptive: bool = False
 
     @property
     def rank(self) -> int:
@@ -44,15 +50,37 @@ class Window:
         """Number of positions in the window."""
         return math.prod(self.kernel)
 
-    @cached_property
-    def overlaps(self) -> bool:
-        """Whether an input element may belong to several windows."""
-        return any(
-            stride < dilation * (kernel - 1) + 1
-            for kernel, stride, dilation in zip(self.kernel, self.stride, self.dilation, strict=True)
-        )
+    @property
+    def is_global(self) -> bool:
+        """Whether there is one window, and its taps are the whole plane."""
+        return self.kernel == self.input_shape and set(self.output_shape) == {1} and not any(self.pad_before)
 
-    def divisor_counts(self, axis: int, count_include_pad: bool) -> np.ndarray:
+    def origins(self, axis: int) -> np.ndarray:
+        """Position along one axis of each window's first tap; negative in the padding.
+
+        Returns
+        -------
+        ndarray of int64, one an output position
+        """
+        outputs = np.arange(self.output_shape[axis], dtype=np.int64)
+        if self.adaptive:
+            return outputs * self.input_shape[axis] // max(self.output_shape[axis], 1)
+        return outputs * self.stride[axis] - self.pad_before[axis]
+
+    def tap_counts(self, axis: int) -> np.ndarray:
+        """Number of taps of each window along one axis, inside the input or not.
+
+        Returns
+        -------
+        ndarray of int64, one an output position
+        """
+        outputs = self.output_shape[axis]
+        if not self.adaptive:
+            return np.full(outputs, self.kernel[axis], np.int64)
+        ends = -(-np.arange(1, outputs + 1, dtype=np.int64) * self.input_shape[axis] // max(outputs, 1))
+        return ends - self.origins(axis)
+
+    def divisor_counts(self, axis: int, count_include_pad: bool, lengths: np.ndarray | None = None) -> np.ndarray:
         """Taps of each window along one axis that count in the divisor of an average.
 
         Parameters
@@ -61,17 +89,20 @@ class Window:
             Spatial axis.
         count_include_pad : bool
             Count the taps within the padded extent, not only those within the input.
+        lengths : ndarray of int64, optional
+            Size along the axis that each sample has for itself; the input's by default.
 
         Returns
         -------
-        ndarray of int64, one an output position
+        ndarray of int64, shape (output positions,), or (samples, output positions) with lengths
         """
+        size = self.input_shape[axis] if lengths is None else lengths[:, None]
         low = -self.pad_before[axis] if count_include_pad else 0
-        high = self.input_shape[axis] + (self.pad_after[axis] if count_include_pad else 0)
-        first = np.arange(self.output_shape[axis], dtype=np.int64) * self.stride[axis] - self.pad_before[axis]
+        high = size + (self.pad_after[axis] if count_include_pad else 0)
+        first, taps = self.origins(axis), self.tap_counts(axis)
 
-        def taps_before(limit: int) -> np.ndarray:
-            return np.clip(-((first - limit) // self.dilation[axis]), 0, self.kernel[axis])
+        def taps_before(limit: Any) -> np.ndarray:
+            return np.clip(-((first - limit) // self.dilation[axis]), 0, taps)
 
         return taps_before(high) - taps_before(low)
 
@@ -114,6 +145,43 @@ def sliding_window(
             "Output size is too small"
         )
     return Window(kernel, stride, dilation, pad_before, pad_after, input_shape, output_shape)
+
+
+@lru_cache(maxsize=1024)
+def adaptive_window(output_shape: Sizes, input_shape: Sizes) -> Window:
+    """The windows that cut an input shape into an output shape of any size.
+
+    Where every output size divides the input size they are ordinary windows, side by side.
+    """
+    ones, zeros = (1,) * len(input_shape), (0,) * len(input_shape)
+    pairs = list(zip(input_shape, output_shape, strict=True))
+    if all(outputs and size % outputs == 0 for size, outputs in pairs):
+        kernel = tuple(size // outputs for size, outputs in pairs)
+        return Window(kernel, kernel, ones, zeros, zeros, input_shape, output_shape)
+    window = Window(ones, ones, ones, zeros, zeros, input_shape, output_shape, adaptive=True)
+    kernel = tuple(int(window.tap_counts(axis).max(initial=1)) for axis in range(window.rank))
+    return replace(window, kernel=kernel)
+
+
+def same_padding(kernel: Sizes, stride: Sizes, dilation: Sizes, input_shape: Sizes, upper: bool) -> Sides:
+    """Padding for which the output has ``ceil(input / stride)`` positions an axis.
+
+    Parameters
+    ----------
+    kernel, stride, dilation, input_shape : tuple of int
+    upper : bool
+        Put the odd one at the end of an axis, not at its start.
+
+    Returns
+    -------
+    tuple of (before, after), one a spatial axis
+    """
+    sides = []
+    for k, s, d, size in zip(kernel, stride, dilation, input_shape, strict=True):
+        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+        before = total // 2 if upper else total - total // 2
+        sides.append((before, total - before))
+    return tuple(sides)
 
 
 def _extent(shape: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """The launchers of the CUDA kernels. Same functions as ``gpu_layers.reference``."""
 
 from gpu_layers.kernels.activation import relu_backward, relu_forward
+from gpu_layers.kernels.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.kernels.batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -8,13 +9,8 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.kernels.dropout import dropout_backward, dropout_forward
-from gpu_layers.kernels.pooling import (
-    avg_pool_backward,
-    avg_pool_forward,
-    max_pool_backward,
-    max_pool_forward,
-)
-from gpu_layers.reference.pooling import max_pool_indices
+from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
+from gpu_layers.reference.max_pool import max_pool_indices
 
 __all__ = [
     "avg_pool_backward",

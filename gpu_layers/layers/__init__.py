@@ -1,9 +1,36 @@
 """Layers: thin state around the operations of ``gpu_layers.ops``."""
 
 from gpu_layers.layers.activation import ReLU
+from gpu_layers.layers.adaptive_pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+)
+from gpu_layers.layers.avg_pool import AvgPool1d, AvgPool2d, AvgPool3d
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d
 from gpu_layers.layers.dropout import Dropout
-from gpu_layers.layers.pooling import AvgPool2d, MaxPool2d
+from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 
-__all__ = ["AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Dropout", "Layer", "MaxPool2d", "ReLU"]
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Dropout",
+    "Layer",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "ReLU",
+]

@@ -1,6 +1,7 @@
 """Stateless operations: ``<op>_forward(x, ...) -> (y, saved)`` and ``<op>_backward(dy, saved) -> dx``."""
 
 from gpu_layers.ops.activation import ReluSaved, relu_backward, relu_forward
+from gpu_layers.ops.avg_pool import AvgPoolSaved, adaptive_avg_pool_forward, avg_pool_backward, avg_pool_forward
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
@@ -9,11 +10,9 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, dropout_mask
-from gpu_layers.ops.pooling import (
-    AvgPoolSaved,
+from gpu_layers.ops.max_pool import (
     MaxPoolSaved,
-    avg_pool_backward,
-    avg_pool_forward,
+    adaptive_max_pool_forward,
     max_pool_backward,
     max_pool_forward,
     max_pool_indices,
@@ -25,6 +24,8 @@ __all__ = [
     "DropoutSaved",
     "MaxPoolSaved",
     "ReluSaved",
+    "adaptive_avg_pool_forward",
+    "adaptive_max_pool_forward",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

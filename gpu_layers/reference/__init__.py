@@ -1,6 +1,7 @@
 """The NumPy reference: short, readable, the definition of correct. Same functions as ``gpu_layers.kernels``."""
 
 from gpu_layers.reference.activation import relu_backward, relu_forward
+from gpu_layers.reference.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.reference.batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -8,13 +9,7 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.reference.dropout import dropout_backward, dropout_forward
-from gpu_layers.reference.pooling import (
-    avg_pool_backward,
-    avg_pool_forward,
-    max_pool_backward,
-    max_pool_forward,
-    max_pool_indices,
-)
+from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 
 __all__ = [
     "avg_pool_backward",

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.checks import check_gradient, check_integer
-from gpu_layers.ops.pooling import per_axis
+from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.training.initialization import he_normal

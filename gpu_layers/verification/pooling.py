@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,26 @@ _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((2, 4, 33), {"kernel_size": (4,), "stride": 3, "padding": 2}),
     ((2, 8, 5, 6, 7), {"kernel_size": (2, 3, 3), "stride": (1, 2, 2), "padding": (1, 1, 0)}),
     ((0, 4, 6, 6), {"kernel_size": (2, 2)}),
+    ((2, 4, 9, 7), {"kernel_size": (3, 2), "stride": 2, "padding": ((2, 0), (0, 1))}),
+    ((1, 8, 10, 13), {"kernel_size": (3, 4), "stride": (2, 3), "padding": "same_lower"}),
+)
+
+# (N, C, *spatial), lengths, window: as long as the batch, shorter, empty.
+_LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
+    ((4, 4, 21), [21, 9, 1, 0], {"kernel_size": (3,), "stride": 2, "padding": 1}),
+    ((3, 8, 9, 10), [[9, 10], [5, 7], [0, 3]], {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
+)
+
+# (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size.
+_ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
+    ((2, 8, 10, 13), (3, 4)),
+    ((2, 3, 5, 4), (7, 4)),
+    ((2, 4, 17), (5,)),
+    ((1, 8, 5, 6, 7), (2, None, 3)),
+    ((3, 8, 7, 7), (1, 1)),
+    ((2, 3, 40, 30), (1, 1)),
+    ((5, 16, 1), (1,)),
+    ((0, 2, 5), (2,)),
 )
 
 
@@ -35,12 +56,32 @@ def _shapes() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
         label = f"{list(shape)} {', '.join(f'{name}={value}' for name, value in window.items())}"
         yield label, shape, window
         yield f"{label}, channels_last", (shape[0], *shape[2:], shape[1]), {**window, "channels_last": True}
+    for shape, lengths, window in _LENGTHS:
+        label = f"{list(shape)} lengths={lengths}"
+        yield label, shape, {**window, "lengths": lengths}
+        last = {**window, "lengths": lengths, "channels_last": True}
+        yield f"{label}, channels_last", (shape[0], *shape[2:], shape[1]), last
+    for shape, outputs in _ADAPTIVE:
+        label = f"{list(shape)} output_size={outputs}"
+        yield label, shape, {"output_size": outputs}
+        last = {"output_size": outputs, "channels_last": True}
+        yield f"{label}, channels_last", (shape[0], *shape[2:], shape[1]), last
     yield "non-contiguous", (2, 6, 12, 9), {"kernel_size": (3, 3), "stride": 2, "padding": 1}
     yield "unbatched", (4, 9, 8), {"kernel_size": (2, 2)}
 
 
 def _view(label: str, x: Any) -> Any:
     return x[:, ::2, ::-1] if label == "non-contiguous" else x
+
+
+def _max_forward(x: Any, window: dict[str, Any]) -> tuple[Any, ops.MaxPoolSaved]:
+    forward: Any = ops.adaptive_max_pool_forward if "output_size" in window else ops.max_pool_forward
+    return forward(x, **window)
+
+
+def _avg_forward(x: Any, window: dict[str, Any]) -> tuple[Any, ops.AvgPoolSaved]:
+    forward: Any = ops.adaptive_avg_pool_forward if "output_size" in window else ops.avg_pool_forward
+    return forward(x, **window)
 
 
 def max_pool_cases() -> Iterator[Case]:
@@ -53,11 +94,11 @@ def max_pool_cases() -> Iterator[Case]:
 def _max_pool(dtype, label, shape, window) -> Case:
     def inputs() -> Arrays:
         x = with_special_values(with_ties(shape, dtype))
-        y, _ = ops.max_pool_forward(_view(label, x), **window)
+        y, _ = _max_forward(_view(label, x), window)
         return {"x": x, "dy": normal(y.shape, dtype, "dy")}
 
     def run(arrays: Arrays) -> Arrays:
-        y, saved = ops.max_pool_forward(_view(label, arrays["x"]), **window)
+        y, saved = _max_forward(_view(label, arrays["x"]), window)
         dx = ops.max_pool_backward(arrays["dy"], saved)
         return {"y": y, "taps": saved.taps, "indices": ops.max_pool_indices(saved), "dx": dx}
 
@@ -81,11 +122,11 @@ def _avg_pool(dtype, label, shape, window) -> Case:
 
     def inputs() -> Arrays:
         x = normal(shape, dtype, "x")
-        y, _ = ops.avg_pool_forward(_view(label, x), **window)
+        y, _ = _avg_forward(_view(label, x), window)
         return {"x": x, "dy": normal(y.shape, dtype, "dy")}
 
     def run(arrays: Arrays) -> Arrays:
-        y, saved = ops.avg_pool_forward(_view(label, arrays["x"]), **window)
+        y, saved = _avg_forward(_view(label, arrays["x"]), window)
         return {"y": y, "dx": ops.avg_pool_backward(arrays["dy"], saved)}
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
@@ -97,11 +138,18 @@ def _avg_pool(dtype, label, shape, window) -> Case:
         # In the backward each of at most k shares is off by as much, and each addition rounds once more here and
         # there; the shares' absolute values are the gradient of |dy|.
         magnitude = np.abs(inputs["dy"].astype(np.float64))
-        _, saved = ops.avg_pool_forward(_view(label, inputs["x"]).astype(np.float64), **window)
+        _, saved = _avg_forward(_view(label, inputs["x"]).astype(np.float64), window)
         total = np.abs(ops.avg_pool_backward(magnitude, saved))
-        covering = 1
-        for kernel, stride in zip(saved.window.kernel, saved.window.stride, strict=True):
-            covering *= -(-kernel // stride)
+        covering = math.prod(
+            -(-kernel // stride) if not saved.window.adaptive else -(-outputs // size) + 1
+            for kernel, stride, outputs, size in zip(
+                saved.window.kernel,
+                saved.window.stride,
+                saved.window.output_shape,
+                saved.window.input_shape,
+                strict=True,
+            )
+        )
         dx = total * (epsilon(accumulate) * (2 + covering)) + smallest(dtype)
         if dtype != accumulate:
             dx = dx + np.abs(expected["dx"].astype(np.float64)) * epsilon(dtype)

@@ -78,6 +78,41 @@ def test_avg_pool_is_torchs(arguments, shape):
         assert_within(ours.backward(dy), leaf.grad.numpy(), bound)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), (3, None, 1, 2), (2, 1, 0, 1, True, True)], ids=str)
+@pytest.mark.parametrize("batch", [True, False])
+def test_max_pool_of_other_ranks_is_torchs(rank, arguments, batch):
+    ours, theirs = getattr(gl, f"MaxPool{rank}d")(*arguments), getattr(torch.nn, f"MaxPool{rank}d")(*arguments)
+    assert repr(ours) == repr(theirs)
+    x = tie_free(((2, 3) if batch else (3,)) + (7, 6, 8)[:rank])
+    leaf = torch.from_numpy(x).requires_grad_()
+    y, expected = ours(x), theirs(leaf)
+    if ours.return_indices:
+        (y, indices), (expected, expected_indices) = y, expected
+        assert_same_bits(indices, expected_indices.numpy())
+    assert_same_bits(y, expected.detach().numpy())
+    dy = integers(y.shape)
+    expected.backward(torch.from_numpy(dy))
+    assert_same_values(ours.backward(dy), leaf.grad.numpy())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), (3, 2, 1, True, False), (2, 1, 0, True)], ids=str)
+@pytest.mark.parametrize("batch", [True, False])
+def test_avg_pool_of_other_ranks_is_torchs(rank, arguments, batch):
+    ours, theirs = getattr(gl, f"AvgPool{rank}d")(*arguments), getattr(torch.nn, f"AvgPool{rank}d")(*arguments)
+    assert repr(ours) == repr(theirs)
+    x = normal(((2, 3) if batch else (3,)) + (7, 6, 8)[:rank])
+    leaf = torch.from_numpy(x).requires_grad_()
+    y, expected = ours(x), theirs(leaf)
+    # At most 27 terms of at most 5, divided by 1 or more, with a rounding each, on both sides.
+    bound = 2 * 28 * 27 * 5 * 2.0**-53
+    assert_within(y, expected.detach().numpy(), bound)
+    dy = normal(y.shape, seed=1)
+    expected.backward(torch.from_numpy(dy))
+    assert_within(ours.backward(dy), leaf.grad.numpy(), bound)
+
+
 @pytest.mark.parametrize(
     "make",
     [

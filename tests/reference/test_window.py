@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_layers.reference.pooling import tap_dtype
+from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.window import sliding_window
 
 
@@ -84,17 +84,3 @@ def test_taps_take_the_fewest_bytes(kernel, dtype):
     ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
     window = sliding_window(kernel, ones, ones, zeros, zeros, False, kernel)
     assert tap_dtype(window) == dtype
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "dilation", "overlaps"),
-    [
-        ((2, 2), (2, 2), (1, 1), False),
-        ((2, 2), (2, 1), (1, 1), True),
-        ((3,), (4,), (2,), True),
-        ((3,), (5,), (2,), False),
-    ],
-)
-def test_overlap(kernel, stride, dilation, overlaps):
-    zeros = (0,) * len(kernel)
-    assert sliding_window(kernel, stride, dilation, zeros, zeros, False, (9,) * len(kernel)).overlaps is overlaps

@@ -1,0 +1,37 @@
+// Saved taps of a max pooling: in one byte where the window has at most 256 taps, else in two or four.
+#pragma once
+
+#include "vector_io.cuh"
+
+// Width taps of vector number i.
+//   taps    aligned to 16 bytes
+//   bytes   of a tap: 1, 2 or 4; 1 where Width > 1
+template <int Width>
+__device__ __forceinline__ void load_taps(const unsigned char* taps, long long i, int (&chosen)[Width],
+                                          int bytes) {
+    if (Width == 1 && bytes == 2) {
+        chosen[0] = reinterpret_cast<const unsigned short*>(taps)[i];
+    } else if (Width == 1 && bytes == 4) {
+        chosen[0] = reinterpret_cast<const int*>(taps)[i];
+    } else {
+        using Taps = Vector<unsigned char, Width>;
+        const Taps loaded = Taps::load(taps + i * Width);
+#pragma unroll
+        for (int k = 0; k < Width; ++k) chosen[k] = loaded[k];
+    }
+}
+
+template <int Width>
+__device__ __forceinline__ void store_taps(unsigned char* taps, long long i, const int (&chosen)[Width],
+                                           int bytes) {
+    if (Width == 1 && bytes == 2) {
+        reinterpret_cast<unsigned short*>(taps)[i] = static_cast<unsigned short>(chosen[0]);
+    } else if (Width == 1 && bytes == 4) {
+        reinterpret_cast<int*>(taps)[i] = chosen[0];
+    } else {
+        Vector<unsigned char, Width> stored;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) stored[k] = static_cast<unsigned char>(chosen[k]);
+        stored.store(taps + i * Width);
+    }
+}

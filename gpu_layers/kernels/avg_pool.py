@@ -1,0 +1,51 @@
+"""Launching ``avg_pool.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.kernels.arrays import element_type, ready
+from gpu_layers.kernels.pool_plan import divisor_struct, general_template, plan_for, ready_lengths, spatial_empty
+from gpu_layers.window import Window
+
+_LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
+_FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")
+_BACKWARD = general_template("avg_pool.cu", "avg_pool_backward", f"const T* dy, T* dx, {_LAST}")
+
+
+def avg_pool_forward(
+    x: Any,
+    window: Window,
+    channels_last: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    lengths: Any | None = None,
+) -> Any:
+    """``gpu_layers.reference.avg_pool_forward``, as a kernel."""
+    x = ready(x)
+    element = element_type(x)
+    y = spatial_empty(x, window.output_shape, channels_last)
+    plan = plan_for(x, window, "output", channels_last)
+    divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
+    kernel = _FORWARD(T=element, **plan.template_arguments)
+    plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
+    return y
+
+
+def avg_pool_backward(
+    dy: Any,
+    window: Window,
+    channels_last: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    lengths: Any | None = None,
+) -> Any:
+    """``gpu_layers.reference.avg_pool_backward``, as a kernel."""
+    dy = ready(dy)
+    element = element_type(dy)
+    dx = spatial_empty(dy, window.input_shape, channels_last)
+    plan = plan_for(dy, window, "input", channels_last)
+    divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
+    kernel = _BACKWARD(T=element, **plan.template_arguments)
+    plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
+    return dx

@@ -1,0 +1,41 @@
+"""Launching ``max_pool.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.kernels.arrays import element_type, ready
+from gpu_layers.kernels.pool_plan import as_bytes, general_template, plan_for, ready_lengths, spatial_empty
+from gpu_layers.reference.pool_taps import tap_dtype
+from gpu_layers.window import Window
+
+_LAST = "const long long* lengths, PoolWindow window"
+_FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* taps, {_LAST}")
+_BACKWARD = general_template(
+    "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* taps, T* dx, {_LAST}"
+)
+
+
+def max_pool_forward(
+    x: Any, window: Window, channels_last: bool = False, lengths: Any | None = None
+) -> tuple[Any, Any]:
+    """``gpu_layers.reference.max_pool_forward``, as a kernel."""
+    x = ready(x)
+    y = spatial_empty(x, window.output_shape, channels_last)
+    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    plan = plan_for(x, window, "output", channels_last)
+    kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
+    plan.run(kernel, (x, y, as_bytes(taps), ready_lengths(lengths, window.rank), plan.struct))
+    return y, taps
+
+
+def max_pool_backward(
+    dy: Any, taps: Any, window: Window, channels_last: bool = False, lengths: Any | None = None
+) -> Any:
+    """``gpu_layers.reference.max_pool_backward``, as a kernel."""
+    dy, taps = ready(dy), ready(taps)
+    dx = spatial_empty(dy, window.input_shape, channels_last)
+    plan = plan_for(dy, window, "input", channels_last)
+    kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
+    plan.run(kernel, (dy, as_bytes(taps), dx, ready_lengths(lengths, window.rank), plan.struct))
+    return dx

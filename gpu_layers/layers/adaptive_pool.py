@@ -1,0 +1,127 @@
+"""Adaptive pooling layers: the output's size is given, the windows follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.avg_pool import adaptive_avg_pool_forward, avg_pool_backward
+from gpu_layers.ops.max_pool import adaptive_max_pool_forward, max_pool_backward, max_pool_indices
+from gpu_layers.ops.pool_arguments import check_output_size
+
+
+class _AdaptivePool(Layer):
+    """What both kinds share."""
+
+    _rank: int
+
+    def __init__(self, output_size: Any, channels_last: bool) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.channels_last = bool(channels_last)
+        self._sizes = check_output_size(output_size, self._rank)
+
+    def _configuration(self) -> str:
+        return f"output_size={self.output_size}{', channels_last=True' if self.channels_last else ''}"
+
+
+class _AdaptiveAvgPool(_AdaptivePool):
+    """Mean of each window, of windows that give the output its size.
+
+    Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
+
+    Parameters
+    ----------
+    output_size : int, None, or tuple of int or None
+        One for all spatial axes, or one an axis; None keeps the input's size.
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are none.
+    """
+
+    def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
+        super().__init__(output_size, channels_last)
+
+    def forward(self, x: Any) -> Any:
+        """Pool a batch, or one sample without its batch axis."""
+        y, self._saved = adaptive_avg_pool_forward(x, self._sizes, channels_last=self.channels_last)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """Each gradient, spread over the elements of its window."""
+        return avg_pool_backward(dy, self._saved_by_forward())
+
+
+class _AdaptiveMaxPool(_AdaptivePool):
+    """Largest value of each window, of windows that give the output its size.
+
+    Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
+
+    Parameters
+    ----------
+    output_size : int, None, or tuple of int or None
+        One for all spatial axes, or one an axis; None keeps the input's size.
+    return_indices : bool
+        Whether forward also returns the flat index in the input plane of each maximum (int64).
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are none.
+    """
+
+    def __init__(self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False) -> None:
+        super().__init__(output_size, channels_last)
+        self.return_indices = bool(return_indices)
+
+    def forward(self, x: Any) -> Any:
+        """Pool a batch, or one sample without its batch axis.
+
+        Returns
+        -------
+        y : array
+        indices : array of int64
+            Only if return_indices.
+        """
+        y, self._saved = adaptive_max_pool_forward(x, self._sizes, channels_last=self.channels_last)
+        return (y, max_pool_indices(self._saved)) if self.return_indices else y
+
+    def backward(self, dy: Any) -> Any:
+        """Each gradient at the element that won its window."""
+        return max_pool_backward(dy, self._saved_by_forward())
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPool):
+    __doc__ = _AdaptiveAvgPool.__doc__
+    _rank = 1
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPool):
+    __doc__ = _AdaptiveAvgPool.__doc__
+    _rank = 2
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPool):
+    __doc__ = _AdaptiveAvgPool.__doc__
+    _rank = 3
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+    __doc__ = _AdaptiveMaxPool.__doc__
+    _rank = 1
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+    __doc__ = _AdaptiveMaxPool.__doc__
+    _rank = 2
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    __doc__ = _AdaptiveMaxPool.__doc__
+    _rank = 3

@@ -1,0 +1,108 @@
+"""Average pooling layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.layers.pool_base import WindowPool
+from gpu_layers.ops.avg_pool import avg_pool_backward, avg_pool_forward, check_divisor
+from gpu_layers.ops.pool_arguments import per_axis
+
+
+class _AvgPool(WindowPool):
+    """Mean of each window.
+
+    Parameters
+    ----------
+    kernel_size : int or tuple of int
+        One for all spatial axes, or one an axis.
+    stride : int or tuple of int, optional
+        kernel_size by default.
+    padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
+        Zeros. Integers: at most half the effective kernel size; pairs, one an axis: at most the effective kernel
+        size minus one; "same_upper", "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd one at
+        the end or at the start.
+    ceil_mode : bool
+        Round the output size up.
+    count_include_pad : bool
+        Whether padding counts in the divisor.
+    divisor_override : int, optional
+        Divide by this instead.
+    dilation : int or tuple of int
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that make no window, or a zero divisor.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        *,
+        dilation: Any = 1,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, channels_last)
+        self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
+        self.divisor_override = check_divisor(divisor_override)
+
+    def forward(self, x: Any, lengths: Any = None) -> Any:
+        """Pool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+        lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
+            Size that each sample of a padded batch has for itself: taps beyond do not count.
+        """
+        y, self._saved = avg_pool_forward(
+            x,
+            self._kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            count_include_pad=self.count_include_pad,
+            divisor_override=self.divisor_override,
+            channels_last=self.channels_last,
+            lengths=lengths,
+        )
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """Each gradient, spread over the elements of its window."""
+        return avg_pool_backward(dy, self._saved_by_forward())
+
+    def _configuration(self) -> str:
+        numbers = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return numbers + self._extras(show_dilation=True)
+
+
+class AvgPool1d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    _rank = 1
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(kernel_size, stride, padding, *args, **kwargs)
+        # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
+        self.kernel_size, self.stride = self._kernel, per_axis(self.stride, 1, "stride")
+        if isinstance(padding, int):
+            self.padding = (padding,)
+
+
+class AvgPool2d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    _rank = 2
+
+
+class AvgPool3d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    _rank = 3

@@ -1,0 +1,102 @@
+"""Max pooling layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.layers.pool_base import WindowPool
+from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
+
+
+class _MaxPool(WindowPool):
+    """Largest value of each window.
+
+    Parameters
+    ----------
+    kernel_size : int or tuple of int
+        One for all spatial axes, or one an axis.
+    stride : int or tuple of int, optional
+        kernel_size by default.
+    padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
+        Never chosen. Integers: at most half the effective kernel size; pairs, one an axis: at most the effective
+        kernel size minus one; "same_upper", "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd
+        one at the end or at the start.
+    dilation : int or tuple of int
+    return_indices : bool
+        Whether forward also returns the flat index in the input plane of each maximum (int64).
+    ceil_mode : bool
+        Round the output size up.
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that make no window.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, channels_last)
+        self.return_indices, self.ceil_mode = bool(return_indices), bool(ceil_mode)
+
+    def forward(self, x: Any, lengths: Any = None) -> Any:
+        """Pool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+        lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
+            Size that each sample of a padded batch has for itself: taps beyond do not count.
+
+        Returns
+        -------
+        y : array
+        indices : array of int64
+            Only if return_indices.
+        """
+        y, self._saved = max_pool_forward(
+            x,
+            self._kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            channels_last=self.channels_last,
+            lengths=lengths,
+        )
+        return (y, max_pool_indices(self._saved)) if self.return_indices else y
+
+    def backward(self, dy: Any) -> Any:
+        """Each gradient at the element that won its window."""
+        return max_pool_backward(dy, self._saved_by_forward())
+
+    def _configuration(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}{self._extras()}"
+        )
+
+
+class MaxPool1d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    _rank = 1
+
+
+class MaxPool2d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    _rank = 2
+
+
+class MaxPool3d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    _rank = 3

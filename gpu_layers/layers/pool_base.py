@@ -1,0 +1,34 @@
+"""What the pooling layers share: the window's numbers, checked when the layer is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.pool_arguments import check_window, per_axis
+
+
+class WindowPool(Layer):
+    """A layer with a sliding window over ``_rank`` axes."""
+
+    _rank: int
+
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, channels_last: bool) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.dilation = dilation
+        self.channels_last = bool(channels_last)
+        self._kernel = per_axis(kernel_size, self._rank, "kernel_size")
+        check_window(
+            self._kernel,
+            per_axis(self.stride, self._rank, "stride"),
+            padding,
+            per_axis(dilation, self._rank, "dilation"),
+        )
+
+    def _extras(self, show_dilation: bool = False) -> str:
+        """Of the repr: what PyTorch's layer does not have."""
+        extras = f", dilation={self.dilation}" if show_dilation and self.dilation != 1 else ""
+        return extras + (", channels_last=True" if self.channels_last else "")

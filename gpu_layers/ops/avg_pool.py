@@ -1,0 +1,166 @@
+"""Average pooling as a stateless pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.window import Window
+
+
+@dataclass(frozen=True)
+class AvgPoolSaved:
+    """What backward needs: shapes only.
+
+    Attributes
+    ----------
+    window : Window
+    output_shape : tuple of int
+    dtype : numpy.dtype
+    channels_last, batched, count_include_pad : bool
+    divisor_override : int or None
+    lengths : array of int64, or None
+        A copy, (samples, spatial axes).
+    """
+
+    window: Window
+    output_shape: tuple[int, ...]
+    dtype: np.dtype
+    channels_last: bool
+    batched: bool
+    count_include_pad: bool
+    divisor_override: int | None
+    lengths: Any = None
+
+
+def check_divisor(divisor_override: Any) -> int | None:
+    """A divisor, or None: TypeError unless an integer, ValueError if 0."""
+    if divisor_override is None:
+        return None
+    divisor = check_integer(divisor_override, "divisor_override", -(2**31), 2**31 - 1)
+    if divisor == 0:
+        raise ValueError("divisor must be not zero")
+    return divisor
+
+
+def avg_pool_forward(
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    channels_last: bool = False,
+    lengths: Any = None,
+) -> tuple[Any, AvgPoolSaved]:
+    """Mean of each window: its sum, over ``divisor_override``, else over its taps within the padded extent if
+    ``count_include_pad``, else over its taps inside the input.
+
+    Parameters
+    ----------
+    x, kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        As in :func:`max_pool_forward`.
+    count_include_pad : bool
+    divisor_override : int, optional
+        Not 0.
+    lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
+        Size that each sample of a padded batch has for itself, with its padding around it: taps beyond count neither
+        in the sum nor in the divisor, and gradients there are 0.
+
+    Returns
+    -------
+    y : array
+        Summed in float32 for half types.
+    saved : AvgPoolSaved
+        Shapes only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`max_pool_forward`; ValueError for a zero divisor.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    divisor = check_divisor(divisor_override)
+    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    own = check_lengths(lengths, x, batched, window)
+    return _forward(backend, x, batched, window, channels_last, bool(count_include_pad), divisor, own)
+
+
+def adaptive_avg_pool_forward(
+    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False
+) -> tuple[Any, AvgPoolSaved]:
+    """Mean of each window, of windows that give the output its size.
+
+    Parameters
+    ----------
+    x, output_size, channels_last
+        As in :func:`adaptive_max_pool_forward`.
+
+    Returns
+    -------
+    y : array
+    saved : AvgPoolSaved
+        For :func:`avg_pool_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`max_pool_forward`.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    batched, window = place_adaptive_window(x, output_size, channels_last)
+    return _forward(backend, x, batched, window, channels_last, True, None, None)
+
+
+def _forward(
+    backend: Any,
+    x: Any,
+    batched: bool,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+    lengths: Any,
+) -> tuple[Any, AvgPoolSaved]:
+    batch = x if batched else x[None]
+    y = backend.avg_pool_forward(batch, window, channels_last, count_include_pad, divisor, lengths)
+    y = y if batched else y[0]
+    return y, AvgPoolSaved(window, y.shape, x.dtype, channels_last, batched, count_include_pad, divisor, lengths)
+
+
+def avg_pool_backward(dy: Any, saved: AvgPoolSaved) -> Any:
+    """Spread each gradient evenly over its window's taps inside the input.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : AvgPoolSaved
+
+    Returns
+    -------
+    array
+        Shape and dtype of x.
+    """
+    backend = backend_for(dy)
+    check_gradient(dy, saved.output_shape, saved.dtype)
+    dx = backend.avg_pool_backward(
+        dy if saved.batched else dy[None],
+        saved.window,
+        saved.channels_last,
+        saved.count_include_pad,
+        saved.divisor_override,
+        saved.lengths,
+    )
+    return dx if saved.batched else dx[0]

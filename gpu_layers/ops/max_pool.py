@@ -1,0 +1,167 @@
+"""Max pooling as a stateless pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.window import Window
+
+
+@dataclass(frozen=True)
+class MaxPoolSaved:
+    """What backward needs.
+
+    Attributes
+    ----------
+    taps : array of uint8 (uint16, uint32 for windows of more than 256, 65,536 taps)
+        Shape of the (batched) output: number of the tap that won.
+    window : Window
+    output_shape : tuple of int
+    dtype : numpy.dtype
+    channels_last, batched : bool
+    lengths : array of int64, or None
+        A copy, (samples, spatial axes).
+    """
+
+    taps: Any
+    window: Window
+    output_shape: tuple[int, ...]
+    dtype: np.dtype
+    channels_last: bool
+    batched: bool
+    lengths: Any = None
+
+
+def max_pool_forward(
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+    lengths: Any = None,
+) -> tuple[Any, MaxPoolSaved]:
+    """Largest value of each window.
+
+    Padding is never chosen; the first of equal maxima wins (taps in order, last axis fastest); NaN propagates, and
+    of several the last one is taken.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+        float16, bfloat16, float32 or float64.
+    kernel_size : tuple of int
+        One a spatial axis.
+    stride : int or tuple of int, optional
+        kernel_size by default.
+    padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
+        Integers: at most half the effective kernel size. Pairs: at most the effective kernel size minus one.
+        "same_upper" and "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd one at the end or at
+        the start.
+    dilation : int or tuple of int
+    ceil_mode : bool
+        Round the output size up; the last window still starts inside the input or its leading padding.
+    channels_last : bool
+    lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
+        Size that each sample of a padded batch has for itself: taps beyond do not count, gradients there are 0, and
+        a window with no tap that counts gives 0.
+
+    Returns
+    -------
+    y : array
+    saved : MaxPoolSaved
+        One byte an output for windows of at most 256 taps; :func:`max_pool_indices` decodes it.
+
+    Raises
+    ------
+    TypeError
+        For a wrong array type, dtype or number type.
+    ValueError
+        For a wrong rank, an empty channel or spatial axis, or a window that does not fit.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    return _forward(backend, x, batched, window, channels_last, check_lengths(lengths, x, batched, window))
+
+
+def adaptive_max_pool_forward(
+    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False
+) -> tuple[Any, MaxPoolSaved]:
+    """Largest value of each window, of windows that give the output its size.
+
+    Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
+
+    Parameters
+    ----------
+    x, channels_last
+        As in :func:`max_pool_forward`.
+    output_size : tuple of int or None
+        One a spatial axis; None keeps the input's size.
+
+    Returns
+    -------
+    y : array
+    saved : MaxPoolSaved
+        For :func:`max_pool_backward` and :func:`max_pool_indices`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`max_pool_forward`.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    batched, window = place_adaptive_window(x, output_size, channels_last)
+    return _forward(backend, x, batched, window, channels_last, None)
+
+
+def _forward(
+    backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any
+) -> tuple[Any, MaxPoolSaved]:
+    y, taps = backend.max_pool_forward(x if batched else x[None], window, channels_last, lengths)
+    y = y if batched else y[0]
+    return y, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, batched, lengths)
+
+
+def max_pool_backward(dy: Any, saved: MaxPoolSaved) -> Any:
+    """Send each gradient to the element that won its window. The sum of gradients is preserved.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : MaxPoolSaved
+
+    Returns
+    -------
+    array
+        Shape and dtype of x.
+    """
+    backend = backend_for(dy, saved.taps)
+    check_gradient(dy, saved.output_shape, saved.dtype)
+    batch = dy if saved.batched else dy[None]
+    dx = backend.max_pool_backward(batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    return dx if saved.batched else dx[0]
+
+
+def max_pool_indices(saved: MaxPoolSaved) -> Any:
+    """Flat index in the input plane of each maximum, as PyTorch's ``return_indices=True`` gives it.
+
+    Returns
+    -------
+    array of int64
+        y's shape; -1 for a window with no tap that counts.
+    """
+    backend = backend_for(saved.taps)
+    indices = backend.max_pool_indices(saved.taps, saved.window, saved.channels_last, saved.lengths)
+    return indices if saved.batched else indices[0]

@@ -1,0 +1,220 @@
+"""What the pooling operations take: checked, and made into a window. The messages are PyTorch's where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.checks import check_integer
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
+
+#: An int, one an axis, a (before, after) pair an axis, "same_upper" or "same_lower".
+Padding = int | Sequence[int] | Sequence[Sequence[int]] | str
+_SAME = ("same_upper", "same_lower")
+_INT32 = (-(2**31), 2**31 - 1)
+
+
+def per_axis(value: int | Sequence[int], rank: int, name: str) -> Sizes:
+    """One integer a spatial axis.
+
+    Parameters
+    ----------
+    value : int or sequence of int
+        One for all axes, or one an axis.
+    rank : int
+        Number of spatial axes.
+    name : str
+        For the message.
+
+    Raises
+    ------
+    TypeError
+        If it holds something other than integers.
+    ValueError
+        If there are not ``rank`` of them.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name} must be an int, or {rank} of them, one a spatial axis, got {value}")
+    return tuple(check_integer(v, name, *_INT32) for v in values)
+
+
+def check_window(kernel: Sizes, stride: Sizes, padding: Padding, dilation: Sizes) -> Sides | str:
+    """The padding of each side, or the name of its rule.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless every number of the window is one that PyTorch takes, in its words. Integers pad by at most half of the
+        effective kernel size; pairs by less than all of it.
+    """
+    for name, sizes in (("kernel size", kernel), ("stride", stride), ("dilation", dilation)):
+        if min(sizes) < 1:
+            raise ValueError(f"{name} should be greater than zero, but got {name}={list(sizes)}")
+    if isinstance(padding, str) and padding in _SAME:
+        return padding
+    return _sides(kernel, padding, dilation)
+
+
+def _sides(kernel: Sizes, padding: Padding, dilation: Sizes) -> Sides:
+    in_pairs = isinstance(padding, (tuple, list)) and any(isinstance(item, (tuple, list)) for item in padding)
+    sides = _pairs(padding, len(kernel)) if in_pairs else _both(padding, len(kernel))
+    lowest = min(min(pair) for pair in sides)
+    if lowest < 0:
+        raise ValueError(f"pad must be non-negative, but got pad: {lowest}")
+    for k, pair, d in zip(kernel, sides, dilation, strict=True):
+        pad, effective = max(pair), d * (k - 1) + 1
+        numbers = f"but got pad={pad}, kernel_size={k} and dilation={d}"
+        if not in_pairs and pad > effective // 2:
+            raise ValueError(f"pad should be at most half of effective kernel size, {numbers}")
+        if pad >= effective:
+            raise ValueError(f"pad should be smaller than the effective kernel size, {numbers}")
+    return sides
+
+
+def _both(padding: Any, rank: int) -> Sides:
+    if isinstance(padding, str):
+        kinds = 'integers, (before, after) pairs, "same_upper" or "same_lower"'
+        raise TypeError(f"padding must be an integer, got str {padding!r}: give {kinds}")
+    return tuple((pad, pad) for pad in per_axis(padding, rank, "padding"))
+
+
+def _pairs(padding: Any, rank: int) -> Sides:
+    if len(padding) != rank or any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in padding):
+        raise ValueError(f"padding must be {rank} (before, after) pairs, one a spatial axis, got {padding}")
+    before, after = zip(*(per_axis(pair, 2, "padding") for pair in padding), strict=True)
+    return tuple(zip(before, after, strict=True))
+
+
+def place_window(
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: Padding,
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+    channels_last: bool,
+) -> tuple[bool, Window]:
+    """Whether x is batched, and the window over its spatial axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that make no window, a wrong rank, an empty channel or spatial axis, or a window that does not fit.
+    """
+    if not isinstance(kernel_size, (tuple, list)):
+        raise TypeError(f"kernel_size must be a tuple, one int a spatial axis, got {type(kernel_size).__name__}")
+    rank = len(kernel_size)
+    if rank not in (1, 2, 3):
+        raise ValueError(f"kernel_size must have 1 to 3 elements, one a spatial axis, got {len(kernel_size)}")
+    kernel = per_axis(kernel_size, rank, "kernel_size")
+    strides = kernel if stride is None else per_axis(stride, rank, "stride")
+    dilations = per_axis(dilation, rank, "dilation")
+    sides = check_window(kernel, strides, padding, dilations)
+    batched, spatial = spatial_shape(x, rank, channels_last)
+    ceil = bool(ceil_mode)
+    if isinstance(sides, str):
+        sides, ceil = same_padding(kernel, strides, dilations, spatial, sides == "same_upper"), False
+    before, after = tuple(pair[0] for pair in sides), tuple(pair[1] for pair in sides)
+    return batched, sliding_window(kernel, strides, dilations, before, after, ceil, spatial)
+
+
+def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_last: bool) -> tuple[bool, Window]:
+    """Whether x is batched, and the windows that give it this output size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are none, a wrong rank, or an empty channel or spatial axis.
+    """
+    if not isinstance(output_size, (tuple, list)):
+        raise TypeError(f"output_size must be a tuple, one int a spatial axis, got {type(output_size).__name__}")
+    rank = len(output_size)
+    if rank not in (1, 2, 3):
+        raise ValueError(f"output_size must have 1 to 3 elements, one a spatial axis, got {rank}")
+    sizes = check_output_size(output_size, rank)
+    batched, spatial = spatial_shape(x, rank, channels_last)
+    outputs = tuple(own if size is None else size for size, own in zip(sizes, spatial, strict=True))
+    return batched, adaptive_window(outputs, spatial)
+
+
+def check_output_size(output_size: Any, rank: int) -> tuple[int | None, ...]:
+    """One output size a spatial axis; None keeps the input's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are none.
+    """
+    values = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * rank
+    if len(values) != rank:
+        raise ValueError(
+            f"output_size must be an int or None, or {rank} of them, one a spatial axis, got {output_size}"
+        )
+    sizes = tuple(None if v is None else check_integer(v, "output_size", *_INT32) for v in values)
+    if any(size is not None and size < 0 for size in sizes):
+        raise ValueError(f"elements of output_size must be greater than or equal to 0 but received {list(sizes)}")
+    return sizes
+
+
+def spatial_shape(x: Any, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
+    """Whether x is batched, and the sizes of its spatial axes.
+
+    Raises
+    ------
+    ValueError
+        For a wrong rank, or an empty channel or spatial axis.
+    """
+    message = (
+        f"Expected {rank + 1}D or {rank + 2}D (batch mode) tensor with optional 0 dim batch size for input, "
+        f"but got:{list(x.shape)}"
+    )
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ValueError(message)
+    batched = x.ndim == rank + 2
+    image = x.shape[1:] if batched else x.shape
+    channels, spatial = (image[-1], image[:-1]) if channels_last else (image[0], image[1:])
+    if channels == 0 or 0 in spatial:
+        raise ValueError(message)
+    return batched, tuple(spatial)
+
+
+def check_lengths(lengths: Any, x: Any, batched: bool, window: Window) -> Any:
+    """The sizes that each sample has for itself, as an int64 array of its own, (N, spatial axes), beside x.
+
+    Parameters
+    ----------
+    lengths : array_like of int, or None
+        (N, spatial axes), or (N,) for one spatial axis; without N for an unbatched x.
+    x : array
+    batched : bool
+    window : Window
+
+    Raises
+    ------
+    TypeError
+        If they are no integers.
+    ValueError
+        If their shape is wrong, or one is below 0 or above the input's size.
+    """
+    if lengths is None:
+        return None
+    values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+    if values.dtype.kind not in "iu" and values.size:
+        raise TypeError(f"lengths must be integers, got {values.dtype}")
+    samples = x.shape[0] if batched else 1
+    shapes: list[tuple[int, ...]] = [(samples, window.rank) if batched else (window.rank,)]
+    if window.rank == 1:
+        shapes.append((samples,) if batched else ())
+    if values.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"lengths must have the shape {expected}, got {list(values.shape)}")
+    values = values.reshape(samples, window.rank)
+    if values.size and (values.min() < 0 or (values > np.asarray(window.input_shape)).any()):
+        raise ValueError(
+            f"lengths must be in 0 .. the input's size {list(window.input_shape)}, got {values.tolist()[:8]}"
+        )
+    return array_module(x).array(values, np.int64)

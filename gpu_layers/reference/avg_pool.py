@@ -1,0 +1,78 @@
+"""Average pooling in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.pool_taps import (
+    accumulation_dtype,
+    covering_windows,
+    divisors,
+    inside_lengths,
+    masked,
+    window_taps,
+    with_spatial,
+)
+from gpu_layers.window import Window
+
+
+@ieee
+def avg_pool_forward(
+    x: np.ndarray,
+    window: Window,
+    channels_last: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sum of each window over its divisor.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+    window : Window
+    channels_last : bool
+    count_include_pad : bool
+        Divide by the taps within the padded extent, else by those within the input.
+    divisor_override : int, optional
+        Divide by this instead.
+    lengths : ndarray of int64, shape (N, spatial axes), optional
+        Size that each sample has for itself: values beyond do not count, nor do taps beyond it and its padding.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's dtype; summed in float32 (float64 for float64), in the order of the taps.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    x = masked(x, inside_lengths(lengths, window, channels_last))
+    total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
+    for _, outputs, inputs in window_taps(window, channels_last):
+        total[outputs] += x[inputs]
+    total /= divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
+    return total.astype(x.dtype, copy=False)
+
+
+@ieee
+def avg_pool_backward(
+    dy: np.ndarray,
+    window: Window,
+    channels_last: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Spread each gradient evenly over the window's taps inside the input.
+
+    Returns
+    -------
+    dx : ndarray
+        C-contiguous, dy's dtype. Contributions are added in the order of the taps.
+    """
+    dtype = accumulation_dtype(dy.dtype)
+    share = dy.astype(dtype) / divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
+    dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
+    for _, outputs, inputs in covering_windows(window, channels_last):
+        dx[inputs] += share[outputs]
+    return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)

@@ -1,0 +1,102 @@
+"""Max pooling in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.pool_taps import (
+    accumulation_dtype,
+    covering_windows,
+    flat_indices,
+    inside_lengths,
+    masked,
+    select,
+    tap_dtype,
+    window_taps,
+    with_spatial,
+)
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.window import Window
+
+
+@ieee
+def max_pool_forward(
+    x: np.ndarray, window: Window, channels_last: bool = False, lengths: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest value of each window, and which tap held it.
+
+    The first of equal maxima wins, in the order of the taps (last axis fastest); of several NaN the last one.
+    A window with no tap inside the input gives -inf; one with none inside its sample's lengths gives 0.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+    window : Window
+    channels_last : bool
+    lengths : ndarray of int64, shape (N, spatial axes), optional
+        Size that each sample has for itself: taps beyond do not count.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's dtype.
+    taps : ndarray of uint8 (uint16, uint32 for windows of more than 256, 65,536 taps)
+        y's shape. Number of the chosen tap; 0 for a window with no tap that counts.
+    """
+    shape = with_spatial(x.shape, window.output_shape, channels_last)
+    y = np.full(shape, -np.inf if lengths is None else 0, x.dtype)
+    taps = np.zeros(shape, tap_dtype(window))
+    found = np.zeros(shape, bool)
+    inside = inside_lengths(lengths, window, channels_last)
+    for tap, outputs, inputs in window_taps(window, channels_last):
+        candidate = x[inputs]
+        take = (candidate > y[outputs]) | np.isnan(candidate) | ~found[outputs]
+        take &= select(inside, inputs, x.shape)
+        y[outputs] = np.where(take, candidate, y[outputs])
+        taps[outputs] = np.where(take, taps.dtype.type(tap), taps[outputs])
+        found[outputs] |= select(inside, inputs, x.shape)
+    return y, taps
+
+
+@ieee
+def max_pool_backward(
+    dy: np.ndarray,
+    taps: np.ndarray,
+    window: Window,
+    channels_last: bool = False,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Send each gradient to the tap that won.
+
+    Parameters
+    ----------
+    dy, taps : ndarray
+        Shape of the output.
+    window : Window
+    channels_last : bool
+    lengths : ndarray of int64, optional
+
+    Returns
+    -------
+    dx : ndarray
+        C-contiguous, dy's dtype. Contributions are added in the order of the taps.
+    """
+    shape = with_spatial(dy.shape, window.input_shape, channels_last)
+    dx = np.zeros(shape, accumulation_dtype(dy.dtype))
+    for tap, outputs, inputs in covering_windows(window, channels_last):
+        dx[inputs] += np.where(taps[outputs] == tap, dy[outputs], dy.dtype.type(0))
+    return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
+
+
+def max_pool_indices(taps: Any, window: Window, channels_last: bool = False, lengths: Any = None) -> Any:
+    """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
+
+    Returns
+    -------
+    array of int64
+        ``taps``'s shape and kind, NumPy or CuPy; -1 for a window with no tap that counts.
+    """
+    return flat_indices(taps, window, channels_last, lengths, array_module(taps))

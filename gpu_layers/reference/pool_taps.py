@@ -1,0 +1,170 @@
+"""Which outputs of a pooling use which inputs: what the NumPy poolings share.
+
+They loop over the taps of the window, never over outputs. For each tap of a sliding window, all outputs at once are
+one strided view of the input, which is never padded; adaptive windows, of which some have a tap more than others,
+are index arrays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.window import Window
+
+
+def tap_dtype(window: Window) -> np.dtype:
+    """Smallest unsigned dtype that numbers the taps of a window."""
+    return np.min_scalar_type(window.taps - 1)
+
+
+def accumulation_dtype(dtype: np.dtype) -> np.dtype:
+    """What values of a dtype are summed in: float32 for the half types."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def spatial_axes(rank: int, channels_last: bool) -> slice:
+    """Where the spatial axes of a batched array stand."""
+    return slice(1, 1 + rank) if channels_last else slice(2, 2 + rank)
+
+
+def with_spatial(shape: tuple[int, ...], spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """A shape with other spatial sizes."""
+    axes = spatial_axes(len(spatial), channels_last)
+    return shape[: axes.start] + tuple(spatial) + shape[axes.stop :]
+
+
+def window_taps(window: Window, channels_last: bool) -> Iterator[tuple[int, tuple, tuple]]:
+    """For each tap that touches the input: its number, which outputs use it, and which inputs they read.
+
+    The two are index tuples into the output and the input, of the same extent. Inputs may repeat only where adaptive
+    windows are more than the inputs: use them to read, and :func:`covering_windows` to write.
+    """
+    lead = (slice(None),) * (1 if channels_last else 2)
+    for tap, position in enumerate(itertools.product(*(range(size) for size in window.kernel))):
+        outputs, inputs = zip(*(_along(window, axis, k) for axis, k in enumerate(position)), strict=True)
+        if not any(index is None for index in outputs):
+            yield tap, (*lead, *_mesh(outputs)), (*lead, *_mesh(inputs))
+
+
+def _along(window: Window, axis: int, k: int) -> tuple[Any, Any]:
+    """Outputs along an axis whose tap k is inside the input, and where; None if there is none."""
+    if window.adaptive:
+        outputs = np.flatnonzero(window.tap_counts(axis) > k)
+        return (outputs, window.origins(axis)[outputs] + k) if outputs.size else (None, None)
+    stride, size = window.stride[axis], window.input_shape[axis]
+    first = k * window.dilation[axis] - window.pad_before[axis]
+    begin = max(0, -(first // stride))  # the first window whose tap is not in the leading padding
+    end = min(window.output_shape[axis], (size - 1 - first) // stride + 1)
+    if end <= begin:
+        return None, None
+    low = first + begin * stride
+    return slice(begin, end), slice(low, low + (end - begin - 1) * stride + 1, stride)
+
+
+def _mesh(indices: tuple) -> tuple:
+    return np.ix_(*indices) if isinstance(indices[0], np.ndarray) else indices
+
+
+def covering_windows(window: Window, channels_last: bool) -> Iterator[tuple[Any, tuple, tuple]]:
+    """As :func:`window_taps`, with no input twice in a step: to add up gradients.
+
+    For adaptive windows a step is the i-th last window over every input, and the tap is an array; an input meets its
+    taps in ascending order either way.
+    """
+    if not window.adaptive:
+        yield from window_taps(window, channels_last)
+        return
+    first, last = zip(*(_covering(window, axis) for axis in range(window.rank)), strict=True)
+    most = [int((b - a).max(initial=-1)) + 1 for a, b in zip(first, last, strict=True)]
+    lead = (slice(None),) * (1 if channels_last else 2)
+    for back in itertools.product(*(range(count) for count in most)):
+        inputs = [np.flatnonzero(b - i >= a) for i, a, b in zip(back, first, last, strict=True)]
+        outputs = [b[at] - i for i, at, b in zip(back, inputs, last, strict=True)]
+        tap = np.zeros((1,) * window.rank, np.int64)
+        for axis, (at, output) in enumerate(zip(inputs, outputs, strict=True)):
+            step = along(at - window.origins(axis)[output], axis, window.rank)
+            tap = tap * window.kernel[axis] + step
+        yield (tap[..., None] if channels_last else tap), (*lead, *np.ix_(*outputs)), (*lead, *np.ix_(*inputs))
+
+
+def _covering(window: Window, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last adaptive window over each input along an axis."""
+    size, outputs = window.input_shape[axis], window.output_shape[axis]
+    at = np.arange(size, dtype=np.int64)
+    return at * outputs // size, -(-(at + 1) * outputs // size) - 1
+
+
+def along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Values along one spatial axis, shaped to broadcast against the others; leading axes stay in front."""
+    lead = values.shape[:-1]
+    return values.reshape(*lead, *(values.shape[-1] if other == axis else 1 for other in range(rank)))
+
+
+def inside_lengths(lengths: np.ndarray | None, window: Window, channels_last: bool) -> np.ndarray | None:
+    """Which inputs are within their sample's lengths, as a mask that broadcasts against the input; None for all."""
+    if lengths is None:
+        return None
+    mask = np.ones((len(lengths),) + (1,) * window.rank, bool)
+    for axis, size in enumerate(window.input_shape):
+        mask = mask & along(np.arange(size) < lengths[:, axis, None], axis, window.rank)
+    return mask[..., None] if channels_last else mask[:, None]
+
+
+def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The values where a mask holds, else +0."""
+    return values if mask is None else np.where(mask, values, values.dtype.type(0))
+
+
+def select(array: np.ndarray | None, index: tuple, shape: tuple[int, ...]) -> Any:
+    """A part of a mask that broadcasts against ``shape``; True where there is no mask."""
+    return True if array is None else np.broadcast_to(array, shape)[index]
+
+
+def flat_indices(taps: Any, window: Window, channels_last: bool, lengths: Any, xp: Any) -> Any:
+    """Flat index in the input plane of each chosen tap; -1 for a window with no tap that counts."""
+    axes = spatial_axes(window.rank, channels_last)
+    rest = taps.astype(np.int64)
+    flat, inside, step = xp.zeros_like(rest), xp.ones(taps.shape, bool), 1
+    for axis in reversed(range(window.rank)):
+        shape = [1] * taps.ndim
+        shape[axes.start + axis] = -1
+        origins = xp.asarray(window.origins(axis)).reshape(shape)
+        at = origins + rest % window.kernel[axis] * window.dilation[axis]
+        rest //= window.kernel[axis]
+        size = window.input_shape[axis]
+        limit = size if lengths is None else lengths[:, axis].reshape([-1] + [1] * (taps.ndim - 1))
+        inside &= (at >= 0) & (at < limit)
+        flat += at * step
+        step *= size
+    return xp.where(inside, flat, -1)
+
+
+def divisors(
+    window: Window,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    channels_last: bool,
+    dtype: np.dtype,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Divisor of each window's sum, broadcastable against the output."""
+    if divisor_override is not None:
+        return np.asarray(divisor_override, dtype)
+    counts = [
+        along(
+            window.divisor_counts(axis, count_include_pad, None if lengths is None else lengths[:, axis]),
+            axis,
+            window.rank,
+        )
+        for axis in range(window.rank)
+    ]
+    # A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.
+    product = np.maximum(math.prod(counts), 1).astype(dtype)
+    if channels_last:
+        return product[..., None]
+    return product if lengths is None else product[:, None]
