@@ -1,40 +1,41 @@
-// Dropout, forward and backward: both multiply by the same mask, which is regenerated, never stored.
-#include "elementwise.cuh"
-#include "philox.cuh"
-
-// What decides over an element, and what becomes of it.
-//   drop_below   drop when the 32-bit word is < this (0 .. 2^32, hence 64 bits)
-//   scale        factor of a kept element
-template <typename A>
-struct DropoutRule {
-    unsigned int last_dropped;  // drop_below - 1: compared in 32 bits
-    bool drops_any;
-    A scale;
-
-    __device__ __forceinline__ DropoutRule(unsigned long long drop_below, A factor)
-        : last_dropped(static_cast<unsigned int>(drop_below - 1)),
-          drops_any(drop_below != 0),
-          scale(factor) {}
-
-    // A dropped element is +0 whatever it was: selected, not multiplied, so that NaN and infinity go too.
-    __device__ __forceinline__ A apply(A value, unsigned int word) const {
-        return drops_any && word <= last_dropped ? A(0) : value * scale;
-    }
-};
-
-// Drops each element of x with probability drop_below / 2^32 and multiplies the rest by scale.
+// Dropout, forward and backward: both apply the same mask, which is regenerated, never stored.
+//
+// In every kernel:
 //   x, y     [n] T, 16-byte aligned; y may be x
-//   seed, offset   Philox key and call number
-//   start    index of x[0] in the whole array; a multiple of 4
-// The mask depends on (seed, offset, start + i) alone: any launch gives the same bits.
+//   rule     what drops an element, and what becomes of it
+//   seed, offset   Philox key and call number;
+//   draw     [3] where they lie in device memory instead, or null (see dropout_stream)
+//   start    number of the first decision in the whole (sharded) array
+// The mask depends on (seed, offset, number of the decision) alone: any launch gives the same bits.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+#include "division64.cuh"
+#include "dropout_rule.cuh"
+#include "elementwise.cuh"
+
+// The rule for neighbouring elements that are a vector; g is the first one's number, and even.
+template <typename T, typename Rule>
+__device__ __forceinline__ void drop_vector(Vector<T>& values, const Rule& rule, const DropoutStream& stream,
+                                            unsigned long long g) {
+    constexpr int width = kVectorWidth<T>;
+#pragma unroll
+    for (int i = 0; i < width; i += 4) {
+        const uint4 words = stream.block((g + i) >> 2);
+#pragma unroll
+        for (int lane = 0; lane < 4 && i + lane < width; ++lane) {
+            // Two doubles are half a block: which half, the number tells.
+            const unsigned int word = word_of(words, width < 4 ? static_cast<int>(g & 3) + lane : lane);
+            values[i + lane] = from_accumulate<T>(rule.apply(to_accumulate(values[i + lane]), word));
+        }
+    }
+}
+
+// Decides over every element by itself; start is a multiple of 4.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    dropout_apply(const T* x, T* y, long long n, unsigned long long drop_below, accumulate_t<T> scale,
-                  unsigned long long seed, unsigned long long offset, unsigned long long start) {
+    dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
+                  unsigned long long offset, const unsigned long long* draw, unsigned long long start) {
     constexpr int width = kVectorWidth<T>;
-    const DropoutRule<accumulate_t<T>> rule(drop_below, scale);
-    const DropoutStream stream{seed, offset};
+    const DropoutStream stream = dropout_stream(seed, offset, draw);
     const long long vectors = n / width;
     const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
     for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
@@ -48,19 +49,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         for (int u = 0; u < kElementwiseUnroll; ++u) {
             const long long v = first + u * kElementwiseThreads + threadIdx.x;
             if (v >= vectors) break;
-            const unsigned long long g = start + static_cast<unsigned long long>(v) * width;
-#pragma unroll
-            for (int i = 0; i < width; i += 4) {
-                const uint4 words = stream.block((g + i) >> 2);
-#pragma unroll
-                for (int lane = 0; lane < 4 && i + lane < width; ++lane) {
-                    // Two doubles are half a block: which half, the address tells.
-                    const unsigned int word =
-                        word_of(words, width < 4 ? static_cast<int>(g & 3) + lane : lane);
-                    values[u][i + lane] =
-                        from_accumulate<T>(rule.apply(to_accumulate(values[u][i + lane]), word));
-                }
-            }
+            drop_vector(values[u], rule, stream, start + static_cast<unsigned long long>(v) * width);
             values[u].store(y + v * width);
         }
     }
@@ -72,27 +61,148 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// As dropout_apply, for a shard that starts anywhere: a thread owns the four elements of one Philox block.
-//   x, y    [n] T, any alignment; y may be x
-//   start   index of x[0] in the whole array
-// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+// As dropout_apply, where a shard starts anywhere or samples have masks of their own: a thread owns the four
+// decisions of one Philox block of one row.
+//   x, y         any alignment
+//   sample_ids   [n / features] number of each row, or null: there is one row then
+//   features     elements of a row; start is the number of its first
+//   row          Philox blocks of a row
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    dropout_apply_shard(const T* x, T* y, long long n, unsigned long long drop_below, accumulate_t<T> scale,
-                        unsigned long long seed, unsigned long long offset, unsigned long long start) {
-    const DropoutRule<accumulate_t<T>> rule(drop_below, scale);
-    const DropoutStream stream{seed, offset};
-    const int skipped = static_cast<int>(start & 3);  // lanes of the first block that lie before the shard
-    const long long blocks = (n + skipped + 3) / 4;
+    dropout_apply_blocks(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                         unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                         unsigned long long start, const long long* sample_ids, long long features,
+                         Divisor64 row) {
+    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
+    const int skipped =
+        static_cast<int>(start & 3);  // decisions of the first block that lie before the shard
+    const long long rows = sample_ids == nullptr ? 1 : n / features;
+    const long long blocks = rows * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long block = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         block < blocks; block += step) {
-        const uint4 words = stream.block((start >> 2) + static_cast<unsigned long long>(block));
+    for (long long b = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; b < blocks;
+         b += step) {
+        DropoutStream of_row = stream;
+        long long block = b, first = 0;
+        if (sample_ids != nullptr) {
+            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(b)));
+            of_row = sample_stream(stream, sample_ids[r]);
+            block = b - r * static_cast<long long>(row.divisor);
+            first = r * features;
+        }
+        const uint4 words = of_row.block((start >> 2) + static_cast<unsigned long long>(block));
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
             const long long i = block * 4 + lane - skipped;
-            if (i >= 0 && i < n)
-                y[i] = from_accumulate<T>(rule.apply(to_accumulate(x[i]), word_of(words, lane)));
+            if (i >= 0 && i < features)
+                y[first + i] =
+                    from_accumulate<T>(rule.apply(to_accumulate(x[first + i]), word_of(words, lane)));
         }
+    }
+}
+
+// As dropout_apply, with a mask of its own for each sample: rows are whole vectors.
+//   n            a multiple of the vector's width; start is a multiple of 4
+//   sample_ids   number of each row
+//   row          vectors of a row
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_apply_rows(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                       unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                       unsigned long long start, const long long* sample_ids, Divisor64 row) {
+    constexpr int width = kVectorWidth<T>;
+    const DropoutStream stream = dropout_stream(seed, offset, draw, true);
+    const long long vectors = n / width;
+    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
+    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
+        Vector<T> values[kElementwiseUnroll];
+        long long of_row[kElementwiseUnroll], ids[kElementwiseUnroll];
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v >= vectors) break;
+            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(v)));
+            of_row[u] = v - r * static_cast<long long>(row.divisor);
+            ids[u] = sample_ids[r];
+            values[u] = Vector<T>::load(x + v * width);
+        }
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v >= vectors) break;
+            drop_vector(values[u], rule, sample_stream(stream, ids[u]),
+                        start + static_cast<unsigned long long>(of_row[u]) * width);
+            values[u].store(y + v * width);
+        }
+    }
+}
+
+// The decisions over a vector's elements, of which neighbours share one: bit i is set where element i is
+// kept.
+//   q       number of the decision over the first element
+//   place   of the first element among the run elements that it decides over; run is at least 2
+template <int Width, typename A>
+__device__ __forceinline__ unsigned int kept_in_runs(const DropoutRule<A>& rule, const DropoutStream& stream,
+                                                     unsigned long long q, unsigned long long place,
+                                                     unsigned long long run) {
+    const int lane = static_cast<int>(q & 3);
+    unsigned int decisions = kept_bits(rule, stream.block(q >> 2)) >> lane;
+    if (place + Width <= run) return decisions & 1u ? (1u << Width) - 1 : 0;
+    // The vector reaches into at most four more runs, and so into one more block.
+    decisions |= kept_bits(rule, stream.block((q >> 2) + 1)) << (4 - lane);
+    const int length = static_cast<int>(min(run, static_cast<unsigned long long>(Width)));
+    int left = static_cast<int>(run - place);
+    unsigned int kept = 0;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+        kept |= (decisions & 1u) << i;
+        if (--left == 0) {
+            left = length;
+            decisions >>= 1;
+        }
+    }
+    return kept;
+}
+
+// Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read.
+//   run   elements of a run, at least 2; start counts runs
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_apply_runs(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                       unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                       unsigned long long start, Divisor64 run) {
+    constexpr int width = kVectorWidth<T>;
+    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const long long vectors = n / width;
+    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
+    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
+        Vector<T> values[kElementwiseUnroll];
+        unsigned int kept[kElementwiseUnroll];
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v >= vectors) break;
+            const unsigned long long i = static_cast<unsigned long long>(v) * width;
+            const unsigned long long q = run.quotient(i);
+            kept[u] = kept_in_runs<width>(rule, stream, start + q, i - q * run.divisor, run.divisor);
+            if (kept[u] != 0) values[u] = Vector<T>::load(x + i);
+        }
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v >= vectors) break;
+#pragma unroll
+            for (int i = 0; i < width; ++i) {
+                const accumulate_t<T> value = to_accumulate(values[u][i]);
+                values[u][i] =
+                    from_accumulate<T>(kept[u] >> i & 1u ? value * rule.scale + rule.shift : rule.dropped);
+            }
+            values[u].store(y + v * width);
+        }
+    }
+    const long long rest = vectors * width + threadIdx.x;
+    if (blockIdx.x == 0 && rest < n) {
+        const unsigned long long q = start + run.quotient(static_cast<unsigned long long>(rest));
+        const unsigned int word = word_of(stream.block(q >> 2), static_cast<int>(q & 3));
+        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
     }
 }

@@ -7,10 +7,9 @@ import secrets
 import numpy as np
 
 from gpu_layers.ops.checks import check_integer, check_uint64
-from gpu_layers.reference.philox import philox4x32_10
+from gpu_layers.reference.philox import SEED_STEP, philox4x32_10
 
 _LOW_32 = 0xFFFFFFFF
-_ODD_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, rounded to odd: an increment of full period
 
 
 class Generator:
@@ -89,7 +88,7 @@ class Generator:
             (self._seed & _LOW_32, self._seed >> 32),
         )
         base = int(block[0, 0]) | int(block[0, 1]) << 32
-        return [Generator((base + child * _ODD_STEP) % 2**64) for child in range(n)]
+        return [Generator((base + child * SEED_STEP) % 2**64) for child in range(n)]
 
 
 def manual_seed(seed: int) -> Generator:

@@ -28,3 +28,9 @@ def word(seed: int, offset: int, g: int) -> int:
 def kept(n: int, p: float, seed: int, offset: int, start: int = 0) -> np.ndarray:
     """Which of the elements ``start .. start + n - 1`` stay."""
     return np.array([word(seed, offset, g) >= round(p * 2**32) for g in range(start, start + n)], bool)
+
+
+def sample_seed(seed: int, sample_id: int) -> int:
+    """Seed of a sample's own mask."""
+    low, high, _, _ = philox4x32([0, 0x80000000, 0, 0], [seed % _WORD, seed // _WORD])
+    return (low + _WORD * high + 0x9E3779B97F4A7C15 * sample_id) % 2**64

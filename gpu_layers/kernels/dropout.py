@@ -4,39 +4,104 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
+import numpy as np
+
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.mask import DropoutMask
+from gpu_layers.reference.philox import sample_seed
+from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 
+DIVISOR = np.dtype([("divisor", np.uint64), ("multiplier", np.uint64), ("shift", np.uint64)])
+_RULES = {
+    f"DropoutRule<{name}>": np.dtype(
+        [
+            ("last_dropped", np.uint32),
+            ("drops_any", np.uint32),
+            *((number, C_TYPES[name]) for number in ("scale", "shift", "dropped")),
+        ],
+        align=True,
+    )
+    for name in ACCUMULATE_TYPES
+}
+STRUCTS = {"Divisor64": DIVISOR, **_RULES}
 _SIGNATURE = (
-    "const T* x, T* y, long long n, unsigned long long drop_below, A scale, "
-    "unsigned long long seed, unsigned long long offset, unsigned long long start"
+    "const T* x, T* y, long long n, DropoutRule<A> rule, "
+    "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
 )
-_APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, combinations(T=ELEMENT_TYPES))
-_APPLY_SHARD = KernelTemplate("dropout.cu", "dropout_apply_shard", _SIGNATURE, combinations(T=ELEMENT_TYPES))
+_TYPES = combinations(T=ELEMENT_TYPES)
+_APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
+_APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_runs", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
+_APPLY_ROWS = KernelTemplate(
+    "dropout.cu", "dropout_apply_rows", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
+)
+_APPLY_BLOCKS = KernelTemplate(
+    "dropout.cu",
+    "dropout_apply_blocks",
+    f"{_SIGNATURE}, const long long* sample_ids, long long features, Divisor64 row",
+    _TYPES,
+    STRUCTS,
+)
+
+
+def divisor(value: int) -> np.ndarray:
+    """``Divisor64`` of ``division64.cuh``."""
+    shift = (value - 1).bit_length()
+    return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
+
+
+def rule(mask: DropoutMask, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
+    """``DropoutRule`` of ``dropout_rule.cuh``."""
+    numbers = (max(mask.drop_below - 1, 0), mask.drop_below > 0, scale, shift, dropped)
+    with np.errstate(over="ignore"):
+        return np.array(numbers, _RULES[f"DropoutRule<{accumulate_name(element)}>"])
 
 
 def dropout_forward(
     x: Any,
-    drop_below: int,
+    mask: DropoutMask,
     scale: float,
-    seed: int,
-    offset: int,
-    start: int = 0,
+    shift: float = -0.0,
+    dropped: float = 0.0,
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     x = ready(x)
+    element = element_type(x)
+    of_call = (rule(mask, scale, shift, dropped, element), mask.seed, mask.offset, None, mask.start)
 
     def fill(y: Any) -> None:
-        template, blocks = _APPLY, vector_blocks(x.size, x.dtype)
-        if start % 4:
-            template, blocks = _APPLY_SHARD, blocks_for(x.size // 4 + 2, THREADS)
-        arguments = (x, y, x.size, drop_below, scale, seed, offset, start)
-        launch(template(T=element_type(x)), blocks, THREADS, arguments)
+        blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
+        if mask.sample_ids is not None:
+            _launch_samples(element, arguments, mask)
+        elif mask.run > 1:
+            launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(mask.run)))
+        elif mask.start % 4 == 0:
+            launch(_APPLY(T=element), blocks, THREADS, arguments)
+        else:
+            row = _philox_blocks(mask.start, x.size)
+            row_arguments = (*arguments, None, x.size, divisor(row))
+            launch(_APPLY_BLOCKS(T=element), blocks_for(row, THREADS), THREADS, row_arguments)
 
     return filled(out, x, fill)
+
+
+def _philox_blocks(start: int, count: int) -> int:
+    return -(-(start % 4 + count) // 4)
+
+
+def _launch_samples(element: str, arguments: tuple[Any, ...], mask: DropoutMask) -> None:
+    x, y, n, of_rule, _, *rest = arguments
+    ids = ready(mask.sample_ids)
+    features, width = n // ids.size, vector_width(x.dtype)
+    arguments = (x, y, n, of_rule, sample_seed(mask.seed), *rest, ids)
+    if mask.start % 4 == 0 and features % width == 0:
+        launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
+    else:
+        row = _philox_blocks(mask.start, features)
+        blocks = blocks_for(row * ids.size, THREADS)
+        launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 
 
 # As in the reference: the same map, of dy.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
-from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward
+from gpu_layers.ops.dropout import (
+    DropoutSaved,
+    alpha_dropout_forward,
+    check_sample_ids,
+    dropout_backward,
+    dropout_forward,
+)
 from gpu_layers.runtime.backend import backend_for
 
 _SCALINGS = ("inverted", "inference")
@@ -24,7 +30,78 @@ class _IdentitySaved:
     dtype: np.dtype
 
 
-class Dropout(Layer):
+class _Dropout(Layer):
+    """What the layers of the family share: p, generator, and the identity in evaluation.
+
+    Subclasses say how many leading axes the mask has: elements that agree in them are dropped together.
+    """
+
+    def __init__(self, p: float, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
+        super().__init__()
+        self.p = check_probability(p)
+        self.inplace = bool(inplace)
+        if not (generator is None or isinstance(generator, random.Generator)):
+            raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
+        self.generator = generator
+
+    def forward(self, x: Any) -> Any:
+        """Drop in training; the identity, which returns x itself, in evaluation.
+
+        Parameters
+        ----------
+        x : array
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no such array; the generator then stays where it was.
+        """
+        return self._forward(x)
+
+    def _forward(self, x: Any, **options: Any) -> Any:
+        backend_for(x)
+        check_dtype(x)
+        options["mask_axes"] = self._mask_axes(x.ndim)
+        saved: DropoutSaved | _IdentitySaved
+        if self.training:
+            y, saved = self._draw(x, **options)
+        else:
+            y, saved = self._evaluate(x)
+        self._saved = saved
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """The mask and scale of the last forward, applied to dy."""
+        saved = self._saved_by_forward()
+        if isinstance(saved, _IdentitySaved):
+            backend_for(dy)
+            check_gradient(dy, saved.shape, saved.dtype)
+            return dy
+        return dropout_backward(dy, saved)
+
+    def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
+        """Drop by the generator's next mask; the generator is advanced once that has succeeded."""
+        generator = self.generator or random.default_generator
+        out = x if self.inplace else None
+        y, saved = self._drop(x, generator.seed, generator.offset, out=out, **options)
+        generator.next_offset()
+        return y, saved
+
+    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+        return dropout_forward(x, self.p, seed, offset, **options)
+
+    def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+        return x, _IdentitySaved(x.shape, x.dtype)
+
+    def _mask_axes(self, rank: int) -> int | None:
+        """Leading axes of the mask for an input of this rank, None for all; ValueError for a wrong rank."""
+        return None
+
+    def _configuration(self) -> str:
+        return f"p={self.p}, inplace={self.inplace}"
+
+
+class Dropout(_Dropout):
     """Drop each element with probability p in training.
 
     With ``scaling="inverted"`` the kept ones are divided by ``1 - p``, so that the expectation is the input and
@@ -56,50 +133,143 @@ class Dropout(Layer):
         scaling: str = "inverted",
         generator: random.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.p = check_probability(p)
-        self.inplace = bool(inplace)
+        super().__init__(p, inplace, generator=generator)
         if scaling not in _SCALINGS:
             raise ValueError(f"scaling must be one of {', '.join(map(repr, _SCALINGS))}, got {scaling!r}")
         self.scaling = scaling
-        if not (generator is None or isinstance(generator, random.Generator)):
-            raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
-        self.generator = generator
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, sample_ids: Any = None) -> Any:
         """Drop in training; the identity (or, with ``scaling="inference"``, ``x * (1 - p)``) in evaluation.
 
         Parameters
         ----------
         x : array
             Any shape. The result of an identity is x itself.
-        """
-        out = x if self.inplace else None
-        scale = None if self.scaling == "inverted" else 1.0
-        saved: DropoutSaved | _IdentitySaved
-        if self.training:
-            generator = self.generator or random.default_generator
-            # The generator is advanced only once the call has succeeded.
-            y, saved = dropout_forward(x, self.p, generator.seed, generator.offset, scale=scale, out=out)
-            generator.next_offset()
-        elif self.scaling == "inverted":
-            backend_for(x)
-            check_dtype(x)
-            y, saved = x, _IdentitySaved(x.shape, x.dtype)
-        else:
-            y, saved = dropout_forward(x, 0.0, 0, 0, scale=1 - self.p, out=out)
-        self._saved = saved
-        return y
+        sample_ids : array of int64, shape (x.shape[0],), optional
+            Number of each row, which the row's mask then depends on instead of the row's place in the batch; see
+            :func:`gpu_layers.ops.dropout_forward`.
 
-    def backward(self, dy: Any) -> Any:
-        """The mask and scale of the last forward, applied to dy."""
-        saved = self._saved_by_forward()
-        if isinstance(saved, _IdentitySaved):
-            backend_for(dy)
-            check_gradient(dy, saved.shape, saved.dtype)
-            return dy
-        return dropout_backward(dy, saved)
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no such array; the generator then stays where it was.
+        """
+        if sample_ids is not None:
+            check_sample_ids(sample_ids, x)
+        return self._forward(x, sample_ids=sample_ids)
+
+    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+        scale = None if self.scaling == "inverted" else 1.0
+        return dropout_forward(x, self.p, seed, offset, scale=scale, **options)
+
+    def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+        if self.scaling == "inverted":
+            return super()._evaluate(x)
+        return dropout_forward(x, 0.0, 0, 0, scale=1 - self.p, out=x if self.inplace else None)
 
     def _configuration(self) -> str:
         scaling = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
-        return f"p={self.p}, inplace={self.inplace}{scaling}"
+        return super()._configuration() + scaling
+
+
+_PARAMETERS = """
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    inplace : bool
+        Write the output into the input.
+    generator : Generator, optional
+        Where the masks come from, as in :class:`Dropout`.
+
+    Raises
+    ------
+    ValueError
+        For p outside [0, 1] or NaN.
+    """
+
+
+class _ChannelDropout(_Dropout):
+    """Drop whole channels. The axes before the spatial ones have a mask: ``(N, C)``, or ``(C,)`` of one sample."""
+
+    _mask_axes_of_rank: ClassVar[dict[int, int]]
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
+        super().__init__(p, inplace, generator=generator)
+
+    def _mask_axes(self, rank: int) -> int | None:
+        if rank not in self._mask_axes_of_rank:
+            fewer, more = self._mask_axes_of_rank
+            raise ValueError(
+                f"{type(self).__name__.lower()}: Expected {fewer}D or {more}D input, but received a {rank}D input"
+            )
+        return self._mask_axes_of_rank[rank]
+
+
+class Dropout1d(_ChannelDropout):
+    __doc__ = "Drop whole channels of ``(N, C, L)`` or ``(C, L)`` input." + _PARAMETERS
+    _mask_axes_of_rank: ClassVar = {2: 1, 3: 2}
+
+
+class Dropout2d(_ChannelDropout):
+    __doc__ = (
+        "Drop whole channels of ``(N, C, H, W)`` input. A 3-D input is ``(N, C, L)``, as in PyTorch, which warns of it:"
+        "\n    use :class:`Dropout1d` to say so." + _PARAMETERS
+    )
+    _mask_axes_of_rank: ClassVar = {3: 2, 4: 2}
+
+
+class Dropout3d(_ChannelDropout):
+    __doc__ = "Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)`` input." + _PARAMETERS
+    _mask_axes_of_rank: ClassVar = {4: 1, 5: 2}
+
+
+class AlphaDropout(_Dropout):
+    __doc__ = (
+        "Dropout for SELU networks: mean 0 and variance 1 stay; see :func:`gpu_layers.ops.alpha_dropout_forward`."
+        + _PARAMETERS
+    )
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
+        super().__init__(p, inplace, generator=generator)
+
+    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+        return alpha_dropout_forward(x, self.p, seed, offset, **options)
+
+
+class FeatureAlphaDropout(AlphaDropout):
+    __doc__ = "Alpha dropout of whole channels of ``(N, C, ...)`` input." + _PARAMETERS
+
+    def _mask_axes(self, rank: int) -> int | None:
+        if rank < 2:
+            raise ValueError("Feature dropout requires at least 2 dimensions in the input")
+        return 2
+
+
+class DropPath(_Dropout):
+    """Drop whole samples (indices of axis 0), divide the others by ``1 - p`` (stochastic depth).
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    generator : Generator, optional
+        Where the masks come from, as in :class:`Dropout`.
+
+    Raises
+    ------
+    ValueError
+        For p outside [0, 1] or NaN.
+    """
+
+    def __init__(self, p: float = 0.0, *, generator: random.Generator | None = None) -> None:
+        super().__init__(p, generator=generator)
+
+    def _mask_axes(self, rank: int) -> int | None:
+        if rank < 1:
+            raise ValueError("DropPath requires at least 1 dimension in the input")
+        return 1
+
+    def _configuration(self) -> str:
+        return f"p={self.p}"

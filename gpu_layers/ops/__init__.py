@@ -9,7 +9,14 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, dropout_mask
+from gpu_layers.ops.dropout import (
+    DropoutSaved,
+    alpha_dropout_backward,
+    alpha_dropout_forward,
+    dropout_backward,
+    dropout_forward,
+    dropout_mask,
+)
 from gpu_layers.ops.max_pool import (
     MaxPoolSaved,
     adaptive_max_pool_forward,
@@ -26,6 +33,8 @@ __all__ = [
     "ReluSaved",
     "adaptive_avg_pool_forward",
     "adaptive_max_pool_forward",
+    "alpha_dropout_backward",
+    "alpha_dropout_forward",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

@@ -1,12 +1,14 @@
-"""Dropout as a stateless pair: the mask is regenerated from three numbers, never stored."""
+"""Dropout as stateless pairs: the mask is regenerated from a few numbers, never stored."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.mask import DropoutMask
 from gpu_layers.ops.checks import (
     check_dtype,
     check_gradient,
@@ -16,31 +18,30 @@ from gpu_layers.ops.checks import (
     check_uint64,
 )
 from gpu_layers.ops.elementwise_output import into
-from gpu_layers.reference.dropout import dropout_mask as _reference_mask
+from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
+
+# Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
+# alpha dropout become -_ALPHA before the affine map that restores mean and variance.
+_ALPHA = 1.7580993408473766
 
 
 @dataclass(frozen=True)
 class DropoutSaved:
-    """What backward needs: numbers only.
+    """What backward needs: numbers only (and the numbers of the samples, where these were given).
 
     Attributes
     ----------
-    drop_below : int
-        ``round(p * 2**32)``: an element is dropped when its random word is below.
+    mask : DropoutMask
+        Which elements are kept.
     scale : float
         Factor of a kept element.
-    seed, offset, start : int
-        Key, number of the call, first element's index in the whole (sharded) array.
     shape : tuple of int
     dtype : numpy.dtype
     """
 
-    drop_below: int
+    mask: DropoutMask
     scale: float
-    seed: int
-    offset: int
-    start: int
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -58,13 +59,15 @@ def dropout_forward(
     *,
     start: int = 0,
     scale: float | None = None,
+    mask_axes: int | None = None,
+    sample_ids: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
-    """Drop each element with probability p, scale the others.
+    """Drop with probability p, scale what is kept.
 
-    Element ``g`` (flat C-order index, plus ``start``) is dropped when word ``g & 3`` of the Philox4x32-10 block with
-    counter ``(g >> 2, offset)`` and key ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the
-    same bits for every dtype, layout, device and sharding.
+    Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
+    ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the same bits for every dtype, layout,
+    device and sharding. Element ``g`` (flat C-order index, plus ``start``) has decision ``g``.
 
     Parameters
     ----------
@@ -75,9 +78,15 @@ def dropout_forward(
     seed, offset : int
         In ``0 .. 2**64 - 1``.
     start : int
-        Index of x's first element in the whole array, where x is a shard of one.
+        Number of x's first decision in the whole array, where x is a shard of one.
     scale : float, optional
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
+    mask_axes : int, optional
+        Leading axes that the mask has: elements that agree in them share a decision, and ``g`` counts these. 2 drops
+        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
+    sample_ids : array of int64, shape (x.shape[0],), optional
+        Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
+        index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
     out : array, optional
         Where to write the result; x itself for dropout in place.
 
@@ -86,33 +95,26 @@ def dropout_forward(
     y : array
         x's shape and dtype; dropped elements are +0 whatever they were.
     saved : DropoutSaved
-        For :func:`dropout_backward`; holds no array.
+        For :func:`dropout_backward`; holds no array but sample_ids.
 
     Raises
     ------
     TypeError
         For an array, dtype or number of the wrong type.
     ValueError
-        For p outside [0, 1], or seed, offset, start out of range.
+        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
     """
-    backend = backend_for(x, optional=(out,))
+    backend = backend_for(x, optional=(out, sample_ids))
     check_dtype(x)
     p = check_probability(p)
-    saved = DropoutSaved(
-        drop_below=drop_threshold(p),
-        scale=_inverted_scale(p) if scale is None else check_number(scale, "scale"),
-        seed=check_uint64(seed, "seed"),
-        offset=check_uint64(offset, "offset"),
-        start=check_integer(start, "start", 0, 2**64 - x.size),
-        shape=x.shape,
-        dtype=x.dtype,
-    )
-    y = into(out, x, lambda target: backend.dropout_forward(x, **_numbers(saved), out=target))
-    return y, saved
+    mask = _mask(x, p, seed, offset, start, mask_axes, sample_ids)
+    factor = _inverted_scale(p) if scale is None else check_number(scale, "scale")
+    y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
+    return y, DropoutSaved(mask, factor, x.shape, x.dtype)
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
-    """Gradient of :func:`dropout_forward`: the same mask and scale, applied to dy.
+    """Gradient of :func:`dropout_forward` and :func:`alpha_dropout_forward`: the same mask and scale, applied to dy.
 
     Parameters
     ----------
@@ -126,9 +128,66 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     -------
     array
     """
-    backend = backend_for(dy, optional=(out,))
+    backend = backend_for(dy, optional=(out, saved.mask.sample_ids))
     check_gradient(dy, saved.shape, saved.dtype)
-    return into(out, dy, lambda target: backend.dropout_backward(dy, **_numbers(saved), out=target))
+    return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
+
+
+def alpha_dropout_forward(
+    x: Any,
+    p: float,
+    seed: int,
+    offset: int,
+    *,
+    start: int = 0,
+    mask_axes: int | None = None,
+    out: Any = None,
+) -> tuple[Any, DropoutSaved]:
+    """Dropout for SELU networks (Klambauer et al., 2017): mean 0 and variance 1 stay as they are.
+
+    ``y = a * (x if kept else -alpha) + alpha * a * p`` with ``alpha = 1.7580993408473766`` and
+    ``a = 1 / sqrt((1 - p) * (1 + p * alpha**2))``; for ``p = 1`` zeros, as in PyTorch.
+
+    Parameters
+    ----------
+    x, p, seed, offset, start, mask_axes, out
+        As in :func:`dropout_forward`.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype; a dropped element is ``-alpha * a * (1 - p)`` whatever it was.
+    saved : DropoutSaved
+        For :func:`alpha_dropout_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`dropout_forward`.
+    """
+    backend = backend_for(x, optional=(out,))
+    check_dtype(x)
+    p = check_probability(p)
+    mask = _mask(x, p, seed, offset, start, mask_axes, None)
+    a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
+    # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
+    numbers = (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0)
+    y = into(out, x, lambda target: backend.dropout_forward(x, mask, *numbers, out=target))
+    return y, DropoutSaved(mask, a, x.shape, x.dtype)
+
+
+#: The constants of the affine map have no gradient.
+alpha_dropout_backward = dropout_backward
+
+
+def check_sample_ids(sample_ids: Any, x: Any) -> None:
+    """Raise unless these are the numbers of x's rows: int64, one an index of axis 0, where x is."""
+    backend_for(x, sample_ids)
+    if sample_ids.dtype != np.int64:
+        raise TypeError(f"sample_ids must be int64, got {sample_ids.dtype}")
+    if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
+        needed = f"[{x.shape[0]}], one number a row" if x.ndim else "a row each, which a 0-d input has none of"
+        raise ValueError(f"sample_ids must have the shape {needed}, got {list(sample_ids.shape)}")
 
 
 def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np.ndarray:
@@ -147,19 +206,39 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
     numpy.ndarray of bool, shape (n,)
     """
     n = check_integer(n, "n", 0, 2**63 - 1)
-    return _reference_mask(
-        n,
+    mask = DropoutMask(
         drop_threshold(check_probability(p)),
         check_uint64(seed, "seed"),
         check_uint64(offset, "offset"),
         check_integer(start, "start", 0, 2**64 - n),
     )
+    keep = np.empty(n, dtype=bool)
+    for chunk, kept in kept_chunks(mask, n):
+        keep[chunk] = kept
+    return keep
+
+
+def _mask(x: Any, p: float, seed: int, offset: int, start: int, mask_axes: int | None, sample_ids: Any) -> DropoutMask:
+    """The mask over x, checked."""
+    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
+    run = math.prod(x.shape[axes:])
+    decisions = math.prod(x.shape[:axes])
+    if sample_ids is not None:
+        check_sample_ids(sample_ids, x)
+        if axes != x.ndim:
+            raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
+        # A copy: who changes the numbers before backward does not change the mask.
+        sample_ids = sample_ids.copy()
+        decisions = math.prod(x.shape[1:])
+    return DropoutMask(
+        drop_below=drop_threshold(p),
+        seed=check_uint64(seed, "seed"),
+        offset=check_uint64(offset, "offset"),
+        start=check_integer(start, "start", 0, 2**64 - decisions),
+        run=max(run, 1),
+        sample_ids=sample_ids,
+    )
 
 
 def _inverted_scale(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
-
-
-def _numbers(saved: DropoutSaved) -> dict[str, Any]:
-    names = ("drop_below", "scale", "seed", "offset", "start")
-    return {name: getattr(saved, name) for name in names}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.mask import DropoutMask
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.philox import random_words
+from gpu_layers.reference.philox import random_words, sample_words
 
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
 # is what makes this fast, and what bounds the memory beyond the result.
@@ -17,61 +19,82 @@ _CHUNK = 1 << 16
 @ieee
 def dropout_forward(
     x: np.ndarray,
-    drop_below: int,
+    mask: DropoutMask,
     scale: float,
-    seed: int,
-    offset: int,
-    start: int = 0,
+    shift: float = -0.0,
+    dropped: float = 0.0,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Zero the elements whose random word is below ``drop_below``, multiply the others by ``scale``.
+    """``x * scale + shift`` where the mask keeps, ``dropped`` elsewhere.
 
     Parameters
     ----------
     x : ndarray
         Any floating dtype and layout.
-    drop_below : int
-        ``round(p * 2**32)``, in ``0 .. 2**32``.
-    scale : float
-        Factor of a kept element, rounded to the accumulation dtype (float32, for float64 float64).
-    seed, offset, start : int
-        Key, number of the call, and index of ``x``'s first element in the whole (sharded) array.
+    mask : DropoutMask
+    scale, shift, dropped : float
+        Rounded to the accumulation dtype (float32, for float64 float64), in which product and sum are rounded once
+        each. A shift of -0 changes no bit.
     out : ndarray, optional
         C-contiguous array to fill; may be ``x`` itself.
 
     Returns
     -------
     ndarray
-        C-contiguous, x's shape and dtype. A dropped element is +0 whatever it was.
+        C-contiguous, x's shape and dtype. A dropped element is ``dropped`` whatever it was.
     """
     y = np.empty(x.shape, x.dtype) if out is None else out
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
-    factor = accumulate(scale)
-    for position in range(0, source.size, _CHUNK):
-        chunk = slice(position, position + _CHUNK)
-        kept = source[chunk].astype(accumulate) * factor
-        words = random_words(seed, offset, start + position, kept.size)
-        # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
-        kept[words < np.uint64(drop_below)] = 0
-        target[chunk] = kept
+    factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
+    for chunk, kept in kept_chunks(mask, source.size):
+        values = source[chunk].astype(accumulate) * factor
+        values += summand
+        values[~kept] = constant
+        target[chunk] = values
     return y
 
 
-# Dropout multiplies by a diagonal matrix, which is its own transpose: backward is the same map, of dy.
+# The gradient of what is kept is multiplied by the scale, that of what is dropped is 0: the same map, of dy.
 dropout_backward = dropout_forward
 
 
-def dropout_mask(n: int, drop_below: int, seed: int, offset: int, start: int = 0) -> np.ndarray:
-    """Which of the elements ``start .. start + n - 1`` are kept.
+def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The mask of so many elements, in pieces of at most some 65,536.
 
-    Returns
-    -------
-    ndarray of bool, shape (n,)
+    Yields
+    ------
+    slice
+        Of the flat array.
+    ndarray of bool
+        True where its elements are kept.
     """
-    mask = np.empty(n, dtype=bool)
-    for position in range(0, n, _CHUNK):
-        count = min(_CHUNK, n - position)
-        words = random_words(seed, offset, start + position, count)
-        mask[position : position + count] = words >= np.uint64(drop_below)
-    return mask
+    # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
+    drop_below = np.uint64(mask.drop_below)
+    if mask.sample_ids is not None:
+        for chunk, words in _sample_chunks(mask, size):
+            yield chunk, words >= drop_below
+        return
+    for position in range(0, size, _CHUNK):
+        stop = min(position + _CHUNK, size)
+        first, last = position // mask.run, (stop - 1) // mask.run
+        kept = random_words(mask.seed, mask.offset, mask.start + first, last - first + 1) >= drop_below
+        if mask.run > 1:
+            edges = np.clip(np.arange(first, last + 2) * mask.run, position, stop)
+            kept = np.repeat(kept, edges[1:] - edges[:-1])
+        yield slice(position, stop), kept
+
+
+def _sample_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    rows = mask.sample_ids.size
+    features = size // rows if rows else 0
+    if not features:
+        return
+    rows_at_once = max(1, _CHUNK // features)
+    for row in range(0, rows, rows_at_once):
+        ids = mask.sample_ids[row : row + rows_at_once]
+        for feature in range(0, features, _CHUNK):
+            count = min(_CHUNK, features - feature)
+            first = row * features + feature
+            words = sample_words(mask.seed, mask.offset, ids, mask.start + feature, count)
+            yield slice(first, first + words.size), words.reshape(-1)

@@ -5,26 +5,34 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = 0x9E3779B9
-_WEYL_1 = 0xBB67AE85
+_WEYL_0 = np.uint64(0x9E3779B9)
+_WEYL_1 = np.uint64(0xBB67AE85)
 _ROUNDS = 10
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
+#: Step between seeds of neighbouring streams: 2**64 / golden ratio, odd: its multiples all differ.
+SEED_STEP = 0x9E3779B97F4A7C15
+# Second word of the counter that seeds of samples come from. No decision of a mask has it: its block number is below
+# 2**62, and so this word below 2**30.
+_SAMPLE_DOMAIN = 0x80000000
 
 
-def philox4x32_10(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+def philox4x32_10(counter: np.ndarray, key: tuple[Any, Any]) -> np.ndarray:
     """Encrypt counters.
 
     Parameters
     ----------
     counter : ndarray of uint32, shape (4, n)
         One counter a column, least significant word first.
-    key : tuple of two int
-        Two 32-bit words.
+    key : tuple of two int, or of two ndarrays of uint64, shape (n,)
+        Two 32-bit words, for all counters or for each.
 
     Returns
     -------
@@ -34,21 +42,20 @@ def philox4x32_10(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     # 32-bit words live in 64-bit lanes, so that a product holds both of its halves.
     c0, c1, c2, c3 = (np.array(word, dtype=np.uint64) for word in counter)
     product_0, product_1 = np.empty_like(c0), np.empty_like(c0)
-    key_0, key_1 = key
+    key_0, key_1 = (word if isinstance(word, np.ndarray) else np.uint64(word) for word in key)
     for _ in range(_ROUNDS):
         np.multiply(c0, _MULTIPLIER_0, out=product_0)
         np.multiply(c2, _MULTIPLIER_1, out=product_1)
         # c0, c1, c2, c3 = hi(p1) ^ c1 ^ k0, lo(p1), hi(p0) ^ c3 ^ k1, lo(p0)
         np.right_shift(product_1, _SHIFT_32, out=c0)
         np.bitwise_xor(c0, c1, out=c0)
-        np.bitwise_xor(c0, np.uint64(key_0), out=c0)
+        np.bitwise_xor(c0, key_0, out=c0)
         np.bitwise_and(product_1, _LOW_32, out=c1)
         np.right_shift(product_0, _SHIFT_32, out=c2)
         np.bitwise_xor(c2, c3, out=c2)
-        np.bitwise_xor(c2, np.uint64(key_1), out=c2)
+        np.bitwise_xor(c2, key_1, out=c2)
         np.bitwise_and(product_0, _LOW_32, out=c3)
-        key_0 = (key_0 + _WEYL_0) & 0xFFFFFFFF
-        key_1 = (key_1 + _WEYL_1) & 0xFFFFFFFF
+        key_0, key_1 = (key_0 + _WEYL_0) & _LOW_32, (key_1 + _WEYL_1) & _LOW_32
     words = np.empty((c0.size, 4), dtype=np.uint32)
     for lane, word in enumerate((c0, c1, c2, c3)):
         words[:, lane] = word
@@ -71,6 +78,13 @@ def random_words(seed: int, offset: int, start: int, count: int) -> np.ndarray:
     -------
     ndarray of uint32, shape (count,)
     """
+    counter = _counters(start, count, offset)
+    words = philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)
+    return words[start & 3 :][:count]
+
+
+def _counters(start: int, count: int, offset: int) -> np.ndarray:
+    """Counters of the blocks in which the elements ``start .. start + count - 1`` lie."""
     first_block = start >> 2
     blocks = ((start + count + 3) >> 2) - first_block
     index = np.arange(blocks, dtype=np.uint64) + np.uint64(first_block)
@@ -79,5 +93,38 @@ def random_words(seed: int, offset: int, start: int, count: int) -> np.ndarray:
     counter[1] = index >> _SHIFT_32
     counter[2] = offset & 0xFFFFFFFF
     counter[3] = offset >> 32
-    words = philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)
-    return words[start & 3 :][:count]
+    return counter
+
+
+@lru_cache(maxsize=64)
+def sample_seed(seed: int, sample_id: int = 0) -> int:
+    """The seed of one sample's own masks, different for each of the ``2**64`` numbers that a sample may have.
+
+    It is ``base + sample_id * SEED_STEP (mod 2**64)``, where base is the first two words of the block with counter
+    ``(0, 0x80000000, 0, 0)`` under the key ``seed``: a counter that no mask uses.
+    """
+    counter = np.array([[0], [_SAMPLE_DOMAIN], [0], [0]], np.uint32)
+    words = philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32))[0]
+    return (int(words[0]) + (int(words[1]) << 32) + sample_id * SEED_STEP) % 2**64
+
+
+def sample_words(seed: int, offset: int, sample_ids: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Random words of the elements ``start .. start + count - 1`` of samples with masks of their own.
+
+    Parameters
+    ----------
+    seed, offset, start, count : int
+        As in :func:`random_words`.
+    sample_ids : ndarray of int64, shape (n,)
+
+    Returns
+    -------
+    ndarray of uint32, shape (n, count)
+        Row i is ``random_words(sample_seed(seed, sample_ids[i]), offset, start, count)``.
+    """
+    counter = _counters(start, count, offset)
+    blocks = counter.shape[1]
+    seeds = sample_ids.astype(np.uint64) * np.uint64(SEED_STEP) + np.uint64(sample_seed(seed))
+    of_block = np.repeat(seeds, blocks)
+    words = philox4x32_10(np.tile(counter, (1, seeds.size)), (of_block & _LOW_32, of_block >> _SHIFT_32))
+    return words.reshape(seeds.size, 4 * blocks)[:, start & 3 :][:, :count]

@@ -11,10 +11,28 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.verification.batch_norm import batch_norm_cases
 from gpu_layers.verification.comparison import Case, Difference, compare
-from gpu_layers.verification.elementwise import dropout_cases, relu_cases
+from gpu_layers.verification.dropout import (
+    alpha_dropout_cases,
+    channel_dropout_cases,
+    dropout_cases,
+    sample_dropout_cases,
+)
+from gpu_layers.verification.elementwise import relu_cases
 from gpu_layers.verification.pooling import avg_pool_cases, max_pool_cases
 
 __all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differences", "emulated_backend"]
+
+
+_CASES = (
+    dropout_cases,
+    channel_dropout_cases,
+    alpha_dropout_cases,
+    sample_dropout_cases,
+    relu_cases,
+    batch_norm_cases,
+    max_pool_cases,
+    avg_pool_cases,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ def cuda_backend() -> Backend:
 
 def all_cases() -> Iterator[Case]:
     """The cases of every operation."""
-    for cases in (dropout_cases, relu_cases, batch_norm_cases, max_pool_cases, avg_pool_cases):
+    for cases in _CASES:
         yield from cases()
 
 

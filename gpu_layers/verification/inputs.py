@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+#: One element; less than a vector; vectors and a rest; more than the 4,096 elements of a half-type block.
+ELEMENTWISE_SIZES = (1, 3, 37, 9001)
+
 
 def generator(*what: Any) -> np.random.Generator:
     """Random numbers that depend on what they are for, not on what was drawn before."""

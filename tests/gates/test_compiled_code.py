@@ -12,8 +12,8 @@ SOURCES = sorted({kernel.source for kernel in all_kernels()})
 # 65,536 registers of a multiprocessor for at least 1,024 threads.
 MOST_REGISTERS = 64
 # Of these the arithmetic must not be what limits: all their memory traffic is in the hot loop.
-STREAMING = ("dropout_apply<", "relu_", "batch_norm_statistics", "batch_norm_normalize", "batch_norm_gradient_sums")
-STREAMING += ("batch_norm_input_gradient",)
+STREAMING = ("dropout_apply<", "dropout_apply_runs", "relu_", "batch_norm_statistics", "batch_norm_normalize")
+STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
 
@@ -86,6 +86,11 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
         ("dropout_apply<__half>", 6.0),
         ("dropout_apply<float>", 6.0),
         ("dropout_apply<double>", 6.0),
+        # The way of a vector that spans several channels, which is the longest: two Philox blocks, and the data.
+        ("dropout_apply_runs<__nv_bfloat16>", 9.5),
+        ("dropout_apply_runs<__half>", 9.5),
+        ("dropout_apply_runs<float>", 7.0),
+        ("dropout_apply_runs<double>", 6.5),
         ("batch_norm_statistics_planes<__nv_bfloat16>", 3.0),
         ("batch_norm_statistics_planes<__half>", 3.0),
         ("batch_norm_statistics_planes<float>", 3.0),
@@ -99,6 +104,19 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
 def test_instructions_per_byte(name, most, capability):
     source = f"{'dropout' if name.startswith('dropout') else 'batch_norm'}.cu"
     assert compiled(source, capability)[name].hot_loop().instructions_per_byte <= most
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("element", "most"), [("__nv_bfloat16", 7.2), ("__half", 7.2), ("float", 5.0), ("double", 5.2)]
+)
+def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, capability):
+    loop = compiled("dropout.cu", capability)[f"dropout_apply_rows<{element}>"].hot_loop()
+    accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
+    assert sorted(accesses) == [8] * 2 + [16] * 4
+    assert not [i.opcode for i in loop.instructions if i.mnemonic == "MUFU"]
+    # The 8-byte numbers come from a cache: neighbouring threads share them.
+    assert len(loop.instructions) / 64 <= most
 
 
 CONTROLS = """

@@ -9,6 +9,11 @@ from tests.inputs import assert_same_bits, normal
 X = normal((2, 3, 4, 4), np.float32)
 MAKERS = {
     "Dropout": lambda: gl.Dropout(generator=gl.Generator(1)),
+    "Dropout2d": lambda: gl.Dropout2d(generator=gl.Generator(1)),
+    "Dropout3d": lambda: gl.Dropout3d(generator=gl.Generator(1)),
+    "AlphaDropout": lambda: gl.AlphaDropout(generator=gl.Generator(1)),
+    "FeatureAlphaDropout": lambda: gl.FeatureAlphaDropout(generator=gl.Generator(1)),
+    "DropPath": lambda: gl.DropPath(0.5, generator=gl.Generator(1)),
     "ReLU": gl.ReLU,
     "BatchNorm2d": lambda: gl.BatchNorm2d(3),
     "BatchNorm2d without averages": lambda: gl.BatchNorm2d(3, track_running_stats=False),

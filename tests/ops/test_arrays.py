@@ -10,6 +10,9 @@ import gpu_layers as gl
 ONES = np.ones(2, np.float32)
 FORWARDS = {
     "dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2),
+    "channel dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, mask_axes=2),
+    "dropout by samples": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, sample_ids=np.arange(2)),
+    "alpha_dropout": lambda x: gl.ops.alpha_dropout_forward(x, 0.5, 1, 2),
     "relu": gl.ops.relu_forward,
     "batch_norm": lambda x: gl.ops.batch_norm_forward(x, None, None),
     "batch_norm_inference": lambda x: gl.ops.batch_norm_inference(x, ONES, ONES, None, None),
@@ -20,6 +23,11 @@ LAYERS = {
     "Dropout": gl.Dropout(),
     "Dropout in evaluation": gl.Dropout().eval(),
     "Dropout of Srivastava in evaluation": gl.Dropout(scaling="inference").eval(),
+    "Dropout2d": gl.Dropout2d(),
+    "Dropout2d in evaluation": gl.Dropout2d().eval(),
+    "DropPath": gl.DropPath(0.5, generator=gl.Generator(1)),
+    "AlphaDropout": gl.AlphaDropout(),
+    "FeatureAlphaDropout": gl.FeatureAlphaDropout(0.2, generator=gl.Generator(1)),
     "ReLU": gl.ReLU(),
     "BatchNorm2d": gl.BatchNorm2d(2),
     "BatchNorm2d in evaluation": gl.BatchNorm2d(2).eval(),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.mask import DropoutMask
 from gpu_layers.ops.dropout import drop_threshold
 from tests import philox_in_ints
 from tests.gradients import transposed
@@ -261,11 +262,8 @@ def test_saved_holds_numbers_and_no_array():
     _, saved = gl.ops.dropout_forward(np.ones((2, 3), np.float16), 0.25, 5, 6, start=7)
     fields = {field.name: getattr(saved, field.name) for field in dataclasses.fields(saved)}
     assert fields == {
-        "drop_below": 2**30,
+        "mask": DropoutMask(drop_below=2**30, seed=5, offset=6, start=7, run=1, sample_ids=None),
         "scale": 1 / 0.75,
-        "seed": 5,
-        "offset": 6,
-        "start": 7,
         "shape": (2, 3),
         "dtype": np.dtype(np.float16),
     }
@@ -342,6 +340,18 @@ X = normal((6,), np.float32)
         ({"start": 2**64 - 5}, ValueError, r"start must be in 0 \.\. 18446744073709551610"),
         ({"start": 0.0}, TypeError, "start must be an integer, got float"),
         ({"scale": "2"}, TypeError, "scale must be a number, got str"),
+        ({"mask_axes": 0}, ValueError, r"mask_axes must be in 1 \.\. 1, got 0"),
+        ({"mask_axes": 2}, ValueError, r"mask_axes must be in 1 \.\. 1, got 2"),
+        ({"mask_axes": 1.0}, TypeError, "mask_axes must be an integer, got float"),
+        ({"sample_ids": [0] * 6}, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
+        ({"sample_ids": np.arange(6, dtype=np.int32)}, TypeError, "sample_ids must be int64, got int32"),
+        (
+            {"sample_ids": np.arange(5)},
+            ValueError,
+            r"sample_ids must have the shape \[6\], one number a row, got \[5\]",
+        ),
+        ({"sample_ids": np.ones((6, 1), int)}, ValueError, r"sample_ids must have the shape \[6\].*, got \[6, 1\]"),
+        ({"sample_ids": np.arange(6), "start": 2**64}, ValueError, r"start must be in 0 \.\. 18446744073709551615"),
         ({"out": np.zeros(6)}, TypeError, "out must have the input's dtype float32, got float64"),
         ({"out": np.zeros(5, np.float32)}, ValueError, r"out must have the input's shape \[6\], got \[5\]"),
         ({"out": np.zeros((2, 3), np.float32)}, ValueError, r"out must have the input's shape \[6\], got \[2, 3\]"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu_layers.reference.philox import philox4x32_10, random_words
+from gpu_layers.reference.philox import philox4x32_10, random_words, sample_seed, sample_words
 from tests import philox_in_ints
 
 # The lines "philox4x32 10" of Random123's tests/kat_vectors (D. E. Shaw Research): counter, key, expected words.
@@ -70,3 +70,20 @@ def test_any_start_and_count_cut_the_same_stream(start, count):
     words = random_words(7, 9, start, count)
     assert words.dtype == np.uint32
     assert words.tolist() == stream[start : start + count].tolist()
+
+
+SAMPLES = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 + 5, 2**64 - 1])
+def test_a_sample_has_the_words_of_a_seed_of_its_own(seed):
+    for sample_id in SAMPLES:
+        assert sample_seed(seed, sample_id) == philox_in_ints.sample_seed(seed, sample_id)
+    for start, count in ((0, 9), (2**34 - 5, 11), (2, 1)):
+        words = sample_words(seed, 2**40 + 3, np.array(SAMPLES), start, count)
+        expected = [random_words(sample_seed(seed, sample), 2**40 + 3, start, count) for sample in SAMPLES]
+        assert words.tolist() == np.array(expected).tolist()
+
+
+def test_words_of_no_samples():
+    assert sample_words(1, 2, np.array([], np.int64), 0, 5).shape == (0, 5)

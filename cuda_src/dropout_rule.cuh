@@ -1,0 +1,50 @@
+// What a dropout decides, and by which random numbers.
+#pragma once
+
+#include "philox.cuh"
+
+// What drops an element, and what becomes of it.
+//   last_dropped   the largest 32-bit word that drops, where drops_any is not 0
+//   drops_any      0 if no word drops
+//   scale, shift   a kept value becomes value * scale + shift; a shift of -0 changes no bit
+//   dropped        what a dropped value becomes
+template <typename A>
+struct DropoutRule {
+    unsigned int last_dropped;
+    unsigned int drops_any;
+    A scale, shift, dropped;
+
+    __device__ __forceinline__ bool drops(unsigned int word) const {
+        return drops_any != 0 && word <= last_dropped;
+    }
+
+    // A dropped value is replaced, not multiplied, so that NaN and infinity go too.
+    __device__ __forceinline__ A apply(A value, unsigned int word) const {
+        return drops(word) ? dropped : value * scale + shift;
+    }
+};
+
+// Step between the seeds of samples with neighbouring numbers: 2^64 / golden ratio, rounded to odd.
+constexpr unsigned long long kSampleStep = 0x9E3779B97F4A7C15ull;
+
+// The words of a call: by its numbers, or, where draw is not null, by those that lie in device memory.
+//   draw   [3] seed, offset, and the seed of sample 0
+//   by_sample   whether the seed is to be that of sample 0
+__device__ __forceinline__ DropoutStream dropout_stream(unsigned long long seed, unsigned long long offset,
+                                                        const unsigned long long* draw,
+                                                        bool by_sample = false) {
+    if (draw == nullptr) return DropoutStream{seed, offset};
+    return DropoutStream{draw[by_sample ? 2 : 0], draw[1]};
+}
+
+// The words of one sample: those of a call with a seed of its own.
+__device__ __forceinline__ DropoutStream sample_stream(const DropoutStream& zero, long long sample_id) {
+    return DropoutStream{zero.seed + static_cast<unsigned long long>(sample_id) * kSampleStep, zero.offset};
+}
+
+// Which of the four decisions of a block keep: bit i for word i.
+template <typename A>
+__device__ __forceinline__ unsigned int kept_bits(const DropoutRule<A>& rule, uint4 words) {
+    return (rule.drops(words.x) ? 0u : 1u) | (rule.drops(words.y) ? 0u : 2u) |
+           (rule.drops(words.z) ? 0u : 4u) | (rule.drops(words.w) ? 0u : 8u);
+}

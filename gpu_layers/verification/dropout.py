@@ -1,0 +1,119 @@
+"""Cases of the dropout family: every bit must be the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.verification.comparison import Arrays, Case
+from gpu_layers.verification.inputs import ELEMENTWISE_SIZES, normal, with_special_values
+
+_SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
+
+
+def dropout_cases() -> Iterator[Case]:
+    """Sizes, probabilities, shards and views."""
+    for dtype in FLOAT_DTYPES:
+        for size in ELEMENTWISE_SIZES:
+            yield _dropout(dtype, f"n={size}", (size,), 0.3)
+        for p in (0.0, 2.0**-32, 0.999999999, 1.0):
+            yield _dropout(dtype, f"p={p}", (301,), p)
+        # A shard may start at any element: at a multiple of 4 (one Philox block), or within a block.
+        for start in (4, 2**34 - 8, 2**33 + 1, 2**63 + 3):
+            yield _dropout(dtype, f"start={start}", (301,), 0.5, start=start)
+        yield _dropout(dtype, "non-contiguous", (7, 9, 11), 0.5, view=lambda x: x[::-1, :, ::2])
+        yield _dropout(dtype, "transposed", (5, 70), 0.5, view=lambda x: x.T)
+        yield _dropout(dtype, "misaligned", (131,), 0.5, view=lambda x: x[1:])
+        yield _dropout(dtype, "0-d", (), 0.5)
+        yield _dropout(dtype, "empty", (0, 5), 0.5)
+
+
+def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
+    def inputs() -> Arrays:
+        return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.dropout_forward(view(arrays["x"]), p, _SEED, _OFFSET, start=start)
+        dx = ops.dropout_backward(view(arrays["dy"]), saved)
+        in_place = view(arrays["x"].copy())
+        ops.dropout_forward(in_place, p, _SEED, _OFFSET, start=start, out=in_place)
+        return {"y": y, "dx": dx, "in place": in_place.copy()}
+
+    return Case("dropout", dtype, label, inputs, run)
+
+
+# Shape and axes of the mask: runs of 2, of less than a vector, of an odd number of elements, of whole vectors, of more
+# than the 4,096 elements of a half-type block; one run in all; a mask over all axes by way of a spatial axis of 1.
+_RUNS: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((3, 67, 2), 2),
+    ((5, 33, 3), 2),
+    ((2, 41, 7), 2),
+    ((3, 11, 7, 7), 2),
+    ((2, 9, 4, 8), 2),
+    ((3, 2, 5003), 2),
+    ((7, 3, 29), 1),
+    ((1, 37), 1),
+    ((41, 5, 1), 2),
+    ((2, 0, 3), 2),
+)
+
+
+def channel_dropout_cases() -> Iterator[Case]:
+    """Masks that channels or samples share, at the start of the whole array and within."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _channel_dropout("channel_dropout", dtype, start, ops.dropout_forward)
+
+
+def alpha_dropout_cases() -> Iterator[Case]:
+    """Dropped elements that are not 0, by elements and by channels."""
+    for dtype in FLOAT_DTYPES:
+        yield _channel_dropout("alpha_dropout", dtype, 0, ops.alpha_dropout_forward)
+        yield _channel_dropout("alpha_dropout", dtype, 5, ops.alpha_dropout_forward)
+
+
+def _channel_dropout(op, dtype, start, forward) -> Case:
+    def inputs() -> Arrays:
+        shapes = {str(list(shape)): shape for shape, _ in _RUNS}
+        return {name: with_special_values(normal(shape, dtype)) for name, shape in shapes.items()}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for (shape, axes), p in zip(_RUNS, (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=True):
+            x = arrays[str(list(shape))]
+            for mask_axes in (axes, None):
+                y, saved = forward(x, p, _SEED, _OFFSET, start=start, mask_axes=mask_axes)
+                results[f"y {list(shape)} by {mask_axes}"] = y
+                results[f"dx {list(shape)} by {mask_axes}"] = ops.dropout_backward(x, saved)
+        return results
+
+    return Case(op, dtype, f"start={start}", inputs, run)
+
+
+def sample_dropout_cases() -> Iterator[Case]:
+    """Rows with masks of their own: of whole vectors, of other lengths, of one element, of more than a block."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 8, 2**34 - 3):
+            yield _sample_dropout(dtype, start)
+
+
+def _sample_dropout(dtype, start) -> Case:
+    shapes = ((5, 64), (7, 3, 4), (6, 2), (4, 37), (9, 1), (2, 2501), (8,), (0, 4), (3, 0))
+    ids = np.array([0, -1, 2**63 - 1, -(2**63), 12345, 7, 7, 1, 2], np.int64)
+
+    def inputs() -> Arrays:
+        return {"ids": ids, **{str(list(shape)): with_special_values(normal(shape, dtype)) for shape in shapes}}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for shape in shapes:
+            x = arrays[str(list(shape))]
+            y, saved = ops.dropout_forward(x, 0.4, _SEED, _OFFSET, start=start, sample_ids=arrays["ids"][: shape[0]])
+            results[f"y {list(shape)}"] = y
+            results[f"dx {list(shape)}"] = ops.dropout_backward(x, saved)
+        return results
+
+    return Case("sample_dropout", dtype, f"start={start}", inputs, run)
