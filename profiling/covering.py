@@ -1,0 +1,73 @@
+"""Few of the verification's cases that launch every kernel that any of them launches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.runtime.backend import use_executor
+from gpu_layers.runtime.kernel import Kernel, Parameter
+from gpu_layers.runtime.limits import force_limits
+from gpu_layers.verification import Case
+from gpu_layers.verification.comparison import Arrays
+
+
+class _Names:
+    """Takes launches: keeps the kernel's name, and writes zeros where the kernel would have written."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def launch(self, kernel: Kernel, grid: Any, block: Any, values: list[Any], *rest: Any) -> None:
+        self.names.add(kernel.name)
+        for parameter, value in zip(kernel.parameters, values, strict=True):
+            if _is_written(parameter) and value is not None:
+                value.view(np.uint8)[...] = 0
+
+
+def _is_written(parameter: Parameter) -> bool:
+    return parameter.is_pointer and not parameter.is_const
+
+
+def kernels_of(case: Case) -> set[str]:
+    """Names of the kernels that a case launches."""
+    executor = _Names()
+    inputs = case.inputs()
+    # Zeros may be what no kernel gives, and the host may refuse to go on with them: what was launched counts.
+    with use_executor(executor), contextlib.suppress(Exception):
+        case.run(inputs)
+    return executor.names
+
+
+def with_index64(case: Case) -> Case:
+    """The same case, by the kernels that arrays of 2**31 elements and more need."""
+
+    def run(arrays: Arrays) -> Arrays:
+        with force_limits(index64=True):
+            return case.run(arrays)
+
+    return replace(case, label=f"{case.label}, 64-bit indices", run=run)
+
+
+def covering(cases: Iterable[Case]) -> tuple[list[Case], set[str]]:
+    """The cases that launch a kernel that none before them does, with indices of 32 bits and then of 64.
+
+    Returns
+    -------
+    list of Case
+    set of str
+        Names of the kernels that they launch.
+    """
+    chosen: list[Case] = []
+    covered: set[str] = set()
+    cases = list(cases)
+    for case in (*cases, *map(with_index64, cases)):
+        names = kernels_of(case)
+        if not names <= covered:
+            covered |= names
+            chosen.append(case)
+    return chosen, covered
