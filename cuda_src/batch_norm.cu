@@ -68,32 +68,42 @@ struct GradientResult {
 
 // ---- statistics -----------------------------------------------------------------------------------------
 
-template <typename T>
-struct PlaneStatistics {
+// The bodies below are what for_each_in_plane_part and for_each_in_row_part call. A thread has vectors of
+// Width values, which are of `Channels` channels: of 1 in planes, of Width in rows.
+template <int Channels>
+constexpr int channel_of(int k) {
+    return Channels == 1 ? 0 : k;
+}
+
+template <typename T, int Width, int Channels>
+struct Statistics {
     using A = accumulate_t<T>;
     const T* x;
-    MomentsAccumulator<A> values;
-    int count;
+    MomentsAccumulator<A> values[Channels];
+    int count;  // of each channel
 
     __device__ __forceinline__ void scalar(long long i) {
         const A value = to_accumulate(x[i]);
-        if (count == 0) values.shift = value;
-        values.add(value);
+        if (count == 0) values[0].shift = value;
+        values[0].add(value);
         count += 1;
     }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T> loaded[Count];
+        Vector<T, Width> loaded[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T>::load(x + i + u * step);
-        if (Count == 1 && count == 0) values.shift = to_accumulate(loaded[0][0]);
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * step);
+        if (Count == 1 && count == 0) {
 #pragma unroll
-        for (int u = 0; u < Count; ++u) {
-#pragma unroll
-            for (int k = 0; k < kVectorWidth<T>; ++k) values.add(to_accumulate(loaded[u][k]));
+            for (int c = 0; c < Channels; ++c) values[c].shift = to_accumulate(loaded[0][c]);
         }
-        count += Count * kVectorWidth<T>;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+#pragma unroll
+            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(to_accumulate(loaded[u][k]));
+        }
+        count += Count * (Width / Channels);
     }
 };
 
@@ -111,36 +121,15 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
     const int part = blockIdx.x - channel * static_cast<int>(layout.parts);
     const A origin = to_accumulate(x[channel * layout.plane]);
-    PlaneStatistics<T> statistics{x, {}, 0};
+    Statistics<T, kVectorWidth<T>, 1> statistics{x, {}, 0};
     for_each_in_plane_part<T, kReductionLoads>(layout, channel, part, statistics);
-    const Moments<A> moments = block_reduce(statistics.values.moments(statistics.count, origin), warp_values);
+    const Moments<A> moments =
+        block_reduce(statistics.values[0].moments(statistics.count, origin), warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
         result.write(moments, origin, channel, part, layout.parts);
     }
 }
-
-template <typename T, int Width>
-struct RowStatistics {
-    using A = accumulate_t<T>;
-    const T* x;
-    MomentsAccumulator<A> values[Width];
-    int count;
-
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T, Width> loaded[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * step);
-#pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            if (Count == 1 && count == 0) values[k].shift = to_accumulate(loaded[0][k]);
-#pragma unroll
-            for (int u = 0; u < Count; ++u) values[k].add(to_accumulate(loaded[u][k]));
-        }
-        count += Count;
-    }
-};
 
 // Combines the values of the threads y of each column, for Width channels at once.
 //   scratch   [Width * kChannelThreads] in shared memory
@@ -176,7 +165,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     __shared__ Moments<A> scratch[Width * kChannelThreads];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    RowStatistics<T, Width> statistics{x, {}, 0};
+    Statistics<T, Width, Width> statistics{x, {}, 0};
     if (channel < layout.channels) for_each_in_row_part<kReductionLoads>(layout, channel, part, statistics);
     Moments<A> moments[Width];
     A origins[Width];
@@ -230,26 +219,27 @@ struct Normalization {
     __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
 };
 
-template <typename T>
-struct PlaneNormalize {
+template <typename T, int Width, int Channels>
+struct Normalize {
     const T* x;
     T* y;
-    Normalization<accumulate_t<T>> rule;
+    Normalization<accumulate_t<T>> rules[Channels];
 
     __device__ __forceinline__ void scalar(long long i) {
-        y[i] = from_accumulate<T>(rule.apply(to_accumulate(x[i])));
+        y[i] = from_accumulate<T>(rules[0].apply(to_accumulate(x[i])));
     }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T> values[Count];
+        Vector<T, Width> values[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) values[u] = Vector<T>::load(x + i + u * step);
+        for (int u = 0; u < Count; ++u) values[u] = Vector<T, Width>::load(x + i + u * step);
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
-            for (int k = 0; k < kVectorWidth<T>; ++k)
-                values[u][k] = from_accumulate<T>(rule.apply(to_accumulate(values[u][k])));
+            for (int k = 0; k < Width; ++k)
+                values[u][k] =
+                    from_accumulate<T>(rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k])));
             values[u].store(y + i + u * step);
         }
     }
@@ -265,32 +255,11 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, T* y,
                                 PlaneLayout layout) {
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
-    PlaneNormalize<T> normalize{x, y, {}};
-    normalize.rule.load(mean, inv_std, gamma, beta, channel);
+    Normalize<T, kVectorWidth<T>, 1> normalize{x, y, {}};
+    normalize.rules[0].load(mean, inv_std, gamma, beta, channel);
     for_each_in_plane_part<T, kElementwiseLoads>(
         layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), normalize);
 }
-
-template <typename T, int Width>
-struct RowNormalize {
-    const T* x;
-    T* y;
-    Normalization<accumulate_t<T>> rules[Width];
-
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T, Width> values[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) values[u] = Vector<T, Width>::load(x + i + u * step);
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k)
-                values[u][k] = from_accumulate<T>(rules[k].apply(to_accumulate(values[u][k])));
-            values[u].store(y + i + u * step);
-        }
-    }
-};
 
 // As batch_norm_normalize_planes, for rows.
 //   x, y   [rows, channels] T, 16-byte aligned; channels a multiple of Width
@@ -303,7 +272,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     if (channel >= layout.channels) return;
-    RowNormalize<T, Width> normalize{x, y, {}};
+    Normalize<T, Width, Width> normalize{x, y, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) normalize.rules[k].load(mean, inv_std, gamma, beta, channel + k);
     for_each_in_row_part<kElementwiseLoads>(layout, channel, part, normalize);
@@ -311,31 +280,33 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 
 // ---- gradients -------------------------------------------------------------------------------------------
 
-template <typename T>
-struct PlaneGradientSums {
+template <typename T, int Width, int Channels>
+struct ParameterGradients {
     using A = accumulate_t<T>;
     const T* dy;
     const T* x;
-    A mean;
-    GradientSums<A> sums;
+    A mean[Channels];
+    GradientSums<A> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i) {
-        sums.add(to_accumulate(dy[i]), to_accumulate(x[i]) - mean);
+        sums[0].add(to_accumulate(dy[i]), to_accumulate(x[i]) - mean[0]);
     }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T> gradients[Count], values[Count];
+        Vector<T, Width> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T>::load(dy + i + u * step);
-            values[u] = Vector<T>::load(x + i + u * step);
+            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
-            for (int k = 0; k < kVectorWidth<T>; ++k)
-                sums.add(to_accumulate(gradients[u][k]), to_accumulate(values[u][k]) - mean);
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                sums[c].add(to_accumulate(gradients[u][k]), to_accumulate(values[u][k]) - mean[c]);
+            }
         }
     }
 };
@@ -354,39 +325,14 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
     const int part = blockIdx.x - channel * static_cast<int>(layout.parts);
-    PlaneGradientSums<T> gradient{dy, x, mean[channel], GradientSums<A>::identity()};
+    ParameterGradients<T, kVectorWidth<T>, 1> gradient{dy, x, {mean[channel]}, {GradientSums<A>::identity()}};
     for_each_in_plane_part<T, kReductionLoads / 2>(layout, channel, part, gradient);
-    const GradientSums<A> sums = block_reduce(gradient.sums, warp_values);
+    const GradientSums<A> sums = block_reduce(gradient.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         const GradientResult<A> result{partial_sums, inv_std, dgamma, dbeta};
         result.write(sums, channel, part, layout.parts);
     }
 }
-
-template <typename T, int Width>
-struct RowGradientSums {
-    using A = accumulate_t<T>;
-    const T* dy;
-    const T* x;
-    A mean[Width];
-    GradientSums<A> sums[Width];
-
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T, Width> gradients[Count], values[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
-            values[u] = Vector<T, Width>::load(x + i + u * step);
-        }
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k)
-                sums[k].add(to_accumulate(gradients[u][k]), to_accumulate(values[u][k]) - mean[k]);
-        }
-    }
-};
 
 // As batch_norm_gradient_sums_planes, for rows.
 //   dy, x   [rows, channels] T, 16-byte aligned; channels a multiple of Width
@@ -400,7 +346,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     __shared__ GradientSums<A> scratch[Width * kChannelThreads];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    RowGradientSums<T, Width> gradient{dy, x, {}, {}};
+    ParameterGradients<T, Width, Width> gradient{dy, x, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradient.mean[k] = channel < layout.channels ? mean[channel + k] : A(0);
@@ -453,31 +399,33 @@ struct InputGradient {
     __device__ __forceinline__ A apply(A dy, A x) const { return fma(mean - x, slope, dy - mean_dy) * scale; }
 };
 
-template <typename T>
-struct PlaneInputGradient {
+template <typename T, int Width, int Channels>
+struct InputGradients {
     const T* dy;
     const T* x;
     T* dx;
-    InputGradient<accumulate_t<T>> rule;
+    InputGradient<accumulate_t<T>> rules[Channels];
 
     __device__ __forceinline__ void scalar(long long i) {
-        dx[i] = from_accumulate<T>(rule.apply(to_accumulate(dy[i]), to_accumulate(x[i])));
+        dx[i] = from_accumulate<T>(rules[0].apply(to_accumulate(dy[i]), to_accumulate(x[i])));
     }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T> gradients[Count], values[Count];
+        Vector<T, Width> gradients[Count], values[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T>::load(dy + i + u * step);
-            values[u] = Vector<T>::load(x + i + u * step);
+            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
-            for (int k = 0; k < kVectorWidth<T>; ++k)
-                values[u][k] = from_accumulate<T>(
-                    rule.apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
+            for (int k = 0; k < Width; ++k) {
+                const accumulate_t<T> dy_k = to_accumulate(gradients[u][k]),
+                                      x_k = to_accumulate(values[u][k]);
+                values[u][k] = from_accumulate<T>(rules[channel_of<Channels>(k)].apply(dy_k, x_k));
+            }
             values[u].store(dx + i + u * step);
         }
     }
@@ -495,37 +443,11 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                      const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
                                      accumulate_t<T> inv_count, PlaneLayout layout) {
     const int channel = blockIdx.x / static_cast<int>(layout.parts);
-    PlaneInputGradient<T> gradient{dy, x, dx, {}};
-    gradient.rule.load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel);
+    InputGradients<T, kVectorWidth<T>, 1> gradient{dy, x, dx, {}};
+    gradient.rules[0].load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel);
     for_each_in_plane_part<T, kElementwiseLoads / 2>(
         layout, channel, blockIdx.x - channel * static_cast<int>(layout.parts), gradient);
 }
-
-template <typename T, int Width>
-struct RowInputGradient {
-    const T* dy;
-    const T* x;
-    T* dx;
-    InputGradient<accumulate_t<T>> rules[Width];
-
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T, Width> gradients[Count], values[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
-            values[u] = Vector<T, Width>::load(x + i + u * step);
-        }
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k)
-                values[u][k] = from_accumulate<T>(
-                    rules[k].apply(to_accumulate(gradients[u][k]), to_accumulate(values[u][k])));
-            values[u].store(dx + i + u * step);
-        }
-    }
-};
 
 // As batch_norm_input_gradient_planes, for rows.
 //   dy, x, dx   [rows, channels] T, 16-byte aligned; channels a multiple of Width
@@ -539,7 +461,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     if (channel >= layout.channels) return;
-    RowInputGradient<T, Width> gradient{dy, x, dx, {}};
+    InputGradients<T, Width, Width> gradient{dy, x, dx, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k)
         gradient.rules[k].load(mean, inv_std, gamma, dgamma, dbeta, inv_count, channel + k);

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpu_layers.verification import Backend, all_cases, differences
+from gpu_layers.verification.selection import named_like
 
 
 @dataclass
@@ -52,13 +52,7 @@ def verify(
     ValueError
         If ``only`` is no regular expression, or finds no case.
     """
-    try:
-        wanted = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    cases = [case for case in all_cases() if wanted.search(str(case))]
-    if not cases:
-        raise ValueError(f"no case is named like {only!r}")
+    cases = named_like(all_cases(), only)
     rows: dict[tuple[str, str], Row] = {}
     for done, case in enumerate(cases, 1):
         row = rows.setdefault((case.op, str(case.dtype)), Row(case.op, str(case.dtype)))
@@ -73,9 +67,9 @@ def verify(
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned text, one an operation and dtype."""
-    lines = [f"{'operation':<20}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
+    lines = [f"{'operation':<12}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
     for row in rows:
         error = "none: equal bits" if row.worst == 0 else f"{row.worst:.0%} of what is allowed"
         result = "ok" if not row.failures else f"{len(row.failures)} WRONG"
-        lines.append(f"{row.op:<20}{row.dtype:<10}{row.cases:>6}  {error:<28}{result}")
+        lines.append(f"{row.op:<12}{row.dtype:<10}{row.cases:>6}  {error:<28}{result}")
     return "\n".join(lines)

@@ -8,7 +8,6 @@ neighbouring threads share.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.emulator import Trace
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
 from gpu_layers.verification.inputs import normal
+from gpu_layers.verification.selection import named_like
 
 _SECTOR = 32
 
@@ -116,30 +116,17 @@ def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.nd
 
 
 def _dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
-    # What channel dropout drops, it does not even read.
-    for name, op_forward, options, floor in (
-        ("dropout", ops.dropout_forward, {}, 2.0),
-        ("dropout by sample", ops.dropout_forward, {"sample_ids": np.arange(shape[0])}, 2.0),
-        ("channel dropout", ops.dropout_forward, {"mask_axes": 2}, 1.5),
-        ("alpha dropout", ops.alpha_dropout_forward, {}, 2.0),
-    ):
-        of_channels = name == "channel dropout"
-        whole = (8, 64, shape[0] * shape[1] // 512) if of_channels else shape
-        yield from _dropout_passes(dtype, whole, name, op_forward, options, floor)
-
-
-def _dropout_passes(dtype, shape, name, op_forward, options, floor) -> Iterator[TrafficCase]:
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: op_forward(x, 0.5, 1, 2, **options), int(floor * x.nbytes)
+        return lambda: ops.dropout_forward(x, 0.5, 1, 2), 2 * x.nbytes
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        _, saved = op_forward(x, 0.5, 1, 2, **options)
-        return lambda: ops.dropout_backward(x, saved), int(floor * x.nbytes)
+        _, saved = ops.dropout_forward(x, 0.5, 1, 2)
+        return lambda: ops.dropout_backward(x, saved), 2 * x.nbytes
 
-    yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
-    yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
+    yield TrafficCase("dropout forward", dtype, shape, "flat", forward)
+    yield TrafficCase("dropout backward", dtype, shape, "flat", backward)
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
@@ -252,13 +239,7 @@ def count_all(
     ValueError
         If ``only`` is no regular expression, or finds no case.
     """
-    try:
-        wanted = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    cases = [case for case in traffic_cases() if wanted.search(str(case))]
-    if not cases:
-        raise ValueError(f"no case is named like {only!r}")
+    cases = named_like(traffic_cases(), only)
     rows = []
     for done, case in enumerate(cases, 1):
         rows.append(count(case))
