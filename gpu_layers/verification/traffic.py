@@ -116,17 +116,30 @@ def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.nd
 
 
 def _dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    # What channel dropout drops, it does not even read.
+    for name, op_forward, options, floor in (
+        ("dropout", ops.dropout_forward, {}, 2.0),
+        ("dropout by sample", ops.dropout_forward, {"sample_ids": np.arange(shape[0])}, 2.0),
+        ("channel dropout", ops.dropout_forward, {"mask_axes": 2}, 1.5),
+        ("alpha dropout", ops.alpha_dropout_forward, {}, 2.0),
+    ):
+        of_channels = name == "channel dropout"
+        whole = (8, 64, shape[0] * shape[1] // 512) if of_channels else shape
+        yield from _dropout_passes(dtype, whole, name, op_forward, options, floor)
+
+
+def _dropout_passes(dtype, shape, name, op_forward, options, floor) -> Iterator[TrafficCase]:
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: ops.dropout_forward(x, 0.5, 1, 2), 2 * x.nbytes
+        return lambda: op_forward(x, 0.5, 1, 2, **options), int(floor * x.nbytes)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        _, saved = ops.dropout_forward(x, 0.5, 1, 2)
-        return lambda: ops.dropout_backward(x, saved), 2 * x.nbytes
+        _, saved = op_forward(x, 0.5, 1, 2, **options)
+        return lambda: ops.dropout_backward(x, saved), int(floor * x.nbytes)
 
-    yield TrafficCase("dropout forward", dtype, shape, "flat", forward)
-    yield TrafficCase("dropout backward", dtype, shape, "flat", backward)
+    yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
+    yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
