@@ -11,7 +11,7 @@ from gpu_layers.layers.adaptive_pool import (
 )
 from gpu_layers.layers.avg_pool import AvgPool1d, AvgPool2d, AvgPool3d
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gpu_layers.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -36,6 +36,7 @@ __all__ = [
     "AvgPool3d",
     "BatchNorm1d",
     "BatchNorm2d",
+    "BatchNorm3d",
     "DropPath",
     "Dropout",
     "Dropout1d",

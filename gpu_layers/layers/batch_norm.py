@@ -169,3 +169,8 @@ class BatchNorm1d(_BatchNorm):
 class BatchNorm2d(_BatchNorm):
     __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, H, W) input:")
     _input_ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, D, H, W) input:")
+    _input_ranks = (5,)

@@ -22,7 +22,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_shape = pytest.mark.parametrize(
-    ("kind", "shape"), [("BatchNorm1d", (7, 3)), ("BatchNorm1d", (4, 3, 5)), ("BatchNorm2d", (3, 3, 5, 2))], ids=str
+    ("kind", "shape"),
+    [
+        ("BatchNorm1d", (7, 3)),
+        ("BatchNorm1d", (4, 3, 5)),
+        ("BatchNorm2d", (3, 3, 5, 2)),
+        ("BatchNorm3d", (2, 3, 3, 1, 5)),
+    ],
+    ids=str,
 )
 
 
@@ -310,6 +317,7 @@ def test_reset_running_stats():
     [
         ("BatchNorm2d", np.ones((2, 3, 4), np.float32), ValueError, r"^expected 4D input \(got 3D input\)$"),
         ("BatchNorm2d", np.ones((1, 2, 3, 4, 4), np.float32), ValueError, r"^expected 4D input \(got 5D input\)$"),
+        ("BatchNorm3d", np.ones((2, 3, 4, 4), np.float32), ValueError, r"^expected 5D input \(got 4D input\)$"),
         ("BatchNorm1d", np.ones((2, 3, 4, 4), np.float32), ValueError, r"^expected 2D or 3D input \(got 4D input\)$"),
         ("BatchNorm1d", np.ones(3, np.float32), ValueError, r"^expected 2D or 3D input \(got 1D input\)$"),
         ("BatchNorm1d", np.array(3, np.float32), ValueError, r"^expected 2D or 3D input \(got 0D input\)$"),
