@@ -4,6 +4,8 @@
 #   make test      run the tests            (make test PYTEST_ARGS="-k dropout")
 #   make lint      check style and types
 #   make format    put the style right
+#   make results      write the README's table of performance from the newest run in profiling/results
+#   make bench-smoke  run the benchmark emulated, on toy sizes: tests it, measures nothing
 #   make clean     remove the virtual environment and all build results
 #
 # Another Python, beside the usual one: make test PYTHON=python3.13 VENV=.venv-3.13
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/host tests/emulator/kernels,\
 	$(foreach suffix,cu cuh h cpp,$(folder)/*.$(suffix))))
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format results bench-smoke clean
 .DELETE_ON_ERROR:
 # All targets share one virtual environment: pip must not run in it twice at a time.
 .NOTPARALLEL:
@@ -40,6 +42,13 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	@echo "$(BIN)/clang-format -i: $(words $(CUDA_SOURCES)) files"
 	@$(BIN)/clang-format -i $(CUDA_SOURCES)
+
+results: $(VENV)/installed-test
+	$(BIN)/python -m profiling.readme_table
+
+bench-smoke: $(VENV)/installed-test
+	$(BIN)/python -m profiling.bench --emulated --quick --peers '^(copy|torch|cupy)$$' --plot build/bench-smoke \
+	    --json build/bench-smoke/bench.json --csv build/bench-smoke/bench.csv
 
 clean:
 	rm -rf $(VENV) build dist gpu_layers.egg-info .mypy_cache .pytest_cache .ruff_cache

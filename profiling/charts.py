@@ -9,7 +9,7 @@ from profiling.implementations import COMPILED, CUPY, JAX, TORCH
 from profiling.results import Row, Run
 
 # Colours that differ for colour-blind readers too (Okabe and Ito).
-_COLOURS = {"ours": "#0072B2", TORCH: "#E69F00", COMPILED: "#D55E00", JAX: "#009E73", CUPY: "#999999"}
+COLOURS = {"ours": "#0072B2", TORCH: "#E69F00", COMPILED: "#D55E00", JAX: "#009E73", CUPY: "#999999"}
 _LABELS = {"ours": "gpu_layers", TORCH: "PyTorch", COMPILED: "torch.compile", JAX: "JAX (host's clock)", CUPY: "CuPy"}
 _MARKERS = {"bfloat16": "o", "float32": "s", "float16": "^", "float64": "D"}
 _TARGET = 0.9
@@ -31,7 +31,7 @@ def save_charts(run: Run, folder: Path | str) -> list[Path]:
     rows = [row for row in run.rows if "ours" in row.timings]
     if not rows:
         return []
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -43,7 +43,8 @@ def save_charts(run: Run, folder: Path | str) -> list[Path]:
     return paths
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib's, drawing to files; RuntimeError without it."""
     try:
         import matplotlib
     except ImportError as error:
@@ -63,8 +64,8 @@ def _where(run: Run) -> str:
 
 def _bars(pyplot: Any, run: Run, rows: list[Row]) -> Any:
     """The largest shape of each operation and pass: how much of the copy's rate each implementation reaches."""
-    chosen = _largest(rows)
-    names = [name for name in _COLOURS if any(name in row.timings for row in chosen)]
+    chosen = largest_rows(rows)
+    names = [name for name in COLOURS if any(name in row.timings for row in chosen)]
     columns = 2 if len(chosen) > 8 else 1
     half = -(-len(chosen) // columns)
     figure, axes = pyplot.subplots(
@@ -77,10 +78,10 @@ def _bars(pyplot: Any, run: Run, rows: list[Row]) -> Any:
         for place, name in enumerate(names):
             values = [(row.rate(name) or 0.0) / copy for row in part]
             positions = [index + (place - (len(names) - 1) / 2) * height for index in range(len(part))]
-            bars = axis.barh(positions, values, height, color=_COLOURS[name], label=_LABELS[name])
+            bars = axis.barh(positions, values, height, color=COLOURS[name], label=_LABELS[name])
             if name == "ours":
                 axis.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
-        axis.set_yticks(range(len(part)), [_label(row) for row in part], fontsize=8)
+        axis.set_yticks(range(len(part)), [row_label(row) for row in part], fontsize=8)
         axis.invert_yaxis()
         axis.axvline(1.0, color="black", linewidth=1)
         axis.set_xlim(0, 1.15 * max(1.0, *((row.rate(name) or 0.0) / copy for row in chosen for name in names)))
@@ -92,12 +93,13 @@ def _bars(pyplot: Any, run: Run, rows: list[Row]) -> Any:
     return figure
 
 
-def _label(row: Row) -> str:
+def row_label(row: Row) -> str:
+    """A case on two lines."""
     layout = ", channels last" if row.channels_last else ""
     return f"{row.op} {row.direction}\n{'x'.join(map(str, row.shape))} {row.dtype}{layout}"
 
 
-def _largest(rows: list[Row]) -> list[Row]:
+def largest_rows(rows: list[Row]) -> list[Row]:
     """Of each operation, pass, dtype and layout the row with most bytes; the dtype that most rows have."""
     dtypes = [row.dtype for row in rows]
     dtype = max(dict.fromkeys(dtypes), key=dtypes.count)

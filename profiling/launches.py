@@ -22,6 +22,8 @@ class Launch:
     shared_bytes : int
         Dynamic shared memory a block.
     cooperative : bool
+    array_bytes : dict of str to int
+        Size of each array that it is given, by parameter.
     """
 
     kernel: Kernel
@@ -29,6 +31,7 @@ class Launch:
     block: tuple[int, int, int]
     shared_bytes: int
     cooperative: bool
+    array_bytes: dict[str, int]
 
 
 class NoLaunches:
@@ -51,7 +54,12 @@ class _Listed:
         shared_bytes: int,
         cooperative: bool,
     ) -> None:
-        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative))
+        sizes = {
+            parameter.name: value.nbytes
+            for parameter, value in zip(kernel.parameters, values, strict=True)
+            if parameter.is_pointer and value is not None
+        }
+        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes))
 
 
 @contextmanager

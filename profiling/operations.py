@@ -215,8 +215,9 @@ AVG_POOL = Operation(
     shapes=_IMAGES,
     forward=lambda a, last: ops.avg_pool_forward(a["x"], (2, 2), channels_last=last),
     backward=ops.avg_pool_backward,
-    floor=_both(_pool_bytes(0)),
-    torch_bytes=_both(_pool_bytes(0)),
+    # Forward reads what lies in a window: of an odd plane not the last row and column.
+    floor={FORWARD: lambda s: s.elements(0, 5), BACKWARD: _pool_bytes(0)},
+    torch_bytes={FORWARD: lambda s: s.elements(0, 5), BACKWARD: _pool_bytes(0)},
     torch=lambda F, t: F.avg_pool2d(t["x"], *_AVG_WINDOW),  # noqa: N803
     expression=_avg_pool_expression,
     jax=lambda jax, a, last: _reduce_window(jax, a["x"], 0.0, jax.lax.add, _AVG_WINDOW, last) / _AVG_WINDOW[0] ** 2,

@@ -1,0 +1,106 @@
+"""The model of cost: bytes against counts by hand, launches, and what the machine code allows."""
+
+import numpy as np
+import pytest
+
+from profiling.cases import Case
+from profiling.compiled_code import Resources
+from profiling.launches import listed_launches
+from profiling.model import failed_gates, launches_of, main, model, modelled_bytes
+from profiling.occupancy import occupancy, resident_blocks
+from profiling.operations import BATCH_NORM_INFERENCE, DROPOUT, MAX_POOL, RELU
+from profiling.results import Run
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "blocks"),
+    [
+        (32, 256, 0, 8),  # 2,048 threads
+        (64, 256, 0, 4),  # 65,536 registers / (64 x 256)
+        (65, 256, 0, 3),  # registers come by 256 a warp: 72 a thread
+        (32, 32, 0, 32),  # never more blocks than 32
+        (32, 256, 100 * 1024, 2),  # 228 KiB / (100 + 1)
+        (255, 1024, 0, 0),  # does not fit at all
+    ],
+)
+def test_resident_blocks(registers, threads, shared, blocks):
+    resources = Resources(registers, 0, 1024, 0)
+    assert resident_blocks(resources, threads, shared) == blocks
+    assert occupancy(resources, threads, shared) == blocks * threads / 2048
+
+
+def test_launches_of_a_shape_that_is_too_large_to_be_run():
+    (launch,) = launches_of(Case(RELU, "forward", (256, 64, 112, 112), "float32"))
+    assert launch.kernel.name == "relu_forward<float>"
+    assert launch.array_bytes == {"x": 4 * 256 * 64 * 112 * 112, "y": 4 * 256 * 64 * 112 * 112}
+
+
+def test_launches_of_a_backward_leave_out_those_before_it():
+    launches = launches_of(Case(DROPOUT, "backward", (64, 1000), "float32"))
+    assert len(launches) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "direction", "per_input"),
+    [(DROPOUT, "forward", 8), (RELU, "backward", 12), (MAX_POOL, "forward", 5.25), (MAX_POOL, "backward", 5.25)],
+)
+def test_modelled_bytes(operation, direction, per_input):
+    shape = (64, 256, 56, 56)
+    case = Case(operation, direction, shape, "float32")
+    moved, note = modelled_bytes(case, launches_of(case))
+    assert note == ""
+    assert moved == pytest.approx(per_input * np.prod(shape), rel=0.002)
+
+
+def test_values_per_channel_are_not_scaled_with_the_batch():
+    case = Case(BATCH_NORM_INFERENCE, "forward", (64, 256, 56, 56), "float32")
+    moved, _ = modelled_bytes(case, launches_of(case))
+    # x and y, and of each channel gamma, beta, mean and inv_std.
+    assert moved == 8 * 64 * 256 * 56 * 56 + 4 * 4 * 256
+
+
+def test_where_smaller_shapes_take_other_kernels_the_note_says_so():
+    case = Case(RELU, "forward", (8192, 4096), "float32")
+    with listed_launches() as others:
+        import gpu_layers as gl
+
+        gl.ops.relu_forward(np.ones(100, np.float16))
+    assert modelled_bytes(case, others) == (400, "bytes not counted: smaller shapes take other kernels")
+
+
+def test_gates():
+    pytest.importorskip("cupy")
+    case = Case(RELU, "forward", (32, 64, 28, 28), "bfloat16")
+    launches = launches_of(case)
+    (blocks,) = failed_gates(case, case.floor_bytes, launches)
+    assert blocks.startswith("relu_forward<__nv_bfloat16>: 392 blocks, ")
+    assert failed_gates(case, 2 * case.floor_bytes, launches)[0] == "moves 2.00 x the floor"
+
+
+def test_a_row():
+    pytest.importorskip("cupy")
+    row = model(Case(DROPOUT, "forward", (8192, 4096), "bfloat16"))
+    assert row.timings == {}
+    assert row.model["fraction"] == pytest.approx(1.0, abs=0.01)
+    assert row.model["failed_gates"] == []
+    (launch,) = row.model["launches"]
+    assert launch["kernel"] == "dropout_apply<__nv_bfloat16>"
+    assert 16 <= launch["registers"] <= 64
+    assert 0.5 <= launch["occupancy"] <= 1
+
+
+def test_the_command(tmp_path, capsys):
+    pytest.importorskip("cupy")
+    pytest.importorskip("matplotlib")
+    arguments = ["--only", "^relu .* 8192x4096 bfloat16", "--json", str(tmp_path / "m.json")]
+    assert main([*arguments, "--plot", str(tmp_path / "m.png")]) == 0
+    assert capsys.readouterr().out.startswith("MODELLED for an H100, with no GPU")
+    run = Run.load(tmp_path / "m.json")
+    assert run.kind == "modelled"
+    assert [row.direction for row in run.rows] == ["forward", "backward"]
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_usage(capsys):
+    assert main(["--only", "lstm"]) == 2
+    assert "no case is named like 'lstm'" in capsys.readouterr().err
