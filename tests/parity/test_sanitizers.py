@@ -16,10 +16,11 @@ def test_verify_is_clean(sanitizer):
     assert "all right" in done.stdout
 
 
-def test_an_error_found_by_a_sanitizer_is_exit_status_1(monkeypatch, capsys):
+def test_an_error_found_by_a_sanitizer_is_exit_status_1(monkeypatch, tmp_path, capsys):
     """AddressSanitizer ends the process with 99; a difference and a crash count the same."""
-    monkeypatch.setattr(
-        "gpu_layers.cli.verify.subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], returncode=99)
-    )
+    process = tmp_path / "python"
+    process.write_text("#!/bin/sh\nexit 99\n")
+    process.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(process))
     assert main(["verify", "--sanitizer", "asan"]) == 1
     assert "asan ended the process with status 99" in capsys.readouterr().err
