@@ -1,0 +1,82 @@
+"""The README's section: from the newest measured run, or modelled and saying so."""
+
+import pytest
+
+from profiling.readme_table import BEGIN, END, ROOT, main, newest, replaced, section
+from profiling.results import ResultsError, Row, Run
+from profiling.statistics import Timing
+from tests.profiling.sample_run import sample_run
+
+
+def modelled(fraction=0.66):
+    row = Row("relu forward 8x8 float32", "relu", "forward", "float32", [8, 8], False, 600, 900)
+    row.model = {"bytes": round(600 / fraction), "fraction": fraction, "launches": [{}], "failed_gates": []}
+    return Run("modelled", {"commit": "abc"}, rows=[row])
+
+
+def measured(date, us=2.0):
+    row = Row("relu forward 8x8 float32", "relu", "forward", "float32", [8, 8], False, 3_000_000, 3_000_000)
+    row.timings = {"ours": Timing(us, us, us, 9), "torch": Timing(3.0, 3.0, 3.0, 9)}
+    facts = {"gpu": "GPU X", "driver": "1", "cuda": "13.0", "cupy": "14", "torch": "2.1", "commit": "abc"}
+    return Run("measured", facts | {"date": date}, 3000.0, [row])
+
+
+def test_without_a_run_it_says_not_measured(tmp_path):
+    modelled().save(tmp_path / "modelled.json")
+    text = section(tmp_path)
+    assert "**not measured on a GPU yet**" in text
+    assert "| relu forward, 8x8 float32 | 1.51 | 1.50 | 1 |" in text
+    assert "µs" not in text
+
+
+def test_the_newest_measured_run_with_its_prediction(tmp_path):
+    modelled().save(tmp_path / "modelled.json")
+    measured("2026-01-01T00:00:00Z", us=9.0).save(tmp_path / "z-older" / "bench.json")
+    measured("2026-02-01T00:00:00Z").save(tmp_path / "a-newer" / "bench.json")
+    text = section(tmp_path)
+    assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14, PyTorch 2.1, commit abc, 2026-02-01." in text
+    assert "not measured" not in text
+    assert "| | µs | of copy | modelled | x PyTorch |" in text
+    # 3 MB in 2 us are 1,500 GB/s, half of the copy's; PyTorch takes 3 us.
+    assert "| relu forward, 8x8 float32 | 2.0 | 0.50 | 0.66 | 1.50 |" in text
+
+
+def test_emulated_runs_are_never_published(tmp_path):
+    emulated = measured("2026-03-01T00:00:00Z")
+    emulated.kind = "emulated"
+    emulated.save(tmp_path / "run" / "bench.json")
+    assert newest(tmp_path) is None
+    with pytest.raises(ResultsError, match="holds no measured run and no modelled"):
+        section(tmp_path)
+
+
+def test_wrong_results_are_named(tmp_path):
+    run = measured("2026-01-01T00:00:00Z")
+    run.rows.append(Row("max_pool", "max_pool", "forward", "float32", [8], False, 1, 1, correct=False))
+    run.save(tmp_path / "run" / "bench.json")
+    assert section(tmp_path).endswith("Wrong, and therefore not timed: max_pool.")
+
+
+def test_every_case_has_a_line(tmp_path):
+    sample_run().save(tmp_path / "run" / "bench.json")
+    lines = [line for line in section(tmp_path).splitlines() if line.startswith("| ") and "bfloat16" in line]
+    assert len(lines) == len({(row.op, row.direction, row.channels_last) for row in sample_run().rows})
+
+
+def test_only_the_section_changes():
+    text = f"# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n"
+    assert replaced(text, "new") == f"# Title\n\n{BEGIN}\nnew\n{END}\n\nmore\n"
+    with pytest.raises(ResultsError, match=r"README\.md needs the lines"):
+        replaced("# Title\n", "new")
+
+
+def test_a_file_of_another_version_is_one_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bench.json").write_text('{"schema": 7}')
+    assert main(["--results", str(tmp_path)]) == 2
+    assert "has version 7 of the results, this is version 1" in capsys.readouterr().err
+
+
+def test_the_readme_is_up_to_date():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert replaced(readme, section(ROOT / "profiling" / "results")) == readme, "run make results"
