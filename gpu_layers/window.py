@@ -53,7 +53,9 @@ class Window:
     @property
     def is_global(self) -> bool:
         """Whether there is one window, and its taps are the whole plane."""
-        return self.kernel == self.input_shape and set(self.output_shape) == {1} and not any(self.pad_before)
+        dense = all(k == 1 or d == 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        one = set(self.output_shape) == {1} and not any(self.pad_before)
+        return dense and one and self.kernel == self.input_shape
 
     def origins(self, axis: int) -> np.ndarray:
         """Position along one axis of each window's first tap; negative in the padding.

@@ -9,7 +9,9 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.kernels.dropout import dropout_backward, dropout_forward
+from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
+from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
 from gpu_layers.reference.max_pool import max_pool_indices
 
 __all__ = [
@@ -21,9 +23,14 @@ __all__ = [
     "batch_norm_inference_backward",
     "dropout_backward",
     "dropout_forward",
+    "lp_pool_backward",
+    "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
     "max_pool_indices",
+    "max_unpool_backward",
+    "max_unpool_forward",
+    "max_unpool_indices_valid",
     "relu_backward",
     "relu_forward",
 ]

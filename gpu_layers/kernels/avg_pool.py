@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
 from gpu_layers.kernels.pool_plan import divisor_struct, general_template, plan_for, ready_lengths, spatial_empty
 from gpu_layers.window import Window
@@ -25,6 +26,9 @@ def avg_pool_forward(
     x = ready(x)
     element = element_type(x)
     y = spatial_empty(x, window.output_shape, channels_last)
+    if global_pool.takes(x, window, channels_last, lengths):
+        global_pool.global_avg_forward(x, y, window, channels_last, divisor_override)
+        return y
     plan = plan_for(x, window, "output", channels_last)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
     kernel = _FORWARD(T=element, **plan.template_arguments)
@@ -44,6 +48,9 @@ def avg_pool_backward(
     dy = ready(dy)
     element = element_type(dy)
     dx = spatial_empty(dy, window.input_shape, channels_last)
+    if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
+        global_pool.global_backward(dy, None, dx, window, divisor_override)
+        return dx
     plan = plan_for(dy, window, "input", channels_last)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
     kernel = _BACKWARD(T=element, **plan.template_arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
 from gpu_layers.kernels.pool_plan import as_bytes, general_template, plan_for, ready_lengths, spatial_empty
 from gpu_layers.reference.pool_taps import tap_dtype
@@ -23,6 +24,9 @@ def max_pool_forward(
     x = ready(x)
     y = spatial_empty(x, window.output_shape, channels_last)
     taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    if global_pool.takes(x, window, channels_last, lengths):
+        global_pool.global_max_forward(x, y, taps, window, channels_last)
+        return y, taps
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, y, as_bytes(taps), ready_lengths(lengths, window.rank), plan.struct))
@@ -35,6 +39,9 @@ def max_pool_backward(
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
     dy, taps = ready(dy), ready(taps)
     dx = spatial_empty(dy, window.input_shape, channels_last)
+    if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
+        global_pool.global_backward(dy, taps, dx, window)
+        return dx
     plan = plan_for(dy, window, "input", channels_last)
     kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
     plan.run(kernel, (dy, as_bytes(taps), dx, ready_lengths(lengths, window.rank), plan.struct))

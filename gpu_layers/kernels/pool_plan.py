@@ -19,7 +19,8 @@ from gpu_layers.window import Window
 
 THREADS = 256
 
-_DIVISION = np.dtype([("divisor", np.uint32), ("multiplier", np.uint32), ("shift", np.uint32)])
+#: Layout of ``Divisor32``.
+DIVISION = np.dtype([("divisor", np.uint32), ("multiplier", np.uint32), ("shift", np.uint32)])
 _WINDOW = np.dtype(
     [
         ("kernel", np.int32, 3),
@@ -34,12 +35,12 @@ _WINDOW = np.dtype(
         ("channels", np.int64),
         ("groups", np.int64),
         ("units", np.int64, 3),
-        ("by_units", _DIVISION, 3),
-        ("by_image", _DIVISION),
-        ("by_groups", _DIVISION),
-        ("by_stride", _DIVISION, 3),
-        ("by_output", _DIVISION, 3),
-        ("by_input", _DIVISION, 3),
+        ("by_units", DIVISION, 3),
+        ("by_image", DIVISION),
+        ("by_groups", DIVISION),
+        ("by_stride", DIVISION, 3),
+        ("by_output", DIVISION, 3),
+        ("by_input", DIVISION, 3),
     ],
     align=True,
 )
@@ -91,7 +92,9 @@ class Plan:
         ``PoolWindow``.
     """
 
-    def __init__(self, window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool) -> None:
+    def __init__(
+        self, window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool, single: bool
+    ) -> None:
         samples, channels = shape[0], shape[-1] if channels_last else shape[1]
         lead = (1,) * (3 - window.rank)
         sizes = {
@@ -104,7 +107,9 @@ class Plan:
         }
         per_position = channels if channels_last else 1
         index64 = _reach(window, per_position) >= limits().index32_below
-        vectors = channels_last and channels % (16 // itemsize) == 0 and not index64 and window.taps <= 256
+        vectors = (
+            not single and channels_last and channels % (16 // itemsize) == 0 and not index64 and window.taps <= 256
+        )
         self.width = 16 // itemsize if vectors else 1
         self.template_arguments = {"Width": str(self.width), "Index": "long long" if index64 else "int"}
         groups = per_position // self.width
@@ -149,12 +154,12 @@ def _reach(window: Window, per_position: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _cached_plan(
-    window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool, _: Any
+    window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool, single: bool, _: Any
 ) -> Plan:
-    return Plan(window, units, shape, itemsize, channels_last)
+    return Plan(window, units, shape, itemsize, channels_last, single)
 
 
-def plan_for(array: Any, window: Window, units: str, channels_last: bool) -> Plan:
+def plan_for(array: Any, window: Window, units: str, channels_last: bool, single: bool = False) -> Plan:
     """The plan for an array of inputs or outputs.
 
     Parameters
@@ -164,10 +169,12 @@ def plan_for(array: Any, window: Window, units: str, channels_last: bool) -> Pla
     units : {"output", "input"}
         What a thread has one of at a time.
     channels_last : bool
+    single : bool
+        One channel a thread, also where several would make a vector.
     """
     # The spatial sizes are the window's: leave them out, so that forward and backward share a plan.
     shape = (array.shape[0], array.shape[-1 if channels_last else 1])
-    return _cached_plan(window, units, shape, array.dtype.itemsize, channels_last, limits())
+    return _cached_plan(window, units, shape, array.dtype.itemsize, channels_last, single, limits())
 
 
 def spatial_empty(array: Any, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:

@@ -21,7 +21,9 @@ from gpu_layers.layers.dropout import (
     DropPath,
     FeatureAlphaDropout,
 )
+from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
+from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -43,9 +45,15 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "Layer",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "ReLU",
 ]

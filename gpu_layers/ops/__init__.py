@@ -17,6 +17,7 @@ from gpu_layers.ops.dropout import (
     dropout_forward,
     dropout_mask,
 )
+from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
     MaxPoolSaved,
     adaptive_max_pool_forward,
@@ -24,12 +25,15 @@ from gpu_layers.ops.max_pool import (
     max_pool_forward,
     max_pool_indices,
 )
+from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
 
 __all__ = [
     "AvgPoolSaved",
     "BatchNormSaved",
     "DropoutSaved",
+    "LPPoolSaved",
     "MaxPoolSaved",
+    "MaxUnpoolSaved",
     "ReluSaved",
     "adaptive_avg_pool_forward",
     "adaptive_max_pool_forward",
@@ -44,9 +48,13 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",
+    "lp_pool_backward",
+    "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
     "max_pool_indices",
+    "max_unpool_backward",
+    "max_unpool_forward",
     "relu_backward",
     "relu_forward",
 ]

@@ -9,7 +9,9 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.reference.dropout import dropout_backward, dropout_forward
+from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
+from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
 
 __all__ = [
     "avg_pool_backward",
@@ -20,9 +22,14 @@ __all__ = [
     "batch_norm_inference_backward",
     "dropout_backward",
     "dropout_forward",
+    "lp_pool_backward",
+    "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
     "max_pool_indices",
+    "max_unpool_backward",
+    "max_unpool_forward",
+    "max_unpool_indices_valid",
     "relu_backward",
     "relu_forward",
 ]

@@ -18,7 +18,7 @@ from gpu_layers.verification.dropout import (
     sample_dropout_cases,
 )
 from gpu_layers.verification.elementwise import relu_cases
-from gpu_layers.verification.pooling import avg_pool_cases, max_pool_cases
+from gpu_layers.verification.pooling import avg_pool_cases, lp_pool_cases, max_pool_cases, max_unpool_cases
 
 __all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differences", "emulated_backend"]
 
@@ -32,6 +32,8 @@ _CASES = (
     batch_norm_cases,
     max_pool_cases,
     avg_pool_cases,
+    lp_pool_cases,
+    max_unpool_cases,
 )
 
 

@@ -1,4 +1,4 @@
-"""Cases of max and average pooling."""
+"""Cases of the poolings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpu_layers import ops
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
-from gpu_layers.verification.inputs import normal, with_special_values, with_ties
+from gpu_layers.verification.inputs import generator, normal, with_special_values, with_ties
 
 # (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
 # channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
@@ -45,6 +45,8 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 4, 17), (5,)),
     ((1, 8, 5, 6, 7), (2, None, 3)),
     ((3, 8, 7, 7), (1, 1)),
+    ((1, 2, 129, 128), (1, 1)),
+    ((2, 24, 9, 31), (1, 1)),
     ((2, 3, 40, 30), (1, 1)),
     ((5, 16, 1), (1,)),
     ((0, 2, 5), (2,)),
@@ -130,15 +132,19 @@ def _avg_pool(dtype, label, shape, window) -> Case:
         return {"y": y, "dx": ops.avg_pool_backward(arrays["dy"], saved)}
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        _, saved = _avg_forward(_view(label, inputs["x"]).astype(np.float64), window)
         # The sums are the same to the last bit. A product with a rounded reciprocal is within 1.5 units in the last
         # place of the quotient, which within half a unit of the exact one: two roundings of the accumulation dtype,
         # and then one of the dtype, which may fall to the other side.
         rounding = 2 * epsilon(accumulate) + (epsilon(dtype) if dtype != accumulate else 0)
         y = np.abs(expected["y"].astype(np.float64)) * rounding + smallest(dtype)
+        if saved.window.is_global:
+            # Sums in another order: each addition of either may be off by half a unit of the sum of the sizes.
+            sizes, _ = _avg_forward(np.abs(_view(label, inputs["x"]).astype(np.float64)), window)
+            y = y + saved.window.taps * epsilon(accumulate) * np.abs(sizes)
         # In the backward each of at most k shares is off by as much, and each addition rounds once more here and
         # there; the shares' absolute values are the gradient of |dy|.
         magnitude = np.abs(inputs["dy"].astype(np.float64))
-        _, saved = _avg_forward(_view(label, inputs["x"]).astype(np.float64), window)
         total = np.abs(ops.avg_pool_backward(magnitude, saved))
         covering = math.prod(
             -(-kernel // stride) if not saved.window.adaptive else -(-outputs // size) + 1
@@ -156,3 +162,80 @@ def _avg_pool(dtype, label, shape, window) -> Case:
         return {"y": y, "dx": dx}
 
     return Case("avg_pool", dtype, label, inputs, run, bounds)
+
+
+# Of the windows above, those that are enough: the kernels are the general ones, whose geometry is tested there.
+_LP_CASES = [case for case in _CASES if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
+_POWERS = (1.0, 2.0, 3.0, np.inf)
+
+
+def lp_pool_cases() -> Iterator[Case]:
+    """Sums in the order of the reference; powers as good as CUDA promises."""
+    for dtype in FLOAT_DTYPES:
+        for p in _POWERS:
+            for shape, window in _LP_CASES:
+                yield _lp_pool(dtype, p, shape, window)
+            (batch, channels, *spatial), window = _LP_CASES[1]
+            yield _lp_pool(dtype, p, (batch, *spatial, channels), {**window, "channels_last": True})
+
+
+def _lp_pool(dtype, p, shape, window) -> Case:
+    accumulate = statistics_dtype(dtype)
+
+    def inputs() -> Arrays:
+        x = normal(shape, dtype, "x")
+        y, _ = ops.lp_pool_forward(x, p, **window)
+        return {"x": x, "dy": normal(y.shape, dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.lp_pool_forward(arrays["x"], p, **window)
+        results = {"y": y, "dx": ops.lp_pool_backward(arrays["dy"], saved)}
+        return results if saved.taps is None else {**results, "taps": saved.taps}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        if p in (1, 2, np.inf):
+            return {}  # nothing but what IEEE 754 defines to the last bit
+        # CUDA's powf is within 4 units in the last place, NumPy's as near: 8 between the two for the terms, a p-th
+        # of that and 8 more for the root; for the gradient 8, and p - 1 for each unit that y is off.
+        rounding = epsilon(dtype) if dtype != accumulate else 0.0
+        y = np.abs(expected["y"].astype(np.float64)) * (16 * epsilon(accumulate) + rounding) + smallest(dtype)
+        _, saved = ops.lp_pool_forward(inputs["x"].astype(np.float64), p, **window)
+        total = np.abs(ops.lp_pool_backward(np.abs(inputs["dy"].astype(np.float64)), saved))
+        dx = total * (p * (24 * epsilon(accumulate) + rounding) + 2 * rounding) + smallest(dtype)
+        return {"y": y, "dx": dx}
+
+    label = f"{list(shape)} p={p:g}, {', '.join(f'{name}={value}' for name, value in window.items())}"
+    return Case("lp_pool", dtype, label, inputs, run, bounds)
+
+
+# (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.
+_UNPOOL_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((2, 3, 4, 5), (9, 11)),
+    ((1, 2, 40, 33), (81, 66)),
+    ((3, 2, 70), (20,)),
+    ((1, 2, 2, 3, 3), (4, 6, 6)),
+    ((0, 2, 3), (6,)),
+)
+
+
+def max_unpool_cases() -> Iterator[Case]:
+    """Values move: every bit must be the reference's. Some indices are equal, some are outside the plane."""
+    for dtype in FLOAT_DTYPES:
+        for shape, size in _UNPOOL_CASES:
+            yield _max_unpool(dtype, shape, size)
+
+
+def _max_unpool(dtype, shape, size) -> Case:
+    plane = math.prod(size)
+
+    def inputs() -> Arrays:
+        indices = generator("indices", shape).integers(-1, plane + 1, shape)
+        return {"x": normal(shape, dtype, "x"), "indices": indices, "dy": normal((*shape[:2], *size), dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.max_unpool_forward(arrays["x"], arrays["indices"], size, check=False)
+        inside = arrays["indices"].clip(0, plane - 1)
+        checked, _ = ops.max_unpool_forward(arrays["x"], inside, size)
+        return {"y": y, "checked": checked, "dx": ops.max_unpool_backward(arrays["dy"], saved)}
+
+    return Case("max_unpool", dtype, f"{list(shape)} to {list(size)}", inputs, run)

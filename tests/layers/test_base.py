@@ -19,6 +19,9 @@ MAKERS = {
     "BatchNorm2d without averages": lambda: gl.BatchNorm2d(3, track_running_stats=False),
     "MaxPool2d": lambda: gl.MaxPool2d(2),
     "AvgPool2d": lambda: gl.AvgPool2d(2),
+    "AdaptiveMaxPool2d": lambda: gl.AdaptiveMaxPool2d(3),
+    "AdaptiveAvgPool2d": lambda: gl.AdaptiveAvgPool2d(3),
+    "LPPool2d": lambda: gl.LPPool2d(2, 2),
 }
 each_layer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 

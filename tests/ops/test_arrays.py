@@ -18,6 +18,9 @@ FORWARDS = {
     "batch_norm_inference": lambda x: gl.ops.batch_norm_inference(x, ONES, ONES, None, None),
     "max_pool": lambda x: gl.ops.max_pool_forward(x, (2, 2)),
     "avg_pool": lambda x: gl.ops.avg_pool_forward(x, (2, 2)),
+    "adaptive_max_pool": lambda x: gl.ops.adaptive_max_pool_forward(x, (3, 3)),
+    "adaptive_avg_pool": lambda x: gl.ops.adaptive_avg_pool_forward(x, (3, 3)),
+    "lp_pool": lambda x: gl.ops.lp_pool_forward(x, 3, (2, 2)),
 }
 LAYERS = {
     "Dropout": gl.Dropout(),
@@ -34,6 +37,7 @@ LAYERS = {
     "BatchNorm1d": gl.BatchNorm1d(2),
     "MaxPool2d": gl.MaxPool2d(2),
     "AvgPool2d": gl.AvgPool2d(2),
+    "LPPool2d": gl.LPPool2d(2, 2),
 }
 CALLS = FORWARDS | LAYERS
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

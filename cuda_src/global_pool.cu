@@ -1,0 +1,251 @@
+// Pooling of whole planes: one output for each, whatever its size.
+#include "fast_division.cuh"
+#include "pool_taps.cuh"
+#include "reduce.cuh"
+
+constexpr int kGlobalThreads = 256;
+
+// Planes in memory one after another (channels first), or side by side (channels last, as vectors).
+struct GlobalLayout {
+    long long planes;     // of all samples; of one, for rows: vectors of channels
+    long long positions;  // of a plane
+    long long samples;    // rows only
+    int lanes;            // threads of a plane, a power of two: a part of a warp, or the block; of a row
+    int tap_bytes;
+};
+
+static_assert(sizeof(GlobalLayout) == 32, "the launcher packs it with this size");
+
+// The largest of some values and its position: the first of equal ones, the last of several NaN. The same
+// whatever the order they come in.
+template <typename A>
+struct Largest {
+    A value;
+    int position;
+
+    static __device__ __forceinline__ Largest identity() {
+        Largest none;
+        set_negative_infinity(none.value);
+        none.position = 0x7fffffff;
+        return none;
+    }
+    __device__ __forceinline__ void take(A other, int at) {
+        // Of later positions only.
+        if (other > value || other != other || position == 0x7fffffff) {
+            value = other;
+            position = at;
+        }
+    }
+    __device__ __forceinline__ Largest combine(const Largest& other) const {
+        const bool nan = value != value, other_nan = other.value != other.value;
+        bool keep = value > other.value || (value == other.value && position < other.position);
+        if (nan || other_nan) keep = nan && !(other_nan && other.position > position);
+        return keep ? *this : other;
+    }
+    __device__ __forceinline__ Largest shuffled_down(int delta) const {
+        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, position, delta)};
+    }
+};
+
+template <typename A>
+struct Sum {
+    A value;
+
+    static __device__ __forceinline__ Sum identity() { return {A(0)}; }
+    __device__ __forceinline__ void take(A other, int) { value += other; }
+    __device__ __forceinline__ Sum combine(const Sum& other) const { return {value + other.value}; }
+    __device__ __forceinline__ Sum shuffled_down(int delta) const {
+        return {__shfl_down_sync(kFullWarp, value, delta)};
+    }
+};
+
+// Calls finish(plane, value) in one thread of each plane, with the value of all its elements.
+//   x   [planes, positions] T, aligned to 16 bytes
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename Value, typename T, typename Finish>
+__device__ __forceinline__ void reduce_planes(const T* x, const GlobalLayout& layout, Finish finish) {
+    __shared__ Value warp_values[kGlobalThreads / kWarpThreads];
+    constexpr int kWidth = kVectorWidth<T>;
+    const int lane = threadIdx.x & (layout.lanes - 1);
+    const int planes_of_block = kGlobalThreads / layout.lanes;
+    const bool aligned = layout.positions % kWidth == 0;
+    for (long long first = static_cast<long long>(blockIdx.x) * planes_of_block; first < layout.planes;
+         first += static_cast<long long>(gridDim.x) * planes_of_block) {
+        const long long plane = first + threadIdx.x / layout.lanes;
+        const T* source = x + plane * layout.positions;
+        const int positions = plane < layout.planes ? static_cast<int>(layout.positions) : 0;
+        Value value = Value::identity();
+        if (aligned) {
+#pragma unroll 4
+            for (int i = lane * kWidth; i < positions; i += layout.lanes * kWidth) {
+                const Vector<T> values = Vector<T>::load(source + i);
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) value.take(to_accumulate(values[k]), i + k);
+            }
+        } else {
+#pragma unroll 4
+            for (int i = lane; i < positions; i += layout.lanes) value.take(to_accumulate(source[i]), i);
+        }
+        if (layout.lanes == kGlobalThreads) {
+            value = block_reduce(value, warp_values);
+            __syncthreads();
+        } else {
+            for (int delta = layout.lanes / 2; delta > 0; delta /= 2)
+                value = value.combine(value.shuffled_down(delta));
+        }
+        if (lane == 0 && plane < layout.planes) finish(plane, value);
+    }
+}
+
+// y = largest value of each plane, and its position.
+//   x      [planes, positions] T, aligned to 16 bytes
+//   y      [planes] T
+//   taps   [planes], layout.tap_bytes each
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_max_planes(const T* x, T* y, unsigned char* taps, GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    reduce_planes<Largest<A>>(x, layout, [&](long long plane, const Largest<A>& largest) {
+        const int chosen[1] = {largest.position};
+        y[plane] = from_accumulate<T>(largest.value);
+        store_taps<1>(taps, plane, chosen, layout.tap_bytes);
+    });
+}
+
+// y = sum of each plane times factor. In an order that depends on the plane's size alone.
+//   x   [planes, positions] T, aligned to 16 bytes
+//   y   [planes] T
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_avg_planes(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    reduce_planes<Sum<A>>(x, layout, [&](long long plane, const Sum<A>& sum) {
+        y[plane] = from_accumulate<T>(sum.value * factor);
+    });
+}
+
+// Calls finish(vector, values) in one thread of each vector of channels.
+//   x   [samples, positions, planes] of Width T, aligned to 16 bytes
+// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+template <typename Value, typename T, typename Finish>
+__device__ __forceinline__ void reduce_rows(const T* x, const GlobalLayout& layout, Finish finish) {
+    constexpr int kWidth = kVectorWidth<T>;
+    __shared__ Value partial[kGlobalThreads][kWidth];
+    const int lanes = layout.lanes, slots = kGlobalThreads / lanes;
+    const int lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
+    const long long tiles = (layout.planes + lanes - 1) / lanes;
+    const long long sample = blockIdx.x / tiles;
+    const long long vector = (blockIdx.x - sample * tiles) * lanes + lane;
+    Value values[kWidth];
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) values[k] = Value::identity();
+    if (vector < layout.planes) {
+        const T* source = x + (sample * layout.positions * layout.planes + vector) * kWidth;
+#pragma unroll 2
+        for (int i = slot; i < static_cast<int>(layout.positions); i += slots) {
+            const Vector<T> loaded = Vector<T>::load(source + i * layout.planes * kWidth);
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) values[k].take(to_accumulate(loaded[k]), i);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) partial[threadIdx.x][k] = values[k];
+    __syncthreads();
+    if (slot > 0 || vector >= layout.planes) return;
+    for (int other = 1; other < slots; ++other) {
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(partial[other * lanes + lane][k]);
+    }
+    finish(sample * layout.planes + vector, values);
+}
+
+// As global_max_planes, of channels side by side.
+//   x      [samples, positions, planes] of Width T, aligned to 16 bytes
+//   y      [samples, planes] of Width T, likewise
+//   taps   [samples, planes] of Width; layout.tap_bytes each
+// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_max_rows(const T* x, T* y, unsigned char* taps, GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    reduce_rows<Largest<A>>(x, layout, [&](long long vector, const Largest<A>(&largest)[kWidth]) {
+        Vector<T> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            const int chosen[1] = {largest[k].position};
+            result[k] = from_accumulate<T>(largest[k].value);
+            store_taps<1>(taps, vector * kWidth + k, chosen, layout.tap_bytes);
+        }
+        result.store(y + vector * kWidth);
+    });
+}
+
+// As global_avg_planes, of channels side by side.
+//   x   [samples, positions, planes] of Width T, aligned to 16 bytes
+//   y   [samples, planes] of Width T, likewise
+// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_avg_rows(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    reduce_rows<Sum<A>>(x, layout, [&](long long vector, const Sum<A>(&sums)[kWidth]) {
+        Vector<T> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sums[k].value * factor);
+        result.store(y + vector * kWidth);
+    });
+}
+
+// dx = dy * factor at every position of the plane; with taps, at the one that was chosen, and 0 elsewhere.
+//   dy      [planes] T
+//   taps    [planes], layout.tap_bytes each, or null
+//   dx      [planes, positions] T, aligned to 16 bytes: every element is written once
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_spread_planes(const T* dy, const unsigned char* taps, T* dx, accumulate_t<T> factor,
+                         Divisor32 by_positions, GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    constexpr int kBlockElements = kGlobalThreads * kWidth;
+    const long long total = layout.planes * layout.positions;
+    const int positions = static_cast<int>(layout.positions);
+    for (long long first = static_cast<long long>(blockIdx.x) * kBlockElements; first < total;
+         first += static_cast<long long>(gridDim.x) * kBlockElements) {
+        const long long start = first + threadIdx.x * kWidth;
+        if (start >= total) break;
+        // The block's first plane by one division for all of its threads, a thread's by a fast one.
+        long long plane = first / layout.positions;
+        int at = static_cast<int>(first - plane * layout.positions) + threadIdx.x * kWidth;
+        const int later = by_positions.quotient(at);
+        plane += later;
+        at -= later * positions;
+        Vector<T> result;
+        A gradient = A(0);
+        int chosen[1] = {0};
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k, ++at) {
+            if (at == positions) {
+                at = 0;
+                ++plane;
+            }
+            if ((k == 0 || at == 0) && plane < layout.planes) {
+                gradient = fma(to_accumulate(dy[plane]), factor, A(0));
+                if (taps != nullptr) load_taps<1>(taps, plane, chosen, layout.tap_bytes);
+            }
+            result[k] = from_accumulate<T>(taps != nullptr && chosen[0] != at ? A(0) : gradient);
+        }
+        if (start + kWidth <= total) {
+            result.store(dx + start);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (start + k < total) dx[start + k] = result[k];
+            }
+        }
+    }
+}

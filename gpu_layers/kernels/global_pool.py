@@ -1,0 +1,110 @@
+"""Launching ``global_pool.cu``: pooling with one window, the whole plane."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, vector_width
+from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.pool_plan import DIVISION, as_bytes, division
+from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.limits import limits
+from gpu_layers.window import Window
+
+_THREADS = 256
+_WARP = 32
+# What a thread reads at least before others help it with the plane.
+_VALUES_A_LANE = 8
+# From this size on a block has a plane, not a warp.
+_BLOCK_PLANE = 16384
+
+_LAYOUT = np.dtype(
+    [
+        ("planes", np.int64),
+        ("positions", np.int64),
+        ("samples", np.int64),
+        ("lanes", np.int32),
+        ("tap_bytes", np.int32),
+    ],
+    align=True,
+)
+_STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor32": DIVISION}
+
+
+def _template(function: str, signature: str) -> KernelTemplate:
+    return KernelTemplate("global_pool.cu", function, signature, combinations(T=ELEMENT_TYPES), _STRUCTS)
+
+
+_MAX = {
+    name: _template(f"global_max_{name}", "const T* x, T* y, unsigned char* taps, GlobalLayout layout")
+    for name in ("planes", "rows")
+}
+_AVG = {
+    name: _template(f"global_avg_{name}", "const T* x, T* y, A factor, GlobalLayout layout")
+    for name in ("planes", "rows")
+}
+_SPREAD = _template(
+    "global_spread_planes",
+    "const T* dy, const unsigned char* taps, T* dx, A factor, Divisor32 by_positions, GlobalLayout layout",
+)
+
+
+def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None) -> bool:
+    """Whether these kernels do a pooling: one window that is the plane, of fewer than some 2**30 positions.
+
+    Channels that make no vectors are left to the general kernels.
+    """
+    fits = window.is_global and window.taps < limits().index32_below // 2 and lengths is None
+    return fits and not (channels_last and array.shape[-1] % vector_width(array.dtype))
+
+
+def _layout(array: Any, window: Window, channels_last: bool, tap_bytes: int) -> tuple[str, int, np.ndarray]:
+    """Which kind of kernel, its blocks, and what it takes."""
+    if channels_last:
+        vectors = array.shape[-1] // vector_width(array.dtype)
+        lanes = min(1 << (vectors - 1).bit_length(), _WARP)
+        blocks = array.shape[0] * -(-vectors // lanes)
+        return "rows", blocks, np.array((vectors, window.taps, array.shape[0], lanes, tap_bytes), _LAYOUT)
+    planes = array.shape[0] * array.shape[1]
+    lanes = _THREADS
+    if window.taps < _BLOCK_PLANE:
+        lanes = min(1 << (max(window.taps // _VALUES_A_LANE, 1) - 1).bit_length(), _WARP)
+    layout = np.array((planes, window.taps, 1, lanes, tap_bytes), _LAYOUT)
+    return "planes", blocks_for(planes, _THREADS // lanes), layout
+
+
+def global_max_forward(x: Any, y: Any, taps: Any, window: Window, channels_last: bool) -> None:
+    """Fill y and taps as ``max_pool_forward`` does."""
+    kind, blocks, layout = _layout(x, window, channels_last, taps.dtype.itemsize)
+    if y.size:
+        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, as_bytes(taps), layout))
+
+
+def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
+    """Fill y as ``avg_pool_forward`` does."""
+    kind, blocks, layout = _layout(x, window, channels_last, 0)
+    if y.size:
+        factor = _factor(window, divisor_override)
+        launch(_AVG[kind](T=element_type(x)), blocks, _THREADS, (x, y, factor, layout))
+
+
+def global_backward(dy: Any, taps: Any | None, dx: Any, window: Window, divisor_override: int | None = None) -> None:
+    """Fill dx, of channels first, from the gradient of each plane: as the backward of max pooling if there are taps,
+    else as that of average pooling."""
+    if not dx.size:
+        return
+    tap_bytes = 0 if taps is None else taps.dtype.itemsize
+    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, tap_bytes), _LAYOUT)
+    factor = _factor(window, divisor_override) if taps is None else 1.0
+    blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
+    bytes_of_taps = None if taps is None else as_bytes(taps)
+    by_positions = np.array(division(window.taps), DIVISION)
+    launch(_SPREAD(T=element_type(dy)), blocks, _THREADS, (dy, bytes_of_taps, dx, factor, by_positions, layout))
+
+
+def _factor(window: Window, divisor_override: int | None) -> float:
+    return 1 / (window.taps if divisor_override is None else divisor_override)

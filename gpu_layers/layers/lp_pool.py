@@ -1,0 +1,90 @@
+"""Power-average pooling layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.layers.pool_base import WindowPool
+from gpu_layers.ops.lp_pool import check_norm_type, lp_pool_backward, lp_pool_forward
+
+
+class _LPPool(WindowPool):
+    """``(sum |x|^p)^(1/p)`` of each window.
+
+    Parameters
+    ----------
+    norm_type : float
+        p, above 0; inf takes the largest ``|x|``.
+    kernel_size : int or tuple of int
+        One for all spatial axes, or one an axis.
+    stride : int or tuple of int, optional
+        kernel_size by default.
+    ceil_mode : bool
+        Round the output size up. A window that is cut off is the norm of what is left of it.
+    padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
+        Zeros; as of the other poolings.
+    dilation : int or tuple of int
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that make no window, or a p of 0 or less.
+    """
+
+    def __init__(
+        self,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+        *,
+        padding: Any = 0,
+        dilation: Any = 1,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, channels_last)
+        check_norm_type(norm_type)
+        self.norm_type, self.ceil_mode = norm_type, bool(ceil_mode)
+        self.stride = stride  # PyTorch keeps, and shows, None here, unlike in the other poolings
+
+    def forward(self, x: Any) -> Any:
+        """Pool a batch, or one sample without its batch axis."""
+        y, self._saved = lp_pool_forward(
+            x,
+            self.norm_type,
+            self._kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            channels_last=self.channels_last,
+        )
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """The gradient of x; 0 where x, or a whole window, is 0."""
+        return lp_pool_backward(dy, self._saved_by_forward())
+
+    def _configuration(self) -> str:
+        padding = "" if self.padding == 0 else f", padding={self.padding}"
+        return (
+            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"ceil_mode={self.ceil_mode}{padding}{self._extras(show_dilation=True)}"
+        )
+
+
+class LPPool1d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    _rank = 1
+
+
+class LPPool2d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    _rank = 2
+
+
+class LPPool3d(_LPPool):
+    __doc__ = _LPPool.__doc__
+    _rank = 3

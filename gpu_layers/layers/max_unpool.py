@@ -1,0 +1,107 @@
+"""The inverse of the max pooling layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.ops.max_unpool import max_unpool_backward, max_unpool_forward
+from gpu_layers.ops.pool_arguments import per_axis
+
+
+class _MaxUnpool(Layer):
+    """Each value at its index in a larger plane, and 0 elsewhere.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding : int or tuple of int
+        Of the max pooling that made the indices: they give the output's size. ``stride`` is kernel_size by default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that make no window.
+    """
+
+    _rank: int
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+        super().__init__()
+        self.kernel_size = per_axis(kernel_size, self._rank, "kernel_size")
+        self.stride = self.kernel_size if stride is None else per_axis(stride, self._rank, "stride")
+        self.padding = per_axis(padding, self._rank, "padding")
+        for name, sizes in (("kernel size", self.kernel_size), ("stride", self.stride)):
+            if min(sizes) < 1:
+                raise ValueError(f"{name} should be greater than zero, but got {name}={list(sizes)}")
+        if min(self.padding) < 0:
+            raise ValueError(f"pad must be non-negative, but got pad: {min(self.padding)}")
+
+    def forward(  # type: ignore[override]
+        self, x: Any, indices: Any, output_size: Sequence[int] | None = None, *, check: bool = True
+    ) -> Any:
+        """Unpool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial); N may be missing
+        indices : array of int64, x's shape
+            As the max pooling layer returns them. Of equal ones the last counts.
+        output_size : sequence of int, optional
+            Of the output, with or without N and C: several sizes may pool to one.
+        check : bool
+            Refuse an index outside the plane; on a GPU this waits for one flag.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong dtype, shape or output size, or an index outside the plane.
+        """
+        y, self._saved = max_unpool_forward(x, indices, self._output_size(x, output_size), check=check)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """The gradient at each index."""
+        return max_unpool_backward(dy, self._saved_by_forward())
+
+    def _output_size(self, x: Any, output_size: Sequence[int] | None) -> tuple[int, ...]:
+        shape = getattr(x, "shape", ())[-self._rank :]
+        default = tuple(
+            (size - 1) * stride + kernel - 2 * pad
+            for size, kernel, stride, pad in zip(shape, self.kernel_size, self.stride, self.padding, strict=False)
+        )
+        if output_size is None:
+            return default
+        sizes = tuple(output_size)
+        if len(sizes) == self._rank + 2:
+            sizes = sizes[2:]
+        if len(sizes) != self._rank:
+            raise ValueError(
+                f"output_size should be a sequence containing {self._rank} or {self._rank + 2} elements, "
+                f"but it has a length of '{len(output_size)}'"
+            )
+        for axis, (size, middle, stride) in enumerate(zip(sizes, default, self.stride, strict=False)):
+            if not middle - stride < size < middle + stride:
+                raise ValueError(
+                    f'invalid output_size "{sizes}" (dim {axis} must be between {middle - stride} '
+                    f"and {middle + stride})"
+                )
+        return sizes
+
+    def _configuration(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxUnpool1d(_MaxUnpool):
+    __doc__ = _MaxUnpool.__doc__
+    _rank = 1
+
+
+class MaxUnpool2d(_MaxUnpool):
+    __doc__ = _MaxUnpool.__doc__
+    _rank = 2
+
+
+class MaxUnpool3d(_MaxUnpool):
+    __doc__ = _MaxUnpool.__doc__
+    _rank = 3
