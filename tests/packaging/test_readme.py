@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import gpu_layers as gl
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -31,6 +33,14 @@ def test_cupy_snippet(capsys):
 
 def test_every_snippet_is_tested():
     assert len(SNIPPETS) == 2
+
+
+def test_table_names_every_layer():
+    done = re.findall(r"^\| (`.*`) \| done \| done \| done \|$", README, re.MULTILINE)
+    layers = {
+        name for name in gl.__all__ if isinstance(getattr(gl, name), type) and issubclass(getattr(gl, name), gl.Layer)
+    }
+    assert {name for row in done for name in re.findall(r"`(\w+)`", row)} == layers - {"Layer"}
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
