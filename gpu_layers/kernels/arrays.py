@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def empty(shape: Any, dtype: Any, like: Any) -> Any:
     if is_cupy_array(like):
         with like.device:
             return array_module(like).empty(shape, dtype)
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    size = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
     memory = np.empty(size + _ALLOCATION_ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALLOCATION_ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)

@@ -19,15 +19,21 @@ MAX_SHARED_BYTES = 227 * 1024
 
 
 def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
-    extent = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    x, y, z = extent + (1,) * (3 - len(extent))
+    if isinstance(sizes, int):
+        return int(sizes), 1, 1
+    x, y, z = (*sizes, 1, 1, 1)[: max(3, len(sizes))]
     return int(x), int(y), int(z)
 
 
-def _check_geometry(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int) -> None:
-    if any(not 1 <= size <= limit for size, limit in zip(grid, _MAX_GRID, strict=True)):
+def _fits(sizes: tuple[int, int, int], limits: tuple[int, int, int]) -> bool:
+    (x, y, z), (most_x, most_y, most_z) = sizes, limits
+    return 1 <= x <= most_x and 1 <= y <= most_y and 1 <= z <= most_z
+
+
+def _check_geometry(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> None:
+    if not _fits(grid, _MAX_GRID):
         raise ValueError(f"{kernel}: grid {grid} is outside 1 .. {_MAX_GRID}")
-    if any(not 1 <= size <= limit for size, limit in zip(block, _MAX_BLOCK, strict=True)):
+    if not _fits(block, _MAX_BLOCK):
         raise ValueError(f"{kernel}: block {block} is outside 1 .. {_MAX_BLOCK}")
     if block[0] * block[1] * block[2] > _MAX_BLOCK_THREADS:
         raise ValueError(f"{kernel}: block {block} has more than {_MAX_BLOCK_THREADS} threads")
@@ -35,29 +41,33 @@ def _check_geometry(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int
         raise ValueError(f"{kernel}: {shared_bytes} bytes of shared memory are outside 0 .. {MAX_SHARED_BYTES}")
 
 
-def _bind(kernel: Kernel, parameter: Parameter, value: Any) -> Any:
-    """Check one argument; a scalar or struct becomes an array of one element of exactly the declared type."""
-    where = f"{kernel}: argument {parameter.name} ({parameter.c_type})"
-    if parameter.is_pointer:
-        if value is None:
-            return None
-        if not (isinstance(value, np.ndarray) or is_cupy_array(value)):
-            raise TypeError(f"{where} needs an array, got {type(value).__name__}")
-        if value.dtype != parameter.dtype:
-            raise TypeError(f"{where} needs an array of {parameter.dtype}, got {value.dtype}")
-        if not value.flags.c_contiguous:
-            raise ValueError(f"{where} needs a C-contiguous array")
-        if isinstance(value, np.ndarray) and not (parameter.is_const or value.flags.writeable):
-            raise ValueError(f"{where} is written to, but the array is read-only")
-        return value
+def _where(kernel: Kernel, parameter: Parameter) -> str:
+    return f"{kernel}: argument {parameter.name} ({parameter.c_type})"
+
+
+def _check_array(kernel: Kernel, parameter: Parameter, value: Any) -> None:
+    is_numpy = isinstance(value, np.ndarray)
+    if not (is_numpy or is_cupy_array(value)):
+        raise TypeError(f"{_where(kernel, parameter)} needs an array, got {type(value).__name__}")
+    if value.dtype != parameter.dtype:
+        raise TypeError(f"{_where(kernel, parameter)} needs an array of {parameter.dtype}, got {value.dtype}")
+    flags = value.flags
+    if not flags.c_contiguous:
+        raise ValueError(f"{_where(kernel, parameter)} needs a C-contiguous array")
+    if is_numpy and not (parameter.is_const or flags.writeable):
+        raise ValueError(f"{_where(kernel, parameter)} is written to, but the array is read-only")
+
+
+def _scalar(kernel: Kernel, parameter: Parameter, value: Any) -> np.ndarray:
+    """A scalar or struct, as an array of one element of exactly the declared type."""
     if is_cupy_array(value) or (isinstance(value, np.ndarray) and value.size != 1):
-        raise TypeError(f"{where} needs a scalar, got an array")
+        raise TypeError(f"{_where(kernel, parameter)} needs a scalar, got an array")
     if parameter.dtype.kind in "iu" and not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{where} needs an integer, got {type(value).__name__}")
+        raise TypeError(f"{_where(kernel, parameter)} needs an integer, got {type(value).__name__}")
     try:
         return np.asarray(value, dtype=parameter.dtype)
     except OverflowError as error:
-        raise ValueError(f"{where} does not hold {value}") from error
+        raise ValueError(f"{_where(kernel, parameter)} does not hold {value}") from error
 
 
 def launch(
@@ -93,13 +103,16 @@ def launch(
     _check_geometry(kernel, grid, block, shared_bytes)
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel} takes {len(kernel.parameters)} arguments, got {len(args)}")
-    values = [_bind(kernel, parameter, value) for parameter, value in zip(kernel.parameters, args, strict=True)]
-    arrays = [
-        value
-        for parameter, value in zip(kernel.parameters, values, strict=True)
-        if parameter.is_pointer and value is not None
-    ]
-    devices = {array.device.id if is_cupy_array(array) else None for array in arrays}
+    values: list[Any] = []
+    devices: set[int | None] = set()
+    for parameter, value in zip(kernel.parameters, args, strict=True):
+        if not parameter.is_pointer:
+            values.append(_scalar(kernel, parameter, value))
+            continue
+        if value is not None:
+            _check_array(kernel, parameter, value)
+            devices.add(None if isinstance(value, np.ndarray) else value.device.id)
+        values.append(value)
     if len(devices) != 1:
         raise ValueError(f"{kernel}: the arrays must all be on one device")
     device = devices.pop()
