@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
         const A value = to_accumulate(x[unit]);
         const A size = fabs(value);
         A sum = A(0);
-        for_each_covering_window(window, input, [&](int tap, Index i, const long long (&)[3]) {
+        for_each_covering_window(window, input, [&](int tap, Index i, const Index(&)[3]) {
             const A gradient = to_accumulate(dy[image + i]);
             if (taps != nullptr) {
                 int chosen[1];

@@ -23,7 +23,7 @@ def per_axis(value: int | Sequence[int], rank: int, name: str) -> Sizes:
     Parameters
     ----------
     value : int or sequence of int
-        One for all axes, or one an axis.
+        One for all axes (alone in a sequence too, as PyTorch takes it), or one an axis.
     rank : int
         Number of spatial axes.
     name : str
@@ -36,7 +36,8 @@ def per_axis(value: int | Sequence[int], rank: int, name: str) -> Sizes:
     ValueError
         If there are not ``rank`` of them.
     """
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    values = values * rank if len(values) == 1 else values
     if len(values) != rank:
         raise ValueError(f"{name} must be an int, or {rank} of them, one a spatial axis, got {value}")
     return tuple(check_integer(v, name, *_INT32) for v in values)

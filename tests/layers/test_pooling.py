@@ -165,7 +165,7 @@ def test_repr_shows_extras():
         ({"kernel_size": (2, -2)}, ValueError, "^kernel size should be greater than zero, but got "),
         ({"kernel_size": 2.5}, TypeError, "kernel_size must be an integer, got float"),
         ({"kernel_size": (2, 2, 2)}, ValueError, "kernel_size must be an int, or 2 of them, one a spatial axis"),
-        ({"kernel_size": (2,)}, ValueError, "kernel_size must be an int, or 2 of them, one a spatial axis"),
+        ({"kernel_size": ()}, ValueError, "kernel_size must be an int, or 2 of them, one a spatial axis"),
         ({"kernel_size": None}, TypeError, "kernel_size must be an integer, got NoneType"),
         ({"kernel_size": True}, TypeError, "kernel_size must be an integer, got bool"),
         ({"stride": 0}, ValueError, "^stride should be greater than zero, but got "),
