@@ -1,16 +1,140 @@
-// Each activation and its derivative, once.
+// Each activation and its derivative, once. A is float or double.
+//
+// forward(x) is phi(x), backward(dy, x) is dy * phi'(x). Relu and LeakyRelu are exact; errors of the others
+// follow from those of the functions they call (CUDA C++ Programming Guide, mathematical functions): exp 2
+// units in the last place in float and 1 in double, tanh 2 and 2, erfc 4 and 5, and 2 for the division.
+//
+// kGradientIsBit: phi' is 0 or 1, so that one bit an element is all that backward needs.
 #pragma once
 
-// max(x, 0), of which every zero is +0 and NaN stays NaN. Derivative: 1 where the output is not <= 0.
+__device__ __forceinline__ float quotient_of(float x, float y) { return __fdividef(x, y); }  // y in [1, 4]
+__device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
+
+// max(x, 0), of which every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
 struct Relu {
+    static constexpr bool kGradientIsBit = true;
+
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x <= A(0) ? A(0) : x;
     }
 
-    // y: the output.
+    // x: the input, or the output, which is positive where the input is.
     template <typename A>
-    static __device__ __forceinline__ A backward(A dy, A y) {
-        return y <= A(0) ? A(0) : dy;
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        return x <= A(0) ? A(0) : dy;
     }
 };
+
+// x where it is positive, 0.01 x elsewhere.
+struct LeakyRelu {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        return x > A(0) ? x : x * A(0.01);
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        return x > A(0) ? dy : dy * A(0.01);
+    }
+};
+
+// 1 / (1 + exp(-x)). With e = exp(-|x|), which does not overflow, there is no cancellation anywhere.
+struct Sigmoid {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        const A e = exp(-fabs(x));
+        return quotient_of(x >= A(0) ? A(1) : e, A(1) + e);
+    }
+
+    // phi' = e / (1 + e)^2
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        const A e = exp(-fabs(x)), sum = A(1) + e;
+        return dy * quotient_of(e, sum * sum);
+    }
+};
+
+struct Tanh {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        return tanh(x);
+    }
+
+    // phi' = 4 e / (1 + e)^2 with e = exp(-2 |x|)
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        const A e = exp(A(-2) * fabs(x)), sum = A(1) + e;
+        return dy * (A(4) * quotient_of(e, sum * sum));
+    }
+};
+
+// x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
+struct Gelu {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A distribution(A x) {
+        return A(0.5) * erfc(x * A(-0.70710678118654752440));
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        return x * distribution(x);
+    }
+
+    // phi' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        const A density = A(0.39894228040143267794) * exp(A(-0.5) * x * x);
+        return dy * (distribution(x) + x * density);
+    }
+};
+
+// x sigmoid(x)
+struct Silu {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        return x * Sigmoid::forward(x);
+    }
+
+    // phi' = sigmoid(x) + x sigmoid'(x)
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A x) {
+        const A e = exp(-fabs(x)), sum = A(1) + e;
+        return dy * (quotient_of(x >= A(0) ? A(1) : e, sum) + x * quotient_of(e, sum * sum));
+    }
+};
+
+// f(activation) for the activation of this number: one branch, the same way for all threads, around work on
+// many elements. The launcher gives the numbers (kernels/activation.py).
+template <typename Function>
+__device__ __forceinline__ void with_activation(int number, Function f) {
+    switch (number) {
+        case 0:
+            f(Relu());
+            break;
+        case 1:
+            f(LeakyRelu());
+            break;
+        case 2:
+            f(Sigmoid());
+            break;
+        case 3:
+            f(Tanh());
+            break;
+        case 4:
+            f(Gelu());
+            break;
+        default:
+            f(Silu());
+    }
+}

@@ -3,6 +3,7 @@
 from gpu_layers import ops, random
 from gpu_layers._version import __version__
 from gpu_layers.layers import (
+    ActivationDropout,
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
     AdaptiveAvgPool3d,
@@ -38,6 +39,7 @@ from gpu_layers.random import Generator, default_generator, manual_seed
 from gpu_layers.runtime.backend import use_backend
 
 __all__ = [
+    "ActivationDropout",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",

@@ -1,6 +1,11 @@
 """The launchers of the CUDA kernels. Same functions as ``gpu_layers.reference``."""
 
 from gpu_layers.kernels.activation import relu_backward, relu_forward
+from gpu_layers.kernels.activation_dropout import (
+    activation_dropout_backward,
+    activation_dropout_forward,
+    relu_dropout_backward,
+)
 from gpu_layers.kernels.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.kernels.batch_norm import (
     batch_norm_backward,
@@ -15,6 +20,8 @@ from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forwar
 from gpu_layers.reference.max_pool import max_pool_indices
 
 __all__ = [
+    "activation_dropout_backward",
+    "activation_dropout_forward",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
@@ -32,5 +39,6 @@ __all__ = [
     "max_unpool_forward",
     "max_unpool_indices_valid",
     "relu_backward",
+    "relu_dropout_backward",
     "relu_forward",
 ]

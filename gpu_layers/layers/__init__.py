@@ -1,6 +1,9 @@
 """Layers: thin state around the operations of ``gpu_layers.ops``."""
 
 from gpu_layers.layers.activation import ReLU
+from gpu_layers.layers.activation_dropout import (
+    ActivationDropout,
+)
 from gpu_layers.layers.adaptive_pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -26,6 +29,7 @@ from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 
 __all__ = [
+    "ActivationDropout",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",

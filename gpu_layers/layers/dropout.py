@@ -30,6 +30,13 @@ class _IdentitySaved:
     dtype: np.dtype
 
 
+def check_generator(generator: Any) -> random.Generator | None:
+    """A generator, or None; TypeError for anything else."""
+    if not (generator is None or isinstance(generator, random.Generator)):
+        raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
+    return generator
+
+
 class _Dropout(Layer):
     """What the layers of the family share: p, generator, and the identity in evaluation.
 
@@ -40,9 +47,7 @@ class _Dropout(Layer):
         super().__init__()
         self.p = check_probability(p)
         self.inplace = bool(inplace)
-        if not (generator is None or isinstance(generator, random.Generator)):
-            raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
-        self.generator = generator
+        self.generator = check_generator(generator)
 
     def forward(self, x: Any) -> Any:
         """Drop in training; the identity, which returns x itself, in evaluation.

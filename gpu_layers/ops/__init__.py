@@ -1,6 +1,11 @@
 """Stateless operations: ``<op>_forward(x, ...) -> (y, saved)`` and ``<op>_backward(dy, saved) -> dx``."""
 
 from gpu_layers.ops.activation import ReluSaved, relu_backward, relu_forward
+from gpu_layers.ops.activation_dropout import (
+    ActivationDropoutSaved,
+    activation_dropout_backward,
+    activation_dropout_forward,
+)
 from gpu_layers.ops.avg_pool import AvgPoolSaved, adaptive_avg_pool_forward, avg_pool_backward, avg_pool_forward
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
@@ -28,6 +33,7 @@ from gpu_layers.ops.max_pool import (
 from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
 
 __all__ = [
+    "ActivationDropoutSaved",
     "AvgPoolSaved",
     "BatchNormSaved",
     "DropoutSaved",
@@ -35,6 +41,8 @@ __all__ = [
     "MaxPoolSaved",
     "MaxUnpoolSaved",
     "ReluSaved",
+    "activation_dropout_backward",
+    "activation_dropout_forward",
     "adaptive_avg_pool_forward",
     "adaptive_max_pool_forward",
     "alpha_dropout_backward",

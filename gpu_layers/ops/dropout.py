@@ -108,7 +108,7 @@ def dropout_forward(
     check_dtype(x)
     p = check_probability(p)
     mask = _mask(x, p, seed, offset, start, mask_axes, sample_ids)
-    factor = _inverted_scale(p) if scale is None else check_number(scale, "scale")
+    factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
     y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
     return y, DropoutSaved(mask, factor, x.shape, x.dtype)
 
@@ -240,5 +240,11 @@ def _mask(x: Any, p: float, seed: int, offset: int, start: int, mask_axes: int |
     )
 
 
-def _inverted_scale(p: float) -> float:
+def element_mask(x: Any, p: float, seed: int, offset: int, start: int = 0) -> DropoutMask:
+    """The mask over single elements of x, checked."""
+    return _mask(x, check_probability(p), seed, offset, start, None, None)
+
+
+def inverted_scale(p: float) -> float:
+    """Factor of what is kept, by which the expectation stays the input."""
     return 1 / (1 - p) if p < 1 else 0.0

@@ -1,6 +1,11 @@
 """The NumPy reference: short, readable, the definition of correct. Same functions as ``gpu_layers.kernels``."""
 
 from gpu_layers.reference.activation import relu_backward, relu_forward
+from gpu_layers.reference.activation_dropout import (
+    activation_dropout_backward,
+    activation_dropout_forward,
+    relu_dropout_backward,
+)
 from gpu_layers.reference.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.reference.batch_norm import (
     batch_norm_backward,
@@ -14,6 +19,8 @@ from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, m
 from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
 
 __all__ = [
+    "activation_dropout_backward",
+    "activation_dropout_forward",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
@@ -31,5 +38,6 @@ __all__ = [
     "max_unpool_forward",
     "max_unpool_indices_valid",
     "relu_backward",
+    "relu_dropout_backward",
     "relu_forward",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from gpu_layers.reference.ieee import ieee
@@ -30,3 +34,64 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     dx = np.empty(dy.shape, dy.dtype)
     dx[...] = np.where(y <= 0, dy.dtype.type(0), dy)
     return dx
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def _sigmoid_derivative(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return e / (1 + e) ** 2
+
+
+def _tanh_derivative(x: np.ndarray) -> np.ndarray:
+    return 4 * _sigmoid_derivative(2 * x)
+
+
+def _normal_distribution(x: np.ndarray) -> np.ndarray:
+    # NumPy has no erfc; erfc, other than 1 + erf, keeps its precision where x is far below 0.
+    z = (x * -math.sqrt(0.5)).reshape(-1)
+    return 0.5 * np.fromiter(map(math.erfc, z.tolist()), x.dtype, z.size).reshape(x.shape)
+
+
+def _normal_density(x: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function.
+
+    Attributes
+    ----------
+    forward, derivative : callable
+        Of an array.
+    is_exact : bool
+        Whether it moves or scales values: computed in the accumulation dtype then, and otherwise in float64.
+    """
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    derivative: Callable[[np.ndarray], np.ndarray]
+    is_exact: bool = False
+
+
+#: By name; leaky_relu has a slope of 0.01.
+ACTIVATIONS = {
+    "relu": Activation(
+        lambda x: np.where(x <= 0, x.dtype.type(0), x), lambda x: np.where(x <= 0, 0, 1).astype(x.dtype), True
+    ),
+    "leaky_relu": Activation(
+        lambda x: np.where(x > 0, x, x * x.dtype.type(0.01)),
+        lambda x: np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01)),
+        True,
+    ),
+    "sigmoid": Activation(_sigmoid, _sigmoid_derivative),
+    "tanh": Activation(np.tanh, _tanh_derivative),
+    "gelu": Activation(
+        lambda x: x * _normal_distribution(x), lambda x: _normal_distribution(x) + x * _normal_density(x)
+    ),
+    "silu": Activation(lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) + x * _sigmoid_derivative(x)),
+    "identity": Activation(lambda x: x, np.ones_like, True),
+}

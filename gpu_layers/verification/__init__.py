@@ -9,6 +9,7 @@ from typing import Any
 
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.verification.activation_dropout import activation_dropout_cases
 from gpu_layers.verification.batch_norm import batch_norm_cases
 from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
@@ -29,6 +30,7 @@ _CASES = (
     alpha_dropout_cases,
     sample_dropout_cases,
     relu_cases,
+    activation_dropout_cases,
     batch_norm_cases,
     max_pool_cases,
     avg_pool_cases,

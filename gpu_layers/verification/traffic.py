@@ -101,6 +101,7 @@ def traffic_cases() -> Iterator[TrafficCase]:
     """All passes, dtypes, layouts and (scaled down) reference shapes."""
     for dtype in FLOAT_DTYPES:
         yield from _dropout(dtype, (64, 4096))
+        yield from _activation_dropout(dtype, (64, 4096))
         yield from _relu(dtype, (64, 4096))
         for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
@@ -140,6 +141,25 @@ def _dropout_passes(dtype, shape, name, op_forward, options, floor) -> Iterator[
 
     yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
     yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
+
+
+def _activation_dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    for activation in ("relu", "gelu"):
+        is_relu = activation == "relu"  # of which one bit an element is saved
+
+        def forward(activation: str = activation, is_relu: bool = is_relu) -> tuple[Callable[[], Any], int]:
+            x = normal(shape, dtype)
+            floor = 2 * x.nbytes + (x.size // 8 if is_relu else 0)
+            return lambda: ops.activation_dropout_forward(x, activation, 0.5, 1, 2), floor
+
+        def backward(activation: str = activation, is_relu: bool = is_relu) -> tuple[Callable[[], Any], int]:
+            x = normal(shape, dtype)
+            _, saved = ops.activation_dropout_forward(x, activation, 0.5, 1, 2)
+            floor = 2 * x.nbytes + x.size // 8 if is_relu else 3 * x.nbytes
+            return lambda: ops.activation_dropout_backward(x, saved), floor
+
+        yield TrafficCase(f"{activation} dropout forward", dtype, shape, "flat", forward)
+        yield TrafficCase(f"{activation} dropout backward", dtype, shape, "flat", backward)
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:

@@ -59,9 +59,11 @@ def hot_loop_problems(kernel):
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
-    # Kernels of 64-bit indices, for images of 2**31 elements and more, may take twice the registers.
+    # Kernels of 64-bit indices, for images of 2**31 elements and more, may take twice the registers; the derivatives in
+    # double, where arithmetic limits, those of 768 threads.
+    exceptions = {"activation_dropout_backward<double>": 80}
     problems = {
-        name: memory_problems(kernel, MOST_REGISTERS * (2 if name.endswith("long long>") else 1))
+        name: memory_problems(kernel, exceptions.get(name, MOST_REGISTERS * (2 if name.endswith("long long>") else 1)))
         for name, kernel in compiled(source, capability).items()
     }
     assert not {name: found for name, found in problems.items() if found}
@@ -117,6 +119,14 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
     assert not [i.opcode for i in loop.instructions if i.mnemonic == "MUFU"]
     # The 8-byte numbers come from a cache: neighbouring threads share them.
     assert len(loop.instructions) / 64 <= most
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
+    for name, kernel in compiled("activation_dropout.cu", capability).items():
+        accesses = [i.global_bytes for i in kernel.hot_loop().instructions if i.global_bytes]
+        assert accesses.count(1) <= 1, name
+        assert set(accesses) <= {1, 16}, name
 
 
 CONTROLS = """

@@ -14,6 +14,7 @@ MAKERS = {
     "AlphaDropout": lambda: gl.AlphaDropout(generator=gl.Generator(1)),
     "FeatureAlphaDropout": lambda: gl.FeatureAlphaDropout(generator=gl.Generator(1)),
     "DropPath": lambda: gl.DropPath(0.5, generator=gl.Generator(1)),
+    "ActivationDropout": lambda: gl.ActivationDropout("tanh", generator=gl.Generator(1)),
     "ReLU": gl.ReLU,
     "BatchNorm2d": lambda: gl.BatchNorm2d(3),
     "BatchNorm2d without averages": lambda: gl.BatchNorm2d(3, track_running_stats=False),

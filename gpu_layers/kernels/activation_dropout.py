@@ -1,0 +1,73 @@
+"""Launching ``activation_dropout.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
+from gpu_layers.kernels.dropout import STRUCTS, rule
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
+from gpu_layers.mask import DropoutMask
+from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.launch import launch
+
+#: Numbers of the activations in ``with_activation`` of ``activation.cuh``.
+NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
+_OCTET = 8
+_TYPES = combinations(T=ELEMENT_TYPES)
+_CALL = (
+    "long long n, int activation, int first, DropoutRule<A> rule, "
+    "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
+)
+_SOURCE = "activation_dropout.cu"
+_FORWARD = KernelTemplate(
+    _SOURCE, "activation_dropout_forward", f"const T* x, T* y, unsigned char* gradient_bits, {_CALL}", _TYPES, STRUCTS
+)
+_BACKWARD = KernelTemplate(
+    _SOURCE, "activation_dropout_backward", f"const T* dy, const T* x, T* dx, {_CALL}", _TYPES, STRUCTS
+)
+_RELU_BACKWARD = KernelTemplate(
+    _SOURCE,
+    "relu_dropout_backward",
+    "const T* dy, const unsigned char* gradient_bits, T* dx, long long n, A scale",
+    _TYPES,
+)
+
+
+def _call(x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> tuple[Any, ...]:
+    of_mask = (mask.seed, mask.offset, None, mask.start)
+    return x.size, NUMBERS[activation], int(dropout_first), rule(mask, scale, 0.0, 0.0, element_type(x)), *of_mask
+
+
+def _blocks(x: Any) -> int:
+    return blocks_for(x.size, THREADS * _OCTET)
+
+
+def activation_dropout_forward(
+    x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+) -> tuple[Any, Any | None]:
+    """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
+    x = ready(x)
+    bits = empty((-(-x.size // _OCTET),), np.uint8, x) if activation == "relu" else None
+    call = _call(x, activation, mask, scale, dropout_first)
+    kernel = _FORWARD(T=element_type(x))
+    return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
+
+
+def activation_dropout_backward(
+    dy: Any, x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+) -> Any:
+    """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
+    dy, x = ready(dy), ready(x)
+    call = _call(x, activation, mask, scale, dropout_first)
+    kernel = _BACKWARD(T=element_type(x))
+    return filled(None, dy, lambda dx: launch(kernel, _blocks(x), THREADS, (dy, x, dx, *call)))
+
+
+def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
+    """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
+    dy, gradient_bits = ready(dy), ready(gradient_bits)
+    kernel = _RELU_BACKWARD(T=element_type(dy))
+    return filled(None, dy, lambda dx: launch(kernel, _blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale)))

@@ -1,0 +1,69 @@
+"""Activation and dropout in one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers import random
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.dropout import check_generator
+from gpu_layers.ops.activation_dropout import (
+    activation_dropout_backward,
+    activation_dropout_forward,
+    check_activation,
+    check_order,
+)
+from gpu_layers.ops.checks import check_probability
+
+
+class ActivationDropout(Layer):
+    """An activation phi and dropout D in one kernel each way; in evaluation the activation alone.
+
+    ReLU, leaky ReLU and identity are positively homogeneous: with these both orders are the same function. Dropout
+    before a sigmoid makes a dropped element 1/2, not 0; docs/dropout.md says what follows.
+
+    Parameters
+    ----------
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"}
+        leaky_relu has a slope of 0.01, gelu is the exact one (by erf).
+    p : float
+        In [0, 1].
+    order : {"after", "before"}
+        ``D(phi(x))`` or ``phi(D(x))``.
+    generator : Generator, optional
+        Where the masks come from; ``gpu_layers.default_generator`` by default. Each training forward takes one
+        offset, whatever p is; evaluation and backward none.
+
+    Raises
+    ------
+    ValueError
+        For p outside [0, 1] or NaN, or an unknown activation or order.
+    """
+
+    def __init__(
+        self, activation: str, p: float = 0.5, *, order: str = "after", generator: random.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.activation, self.order = check_activation(activation), check_order(order)
+        self.p = check_probability(p)
+        self.generator = check_generator(generator)
+
+    def forward(self, x: Any) -> Any:
+        """Activation and, in training, dropout, for an array of any shape."""
+        if self.training:
+            generator = self.generator or random.default_generator
+            y, self._saved = activation_dropout_forward(
+                x, self.activation, self.p, generator.seed, generator.offset, order=self.order
+            )
+            generator.next_offset()
+        else:
+            y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of the input, by the mask of the last forward."""
+        return activation_dropout_backward(dy, self._saved_by_forward())
+
+    def _configuration(self) -> str:
+        order = "" if self.order == "after" else f", order={self.order!r}"
+        return f"{self.activation!r}, p={self.p}{order}"

@@ -1,0 +1,129 @@
+"""Activation and dropout as one stateless pair, in either order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask, inverted_scale
+from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.runtime.backend import backend_for
+
+ORDERS = ("after", "before")
+
+
+@dataclass(frozen=True)
+class ActivationDropoutSaved:
+    """What backward needs: x and numbers; less where the gradient does not depend on x.
+
+    Attributes
+    ----------
+    activation, order : str
+    dropout : DropoutSaved
+        The mask as numbers.
+    x : array or None
+        The input; None for relu and identity.
+    gradient_bits : array of uint8 or None
+        For relu one bit an element instead: kept and not clipped. Over forward and backward that moves fewer bytes
+        than reading the output again (8.25 an element of bfloat16, not 10), and keeps fewer, unless the output is kept
+        anyway.
+    """
+
+    activation: str
+    order: str
+    dropout: DropoutSaved
+    x: Any = None
+    gradient_bits: Any = None
+
+
+def check_activation(activation: Any) -> str:
+    """The name of an activation; ValueError for any other."""
+    return _check_choice(activation, "activation", tuple(ACTIVATIONS))
+
+
+def check_order(order: Any) -> str:
+    """``"after"`` or ``"before"``; ValueError for any other."""
+    return _check_choice(order, "order", ORDERS)
+
+
+def _check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def activation_dropout_forward(
+    x: Any,
+    activation: str,
+    p: float,
+    seed: int,
+    offset: int,
+    *,
+    order: str = "after",
+    start: int = 0,
+) -> tuple[Any, ActivationDropoutSaved]:
+    """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
+
+    Parameters
+    ----------
+    x : array
+        float16, bfloat16, float32 or float64, any shape and layout.
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"}
+        leaky_relu has a slope of 0.01, gelu is the exact one (by erf).
+    p, seed, offset, start
+        As in :func:`dropout_forward`: the mask is the same.
+    order : {"after", "before"}
+        Dropout after the activation, where a dropped element is +0 whatever it was, or before it, where it is phi(0).
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    saved : ActivationDropoutSaved
+        For :func:`activation_dropout_backward`.
+
+    Raises
+    ------
+    TypeError
+        For an array, dtype or number of the wrong type.
+    ValueError
+        For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    activation, order = check_activation(activation), check_order(order)
+    if activation == "identity":
+        y, dropout = dropout_forward(x, p, seed, offset, start=start)
+        return y, ActivationDropoutSaved(activation, order, dropout)
+    mask, scale = element_mask(x, p, seed, offset, start), inverted_scale(p)
+    y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
+    dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
+    return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
+
+
+def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
+    """Gradient of :func:`activation_dropout_forward`, in one kernel.
+
+    With the mask m ``m / (1 - p) * phi'(x) * dy`` for the order "after", ``phi'(D(x)) * m / (1 - p) * dy`` for
+    "before"; +0 where an element was dropped.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : ActivationDropoutSaved
+
+    Returns
+    -------
+    array
+    """
+    dropout = saved.dropout
+    if saved.activation == "identity":
+        return dropout_backward(dy, dropout)
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits))
+    check_gradient(dy, dropout.shape, dropout.dtype)
+    if saved.gradient_bits is not None:
+        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
+    first = saved.order == "before"
+    return backend.activation_dropout_backward(dy, saved.x, saved.activation, dropout.mask, dropout.scale, first)

@@ -1,0 +1,93 @@
+"""Activation and dropout in one pass, in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.mask import DropoutMask
+from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.reference.dropout import kept_chunks
+from gpu_layers.reference.ieee import ieee
+
+
+@ieee
+def activation_dropout_forward(
+    x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``D(phi(x))``, or ``phi(D(x))`` if ``dropout_first``, where D drops and scales what is kept.
+
+    Parameters
+    ----------
+    x : ndarray
+        Any floating dtype and layout.
+    activation : str
+        A name in ``ACTIVATIONS``.
+    mask : DropoutMask
+        Of single elements.
+    scale : float
+        Rounded to the accumulation dtype, in which x is scaled; an activation that is not exact is computed in
+        float64.
+    dropout_first : bool
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's shape and dtype.
+    gradient_bits : ndarray of uint8, shape (ceil(size / 8),), or None
+        For ReLU: bit ``i & 7`` of byte ``i >> 3`` is set where element i is kept and not clipped.
+    """
+    phi = ACTIVATIONS[activation]
+    y = np.empty(x.shape, x.dtype)
+    bits = np.empty(-(-x.size // 8), np.uint8) if activation == "relu" else None
+    source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
+    accumulate, factor = _accumulate(x, scale)
+    for chunk, kept in kept_chunks(mask, x.size):
+        values = source[chunk].astype(accumulate)
+        if bits is not None:
+            bits[chunk.start // 8 : -(-chunk.stop // 8)] = np.packbits(kept & ~(values <= 0), bitorder="little")
+        if dropout_first:
+            values = np.where(kept, values * factor, accumulate(0))
+        values = phi.forward(values if phi.is_exact else values.astype(np.float64))
+        if not dropout_first:
+            values = np.where(kept, values * factor, values.dtype.type(0))
+        target[chunk] = values
+    return y, bits
+
+
+@ieee
+def activation_dropout_backward(
+    dy: np.ndarray, x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+) -> np.ndarray:
+    """``scale * phi'(x) * dy``, or ``scale * phi'(scale * x) * dy`` if ``dropout_first``, where kept; +0 elsewhere."""
+    phi = ACTIVATIONS[activation]
+    dx = np.empty(dy.shape, dy.dtype)
+    gradients, source, target = (
+        np.ascontiguousarray(dy).reshape(-1),
+        np.ascontiguousarray(x).reshape(-1),
+        dx.reshape(-1),
+    )
+    accumulate, factor = _accumulate(x, scale)
+    for chunk, kept in kept_chunks(mask, x.size):
+        values = source[chunk].astype(accumulate)
+        if dropout_first:
+            values *= factor
+        slope = phi.derivative(values if phi.is_exact else values.astype(np.float64))
+        target[chunk] = np.where(kept, gradients[chunk].astype(accumulate) * factor * slope, accumulate(0))
+    return dx
+
+
+@ieee
+def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: float) -> np.ndarray:
+    """``scale * dy`` where the forward set the element's bit, +0 elsewhere: ReLU with either order of dropout."""
+    accumulate, factor = _accumulate(dy, scale)
+    passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").astype(bool).reshape(dy.shape)
+    dx = np.zeros(dy.shape, dy.dtype)
+    dx[passes] = dy[passes].astype(accumulate) * factor
+    return dx
+
+
+def _accumulate(x: np.ndarray, scale: float) -> tuple[Any, Any]:
+    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    return accumulate, accumulate(scale)

@@ -1,0 +1,124 @@
+"""Cases of activation and dropout in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.ops.activation_dropout import ORDERS
+from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.reference.ieee import ieee
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
+from gpu_layers.verification.inputs import normal, with_special_values
+
+_SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
+# Size, p and start: less than the eight elements of a thread, no whole number of them, more than a block's; a shard
+# that starts within a Philox block; nothing dropped, everything dropped, nothing there.
+_CALLS: tuple[tuple[tuple[int, ...], float, int], ...] = (
+    ((5,), 0.5, 0),
+    ((7, 11), 0.3, 2**33 + 3),
+    ((3, 2051), 0.1, 4),
+    ((40,), 0.0, 1),
+    ((40,), 1.0, 0),
+    ((0, 3), 0.5, 0),
+)
+
+
+def activation_dropout_cases() -> Iterator[Case]:
+    """All activations, in both orders; identity is dropout itself."""
+    for dtype in FLOAT_DTYPES:
+        for activation in ACTIVATIONS:
+            if activation != "identity":
+                yield _activation_dropout(dtype, activation)
+
+
+def _runs(x: Any, shape: tuple[int, ...]) -> Any:
+    return x.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def _activation_dropout(dtype, activation) -> Case:
+    def inputs() -> Arrays:
+        # Up to 12 and more: where the functions underflow, saturate or cancel.
+        x = with_special_values((normal((6153,), np.float32) * 4).astype(dtype))
+        return {"x": x, "dy": normal((6153,), dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for shape, p, start in _CALLS:
+            for order in ORDERS:
+                x, dy = _runs(arrays["x"], shape), _runs(arrays["dy"], shape)
+                y, saved = ops.activation_dropout_forward(x, activation, p, _SEED, _OFFSET, order=order, start=start)
+                name = f"{list(shape)} p={p} {order}"
+                results[f"y {name}"] = y
+                results[f"dx {name}"] = ops.activation_dropout_backward(dy, saved)
+                if saved.gradient_bits is not None:
+                    results[f"bits {name}"] = saved.gradient_bits
+        return results
+
+    @ieee
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        if ACTIVATIONS[activation].is_exact:
+            return {}
+        allowed = {}
+        for shape, p, _ in _CALLS:
+            for order in ORDERS:
+                scale = 1 / (1 - p) if p < 1 else 0.0
+                x, dy = (_runs(inputs[name], shape).astype(np.float64) for name in ("x", "dy"))
+                x = x * scale if order == "before" else x
+                name = f"{list(shape)} p={p} {order}"
+                y, dx = expected[f"y {name}"].astype(np.float64), expected[f"dx {name}"].astype(np.float64)
+                allowed[f"y {name}"] = _error_of_forward(activation, x, y, dtype)
+                allowed[f"dx {name}"] = _error_of_backward(activation, x, dy * scale, dx, dtype)
+        return allowed
+
+    return Case("activation_dropout", dtype, activation, inputs, run, bounds)
+
+
+def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any) -> np.ndarray:
+    """Error of y, from the errors that ``activation.cuh`` names, in units u in the last place of what computes.
+
+    sigmoid: exp 2 u, which the sum passes on, 1/2 for the sum, 2 for the quotient, 2 for the numerator; a product
+    with x (silu) and one with the scale 1/2 each: 7 u. tanh: 2 u. gelu: erfc 4 u (5 in double) and two products; its
+    argument is off by 1 u, which erfc magnifies by up to x**2 + 2, the quotient of z erfc'(z) and erfc(z) at z = x /
+    sqrt(2).
+    """
+    magnified = np.minimum(x * x, 1e3) + 9 if activation == "gelu" else 8
+    return _rounded(magnified * np.abs(y), y, dtype)
+
+
+def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx: np.ndarray, dtype: Any) -> np.ndarray:
+    """Error of dx, likewise.
+
+    sigmoid, tanh: exp 2 u, the sum 1.5, its square 3.5, the quotient 2, two products: 9 u. silu: two such terms.
+    gelu: the distribution as above, and x times the density, whose exponent x**2 / 2 is off by 1/2 u of itself.
+    """
+    size = np.abs(dx)
+    if activation == "silu":
+        slope = np.abs(x) * _slope("sigmoid", x) + ACTIVATIONS["sigmoid"].forward(x)
+        size = np.abs(gradient) * slope
+    if activation == "gelu":
+        density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+        size = np.abs(gradient) * (_distribution(x) + np.abs(x) * density)
+    return _rounded((np.minimum(x * x, 1e3) + 10 if activation == "gelu" else 10) * size, dx, dtype)
+
+
+def _slope(activation: str, x: np.ndarray) -> np.ndarray:
+    return ACTIVATIONS[activation].derivative(x)
+
+
+def _distribution(x: np.ndarray) -> np.ndarray:
+    return np.where(x == 0, 0.5, ACTIVATIONS["gelu"].forward(x) / np.where(x == 0, 1, x))
+
+
+def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
+    accumulate = np.float64 if dtype == np.float64 else np.float32
+    # The reference's own functions are no better than the kernels' where both compute in double; what underflows may
+    # become 0.
+    own = 2 if dtype == np.float64 else 1
+    error = units * own * epsilon(accumulate) + float(ml_dtypes.finfo(accumulate).smallest_normal)
+    return error if dtype == accumulate else error + np.abs(result) * epsilon(dtype) + smallest(dtype)
