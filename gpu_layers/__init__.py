@@ -37,6 +37,7 @@ from gpu_layers.layers import (
 )
 from gpu_layers.random import Generator, default_generator, manual_seed
 from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.ranges import profile_ranges
 
 __all__ = [
     "ActivationDropout",
@@ -75,6 +76,7 @@ __all__ = [
     "default_generator",
     "manual_seed",
     "ops",
+    "profile_ranges",
     "random",
     "use_backend",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
+from gpu_layers.runtime.ranges import add_layer_class
 
 
 class Layer:
@@ -29,6 +30,10 @@ class Layer:
         self.gradients: dict[str, Any] = {}
         self.buffers: dict[str, Any] = {}
         self._saved: Any = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        add_layer_class(cls)
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """:meth:`forward`."""
