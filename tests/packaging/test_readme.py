@@ -36,7 +36,7 @@ def test_every_snippet_is_tested():
 
 
 def test_table_names_every_layer():
-    done = re.findall(r"^\| (`.*`) \| done \| done \| done \|$", README, re.MULTILINE)
+    done = re.findall(r"^\| (`.*) \| done \| done \| done \|$", README, re.MULTILINE)
     layers = {
         name for name in gl.__all__ if isinstance(getattr(gl, name), type) and issubclass(getattr(gl, name), gl.Layer)
     }
