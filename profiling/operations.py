@@ -62,6 +62,34 @@ DROPOUT = Operation(
     is_random=True,
 )
 
+CHANNEL_DROPOUT = Operation(
+    name="channel_dropout",
+    shapes=_IMAGES,
+    # A decision for each pair of sample and channel: that is what `start` counts here.
+    forward=lambda a, last: ops.dropout_forward(
+        a["x"], _P, _SEED, _OFFSET, start=a["start"] // math.prod(a["x"].shape[2:]), mask_axes=2
+    ),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(2)),
+    torch_bytes=_both(lambda s: s.elements(2)),
+    torch=lambda F, t: F.dropout2d(t["x"], _P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: xp.where(xp.random.random((*a["x"].shape[:2], 1, 1)) >= _P, a["x"] / (1 - _P), 0),
+    is_random=True,
+)
+
+ALPHA_DROPOUT = Operation(
+    name="alpha_dropout",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: ops.alpha_dropout_forward(a["x"], _P, _SEED, _OFFSET, start=a["start"]),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(2)),
+    # Draws noise (1), makes shift (6) and scale (2) of it, multiplies (3) and adds (3); the backward multiplies.
+    torch_bytes={FORWARD: lambda s: s.elements(15), BACKWARD: lambda s: s.elements(3)},
+    torch=lambda F, t: F.alpha_dropout(t["x"], _P, training=True),  # noqa: N803
+    independent="elements",
+    is_random=True,
+)
+
 # Activations
 
 RELU = Operation(
@@ -76,6 +104,20 @@ RELU = Operation(
     gradient=lambda xp, a, last: xp.where(a["x"] > 0, a["dy"], 0),
     jax=lambda jax, a, last: jax.nn.relu(a["x"]),
     independent="elements",
+)
+
+ACTIVATION_DROPOUT = Operation(
+    name="activation_dropout",
+    shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS),
+    forward=lambda a, last: ops.activation_dropout_forward(a["x"], "gelu", _P, _SEED, _OFFSET, start=a["start"]),
+    backward=ops.activation_dropout_backward,
+    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    # Two kernels each way, and the mask.
+    torch_bytes={FORWARD: lambda s: s.elements(4) + s.inputs, BACKWARD: lambda s: s.elements(5) + s.inputs},
+    torch=lambda F, t: F.dropout(F.gelu(t["x"]), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.gelu(a["x"], approximate=False)}, last),
+    independent="elements",
+    is_random=True,
 )
 
 # Batch normalisation
@@ -225,4 +267,29 @@ AVG_POOL = Operation(
     layouts=(False, True),
 )
 
-OPERATIONS: tuple[Operation, ...] = (DROPOUT, RELU, BATCH_NORM, BATCH_NORM_INFERENCE, MAX_POOL, AVG_POOL)
+GLOBAL_AVG_POOL = Operation(
+    name="global_avg_pool",
+    shapes=_IMAGES,
+    forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (1, 1), channels_last=last),
+    backward=ops.avg_pool_backward,
+    floor=_both(_pool_bytes(0)),
+    torch_bytes=_both(_pool_bytes(0)),
+    torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 1),  # noqa: N803
+    expression=lambda xp, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
+    jax=lambda jax, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
+    output_shape=lambda shape: (*shape[:2], 1, 1),
+    layouts=(False, True),
+)
+
+OPERATIONS: tuple[Operation, ...] = (
+    DROPOUT,
+    RELU,
+    BATCH_NORM,
+    BATCH_NORM_INFERENCE,
+    MAX_POOL,
+    AVG_POOL,
+    ACTIVATION_DROPOUT,
+    GLOBAL_AVG_POOL,
+    CHANNEL_DROPOUT,
+    ALPHA_DROPOUT,
+)

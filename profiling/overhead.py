@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from profiling.data import InputMaker
 from profiling.devices import Device
 from profiling.implementations import Implementation, NotThereError, Ours, Torch
 from profiling.launches import NoLaunches
+from profiling.operation import Operation
 from profiling.operations import OPERATIONS
 
 _SHAPES = {2: (4, 32), 4: (2, 8, 8, 8)}
@@ -20,7 +21,9 @@ _REPEATS = 9
 _IN_A_GRAPH = 20
 
 
-def measure_overhead(device: Device, calls: int = 300) -> list[dict[str, Any]]:
+def measure_overhead(
+    device: Device, calls: int = 300, operations: Sequence[Operation] = OPERATIONS
+) -> list[dict[str, Any]]:
     """Microseconds a call of every operation and pass, ours and PyTorch's.
 
     Parameters
@@ -29,6 +32,7 @@ def measure_overhead(device: Device, calls: int = 300) -> list[dict[str, Any]]:
         On an emulated one our kernels are not executed: the time is that of everything before the driver.
     calls : int
         In a row, before the device is waited for.
+    operations : sequence of Operation
 
     Returns
     -------
@@ -38,7 +42,7 @@ def measure_overhead(device: Device, calls: int = 300) -> list[dict[str, Any]]:
     """
     entries = []
     maker = InputMaker(device, block=2**12)
-    for operation in OPERATIONS:
+    for operation in operations:
         shape = _SHAPES[min(len(operation.shapes[0]), 4)]
         for direction in operation.passes:
             case = Case(operation, direction, shape, "float32")

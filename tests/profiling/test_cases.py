@@ -3,7 +3,7 @@
 import pytest
 
 from profiling.cases import Case, all_cases, selected
-from profiling.operations import AVG_POOL, BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
+from profiling.operations import ACTIVATION_DROPOUT, AVG_POOL, BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
 
 BIG = (64, 256, 56, 56)
 N = 64 * 256 * 56 * 56
@@ -21,6 +21,8 @@ N = 64 * 256 * 56 * 56
         (MAX_POOL, "forward", "float32", 5.25, 7),
         (MAX_POOL, "backward", "bfloat16", 2.75, 4.5),
         (AVG_POOL, "forward", "float32", 5, 5),
+        (ACTIVATION_DROPOUT, "forward", "float32", 8, 17),
+        (ACTIVATION_DROPOUT, "backward", "bfloat16", 6, 11),
     ],
 )
 def test_bytes(operation, direction, dtype, floor, torch):

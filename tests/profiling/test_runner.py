@@ -15,14 +15,16 @@ from profiling.operations import BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
 from profiling.runner import Effort, Runner, copy_bandwidth
 
 SHORT = Effort(samples=3, seconds=0.01)
-TOYS = list({str(c.toy()): c.toy() for c in all_cases(OPERATIONS, ("bfloat16", "float32"))}.values())
+TOYS = list({str(c.toy()): c.toy() for c in all_cases(OPERATIONS, ("float32",))}.values())
+# That a half type passes through each library as it should, once.
+HALF_TOYS = [Case(operation, operation.passes[-1], (2, 8, 9, 10), "bfloat16") for operation in (BATCH_NORM, MAX_POOL)]
 
 
 def runner(*peers, device=None):
     return Runner(device or EmulatedDevice(), peers, SHORT, block=2**12)
 
 
-@pytest.mark.parametrize("case", TOYS, ids=str)
+@pytest.mark.parametrize("case", TOYS + HALF_TOYS, ids=str)
 def test_every_case_is_right_and_pytorch_and_the_expression_agree(case):
     row = runner(Copy, Torch, CuPy).run(case)
     assert row.correct, row.notes
@@ -32,7 +34,7 @@ def test_every_case_is_right_and_pytorch_and_the_expression_agree(case):
     assert all(timing.median > 0 and timing.samples == 3 for timing in row.timings.values())
 
 
-@pytest.mark.parametrize("case", [case for case in TOYS if case.dtype == "float32"], ids=str)
+@pytest.mark.parametrize("case", TOYS, ids=str)
 def test_jax_agrees(case):
     pytest.importorskip("jax")
     row = runner(Jax).run(case)
@@ -45,7 +47,7 @@ def test_jax_agrees(case):
 @pytest.mark.skipif(
     "GPU_LAYERS_SLOW_TESTS" not in os.environ, reason="compiles for minutes; GPU_LAYERS_SLOW_TESTS=1 runs it"
 )
-@pytest.mark.parametrize("case", [case for case in TOYS if case.dtype == "float32"], ids=str)
+@pytest.mark.parametrize("case", TOYS, ids=str)
 def test_compiled_pytorch_agrees(case):
     row = runner(CompiledTorch).run(case)
     assert row.missing == {}
@@ -169,7 +171,7 @@ def test_parts_reach_both_ends(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("case", [case for case in TOYS if case.dtype == "float32"], ids=str)
+@pytest.mark.parametrize("case", TOYS, ids=str)
 def test_a_part_is_computed_as_within_the_whole(case, monkeypatch):
     device = EmulatedDevice()
     inputs = InputMaker(device, block=2**12).inputs(case)
