@@ -206,3 +206,14 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
     }
 }
+
+// Takes the numbers of a generator, and advances it: one call, one offset.
+//   draw    [3] seed, offset, seed of sample 0
+//   next    draw again, to be written
+//   taken   [3] the numbers as they were
+// Launch: one thread.
+template <typename T>
+__global__ void advance_draw(const T* draw, T* next, T* taken) {
+    for (int i = 0; i < 3; ++i) taken[i] = draw[i];
+    next[1] = taken[1] + 1;
+}

@@ -35,7 +35,12 @@ from gpu_layers.layers import (
     MaxUnpool3d,
     ReLU,
 )
-from gpu_layers.random import Generator, default_generator, manual_seed
+from gpu_layers.random import (
+    CudaGraphGenerator,
+    Generator,
+    default_generator,
+    manual_seed,
+)
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
 
@@ -54,6 +59,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "CudaGraphGenerator",
     "DropPath",
     "Dropout",
     "Dropout1d",

@@ -29,6 +29,9 @@ class DropoutMask:
         Neighbouring elements that share a decision: 1, or those of a channel or of a sample.
     sample_ids : array of int64, optional
         Number of each row, where the elements are; only with a run of 1.
+    draw : array of uint64, shape (3,), optional
+        Seed, offset and the seed of sample 0, where the elements are: instead of the numbers above, as they are when a
+        kernel runs.
     """
 
     drop_below: int
@@ -37,3 +40,4 @@ class DropoutMask:
     start: int = 0
     run: int = 1
     sample_ids: Any = None
+    draw: Any = None

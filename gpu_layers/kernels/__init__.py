@@ -13,7 +13,11 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.kernels.dropout import dropout_backward, dropout_forward
+from gpu_layers.kernels.dropout import (
+    advance_draw,
+    dropout_backward,
+    dropout_forward,
+)
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
@@ -22,6 +26,7 @@ from gpu_layers.reference.max_pool import max_pool_indices
 __all__ = [
     "activation_dropout_backward",
     "activation_dropout_forward",
+    "advance_draw",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
-from gpu_layers.kernels.dropout import STRUCTS, rule
+from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.mask import DropoutMask
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
@@ -37,8 +37,8 @@ _RELU_BACKWARD = KernelTemplate(
 
 
 def _call(x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> tuple[Any, ...]:
-    of_mask = (mask.seed, mask.offset, None, mask.start)
-    return x.size, NUMBERS[activation], int(dropout_first), rule(mask, scale, 0.0, 0.0, element_type(x)), *of_mask
+    of_rule = rule(mask, scale, 0.0, 0.0, element_type(x))
+    return x.size, NUMBERS[activation], int(dropout_first), of_rule, *call_numbers(mask)
 
 
 def _blocks(x: Any) -> int:

@@ -45,6 +45,11 @@ _APPLY_BLOCKS = KernelTemplate(
 )
 
 
+_ADVANCE = KernelTemplate(
+    "dropout.cu", "advance_draw", "const T* draw, T* next, T* taken", combinations(T=["unsigned long long"])
+)
+
+
 def divisor(value: int) -> np.ndarray:
     """``Divisor64`` of ``division64.cuh``."""
     shift = (value - 1).bit_length()
@@ -58,6 +63,12 @@ def rule(mask: DropoutMask, scale: float, shift: float, dropped: float, element:
         return np.array(numbers, _RULES[f"DropoutRule<{accumulate_name(element)}>"])
 
 
+def call_numbers(mask: DropoutMask) -> tuple[Any, ...]:
+    """Seed (of sample 0, where samples have masks of their own), offset, draw and start, as kernels take them."""
+    seed = mask.seed if mask.sample_ids is None else sample_seed(mask.seed)
+    return seed, mask.offset, mask.draw, mask.start
+
+
 def dropout_forward(
     x: Any,
     mask: DropoutMask,
@@ -69,7 +80,7 @@ def dropout_forward(
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     x = ready(x)
     element = element_type(x)
-    of_call = (rule(mask, scale, shift, dropped, element), mask.seed, mask.offset, None, mask.start)
+    of_call = (rule(mask, scale, shift, dropped, element), *call_numbers(mask))
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
@@ -92,16 +103,21 @@ def _philox_blocks(start: int, count: int) -> int:
 
 
 def _launch_samples(element: str, arguments: tuple[Any, ...], mask: DropoutMask) -> None:
-    x, y, n, of_rule, _, *rest = arguments
+    x, _, n, *_ = arguments
     ids = ready(mask.sample_ids)
     features, width = n // ids.size, vector_width(x.dtype)
-    arguments = (x, y, n, of_rule, sample_seed(mask.seed), *rest, ids)
+    arguments = (*arguments, ids)
     if mask.start % 4 == 0 and features % width == 0:
         launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
     else:
         row = _philox_blocks(mask.start, features)
         blocks = blocks_for(row * ids.size, THREADS)
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
+
+
+def advance_draw(draw: Any, taken: Any) -> None:
+    """``gpu_layers.reference.advance_draw``, as a kernel."""
+    launch(_ADVANCE(T="unsigned long long"), 1, 1, (draw, draw, taken))
 
 
 # As in the reference: the same map, of dy.

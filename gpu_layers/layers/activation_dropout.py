@@ -47,15 +47,18 @@ class ActivationDropout(Layer):
         self.activation, self.order = check_activation(activation), check_order(order)
         self.p = check_probability(p)
         self.generator = check_generator(generator)
+        self._taken: Any = None
 
     def forward(self, x: Any) -> Any:
         """Activation and, in training, dropout, for an array of any shape."""
         if self.training:
             generator = self.generator or random.default_generator
-            y, self._saved = activation_dropout_forward(
-                x, self.activation, self.p, generator.seed, generator.offset, order=self.order
+            numbers = generator.numbers()
+            y, saved = activation_dropout_forward(
+                x, self.activation, self.p, *numbers, order=self.order, draw=generator.draw
             )
-            generator.next_offset()
+            self._taken = generator.advance(self._taken)
+            self._saved = saved if self._taken is None else saved.with_draw(self._taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y

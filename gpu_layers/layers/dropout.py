@@ -48,6 +48,7 @@ class _Dropout(Layer):
         self.p = check_probability(p)
         self.inplace = bool(inplace)
         self.generator = check_generator(generator)
+        self._taken: Any = None
 
     def forward(self, x: Any) -> Any:
         """Drop in training; the identity, which returns x itself, in evaluation.
@@ -88,11 +89,11 @@ class _Dropout(Layer):
         """Drop by the generator's next mask; the generator is advanced once that has succeeded."""
         generator = self.generator or random.default_generator
         out = x if self.inplace else None
-        y, saved = self._drop(x, generator.seed, generator.offset, out=out, **options)
-        generator.next_offset()
-        return y, saved
+        y, saved = self._drop(x, *generator.numbers(), draw=generator.draw, out=out, **options)
+        self._taken = generator.advance(self._taken)
+        return y, saved if self._taken is None else saved.with_draw(self._taken)
 
-    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)
 
     def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
@@ -163,7 +164,7 @@ class Dropout(_Dropout):
             check_sample_ids(sample_ids, x)
         return self._forward(x, sample_ids=sample_ids)
 
-    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         scale = None if self.scaling == "inverted" else 1.0
         return dropout_forward(x, self.p, seed, offset, scale=scale, **options)
 
@@ -239,7 +240,7 @@ class AlphaDropout(_Dropout):
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, inplace, generator=generator)
 
-    def _drop(self, x: Any, seed: int, offset: int, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return alpha_dropout_forward(x, self.p, seed, offset, **options)
 
 

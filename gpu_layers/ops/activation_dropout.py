@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_layers.ops.checks import check_dtype, check_gradient
@@ -36,6 +36,10 @@ class ActivationDropoutSaved:
     x: Any = None
     gradient_bits: Any = None
 
+    def with_draw(self, draw: Any) -> ActivationDropoutSaved:
+        """The same, of the call whose numbers lie in ``draw``."""
+        return replace(self, dropout=self.dropout.with_draw(draw))
+
 
 def check_activation(activation: Any) -> str:
     """The name of an activation; ValueError for any other."""
@@ -57,11 +61,12 @@ def activation_dropout_forward(
     x: Any,
     activation: str,
     p: float,
-    seed: int,
-    offset: int,
+    seed: int | None,
+    offset: int | None,
     *,
     order: str = "after",
     start: int = 0,
+    draw: Any = None,
 ) -> tuple[Any, ActivationDropoutSaved]:
     """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
 
@@ -71,7 +76,7 @@ def activation_dropout_forward(
         float16, bfloat16, float32 or float64, any shape and layout.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"}
         leaky_relu has a slope of 0.01, gelu is the exact one (by erf).
-    p, seed, offset, start
+    p, seed, offset, start, draw
         As in :func:`dropout_forward`: the mask is the same.
     order : {"after", "before"}
         Dropout after the activation, where a dropped element is +0 whatever it was, or before it, where it is phi(0).
@@ -90,13 +95,13 @@ def activation_dropout_forward(
     ValueError
         For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(draw,))
     check_dtype(x)
     activation, order = check_activation(activation), check_order(order)
     if activation == "identity":
-        y, dropout = dropout_forward(x, p, seed, offset, start=start)
+        y, dropout = dropout_forward(x, p, seed, offset, start=start, draw=draw)
         return y, ActivationDropoutSaved(activation, order, dropout)
-    mask, scale = element_mask(x, p, seed, offset, start), inverted_scale(p)
+    mask, scale = element_mask(x, p, seed, offset, start, draw), inverted_scale(p)
     y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
@@ -121,7 +126,7 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     dropout = saved.dropout
     if saved.activation == "identity":
         return dropout_backward(dy, dropout)
-    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits))
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.draw))
     check_gradient(dy, dropout.shape, dropout.dtype)
     if saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class DropoutSaved:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def with_draw(self, draw: Any) -> DropoutSaved:
+        """The same, of the call whose numbers lie in ``draw``."""
+        return replace(self, mask=replace(self.mask, draw=draw))
+
 
 def drop_threshold(p: float) -> int:
     """``round(p * 2**32)``: the number of 32-bit words, of ``2**32``, that drop an element."""
@@ -54,13 +58,14 @@ def drop_threshold(p: float) -> int:
 def dropout_forward(
     x: Any,
     p: float,
-    seed: int,
-    offset: int,
+    seed: int | None,
+    offset: int | None,
     *,
     start: int = 0,
     scale: float | None = None,
     mask_axes: int | None = None,
     sample_ids: Any = None,
+    draw: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
     """Drop with probability p, scale what is kept.
@@ -76,7 +81,7 @@ def dropout_forward(
     p : float
         In [0, 1].
     seed, offset : int
-        In ``0 .. 2**64 - 1``.
+        In ``0 .. 2**64 - 1``; None if draw is given.
     start : int
         Number of x's first decision in the whole array, where x is a shard of one.
     scale : float, optional
@@ -87,6 +92,8 @@ def dropout_forward(
     sample_ids : array of int64, shape (x.shape[0],), optional
         Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
         index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
+    draw : array of uint64, shape (3,), optional
+        Seed and offset in memory where x is, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
     out : array, optional
         Where to write the result; x itself for dropout in place.
 
@@ -104,10 +111,10 @@ def dropout_forward(
     ValueError
         For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
     """
-    backend = backend_for(x, optional=(out, sample_ids))
+    backend = backend_for(x, optional=(out, sample_ids, draw))
     check_dtype(x)
     p = check_probability(p)
-    mask = _mask(x, p, seed, offset, start, mask_axes, sample_ids)
+    mask = _mask(x, p, seed, offset, start, mask_axes, sample_ids, draw)
     factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
     y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
     return y, DropoutSaved(mask, factor, x.shape, x.dtype)
@@ -128,7 +135,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     -------
     array
     """
-    backend = backend_for(dy, optional=(out, saved.mask.sample_ids))
+    backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
     return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
 
@@ -136,11 +143,12 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
 def alpha_dropout_forward(
     x: Any,
     p: float,
-    seed: int,
-    offset: int,
+    seed: int | None,
+    offset: int | None,
     *,
     start: int = 0,
     mask_axes: int | None = None,
+    draw: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
     """Dropout for SELU networks (Klambauer et al., 2017): mean 0 and variance 1 stay as they are.
@@ -150,7 +158,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, out
+    x, p, seed, offset, start, mask_axes, draw, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -165,10 +173,10 @@ def alpha_dropout_forward(
     TypeError, ValueError
         As :func:`dropout_forward`.
     """
-    backend = backend_for(x, optional=(out,))
+    backend = backend_for(x, optional=(out, draw))
     check_dtype(x)
     p = check_probability(p)
-    mask = _mask(x, p, seed, offset, start, mask_axes, None)
+    mask = _mask(x, p, seed, offset, start, mask_axes, None, draw)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
     numbers = (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0)
@@ -218,8 +226,20 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
     return keep
 
 
-def _mask(x: Any, p: float, seed: int, offset: int, start: int, mask_axes: int | None, sample_ids: Any) -> DropoutMask:
+def _mask(
+    x: Any,
+    p: float,
+    seed: int | None,
+    offset: int | None,
+    start: int,
+    mask_axes: int | None,
+    sample_ids: Any,
+    draw: Any,
+) -> DropoutMask:
     """The mask over x, checked."""
+    if draw is not None:
+        _check_draw(draw, seed, offset)
+        seed = offset = 0
     axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
     run = math.prod(x.shape[axes:])
     decisions = math.prod(x.shape[:axes])
@@ -237,12 +257,24 @@ def _mask(x: Any, p: float, seed: int, offset: int, start: int, mask_axes: int |
         start=check_integer(start, "start", 0, 2**64 - decisions),
         run=max(run, 1),
         sample_ids=sample_ids,
+        draw=draw,
     )
 
 
-def element_mask(x: Any, p: float, seed: int, offset: int, start: int = 0) -> DropoutMask:
+def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
+    if draw.dtype != np.uint64:
+        raise TypeError(f"draw must be uint64, got {draw.dtype}")
+    if draw.shape != (3,) or not draw.flags.c_contiguous:
+        raise ValueError(f"draw must be three contiguous numbers, got the shape {list(draw.shape)}")
+    if seed is not None or offset is not None:
+        raise ValueError("seed and offset are in draw: pass None for both")
+
+
+def element_mask(
+    x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
+) -> DropoutMask:
     """The mask over single elements of x, checked."""
-    return _mask(x, check_probability(p), seed, offset, start, None, None)
+    return _mask(x, check_probability(p), seed, offset, start, None, None, draw)
 
 
 def inverted_scale(p: float) -> float:

@@ -13,7 +13,11 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.reference.dropout import dropout_backward, dropout_forward
+from gpu_layers.reference.dropout import (
+    advance_draw,
+    dropout_backward,
+    dropout_forward,
+)
 from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
@@ -21,6 +25,7 @@ from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forw
 __all__ = [
     "activation_dropout_backward",
     "activation_dropout_forward",
+    "advance_draw",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

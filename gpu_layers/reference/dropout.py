@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,12 @@ def dropout_forward(
 dropout_backward = dropout_forward
 
 
+def advance_draw(draw: np.ndarray, taken: np.ndarray) -> None:
+    """Copy a generator's numbers (see :class:`DropoutMask`) to ``taken``, and advance its offset."""
+    taken[...] = draw
+    draw[1:2] += np.uint64(1)  # an array: wraps around without a warning
+
+
 def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
     """The mask of so many elements, in pieces of at most some 65,536.
 
@@ -69,6 +76,8 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
     ndarray of bool
         True where its elements are kept.
     """
+    if mask.draw is not None:
+        mask = replace(mask, seed=int(mask.draw[0]), offset=int(mask.draw[1]), draw=None)
     # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
     drop_below = np.uint64(mask.drop_below)
     if mask.sample_ids is not None:

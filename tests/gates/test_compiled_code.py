@@ -125,7 +125,7 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
 def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
     for name, kernel in compiled("activation_dropout.cu", capability).items():
         accesses = [i.global_bytes for i in kernel.hot_loop().instructions if i.global_bytes]
-        assert accesses.count(1) <= 1, name
+        assert accesses.count(1) <= accesses.count(16), name
         assert set(accesses) <= {1, 16}, name
 
 
