@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES, c_name
 
 #: Bytes of the widest access, and so the alignment of every array.
 ALIGNMENT = 16
-# What a GPU's allocator gives; emulated arrays get the same, so that their traffic is the same.
-_ALLOCATION_ALIGNMENT = 512
 
 #: C++ names of the element types, for the choices of kernel templates.
 ELEMENT_TYPES = tuple(c_name(dtype) for dtype in FLOAT_DTYPES)
@@ -27,10 +24,8 @@ def empty(shape: Any, dtype: Any, like: Any) -> Any:
     if is_cupy_array(like):
         with like.device:
             return array_module(like).empty(shape, dtype)
-    size = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
-    memory = np.empty(size + _ALLOCATION_ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALLOCATION_ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    # NumPy takes its memory from malloc, which aligns to 16 bytes wherever the emulator runs.
+    return np.empty(shape, dtype)
 
 
 def _address(array: Any) -> int:

@@ -52,7 +52,8 @@ def test_a_wrong_seed_is_found(monkeypatch, capsys):
     right = dropout.launch
 
     def one_offset_late(kernel, grid, block, arguments):
-        right(kernel, grid, block, (*arguments[:6], arguments[6] + 1, *arguments[7:]))
+        offset = [parameter.name for parameter in kernel.parameters].index("offset")
+        right(kernel, grid, block, (*arguments[:offset], arguments[offset] + 1, *arguments[offset + 1 :]))
 
     monkeypatch.setattr(dropout, "launch", one_offset_late)
     assert main(["verify", "--backend", "emulated", "--only", r"^dropout float32 n=9001"]) == 1
