@@ -172,8 +172,14 @@ def test_interrupt(data):
     for _ in range(4):
         process.stdout.readline()
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    # Python loses an interrupt that falls into a callback of the garbage collector: as a person would, press again.
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=20)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     assert process.returncode == 130
     assert errors == b"gpu-layers: interrupted\n"
     assert not [name for name in os.listdir(data.parent / "run") if name.endswith(".partial")]
