@@ -207,6 +207,43 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
+// Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
+// that the number of calls that keep it tells both. A thread owns the four decisions of a Philox block.
+//   x                any alignment
+//   mean, variance   [n] of what T is computed in
+// rule's shift and what dropped elements become are not used.
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_moments(const T* x, accumulate_t<T>* mean, accumulate_t<T>* variance, long long n,
+                    DropoutRule<accumulate_t<T>> rule, unsigned long long seed, unsigned long long offset,
+                    unsigned long long start, int passes) {
+    using A = accumulate_t<T>;
+    const int skipped = static_cast<int>(start & 3);
+    const long long blocks = (n + skipped + 3) / 4;
+    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
+    for (long long block = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
+         block < blocks; block += step) {
+        int kept[4] = {0, 0, 0, 0};
+#pragma unroll 1
+        for (int pass = 0; pass < passes; ++pass) {
+            const DropoutStream stream{seed, offset + static_cast<unsigned long long>(pass)};
+            const unsigned int bits =
+                kept_bits(rule, stream.block((start >> 2) + static_cast<unsigned long long>(block)));
+#pragma unroll
+            for (int lane = 0; lane < 4; ++lane) kept[lane] += bits >> lane & 1u;
+        }
+#pragma unroll
+        for (int lane = 0; lane < 4; ++lane) {
+            const long long i = block * 4 + lane - skipped;
+            if (i < 0 || i >= n) continue;
+            const A value = to_accumulate(x[i]) * rule.scale;
+            const A part = A(kept[lane]) / A(passes), other = A(passes - kept[lane]) / A(passes);
+            mean[i] = kept[lane] == 0 ? A(0) : value * part;
+            variance[i] = kept[lane] == 0 || kept[lane] == passes ? A(0) : value * value * (part * other);
+        }
+    }
+}
+
 // Takes the numbers of a generator, and advances it: one call, one offset.
 //   draw    [3] seed, offset, seed of sample 0
 //   next    draw again, to be written

@@ -43,6 +43,9 @@ from gpu_layers.random import (
 )
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
+from gpu_layers.uncertainty import (
+    mc_dropout,
+)
 
 __all__ = [
     "ActivationDropout",
@@ -81,6 +84,7 @@ __all__ = [
     "__version__",
     "default_generator",
     "manual_seed",
+    "mc_dropout",
     "ops",
     "profile_ranges",
     "random",

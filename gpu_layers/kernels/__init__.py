@@ -17,6 +17,7 @@ from gpu_layers.kernels.dropout import (
     advance_draw,
     dropout_backward,
     dropout_forward,
+    dropout_moments,
 )
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
@@ -35,6 +36,7 @@ __all__ = [
     "batch_norm_inference_backward",
     "dropout_backward",
     "dropout_forward",
+    "dropout_moments",
     "lp_pool_backward",
     "lp_pool_forward",
     "max_pool_backward",

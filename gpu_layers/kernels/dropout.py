@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, ready, vector_width
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
 from gpu_layers.mask import DropoutMask
 from gpu_layers.reference.philox import sample_seed
@@ -45,6 +45,14 @@ _APPLY_BLOCKS = KernelTemplate(
 )
 
 
+_MOMENTS = KernelTemplate(
+    "dropout.cu",
+    "dropout_moments",
+    "const T* x, A* mean, A* variance, long long n, DropoutRule<A> rule, "
+    "unsigned long long seed, unsigned long long offset, unsigned long long start, int passes",
+    _TYPES,
+    STRUCTS,
+)
 _ADVANCE = KernelTemplate(
     "dropout.cu", "advance_draw", "const T* draw, T* next, T* taken", combinations(T=["unsigned long long"])
 )
@@ -113,6 +121,18 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], mask: DropoutMask)
         row = _philox_blocks(mask.start, features)
         blocks = blocks_for(row * ids.size, THREADS)
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
+
+
+def dropout_moments(x: Any, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
+    """``gpu_layers.reference.dropout_moments``, as a kernel."""
+    x = ready(x)
+    element = element_type(x)
+    mean, variance = (empty(x.shape, C_TYPES[accumulate_name(element)], x) for _ in range(2))
+    if x.size:
+        blocks = blocks_for(_philox_blocks(mask.start, x.size), THREADS)
+        numbers = (rule(mask, scale, 0.0, 0.0, element), mask.seed, mask.offset, mask.start, passes)
+        launch(_MOMENTS(T=element), blocks, THREADS, (x, mean, variance, x.size, *numbers))
+    return mean, variance
 
 
 def advance_draw(draw: Any, taken: Any) -> None:

@@ -37,7 +37,7 @@ def check_generator(generator: Any) -> random.Generator | None:
     return generator
 
 
-class _Dropout(Layer):
+class DropoutLayer(Layer):
     """What the layers of the family share: p, generator, and the identity in evaluation.
 
     Subclasses say how many leading axes the mask has: elements that agree in them are dropped together.
@@ -107,7 +107,7 @@ class _Dropout(Layer):
         return f"p={self.p}, inplace={self.inplace}"
 
 
-class Dropout(_Dropout):
+class Dropout(DropoutLayer):
     """Drop each element with probability p in training.
 
     With ``scaling="inverted"`` the kept ones are divided by ``1 - p``, so that the expectation is the input and
@@ -196,7 +196,7 @@ _PARAMETERS = """
     """
 
 
-class _ChannelDropout(_Dropout):
+class _ChannelDropout(DropoutLayer):
     """Drop whole channels. The axes before the spatial ones have a mask: ``(N, C)``, or ``(C,)`` of one sample."""
 
     _mask_axes_of_rank: ClassVar[dict[int, int]]
@@ -231,7 +231,7 @@ class Dropout3d(_ChannelDropout):
     _mask_axes_of_rank: ClassVar = {4: 1, 5: 2}
 
 
-class AlphaDropout(_Dropout):
+class AlphaDropout(DropoutLayer):
     __doc__ = (
         "Dropout for SELU networks: mean 0 and variance 1 stay; see :func:`gpu_layers.ops.alpha_dropout_forward`."
         + _PARAMETERS
@@ -253,7 +253,7 @@ class FeatureAlphaDropout(AlphaDropout):
         return 2
 
 
-class DropPath(_Dropout):
+class DropPath(DropoutLayer):
     """Drop whole samples (indices of axis 0), divide the others by ``1 - p`` (stochastic depth).
 
     Parameters

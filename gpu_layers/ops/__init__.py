@@ -21,6 +21,7 @@ from gpu_layers.ops.dropout import (
     dropout_backward,
     dropout_forward,
     dropout_mask,
+    dropout_moments,
 )
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
@@ -56,6 +57,7 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",
+    "dropout_moments",
     "lp_pool_backward",
     "lp_pool_forward",
     "max_pool_backward",

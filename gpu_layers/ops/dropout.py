@@ -140,6 +140,42 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
 
 
+def dropout_moments(
+    x: Any, p: float, seed: int, offset: int, *, passes: int, start: int = 0, scale: float | None = None
+) -> tuple[Any, Any]:
+    """Mean and variance of :func:`dropout_forward` over ``passes`` calls, in one kernel.
+
+    Parameters
+    ----------
+    x, p, seed, start, scale
+        As in :func:`dropout_forward`.
+    offset : int
+        Number of the first call; the others are those after it (mod ``2**64``).
+    passes : int
+        From 1 to ``2**24``.
+
+    Returns
+    -------
+    mean, variance : array
+        x's shape; float64 for float64, float32 for all others. The variance is divided by ``passes``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`dropout_forward`, and for passes that are no such number.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    mask = element_mask(x, p, seed, offset, start)
+    factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
+    return backend.dropout_moments(x, mask, factor, check_passes(passes))
+
+
+def check_passes(passes: Any) -> int:
+    """A number of passes, from 1 to ``2**24``."""
+    return check_integer(passes, "passes", 1, 2**24)
+
+
 def alpha_dropout_forward(
     x: Any,
     p: float,

@@ -17,6 +17,7 @@ from gpu_layers.reference.dropout import (
     advance_draw,
     dropout_backward,
     dropout_forward,
+    dropout_moments,
 )
 from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
@@ -34,6 +35,7 @@ __all__ = [
     "batch_norm_inference_backward",
     "dropout_backward",
     "dropout_forward",
+    "dropout_moments",
     "lp_pool_backward",
     "lp_pool_forward",
     "max_pool_backward",

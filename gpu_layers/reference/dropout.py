@@ -60,6 +60,41 @@ def dropout_forward(
 dropout_backward = dropout_forward
 
 
+@ieee
+def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of ``dropout_forward`` over the calls ``offset .. offset + passes - 1``.
+
+    An element's output takes two values, so that the number of calls that keep it tells both.
+
+    Parameters
+    ----------
+    x : ndarray
+        Any floating dtype and layout.
+    mask : DropoutMask
+        Of single elements, of the first call.
+    scale : float
+    passes : int
+        From 1 to ``2**24``.
+
+    Returns
+    -------
+    mean, variance : ndarray
+        C-contiguous, of the accumulation dtype. The variance is that of the population: divided by ``passes``.
+    """
+    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    kept = np.zeros(x.size, np.int32)
+    for number in range(passes):
+        call = replace(mask, offset=(mask.offset + number) % 2**64)
+        for chunk, is_kept in kept_chunks(call, x.size):
+            kept[chunk] += is_kept
+    counts = kept.reshape(x.shape)
+    value = np.ascontiguousarray(x).reshape(x.shape).astype(accumulate) * accumulate(scale)
+    part, other = (count.astype(accumulate) / accumulate(passes) for count in (counts, passes - counts))
+    mean = np.where(counts == 0, accumulate(0), value * part)
+    variance = np.where((counts == 0) | (counts == passes), accumulate(0), value * value * (part * other))
+    return mean, variance
+
+
 def advance_draw(draw: np.ndarray, taken: np.ndarray) -> None:
     """Copy a generator's numbers (see :class:`DropoutMask`) to ``taken``, and advance its offset."""
     taken[...] = draw

@@ -38,9 +38,10 @@ def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
     def run(arrays: Arrays) -> Arrays:
         y, saved = ops.dropout_forward(view(arrays["x"]), p, _SEED, _OFFSET, start=start)
         dx = ops.dropout_backward(view(arrays["dy"]), saved)
+        mean, variance = ops.dropout_moments(view(arrays["x"]), p, _SEED, _OFFSET, passes=3, start=start)
         in_place = view(arrays["x"].copy())
         ops.dropout_forward(in_place, p, _SEED, _OFFSET, start=start, out=in_place)
-        return {"y": y, "dx": dx, "in place": in_place.copy()}
+        return {"y": y, "dx": dx, "in place": in_place.copy(), "mean": mean, "variance": variance}
 
     return Case("dropout", dtype, label, inputs, run)
 

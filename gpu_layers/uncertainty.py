@@ -1,0 +1,115 @@
+"""Uncertainty of a network's output, by dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpu_layers import random
+from gpu_layers.layers.activation_dropout import ActivationDropout
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.dropout import Dropout, DropoutLayer
+from gpu_layers.ops.dropout import check_passes, dropout_moments
+
+
+def mc_dropout(
+    model: Callable[..., Any], x: Any, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: Any
+) -> tuple[Any, Any]:
+    """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
+
+    Dropout layers drop; all others, batch norm among them, evaluate. Afterwards, and after an exception, every layer
+    has the mode that it had. A single :class:`Dropout` layer takes one kernel launch for all passes.
+
+    Parameters
+    ----------
+    model : Layer or callable
+        Takes x, returns an array. Layers inside are found in its attributes, and in lists and dicts there.
+    x : array
+    passes : int
+        From 1 to ``2**24``; each takes one offset of each dropout layer's generator.
+    layers : iterable of Layer, optional
+        The layers whose mode to set, where the model is a function that uses layers: it does not show which. Without
+        this it runs in the modes that they have.
+    **inputs
+        Passed on to the model, e.g. ``sample_ids``.
+
+    Returns
+    -------
+    mean, variance : array
+        The output's shape; float64 for float64, float32 for all others. The variance is that of the population: divided
+        by ``passes``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For passes that are no such number, a model that cannot be called, or whatever the model raises.
+    """
+    passes = check_passes(passes)
+    if not callable(model):
+        raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
+    found = list(_layers_in(_attributes(model) if layers is None else list(layers)))
+    generator = getattr(model, "generator", None) or random.default_generator
+    if type(model) is Dropout and not inputs and generator.draw is None:
+        scale = None if model.scaling == "inverted" else 1.0
+        moments = dropout_moments(x, model.p, generator.seed, generator.offset, passes=passes, scale=scale)
+        for _ in range(passes):
+            generator.next_offset()
+        return moments
+    # A layer that works in place would change what the next pass sees.
+    in_place = any(getattr(layer, "inplace", False) for layer in found)
+    with _only_dropout_training(found):
+        return _moments((model(x.copy() if in_place else x, **inputs) for _ in range(passes)), passes)
+
+
+def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
+    """Welford's running mean and sum of squared differences: none of the outputs is kept."""
+    mean: Any = None
+    squares: Any = None
+    for count, output in enumerate(outputs, 1):
+        y = output.astype(np.float64 if output.dtype == np.float64 else np.float32)
+        if mean is None:
+            mean, squares = y, y - y
+            continue
+        difference = y - mean
+        mean = mean + difference / count
+        squares = squares + difference * (y - mean)
+    return mean, squares / passes
+
+
+def _attributes(model: Any) -> list[Any]:
+    """The model, or what it is a method of, and its attributes."""
+    owner = getattr(model, "__self__", model)
+    return [owner, *getattr(owner, "__dict__", {}).values()]
+
+
+def _layers_in(value: Any) -> Iterator[Layer]:
+    """The layers in a list, and those within these, each once."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Layer):
+            yield one
+            waiting.extend(vars(one).values())
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            waiting.extend(one.values())
+
+
+@contextmanager
+def _only_dropout_training(layers: list[Layer]) -> Iterator[None]:
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = isinstance(layer, (DropoutLayer, ActivationDropout))
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode

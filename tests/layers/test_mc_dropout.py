@@ -1,0 +1,188 @@
+"""Mean and variance over dropout masks: against numpy.var over the same passes, and what becomes of the modes."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.training.linear import Linear
+from gpu_layers.training.sequential import Sequential
+from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_same_bits, assert_within, normal, unchanged
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
+
+
+def over_passes(forward, passes):
+    outputs = np.stack([np.asarray(forward(), np.float64) for _ in range(passes)])
+    return outputs.mean(axis=0), outputs.var(axis=0)
+
+
+def check(moments, expected, dtype):
+    """Some ten roundings of the accumulation dtype; the outputs averaged in ``expected`` are rounded to the dtype."""
+    roundoff = 10 * UNIT_ROUNDOFF[accumulation_dtype(dtype)] + 2 * UNIT_ROUNDOFF[dtype]
+    for ours, theirs, size in zip(moments, expected, (1, 2), strict=True):
+        assert ours.dtype == accumulation_dtype(dtype)
+        assert_within(ours, theirs, roundoff * 8**size)
+
+
+@each_dtype
+@each_backend
+@pytest.mark.parametrize("scaling", ["inverted", "inference"])
+@pytest.mark.parametrize("passes", [1, 2, 7])
+def test_a_dropout_layer(dtype, backend, scaling, passes):
+    x = normal((5, 7), dtype)
+    layer = gl.Dropout(0.4, scaling=scaling, generator=gl.Generator(1, 2**64 - 3))
+    with gl.use_backend(backend), unchanged(x):
+        moments = gl.mc_dropout(layer, x, passes=passes)
+    assert layer.generator.offset == (2**64 - 3 + passes) % 2**64
+    again = gl.Dropout(0.4, scaling=scaling, generator=gl.Generator(1, 2**64 - 3))
+    check(moments, over_passes(lambda: again(x), passes), dtype)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: gl.Dropout2d(0.4, generator=g),
+        lambda g: gl.AlphaDropout(0.4, generator=g),
+        lambda g: gl.DropPath(0.4, generator=g),
+        lambda g: gl.ActivationDropout("gelu", 0.4, order="before", generator=g),
+        lambda g: Sequential(gl.ReLU(), gl.Dropout(0.4, generator=g)),
+    ],
+)
+def test_other_layers(make):
+    x = normal((6, 5, 4), np.float32)
+    layer, again = make(gl.Generator(1)), make(gl.Generator(1))
+    check(gl.mc_dropout(layer.eval(), x, passes=5), over_passes(lambda: again(x), 5), np.dtype(np.float32))
+
+
+def test_masks_of_samples_and_a_generator_on_the_device():
+    x, ids = normal((6, 5), np.float32), np.arange(6) * 7
+    layer, again = (gl.Dropout(0.4, generator=gl.Generator(1)) for _ in range(2))
+    expected = over_passes(lambda: again(x, sample_ids=ids), 4)
+    check(gl.mc_dropout(layer, x, 4, sample_ids=ids), expected, np.dtype(np.float32))
+    layer = gl.Dropout(0.4, generator=gl.CudaGraphGenerator(1, device="cpu"))
+    again = gl.Dropout(0.4, generator=gl.Generator(1))
+    check(gl.mc_dropout(layer, x, 4), over_passes(lambda: again(x), 4), np.dtype(np.float32))
+
+
+def network(inplace=False):
+    return Sequential(
+        Linear(4, 8, seed=1),
+        gl.BatchNorm1d(8),
+        gl.ReLU(),
+        Sequential(gl.Dropout(0.5, inplace, generator=gl.Generator(3))),
+        Linear(8, 2, seed=2),
+    )
+
+
+def modes(model):
+    return [layer.training for layer in (model, *model.layers, *model.layers[3].layers)]
+
+
+def test_a_network_with_batch_norm_in_evaluation():
+    x = normal((9, 4), np.float32)
+    model, again = network(), network()
+    for training in (True, False):
+        model.train(training)
+        model.layers[1].eval()  # frozen: it stays what it is
+        state, before = model.state_dict(), modes(model)
+        moments = gl.mc_dropout(model, x, passes=6)
+        assert modes(model) == before
+        for name, value in model.state_dict().items():
+            assert_same_bits(value, state[name])
+        again.eval()
+        again.layers[3].layers[0].train()
+        check(moments, over_passes(lambda: again(x), 6), np.dtype(np.float32))
+        assert moments[1].max() > 0
+
+
+def test_modes_come_back_after_an_exception():
+    model = network()
+    before = modes(model)
+    with pytest.raises(ValueError, match="expected"):
+        gl.mc_dropout(model, normal((9, 4, 2), np.float32))
+    assert modes(model) == before
+
+
+def test_a_function_and_its_layers():
+    x = normal((9, 4), np.float32)
+    dropout, norm = gl.Dropout(0.5, generator=gl.Generator(3)).eval(), gl.BatchNorm1d(4)
+    seen = []
+
+    def model(value):
+        seen.append((dropout.training, norm.training))
+        return dropout(norm(value))
+
+    gl.mc_dropout(model, x, passes=2, layers=[dropout, norm])
+    gl.mc_dropout(model, x, passes=1)
+    assert seen == [(True, False), (True, False), (False, True)]
+    assert (dropout.training, norm.training) == (False, True)
+
+
+def test_layers_of_an_object_and_of_a_method():
+    class Model:
+        def __init__(self):
+            self.parts = {"dropout": gl.Dropout(0.5, generator=gl.Generator(3)).eval()}
+
+        def __call__(self, x):
+            return self.parts["dropout"](x)
+
+        predict = __call__
+
+    x = np.ones((50, 4), np.float32)
+    for model in (Model(), Model().predict):
+        _, variance = gl.mc_dropout(model, x, passes=8)
+        assert variance.max() > 0
+
+
+def test_layers_in_place_leave_the_input_alone():
+    x = normal((9, 4), np.float32)
+    model = Sequential(gl.Dropout(0.5, True, generator=gl.Generator(3)), gl.ReLU(True))
+    again = Sequential(gl.Dropout(0.5, generator=gl.Generator(3)), gl.ReLU())
+    with unchanged(x):
+        moments = gl.mc_dropout(model, x, passes=5)
+    check(moments, over_passes(lambda: again(x), 5), np.dtype(np.float32))
+
+
+def test_the_mean_and_variance_are_those_of_dropout():
+    # Of x / q with probability q and 0 otherwise: x and x**2 p / q. Six deviations over 4,000 passes.
+    x = np.full(1000, 2.0)
+    mean, variance = gl.mc_dropout(gl.Dropout(0.2, generator=gl.Generator(5)), x, passes=4000)
+    assert abs(mean.mean() - 2) < 6 * np.sqrt(4 * 0.25 / 4e6)
+    assert abs(variance.mean() - 4 * 0.25) < 0.01
+
+
+def test_what_no_call_keeps_is_zero():
+    x = np.array([np.nan, np.inf, -np.inf, 1.0] * 20)
+    mean, variance = gl.mc_dropout(gl.Dropout(1), x, passes=3)
+    assert_same_bits(mean, np.zeros(80))
+    assert_same_bits(variance, np.zeros(80))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (gl.Dropout(), {"passes": 0}, ValueError, r"passes must be in 1 \.\. 16777216, got 0"),
+        (gl.Dropout(), {"passes": 2.0}, TypeError, "passes must be an integer, got float"),
+        (gl.Dropout(), {"passes": 2**24 + 1}, ValueError, "passes must be in"),
+        (3, {}, TypeError, "model must be a layer or a function, got int"),
+    ],
+)
+def test_bad_arguments_are_refused(model, options, error, message):
+    with pytest.raises(error, match=message):
+        gl.mc_dropout(model, np.ones(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"p": 2}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
+        ({"passes": -1}, ValueError, "passes must be in"),
+        ({"start": 2**64}, ValueError, "start must be in"),
+    ],
+)
+def test_bad_arguments_of_the_op_are_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        gl.ops.dropout_moments(np.ones(3), **({"p": 0.5, "seed": 1, "offset": 2, "passes": 3} | change))
