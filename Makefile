@@ -47,7 +47,7 @@ results: $(VENV)/installed-test
 	$(BIN)/python -m profiling.readme_table
 
 bench-smoke: $(VENV)/installed-test
-	$(BIN)/python -m profiling.bench --emulated --quick --peers '^(copy|torch|cupy)$$' --plot build/bench-smoke \
+	$(BIN)/python -m profiling.bench --emulated --quick --dtypes bfloat16 --peers '^(copy|torch|cupy)$$' --plot build/bench-smoke \
 	    --json build/bench-smoke/bench.json --csv build/bench-smoke/bench.csv
 
 clean:

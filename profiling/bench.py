@@ -26,6 +26,7 @@ _COPY_BYTES = 2**30
 _QUICK = Effort(samples=20, seconds=0.4)
 _TOY = Effort(samples=3, seconds=0.05)
 _TOY_BLOCK = 2**16
+_CALLS, _TOY_CALLS = 300, 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +128,7 @@ def _measured(options: argparse.Namespace, device: Device, cases: list[Case], pe
     size = _TOY_BLOCK if options.emulated else min(_COPY_BYTES, device.free_bytes() // 8)
     run.copy_gb_per_s = copy_bandwidth(device, size, effort)
     if not options.no_overhead:
-        run.overhead = measure_overhead(device)
+        run.overhead = measure_overhead(device, _TOY_CALLS if options.emulated else _CALLS)
     progress = Progress(len(cases), sys.stderr)
     for number, case in enumerate(cases):
         if options.budget is not None and time.monotonic() - begin > options.budget:

@@ -70,7 +70,8 @@ CHANNEL_DROPOUT = Operation(
         a["x"], _P, _SEED, _OFFSET, start=a["start"] // math.prod(a["x"].shape[2:]), mask_axes=2
     ),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(2)),
+    # What is dropped need not be read: half of x, as far as p = 0.5 of few channels is a half.
+    floor=_both(lambda s: s.elements(3) // 2),
     torch_bytes=_both(lambda s: s.elements(2)),
     torch=lambda F, t: F.dropout2d(t["x"], _P, training=True),  # noqa: N803
     expression=lambda xp, a, last: xp.where(xp.random.random((*a["x"].shape[:2], 1, 1)) >= _P, a["x"] / (1 - _P), 0),

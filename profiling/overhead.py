@@ -21,9 +21,7 @@ _REPEATS = 9
 _IN_A_GRAPH = 20
 
 
-def measure_overhead(
-    device: Device, calls: int = 300, operations: Sequence[Operation] = OPERATIONS
-) -> list[dict[str, Any]]:
+def measure_overhead(device: Device, calls: int, operations: Sequence[Operation] = OPERATIONS) -> list[dict[str, Any]]:
     """Microseconds a call of every operation and pass, ours and PyTorch's.
 
     Parameters

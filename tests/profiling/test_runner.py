@@ -34,7 +34,7 @@ def test_every_case_is_right_and_pytorch_and_the_expression_agree(case):
     assert all(timing.median > 0 and timing.samples == 3 for timing in row.timings.values())
 
 
-@pytest.mark.parametrize("case", TOYS, ids=str)
+@pytest.mark.parametrize("case", [case for case in TOYS if case.operation.jax], ids=str)
 def test_jax_agrees(case):
     pytest.importorskip("jax")
     row = runner(Jax).run(case)
