@@ -119,8 +119,14 @@ class Run:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(self._json(), encoding="utf-8")
         os.replace(partial, path)
+
+    def _json(self) -> str:
+        """A line a row."""
+        data = asdict(self)
+        rows = ",\n".join(json.dumps(row) for row in data.pop("rows"))
+        return f'{json.dumps(data)[:-1]}, "rows": [\n{rows}\n]}}\n'
 
     @staticmethod
     def load(path: Path | str) -> Run:
