@@ -12,6 +12,7 @@ struct Divisor32 {
         return static_cast<int>((__umulhi(dividend, multiplier) + dividend) >> shift);
     }
 };
+static_assert(sizeof(Divisor32) == 12, "the launcher packs it with this size");
 
 // index / divisor for either type of index. `fast` is of the same divisor; 64-bit indices, those of images of
 // 2^31 elements and more, are divided as they are.

@@ -89,7 +89,7 @@ def test_entry_points_take_what_the_launchers_pass(symbols):
 
 def test_struct_layouts_are_those_of_the_sources():
     """The sizes that the launchers pass are asserted where the structs are."""
-    sources = "\n".join(path.read_text() for path in source_folder().glob("*.cuh"))
+    sources = "\n".join(path.read_text() for path in source_folder().glob("*.cu*"))
     structs = {
         parameter.c_type: parameter.dtype.itemsize
         for kernel in all_kernels()
