@@ -12,11 +12,12 @@ from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, as_bytes, division
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.limits import limits
 from gpu_layers.window import Window
 
 _THREADS = 256
 _WARP = 32
+# Positions of a plane are counted in 32 bits. Not one of ``limits()``: another kernel would add up in another order.
+_POSITIONS_BELOW = 2**30
 # What a thread reads at least before others help it with the plane.
 _VALUES_A_LANE = 8
 # From this size on a block has a plane, not a warp.
@@ -54,11 +55,11 @@ _SPREAD = _template(
 
 
 def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None) -> bool:
-    """Whether these kernels do a pooling: one window that is the plane, of fewer than some 2**30 positions.
+    """Whether these kernels do a pooling: one window that is the plane, of fewer than 2**30 positions.
 
     Channels that make no vectors are left to the general kernels.
     """
-    fits = window.is_global and window.taps < limits().index32_below // 2 and lengths is None
+    fits = window.is_global and window.taps < _POSITIONS_BELOW and lengths is None
     return fits and not (channels_last and array.shape[-1] % vector_width(array.dtype))
 
 
