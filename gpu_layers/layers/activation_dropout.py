@@ -10,10 +10,9 @@ from gpu_layers.layers.dropout import check_generator
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
-    check_activation,
     check_order,
 )
-from gpu_layers.ops.checks import check_probability
+from gpu_layers.ops.checks import check_activation, check_probability
 
 
 class ActivationDropout(Layer):

@@ -14,15 +14,15 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.ops.checks import check_dtype, check_eps, check_integer, check_number
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_integer, check_number
 from gpu_layers.runtime.backend import backend_for
 
 
 class _BatchNorm(Layer):
     """Normalise each channel: by the batch's statistics in training, by running averages in evaluation.
 
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with the biased variance; the running variance averages the
-    unbiased one: ``running = (1 - momentum) * running + momentum * batch``.
+    ``y = phi(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` with the biased variance; the running variance
+    averages the unbiased one: ``running = (1 - momentum) * running + momentum * batch``.
 
     Parameters
     ----------
@@ -40,6 +40,8 @@ class _BatchNorm(Layer):
         Whether an affine layer has a bias.
     channels_last : bool
         Channels on the last axis instead of the second.
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
+        phi, applied in the same kernels; None is the identity.
     dtype : {"float32", "float64"}
         Of parameters and statistics: float64 for float64 input, float32 for all others.
 
@@ -61,6 +63,7 @@ class _BatchNorm(Layer):
         *,
         bias: bool = True,
         channels_last: bool = False,
+        activation: str | None = None,
         dtype: Any = "float32",
     ) -> None:
         super().__init__()
@@ -71,6 +74,7 @@ class _BatchNorm(Layer):
             raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
         self.channels_last = bool(channels_last)
+        self.activation = None if activation is None else check_activation(activation)
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(
                 f"dtype must be 'float32', or 'float64' for float64 input (float32 serves the half types), got {dtype}"
@@ -89,23 +93,30 @@ class _BatchNorm(Layer):
         self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
         self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
 
-    def forward(self, x: Any) -> Any:
-        """Normalise.
+    def forward(self, x: Any, residual: Any = None) -> Any:
+        """Normalise, add the residual, activate.
 
         Parameters
         ----------
         x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+        residual : array, optional
+            x's shape and dtype; backward then returns its gradient too.
 
         Raises
         ------
         TypeError
             For a float64 input in a float32 layer, or the reverse.
         ValueError
-            For a wrong rank or channel count, or in training one value a channel.
+            For a wrong rank or channel count, a residual of another shape, or in training one value a channel.
         """
         self._check_input(x)
         weight, bias = self.parameters.get("weight"), self.parameters.get("bias")
-        options: dict[str, Any] = {"eps": self.eps, "channels_last": self.channels_last}
+        options: dict[str, Any] = {
+            "eps": self.eps,
+            "residual": residual,
+            "activation": self.activation,
+            "channels_last": self.channels_last,
+        }
         if self.training or not self.track_running_stats:
             y, saved = batch_norm_forward(x, weight, bias, **options)
             if self.training and self.track_running_stats:
@@ -118,12 +129,12 @@ class _BatchNorm(Layer):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns those of weight and bias."""
+        """Gradient of x, or the pair of those of x and residual; assigns those of weight and bias."""
         backward, saved = self._saved_by_forward()
-        dx, dgamma, dbeta = backward(dy, saved)
+        dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
         self.gradients = {name: gradients[name] for name in self.parameters}
-        return dx
+        return (dx, *dresidual) if dresidual else dx
 
     def _update_running_stats(self, saved: BatchNormSaved) -> None:
         tracked = self.buffers["num_batches_tracked"]
@@ -154,6 +165,7 @@ class _BatchNorm(Layer):
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
+        extras += f", activation={self.activation!r}" if self.activation is not None else ""
         extras += ", dtype='float64'" if self.dtype == np.float64 else ""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.ops.checks import check_activation, check_choice, check_dtype, check_gradient
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask, inverted_scale
-from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.runtime.backend import backend_for
 
 ORDERS = ("after", "before")
@@ -41,20 +40,9 @@ class ActivationDropoutSaved:
         return replace(self, dropout=self.dropout.with_draw(draw))
 
 
-def check_activation(activation: Any) -> str:
-    """The name of an activation; ValueError for any other."""
-    return _check_choice(activation, "activation", tuple(ACTIVATIONS))
-
-
 def check_order(order: Any) -> str:
     """``"after"`` or ``"before"``; ValueError for any other."""
-    return _check_choice(order, "order", ORDERS)
-
-
-def _check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    if not (isinstance(value, str) and value in choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+    return check_choice(order, "order", ORDERS)
 
 
 def activation_dropout_forward(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_eps, check_gradient
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -21,19 +21,25 @@ class BatchNormSaved:
     ----------
     x : array
         The input.
-    gamma : array, shape (C,), or None
+    gamma, beta : array, shape (C,), or None
     mean, var, inv_std : array, shape (C,)
         Of the batch in training (``var`` is the biased variance), given in inference;
         ``inv_std = 1 / sqrt(var + eps)``. float64 for float64 input, float32 for all others.
     channels_last : bool
+    residual : array or None
+        What was added before the activation; the input of the activation is computed again from this and x.
+    activation : str
     """
 
     x: Any
     gamma: Any
+    beta: Any
     mean: Any
     var: Any
     inv_std: Any
     channels_last: bool
+    residual: Any = None
+    activation: str = "identity"
 
     @property
     def count(self) -> int:
@@ -42,11 +48,18 @@ class BatchNormSaved:
 
 
 def batch_norm_forward(
-    x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5, channels_last: bool = False
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    *,
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: str | None = None,
+    channels_last: bool = False,
 ) -> tuple[Any, BatchNormSaved]:
-    """Normalise each channel with its own mean and biased variance over the batch.
+    """Normalise each channel with its own mean and biased variance over the batch; then add, then activate.
 
-    ``y = gamma * (x - mean) / sqrt(var + eps) + beta`` (Ioffe and Szegedy, 2015).
+    ``y = phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` (Ioffe and Szegedy, 2015).
 
     Parameters
     ----------
@@ -56,6 +69,10 @@ def batch_norm_forward(
         float64 if x is, float32 for all others.
     eps : float
         Greater than 0.
+    residual : array, optional
+        x's shape and dtype.
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
+        phi, as in :func:`activation_dropout_forward`; None is the identity.
     channels_last : bool
 
     Returns
@@ -69,10 +86,10 @@ def batch_norm_forward(
     TypeError
         For a wrong array type or dtype.
     ValueError
-        For a wrong shape, or one value a channel, whose variance does not exist.
+        For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
     """
-    backend = backend_for(x, optional=(gamma, beta))
-    channels = _check_input(x, gamma, beta, channels_last)
+    backend = backend_for(x, optional=(gamma, beta, residual))
+    channels, activation = _check_input(x, gamma, beta, channels_last, residual, activation)
     eps = check_eps(eps)
     if x.size == channels and channels:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
@@ -80,15 +97,18 @@ def batch_norm_forward(
         y = array_module(x).empty(x.shape, x.dtype)
         mean, var, inv_std = _statistics_of_nothing(x, channels, eps)
     else:
-        y, mean, var, inv_std = backend.batch_norm_forward(x, gamma, beta, eps, channels_last)
-    return y, BatchNormSaved(x, gamma, mean, var, inv_std, channels_last)
+        y, mean, var, inv_std = backend.batch_norm_forward(
+            x, gamma, beta, eps, channels_last, residual=residual, activation=activation
+        )
+    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
 
 
-def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
+def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`batch_norm_forward`.
 
-    With ``xhat = (x - mean) * inv_std`` and m values a channel: ``dbeta = sum dy``, ``dgamma = sum dy * xhat``,
-    ``dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)``.
+    With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
+    ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``.
 
     Parameters
     ----------
@@ -101,18 +121,29 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
     dx : array
     dgamma, dbeta : array, shape (C,)
         Also where gamma and beta are None.
+    dresidual : array
+        Only if there was a residual.
     """
     return _backward("batch_norm_backward", dy, saved)
 
 
 def batch_norm_inference(
-    x: Any, mean: Any, var: Any, gamma: Any, beta: Any, *, eps: float = 1e-5, channels_last: bool = False
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any,
+    beta: Any,
+    *,
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: str | None = None,
+    channels_last: bool = False,
 ) -> tuple[Any, BatchNormSaved]:
-    """Normalise each channel with a given mean and variance.
+    """Normalise each channel with a given mean and variance; then add, then activate.
 
     Parameters
     ----------
-    x, gamma, beta, eps, channels_last
+    x, gamma, beta, eps, residual, activation, channels_last
         As in :func:`batch_norm_forward`; one value a channel is fine here.
     mean, var : array, shape (C,)
         Such as running averages.
@@ -122,38 +153,53 @@ def batch_norm_inference(
     y : array
     saved : BatchNormSaved
     """
-    backend = backend_for(x, mean, var, optional=(gamma, beta))
-    channels = _check_input(x, gamma, beta, channels_last)
+    backend = backend_for(x, mean, var, optional=(gamma, beta, residual))
+    channels, activation = _check_input(x, gamma, beta, channels_last, residual, activation)
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)
     xp = array_module(x)
     inv_std = (1 / xp.sqrt(var.astype(np.float64) + check_eps(eps))).astype(mean.dtype)
     if x.size:
-        y = backend.batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last)
+        y = backend.batch_norm_inference(
+            x, mean, inv_std, gamma, beta, channels_last, residual=residual, activation=activation
+        )
     else:
         y = xp.empty(x.shape, x.dtype)
-    return y, BatchNormSaved(x, gamma, mean, var, inv_std, channels_last)
+    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
 
 
-def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
-    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dy``.
+def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
     Returns
     -------
-    dx, dgamma, dbeta
+    dx, dgamma, dbeta, dresidual
         As :func:`batch_norm_backward`.
     """
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, Any, Any]:
+def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     if saved.x.size == 0:
         xp = array_module(dy)
         zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
-        return xp.empty(dy.shape, dy.dtype), zeros[0], zeros[1]
-    return getattr(backend, name)(dy, saved.x, saved.mean, saved.inv_std, saved.gamma, saved.channels_last)
+        dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
+        gradients = (dx, *zeros, dresidual)
+    else:
+        gradients = getattr(backend, name)(
+            dy,
+            saved.x,
+            saved.mean,
+            saved.inv_std,
+            saved.gamma,
+            saved.beta,
+            saved.channels_last,
+            residual=saved.residual,
+            activation=saved.activation,
+        )
+    return gradients[:3] if saved.residual is None else gradients
 
 
 def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any, Any]:
@@ -161,7 +207,10 @@ def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any,
     return xp.zeros(channels, dtype), xp.zeros(channels, dtype), xp.full(channels, eps**-0.5, dtype)
 
 
-def _check_input(x: Any, gamma: Any, beta: Any, channels_last: bool) -> int:
+def _check_input(
+    x: Any, gamma: Any, beta: Any, channels_last: bool, residual: Any, activation: str | None
+) -> tuple[int, str]:
+    """Number of channels, and the activation's name."""
     check_dtype(x)
     if x.ndim < 2:
         raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
@@ -169,7 +218,12 @@ def _check_input(x: Any, gamma: Any, beta: Any, channels_last: bool) -> int:
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None:
             _check_parameter(parameter, name, channels, x)
-    return channels
+    if residual is not None:
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
+        if residual.shape != x.shape:
+            raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
+    return channels, "identity" if activation is None else check_activation(activation)
 
 
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -90,3 +91,15 @@ def check_out(out: Any, x: Any) -> None:
         raise ValueError(f"out must have the input's shape {list(x.shape)}, got {list(out.shape)}")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
+
+
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """The value, if it is one of these names; ValueError for any other."""
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_activation(activation: Any) -> str:
+    """The name of an activation; ValueError for any other."""
+    return check_choice(activation, "activation", tuple(ACTIVATIONS))

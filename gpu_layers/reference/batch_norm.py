@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 
 
@@ -31,13 +32,24 @@ def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.n
     return values.reshape(shape)
 
 
-def _normalize(x, mean, inv_std, gamma, beta, channels_last):
+def _scale(inv_std, gamma):
+    return inv_std if gamma is None else gamma * inv_std
+
+
+def _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual):
     dtype = statistics_dtype(x.dtype)
-    scale = inv_std if gamma is None else gamma * inv_std
-    y = (x.astype(dtype) - _per_channel(mean, x, channels_last)) * _per_channel(scale, x, channels_last)
+    scale = _per_channel(_scale(inv_std, gamma), x, channels_last)
+    z = (x.astype(dtype) - _per_channel(mean, x, channels_last)) * scale
     if beta is not None:
-        y += _per_channel(beta, x, channels_last)
-    return np.ascontiguousarray(y.astype(x.dtype))
+        z += _per_channel(beta, x, channels_last)
+    if residual is not None:
+        z += residual.astype(dtype)
+    return z
+
+
+def _activated(z, activation, dtype):
+    phi = ACTIVATIONS[activation]
+    return np.ascontiguousarray(phi.forward(z if phi.is_exact else z.astype(np.float64)).astype(dtype))
 
 
 @ieee
@@ -47,10 +59,13 @@ def batch_norm_forward(
     beta: np.ndarray | None,
     eps: float,
     channels_last: bool = False,
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
-    ``y = gamma * (x - mean) / sqrt(var + eps) + beta``, with the biased variance, in the statistics dtype.
+    ``y = phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``, with the biased variance, in the statistics
+    dtype (phi, if it is not exact, in float64).
 
     Parameters
     ----------
@@ -59,6 +74,10 @@ def batch_norm_forward(
         Statistics dtype.
     eps : float
     channels_last : bool
+    residual : ndarray, or None
+        x's shape and dtype.
+    activation : str
+        A name in ``ACTIVATIONS``.
 
     Returns
     -------
@@ -81,7 +100,8 @@ def batch_norm_forward(
     exact_var = np.square(deviation, out=deviation).mean(axis=axes)
     mean, var = exact_mean.astype(dtype), exact_var.astype(dtype)
     inv_std = (1 / np.sqrt(exact_var + eps)).astype(dtype)
-    return _normalize(x, mean, inv_std, gamma, beta, channels_last), mean, var, inv_std
+    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    return y, mean, var, inv_std
 
 
 @ieee
@@ -91,13 +111,16 @@ def batch_norm_backward(
     mean: np.ndarray,
     inv_std: np.ndarray,
     gamma: np.ndarray | None,
+    beta: np.ndarray | None = None,
     channels_last: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
-    With ``xhat = (x - mean) * inv_std`` and m values a channel:
-    ``dbeta = sum dy``, ``dgamma = sum dy * xhat``,
-    ``dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)``.
+    With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
+    ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``.
 
     Returns
     -------
@@ -105,26 +128,43 @@ def batch_norm_backward(
         x's shape and dtype.
     dgamma, dbeta : ndarray, shape (C,)
         Statistics dtype.
+    dresidual : ndarray or None
+        x's shape and dtype; None without a residual.
     """
-    dgamma, dbeta, xhat = _parameter_gradients(dy, x, mean, inv_std, channels_last)
+    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    dgamma, dbeta, xhat = _parameter_gradients(dz, x, mean, inv_std, channels_last)
     count = max(x.size // max(mean.size, 1), 1)
-    scale = inv_std if gamma is None else gamma * inv_std
-    mean_dy = _per_channel(dbeta / count, x, channels_last)
-    mean_dy_xhat = _per_channel(dgamma / count, x, channels_last)
-    dx = (dy.astype(xhat.dtype) - mean_dy - xhat * mean_dy_xhat) * _per_channel(scale, x, channels_last)
-    dtype = statistics_dtype(x.dtype)
-    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype)
+    mean_dz = _per_channel(dbeta / count, x, channels_last)
+    mean_dz_xhat = _per_channel(dgamma / count, x, channels_last)
+    scale = _per_channel(_scale(inv_std, gamma), x, channels_last)
+    dx = (dz - mean_dz - xhat * mean_dz_xhat) * scale
+    return _gradients(x, dx, dgamma, dbeta, dz, residual)
 
 
-def _parameter_gradients(dy, x, mean, inv_std, channels_last):
+def _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation):
+    """Gradient of the activation's input, in float64."""
+    dy = dy.astype(np.float64, order="C")
+    if activation == "identity":
+        return dy
+    phi = ACTIVATIONS[activation]
+    z = _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual)
+    slope = phi.derivative(z if phi.is_exact else z.astype(np.float64))
+    # Not by multiplying: a clipped unit passes no gradient, were it infinite.
+    return np.where(slope == 0, 0, dy * slope)
+
+
+def _parameter_gradients(dz, x, mean, inv_std, channels_last):
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
     axes = _reduced_axes(x, channels_last)
     exact_mean = _per_channel(mean.astype(np.float64), x, channels_last)
     xhat = (x.astype(np.float64, order="C") - exact_mean) * _per_channel(inv_std, x, channels_last)
-    dy = dy.astype(np.float64, order="C")
-    dbeta = dy.sum(axis=axes)
-    dgamma = (dy * xhat).sum(axis=axes)
-    return dgamma, dbeta, xhat
+    return (dz * xhat).sum(axis=axes), dz.sum(axis=axes), xhat
+
+
+def _gradients(x, dx, dgamma, dbeta, dz, residual):
+    dtype = statistics_dtype(x.dtype)
+    dresidual = None if residual is None else np.ascontiguousarray(dz.astype(x.dtype))
+    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype), dresidual
 
 
 @ieee
@@ -135,9 +175,12 @@ def batch_norm_inference(
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
     channels_last: bool = False,
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
 ) -> np.ndarray:
-    """Normalise with given statistics: ``gamma * (x - mean) * inv_std + beta``."""
-    return _normalize(x, mean, inv_std, gamma, beta, channels_last)
+    """Normalise with given statistics: ``phi(gamma * (x - mean) * inv_std + beta + residual)``."""
+    z = _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual)
+    return _activated(z, activation, x.dtype)
 
 
 @ieee
@@ -147,17 +190,19 @@ def batch_norm_inference_backward(
     mean: np.ndarray,
     inv_std: np.ndarray,
     gamma: np.ndarray | None,
+    beta: np.ndarray | None = None,
     channels_last: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dy``.
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
     Returns
     -------
-    dx, dgamma, dbeta
+    dx, dgamma, dbeta, dresidual
         As :func:`batch_norm_backward`.
     """
-    dtype = statistics_dtype(x.dtype)
-    dgamma, dbeta, _ = _parameter_gradients(dy, x, mean, inv_std, channels_last)
-    scale = inv_std if gamma is None else gamma * inv_std
-    dx = dy.astype(dtype) * _per_channel(scale, x, channels_last)
-    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype)
+    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    dgamma, dbeta, _ = _parameter_gradients(dz, x, mean, inv_std, channels_last)
+    dx = dz * _per_channel(_scale(inv_std, gamma), x, channels_last)
+    return _gradients(x, dx, dgamma, dbeta, dz, residual)
