@@ -115,16 +115,11 @@ struct Silu {
 };
 
 // f(activation) for the activation of this number: one branch, the same way for all threads, around work on
-// many elements. The launcher gives the numbers (kernels/activation.py).
+// many elements. The launcher gives the numbers (kernels/activation.py). This one knows those that are not
+// piecewise linear.
 template <typename Function>
-__device__ __forceinline__ void with_activation(int number, Function f) {
+__device__ __forceinline__ void with_curved_activation(int number, Function f) {
     switch (number) {
-        case 0:
-            f(Relu());
-            break;
-        case 1:
-            f(LeakyRelu());
-            break;
         case 2:
             f(Sigmoid());
             break;
@@ -138,3 +133,37 @@ __device__ __forceinline__ void with_activation(int number, Function f) {
             f(Silu());
     }
 }
+
+// Likewise, for any activation.
+template <typename Function>
+__device__ __forceinline__ void with_activation(int number, Function f) {
+    switch (number) {
+        case 0:
+            f(Relu());
+            break;
+        case 1:
+            f(LeakyRelu());
+            break;
+        default:
+            with_curved_activation(number, f);
+    }
+}
+
+constexpr int kNoActivation = -1;
+
+// The activations that are a straight line on either side of 0, none among them, without a branch.
+template <typename A>
+struct SlopedActivation {
+    A slope;     // where x is negative
+    bool clips;  // ReLU: results are +0 there, were x infinite
+
+    __device__ __forceinline__ explicit SlopedActivation(int number)
+        : slope(number == kNoActivation ? A(1) : A(0.01)), clips(number == 0) {}
+
+    __device__ __forceinline__ A forward(A x) const { return x <= A(0) ? (clips ? A(0) : x * slope) : x; }
+
+    __device__ __forceinline__ A backward(A dy, A x) const {
+        const bool passes = clips ? !(x <= A(0)) : x > A(0);
+        return passes ? dy : (clips ? A(0) : dy * slope);
+    }
+};

@@ -11,10 +11,9 @@
 constexpr int kChannelThreads = 256;
 // Blocks that must fit on a multiprocessor at once, which leaves a thread 64 registers.
 constexpr int kChannelBlocks = 4;
-// Vectors that a thread of a sum has in flight, of all arrays together. A thread that also writes needs fewer
-// to keep the memory busy, and its registers for the rules of its channels.
+// Vectors that a thread of the statistics has in flight. A thread that reads several arrays, or writes, needs
+// fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
-constexpr int kElementwiseLoads = 2;
 
 struct PlaneLayout {
     long long channels;

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 
+# ``kNoActivation`` of ``activation.cuh``.
+_NO_ACTIVATION = -1
+# Those of ``SlopedActivation`` there.
+_SLOPED = ("identity", "relu", "leaky_relu")
 _THREADS = 256
 _WARP = 32
 # Blocks that fill any GPU twice over (132 multiprocessors of 8 blocks of 256 threads), so that it is busy
@@ -34,35 +39,42 @@ _ROW_LAYOUT = np.dtype(
 _STRUCTS = {"PlaneLayout": _PLANE_LAYOUT, "RowLayout": _ROW_LAYOUT}
 
 
+# ``Fusion`` of ``batch_norm_rules.cuh``.
+_FUSIONS = ("kPlain", "kSloped", "kCurved")
+
+
 class _Pass:
     """One kernel in both layouts."""
 
-    def __init__(self, name: str, parameters: str) -> None:
+    def __init__(self, name: str, parameters: str, fusable: bool = True) -> None:
         planes, rows = f"{parameters}, PlaneLayout layout", f"{parameters}, RowLayout layout"
-        every = combinations(T=ELEMENT_TYPES)
+        fusion: list[dict[str, str]] = [{"Fused": name} for name in _FUSIONS] if fusable else [{}]
+        every = [{"T": element, **fused} for element in ELEMENT_TYPES for fused in fusion]
         each_width = [
-            {"T": c_name(dtype), "Width": str(width)} for dtype in FLOAT_DTYPES for width in (vector_width(dtype), 1)
+            {"T": c_name(dtype), "Width": str(width), **fused}
+            for dtype in FLOAT_DTYPES
+            for width in (vector_width(dtype), 1)
+            for fused in fusion
         ]
         self._planes = KernelTemplate("batch_norm.cu", f"{name}_planes", planes, every, _STRUCTS)
         self._rows = KernelTemplate("batch_norm.cu", f"{name}_rows", rows, each_width, _STRUCTS)
 
-    def kernel(self, element: str, width: int | None) -> Kernel:
+    def kernel(self, element: str, width: int | None, **fused: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
-        return self._planes(T=element) if width is None else self._rows(T=element, Width=str(width))
+        return self._planes(T=element, **fused) if width is None else self._rows(T=element, Width=str(width), **fused)
 
 
-_STATISTICS = _Pass("batch_norm_statistics", "const T* x, A* partial_moments, A* mean, A* var, A* inv_std, A eps")
-_NORMALIZE = _Pass(
-    "batch_norm_normalize", "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, T* y"
+_OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta, const T* residual, int activation"
+_STATISTICS = _Pass(
+    "batch_norm_statistics", "const T* x, A* partial_moments, A* mean, A* var, A* inv_std, A eps", fusable=False
 )
+_NORMALIZE = _Pass("batch_norm_normalize", f"const T* x, {_OF_CHANNELS}, T* y")
 _GRADIENT_SUMS = _Pass(
-    "batch_norm_gradient_sums",
-    "const T* dy, const T* x, const A* mean, A* partial_sums, const A* inv_std, A* dgamma, A* dbeta",
+    "batch_norm_gradient_sums", f"const T* dy, const T* x, {_OF_CHANNELS}, A* partial_sums, A* dgamma, A* dbeta"
 )
 _INPUT_GRADIENT = _Pass(
     "batch_norm_input_gradient",
-    "const T* dy, const T* x, const A* mean, const A* inv_std, const A* gamma, const A* dgamma, const A* dbeta, "
-    "T* dx, A inv_count",
+    f"const T* dy, const T* x, {_OF_CHANNELS}, const A* dgamma, const A* dbeta, T* dx, T* dresidual, A inv_count",
 )
 _MERGE_STATISTICS = KernelTemplate(
     "batch_norm.cu",
@@ -90,8 +102,8 @@ class _Plan:
     parts: int
     count: int
 
-    def run(self, of: _Pass, element: str, arguments: tuple[Any, ...]) -> None:
-        launch(of.kernel(element, self.width), self.blocks, self.block, (*arguments, self.layout))
+    def run(self, of: _Pass, element: str, arguments: tuple[Any, ...], **fused: str) -> None:
+        launch(of.kernel(element, self.width, **fused), self.blocks, self.block, (*arguments, self.layout))
 
     def merge(self, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
         """Merge the parts of each channel, if there are several."""
@@ -168,12 +180,43 @@ def _workspace(plan: _Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | N
     return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
 
 
-def _ready(array: Any | None) -> Any | None:
-    return None if array is None else ready(array)
+@dataclass(frozen=True)
+class _Rule:
+    """What gives y from x: the channels' numbers, and what is fused."""
+
+    mean: Any
+    inv_std: Any
+    gamma: Any | None
+    beta: Any | None
+    residual: Any | None
+    activation: str
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        number = NUMBERS.get(self.activation, _NO_ACTIVATION)
+        return self.mean, self.inv_std, self.gamma, self.beta, self.residual, number
+
+    @property
+    def fused(self) -> dict[str, str]:
+        """The template argument."""
+        if self.activation not in _SLOPED:
+            return {"Fused": "kCurved"}
+        return {"Fused": "kPlain" if self.residual is None and self.activation == "identity" else "kSloped"}
+
+
+def _rule(mean: Any, inv_std: Any, gamma: Any | None, beta: Any | None, residual: Any | None, activation: str) -> _Rule:
+    gamma, beta, residual = (None if array is None else ready(array) for array in (gamma, beta, residual))
+    return _Rule(ready(mean), ready(inv_std), gamma, beta, residual, activation)
 
 
 def batch_norm_forward(
-    x: Any, gamma: Any | None, beta: Any | None, eps: float, channels_last: bool = False
+    x: Any,
+    gamma: Any | None,
+    beta: Any | None,
+    eps: float,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
 ) -> tuple[Any, Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     x = ready(x)
@@ -182,56 +225,90 @@ def batch_norm_forward(
     results = (_workspace(plan, 4, dtype, x), mean, var, inv_std, eps)
     plan.run(_STATISTICS, element_type(x), (x, *results))
     plan.merge(_MERGE_STATISTICS, dtype, results)
-    return batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last), mean, var, inv_std
+    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    return y, mean, var, inv_std
 
 
 def batch_norm_inference(
-    x: Any, mean: Any, inv_std: Any, gamma: Any | None, beta: Any | None, channels_last: bool = False
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
 ) -> Any:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
-    return _normalized(ready(x), ready(mean), ready(inv_std), _ready(gamma), _ready(beta), channels_last)
+    return _normalized(ready(x), _rule(mean, inv_std, gamma, beta, residual, activation), channels_last)
 
 
-def _normalized(
-    x: Any, mean: Any | None, inv_std: Any, gamma: Any | None, beta: Any | None, channels_last: bool
-) -> Any:
+def _normalized(x: Any, rule: _Rule, channels_last: bool) -> Any:
     plan = _plan(x.shape, x.dtype.itemsize, channels_last)
     y = empty(x.shape, x.dtype, x)
-    plan.run(_NORMALIZE, element_type(x), (x, mean, inv_std, gamma, beta, y))
+    plan.run(_NORMALIZE, element_type(x), (x, *rule.arguments, y), **rule.fused)
     return y
 
 
 def batch_norm_backward(
-    dy: Any, x: Any, mean: Any, inv_std: Any, gamma: Any | None, channels_last: bool = False
-) -> tuple[Any, Any, Any]:
+    dy: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None = None,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
+) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
-    dy, x, mean, inv_std, gamma = ready(dy), ready(x), ready(mean), ready(inv_std), _ready(gamma)
+    dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
     plan = _plan(x.shape, x.dtype.itemsize, channels_last)
-    dgamma, dbeta = _parameter_gradients(plan, dy, x, mean, inv_std)
-    dx = empty(x.shape, x.dtype, x)
-    arguments = (dy, x, mean, inv_std, gamma, dgamma, dbeta, dx, 1 / plan.count)
-    plan.run(_INPUT_GRADIENT, element_type(x), arguments)
-    return dx, dgamma, dbeta
+    dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
+    dx, dresidual = _input_gradients(plan, dy, x, rule, dgamma, dbeta)
+    return dx, dgamma, dbeta, dresidual
 
 
 def batch_norm_inference_backward(
-    dy: Any, x: Any, mean: Any, inv_std: Any, gamma: Any | None, channels_last: bool = False
-) -> tuple[Any, Any, Any]:
+    dy: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None = None,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
+) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
-    dy, x, mean, inv_std, gamma = ready(dy), ready(x), ready(mean), ready(inv_std), _ready(gamma)
+    dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
     plan = _plan(x.shape, x.dtype.itemsize, channels_last)
-    dgamma, dbeta = _parameter_gradients(plan, dy, x, mean, inv_std)
-    # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0.
-    return _normalized(dy, None, inv_std, gamma, None, channels_last), dgamma, dbeta
+    dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
+    if rule.fused["Fused"] != "kPlain":
+        dx, dresidual = _input_gradients(plan, dy, x, rule, None, None)
+        return dx, dgamma, dbeta, dresidual
+    # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
+    return _normalized(dy, replace(rule, mean=None, beta=None), channels_last), dgamma, dbeta, None
 
 
-def _parameter_gradients(plan: _Plan, dy: Any, x: Any, mean: Any, inv_std: Any) -> tuple[Any, Any]:
+def _parameter_gradients(plan: _Plan, dy: Any, x: Any, rule: _Rule) -> tuple[Any, Any]:
     dtype = statistics_dtype(x.dtype)
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
-    results = (_workspace(plan, 2, dtype, x), inv_std, dgamma, dbeta)
-    plan.run(_GRADIENT_SUMS, element_type(x), (dy, x, mean, *results))
-    plan.merge(_MERGE_GRADIENTS, dtype, results)
+    partial_sums = _workspace(plan, 2, dtype, x)
+    arguments = (dy, x, *rule.arguments, partial_sums, dgamma, dbeta)
+    plan.run(_GRADIENT_SUMS, element_type(x), arguments, **rule.fused)
+    plan.merge(_MERGE_GRADIENTS, dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
     return dgamma, dbeta
+
+
+def _input_gradients(
+    plan: _Plan, dy: Any, x: Any, rule: _Rule, dgamma: Any | None, dbeta: Any | None
+) -> tuple[Any, Any | None]:
+    dx = empty(x.shape, x.dtype, x)
+    dresidual = None if rule.residual is None else empty(x.shape, x.dtype, x)
+    arguments = (dy, x, *rule.arguments, dgamma, dbeta, dx, dresidual, 1 / plan.count)
+    plan.run(_INPUT_GRADIENT, element_type(x), arguments, **rule.fused)
+    return dx, dresidual
 
 
 def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:

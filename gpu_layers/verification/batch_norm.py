@@ -27,6 +27,9 @@ _SHAPES = (
     (2, 8, 3, 4, 5),
 )
 _EPS = 1e-5
+# Of each activation: its largest slope, and how fast the slope changes at most (for those that are not straight lines).
+_STEEPEST = {"identity": 1.0, "relu": 1.0, "leaky_relu": 1.0, "sigmoid": 0.25, "tanh": 1.0, "gelu": 1.13, "silu": 1.1}
+_BENT = {"sigmoid": 0.1, "tanh": 0.77, "gelu": 0.8, "silu": 0.5}
 
 
 def batch_norm_cases() -> Iterator[Case]:
@@ -43,9 +46,19 @@ def batch_norm_cases() -> Iterator[Case]:
         yield _batch_norm(dtype, "no gamma, no beta", (4, 6, 5, 5), 2.0, False, affine=False)
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
         yield _constant(dtype)
+        for activation in _STEEPEST:
+            residual = activation not in ("relu", "tanh")
+            label = f"{activation}{' of a sum' if residual else ''}"
+            yield _batch_norm(dtype, label, (3, 5, 9, 11), 2.0, False, activation=activation, residual=residual)
+            label, shape = f"{label}, channels_last", (3, 9, 7, 16 if residual else 5)
+            yield _batch_norm(dtype, label, shape, 2.0, True, activation=activation, residual=residual)
+        label = "relu of a sum, non-contiguous"
+        yield _batch_norm(dtype, label, (4, 6, 10, 10), 2.0, False, stride=2, activation="relu", residual=True)
 
 
-def _batch_norm(dtype, label, shape, mean, channels_last, *, affine=True, stride=1) -> Case:
+def _batch_norm(
+    dtype, label, shape, mean, channels_last, *, affine=True, stride=1, activation=None, residual=False
+) -> Case:
     parameters = statistics_dtype(dtype)
     channels = shape[-1] if channels_last else shape[1]
 
@@ -54,16 +67,23 @@ def _batch_norm(dtype, label, shape, mean, channels_last, *, affine=True, stride
         if affine:
             arrays["gamma"] = normal((channels,), parameters, "gamma")
             arrays["beta"] = normal((channels,), parameters, "beta")
+        if residual:
+            arrays["residual"] = normal(shape, dtype, "residual")
         return arrays
 
     def run(arrays: Arrays) -> Arrays:
         x, dy = arrays["x"][..., ::stride], arrays["dy"][..., ::stride]
         gamma, beta = arrays.get("gamma"), arrays.get("beta")
-        y, saved = ops.batch_norm_forward(x, gamma, beta, eps=_EPS, channels_last=channels_last)
-        dx, dgamma, dbeta = ops.batch_norm_backward(dy, saved)
-        given = ops.batch_norm_inference(x, saved.mean, saved.var, gamma, beta, eps=_EPS, channels_last=channels_last)
-        inference_dx, _, _ = ops.batch_norm_inference_backward(dy, given[1])
+        options = {"eps": _EPS, "channels_last": channels_last, "activation": activation}
+        if residual:
+            options["residual"] = arrays["residual"][..., ::stride]
+        y, saved = ops.batch_norm_forward(x, gamma, beta, **options)
+        dx, dgamma, dbeta, *dresidual = ops.batch_norm_backward(dy, saved)
+        given = ops.batch_norm_inference(x, saved.mean, saved.var, gamma, beta, **options)
+        inference_dx, _, _, *inference_dresidual = ops.batch_norm_inference_backward(dy, given[1])
+        of_residual = {"dresidual": dresidual[0], "inference dresidual": inference_dresidual[0]} if residual else {}
         return {
+            **of_residual,
             "y": y,
             "mean": saved.mean,
             "var": saved.var,
@@ -103,16 +123,35 @@ def _batch_norm(dtype, label, shape, mean, channels_last, *, affine=True, stride
             stored = rounding * np.abs(expected[result].astype(np.float64)) if dtype != parameters else 0
             return error + stored + smallest(dtype)
 
-        y = broadcast(scale_bound) * deviation + broadcast(scale * mean_bound)
-        y = y + 3 * unit * (broadcast(scale) * (deviation + unit * np.abs(x)) + broadcast(beta))
-        # Gradients: the same reasoning for the sums of |dy| and |dy| |x - mean|. The reference sums in float64 but
+        z_bound = broadcast(scale_bound) * deviation + broadcast(scale * mean_bound)
+        z_bound = z_bound + 3 * unit * (broadcast(scale) * (deviation + unit * np.abs(x)) + broadcast(beta))
+        z = np.zeros(x.shape)
+        if activation is not None:
+            signed_gamma = inputs["gamma"].astype(np.float64) if affine else 1.0
+            signed_beta = inputs["beta"].astype(np.float64) if affine else 0.0
+            z = (x - broadcast(mean)) * broadcast(signed_gamma * inv_std) + broadcast(signed_beta)
+        if residual:
+            r = inputs["residual"][..., ::stride].astype(np.float64)
+            z, z_bound = z + r, z_bound + 2 * unit * (np.abs(z) + np.abs(r))
+        phi = activation or "identity"
+        # The activation passes the error of its input on, and adds those of its own functions, which activation.cuh
+        # names: below 16 units of the result, but for that of gelu, magnified by up to z**2.
+        own = 0.0 if phi not in _BENT else unit * (16 + np.minimum(z * z, 1e3)) * (1 + np.abs(z))
+        y = _STEEPEST[phi] * z_bound + own
+        # So does its derivative; that of relu is a step where z is 0, which the error of z may cross.
+        dz_bound = np.abs(dy) * (_BENT.get(phi, 0.0) * z_bound + own)
+        if phi in ("relu", "leaky_relu"):
+            dz_bound = dz_bound + np.where(np.abs(z) <= z_bound, np.abs(dy), unit * np.abs(dy))
+        # Gradients: the same reasoning for the sums of |dz| and |dz| |x - mean|. The reference sums in float64 but
         # of 1 + unit, which is the rounding of the result.
+        dy = dy * _STEEPEST[phi]
         count = x.size // channels
         sum_dy = np.abs(dy).sum(axis=axes)
         sum_dy_deviation = (np.abs(dy) * deviation).sum(axis=axes)
-        dbeta = unit * depth * sum_dy
+        sum_dz_bound, sum_dz_deviation_bound = dz_bound.sum(axis=axes), (dz_bound * deviation).sum(axis=axes)
+        dbeta = unit * depth * sum_dy + sum_dz_bound
         xhat_error = inv_std_bound * sum_dy_deviation + inv_std * mean_bound * sum_dy
-        dgamma = unit * (depth + 4) * inv_std * sum_dy_deviation + xhat_error
+        dgamma = unit * (depth + 4) * inv_std * sum_dy_deviation + xhat_error + inv_std * sum_dz_deviation_bound
         mean_dy_error = (dbeta + 2 * unit * sum_dy) / count
         slope_bound = (dgamma + 4 * unit * inv_std * sum_dy_deviation) / count
         inner = np.abs(dy) + broadcast(sum_dy / count) + deviation * broadcast(inv_std**2 * sum_dy_deviation / count)
@@ -121,10 +160,15 @@ def _batch_norm(dtype, label, shape, mean, channels_last, *, affine=True, stride
             + deviation * broadcast(inv_std * slope_bound + inv_std_bound * inv_std * sum_dy_deviation / count)
             + broadcast(mean_bound * inv_std**2 * sum_dy_deviation / count)
             + 4 * unit * inner
+            + dz_bound
         )
         dx = dx + broadcast(scale_bound) * inner
-        inference_dx = np.abs(dy) * broadcast(scale_bound + 2 * unit * scale)
+        inference_dx = np.abs(dy) * broadcast(scale_bound + 2 * unit * scale) + dz_bound * broadcast(scale)
+        of_residual = {}
+        if residual:
+            of_residual = {name: rounded(dz_bound, name) for name in ("dresidual", "inference dresidual")}
         return {
+            **of_residual,
             "y": rounded(y, "y"),
             "mean": mean_bound,
             "var": var_bound + smallest(parameters),

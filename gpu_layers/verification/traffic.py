@@ -177,7 +177,7 @@ def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 
 
 def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
-    options = {"channels_last": layout == "NHWC"}
+    options: dict[str, Any] = {"channels_last": layout == "NHWC"}
     per_channel = shape[1] * statistics_dtype(dtype).itemsize
 
     def forward() -> tuple[Callable[[], Any], int]:
@@ -198,7 +198,21 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
 
     yield TrafficCase("batch_norm forward", dtype, shape, layout, forward)
     yield TrafficCase("batch_norm backward", dtype, shape, layout, backward)
+
+    def sum_forward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
+        return lambda: ops.batch_norm_forward(x, None, None, **fused), 4 * x.nbytes + 3 * per_channel
+
+    def sum_backward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
+        _, saved = ops.batch_norm_forward(x, None, None, **fused)
+        return lambda: ops.batch_norm_backward(x, saved), 8 * x.nbytes + 4 * per_channel
+
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
+    yield TrafficCase("batch_norm sum relu forward", dtype, shape, layout, sum_forward)
+    yield TrafficCase("batch_norm sum relu backward", dtype, shape, layout, sum_backward)
 
 
 def _pools(

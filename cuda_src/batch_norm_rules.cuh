@@ -1,0 +1,400 @@
+// What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
+// normalisation with residual and activation, gradients. The bodies are what for_each_in_plane_part and
+// for_each_in_row_part call: a thread has vectors of Width values, which are of `Channels` channels: of 1 in
+// planes, of Width in rows.
+#pragma once
+
+#include "activation.cuh"
+#include "channel_layout.cuh"
+#include "moments.cuh"
+
+// Where the statistics of each channel go.
+//   partial_moments      [channels, parts] count, mean - origin, m2, origin: the channel's first value.
+//   Unused, and
+//                        may be null, where a channel has a single part
+//   mean, var, inv_std   [channels] mean, biased variance, 1 / sqrt(variance + eps)
+template <typename A>
+struct StatisticsResult {
+    A* partial_moments;
+    A *mean, *var, *inv_std;
+    A eps;
+
+    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
+                                          long long part, long long parts) const {
+        if (parts == 1) {
+            finish(moments, origin, channel);
+            return;
+        }
+        A* partial = partial_moments + 4 * (channel * parts + part);
+        partial[0] = moments.count;
+        partial[1] = moments.mean;
+        partial[2] = moments.m2;
+        partial[3] = origin;
+    }
+
+    __device__ __forceinline__ void finish(const Moments<A>& moments, A origin, long long channel) const {
+        const A variance = moments.m2 / moments.count;
+        mean[channel] = origin + moments.mean;
+        var[channel] = variance;
+        inv_std[channel] = A(1) / sqrt(variance + eps);
+    }
+};
+
+// Where the sums of the gradients of each channel go.
+//   partial_sums    [channels, parts] of dy, of dy * (x - mean). Unused, and may be null, as above
+//   inv_std         [channels]
+//   dgamma, dbeta   [channels] inv_std * sum dy * (x - mean), sum dy
+template <typename A>
+struct GradientResult {
+    A* partial_sums;
+    const A* inv_std;
+    A *dgamma, *dbeta;
+
+    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
+                                          long long parts) const {
+        if (parts == 1) {
+            finish(sums, channel);
+            return;
+        }
+        A* partial = partial_sums + 2 * (channel * parts + part);
+        partial[0] = sums.dy;
+        partial[1] = sums.dy_deviation;
+    }
+
+    __device__ __forceinline__ void finish(const GradientSums<A>& sums, long long channel) const {
+        dgamma[channel] = sums.dy_deviation * inv_std[channel];
+        dbeta[channel] = sums.dy;
+    }
+};
+
+// Of a channel, from those of its parts, in lane 0 of the warp.
+//   origin   is set there too
+template <typename A>
+__device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, long long channel,
+                                                     long long parts, A& origin) {
+    const A* partial = partial_moments + 4 * channel * parts;
+    Moments<A> moments = Moments<A>::identity();
+    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
+        moments = moments.combine({partial[4 * part], partial[4 * part + 1], partial[4 * part + 2]});
+    origin = partial[3];
+    return warp_reduce(moments);
+}
+
+// Likewise.
+template <typename A>
+__device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, long long channel,
+                                                       long long parts) {
+    const A* partial = partial_sums + 2 * channel * parts;
+    GradientSums<A> sums = GradientSums<A>::identity();
+    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
+        sums = sums.combine({partial[2 * part], partial[2 * part + 1]});
+    return warp_reduce(sums);
+}
+
+// Combines the values of the threads y of each column, for Width channels at once.
+//   scratch   [Width * kChannelThreads] in shared memory
+// All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
+// result.
+template <int Width, typename Value>
+__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
+        if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) scratch[k * kChannelThreads + thread] = values[k];
+        }
+        __syncthreads();
+        if (threadIdx.y < half) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                values[k] = values[k].combine(scratch[k * kChannelThreads + thread + half * blockDim.x]);
+        }
+        // The next step writes the rows below half, which nobody reads in this one: no second barrier.
+    }
+}
+
+// Which of a thread's channels value k of a vector belongs to.
+template <int Channels>
+constexpr int channel_of(int k) {
+    return Channels == 1 ? 0 : k;
+}
+
+template <typename T, int Width, int Channels>
+struct Statistics {
+    using A = accumulate_t<T>;
+    const T* x;
+    MomentsAccumulator<A> values[Channels];
+    int count;  // of each channel
+
+    __device__ __forceinline__ void take(T x_i) {
+        const A value = to_accumulate(x_i);
+        if (count == 0) values[0].shift = value;
+        values[0].add(value);
+        count += 1;
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
+        if (Count == 1 && count == 0) {
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) values[c].shift = to_accumulate(loaded[0][c]);
+        }
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+#pragma unroll
+            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(to_accumulate(loaded[u][k]));
+        }
+        count += Count * (Width / Channels);
+    }
+
+    __device__ __forceinline__ void scalar(long long i) { take(x[i]); }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        Vector<T, Width> loaded[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * step);
+        take(loaded);
+    }
+};
+
+// z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
+template <typename A>
+struct Normalization {
+    A mean, scale, shift;
+
+    // mean, gamma, beta may be null: 0, 1, 0.
+    __device__ __forceinline__ void load(const A* mean_c, const A* inv_std_c, const A* gamma_c,
+                                         const A* beta_c, long long channel) {
+        mean = mean_c ? mean_c[channel] : A(0);
+        scale = gamma_c ? gamma_c[channel] * inv_std_c[channel] : inv_std_c[channel];
+        shift = beta_c ? beta_c[channel] : A(0);
+    }
+
+    __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
+};
+
+// What is done to the normalised values in the same pass: nothing; a residual is added, and an activation
+// that is straight on either side of 0 is applied; or any other one.
+enum Fusion { kPlain, kSloped, kCurved };
+
+// Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
+template <Fusion Fused>
+constexpr int kFusedBlocks = Fused == kPlain ? kChannelBlocks : (Fused == kSloped ? 3 : 2);
+// Vectors in flight, as kReductionLoads.
+template <Fusion Fused>
+constexpr int kFusedLoads = Fused == kCurved ? 1 : 2;
+
+// f(activation) for the activation of this number, one of those of Fused.
+template <typename A, Fusion Fused, typename Function>
+__device__ __forceinline__ void with_fused_activation(int number, Function f) {
+    if (Fused == kCurved) {
+        with_curved_activation(number, f);
+    } else {
+        f(SlopedActivation<A>(number));
+    }
+}
+
+// What is added before the activation: a vector of the residual, or -0, which changes nothing.
+template <typename T, int Width>
+__device__ __forceinline__ Vector<T, Width> residual_at(const T* residual, long long i) {
+    if (residual != nullptr) return Vector<T, Width>::load(residual + i);
+    Vector<T, Width> none;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) none[k] = from_accumulate<T>(accumulate_t<T>(-0.0));
+    return none;
+}
+template <typename T>
+__device__ __forceinline__ accumulate_t<T> residual_at(const T* residual, long long i) {
+    return residual != nullptr ? to_accumulate(residual[i]) : accumulate_t<T>(-0.0);
+}
+
+// y = z, or, unless kPlain, phi(z + residual).
+//   residual, activation   as in batch_norm.cu; not used if kPlain
+template <typename T, int Width, int Channels, Fusion Fused>
+struct Normalize {
+    using A = accumulate_t<T>;
+    const T* x;
+    const T* residual;
+    int activation;
+    T* y;
+    Normalization<A> rules[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        A z = rules[0].apply(to_accumulate(x[i]));
+        if (Fused != kPlain) {
+            z += residual_at(residual, i);
+            with_fused_activation<A, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
+        }
+        y[i] = from_accumulate<T>(z);
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        Vector<T, Width> values[Count], added[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            values[u] = Vector<T, Width>::load(x + i + u * step);
+            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+        }
+        if (Fused != kPlain) {
+            with_fused_activation<A, Fused>(activation, [&](auto phi) {
+                apply<Count>(values,
+                             [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
+            });
+        } else {
+            apply<Count>(values, [](A z, int, int) { return z; });
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) values[u].store(y + i + u * step);
+    }
+
+    template <int Count, typename Finish>
+    __device__ __forceinline__ void apply(Vector<T, Width> (&values)[Count], Finish finish) const {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const A z = rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k]));
+                values[u][k] = from_accumulate<T>(finish(z, u, k));
+            }
+        }
+    }
+};
+
+// The gradient of the activation's input, which if kPlain is that of y.
+//   x, dy, residual, activation   as in batch_norm.cu; the last two are not used if kPlain
+template <typename T, int Width, Fusion Fused>
+struct GradientBeforeActivation {
+    using A = accumulate_t<T>;
+    const T* dy;
+    const T* x;
+    const T* residual;
+    int activation;
+
+    // Calls take(gradient, x).
+    template <typename Take>
+    __device__ __forceinline__ void scalar(long long i, const Normalization<A>& rule, Take take) const {
+        const A value = to_accumulate(x[i]);
+        A gradient = to_accumulate(dy[i]);
+        if (Fused != kPlain) {
+            const A z = rule.apply(value) + residual_at(residual, i);
+            with_fused_activation<A, Fused>(activation,
+                                            [&](auto phi) { gradient = phi.backward(gradient, z); });
+        }
+        take(gradient, value);
+    }
+
+    // Calls take(u, k, gradient, x) for value k of vector u, at i + u * step.
+    template <int Count, int Channels, typename Take>
+    __device__ __forceinline__ void vectors(long long i, long long step,
+                                            const Normalization<A> (&rules)[Channels], Take take) const {
+        Vector<T, Width> gradients[Count], values[Count], added[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
+            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+        }
+        const auto each = [&](auto backward) {
+#pragma unroll
+            for (int u = 0; u < Count; ++u) {
+#pragma unroll
+                for (int k = 0; k < Width; ++k) {
+                    const A value = to_accumulate(values[u][k]);
+                    take(u, k, backward(to_accumulate(gradients[u][k]), value, u, k), value);
+                }
+            }
+        };
+        if (Fused == kPlain) {
+            each([](A gradient, A, int, int) { return gradient; });
+            return;
+        }
+        with_fused_activation<A, Fused>(activation, [&](auto phi) {
+            each([&](A gradient, A value, int u, int k) {
+                const A z = rules[channel_of<Channels>(k)].apply(value) + to_accumulate(added[u][k]);
+                return phi.backward(gradient, z);
+            });
+        });
+    }
+};
+
+template <typename T, int Width, int Channels, Fusion Fused>
+struct ParameterGradients {
+    using A = accumulate_t<T>;
+    GradientBeforeActivation<T, Width, Fused> gradient;
+    Normalization<A> rules[Channels];  // if kPlain only the mean is used
+    GradientSums<A> sums[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        gradient.template vectors<Count>(i, step, rules, [&](int, int k, A dz, A x) {
+            const int c = channel_of<Channels>(k);
+            sums[c].add(dz, x - rules[c].mean);
+        });
+    }
+};
+
+// dx = gamma * inv_std * (dz - dbeta / m - (x - mean) * inv_std * dgamma / m).
+template <typename A>
+struct InputGradient {
+    A mean_dz, slope;
+
+    // dgamma and dbeta may be null: the statistics were given, and do not depend on x. inv_count: 1 / m.
+    __device__ __forceinline__ void load(const A* inv_std_c, const A* dgamma_c, const A* dbeta_c, A inv_count,
+                                         long long channel) {
+        if (dgamma_c != nullptr) set(inv_std_c[channel], dgamma_c[channel], dbeta_c[channel], inv_count);
+    }
+
+    __device__ __forceinline__ void set(A inv_std, A dgamma, A dbeta, A inv_count) {
+        mean_dz = dbeta * inv_count;
+        slope = inv_std * (dgamma * inv_count);
+    }
+
+    __device__ __forceinline__ A apply(A dz, A x, const Normalization<A>& rule) const {
+        return fma(rule.mean - x, slope, dz - mean_dz) * rule.scale;
+    }
+};
+
+//   depends     whether the statistics depend on x
+//   dresidual   as in batch_norm.cu; may be null, and is not written to if kPlain
+template <typename T, int Width, int Channels, Fusion Fused>
+struct InputGradients {
+    using A = accumulate_t<T>;
+    GradientBeforeActivation<T, Width, Fused> gradient;
+    Normalization<A> rules[Channels];  // if kPlain the shift is not used
+    InputGradient<A> input_rules[Channels];
+    bool depends;
+    T* dx;
+    T* dresidual;
+
+    __device__ __forceinline__ A apply(A dz, A x, int c) const {
+        // A slope of 0 would not do: x may be infinite.
+        return Fused != kPlain && !depends ? dz * rules[c].scale : input_rules[c].apply(dz, x, rules[c]);
+    }
+
+    __device__ __forceinline__ void scalar(long long i) {
+        gradient.scalar(i, rules[0], [&](A dz, A x) {
+            dx[i] = from_accumulate<T>(apply(dz, x, 0));
+            if (Fused != kPlain && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
+        });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        Vector<T, Width> results[Count], passed[Count];
+        gradient.template vectors<Count>(i, step, rules, [&](int u, int k, A dz, A x) {
+            results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
+            if (Fused != kPlain) passed[u][k] = from_accumulate<T>(dz);
+        });
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            results[u].store(dx + i + u * step);
+            if (Fused != kPlain && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
+        }
+    }
+};
