@@ -14,18 +14,6 @@
 
 constexpr int kOctet = 8;
 
-// Bit i is set where element g + i is kept.
-template <typename A>
-__device__ __forceinline__ unsigned int kept_octet(const DropoutRule<A>& rule, const DropoutStream& stream,
-                                                   unsigned long long g) {
-    if (rule.drops_any == 0) return 0xFFu;
-    const unsigned long long block = g >> 2;
-    const int lane = static_cast<int>(g & 3);
-    unsigned int kept = kept_bits(rule, stream.block(block)) | kept_bits(rule, stream.block(block + 1)) << 4;
-    if (lane != 0) kept |= kept_bits(rule, stream.block(block + 2)) << 8;
-    return kept >> lane & 0xFFu;
-}
-
 // Elements at a time, of the eight: two doubles, for the registers that functions of double take.
 template <typename T>
 constexpr int kPart = sizeof(T) == 8 ? 2 : kOctet;
@@ -62,7 +50,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
          octet < octets; octet += step) {
         const long long base = octet * kOctet;
         Vector<T, kPart<T>> values = Vector<T, kPart<T>>::load(x + base);
-        const unsigned int kept = kept_octet(rule, stream, start + static_cast<unsigned long long>(base));
+        const unsigned int kept =
+            kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
         unsigned int not_clipped = 0;
         with_activation(activation, [&](auto phi) {
             using Phi = decltype(phi);
@@ -84,7 +73,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     }
     const long long base = octets * kOctet, rest = base + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
-    const unsigned int kept = kept_octet(rule, stream, start + static_cast<unsigned long long>(base));
+    const unsigned int kept =
+        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
     with_activation(activation, [&](auto phi) {
         const bool is_kept = kept >> threadIdx.x & 1u;
         const A value = to_accumulate(x[rest]);
@@ -114,7 +104,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
         const long long base = octet * kOctet;
         Vector<T, kPart<T>> gradients = Vector<T, kPart<T>>::load(dy + base);
         Vector<T, kPart<T>> inputs = Vector<T, kPart<T>>::load(x + base);
-        const unsigned int kept = kept_octet(rule, stream, start + static_cast<unsigned long long>(base));
+        const unsigned int kept =
+            kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
         with_activation(activation, [&](auto phi) {
 #pragma unroll 1
             for (int part = 0; part < kOctet; part += kPart<T>) {
@@ -133,7 +124,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
     }
     const long long base = octets * kOctet, rest = base + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
-    const unsigned int kept = kept_octet(rule, stream, start + static_cast<unsigned long long>(base));
+    const unsigned int kept =
+        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
     with_activation(activation, [&](auto phi) {
         dx[rest] = from_accumulate<T>(backward_element<decltype(phi)>(
             to_accumulate(dy[rest]), to_accumulate(x[rest]), kept >> threadIdx.x & 1u, is_first, rule.scale));

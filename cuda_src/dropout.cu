@@ -61,10 +61,47 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// As dropout_apply, where a shard starts anywhere or samples have masks of their own: a thread owns the four
-// decisions of one Philox block of one row.
+// As dropout_apply, where start is no multiple of 4.
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                          unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                          unsigned long long start) {
+    constexpr int width = kVectorWidth<T>;
+    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const long long vectors = n / width;
+    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
+    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
+        Vector<T> values[kElementwiseUnroll];
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v < vectors) values[u] = Vector<T>::load(x + v * width);
+        }
+#pragma unroll
+        for (int u = 0; u < kElementwiseUnroll; ++u) {
+            const long long v = first + u * kElementwiseThreads + threadIdx.x;
+            if (v >= vectors) break;
+            const unsigned int kept =
+                kept_neighbours<width>(rule, stream, start + static_cast<unsigned long long>(v) * width);
+#pragma unroll
+            for (int i = 0; i < width; ++i)
+                values[u][i] = from_accumulate<T>(rule.choose(to_accumulate(values[u][i]), kept >> i & 1u));
+            values[u].store(y + v * width);
+        }
+    }
+    const long long rest = vectors * width + threadIdx.x;
+    if (blockIdx.x == 0 && rest < n) {
+        const unsigned long long g = start + static_cast<unsigned long long>(rest);
+        const unsigned int word = word_of(stream.block(g >> 2), static_cast<int>(g & 3));
+        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
+    }
+}
+
+// As dropout_apply, with a mask of its own for each sample: a thread owns the four decisions of one Philox
+// block of one row.
 //   x, y         any alignment
-//   sample_ids   [n / features] number of each row, or null: there is one row then
+//   sample_ids   [n / features] number of each row
 //   features     elements of a row; start is the number of its first
 //   row          Philox blocks of a row
 template <typename T>
@@ -73,23 +110,17 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                          unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
                          unsigned long long start, const long long* sample_ids, long long features,
                          Divisor64 row) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
+    const DropoutStream stream = dropout_stream(seed, offset, draw, true);
     const int skipped =
         static_cast<int>(start & 3);  // decisions of the first block that lie before the shard
-    const long long rows = sample_ids == nullptr ? 1 : n / features;
-    const long long blocks = rows * static_cast<long long>(row.divisor);
+    const long long blocks = n / features * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
     for (long long b = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; b < blocks;
          b += step) {
-        DropoutStream of_row = stream;
-        long long block = b, first = 0;
-        if (sample_ids != nullptr) {
-            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(b)));
-            of_row = sample_stream(stream, sample_ids[r]);
-            block = b - r * static_cast<long long>(row.divisor);
-            first = r * features;
-        }
-        const uint4 words = of_row.block((start >> 2) + static_cast<unsigned long long>(block));
+        const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(b)));
+        const long long block = b - r * static_cast<long long>(row.divisor), first = r * features;
+        const uint4 words =
+            sample_stream(stream, sample_ids[r]).block((start >> 2) + static_cast<unsigned long long>(block));
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
             const long long i = block * 4 + lane - skipped;
@@ -100,7 +131,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// As dropout_apply, with a mask of its own for each sample: rows are whole vectors.
+// As dropout_apply_blocks, where rows are whole vectors.
 //   n            a multiple of the vector's width; start is a multiple of 4
 //   sample_ids   number of each row
 //   row          vectors of a row
@@ -193,8 +224,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 #pragma unroll
             for (int i = 0; i < width; ++i) {
                 const accumulate_t<T> value = to_accumulate(values[u][i]);
-                values[u][i] =
-                    from_accumulate<T>(kept[u] >> i & 1u ? value * rule.scale + rule.shift : rule.dropped);
+                values[u][i] = from_accumulate<T>(rule.choose(value, kept[u] >> i & 1u));
             }
             values[u].store(y + v * width);
         }
@@ -208,38 +238,54 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
-// that the number of calls that keep it tells both. A thread owns the four decisions of a Philox block.
-//   x                any alignment
-//   mean, variance   [n] of what T is computed in
+// that the number of calls that keep it tells both. A thread owns the four decisions of one Philox block of
+// one row.
+//   x, features, row               as in dropout_apply_blocks
+//   sample_ids                     likewise, or null: there is one row then
+//   mean, variance                 [n] of what T is computed in
 // rule's shift and what dropped elements become are not used.
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, 4)
     dropout_moments(const T* x, accumulate_t<T>* mean, accumulate_t<T>* variance, long long n,
                     DropoutRule<accumulate_t<T>> rule, unsigned long long seed, unsigned long long offset,
-                    unsigned long long start, int passes) {
+                    unsigned long long start, int passes, const long long* sample_ids, long long features,
+                    Divisor64 row) {
     using A = accumulate_t<T>;
     const int skipped = static_cast<int>(start & 3);
-    const long long blocks = (n + skipped + 3) / 4;
+    const long long rows = sample_ids == nullptr ? 1 : n / features;
+    const long long blocks = rows * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long block = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         block < blocks; block += step) {
+    for (long long b = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; b < blocks;
+         b += step) {
+        DropoutStream stream{seed, offset};
+        long long block = b, first = 0;
+        if (sample_ids != nullptr) {
+            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(b)));
+            stream = sample_stream(stream, sample_ids[r]);
+            block = b - r * static_cast<long long>(row.divisor);
+            first = r * features;
+        }
+        const long long i0 = block * 4 - skipped;  // of lane 0, within the row
+        const T* const inputs = x + first + i0;
+        const int begin = i0 < 0 ? skipped : 0;
+        const int end = static_cast<int>(min(features - i0, 4ll));
+        const unsigned long long number = (start >> 2) + static_cast<unsigned long long>(block);
         int kept[4] = {0, 0, 0, 0};
 #pragma unroll 1
         for (int pass = 0; pass < passes; ++pass) {
-            const DropoutStream stream{seed, offset + static_cast<unsigned long long>(pass)};
-            const unsigned int bits =
-                kept_bits(rule, stream.block((start >> 2) + static_cast<unsigned long long>(block)));
+            const unsigned int bits = kept_bits(rule, stream.block(number));
 #pragma unroll
             for (int lane = 0; lane < 4; ++lane) kept[lane] += bits >> lane & 1u;
+            ++stream.offset;
         }
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
-            const long long i = block * 4 + lane - skipped;
-            if (i < 0 || i >= n) continue;
-            const A value = to_accumulate(x[i]) * rule.scale;
+            if (lane < begin || lane >= end) continue;
+            const A value = to_accumulate(inputs[lane]) * rule.scale;
             const A part = A(kept[lane]) / A(passes), other = A(passes - kept[lane]) / A(passes);
-            mean[i] = kept[lane] == 0 ? A(0) : value * part;
-            variance[i] = kept[lane] == 0 || kept[lane] == passes ? A(0) : value * value * (part * other);
+            mean[first + i0 + lane] = kept[lane] == 0 ? A(0) : value * part;
+            variance[first + i0 + lane] =
+                kept[lane] == 0 || kept[lane] == passes ? A(0) : value * value * (part * other);
         }
     }
 }

@@ -20,7 +20,11 @@ struct DropoutRule {
 
     // A dropped value is replaced, not multiplied, so that NaN and infinity go too.
     __device__ __forceinline__ A apply(A value, unsigned int word) const {
-        return drops(word) ? dropped : value * scale + shift;
+        return choose(value, !drops(word));
+    }
+
+    __device__ __forceinline__ A choose(A value, bool is_kept) const {
+        return is_kept ? value * scale + shift : dropped;
     }
 };
 
@@ -47,4 +51,21 @@ template <typename A>
 __device__ __forceinline__ unsigned int kept_bits(const DropoutRule<A>& rule, uint4 words) {
     return (rule.drops(words.x) ? 0u : 1u) | (rule.drops(words.y) ? 0u : 2u) |
            (rule.drops(words.z) ? 0u : 4u) | (rule.drops(words.w) ? 0u : 8u);
+}
+
+// The decisions over Width neighbours, wherever they begin: bit i is set where element g + i is kept.
+template <int Width, typename A>
+__device__ __forceinline__ unsigned int kept_neighbours(const DropoutRule<A>& rule,
+                                                        const DropoutStream& stream, unsigned long long g) {
+    constexpr int blocks = Width < 4 ? 1 : Width / 4;
+    constexpr unsigned int all = (1u << Width) - 1;
+    if (rule.drops_any == 0) return all;
+    const unsigned long long block = g >> 2;
+    const int lane = static_cast<int>(g & 3);
+    unsigned int kept = 0;
+#pragma unroll
+    for (int i = 0; i < blocks; ++i) kept |= kept_bits(rule, stream.block(block + i)) << 4 * i;
+    // They reach into one block more.
+    if (lane + Width > 4 * blocks) kept |= kept_bits(rule, stream.block(block + blocks)) << 4 * blocks;
+    return kept >> lane & all;
 }

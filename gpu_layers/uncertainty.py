@@ -52,9 +52,10 @@ def mc_dropout(
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
     found = list(_layers_in(_attributes(model) if layers is None else list(layers)))
     generator = getattr(model, "generator", None) or random.default_generator
-    if type(model) is Dropout and not inputs and generator.draw is None:
+    if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
         scale = None if model.scaling == "inverted" else 1.0
-        moments = dropout_moments(x, model.p, generator.seed, generator.offset, passes=passes, scale=scale)
+        seed, offset = generator.seed, generator.offset
+        moments = dropout_moments(x, model.p, seed, offset, passes=passes, scale=scale, **inputs)
         for _ in range(passes):
             generator.next_offset()
         return moments

@@ -32,6 +32,7 @@ _SIGNATURE = (
 )
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
+_APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_runs", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
 _APPLY_ROWS = KernelTemplate(
     "dropout.cu", "dropout_apply_rows", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
@@ -43,13 +44,12 @@ _APPLY_BLOCKS = KernelTemplate(
     _TYPES,
     STRUCTS,
 )
-
-
 _MOMENTS = KernelTemplate(
     "dropout.cu",
     "dropout_moments",
     "const T* x, A* mean, A* variance, long long n, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, unsigned long long start, int passes",
+    "unsigned long long seed, unsigned long long offset, unsigned long long start, int passes, "
+    "const long long* sample_ids, long long features, Divisor64 row",
     _TYPES,
     STRUCTS,
 )
@@ -96,12 +96,9 @@ def dropout_forward(
             _launch_samples(element, arguments, mask)
         elif mask.run > 1:
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(mask.run)))
-        elif mask.start % 4 == 0:
-            launch(_APPLY(T=element), blocks, THREADS, arguments)
         else:
-            row = _philox_blocks(mask.start, x.size)
-            row_arguments = (*arguments, None, x.size, divisor(row))
-            launch(_APPLY_BLOCKS(T=element), blocks_for(row, THREADS), THREADS, row_arguments)
+            kernel = _APPLY if mask.start % 4 == 0 else _APPLY_SHIFTED
+            launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
 
@@ -129,9 +126,13 @@ def dropout_moments(x: Any, mask: DropoutMask, scale: float, passes: int) -> tup
     element = element_type(x)
     mean, variance = (empty(x.shape, C_TYPES[accumulate_name(element)], x) for _ in range(2))
     if x.size:
-        blocks = blocks_for(_philox_blocks(mask.start, x.size), THREADS)
-        numbers = (rule(mask, scale, 0.0, 0.0, element), mask.seed, mask.offset, mask.start, passes)
-        launch(_MOMENTS(T=element), blocks, THREADS, (x, mean, variance, x.size, *numbers))
+        ids = None if mask.sample_ids is None else ready(mask.sample_ids)
+        rows = 1 if ids is None else ids.size
+        features = x.size // rows
+        row = _philox_blocks(mask.start, features)
+        seed, offset, _, start = call_numbers(mask)
+        numbers = (rule(mask, scale, 0.0, 0.0, element), seed, offset, start, passes, ids, features, divisor(row))
+        launch(_MOMENTS(T=element), blocks_for(row * rows, THREADS), THREADS, (x, mean, variance, x.size, *numbers))
     return mean, variance
 
 

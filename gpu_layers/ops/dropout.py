@@ -141,13 +141,21 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
 
 
 def dropout_moments(
-    x: Any, p: float, seed: int, offset: int, *, passes: int, start: int = 0, scale: float | None = None
+    x: Any,
+    p: float,
+    seed: int,
+    offset: int,
+    *,
+    passes: int,
+    start: int = 0,
+    scale: float | None = None,
+    sample_ids: Any = None,
 ) -> tuple[Any, Any]:
     """Mean and variance of :func:`dropout_forward` over ``passes`` calls, in one kernel.
 
     Parameters
     ----------
-    x, p, seed, start, scale
+    x, p, seed, start, scale, sample_ids
         As in :func:`dropout_forward`.
     offset : int
         Number of the first call; the others are those after it (mod ``2**64``).
@@ -164,9 +172,9 @@ def dropout_moments(
     TypeError, ValueError
         As :func:`dropout_forward`, and for passes that are no such number.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(sample_ids,))
     check_dtype(x)
-    mask = element_mask(x, p, seed, offset, start)
+    mask = _mask(x, check_probability(p), seed, offset, start, None, sample_ids, None)
     factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpu_layers.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
-from gpu_layers.reference.dropout import kept_chunks
+from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
 
 
@@ -82,9 +82,12 @@ def activation_dropout_backward(
 def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: float) -> np.ndarray:
     """``scale * dy`` where the forward set the element's bit, +0 elsewhere: ReLU with either order of dropout."""
     accumulate, factor = _accumulate(dy, scale)
-    passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").astype(bool).reshape(dy.shape)
-    dx = np.zeros(dy.shape, dy.dtype)
-    dx[passes] = dy[passes].astype(accumulate) * factor
+    dx = np.empty(dy.shape, dy.dtype)
+    gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
+    for chunk in chunks(dy.size):
+        bits = gradient_bits[chunk.start // 8 : -(-chunk.stop // 8)]
+        passes = np.unpackbits(bits, count=chunk.stop - chunk.start, bitorder="little").astype(bool)
+        target[chunk] = np.where(passes, gradients[chunk].astype(accumulate) * factor, accumulate(0))
     return dx
 
 

@@ -71,7 +71,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     x : ndarray
         Any floating dtype and layout.
     mask : DropoutMask
-        Of single elements, of the first call.
+        Of single elements, of the first call; without a draw.
     scale : float
     passes : int
         From 1 to ``2**24``.
@@ -82,16 +82,19 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
         C-contiguous, of the accumulation dtype. The variance is that of the population: divided by ``passes``.
     """
     accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
-    kept = np.zeros(x.size, np.int32)
+    mean, variance = np.empty(x.shape, accumulate), np.empty(x.shape, accumulate)
+    counts = np.zeros(x.size, np.int32)
     for number in range(passes):
         call = replace(mask, offset=(mask.offset + number) % 2**64)
         for chunk, is_kept in kept_chunks(call, x.size):
-            kept[chunk] += is_kept
-    counts = kept.reshape(x.shape)
-    value = np.ascontiguousarray(x).reshape(x.shape).astype(accumulate) * accumulate(scale)
-    part, other = (count.astype(accumulate) / accumulate(passes) for count in (counts, passes - counts))
-    mean = np.where(counts == 0, accumulate(0), value * part)
-    variance = np.where((counts == 0) | (counts == passes), accumulate(0), value * value * (part * other))
+            counts[chunk] += is_kept
+    source, means, variances = np.ascontiguousarray(x).reshape(-1), mean.reshape(-1), variance.reshape(-1)
+    for chunk in chunks(x.size):
+        count = counts[chunk]
+        value = source[chunk].astype(accumulate) * accumulate(scale)
+        part, other = (kept.astype(accumulate) / accumulate(passes) for kept in (count, passes - count))
+        means[chunk] = np.where(count == 0, accumulate(0), value * part)
+        variances[chunk] = np.where((count == 0) | (count == passes), accumulate(0), value * value * (part * other))
     return mean, variance
 
 
@@ -99,6 +102,11 @@ def advance_draw(draw: np.ndarray, taken: np.ndarray) -> None:
     """Copy a generator's numbers (see :class:`DropoutMask`) to ``taken``, and advance its offset."""
     taken[...] = draw
     draw[1:2] += np.uint64(1)  # an array: wraps around without a warning
+
+
+def chunks(size: int) -> Iterator[slice]:
+    """Pieces of a flat array, of at most 65,536 elements: a multiple of 8."""
+    return (slice(first, min(first + _CHUNK, size)) for first in range(0, size, _CHUNK))
 
 
 def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -119,14 +127,13 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         for chunk, words in _sample_chunks(mask, size):
             yield chunk, words >= drop_below
         return
-    for position in range(0, size, _CHUNK):
-        stop = min(position + _CHUNK, size)
-        first, last = position // mask.run, (stop - 1) // mask.run
+    for chunk in chunks(size):
+        first, last = chunk.start // mask.run, (chunk.stop - 1) // mask.run
         kept = random_words(mask.seed, mask.offset, mask.start + first, last - first + 1) >= drop_below
         if mask.run > 1:
-            edges = np.clip(np.arange(first, last + 2) * mask.run, position, stop)
+            edges = np.clip(np.arange(first, last + 2) * mask.run, chunk.start, chunk.stop)
             kept = np.repeat(kept, edges[1:] - edges[:-1])
-        yield slice(position, stop), kept
+        yield chunk, kept
 
 
 def _sample_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:

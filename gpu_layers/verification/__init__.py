@@ -15,6 +15,7 @@ from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
     alpha_dropout_cases,
     channel_dropout_cases,
+    draw_cases,
     dropout_cases,
     sample_dropout_cases,
 )
@@ -29,6 +30,7 @@ _CASES = (
     channel_dropout_cases,
     alpha_dropout_cases,
     sample_dropout_cases,
+    draw_cases,
     relu_cases,
     activation_dropout_cases,
     batch_norm_cases,

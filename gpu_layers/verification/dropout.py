@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.reference.philox import sample_seed
+from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case
 from gpu_layers.verification.inputs import ELEMENTWISE_SIZES, normal, with_special_values
@@ -89,6 +92,9 @@ def _channel_dropout(op, dtype, start, forward) -> Case:
                 y, saved = forward(x, p, _SEED, _OFFSET, start=start, mask_axes=mask_axes)
                 results[f"y {list(shape)} by {mask_axes}"] = y
                 results[f"dx {list(shape)} by {mask_axes}"] = ops.dropout_backward(x, saved)
+                in_place = x.copy()
+                forward(in_place, p, _SEED, _OFFSET, start=start, mask_axes=mask_axes, out=in_place)
+                results[f"in place {list(shape)} by {mask_axes}"] = in_place
         return results
 
     return Case(op, dtype, f"start={start}", inputs, run)
@@ -111,10 +117,53 @@ def _sample_dropout(dtype, start) -> Case:
     def run(arrays: Arrays) -> Arrays:
         results = {}
         for shape in shapes:
-            x = arrays[str(list(shape))]
-            y, saved = ops.dropout_forward(x, 0.4, _SEED, _OFFSET, start=start, sample_ids=arrays["ids"][: shape[0]])
+            x, of_call = arrays[str(list(shape))], {"start": start, "sample_ids": arrays["ids"][: shape[0]]}
+            y, saved = ops.dropout_forward(x, 0.4, _SEED, _OFFSET, **of_call)
             results[f"y {list(shape)}"] = y
             results[f"dx {list(shape)}"] = ops.dropout_backward(x, saved)
+            mean, variance = ops.dropout_moments(x, 0.4, _SEED, _OFFSET, passes=3, **of_call)
+            results[f"mean {list(shape)}"], results[f"variance {list(shape)}"] = mean, variance
         return results
 
     return Case("sample_dropout", dtype, f"start={start}", inputs, run)
+
+
+def draw_cases() -> Iterator[Case]:
+    """Seed and offset in device memory, as for CUDA graphs, at the last offset that there is."""
+    for dtype in FLOAT_DTYPES:
+        yield _draw(dtype)
+
+
+def _draw(dtype) -> Case:
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "elements": (ops.dropout_forward, {}),
+        "shard": (ops.dropout_forward, {"start": 3}),
+        "channels": (ops.dropout_forward, {"mask_axes": 2}),
+        "samples": (ops.dropout_forward, {"sample_ids": True}),
+        "samples, shard": (ops.dropout_forward, {"sample_ids": True, "start": 3}),
+        "alpha": (ops.alpha_dropout_forward, {}),
+    }
+
+    def inputs() -> Arrays:
+        numbers = np.array([_SEED, 2**64 - 1, sample_seed(_SEED)], np.uint64)
+        return {"x": normal((6, 4, 8), dtype), "draw": numbers, "ids": np.array([3, -1, 2**62, 0, 7, 7])}
+
+    def run(arrays: Arrays) -> Arrays:
+        x, draw = arrays["x"], arrays["draw"].copy()
+        forwards = {}
+        for name, (forward, options) in calls.items():
+            of_call = options | ({"sample_ids": arrays["ids"]} if "sample_ids" in options else {})
+            forwards[name] = forward(x, 0.5, None, None, draw=draw, **of_call)
+        y, relu = ops.activation_dropout_forward(x, "relu", 0.5, None, None, draw=draw)
+        z, leaky_relu = ops.activation_dropout_forward(x, "leaky_relu", 0.5, None, None, draw=draw)
+        taken = draw.copy()
+        backend_for(draw).advance_draw(draw, taken)
+        results = {"relu y": y, "leaky_relu y": z, "advanced": draw, "taken": taken}
+        results["relu dx"] = ops.activation_dropout_backward(x, relu)
+        results["leaky_relu dx"] = ops.activation_dropout_backward(x, leaky_relu.with_draw(taken))
+        for name, (y, saved) in forwards.items():
+            results[f"{name} y"] = y
+            results[f"{name} dx"] = ops.dropout_backward(x, saved.with_draw(taken))
+        return results
+
+    return Case("graph_dropout", dtype, "numbers in memory", inputs, run)

@@ -8,6 +8,7 @@ neighbouring threads share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,8 @@ class TrafficRow:
 def traffic_cases() -> Iterator[TrafficCase]:
     """All passes, dtypes, layouts and (scaled down) reference shapes."""
     for dtype in FLOAT_DTYPES:
-        yield from _dropout(dtype, (64, 4096))
-        yield from _activation_dropout(dtype, (64, 4096))
+        yield from _dropout(dtype)
+        yield from _activation_dropout(dtype, (16, 4096))
         yield from _relu(dtype, (64, 4096))
         for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
@@ -116,50 +117,68 @@ def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.nd
     return normal((shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape, dtype, *what)
 
 
-def _dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
-    # What channel dropout drops, it does not even read.
-    for name, op_forward, options, floor in (
-        ("dropout", ops.dropout_forward, {}, 2.0),
-        ("dropout by sample", ops.dropout_forward, {"sample_ids": np.arange(shape[0])}, 2.0),
-        ("channel dropout", ops.dropout_forward, {"mask_axes": 2}, 1.5),
-        ("alpha dropout", ops.alpha_dropout_forward, {}, 2.0),
-    ):
-        of_channels = name == "channel dropout"
-        whole = (8, 64, shape[0] * shape[1] // 512) if of_channels else shape
-        yield from _dropout_passes(dtype, whole, name, op_forward, options, floor)
+def _dropout(dtype: Any) -> Iterator[TrafficCase]:
+    rows, images = (16, 4096), (4, 64, 256)
+    elements, alpha = ops.dropout_forward, ops.alpha_dropout_forward
+    yield from _dropout_passes(dtype, rows, "dropout", elements)
+    yield from _dropout_passes(dtype, rows, "dropout of a shard", elements, start=2**33 + 3)
+    yield from _dropout_passes(dtype, rows, "dropout by sample", elements, sample_ids=np.arange(16))
+    yield from _dropout_passes(dtype, images, "channel dropout", elements, mask_axes=2)
+    yield from _dropout_passes(dtype, (64, 1024), "drop path", elements, mask_axes=1)
+    yield from _dropout_passes(dtype, rows, "alpha dropout", alpha)
+    yield from _dropout_passes(dtype, images, "feature alpha dropout", alpha, mask_axes=2)
+
+    def moments() -> tuple[Callable[[], Any], int]:
+        x = normal(rows, dtype)
+        mean, _ = ops.dropout_moments(x, 0.5, 1, 2, passes=1)
+        return lambda: ops.dropout_moments(x, 0.5, 1, 2, passes=3), x.nbytes + 2 * mean.nbytes
+
+    yield TrafficCase("dropout moments", dtype, rows, "flat", moments)
 
 
-def _dropout_passes(dtype, shape, name, op_forward, options, floor) -> Iterator[TrafficCase]:
+def _dropout_passes(dtype, shape, name, op_forward, **options) -> Iterator[TrafficCase]:
+    def floor(x: np.ndarray) -> int:
+        axes = options.get("mask_axes")
+        if axes is None:
+            return 2 * x.nbytes
+        # What is dropped with its neighbours need not be read.
+        kept = ops.dropout_mask(math.prod(shape[:axes]), 0.5, 1, 2).mean()
+        return round((1 + kept) * x.nbytes)
+
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: op_forward(x, 0.5, 1, 2, **options), int(floor * x.nbytes)
+        return lambda: op_forward(x, 0.5, 1, 2, **options), floor(x)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         _, saved = op_forward(x, 0.5, 1, 2, **options)
-        return lambda: ops.dropout_backward(x, saved), int(floor * x.nbytes)
+        return lambda: ops.dropout_backward(x, saved), floor(x)
 
     yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
     yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
 
 
 def _activation_dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
-    for activation in ("relu", "gelu"):
-        is_relu = activation == "relu"  # of which one bit an element is saved
+    for activation, order in (("relu", "after"), ("gelu", "after"), ("relu", "before"), ("gelu", "before")):
+        yield from _activation_dropout_passes(dtype, shape, activation, order)
 
-        def forward(activation: str = activation, is_relu: bool = is_relu) -> tuple[Callable[[], Any], int]:
-            x = normal(shape, dtype)
-            floor = 2 * x.nbytes + (x.size // 8 if is_relu else 0)
-            return lambda: ops.activation_dropout_forward(x, activation, 0.5, 1, 2), floor
 
-        def backward(activation: str = activation, is_relu: bool = is_relu) -> tuple[Callable[[], Any], int]:
-            x = normal(shape, dtype)
-            _, saved = ops.activation_dropout_forward(x, activation, 0.5, 1, 2)
-            floor = 2 * x.nbytes + x.size // 8 if is_relu else 3 * x.nbytes
-            return lambda: ops.activation_dropout_backward(x, saved), floor
+def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[TrafficCase]:
+    of_bits = math.prod(shape) // 8 if activation == "relu" else 0  # ReLU saves one bit an element, not x
 
-        yield TrafficCase(f"{activation} dropout forward", dtype, shape, "flat", forward)
-        yield TrafficCase(f"{activation} dropout backward", dtype, shape, "flat", backward)
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        run = lambda: ops.activation_dropout_forward(x, activation, 0.5, 1, 2, order=order)  # noqa: E731
+        return run, 2 * x.nbytes + of_bits
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = normal(shape, dtype)
+        _, saved = ops.activation_dropout_forward(x, activation, 0.5, 1, 2, order=order)
+        return lambda: ops.activation_dropout_backward(x, saved), (2 if of_bits else 3) * x.nbytes + of_bits
+
+    name = f"{activation} dropout" if order == "after" else f"dropout {activation}"
+    yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
+    yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
@@ -297,13 +316,13 @@ def count_all(
 def traffic_table(rows: list[TrafficRow]) -> str:
     """The rows as aligned text."""
     lines = [
-        f"{'pass':<28}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
+        f"{'pass':<32}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
         f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}"
     ]
     for row in rows:
         case = row.case
         lines.append(
-            f"{case.op:<28}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
+            f"{case.op:<32}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
             f"{row.floor:>12,}{row.moved:>12,}{row.ratio:>8.3f}{case.limit:>7.2f}"
             f"{row.sectors * _SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
             f"{'' if row.is_good else '  OVER THE LIMIT'}"

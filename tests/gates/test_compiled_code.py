@@ -14,7 +14,14 @@ SOURCES = sorted({kernel.source for kernel in all_kernels()})
 # 65,536 registers of a multiprocessor for at least 1,024 threads.
 MOST_REGISTERS = 64
 # Of these the arithmetic must not be what limits: all their memory traffic is in the hot loop.
-STREAMING = ("dropout_apply<", "dropout_apply_runs", "relu_", "batch_norm_statistics", "batch_norm_normalize")
+STREAMING = (
+    "dropout_apply<",
+    "dropout_apply_shifted",
+    "dropout_apply_runs",
+    "relu_",
+    "batch_norm_statistics",
+    "batch_norm_normalize",
+)
 STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
@@ -28,7 +35,7 @@ def compiled(source, capability):
 
 
 def streams(name):
-    """Whether a kernel moves whole vectors: not those for shards, or for channels that make no vectors."""
+    """Whether a kernel moves whole vectors: not those for samples, or for channels that make no vectors."""
     return name.startswith(STREAMING) and not re.search(", 1[,>]|kCurved", name)
 
 
@@ -95,6 +102,10 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
         ("dropout_apply<__half>", 6.0),
         ("dropout_apply<float>", 6.0),
         ("dropout_apply<double>", 6.0),
+        ("dropout_apply_shifted<__nv_bfloat16>", 9.0),
+        ("dropout_apply_shifted<__half>", 9.0),
+        ("dropout_apply_shifted<float>", 9.0),
+        ("dropout_apply_shifted<double>", 9.0),
         # The way of a vector that spans several channels, which is the longest: two Philox blocks, and the data.
         ("dropout_apply_runs<__nv_bfloat16>", 9.5),
         ("dropout_apply_runs<__half>", 9.5),

@@ -1,5 +1,6 @@
 """The layer of activation and dropout."""
 
+import numpy as np
 import pytest
 
 import gpu_layers as gl
@@ -38,13 +39,27 @@ def test_evaluation_is_the_activation_alone(activation, order):
     assert layer.generator.offset == 0
 
 
-def test_a_forward_that_raises_leaves_everything_as_it_was():
-    layer = gl.ActivationDropout("gelu", generator=gl.Generator(7))
+@each_activation
+@pytest.mark.parametrize(
+    ("bad", "change", "error"),
+    [
+        (np.ones(20, int), {}, TypeError),
+        ([1.0] * 20, {}, TypeError),
+        (np.ones(20), {"p": 1.5}, ValueError),
+        (np.ones(20), {"activation": "swish"}, ValueError),
+        (np.ones(20), {"order": "between"}, ValueError),
+    ],
+)
+def test_a_forward_that_raises_leaves_everything_as_it_was(activation, bad, change, error):
+    layer = gl.ActivationDropout(activation, generator=gl.Generator(7))
     x = normal((20,))
     layer(x)
-    expected = layer.backward(x)
-    with pytest.raises(TypeError):
-        layer(x.astype(int))
+    expected, before = layer.backward(x), np.array(bad)
+    for name, value in change.items():
+        setattr(layer, name, value)
+    with pytest.raises(error):
+        layer(bad)
+    np.testing.assert_array_equal(np.array(bad), before)
     assert layer.generator.offset == 1
     assert_same_bits(layer.backward(x), expected)
 

@@ -153,16 +153,25 @@ def test_drop_path_needs_samples():
 
 
 @pytest.mark.parametrize("make", INPUTS)
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("x", [[1.0], None, np.ones((2, 3, 4, 5), int), torch.ones(2, 3, 4, 5)])
-def test_a_forward_that_raises_leaves_everything_as_it_was(make, x):
+def test_a_forward_that_raises_leaves_everything_as_it_was(make, inplace, x):
     layer = make(0.5, generator=gl.Generator(1))
+    layer.inplace = inplace and make is not gl.DropPath
     good = np.ones(INPUTS[make][0][0], np.float32)
     layer(good)
     expected = layer.backward(good)
     with pytest.raises(TypeError):
         layer(x)
+    assert not isinstance(x, np.ndarray) or (x == 1).all()
     assert layer.generator.offset == 1
     assert_same_bits(layer.backward(good), expected)
+    layer.p = 1.5
+    before = good.copy()
+    with pytest.raises(ValueError, match="dropout probability"):
+        layer(good)
+    assert_same_bits(good, before)
+    assert layer.generator.offset == 1
 
 
 @pytest.mark.parametrize("make", INPUTS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.runtime.backend import use_executor
 from gpu_layers.training.linear import Linear
 from gpu_layers.training.sequential import Sequential
 from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_same_bits, assert_within, normal, unchanged
@@ -57,11 +58,39 @@ def test_other_layers(make):
     check(gl.mc_dropout(layer.eval(), x, passes=5), over_passes(lambda: again(x), 5), np.dtype(np.float32))
 
 
-def test_masks_of_samples_and_a_generator_on_the_device():
-    x, ids = normal((6, 5), np.float32), np.arange(6) * 7
+@each_backend
+@pytest.mark.parametrize("shape", [(6, 5), (6, 64), (6,), (0, 3)])
+def test_masks_of_samples(backend, shape):
+    x, ids = normal(shape, np.float32), (np.arange(6) * 7)[: shape[0]]
     layer, again = (gl.Dropout(0.4, generator=gl.Generator(1)) for _ in range(2))
     expected = over_passes(lambda: again(x, sample_ids=ids), 4)
-    check(gl.mc_dropout(layer, x, 4, sample_ids=ids), expected, np.dtype(np.float32))
+    with gl.use_backend(backend), unchanged(x, ids):
+        moments = gl.mc_dropout(layer, x, 4, sample_ids=ids)
+    assert layer.generator.offset == 4
+    check(moments, expected, np.dtype(np.float32))
+    # Of a sample, whatever else is in the batch.
+    order = np.arange(len(ids))[::-1]
+    reordered = gl.mc_dropout(gl.Dropout(0.4, generator=gl.Generator(1)), x[order], 4, sample_ids=ids[order])
+    for ours, whole in zip(reordered, moments, strict=True):
+        assert_same_bits(ours, whole[order])
+
+
+def test_a_dropout_layer_is_one_launch():
+    class Launches:
+        names: list[str] = []  # noqa: RUF012
+
+        def launch(self, kernel, *rest):
+            self.names.append(kernel.name)
+
+    x = normal((6, 5), np.float32)
+    with use_executor(Launches()):
+        gl.mc_dropout(gl.Dropout(), x, 50)
+        gl.mc_dropout(gl.Dropout(), x, 50, sample_ids=np.arange(6))
+    assert Launches.names == ["dropout_moments<float>"] * 2
+
+
+def test_a_generator_on_the_device():
+    x = normal((6, 5), np.float32)
     layer = gl.Dropout(0.4, generator=gl.CudaGraphGenerator(1, device="cpu"))
     again = gl.Dropout(0.4, generator=gl.Generator(1))
     check(gl.mc_dropout(layer, x, 4), over_passes(lambda: again(x), 4), np.dtype(np.float32))
@@ -168,11 +197,15 @@ def test_what_no_call_keeps_is_zero():
         (gl.Dropout(), {"passes": 2.0}, TypeError, "passes must be an integer, got float"),
         (gl.Dropout(), {"passes": 2**24 + 1}, ValueError, "passes must be in"),
         (3, {}, TypeError, "model must be a layer or a function, got int"),
+        (gl.Dropout(), {"sample_ids": np.arange(2)}, ValueError, r"sample_ids must have the shape \[3\]"),
+        (gl.Dropout(), {"sample_ids": np.arange(3.0)}, TypeError, "sample_ids must be int64, got float64"),
     ],
 )
 def test_bad_arguments_are_refused(model, options, error, message):
-    with pytest.raises(error, match=message):
-        gl.mc_dropout(model, np.ones(3), **options)
+    offset, x = gl.default_generator.offset, np.ones(3)
+    with unchanged(x), pytest.raises(error, match=message):
+        gl.mc_dropout(model, x, **options)
+    assert gl.default_generator.offset == offset
 
 
 @pytest.mark.parametrize(

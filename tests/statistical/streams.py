@@ -36,8 +36,8 @@ ORDERS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 
 def words(order: str, seed: int, count: int | None = None) -> Iterator[np.ndarray]:
-    """The words of an order in chunks of ``CHUNK``: at least count of them, or without an end."""
+    """The words of an order in chunks of at most ``CHUNK``: count of them, or without an end."""
     first = 0
     while count is None or first < count:
-        yield ORDERS[order](seed, first)
+        yield ORDERS[order](seed, first)[: None if count is None else count - first]
         first += CHUNK
