@@ -41,6 +41,7 @@ from gpu_layers.random import (
     default_generator,
     manual_seed,
 )
+from gpu_layers.recalibration import recalibrate
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
 from gpu_layers.uncertainty import (
@@ -88,5 +89,6 @@ __all__ = [
     "ops",
     "profile_ranges",
     "random",
+    "recalibrate",
     "use_backend",
 ]

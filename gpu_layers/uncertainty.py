@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.layer_tree import layers_of, modes
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer
@@ -50,7 +50,7 @@ def mc_dropout(
     passes = check_passes(passes)
     if not callable(model):
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
-    found = list(_layers_in(_attributes(model) if layers is None else list(layers)))
+    found = layers_of(model, layers)
     generator = getattr(model, "generator", None) or random.default_generator
     if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
         scale = None if model.scaling == "inverted" else 1.0
@@ -61,7 +61,7 @@ def mc_dropout(
         return moments
     # A layer that works in place would change what the next pass sees.
     in_place = any(getattr(layer, "inplace", False) for layer in found)
-    with _only_dropout_training(found):
+    with modes(found, training=_drops):
         return _moments((model(x.copy() if in_place else x, **inputs) for _ in range(passes)), passes)
 
 
@@ -80,37 +80,5 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
     return mean, squares / passes
 
 
-def _attributes(model: Any) -> list[Any]:
-    """The model, or what it is a method of, and its attributes."""
-    owner = getattr(model, "__self__", model)
-    return [owner, *getattr(owner, "__dict__", {}).values()]
-
-
-def _layers_in(value: Any) -> Iterator[Layer]:
-    """The layers in a list, and those within these, each once."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, Layer):
-            yield one
-            waiting.extend(vars(one).values())
-        elif isinstance(one, (list, tuple)):
-            waiting.extend(one)
-        elif isinstance(one, dict):
-            waiting.extend(one.values())
-
-
-@contextmanager
-def _only_dropout_training(layers: list[Layer]) -> Iterator[None]:
-    modes = [layer.training for layer in layers]
-    try:
-        for layer in layers:
-            layer.training = isinstance(layer, (DropoutLayer, ActivationDropout))
-        yield
-    finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.training = mode
+def _drops(layer: Layer) -> bool:
+    return isinstance(layer, (DropoutLayer, ActivationDropout))

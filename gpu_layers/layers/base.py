@@ -20,8 +20,8 @@ class Layer:
         Mode of the next forward; see :meth:`train` and :meth:`eval`.
     parameters : dict of str to array
         What an optimizer changes, in place.
-    gradients : dict of str to array
-        The same keys, once backward has run; assigned anew by each backward.
+    gradients : dict of str to array or None
+        The same keys, once backward has run; assigned anew by each backward. None for one that is not trained.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Layer:
                     f"dtype mismatch for {name}: {value.dtype} given, {own[name].dtype} in {type(self).__name__}"
                 )
         for name, value in arrays.items():
-            own[name][...] = _moved(value, array_module(own[name]))
+            own[name][...] = moved(value, array_module(own[name]))
 
     def to(self, device: str) -> Layer:
         """Move parameters and buffers; what a forward saved for backward is dropped.
@@ -136,12 +136,10 @@ class Layer:
         RuntimeError
             If there is no GPU or no CuPy.
         """
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-        xp = np if device == "cpu" else require_gpu()
+        xp = device_module(device)
         for arrays in (self.parameters, self.gradients, self.buffers):
             for name, value in arrays.items():
-                arrays[name] = _moved(value, xp)
+                arrays[name] = None if value is None else moved(value, xp)
         self._saved = None
         return self
 
@@ -153,7 +151,14 @@ class Layer:
         return f"{type(self).__name__}({self._configuration()})"
 
 
-def _moved(array: Any, xp: Any) -> Any:
+def device_module(device: str) -> Any:
+    """NumPy for "cpu", CuPy for "cuda"; the errors of :meth:`Layer.to`."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    return np if device == "cpu" else require_gpu()
+
+
+def moved(array: Any, xp: Any) -> Any:
     """The array as one of ``xp``: NumPy or CuPy."""
     if xp is np:
         return array.get() if is_cupy_array(array) else np.asarray(array)

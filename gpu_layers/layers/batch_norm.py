@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.layers.base import Layer
+from gpu_layers.layers.running_statistics import BatchStatistics, RunningStatisticsLayer
+from gpu_layers.moments import Moments
+from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
-    BatchNormSaved,
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
 )
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_integer, check_number
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_integer
 from gpu_layers.runtime.backend import backend_for
 
 
-class _BatchNorm(Layer):
+class BatchNormLayer(RunningStatisticsLayer):
     """Normalise each channel: by the batch's statistics in training, by running averages in evaluation.
 
     ``y = phi(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` with the biased variance; the running variance
@@ -66,32 +67,21 @@ class _BatchNorm(Layer):
         activation: str | None = None,
         dtype: Any = "float32",
     ) -> None:
-        super().__init__()
-        self.num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
-        self.eps = check_eps(eps)
-        self.momentum = None if momentum is None else check_number(momentum, "momentum")
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
-        self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
-        self.channels_last = bool(channels_last)
-        self.activation = None if activation is None else check_activation(activation)
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(
                 f"dtype must be 'float32', or 'float64' for float64 input (float32 serves the half types), got {dtype}"
             )
-        self.dtype = np.dtype(dtype)
+        num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
+        super().__init__(num_features, momentum, track_running_stats, np.dtype(dtype))
+        self.eps = check_eps(eps)
+        self.affine = bool(affine)
+        self.channels_last = bool(channels_last)
+        self.activation = None if activation is None else check_activation(activation)
+        self.train_affine = True
         if self.affine:
             self.parameters["weight"] = np.ones(self.num_features, self.dtype)
             if bias:
                 self.parameters["bias"] = np.zeros(self.num_features, self.dtype)
-        if self.track_running_stats:
-            self.reset_running_stats()
-
-    def reset_running_stats(self) -> None:
-        """Start the running averages anew: mean 0, variance 1, no batch seen."""
-        self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
-        self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
-        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
 
     def forward(self, x: Any, residual: Any = None) -> Any:
         """Normalise, add the residual, activate.
@@ -117,15 +107,22 @@ class _BatchNorm(Layer):
             "activation": self.activation,
             "channels_last": self.channels_last,
         }
-        if self.training or not self.track_running_stats:
+        batch: BatchStatistics | None = None
+        if self._uses_batch():
             y, saved = batch_norm_forward(x, weight, bias, **options)
-            if self.training and self.track_running_stats:
-                self._update_running_stats(saved)
             self._saved = (batch_norm_backward, saved)
+            batch = BatchStatistics(saved.count, saved.mean, saved.var)
         else:
+            if self._updates():
+                batch = self._statistics_of(x)
             mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+            if batch is not None or self.pending is not None:
+                # Folding in changes the running statistics in place; backward needs those of now.
+                mean = mean.copy()
             y, saved = batch_norm_inference(x, mean, var, weight, bias, **options)
             self._saved = (batch_norm_inference_backward, saved)
+        if batch is not None and self._updates():
+            self._take_batch(batch)
         return y
 
     def backward(self, dy: Any) -> Any:
@@ -133,19 +130,20 @@ class _BatchNorm(Layer):
         backward, saved = self._saved_by_forward()
         dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
-        self.gradients = {name: gradients[name] for name in self.parameters}
+        self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}
         return (dx, *dresidual) if dresidual else dx
 
-    def _update_running_stats(self, saved: BatchNormSaved) -> None:
-        tracked = self.buffers["num_batches_tracked"]
-        tracked += 1
-        if saved.count == 0:
-            return
-        momentum = 1.0 / int(tracked) if self.momentum is None else self.momentum
-        unbiased = saved.var * self.dtype.type(saved.count / (saved.count - 1))
-        for name, batch in (("running_mean", saved.mean), ("running_var", unbiased)):
-            self.buffers[name] *= self.dtype.type(1 - momentum)
-            self.buffers[name] += batch * self.dtype.type(momentum)
+    def batch_moments(self, x: Any, residual: Any = None) -> Moments:
+        """Of what :meth:`forward` would normalise, in float64; the residual is no part of it."""
+        self._check_input(x)
+        return batch_norm_moments(x, channels_last=self.channels_last)
+
+    def _statistics_of(self, x: Any) -> BatchStatistics:
+        moments = self.batch_moments(x)
+        if moments.count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+        var = moments.var if moments.count else moments.squares
+        return BatchStatistics(moments.count, moments.mean.astype(self.dtype), var.astype(self.dtype))
 
     def _check_input(self, x: Any) -> None:
         backend_for(x)
@@ -173,16 +171,16 @@ class _BatchNorm(Layer):
         )
 
 
-class BatchNorm1d(_BatchNorm):
-    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C) or (N, C, L) input:")
+class BatchNorm1d(BatchNormLayer):
+    __doc__ = (BatchNormLayer.__doc__ or "").replace("each channel:", "each channel of (N, C) or (N, C, L) input:")
     _input_ranks = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
-    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, H, W) input:")
+class BatchNorm2d(BatchNormLayer):
+    __doc__ = (BatchNormLayer.__doc__ or "").replace("each channel:", "each channel of (N, C, H, W) input:")
     _input_ranks = (4,)
 
 
-class BatchNorm3d(_BatchNorm):
-    __doc__ = (_BatchNorm.__doc__ or "").replace("each channel:", "each channel of (N, C, D, H, W) input:")
+class BatchNorm3d(BatchNormLayer):
+    __doc__ = (BatchNormLayer.__doc__ or "").replace("each channel:", "each channel of (N, C, D, H, W) input:")
     _input_ranks = (5,)

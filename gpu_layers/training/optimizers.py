@@ -50,8 +50,8 @@ class Optimizer:
 
         Parameters
         ----------
-        gradients : mapping of str to array
-            Keys, shapes and dtypes of the parameters.
+        gradients : mapping of str to array or None
+            Keys, shapes and dtypes of the parameters; None leaves a parameter and its state as they are.
 
         Raises
         ------
@@ -63,11 +63,12 @@ class Optimizer:
         if gradients.keys() != self.parameters.keys():
             different = sorted(gradients.keys() ^ self.parameters.keys())
             raise ValueError(f"gradients and parameters differ in {different}; step comes after backward")
-        for name, gradient in gradients.items():
+        given = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        for name, gradient in given.items():
             _check_alike(name, gradient, self.parameters[name])
         self.steps += 1
-        for name, parameter in self.parameters.items():
-            gradient = gradients[name]
+        for name, gradient in given.items():
+            parameter = self.parameters[name]
             if self.weight_decay:
                 gradient = gradient + self.weight_decay * parameter
             parameter -= self._change(name, gradient)

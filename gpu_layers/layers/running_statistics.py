@@ -1,0 +1,165 @@
+"""Running statistics of a batch norm layer: when they are used, when updated, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.layers.base import Layer, device_module, moved
+from gpu_layers.ops.checks import check_number
+from gpu_layers.runtime.cuda import array_module
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """Of one batch.
+
+    Attributes
+    ----------
+    count : int
+        Values a channel.
+    mean, var : array, shape (C,)
+        ``var`` is the biased variance.
+    """
+
+    count: int
+    mean: Any
+    var: Any
+
+
+class RunningStatisticsLayer(Layer):
+    """A layer with running averages of its batches' mean and unbiased variance.
+
+    Attributes
+    ----------
+    deferred : bool
+        Whether a training forward leaves its statistics in :attr:`pending` until :meth:`commit`.
+    skip_nonfinite : bool
+        Whether a batch whose statistics hold NaN or infinity is left out and counted in :attr:`num_batches_skipped`.
+    """
+
+    def __init__(self, num_features: int, momentum: float | None, track_running_stats: bool, dtype: np.dtype) -> None:
+        super().__init__()
+        self.num_features, self.dtype = num_features, dtype
+        self.momentum = None if momentum is None else check_number(momentum, "momentum")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
+        self.track_running_stats = bool(track_running_stats)
+        self._use_batch_statistics: bool | None = None
+        self._update_statistics: bool | None = None
+        self.deferred = self.skip_nonfinite = False
+        self._pending: BatchStatistics | None = None
+        self._skipped: Any = 0
+        if self.track_running_stats:
+            self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Start the running averages anew: mean 0, variance 1, no batch seen."""
+        self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
+        self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
+        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    @property
+    def use_batch_statistics(self) -> bool | None:
+        """Whether to normalise by the batch; None: in training, and without running statistics always."""
+        return self._use_batch_statistics
+
+    @use_batch_statistics.setter
+    def use_batch_statistics(self, value: bool | None) -> None:
+        self._use_batch_statistics = self._checked(value, "use_batch_statistics", needs_statistics=value is False)
+
+    @property
+    def update_statistics(self) -> bool | None:
+        """Whether a forward updates the running statistics; None: in training."""
+        return self._update_statistics
+
+    @update_statistics.setter
+    def update_statistics(self, value: bool | None) -> None:
+        self._update_statistics = self._checked(value, "update_statistics", needs_statistics=value is True)
+
+    def _checked(self, value: Any, name: str, needs_statistics: bool) -> bool | None:
+        if not (value is None or isinstance(value, (bool, np.bool_))):
+            raise TypeError(f"{name} must be True, False, or None to follow the mode, got {type(value).__name__}")
+        if needs_statistics and not self.track_running_stats:
+            raise ValueError(f"{name}={bool(value)} needs running statistics: this layer keeps none")
+        return None if value is None else bool(value)
+
+    def _uses_batch(self) -> bool:
+        if self._use_batch_statistics is not None:
+            return self._use_batch_statistics
+        return self.training or not self.track_running_stats
+
+    def _updates(self) -> bool:
+        return self.track_running_stats and (
+            self.training if self._update_statistics is None else self._update_statistics
+        )
+
+    @property
+    def pending(self) -> BatchStatistics | None:
+        """What the last updating forward of a deferred layer found, until :meth:`commit` or :meth:`rollback`.
+
+        Each forward replaces it, so that a batch that is computed again before the commit counts once.
+        """
+        return self._pending
+
+    @property
+    def num_batches_skipped(self) -> int:
+        """Batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
+        return int(self._skipped)
+
+    def commit(self) -> None:
+        """Fold what is pending into the running statistics; without anything pending, do nothing."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._fold(pending, self._finite(pending) if self.skip_nonfinite else None)
+
+    def rollback(self) -> None:
+        """Forget what is pending."""
+        self._pending = None
+
+    def to(self, device: str) -> Layer:
+        """As :meth:`Layer.to`; what is pending is kept."""
+        super().to(device)
+        self._skipped, pending = int(self._skipped), self._pending
+        if pending is not None:
+            xp = device_module(device)
+            self._pending = BatchStatistics(pending.count, moved(pending.mean, xp), moved(pending.var, xp))
+        return self
+
+    def _take_batch(self, batch: BatchStatistics) -> None:
+        """Fold in the statistics of a batch, or keep them pending."""
+        self._pending = batch
+        if not self.deferred:
+            self.commit()
+
+    def _finite(self, batch: BatchStatistics) -> Any:
+        """Whether all statistics of the batch are finite: a boolean on the device."""
+        xp = array_module(batch.mean)
+        return (xp.isfinite(batch.mean) & xp.isfinite(batch.var)).all()
+
+    def _fold(self, batch: BatchStatistics, accepted: Any) -> None:
+        """``running = (1 - momentum) * running + momentum * batch``.
+
+        Parameters
+        ----------
+        batch : BatchStatistics
+        accepted : boolean array or None
+            Whether the batch is to be folded in at all, decided on the device.
+        """
+        tracked = self.buffers["num_batches_tracked"]
+        xp = array_module(tracked)
+        tracked += 1 if accepted is None else accepted
+        if accepted is not None:
+            self._skipped = self._skipped + xp.where(accepted, 0, 1)
+        if batch.count == 0:
+            return
+        momentum = 1.0 / xp.maximum(tracked, 1) if self.momentum is None else np.float64(self.momentum)
+        old, new = (weight.astype(self.dtype) for weight in (1 - momentum, momentum))
+        with np.errstate(invalid="ignore", over="ignore"):
+            unbiased = batch.var * self.dtype.type(batch.count / (batch.count - 1))
+            for name, newest in (("running_mean", batch.mean), ("running_var", unbiased)):
+                running = self.buffers[name]
+                average = running * old + newest * new
+                running[...] = average if accepted is None else xp.where(accepted, average, running)

@@ -1,0 +1,43 @@
+"""The statistics of a batch without its normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.moments import Moments
+from gpu_layers.ops.checks import check_dtype
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+
+
+def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
+    """Count, mean and sum of squared deviations of each channel, by batch norm's own kernels.
+
+    The normalised batch that these write too is thrown away: as much traffic as :func:`batch_norm_forward`.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+        One value a channel is fine here, and so is none.
+    channels_last : bool
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no such array.
+    """
+    backend = backend_for(x)
+    check_dtype(x)
+    if x.ndim < 2:
+        raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
+    channels = x.shape[-1] if channels_last else x.shape[1]
+    xp = array_module(x)
+    if x.size == 0:
+        return Moments(0, xp.zeros(channels), xp.zeros(channels))
+    if x.size == channels:
+        mean = x.reshape(-1).astype(np.float64)
+        return Moments(1, mean, mean - mean)
+    _, mean, var, _ = backend.batch_norm_forward(x, None, None, 1.0, channels_last)
+    return Moments.of(x.size // channels, mean, var)

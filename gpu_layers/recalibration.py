@@ -1,0 +1,251 @@
+"""Running statistics of batch norm, estimated again over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from gpu_layers.layer_tree import layers_of, modes
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.running_statistics import BatchStatistics
+from gpu_layers.moments import Moments, merged
+from gpu_layers.ops.checks import check_choice
+from gpu_layers.runtime.cuda import array_module
+
+_ORDERS = ("sequential", "joint")
+
+
+def recalibrate(
+    model: Callable[..., Any],
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    *,
+    order: str = "sequential",
+    layers: Iterable[Layer] | None = None,
+) -> None:
+    """Replace every batch norm's running statistics by the exact mean and unbiased variance over a data set.
+
+    Moving averages lag behind the weights, and they are averages over inputs to which dropout was applied: in
+    evaluation a batch norm after dropout sees a smaller variance than the one it divides by (the variance shift of Li,
+    Chen, Hu and Yang, CVPR 2019). Hence dropout, and all that is no batch norm, is in evaluation mode here.
+
+    ``order="sequential"`` estimates one batch norm after the other, in the order in which the model calls them, all
+    others in evaluation: those before it have their new statistics already. Afterwards each has exactly the statistics
+    of what it receives in evaluation, which is what repairs a shift. That takes a pass over the data for each batch
+    norm, each only as far as that layer. ``order="joint"`` is PreciseBN (Wu and Johnson, "Rethinking 'Batch' in
+    BatchNorm", 2021): one pass with every batch norm normalising by the batch, and the batches' statistics pooled. It
+    is the cheaper one; deeper layers are then estimated on inputs that differ from those in evaluation, the more so
+    the smaller the batches are.
+
+    The batches are merged by their counts in float64 (Chan), so that how the data is cut into batches does not matter
+    (in the order "joint": to the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters
+    and modes stay as they are, and so does a batch norm that is not reached; what a forward saved for backward is
+    dropped. If anything fails, nothing is changed.
+
+    Parameters
+    ----------
+    model : Layer or callable
+        Layers inside are found in its attributes, and in lists and dicts there.
+    batches : iterable, or function that returns one
+        Each batch is what the model takes, or a tuple or list that begins with it. The order "sequential" needs
+        batches that can be gone through more than once: a list, or a function, but no generator.
+    order : {"sequential", "joint"}
+    layers : iterable of Layer, optional
+        The layers to look at, where the model is a function that uses layers: it does not show which.
+
+    Raises
+    ------
+    TypeError
+        For a model that cannot be called, or batches that cannot be gone through (twice, if need be).
+    ValueError
+        For an unknown order, a model without running statistics, no batch, a batch norm that receives fewer than two
+        values a channel, or statistics that are not finite; or whatever the model raises.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
+    check_choice(order, "order", _ORDERS)
+    found = layers_of(model, layers)
+    tracking = [layer for layer in found if isinstance(layer, BatchNormLayer) and layer.track_running_stats]
+    if not tracking:
+        raise ValueError("found no batch norm with running statistics in the model: name its layers with layers=")
+    run = _Run(model, batches, any(getattr(layer, "inplace", False) for layer in found))
+    with _all_or_nothing(found), modes(found, training=lambda layer: False):
+        if order == "joint":
+            _estimate_jointly(run, tracking)
+        else:
+            _estimate_in_order(run, tracking)
+
+
+class _Run:
+    """The model over the batches, as often as asked for."""
+
+    def __init__(self, model: Callable[..., Any], batches: Any, copies: bool) -> None:
+        if not callable(batches) and not hasattr(batches, "__iter__"):
+            raise TypeError(
+                f"batches must be an iterable, or a function that returns one, got {type(batches).__name__}"
+            )
+        self._model, self._batches, self._copies = model, batches, copies
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the batches can be gone through again."""
+        return callable(self._batches) or iter(self._batches) is not self._batches
+
+    def batches(self) -> Iterator[Any]:
+        """All of them once more."""
+        for batch in self._batches() if callable(self._batches) else self._batches:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            # A layer that works in place would change the caller's data.
+            yield x.copy() if self._copies else x
+
+    def __call__(self, x: Any) -> None:
+        self._model(x)
+
+
+class _Pool:
+    """What a batch norm has received so far."""
+
+    def __init__(self) -> None:
+        self.moments: Moments | None = None
+        self.calls = 0
+
+    def add(self, part: Moments) -> None:
+        self.moments = merged([part] if self.moments is None else [self.moments, part])
+        self.calls += 1
+
+    def add_batch(self, batch: BatchStatistics) -> None:
+        self.add(Moments.of(batch.count, batch.mean, batch.var))
+
+
+def _estimate_jointly(run: _Run, layers: list[BatchNormLayer]) -> None:
+    pools = [_Pool() for _ in layers]
+    number = 0
+    with ExitStack() as stack, modes(layers, training=lambda layer: True):
+        for layer, pool in zip(layers, pools, strict=True):
+            stack.enter_context(_attribute(layer, "_take_batch", pool.add_batch))
+            stack.enter_context(_following_the_mode(layer))
+        for number, x in enumerate(run.batches(), 1):  # noqa: B007
+            run(x)
+    for layer, pool in zip(layers, pools, strict=True):
+        if pool.calls:
+            _take_over(layer, pool, number)
+    _check_any(pools)
+
+
+class _Enough(BaseException):
+    """The rest of a forward is not needed. No Exception, so that no model catches it."""
+
+
+def _estimate_in_order(run: _Run, layers: list[BatchNormLayer]) -> None:
+    pools = []
+    for layer, calls in _calls_in_order(run, layers):
+        pool = _Pool()
+        pools.append(pool)
+        number = 0
+        with _attribute(layer, "forward", _observing(layer, pool, calls)):
+            for number, x in enumerate(run.batches(), 1):  # noqa: B007
+                pool.calls = 0
+                try:
+                    run(x)
+                except _Enough:
+                    continue
+        _take_over(layer, pool, number)
+    _check_any(pools)
+
+
+def _check_any(pools: list[_Pool]) -> None:
+    if not any(pool.calls for pool in pools):
+        raise ValueError("no batch reached a batch norm with running statistics")
+
+
+def _observing(layer: BatchNormLayer, pool: _Pool, calls: int) -> Callable[..., Any]:
+    """The layer's forward; it keeps the moments of its input, and ends the model's forward after so many calls."""
+
+    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+        pool.add(layer.batch_moments(x, *args, **kwargs))
+        if pool.calls == calls:
+            raise _Enough
+        return type(layer).forward(layer, x, *args, **kwargs)
+
+    return forward
+
+
+def _calls_in_order(run: _Run, layers: list[BatchNormLayer]) -> list[tuple[BatchNormLayer, int]]:
+    """The layers in the order of their first call, and the calls of each in a forward: those of the first batch."""
+    if not run.repeats:
+        if len(layers) == 1:
+            # Looking at the first batch would use it up. Without a number of calls a forward runs to its end.
+            return [(layers[0], 0)]
+        raise TypeError(
+            "order='sequential' goes through the batches again for each batch norm: pass a list, or a function that "
+            "returns an iterator, instead of an iterator; or order='joint'"
+        )
+    called: dict[int, int] = {}
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            stack.enter_context(_attribute(layer, "forward", _counting(layer, index, called)))
+        for x in run.batches():
+            run(x)
+            break
+    return [(layers[index], calls) for index, calls in called.items()]
+
+
+def _counting(layer: BatchNormLayer, index: int, called: dict[int, int]) -> Callable[..., Any]:
+    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+        called[index] = called.get(index, 0) + 1
+        return type(layer).forward(layer, x, *args, **kwargs)
+
+    return forward
+
+
+def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
+    moments = pool.moments
+    count = 0 if moments is None else moments.count
+    if moments is None or count < 2:
+        raise ValueError(
+            f"{layer!r} received {count} values a channel in {batches} batches: a variance takes at least 2"
+        )
+    var = moments.unbiased_var
+    if not bool(array_module(var).isfinite(moments.mean + var).all()):
+        raise ValueError(f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not")
+    layer.buffers["running_mean"][...] = moments.mean.astype(layer.dtype)
+    layer.buffers["running_var"][...] = var.astype(layer.dtype)
+    layer.buffers["num_batches_tracked"][...] = batches
+
+
+@contextmanager
+def _attribute(layer: BatchNormLayer, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """A method of this one layer replaced for a while."""
+    setattr(layer, name, value)
+    try:
+        yield
+    finally:
+        delattr(layer, name)
+
+
+@contextmanager
+def _following_the_mode(layer: BatchNormLayer) -> Iterator[None]:
+    """The layer's switches off for a while."""
+    before = layer.use_batch_statistics, layer.update_statistics
+    layer.use_batch_statistics = layer.update_statistics = None
+    try:
+        yield
+    finally:
+        layer.use_batch_statistics, layer.update_statistics = before
+
+
+@contextmanager
+def _all_or_nothing(layers: list[Layer]) -> Iterator[None]:
+    """Buffers, and what was saved for backward, as they were if anything fails; nothing saved if all is well."""
+    before = [(layer, layer._saved, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, saved, buffers in before:
+            layer._saved = saved
+            for name, value in buffers.items():
+                layer.buffers[name][...] = value
+        raise
+    for layer in layers:
+        layer._saved = None
