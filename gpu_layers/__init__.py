@@ -44,6 +44,7 @@ from gpu_layers.random import (
 from gpu_layers.recalibration import recalibrate
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
+from gpu_layers.transaction import statistics_transaction
 from gpu_layers.uncertainty import (
     mc_dropout,
 )
@@ -90,5 +91,6 @@ __all__ = [
     "profile_ranges",
     "random",
     "recalibrate",
+    "statistics_transaction",
     "use_backend",
 ]

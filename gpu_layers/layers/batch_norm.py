@@ -46,6 +46,17 @@ class BatchNormLayer(RunningStatisticsLayer):
     dtype : {"float32", "float64"}
         Of parameters and statistics: float64 for float64 input, float32 for all others.
 
+    Attributes
+    ----------
+    use_batch_statistics, update_statistics : bool or None
+        Whether a forward normalises by the batch, and whether it updates the running statistics; None, as at first,
+        follows the mode. :meth:`train` and :meth:`eval` do not touch them.
+    train_affine : bool
+        Whether backward gives gradients of weight and bias; without, they are None, and an optimizer leaves the two
+        alone.
+    deferred, skip_nonfinite : bool
+        See :class:`RunningStatisticsLayer`; both False at first.
+
     Raises
     ------
     TypeError, ValueError

@@ -109,11 +109,29 @@ class RunningStatisticsLayer(Layer):
         """Batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
         return int(self._skipped)
 
-    def commit(self) -> None:
-        """Fold what is pending into the running statistics; without anything pending, do nothing."""
+    def commit(self, accepted: Any = None) -> None:
+        """Fold what is pending into the running statistics; without anything pending, do nothing.
+
+        Parameters
+        ----------
+        accepted : boolean array of one element, optional
+            Whether to, decided on the device; if not, the batch is counted as skipped. With :attr:`skip_nonfinite`
+            it must be finite besides.
+        """
+        if self._pending is None:
+            return
+        if self.skip_nonfinite:
+            finite = self.pending_is_finite()
+            accepted = finite if accepted is None else accepted & finite
         pending, self._pending = self._pending, None
-        if pending is not None:
-            self._fold(pending, self._finite(pending) if self.skip_nonfinite else None)
+        self._fold(pending, accepted)
+
+    def pending_is_finite(self) -> Any:
+        """Whether all pending statistics are finite: a boolean array of one element, on the device."""
+        if self._pending is None:
+            raise RuntimeError("no statistics are pending")
+        xp = array_module(self._pending.mean)
+        return (xp.isfinite(self._pending.mean) & xp.isfinite(self._pending.var)).all()
 
     def rollback(self) -> None:
         """Forget what is pending."""
@@ -133,11 +151,6 @@ class RunningStatisticsLayer(Layer):
         self._pending = batch
         if not self.deferred:
             self.commit()
-
-    def _finite(self, batch: BatchStatistics) -> Any:
-        """Whether all statistics of the batch are finite: a boolean on the device."""
-        xp = array_module(batch.mean)
-        return (xp.isfinite(batch.mean) & xp.isfinite(batch.var)).all()
 
     def _fold(self, batch: BatchStatistics, accepted: Any) -> None:
         """``running = (1 - momentum) * running + momentum * batch``.

@@ -173,7 +173,11 @@ class Failing:
     [
         (Failing(normal((5, 4))), OSError, "the disk is gone"),
         ([normal((5, 4)), normal((5, 3))], ValueError, "expected input with 4 channels, got 3"),
-        ([normal((5, 4)), np.full((5, 4), np.nan)], ValueError, r"the statistics of BatchNorm1d\(\d, .* are not finite"),
+        (
+            [normal((5, 4)), np.full((5, 4), np.nan)],
+            ValueError,
+            r"the statistics of BatchNorm1d\(\d, .* are not finite",
+        ),
         ([], ValueError, "^no batch reached a batch norm"),
         ([normal((0, 4))], ValueError, "received 0 values a channel in 1 batches: a variance takes at least 2"),
         (3, TypeError, "batches must be an iterable, or a function that returns one, got int"),

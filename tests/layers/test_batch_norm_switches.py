@@ -1,0 +1,211 @@
+"""Switches that outlast a mode, and running statistics that are updated once, late, or not at all."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.training.linear import Linear
+from gpu_layers.training.optimizers import SGD, Adam
+from gpu_layers.training.sequential import Sequential
+from tests.inputs import assert_same_bits, normal, unchanged
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+X, DY = normal((7, 3)) + 2, normal((7, 3), seed=1)
+#: (use, update) -> by the batch in training, by the batch in evaluation, updated in training, in evaluation.
+SWITCHES = {
+    (None, None): (True, False, True, False),
+    (True, None): (True, True, True, False),
+    (False, None): (False, False, True, False),
+    (None, True): (True, False, True, True),
+    (None, False): (True, False, False, False),
+    (True, True): (True, True, True, True),
+    (True, False): (True, True, False, False),
+    (False, True): (False, False, True, True),
+    (False, False): (False, False, False, False),
+}
+
+
+def layer(**arguments):
+    made = gl.BatchNorm1d(3, dtype="float64", **arguments)
+    made(normal((9, 3), seed=5))
+    return made
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_switches(switches, training):
+    switched, plain, updated = layer(), layer(), layer()
+    switched.use_batch_statistics, switched.update_statistics = switches
+    by_batch, updates = SWITCHES[switches][not training], SWITCHES[switches][2 + (not training)]
+    # Through the other mode and back: the switches stay.
+    switched.train(not training).train(training)
+    plain.train(by_batch)
+    assert_same_bits(switched(X), plain(X))
+    updated(X)
+    # Backward is that of the statistics which the forward used, whatever has become of them.
+    assert_same_bits(switched.backward(DY), plain.backward(DY))
+    for name in ("weight", "bias"):
+        assert_same_bits(switched.gradients[name], plain.gradients[name])
+    expected = updated if updates else layer()
+    for name, value in expected.buffers.items():
+        # Where the batch is not normalised its variance goes through float64's ``count * var``: one rounding.
+        np.testing.assert_allclose(switched.buffers[name], value, rtol=4 * 2.0**-53, atol=0, err_msg=name)
+
+
+def test_a_switch_is_checked():
+    for name in ("use_batch_statistics", "update_statistics"):
+        with pytest.raises(TypeError, match=f"{name} must be True, False, or None to follow the mode, got int"):
+            setattr(layer(), name, 1)
+    without = gl.BatchNorm1d(3, track_running_stats=False)
+    without.update_statistics, without.use_batch_statistics = False, True
+    with pytest.raises(ValueError, match="use_batch_statistics=False needs running statistics: this layer keeps none"):
+        without.use_batch_statistics = False
+    with pytest.raises(ValueError, match="update_statistics=True needs running statistics: this layer keeps none"):
+        without.update_statistics = True
+
+
+def test_statistics_of_one_value_are_refused_where_they_are_to_be_folded_in():
+    frozen = layer()
+    frozen.use_batch_statistics = False
+    with (
+        unchanged(*frozen.buffers.values()),
+        pytest.raises(ValueError, match=r"Expected more than 1 value per channel when training, got input size \[1, 3"),
+    ):
+        frozen(X[:1])
+    frozen(X[:0])
+    assert frozen.buffers["num_batches_tracked"] == 2
+    frozen.update_statistics = False
+    assert frozen(X[:1]).shape == (1, 3)
+
+
+@pytest.mark.parametrize("optimizer", [lambda p: SGD(p, 0.1, 0.9, weight_decay=0.1), lambda p: Adam(p, 0.1)])
+def test_a_frozen_affine_part_stays_as_it_is(optimizer):
+    model = Sequential(Linear(3, 3, dtype="float64", seed=1), gl.BatchNorm1d(3, dtype="float64"))
+    stepping = optimizer(model.parameters)
+
+    def step():
+        model(X)
+        dx = model.backward(DY)
+        stepping.step(model.gradients)
+        return dx
+
+    step()
+    model.layers[1].train_affine = False
+    model.eval().train()
+    kept, moving = list(model.layers[1].parameters.values()), model.layers[0].parameters["weight"]
+    before = moving.copy()
+    with unchanged(*kept):
+        assert np.isfinite(step()).all()
+    assert model.layers[1].gradients == {"weight": None, "bias": None}
+    assert (moving != before).any()
+    model.to("cpu")
+    with pytest.raises(ValueError, match=r"gradients and parameters differ in \['1.bias'\]"):
+        stepping.step({name: value for name, value in model.gradients.items() if name != "1.bias"})
+
+
+def test_what_is_pending_is_folded_in_once():
+    deferred, plain = layer(), layer()
+    deferred.deferred = True
+    with unchanged(*deferred.buffers.values()):
+        assert_same_bits(deferred(X), plain(X))
+        deferred(X)  # the same again, as recomputation does
+        assert deferred.pending.count == 7
+        np.testing.assert_allclose(deferred.pending.mean, X.mean(axis=0))
+    deferred.to("cpu")
+    deferred.commit()
+    assert deferred.pending is None
+    for name, value in plain.buffers.items():
+        assert_same_bits(deferred.buffers[name], value)
+    with unchanged(*deferred.buffers.values()):
+        deferred.commit()
+        deferred(X)
+        deferred.rollback()
+        deferred.commit()
+    assert deferred.num_batches_skipped == 0
+
+
+def test_committing_before_backward_does_not_change_it():
+    deferred, plain = layer(), layer()
+    deferred.deferred = True
+    deferred(X)
+    assert_same_bits(deferred.eval()(X), plain.eval()(X))
+    deferred.commit()
+    assert_same_bits(deferred.backward(DY), plain.backward(DY))
+    assert_same_bits(deferred.gradients["weight"], plain.gradients["weight"])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_batch_that_is_not_finite_is_left_out_and_counted(bad, momentum):
+    skipping, plain, torchs = (layer(momentum=momentum) for _ in range(3))
+    skipping.skip_nonfinite = True
+    broken = X.copy()
+    broken[2, 1] = bad
+    for x in (X, broken, X + 1):
+        with np.errstate(all="ignore"):
+            skipping(x)
+            torchs(x)
+    for x in (X, X + 1):
+        plain(x)
+    for name, value in plain.buffers.items():
+        assert_same_bits(skipping.buffers[name], value)
+    assert skipping.num_batches_skipped == 1
+    assert skipping.to("cpu").num_batches_skipped == 1
+    assert list(skipping.state_dict()) == list(plain.state_dict())
+    # Without the switch it is torch's: the batch counts and spoils the average.
+    assert torchs.buffers["num_batches_tracked"] == 4
+    assert not np.isfinite(torchs.buffers["running_var"][1])
+
+
+def two_norms():
+    return Sequential(gl.BatchNorm1d(3, dtype="float64"), gl.ReLU(), gl.BatchNorm1d(3, dtype="float64"))
+
+
+def test_a_transaction_folds_in_everything_or_nothing():
+    model, plain = two_norms(), two_norms()
+    plain(X)
+    with gl.statistics_transaction(model):
+        model(X)
+        model(X)
+        assert model.buffers["0.num_batches_tracked"] == 0
+    for name, value in plain.buffers.items():
+        assert_same_bits(model.buffers[name], value)
+    first, _, second = model.layers
+    with (
+        unchanged(*model.buffers.values()),
+        pytest.raises(ValueError, match="should contain 2 elements not 3"),
+        gl.statistics_transaction(model),
+    ):
+        second(first(X)[:, :2])
+    assert not any(norm.deferred or norm.pending for norm in (model.layers[0], model.layers[2]))
+    with gl.statistics_transaction(model):
+        pass
+
+
+def test_a_transaction_skips_a_step_for_all_layers():
+    model = two_norms()
+    model.layers[1].backward = model.layers[1].forward = lambda x: x * np.nan
+    with unchanged(*model.buffers.values()), gl.statistics_transaction(model, skip_nonfinite=True):
+        model(X)
+    # The first layer's own statistics were finite; those of the step were not.
+    assert [model.layers[i].num_batches_skipped for i in (0, 2)] == [1, 1]
+    with gl.statistics_transaction(model.layers[0].forward, skip_nonfinite=True):
+        model.layers[0](X)
+    assert model.layers[0].buffers["num_batches_tracked"] == 1
+
+
+def test_a_transaction_keeps_apart_from_what_waits():
+    norm = layer()
+    norm.deferred = True
+    norm(X)
+    with pytest.raises(RuntimeError, match="has statistics pending: commit"), gl.statistics_transaction(norm):
+        pass
+    assert norm.pending is not None
+    norm.rollback()
+    with gl.statistics_transaction(lambda x: norm(x), layers=[norm]):
+        norm(X)
+    assert norm.deferred
+    assert norm.buffers["num_batches_tracked"] == 2
+    with pytest.raises(RuntimeError, match="no statistics are pending"):
+        norm.pending_is_finite()
