@@ -47,7 +47,7 @@ results: $(VENV)/installed-test
 	$(BIN)/python -m profiling.readme_table
 
 bench-smoke: $(VENV)/installed-test
-	$(BIN)/python -m profiling.bench --emulated --quick --dtypes bfloat16 --peers '^(copy|torch|cupy)$$' --plot build/bench-smoke \
+	OMP_NUM_THREADS=1 $(BIN)/python -m profiling.bench --emulated --quick --dtypes bfloat16 --peers '^(copy|torch|cupy)$$' --plot build/bench-smoke \
 	    --json build/bench-smoke/bench.json --csv build/bench-smoke/bench.csv
 
 clean:

@@ -56,11 +56,12 @@ class InputMaker:
         """Normally distributed numbers, other ones at each call."""
         dtype = np.dtype(dtype)
         if dtype not in self._blocks:
-            self._blocks[dtype] = self._device.xp.asarray(_block(dtype, self._size))
+            # By way of bits: not every array library takes every dtype from NumPy.
+            self._blocks[dtype] = self._device.xp.asarray(_block(dtype, self._size).view(f"u{dtype.itemsize}"))
         size = math.prod(shape)
         result = self._device.xp.empty(size, dtype)
         bits = f"u{dtype.itemsize}"
-        source, target = self._blocks[dtype].view(bits), result.view(bits)
+        source, target = self._blocks[dtype], result.view(bits)
         at = self._arrays * _STRIDE % self._size
         self._arrays += 1
         done = 0

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import numpy as np
+
 from gpu_layers import ops
+from gpu_layers.runtime.cuda import array_module
 from profiling.operation import (
     BACKWARD,
     FORWARD,
@@ -91,6 +96,77 @@ ALPHA_DROPOUT = Operation(
     is_random=True,
 )
 
+# Of a half of the first 32, 64 and 256 samples.
+_HALF = 288
+
+DROP_PATH = Operation(
+    name="drop_path",
+    shapes=(*LARGE_IMAGES, *SMALL_IMAGES[:1]),
+    forward=lambda a, last: ops.dropout_forward(
+        a["x"], _P, _SEED, _HALF, start=a["start"] // math.prod(a["x"].shape[1:]), mask_axes=1
+    ),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(3) // 2),
+    torch_bytes=_both(lambda s: s.elements(2)),
+    torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, 1, 1)), _P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, 1, 1)) >= _P) / (1 - _P)),
+    is_random=True,
+)
+
+FEATURE_ALPHA_DROPOUT = Operation(
+    name="feature_alpha_dropout",
+    shapes=LARGE_IMAGES[:1],
+    forward=lambda a, last: ops.alpha_dropout_forward(
+        a["x"], _P, _SEED, _OFFSET, start=a["start"] // math.prod(a["x"].shape[2:]), mask_axes=2
+    ),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(3) // 2),
+    # The noise is of channels: what is left is to multiply and to add.
+    torch_bytes={FORWARD: lambda s: s.elements(4), BACKWARD: lambda s: s.elements(2)},
+    torch=lambda F, t: F.feature_alpha_dropout(t["x"], _P, training=True),  # noqa: N803
+    is_random=True,
+)
+
+
+@cache
+def _numbers(xp: Any, first: int, count: int) -> Any:
+    return xp.arange(first, first + count, dtype=np.int64)
+
+
+def _by_sample(arrays: Arrays) -> dict[str, Any]:
+    x = arrays["x"]
+    return {"sample_ids": _numbers(array_module(x), arrays["start"] // math.prod(x.shape[1:]), len(x))}
+
+
+SAMPLE_DROPOUT = Operation(
+    name="sample_dropout",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: ops.dropout_forward(a["x"], _P, _SEED, _OFFSET, **_by_sample(a)),
+    backward=ops.dropout_backward,
+    floor=_both(lambda s: s.elements(2)),
+    torch_bytes=_both(lambda s: s.elements(2) + s.inputs),  # of a dropout that knows no samples
+    is_random=True,
+)
+
+_PASSES = 8
+
+DROPOUT_MOMENTS = Operation(
+    name="dropout_moments",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: (
+        ops.dropout_moments(a["x"], _P, _SEED, _OFFSET, passes=_PASSES, start=a["start"])[0],
+        None,
+    ),
+    backward=None,
+    # Mean and variance are of the type that is computed in.
+    floor={FORWARD: lambda s: s.elements(1) + 2 * max(s.itemsize, 4) * s.inputs},
+    # The passes, their copies in float32, and Welford's five operations on three arrays each.
+    torch_bytes={FORWARD: lambda s: _PASSES * (s.elements(3) + s.inputs + 16 * max(s.itemsize, 4) * s.inputs)},
+    independent="elements",
+    is_random=True,
+    is_training=False,
+)
+
 # Activations
 
 RELU = Operation(
@@ -119,6 +195,28 @@ ACTIVATION_DROPOUT = Operation(
     jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.gelu(a["x"], approximate=False)}, last),
     independent="elements",
     is_random=True,
+)
+
+DROPOUT_ACTIVATION = replace(
+    ACTIVATION_DROPOUT,
+    name="dropout_activation",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: ops.activation_dropout_forward(
+        a["x"], "gelu", _P, _SEED, _OFFSET, order="before", start=a["start"]
+    ),
+    torch=lambda F, t: F.gelu(F.dropout(t["x"], _P, training=True)),  # noqa: N803
+    jax=lambda jax, a, last: jax.nn.gelu(_dropout_jax(jax, a, last), approximate=False),
+)
+
+RELU_DROPOUT = replace(
+    ACTIVATION_DROPOUT,
+    name="relu_dropout",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: ops.activation_dropout_forward(a["x"], "relu", _P, _SEED, _OFFSET, start=a["start"]),
+    # A bit an element is all that the backward needs.
+    floor=_both(lambda s: s.elements(2) + s.inputs // 8),
+    torch=lambda F, t: F.dropout(F.relu(t["x"]), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.relu(a["x"])}, last),
 )
 
 # Batch normalisation
@@ -293,4 +391,10 @@ OPERATIONS: tuple[Operation, ...] = (
     GLOBAL_AVG_POOL,
     CHANNEL_DROPOUT,
     ALPHA_DROPOUT,
+    RELU_DROPOUT,
+    SAMPLE_DROPOUT,
+    DROP_PATH,
+    FEATURE_ALPHA_DROPOUT,
+    DROPOUT_ACTIVATION,
+    DROPOUT_MOMENTS,
 )

@@ -1,5 +1,6 @@
 """What all tests share: the marker ``gpu``."""
 
+import warnings
 from functools import cache
 
 import pytest
@@ -9,10 +10,12 @@ from gpu_layers.runtime.cuda import require_gpu
 
 @cache
 def _why_no_gpu():
-    try:
-        require_gpu()
-    except RuntimeError as error:
-        return str(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what CuPy says of its surroundings when it is imported
+        try:
+            require_gpu()
+        except RuntimeError as error:
+            return str(error)
     return None
 
 

@@ -28,7 +28,8 @@ def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int)
     module = compiled_module(kernel.source, (kernel.name,), _architecture(device))
     raw_module = cupy.RawModule(path=str(module.path), enable_cooperative_groups=cooperative)
     raw_kernel = raw_module.get_function(module.symbols[kernel.name])
-    if shared_bytes > 48 * 1024:
+    # The limit is the loaded function's, which every amount of shared memory shares: it only ever grows.
+    if shared_bytes > raw_kernel.max_dynamic_shared_size_bytes:
         raw_kernel.max_dynamic_shared_size_bytes = shared_bytes
     return raw_kernel.kernel
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import sysconfig
+import shutil
+import sys
 from pathlib import Path
 
 # Layouts of NVIDIA's wheels in site-packages: CUDA 13, CUDA 12.
@@ -16,29 +17,40 @@ _TARGET_FOLDERS = (
 )
 
 
-def _site_packages() -> list[Path]:
-    paths = sysconfig.get_paths()
-    return list(dict.fromkeys(Path(paths[name]) for name in ("purelib", "platlib")))
+def _package_folders() -> list[Path]:
+    """Where packages are imported from: site-packages, the user's own, and what ``PYTHONPATH`` names."""
+    return list(dict.fromkeys(Path(folder) for folder in sys.path if folder))
+
+
+def _toolkits() -> list[Path]:
+    """Roots of toolkits outside of Python, those that the user names first."""
+    found = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")]
+    if conda := os.environ.get("CONDA_PREFIX"):
+        found += [conda, f"{conda}/targets/x86_64-linux"]
+    if compiler := shutil.which("nvcc"):
+        found.append(str(Path(compiler).resolve().parents[1]))
+    return [Path(toolkit) for toolkit in (*found, "/usr/local/cuda") if toolkit]
 
 
 def cuda_header_folders() -> list[Path]:
     """Include folders that hold ``cuda_fp16.h``, ``cuda_bf16.h`` and ``nv/target``.
 
-    pip's wheels first, then the toolkit that ``CUDA_PATH`` or ``CUDA_HOME`` names, then ``/usr/local/cuda``.
+    pip's wheels first, then the toolkit that ``CUDA_PATH`` or ``CUDA_HOME`` names, then those of Conda, of the ``nvcc``
+    on the path, and ``/usr/local/cuda``.
 
     Returns
     -------
     list of Path
         Empty where there are none.
     """
-    candidates = [site / folder for site in _site_packages() for folder in _WHEEL_FOLDERS]
-    toolkits = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")] + ["/usr/local/cuda"]
-    candidates += [Path(toolkit) / "include" for toolkit in toolkits if toolkit]
+    packages = _package_folders()
+    candidates = [package / folder for package in packages for folder in _WHEEL_FOLDERS]
+    candidates += [toolkit / "include" for toolkit in _toolkits()]
     for folder in candidates:
         if (folder / "cuda_fp16.h").is_file():
             break
     else:
         return []
-    targets = [folder, folder / "cccl"] + [site / name for site in _site_packages() for name in _TARGET_FOLDERS]
+    targets = [folder, folder / "cccl"] + [package / name for package in packages for name in _TARGET_FOLDERS]
     found = next((target for target in targets if (target / "nv" / "target").is_file()), None)
     return [folder] if found in (None, folder) else [folder, found]

@@ -22,6 +22,10 @@ def test_the_cover_launches_whatever_any_case_does():
     assert {"relu_forward<__half>", "relu_backward<__half>"} <= names
 
 
+def test_all_cases_launch_every_kernel():
+    assert covering(all_cases())[1] == {kernel.name for kernel in all_kernels()}
+
+
 def test_64_bit_indices_are_covered_too():
     (case, *_) = cases("avg_pool float32")
     assert any("long long" in name for name in kernels_of(with_index64(case)))

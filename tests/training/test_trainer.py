@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
 from gpu_layers.training import Settings, Trainer, load_npz
 from tests.training.images import write_images
@@ -98,7 +97,8 @@ def test_continues_bit_for_bit(dataset, stop, optimizer):
 
 
 def _blas_threads():
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
 
 def test_products_run_on_one_thread(dataset):
