@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from gpu_layers.runtime.backend import use_executor
 
 #: One element; less than a vector; vectors and a rest; more than the 4,096 elements of a half-type block.
 ELEMENTWISE_SIZES = (1, 3, 37, 9001)
@@ -32,3 +35,14 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
 def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Small whole numbers, of which many are equal."""
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)
+
+
+class _Nowhere:
+    def launch(self, *_: Any) -> None:
+        pass
+
+
+def launched_nowhere(run: Callable[[], Any]) -> Any:
+    """What an operation returns, of which only shape and dtype are meant: no kernel runs, nor does the reference."""
+    with use_executor(_Nowhere()):
+        return run()
