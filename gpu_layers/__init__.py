@@ -2,6 +2,8 @@
 
 from gpu_layers import ops, random
 from gpu_layers._version import __version__
+from gpu_layers.folding import fold_batch_norm
+from gpu_layers.fusing import fuse
 from gpu_layers.layers import (
     ActivationDropout,
     AdaptiveAvgPool1d,
@@ -85,6 +87,8 @@ __all__ = [
     "ReLU",
     "__version__",
     "default_generator",
+    "fold_batch_norm",
+    "fuse",
     "manual_seed",
     "mc_dropout",
     "ops",
