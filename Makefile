@@ -2,6 +2,7 @@
 #
 #   make demo      train a network on handwritten digits
 #   make test      run the tests            (make test PYTEST_ARGS="-k dropout")
+#   make study     reproduce the claims of the field: writes docs/study, in some minutes
 #   make lint      check style and types
 #   make format    put the style right
 #   make results      write the README's table of performance from the newest run in profiling/results
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/host tests/emulator/kernels,\
 	$(foreach suffix,cu cuh h cpp,$(folder)/*.$(suffix))))
 
-.PHONY: demo test lint format results bench-smoke clean
+.PHONY: demo test study lint format results bench-smoke clean
 .DELETE_ON_ERROR:
 # All targets share one virtual environment: pip must not run in it twice at a time.
 .NOTPARALLEL:
@@ -29,6 +30,9 @@ demo: $(VENV)/installed-train
 # A file at a time for each processor: what a file builds for its tests is built once.
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+
+study: $(VENV)/installed-study
+	$(BIN)/gpu-layers study all --device cpu --out docs/study
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -16,6 +16,9 @@ from gpu_layers.runtime.headers import cuda_header_folders
 
 _TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl")
 _TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
+# Of what `study` needs, what `train` does not.
+_STUDY_PACKAGES = ("Jinja2",)
+_STUDY_ADVICE = "pip install 'gpu-layers[study]'"
 
 
 def add_command(commands: Any) -> None:
@@ -66,7 +69,7 @@ def machine_facts() -> dict[str, Any]:
         "ml_dtypes": _version("ml_dtypes"),
         "CuPy": cupy.__version__ if cupy else None,
         "NVRTC": nvrtc,
-        **{package: _version(package) for package in _TRAIN_PACKAGES},
+        **{package: _version(package) for package in (*_TRAIN_PACKAGES, *_STUDY_PACKAGES)},
     }
     no_cuda = no_gpu or no_nvrtc or (None if headers else "no CUDA headers (cuda_fp16.h)")
     missing = [
@@ -80,6 +83,7 @@ def machine_facts() -> dict[str, Any]:
         ),
         (no_compiler, "C++ compiler", "e.g. apt-get install g++, or set CXX"),
         *((versions[package] is None, package, _TRAIN_ADVICE) for package in _TRAIN_PACKAGES),
+        *((versions[package] is None, package, _STUDY_ADVICE) for package in _STUDY_PACKAGES),
     ]
     return {
         "versions": versions,

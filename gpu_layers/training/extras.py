@@ -1,4 +1,4 @@
-"""What training needs and the core does not: the packages of the extra ``train``."""
+"""What the commands need and the core does not: the packages of the extras ``train`` and ``study``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import importlib
 import importlib.util
 from typing import Any
 
-_ADVICE = "pip install 'gpu-layers[train]'"
+_WHO_NEEDS = {"train": "training", "study": "the study"}
 
 
-def import_extra(module: str) -> Any:
-    """A module of the extra ``train``.
+def import_extra(module: str, *, extra: str = "train") -> Any:
+    """A module of an extra.
+
+    Parameters
+    ----------
+    module : str
+    extra : {"train", "study"}
 
     Raises
     ------
@@ -20,11 +25,15 @@ def import_extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise RuntimeError(f"training needs {module.split('.')[0]} ({error}): {_ADVICE}") from error
+        raise RuntimeError(f"{_WHO_NEEDS[extra]} needs {module.split('.')[0]} ({error}): {_advice(extra)}") from error
 
 
-def require_extras(*packages: str) -> None:
+def require_extras(*packages: str, extra: str = "train") -> None:
     """RuntimeError unless all of these packages are installed; imports none, so it costs nothing to ask early."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise RuntimeError(f"training needs {', '.join(missing)}: {_ADVICE}")
+        raise RuntimeError(f"{_WHO_NEEDS[extra]} needs {', '.join(missing)}: {_advice(extra)}")
+
+
+def _advice(extra: str) -> str:
+    return f"pip install 'gpu-layers[{extra}]'"

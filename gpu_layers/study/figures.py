@@ -1,0 +1,71 @@
+"""Figures: drawn by matplotlib without a window system, as SVG, once for each language."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers.study.claims import Figure, Text
+from gpu_layers.training.extras import import_extra
+
+#: Told apart by people who do not see colours as most do (Okabe and Ito, 2008).
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#d98200", "#00835f", "#c4420a", "#a3568a", "#777777"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, "#3b9fd4")
+_STYLE = {
+    "font.size": 10.5,
+    "font.family": "sans-serif",
+    # The reader's browser has the Chinese ones; matplotlib measures with the first, its own.
+    "font.sans-serif": ["DejaVu Sans", "PingFang SC", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif"],
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    # Letters stay letters: small files, and text that can be searched.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gpu_layers",
+    "path.simplify_threshold": 0.5,
+}
+
+
+def draw(
+    name: str,
+    caption: Text,
+    paint: Callable[[Any, Callable[[Text], str]], None],
+    *,
+    size: tuple[float, float] = (5.4, 3.4),
+) -> Figure:
+    """Draw a figure in both languages.
+
+    Parameters
+    ----------
+    name : str
+    caption : Text
+    paint : callable
+        Takes a matplotlib figure and a function that gives a text in the language being drawn.
+    size : tuple of float
+        Width and height in inches.
+
+    Returns
+    -------
+    Figure
+    """
+    matplotlib = import_extra("matplotlib", extra="study")
+    module = import_extra("matplotlib.figure", extra="study")
+    svg = {}
+    for language in ("en", "zh"):
+        buffer = io.StringIO()
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # Its own font has no Chinese; the reader's has.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            # Not pyplot: no window system, no global state.
+            figure = module.Figure(figsize=size, layout="constrained")
+            paint(figure, lambda text, language=language: getattr(text, language))  # type: ignore[misc]
+            # Without a date the same numbers give the same file.
+            figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
+        svg[language] = buffer.getvalue()
+    return Figure(name, caption, svg)
