@@ -96,7 +96,7 @@ def test_page_holds_everything_and_loads_nothing(built, page):
         assert f'id="{name}-{claim}"' in page
     figures = [f"{name}-{figure.name}" for name, report in reports.items() for figure in report.findings.figures]
     for figure in figures:
-        assert f'id="{figure}"' in page
+        assert f'id="figure-{figure}"' in page
         assert (built[0] / "figures" / f"{figure}.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert page.count('<svg class="formula"') == len(CLAIMS)
     assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
