@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.layers.running_statistics import BatchStatistics, RunningStatisticsLayer
+from gpu_layers.layers.running_statistics import (
+    BatchStatistics,
+    RunningStatisticsLayer,
+    batch_statistics,
+)
 from gpu_layers.moments import Moments
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
@@ -14,8 +19,10 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    check_residual,
 )
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_integer
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
+from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
 
 
@@ -94,67 +101,105 @@ class BatchNormLayer(RunningStatisticsLayer):
             if bias:
                 self.parameters["bias"] = np.zeros(self.num_features, self.dtype)
 
-    def forward(self, x: Any, residual: Any = None) -> Any:
+    def forward(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Any:
         """Normalise, add the residual, activate.
+
+        In a padded batch only valid positions count: y and the gradients are +0 elsewhere. The valid values are
+        gathered into the rows of a matrix, which is normalised, and scattered back: a read and a write more of each
+        array that goes in or comes out.
 
         Parameters
         ----------
         x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
         residual : array, optional
             x's shape and dtype; backward then returns its gradient too.
+        lengths : array_like of int, shape (N, spatial axes), or (N,) for one spatial axis; optional
+            Size that each sample of a padded batch has for itself.
+        mask : array of bool, shape (N, *spatial), optional
+            True where a padded batch is valid; instead of lengths.
 
         Raises
         ------
         TypeError
-            For a float64 input in a float32 layer, or the reverse.
+            For a float64 input in a float32 layer, or the reverse; for lengths or a mask of a wrong type.
         ValueError
-            For a wrong rank or channel count, a residual of another shape, or in training one value a channel.
+            For a wrong rank or channel count, a residual of another shape, in training one value a channel, lengths
+            beyond the input's size, or lengths or a mask of a wrong shape.
         """
         self._check_input(x)
-        weight, bias = self.parameters.get("weight"), self.parameters.get("bias")
+        packing = packing_of(x, lengths, mask, self.channels_last)
+        if packing is None:
+            return self._forward(x, residual, None)
+        backend_for(x, optional=(residual,))
+        check_residual(residual, x)
+        rows = None if residual is None else packing.pack(residual)
+        return packing.unpack(self._forward(packing.pack(x), rows, packing))
+
+    def _forward(self, x: Any, residual: Any, packing: Packing | None) -> Any:
+        """:meth:`forward` of a whole batch, or of the rows of a packed one."""
         options: dict[str, Any] = {
             "eps": self.eps,
             "residual": residual,
             "activation": self.activation,
-            "channels_last": self.channels_last,
+            "channels_last": self._channels_last(packing),
         }
         batch: BatchStatistics | None = None
         if self._uses_batch():
-            y, saved = batch_norm_forward(x, weight, bias, **options)
-            self._saved = (batch_norm_backward, saved)
-            batch = BatchStatistics(saved.count, saved.mean, saved.var)
+            y, backward, saved, batch = self._normalise_by_batch(x, options, packing)
         else:
             if self._updates():
-                batch = self._statistics_of(x)
+                batch = self._statistics_of(x, packing)
             mean, var = self.buffers["running_mean"], self.buffers["running_var"]
             if batch is not None or self.pending is not None:
                 # Folding in changes the running statistics in place; backward needs those of now.
                 mean = mean.copy()
-            y, saved = batch_norm_inference(x, mean, var, weight, bias, **options)
-            self._saved = (batch_norm_inference_backward, saved)
+            y, saved = batch_norm_inference(x, mean, var, *self._affine_part(), **options)
+            backward = batch_norm_inference_backward
+        self._saved = (backward, saved, packing)
         if batch is not None and self._updates():
             self._take_batch(batch)
         return y
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x, or the pair of those of x and residual; assigns those of weight and bias."""
-        backward, saved = self._saved_by_forward()
+        backward, saved, packing = self._saved_by_forward()
+        if packing is not None:
+            backend_for(dy, saved.x)
+            check_gradient(dy, packing.shape, saved.x.dtype)
+            dy = packing.pack(dy)
         dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
         self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}
-        return (dx, *dresidual) if dresidual else dx
+        inputs = (dx, *dresidual) if packing is None else tuple(packing.unpack(one) for one in (dx, *dresidual))
+        return inputs if dresidual else inputs[0]
 
-    def batch_moments(self, x: Any, residual: Any = None) -> Moments:
+    def batch_moments(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Moments:
         """Of what :meth:`forward` would normalise, in float64; the residual is no part of it."""
         self._check_input(x)
-        return batch_norm_moments(x, channels_last=self.channels_last)
+        packing = packing_of(x, lengths, mask, self.channels_last)
+        return self._moments(x if packing is None else packing.pack(x), packing)
 
-    def _statistics_of(self, x: Any) -> BatchStatistics:
-        moments = self.batch_moments(x)
+    def _normalise_by_batch(
+        self, x: Any, options: dict[str, Any], packing: Packing | None
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+        """The output, the operation of its backward and what that saved, and the batch's statistics."""
+        y, saved = batch_norm_forward(x, *self._affine_part(), **options)
+        return y, batch_norm_backward, saved, BatchStatistics(saved.count, saved.mean, saved.var)
+
+    def _moments(self, x: Any, packing: Packing | None) -> Moments:
+        return batch_norm_moments(x, channels_last=self._channels_last(packing))
+
+    def _statistics_of(self, x: Any, packing: Packing | None) -> BatchStatistics:
+        moments = self._moments(x, packing)
         if moments.count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
-        var = moments.var if moments.count else moments.squares
-        return BatchStatistics(moments.count, moments.mean.astype(self.dtype), var.astype(self.dtype))
+        return batch_statistics(moments, self.dtype)
+
+    def _affine_part(self) -> tuple[Any, Any]:
+        return self.parameters.get("weight"), self.parameters.get("bias")
+
+    def _channels_last(self, packing: Packing | None) -> bool:
+        return self.channels_last or packing is not None
 
     def _check_input(self, x: Any) -> None:
         backend_for(x)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.base import Layer, device_module, moved
+from gpu_layers.moments import Moments
 from gpu_layers.ops.checks import check_number
 from gpu_layers.runtime.cuda import array_module
 
@@ -27,6 +28,12 @@ class BatchStatistics:
     count: int
     mean: Any
     var: Any
+
+
+def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
+    """Moments in the dtype of a layer's statistics; those of no values are 0."""
+    var = moments.var if moments.count else moments.squares
+    return BatchStatistics(moments.count, moments.mean.astype(dtype), var.astype(dtype))
 
 
 class RunningStatisticsLayer(Layer):

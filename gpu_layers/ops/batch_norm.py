@@ -218,12 +218,18 @@ def _check_input(
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None:
             _check_parameter(parameter, name, channels, x)
-    if residual is not None:
-        if residual.dtype != x.dtype:
-            raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
-        if residual.shape != x.shape:
-            raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
+    check_residual(residual, x)
     return channels, "identity" if activation is None else check_activation(activation)
+
+
+def check_residual(residual: Any, x: Any) -> None:
+    """Raise unless the residual, if there is one, has x's dtype and shape."""
+    if residual is None:
+        return
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
 
 
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:

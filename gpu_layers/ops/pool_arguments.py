@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from gpu_layers.ops.checks import check_integer
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 
 #: An int, one an axis, a (before, after) pair an axis, "same_upper" or "same_lower".
@@ -184,38 +182,5 @@ def spatial_shape(x: Any, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
 
 
 def check_lengths(lengths: Any, x: Any, batched: bool, window: Window) -> Any:
-    """The sizes that each sample has for itself, as an int64 array of its own, (N, spatial axes), beside x.
-
-    Parameters
-    ----------
-    lengths : array_like of int, or None
-        (N, spatial axes), or (N,) for one spatial axis; without N for an unbatched x.
-    x : array
-    batched : bool
-    window : Window
-
-    Raises
-    ------
-    TypeError
-        If they are no integers.
-    ValueError
-        If their shape is wrong, or one is below 0 or above the input's size.
-    """
-    if lengths is None:
-        return None
-    values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
-    if values.dtype.kind not in "iu" and values.size:
-        raise TypeError(f"lengths must be integers, got {values.dtype}")
-    samples = x.shape[0] if batched else 1
-    shapes: list[tuple[int, ...]] = [(samples, window.rank) if batched else (window.rank,)]
-    if window.rank == 1:
-        shapes.append((samples,) if batched else ())
-    if values.shape not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"lengths must have the shape {expected}, got {list(values.shape)}")
-    values = values.reshape(samples, window.rank)
-    if values.size and (values.min() < 0 or (values > np.asarray(window.input_shape)).any()):
-        raise ValueError(
-            f"lengths must be in 0 .. the input's size {list(window.input_shape)}, got {values.tolist()[:8]}"
-        )
-    return array_module(x).array(values, np.int64)
+    """The sizes that each sample has for itself, or None; as :func:`sample_lengths`."""
+    return None if lengths is None else sample_lengths(lengths, x, batched, window.input_shape)

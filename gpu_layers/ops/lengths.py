@@ -1,0 +1,45 @@
+"""The sizes that the samples of a padded batch have for themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.runtime.cuda import array_module
+
+
+def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> Any:
+    """The sizes that each sample has for itself, as an int64 array of its own, (N, spatial axes), beside x.
+
+    Parameters
+    ----------
+    lengths : array_like of int
+        (N, spatial axes), or (N,) for one spatial axis; without N for an unbatched x.
+    x : array
+    batched : bool
+    spatial : tuple of int
+        Size of the padded batch.
+
+    Raises
+    ------
+    TypeError
+        If they are no integers.
+    ValueError
+        If their shape is wrong, or one is below 0 or above the input's size.
+    """
+    rank = len(spatial)
+    values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+    if values.dtype.kind not in "iu" and values.size:
+        raise TypeError(f"lengths must be integers, got {values.dtype}")
+    samples = x.shape[0] if batched else 1
+    shapes: list[tuple[int, ...]] = [(samples, rank) if batched else (rank,)]
+    if rank == 1:
+        shapes.append((samples,) if batched else ())
+    if values.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"lengths must have the shape {expected}, got {list(values.shape)}")
+    values = values.reshape(samples, rank)
+    if values.size and (values.min() < 0 or (values > np.asarray(spatial)).any()):
+        raise ValueError(f"lengths must be in 0 .. the input's size {list(spatial)}, got {values.tolist()[:8]}")
+    return array_module(x).array(values, np.int64)

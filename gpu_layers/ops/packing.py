@@ -1,0 +1,100 @@
+"""The valid positions of a padded batch as the rows of a matrix, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.lengths import sample_lengths
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which positions of a batch are valid.
+
+    Packing and unpacking move each valid value once, by a gather and a scatter of the array library, beside 8 bytes a
+    position and axis for the indices.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the batch.
+    channels_last : bool
+    positions : tuple of int64 array, one for each axis but the channels'
+        In C order.
+    """
+
+    shape: tuple[int, ...]
+    channels_last: bool
+    positions: tuple[Any, ...]
+
+    @property
+    def _index(self) -> tuple[Any, ...]:
+        return self.positions if self.channels_last else (self.positions[0], slice(None), *self.positions[1:])
+
+    def pack(self, x: Any) -> Any:
+        """The valid values, shape (positions, C)."""
+        return x[self._index]
+
+    def unpack(self, rows: Any) -> Any:
+        """A batch with these values at its valid positions, +0 elsewhere."""
+        x = array_module(rows).zeros(self.shape, rows.dtype)
+        x[self._index] = rows
+        return x
+
+    def bounds(self, samples: list[int]) -> list[int]:
+        """The row at which each of these samples begins."""
+        xp = array_module(self.positions[0])
+        return [int(row) for row in xp.searchsorted(self.positions[0], xp.asarray(samples))]
+
+
+def packing_of(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Packing | None:
+    """Where a padded batch is valid; None if it has neither lengths nor a mask. On a GPU this waits for the device.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+    lengths : array_like of int, shape (N, spatial axes), or (N,) for one spatial axis, or None
+        Size that each sample has for itself, from 0; its positions below are valid.
+    mask : array of bool, shape (N, *spatial), or None
+        True where valid; beside x.
+
+    Raises
+    ------
+    TypeError
+        If the lengths are no integers, or the mask is not boolean or not where x is.
+    ValueError
+        For both, a wrong shape, lengths of an input without spatial axes, or a length beyond the input's size.
+    """
+    if lengths is None and mask is None:
+        return None
+    if lengths is not None and mask is not None:
+        raise ValueError("a padded batch has lengths or a mask, not both")
+    spatial = x.shape[1:-1] if channels_last else x.shape[2:]
+    valid = _within(x, lengths, spatial) if mask is None else _checked(x, mask, spatial)
+    return Packing(x.shape, channels_last, tuple(array_module(x).nonzero(valid)))
+
+
+def _within(x: Any, lengths: Any, spatial: tuple[int, ...]) -> Any:
+    if not spatial:
+        raise ValueError(f"lengths need a spatial axis, got input of shape {list(x.shape)}: use mask=")
+    own, xp = sample_lengths(lengths, x, True, spatial), array_module(x)
+    valid = xp.ones((x.shape[0], *(1,) * len(spatial)), bool)
+    for axis, size in enumerate(spatial):
+        before, after = (1,) * axis, (1,) * (len(spatial) - axis - 1)
+        places = xp.arange(size).reshape(1, *before, size, *after)
+        valid = valid & (places < own[:, axis].reshape(-1, *(1,) * len(spatial)))
+    return valid
+
+
+def _checked(x: Any, mask: Any, spatial: tuple[int, ...]) -> Any:
+    backend_for(x, mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}")
+    if mask.shape != (x.shape[0], *spatial):
+        raise ValueError(f"mask must have the shape {[x.shape[0], *spatial]}, got {list(mask.shape)}")
+    return mask
