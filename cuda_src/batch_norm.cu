@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                accumulate_t<T>* var, accumulate_t<T>* inv_std, accumulate_t<T> eps,
                                RowLayout layout) {
     using A = accumulate_t<T>;
-    __shared__ Moments<A> scratch[Width * kChannelThreads];
+    __shared__ Moments<A> scratch[kColumnScratch<Width>];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     Statistics<T, Width, Width> statistics{x, {}, 0};
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const Moments<A> moments = merged_moments(partial_moments, channel, parts, origin);
     if (threadIdx.x % kWarpThreads != 0) return;
     const StatisticsResult<A> result{nullptr, mean, var, inv_std, eps};
-    result.finish(moments, origin, channel);
+    result.write(result.finished(moments, origin), channel);
 }
 
 // y = phi(gamma * (x - mean) * inv_std + beta + residual).
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                   accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                   accumulate_t<T>* dbeta, RowLayout layout) {
     using A = accumulate_t<T>;
-    __shared__ GradientSums<A> scratch[Width * kChannelThreads];
+    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     // What is fused takes the registers of a second one.
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const GradientSums<A> sums = merged_sums(partial_sums, channel, parts);
     if (threadIdx.x % kWarpThreads != 0) return;
     const GradientResult<A> result{nullptr, inv_std, dgamma, dbeta};
-    result.finish(sums, channel);
+    result.write(result.finished(sums, channel), channel);
 }
 
 // Gradients of x and of the residual.

@@ -8,23 +8,24 @@
 #include "channel_layout.cuh"
 #include "moments.cuh"
 
+// Mean, biased variance, 1 / sqrt(variance + eps) of a channel.
+template <typename A>
+struct ChannelStatistics {
+    A mean, var, inv_std;
+};
+
 // Where the statistics of each channel go.
 //   partial_moments      [channels, parts] count, mean - origin, m2, origin: the channel's first value.
-//   Unused, and
-//                        may be null, where a channel has a single part
-//   mean, var, inv_std   [channels] mean, biased variance, 1 / sqrt(variance + eps)
+//                        Unused, and may be null, where a channel has a single part
+//   mean, var, inv_std   [channels], see ChannelStatistics
 template <typename A>
 struct StatisticsResult {
     A* partial_moments;
     A *mean, *var, *inv_std;
     A eps;
 
-    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
-                                          long long part, long long parts) const {
-        if (parts == 1) {
-            finish(moments, origin, channel);
-            return;
-        }
+    __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
+                                                  long long part, long long parts) const {
         A* partial = partial_moments + 4 * (channel * parts + part);
         partial[0] = moments.count;
         partial[1] = moments.mean;
@@ -32,40 +33,72 @@ struct StatisticsResult {
         partial[3] = origin;
     }
 
-    __device__ __forceinline__ void finish(const Moments<A>& moments, A origin, long long channel) const {
+    __device__ __forceinline__ ChannelStatistics<A> finished(const Moments<A>& moments, A origin) const {
         const A variance = moments.m2 / moments.count;
-        mean[channel] = origin + moments.mean;
-        var[channel] = variance;
-        inv_std[channel] = A(1) / sqrt(variance + eps);
+        return {origin + moments.mean, variance, A(1) / sqrt(variance + eps)};
+    }
+
+    __device__ __forceinline__ void write(const ChannelStatistics<A>& statistics, long long channel) const {
+        mean[channel] = statistics.mean;
+        var[channel] = statistics.var;
+        inv_std[channel] = statistics.inv_std;
+    }
+
+    // Of a part, which may be the only one.
+    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
+                                          long long part, long long parts) const {
+        if (parts == 1) {
+            write(finished(moments, origin), channel);
+        } else {
+            write_partial(moments, origin, channel, part, parts);
+        }
     }
 };
 
+// Gradients of gamma and beta of a channel: inv_std * sum dz * (x - mean), sum dz.
+template <typename A>
+struct ChannelGradients {
+    A dgamma, dbeta;
+};
+
 // Where the sums of the gradients of each channel go.
-//   partial_sums    [channels, parts] of dy, of dy * (x - mean). Unused, and may be null, as above
+//   partial_sums    [channels, parts] of dz, of dz * (x - mean). Unused, and may be null, as above
 //   inv_std         [channels]
-//   dgamma, dbeta   [channels] inv_std * sum dy * (x - mean), sum dy
+//   dgamma, dbeta   [channels], see ChannelGradients
 template <typename A>
 struct GradientResult {
     A* partial_sums;
     const A* inv_std;
     A *dgamma, *dbeta;
 
-    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
-                                          long long parts) const {
-        if (parts == 1) {
-            finish(sums, channel);
-            return;
-        }
+    __device__ __forceinline__ void write_partial(const GradientSums<A>& sums, long long channel,
+                                                  long long part, long long parts) const {
         A* partial = partial_sums + 2 * (channel * parts + part);
         partial[0] = sums.dy;
         partial[1] = sums.dy_deviation;
     }
 
-    __device__ __forceinline__ void finish(const GradientSums<A>& sums, long long channel) const {
-        dgamma[channel] = sums.dy_deviation * inv_std[channel];
-        dbeta[channel] = sums.dy;
+    __device__ __forceinline__ ChannelGradients<A> finished(const GradientSums<A>& sums,
+                                                            long long channel) const {
+        return {sums.dy_deviation * inv_std[channel], sums.dy};
+    }
+
+    __device__ __forceinline__ void write(const ChannelGradients<A>& gradients, long long channel) const {
+        dgamma[channel] = gradients.dgamma;
+        dbeta[channel] = gradients.dbeta;
+    }
+
+    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
+                                          long long parts) const {
+        if (parts == 1) {
+            write(finished(sums, channel), channel);
+        } else {
+            write_partial(sums, channel, part, parts);
+        }
     }
 };
+
+__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 // Of a channel, from those of its parts, in lane 0 of the warp.
 //   origin   is set there too
@@ -74,7 +107,7 @@ __device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, l
                                                      long long parts, A& origin) {
     const A* partial = partial_moments + 4 * channel * parts;
     Moments<A> moments = Moments<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
+    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
         moments = moments.combine({partial[4 * part], partial[4 * part + 1], partial[4 * part + 2]});
     origin = partial[3];
     return warp_reduce(moments);
@@ -86,30 +119,34 @@ __device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, lo
                                                        long long parts) {
     const A* partial = partial_sums + 2 * channel * parts;
     GradientSums<A> sums = GradientSums<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
+    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
         sums = sums.combine({partial[2 * part], partial[2 * part + 1]});
     return warp_reduce(sums);
 }
 
+// Values that column_reduce needs room for.
+template <int Width>
+constexpr int kColumnScratch = Width * kChannelThreads / 2;
+
 // Combines the values of the threads y of each column, for Width channels at once.
-//   scratch   [Width * kChannelThreads] in shared memory
+//   scratch   [kColumnScratch<Width>] in shared memory
 // All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
 // result.
 template <int Width, typename Value>
 __device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
+        const int other = linear_thread() - static_cast<int>(half * blockDim.x);
         if (threadIdx.y >= half && threadIdx.y < 2 * half) {
 #pragma unroll
-            for (int k = 0; k < Width; ++k) scratch[k * kChannelThreads + thread] = values[k];
+            for (int k = 0; k < Width; ++k) scratch[k * (kChannelThreads / 2) + other] = values[k];
         }
         __syncthreads();
         if (threadIdx.y < half) {
 #pragma unroll
             for (int k = 0; k < Width; ++k)
-                values[k] = values[k].combine(scratch[k * kChannelThreads + thread + half * blockDim.x]);
+                values[k] = values[k].combine(scratch[k * (kChannelThreads / 2) + linear_thread()]);
         }
-        // The next step writes the rows below half, which nobody reads in this one: no second barrier.
+        __syncthreads();
     }
 }
 
@@ -168,6 +205,13 @@ struct Normalization {
                                          const A* beta_c, long long channel) {
         mean = mean_c ? mean_c[channel] : A(0);
         scale = gamma_c ? gamma_c[channel] * inv_std_c[channel] : inv_std_c[channel];
+        shift = beta_c ? beta_c[channel] : A(0);
+    }
+
+    __device__ __forceinline__ void set(A mean_of_channel, A inv_std, const A* gamma_c, const A* beta_c,
+                                        long long channel) {
+        mean = mean_of_channel;
+        scale = gamma_c ? gamma_c[channel] * inv_std : inv_std;
         shift = beta_c ? beta_c[channel] : A(0);
     }
 

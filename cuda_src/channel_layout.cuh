@@ -84,13 +84,18 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
     }
 }
 
-// First of this thread's Width channels, in a block of part `part`; there may be no such channel.
+// First of this thread's Width channels in a tile; there may be no such channel.
 template <int Width>
-__device__ __forceinline__ long long first_channel(const RowLayout& layout, int part) {
-    // The vectors of a row, and the blocks of a grid, can be counted in 32 bits.
-    const int tile = static_cast<int>(blockIdx.x) - part * static_cast<int>(layout.tiles);
+__device__ __forceinline__ long long channel_of_tile(int tile) {
+    // The vectors of a row can be counted in 32 bits.
     return static_cast<long long>(tile * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) *
            Width;
+}
+
+// The same in a block of part `part`.
+template <int Width>
+__device__ __forceinline__ long long first_channel(const RowLayout& layout, int part) {
+    return channel_of_tile<Width>(static_cast<int>(blockIdx.x) - part * static_cast<int>(layout.tiles));
 }
 
 // Calls body.vectors<Count>(i, step) for this thread's channels in all rows of part `part`: Count rows at

@@ -36,6 +36,7 @@ from profiling.occupancy import MULTIPROCESSORS, occupancy, resident_blocks
 from profiling.operation import FORWARD, Arrays
 from profiling.operations import OPERATIONS
 from profiling.progress import Progress
+from profiling.register_limits import most_registers
 from profiling.results import Row, Run
 
 _SECTOR = 32
@@ -43,7 +44,6 @@ _CAPABILITY = 90
 # Elements of what is counted; the emulator takes some million a second.
 _COUNTED, _MOST_COUNTED = 2**17, 2**22
 _CHANNELS, _VECTOR = 64, 8
-_MOST_REGISTERS = 64
 _MOST_BYTES = 1.05
 _MOST_INSTRUCTIONS = 10.0
 _SMALL = 4e6
@@ -179,7 +179,7 @@ def failed_gates(case: Case, moved: int, launches: list[Launch]) -> list[str]:
         resources = kernel.resources
         if resources.stack or resources.local:
             failed.append(f"{name}: {resources.stack + resources.local} bytes of stack")
-        if resources.registers > _MOST_REGISTERS * (2 if "long long" in name else 1):
+        if resources.registers > most_registers(name):
             failed.append(f"{name}: {resources.registers} registers")
         loops = kernel.loops()
         instructions = kernel.hot_loop().instructions_per_byte if loops else 0.0

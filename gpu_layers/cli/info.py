@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_layers._version import __version__
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
 from gpu_layers.runtime.emulator.toolchain import find_compiler, find_cuda_headers
 from gpu_layers.runtime.headers import cuda_header_folders
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 _TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl")
 _TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
@@ -31,6 +33,12 @@ def add_command(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--plan",
+        metavar="SHAPE",
+        type=_shape,
+        help="instead: how batch norm would run on an input of this shape, N,C,H,W (or N,C), in each dtype and layout",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,9 +49,51 @@ def run(arguments: argparse.Namespace) -> int:
     int
         0, whatever is missing.
     """
+    if arguments.plan is not None:
+        rows = batch_norm_plans(arguments.plan)
+        print(json.dumps(rows, indent=2) if arguments.json else _plans_as_text(rows))
+        return 0
     facts = machine_facts()
     print(json.dumps(facts, indent=2) if arguments.json else _as_text(facts))
     return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.replace("x", ",").split(",")
+    if not (2 <= len(sizes) <= 5 and all(size.strip().isdecimal() and int(size) > 0 for size in sizes)):
+        raise argparse.ArgumentTypeError(f"a shape has 2 to 5 positive sizes, e.g. 64,256,56,56, got {text!r}")
+    return tuple(int(size) for size in sizes)
+
+
+def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """What ``info --plan`` prints: a row each dtype, layout and pass.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (N, C, *spatial).
+
+    Returns
+    -------
+    list of dict
+        ``dtype``, ``layout``, ``pass``, ``reads`` (of the data: 1 or 2), ``plan`` in words.
+    """
+    rows = []
+    for dtype in FLOAT_DTYPES:
+        for layout in ("NCHW", "NHWC") if len(shape) > 2 else ("rows",):
+            laid_out = (shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape
+            for name, planned in (("forward", forward_plan), ("backward", backward_plan)):
+                plan = planned(laid_out, dtype.itemsize, layout == "NHWC")
+                reads = 2 if plan.places is None else 1
+                rows.append({"dtype": str(dtype), "layout": layout, "pass": name, "reads": reads, "plan": str(plan)})
+    return rows
+
+
+def _plans_as_text(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{row['dtype']:<9} {row['layout']:<5} {row['pass']:<9} {row['plan']}" for row in rows]
+    return "\n".join(
+        [*lines, "One read needs what it keeps resident: where a GPU is too small, the same in two reads."]
+    )
 
 
 def machine_facts() -> dict[str, Any]:

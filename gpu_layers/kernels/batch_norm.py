@@ -1,44 +1,27 @@
-"""Launching ``batch_norm.cu``."""
+"""Launching ``batch_norm_resident.cu`` where a plan says so, else ``batch_norm.cu``."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
-from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.launch import launch, resident_blocks
+from gpu_layers.runtime.limits import limits
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
 # Those of ``SlopedActivation`` there.
 _SLOPED = ("identity", "relu", "leaky_relu")
-_THREADS = 256
+# Those whose gradient is dy or 0, which the type of dy holds.
+_EXACT_GRADIENT = ("identity", "relu")
 _WARP = 32
-# Blocks that fill any GPU twice over (132 multiprocessors of 8 blocks of 256 threads), so that it is busy
-# whatever the number of channels. A constant, not the GPU's own number: the partition fixes the order of the
-# sums, which must not change from GPU to GPU.
-_TARGET_BLOCKS = 2112
-
-_PLANE_LAYOUT = np.dtype(
-    [
-        (name, np.int64)
-        for name in ("channels", "plane", "segment", "segments_per_plane", "segments", "segments_per_part", "parts")
-    ],
-    align=True,
-)
-_ROW_LAYOUT = np.dtype(
-    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_part", "parts")], align=True
-)
-_STRUCTS = {"PlaneLayout": _PLANE_LAYOUT, "RowLayout": _ROW_LAYOUT}
-
-
 # ``Fusion`` of ``batch_norm_rules.cuh``.
 _FUSIONS = ("kPlain", "kSloped", "kCurved")
 
@@ -56,8 +39,8 @@ class _Pass:
             for width in (vector_width(dtype), 1)
             for fused in fusion
         ]
-        self._planes = KernelTemplate("batch_norm.cu", f"{name}_planes", planes, every, _STRUCTS)
-        self._rows = KernelTemplate("batch_norm.cu", f"{name}_rows", rows, each_width, _STRUCTS)
+        self._planes = KernelTemplate("batch_norm.cu", f"{name}_planes", planes, every, STRUCTS)
+        self._rows = KernelTemplate("batch_norm.cu", f"{name}_rows", rows, each_width, STRUCTS)
 
     def kernel(self, element: str, width: int | None, **fused: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
@@ -90,94 +73,70 @@ _MERGE_GRADIENTS = KernelTemplate(
 )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How the blocks share the values of one shape."""
-
-    width: int | None
-    blocks: int
-    block: tuple[int, int]
-    layout: Any
-    channels: int
-    parts: int
-    count: int
-
-    def run(self, of: _Pass, element: str, arguments: tuple[Any, ...], **fused: str) -> None:
-        launch(of.kernel(element, self.width, **fused), self.blocks, self.block, (*arguments, self.layout))
-
-    def merge(self, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
-        """Merge the parts of each channel, if there are several."""
-        if self.parts > 1:
-            blocks = -(-self.channels // (_THREADS // _WARP))
-            launch(template(A=c_name(dtype)), blocks, _THREADS, (*arguments, self.channels, self.parts))
+def _run(plan: Plan, of: _Pass, element: str, arguments: tuple[Any, ...], **fused: str) -> None:
+    launch(of.kernel(element, plan.width, **fused), plan.blocks, plan.block, (*arguments, plan.layout))
 
 
-def _power_of_two_up_to(value: float) -> int:
-    return 1 << max(0, int(math.log2(max(value, 1))))
+def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+    """Merge the parts of each channel, if there are several."""
+    if plan.parts > 1:
+        blocks = -(-plan.channels // (THREADS // _WARP))
+        launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.parts))
 
 
-@lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> _Plan:
-    if channels_last or len(shape) == 2:
-        return _row_plan(math.prod(shape[:-1]), shape[-1], itemsize)
-    return _plane_plan(shape[0], shape[1], math.prod(shape[2:]), itemsize)
-
-
-def _most_parts(count: int, itemsize: int) -> int:
-    """Parts of a channel whose four numbers each, written and read again, stay below 3 % of the traffic.
-
-    A forward moves ``3 * itemsize * count`` bytes of a channel, and two times four numbers for each part.
-    """
-    number = 8 if itemsize == 8 else 4
-    return max(1, int(0.03 * 3 * itemsize * count / (2 * 4 * number)))
-
-
-def _plane_plan(batch: int, channels: int, plane: int, itemsize: int) -> _Plan:
-    width = 16 // itemsize
-    # Threads along a segment: enough for some six vectors each, so that the loop with several loads in flight
-    # is entered and what is left over stays small.
-    along = min(max(_power_of_two_up_to(plane / width / 6), 4), _THREADS)
-    slots = _THREADS // along
-    most_parts = min(-(-_TARGET_BLOCKS // channels), _most_parts(batch * plane, itemsize))
-    # Vectors of a thread in a segment: fewer where few channels would not make enough blocks; one more than the loop
-    # with several loads in flight takes at a time.
-    for vectors in (16, 5):
-        segment = -(-min(plane, along * width * vectors) // width) * width
-        segments_per_plane = -(-plane // segment)
-        segments = batch * segments_per_plane
-        parts = min(most_parts, -(-segments // slots))
-        if 2 * channels * parts >= _TARGET_BLOCKS:
-            break
-    segments_per_part = -(-segments // parts)
-    parts = -(-segments // segments_per_part)
-    values = (channels, plane, segment, segments_per_plane, segments, segments_per_part, parts)
-    layout = np.array(values, _PLANE_LAYOUT)
-    return _Plan(None, channels * parts, (along, slots), layout, channels, parts, batch * plane)
-
-
-def _row_plan(rows: int, channels: int, itemsize: int) -> _Plan:
-    width = 16 // itemsize
-    if channels % width:
-        width = 1
-    vectors = channels // width
-    # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
-    # to fill a GPU than there are; single channels by the warp.
-    for widest in (8, 4) if width > 1 else (32,):
-        along = min(_power_of_two_up_to(2 * vectors - 1), widest)
-        slots = _THREADS // along
-        tiles = -(-vectors // along)
-        parts = min(-(-_TARGET_BLOCKS // tiles), -(-rows // slots), _most_parts(rows, itemsize))
-        if 2 * tiles * parts >= _TARGET_BLOCKS:
-            break
-    rows_per_part = -(-rows // parts)
-    parts = -(-rows // rows_per_part)
-    layout = np.array((rows, channels, tiles, rows_per_part, parts), _ROW_LAYOUT)
-    return _Plan(width, tiles * parts, (along, slots), layout, channels, parts, rows)
-
-
-def _workspace(plan: _Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
+def _workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
     """Where the parts of each channel leave this many numbers each, if there are several."""
     return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
+
+
+class _ResidentPass:
+    """A kernel that reads once, in both layouts.
+
+    ``arrived`` in the parameters counts the blocks of each group.
+    """
+
+    def __init__(self, name: str, parameters: str) -> None:
+        planes, rows = f"{parameters}, PlaneLayout layout", f"{parameters}, RowLayout layout"
+        every = combinations(T=ELEMENT_TYPES)
+        vectors = [{"T": c_name(dtype), "Width": str(vector_width(dtype))} for dtype in FLOAT_DTYPES]
+        self._planes = KernelTemplate("batch_norm_resident.cu", f"{name}_planes", planes, every, STRUCTS, ["arrived"])
+        self._rows = KernelTemplate("batch_norm_resident.cu", f"{name}_rows", rows, vectors, STRUCTS, ["arrived"])
+
+    def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+        """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
+        if plan.places is None:
+            return False
+        width = {} if plan.width is None else {"Width": str(plan.width)}
+        kernel = (self._planes if plan.width is None else self._rows)(T=element_type(x), **width)
+        if plan.parts == 1:
+            groups, arrived = min(plan.tiles, limits().max_blocks), None
+        else:
+            groups = min(plan.tiles, resident_blocks(kernel, plan.block, plan.shared_bytes, x) // plan.parts)
+            if groups == 0:
+                return False
+            arrived = empty((groups,), np.uint32, x)
+            arrived.fill(0)
+        launch(
+            kernel,
+            groups * plan.parts,
+            plan.block,
+            (*before, arrived, *after, plan.layout),
+            shared_bytes=plan.shared_bytes,
+            cooperative=plan.parts > 1,
+        )
+        return True
+
+
+_FORWARD_RESIDENT = _ResidentPass(
+    "batch_norm_forward_resident",
+    "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, A* mean, "
+    "A* var, A* inv_std, unsigned int* arrived, A eps",
+)
+_BACKWARD_RESIDENT = _ResidentPass(
+    "batch_norm_backward_resident",
+    f"const T* dy, const T* x, {_OF_CHANNELS}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
+    "unsigned int* arrived, A inv_count, int places_of_x",
+)
 
 
 @dataclass(frozen=True)
@@ -193,8 +152,12 @@ class _Rule:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        number = NUMBERS.get(self.activation, _NO_ACTIVATION)
-        return self.mean, self.inv_std, self.gamma, self.beta, self.residual, number
+        return self.mean, self.inv_std, self.gamma, self.beta, self.residual, self.number
+
+    @property
+    def number(self) -> int:
+        """Of the activation."""
+        return NUMBERS.get(self.activation, _NO_ACTIVATION)
 
     @property
     def fused(self) -> dict[str, str]:
@@ -220,13 +183,19 @@ def batch_norm_forward(
 ) -> tuple[Any, Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     x = ready(x)
-    plan, dtype = _plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
-    results = (_workspace(plan, 4, dtype, x), mean, var, inv_std, eps)
-    plan.run(_STATISTICS, element_type(x), (x, *results))
-    plan.merge(_MERGE_STATISTICS, dtype, results)
-    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    return y, mean, var, inv_std
+    rule = _rule(mean, inv_std, gamma, beta, residual, activation)
+    partial_moments = _workspace(plan, 4, dtype, x)
+    if activation in _SLOPED:
+        y = empty(x.shape, x.dtype, x)
+        fused = (rule.gamma, rule.beta, rule.residual, rule.number)
+        if _FORWARD_RESIDENT.run(plan, x, (x, *fused, y, partial_moments, mean, var, inv_std), (eps,)):
+            return y, mean, var, inv_std
+    results = (partial_moments, mean, var, inv_std, eps)
+    _run(plan, _STATISTICS, element_type(x), (x, *results))
+    _merge(plan, _MERGE_STATISTICS, dtype, results)
+    return _normalized(x, rule, channels_last), mean, var, inv_std
 
 
 def batch_norm_inference(
@@ -244,9 +213,9 @@ def batch_norm_inference(
 
 
 def _normalized(x: Any, rule: _Rule, channels_last: bool) -> Any:
-    plan = _plan(x.shape, x.dtype.itemsize, channels_last)
+    plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     y = empty(x.shape, x.dtype, x)
-    plan.run(_NORMALIZE, element_type(x), (x, *rule.arguments, y), **rule.fused)
+    _run(plan, _NORMALIZE, element_type(x), (x, *rule.arguments, y), **rule.fused)
     return y
 
 
@@ -263,9 +232,17 @@ def batch_norm_backward(
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
-    plan = _plan(x.shape, x.dtype.itemsize, channels_last)
+    plan, dtype = backward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    if activation in _EXACT_GRADIENT:
+        dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
+        dx = empty(x.shape, x.dtype, x)
+        dresidual = None if residual is None else empty(x.shape, x.dtype, x)
+        results = (_workspace(plan, 2, dtype, x), dgamma, dbeta, dx, dresidual)
+        last = (1 / plan.count, plan.places)
+        if _BACKWARD_RESIDENT.run(plan, x, (dy, x, *rule.arguments, *results), last):
+            return dx, dgamma, dbeta, dresidual
     dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
-    dx, dresidual = _input_gradients(plan, dy, x, rule, dgamma, dbeta)
+    dx, dresidual = _input_gradients(dy, x, rule, dgamma, dbeta, channels_last)
     return dx, dgamma, dbeta, dresidual
 
 
@@ -282,51 +259,31 @@ def batch_norm_inference_backward(
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
-    plan = _plan(x.shape, x.dtype.itemsize, channels_last)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
     if rule.fused["Fused"] != "kPlain":
-        dx, dresidual = _input_gradients(plan, dy, x, rule, None, None)
+        dx, dresidual = _input_gradients(dy, x, rule, None, None, channels_last)
         return dx, dgamma, dbeta, dresidual
     # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
     return _normalized(dy, replace(rule, mean=None, beta=None), channels_last), dgamma, dbeta, None
 
 
-def _parameter_gradients(plan: _Plan, dy: Any, x: Any, rule: _Rule) -> tuple[Any, Any]:
+def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: _Rule) -> tuple[Any, Any]:
     dtype = statistics_dtype(x.dtype)
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
     partial_sums = _workspace(plan, 2, dtype, x)
     arguments = (dy, x, *rule.arguments, partial_sums, dgamma, dbeta)
-    plan.run(_GRADIENT_SUMS, element_type(x), arguments, **rule.fused)
-    plan.merge(_MERGE_GRADIENTS, dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
+    _run(plan, _GRADIENT_SUMS, element_type(x), arguments, **rule.fused)
+    _merge(plan, _MERGE_GRADIENTS, dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
     return dgamma, dbeta
 
 
 def _input_gradients(
-    plan: _Plan, dy: Any, x: Any, rule: _Rule, dgamma: Any | None, dbeta: Any | None
+    dy: Any, x: Any, rule: _Rule, dgamma: Any | None, dbeta: Any | None, channels_last: bool
 ) -> tuple[Any, Any | None]:
+    plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     dx = empty(x.shape, x.dtype, x)
     dresidual = None if rule.residual is None else empty(x.shape, x.dtype, x)
     arguments = (dy, x, *rule.arguments, dgamma, dbeta, dx, dresidual, 1 / plan.count)
-    plan.run(_INPUT_GRADIENT, element_type(x), arguments, **rule.fused)
+    _run(plan, _INPUT_GRADIENT, element_type(x), arguments, **rule.fused)
     return dx, dresidual
-
-
-def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
-    """Additions on the way of one value into a sum over its channel, at most: what bounds the sum's rounding error.
-
-    A thread adds its values one after another, a block those of its threads in a tree, and the lanes of a warp the
-    blocks' results in turn and then in a tree.
-    """
-    plan = _plan(tuple(shape), np.dtype(dtype).itemsize, channels_last)
-    along, slots = plan.block
-    if plan.width is None:
-        layout = plan.layout
-        of_a_thread = -(-int(layout["segments_per_part"]) // slots) * (-(-int(layout["segment"]) // along) + 16)
-    else:
-        of_a_thread = -(-int(plan.layout["rows_per_part"]) // slots)
-    return of_a_thread + _THREADS.bit_length() + -(-plan.parts // _WARP) + _WARP.bit_length()
-
-
-def blocks_for_shape(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
-    """Blocks of each pass over an input of this shape."""
-    return _plan(tuple(shape), np.dtype(dtype).itemsize, channels_last).blocks

@@ -67,6 +67,7 @@ class Emulation:
             cooperative=cooperative,
             schedule=self.schedule,
             argument_names=tuple(parameter.name for parameter in kernel.parameters),
+            initialised=kernel.initialised,
         )
         if self.record is not None and trace is not None:
             self.record(kernel, trace)

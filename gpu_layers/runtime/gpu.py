@@ -48,3 +48,15 @@ def launch_on_gpu(
     with cupy.cuda.Device(device):
         function = _function(kernel, device, cooperative, shared_bytes)
         function(grid, block, tuple(values), shared_mem=shared_bytes, enable_cooperative_groups=cooperative)
+
+
+@cache
+def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int) -> int:
+    """Blocks of a cooperative launch that ``device`` holds at once."""
+    cupy = import_cupy()
+    with cupy.cuda.Device(device) as current:
+        function = _function(kernel, device, True, shared_bytes)
+        per_multiprocessor = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            function.ptr, threads, shared_bytes
+        )
+        return per_multiprocessor * current.attributes["MultiProcessorCount"]

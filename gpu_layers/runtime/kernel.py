@@ -70,11 +70,14 @@ class Kernel:
         C++ name expression, e.g. ``dropout_forward<float>``.
     parameters : tuple of Parameter
         In order.
+    initialised : tuple of str
+        Parameters that are written to and hold values before: what they hold may be read.
     """
 
     source: str
     name: str
     parameters: tuple[Parameter, ...]
+    initialised: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -130,6 +133,8 @@ class KernelTemplate:
         C++ arguments of each, in the order of the template's parameters; see :func:`combinations`.
     structs : mapping of str to numpy.dtype, optional
         Layout of each struct passed by value.
+    initialised : sequence of str
+        See :class:`Kernel`.
     """
 
     def __init__(
@@ -139,6 +144,7 @@ class KernelTemplate:
         signature: str,
         instantiations: Iterable[Mapping[str, str]],
         structs: Mapping[str, np.dtype] | None = None,
+        initialised: Sequence[str] = (),
     ) -> None:
         self._kernels: dict[frozenset[tuple[str, str]], Kernel] = {}
         for arguments in instantiations:
@@ -146,7 +152,7 @@ class KernelTemplate:
             if "T" in types:
                 types["A"] = accumulate_name(types["T"])
             name = f"{function}<{', '.join(arguments.values())}>"
-            kernel = Kernel(source, name, parse_parameters(signature, types, structs))
+            kernel = Kernel(source, name, parse_parameters(signature, types, structs), tuple(initialised))
             self._kernels[frozenset(arguments.items())] = kernel
         _templates.append(self)
 

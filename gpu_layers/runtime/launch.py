@@ -9,13 +9,16 @@ import numpy as np
 
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.cuda import is_cupy_array
-from gpu_layers.runtime.gpu import launch_on_gpu
+from gpu_layers.runtime.gpu import launch_on_gpu, resident_blocks_of_gpu
 from gpu_layers.runtime.kernel import Kernel, Parameter
+from gpu_layers.runtime.limits import limits
 
 _MAX_BLOCK_THREADS = 1024
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
 MAX_SHARED_BYTES = 227 * 1024
+#: Two on each of 132 multiprocessors.
+EMULATED_RESIDENT_BLOCKS = 264
 
 
 def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
@@ -120,3 +123,22 @@ def launch(
         emulation().launch(kernel, grid, block, values, shared_bytes, cooperative)
     else:
         launch_on_gpu(kernel, grid, block, values, device, shared_bytes, cooperative)
+
+
+def resident_blocks(kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Any) -> int:
+    """Blocks that a cooperative launch may have.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    block, shared_bytes
+        As of :func:`launch`.
+    like : array
+        On the GPU in question; for NumPy arrays the emulator's, which are those of an H100.
+    """
+    x, y, z = _three(block)
+    if isinstance(like, np.ndarray):
+        most = EMULATED_RESIDENT_BLOCKS
+    else:
+        most = resident_blocks_of_gpu(kernel, x * y * z, shared_bytes, like.device.id)
+    return min(most, limits().max_blocks)

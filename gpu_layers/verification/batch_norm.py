@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.kernels.batch_norm import summation_depth
+from gpu_layers.kernels.batch_norm_plan import summation_depth
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest

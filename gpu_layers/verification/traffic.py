@@ -1,9 +1,9 @@
 """How many bytes the kernels move, counted by the emulator over whole launches, against the fewest possible.
 
 The floor of an operation is each input once and each output once, what it takes and gives for each channel included;
-for batch norm in training, which must know the statistics before it can normalise, each input twice. What is counted
-is the distinct 32-byte sectors that each launch touches: what the DRAM moves, as long as the caches hold what
-neighbouring threads share.
+for batch norm in training, which must know the statistics before it can normalise, each input twice where its plan
+says that the values cannot be kept. What is counted is the distinct 32-byte sectors that each launch touches: what the
+DRAM moves, as long as the caches hold what neighbouring threads share.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.emulator import Trace
@@ -198,15 +199,21 @@ def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
     options: dict[str, Any] = {"channels_last": layout == "NHWC"}
     per_channel = shape[1] * statistics_dtype(dtype).itemsize
+    input_shape, itemsize = _array(shape, dtype, layout).shape, np.dtype(dtype).itemsize
+    last = options["channels_last"]
+    # How often the forward reads x, and the backward x, dy and the residual.
+    reads, backward_reads = (
+        2 if plan(input_shape, itemsize, last).places is None else 1 for plan in (forward_plan, backward_plan)
+    )
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
-        return lambda: ops.batch_norm_forward(x, None, None, **options), 3 * x.nbytes + 3 * per_channel
+        return lambda: ops.batch_norm_forward(x, None, None, **options), (reads + 1) * x.nbytes + 3 * per_channel
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
-        return lambda: ops.batch_norm_backward(x, saved), 5 * x.nbytes + 4 * per_channel
+        return lambda: ops.batch_norm_backward(x, saved), (2 * backward_reads + 1) * x.nbytes + 4 * per_channel
 
     def inference() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
@@ -221,13 +228,13 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     def sum_forward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
         fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
-        return lambda: ops.batch_norm_forward(x, None, None, **fused), 4 * x.nbytes + 3 * per_channel
+        return lambda: ops.batch_norm_forward(x, None, None, **fused), (reads + 2) * x.nbytes + 3 * per_channel
 
     def sum_backward() -> tuple[Callable[[], Any], int]:
         x = _array(shape, dtype, layout)
         fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
         _, saved = ops.batch_norm_forward(x, None, None, **fused)
-        return lambda: ops.batch_norm_backward(x, saved), 8 * x.nbytes + 4 * per_channel
+        return lambda: ops.batch_norm_backward(x, saved), (3 * backward_reads + 2) * x.nbytes + 4 * per_channel
 
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
     yield TrafficCase("batch_norm sum relu forward", dtype, shape, layout, sum_forward)

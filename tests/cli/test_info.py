@@ -89,3 +89,25 @@ def test_a_real_gpu_is_named(capsys):
     assert gpu["name"]
     assert float(gpu["compute_capability"]) >= 7
     assert gpu["memory_gib"] > 0
+
+
+def test_plans(capsys):
+    assert main(["info", "--plan", "256,64,112,112", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    reads = {(row["dtype"], row["layout"], row["pass"]): row["reads"] for row in rows}
+    assert len(reads) == 16
+    # A channel has 6.4 MB of bfloat16, which an H100 holds; 64 bytes of each row are 205 MB, which it does not.
+    assert reads["bfloat16", "NCHW", "forward"] == reads["bfloat16", "NCHW", "backward"] == 1
+    assert reads["bfloat16", "NHWC", "forward"] == 2
+    assert main(["info", "--plan", "64x1000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["float16", "rows", "forward"]
+    assert len(lines) == 9
+
+
+@pytest.mark.parametrize("shape", ["64", "64,0", "1,2,3,4,5,6", "a,b", "-1,3", ""])
+def test_a_shape_that_is_none(capsys, shape):
+    assert main(["info", f"--plan={shape}"]) == 2
+    message = capsys.readouterr().err
+    assert "a shape has 2 to 5 positive sizes" in message
+    assert message.count("\n") == 1

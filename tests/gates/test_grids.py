@@ -3,21 +3,42 @@
 import numpy as np
 import pytest
 
-from gpu_layers.kernels.batch_norm import blocks_for_shape
+from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan, forward_plan
 
 MULTIPROCESSORS = 132  # of an H100
 RESIDENT_BLOCKS = 4  # of 256 threads with up to 64 registers each: what the kernels ask for with __launch_bounds__
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
+each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+each_layout = pytest.mark.parametrize("channels_last", [False, True])
+each_shape = pytest.mark.parametrize(
     "shape", [(256, 64, 112, 112), (64, 256, 56, 56), (128, 512, 7, 7), (256, 2048, 7, 7), (64, 3, 224, 224)]
 )
-def test_blocks_at_reference_shapes(shape, channels_last, dtype):
-    if channels_last:
-        shape = (shape[0], *shape[2:], shape[1])
-    blocks = blocks_for_shape(shape, dtype, channels_last)
+
+
+def planned(plan, shape, dtype, channels_last):
+    shape = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+    return plan(shape, np.dtype(dtype).itemsize, channels_last)
+
+
+@each_dtype
+@each_layout
+@each_shape
+def test_blocks_of_what_streams(shape, channels_last, dtype):
+    blocks = planned(elementwise_plan, shape, dtype, channels_last).blocks
     assert blocks >= MULTIPROCESSORS * RESIDENT_BLOCKS
     # Not far more than fill it either: every block has a partial result to merge.
     assert blocks <= 100_000
+
+
+@each_dtype
+@each_layout
+@each_shape
+@pytest.mark.parametrize("plan", [forward_plan, backward_plan])
+def test_blocks_of_sums(shape, channels_last, dtype, plan):
+    plan = planned(plan, shape, dtype, channels_last)
+    if plan.places is None:
+        assert plan.blocks >= MULTIPROCESSORS * RESIDENT_BLOCKS
+        return
+    # Two blocks on a multiprocessor, as groups that are there all at once: few blocks are left over.
+    groups = min(plan.tiles, 2 * MULTIPROCESSORS // plan.parts)
+    assert groups >= 1
+    assert groups * plan.parts >= (0.7 if channels_last else 0.9) * 2 * MULTIPROCESSORS

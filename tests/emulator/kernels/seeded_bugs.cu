@@ -200,6 +200,33 @@ __global__ void missing_threadfence(const float* x, float* partial, unsigned* ti
     }
 }
 
+// Blocks of a cooperative launch wait for each other on a counter of their own.
+template <bool kCorrect>
+__global__ void group_barrier_without_fence(const float* x, float* partial, unsigned* arrived, float* y) {
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = x[blockIdx.x];  // BUG: group_barrier_without_fence write
+        if (kCorrect) __threadfence();
+        atomicAdd(arrived, 1u);
+        while (atomicAdd(arrived, 0u) < gridDim.x) __nanosleep(32);
+        if (kCorrect) __threadfence();
+        y[blockIdx.x] = partial[gridDim.x - 1 - blockIdx.x];  // BUG: group_barrier_without_fence
+    }
+}
+
+// One block more is waited for than there are.
+template <bool kCorrect>
+__global__ void group_barrier_of_too_many(unsigned* arrived, float* y) {
+    __shared__ float tile[64];
+    tile[threadIdx.x] = 1.0f;
+    if (threadIdx.x == 0) {
+        atomicAdd(arrived, 1u);
+        while (atomicAdd(arrived, 0u) < gridDim.x + (kCorrect ? 0 : 1))
+            __nanosleep(32);  // BUG: group_barrier_of_too_many
+    }
+    __syncthreads();  // BUG: group_barrier_of_too_many others
+    y[blockIdx.x * blockDim.x + threadIdx.x] = tile[threadIdx.x];
+}
+
 // --- Warp operations
 // ------------------------------------------------------------------------------------------
 

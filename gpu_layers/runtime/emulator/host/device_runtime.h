@@ -53,6 +53,9 @@ uint64_t warp_collective(WarpOperation operation, unsigned mask, uint64_t value,
 // Lets every other runnable thread of the block run first.
 void yield_thread();
 
+// Likewise and, in a cooperative launch, the other blocks: one of them may write what the thread waits for.
+void sleep_thread(SourceLine where);
+
 // Called before each atomic: lets the others run now and then, so that a spinning thread cannot starve
 // the one it waits for, and, in checked mode, checks and counts the access. `return_address` finds the line.
 void before_atomic(const volatile void* address, size_t size, const void* return_address);

@@ -23,11 +23,14 @@ namespace gpu_layers_emulator {
 Block* active_block;
 Thread* running_thread;
 bool launch_is_cooperative;
+uint64_t launch_progress;
 
 namespace {
 
 // After so many atomics in a row a thread lets the others run: it may be spinning on one of them.
 constexpr unsigned kAtomicsBetweenYields = 64;
+// So many turns of all blocks in which every thread that runs goes back to sleep are taken for a deadlock.
+constexpr int kIdleTurns = 1000;
 // A deadlock message names at most this many groups of threads.
 constexpr size_t kReportedGroups = 8;
 
@@ -89,6 +92,7 @@ void leave(Fiber* self) {
 
 void thread_returned(Block& block, Thread& thread) {
     thread.state = State::kExited;
+    ++launch_progress;
     ++block.exited;
     block.last_exited = &thread;
     if (block.at_block_barrier > 0 || block.at_grid_barrier > 0) {
@@ -130,6 +134,7 @@ void start_block(Block& block, uint64_t linear) {
     block.index = unflatten(linear, launch_grid_size);
     block.started = 0;
     block.ready.clear();
+    block.asleep.clear();
     block.exited = block.at_block_barrier = block.at_grid_barrier = 0;
     block.vote_count = 0;
     for (Thread& thread : block.threads) {
@@ -170,6 +175,7 @@ void build_block(Block& block, unsigned slot) {
 const char* name_of(State state, const Thread& thread) {
     if (state == State::kAtBlockBarrier) return "__syncthreads()";
     if (state == State::kAtGridBarrier) return "grid.sync()";
+    if (state == State::kAsleep) return "__nanosleep()";
     switch (thread.request.operation) {
         case WarpOperation::kSync:
             return "__syncwarp()";
@@ -224,6 +230,11 @@ const char* name_of(State state, const Thread& thread) {
     fail(kDeadlock, message);
 }
 
+void wake(Block& block, Thread& thread) {
+    thread.state = State::kReady;
+    block.ready.push(&thread);
+}
+
 // Runs threads of the active block until none can run.
 void run_active_block() {
     Thread* first = pick_thread();
@@ -235,7 +246,7 @@ void run_active_block() {
     running_thread = nullptr;
     if (launch_is_abandoned) throw LaunchAbandoned();
     const Block& block = *active_block;
-    if (!block.is_finished() && !block.is_at_grid_barrier()) report_deadlock(block);
+    if (!block.is_finished() && !block.is_at_grid_barrier() && block.asleep.empty()) report_deadlock(block);
 }
 
 void activate(Block& block) {
@@ -262,12 +273,25 @@ void run_blocks_together(const std::vector<uint32_t>& shuffled, uint64_t count, 
         checker::block_begins(block);
         block.parked_static_shared.assign(static_segment.bytes, static_cast<unsigned char>(kPoison));
     }
-    for (;;) {
+    for (int idle_turns = 0;;) {
         uint64_t finished = 0;
         const Block* waiting = nullptr;
         const Block* ended = nullptr;
+        const Block* sleeping = nullptr;
+        const uint64_t progress = launch_progress;
         for (uint64_t i = 0; i < count; ++i) {
             Block& block = *resident_blocks[i];
+            if (block.is_finished()) {
+                ++finished;
+                ended = &block;
+                continue;
+            }
+            if (block.is_at_grid_barrier()) {
+                waiting = &block;
+                continue;
+            }
+            for (Thread* thread : block.asleep) wake(block, *thread);
+            block.asleep.clear();
             memcpy(static_segment.begin, block.parked_static_shared.data(), static_segment.bytes);
             activate(block);
             run_active_block();
@@ -276,9 +300,16 @@ void run_blocks_together(const std::vector<uint32_t>& shuffled, uint64_t count, 
                 ++finished;
                 ended = &block;
                 checker::block_ends(block);
-            } else {
+            } else if (block.is_at_grid_barrier()) {
                 waiting = &block;
+            } else {
+                sleeping = &block;
             }
+        }
+        if (sleeping != nullptr) {
+            idle_turns = launch_progress == progress ? idle_turns + 1 : 0;
+            if (idle_turns == kIdleTurns) report_deadlock(*sleeping);
+            continue;
         }
         if (waiting == nullptr) return;
         if (finished > 0) {
@@ -323,8 +354,8 @@ uint64_t random_below(uint64_t bound) {
 }
 
 void make_ready(Block& block, Thread& thread) {
-    thread.state = State::kReady;
-    block.ready.push(&thread);
+    ++launch_progress;
+    wake(block, thread);
 }
 
 void suspend(State state) {
@@ -341,14 +372,24 @@ void yield_thread() {
     // Behind the ready ones and, unlike a thread that was waited for, behind those that have not begun.
     if (block.started < block.order.size() && launch_schedule != kRandom) {
         Thread* next = block.ready.empty() ? &block.threads[block.order[block.started++]] : block.ready.pop();
-        make_ready(block, *self);
+        wake(block, *self);
         Fiber* other = fiber_of(next);
         run_as(next);
         switch_fiber(self->fiber, other);
         return;
     }
-    make_ready(block, *self);
+    wake(block, *self);
     leave(self->fiber);
+}
+
+void sleep_thread(SourceLine where) {
+    if (!launch_is_cooperative) {
+        yield_thread();
+        return;
+    }
+    running_thread->where = where;
+    active_block->asleep.push_back(running_thread);
+    suspend(State::kAsleep);
 }
 
 void before_atomic(const volatile void* address, size_t size, const void* return_address) {

@@ -23,6 +23,7 @@ enum class State : uint8_t {
     kAtBlockBarrier,
     kAtWarpOperation,
     kAtGridBarrier,
+    kAsleep,  // in a cooperative launch: lets the other blocks run
     kExited
 };
 
@@ -76,6 +77,7 @@ struct Block {
     std::vector<unsigned> order;  // in which threads start
     size_t started;
     ReadyQueue ready;
+    std::vector<Thread*> asleep;
     unsigned exited;
     unsigned at_block_barrier;
     unsigned at_grid_barrier;
@@ -94,6 +96,8 @@ struct Block {
 extern Block* active_block;
 extern Thread* running_thread;
 extern bool launch_is_cooperative;
+// Counts what threads do other than to sleep and wake up again.
+extern uint64_t launch_progress;
 
 // Stops the running thread until somebody makes it ready.
 void suspend(State state);

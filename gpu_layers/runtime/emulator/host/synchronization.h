@@ -29,7 +29,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, GPU_LAYERS_HERE) {
 inline void __threadfence_block() { gpu_layers_emulator::memory_fence(); }
 inline void __threadfence() { gpu_layers_emulator::memory_fence(); }
 inline void __threadfence_system() { gpu_layers_emulator::memory_fence(); }
-inline void __nanosleep(unsigned) { gpu_layers_emulator::yield_thread(); }
+inline void __nanosleep(unsigned, GPU_LAYERS_HERE) { gpu_layers_emulator::sleep_thread({file, line}); }
 
 inline void __trap(GPU_LAYERS_HERE) { gpu_layers_emulator::device_trap("__trap()", {file, line}); }
 

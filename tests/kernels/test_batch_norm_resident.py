@@ -1,0 +1,86 @@
+"""Batch norm in one read: what it loads, that its bits are those of two reads, and when it steps back."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
+from gpu_layers.runtime.emulator import ALL_SCHEDULES
+from gpu_layers.runtime.limits import force_limits
+from tests.inputs import DTYPES, assert_same_bits, normal
+
+# Groups of several blocks in both passes: planes of an odd size and of whole vectors; rows whose last tile is not full.
+SHAPES = [((3, 3, 61, 71), False), ((6, 2, 48, 40), False), ((4, 16, 16, 40), True), ((601, 48), True)]
+each_shape = pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=str)
+
+
+def inputs(shape, channels_last, dtype):
+    x, dy, residual = (normal(shape, dtype, seed=seed) for seed in (1, 2, 3))
+    channels = shape[-1] if channels_last else shape[1]
+    gamma, beta = (normal((channels,), np.float64 if dtype == np.float64 else np.float32, seed=s) for s in (4, 5))
+    return x, dy, residual, gamma, beta
+
+
+def passes(arrays, channels_last, activation, with_residual):
+    x, dy, residual, gamma, beta = arrays
+    options = {
+        "residual": residual if with_residual else None,
+        "activation": activation,
+        "channels_last": channels_last,
+    }
+    y, saved = gl.ops.batch_norm_forward(x, gamma, beta, **options)
+    return [y, saved.mean, saved.var, saved.inv_std, *gl.ops.batch_norm_backward(dy, saved)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("activation", "with_residual"), [(None, False), ("relu", True), ("leaky_relu", False)])
+@each_shape
+def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activation, with_residual, dtype):
+    arrays, launched = inputs(shape, channels_last, dtype), []
+    itemsize = np.dtype(dtype).itemsize
+    plans = [plan(shape, itemsize, channels_last) for plan in (forward_plan, backward_plan)]
+    assert all(plan.places is not None and plan.parts > 1 for plan in plans)
+    with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
+        once = passes(arrays, channels_last, activation, with_residual)
+    resident = ["_resident_" in name for name in launched]
+    # The gradient of a leaky ReLU is not exact in the type of dy: its backward reads twice.
+    assert resident == ([True, True] if activation != "leaky_relu" else [True, False, False, False])
+    # No group of blocks fits.
+    with gl.use_backend("emulated"), force_limits(max_blocks=1):
+        twice = passes(arrays, channels_last, activation, with_residual)
+    for one, other in zip(once, twice, strict=True):
+        assert_same_bits(one, other)
+    # As many groups as fit, which take the channels in turn.
+    with gl.use_backend("emulated"), force_limits(max_blocks=max(plan.parts for plan in plans)):
+        in_turn = passes(arrays, channels_last, activation, with_residual)
+    for one, other in zip(once, in_turn, strict=True):
+        assert_same_bits(one, other)
+
+
+@each_shape
+def test_no_schedule_changes_a_bit(shape, channels_last):
+    arrays = inputs(shape, channels_last, np.float32)
+    results = []
+    for schedule in ALL_SCHEDULES:
+        with gl.use_backend("emulated", schedule=schedule):
+            results.append(passes(arrays, channels_last, "relu", True))
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            assert_same_bits(one, another)
+
+
+@each_shape
+def test_every_input_is_loaded_once(shape, channels_last):
+    arrays, traces = inputs(shape, channels_last, np.float32), []
+    with gl.use_backend("emulated", check=True, record=lambda kernel, trace: traces.append(trace)):
+        passes(arrays, channels_last, "relu", True)
+    forward, backward = traces
+    x, channels = arrays[0], arrays[3].size
+    # Besides, the blocks of a channel load its first value: all threads of planes, of rows those that have the channel.
+    threads = forward_plan(shape, x.dtype.itemsize, channels_last).parts * channels
+    threads *= forward_plan(shape, x.dtype.itemsize, channels_last).block[1] if channels_last else 256
+    assert forward.total("x", "load").bytes == x.nbytes + threads * x.dtype.itemsize
+    for trace, name in ((forward, "residual"), (backward, "residual"), (backward, "x"), (backward, "dy")):
+        assert trace.total(name, "load").bytes == x.nbytes, name
+    for trace, name in ((forward, "y"), (backward, "dx"), (backward, "dresidual")):
+        assert trace.total(name, "store").bytes == x.nbytes, name
