@@ -24,6 +24,7 @@ from gpu_layers.layers.dropout import (
     DropPath,
     FeatureAlphaDropout,
 )
+from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
@@ -49,6 +50,9 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",

@@ -23,6 +23,7 @@ from gpu_layers.ops.dropout import (
     dropout_mask,
     dropout_moments,
 )
+from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
     MaxPoolSaved,
@@ -58,6 +59,8 @@ __all__ = [
     "dropout_forward",
     "dropout_mask",
     "dropout_moments",
+    "ghost_batch_norm_backward",
+    "ghost_batch_norm_forward",
     "lp_pool_backward",
     "lp_pool_forward",
     "max_pool_backward",

@@ -1,0 +1,79 @@
+"""Ghost batch normalisation layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
+from gpu_layers.layers.running_statistics import BatchStatistics, batch_statistics
+from gpu_layers.ops.checks import check_integer
+from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
+from gpu_layers.ops.packing import Packing
+
+
+class _GhostBatchNorm(BatchNormLayer):
+    """Batch norm in training by groups of samples, as small batches would be (Hoffer, Hubara and Soudry, 2017).
+
+    Each group of ``group_size`` consecutive samples is normalised by its own statistics; the last one may be smaller.
+    A group with a single value a channel has no variance: it joins the one before it, the first the one after.
+
+    The running statistics are those of the whole batch, whatever the groups: its mean, and its unbiased variance,
+    merged from the groups in float64, folded in once. So evaluation does not depend on the size of the groups. (Hoffer
+    et al. fold in one group after the other, which weights the last groups of a batch most.)
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    group_size : int
+        Samples a group, at least 1.
+    eps, momentum, affine, track_running_stats, bias, channels_last, activation, dtype
+        As :class:`BatchNorm2d`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
+    """
+
+    def __init__(self, num_features: int, group_size: int, *args: Any, **options: Any) -> None:
+        super().__init__(num_features, *args, **options)
+        self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
+
+    def _normalise_by_batch(
+        self, x: Any, options: dict[str, Any], packing: Packing | None
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+        samples = x.shape[0] if packing is None else packing.shape[0]
+        starts = list(range(0, samples, self.group_size))
+        rows = starts if packing is None else packing.bounds(starts)
+        values_a_row = x.size // max(x.shape[0] * self.num_features, 1)
+        bounds = _joined(rows, x.shape[0], 1 if values_a_row > 1 else 2)
+        y, saved = ghost_batch_norm_forward(x, *self._affine_part(), bounds=bounds, **options)
+        return y, ghost_batch_norm_backward, saved, batch_statistics(saved.moments(), self.dtype)
+
+    def _configuration(self) -> str:
+        return f"{self.num_features}, group_size={self.group_size}, {super()._configuration().partition(', ')[2]}"
+
+
+def _joined(starts: list[int], end: int, least: int) -> tuple[int, ...]:
+    """The bounds of groups that begin there, of at least so many rows each, if there are so many."""
+    bounds = [0]
+    for start in starts:
+        if start - bounds[-1] >= least:
+            bounds.append(start)
+    if len(bounds) > 1 and end - bounds[-1] < least:
+        bounds.pop()
+    return (*bounds, end)
+
+
+class GhostBatchNorm1d(_GhostBatchNorm, BatchNorm1d):
+    __doc__ = _GhostBatchNorm.__doc__ or ""
+
+
+class GhostBatchNorm2d(_GhostBatchNorm, BatchNorm2d):
+    __doc__ = _GhostBatchNorm.__doc__ or ""
+
+
+class GhostBatchNorm3d(_GhostBatchNorm, BatchNorm3d):
+    __doc__ = _GhostBatchNorm.__doc__ or ""
