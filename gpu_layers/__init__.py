@@ -3,6 +3,7 @@
 from gpu_layers import ops, random
 from gpu_layers._version import __version__
 from gpu_layers.folding import fold_batch_norm
+from gpu_layers.foreign import load_foreign_batch_norm
 from gpu_layers.fusing import fuse
 from gpu_layers.layers import (
     ActivationDropout,
@@ -95,6 +96,7 @@ __all__ = [
     "default_generator",
     "fold_batch_norm",
     "fuse",
+    "load_foreign_batch_norm",
     "manual_seed",
     "mc_dropout",
     "ops",

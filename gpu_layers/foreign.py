@@ -1,0 +1,172 @@
+"""Batch norm state from other libraries, and what their numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.layers.base import moved
+from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.ops.checks import check_choice, check_eps, check_integer, check_number
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
+
+
+@dataclass(frozen=True)
+class _Library:
+    """Names and defaults of a library; all of them keep ``momentum`` of the old average, not of the newest batch."""
+
+    names: dict[str, str]
+    kept: float
+    eps: float
+    biased_variance: bool
+    count: str | None = None
+    collections: tuple[str, ...] = ()
+
+
+_LIBRARIES = {
+    "keras": _Library(
+        {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"},
+        kept=0.99,
+        eps=1e-3,
+        biased_variance=True,
+    ),
+    "flax": _Library(
+        {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"},
+        kept=0.99,
+        eps=1e-5,
+        biased_variance=True,
+        collections=("params", "batch_stats"),
+    ),
+    "chainer": _Library(
+        {"weight": "gamma", "bias": "beta", "running_mean": "avg_mean", "running_var": "avg_var"},
+        kept=0.9,
+        eps=2e-5,
+        biased_variance=False,
+        count="N",
+    ),
+}
+
+
+def load_foreign_batch_norm(
+    layer: BatchNormLayer,
+    state: Mapping[str, Any],
+    library: str,
+    *,
+    momentum: float | None = None,
+    eps: float | None = None,
+    values_per_channel: int | None = None,
+) -> None:
+    """Load the state of one batch norm of Keras, Flax or Chainer, and follow its conventions; all or nothing.
+
+    ===========  ==========================================  ========================  ==============  =======
+    library      keys                                        momentum, eps by default  running = ...   var is
+    ===========  ==========================================  ========================  ==============  =======
+    ``keras``    gamma, beta, moving_mean, moving_variance   momentum 0.99, 1e-3       m r + (1 - m) b  biased
+    ``flax``     scale, bias, mean, var                      momentum 0.99, 1e-5       m r + (1 - m) b  biased
+    ``chainer``  gamma, beta, avg_mean, avg_var, N           decay 0.9, 2e-5           m r + (1 - m) b  unbiased
+    ===========  ==========================================  ========================  ==============  =======
+
+    Keys may have a path in front, the same for all, as ``"block/bn/gamma"`` or Keras' ``"bn/gamma:0"``; Flax' may be
+    in its collections, ``{"params": {...}, "batch_stats": {...}}``. The layer's momentum becomes 1 minus theirs, and
+    its eps theirs, so that it evaluates as it did there. ``num_batches_tracked`` becomes Chainer's N, and 0 otherwise.
+
+    Parameters
+    ----------
+    layer : batch norm
+        With running statistics; with a weight and a bias exactly where the state has them.
+    state : mapping of str to array_like
+    library : {"keras", "flax", "chainer"}
+    momentum, eps : float, optional
+        Theirs, as written there (Chainer's decay, Keras' and Flax' epsilon); the library's defaults otherwise.
+    values_per_channel : int, optional
+        How many values a channel a batch had there, at least 2. Then a biased running variance becomes the unbiased
+        one that this library would have kept: larger by n / (n - 1), and so evaluation differs by as much. (Keras 2
+        kept the unbiased one of four-dimensional input, by TensorFlow's fused kernel: leave this out there.)
+
+    Raises
+    ------
+    TypeError
+        For a layer that is no batch norm, a state that is no mapping, or arrays that are not floating.
+    ValueError
+        For an unknown library, missing or foreign keys, wrong shapes, numbers out of range, or a layer without running
+        statistics. Nothing is loaded then.
+    """
+    if not isinstance(layer, BatchNormLayer):
+        raise TypeError(f"expected a batch norm layer, got {type(layer).__name__}")
+    convention = _LIBRARIES[check_choice(library, "library", tuple(_LIBRARIES))]
+    if not layer.track_running_stats:
+        raise ValueError("the layer keeps no running statistics: there is nowhere to load theirs")
+    kept = convention.kept if momentum is None else check_number(momentum, "momentum")
+    if not 0 <= kept <= 1:
+        raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+    new_eps = convention.eps if eps is None else check_eps(eps)
+    given = _without_path(_flat(state, convention, library), library)
+    arrays, batches = _arrays(layer, given, convention, library)
+    if values_per_channel is not None:
+        values = check_integer(values_per_channel, "values_per_channel", 2, 2**63 - 1)
+        if convention.biased_variance:
+            arrays["running_var"] = arrays["running_var"] * (values / (values - 1))
+    own = {**layer.parameters, **layer.buffers}
+    for name, value in arrays.items():
+        own[name][...] = moved(value.astype(layer.dtype), array_module(own[name]))
+    layer.buffers["num_batches_tracked"][...] = batches
+    layer.momentum, layer.eps = 1 - kept, new_eps
+
+
+def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
+    """The state without Flax' collections."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"Expected state to be dict-like, got {type(state)}.")
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        if not isinstance(value, Mapping):
+            flat[str(key)] = value
+        elif key in convention.collections:
+            flat.update({str(name): one for name, one in value.items()})
+        else:
+            raise ValueError(f"{key!r} holds more than one array: pass the state of one {library} batch norm")
+    return flat
+
+
+def _without_path(state: dict[str, Any], library: str) -> dict[str, Any]:
+    """Keys without the path that they share and without Keras' ``:0``."""
+    parts = {key: key.removesuffix(":0").rpartition("/") for key in state}
+    paths = sorted({path for path, _, _ in parts.values()})
+    if len(paths) > 1:
+        raise ValueError(f"the state is that of several layers, {paths}: pass that of one {library} batch norm")
+    return {parts[key][2]: value for key, value in state.items()}
+
+
+def _arrays(
+    layer: BatchNormLayer, given: dict[str, Any], convention: _Library, library: str
+) -> tuple[dict[str, np.ndarray], int]:
+    """The state in float64 under this library's names, and the number of batches."""
+    own = {**layer.parameters, **layer.buffers}
+    expected = {theirs: ours for ours, theirs in convention.names.items() if ours in own}
+    optional = {convention.count} if convention.count else set()
+    missing, foreign = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys() - optional)
+    if missing or foreign:
+        advice = " (a layer without scale or offset: pass ones or zeros)" if missing else ""
+        raise ValueError(
+            f"Error(s) in loading a {library} batch norm into {type(layer).__name__}: "
+            f"missing keys {missing}{advice}, unexpected keys {foreign}"
+        )
+    arrays = {}
+    for theirs, ours in expected.items():
+        value = moved(given[theirs], np)
+        if value.shape != own[ours].shape:
+            raise ValueError(
+                f"size mismatch for {theirs}: got shape {list(value.shape)}, {ours} has {list(own[ours].shape)}"
+            )
+        if value.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{theirs} must be floating, got {value.dtype}")
+        arrays[ours] = value.astype(np.float64)
+    batches = 0
+    if convention.count in given:
+        count = moved(given[str(convention.count)], np)
+        batches = check_integer(count[()] if count.ndim == 0 else count, str(convention.count), 0, 2**63 - 1)
+    return arrays, batches
