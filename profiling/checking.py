@@ -86,11 +86,12 @@ def _whole(array: Any) -> Any:
 
 
 def expected(case: Case, part: Part, inputs: Arrays, to_numpy: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:
-    """The reference's results for a part, in float64: ``y``, or ``dx`` and, if there are any, ``dgamma``, ``dbeta``."""
+    """The reference's results for a part, in float64: ``y``, or ``dx`` and, if there are any, ``dgamma``, ``dbeta``,
+    ``dresidual``."""
     arrays: Arrays = {"start": part.start}
     for name, value in inputs.items():
         if name != "start":
-            take = part.take if name in ("x", "dy") else part.take_channels
+            take = part.take if name in ("x", "dy", *case.operation.like_x) else part.take_channels
             arrays[name] = to_numpy(take(value)).astype(np.float64)
     operation = case.operation
     with use_backend("reference"):
@@ -104,7 +105,7 @@ def expected(case: Case, part: Part, inputs: Arrays, to_numpy: Callable[[Any], n
 def named(result: Any) -> dict[str, Any]:
     """What a backward returned, by name."""
     if isinstance(result, (tuple, list)):
-        return dict(zip(("dx", "dgamma", "dbeta"), result, strict=False))
+        return dict(zip(("dx", "dgamma", "dbeta", "dresidual"), result, strict=False))
     return {"dx": result}
 
 

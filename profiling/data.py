@@ -16,12 +16,14 @@ from profiling.operation import BACKWARD, Arrays
 _BLOCK = 2**24
 # Distances between the places of the block where arrays begin: no two of a run begin at the same one.
 _STRIDE = 1_000_003
+# Farther from 0 than a normalised value is likely to be.
+_AWAY = 8.0
 
 
 @cache
-def _block(dtype: np.dtype, size: int) -> np.ndarray:
+def _block(dtype: np.dtype, size: int, away: float) -> np.ndarray:
     numbers = np.random.default_rng(2026).standard_normal(size, dtype=np.float32)
-    return numbers.astype(dtype)
+    return (numbers + np.copysign(np.float32(away), numbers)).astype(dtype)
 
 
 class InputMaker:
@@ -37,7 +39,7 @@ class InputMaker:
     def __init__(self, device: Device, block: int = _BLOCK) -> None:
         self._device = device
         self._size = block
-        self._blocks: dict[np.dtype, Any] = {}
+        self._blocks: dict[tuple[np.dtype, float], Any] = {}
         self._arrays = 0
 
     def inputs(self, case: Case) -> Arrays:
@@ -46,22 +48,25 @@ class InputMaker:
         arrays: Arrays = {"x": self.numbers(case.input_shape, dtype), "start": 0}
         if case.direction == BACKWARD:
             arrays["dy"] = self.numbers(case.output_shape, dtype)
+        for name in case.operation.like_x:
+            arrays[name] = self.numbers(case.input_shape, dtype, away=_AWAY)
         parameters = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
         for name in case.operation.per_channel:
             values = self.numbers((case.shape[1],), parameters)
             arrays[name] = abs(values) + 0.5 if name == "var" else values
         return arrays
 
-    def numbers(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Normally distributed numbers, other ones at each call."""
+    def numbers(self, shape: tuple[int, ...], dtype: Any, away: float = 0.0) -> Any:
+        """Normally distributed numbers, moved away from 0, other ones at each call."""
         dtype = np.dtype(dtype)
-        if dtype not in self._blocks:
+        if (dtype, away) not in self._blocks:
             # By way of bits: not every array library takes every dtype from NumPy.
-            self._blocks[dtype] = self._device.xp.asarray(_block(dtype, self._size).view(f"u{dtype.itemsize}"))
+            block = _block(dtype, self._size, away).view(f"u{dtype.itemsize}")
+            self._blocks[dtype, away] = self._device.xp.asarray(block)
         size = math.prod(shape)
         result = self._device.xp.empty(size, dtype)
         bits = f"u{dtype.itemsize}"
-        source, target = self._blocks[dtype], result.view(bits)
+        source, target = self._blocks[dtype, away], result.view(bits)
         at = self._arrays * _STRIDE % self._size
         self._arrays += 1
         done = 0

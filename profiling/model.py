@@ -79,6 +79,8 @@ def launches_of(case: Case) -> list[Launch]:
     host = np.empty(0)
     arrays: Arrays = {"x": empty(case.input_shape, DTYPES[case.dtype], host), "start": 0}
     arrays["dy"] = empty(case.output_shape, DTYPES[case.dtype], host)
+    for name in case.operation.like_x:
+        arrays[name] = empty(case.input_shape, DTYPES[case.dtype], host)
     for name in case.operation.per_channel:
         arrays[name] = np.ones(case.shape[1], np.float64 if case.dtype == "float64" else np.float32)
     with use_executor(NoLaunches()):

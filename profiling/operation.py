@@ -79,8 +79,9 @@ class Operation:
         Shape (N, C, *spatial) of y.
     layouts : tuple of bool
         Values of ``channels_last`` to time.
-    per_channel : tuple of str
-        The arrays that it takes besides x and dy.
+    per_channel, like_x : tuple of str
+        The arrays that it takes besides x and dy, with a value a channel, and of x's shape. The latter stay away from
+        0, so that what is added to them does not cross the step in the derivative of ReLU.
     independent : {"elements", "images", "channels"}
         What can be checked without the rest: parts of the flat array, images of the batch, or channels.
     is_random : bool
@@ -102,6 +103,7 @@ class Operation:
     output_shape: Callable[[Shape], Shape] = field(default=_same_shape)
     layouts: tuple[bool, ...] = (False,)
     per_channel: tuple[str, ...] = ()
+    like_x: tuple[str, ...] = ()
     independent: str = "images"
     is_random: bool = False
     is_training: bool = True

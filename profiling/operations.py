@@ -279,6 +279,33 @@ BATCH_NORM_INFERENCE = Operation(
     is_training=False,
 )
 
+
+def _sum_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    z = _batch_norm_expression(xp, arrays, channels_last) + arrays["residual"]
+    return xp.where(z > 0, z, xp.zeros_like(z))
+
+
+BATCH_NORM_SUM_RELU = Operation(
+    name="batch_norm_sum_relu",
+    shapes=(*_IMAGES[:4], *SMALL_ROWS),
+    forward=lambda a, last: ops.batch_norm_forward(
+        a["x"], a["gamma"], a["beta"], eps=_EPS, residual=a["residual"], activation="relu", channels_last=last
+    ),
+    backward=ops.batch_norm_backward,
+    floor={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    # Batch norm, a sum, and ReLU: 3, 3 and 2; backwards 3 of ReLU, whose gradient is the residual's too, and 5.
+    torch_bytes={FORWARD: lambda s: s.elements(8), BACKWARD: lambda s: s.elements(8)},
+    torch=lambda F, t: F.relu(  # noqa: N803
+        F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS) + t["residual"]
+    ),
+    expression=_sum_expression,
+    jax=lambda jax, a, last: _sum_expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    like_x=("residual",),
+    independent="channels",
+)
+
 # Pooling: the window of ResNet's stem for the maximum, and halving for the mean.
 
 _MAX_WINDOW, _AVG_WINDOW = (3, 2, 1), (2, 2, 0)  # kernel, stride, padding
@@ -385,6 +412,7 @@ OPERATIONS: tuple[Operation, ...] = (
     RELU,
     BATCH_NORM,
     BATCH_NORM_INFERENCE,
+    BATCH_NORM_SUM_RELU,
     MAX_POOL,
     AVG_POOL,
     ACTIVATION_DROPOUT,
