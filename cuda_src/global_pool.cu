@@ -1,5 +1,5 @@
 // Pooling of whole planes: one output for each, whatever its size.
-#include "fast_division.cuh"
+#include "division64.cuh"
 #include "pool_taps.cuh"
 #include "reduce.cuh"
 
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_spread_planes(const T* dy, const unsigned char* taps, T* dx, accumulate_t<T> factor,
-                         Divisor32 by_positions, GlobalLayout layout) {
+                         Divisor64 by_positions, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     constexpr int kBlockElements = kGlobalThreads * kWidth;
@@ -218,12 +218,8 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
          first += static_cast<long long>(gridDim.x) * kBlockElements) {
         const long long start = first + threadIdx.x * kWidth;
         if (start >= total) break;
-        // The block's first plane by one division for all of its threads, a thread's by a fast one.
-        long long plane = first / layout.positions;
-        int at = static_cast<int>(first - plane * layout.positions) + threadIdx.x * kWidth;
-        const int later = by_positions.quotient(at);
-        plane += later;
-        at -= later * positions;
+        long long plane = static_cast<long long>(by_positions.quotient(start));
+        int at = static_cast<int>(start - plane * layout.positions);
         Vector<T> result;
         A gradient = A(0);
         int chosen[1] = {0};

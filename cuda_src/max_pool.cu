@@ -19,12 +19,15 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
         const PoolExtent<Index> extent(window, lengths, output.image);
-        A best[Width];
+        // As they are: a NaN keeps its bits.
+        Vector<T, Width> best;
         int chosen[Width];
         bool found = false;
+        A nothing = A(0);
+        if (lengths == nullptr) set_negative_infinity(nothing);
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            set_negative_infinity(best[k]);
+            best[k] = from_accumulate<T>(nothing);
             chosen[k] = 0;
         }
         for_each_tap(window, output, extent, [&](int tap, Index i) {
@@ -32,18 +35,14 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const A value = to_accumulate(values[k]);
-                if (!found || value > best[k] || value != value) {
-                    best[k] = value;
+                if (!found || value > to_accumulate(best[k]) || value != value) {
+                    best[k] = values[k];
                     chosen[k] = tap;
                 }
             }
             found = true;
         });
-        Vector<T, Width> result;
-#pragma unroll
-        for (int k = 0; k < Width; ++k)
-            result[k] = from_accumulate<T>(lengths != nullptr && !found ? A(0) : best[k]);
-        result.store(y + unit * Width);
+        best.store(y + unit * Width);
         store_taps<Width>(taps, unit, chosen, window.tap_bytes);
     });
 }

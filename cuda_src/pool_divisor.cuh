@@ -3,12 +3,16 @@
 
 #include "pool_window.cuh"
 
+// Windows of fewer taps than this have their reciprocals made by the host.
+constexpr int kReciprocals = 128;
+
 template <typename A>
 struct PoolDivisor {
     A reciprocal;        // of the divisor of a window with `count` taps, or of every window
     int count;           // 0: every window has the same divisor
     int padding_counts;  // whether taps in the padding count
     int pad_after[3];
+    A reciprocals[kReciprocals];  // of the numbers of taps; of no taps, 1
 
     // Taps of a window along one axis that count.
     template <typename Index>
@@ -19,7 +23,7 @@ struct PoolDivisor {
         return taps.end - (padding_counts ? 0 : taps.begin);
     }
 
-    // 1 / divisor of the window at `output`. Only a window that is cut off needs a division.
+    // 1 / divisor of the window at `output`. Only one that is cut off, and of many taps, needs a division.
     template <typename Index>
     __device__ __forceinline__ A of(const PoolWindow& window, const Index (&output)[3],
                                     const PoolExtent<Index>& extent) const {
@@ -29,6 +33,36 @@ struct PoolDivisor {
         for (int axis = 0; axis < 3; ++axis) taps *= counted(window, axis, output[axis], extent.size[axis]);
         if (taps == count) return reciprocal;
         // A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.
-        return A(1) / static_cast<A>(taps > 0 ? taps : 1);
+        return taps < kReciprocals ? reciprocals[max(taps, 0)] : A(1) / static_cast<A>(taps);
+    }
+
+    // Taps that count of a window of Kernel ones along an axis; of one beyond the ends, no more and no fewer.
+    //   origin   of the window
+    template <int Kernel>
+    __device__ __forceinline__ int counted(const PoolWindow& window, int axis, int origin) const {
+        const int end = static_cast<int>(window.input[axis]) + (padding_counts ? pad_after[axis] : 0);
+        return max(min(Kernel, end - origin) - (padding_counts ? 0 : max(0, -origin)), 0);
+    }
+
+    // Of a window of Kernel x Kernel and fewer than kReciprocals taps: those along depth and height that
+    // count.
+    //   output   in depth
+    //   top      origin in height; of one axis, which is a plane of height 1, every window has one row
+    template <int Kernel>
+    __device__ __forceinline__ int of_plane(const PoolWindow& window, int output, int top) const {
+        if (count == 0) return 0;
+        const int deep = counted(window, 0, output, static_cast<int>(window.input[0]));
+        return window.kernel[1] < Kernel ? deep : deep * counted<Kernel>(window, 1, top);
+    }
+
+    // 1 / its divisor.
+    //   plane   of_plane
+    //   left    origin in width
+    template <int Kernel>
+    __device__ __forceinline__ A of_few(const PoolWindow& window, int plane, int left) const {
+        return count == 0 ? reciprocal : reciprocals[plane * counted<Kernel>(window, 2, left)];
     }
 };
+
+static_assert(sizeof(PoolDivisor<float>) == 536, "the launcher packs it with this size");
+static_assert(sizeof(PoolDivisor<double>) == 1056, "the launcher packs it with this size");

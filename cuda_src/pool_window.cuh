@@ -27,10 +27,10 @@ struct PoolWindow {
     // them (depth, height, width, groups).
     long long units[3];
     Divisor32 by_units[3], by_image, by_groups;  // by numbers of units, where those are below 2^31
-    Divisor32 by_stride[3], by_output[3], by_input[3];
+    Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3];
 };
 
-static_assert(sizeof(PoolWindow) == 320, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 360, "the launcher packs it with this size");
 
 // Position of a unit in an array of images.
 template <typename Index>
@@ -53,12 +53,20 @@ __device__ __forceinline__ PoolPosition<Index> pool_position(const PoolWindow& w
                                                              int step) {
     const long long size = window.units[0] * window.units[1] * window.units[2] * window.groups;
     PoolPosition<Index> position;
-    position.image = first / size;
-    // Below size + kPoolThreads: the thread may be in a later image than the block's first unit.
-    Index rest = static_cast<Index>(first - position.image * size) + step;
-    const Index later = quotient(rest, window.by_image, size);
-    position.image += later;
-    rest -= later * static_cast<Index>(size);
+    Index rest;
+    if (sizeof(Index) == 4 && first < (1ll << 31) - kPoolThreads) {
+        const int unit = static_cast<int>(first) + step;
+        const int image = window.by_image.quotient(unit);
+        position.image = image;
+        rest = unit - image * static_cast<Index>(size);
+    } else {
+        position.image = first / size;
+        // Below size + kPoolThreads: the thread may be in a later image than the block's first unit.
+        rest = static_cast<Index>(first - position.image * size) + step;
+        const Index later = quotient(rest, window.by_image, size);
+        position.image += later;
+        rest -= later * static_cast<Index>(size);
+    }
     const Index place = quotient(rest, window.by_groups, window.groups);
     position.group = rest - place * static_cast<Index>(window.groups);
     const Index height = static_cast<Index>(window.units[1]), width = static_cast<Index>(window.units[2]);
@@ -120,11 +128,16 @@ struct AxisTaps {
         }
         // Taps before a place; only windows that are cut off need the division.
         const int dilation = window.dilation[axis];
-        begin = origin >= 0 ? 0 : min(taps, static_cast<int>((dilation - 1 - origin) / dilation));
+        const Divisor32& by_dilation = window.by_dilation[axis];
+        begin = origin >= 0
+                    ? 0
+                    : min(taps, static_cast<int>(quotient(dilation - 1 - origin, by_dilation, dilation)));
         const Index last = origin + static_cast<Index>(taps - 1) * dilation;
         end = last < size
                   ? taps
-                  : (origin >= size ? 0 : static_cast<int>((size - origin + dilation - 1) / dilation));
+                  : (origin >= size
+                         ? 0
+                         : static_cast<int>(quotient(size - origin + dilation - 1, by_dilation, dilation)));
         begin = min(begin, end);
     }
 };
@@ -164,7 +177,7 @@ __device__ __forceinline__ int covering_tap(const PoolWindow& window, int axis, 
     const int distance = static_cast<int>(at + window.pad[axis] - output * window.stride[axis]);
     const int dilation = window.dilation[axis];
     if (dilation == 1) return distance;
-    const int tap = distance / dilation;
+    const int tap = window.by_dilation[axis].quotient(distance);
     return tap * dilation == distance ? tap : -1;
 }
 

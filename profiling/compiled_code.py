@@ -114,12 +114,7 @@ class CompiledKernel:
 
     def loops(self) -> list[Loop]:
         """The innermost loops that touch global memory."""
-        ranges = set()
-        for index, instruction in enumerate(self.instructions):
-            target = self._target(instruction)
-            # A branch to itself ends every function: it is padding.
-            if target is not None and target < index:
-                ranges.add((target, index))
+        ranges = self._ranges()
         innermost = [
             (first, last)
             for first, last in ranges
@@ -140,6 +135,33 @@ class CompiledKernel:
         if not loops:
             raise ValueError(f"{self.symbol} has no loop that touches global memory")
         return max(loops, key=lambda loop: loop.global_bytes)
+
+    def around(self, loop: Loop) -> Loop:
+        """The smallest loop around another one that stores to global memory, and every loop in it once.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        inner = {instruction.address for instruction in loop.instructions}
+        for first, last in sorted(self._ranges(), key=lambda ends: ends[1] - ends[0]):
+            inside = self.instructions[first : last + 1]
+            if inner < {instruction.address for instruction in inside}:
+                outer = Loop(self._costliest_path(first, last))
+                if any(instruction.mnemonic == "STG" for instruction in outer.instructions):
+                    return outer
+        raise ValueError(f"no loop of {self.symbol} is around this one and stores")
+
+    def _ranges(self) -> set[tuple[int, int]]:
+        """First and last instruction of each loop."""
+        ranges = set()
+        for index, instruction in enumerate(self.instructions):
+            target = self._target(instruction)
+            # A branch to itself ends every function: it is padding.
+            if target is not None and target < index:
+                ranges.add((target, index))
+        return ranges
 
     def _target(self, instruction: Instruction) -> int | None:
         if instruction.mnemonic != "BRA":

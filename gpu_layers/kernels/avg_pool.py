@@ -6,12 +6,24 @@ from typing import Any
 
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
-from gpu_layers.kernels.pool_plan import divisor_struct, general_template, plan_for, ready_lengths, spatial_empty
+from gpu_layers.kernels.pool_plan import (
+    divisor_struct,
+    general_template,
+    plan_for,
+    ready_lengths,
+    spatial_empty,
+    tiled_plan_for,
+    tiled_template,
+)
 from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")
 _BACKWARD = general_template("avg_pool.cu", "avg_pool_backward", f"const T* dy, T* dx, {_LAST}")
+
+_LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
+_FORWARD_TILED = tiled_template("avg_pool_tiled.cu", "avg_pool_forward_tiled", f"const T* x, T* y, {_LAST_TILED}")
+_BACKWARD_TILED = tiled_template("avg_pool_tiled.cu", "avg_pool_backward_tiled", f"const T* dy, T* dx, {_LAST_TILED}")
 
 
 def avg_pool_forward(
@@ -29,8 +41,13 @@ def avg_pool_forward(
     if global_pool.takes(x, window, channels_last, lengths):
         global_pool.global_avg_forward(x, y, window, channels_last, divisor_override)
         return y
-    plan = plan_for(x, window, "output", channels_last)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
+    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
+    if tiles is not None:
+        kernel = _FORWARD_TILED(T=element, **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (x, y, tiles.strip, tiles.plan.struct, divisor))
+        return y
+    plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element, **plan.template_arguments)
     plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
     return y
@@ -51,8 +68,13 @@ def avg_pool_backward(
     if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
         global_pool.global_backward(dy, None, dx, window, divisor_override)
         return dx
-    plan = plan_for(dy, window, "input", channels_last)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
+    tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
+    if tiles is not None:
+        kernel = _BACKWARD_TILED(T=element, **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (dy, dx, tiles.strip, tiles.plan.struct, divisor))
+        return dx
+    plan = plan_for(dy, window, "input", channels_last)
     kernel = _BACKWARD(T=element, **plan.template_arguments)
     plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
     return dx

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, vector_width
+from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.kernels.pool_plan import DIVISION, as_bytes, division
+from gpu_layers.kernels.pool_plan import as_bytes
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.window import Window
@@ -33,7 +34,7 @@ _LAYOUT = np.dtype(
     ],
     align=True,
 )
-_STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor32": DIVISION}
+_STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor64": DIVISOR}
 
 
 def _template(function: str, signature: str) -> KernelTemplate:
@@ -50,7 +51,7 @@ _AVG = {
 }
 _SPREAD = _template(
     "global_spread_planes",
-    "const T* dy, const unsigned char* taps, T* dx, A factor, Divisor32 by_positions, GlobalLayout layout",
+    "const T* dy, const unsigned char* taps, T* dx, A factor, Divisor64 by_positions, GlobalLayout layout",
 )
 
 
@@ -103,8 +104,7 @@ def global_backward(dy: Any, taps: Any | None, dx: Any, window: Window, divisor_
     factor = _factor(window, divisor_override) if taps is None else 1.0
     blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
     bytes_of_taps = None if taps is None else as_bytes(taps)
-    by_positions = np.array(division(window.taps), DIVISION)
-    launch(_SPREAD(T=element_type(dy)), blocks, _THREADS, (dy, bytes_of_taps, dx, factor, by_positions, layout))
+    launch(_SPREAD(T=element_type(dy)), blocks, _THREADS, (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout))
 
 
 def _factor(window: Window, divisor_override: int | None) -> float:

@@ -6,7 +6,15 @@ from typing import Any
 
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
-from gpu_layers.kernels.pool_plan import as_bytes, general_template, plan_for, ready_lengths, spatial_empty
+from gpu_layers.kernels.pool_plan import (
+    as_bytes,
+    general_template,
+    plan_for,
+    ready_lengths,
+    spatial_empty,
+    tiled_plan_for,
+    tiled_template,
+)
 from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.window import Window
 
@@ -14,6 +22,17 @@ _LAST = "const long long* lengths, PoolWindow window"
 _FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* taps, {_LAST}")
 _BACKWARD = general_template(
     "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* taps, T* dx, {_LAST}"
+)
+
+_FORWARD_TILED = tiled_template(
+    "max_pool_tiled.cu",
+    "max_pool_forward_tiled",
+    "const T* x, T* y, unsigned char* taps, int strip, PoolWindow window",
+)
+_BACKWARD_TILED = tiled_template(
+    "max_pool_tiled.cu",
+    "max_pool_backward_tiled",
+    "const T* dy, const unsigned char* taps, T* dx, int strip, PoolWindow window",
 )
 
 
@@ -26,6 +45,11 @@ def max_pool_forward(
     taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
     if global_pool.takes(x, window, channels_last, lengths):
         global_pool.global_max_forward(x, y, taps, window, channels_last)
+        return y, taps
+    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
+    if tiles is not None:
+        kernel = _FORWARD_TILED(T=element_type(x), **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (x, y, as_bytes(taps), tiles.strip, tiles.plan.struct))
         return y, taps
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
@@ -41,6 +65,11 @@ def max_pool_backward(
     dx = spatial_empty(dy, window.input_shape, channels_last)
     if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
         global_pool.global_backward(dy, taps, dx, window)
+        return dx
+    tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
+    if tiles is not None:
+        kernel = _BACKWARD_TILED(T=element_type(dy), **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (dy, as_bytes(taps), dx, tiles.strip, tiles.plan.struct))
         return dx
     plan = plan_for(dy, window, "input", channels_last)
     kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, empty, ready, vector_width
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.runtime.cuda import array_module
@@ -39,6 +40,7 @@ _WINDOW = np.dtype(
         ("by_image", DIVISION),
         ("by_groups", DIVISION),
         ("by_stride", DIVISION, 3),
+        ("by_dilation", DIVISION, 3),
         ("by_output", DIVISION, 3),
         ("by_input", DIVISION, 3),
     ],
@@ -46,9 +48,19 @@ _WINDOW = np.dtype(
 )
 
 
+# ``kReciprocals`` of ``pool_divisor.cuh``.
+_RECIPROCALS = 128
+
+
 def _pool_divisor(accumulate: str) -> np.dtype:
     number = np.float64 if accumulate == "double" else np.float32
-    fields = [("reciprocal", number), ("count", np.int32), ("padding_counts", np.int32), ("pad_after", np.int32, 3)]
+    fields: list[Any] = [
+        ("reciprocal", number),
+        ("count", np.int32),
+        ("padding_counts", np.int32),
+        ("pad_after", np.int32, 3),
+    ]
+    fields.append(("reciprocals", number, _RECIPROCALS))
     return np.dtype(fields, align=True)
 
 
@@ -82,10 +94,8 @@ class Plan:
 
     Attributes
     ----------
-    width : int
-        Neighbouring channels that a thread has.
     template_arguments : dict of str to str
-        Of a general template.
+        Which instantiation, but for the element type.
     units : int
         Of all images.
     struct : ndarray
@@ -93,39 +103,38 @@ class Plan:
     """
 
     def __init__(
-        self, window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool, single: bool
+        self,
+        window: Window,
+        units: tuple[int, ...],
+        shape: tuple[int, int],
+        width: int,
+        channels_last: bool,
+        template_arguments: dict[str, str],
     ) -> None:
-        samples, channels = shape[0], shape[-1] if channels_last else shape[1]
-        lead = (1,) * (3 - window.rank)
-        sizes = {
-            "kernel": lead + window.kernel,
-            "stride": lead + window.stride,
-            "dilation": lead + window.dilation,
-            "pad": (0,) * (3 - window.rank) + window.pad_before,
-            "input": lead + window.input_shape,
-            "output": lead + window.output_shape,
-        }
-        per_position = channels if channels_last else 1
-        index64 = _reach(window, per_position) >= limits().index32_below
-        vectors = (
-            not single and channels_last and channels % (16 // itemsize) == 0 and not index64 and window.taps <= 256
-        )
-        self.width = 16 // itemsize if vectors else 1
-        self.template_arguments = {"Width": str(self.width), "Index": "long long" if index64 else "int"}
-        groups = per_position // self.width
-        image = math.prod(sizes[units]) * groups
+        samples, channels = shape
+        self.template_arguments = template_arguments
+        groups = channels // width if channels_last else 1
         images = samples if channels_last else samples * channels
+        image = math.prod(units) * groups
         self.units = images * image
         self.struct = np.zeros((), _WINDOW)
-        for name, values in sizes.items():
-            self.struct[name] = values
+        lead = 3 - window.rank
+        self.struct["pad"] = (0,) * lead + window.pad_before
+        for name, values in (
+            ("kernel", window.kernel),
+            ("stride", window.stride),
+            ("dilation", window.dilation),
+            ("input", window.input_shape),
+            ("output", window.output_shape),
+            ("units", units),
+        ):
+            self.struct[name] = (1,) * (3 - len(values)) + values
+        for name in ("stride", "dilation", "input", "output", "units"):
+            self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
         self.struct["adaptive"], self.struct["tap_bytes"] = window.adaptive, tap_dtype(window).itemsize
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
-        self.struct["groups"], self.struct["units"] = groups, sizes[units]
-        self.struct["by_image"], self.struct["by_groups"] = division(image), division(groups)
-        self.struct["by_units"] = [division(value) for value in sizes[units]]
-        for name in ("stride", "output", "input"):
-            self.struct[f"by_{name}"] = [division(value) for value in sizes[name]]
+        self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
+        self.struct["by_image"] = division(image)
 
     def run(self, kernel: Kernel, arguments: tuple[Any, ...]) -> None:
         """Launch a kernel over all units, if there are any."""
@@ -153,28 +162,143 @@ def _reach(window: Window, per_position: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _cached_plan(
-    window: Window, units: str, shape: tuple[int, ...], itemsize: int, channels_last: bool, single: bool, _: Any
+def _general_plan(
+    window: Window, side: str, shape: tuple[int, int], itemsize: int, channels_last: bool, single: bool, below: int
 ) -> Plan:
-    return Plan(window, units, shape, itemsize, channels_last, single)
+    index64 = _reach(window, shape[1] if channels_last else 1) >= below
+    vectors = channels_last and shape[1] % (16 // itemsize) == 0
+    width = 16 // itemsize if vectors and not single and not index64 and window.taps <= 256 else 1
+    units = window.output_shape if side == "output" else window.input_shape
+    arguments = {"Width": str(width), "Index": "long long" if index64 else "int"}
+    return Plan(window, units, shape, width, channels_last, arguments)
 
 
-def plan_for(array: Any, window: Window, units: str, channels_last: bool, single: bool = False) -> Plan:
-    """The plan for an array of inputs or outputs.
+def plan_for(array: Any, window: Window, side: str, channels_last: bool, single: bool = False) -> Plan:
+    """The plan of a general template, for an array of inputs or outputs.
 
     Parameters
     ----------
     array : array
     window : Window
-    units : {"output", "input"}
+    side : {"output", "input"}
         What a thread has one of at a time.
     channels_last : bool
     single : bool
         One channel a thread, also where several would make a vector.
     """
-    # The spatial sizes are the window's: leave them out, so that forward and backward share a plan.
-    shape = (array.shape[0], array.shape[-1 if channels_last else 1])
-    return _cached_plan(window, units, shape, array.dtype.itemsize, channels_last, single, limits())
+    shape = _samples_and_channels(array, channels_last)
+    return _general_plan(window, side, shape, array.dtype.itemsize, channels_last, single, limits().index32_below)
+
+
+def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:
+    # The spatial sizes are the window's.
+    return array.shape[0], array.shape[-1 if channels_last else 1]
+
+
+# Kernel, stride and padding of height and width that tiled kernels know when compiled.
+TileWindow = tuple[int, int, int]
+TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
+# Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
+_MOST_COLUMNS = 4
+_TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
+# Rows that a thread walks down, the more the better as long as there are threads enough.
+_STRIPS = (8, 4, 2)
+
+
+def tiled_template(source: str, function: str, signature: str) -> KernelTemplate:
+    """A kernel for common windows and types."""
+    instantiations = [
+        {"T": element, **_tile_arguments(window, last)}
+        for element in _TILED_ELEMENTS
+        for window in TILES
+        for last in (False, True)
+    ]
+    return KernelTemplate(source, function, signature, instantiations, STRUCTS)
+
+
+def _tile_arguments(window: TileWindow, channels_last: bool) -> dict[str, str]:
+    kernel, stride, pad = map(str, window)
+    return {"Kernel": kernel, "Stride": stride, "Pad": pad, "ChannelsLast": str(channels_last).lower()}
+
+
+@dataclass(frozen=True)
+class TiledPlan:
+    """A launch of a tiled kernel.
+
+    Attributes
+    ----------
+    plan : Plan
+    strip : int
+        Rows of tiles that a thread walks down.
+    """
+
+    plan: Plan
+    strip: int
+
+
+def _overlap_in_depth(window: Window) -> bool:
+    return window.kernel[0] > 1 and window.stride[0] < window.dilation[0] * (window.kernel[0] - 1) + 1
+
+
+@lru_cache(maxsize=1024)
+def _tiled_plan(
+    window: Window,
+    side: str,
+    shape: tuple[int, int],
+    itemsize: int,
+    channels_last: bool,
+    below: int,
+    full_grid: int,
+) -> TiledPlan | None:
+    # Of height and width; along one axis there is no height.
+    plane = slice(-2, None) if window.rank > 1 else slice(-1, None)
+    known = {
+        (kernel, stride, pad, dilation)
+        for kernel, stride, pad, dilation in zip(
+            window.kernel[plane], window.stride[plane], window.pad_before[plane], window.dilation[plane], strict=True
+        )
+    }
+    kernel, stride, pad, dilation = known.pop()
+    if known or dilation > 1 or (kernel, stride, pad) not in TILES or window.adaptive or window.taps >= _RECIPROCALS:
+        return None
+    if side == "input" and kernel == stride and window.rank == 3 and _overlap_in_depth(window):
+        return None
+    vector, per_position = 16 // itemsize, shape[1] if channels_last else 1
+    if _reach(window, per_position) >= below or (channels_last and per_position % vector):
+        return None
+    sizes = window.output_shape if side == "output" else window.input_shape
+    depth, height, width = (1,) * (3 - window.rank) + sizes
+    columns = 1 if channels_last else min(vector // stride, _MOST_COLUMNS)
+    # A block of inputs is as many rows and columns as its windows are apart.
+    apart = 1 if side == "output" else stride
+    rows, tiles = -(-height // apart), -(-width // (apart * columns))
+    images = shape[0] * (per_position // vector if channels_last else shape[1])
+    strip = next((n for n in _STRIPS if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
+    units = (depth, -(-rows // strip), tiles)
+    width = vector if channels_last else 1
+    return TiledPlan(
+        Plan(window, units, shape, width, channels_last, _tile_arguments((kernel, stride, pad), channels_last)), strip
+    )
+
+
+def tiled_plan_for(array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None) -> TiledPlan | None:
+    """The plan of a tiled template; None if the general ones are to be taken.
+
+    Parameters
+    ----------
+    array : array
+    window : Window
+    side : {"output", "input"}
+        What a thread has tiles of.
+    channels_last : bool
+    lengths : array or None
+    """
+    if lengths is not None or element_type(array) not in _TILED_ELEMENTS:
+        return None
+    shape, in_force = _samples_and_channels(array, channels_last), limits()
+    return _tiled_plan(
+        window, side, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.full_grid
+    )
 
 
 def spatial_empty(array: Any, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
@@ -198,28 +322,28 @@ def as_bytes(taps: Any) -> Any:
 
 
 def divisor_struct(
-    window: Window,
-    element: str,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    lengths: Any | None,
+    window: Window, element: str, count_include_pad: bool, divisor_override: int | None, lengths: Any | None
 ) -> np.ndarray:
     """``PoolDivisor`` of ``pool_divisor.cuh``."""
+    return _divisor_struct(window, element, count_include_pad, divisor_override, lengths is not None)
+
+
+@lru_cache(maxsize=1024)
+def _divisor_struct(
+    window: Window, element: str, count_include_pad: bool, divisor_override: int | None, has_lengths: bool
+) -> np.ndarray:
     struct = np.zeros((), _pool_divisor(accumulate_name(element)))
-    padded = any(window.pad_before) or any(window.pad_after)
-    cut_off = (
-        padded
-        or window.adaptive
-        or lengths is not None
-        or any(
-            (output - 1) * stride + dilation * (kernel - 1) >= size
-            for output, stride, dilation, kernel, size in zip(
-                window.output_shape, window.stride, window.dilation, window.kernel, window.input_shape, strict=True
-            )
-        )
-    )
+    # Whether some window has another divisor than most.
+    counts_padding = count_include_pad and not has_lengths
+    varies = window.adaptive or has_lengths or (any(window.pad_before) and not counts_padding)
+    for axis, size in enumerate(window.input_shape):
+        extent = window.pad_before[axis] + size + (window.pad_after[axis] if counts_padding else 0)
+        reach = (window.output_shape[axis] - 1) * window.stride[axis]
+        reach += window.dilation[axis] * (window.kernel[axis] - 1) + 1
+        varies = varies or reach > extent
     struct["reciprocal"] = 1 / (window.taps if divisor_override is None else divisor_override)
-    struct["count"] = window.taps if divisor_override is None and cut_off else 0
+    struct["reciprocals"] = 1 / np.maximum(np.arange(_RECIPROCALS), 1)
+    struct["count"] = window.taps if divisor_override is None and varies else 0
     struct["padding_counts"] = count_include_pad
     struct["pad_after"] = (0,) * (3 - window.rank) + window.pad_after
     return struct

@@ -18,6 +18,8 @@ class Limits:
         Blocks of a grid; kernels that have more work walk over it in steps of the grid.
     index32_below : int
         Arrays of at least this many vectors an image are indexed with 64 bits.
+    full_grid : int
+        A thread takes more than the least it can only where so many blocks are left.
     """
 
     # A step of the grid beyond this many blocks costs nothing measurable, and leaves room below the 2**31 - 1
@@ -25,6 +27,8 @@ class Limits:
     max_blocks: int = 2**30
     # Below 2**31 by more than a block's threads, which an index may be beyond the end of an image.
     index32_below: int = 2**31 - 1024
+    # Two rounds of all the blocks of 256 threads that 132 multiprocessors hold at a time.
+    full_grid: int = 1024
 
 
 _limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=Limits())  # noqa: B039 - frozen
@@ -36,7 +40,9 @@ def limits() -> Limits:
 
 
 @contextmanager
-def force_limits(*, max_blocks: int | None = None, index64: bool = False) -> Iterator[None]:
+def force_limits(
+    *, max_blocks: int | None = None, index64: bool = False, full_grid: int | None = None
+) -> Iterator[None]:
     """Lower the limits in a ``with`` block: the same results, by the code that large arrays run.
 
     Parameters
@@ -45,12 +51,15 @@ def force_limits(*, max_blocks: int | None = None, index64: bool = False) -> Ite
         Blocks of a grid at most.
     index64 : bool
         Index with 64 bits whatever the size.
+    full_grid : int, optional
+        Blocks from which on a thread takes more than the least.
     """
     current = limits()
     token = _limits.set(
         Limits(
             max_blocks=current.max_blocks if max_blocks is None else max_blocks,
             index32_below=0 if index64 else current.index32_below,
+            full_grid=current.full_grid if full_grid is None else full_grid,
         )
     )
     try:

@@ -20,6 +20,15 @@ _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((2, 3, 8, 10), {"kernel_size": (2, 2)}),
     ((2, 8, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
     ((1, 16, 7, 30), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
+    ((2, 8, 6, 16), {"kernel_size": (2, 2)}),
+    ((1, 8, 5, 32), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
+    ((1, 8, 3, 16), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
+    ((1, 8, 4, 6, 16), {"kernel_size": (2, 2, 2)}),
+    ((1, 8, 5, 6, 7), {"kernel_size": (3, 2, 2), "stride": (1, 2, 2)}),
+    ((2, 8, 32), {"kernel_size": (3,), "stride": 2, "padding": 1}),
+    ((1, 8, 13), {"kernel_size": (2,)}),
+    ((1, 3, 5, 5, 6), {"kernel_size": (3, 3, 3), "stride": 1, "padding": 1}),
+    ((2, 8, 7, 7), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
     ((2, 5, 13, 9), {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "ceil_mode": True}),
     ((1, 8, 12, 12), {"kernel_size": (2, 3), "stride": 1, "dilation": (3, 2)}),
     ((3, 2, 5, 5), {"kernel_size": (2, 2), "stride": 4}),
@@ -114,6 +123,8 @@ def avg_pool_cases() -> Iterator[Case]:
             yield _avg_pool(dtype, label, shape, window)
         shape, window = (2, 3, 9, 10), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}
         yield _avg_pool(dtype, "count_include_pad=False", shape, {**window, "count_include_pad": False})
+        tile = {"kernel_size": (3, 3), "stride": 1, "padding": 1, "count_include_pad": False}
+        yield _avg_pool(dtype, "3 x 3, count_include_pad=False", (1, 8, 5, 8), tile)
         yield _avg_pool(dtype, "divisor_override=-7", shape, {**window, "divisor_override": -7})
         window = {"kernel_size": (2, 3), "stride": 2, "padding": 1, "dilation": 2, "count_include_pad": False}
         yield _avg_pool(dtype, "dilation, count_include_pad=False", shape, window)

@@ -180,6 +180,70 @@ def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
         assert set(accesses) <= {1, 16}, name
 
 
+TILED = re.compile(r"(max|avg)_pool_(forward|backward)_tiled<(\w+), (\d), (\d), (\d), (\w+)>")
+
+
+def pooled_round(name, kernel):
+    """Instructions of a round of a tiled kernel's walk down a strip of whole tiles, and its bytes of DRAM traffic."""
+    op, direction, element, size, stride, _, last = TILED.match(name).groups()
+    size, stride, bytes_each = int(size), int(stride), 4 if element == "float" else 2
+    outputs = 16 // bytes_each if last == "true" else min(16 // bytes_each // stride, 4)
+    moved = outputs * ((stride**2 + 1) * bytes_each + (op == "max"))
+    # Of rows of whole tiles and of others: the one with the wider accesses.
+    loop = max(kernel.loops(), key=lambda it: (max(i.global_bytes for i in it.instructions), -len(it.instructions)))
+    if any(i.mnemonic == "STG" for i in loop.instructions):
+        return len(loop.instructions), moved
+    # The rows that a window takes: one after another, or as many as there are windows over two rows of inputs.
+    again = size - stride if direction == "backward" else size - 1 if last == "true" and size > 2 else 0
+    return len(kernel.around(loop).instructions) + again * len(loop.instructions), moved
+
+
+# Thread instructions for each byte of DRAM: what the longest way takes, an avg that divides by different numbers.
+# Windows one apart take nine values for each that they move: their arithmetic is what limits half types.
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("op", "direction", "window", "most_half", "most_float"),
+    [
+        ("max", "forward", "2, 2, 0", 3.5, 3.0),
+        ("max", "backward", "2, 2, 0", 3.0, 2.0),
+        ("max", "forward", "3, 2, 1", 6.0, 5.0),
+        ("max", "backward", "3, 2, 1", 8.5, 6.5),
+        ("max", "forward", "3, 1, 1", 13.0, 11.0),
+        ("max", "backward", "3, 1, 1", 17.0, 11.0),
+        ("avg", "forward", "2, 2, 0", 5.0, 4.0),
+        ("avg", "backward", "2, 2, 0", 4.0, 3.0),
+        ("avg", "forward", "3, 2, 1", 6.5, 5.0),
+        ("avg", "backward", "3, 2, 1", 13.0, 10.5),
+        ("avg", "forward", "3, 1, 1", 17.0, 9.0),
+        ("avg", "backward", "3, 1, 1", 31.0, 16.0),
+    ],
+)
+def test_instructions_per_byte_of_tiled_pooling(op, direction, window, most_half, most_float, capability):
+    kernels = {
+        name: kernel
+        for name, kernel in compiled(f"{op}_pool_tiled.cu", capability).items()
+        if f"_{direction}_" in name and f", {window}, " in name
+    }
+    assert len(kernels) == 6
+    for name, kernel in kernels.items():
+        # Pairs of bfloat16 are compared one by one before 9.0.
+        if capability < 90 and name.startswith("max_pool_forward_tiled<__nv_bfloat16"):
+            continue
+        instructions, moved = pooled_round(name, kernel)
+        assert instructions / moved <= (most_float if "<float" in name else most_half), name
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("source", ["max_pool.cu", "max_pool_tiled.cu", "avg_pool_tiled.cu", "global_pool.cu"])
+def test_pooling_loops_do_not_divide(source, capability):
+    for name, kernel in compiled(source, capability).items():
+        # 64-bit indices, those of images of 2**31 elements and more, are divided as they are.
+        if name.endswith("long long>"):
+            continue
+        for loop in kernel.loops():
+            assert not [i.opcode for i in loop.instructions if i.mnemonic == "MUFU"], name
+
+
 CONTROLS = """
 __global__ void scalar_copy(const float* x, float* y, int n) {
     #pragma unroll 1

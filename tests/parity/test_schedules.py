@@ -28,6 +28,15 @@ def test_small_grids_and_64_bit_indices(case):
         check(case, emulated_backend())
 
 
+@pytest.mark.parametrize("case", [case for case in SOME if case.op.endswith("pool")], ids=str)
+def test_long_strips_and_small_grids(case):
+    """A thread of the tiled poolings walks down all rows, one block over all threads: what large arrays meet."""
+    expected = results(case, emulated_backend())
+    with force_limits(max_blocks=1, full_grid=1):
+        assert results(case, emulated_backend()) == expected
+        check(case, emulated_backend(check=True))
+
+
 def test_checked_under_a_hostile_schedule():
     """The check does not depend on the order that happened to run; a sample in another one shows it."""
     for case in SOME[::7]:

@@ -1,0 +1,175 @@
+// Common windows, with height and width known when compiled: a thread has a tile of neighbouring outputs or
+// inputs of a row, reads what its windows share once, keeps it in registers, and walks down a strip of rows.
+#pragma once
+
+#include "pool_window.cuh"
+
+// Windows of Kernel x Kernel over height and width, Stride apart, Pad before the first element; depth is that
+// of PoolWindow. One axis is a plane of height 1, whose windows have their other rows outside.
+template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
+struct PoolTile {
+    // Outputs of a tile: one vector of channels for channels last, else neighbours whose inputs, Stride
+    // apart, are 16 bytes; more than four would take too many registers.
+    static constexpr int kWidth = ChannelsLast ? kVectorWidth<T> : 1;
+    static constexpr int kColumns = ChannelsLast                   ? 1
+                                    : kVectorWidth<T> / Stride > 4 ? 4
+                                                                   : kVectorWidth<T> / Stride;
+    static constexpr int kLanes = kWidth * kColumns;
+    // Inputs of a row of the tile, and how many of them its windows reach, from Pad before.
+    static constexpr int kBody = kColumns * Stride;
+    static constexpr int kReach = kBody - Stride + Kernel;
+    // Windows over Stride neighbouring inputs, from kFirst to kLast past their own number.
+    static constexpr int kFirst = -((Kernel - Pad - 1) / Stride);
+    static constexpr int kLast = (Stride - 1 + Pad) / Stride;
+    static constexpr int kCovering = kColumns + kLast - kFirst;
+    // Those over input number `r` of Stride.
+    static __device__ __forceinline__ constexpr int first_over(int r) {
+        return -((Kernel - 1 - Pad - r) / Stride);
+    }
+    static __device__ __forceinline__ constexpr int last_over(int r) { return (Pad + r) / Stride; }
+};
+
+// A row of Count places in registers, Width values at each.
+template <typename T, int Count, int Width>
+struct PoolRow {
+    Vector<T, Width> at[Count];
+
+    // Places first .. first + Count - 1 of a row of `size`; outside, and everywhere unless `inside`, fill.
+    //   row     its first vector; the others follow `groups` apart
+    //   Whole   Body values from place first + Lead on are inside, and one aligned vector: Width is 1
+    template <bool Whole, int Lead, int Body>
+    __device__ __forceinline__ void load(const T* row, int first, int size, int groups, bool inside,
+                                         const Vector<T, Width>& fill) {
+        const int step = groups * Width;
+        const T* source = row + first * step;
+        Vector<T, Body> body;
+        if constexpr (Whole) {
+#pragma unroll
+            for (int i = 0; i < Body; ++i) body[i] = fill[0];
+            if (inside) body = Vector<T, Body>::load(source + Lead);
+        }
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            if (Whole && i >= Lead && i < Lead + Body) {
+                at[i][0] = body[i - Lead];
+                continue;
+            }
+            // Of a whole tile nothing before the body can be too far, nothing after it too early.
+            const int place = first + i;
+            const bool reached = (Whole && i >= Lead) || place >= 0;
+            const bool within = (Whole && i < Lead) || place < size;
+            at[i] = fill;
+            if (inside && reached && within) at[i] = Vector<T, Width>::load(source + i * step);
+        }
+    }
+
+    // Writes places 0 .. Count - 1 to first .. of a row of `size`, as far as they are inside.
+    template <bool Whole>
+    __device__ __forceinline__ void store(T* row, int first, int size, int groups) const {
+        if constexpr (Whole && Width == 1) {
+            Vector<T, Count> all;
+#pragma unroll
+            for (int i = 0; i < Count; ++i) all[i] = at[i][0];
+            all.store(row + first);
+        } else {
+            const int step = groups * Width;
+            T* target = row + first * step;
+#pragma unroll
+            for (int i = 0; i < Count; ++i) {
+                if (first + i < size) at[i].store(target + i * step);
+            }
+        }
+    }
+};
+
+// A row of half values in registers, two in a word, for windows over neighbouring values.
+template <typename T, int Count, int Lead, int Body>
+struct PoolPairRow {
+    // One value in each of the first Lead and of the last words.
+    static constexpr int kWords = Count - Body + Body / 2;
+    unsigned int words[kWords];
+
+    static __device__ __forceinline__ unsigned int bits(const T* value) {
+        return *reinterpret_cast<const unsigned short*>(value);
+    }
+
+    // As PoolRow::load.
+    //   fill   in both halves
+    template <bool Whole>
+    __device__ __forceinline__ void load(const T* row, int first, int size, bool inside, unsigned int fill) {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words[i] = fill;
+        if (!inside) return;
+        const T* source = row + first;
+        if constexpr (Whole) {
+            const Vector<T, Body> body = Vector<T, Body>::load(source + Lead);
+#pragma unroll
+            for (int i = 0; i < Body / 2; ++i)
+                words[Lead + i] = reinterpret_cast<const unsigned int*>(body.words)[i];
+        }
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            const bool in_body = i >= Lead && i < Lead + Body;
+            if (Whole && in_body) continue;
+            const int place = first + i;
+            const bool reached = (Whole && i >= Lead) || place >= 0;
+            const bool within = (Whole && i < Lead) || place < size;
+            if (!reached || !within) continue;
+            const unsigned int value = bits(source + i);
+            unsigned int& word = words[word_of(i)];
+            if (!in_body) {
+                word = value;
+            } else {
+                word = half_of(i) ? (word & 0xffff) | value << 16 : (word & 0xffff0000) | value;
+            }
+        }
+    }
+
+    static __device__ __forceinline__ constexpr int word_of(int i) {
+        return i < Lead ? i : i < Lead + Body ? Lead + (i - Lead) / 2 : i - Body / 2;
+    }
+    static __device__ __forceinline__ constexpr int half_of(int i) {
+        return i >= Lead && i < Lead + Body ? (i - Lead) % 2 : 0;
+    }
+    // Places i and j in one word.
+    __device__ __forceinline__ unsigned int pair(int i, int j) const {
+        const unsigned int low = words[word_of(i)], high = words[word_of(j)];
+        return __byte_perm(low, high, (half_of(i) ? 0x32 : 0x10) | (half_of(j) ? 0x7600 : 0x5400));
+    }
+};
+
+template <typename T, int Width>
+__device__ __forceinline__ Vector<T, Width> filled(T value) {
+    Vector<T, Width> vector;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) vector[k] = value;
+    return vector;
+}
+
+// The sizes of an array's images, which have fewer than 2^31 values.
+template <int Width, bool ChannelsLast>
+struct PoolPlane {
+    int depth, height, width, groups;
+
+    __device__ __forceinline__ PoolPlane(const long long (&sizes)[3], long long vectors)
+        : depth(static_cast<int>(sizes[0])),
+          height(static_cast<int>(sizes[1])),
+          width(static_cast<int>(sizes[2])),
+          groups(ChannelsLast ? static_cast<int>(vectors) : 1) {}
+
+    // Values before the image of a tile and, in it, before the tile's group.
+    __device__ __forceinline__ long long before(const PoolPosition<int>& tile) const {
+        return tile.image * (static_cast<long long>(depth) * height * width * groups * Width) +
+               (ChannelsLast ? tile.group * Width : 0);
+    }
+    // Values of the image before a row.
+    __device__ __forceinline__ int row(int d, int h) const {
+        return (d * height + h) * (width * groups * Width);
+    }
+};
+
+// Whether every tile of both arrays is whole: `inputs` and `outputs` of a row each.
+__device__ __forceinline__ bool whole_tiles(const PoolWindow& window, int inputs, int outputs) {
+    return static_cast<int>(window.input[2]) % inputs == 0 &&
+           static_cast<int>(window.output[2]) % outputs == 0;
+}
