@@ -246,12 +246,12 @@ def _network(scaling: str, seed: int) -> Sequential:
 
 def _trained(lab: Lab) -> dict[str, Any]:
     """Networks trained both ways, evaluated with and without the correction, and averaged."""
-    data, seeds = digits(), lab.choose(5, 1)
+    data, seeds = digits(), lab.choose(4, 1)
     runs = []
     for number in range(2 * seeds):
         seed, scaling = number // 2, ("inverted", "inference")[number % 2]
         network = _network(scaling, seed)
-        train_classifier(lab, network, data, epochs=lab.choose(20, 6), seed=seed)
+        train_classifier(lab, network, data, epochs=lab.choose(20, 5), seed=seed)
         runs.append(_evaluated(lab, network, scaling, seed, data))
         lab.progress((number + 1) / (2 * seeds + 1))
     return {"runs": runs, "average": _averages(lab, network, data)}
@@ -293,8 +293,8 @@ def _averages(lab: Lab, network: Sequential, data: Dataset) -> dict[str, Any]:
         ]
     few = features[:10]
     full = on_cpu(top.eval()(few)).astype(np.float64)
-    mean, variance = (on_cpu(array).astype(np.float64) for array in mc_dropout(top, few, lab.choose(4000, 1000)))
-    errors = np.sqrt(variance / lab.choose(4000, 1000))
+    mean, variance = (on_cpu(array).astype(np.float64) for array in mc_dropout(top, few, lab.choose(4000, 500)))
+    errors = np.sqrt(variance / lab.choose(4000, 500))
     return {"distances": distances, "deviation": float(np.max(np.abs(mean - full) / errors))}
 
 

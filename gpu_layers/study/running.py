@@ -187,5 +187,7 @@ def _in_a_process(name: str, part: str, lab: Lab, connection: Connection) -> Non
         connection.send(("result", _measure(STUDIES[name], part, report)))
     except BrokenPipeError:
         pass  # the parent is gone
+    except (OSError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        connection.send(("error", str(error) or type(error).__name__))
     except BaseException:
         connection.send(("error", traceback.format_exc().strip()))

@@ -20,7 +20,7 @@ from gpu_layers.training.optimizers import SGD
 _P = 0.2
 _NEURONS = (1.0, 2.0, 3.0)
 _SUMMED = 1000
-_STEPS, _QUICK_STEPS = 30_000, 1_500
+_STEPS, _QUICK_STEPS = 30_000, 1_000
 _SEEDS, _QUICK_SEEDS = 10, 2
 _TRAJECTORY_STEPS = 200
 #: Steps of training whose cost is in the table, as in the notes.
@@ -231,7 +231,7 @@ _ARMS = (
 
 def _by_hand(lab: Lab) -> dict[str, Any]:
     """Three neurons, a sum of a thousand, and the change of coordinates."""
-    draws, q = lab.choose(200_000, 50_000), 1 - _P
+    draws, q = lab.choose(200_000, 40_000), 1 - _P
     h = np.array(_NEURONS)
     tiled = lab.place(np.tile(h, (draws, 1)))
     outputs = {

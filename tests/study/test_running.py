@@ -36,16 +36,24 @@ def test_a_killed_process_is_an_error():
     assert multiprocessing.active_children() == []
 
 
-def test_what_a_part_raises_is_told(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "starts", "ends"),
+    [
+        (ArithmeticError("lost count"), "lost count", "lost count"),
+        (KeyError("a bug"), "Traceback (most recent call last)", "KeyError: 'a bug'"),
+    ],
+)
+def test_what_a_part_raises_is_told(monkeypatch, error, starts, ends):
     def fails(lab):
-        raise ArithmeticError("lost count")
+        raise error
 
     monkeypatch.setitem(STUDIES, "pooling", replace(STUDIES["pooling"], parts={"all": fails}))
     ours, theirs = Pipe(duplex=False)
     _in_a_process("pooling", "all", Lab(), theirs)
     kind, message = ours.recv()
     assert kind == "error"
-    assert message.endswith("ArithmeticError: lost count")
+    assert message.startswith(starts)
+    assert message.endswith(ends)
 
 
 def gone(group):
