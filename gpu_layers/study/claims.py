@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Report:
     study: Study
     outcomes: Sequence[Outcome]
     findings: Findings
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
 
     @property
     def failed(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -120,9 +119,7 @@ class Trained:
     plane: dict[str, np.ndarray]
 
 
-def train(
-    lab: Lab, scaling: str | None, *, seeds: int, steps: int, after_step: Callable[[int], None] = lambda step: None
-) -> Trained:
+def train(lab: Lab, scaling: str | None, *, seeds: int, steps: int) -> Trained:
     """Train all seeds' networks at once, on the whole batch."""
     data, net = moons(seeds), network(seeds, scaling)
     net.to(lab.device)

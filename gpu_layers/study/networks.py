@@ -9,7 +9,7 @@ import numpy as np
 
 from gpu_layers.layers import Layer
 from gpu_layers.runtime.cuda import array_module
-from gpu_layers.study.lab import Lab, on_cpu
+from gpu_layers.study.lab import Lab
 from gpu_layers.training.batches import batches, epoch_order
 from gpu_layers.training.dataset import Dataset
 from gpu_layers.training.initialization import he_normal
@@ -114,10 +114,3 @@ def loss_and_accuracy(logits: Any, labels: Any) -> tuple[float, float]:
     labels = xp.asarray(labels)
     loss, _ = softmax_cross_entropy(logits, labels)
     return loss, float((logits.argmax(axis=1) == labels).mean())
-
-
-def softmax(logits: Any) -> np.ndarray:
-    """Probabilities of the classes, in float64."""
-    wide = on_cpu(logits).astype(np.float64)
-    e = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)

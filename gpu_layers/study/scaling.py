@@ -147,7 +147,7 @@ _CLAIMS = (
                 "每步约 1e-16 的舍入误差，经 200 步训练可能被放大",
             ),
         ),
-        "from gpu_layers.study import Lab, scaling\n\nprint(scaling.trajectory_difference(Lab(), steps=50))",
+        "from gpu_layers.study import Lab, scaling\n\nprint(scaling.trajectory_difference(Lab(), steps=20))",
     ),
     Claim(
         "same-accuracy",
@@ -167,7 +167,7 @@ _CLAIMS = (
         ),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
-        "    run = moons.train(Lab(), scaling, seeds=2, steps=300)\n"
+        "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"
         '    print(scaling, run.accuracy["as is"]["test"])',
         is_question=True,
     ),
@@ -192,7 +192,7 @@ _CLAIMS = (
         ),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
-        "    run = moons.train(Lab(), scaling, seeds=2, steps=300)\n"
+        "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"
         "    print(scaling, run.late_cost)",
         is_question=True,
     ),
@@ -214,7 +214,7 @@ _CLAIMS = (
         ),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", None):\n'
-        "    run = moons.train(Lab(), scaling, seeds=2, steps=300)\n"
+        "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"
         '    print(scaling, run.accuracy["as is"]["train"], run.accuracy["as is"]["test"])',
         is_question=True,
     ),

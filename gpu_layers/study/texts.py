@@ -12,5 +12,5 @@ ROUNDING = Text(
     "rounding errors of float64, some 1e-16 each, and room for their sum",
     "float64 的舍入误差（每次约 1e-16），并为误差累积留有余量",
 )
-EXACT = Text("the same bits, or not", "逐位比较，只有相同与不同")
+EXACT = Text("the same bits, or not", "逐位比较，要么相同，要么不同")
 COUNTED = Text("counted, not estimated", "是计数，不是估计")
