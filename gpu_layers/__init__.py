@@ -1,6 +1,6 @@
 """Dropout, batch normalisation and pooling as CUDA kernels, under a layer API, with a NumPy reference."""
 
-from gpu_layers import ops, random
+from gpu_layers import distributed, ops, random
 from gpu_layers._version import __version__
 from gpu_layers.folding import fold_batch_norm
 from gpu_layers.foreign import load_foreign_batch_norm
@@ -40,6 +40,7 @@ from gpu_layers.layers import (
     MaxUnpool2d,
     MaxUnpool3d,
     ReLU,
+    SyncBatchNorm,
 )
 from gpu_layers.random import (
     CudaGraphGenerator,
@@ -92,8 +93,10 @@ __all__ = [
     "MaxUnpool2d",
     "MaxUnpool3d",
     "ReLU",
+    "SyncBatchNorm",
     "__version__",
     "default_generator",
+    "distributed",
     "fold_batch_norm",
     "fuse",
     "load_foreign_batch_norm",

@@ -28,6 +28,7 @@ from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
+from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "ActivationDropout",
@@ -64,4 +65,5 @@ __all__ = [
     "MaxUnpool2d",
     "MaxUnpool3d",
     "ReLU",
+    "SyncBatchNorm",
 ]

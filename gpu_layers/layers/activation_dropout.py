@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.dropout import check_generator
+from gpu_layers.layers.dropout import check_generator, first_decision
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -33,6 +33,11 @@ class ActivationDropout(Layer):
         Where the masks come from; ``gpu_layers.default_generator`` by default. Each training forward takes one
         offset, whatever p is; evaluation and backward none.
 
+    Attributes
+    ----------
+    first_sample : int
+        As :class:`Dropout`'s: where the input is a part of a batch, the number of the part's first sample.
+
     Raises
     ------
     ValueError
@@ -46,6 +51,7 @@ class ActivationDropout(Layer):
         self.activation, self.order = check_activation(activation), check_order(order)
         self.p = check_probability(p)
         self.generator = check_generator(generator)
+        self.first_sample = 0
         self._taken: Any = None
 
     def forward(self, x: Any) -> Any:
@@ -53,8 +59,9 @@ class ActivationDropout(Layer):
         if self.training:
             generator = self.generator or random.default_generator
             numbers = generator.numbers()
+            start = first_decision(x, self.first_sample)
             y, saved = activation_dropout_forward(
-                x, self.activation, self.p, *numbers, order=self.order, draw=generator.draw
+                x, self.activation, self.p, *numbers, order=self.order, start=start, draw=generator.draw
             )
             self._taken = generator.advance(self._taken)
             self._saved = saved if self._taken is None else saved.with_draw(self._taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,10 +38,21 @@ def check_generator(generator: Any) -> random.Generator | None:
     return generator
 
 
+def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> int:
+    """Number of x's first decision, where index 0 of its first axis is ``first_sample`` of the whole batch."""
+    return first_sample * math.prod(x.shape[1:mask_axes])
+
+
 class DropoutLayer(Layer):
     """What the layers of the family share: p, generator, and the identity in evaluation.
 
     Subclasses say how many leading axes the mask has: elements that agree in them are dropped together.
+
+    Attributes
+    ----------
+    first_sample : int
+        Where the input is a part of a batch, the number in the batch of the part's first sample: it gets the masks that
+        it would get there. 0 at first.
     """
 
     def __init__(self, p: float, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
@@ -48,6 +60,7 @@ class DropoutLayer(Layer):
         self.p = check_probability(p)
         self.inplace = bool(inplace)
         self.generator = check_generator(generator)
+        self.first_sample = 0
         self._taken: Any = None
 
     def forward(self, x: Any) -> Any:
@@ -89,6 +102,9 @@ class DropoutLayer(Layer):
         """Drop by the generator's next mask; the generator is advanced once that has succeeded."""
         generator = self.generator or random.default_generator
         out = x if self.inplace else None
+        # Sample ids are those of the whole already.
+        if options.get("sample_ids") is None:
+            options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
         y, saved = self._drop(x, *generator.numbers(), draw=generator.draw, out=out, **options)
         self._taken = generator.advance(self._taken)
         return y, saved if self._taken is None else saved.with_draw(self._taken)

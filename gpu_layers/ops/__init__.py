@@ -33,6 +33,7 @@ from gpu_layers.ops.max_pool import (
     max_pool_indices,
 )
 from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
+from gpu_layers.ops.sync_batch_norm import sync_batch_norm_backward, sync_batch_norm_forward
 
 __all__ = [
     "ActivationDropoutSaved",
@@ -70,4 +71,6 @@ __all__ = [
     "max_unpool_forward",
     "relu_backward",
     "relu_forward",
+    "sync_batch_norm_backward",
+    "sync_batch_norm_forward",
 ]

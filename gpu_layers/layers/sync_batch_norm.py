@@ -1,0 +1,62 @@
+"""Batch normalisation over the batches of several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers.distributed.communicator import Communicator, default_communicator
+from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.running_statistics import BatchStatistics, batch_statistics
+from gpu_layers.moments import Moments
+from gpu_layers.ops.packing import Packing
+from gpu_layers.ops.sync_batch_norm import (
+    sync_batch_norm_backward,
+    sync_batch_norm_forward,
+    sync_batch_norm_moments,
+)
+
+
+class SyncBatchNorm(BatchNormLayer):
+    """Batch norm of input of 2 to 5 axes, in training by the statistics of all processes' batches.
+
+    The processes hold parts of a batch, of any sizes, also empty ones: y, dx and the running statistics are those of
+    one process with all of it. Gradients of weight and bias are sums over the own part, as those of every other
+    layer, and to be added over the processes. All processes must run the same forwards and backwards.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, bias, channels_last, activation, dtype
+        As :class:`BatchNorm2d`.
+    communicator : gpu_layers.distributed.Communicator, optional
+        The processes that ``mpirun`` started by default; without it this one alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
+    RuntimeError
+        If ``mpirun`` started several processes, and mpi4py is missing.
+    """
+
+    _input_ranks = (2, 3, 4, 5)
+
+    def __init__(self, num_features: int, *args: Any, communicator: Communicator | None = None, **options: Any) -> None:
+        super().__init__(num_features, *args, **options)
+        if not (communicator is None or isinstance(communicator, Communicator)):
+            raise TypeError(
+                f"communicator must be a gpu_layers.distributed.Communicator, got {type(communicator).__name__}"
+            )
+        self.communicator = default_communicator() if communicator is None else communicator
+
+    def _normalise_by_batch(
+        self, x: Any, options: dict[str, Any], packing: Packing | None
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+        # As in PyTorch, a layer without running statistics evaluates each process's batch for itself.
+        if not self.training and self.use_batch_statistics is None:
+            return super()._normalise_by_batch(x, options, packing)
+        y, saved = sync_batch_norm_forward(x, *self._affine_part(), self.communicator, **options)
+        return y, sync_batch_norm_backward, saved, batch_statistics(saved.moments, self.dtype)
+
+    def _moments(self, x: Any, packing: Packing | None) -> Moments:
+        return sync_batch_norm_moments(x, self.communicator, channels_last=self._channels_last(packing))

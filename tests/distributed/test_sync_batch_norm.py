@@ -1,0 +1,116 @@
+"""Batch norm over processes: real ones, started by mpirun."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.distributed import MpiCommunicator, NcclCommunicator, SingleProcess, shard
+from tests.distributed.processes import run_processes
+from tests.inputs import assert_same_bits, normal
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_all_processes_together_are_one_with_the_whole_batch(count):
+    done = run_processes(count, "-W", "error", "-m", "mpi4py", HERE / "sync_batch_norm_ranks.py", count)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in range(count):
+        assert f"process {rank} of {count} is done" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["killed", "raises", "sleeps", "with mpi4py"])
+def test_a_process_that_is_lost_is_an_error_for_the_others(how):
+    began = time.monotonic()
+    runner = ("-m", "mpi4py") if how == "with mpi4py" else ()
+    done = run_processes(2, *runner, HERE / "lost_ranks.py", "raises" if runner else how)
+    assert done.returncode != 0, done.stdout
+    assert time.monotonic() - began < 60
+    if how in ("raises", "with mpi4py"):
+        assert "this process has a bug" in done.stderr
+    if how == "sleeps":
+        assert "process 0 of 2 waited 2 s for the others: one has ended, or has not come to the same" in done.stdout
+
+
+def test_without_other_processes_it_is_batch_norm():
+    x, dy = normal((5, 3, 4)), normal((5, 3, 4), seed=1)
+    sync, plain = gl.SyncBatchNorm(3, dtype="float64"), gl.BatchNorm1d(3, dtype="float64")
+    assert isinstance(sync.communicator, SingleProcess)
+    np.testing.assert_allclose(sync(x), plain(x), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(sync.backward(dy), plain.backward(dy), rtol=0, atol=1e-12)
+    assert_same_bits(sync.eval()(x), plain.eval()(x))
+    assert repr(sync) == repr(plain).replace("BatchNorm1d", "SyncBatchNorm")
+    sync.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="expected 2D or 3D or 4D or 5D input"):
+        sync(x[0, 0])
+    with pytest.raises(ValueError, match=r"dy must have the output's shape \[5, 3, 4\]"):
+        sync.backward(dy[:2])
+
+
+class Recorded:
+    """What an engine of CuPy is asked for, answered as though a second process had twice the values."""
+
+    def all_gather(self, own, everything, count):
+        assert own.flags.c_contiguous
+        assert count == own.size
+        everything[0], everything[1] = own, 2 * own
+
+
+def test_the_engine_of_nccl_is_asked_for_all_elements():
+    processes = NcclCommunicator(Recorded(), 0, 2)
+    np.testing.assert_array_equal(processes.gather(np.ones((2, 3))[:, ::2]), [np.ones((2, 2)), np.full((2, 2), 2)])
+    assert processes.gather(np.ones((0, 3))).shape == (2, 0, 3)
+    with pytest.raises(TypeError, match="NCCL gathers float32 and float64 here, got int64"):
+        processes.gather(np.ones(3, int))
+    for arguments, error in ((("0", 2), TypeError), ((2, 2), ValueError), ((0, 0), ValueError)):
+        with pytest.raises(error):
+            NcclCommunicator(Recorded(), *arguments)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 7, 8])
+def test_shards_are_the_batch_in_order(samples):
+    class Numbered(SingleProcess):
+        def __init__(self, rank):
+            self.rank, self.size = rank, 3
+
+    parts = [shard(samples, Numbered(rank)) for rank in range(3)]
+    assert [i for part in parts for i in range(samples)[part]] == list(range(samples))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match=r"communicator must be a gpu_layers.distributed.Communicator, got int"):
+        gl.SyncBatchNorm(3, communicator=2)
+    for timeout, error in ((0, ValueError), (-1, ValueError), (float("nan"), ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="timeout must be"):
+            MpiCommunicator(object(), timeout=timeout)
+    for missing in ("gather", "abort"):
+        with pytest.raises(TypeError, match=f"Communicator defines no {missing}"):
+            getattr(gl.distributed.Communicator(), missing)(*([None] if missing == "gather" else []))
+    with pytest.raises(SystemExit):
+        SingleProcess().abort()
+
+
+def test_a_missing_mpi_is_explained():
+    code = """
+import sys
+sys.modules["mpi4py.MPI"] = None
+import gpu_layers as gl
+try:
+    gl.SyncBatchNorm(3)
+except RuntimeError as error:
+    assert "several processes need mpi4py" in str(error) and "gpu-layers[mpi]" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    environment = {"OMPI_COMM_WORLD_SIZE": "2", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
