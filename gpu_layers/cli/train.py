@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpu_layers.cli.arguments import integer, positive, probability
 from gpu_layers.cli.progress import epoch_line, progress_display
+from gpu_layers.distributed import default_communicator
+from gpu_layers.distributed.communicator import local_rank
 from gpu_layers.runtime.cuda import require_gpu
-from gpu_layers.training.dataset import digits, load_npz
+from gpu_layers.training.dataset import Dataset, digits, load_npz
 from gpu_layers.training.extras import require_extras
 from gpu_layers.training.network import PLACEMENTS
 from gpu_layers.training.run_folder import RunFolder
@@ -19,7 +24,8 @@ _DESCRIPTION = """
 Trains Conv-BN-ReLU-Dropout-MaxPool twice, then Linear-BN-ReLU-Dropout-Linear, on the 1,797 handwritten digits that
 come with scikit-learn, or on the images of a file. The same seed gives the same weights, bit for bit, on the same
 machine. A run that was stopped continues with --resume from its last finished epoch, and ends with exactly the
-weights of a run that was never stopped.
+weights of a run that was never stopped. Several processes share each batch: with "mpirun -n 2 gpu-layers train"
+masks are those of a single process, and losses the same to rounding.
 """
 
 
@@ -104,18 +110,40 @@ def run(arguments: argparse.Namespace) -> int:
         optimizer=arguments.optimizer,
         lr=getattr(arguments, "lr", DEFAULT_LR[arguments.optimizer]),
     )
-    trainer = Trainer(settings, dataset)
-    folder = RunFolder(arguments.out)
-    resumed = folder.begin(trainer, resume=arguments.resume)
+    communicator = default_communicator()
+    if communicator.size > 1 and device == "cuda":
+        _use_own_gpu()
+    try:
+        trainer = Trainer(settings, dataset, communicator)
+        if communicator.rank == 0:
+            _train(trainer, dataset, RunFolder(arguments.out), arguments.resume)
+        else:
+            _train_along(trainer, RunFolder(arguments.out), arguments.resume)
+    except BaseException as error:
+        if communicator.size > 1 and not isinstance(error, BrokenPipeError):
+            print(
+                f"gpu-layers: process {communicator.rank} of {communicator.size}: {error}", file=sys.stderr, flush=True
+            )
+            communicator.abort()
+        raise
+    return 0
+
+
+def _train(trainer: Trainer, dataset: Dataset, folder: RunFolder, resume: bool) -> None:
+    """The run as the first process does it, or the only one: it writes and reports."""
+    settings, communicator = trainer.settings, trainer.communicator
+    resumed = folder.begin(trainer, resume=resume)
+    communicator.gather(np.array([resumed], np.int64))
     with progress_display(len(dataset.x_train)) as display:
         backend = "CUDA kernels" if settings.device == "cuda" else "NumPy reference"
+        processes = f", {communicator.size} processes" if communicator.size > 1 else ""
         display.line(
             f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test images, "
-            f"{len(dataset.classes)} classes; {backend}, {settings.dtype}, seed {settings.seed}"
+            f"{len(dataset.classes)} classes; {backend}, {settings.dtype}, seed {settings.seed}{processes}"
         )
         if resumed:
             display.line(f"continuing after epoch {trainer.epoch} of {settings.epochs}")
-        elif arguments.resume:
+        elif resume:
             display.line(f"no checkpoint in {folder.path}: starting from the beginning")
         while not trainer.finished:
             entry = trainer.train_epoch(display.begin_epoch(trainer.epoch + 1))
@@ -125,7 +153,21 @@ def run(arguments: argparse.Namespace) -> int:
     accuracy, seconds = trainer.history[-1]["test_accuracy"], sum(entry["seconds"] for entry in trainer.history)
     print(f"test accuracy {100 * accuracy:.2f} % after {settings.epochs} epochs, {seconds:.1f} s of training")
     print(f"wrote {', '.join(path.name for path in (folder.model, folder.metrics, folder.curves))} in {folder.path}")
-    return 0
+
+
+def _train_along(trainer: Trainer, folder: RunFolder, resume: bool) -> None:
+    """The run as the other processes do it: in silence, from the checkpoint that the first one took."""
+    resumed = trainer.communicator.gather(np.array([False], np.int64))[0]
+    if resumed:
+        folder.restore(trainer)
+    while not trainer.finished:
+        trainer.train_epoch()
+
+
+def _use_own_gpu() -> None:
+    """Have each process of a machine use another one of its GPUs, as far as there are enough."""
+    cupy = require_gpu()
+    cupy.cuda.Device(local_rank() % cupy.cuda.runtime.getDeviceCount()).use()
 
 
 def _device(choice: str) -> str:

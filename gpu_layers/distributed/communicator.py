@@ -10,6 +10,7 @@ from gpu_layers.runtime.cuda import array_module
 
 #: Number of processes, as the starters of MPI programs announce it: Open MPI, and MPICH and its relatives.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 
 
 class Communicator:
@@ -68,6 +69,11 @@ class SingleProcess(Communicator):
 def started_processes() -> int:
     """How many processes ``mpirun`` says that it started; 1 without it."""
     return max(int(os.environ.get(name, "1")) for name in _SIZE_VARIABLES)
+
+
+def local_rank() -> int:
+    """Number of this process among those of the same machine, as ``mpirun`` announces it; 0 without it."""
+    return max(int(os.environ.get(name, "0")) for name in _LOCAL_RANK_VARIABLES)
 
 
 @cache

@@ -12,7 +12,7 @@ from gpu_layers.runtime.cuda import array_module
 from gpu_layers.training.precision import rounded
 
 
-def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Any]:
+def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = None) -> tuple[float, Any]:
     """Mean over samples of ``-log softmax(logits)[label]``, and its gradient.
 
     Computed in float32 (float64 for float64), relative to each sample's largest logit, so nothing overflows.
@@ -23,6 +23,8 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Any]:
         float16, bfloat16, float32 or float64; N at least 1.
     labels : array of int, shape (N,)
         In ``0 .. classes - 1``.
+    samples : int, optional
+        What to divide by instead of N, where these are a part of a batch; then N may be 0.
 
     Returns
     -------
@@ -39,21 +41,24 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, Any]:
     """
     backend_for(logits, labels)
     check_dtype(logits, "logits")
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, may_be_empty=samples is not None)
     xp = array_module(logits)
     wide = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    if logits.shape[0] == 0:
+        return 0.0, logits.copy()
     wide -= wide.max(axis=1, keepdims=True)
     log_softmax = wide - xp.log(xp.exp(wide).sum(axis=1, keepdims=True))
     count = labels.shape[0]
     rows = xp.arange(count)
-    loss = -float(log_softmax[rows, labels].mean())
+    chosen = log_softmax[rows, labels]
+    loss = -float(chosen.mean() if samples is None else chosen.sum() / samples)
     gradient = xp.exp(log_softmax)
     gradient[rows, labels] -= 1
-    gradient /= count
+    gradient /= count if samples is None else samples
     return loss, rounded(gradient, logits.dtype)
 
 
-def _check_labels(logits: Any, labels: Any) -> None:
+def _check_labels(logits: Any, labels: Any, may_be_empty: bool) -> None:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -61,6 +66,8 @@ def _check_labels(logits: Any, labels: Any) -> None:
             "expected logits of shape (N, classes) and labels of shape (N,), "
             f"got {list(logits.shape)} and {list(labels.shape)}"
         )
+    if logits.size == 0 and may_be_empty and logits.shape[1] > 0:
+        return
     if logits.size == 0:
         raise ValueError(f"the mean loss of nothing is undefined: got logits of shape {list(logits.shape)}")
     low, high = int(labels.min()), int(labels.max())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_layers.layers import BatchNorm1d, BatchNorm2d, Dropout, Layer, MaxPool2d, ReLU
+from gpu_layers.distributed import Communicator
+from gpu_layers.layers import BatchNorm1d, BatchNorm2d, Dropout, Layer, MaxPool2d, ReLU, SyncBatchNorm
+from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.random import Generator
 from gpu_layers.training.convolution import Conv2d
 from gpu_layers.training.linear import Flatten, Linear
@@ -23,6 +25,7 @@ def image_classifier(
     placement: str,
     seed: int,
     dtype: np.dtype,
+    communicator: Communicator | None = None,
 ) -> Sequential:
     """Conv-BN-ReLU-Dropout-MaxPool twice, then Linear-BN-ReLU-Dropout-Linear.
 
@@ -39,6 +42,8 @@ def image_classifier(
         Of the initial weights and of the dropout masks; each dropout layer has a stream of its own.
     dtype : numpy.dtype
         Of the activations. Parameters are float64 for float64, float32 for all others.
+    communicator : Communicator, optional
+        Of several processes that share each batch: batch norm is then that of all of them.
 
     Returns
     -------
@@ -50,6 +55,11 @@ def image_classifier(
     weights = np.random.default_rng(np.random.SeedSequence(seed))
     masks = iter(Generator(seed).spawn(len(_WIDTHS) + 1))
 
+    def batch_norm(kind: type[BatchNormLayer], channels: int) -> Layer:
+        if communicator is None or communicator.size == 1:
+            return kind(channels, dtype=parameters)
+        return SyncBatchNorm(channels, dtype=parameters, communicator=communicator)
+
     def activation() -> list[Layer]:
         pair = [ReLU(), Dropout(p, generator=next(masks))]
         return pair if placement == "after" else pair[::-1]
@@ -60,7 +70,7 @@ def image_classifier(
         layers += [
             # No bias: batch norm would subtract it again.
             Conv2d(channels, filters, 3, padding=1, bias=False, dtype=parameters, seed=weights),
-            BatchNorm2d(filters, dtype=parameters),
+            batch_norm(BatchNorm2d, filters),
             *activation(),
             # Rounded up, so that an image of a single row or column stays one.
             MaxPool2d(2, ceil_mode=True),
@@ -69,7 +79,7 @@ def image_classifier(
     layers += [
         Flatten(),
         Linear(channels * height * width, _HIDDEN, bias=False, dtype=parameters, seed=weights),
-        BatchNorm1d(_HIDDEN, dtype=parameters),
+        batch_norm(BatchNorm1d, _HIDDEN),
         *activation(),
         Linear(_HIDDEN, classes, dtype=parameters, seed=weights),
     ]

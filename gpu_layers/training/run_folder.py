@@ -61,16 +61,26 @@ class RunFolder:
         for file in (self.checkpoint, *outputs):
             remove_partial(file)
         if resume and self.checkpoint.exists():
-            try:
-                trainer.restore(*load_arrays(self.checkpoint, "checkpoint"))
-            except ValueError as error:
-                raise ValueError(f"cannot resume from {self.checkpoint}: {error}") from error
+            self.restore(trainer)
             return True
         # The outputs of an earlier run must not stand beside the checkpoint of this one.
         for file in outputs:
             file.unlink(missing_ok=True)
         self.save_checkpoint(trainer)
         return False
+
+    def restore(self, trainer: Trainer) -> None:
+        """Let the trainer take over the checkpoint.
+
+        Raises
+        ------
+        OSError, ValueError
+            If there is none, or it is damaged, foreign, or of a run with other settings or data.
+        """
+        try:
+            trainer.restore(*load_arrays(self.checkpoint, "checkpoint"))
+        except ValueError as error:
+            raise ValueError(f"cannot resume from {self.checkpoint}: {error}") from error
 
     def save_checkpoint(self, trainer: Trainer) -> None:
         """Write the trainer's state.

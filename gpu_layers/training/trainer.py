@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.distributed import Communicator, SingleProcess, shard
+from gpu_layers.layers.dropout import DropoutLayer
 from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
 from gpu_layers.training.batches import batch_count, batches, epoch_order
 from gpu_layers.training.dataset import Dataset
@@ -19,6 +21,7 @@ from gpu_layers.training.extras import import_extra
 from gpu_layers.training.loss import softmax_cross_entropy
 from gpu_layers.training.network import dropout_generators, image_classifier
 from gpu_layers.training.optimizers import SGD, Adam, Optimizer
+from gpu_layers.training.sums import added
 
 #: Of the activations, by the name that ``--dtype`` takes.
 DTYPES = {
@@ -87,6 +90,9 @@ class Trainer:
     ----------
     settings : Settings
     dataset : Dataset
+    communicator : Communicator, optional
+        Processes that share each batch, each with a trainer like this one: masks are those of a single process, and
+        losses and weights the same to rounding, and the same bits in all processes.
 
     Attributes
     ----------
@@ -102,9 +108,10 @@ class Trainer:
         For a setting that a layer or the optimizer refuses.
     """
 
-    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, communicator: Communicator | None = None) -> None:
         self.settings = settings
         self.classes = len(dataset.classes)
+        self.communicator = communicator or SingleProcess()
         self.history: list[dict[str, Any]] = []
         xp: Any = np if settings.device == "cpu" else require_gpu()
         dtype = DTYPES[settings.dtype]
@@ -118,6 +125,7 @@ class Trainer:
             placement=settings.placement,
             seed=settings.seed,
             dtype=dtype,
+            communicator=self.communicator,
         )
         self.network.to(settings.device)
         self.optimizer: Optimizer
@@ -171,10 +179,10 @@ class Trainer:
         for number, batch in enumerate(batches(count, self.settings.batch_size)):
             self.optimizer.lr = self._learning_rate((self.epoch + number / steps) / self.settings.epochs)
             chosen = order[batch]
-            labels = self._y_train[chosen]
-            loss, hits = self._step(self._x_train[chosen], labels)
+            samples = len(chosen)
+            loss, hits = self._step(chosen)
             self._check_finite(loss)
-            images, loss_sum, correct = images + len(labels), loss_sum + loss * len(labels), correct + hits
+            images, loss_sum, correct = images + samples, loss_sum + loss * samples, correct + hits
             rate = images / (time.perf_counter() - began)
             report(Progress(images, loss_sum / images, correct / images, rate))
         seconds = time.perf_counter() - began
@@ -235,12 +243,25 @@ class Trainer:
         """The network's parameters and running statistics, under PyTorch's names."""
         return {name: _on_cpu(value) for name, value in self.network.state_dict().items()}
 
-    def _step(self, x: Any, labels: Any) -> tuple[float, int]:
-        logits = self.network(x)
-        loss, gradient = softmax_cross_entropy(logits, labels)
+    def _step(self, chosen: Any) -> tuple[float, int]:
+        """Train on these images: loss and hits of all of them."""
+        if self.communicator.size == 1:
+            logits = self.network(self._x_train[chosen])
+            labels = self._y_train[chosen]
+            loss, gradient = softmax_cross_entropy(logits, labels)
+            self.network.backward(gradient)
+            self.optimizer.step(self.network.gradients)
+            return loss, _hits(logits, labels)
+        part = shard(len(chosen), self.communicator)
+        for layer in self.network.layers:
+            if isinstance(layer, DropoutLayer):
+                layer.first_sample = part.start
+        logits, labels = self.network(self._x_train[chosen[part]]), self._y_train[chosen[part]]
+        loss, gradient = softmax_cross_entropy(logits, labels, samples=len(chosen))
         self.network.backward(gradient)
-        self.optimizer.step(self.network.gradients)
-        return loss, _hits(logits, labels)
+        loss, hits, gradients = added(self.communicator, loss, _hits(logits, labels), self.network.gradients)
+        self.optimizer.step(gradients)
+        return loss, hits
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -1,0 +1,44 @@
+"""What the processes of a run add up after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.distributed import Communicator
+from gpu_layers.runtime.cuda import array_module
+
+
+def added(
+    communicator: Communicator, loss: float, hits: int, gradients: Mapping[str, Any]
+) -> tuple[float, int, dict[str, Any]]:
+    """Loss, hits and gradients of all processes' parts of a batch: one exchange, added in float64 in rank order.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    loss, hits : float, int
+        This process's share of them.
+    gradients : mapping of str to array
+        The same keys and shapes in all processes.
+
+    Returns
+    -------
+    loss, hits, gradients
+        The same bits in all processes; gradients in the dtypes that they had.
+    """
+    names = list(gradients)
+    xp = array_module(gradients[names[0]])
+    own = [xp.asarray([loss, float(hits)]), *(gradients[name].reshape(-1).astype(np.float64) for name in names)]
+    told = communicator.gather(xp.concatenate(own))
+    total = told[0]
+    for part in told[1:]:
+        total = total + part
+    ends = np.cumsum([2, *(gradients[name].size for name in names)])
+    sums = {
+        name: total[start:stop].reshape(gradients[name].shape).astype(gradients[name].dtype)
+        for name, start, stop in zip(names, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    }
+    return float(total[0]), int(total[1]), sums
