@@ -1,9 +1,10 @@
 """Every kernel with every memory access watched: no overrun, no uninitialised read, no data race."""
 
 from gpu_layers.verification import emulated_backend
-from tests.parity.cases import check, every_case
+from tests.parity.cases import every_case, results
 
 
 @every_case
-def test_clean_and_right_in_checked_mode(case):
-    check(case, emulated_backend(check=True))
+def test_clean_in_checked_mode(case):
+    """And the bits are those of the fast mode, which test_cases compares with the reference."""
+    assert results(case, emulated_backend(check=True)) == results(case, emulated_backend())

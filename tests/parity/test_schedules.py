@@ -25,7 +25,6 @@ def test_small_grids_and_64_bit_indices(case):
     expected = results(case, emulated_backend())
     with force_limits(max_blocks=1, index64=True):
         assert results(case, emulated_backend()) == expected
-        check(case, emulated_backend())
 
 
 @pytest.mark.parametrize("case", [case for case in SOME if case.op.endswith("pool")], ids=str)

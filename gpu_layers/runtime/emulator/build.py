@@ -31,6 +31,10 @@ _FORWARDED_HEADERS = {
 #: pays only for many kernels.
 _KERNELS_PER_PART = 12
 
+#: Included before every kernel file; precompiled, as it takes longer to read than most of them.
+_PREAMBLE = "preamble.h"
+_PREAMBLE_HEADERS = ("emulated_cuda.h", "kernel_entry.h")
+
 _MAX_ERROR_LINES = 30
 _SOURCE_SUFFIXES = (".cu", ".cuh", ".h", ".hpp", ".cpp")
 
@@ -112,12 +116,14 @@ def _write_forwarding_headers(folder: pathlib.Path) -> None:
 def _runtime_objects(
     compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path, mode: str
 ) -> pathlib.Path:
-    """The folder with the compiled runtime, which every module of a mode is linked with."""
+    """The folder with what every module of a mode shares: the compiled runtime, and the preamble."""
+    module_flags = flags
     flags = [flag for flag in flags if not flag.startswith("-g")]  # nobody steps through it, and it doubles the time
     if mode == "trace":  # the runtime does not watch itself, and does most of the work
         flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
-        ["runtime", compiler.version, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)], [HOST_FOLDER]
+        ["runtime", compiler.version, *module_flags, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)],
+        [HOST_FOLDER],
     )
     target = _modules_folder() / f"runtime-{key}"
     if not target.is_dir():
@@ -125,19 +131,22 @@ def _runtime_objects(
             if scratch is not None:
                 _write_forwarding_headers(scratch)
                 include = [f"-I{HOST_FOLDER}", f"-I{scratch}", "-isystem", str(headers)]
-                _run_all(
-                    [
-                        [compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
-                        for source in sorted(HOST_FOLDER.glob("*.cpp"))
-                        if mode == "trace" or source.name not in _CHECKED_SOURCES
-                    ],
-                    "the emulator's runtime",
-                )
+                commands = [
+                    [compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
+                    for source in sorted(HOST_FOLDER.glob("*.cpp"))
+                    if mode == "trace" or source.name not in _CHECKED_SOURCES
+                ]
+                preamble = scratch / _PREAMBLE
+                preamble.write_text("".join(f'#include "{HOST_FOLDER / name}"\n' for name in _PREAMBLE_HEADERS))
+                if compiler.is_gcc:
+                    precompile = [compiler.command, *module_flags, *include, "-x", "c++-header", str(preamble)]
+                    commands.append([*precompile, "-o", f"{preamble}.gch"])
+                _run_all(commands, "the emulator's runtime")
     return target
 
 
 def _wrapper(source: pathlib.Path, names: Sequence[tuple[int, str]]) -> str:
-    lines = [f'#include "{source}"', '#include "kernel_entry.h"']
+    lines = [f'#include "{source}"']
     lines += [f"GPU_LAYERS_EMULATED_KERNEL({index}, {name})" for index, name in names]
     return "\n".join(lines) + "\n"
 
@@ -204,7 +213,7 @@ def _build_module(
     scratch: pathlib.Path,
 ) -> None:
     include = [f"-I{HOST_FOLDER}", f"-I{runtime}", *(f"-I{folder}" for folder in folders), "-isystem", str(headers)]
-    flags = [*flags, *include, "-include", str(HOST_FOLDER / "emulated_cuda.h")]
+    flags = [*flags, *include, "-include", str(runtime / _PREAMBLE)]
     numbered = list(enumerate(names))
     part_count = max(1, min(os.cpu_count() or 1, len(numbered) // _KERNELS_PER_PART))
     parts = []

@@ -28,8 +28,8 @@ MODE_FLAGS: dict[str, tuple[str, ...]] = {
         "-fno-optimize-sibling-calls",
         "--param=tsan-instrument-func-entry-exit=0",
     ),
-    "asan": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address"),
-    "ubsan": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=undefined", "-fno-sanitize-recover=all"),
+    "asan": ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address"),
+    "ubsan": ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=undefined", "-fno-sanitize-recover=all"),
 }
 
 _COMMON_FLAGS = (
