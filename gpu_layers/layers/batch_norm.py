@@ -211,6 +211,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         if channels != self.num_features:
             named = {**self.buffers, **self.parameters, "num_features": None}
             raise ValueError(f"{next(iter(named))} should contain {channels} elements not {self.num_features}")
+        self._check_buffers()
         if (x.dtype == np.float64) != (self.dtype == np.float64):
             raise TypeError(
                 f"{x.dtype} input needs a layer of dtype={'float64' if x.dtype == np.float64 else 'float32'!r}, "

@@ -93,6 +93,21 @@ class RunningStatisticsLayer(Layer):
             raise ValueError(f"{name}={bool(value)} needs running statistics: this layer keeps none")
         return None if value is None else bool(value)
 
+    def _check_buffers(self) -> None:
+        """Raise if somebody put other arrays in the place of the running statistics."""
+        if not self.track_running_stats:
+            return
+        for name, shape, dtype in (
+            ("running_mean", (self.num_features,), self.dtype),
+            ("running_var", (self.num_features,), self.dtype),
+            ("num_batches_tracked", (), np.dtype(np.int64)),
+        ):
+            buffer = self.buffers[name]
+            if buffer.shape != shape:
+                raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
+            if buffer.dtype != dtype:
+                raise TypeError(f"{name} must be {dtype}, got {buffer.dtype}")
+
     def _uses_batch(self) -> bool:
         if self._use_batch_statistics is not None:
             return self._use_batch_statistics

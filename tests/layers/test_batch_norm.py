@@ -280,6 +280,8 @@ def test_state_is_copied_both_ways():
         ({"bias": np.ones(4, np.float32)}, ValueError, r"size mismatch for bias: .*\[4\].*\[3\]"),
         ({"bias": np.ones((3, 1), np.float32)}, ValueError, "size mismatch for bias"),
         ({"running_var": np.ones(3)}, TypeError, "dtype mismatch for running_var: float64 given, float32"),
+        ({"running_mean": np.ones(4, np.float32)}, ValueError, r"size mismatch for running_mean: .*\[4\].*\[3\]"),
+        ({"running_mean": None, "mean": np.ones(3)}, ValueError, r"\['running_mean'\], unexpected keys \['mean'\]"),
         ({"running_var": torch.ones(3)}, TypeError, "dtype mismatch for running_var"),
         ({"running_var": "ones"}, (TypeError, ValueError), "running_var"),
         ({"num_batches_tracked": np.ones(1, np.int64)}, ValueError, "size mismatch for num_batches_tracked"),
@@ -355,6 +357,30 @@ def test_bad_input_is_refused_and_changes_nothing(training, kind, x, error, mess
         layer(x)
     with pytest.raises(RuntimeError, match=f"{kind}.backward was called before forward"):
         layer.backward(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "buffer", "error", "message"),
+    [
+        ("running_mean", np.zeros(1, np.float32), ValueError, r"running_mean should have the shape \[3\], got \[1\]"),
+        (
+            "running_var",
+            np.ones((3, 1), np.float32),
+            ValueError,
+            r"running_var should have the shape \[3\], got \[3, 1",
+        ),
+        ("running_var", np.ones(3), TypeError, "running_var must be float32, got float64"),
+        ("running_mean", np.ones(3, np.float16), TypeError, "running_mean must be float32, got float16"),
+        ("num_batches_tracked", np.zeros(1, np.int64), ValueError, r"num_batches_tracked should have the shape \[\]"),
+        ("num_batches_tracked", np.zeros((), np.float32), TypeError, "num_batches_tracked must be int64, got float32"),
+    ],
+)
+def test_running_statistics_that_do_not_fit_are_refused_and_nothing_is_updated(training, name, buffer, error, message):
+    layer = gl.BatchNorm1d(3).train(training)
+    layer.buffers[name] = buffer
+    with unchanged(*layer.buffers.values()), pytest.raises(error, match=message):
+        layer(normal((5, 3), np.float32))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)
