@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
     accumulation_dtype,
+    by_samples,
     covering_windows,
     divisors,
     inside_lengths,
@@ -45,6 +48,19 @@ def avg_pool_forward(
     y : ndarray
         C-contiguous, x's dtype; summed in float32 (float64 for float64), in the order of the taps.
     """
+    divisor = (count_include_pad, divisor_override)
+    inputs = math.prod(x.shape[1:])
+    return by_samples(lambda part, own: _forward(part, own, window, channels_last, *divisor), (x,), lengths, inputs)
+
+
+def _forward(
+    x: np.ndarray,
+    lengths: np.ndarray | None,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> np.ndarray:
     dtype = accumulation_dtype(x.dtype)
     x = masked(x, inside_lengths(lengths, window, channels_last))
     total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
@@ -70,6 +86,19 @@ def avg_pool_backward(
     dx : ndarray
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
+    divisor = (count_include_pad, divisor_override)
+    inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
+    return by_samples(lambda part, own: _backward(part, own, window, channels_last, *divisor), (dy,), lengths, inputs)
+
+
+def _backward(
+    dy: np.ndarray,
+    lengths: np.ndarray | None,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> np.ndarray:
     dtype = accumulation_dtype(dy.dtype)
     share = dy.astype(dtype) / divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
     dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)

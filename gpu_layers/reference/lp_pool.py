@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
-from gpu_layers.reference.pool_taps import accumulation_dtype, covering_windows, window_taps, with_spatial
+from gpu_layers.reference.pool_taps import accumulation_dtype, by_samples, covering_windows, window_taps, with_spatial
 from gpu_layers.window import Window
 
 
@@ -31,15 +33,24 @@ def lp_pool_forward(
     taps : ndarray or None
         For p = inf, which tap won, as :func:`max_pool_forward` says.
     """
-    dtype = accumulation_dtype(x.dtype)
+    inputs = math.prod(x.shape[1:])
     if np.isinf(norm_type):
-        y, taps = max_pool_forward(np.abs(x), window, channels_last)
-        return np.maximum(y, y.dtype.type(0)), taps
+        return by_samples(lambda part, own: _largest(part, own, window, channels_last), (x,), None, inputs)
+    return by_samples(lambda part, own: _norms(part, own, window, norm_type, channels_last), (x,), None, inputs), None
+
+
+def _largest(x: np.ndarray, _: None, window: Window, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
+    y, taps = max_pool_forward(np.abs(x), window, channels_last)
+    return np.maximum(y, y.dtype.type(0)), taps
+
+
+def _norms(x: np.ndarray, _: None, window: Window, norm_type: float, channels_last: bool) -> np.ndarray:
+    dtype = accumulation_dtype(x.dtype)
     total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
-    for _, outputs, inputs in window_taps(window, channels_last):
+    for __, outputs, inputs in window_taps(window, channels_last):
         total[outputs] += _power(np.abs(x[inputs].astype(dtype)), norm_type)
     root = np.sqrt(total) if norm_type == 2 else _power(total, 1 / norm_type)
-    return root.astype(x.dtype, copy=False), None
+    return root.astype(x.dtype, copy=False)
 
 
 @ieee
@@ -69,6 +80,25 @@ def lp_pool_backward(
     dx : ndarray
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
+    inputs = math.prod(x.shape[1:])
+    return by_samples(
+        lambda part, x, y, taps, own: _backward(part, x, y, taps, own, window, norm_type, channels_last),
+        (dy, x, y, taps),
+        None,
+        inputs,
+    )
+
+
+def _backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    taps: np.ndarray | None,
+    _: None,
+    window: Window,
+    norm_type: float,
+    channels_last: bool,
+) -> np.ndarray:
     dtype = accumulation_dtype(dy.dtype)
     signs = np.sign(x.astype(dtype))
     if taps is not None:
@@ -77,7 +107,7 @@ def lp_pool_backward(
     # Ratios, as y may be large or small enough for its powers to leave the dtype's range.
     size, gradient, norm = np.abs(x.astype(dtype)), dy.astype(dtype), y.astype(dtype)
     dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
-    for _, outputs, inputs in covering_windows(window, channels_last):
+    for __, outputs, inputs in covering_windows(window, channels_last):
         there = norm[outputs]
         ratio = size[inputs] / np.where(there == 0, 1, there)
         dx[inputs] += gradient[outputs] * np.where(size[inputs] == 0, 0, _power(ratio, norm_type - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
     accumulation_dtype,
+    by_samples,
     covering_windows,
     flat_indices,
     inside_lengths,
@@ -46,6 +48,13 @@ def max_pool_forward(
     taps : ndarray of uint8 (uint16, uint32 for windows of more than 256, 65,536 taps)
         y's shape. Number of the chosen tap; 0 for a window with no tap that counts.
     """
+    outputs = x.shape[1 if not channels_last else -1] * math.prod(window.output_shape)
+    return by_samples(lambda part, own: _forward(part, own, window, channels_last), (x,), lengths, outputs)
+
+
+def _forward(
+    x: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
+) -> tuple[np.ndarray, np.ndarray]:
     shape = with_spatial(x.shape, window.output_shape, channels_last)
     y = np.full(shape, -np.inf if lengths is None else 0, x.dtype)
     taps = np.zeros(shape, tap_dtype(window))
@@ -84,6 +93,15 @@ def max_pool_backward(
     dx : ndarray
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
+    inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
+    return by_samples(
+        lambda part, chosen, own: _backward(part, chosen, own, window, channels_last), (dy, taps), lengths, inputs
+    )
+
+
+def _backward(
+    dy: np.ndarray, taps: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
+) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
     for tap, outputs, inputs in covering_windows(window, channels_last):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,37 @@ def inside_lengths(lengths: np.ndarray | None, window: Window, channels_last: bo
 def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """The values where a mask holds, else +0."""
     return values if mask is None else np.where(mask, values, values.dtype.type(0))
+
+
+# Elements that a part of a batch has at most, if it is more than one sample.
+_PART = 2**19
+
+
+def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: Any, elements: int) -> Any:
+    """``compute(*arrays, lengths)`` for some samples at a time, so that what it needs beside its results is small.
+
+    Parameters
+    ----------
+    compute : callable
+        Takes parts of the arrays and of the lengths; gives an array, or a tuple of them, with as many samples.
+    arrays : tuple of ndarray or None
+    lengths : ndarray or None
+    elements : int
+        What it works on, a sample.
+    """
+    samples = arrays[0].shape[0]
+    step = max(_PART // max(elements, 1), 1)
+    if samples <= step:
+        return compute(*arrays, lengths)
+    results: list[np.ndarray] = []
+    for first in range(0, samples, step):
+        part = slice(first, first + step)
+        found = compute(*(None if array is None else array[part] for array in (*arrays, lengths)))
+        pieces = found if isinstance(found, tuple) else (found,)
+        results = results or [np.empty((samples, *piece.shape[1:]), piece.dtype) for piece in pieces]
+        for result, piece in zip(results, pieces, strict=True):
+            result[part] = piece
+    return tuple(results) if len(results) > 1 else results[0]
 
 
 def select(array: np.ndarray | None, index: tuple, shape: tuple[int, ...]) -> Any:

@@ -1,0 +1,72 @@
+"""What the reference of the poolings costs: memory beside the input, and time."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from tests.inputs import BFLOAT16, normal
+
+SHAPE = (8, 32, 112, 112)  # the 16th part of 64 x 64 x 112 x 112
+PASSES = {
+    "max 2x2 s2": (lambda x: gl.ops.max_pool_forward(x, (2, 2)), gl.ops.max_pool_backward),
+    "max 3x3 s2": (lambda x: gl.ops.max_pool_forward(x, (3, 3), 2, 1), gl.ops.max_pool_backward),
+    "max 3x3 s1": (lambda x: gl.ops.max_pool_forward(x, (3, 3), 1, 1), gl.ops.max_pool_backward),
+    "avg 2x2 s2": (lambda x: gl.ops.avg_pool_forward(x, (2, 2)), gl.ops.avg_pool_backward),
+    "avg 3x3 s1": (lambda x: gl.ops.avg_pool_forward(x, (3, 3), 1, 1), gl.ops.avg_pool_backward),
+    "lp 3x3 s2": (lambda x: gl.ops.lp_pool_forward(x, 2, (3, 3), 2, 1), gl.ops.lp_pool_backward),
+    "lp inf 2x2 s2": (lambda x: gl.ops.lp_pool_forward(x, np.inf, (2, 2)), gl.ops.lp_pool_backward),
+    "adaptive max": (lambda x: gl.ops.adaptive_max_pool_forward(x, (50, 51)), gl.ops.max_pool_backward),
+    "adaptive avg": (lambda x: gl.ops.adaptive_avg_pool_forward(x, (50, 51)), gl.ops.avg_pool_backward),
+    "global max": (lambda x: gl.ops.adaptive_max_pool_forward(x, (1, 1)), gl.ops.max_pool_backward),
+    "global avg": (lambda x: gl.ops.adaptive_avg_pool_forward(x, (1, 1)), gl.ops.avg_pool_backward),
+}
+
+
+def most_bytes(call):
+    """The most bytes in use at a time, beyond what was there, results included."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
+@pytest.mark.parametrize("operation", PASSES)
+def test_within_three_times_the_memory_of_the_input(operation, dtype):
+    forward, backward = PASSES[operation]
+    x = np.resize(normal((2**16 + 1,), dtype), SHAPE)
+    y, saved = forward(x)
+    dy = np.ones_like(y)
+    assert most_bytes(lambda: forward(x)) <= 3 * x.nbytes
+    assert most_bytes(lambda: backward(dy, saved)) <= 3 * x.nbytes
+
+
+@pytest.mark.parametrize("operation", ["max 3x3 s2", "avg 2x2 s2"])
+def test_two_million_elements_a_second(operation):
+    """64 x 64 x 112 x 112 in seconds: the processor's time, the best of a few runs."""
+    forward, backward = PASSES[operation]
+    x = np.resize(normal((2**16 + 1,), np.float32), (2, *SHAPE[1:]))
+    seconds = []
+    while len(seconds) < 10 and min(seconds, default=1) > x.size / 2e6:
+        begin = time.process_time()
+        y, saved = forward(x)
+        backward(y, saved)
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) <= x.size / 2e6
+
+
+@pytest.mark.parametrize("operation", PASSES)
+def test_a_batch_in_parts_is_its_samples(operation, monkeypatch):
+    forward, backward = PASSES[operation]
+    x = np.resize(normal((2**10 + 1,), np.float32), (3, 2, 52, 53))
+    y, saved = forward(x)
+    dx = backward(y, saved)
+    monkeypatch.setattr("gpu_layers.reference.pool_taps._PART", 1)
+    parts, _ = forward(x)
+    assert parts.tobytes() == y.tobytes()
+    assert backward(y, saved).tobytes() == dx.tobytes()
