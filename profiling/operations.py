@@ -407,6 +407,76 @@ GLOBAL_AVG_POOL = Operation(
     layouts=(False, True),
 )
 
+ADAPTIVE_AVG_POOL = Operation(
+    name="adaptive_avg_pool",
+    shapes=_IMAGES[:3],
+    forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (5, 5), channels_last=last),
+    backward=ops.avg_pool_backward,
+    floor=_both(_pool_bytes(0)),
+    torch_bytes=_both(_pool_bytes(0)),
+    torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 5),  # noqa: N803
+    output_shape=lambda shape: (*shape[:2], 5, 5),
+    layouts=(False, True),
+)
+
+ADAPTIVE_MAX_POOL = Operation(
+    name="adaptive_max_pool",
+    shapes=_IMAGES[:3],
+    forward=lambda a, last: ops.adaptive_max_pool_forward(a["x"], (5, 5), channels_last=last),
+    backward=ops.max_pool_backward,
+    floor=_both(_pool_bytes(1)),
+    torch_bytes=_both(_pool_bytes(8)),
+    torch=lambda F, t: F.adaptive_max_pool2d(t["x"], 5),  # noqa: N803
+    output_shape=lambda shape: (*shape[:2], 5, 5),
+    layouts=(False, True),
+)
+
+LP_POOL = Operation(
+    name="lp_pool",
+    shapes=_IMAGES[:3],
+    forward=lambda a, last: ops.lp_pool_forward(a["x"], 2.0, (2, 2), channels_last=last),
+    backward=ops.lp_pool_backward,
+    # Keeps copies of x and y; the backward reads them and dy.
+    floor={FORWARD: lambda s: s.elements(3, 3), BACKWARD: lambda s: s.elements(2, 2)},
+    # A chain of kernels: power and mean of x; sign, size, ReLU, two products and root of y. Back, each with its
+    # gradient, the powers in three steps.
+    torch_bytes={FORWARD: lambda s: s.elements(3, 14), BACKWARD: lambda s: s.elements(8, 28)},
+    torch=lambda F, t: F.lp_pool2d(t["x"], 2.0, 2),  # noqa: N803
+    output_shape=_pooled(_AVG_WINDOW),
+    layouts=(False, True),
+)
+
+
+@cache
+def _places(module: Any, shape: Shape) -> Any:
+    """Of values, the first place in their windows of 2 x 2: flat in a plane of twice the sizes."""
+    *_, rows, columns = shape
+    first = 2 * (2 * columns) * np.arange(rows)[:, None] + 2 * np.arange(columns)
+    return module.asarray(np.ascontiguousarray(np.broadcast_to(first, shape)))
+
+
+MAX_UNPOOL = Operation(
+    name="max_unpool",
+    shapes=(LARGE_IMAGES[0], *SMALL_IMAGES),
+    forward=lambda a, last: ops.max_unpool_forward(
+        a["x"],
+        _places(array_module(a["x"]), a["x"].shape),
+        tuple(2 * size for size in a["x"].shape[2:]),
+        check=False,
+    ),
+    backward=ops.max_unpool_backward,
+    # Copies the indices. The backward reads the sectors of the gradient that an index points into: every other row.
+    floor={
+        FORWARD: lambda s: s.elements(1, 1) + 8 * 3 * s.inputs,
+        BACKWARD: lambda s: s.elements(3) + 8 * s.inputs,
+    },
+    torch_bytes={
+        FORWARD: lambda s: s.elements(1, 1) + 8 * s.inputs,
+        BACKWARD: lambda s: s.elements(3) + 8 * s.inputs,
+    },
+    output_shape=lambda shape: (*shape[:2], *(2 * size for size in shape[2:])),
+)
+
 OPERATIONS: tuple[Operation, ...] = (
     DROPOUT,
     RELU,
@@ -417,6 +487,10 @@ OPERATIONS: tuple[Operation, ...] = (
     AVG_POOL,
     ACTIVATION_DROPOUT,
     GLOBAL_AVG_POOL,
+    ADAPTIVE_AVG_POOL,
+    ADAPTIVE_MAX_POOL,
+    LP_POOL,
+    MAX_UNPOOL,
     CHANNEL_DROPOUT,
     ALPHA_DROPOUT,
     RELU_DROPOUT,

@@ -47,7 +47,7 @@ def avg_pool_forward(
         kernel = _FORWARD_TILED(T=element, **tiles.plan.template_arguments)
         tiles.plan.run(kernel, (x, y, tiles.strip, tiles.plan.struct, divisor))
         return y
-    plan = plan_for(x, window, "output", channels_last)
+    plan = plan_for(x, window, "output", channels_last, window.taps)
     kernel = _FORWARD(T=element, **plan.template_arguments)
     plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
     return y
@@ -74,7 +74,7 @@ def avg_pool_backward(
         kernel = _BACKWARD_TILED(T=element, **tiles.plan.template_arguments)
         tiles.plan.run(kernel, (dy, dx, tiles.strip, tiles.plan.struct, divisor))
         return dx
-    plan = plan_for(dy, window, "input", channels_last)
+    plan = plan_for(dy, window, "input", channels_last, window.taps)
     kernel = _BACKWARD(T=element, **plan.template_arguments)
     plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
     return dx

@@ -37,7 +37,7 @@ def lp_pool_forward(x: Any, window: Window, norm_type: float, channels_last: boo
     y = spatial_empty(x, window.output_shape, channels_last)
     largest = math.isinf(norm_type)
     taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window)) if largest else None
-    plan = plan_for(x, window, "output", channels_last, single=True)
+    plan = plan_for(x, window, "output", channels_last, 0)
     p, root = (1.0, 1.0) if largest else (norm_type, 1 / norm_type)
     plan.run(_FORWARD(T=element_type(x), Index=_INDEX), (x, y, _bytes(taps), p, root, plan.struct))
     return y, taps
@@ -56,7 +56,7 @@ def lp_pool_backward(
     dy, x = ready(dy), ready(x)
     y = None if y is None else ready(y)
     dx = spatial_empty(dy, window.input_shape, channels_last)
-    plan = plan_for(dy, window, "input", channels_last, single=True)
+    plan = plan_for(dy, window, "input", channels_last, 0)
     exponent = 0.0 if taps is not None else norm_type - 1
     plan.run(_BACKWARD(T=element_type(dy), Index=_INDEX), (dy, x, y, _bytes(taps), dx, exponent, plan.struct))
     return dx

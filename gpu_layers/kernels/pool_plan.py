@@ -163,17 +163,17 @@ def _reach(window: Window, per_position: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _general_plan(
-    window: Window, side: str, shape: tuple[int, int], itemsize: int, channels_last: bool, single: bool, below: int
+    window: Window, side: str, shape: tuple[int, int], itemsize: int, channels_last: bool, most: int, below: int
 ) -> Plan:
     index64 = _reach(window, shape[1] if channels_last else 1) >= below
     vectors = channels_last and shape[1] % (16 // itemsize) == 0
-    width = 16 // itemsize if vectors and not single and not index64 and window.taps <= 256 else 1
+    width = 16 // itemsize if vectors and not index64 and window.taps <= most else 1
     units = window.output_shape if side == "output" else window.input_shape
     arguments = {"Width": str(width), "Index": "long long" if index64 else "int"}
     return Plan(window, units, shape, width, channels_last, arguments)
 
 
-def plan_for(array: Any, window: Window, side: str, channels_last: bool, single: bool = False) -> Plan:
+def plan_for(array: Any, window: Window, side: str, channels_last: bool, most_in_vectors: int = 256) -> Plan:
     """The plan of a general template, for an array of inputs or outputs.
 
     Parameters
@@ -183,11 +183,13 @@ def plan_for(array: Any, window: Window, side: str, channels_last: bool, single:
     side : {"output", "input"}
         What a thread has one of at a time.
     channels_last : bool
-    single : bool
-        One channel a thread, also where several would make a vector.
+    most_in_vectors : int
+        Taps up to which a thread has a vector of channels: those that one byte numbers, where they are saved.
     """
     shape = _samples_and_channels(array, channels_last)
-    return _general_plan(window, side, shape, array.dtype.itemsize, channels_last, single, limits().index32_below)
+    return _general_plan(
+        window, side, shape, array.dtype.itemsize, channels_last, most_in_vectors, limits().index32_below
+    )
 
 
 def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:

@@ -120,8 +120,8 @@ def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     return values if mask is None else np.where(mask, values, values.dtype.type(0))
 
 
-# Elements that a part of a batch has at most, if it is more than one sample.
-_PART = 2**19
+# A part of a batch has so many elements at most, if it is more than one sample, and more where there would be too many.
+_PART, _MOST_PARTS = 2**19, 16
 
 
 def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: Any, elements: int) -> Any:
@@ -137,7 +137,7 @@ def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: An
         What it works on, a sample.
     """
     samples = arrays[0].shape[0]
-    step = max(_PART // max(elements, 1), 1)
+    step = max(_PART // max(elements, 1), samples // _MOST_PARTS, 1)
     if samples <= step:
         return compute(*arrays, lengths)
     results: list[np.ndarray] = []

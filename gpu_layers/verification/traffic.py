@@ -45,6 +45,8 @@ class TrafficCase:
         in bytes.
     limit : float
         Most bytes that it may move, as a multiple of the floor.
+    torch_saved : int or None
+        Of a forward: bytes that PyTorch's keeps alive for its backward, of its input too.
     """
 
     op: str
@@ -53,6 +55,7 @@ class TrafficCase:
     layout: str
     prepare: Callable[[], tuple[Callable[[], Any], int]]
     limit: float = 1.05
+    torch_saved: int | None = None
 
     def __str__(self) -> str:
         return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
@@ -74,6 +77,8 @@ class TrafficRow:
         Part of the bytes that was asked for 16 at a time.
     bank_conflicts : int
         Extra passes over the banks of shared memory.
+    saved : int
+        Of a forward: bytes of the arrays that it keeps for the backward.
     trace : Trace
         The same by source line.
     """
@@ -86,6 +91,7 @@ class TrafficRow:
     sectors: int
     widest: float
     bank_conflicts: int
+    saved: int
     trace: Trace
 
     @property
@@ -112,6 +118,7 @@ def traffic_cases() -> Iterator[TrafficCase]:
             for layout in ("NCHW", "NHWC"):
                 for size, stride, padding, limit in ((2, 2, 0, 1.05), (3, 2, 1, 1.10), (3, 1, 1, 1.10)):
                     yield from _pools(dtype, shape, layout, (size, stride, padding), limit)
+        yield from _other_pools(dtype)
 
 
 def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.ndarray:
@@ -269,10 +276,115 @@ def _pools(
         y, saved = ops.avg_pool_forward(x, kernel, **options)
         return lambda: ops.avg_pool_backward(y, saved), x.nbytes + y.nbytes
 
-    yield TrafficCase(f"max_pool {name} forward", dtype, shape, layout, max_forward, limit)
+    outputs = shape[0] * shape[1] * ((shape[2] + 2 * padding - size) // stride + 1) ** 2
+    kept = math.prod(shape) * dtype.itemsize
+    yield TrafficCase(f"max_pool {name} forward", dtype, shape, layout, max_forward, limit, kept + 8 * outputs)
     yield TrafficCase(f"max_pool {name} backward", dtype, shape, layout, max_backward, limit)
-    yield TrafficCase(f"avg_pool {name} forward", dtype, shape, layout, avg_forward, limit)
+    yield TrafficCase(f"avg_pool {name} forward", dtype, shape, layout, avg_forward, limit, kept)
     yield TrafficCase(f"avg_pool {name} backward", dtype, shape, layout, avg_backward, limit)
+
+
+def _other_pools(dtype: Any) -> Iterator[TrafficCase]:
+    """Of one and three axes, of the whole plane, adaptive, of powers; and unpooling."""
+    for rank, shape in ((1, (4, 16, 1024)), (3, (1, 16, 8, 16, 32))):
+        for size, stride, padding, limit in ((2, 2, 0, 1.05), (3, 2, 1, 1.10)):
+            for kind in ("max", "avg"):
+                forward = ops.max_pool_forward if kind == "max" else ops.avg_pool_forward
+                backward = ops.max_pool_backward if kind == "max" else ops.avg_pool_backward
+
+                def run(x: Any, forward: Any = forward, window: Any = ((size,) * rank, stride, padding)) -> Any:
+                    return forward(x, *window)
+
+                name = f"{kind}_pool{rank}d {size} s{stride}"
+                yield from _two_passes(name, dtype, shape, "NCHW", run, backward, limit, 8 if kind == "max" else 0)
+    for layout in ("NCHW", "NHWC"):
+        last = layout == "NHWC"
+        for name, outputs, limit in (("global", (1, 1), 1.05), ("adaptive", (5, 6), 1.10)):
+
+            def adaptive_max(x: Any, outputs: Any = outputs, last: bool = last) -> Any:
+                return ops.adaptive_max_pool_forward(x, outputs, channels_last=last)
+
+            def adaptive_avg(x: Any, outputs: Any = outputs, last: bool = last) -> Any:
+                return ops.adaptive_avg_pool_forward(x, outputs, channels_last=last)
+
+            images = (2, 32, 32, 32)
+            yield from _two_passes(f"{name} max", dtype, images, layout, adaptive_max, ops.max_pool_backward, limit, 8)
+            # PyTorch takes the mean of the whole plane as a sum, which needs nothing.
+            kept = None if name == "global" else 0
+            yield from _two_passes(
+                f"{name} avg", dtype, images, layout, adaptive_avg, ops.avg_pool_backward, limit, kept
+            )
+    for p in (2.0, np.inf):
+
+        def powers(x: Any, p: float = p) -> Any:
+            return ops.lp_pool_forward(x, p, (3, 3), 2, 1)
+
+        yield from _two_passes(f"lp_pool p={p:g}", dtype, (2, 4, 64, 64), "NCHW", powers, ops.lp_pool_backward, 1.10)
+    yield from _unpool(dtype, (2, 16, 32, 32))
+
+
+def _two_passes(
+    name: str,
+    dtype: Any,
+    shape: tuple[int, ...],
+    layout: str,
+    run: Any,
+    op_backward: Any,
+    limit: float,
+    torch_saved: int | None = None,
+) -> Iterator[TrafficCase]:
+    # torch_saved: bytes an output beside the input, if PyTorch's operation is one.
+    def array() -> np.ndarray:
+        return _array(shape, dtype, layout)
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = array()
+        y, saved = run(x)
+        taps = getattr(saved, "taps", None)
+        return lambda: run(x), x.nbytes + y.nbytes + (0 if taps is None else taps.nbytes)
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = array()
+        y, saved = run(x)
+        # The gradients, and what was kept: of powers x and y too.
+        return lambda: op_backward(y, saved), x.nbytes + y.nbytes + _saved_bytes(saved)
+
+    kept = None
+    if torch_saved is not None:
+        with use_backend("reference"):
+            x = array()
+            kept = x.nbytes + torch_saved * run(x)[0].size
+    yield TrafficCase(f"{name} forward", dtype, shape, layout, forward, limit, kept)
+    yield TrafficCase(f"{name} backward", dtype, shape, layout, backward, limit)
+
+
+def _unpool(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    size = tuple(2 * length for length in shape[2:])
+
+    def arrays() -> tuple[np.ndarray, np.ndarray]:
+        x, saved = ops.max_pool_forward(normal((*shape[:2], *size), dtype), (2, 2))
+        return x, ops.max_pool_indices(saved)
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x, indices = arrays()
+        # The zeros, then the values: the sectors of both.
+        return lambda: ops.max_unpool_forward(x, indices, size, check=False), 5 * x.nbytes + indices.nbytes
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x, indices = arrays()
+        y, saved = ops.max_unpool_forward(x, indices, size)
+        # Of the gradient, the sectors that an index points into.
+        planes = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1, 1) * math.prod(size)
+        read = np.unique((planes + indices) * x.itemsize // _SECTOR).size * _SECTOR
+        return lambda: ops.max_unpool_backward(y, saved), read + x.nbytes + indices.nbytes
+
+    yield TrafficCase("max_unpool forward", dtype, shape, "NCHW", forward, torch_saved=8 * math.prod(shape))
+    yield TrafficCase("max_unpool backward", dtype, shape, "NCHW", backward)
+
+
+def _saved_bytes(saved: Any) -> int:
+    """Bytes of the arrays among the fields of what a forward saved."""
+    return sum(getattr(value, "nbytes", 0) for value in vars(saved).values()) if hasattr(saved, "__dict__") else 0
 
 
 def count(case: TrafficCase) -> TrafficRow:
@@ -285,7 +397,7 @@ def count(case: TrafficCase) -> TrafficRow:
         traces.append(trace)
 
     with use_backend("emulated", check=True, record=record):
-        measured()
+        result = measured()
     total = sum(traces, Trace())
     footprint = total.footprint
     asked, widths = total.total(), total.widths()
@@ -298,6 +410,7 @@ def count(case: TrafficCase) -> TrafficRow:
         sectors=asked.sectors,
         widest=16 * widths.get(16, 0) / max(asked.bytes, 1),
         bank_conflicts=total.bank_conflicts,
+        saved=_saved_bytes(result[1]) if isinstance(result, tuple) else 0,
         trace=total,
     )
 
@@ -324,7 +437,7 @@ def traffic_table(rows: list[TrafficRow]) -> str:
     """The rows as aligned text."""
     lines = [
         f"{'pass':<32}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
-        f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}"
+        f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}{'keeps':>11}{'torch':>11}"
     ]
     for row in rows:
         case = row.case
@@ -332,12 +445,15 @@ def traffic_table(rows: list[TrafficRow]) -> str:
             f"{case.op:<32}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
             f"{row.floor:>12,}{row.moved:>12,}{row.ratio:>8.3f}{case.limit:>7.2f}"
             f"{row.sectors * _SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
+            f"{'' if case.torch_saved is None else f'{row.saved:>11,}{case.torch_saved:>11,}'}"
             f"{'' if row.is_good else '  OVER THE LIMIT'}"
         )
     lines += [
         "",
         "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; ratio: one",
         "over the other; asked: sectors that warps asked for, over the floor, of which caches absorb what is above 1;",
-        "by 16: part of the bytes asked for in 16-byte accesses; bank: conflicts in shared memory. Counted, not timed.",
+        "by 16: part of the bytes asked for in 16-byte accesses; bank: conflicts in shared memory; keeps, torch:",
+        "bytes that a pooling keeps for its backward, and those that PyTorch's keeps alive, of its input too.",
+        "Counted, not timed.",
     ]
     return "\n".join(lines)
