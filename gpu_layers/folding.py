@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
+from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.training.convolution import Conv2d
 from gpu_layers.training.linear import Linear
@@ -24,7 +25,7 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     Parameters
     ----------
     layer : Conv2d or Linear
-    batch_norm : BatchNorm2d for a Conv2d, BatchNorm1d for a Linear
+    batch_norm : BatchNorm2d for a Conv2d, BatchNorm1d for a Linear, or SyncBatchNorm
         With running statistics, and without an activation, which no weight can take in.
 
     Returns
@@ -64,8 +65,8 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
 def _check(layer: Any, batch_norm: Any) -> None:
     if not isinstance(layer, (Conv2d, Linear)):
         raise TypeError(f"expected a Conv2d or a Linear, got {type(layer).__name__}")
-    expected: type[BatchNormLayer] = BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d
-    if not isinstance(batch_norm, expected):
+    expected = BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d
+    if not isinstance(batch_norm, (expected, SyncBatchNorm)):
         raise TypeError(
             f"expected a {expected.__name__} after a {type(layer).__name__}, got {type(batch_norm).__name__}"
         )

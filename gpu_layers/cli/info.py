@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_layers._version import __version__
+from gpu_layers.distributed.mpi import MPI_ADVICE
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
 from gpu_layers.runtime.emulator.toolchain import find_compiler, find_cuda_headers
@@ -119,7 +120,7 @@ def machine_facts() -> dict[str, Any]:
         "ml_dtypes": _version("ml_dtypes"),
         "CuPy": cupy.__version__ if cupy else None,
         "NVRTC": nvrtc,
-        **{package: _version(package) for package in (*_TRAIN_PACKAGES, *_STUDY_PACKAGES)},
+        **{package: _version(package) for package in (*_TRAIN_PACKAGES, *_STUDY_PACKAGES, "mpi4py")},
     }
     no_cuda = no_gpu or no_nvrtc or (None if headers else "no CUDA headers (cuda_fp16.h)")
     missing = [
@@ -134,6 +135,7 @@ def machine_facts() -> dict[str, Any]:
         (no_compiler, "C++ compiler", "e.g. apt-get install g++, or set CXX"),
         *((versions[package] is None, package, _TRAIN_ADVICE) for package in _TRAIN_PACKAGES),
         *((versions[package] is None, package, _STUDY_ADVICE) for package in _STUDY_PACKAGES),
+        (versions["mpi4py"] is None, "mpi4py", MPI_ADVICE),
     ]
     return {
         "versions": versions,

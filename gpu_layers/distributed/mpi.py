@@ -12,7 +12,7 @@ from gpu_layers.distributed.communicator import Communicator
 from gpu_layers.ops.checks import check_number
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 
-_ADVICE = "pip install 'gpu-layers[mpi]', and an MPI library such as Open MPI (on Debian and Ubuntu: openmpi-bin)"
+MPI_ADVICE = "pip install 'gpu-layers[mpi]', and an MPI library such as Open MPI (on Debian and Ubuntu: openmpi-bin)"
 #: Seconds of asking without a pause, and the pause after that: other processes may need this one's core.
 _EAGER, _PAUSE = 1e-4, 2e-5
 
@@ -75,4 +75,4 @@ def _import_mpi() -> Any:
     try:
         return importlib.import_module("mpi4py.MPI")
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(f"several processes need mpi4py ({error}): {_ADVICE}") from error
+        raise RuntimeError(f"several processes need mpi4py ({error}): {MPI_ADVICE}") from error

@@ -196,5 +196,8 @@ class RunningStatisticsLayer(Layer):
             unbiased = batch.var * self.dtype.type(batch.count / (batch.count - 1))
             for name, newest in (("running_mean", batch.mean), ("running_var", unbiased)):
                 running = self.buffers[name]
-                average = running * old + newest * new
-                running[...] = average if accepted is None else xp.where(accepted, average, running)
+                if accepted is None:
+                    running *= old
+                    running += newest * new
+                else:
+                    running[...] = xp.where(accepted, running * old + newest * new, running)

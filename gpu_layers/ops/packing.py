@@ -38,18 +38,23 @@ class Packing:
 
     def pack(self, x: Any) -> Any:
         """The valid values, shape (positions, C)."""
-        return x[self._index]
+        return _as_bits(x)[self._index].view(x.dtype)
 
     def unpack(self, rows: Any) -> Any:
         """A batch with these values at its valid positions, +0 elsewhere."""
         x = array_module(rows).zeros(self.shape, rows.dtype)
-        x[self._index] = rows
+        _as_bits(x)[self._index] = _as_bits(rows)
         return x
 
     def bounds(self, samples: list[int]) -> list[int]:
         """The row at which each of these samples begins."""
         xp = array_module(self.positions[0])
         return [int(row) for row in xp.searchsorted(self.positions[0], xp.asarray(samples))]
+
+
+def _as_bits(x: Any) -> Any:
+    """The same memory as integers where elements have two bytes: not every array library indexes bfloat16."""
+    return x.view(np.uint16) if x.dtype.itemsize == 2 else x
 
 
 def packing_of(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Packing | None:

@@ -10,10 +10,12 @@ import numpy as np
 import gpu_layers as gl
 from gpu_layers.distributed import MpiCommunicator
 
-processes = MpiCommunicator(timeout=2.0)
+processes = MpiCommunicator()
 layer = gl.SyncBatchNorm(3, communicator=processes, dtype="float64")
 x = np.arange(12.0).reshape(4, 3)
 layer(x)
+# From here on both are awake: before, one may have been slower to start.
+processes.timeout = 2.0
 if processes.rank == 1:
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
