@@ -501,7 +501,7 @@ def _trained_figure(rows: list[dict[str, Any]]) -> Figure:
         axes.set_yticks(range(len(arms)), names)
         axes.invert_yaxis()
         axes.set_xlabel(say(Text("test loss", "测试损失")))
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside lower right", ncols=2)
 
     return draw(
         "trained",
