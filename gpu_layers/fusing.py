@@ -9,8 +9,10 @@ from typing import Any
 from gpu_layers.layers.activation import ReLU
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
+from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
 from gpu_layers.layers.dropout import Dropout
+from gpu_layers.layers.max_pool import MaxPoolLayer
 from gpu_layers.training.sequential import Sequential
 
 
@@ -33,6 +35,8 @@ def fuse(sequential: Sequential) -> Sequential:
     """The same function with fewer kernels: neighbours replaced by a layer that does the work of both.
 
     =========================  ========================================================
+    batch norm, ReLU, max      batch norm with ``activation="relu"`` and the pooling, in a
+    pooling                    kernel that writes no normalised value; so without ReLU
     batch norm, ReLU           batch norm with ``activation="relu"``
     batch norm, dropout, ReLU  batch norm with ``activation="relu"``, dropout
     ReLU, dropout              ``ActivationDropout("relu", p, order="after")``
@@ -78,7 +82,8 @@ def _fuse_at(layers: list[Layer], position: int) -> int:
     """Fuse the layers from this position on, if a pattern fits; returns how many are done with."""
     for pattern, replacement in _PATTERNS:
         row = layers[position : position + len(pattern)]
-        if len(row) == len(pattern) and all(fits(layer) for fits, layer in zip(pattern, row, strict=True)):
+        fitting = len(row) == len(pattern) and all(fits(layer) for fits, layer in zip(pattern, row, strict=True))
+        if fitting and _fit_together(row):
             for place, (old, new) in enumerate(zip(row, replacement(*row), strict=True), position):
                 new.training = old.training
                 layers[place] = new
@@ -98,7 +103,7 @@ def _is_dropout(layer: Layer) -> bool:
     return type(layer) is Dropout and layer.scaling == "inverted"
 
 
-def _with_relu(norm: Any) -> Layer:
+def _with_relu(norm: Any) -> Any:
     # A shallow copy: a layer of its own, whose dicts of parameters and buffers are the original's.
     fused = copy.copy(norm)
     fused.activation = "relu"
@@ -110,6 +115,21 @@ def _relu_dropout(dropout: Any, order: str) -> Layer:
     return ActivationDropout("relu", dropout.p, order=order, generator=dropout.generator)
 
 
+def _is_poolable_batch_norm(layer: Layer) -> bool:
+    # With an activation of its own too: max pooling comes after it. Not those that take other statistics.
+    return type(layer) in (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+
+
+def _is_max_pool(layer: Layer) -> bool:
+    return isinstance(layer, MaxPoolLayer) and not layer.return_indices
+
+
+def _fit_together(row: list[Any]) -> bool:
+    """Whether the layouts of a batch norm and a max pooling, if the row has both, are the same."""
+    layouts = {layer.channels_last for layer in row if isinstance(layer, (BatchNormLayer, MaxPoolLayer))}
+    return len(layouts) < 2
+
+
 _Fits = Callable[[Layer], bool]
 
 #: Rows of layers, and what stands in their places instead. The first that fits wins: the longer ones come first.
@@ -118,6 +138,14 @@ _PATTERNS: tuple[tuple[tuple[_Fits, ...], Callable[..., list[Layer]]], ...] = (
     (
         (_is_plain_batch_norm, _is_dropout, _is_relu),
         lambda norm, dropout, relu: [_with_relu(norm), dropout, Absorbed()],
+    ),
+    (
+        (lambda layer: _is_poolable_batch_norm(layer) and _is_plain_batch_norm(layer), _is_relu, _is_max_pool),
+        lambda norm, relu, pool: [BatchNormMaxPool(_with_relu(norm), pool), Absorbed(), Absorbed()],
+    ),
+    (
+        (_is_poolable_batch_norm, _is_max_pool),
+        lambda norm, pool: [BatchNormMaxPool(norm, pool), Absorbed()],
     ),
     ((_is_plain_batch_norm, _is_relu), lambda norm, relu: [_with_relu(norm), Absorbed()]),
     ((_is_relu, _is_dropout), lambda relu, dropout: [_relu_dropout(dropout, "after"), Absorbed()]),

@@ -407,6 +407,26 @@ GLOBAL_AVG_POOL = Operation(
     layouts=(False, True),
 )
 
+BATCH_NORM_RELU_MAX_POOL = Operation(
+    name="batch_norm_relu_max_pool",
+    shapes=_IMAGES[:4],
+    forward=lambda a, last: ops.batch_norm_max_pool_forward(
+        a["x"], a["gamma"], a["beta"], (3, 3), 2, 1, eps=_EPS, activation="relu", channels_last=last
+    ),
+    # Two steps that are operations of their own; where values nearly tie, float64 sends gradients elsewhere.
+    backward=None,
+    floor={FORWARD: lambda s: s.elements(2, 1) + s.outputs},
+    # Batch norm 3, ReLU 2, and the pooling.
+    torch_bytes={FORWARD: lambda s: s.elements(6, 1) + 8 * s.outputs},
+    torch=lambda F, t: F.max_pool2d(  # noqa: N803
+        F.relu(F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS)), *_MAX_WINDOW
+    ),
+    output_shape=_pooled(_MAX_WINDOW),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
 ADAPTIVE_AVG_POOL = Operation(
     name="adaptive_avg_pool",
     shapes=_IMAGES[:3],
@@ -483,6 +503,7 @@ OPERATIONS: tuple[Operation, ...] = (
     BATCH_NORM,
     BATCH_NORM_INFERENCE,
     BATCH_NORM_SUM_RELU,
+    BATCH_NORM_RELU_MAX_POOL,
     MAX_POOL,
     AVG_POOL,
     ACTIVATION_DROPOUT,

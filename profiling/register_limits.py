@@ -16,4 +16,5 @@ def most_registers(kernel_name: str) -> int:
     """
     if kernel_name.endswith(("long long>", "kCurved>")) or "_resident_" in kernel_name:
         return 2 * _MOST
-    return 80 if kernel_name.endswith("kSloped>") or kernel_name == "activation_dropout_backward<double>" else _MOST
+    three_blocks = ("batch_norm_max_pool_forward<", "activation_dropout_backward<double>")
+    return 80 if kernel_name.endswith("kSloped>") or kernel_name.startswith(three_blocks) else _MOST

@@ -13,6 +13,7 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from gpu_layers.kernels.batch_norm_max_pool import batch_norm_max_pool, batch_norm_max_pool_inference
 from gpu_layers.kernels.dropout import (
     advance_draw,
     dropout_backward,
@@ -34,6 +35,8 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "batch_norm_max_pool",
+    "batch_norm_max_pool_inference",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",

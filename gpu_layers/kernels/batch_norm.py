@@ -17,13 +17,18 @@ from gpu_layers.runtime.limits import limits
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
-# Those of ``SlopedActivation`` there.
-_SLOPED = ("identity", "relu", "leaky_relu")
+#: Those of ``SlopedActivation`` there.
+SLOPED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
 # Those whose gradient is dy or 0, which the type of dy holds.
 _EXACT_GRADIENT = ("identity", "relu")
 _WARP = 32
 # ``Fusion`` of ``batch_norm_rules.cuh``.
 _FUSIONS = ("kPlain", "kSloped", "kCurved")
+
+
+def activation_number(activation: str) -> int:
+    """What kernels know an activation by."""
+    return NUMBERS.get(activation, _NO_ACTIVATION)
 
 
 class _Pass:
@@ -157,12 +162,12 @@ class _Rule:
     @property
     def number(self) -> int:
         """Of the activation."""
-        return NUMBERS.get(self.activation, _NO_ACTIVATION)
+        return activation_number(self.activation)
 
     @property
     def fused(self) -> dict[str, str]:
         """The template argument."""
-        if self.activation not in _SLOPED:
+        if self.activation not in SLOPED_ACTIVATIONS:
             return {"Fused": "kCurved"}
         return {"Fused": "kPlain" if self.residual is None and self.activation == "identity" else "kSloped"}
 
@@ -187,15 +192,26 @@ def batch_norm_forward(
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
     rule = _rule(mean, inv_std, gamma, beta, residual, activation)
     partial_moments = _workspace(plan, 4, dtype, x)
-    if activation in _SLOPED:
+    if activation in SLOPED_ACTIVATIONS:
         y = empty(x.shape, x.dtype, x)
         fused = (rule.gamma, rule.beta, rule.residual, rule.number)
         if _FORWARD_RESIDENT.run(plan, x, (x, *fused, y, partial_moments, mean, var, inv_std), (eps,)):
             return y, mean, var, inv_std
-    results = (partial_moments, mean, var, inv_std, eps)
-    _run(plan, _STATISTICS, element_type(x), (x, *results))
-    _merge(plan, _MERGE_STATISTICS, dtype, results)
+    _statistics(plan, x, (partial_moments, mean, var, inv_std, eps))
     return _normalized(x, rule, channels_last), mean, var, inv_std
+
+
+def batch_statistics(x: Any, eps: float, channels_last: bool) -> tuple[Any, Any, Any]:
+    """Mean, biased variance and ``1 / sqrt(variance + eps)`` of each channel of a ready array."""
+    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
+    _statistics(plan, x, (_workspace(plan, 4, dtype, x), mean, var, inv_std, eps))
+    return mean, var, inv_std
+
+
+def _statistics(plan: Plan, x: Any, results: tuple[Any, ...]) -> None:
+    _run(plan, _STATISTICS, element_type(x), (x, *results))
+    _merge(plan, _MERGE_STATISTICS, statistics_dtype(x.dtype), results)
 
 
 def batch_norm_inference(

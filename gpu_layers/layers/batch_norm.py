@@ -153,8 +153,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             if batch is not None or self.pending is not None:
                 # Folding in changes the running statistics in place; backward needs those of now.
                 mean = mean.copy()
-            y, saved = batch_norm_inference(x, mean, var, *self._affine_part(), **options)
-            backward = batch_norm_inference_backward
+            y, backward, saved = self._normalise_by(mean, var, x, options)
         self._saved = (backward, saved, packing)
         if batch is not None and self._updates():
             self._take_batch(batch)
@@ -185,6 +184,13 @@ class BatchNormLayer(RunningStatisticsLayer):
         """The output, the operation of its backward and what that saved, and the batch's statistics."""
         y, saved = batch_norm_forward(x, *self._affine_part(), **options)
         return y, batch_norm_backward, saved, BatchStatistics(saved.count, saved.mean, saved.var)
+
+    def _normalise_by(
+        self, mean: Any, var: Any, x: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable[..., Any], Any]:
+        """The output, the operation of its backward and what that saved."""
+        y, saved = batch_norm_inference(x, mean, var, *self._affine_part(), **options)
+        return y, batch_norm_inference_backward, saved
 
     def _moments(self, x: Any, packing: Packing | None) -> Moments:
         return batch_norm_moments(x, channels_last=self._channels_last(packing))

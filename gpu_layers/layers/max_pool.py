@@ -8,7 +8,7 @@ from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 
 
-class _MaxPool(WindowPool):
+class MaxPoolLayer(WindowPool):
     """Largest value of each window.
 
     Parameters
@@ -64,17 +64,24 @@ class _MaxPool(WindowPool):
         indices : array of int64
             Only if return_indices.
         """
-        y, self._saved = max_pool_forward(
-            x,
-            self._kernel,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            channels_last=self.channels_last,
-            lengths=lengths,
-        )
+        y, self._saved = max_pool_forward(x, **self.window_arguments, channels_last=self.channels_last, lengths=lengths)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
+
+    @property
+    def window_arguments(self) -> dict[str, Any]:
+        """The window, as :func:`max_pool_forward` takes it."""
+        return {
+            "kernel_size": self._kernel,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+        }
+
+    @property
+    def rank(self) -> int:
+        """Spatial axes."""
+        return self._rank
 
     def backward(self, dy: Any) -> Any:
         """Each gradient at the element that won its window."""
@@ -87,16 +94,16 @@ class _MaxPool(WindowPool):
         )
 
 
-class MaxPool1d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+class MaxPool1d(MaxPoolLayer):
+    __doc__ = MaxPoolLayer.__doc__
     _rank = 1
 
 
-class MaxPool2d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+class MaxPool2d(MaxPoolLayer):
+    __doc__ = MaxPoolLayer.__doc__
     _rank = 2
 
 
-class MaxPool3d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+class MaxPool3d(MaxPoolLayer):
+    __doc__ = MaxPoolLayer.__doc__
     _rank = 3

@@ -14,6 +14,13 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from gpu_layers.ops.batch_norm_max_pool import (
+    BatchNormMaxPoolSaved,
+    batch_norm_max_pool_backward,
+    batch_norm_max_pool_forward,
+    batch_norm_max_pool_inference,
+    batch_norm_max_pool_inference_backward,
+)
 from gpu_layers.ops.dropout import (
     DropoutSaved,
     alpha_dropout_backward,
@@ -38,6 +45,7 @@ from gpu_layers.ops.sync_batch_norm import sync_batch_norm_backward, sync_batch_
 __all__ = [
     "ActivationDropoutSaved",
     "AvgPoolSaved",
+    "BatchNormMaxPoolSaved",
     "BatchNormSaved",
     "DropoutSaved",
     "LPPoolSaved",
@@ -56,6 +64,10 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "batch_norm_max_pool_backward",
+    "batch_norm_max_pool_forward",
+    "batch_norm_max_pool_inference",
+    "batch_norm_max_pool_inference_backward",
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",

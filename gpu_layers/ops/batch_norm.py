@@ -89,7 +89,7 @@ def batch_norm_forward(
         For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
-    channels, activation = _check_input(x, gamma, beta, channels_last, residual, activation)
+    channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
     eps = check_eps(eps)
     if x.size == channels and channels:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
@@ -154,9 +154,8 @@ def batch_norm_inference(
     saved : BatchNormSaved
     """
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual))
-    channels, activation = _check_input(x, gamma, beta, channels_last, residual, activation)
-    _check_parameter(mean, "mean", channels, x)
-    _check_parameter(var, "var", channels, x)
+    channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
+    check_statistics(x, mean, var, channels)
     xp = array_module(x)
     inv_std = (1 / xp.sqrt(var.astype(np.float64) + check_eps(eps))).astype(mean.dtype)
     if x.size:
@@ -207,7 +206,7 @@ def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any,
     return xp.zeros(channels, dtype), xp.zeros(channels, dtype), xp.full(channels, eps**-0.5, dtype)
 
 
-def _check_input(
+def check_input(
     x: Any, gamma: Any, beta: Any, channels_last: bool, residual: Any, activation: str | None
 ) -> tuple[int, str]:
     """Number of channels, and the activation's name."""
@@ -220,6 +219,12 @@ def _check_input(
             _check_parameter(parameter, name, channels, x)
     check_residual(residual, x)
     return channels, "identity" if activation is None else check_activation(activation)
+
+
+def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
+    """Raise unless given statistics have x's number of channels, and their dtype."""
+    _check_parameter(mean, "mean", channels, x)
+    _check_parameter(var, "var", channels, x)
 
 
 def check_residual(residual: Any, x: Any) -> None:

@@ -13,6 +13,7 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference,
     batch_norm_inference_backward,
 )
+from gpu_layers.reference.batch_norm_max_pool import batch_norm_max_pool, batch_norm_max_pool_inference
 from gpu_layers.reference.dropout import (
     advance_draw,
     dropout_backward,
@@ -33,6 +34,8 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "batch_norm_max_pool",
+    "batch_norm_max_pool_inference",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",

@@ -204,5 +204,6 @@ def batch_norm_inference_backward(
     """
     dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
     dgamma, dbeta, _ = _parameter_gradients(dz, x, mean, inv_std, channels_last)
-    dx = dz * _per_channel(_scale(inv_std, gamma), x, channels_last)
+    # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
+    dx = dz * _per_channel(_scale(inv_std, gamma), x, channels_last) + 0.0
     return _gradients(x, dx, dgamma, dbeta, dz, residual)

@@ -11,6 +11,7 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.verification.activation_dropout import activation_dropout_cases
 from gpu_layers.verification.batch_norm import batch_norm_cases
+from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
 from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
     alpha_dropout_cases,
@@ -34,6 +35,7 @@ _CASES = (
     relu_cases,
     activation_dropout_cases,
     batch_norm_cases,
+    batch_norm_max_pool_cases,
     max_pool_cases,
     avg_pool_cases,
     lp_pool_cases,

@@ -243,7 +243,15 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         _, saved = ops.batch_norm_forward(x, None, None, **fused)
         return lambda: ops.batch_norm_backward(x, saved), (3 * backward_reads + 2) * x.nbytes + 4 * per_channel
 
+    def pooled() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
+        floor = 2 * x.nbytes + y.nbytes + saved.pool.taps.nbytes + 3 * per_channel
+        return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
+
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
+    if len(shape) == 4:
+        yield TrafficCase("batch_norm relu max_pool", dtype, shape, layout, pooled, 1.1)
     yield TrafficCase("batch_norm sum relu forward", dtype, shape, layout, sum_forward)
     yield TrafficCase("batch_norm sum relu backward", dtype, shape, layout, sum_backward)
 

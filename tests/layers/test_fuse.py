@@ -24,7 +24,11 @@ PATTERNS = {
     "DI R": ["Dropout", "ReLU"],
     "D2 R": ["Dropout2d", "ReLU"],
     "AD R": ["ActivationDropout", "ReLU"],
-    "BN P R": ["BatchNorm2d", "MaxPool2d", "ReLU"],
+    "BN P R": ["BatchNormMaxPool", "Absorbed", "ReLU"],
+    "BN R P": ["BatchNormMaxPool", "Absorbed", "Absorbed"],
+    "BNA P D": ["BatchNormMaxPool", "Absorbed", "Dropout"],
+    "BN R D P": ["BatchNorm2d", "Absorbed", "Dropout", "MaxPool2d"],
+    "BN PL": ["BatchNorm2d", "MaxPool2d"],
 }  # fmt: skip
 
 
@@ -39,6 +43,7 @@ def model(pattern, dtype=np.float32, p=0.4):
         "D2": lambda n: gl.Dropout2d(p, generator=gl.Generator(n)),
         "AD": lambda n: gl.ActivationDropout("tanh", p, generator=gl.Generator(n)),
         "P": lambda n: gl.MaxPool2d(1),
+        "PL": lambda n: gl.MaxPool2d(1, channels_last=True),
     }
     made = Sequential(*(make[kind](number) for number, kind in enumerate(pattern.split())))
     for seed, values in enumerate(made.parameters.values()):
@@ -84,6 +89,21 @@ def test_emulated(pattern, dtype, p):
     x = normal((5, 3, 4, 6), dtype)
     with gl.use_backend("emulated"):
         check_same(gl.fuse(model(pattern, p=p)), model(pattern, p=p), x, normal(x.shape, dtype, seed=1))
+
+
+@each_dtype
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_batch_norm_and_a_pooling_that_makes_fewer(backend, dtype):
+    def made():
+        layers = model("BN R", dtype).layers
+        return Sequential(*layers, gl.MaxPool2d(3, 2, 1))
+
+    x = normal((5, 3, 4, 7), dtype)
+    with gl.use_backend(backend):
+        fused, plain = gl.fuse(made()), made()
+        assert names(fused) == ["BatchNormMaxPool", "Absorbed", "Absorbed"]
+        check_same(fused, plain, x, normal((5, 3, 2, 4), dtype, seed=1))
+    assert repr(fused.layers[0]).startswith("BatchNormMaxPool(BatchNorm2d(3,")
 
 
 @pytest.mark.parametrize("pattern", ["BN R D", "R D", "D R"])

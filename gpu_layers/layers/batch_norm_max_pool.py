@@ -1,0 +1,62 @@
+"""Batch norm and max pooling in one layer: what ``gpu_layers.fuse`` puts in the place of the two."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.max_pool import MaxPoolLayer
+from gpu_layers.layers.running_statistics import BatchStatistics
+from gpu_layers.ops.batch_norm_max_pool import (
+    batch_norm_max_pool_backward,
+    batch_norm_max_pool_forward,
+    batch_norm_max_pool_inference,
+    batch_norm_max_pool_inference_backward,
+)
+from gpu_layers.ops.packing import Packing
+
+
+class BatchNormMaxPool(BatchNormLayer):
+    """Max pooling of what a batch norm gives, which is not written: the same bits as of the two in a row.
+
+    Parameters
+    ----------
+    norm : BatchNormLayer
+        Its parameters, buffers, numbers and mode are this layer's: the arrays themselves.
+    pool : MaxPoolLayer
+        Of the same layout, with no indices to return.
+    """
+
+    def __init__(self, norm: BatchNormLayer, pool: MaxPoolLayer) -> None:
+        # Not the base's constructor, which would make parameters and buffers of its own.
+        vars(self).update(vars(copy.copy(norm)))
+        self._input_ranks = (pool.rank + 2,)
+        self.gradients, self._saved = {}, None
+        self._window = pool.window_arguments
+        self._described = f"{norm!r}, {pool!r}"
+
+    def forward(self, x: Any) -> Any:  # type: ignore[override]
+        """Normalise, activate, pool: of x, shape (N, C, *spatial), or (N, *spatial, C) if channels_last."""
+        self._check_input(x)
+        return self._forward(x, None, None)
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name != "residual"} | self._window
+
+    def _normalise_by_batch(
+        self, x: Any, options: dict[str, Any], packing: Packing | None
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+        y, saved = batch_norm_max_pool_forward(x, *self._affine_part(), **self._options(options))
+        batch = BatchStatistics(saved.norm.count, saved.norm.mean, saved.norm.var)
+        return y, batch_norm_max_pool_backward, saved, batch
+
+    def _normalise_by(
+        self, mean: Any, var: Any, x: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable[..., Any], Any]:
+        y, saved = batch_norm_max_pool_inference(x, mean, var, *self._affine_part(), **self._options(options))
+        return y, batch_norm_max_pool_inference_backward, saved
+
+    def _configuration(self) -> str:
+        return self._described

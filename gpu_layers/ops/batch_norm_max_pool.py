@@ -1,0 +1,172 @@
+"""Batch normalisation, activation and max pooling as stateless pairs, without the values in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.batch_norm import (
+    BatchNormSaved,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+    check_input,
+    check_statistics,
+)
+from gpu_layers.ops.checks import check_eps
+from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
+from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.window import Window
+
+
+@dataclass(frozen=True)
+class BatchNormMaxPoolSaved:
+    """What backward needs: no normalised values among it.
+
+    Attributes
+    ----------
+    norm : BatchNormSaved
+    pool : MaxPoolSaved
+    """
+
+    norm: BatchNormSaved
+    pool: MaxPoolSaved
+
+
+def batch_norm_max_pool_forward(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+) -> tuple[Any, BatchNormMaxPoolSaved]:
+    """:func:`max_pool_forward` of :func:`batch_norm_forward`: the same bits.
+
+    The normalised values are not written: on kernels the statistics read x, and the pooling reads it again.
+
+    Parameters
+    ----------
+    x, gamma, beta, eps, activation
+        As of :func:`batch_norm_forward`.
+    kernel_size, stride, padding, dilation, ceil_mode
+        As of :func:`max_pool_forward`.
+    channels_last : bool
+
+    Returns
+    -------
+    y : array
+    saved : BatchNormMaxPoolSaved
+
+    Raises
+    ------
+    TypeError, ValueError
+        As these two.
+    """
+    backend = backend_for(x, optional=(gamma, beta))
+    channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
+    eps = check_eps(eps)
+    window_arguments = (kernel_size, stride, padding, dilation)
+    window = _placed(x, *window_arguments, ceil_mode, channels_last)
+    if x.size == 0 or x.size == channels:
+        normalised, norm = batch_norm_forward(
+            x, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
+        )
+        y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=channels_last)
+        return y, BatchNormMaxPoolSaved(norm, pool)
+    y, taps, mean, var, inv_std = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation)
+    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
+    return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
+
+
+def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`batch_norm_max_pool_forward`: :func:`max_pool_backward`, then :func:`batch_norm_backward`.
+
+    Returns
+    -------
+    dx, dgamma, dbeta
+        As of :func:`batch_norm_backward`.
+    """
+    dx, dgamma, dbeta = batch_norm_backward(max_pool_backward(dy, saved.pool), saved.norm)
+    return dx, dgamma, dbeta
+
+
+def batch_norm_max_pool_inference(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any,
+    beta: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    ceil_mode: bool = False,
+    channels_last: bool = False,
+) -> tuple[Any, BatchNormMaxPoolSaved]:
+    """:func:`max_pool_forward` of :func:`batch_norm_inference`: the same bits, in one kernel.
+
+    Parameters
+    ----------
+    mean, var : array, shape (C,)
+        Such as running averages.
+    x, gamma, beta, kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last
+        As of :func:`batch_norm_max_pool_forward`.
+
+    Returns
+    -------
+    y : array
+    saved : BatchNormMaxPoolSaved
+
+    Raises
+    ------
+    TypeError, ValueError
+        As these two.
+    """
+    backend = backend_for(x, mean, var, optional=(gamma, beta))
+    channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
+    check_statistics(x, mean, var, channels)
+    eps = check_eps(eps)
+    window_arguments = (kernel_size, stride, padding, dilation)
+    window = _placed(x, *window_arguments, ceil_mode, channels_last)
+    if x.size == 0:
+        normalised, norm = batch_norm_inference(
+            x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
+        )
+        y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=channels_last)
+        return y, BatchNormMaxPoolSaved(norm, pool)
+    xp = array_module(x)
+    inv_std = (1 / xp.sqrt(var.astype(np.float64) + eps)).astype(mean.dtype)
+    y, taps = backend.batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
+    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
+    return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
+
+
+def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`batch_norm_max_pool_inference`, as :func:`batch_norm_max_pool_backward`."""
+    dx, dgamma, dbeta = batch_norm_inference_backward(max_pool_backward(dy, saved.pool), saved.norm)
+    return dx, dgamma, dbeta
+
+
+def _placed(
+    x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, channels_last: bool
+) -> Window:
+    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    if not batched:
+        raise ValueError(f"expected {x.ndim + 1}D input (got {x.ndim}D input)")
+    return window

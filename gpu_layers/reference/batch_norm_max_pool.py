@@ -1,0 +1,47 @@
+"""Max pooling of what batch norm gives, in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_layers.reference.batch_norm import batch_norm_forward, batch_norm_inference
+from gpu_layers.reference.max_pool import max_pool_forward
+from gpu_layers.window import Window
+
+
+def batch_norm_max_pool(
+    x: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    eps: float,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pool ``batch_norm_forward`` of the arguments.
+
+    Returns
+    -------
+    y, taps : ndarray
+        As ``max_pool_forward``.
+    mean, var, inv_std : ndarray, shape (C,)
+        As ``batch_norm_forward``.
+    """
+    normalised, mean, var, inv_std = batch_norm_forward(x, gamma, beta, eps, channels_last, None, activation)
+    y, taps = max_pool_forward(normalised, window, channels_last)
+    return y, taps, mean, var, inv_std
+
+
+def batch_norm_max_pool_inference(
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pool ``batch_norm_inference`` of the arguments: y and taps, as ``max_pool_forward``."""
+    normalised = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, None, activation)
+    return max_pool_forward(normalised, window, channels_last)

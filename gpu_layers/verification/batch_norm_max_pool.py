@@ -1,0 +1,75 @@
+"""Cases of batch norm and max pooling in one kernel, on numbers of which every result is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.verification.comparison import Arrays, Case
+from gpu_layers.verification.inputs import normal
+
+# 1 / sqrt(var + eps) is then 1/2 or 1/4, without rounding.
+_EPS = 2.0**-10
+_WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((3, 3), {"stride": 2, "padding": 1}),
+    ((2, 3), {"dilation": (2, 1), "ceil_mode": True}),
+)
+
+
+def batch_norm_max_pool_cases() -> Iterator[Case]:
+    """Both layouts; channels that do and do not make vectors; activations that are straight on either side of 0."""
+    for dtype in FLOAT_DTYPES:
+        for activation in ("relu", "leaky_relu", None):
+            yield _case(dtype, (3, 5, 9, 11), activation, False)
+            yield _case(dtype, (2, 8, 7, 16), activation, True)
+            yield _case(dtype, (2, 8, 7, 5), activation, True)
+
+
+def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_last: bool) -> Case:
+    channels = shape[-1] if channels_last else shape[1]
+    parameters = statistics_dtype(dtype)
+
+    def inputs() -> Arrays:
+        # Eighths below 8, with equal ones in many a window.
+        numbers = {name: np.round(normal(shape, np.float32, name) * 8) / 8 for name in ("x", "dy")}
+        arrays = {name: np.clip(values, -8, 8).astype(dtype) for name, values in numbers.items()}
+        per_channel = {name: np.round(normal((channels,), np.float32, name) * 2) / 2 for name in ("mean", "beta")}
+        gamma = np.where(np.arange(channels) % 2, -2.0, 1.0)
+        var = np.where(np.arange(channels) % 3, 4.0, 16.0) - _EPS
+        arrays.update({name: values.astype(parameters) for name, values in per_channel.items()})
+        return arrays | {"gamma": gamma.astype(parameters), "var": var.astype(parameters)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        statistics = (arrays["mean"], arrays["var"], arrays["gamma"], arrays["beta"])
+        for kernel, window in _WINDOWS:
+            options = {"eps": _EPS, "activation": activation, "channels_last": channels_last, **window}
+            y, saved = ops.batch_norm_max_pool_inference(arrays["x"], *statistics, kernel, **options)
+            results[f"y {kernel}"], results[f"taps {kernel}"] = y, saved.pool.taps
+            trained, saved_by_training = ops.batch_norm_max_pool_forward(
+                arrays["x"], arrays["gamma"], arrays["beta"], kernel, **options
+            )
+            # The batch's own statistics are not exact: what is, is that the two in a row give the same.
+            normalised, _ = ops.batch_norm_forward(
+                arrays["x"],
+                arrays["gamma"],
+                arrays["beta"],
+                eps=_EPS,
+                activation=activation,
+                channels_last=channels_last,
+            )
+            pooled, saved_by_pool = ops.max_pool_forward(normalised, kernel, channels_last=channels_last, **window)
+            results[f"equal {kernel}"] = trained == pooled
+            results[f"equal taps {kernel}"] = saved_by_training.pool.taps == saved_by_pool.taps
+            if activation != "leaky_relu":
+                dy = arrays["dy"].reshape(-1)[: y.size].reshape(y.shape)
+                results[f"dx {kernel}"], *_ = ops.batch_norm_max_pool_inference_backward(dy, saved)
+        return results
+
+    layout = ", channels_last" if channels_last else ""
+    return Case("batch_norm_max_pool", dtype, f"{list(shape)} {activation}{layout}", inputs, run)
