@@ -108,11 +108,12 @@ class _Pool:
 
     def __init__(self) -> None:
         self.moments: Moments | None = None
-        self.calls = 0
+        self.calls = self.calls_in_batch = 0
 
     def add(self, part: Moments) -> None:
         self.moments = merged([part] if self.moments is None else [self.moments, part])
         self.calls += 1
+        self.calls_in_batch += 1
 
     def add_batch(self, batch: BatchStatistics) -> None:
         self.add(Moments.of(batch.count, batch.mean, batch.var))
@@ -145,7 +146,7 @@ def _estimate_in_order(run: _Run, layers: list[BatchNormLayer]) -> None:
         number = 0
         with _attribute(layer, "forward", _observing(layer, pool, calls)):
             for number, x in enumerate(run.batches(), 1):  # noqa: B007
-                pool.calls = 0
+                pool.calls_in_batch = 0
                 try:
                     run(x)
                 except _Enough:
@@ -164,7 +165,7 @@ def _observing(layer: BatchNormLayer, pool: _Pool, calls: int) -> Callable[..., 
 
     def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
         pool.add(layer.batch_moments(x, *args, **kwargs))
-        if pool.calls == calls:
+        if pool.calls_in_batch == calls:
             raise _Enough
         return type(layer).forward(layer, x, *args, **kwargs)
 

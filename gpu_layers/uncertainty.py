@@ -11,7 +11,7 @@ from gpu_layers import random
 from gpu_layers.layer_tree import layers_of, modes
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.dropout import Dropout, DropoutLayer
+from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.ops.dropout import check_passes, dropout_moments
 
 
@@ -55,7 +55,8 @@ def mc_dropout(
     if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
         scale = None if model.scaling == "inverted" else 1.0
         seed, offset = generator.seed, generator.offset
-        moments = dropout_moments(x, model.p, seed, offset, passes=passes, scale=scale, **inputs)
+        start = 0 if inputs.get("sample_ids") is not None else first_decision(x, model.first_sample)
+        moments = dropout_moments(x, model.p, seed, offset, passes=passes, scale=scale, start=start, **inputs)
         for _ in range(passes):
             generator.next_offset()
         return moments

@@ -216,3 +216,45 @@ def test_drop_path_keeps_the_expectation():
     # The mean of 10**5 samples has deviation sqrt(p / (1 - p) / 10**5): six of them.
     y = gl.DropPath(0.3, generator=gl.Generator(1))(np.ones((10**5, 2)))
     assert abs(y.mean() - 1) < 6 * np.sqrt(0.3 / 0.7 / 10**5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: gl.Dropout(0.4, generator=g),
+        lambda g: gl.Dropout(0.4, scaling="inference", generator=g),
+        lambda g: gl.Dropout1d(0.4, generator=g),
+        lambda g: gl.AlphaDropout(0.4, generator=g),
+        lambda g: gl.FeatureAlphaDropout(0.4, generator=g),
+        lambda g: gl.DropPath(0.4, generator=g),
+        lambda g: gl.ActivationDropout("relu", 0.4, generator=g),
+        lambda g: gl.ActivationDropout("silu", 0.4, order="before", generator=g),
+    ],
+)
+def test_a_part_of_a_batch_gets_the_masks_of_the_whole(make, backend):
+    x, dy = normal((7, 3, 5), np.float32), normal((7, 3, 5), np.float32, seed=1)
+    whole = make(gl.Generator(1))
+    with gl.use_backend(backend):
+        y, dx = whole(x), whole.backward(dy)
+        for part in (slice(0, 2), slice(2, 2), slice(2, 7)):
+            layer = make(gl.Generator(1))
+            layer.first_sample = part.start
+            assert_same_bits(layer(x[part]), y[part].copy())
+            assert_same_bits(layer.backward(dy[part]), dx[part].copy())
+
+
+def test_moments_of_a_part_of_a_batch():
+    x = normal((7, 5), np.float32)
+    whole, part = gl.Dropout(0.4, generator=gl.Generator(1)), gl.Dropout(0.4, generator=gl.Generator(1))
+    part.first_sample = 3
+    expected = gl.mc_dropout(whole, x, passes=4)
+    for ours, theirs in zip(gl.mc_dropout(part, x[3:], passes=4), expected, strict=True):
+        assert_same_bits(ours, theirs[3:].copy())
+
+
+def test_sample_ids_are_those_of_the_whole_already():
+    x, ids = normal((4, 5), np.float32), np.array([9, 2, 7, 1])
+    plain, part = gl.Dropout(0.4, generator=gl.Generator(1)), gl.Dropout(0.4, generator=gl.Generator(1))
+    part.first_sample = 100
+    assert_same_bits(part(x, ids), plain(x, ids))

@@ -156,6 +156,13 @@ def test_a_function_and_a_layer_it_calls_twice():
         assert_same_bits(value, before[name])
 
 
+def test_a_layer_that_some_batches_do_not_reach():
+    layer = gl.BatchNorm1d(4, dtype="float64")
+    batches = [normal((6, 4)), normal((8, 4), seed=1), np.full((3, 4), 100.0)]
+    gl.recalibrate(lambda x: layer(x) if x[0, 0] < 50 else x, batches, layers=[layer])
+    assert_within(layer.buffers["running_mean"], np.concatenate(batches[:2]).mean(axis=0), BOUND)
+
+
 class Failing:
     """Batches that break off."""
 
