@@ -46,17 +46,16 @@ def assert_same_curve(epochs, expected):
             assert one[name] == other[name]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_loss_curve_is_that_of_one_process(count, data, single, tmp_path):
-    done = run_processes(count, *COMMAND, "--data", data, "--out", tmp_path, "--epochs", "3")
+def test_the_loss_curve_is_that_of_one_process(data, single, tmp_path):
+    done = run_processes(2, *COMMAND, "--data", data, "--out", tmp_path, "--epochs", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{count} processes" in done.stdout
+    assert "2 processes" in done.stdout
     assert done.stdout.count("wrote model.safetensors") == 1
     assert_same_curve(results(tmp_path)["epochs"], single)
 
 
 def test_a_run_that_was_stopped_goes_on(data, single, tmp_path):
-    """One process begins, two go on: the checkpoint is the same."""
+    """One process begins, four go on: the checkpoint is the same. The last batch has samples for two of them."""
     command = [sys.executable, *COMMAND, "--data", str(data), "--out", str(tmp_path), "--epochs", "3"]
     code = (
         "import sys, gpu_layers.training.trainer as t; from gpu_layers.cli import main\n"
@@ -68,7 +67,7 @@ def test_a_run_that_was_stopped_goes_on(data, single, tmp_path):
     )
     stopped = subprocess.run([sys.executable, "-c", code, *command[3:]], check=False, capture_output=True)
     assert stopped.returncode == 130
-    done = run_processes(2, *COMMAND, "--data", data, "--out", tmp_path, "--epochs", "3", "--resume")
+    done = run_processes(4, *COMMAND, "--data", data, "--out", tmp_path, "--epochs", "3", "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing after epoch 1 of 3" in done.stdout
     assert_same_curve(results(tmp_path)["epochs"], single)
