@@ -113,12 +113,14 @@ class _ResidentPass:
             return False
         width = {} if plan.width is None else {"Width": str(plan.width)}
         kernel = (self._planes if plan.width is None else self._rows)(T=element_type(x), **width)
+        resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x)
+        if resident < plan.parts:
+            return False
         if plan.parts == 1:
+            # Nobody waits for anybody.
             groups, arrived = min(plan.tiles, limits().max_blocks), None
         else:
-            groups = min(plan.tiles, resident_blocks(kernel, plan.block, plan.shared_bytes, x) // plan.parts)
-            if groups == 0:
-                return False
+            groups = min(plan.tiles, resident // plan.parts)
             arrived = empty((groups,), np.uint32, x)
             arrived.fill(0)
         launch(

@@ -22,12 +22,18 @@ def _architecture(device: int) -> Architecture:
 
 
 @cache
-def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int) -> Any:
-    """The loaded function. The caller has made ``device`` current, in whose context the module is loaded."""
+def _raw_kernel(kernel: Kernel, device: int, cooperative: bool) -> Any:
+    """The loaded kernel. The caller has made ``device`` current, in whose context the module is loaded."""
     cupy = import_cupy()
     module = compiled_module(kernel.source, (kernel.name,), _architecture(device))
     raw_module = cupy.RawModule(path=str(module.path), enable_cooperative_groups=cooperative)
-    raw_kernel = raw_module.get_function(module.symbols[kernel.name])
+    return raw_module.get_function(module.symbols[kernel.name])
+
+
+@cache
+def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int) -> Any:
+    """The function that is launched with this much shared memory; likewise."""
+    raw_kernel = _raw_kernel(kernel, device, cooperative)
     # The limit is the loaded function's, which every amount of shared memory shares: it only ever grows.
     if shared_bytes > raw_kernel.max_dynamic_shared_size_bytes:
         raw_kernel.max_dynamic_shared_size_bytes = shared_bytes
@@ -52,9 +58,13 @@ def launch_on_gpu(
 
 @cache
 def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int) -> int:
-    """Blocks of a cooperative launch that ``device`` holds at once."""
+    """Blocks of a cooperative launch that ``device`` holds at once; 0 if it has not enough shared memory for one."""
     cupy = import_cupy()
-    with cupy.cuda.Device(device) as current:
+    current = cupy.cuda.Device(device)
+    with current:
+        static = _raw_kernel(kernel, device, True).shared_size_bytes
+        if static + shared_bytes > current.attributes["MaxSharedMemoryPerBlockOptin"]:
+            return 0
         function = _function(kernel, device, True, shared_bytes)
         per_multiprocessor = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
             function.ptr, threads, shared_bytes

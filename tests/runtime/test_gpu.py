@@ -16,10 +16,17 @@ RELU = next(kernel for kernel in all_kernels() if kernel.name == "relu_forward<f
 SHARED_BY_DEFAULT = 48 * 1024
 
 
+STATIC_SHARED = 200
+
+
+def _kernel():
+    return SimpleNamespace(max_dynamic_shared_size_bytes=SHARED_BY_DEFAULT, shared_size_bytes=STATIC_SHARED)
+
+
 class FakeCupy:
     """One process with GPUs of some compute capability: notes what is loaded and launched, and which GPU is current."""
 
-    def __init__(self, capability="90", supported=(75, 80, 90, 100)):
+    def __init__(self, capability="90", supported=(75, 80, 90, 100), shared_optin=227 * 1024):
         self.current, self.loaded, self.launches = None, [], []
         functions = {}
         cupy = self
@@ -28,6 +35,7 @@ class FakeCupy:
             def __init__(self, number):
                 self.id = number
                 self.compute_capability = capability
+                self.attributes = {"MaxSharedMemoryPerBlockOptin": shared_optin, "MultiProcessorCount": 132}
 
             def __enter__(self):
                 self.before, cupy.current = cupy.current, self.id
@@ -44,18 +52,28 @@ class FakeCupy:
             def get_function(self, symbol):
                 # CuPy loads a file once a device: the driver's function, and what was set for it, are shared.
                 key = (*self.key, symbol)
-                kernel = functions.setdefault(key, SimpleNamespace(max_dynamic_shared_size_bytes=SHARED_BY_DEFAULT))
+                kernel = functions.setdefault(key, _kernel())
 
                 def function(grid, block, args, **options):
                     launch = SimpleNamespace(symbol=symbol, grid=grid, block=block, args=args, **options)
                     launch.device, launch.limit = cupy.current, kernel.max_dynamic_shared_size_bytes
                     cupy.launches.append(launch)
 
+                function.ptr = 4711
                 kernel.kernel = function
                 return kernel
 
-        self.cuda = SimpleNamespace(Device=Device, nvrtc=SimpleNamespace(getSupportedArchs=lambda: supported))
+        def occupancy(function, threads, shared_bytes):
+            assert function == 4711
+            return min(228 * 1024 // (shared_bytes + STATIC_SHARED + 1024), 2048 // threads)
+
+        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy)
+        nvrtc_module = SimpleNamespace(getSupportedArchs=lambda: supported)
+        self.cuda = SimpleNamespace(Device=Device, nvrtc=nvrtc_module, driver=driver)
         self.RawModule = RawModule
+
+
+_CACHED = (gpu._architecture, gpu._raw_kernel, gpu._function, gpu.resident_blocks_of_gpu)
 
 
 @pytest.fixture
@@ -71,10 +89,10 @@ def fake(monkeypatch):
         monkeypatch.setattr(gpu, "compiled_module", compiled)
         return cupy
 
-    for cached in (gpu._architecture, gpu._function):
+    for cached in _CACHED:
         cached.cache_clear()
     yield make
-    for cached in (gpu._architecture, gpu._function):
+    for cached in _CACHED:
         cached.cache_clear()
 
 
@@ -133,6 +151,21 @@ def test_shared_memory_beyond_the_default_is_asked_for(fake):
     for amount in (1024, 100_000, 60_000, 100_000):
         start(shared_bytes=amount)
     assert [launched.limit for launched in cupy.launches] == [SHARED_BY_DEFAULT, 100_000, 100_000, 100_000]
+
+
+def test_blocks_that_a_gpu_holds_at_once(fake):
+    cupy = fake()
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0) == 8 * 132
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 108 * 1024, 0) == 2 * 132
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 227 * 1024 - STATIC_SHARED, 0) == 132
+    assert all(cooperative for _, cooperative, _ in cupy.loaded)
+    assert cupy.current is None
+
+
+def test_a_gpu_with_too_little_shared_memory_holds_none(fake):
+    fake(capability="75", shared_optin=64 * 1024)
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024 - STATIC_SHARED, 0) > 0
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024, 0) == 0
 
 
 def zeros_of(kernel):
