@@ -41,6 +41,10 @@ class Part:
     take_channels: Callable[[Any], Any]
     start: int = 0
 
+    def take_result(self, name: str, array: Any) -> Any:
+        """The piece of a result, by its name: gradients of parameters have one value a channel."""
+        return (self.take_channels if name in ("dgamma", "dbeta") else self.take)(array)
+
 
 def parts(case: Case) -> Iterator[Part]:
     """The first and the last piece of a case: a kernel that does not reach the end is found."""

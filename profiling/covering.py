@@ -46,15 +46,24 @@ def kernels_of(case: Case) -> set[str]:
 def with_index64(case: Case) -> Case:
     """The same case, by the kernels that arrays of 2**31 elements and more need."""
 
+    return _limited(case, "64-bit indices", index64=True)
+
+
+def with_one_block(case: Case) -> Case:
+    """The same case, by the kernels for arrays of which a GPU does not hold enough blocks at once."""
+    return _limited(case, "one block", max_blocks=1)
+
+
+def _limited(case: Case, label: str, **limits: Any) -> Case:
     def run(arrays: Arrays) -> Arrays:
-        with force_limits(index64=True):
+        with force_limits(**limits):
             return case.run(arrays)
 
-    return replace(case, label=f"{case.label}, 64-bit indices", run=run)
+    return replace(case, label=f"{case.label}, {label}", run=run)
 
 
 def covering(cases: Iterable[Case]) -> tuple[list[Case], set[str]]:
-    """The cases that launch a kernel that none before them does, with indices of 32 bits and then of 64.
+    """The cases that launch a kernel that none before them does: as they are, with 64-bit indices, with one block.
 
     Returns
     -------
@@ -65,7 +74,7 @@ def covering(cases: Iterable[Case]) -> tuple[list[Case], set[str]]:
     chosen: list[Case] = []
     covered: set[str] = set()
     cases, everything = list(cases), {kernel.name for kernel in all_kernels()}
-    for case in (*cases, *map(with_index64, cases)):
+    for case in (*cases, *map(with_index64, cases), *map(with_one_block, cases)):
         if covered >= everything:
             break
         names = kernels_of(case)

@@ -1,11 +1,24 @@
-"""What all tests share: the marker ``gpu``."""
+"""What all tests share: the markers ``gpu`` and ``slow``."""
 
+import os
 import warnings
 from functools import cache
 
 import pytest
 
 from gpu_layers.runtime.cuda import require_gpu
+
+# As many processes as processors run at a time: threads of their own only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what takes minutes, unless it is asked for: -m slow."""
+    if "slow" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: ask for it with -m slow"))
 
 
 @cache

@@ -43,6 +43,7 @@ def batch_norm_cases() -> Iterator[Case]:
             yield _batch_norm(dtype, f"{list(channels_last)}, channels_last", channels_last, 2.0, True)
         yield _batch_norm(dtype, "far from 0", (4, 6, 10, 10), far, False)
         yield _batch_norm(dtype, "far from 0, channels_last", (4, 10, 10, 6), far, True)
+        yield _batch_norm(dtype, "vectors of several blocks, channels_last", (1, 40, 40, 8), 2.0, True)
         yield _batch_norm(dtype, "no gamma, no beta", (4, 6, 5, 5), 2.0, False, affine=False)
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
         yield _constant(dtype)

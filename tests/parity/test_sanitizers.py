@@ -7,11 +7,17 @@ import pytest
 
 from gpu_layers.cli import main
 
+# Every run of the tests takes all kernels of one dtype; those of the others are the same templates.
+RUNS = [("asan", "float32"), ("ubsan", "bfloat16")]
+RUNS += [
+    pytest.param("asan", "float16|bfloat16|float64", marks=pytest.mark.slow),
+    pytest.param("ubsan", "float16|float32|float64", marks=pytest.mark.slow),
+]
 
-@pytest.mark.parametrize(("sanitizer", "dtype"), [("asan", "float32"), ("ubsan", "bfloat16")])
-def test_verify_is_clean(sanitizer, dtype):
-    # All kernels of a dtype: those of the others are the same templates, and `verify` without --only runs them.
-    command = [sys.executable, "-m", "gpu_layers", "verify", "--sanitizer", sanitizer, "--only", f" {dtype} "]
+
+@pytest.mark.parametrize(("sanitizer", "dtypes"), RUNS)
+def test_verify_is_clean(sanitizer, dtypes):
+    command = [sys.executable, "-m", "gpu_layers", "verify", "--sanitizer", sanitizer, "--only", f" ({dtypes}) "]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all right" in done.stdout
