@@ -113,7 +113,8 @@ def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[int, str]:
             for trace, small, whole in zip(_traces(smaller), counted, launches, strict=True):
                 for name, footprint in trace.footprints.items():
                     touched = _SECTOR * (footprint.sectors_loaded + footprint.sectors_stored)
-                    total += touched / small.array_bytes[name] * whole.array_bytes[name]
+                    # The whole shape may need less: no counter of blocks that wait for each other, say.
+                    total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
             return round(total), ""
     total = sum(sum(launch.array_bytes.values()) for launch in launches)
     return round(total), "bytes not counted: smaller shapes take other kernels"
