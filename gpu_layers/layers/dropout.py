@@ -40,6 +40,7 @@ def check_generator(generator: Any) -> random.Generator | None:
 
 def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> int:
     """Number of x's first decision, where index 0 of its first axis is ``first_sample`` of the whole batch."""
+    backend_for(x)
     return first_sample * math.prod(x.shape[1:mask_axes])
 
 
