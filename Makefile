@@ -29,7 +29,7 @@ demo: $(VENV)/installed-train
 
 # A file at a time for each processor: what a file builds for its tests is built once.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 study: $(VENV)/installed-study
 	$(BIN)/gpu-layers study all --device cpu --out docs/study

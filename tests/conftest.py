@@ -12,8 +12,27 @@ from gpu_layers.runtime.cuda import require_gpu
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files that take minutes, longest first: what begins last runs alone.
+_LONGEST = (
+    "gates/test_compiled_code.py",
+    "runtime/test_compilation.py",
+    "parity/test_sanitizers.py",
+    "parity/test_schedules.py",
+    "parity/test_cases.py",
+    "parity/test_checked.py",
+    "study/test_page.py",
+)
+
+
+def _turn(item):
+    """When a test's turn is: its file's, in order of collection within."""
+    path = item.path.as_posix()
+    return next((turn for turn, name in enumerate(_LONGEST) if path.endswith(f"tests/{name}")), len(_LONGEST))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out what takes minutes, unless it is asked for: -m slow."""
+    """The longest files first; leave out what takes minutes, unless it is asked for: -m slow."""
+    items.sort(key=_turn)
     if "slow" in config.option.markexpr:
         return
     for item in items:
