@@ -31,9 +31,10 @@ namespace {
 // Sanitizers put red zones around each local; pages that are never touched cost nothing.
 constexpr size_t kStackBytes = GPU_LAYERS_ASAN ? 512 * 1024 : 256 * 1024;
 
-// Every guard page splits a memory mapping, and Linux allows a process 65530 of them. Beyond this many
-// stacks (a cooperative launch) neighbours touch, so an overflow would go unnoticed.
-constexpr size_t kGuardedStacks = 4096;
+// Every guard page splits a memory mapping, and Linux allows a process 65530 of them, of which each loaded
+// module has stacks of its own. Beyond this many stacks neighbours touch: what overflows in all threads is
+// still noticed in the first.
+constexpr size_t kGuardedStacks = 64;
 
 std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<Fiber*> free_fibers;
