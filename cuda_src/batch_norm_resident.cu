@@ -202,13 +202,8 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         column_reduce(moments, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                if (parts > 1) {
-                    result.write_partial(moments[k], origins[k], channel + k, block.part, layout.parts);
-                } else {
-                    result.write(result.finished(moments[k], origins[k]), channel + k);
-                }
-            }
+            for (int k = 0; k < Width; ++k)
+                result.write(moments[k], origins[k], channel + k, block.part, layout.parts);
         }
         if (parts > 1) {
             // Each block merges some of the channels for all of them: if all merged all, they would read more
@@ -401,13 +396,7 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         column_reduce(keep.sums, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                if (parts > 1) {
-                    result.write_partial(keep.sums[k], channel + k, block.part, layout.parts);
-                } else {
-                    result.write(result.finished(keep.sums[k], channel + k), channel + k);
-                }
-            }
+            for (int k = 0; k < Width; ++k) result.write(keep.sums[k], channel + k, block.part, layout.parts);
         }
         if (parts > 1) {
             group_barrier(arrived + block.group, expected += parts);

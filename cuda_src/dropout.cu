@@ -29,36 +29,27 @@ __device__ __forceinline__ void drop_vector(Vector<T>& values, const Rule& rule,
     }
 }
 
+// The rule for element number g, by itself.
+template <typename A>
+__device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, const DropoutStream& stream,
+                                          unsigned long long g) {
+    return rule.apply(value, word_of(stream.block(g >> 2), static_cast<int>(g & 3)));
+}
+
 // Decides over every element by itself; start is a multiple of 4.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                   unsigned long long offset, const unsigned long long* draw, unsigned long long start) {
-    constexpr int width = kVectorWidth<T>;
     const DropoutStream stream = dropout_stream(seed, offset, draw);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-#pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v < vectors) values[u] = Vector<T>::load(x + v * width);
-        }
-#pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            drop_vector(values[u], rule, stream, start + static_cast<unsigned long long>(v) * width);
-            values[u].store(y + v * width);
-        }
-    }
-    const long long rest = vectors * width + threadIdx.x;
-    if (blockIdx.x == 0 && rest < n) {
-        const unsigned long long g = start + static_cast<unsigned long long>(rest);
-        const unsigned int word = word_of(stream.block(g >> 2), static_cast<int>(g & 3));
-        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
-    }
+    map_vectors(
+        x, y, n,
+        [&](Vector<T>& values, long long i) {
+            drop_vector(values, rule, stream, start + static_cast<unsigned long long>(i));
+        },
+        [&](accumulate_t<T> value, long long i) {
+            return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
+        });
 }
 
 // As dropout_apply, where start is no multiple of 4.
@@ -67,35 +58,20 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
                           unsigned long long start) {
-    constexpr int width = kVectorWidth<T>;
     const DropoutStream stream = dropout_stream(seed, offset, draw);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-#pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v < vectors) values[u] = Vector<T>::load(x + v * width);
-        }
-#pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
+    constexpr int width = kVectorWidth<T>;
+    map_vectors(
+        x, y, n,
+        [&](Vector<T>& values, long long first) {
             const unsigned int kept =
-                kept_neighbours<width>(rule, stream, start + static_cast<unsigned long long>(v) * width);
+                kept_neighbours<width>(rule, stream, start + static_cast<unsigned long long>(first));
 #pragma unroll
             for (int i = 0; i < width; ++i)
-                values[u][i] = from_accumulate<T>(rule.choose(to_accumulate(values[u][i]), kept >> i & 1u));
-            values[u].store(y + v * width);
-        }
-    }
-    const long long rest = vectors * width + threadIdx.x;
-    if (blockIdx.x == 0 && rest < n) {
-        const unsigned long long g = start + static_cast<unsigned long long>(rest);
-        const unsigned int word = word_of(stream.block(g >> 2), static_cast<int>(g & 3));
-        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
-    }
+                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+        },
+        [&](accumulate_t<T> value, long long i) {
+            return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
+        });
 }
 
 // As dropout_apply, with a mask of its own for each sample: a thread owns the four decisions of one Philox

@@ -7,11 +7,14 @@ constexpr int kElementwiseThreads = 256;
 // Vectors of a thread in one step: as many loads are in flight before the first result is needed.
 constexpr int kElementwiseUnroll = 2;
 
-// y[i] = f(x[i]) for i in 0 .. n - 1, where f takes and returns accumulate_t<T>.
-//   x, y   [n] T, 16-byte aligned; y may be x
+// Copies x to y, a vector at a time and what is left one by one, changed on the way.
+//   x, y        [n] T, 16-byte aligned; y may be x
+//   on_vector   called with a vector, and the index of its first value: changes it
+//   on_value    called with a value, and its index: returns what becomes of it
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
-template <typename T, typename Function>
-__device__ __forceinline__ void map_elements(const T* x, T* y, long long n, Function f) {
+template <typename T, typename OnVector, typename OnValue>
+__device__ __forceinline__ void map_vectors(const T* x, T* y, long long n, OnVector on_vector,
+                                            OnValue on_value) {
     constexpr int width = kVectorWidth<T>;
     const long long vectors = n / width;
     const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
@@ -26,16 +29,28 @@ __device__ __forceinline__ void map_elements(const T* x, T* y, long long n, Func
         for (int u = 0; u < kElementwiseUnroll; ++u) {
             const long long v = first + u * kElementwiseThreads + threadIdx.x;
             if (v >= vectors) break;
-#pragma unroll
-            for (int i = 0; i < width; ++i) values[u][i] = from_accumulate<T>(f(to_accumulate(values[u][i])));
+            on_vector(values[u], v * width);
             values[u].store(y + v * width);
         }
     }
     const long long rest = vectors * width + threadIdx.x;
-    if (blockIdx.x == 0 && rest < n) y[rest] = from_accumulate<T>(f(to_accumulate(x[rest])));
+    if (blockIdx.x == 0 && rest < n) y[rest] = from_accumulate<T>(on_value(to_accumulate(x[rest]), rest));
 }
 
-// z[i] = f(x[i], y[i]); otherwise as above.
+// y[i] = f(x[i]) for i in 0 .. n - 1, where f takes and returns accumulate_t<T>; x and y as above.
+template <typename T, typename Function>
+__device__ __forceinline__ void map_elements(const T* x, T* y, long long n, Function f) {
+    map_vectors(
+        x, y, n,
+        [&](Vector<T>& values, long long) {
+#pragma unroll
+            for (int i = 0; i < kVectorWidth<T>; ++i)
+                values[i] = from_accumulate<T>(f(to_accumulate(values[i])));
+        },
+        [&](accumulate_t<T> value, long long) { return f(value); });
+}
+
+// z[i] = f(x[i], y[i]); otherwise as map_elements.
 template <typename T, typename Function>
 __device__ __forceinline__ void map_element_pairs(const T* x, const T* y, T* z, long long n, Function f) {
     constexpr int width = kVectorWidth<T>;
