@@ -156,14 +156,13 @@ def batch_norm_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
     check_statistics(x, mean, var, channels)
-    xp = array_module(x)
-    inv_std = (1 / xp.sqrt(var.astype(np.float64) + check_eps(eps))).astype(mean.dtype)
+    inv_std = inverse_deviation(var, check_eps(eps))
     if x.size:
         y = backend.batch_norm_inference(
             x, mean, inv_std, gamma, beta, channels_last, residual=residual, activation=activation
         )
     else:
-        y = xp.empty(x.shape, x.dtype)
+        y = array_module(x).empty(x.shape, x.dtype)
     return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
 
 
@@ -204,6 +203,11 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
 def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any, Any]:
     xp, dtype = array_module(x), statistics_dtype(x.dtype)
     return xp.zeros(channels, dtype), xp.zeros(channels, dtype), xp.full(channels, eps**-0.5, dtype)
+
+
+def inverse_deviation(var: Any, eps: float) -> Any:
+    """``1 / sqrt(var + eps)`` of given variances, rounded once."""
+    return (1 / array_module(var).sqrt(var.astype(np.float64) + eps)).astype(var.dtype)
 
 
 def check_input(

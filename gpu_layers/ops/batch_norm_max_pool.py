@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
@@ -16,12 +14,12 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_inference_backward,
     check_input,
     check_statistics,
+    inverse_deviation,
 )
 from gpu_layers.ops.checks import check_eps
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.window import Window
 
 
@@ -81,11 +79,11 @@ def batch_norm_max_pool_forward(
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
+        # Nothing to normalise, or an error: as the first of the two says.
         normalised, norm = batch_norm_forward(
             x, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
         )
-        y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=channels_last)
-        return y, BatchNormMaxPoolSaved(norm, pool)
+        return _pooled(normalised, norm, window_arguments, ceil_mode)
     y, taps, mean, var, inv_std = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation)
     norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
     return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
@@ -148,10 +146,8 @@ def batch_norm_max_pool_inference(
         normalised, norm = batch_norm_inference(
             x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
         )
-        y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=channels_last)
-        return y, BatchNormMaxPoolSaved(norm, pool)
-    xp = array_module(x)
-    inv_std = (1 / xp.sqrt(var.astype(np.float64) + eps)).astype(mean.dtype)
+        return _pooled(normalised, norm, window_arguments, ceil_mode)
+    inv_std = inverse_deviation(var, eps)
     y, taps = backend.batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
     norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
     return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
@@ -161,6 +157,13 @@ def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved
     """Gradients of :func:`batch_norm_max_pool_inference`, as :func:`batch_norm_max_pool_backward`."""
     dx, dgamma, dbeta = batch_norm_inference_backward(max_pool_backward(dy, saved.pool), saved.norm)
     return dx, dgamma, dbeta
+
+
+def _pooled(
+    normalised: Any, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool
+) -> tuple[Any, BatchNormMaxPoolSaved]:
+    y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=norm.channels_last)
+    return y, BatchNormMaxPoolSaved(norm, pool)
 
 
 def _placed(
