@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,20 +33,40 @@ def activation_number(activation: str) -> int:
 
 
 class _Pass:
-    """One kernel in both layouts."""
+    """One kernel in both layouts.
 
-    def __init__(self, name: str, parameters: str, fusable: bool = True) -> None:
-        planes, rows = f"{parameters}, PlaneLayout layout", f"{parameters}, RowLayout layout"
-        fusion: list[dict[str, str]] = [{"Fused": name} for name in _FUSIONS] if fusable else [{}]
-        every = [{"T": element, **fused} for element in ELEMENT_TYPES for fused in fusion]
+    Parameters
+    ----------
+    source, name, parameters
+        Of its templates, whose names end in ``_planes`` and ``_rows`` and whose parameters in a layout.
+    fusions : sequence of str
+        Values of ``Fused``, if that is a template parameter.
+    single_channels : bool
+        Whether rows of channels that make no vectors are taken too.
+    initialised : sequence of str
+        As of :class:`KernelTemplate`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        parameters: str,
+        fusions: Sequence[str] = (),
+        single_channels: bool = True,
+        initialised: Sequence[str] = (),
+    ) -> None:
+        fused: list[dict[str, str]] = [{"Fused": fusion} for fusion in fusions] or [{}]
+        every = [{"T": element, **fusion} for element in ELEMENT_TYPES for fusion in fused]
         each_width = [
-            {"T": c_name(dtype), "Width": str(width), **fused}
+            {"T": c_name(dtype), "Width": str(width), **fusion}
             for dtype in FLOAT_DTYPES
-            for width in (vector_width(dtype), 1)
-            for fused in fusion
+            for width in ((vector_width(dtype), 1) if single_channels else (vector_width(dtype),))
+            for fusion in fused
         ]
-        self._planes = KernelTemplate("batch_norm.cu", f"{name}_planes", planes, every, STRUCTS)
-        self._rows = KernelTemplate("batch_norm.cu", f"{name}_rows", rows, each_width, STRUCTS)
+        planes, rows = f"{parameters}, PlaneLayout layout", f"{parameters}, RowLayout layout"
+        self._planes = KernelTemplate(source, f"{name}_planes", planes, every, STRUCTS, initialised)
+        self._rows = KernelTemplate(source, f"{name}_rows", rows, each_width, STRUCTS, initialised)
 
     def kernel(self, element: str, width: int | None, **fused: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
@@ -54,15 +75,20 @@ class _Pass:
 
 _OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta, const T* residual, int activation"
 _STATISTICS = _Pass(
-    "batch_norm_statistics", "const T* x, A* partial_moments, A* mean, A* var, A* inv_std, A eps", fusable=False
+    "batch_norm.cu", "batch_norm_statistics", "const T* x, A* partial_moments, A* mean, A* var, A* inv_std, A eps"
 )
-_NORMALIZE = _Pass("batch_norm_normalize", f"const T* x, {_OF_CHANNELS}, T* y")
+_NORMALIZE = _Pass("batch_norm.cu", "batch_norm_normalize", f"const T* x, {_OF_CHANNELS}, T* y", _FUSIONS)
 _GRADIENT_SUMS = _Pass(
-    "batch_norm_gradient_sums", f"const T* dy, const T* x, {_OF_CHANNELS}, A* partial_sums, A* dgamma, A* dbeta"
+    "batch_norm.cu",
+    "batch_norm_gradient_sums",
+    f"const T* dy, const T* x, {_OF_CHANNELS}, A* partial_sums, A* dgamma, A* dbeta",
+    _FUSIONS,
 )
 _INPUT_GRADIENT = _Pass(
+    "batch_norm.cu",
     "batch_norm_input_gradient",
     f"const T* dy, const T* x, {_OF_CHANNELS}, const A* dgamma, const A* dbeta, T* dx, T* dresidual, A inv_count",
+    _FUSIONS,
 )
 _MERGE_STATISTICS = KernelTemplate(
     "batch_norm.cu",
@@ -94,52 +120,50 @@ def _workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | No
     return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
 
 
-class _ResidentPass:
+class _ResidentPass(_Pass):
     """A kernel that reads once, in both layouts.
 
     ``arrived`` in the parameters counts the blocks of each group.
     """
 
-    def __init__(self, name: str, parameters: str) -> None:
-        planes, rows = f"{parameters}, PlaneLayout layout", f"{parameters}, RowLayout layout"
-        every = combinations(T=ELEMENT_TYPES)
-        vectors = [{"T": c_name(dtype), "Width": str(vector_width(dtype))} for dtype in FLOAT_DTYPES]
-        self._planes = KernelTemplate("batch_norm_resident.cu", f"{name}_planes", planes, every, STRUCTS, ["arrived"])
-        self._rows = KernelTemplate("batch_norm_resident.cu", f"{name}_rows", rows, vectors, STRUCTS, ["arrived"])
+    def __init__(self, source: str, name: str, parameters: str) -> None:
+        super().__init__(source, name, parameters, single_channels=False, initialised=("arrived",))
 
     def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
         """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
         if plan.places is None:
             return False
-        width = {} if plan.width is None else {"Width": str(plan.width)}
-        kernel = (self._planes if plan.width is None else self._rows)(T=element_type(x), **width)
-        resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x)
+        kernel = self.kernel(element_type(x), plan.width)
+        # With one part nobody waits for anybody.
+        cooperative = plan.parts > 1
+        resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x, cooperative=cooperative)
         if resident < plan.parts:
             return False
-        if plan.parts == 1:
-            # Nobody waits for anybody.
-            groups, arrived = min(plan.tiles, limits().max_blocks), None
-        else:
+        if cooperative:
             groups = min(plan.tiles, resident // plan.parts)
             arrived = empty((groups,), np.uint32, x)
             arrived.fill(0)
+        else:
+            groups, arrived = min(plan.tiles, limits().max_blocks), None
         launch(
             kernel,
             groups * plan.parts,
             plan.block,
             (*before, arrived, *after, plan.layout),
             shared_bytes=plan.shared_bytes,
-            cooperative=plan.parts > 1,
+            cooperative=cooperative,
         )
         return True
 
 
 _FORWARD_RESIDENT = _ResidentPass(
+    "batch_norm_resident.cu",
     "batch_norm_forward_resident",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, A* mean, "
     "A* var, A* inv_std, unsigned int* arrived, A eps",
 )
 _BACKWARD_RESIDENT = _ResidentPass(
+    "batch_norm_resident.cu",
     "batch_norm_backward_resident",
     f"const T* dy, const T* x, {_OF_CHANNELS}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
     "unsigned int* arrived, A inv_count, int places_of_x",
@@ -179,6 +203,28 @@ def _rule(mean: Any, inv_std: Any, gamma: Any | None, beta: Any | None, residual
     return _Rule(ready(mean), ready(inv_std), gamma, beta, residual, activation)
 
 
+@dataclass(frozen=True)
+class _Gradients:
+    """Where a backward writes."""
+
+    partial_sums: Any | None
+    dx: Any
+    dgamma: Any
+    dbeta: Any
+    dresidual: Any | None
+
+    @classmethod
+    def of(cls, plan: Plan, x: Any, rule: _Rule) -> _Gradients:
+        dtype = statistics_dtype(x.dtype)
+        dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
+        dresidual = None if rule.residual is None else empty(x.shape, x.dtype, x)
+        return cls(_workspace(plan, 2, dtype, x), empty(x.shape, x.dtype, x), dgamma, dbeta, dresidual)
+
+    @property
+    def results(self) -> tuple[Any, Any, Any, Any | None]:
+        return self.dx, self.dgamma, self.dbeta, self.dresidual
+
+
 def batch_norm_forward(
     x: Any,
     gamma: Any | None,
@@ -193,14 +239,14 @@ def batch_norm_forward(
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
     rule = _rule(mean, inv_std, gamma, beta, residual, activation)
-    partial_moments = _workspace(plan, 4, dtype, x)
+    partial_moments, y = _workspace(plan, 4, dtype, x), empty(x.shape, x.dtype, x)
     if activation in SLOPED_ACTIVATIONS:
-        y = empty(x.shape, x.dtype, x)
         fused = (rule.gamma, rule.beta, rule.residual, rule.number)
         if _FORWARD_RESIDENT.run(plan, x, (x, *fused, y, partial_moments, mean, var, inv_std), (eps,)):
             return y, mean, var, inv_std
     _statistics(plan, x, (partial_moments, mean, var, inv_std, eps))
-    return _normalized(x, rule, channels_last), mean, var, inv_std
+    _normalize(x, rule, y, channels_last)
+    return y, mean, var, inv_std
 
 
 def batch_statistics(x: Any, eps: float, channels_last: bool) -> tuple[Any, Any, Any]:
@@ -227,14 +273,15 @@ def batch_norm_inference(
     activation: str = "identity",
 ) -> Any:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
-    return _normalized(ready(x), _rule(mean, inv_std, gamma, beta, residual, activation), channels_last)
-
-
-def _normalized(x: Any, rule: _Rule, channels_last: bool) -> Any:
-    plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
+    x = ready(x)
     y = empty(x.shape, x.dtype, x)
-    _run(plan, _NORMALIZE, element_type(x), (x, *rule.arguments, y), **rule.fused)
+    _normalize(x, _rule(mean, inv_std, gamma, beta, residual, activation), y, channels_last)
     return y
+
+
+def _normalize(x: Any, rule: _Rule, y: Any, channels_last: bool) -> None:
+    plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
+    _run(plan, _NORMALIZE, element_type(x), (x, *rule.arguments, y), **rule.fused)
 
 
 def batch_norm_backward(
@@ -250,18 +297,16 @@ def batch_norm_backward(
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
-    plan, dtype = backward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
+    to = _Gradients.of(plan, x, rule)
     if activation in _EXACT_GRADIENT:
-        dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
-        dx = empty(x.shape, x.dtype, x)
-        dresidual = None if residual is None else empty(x.shape, x.dtype, x)
-        results = (_workspace(plan, 2, dtype, x), dgamma, dbeta, dx, dresidual)
+        results = (to.partial_sums, to.dgamma, to.dbeta, to.dx, to.dresidual)
         last = (1 / plan.count, plan.places)
         if _BACKWARD_RESIDENT.run(plan, x, (dy, x, *rule.arguments, *results), last):
-            return dx, dgamma, dbeta, dresidual
-    dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
-    dx, dresidual = _input_gradients(dy, x, rule, dgamma, dbeta, channels_last)
-    return dx, dgamma, dbeta, dresidual
+            return to.results
+    _parameter_gradients(plan, dy, x, rule, to)
+    _input_gradients(dy, x, rule, to, True, channels_last)
+    return to.results
 
 
 def batch_norm_inference_backward(
@@ -278,30 +323,25 @@ def batch_norm_inference_backward(
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    dgamma, dbeta = _parameter_gradients(plan, dy, x, rule)
+    to = _Gradients.of(plan, x, rule)
+    _parameter_gradients(plan, dy, x, rule, to)
     if rule.fused["Fused"] != "kPlain":
-        dx, dresidual = _input_gradients(dy, x, rule, None, None, channels_last)
-        return dx, dgamma, dbeta, dresidual
-    # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
-    return _normalized(dy, replace(rule, mean=None, beta=None), channels_last), dgamma, dbeta, None
+        _input_gradients(dy, x, rule, to, False, channels_last)
+    else:
+        # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
+        _normalize(dy, replace(rule, mean=None, beta=None), to.dx, channels_last)
+    return to.results
 
 
-def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: _Rule) -> tuple[Any, Any]:
-    dtype = statistics_dtype(x.dtype)
-    dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
-    partial_sums = _workspace(plan, 2, dtype, x)
-    arguments = (dy, x, *rule.arguments, partial_sums, dgamma, dbeta)
+def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: _Rule, to: _Gradients) -> None:
+    arguments = (dy, x, *rule.arguments, to.partial_sums, to.dgamma, to.dbeta)
     _run(plan, _GRADIENT_SUMS, element_type(x), arguments, **rule.fused)
-    _merge(plan, _MERGE_GRADIENTS, dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
-    return dgamma, dbeta
+    _merge(plan, _MERGE_GRADIENTS, statistics_dtype(x.dtype), (to.partial_sums, rule.inv_std, to.dgamma, to.dbeta))
 
 
-def _input_gradients(
-    dy: Any, x: Any, rule: _Rule, dgamma: Any | None, dbeta: Any | None, channels_last: bool
-) -> tuple[Any, Any | None]:
+def _input_gradients(dy: Any, x: Any, rule: _Rule, to: _Gradients, depends: bool, channels_last: bool) -> None:
+    """Those of x and of the residual; ``depends``: whether the statistics are those of x."""
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    dx = empty(x.shape, x.dtype, x)
-    dresidual = None if rule.residual is None else empty(x.shape, x.dtype, x)
-    arguments = (dy, x, *rule.arguments, dgamma, dbeta, dx, dresidual, 1 / plan.count)
+    sums = (to.dgamma, to.dbeta) if depends else (None, None)
+    arguments = (dy, x, *rule.arguments, *sums, to.dx, to.dresidual, 1 / plan.count)
     _run(plan, _INPUT_GRADIENT, element_type(x), arguments, **rule.fused)
-    return dx, dresidual

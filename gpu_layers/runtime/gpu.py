@@ -57,15 +57,18 @@ def launch_on_gpu(
 
 
 @cache
-def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int) -> int:
-    """Blocks of a cooperative launch that ``device`` holds at once; 0 if it has not enough shared memory for one."""
+def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int, cooperative: bool) -> int:
+    """Blocks that ``device`` holds at once; 0 if it has not enough shared memory for one.
+
+    Of the function that a launch with ``cooperative`` takes: the other would be loaded for this alone.
+    """
     cupy = import_cupy()
     current = cupy.cuda.Device(device)
     with current:
-        static = _raw_kernel(kernel, device, True).shared_size_bytes
+        static = _raw_kernel(kernel, device, cooperative).shared_size_bytes
         if static + shared_bytes > current.attributes["MaxSharedMemoryPerBlockOptin"]:
             return 0
-        function = _function(kernel, device, True, shared_bytes)
+        function = _function(kernel, device, cooperative, shared_bytes)
         per_multiprocessor = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
             function.ptr, threads, shared_bytes
         )

@@ -125,13 +125,15 @@ def launch(
         launch_on_gpu(kernel, grid, block, values, device, shared_bytes, cooperative)
 
 
-def resident_blocks(kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Any) -> int:
-    """Blocks that a cooperative launch may have.
+def resident_blocks(
+    kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Any, *, cooperative: bool
+) -> int:
+    """Blocks of a launch that can be resident at once, which is all that a cooperative one may have.
 
     Parameters
     ----------
     kernel : Kernel
-    block, shared_bytes
+    block, shared_bytes, cooperative
         As of :func:`launch`.
     like : array
         On the GPU in question; for NumPy arrays the emulator's, which are those of an H100.
@@ -140,5 +142,5 @@ def resident_blocks(kernel: Kernel, block: int | Sequence[int], shared_bytes: in
     if isinstance(like, np.ndarray):
         most = EMULATED_RESIDENT_BLOCKS
     else:
-        most = resident_blocks_of_gpu(kernel, x * y * z, shared_bytes, like.device.id)
+        most = resident_blocks_of_gpu(kernel, x * y * z, shared_bytes, like.device.id, cooperative)
     return min(most, limits().max_blocks)

@@ -155,17 +155,25 @@ def test_shared_memory_beyond_the_default_is_asked_for(fake):
 
 def test_blocks_that_a_gpu_holds_at_once(fake):
     cupy = fake()
-    assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0) == 8 * 132
-    assert gpu.resident_blocks_of_gpu(RELU, 256, 108 * 1024, 0) == 2 * 132
-    assert gpu.resident_blocks_of_gpu(RELU, 256, 227 * 1024 - STATIC_SHARED, 0) == 132
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True) == 8 * 132
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 108 * 1024, 0, True) == 2 * 132
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 227 * 1024 - STATIC_SHARED, 0, True) == 132
     assert all(cooperative for _, cooperative, _ in cupy.loaded)
     assert cupy.current is None
 
 
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_asking_what_a_gpu_holds_loads_what_is_launched(fake, cooperative):
+    cupy = fake()
+    gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, cooperative)
+    start(cooperative=cooperative)
+    assert [of for _, of, _ in cupy.loaded] == [cooperative]
+
+
 def test_a_gpu_with_too_little_shared_memory_holds_none(fake):
     fake(capability="75", shared_optin=64 * 1024)
-    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024 - STATIC_SHARED, 0) > 0
-    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024, 0) == 0
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024 - STATIC_SHARED, 0, True) > 0
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024, 0, True) == 0
 
 
 def zeros_of(kernel):
