@@ -10,8 +10,11 @@ from gpu_layers.kernels.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.kernels.batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
+    batch_norm_gradient_sums,
     batch_norm_inference,
     batch_norm_inference_backward,
+    batch_norm_input_gradient,
+    batch_norm_statistics,
 )
 from gpu_layers.kernels.batch_norm_max_pool import batch_norm_max_pool, batch_norm_max_pool_inference
 from gpu_layers.kernels.dropout import (
@@ -33,10 +36,13 @@ __all__ = [
     "avg_pool_forward",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_gradient_sums",
     "batch_norm_inference",
     "batch_norm_inference_backward",
+    "batch_norm_input_gradient",
     "batch_norm_max_pool",
     "batch_norm_max_pool_inference",
+    "batch_norm_statistics",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",

@@ -46,6 +46,19 @@ def ready(array: Any) -> Any:
     return copy
 
 
+def destination(out: Any | None, like: Any) -> Any:
+    """Where kernels write a result of the shape and dtype of ``like``: ``out``, if they can."""
+    return out if out is not None and is_ready(out) else empty(like.shape, like.dtype, like)
+
+
+def delivered(result: Any, out: Any | None) -> Any:
+    """The result, in ``out`` if there is one: copied there, where kernels could not write to it."""
+    if out is None or result is out:
+        return result
+    out[...] = result
+    return out
+
+
 def element_type(array: Any) -> str:
     """C++ name of the array's dtype."""
     return c_name(array.dtype)

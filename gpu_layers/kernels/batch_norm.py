@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.kernels.activation_dropout import NUMBERS
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.arrays import (
+    ACCUMULATE_TYPES,
+    ELEMENT_TYPES,
+    delivered,
+    destination,
+    element_type,
+    empty,
+    ready,
+    vector_width,
+)
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
@@ -203,26 +212,16 @@ def _rule(mean: Any, inv_std: Any, gamma: Any | None, beta: Any | None, residual
     return _Rule(ready(mean), ready(inv_std), gamma, beta, residual, activation)
 
 
-@dataclass(frozen=True)
-class _Gradients:
-    """Where a backward writes."""
+def _sums(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:
+    """Where the parts of each channel leave their sums, if there are several; dgamma, dbeta."""
+    dtype = statistics_dtype(x.dtype)
+    dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
+    return _workspace(plan, 2, dtype, x), dgamma, dbeta
 
-    partial_sums: Any | None
-    dx: Any
-    dgamma: Any
-    dbeta: Any
-    dresidual: Any | None
 
-    @classmethod
-    def of(cls, plan: Plan, x: Any, rule: _Rule) -> _Gradients:
-        dtype = statistics_dtype(x.dtype)
-        dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
-        dresidual = None if rule.residual is None else empty(x.shape, x.dtype, x)
-        return cls(_workspace(plan, 2, dtype, x), empty(x.shape, x.dtype, x), dgamma, dbeta, dresidual)
-
-    @property
-    def results(self) -> tuple[Any, Any, Any, Any | None]:
-        return self.dx, self.dgamma, self.dbeta, self.dresidual
+def _of_inputs(x: Any, rule: _Rule, out: tuple[Any | None, Any | None] = (None, None)) -> tuple[Any, Any | None]:
+    """Where dx and dresidual go, if there is a residual."""
+    return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
 
 
 def batch_norm_forward(
@@ -233,24 +232,26 @@ def batch_norm_forward(
     channels_last: bool = False,
     residual: Any | None = None,
     activation: str = "identity",
+    out: Any | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     x = ready(x)
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
     rule = _rule(mean, inv_std, gamma, beta, residual, activation)
-    partial_moments, y = _workspace(plan, 4, dtype, x), empty(x.shape, x.dtype, x)
+    partial_moments, y = _workspace(plan, 4, dtype, x), destination(out, x)
     if activation in SLOPED_ACTIVATIONS:
         fused = (rule.gamma, rule.beta, rule.residual, rule.number)
         if _FORWARD_RESIDENT.run(plan, x, (x, *fused, y, partial_moments, mean, var, inv_std), (eps,)):
-            return y, mean, var, inv_std
+            return delivered(y, out), mean, var, inv_std
     _statistics(plan, x, (partial_moments, mean, var, inv_std, eps))
     _normalize(x, rule, y, channels_last)
-    return y, mean, var, inv_std
+    return delivered(y, out), mean, var, inv_std
 
 
-def batch_statistics(x: Any, eps: float, channels_last: bool) -> tuple[Any, Any, Any]:
-    """Mean, biased variance and ``1 / sqrt(variance + eps)`` of each channel of a ready array."""
+def batch_norm_statistics(x: Any, eps: float, channels_last: bool = False) -> tuple[Any, Any, Any]:
+    """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
+    x = ready(x)
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     mean, var, inv_std = (empty((plan.channels,), dtype, x) for _ in range(3))
     _statistics(plan, x, (_workspace(plan, 4, dtype, x), mean, var, inv_std, eps))
@@ -294,19 +295,58 @@ def batch_norm_backward(
     channels_last: bool = False,
     residual: Any | None = None,
     activation: str = "identity",
+    out: tuple[Any | None, Any | None] = (None, None),
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    to = _Gradients.of(plan, x, rule)
-    if activation in _EXACT_GRADIENT:
-        results = (to.partial_sums, to.dgamma, to.dbeta, to.dx, to.dresidual)
-        last = (1 / plan.count, plan.places)
-        if _BACKWARD_RESIDENT.run(plan, x, (dy, x, *rule.arguments, *results), last):
-            return to.results
-    _parameter_gradients(plan, dy, x, rule, to)
-    _input_gradients(dy, x, rule, to, True, channels_last)
-    return to.results
+    sums, inputs = _sums(plan, x), _of_inputs(x, rule, out)
+    arguments, last = (dy, x, *rule.arguments, *sums, *inputs), (1 / plan.count, plan.places)
+    if activation not in _EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last):
+        _parameter_gradients(plan, dy, x, rule, sums)
+        _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
+    dx, dresidual = (delivered(one, place) for one, place in zip(inputs, out, strict=True))
+    return dx, *sums[1:], dresidual
+
+
+def batch_norm_gradient_sums(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None = None,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
+) -> tuple[Any, Any]:
+    """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
+    dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
+    sums = _sums(plan, x)
+    _parameter_gradients(plan, dy, x, rule, sums)
+    return sums[1:]
+
+
+def batch_norm_input_gradient(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None,
+    dgamma: Any,
+    dbeta: Any,
+    count: int,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
+) -> tuple[Any, Any | None]:
+    """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
+    dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
+    inputs = _of_inputs(x, rule)
+    _input_gradients(dy, x, rule, (ready(dgamma), ready(dbeta)), count, inputs, channels_last)
+    return inputs
 
 
 def batch_norm_inference_backward(
@@ -323,25 +363,32 @@ def batch_norm_inference_backward(
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
     dy, x, rule = ready(dy), ready(x), _rule(mean, inv_std, gamma, beta, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    to = _Gradients.of(plan, x, rule)
-    _parameter_gradients(plan, dy, x, rule, to)
+    sums, inputs = _sums(plan, x), _of_inputs(x, rule)
+    _parameter_gradients(plan, dy, x, rule, sums)
     if rule.fused["Fused"] != "kPlain":
-        _input_gradients(dy, x, rule, to, False, channels_last)
+        _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last)
     else:
         # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
-        _normalize(dy, replace(rule, mean=None, beta=None), to.dx, channels_last)
-    return to.results
+        _normalize(dy, replace(rule, mean=None, beta=None), inputs[0], channels_last)
+    return inputs[0], *sums[1:], inputs[1]
 
 
-def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: _Rule, to: _Gradients) -> None:
-    arguments = (dy, x, *rule.arguments, to.partial_sums, to.dgamma, to.dbeta)
-    _run(plan, _GRADIENT_SUMS, element_type(x), arguments, **rule.fused)
-    _merge(plan, _MERGE_GRADIENTS, statistics_dtype(x.dtype), (to.partial_sums, rule.inv_std, to.dgamma, to.dbeta))
+def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: _Rule, sums: tuple[Any | None, Any, Any]) -> None:
+    partial_sums, dgamma, dbeta = sums
+    _run(plan, _GRADIENT_SUMS, element_type(x), (dy, x, *rule.arguments, *sums), **rule.fused)
+    _merge(plan, _MERGE_GRADIENTS, statistics_dtype(x.dtype), (partial_sums, rule.inv_std, dgamma, dbeta))
 
 
-def _input_gradients(dy: Any, x: Any, rule: _Rule, to: _Gradients, depends: bool, channels_last: bool) -> None:
-    """Those of x and of the residual; ``depends``: whether the statistics are those of x."""
+def _input_gradients(
+    dy: Any,
+    x: Any,
+    rule: _Rule,
+    sums: tuple[Any | None, Any | None],
+    count: int,
+    inputs: tuple[Any, Any | None],
+    channels_last: bool,
+) -> None:
+    """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums = (to.dgamma, to.dbeta) if depends else (None, None)
-    arguments = (dy, x, *rule.arguments, *sums, to.dx, to.dresidual, 1 / plan.count)
+    arguments = (dy, x, *rule.arguments, *sums, *inputs, 1 / count)
     _run(plan, _INPUT_GRADIENT, element_type(x), arguments, **rule.fused)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready, vector_width
-from gpu_layers.kernels.batch_norm import SLOPED_ACTIVATIONS, activation_number, batch_norm_inference, batch_statistics
+from gpu_layers.kernels.batch_norm import (
+    SLOPED_ACTIVATIONS,
+    activation_number,
+    batch_norm_inference,
+    batch_norm_statistics,
+)
 from gpu_layers.kernels.max_pool import max_pool_forward
 from gpu_layers.kernels.pool_plan import STRUCTS, as_bytes, plan_for, spatial_empty
 from gpu_layers.reference.pool_taps import tap_dtype
@@ -33,7 +38,7 @@ def batch_norm_max_pool(
 ) -> tuple[Any, Any, Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool``, as kernels."""
     x = ready(x)
-    mean, var, inv_std = batch_statistics(x, eps, channels_last)
+    mean, var, inv_std = batch_norm_statistics(x, eps, channels_last)
     y, taps = batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
     return y, taps, mean, var, inv_std
 

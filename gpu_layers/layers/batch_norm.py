@@ -19,7 +19,7 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
-    check_residual,
+    check_input,
 )
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
 from gpu_layers.ops.packing import Packing, packing_of
@@ -128,10 +128,12 @@ class BatchNormLayer(RunningStatisticsLayer):
         """
         self._check_input(x)
         packing = packing_of(x, lengths, mask, self.channels_last)
+        if packing is not None or (self._updates() and not self._uses_batch()):
+            # Else the operation that runs first checks this.
+            backend_for(x, optional=(residual, *self._affine_part()))
+            check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
         if packing is None:
             return self._forward(x, residual, None)
-        backend_for(x, optional=(residual,))
-        check_residual(residual, x)
         rows = None if residual is None else packing.pack(residual)
         return packing.unpack(self._forward(packing.pack(x), rows, packing))
 
@@ -208,7 +210,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         return self.channels_last or packing is not None
 
     def _check_input(self, x: Any) -> None:
-        backend_for(x)
+        backend_for(x, optional=tuple(self.buffers.values()))
         check_dtype(x)
         if x.ndim not in self._input_ranks:
             ranks = " or ".join(f"{rank}D" for rank in self._input_ranks)

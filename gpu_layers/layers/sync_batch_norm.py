@@ -11,6 +11,7 @@ from gpu_layers.layers.running_statistics import BatchStatistics, batch_statisti
 from gpu_layers.moments import Moments
 from gpu_layers.ops.packing import Packing
 from gpu_layers.ops.sync_batch_norm import (
+    check_communicator,
     sync_batch_norm_backward,
     sync_batch_norm_forward,
     sync_batch_norm_moments,
@@ -43,10 +44,8 @@ class SyncBatchNorm(BatchNormLayer):
 
     def __init__(self, num_features: int, *args: Any, communicator: Communicator | None = None, **options: Any) -> None:
         super().__init__(num_features, *args, **options)
-        if not (communicator is None or isinstance(communicator, Communicator)):
-            raise TypeError(
-                f"communicator must be a gpu_layers.distributed.Communicator, got {type(communicator).__name__}"
-            )
+        if communicator is not None:
+            check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator
 
     def _normalise_by_batch(

@@ -13,9 +13,7 @@ from gpu_layers.runtime.cuda import array_module
 
 
 def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
-    """Count, mean and sum of squared deviations of each channel, by batch norm's own kernels.
-
-    The normalised batch that these write too is thrown away: as much traffic as :func:`batch_norm_forward`.
+    """Count, mean and sum of squared deviations of each channel, by batch norm's own kernel: x is read once.
 
     Parameters
     ----------
@@ -39,5 +37,5 @@ def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
     if x.size == channels:
         mean = x.reshape(-1).astype(np.float64)
         return Moments(1, mean, mean - mean)
-    _, mean, var, _ = backend.batch_norm_forward(x, None, None, 1.0, channels_last)
+    mean, var, _ = backend.batch_norm_statistics(x, 1.0, channels_last)
     return Moments.of(x.size // channels, mean, var)

@@ -88,17 +88,30 @@ def batch_norm_forward(
     ValueError
         For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
     """
-    backend = backend_for(x, optional=(gamma, beta, residual))
+    backend_for(x, optional=(gamma, beta, residual))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
     eps = check_eps(eps)
-    if x.size == channels and channels:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+    check_count(x, channels)
+    return checked_forward(x, gamma, beta, eps, residual, activation, channels_last)
+
+
+def checked_forward(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    residual: Any,
+    activation: str,
+    channels_last: bool,
+    out: Any = None,
+) -> tuple[Any, BatchNormSaved]:
+    """:func:`batch_norm_forward` of what has been checked; y is written to ``out``, if there is one."""
     if x.size == 0:
-        y = array_module(x).empty(x.shape, x.dtype)
-        mean, var, inv_std = _statistics_of_nothing(x, channels, eps)
+        y = array_module(x).empty(x.shape, x.dtype) if out is None else out
+        mean, var, inv_std = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
     else:
-        y, mean, var, inv_std = backend.batch_norm_forward(
-            x, gamma, beta, eps, channels_last, residual=residual, activation=activation
+        y, mean, var, inv_std = backend_for(x).batch_norm_forward(
+            x, gamma, beta, eps, channels_last, residual=residual, activation=activation, out=out
         )
     return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
 
@@ -124,7 +137,12 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     dresidual : array
         Only if there was a residual.
     """
-    return _backward("batch_norm_backward", dy, saved)
+    return batch_norm_backward_into((None, None), dy, saved)
+
+
+def batch_norm_backward_into(out: tuple[Any, Any], dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+    """:func:`batch_norm_backward` that writes dx and dresidual to these arrays, where they are not None."""
+    return _backward("batch_norm_backward", dy, saved, out=out)
 
 
 def batch_norm_inference(
@@ -177,7 +195,7 @@ def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, 
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     if saved.x.size == 0:
@@ -196,6 +214,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
             saved.channels_last,
             residual=saved.residual,
             activation=saved.activation,
+            **options,
         )
     return gradients[:3] if saved.residual is None else gradients
 
@@ -221,8 +240,14 @@ def check_input(
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None:
             _check_parameter(parameter, name, channels, x)
-    check_residual(residual, x)
+    _check_residual(residual, x)
     return channels, "identity" if activation is None else check_activation(activation)
+
+
+def check_count(x: Any, channels: int) -> None:
+    """Raise for a single value a channel, which has no variance."""
+    if x.size == channels and channels:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
 
 
 def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
@@ -231,7 +256,7 @@ def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
     _check_parameter(var, "var", channels, x)
 
 
-def check_residual(residual: Any, x: Any) -> None:
+def _check_residual(residual: Any, x: Any) -> None:
     """Raise unless the residual, if there is one, has x's dtype and shape."""
     if residual is None:
         return

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from gpu_layers.moments import Moments, merged
-from gpu_layers.ops.batch_norm import BatchNormSaved, batch_norm_backward, batch_norm_forward
-from gpu_layers.ops.checks import check_gradient
+from gpu_layers.ops.batch_norm import (
+    BatchNormSaved,
+    batch_norm_backward_into,
+    check_count,
+    check_input,
+    checked_forward,
+)
+from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
 
@@ -40,39 +44,56 @@ class GhostBatchNormSaved:
 
 
 def ghost_batch_norm_forward(
-    x: Any, gamma: Any, beta: Any, *, bounds: tuple[int, ...], residual: Any = None, **options: Any
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    *,
+    bounds: tuple[int, ...],
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: str | None = None,
+    channels_last: bool = False,
 ) -> tuple[Any, GhostBatchNormSaved]:
     """:func:`batch_norm_forward` of each group for itself, in the order of the groups.
 
+    Kernels read and write each group where it lies in the whole arrays, unless it begins at an address that is no
+    multiple of 16 bytes: then it is copied.
+
     Parameters
     ----------
-    x, gamma, beta, residual, **options
+    x, gamma, beta, eps, residual, activation, channels_last
         As there.
     bounds : tuple of int
-        From 0 to ``x.shape[0]``: group g is ``x[bounds[g]:bounds[g + 1]]``.
+        From 0 to ``x.shape[0]``, ascending: group g is ``x[bounds[g]:bounds[g + 1]]``.
 
     Returns
     -------
     y : array
-        Written by each group's kernels and copied to its place: one more read and write than without groups.
     saved : GhostBatchNormSaved
 
     Raises
     ------
     TypeError, ValueError
-        As there, also for a group of one value a channel.
+        As there, also for a group of one value a channel, and for bounds of anything else than all of x.
     """
+    backend_for(x, optional=(gamma, beta, residual))
+    channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
+    eps, bounds = check_eps(eps), _checked_bounds(bounds, x.shape[0])
+    for start, stop in pairwise(bounds):
+        check_count(x[start:stop], channels)
+    y = array_module(x).empty(x.shape, x.dtype)
     groups = []
-    y: Any = None
     for start, stop in pairwise(bounds):
         own = None if residual is None else residual[start:stop]
-        part, saved = batch_norm_forward(x[start:stop], gamma, beta, residual=own, **options)
-        groups.append(saved)
-        if len(bounds) == 2:
-            return part, GhostBatchNormSaved(x, bounds, tuple(groups))
-        y = array_module(x).empty(x.shape, x.dtype) if y is None else y
-        y[start:stop] = part
+        groups.append(checked_forward(x[start:stop], gamma, beta, eps, own, phi, channels_last, y[start:stop])[1])
     return y, GhostBatchNormSaved(x, bounds, tuple(groups))
+
+
+def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
+    own = tuple(check_integer(bound, "bounds", 0, samples) for bound in bounds)
+    if len(own) < 2 or own[0] != 0 or own[-1] != samples or any(stop < start for start, stop in pairwise(own)):
+        raise ValueError(f"bounds must ascend from 0 to the input's {samples} samples, got {own}")
+    return own
 
 
 def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any, ...]:
@@ -85,17 +106,14 @@ def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any,
     """
     backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
-    if len(saved.groups) == 1:
-        return batch_norm_backward(dy, saved.groups[0])
-    xp = array_module(dy)
-    sums: list[Any] = [0.0, 0.0]
-    inputs: list[Any] = []
+    xp, first = array_module(dy), saved.groups[0]
+    dx = xp.empty(dy.shape, dy.dtype)
+    dresidual = None if first.residual is None else xp.empty(dy.shape, dy.dtype)
+    sums = [xp.zeros(first.mean.shape) for _ in range(2)]
     for (start, stop), group in zip(pairwise(saved.bounds), saved.groups, strict=True):
-        dx, dgamma, dbeta, *dresidual = batch_norm_backward(dy[start:stop], group)
-        sums = [total + part.astype(np.float64) for total, part in zip(sums, (dgamma, dbeta), strict=True)]
-        parts = (dx, *dresidual)
-        inputs = inputs or [xp.empty(dy.shape, dy.dtype) for _ in parts]
-        for whole, part in zip(inputs, parts, strict=True):
-            whole[start:stop] = part
-    dtype = saved.groups[0].mean.dtype
-    return (inputs[0], *(total.astype(dtype) for total in sums), *inputs[1:])
+        own = (dx[start:stop], None if dresidual is None else dresidual[start:stop])
+        _, *of_channels = batch_norm_backward_into(own, dy[start:stop], group)[:3]
+        for total, part in zip(sums, of_channels, strict=True):
+            total += part
+    gradients = (dx, *(total.astype(first.mean.dtype) for total in sums))
+    return gradients if dresidual is None else (*gradients, dresidual)

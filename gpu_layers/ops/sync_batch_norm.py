@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.distributed.communicator import Communicator
 from gpu_layers.moments import Moments, merged
 from gpu_layers.ops.batch_moments import batch_norm_moments
-from gpu_layers.ops.batch_norm import (
-    BatchNormSaved,
-    batch_norm_inference,
-    batch_norm_inference_backward,
-)
-from gpu_layers.ops.checks import check_gradient
+from gpu_layers.ops.batch_norm import BatchNormSaved, batch_norm_inference, check_input
+from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -67,13 +64,23 @@ def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = 
 
 
 def sync_batch_norm_forward(
-    x: Any, gamma: Any, beta: Any, communicator: Any, *, channels_last: bool = False, **options: Any
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    communicator: Any,
+    *,
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: str | None = None,
+    channels_last: bool = False,
 ) -> tuple[Any, SyncBatchNormSaved]:
     """:func:`batch_norm_forward` of the batch whose parts the processes have.
 
+    x is read twice, for its statistics before the exchange, and to be normalised after it.
+
     Parameters
     ----------
-    x, gamma, beta, channels_last, **options
+    x, gamma, beta, eps, residual, activation, channels_last
         As there; all processes call this with parts of one batch.
     communicator : Communicator
 
@@ -86,10 +93,14 @@ def sync_batch_norm_forward(
     Raises
     ------
     TypeError, ValueError
-        As there; for one value a channel in all parts together in every process.
+        As there, before anything is exchanged; for one value a channel in all parts together in every process.
     RuntimeError
         If the other processes do not answer.
     """
+    backend_for(x, optional=(gamma, beta, residual))
+    check_input(x, gamma, beta, channels_last, residual, activation)
+    check_eps(eps)
+    check_communicator(communicator)
     moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last)
     if moments.count == 1:
         raise ValueError(
@@ -99,7 +110,15 @@ def sync_batch_norm_forward(
     dtype = statistics_dtype(x.dtype)
     var = moments.var if moments.count else moments.squares
     y, local = batch_norm_inference(
-        x, moments.mean.astype(dtype), var.astype(dtype), gamma, beta, channels_last=channels_last, **options
+        x,
+        moments.mean.astype(dtype),
+        var.astype(dtype),
+        gamma,
+        beta,
+        eps=eps,
+        residual=residual,
+        activation=activation,
+        channels_last=channels_last,
     )
     return y, SyncBatchNormSaved(local, moments, communicator)
 
@@ -107,9 +126,10 @@ def sync_batch_norm_forward(
 def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums a channel, added in rank order.
 
+    dy, x and a residual are read twice, for the sums before the exchange, and for the gradients after it.
+
     With ``dbeta = sum dz`` and ``dgamma = sum dz * xhat`` over all processes and m values a channel in all of them:
-    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. Half types are computed in
-    float32 and rounded once.
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. The sums are exchanged and added in float64.
 
     Returns
     -------
@@ -121,32 +141,31 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
         Only if there was a residual.
     """
     local = saved.local
-    backend_for(dy, local.x)
+    backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
-    dtype = statistics_dtype(local.x.dtype)
-    wide = replace(
-        local,
-        x=local.x.astype(dtype, copy=False),
-        residual=None if local.residual is None else local.residual.astype(dtype, copy=False),
-    )
-    dx, dgamma, dbeta, *dresidual = batch_norm_inference_backward(dy.astype(dtype, copy=False), wide)
-    xp = array_module(dy)
+    xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.x.size == 0
+    forward = (local.x, local.mean, local.inv_std, local.gamma, local.beta)
+    fused = {"residual": local.residual, "activation": local.activation}
+    if is_empty:
+        dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
+    else:
+        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, *forward, local.channels_last, **fused)
     told = saved.communicator.gather(xp.stack([dgamma, dbeta]).astype(np.float64))
     sums = told[0]
     for part in told[1:]:
         sums = sums + part
-    if dx.size:
-        dx -= _of_the_statistics(wide, sums / saved.moments.count)
-    narrow = [one.astype(dy.dtype, copy=False) for one in (dx, *dresidual)]
-    return (narrow[0], dgamma, dbeta, *narrow[1:])
+    if is_empty:
+        dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
+    else:
+        dx, dresidual = backend.batch_norm_input_gradient(
+            dy, *forward, *sums.astype(dtype), saved.moments.count, local.channels_last, **fused
+        )
+    return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 
-def _of_the_statistics(saved: BatchNormSaved, means: Any) -> Any:
-    """``gamma * inv_std * (mean of dz + xhat * mean of dz * xhat)``: what flows through mean and variance."""
-    shape = [1] * saved.x.ndim
-    shape[-1 if saved.channels_last else 1] = -1
-    scale = saved.inv_std if saved.gamma is None else saved.gamma * saved.inv_std
-    slope, offset = (
-        (mean * scale).astype(saved.x.dtype).reshape(shape) for mean in (means[0] * saved.inv_std, means[1])
-    )
-    return (saved.x - saved.mean.reshape(shape)) * slope + offset
+def check_communicator(communicator: Any) -> None:
+    """TypeError for what is no communicator."""
+    if not isinstance(communicator, Communicator):
+        raise TypeError(
+            f"communicator must be a gpu_layers.distributed.Communicator, got {type(communicator).__name__}"
+        )

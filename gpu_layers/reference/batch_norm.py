@@ -61,6 +61,7 @@ def batch_norm_forward(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
@@ -78,6 +79,8 @@ def batch_norm_forward(
         x's shape and dtype.
     activation : str
         A name in ``ACTIVATIONS``.
+    out : ndarray, optional
+        Where y is written to: C-contiguous.
 
     Returns
     -------
@@ -86,6 +89,23 @@ def batch_norm_forward(
     mean, var, inv_std : ndarray, shape (C,)
         Statistics dtype; ``var`` is the biased variance, ``inv_std = 1 / sqrt(var + eps)``.
     """
+    mean, var, inv_std = batch_norm_statistics(x, eps, channels_last)
+    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    return _delivered(y, out), mean, var, inv_std
+
+
+def _delivered(result, out):
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+@ieee
+def batch_norm_statistics(
+    x: np.ndarray, eps: float, channels_last: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``mean``, biased ``var`` and ``inv_std = 1 / sqrt(var + eps)`` of each channel, in the statistics dtype."""
     dtype = statistics_dtype(x.dtype)
     axes = _reduced_axes(x, channels_last)
     # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
@@ -98,10 +118,7 @@ def batch_norm_forward(
     exact_mean = shift.reshape(-1) + deviation_mean
     deviation -= _per_channel(deviation_mean, x, channels_last)
     exact_var = np.square(deviation, out=deviation).mean(axis=axes)
-    mean, var = exact_mean.astype(dtype), exact_var.astype(dtype)
-    inv_std = (1 / np.sqrt(exact_var + eps)).astype(dtype)
-    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    return y, mean, var, inv_std
+    return exact_mean.astype(dtype), exact_var.astype(dtype), (1 / np.sqrt(exact_var + eps)).astype(dtype)
 
 
 @ieee
@@ -115,12 +132,14 @@ def batch_norm_backward(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
     With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
     ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
-    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``.
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``. Those of x and the residual are
+    written to the arrays in ``out``, if there are any.
 
     Returns
     -------
@@ -134,11 +153,57 @@ def batch_norm_backward(
     dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
     dgamma, dbeta, xhat = _parameter_gradients(dz, x, mean, inv_std, channels_last)
     count = max(x.size // max(mean.size, 1), 1)
-    mean_dz = _per_channel(dbeta / count, x, channels_last)
-    mean_dz_xhat = _per_channel(dgamma / count, x, channels_last)
-    scale = _per_channel(_scale(inv_std, gamma), x, channels_last)
-    dx = (dz - mean_dz - xhat * mean_dz_xhat) * scale
-    return _gradients(x, dx, dgamma, dbeta, dz, residual)
+    dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, _scale(inv_std, gamma), channels_last)
+    dx, dgamma, dbeta, dresidual = _gradients(x, dx, dgamma, dbeta, dz, residual)
+    return _delivered(dx, out[0]), dgamma, dbeta, None if dresidual is None else _delivered(dresidual, out[1])
+
+
+@ieee
+def batch_norm_gradient_sums(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None = None,
+    channels_last: bool = False,
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray]:
+    """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
+    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    dgamma, dbeta, _ = _parameter_gradients(dz, x, mean, inv_std, channels_last)
+    return dgamma.astype(mean.dtype), dbeta.astype(mean.dtype)
+
+
+@ieee
+def batch_norm_input_gradient(
+    dy: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    dgamma: np.ndarray,
+    dbeta: np.ndarray,
+    count: int,
+    channels_last: bool = False,
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
+    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
+    _, _, xhat = _parameter_gradients(dz, x, mean, inv_std, channels_last)
+    mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
+    dx = _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, _scale(inv_std, gamma), channels_last)
+    dx, _, _, dresidual = _gradients(x, dx, dgamma, dbeta, dz, residual)
+    return dx, dresidual
+
+
+def _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, scale, channels_last):
+    """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64."""
+    mean_dz_xhat, mean_dz, scale = (_per_channel(one, x, channels_last) for one in (mean_dz_xhat, mean_dz, scale))
+    return (dz - mean_dz - xhat * mean_dz_xhat) * scale
 
 
 def _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation):

@@ -86,6 +86,28 @@ def test_shards_are_the_batch_in_order(samples):
     assert max(sizes) - min(sizes) <= 1
 
 
+class Silent(SingleProcess):
+    def gather(self, values):
+        raise AssertionError("something was exchanged")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"residual": np.ones((5, 4))}, ValueError, "^residual must have the input's shape"),
+        ({"eps": -1.0}, ValueError, "^batch_norm eps must be positive"),
+        ({"activation": "elu"}, ValueError, "^activation must be one of"),
+        ({"gamma": np.ones(2)}, ValueError, "^gamma should contain 3 elements not 2$"),
+        ({"beta": np.ones(3, np.float32)}, TypeError, "^beta must be float64 for float64 input, got float32$"),
+        ({"communicator": 2}, TypeError, "^communicator must be a gpu_layers.distributed.Communicator, got int$"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_exchanged(options, error, message):
+    options = {"gamma": None, "beta": None, "communicator": Silent(), **options}
+    with pytest.raises(error, match=message):
+        gl.ops.sync_batch_norm_forward(normal((5, 3)), **options)
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match=r"communicator must be a gpu_layers.distributed.Communicator, got int"):
         gl.SyncBatchNorm(3, communicator=2)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import gpu_layers as gl
+from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     BFLOAT16,
     DTYPES,
@@ -374,13 +375,53 @@ def test_bad_input_is_refused_and_changes_nothing(training, kind, x, error, mess
         ("running_mean", np.ones(3, np.float16), TypeError, "running_mean must be float32, got float16"),
         ("num_batches_tracked", np.zeros(1, np.int64), ValueError, r"num_batches_tracked should have the shape \[\]"),
         ("num_batches_tracked", np.zeros((), np.float32), TypeError, "num_batches_tracked must be int64, got float32"),
+        ("running_mean", [0.0] * 3, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
     ],
 )
-def test_running_statistics_that_do_not_fit_are_refused_and_nothing_is_updated(training, name, buffer, error, message):
-    layer = gl.BatchNorm1d(3).train(training)
+@pytest.mark.parametrize(
+    "make",
+    [gl.BatchNorm1d, lambda channels: gl.GhostBatchNorm1d(channels, 2), gl.SyncBatchNorm],
+    ids=["plain", "ghost", "sync"],
+)
+def test_running_statistics_that_do_not_fit_are_refused_and_nothing_is_updated(
+    make, training, name, buffer, error, message
+):
+    layer = make(3).train(training)
     layer.buffers[name] = buffer
-    with unchanged(*layer.buffers.values()), pytest.raises(error, match=message):
-        layer(normal((5, 3), np.float32))
+    arrays = [one for one in layer.buffers.values() if isinstance(one, np.ndarray)]
+    for options in ({}, {"mask": np.ones(5, bool)}):
+        with unchanged(*arrays), use_executor(NoLaunch()), pytest.raises(error, match=message):
+            layer(normal((5, 3), np.float32), **options)
+
+
+class NoLaunch:
+    def launch(self, *_):
+        raise AssertionError("a kernel was launched")
+
+
+@pytest.mark.parametrize("padded", [{}, {"mask": np.ones((5, 4), bool)}], ids=["whole", "padded"])
+@pytest.mark.parametrize("uses_batch", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [gl.BatchNorm1d, lambda channels: gl.GhostBatchNorm1d(channels, 2), gl.SyncBatchNorm],
+    ids=["plain", "ghost", "sync"],
+)
+def test_what_goes_with_x_is_checked_before_anything_is_launched(make, uses_batch, padded):
+    for name, value, error, message in (
+        ("residual", np.ones((5, 3, 3), np.float32), ValueError, "^residual must have the input's shape"),
+        ("residual", np.ones((5, 3, 4)), TypeError, "^residual must have the input's dtype float32, got float64$"),
+        ("residual", [1.0], TypeError, "^expected a numpy.ndarray or cupy.ndarray, got list$"),
+        ("weight", np.ones(4, np.float32), ValueError, "^gamma should contain 3 elements not 4$"),
+        ("bias", np.ones(3), TypeError, "^beta must be float32 for float32 input, got float64$"),
+    ):
+        layer = make(3)
+        layer.use_batch_statistics = uses_batch
+        options = {**padded, "residual": value} if name == "residual" else padded
+        if name != "residual":
+            layer.parameters[name] = value
+        with use_executor(NoLaunch()), pytest.raises(error, match=message):
+            layer(normal((5, 3, 4), np.float32), **options)
+        assert layer.buffers["num_batches_tracked"] == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     BFLOAT16,
     assert_same_bits,
@@ -105,6 +106,49 @@ def test_empty_and_single_batches():
     layer(np.ones((3, 3)))
     with pytest.raises(ValueError, match=r"dy must have the output's shape \[3, 3\], got \[2, 3\]"):
         layer.backward(np.ones((2, 3)))
+
+
+class NoLaunch:
+    def launch(self, *_):
+        raise AssertionError("a kernel was launched")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bounds": (0, 3, 6)}, ValueError, r"^bounds must ascend from 0 to the input's 7 samples, got \(0, 3, 6\)$"),
+        ({"bounds": (1, 7)}, ValueError, "bounds must ascend from 0"),
+        ({"bounds": (0, 5, 3, 7)}, ValueError, "bounds must ascend from 0"),
+        ({"bounds": ()}, ValueError, "bounds must ascend from 0"),
+        ({"bounds": (0, 8)}, ValueError, r"^bounds must be in 0 \.\. 7, got 8$"),
+        ({"bounds": (0, 3.0, 7)}, TypeError, "^bounds must be an integer, got float$"),
+        # The last group's single value is found before the first group is normalised.
+        ({"bounds": (0, 3, 6, 7)}, ValueError, r"^Expected more than 1 value per channel when training, .* \[1, 3\]$"),
+        ({"bounds": (0, 3, 7), "residual": np.ones((8, 3))}, ValueError, "^residual must have the input's shape"),
+        (
+            {"bounds": (0, 3, 7), "residual": np.ones((7, 3), np.float32)},
+            TypeError,
+            "^residual must have the input",
+        ),
+        ({"bounds": (0, 3, 7), "eps": 0.0}, ValueError, "^batch_norm eps must be positive, but got 0.0$"),
+        ({"bounds": (0, 3, 7), "activation": "elu"}, ValueError, "^activation must be one of"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_launched(options, error, message):
+    with use_executor(NoLaunch()), pytest.raises(error, match=message):
+        gl.ops.ghost_batch_norm_forward(normal((7, 3)), None, None, **options)
+
+
+def test_groups_that_begin_at_odd_addresses_are_copied():
+    """Three samples of 3 x 5 float32 are 180 bytes: no multiple of 16."""
+    layer, (x, residual, dy) = make(3, dtype="float32"), (normal((7, 3, 5, 1), np.float32, seed=i) for i in range(3))
+    with gl.use_backend("emulated", check=True):
+        results = (layer(x, residual), *layer.backward(dy))
+    alone = make(0, dtype="float32")
+    with gl.use_backend("emulated"):
+        assert_same_bits(results[0][3:6].copy(), alone(x[3:6].copy(), residual[3:6].copy()))
+        for one, other in zip(results[1:], alone.backward(dy[3:6].copy()), strict=True):
+            assert_same_bits(one[3:6].copy(), other)
 
 
 def test_state_and_repr_are_batch_norms():
