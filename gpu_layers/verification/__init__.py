@@ -12,6 +12,11 @@ from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.verification.activation_dropout import activation_dropout_cases
 from gpu_layers.verification.batch_norm import batch_norm_cases
 from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
+from gpu_layers.verification.batch_norm_variants import (
+    ghost_batch_norm_cases,
+    padded_batch_norm_cases,
+    sync_batch_norm_cases,
+)
 from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
     alpha_dropout_cases,
@@ -36,6 +41,9 @@ _CASES = (
     activation_dropout_cases,
     batch_norm_cases,
     batch_norm_max_pool_cases,
+    padded_batch_norm_cases,
+    ghost_batch_norm_cases,
+    sync_batch_norm_cases,
     max_pool_cases,
     avg_pool_cases,
     lp_pool_cases,

@@ -78,6 +78,35 @@ def test_one_value_left_out_of_a_sum_is_found(monkeypatch):
     assert any(": mean: " in failure for failure in row.failures)
 
 
+def test_a_count_of_the_own_part_alone_is_found(monkeypatch):
+    """One of two processes that divides by the values it has itself."""
+    right = batch_norm.launch
+
+    def of_the_own_part(kernel, grid, block, arguments, **options):
+        names = [parameter.name for parameter in kernel.parameters]
+        if kernel.name.startswith("batch_norm_input_gradient"):
+            x, at = arguments[names.index("x")], names.index("inv_count")
+            arguments = (*arguments[:at], x.shape[-1] / x.size, *arguments[at + 1 :])
+        right(kernel, grid, block, arguments, **options)
+
+    monkeypatch.setattr(batch_norm, "launch", of_the_own_part)
+    (row,) = verify(emulated_backend(), r"^sync_batch_norm float32 \[5, 9, 7, 3\]")
+    assert {failure.split(": ")[1] for failure in row.failures} == {"dx 0", "dx 1"}
+
+
+def test_a_value_that_belongs_to_the_next_group_is_found(monkeypatch):
+    right = batch_norm.launch
+
+    def mixed(kernel, grid, block, arguments, **options):
+        if kernel.name.startswith("batch_norm_forward") and arguments[0].shape[0] == 3:
+            arguments = (np.concatenate([arguments[0][:2], arguments[0][:1]]), *arguments[1:])
+        right(kernel, grid, block, arguments, **options)
+
+    monkeypatch.setattr(batch_norm, "launch", mixed)
+    (row,) = verify(emulated_backend(), r"^ghost_batch_norm float32 \[7, ")
+    assert {failure.split(": ")[1] for failure in row.failures} >= {"y", "mean 0", "var 1"}
+
+
 def test_only_must_find_something(capsys):
     assert main(["verify", "--only", "no such case"]) == 2
     assert "no case is named like 'no such case'" in capsys.readouterr().err
