@@ -2,8 +2,19 @@
 
 The floor of an operation is each input once and each output once, what it takes and gives for each channel included;
 for batch norm in training, which must know the statistics before it can normalise, each input twice where its plan
-says that the values cannot be kept. What is counted is the distinct 32-byte sectors that each launch touches: what the
-DRAM moves, as long as the caches hold what neighbouring threads share.
+says that the values cannot be kept. The variants of batch norm:
+
+- Groups of samples: each group is a batch of its own, and the floor the sum of theirs.
+- Several processes: between the statistics and what they are for stands an exchange, before which a kernel ends, and
+  what it kept is lost. So each input is read twice whatever its size: x forward, dy and x (and the residual) backward.
+  The numbers of channels that are exchanged are not counted.
+- Padded batches: of the inputs what is valid, as often as the plan of so many rows says; of the outputs everything,
+  for the padding is to be 0; and the lengths.
+
+What is counted is the distinct 32-byte sectors that each launch touches: what the DRAM moves, as long as the caches
+hold what neighbouring threads share. Packing and unpacking padded batches is the array library's work, which no
+emulator sees: each of its operations is taken to read its arguments once and to write its result once, and its bytes
+stand in a column of their own.
 """
 
 from __future__ import annotations
@@ -21,44 +32,10 @@ from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.emulator import Trace
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
+from gpu_layers.verification.batch_norm_variants_traffic import batch_norm_variants
 from gpu_layers.verification.inputs import normal
 from gpu_layers.verification.selection import named_like
-
-_SECTOR = 32
-
-
-@dataclass(frozen=True)
-class TrafficCase:
-    """One pass of an operation, of which the floor is known.
-
-    Attributes
-    ----------
-    op : str
-        Operation and pass, e.g. ``dropout forward``.
-    dtype : numpy.dtype
-    shape : tuple of int
-        Of the input: a reference shape with fewer samples and channels.
-    layout : str
-        ``NCHW``, ``NHWC`` or ``flat``.
-    prepare : callable
-        Makes the arrays and runs what comes before; gives the pass itself, a function of nothing, and its floor
-        in bytes.
-    limit : float
-        Most bytes that it may move, as a multiple of the floor.
-    torch_saved : int or None
-        Of a forward: bytes that PyTorch's keeps alive for its backward, of its input too.
-    """
-
-    op: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    layout: str
-    prepare: Callable[[], tuple[Callable[[], Any], int]]
-    limit: float = 1.05
-    torch_saved: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
+from gpu_layers.verification.traffic_case import SECTOR, TrafficCase, in_layout
 
 
 @dataclass(frozen=True)
@@ -96,8 +73,8 @@ class TrafficRow:
 
     @property
     def ratio(self) -> float:
-        """Bytes moved, as a multiple of the floor."""
-        return self.moved / self.floor
+        """Bytes moved, by the array library too, as a multiple of the floor."""
+        return (self.moved + self.case.by_arrays) / self.floor
 
     @property
     def is_good(self) -> bool:
@@ -114,15 +91,12 @@ def traffic_cases() -> Iterator[TrafficCase]:
         for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
                 yield from _batch_norm(dtype, shape, layout)
+        yield from batch_norm_variants(dtype)
         for shape in ((2, 16, 112, 112), (2, 16, 56, 56)):
             for layout in ("NCHW", "NHWC"):
                 for size, stride, padding, limit in ((2, 2, 0, 1.05), (3, 2, 1, 1.10), (3, 1, 1, 1.10)):
                     yield from _pools(dtype, shape, layout, (size, stride, padding), limit)
         yield from _other_pools(dtype)
-
-
-def _array(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.ndarray:
-    return normal((shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape, dtype, *what)
 
 
 def _dropout(dtype: Any) -> Iterator[TrafficCase]:
@@ -206,7 +180,7 @@ def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
     options: dict[str, Any] = {"channels_last": layout == "NHWC"}
     per_channel = shape[1] * statistics_dtype(dtype).itemsize
-    input_shape, itemsize = _array(shape, dtype, layout).shape, np.dtype(dtype).itemsize
+    input_shape, itemsize = in_layout(shape, dtype, layout).shape, np.dtype(dtype).itemsize
     last = options["channels_last"]
     # How often the forward reads x, and the backward x, dy and the residual.
     reads, backward_reads = (
@@ -214,16 +188,16 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     )
 
     def forward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         return lambda: ops.batch_norm_forward(x, None, None, **options), (reads + 1) * x.nbytes + 3 * per_channel
 
     def backward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
         return lambda: ops.batch_norm_backward(x, saved), (2 * backward_reads + 1) * x.nbytes + 4 * per_channel
 
     def inference() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
         return lambda: ops.batch_norm_inference(
             x, saved.mean, saved.var, None, None, **options
@@ -233,18 +207,18 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     yield TrafficCase("batch_norm backward", dtype, shape, layout, backward)
 
     def sum_forward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
-        fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
+        x = in_layout(shape, dtype, layout)
+        fused = {"residual": in_layout(shape, dtype, layout), "activation": "relu", **options}
         return lambda: ops.batch_norm_forward(x, None, None, **fused), (reads + 2) * x.nbytes + 3 * per_channel
 
     def sum_backward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
-        fused = {"residual": _array(shape, dtype, layout), "activation": "relu", **options}
+        x = in_layout(shape, dtype, layout)
+        fused = {"residual": in_layout(shape, dtype, layout), "activation": "relu", **options}
         _, saved = ops.batch_norm_forward(x, None, None, **fused)
         return lambda: ops.batch_norm_backward(x, saved), (3 * backward_reads + 2) * x.nbytes + 4 * per_channel
 
     def pooled() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
         floor = 2 * x.nbytes + y.nbytes + saved.pool.taps.nbytes + 3 * per_channel
         return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
@@ -265,22 +239,22 @@ def _pools(
     name = f"{size}x{size} s{stride}"
 
     def max_forward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, saved = ops.max_pool_forward(x, kernel, **options)
         return lambda: ops.max_pool_forward(x, kernel, **options), x.nbytes + y.nbytes + saved.taps.nbytes
 
     def max_backward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, saved = ops.max_pool_forward(x, kernel, **options)
         return lambda: ops.max_pool_backward(y, saved), x.nbytes + y.nbytes + saved.taps.nbytes
 
     def avg_forward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, _ = ops.avg_pool_forward(x, kernel, **options)
         return lambda: ops.avg_pool_forward(x, kernel, **options), x.nbytes + y.nbytes
 
     def avg_backward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, saved = ops.avg_pool_forward(x, kernel, **options)
         return lambda: ops.avg_pool_backward(y, saved), x.nbytes + y.nbytes
 
@@ -343,7 +317,7 @@ def _two_passes(
 ) -> Iterator[TrafficCase]:
     # torch_saved: bytes an output beside the input, if PyTorch's operation is one.
     def array() -> np.ndarray:
-        return _array(shape, dtype, layout)
+        return in_layout(shape, dtype, layout)
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = array()
@@ -383,7 +357,7 @@ def _unpool(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
         y, saved = ops.max_unpool_forward(x, indices, size)
         # Of the gradient, the sectors that an index points into.
         planes = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1, 1) * math.prod(size)
-        read = np.unique((planes + indices) * x.itemsize // _SECTOR).size * _SECTOR
+        read = np.unique((planes + indices) * x.itemsize // SECTOR).size * SECTOR
         return lambda: ops.max_unpool_backward(y, saved), read + x.nbytes + indices.nbytes
 
     yield TrafficCase("max_unpool forward", dtype, shape, "NCHW", forward, torch_saved=8 * math.prod(shape))
@@ -413,7 +387,7 @@ def count(case: TrafficCase) -> TrafficRow:
         case=case,
         launches=len(traces),
         floor=floor,
-        moved=(footprint.sectors_loaded + footprint.sectors_stored) * _SECTOR,
+        moved=(footprint.sectors_loaded + footprint.sectors_stored) * SECTOR,
         requested=asked.bytes,
         sectors=asked.sectors,
         widest=16 * widths.get(16, 0) / max(asked.bytes, 1),
@@ -444,22 +418,23 @@ def count_all(
 def traffic_table(rows: list[TrafficRow]) -> str:
     """The rows as aligned text."""
     lines = [
-        f"{'pass':<32}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
-        f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}{'keeps':>11}{'torch':>11}"
+        f"{'pass':<35}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
+        f"{'arrays':>11}{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}{'keeps':>11}{'torch':>11}"
     ]
     for row in rows:
         case = row.case
         lines.append(
-            f"{case.op:<32}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
-            f"{row.floor:>12,}{row.moved:>12,}{row.ratio:>8.3f}{case.limit:>7.2f}"
-            f"{row.sectors * _SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
+            f"{case.op:<35}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
+            f"{row.floor:>12,}{row.moved:>12,}{case.by_arrays or '':>11}{row.ratio:>8.3f}{case.limit:>7.2f}"
+            f"{row.sectors * SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
             f"{'' if case.torch_saved is None else f'{row.saved:>11,}{case.torch_saved:>11,}'}"
             f"{'' if row.is_good else '  OVER THE LIMIT'}"
         )
     lines += [
         "",
-        "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; ratio: one",
-        "over the other; asked: sectors that warps asked for, over the floor, of which caches absorb what is above 1;",
+        "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; arrays:",
+        "bytes of the array library's operations, by the sizes of their arrays, not counted; ratio: moved and arrays",
+        "over the floor; asked: sectors that warps asked for, over the floor, of which caches absorb what is above 1;",
         "by 16: part of the bytes asked for in 16-byte accesses; bank: conflicts in shared memory; keeps, torch:",
         "bytes that a pooling keeps for its backward, and those that PyTorch's keeps alive, of its input too.",
         "Counted, not timed.",

@@ -1,0 +1,149 @@
+"""The variants of batch norm whose traffic is counted; what their floors are ``traffic.py`` says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gpu_layers import ops
+from gpu_layers.distributed.communicator import SingleProcess
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.verification.traffic_case import TrafficCase, in_layout
+
+_INDEX_BYTES = 8
+
+
+def batch_norm_variants(dtype: Any) -> Iterator[TrafficCase]:
+    """Groups of samples with a smaller last one, padded batches, and the work of one of several processes."""
+    for layout in ("NCHW", "NHWC"):
+        yield from _ghost(dtype, (8, 32, 28, 28), layout, (0, 3, 6, 8))
+        yield from _sync(dtype, (2, 16, 112, 112), layout)
+        yield from _sync(dtype, (4, 32, 28, 28), layout)
+        yield from _padded(dtype, (4, 32, 28, 28), layout, [[28, 28], [14, 28], [28, 14], [28, 28]])
+    yield from _ghost(dtype, (256, 512), "flat", (0, 100, 200, 256))
+    yield from _sync(dtype, (64, 1000), "flat")
+    yield from _padded(dtype, (16, 40, 256), "NCHW", [[256 - 8 * sample] for sample in range(16)])
+
+
+def _reads(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> tuple[int, int]:
+    """How often the forward must read x, and the backward dy and x, for an input of this shape in memory."""
+    plans = (plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan))
+    forward, backward = (2 if plan.places is None else 1 for plan in plans)
+    return forward, backward
+
+
+def _ghost(dtype: Any, shape: tuple[int, ...], layout: str, bounds: tuple[int, ...]) -> Iterator[TrafficCase]:
+    last = layout == "NHWC"
+    options: dict[str, Any] = {"bounds": bounds, "channels_last": last}
+    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+
+    def run(x: Any) -> tuple[Any, Any]:
+        return ops.ghost_batch_norm_forward(x, None, None, **options)
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        groups = [x[start:stop] for start, stop in pairwise(bounds)]
+        floor = sum((_reads(own.shape, dtype, last)[0] + 1) * own.nbytes + 3 * per_channel for own in groups)
+        return lambda: run(x), floor
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        groups = [x[start:stop] for start, stop in pairwise(bounds)]
+        floor = sum((2 * _reads(own.shape, dtype, last)[1] + 1) * own.nbytes + 4 * per_channel for own in groups)
+        _, saved = run(x)
+        return lambda: ops.ghost_batch_norm_backward(x, saved), floor
+
+    yield TrafficCase("ghost batch_norm forward", dtype, shape, layout, forward)
+    yield TrafficCase("ghost batch_norm backward", dtype, shape, layout, backward)
+
+
+def _sync(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
+    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+    for name, inputs, fused in (("sync batch_norm", 1, {}), ("sync batch_norm sum relu", 2, {"activation": "relu"})):
+
+        def run(x: Any, inputs: int = inputs, fused: Any = fused) -> tuple[Any, Any]:
+            residual = in_layout(shape, dtype, layout, "residual") if inputs == 2 else None
+            return ops.sync_batch_norm_forward(
+                x, None, None, SingleProcess(), residual=residual, channels_last=layout == "NHWC", **fused
+            )
+
+        def forward(run: Any = run, inputs: int = inputs) -> tuple[Callable[[], Any], int]:
+            x = in_layout(shape, dtype, layout)
+            # The statistics do not need the residual.
+            return lambda: run(x), (2 + inputs) * x.nbytes + 5 * per_channel
+
+        def backward(run: Any = run, inputs: int = inputs) -> tuple[Callable[[], Any], int]:
+            x = in_layout(shape, dtype, layout)
+            _, saved = run(x)
+            floor = (2 * (1 + inputs) + inputs) * x.nbytes + 8 * per_channel
+            return lambda: ops.sync_batch_norm_backward(x, saved), floor
+
+        yield TrafficCase(f"{name} forward", dtype, shape, layout, forward)
+        yield TrafficCase(f"{name} backward", dtype, shape, layout, backward)
+
+
+def _padded(dtype: Any, shape: tuple[int, ...], layout: str, lengths: list[list[int]]) -> Iterator[TrafficCase]:
+    itemsize, kind = np.dtype(dtype).itemsize, BatchNorm2d if len(shape) == 4 else BatchNorm1d
+    rows = sum(math.prod(own) for own in lengths)
+    whole, valid = itemsize * math.prod(shape), itemsize * rows * shape[1]
+    lengths_bytes = _INDEX_BYTES * sum(map(len, lengths))
+    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+    reads, backward_reads = _reads((rows, shape[1]), dtype, True)
+    index = _INDEX_BYTES * (len(shape) - 1) * rows
+    forward_arrays = finding_bytes(math.prod(shape) // shape[1], index) + packing_bytes(valid, whole, index, 1, 1)
+    backward_arrays = packing_bytes(valid, whole, index, 1, 1)
+    forward_floor = reads * valid + whole + lengths_bytes + 3 * per_channel
+    backward_floor = 2 * backward_reads * valid + whole + 4 * per_channel
+
+    def layer() -> Any:
+        return kind(
+            shape[1],
+            affine=False,
+            track_running_stats=False,
+            channels_last=layout == "NHWC",
+            dtype=statistics_dtype(dtype),
+        )
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x, made = in_layout(shape, dtype, layout), layer()
+        return lambda: made(x, lengths=lengths), forward_floor
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x, made = in_layout(shape, dtype, layout), layer()
+        made(x, lengths=lengths)
+        return lambda: made.backward(x), backward_floor
+
+    # The kernels may move what packed rows need at least, and 5 % more.
+    limits = (
+        (1.05 * ((reads + 1) * valid + 3 * per_channel) + forward_arrays) / forward_floor,
+        (1.05 * ((2 * backward_reads + 1) * valid + 4 * per_channel) + backward_arrays) / backward_floor,
+    )
+    name = "padded batch_norm"
+    yield TrafficCase(f"{name} forward", dtype, shape, layout, forward, limits[0], by_arrays=forward_arrays)
+    yield TrafficCase(f"{name} backward", dtype, shape, layout, backward, limits[1], by_arrays=backward_arrays)
+
+
+def finding_bytes(positions: int, index: int) -> int:
+    """What finding the valid ones among so many positions moves: a mask, written and read, and their numbers."""
+    return 2 * positions + index
+
+
+def packing_bytes(valid: int, whole: int, index: int, packed: int, unpacked: int) -> int:
+    """What packing and unpacking so many arrays moves.
+
+    Parameters
+    ----------
+    valid, whole : int
+        Bytes of an array's valid values, and of all of it.
+    index : int
+        Bytes of the numbers of the valid positions.
+    packed, unpacked : int
+        Arrays: each of the former is gathered, each of the latter filled with zeros and scattered to.
+    """
+    return packed * (index + 2 * valid) + unpacked * (index + whole + 2 * valid)
