@@ -65,6 +65,12 @@ class Case:
         """What PyTorch's own kernels move."""
         return self.operation.torch_bytes[self.direction](self.sizes)
 
+    @property
+    def bytes_by_arrays(self) -> int:
+        """What the array library moves beside our kernels, by the sizes of its arrays."""
+        of_pass = self.operation.by_arrays.get(self.direction)
+        return 0 if of_pass is None else of_pass(self.sizes)
+
     def in_memory(self, shape: Shape) -> Shape:
         """A shape (N, C, *spatial) in the order of memory."""
         return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape

@@ -32,11 +32,14 @@ class Sizes:
         Elements of x and of y.
     itemsize : int
         Bytes of one.
+    positions : int
+        Elements of a channel of x.
     """
 
     inputs: int
     outputs: int
     itemsize: int
+    positions: int
 
     def elements(self, inputs: int, outputs: int = 0) -> int:
         """Bytes of this many arrays like x and like y."""
@@ -69,6 +72,8 @@ class Operation:
     floor, torch_bytes : dict of str to callable
         Of each pass, ``sizes -> bytes``: each input read once and each output written once; what PyTorch's own
         kernels move, by their algorithm.
+    by_arrays : dict of str to callable
+        Of each pass that is not made of our kernels alone, ``sizes -> bytes`` that the array library moves besides.
     torch : callable or None
         ``(torch.nn.functional, tensors) -> y``, as PyTorch's users write it. Its backward is autograd's.
     expression, gradient : callable or None
@@ -96,6 +101,7 @@ class Operation:
     backward: Callable[[Any, Any], Any] | None
     floor: dict[str, Callable[[Sizes], int]]
     torch_bytes: dict[str, Callable[[Sizes], int]]
+    by_arrays: dict[str, Callable[[Sizes], int]] = field(default_factory=dict)
     torch: Callable[[Any, Arrays], Any] | None = None
     expression: Callable[[Any, Arrays, bool], Any] | None = None
     gradient: Callable[[Any, Arrays, bool], Any] | None = None
@@ -110,7 +116,8 @@ class Operation:
 
     def sizes(self, shape: Shape, itemsize: int) -> Sizes:
         """What byte counts of a shape (N, C, *spatial) are made of."""
-        return Sizes(math.prod(shape), math.prod(self.output_shape(shape)), itemsize)
+        inputs = math.prod(shape)
+        return Sizes(inputs, math.prod(self.output_shape(shape)), itemsize, inputs // shape[1])
 
     @property
     def passes(self) -> tuple[str, ...]:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.distributed.communicator import SingleProcess
+from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.verification.batch_norm_variants_traffic import finding_bytes, packing_bytes
 from profiling.operation import (
     BACKWARD,
     FORWARD,
@@ -22,6 +25,7 @@ from profiling.operation import (
     Arrays,
     Operation,
     Shape,
+    Sizes,
 )
 
 _IMAGES = (*LARGE_IMAGES, *SMALL_IMAGES, *SINGLE_IMAGE)
@@ -306,6 +310,92 @@ BATCH_NORM_SUM_RELU = Operation(
     independent="channels",
 )
 
+# Samples of a group, but for the last one: 64, 128 and 32 samples are 3, 6 and 2 groups.
+_GROUP = 24
+
+
+def _groups(samples: int) -> tuple[int, ...]:
+    size = max(1, min(_GROUP, samples - 1))
+    return (*range(0, samples, size), samples)
+
+
+GHOST_BATCH_NORM = Operation(
+    name="ghost_batch_norm",
+    shapes=(LARGE_IMAGES[0], *SMALL_IMAGES),
+    forward=lambda a, last: ops.ghost_batch_norm_forward(
+        a["x"], a["gamma"], a["beta"], bounds=_groups(len(a["x"])), eps=_EPS, channels_last=last
+    ),
+    backward=ops.ghost_batch_norm_backward,
+    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    # Of a batch norm that knows no groups.
+    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+SYNC_BATCH_NORM = Operation(
+    name="sync_batch_norm",
+    shapes=(LARGE_IMAGES[0], *SMALL_IMAGES, *SMALL_ROWS),
+    forward=lambda a, last: ops.sync_batch_norm_forward(
+        a["x"], a["gamma"], a["beta"], SingleProcess(), eps=_EPS, channels_last=last
+    ),
+    backward=ops.sync_batch_norm_backward,
+    # All of one process's work. Every input is read before the exchange and after it.
+    floor={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    # What PyTorch's SyncBatchNorm runs where there is one process.
+    torch=lambda F, t: F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS),  # noqa: N803
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+
+def _lengths(shape: Shape, channels_last: bool) -> list[tuple[int, int]]:
+    """Every other sample has all rows, the others half of them: three quarters are valid."""
+    rows, columns = shape[1:3] if channels_last else shape[2:]
+    return [(rows // 2 if sample % 2 else rows, columns) for sample in range(shape[0])]
+
+
+def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Any, BatchNorm2d]:
+    x, gamma = arrays["x"], arrays["gamma"]
+    layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
+    layer.parameters = {"weight": gamma, "bias": arrays["beta"]}
+    return layer(x, lengths=_lengths(x.shape, channels_last)), layer
+
+
+def _padded_backward(dy: Any, layer: BatchNorm2d) -> tuple[Any, ...]:
+    return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
+
+
+def _packing(s: Sizes) -> int:
+    """Bytes of packing an array and unpacking another."""
+    return packing_bytes(s.elements(3) // 4, s.elements(1), _numbers_of_positions(s), 1, 1)
+
+
+def _numbers_of_positions(s: Sizes) -> int:
+    return 3 * 8 * (3 * s.positions // 4)
+
+
+PADDED_BATCH_NORM = Operation(
+    name="padded_batch_norm",
+    shapes=(LARGE_IMAGES[0], SMALL_IMAGES[0]),
+    forward=_padded_forward,
+    backward=_padded_backward,
+    # What is valid of x and dy, and all of y and dx.
+    floor={FORWARD: lambda s: s.elements(7) // 4, BACKWARD: lambda s: s.elements(10) // 4},
+    # Of a batch norm that knows no lengths.
+    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    by_arrays={
+        FORWARD: lambda s: finding_bytes(s.positions, _numbers_of_positions(s)) + _packing(s),
+        BACKWARD: _packing,
+    },
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
 # Pooling: the window of ResNet's stem for the maximum, and halving for the mean.
 
 _MAX_WINDOW, _AVG_WINDOW = (3, 2, 1), (2, 2, 0)  # kernel, stride, padding
@@ -504,6 +594,9 @@ OPERATIONS: tuple[Operation, ...] = (
     BATCH_NORM_INFERENCE,
     BATCH_NORM_SUM_RELU,
     BATCH_NORM_RELU_MAX_POOL,
+    GHOST_BATCH_NORM,
+    SYNC_BATCH_NORM,
+    PADDED_BATCH_NORM,
     MAX_POOL,
     AVG_POOL,
     ACTIVATION_DROPOUT,

@@ -30,6 +30,22 @@ def test_the_inherited_method_has_the_name_of_the_layer(events):
     assert events == ["begin BatchNorm2d.forward", "end"]
 
 
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: gl.GhostBatchNorm1d(3, 2), "GhostBatchNorm1d"),
+        (lambda: gl.SyncBatchNorm(3), "SyncBatchNorm"),
+        (lambda: gl.BatchNorm1d(3), "BatchNorm1d"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"lengths": [4, 1, 3]}, {"mask": np.ones((3, 4), bool)}], ids=str)
+def test_the_variants_of_batch_norm_have_one_range_a_pass(events, make, name, options):
+    layer, x = make(), np.ones((3, 3, 4), np.float32)
+    layer(x, **options)
+    layer.backward(x)
+    assert events == [f"begin {name}.forward", "end", f"begin {name}.backward", "end"]
+
+
 def test_a_range_ends_when_the_layer_raises(events):
     with pytest.raises(RuntimeError):
         gl.ReLU().backward(np.ones(3, np.float32))

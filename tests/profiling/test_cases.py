@@ -3,7 +3,18 @@
 import pytest
 
 from profiling.cases import Case, all_cases, selected
-from profiling.operations import ACTIVATION_DROPOUT, AVG_POOL, BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
+from profiling.operations import (
+    ACTIVATION_DROPOUT,
+    AVG_POOL,
+    BATCH_NORM,
+    DROPOUT,
+    GHOST_BATCH_NORM,
+    MAX_POOL,
+    OPERATIONS,
+    PADDED_BATCH_NORM,
+    RELU,
+    SYNC_BATCH_NORM,
+)
 
 BIG = (64, 256, 56, 56)
 N = 64 * 256 * 56 * 56
@@ -23,6 +34,12 @@ N = 64 * 256 * 56 * 56
         (AVG_POOL, "forward", "float32", 5, 5),
         (ACTIVATION_DROPOUT, "forward", "float32", 8, 17),
         (ACTIVATION_DROPOUT, "backward", "bfloat16", 6, 11),
+        (GHOST_BATCH_NORM, "forward", "float32", 8, 12),
+        (GHOST_BATCH_NORM, "backward", "bfloat16", 6, 10),
+        (SYNC_BATCH_NORM, "forward", "float32", 12, 12),
+        (SYNC_BATCH_NORM, "backward", "bfloat16", 10, 10),
+        (PADDED_BATCH_NORM, "forward", "float32", 7, 12),
+        (PADDED_BATCH_NORM, "backward", "bfloat16", 5, 10),
     ],
 )
 def test_bytes(operation, direction, dtype, floor, torch):

@@ -8,7 +8,15 @@ from profiling.compiled_code import Resources
 from profiling.launches import listed_launches
 from profiling.model import failed_gates, launches_of, main, model, modelled_bytes
 from profiling.occupancy import occupancy, resident_blocks
-from profiling.operations import BATCH_NORM_INFERENCE, DROPOUT, MAX_POOL, RELU
+from profiling.operations import (
+    BATCH_NORM_INFERENCE,
+    DROPOUT,
+    GHOST_BATCH_NORM,
+    MAX_POOL,
+    PADDED_BATCH_NORM,
+    RELU,
+    SYNC_BATCH_NORM,
+)
 from profiling.results import Run
 
 
@@ -57,6 +65,37 @@ def test_values_per_channel_are_not_scaled_with_the_batch():
     moved, _ = modelled_bytes(case, launches_of(case))
     # x and y, and of each channel gamma, beta, mean and inv_std; an array may begin in the middle of a sector.
     assert moved == pytest.approx(8 * 64 * 256 * 56 * 56 + 4 * 4 * 256, abs=4000)
+
+
+def test_the_array_librarys_bytes_are_added_and_named():
+    pytest.importorskip("cupy")
+    shape = (2, 64, 28, 28)
+    row = model(Case(PADDED_BATCH_NORM, "backward", shape, "float32"))
+    x = 4 * 2 * 64 * 28 * 28
+    numbers = 3 * 8 * 28 * 42  # of 28 and 14 rows of 28
+    by_arrays = (numbers + 3 * x // 2) + (numbers + x + 3 * x // 2)
+    # The kernel reads dy and x and writes dx, of what is valid.
+    assert row.model["bytes"] == pytest.approx(9 * x // 4 + by_arrays, rel=0.01)
+    assert row.floor_bytes == 5 * x // 2
+    assert row.notes == [f"{by_arrays / 1e6:.2f} MB of it by the array library, by the sizes of its arrays"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "direction", "per_input", "launches"),
+    [
+        (GHOST_BATCH_NORM, "forward", 8, 3),
+        (GHOST_BATCH_NORM, "backward", 12, 3),
+        (SYNC_BATCH_NORM, "forward", 12, 3),
+        (SYNC_BATCH_NORM, "backward", 20, 3),
+    ],
+)
+def test_modelled_bytes_of_the_variants_of_batch_norm(operation, direction, per_input, launches):
+    case = Case(operation, direction, (64, 256, 56, 56), "float32")
+    listed = launches_of(case)
+    assert len(listed) == launches
+    moved, note = modelled_bytes(case, listed)
+    assert note == ""
+    assert moved == pytest.approx(per_input * np.prod(case.shape), rel=0.002)
 
 
 def test_where_smaller_shapes_take_other_kernels_the_note_says_so():
