@@ -73,6 +73,8 @@ with np.errstate(all="raise"):
     if size < 4:
         with gl.use_backend("emulated"):
             check("BatchNorm2d", (8, 3, 4, 5), even(8), np.float32, 1e-4, activation="relu")
+            check("BatchNorm1d", (last, 3, 7), uneven, np.float64, 1e-12, activation="gelu")
+            check("BatchNorm2d", (last, 4, 5, 3), uneven, BFLOAT16, 2 * 32 * 2.0**-8, channels_last=True)
 
 # Far from 0: what is merged does not cancel.
 far = 1e6 + normal((64, 3))
