@@ -29,7 +29,10 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
         If their shape is wrong, or one is below 0 or above the input's size.
     """
     rank = len(spatial)
-    values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+    try:
+        values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+    except ValueError:
+        raise ValueError("lengths must have as many sizes for every sample") from None
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths must be integers, got {values.dtype}")
     samples = x.shape[0] if batched else 1

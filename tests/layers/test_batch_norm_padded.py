@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import gpu_layers as gl
+from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     BFLOAT16,
     LAYOUTS,
@@ -157,6 +158,11 @@ def test_switches_and_recalibration_see_valid_positions_only():
         assert_within(layer.buffers["running_var"], np.concatenate([valid, valid]).var(axis=0, ddof=1), BOUND)
 
 
+class NoLaunch:
+    def launch(self, *_):
+        raise AssertionError("a kernel was launched")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -164,8 +170,13 @@ def test_switches_and_recalibration_see_valid_positions_only():
         ({"lengths": [-1, 1]}, ValueError, r"^lengths must be in 0 \.\. the input's size \[7\]"),
         ({"lengths": [3]}, ValueError, r"^lengths must have the shape \[2, 1\] or \[2\], got \[1\]$"),
         ({"lengths": [1.0, 2.0]}, TypeError, "^lengths must be integers, got float64$"),
-        ({"lengths": [1, 0]}, ValueError, r"^Expected more than 1 value per channel when training, .* \[1, 3\]$"),
+        ({"lengths": [True, False]}, TypeError, "^lengths must be integers, got bool$"),
+        ({"lengths": [[3], [1, 2]]}, ValueError, "^lengths must have as many sizes for every sample$"),
+        ({"lengths": 3}, ValueError, r"^lengths must have the shape \[2, 1\] or \[2\], got \[\]$"),
+        ({"lengths": [1, 0]}, ValueError, r"^Expected more than 1 value per channel when training, .* \[1, 3\]"),
         ({"mask": np.ones((2, 7))}, TypeError, "^mask must be boolean, got float64$"),
+        ({"mask": np.ones((2, 7), np.uint8)}, TypeError, "^mask must be boolean, got uint8$"),
+        ({"mask": np.ones((2, 1), bool)}, ValueError, r"^mask must have the shape \[2, 7\], got \[2, 1\]$"),
         ({"mask": np.ones((2, 3, 7), bool)}, ValueError, r"^mask must have the shape \[2, 7\], got \[2, 3, 7\]$"),
         ({"mask": [[True] * 7] * 2}, TypeError, "^expected a numpy.ndarray or cupy.ndarray, got list$"),
         ({"mask": np.ones((2, 7), bool), "lengths": [1, 2]}, ValueError, "lengths or a mask, not both"),
@@ -173,9 +184,10 @@ def test_switches_and_recalibration_see_valid_positions_only():
         ({"lengths": [7, 7], "residual": [1.0]}, TypeError, "^expected a numpy.ndarray or cupy.ndarray, got list$"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_and_changes_nothing(options, error, message):
-    layer = make("BatchNorm1d")
-    with unchanged(*layer.buffers.values()), pytest.raises(error, match=message):
+@pytest.mark.parametrize("kind", ["BatchNorm1d", "GhostBatchNorm1d", "SyncBatchNorm"])
+def test_bad_input_is_refused_before_anything_is_launched_and_changes_nothing(kind, options, error, message):
+    layer = make(kind, **({"group_size": 2} if kind == "GhostBatchNorm1d" else {}))
+    with unchanged(*layer.buffers.values()), use_executor(NoLaunch()), pytest.raises(error, match=message):
         layer(normal((2, 3, 7)), **options)
     with pytest.raises(RuntimeError, match="backward was called before forward"):
         layer.backward(normal((2, 3, 7)))
