@@ -327,8 +327,8 @@ GHOST_BATCH_NORM = Operation(
     ),
     backward=ops.ghost_batch_norm_backward,
     floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
-    # Of a batch norm that knows no groups.
-    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    # In chunks, of which the results are put together by a copy.
+    torch_bytes={FORWARD: lambda s: s.elements(3 + 2), BACKWARD: lambda s: s.elements(5 + 2)},
     layouts=(False, True),
     per_channel=("gamma", "beta"),
     independent="channels",
@@ -369,6 +369,10 @@ def _padded_backward(dy: Any, layer: BatchNorm2d) -> tuple[Any, ...]:
     return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
 
 
+def _finding_and_packing(s: Sizes) -> int:
+    return finding_bytes(s.positions, _numbers_of_positions(s)) + _packing(s)
+
+
 def _packing(s: Sizes) -> int:
     """Bytes of packing an array and unpacking another."""
     return packing_bytes(s.elements(3) // 4, s.elements(1), _numbers_of_positions(s), 1, 1)
@@ -385,12 +389,12 @@ PADDED_BATCH_NORM = Operation(
     backward=_padded_backward,
     # What is valid of x and dy, and all of y and dx.
     floor={FORWARD: lambda s: s.elements(7) // 4, BACKWARD: lambda s: s.elements(10) // 4},
-    # Of a batch norm that knows no lengths.
-    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
-    by_arrays={
-        FORWARD: lambda s: finding_bytes(s.positions, _numbers_of_positions(s)) + _packing(s),
-        BACKWARD: _packing,
+    # Packed and unpacked in the same way, with batch norm between.
+    torch_bytes={
+        FORWARD: lambda s: _finding_and_packing(s) + s.elements(3 * 3) // 4,
+        BACKWARD: lambda s: _packing(s) + s.elements(3 * 5) // 4,
     },
+    by_arrays={FORWARD: _finding_and_packing, BACKWARD: _packing},
     layouts=(False, True),
     per_channel=("gamma", "beta"),
     independent="channels",
