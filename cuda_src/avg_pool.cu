@@ -2,7 +2,17 @@
 #include "pool_divisor.cuh"
 #include "pool_window.cuh"
 
-// y = sum of each window, in the order of the taps, over its divisor.
+// Adds the sums of a row, which begin anew.
+template <typename A, int Width>
+__device__ __forceinline__ void add_row(A (&row)[Width], A (&sum)[Width]) {
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        sum[k] += row[k];
+        row[k] = A(0);
+    }
+}
+
+// y = sum of each window, of which each row of taps is summed first, over its divisor.
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T, likewise
 //   lengths   [samples, 3], or null: sizes of each sample, beyond which nothing counts
@@ -16,12 +26,13 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
         const PoolExtent<Index> extent(window, lengths, output.image);
-        A sum[Width] = {};
-        for_each_tap(window, output, extent, [&](int, Index i) {
+        A sum[Width] = {}, row[Width] = {};
+        const auto visit = [&](int, Index i) {
             const Vector<T, Width> values = Vector<T, Width>::load(image + static_cast<long long>(i) * Width);
 #pragma unroll
-            for (int k = 0; k < Width; ++k) sum[k] += to_accumulate(values[k]);
-        });
+            for (int k = 0; k < Width; ++k) row[k] += widened(values, k);
+        };
+        for_each_tap(window, output, extent, visit, [&] { add_row(row, sum); });
         const A factor = divisor.of(window, output.at, extent);
         Vector<T, Width> result;
 #pragma unroll
@@ -30,7 +41,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
-// dx = sum of dy over its divisor of the windows over the element, in the order of the taps.
+// dx = sum of dy over its divisor of the windows over the element, each row of them first.
 //   dy        [images, output, groups] of Width T, aligned to the vector
 //   dx        [images, input, groups] of Width T, likewise: every element is written once
 //   lengths   [samples, 3], or null: elements beyond get 0
@@ -44,14 +55,15 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& input, long long unit) {
         const long long image = input.image * image_size;
         const PoolExtent<Index> extent(window, lengths, input.image);
-        A sum[Width] = {};
+        A sum[Width] = {}, row[Width] = {};
         if (extent.contains(input.at)) {
-            for_each_covering_window(window, input, [&](int, Index i, const Index(&output)[3]) {
+            const auto visit = [&](int, Index i, const Index(&output)[3]) {
                 const A factor = divisor.of(window, output, extent);
                 const Vector<T, Width> gradients = Vector<T, Width>::load(dy + (image + i) * Width);
 #pragma unroll
-                for (int k = 0; k < Width; ++k) sum[k] = fma(to_accumulate(gradients[k]), factor, sum[k]);
-            });
+                for (int k = 0; k < Width; ++k) row[k] += widened(gradients, k) * factor;
+            };
+            for_each_covering_window(window, input, visit, [&] { add_row(row, sum); });
         }
         Vector<T, Width> result;
 #pragma unroll

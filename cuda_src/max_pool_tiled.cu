@@ -9,32 +9,48 @@ struct RunningMax {
     T best[Width];
     int chosen[Width];
 
-    //   first_tap   inside the input: what stays chosen where all are -inf
-    __device__ __forceinline__ void start(const int (&first_tap)[Width]) {
-        accumulate_t<T> infinity;
-        set_negative_infinity(infinity);
+    //   taps   numbers of the values; where those are -inf, of the windows' first taps inside the input
+    template <typename Values>
+    __device__ __forceinline__ void start(Values values, const int (&taps)[Width]) {
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            best[k] = from_accumulate<T>(infinity);
-            chosen[k] = first_tap[k];
+            best[k] = values(k);
+            chosen[k] = taps[k];
         }
     }
     //   values   value number k
     template <typename Values>
     __device__ __forceinline__ void take(Values values, int tap) {
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            const T taken = values(k);
-            const accumulate_t<T> value = to_accumulate(taken);
-            if (value > to_accumulate(best[k]) || value != value) {
-                best[k] = taken;
-                chosen[k] = tap;
-            }
+        for (int k = 0; k < Width; ++k) take_one(k, values(k), tap);
+    }
+    //   later   of later taps
+    __device__ __forceinline__ void take(const RunningMax& later) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) take_one(k, later.best[k], later.chosen[k]);
+    }
+    __device__ __forceinline__ void take_one(int k, T taken, int tap) {
+        const accumulate_t<T> value = to_accumulate(taken);
+        if (value > to_accumulate(best[k]) || value != value) {
+            best[k] = taken;
+            chosen[k] = tap;
         }
     }
-    __device__ __forceinline__ T value(int k) const { return best[k]; }
-    __device__ __forceinline__ unsigned char tap(int k) const {
-        return static_cast<unsigned char>(chosen[k]);
+    __device__ __forceinline__ void renumber(int less) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) chosen[k] -= less;
+    }
+    __device__ __forceinline__ Vector<T, Width> values() const {
+        Vector<T, Width> values;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) values[k] = best[k];
+        return values;
+    }
+    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
+        Vector<unsigned char, Width> taps;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) taps[k] = static_cast<unsigned char>(chosen[k]);
+        return taps;
     }
 };
 
@@ -51,6 +67,25 @@ struct HalfPair<__nv_bfloat16> {
     static constexpr unsigned int kNegativeInfinity = 0xff80ff80;
 };
 
+// All bits of each half of `value` that is larger than that of `best`, or NaN; values are pairs in words.
+template <typename T>
+__device__ __forceinline__ unsigned int larger_or_nan(unsigned int value, unsigned int best) {
+    typename HalfPair<T>::type pair, best_pair;
+    memcpy(&pair, &value, sizeof(pair));
+    memcpy(&best_pair, &best, sizeof(best_pair));
+    return __hgt2_mask(pair, best_pair) | __hneu2_mask(pair, pair);
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// Of bfloat16 these are instructions since compute capability 9.0 only.
+template <>
+__device__ __forceinline__ unsigned int larger_or_nan<__nv_bfloat16>(unsigned int value, unsigned int best) {
+    const float low = __uint_as_float(value << 16), high = __uint_as_float(value & 0xffff0000u);
+    const bool low_larger = low > __uint_as_float(best << 16) || low != low;
+    const bool high_larger = high > __uint_as_float(best & 0xffff0000u) || high != high;
+    return (low_larger ? 0xffffu : 0u) | (high_larger ? 0xffff0000u : 0u);
+}
+#endif
+
 // Two half values at a time: a comparison makes a mask, a mask chooses values and taps.
 template <typename T, int Width>
 struct RunningPairMax {
@@ -58,48 +93,52 @@ struct RunningPairMax {
     static constexpr int kPairs = Width / 2;
     unsigned int best[kPairs], chosen[kPairs];
 
-    static __device__ __forceinline__ typename HalfPair<T>::type as_pair(unsigned int bits) {
-        typename HalfPair<T>::type pair;
-        memcpy(&pair, &bits, sizeof(pair));
-        return pair;
-    }
-    __device__ __forceinline__ void start(const int (&first_tap)[Width]) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) {
-            best[k] = HalfPair<T>::kNegativeInfinity;
-            chosen[k] = first_tap[2 * k] | static_cast<unsigned int>(first_tap[2 * k + 1]) << 16;
-        }
-    }
     //   pairs   pair number k in a word
     template <typename Pairs>
-    __device__ __forceinline__ void take(Pairs pairs, int tap) {
-        const unsigned int taps = tap * 0x10001u;
+    __device__ __forceinline__ void start(Pairs pairs, const int (&taps)[Width]) {
 #pragma unroll
         for (int k = 0; k < kPairs; ++k) {
-            const unsigned int bits = pairs(k);
-            const typename HalfPair<T>::type pair = as_pair(bits);
-            const unsigned int mask = __hgt2_mask(pair, as_pair(best[k])) | __hneu2_mask(pair, pair);
-            best[k] = (bits & mask) | (best[k] & ~mask);
-            chosen[k] = (taps & mask) | (chosen[k] & ~mask);
+            best[k] = pairs(k);
+            chosen[k] = taps[2 * k] + static_cast<unsigned int>(taps[2 * k + 1]) * 0x10000u;
         }
     }
-    __device__ __forceinline__ T value(int k) const {
-        const unsigned short bits = static_cast<unsigned short>(best[k / 2] >> (k % 2 * 16));
-        T half;
-        memcpy(&half, &bits, sizeof(half));
-        return half;
+    template <typename Pairs>
+    __device__ __forceinline__ void take(Pairs pairs, int tap) {
+#pragma unroll
+        for (int k = 0; k < kPairs; ++k) take_one(k, pairs(k), tap * 0x10001u);
     }
-    __device__ __forceinline__ unsigned char tap(int k) const {
-        return static_cast<unsigned char>(chosen[k / 2] >> (k % 2 * 16));
+    __device__ __forceinline__ void take(const RunningPairMax& later) {
+#pragma unroll
+        for (int k = 0; k < kPairs; ++k) take_one(k, later.best[k], later.chosen[k]);
+    }
+    __device__ __forceinline__ void take_one(int k, unsigned int bits, unsigned int taps) {
+        const unsigned int mask = larger_or_nan<T>(bits, best[k]);
+        best[k] = (bits & mask) | (best[k] & ~mask);
+        chosen[k] = (taps & mask) | (chosen[k] & ~mask);
+    }
+    __device__ __forceinline__ void renumber(int less) {
+#pragma unroll
+        for (int k = 0; k < kPairs; ++k) chosen[k] -= less * 0x10001u;
+    }
+    __device__ __forceinline__ Vector<T, Width> values() const {
+        Vector<T, Width> values;
+        memcpy(&values, best, sizeof(values));
+        return values;
+    }
+    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
+        // The lower bytes of four halves.
+        unsigned int words[kPairs / 2];
+#pragma unroll
+        for (int i = 0; i < kPairs / 2; ++i) words[i] = __byte_perm(chosen[2 * i], chosen[2 * i + 1], 0x6420);
+        Vector<unsigned char, Width> taps;
+        memcpy(&taps, words, sizeof(taps));
+        return taps;
     }
 };
 template <int Width>
 struct RunningMax<__half, Width> : RunningPairMax<__half, Width> {};
-// Of bfloat16 these are instructions since compute capability 9.0 only.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 template <int Width>
 struct RunningMax<__nv_bfloat16, Width> : RunningPairMax<__nv_bfloat16, Width> {};
-#endif
 
 // Number of the tap in row 0 and column 0 of a window, in depth kd; less for one axis, whose taps are a row.
 template <int Kernel, int Pad>
@@ -107,11 +146,13 @@ __device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
     return kd * Kernel * Kernel - (window.kernel[1] < Kernel ? Pad * Kernel : 0);
 }
 
-// As max_pool_forward, for height and width known when compiled.
+// As max_pool_forward, for height and width known when compiled. A row of taps has its largest first, which
+// windows that overlap share.
 //   x, y, taps   as there; one byte a tap
 //   strip        rows of outputs of a thread
+//   Deep         windows have several taps along depth
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are strips of tiles of outputs.
-template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
+template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* taps, int strip,
                                                const PoolWindow& window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
@@ -120,8 +161,19 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     accumulate_t<T> infinity;
     set_negative_infinity(infinity);
-    const Vector<T, kWidth> outside = filled<T, kWidth>(from_accumulate<T>(infinity));
-    constexpr bool kInPairs = RunningMax<T, kLanes>::kInPairs;
+    const Vector<T, 1> outside = filled<T, 1>(from_accumulate<T>(infinity));
+    struct Best : RunningMax<T, kLanes> {
+        // From one window to the next, whose rows are Stride further down.
+        __device__ __forceinline__ void carry() { this->renumber(Stride * Kernel); }
+    };
+    constexpr bool kInPairs = Best::kInPairs;
+    const auto nothing = [&] {
+        if constexpr (kInPairs) {
+            return HalfPair<T>::kNegativeInfinity;
+        } else {
+            return outside[0];
+        }
+    }();
     // More would take too many registers.
     constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
@@ -129,97 +181,146 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
         const long long before = output.before(tile);
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const int column = tile.at[2] * kColumns, left = column * Stride - Pad;
-        const int end = min((tile.at[1] + 1) * strip, output.height);
-#pragma unroll 1
-        for (int row = tile.at[1] * strip; row < end; ++row) {
-            const int top = row * Stride - Pad;
-            int first[kLanes];
+        const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
+        // Numbers of the first taps inside the input, of the row that begins with first_tap.
+        const auto first_inside = [&](int first_tap, int (&first)[kLanes]) {
 #pragma unroll
             for (int k = 0; k < kLanes; ++k) {
-                const int begin = left + (ChannelsLast ? 0 : k * Stride);
-                first[k] = depth.begin < depth.end ? first_tap_of<Kernel, Pad>(window, depth.begin) +
-                                                         max(-top, 0) * Kernel + max(-begin, 0)
-                                                   : 0;
+                const int offset = ChannelsLast ? 0 : k * Stride;
+                first[k] = first_tap + (offset < Pad ? max(-(left + offset), 0) : 0);
             }
-            RunningMax<T, kLanes> running;
-            running.start(first);
-#pragma unroll 1
-            for (int kd = depth.begin; kd < depth.end; ++kd) {
-                const int d = depth.origin + kd * window.dilation[0];
-                const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
-#pragma unroll kRowsAtOnce
-                for (int kh = 0; kh < Kernel; ++kh) {
-                    const int h = top + kh;
-                    // What is outside, -inf, is never larger.
-                    const bool inside = h >= 0 && h < input.height;
-                    const T* start = image + input.row(d, h);
-                    if constexpr (kInPairs && !ChannelsLast) {
-                        PoolPairRow<T, Tile::kReach, Pad, Tile::kBody> values;
-                        values.template load<Whole>(start, left, input.width, inside,
-                                                    HalfPair<T>::kNegativeInfinity);
+        };
+        // Row h of the input, at depth d: row j of the windows, whose taps in this depth begin with
+        // first_tap. A tap outside the input is replaced by the nearest inside, value and number: that one is
+        // seen twice, which changes nothing. To the right of channels first it is -inf, which is never
+        // larger.
+        const auto row_max = [&](int d, int h, int j, int first_tap) {
+            const int nearest = min(max(h, 0), input.height - 1);
+            const int row_tap = first_tap + (j + nearest - h) * Kernel;
+            const T* start = image + input.row(d, nearest);
+            int first[kLanes];
+            first_inside(row_tap, first);
+            Best best;
+            const auto take = [&](int kw, int tap, auto values) {
+                if (kw == 0) {
+                    best.start(values, first);
+                } else {
+                    best.take(values, tap);
+                }
+            };
+            if constexpr (ChannelsLast) {
 #pragma unroll
-                        for (int kw = 0; kw < Kernel; ++kw) {
-                            const auto pairs = [&](int k) {
-                                return values.pair(2 * k * Stride + kw, (2 * k + 1) * Stride + kw);
-                            };
-                            running.take(pairs, first_tap + kh * Kernel + kw);
+                for (int kw = 0; kw < Kernel; ++kw) {
+                    const int place = min(max(left + kw, 0), input.width - 1);
+                    const auto values = Vector<T, kWidth>::load(start + place * input.groups * kWidth);
+                    take(kw, row_tap + place - left, [&](int k) {
+                        if constexpr (kInPairs) {
+                            return reinterpret_cast<const unsigned int*>(values.words)[k];
+                        } else {
+                            return values[k];
                         }
-                    } else {
-                        PoolRow<T, Tile::kReach, kWidth> values;
-                        values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, input.groups,
-                                                                      inside, outside);
+                    });
+                }
+            } else if constexpr (kInPairs) {
+                PoolPairRow<T, Tile::kReach, Pad, Tile::kBody> values;
+                values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
 #pragma unroll
-                        for (int kw = 0; kw < Kernel; ++kw) {
-                            const auto lanes = [&](int k) {
-                                if constexpr (kInPairs) {
-                                    return reinterpret_cast<const unsigned int*>(values.at[kw].words)[k];
-                                } else {
-                                    return values.at[k / kWidth * Stride + kw][k % kWidth];
-                                }
-                            };
-                            running.take(lanes, first_tap + kh * Kernel + kw);
+                for (int kw = 0; kw < Kernel; ++kw)
+                    take(kw, row_tap + kw,
+                         [&](int k) { return values.pair(2 * k * Stride + kw, (2 * k + 1) * Stride + kw); });
+            } else {
+                PoolRow<T, Tile::kReach, 1> values;
+                values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
+#pragma unroll
+                for (int kw = 0; kw < Kernel; ++kw)
+                    take(kw, row_tap + kw, [&](int k) { return values.at[k * Stride + kw][0]; });
+            }
+            return best;
+        };
+        const auto write = [&](int row, const Best& best) {
+            const long long start = before + output.row(tile.at[0], row);
+            store_tile<Whole, kWidth>(best.values(), y + start, column, output.width, output.groups);
+            store_tile<Whole, kWidth>(best.taps(), taps + start, column, output.width, output.groups);
+        };
+        if constexpr (!Deep) {
+            walk_down<Tile, Best>(
+                begin, end,
+                [&](int j, int h) {
+                    return row_max(depth.origin, h, j, first_tap_of<Kernel, Pad>(window, 0));
+                },
+                [&](int row, Best(&rows)[Kernel]) {
+#pragma unroll
+                    for (int j = 1; j < Kernel; ++j) rows[0].take(rows[j]);
+                    write(row, rows[0]);
+                });
+        } else {
+#pragma unroll 1
+            for (int row = begin; row < end; ++row) {
+                const int top = row * Stride - Pad;
+                int first[kLanes] = {};
+                Best best;
+                best.start([&](int) { return nothing; }, first);
+#pragma unroll 1
+                for (int kd = depth.begin; kd < depth.end; ++kd) {
+                    const int d = depth.origin + kd * window.dilation[0];
+                    const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
+#pragma unroll kRowsAtOnce
+                    for (int j = 0; j < Kernel; ++j) {
+                        const Best row_best = row_max(d, top + j, j, first_tap);
+                        if (kd == depth.begin && j == 0) {
+                            best = row_best;
+                        } else {
+                            best.take(row_best);
                         }
                     }
                 }
+                write(row, best);
             }
-            PoolRow<T, kColumns, kWidth> result;
-            PoolRow<unsigned char, kColumns, kWidth> chosen;
-#pragma unroll
-            for (int k = 0; k < kLanes; ++k) {
-                result.at[k / kWidth][k % kWidth] = running.value(k);
-                chosen.at[k / kWidth][k % kWidth] = running.tap(k);
-            }
-            const long long start = before + output.row(tile.at[0], row);
-            result.template store<Whole>(y + start, column, output.width, output.groups);
-            chosen.template store<Whole>(taps + start, column, output.width, output.groups);
         }
     });
 }
 
-template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
+template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads, 4)
     max_pool_forward_tiled(const T* x, T* y, unsigned char* taps, int strip, PoolWindow window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     if constexpr (!ChannelsLast) {
         if (whole_tiles(window, Tile::kBody, Tile::kColumns)) {
-            forward_strips<true, T, Kernel, Stride, Pad, ChannelsLast>(x, y, taps, strip, window);
+            forward_strips<true, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, taps, strip, window);
             return;
         }
     }
-    forward_strips<false, T, Kernel, Stride, Pad, ChannelsLast>(x, y, taps, strip, window);
+    forward_strips<false, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, taps, strip, window);
+}
+
+// Whether window number k has this tap.
+template <int Width>
+__device__ __forceinline__ bool chose(const Vector<unsigned char, Width>& taps, int k, int tap) {
+    if constexpr (Width % 4 == 0) {
+        // In the word that it is in: one instruction, and no byte has to be taken out.
+        const unsigned int word = reinterpret_cast<const unsigned int*>(taps.words)[k / 4];
+        return ((word ^ tap * 0x01010101u) & 0xffu << k % 4 * 8) == 0;
+    } else {
+        return taps[k] == tap;
+    }
 }
 
 // As max_pool_backward, for height and width known when compiled.
 //   dy, taps, dx   as there; one byte a tap
 //   strip          of a thread: so many times Stride rows of inputs
+//   Deep           an input may be in several windows along depth
 // Launch: as max_pool_forward_tiled; units are strips of tiles of inputs, which no two threads share.
-template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
-__device__ __forceinline__ void backward_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
-                                                const PoolWindow& window) {
-    using A = accumulate_t<T>;
+template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
+__device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
+                                              const PoolWindow& window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kBody = Tile::kBody;
     using Plane = PoolPlane<kWidth, ChannelsLast>;
+    using Sums = RowSums<accumulate_t<T>, kBody, kWidth>;
+    struct Chosen {
+        accumulate_t<T> gradients[Tile::kCovering][kWidth];
+        PoolRow<unsigned char, Tile::kCovering, kWidth> taps;
+    };
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     const Vector<T, kWidth> nothing = filled<T, kWidth>(from_accumulate<T>(0));
     const Vector<unsigned char, kWidth> no_tap = filled<unsigned char, kWidth>(255);
@@ -228,56 +329,71 @@ __device__ __forceinline__ void backward_strips(const T* dy, const unsigned char
         const long long before = output.before(tile);
         T* image = dx + input.before(tile);
         const int column = tile.at[2] * kColumns + Tile::kFirst;
-        const int end = min((tile.at[1] + 1) * strip, (input.height + Stride - 1) / Stride);
-#pragma unroll 1
-        for (int block = tile.at[1] * strip; block < end; ++block) {
+        const int begin = tile.at[1] * strip;
+        const int end = min(begin + strip, (input.height + Stride - 1) / Stride);
+        const auto load = [&](int d, int h, bool inside) {
+            const long long start = before + output.row(d, h);
+            inside = inside && h >= 0 && h < output.height;
+            PoolRow<T, Tile::kCovering, kWidth> gradients;
+            gradients.template load<Whole, -Tile::kFirst, kColumns>(dy + start, column, output.width,
+                                                                    output.groups, inside, nothing);
+            Chosen row;
 #pragma unroll
-            for (int r = 0; r < Stride; ++r) {
-                const int row = block * Stride + r;
-                if (row >= input.height) break;
-                A sum[kBody][kWidth] = {};
+            for (int j = 0; j < Tile::kCovering; ++j) {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) row.gradients[j][k] = widened(gradients.at[j], k);
+            }
+            row.taps.template load<Whole, -Tile::kFirst, kColumns>(taps + start, column, output.width,
+                                                                   output.groups, inside, no_tap);
+            return row;
+        };
+        // Of a row of windows whose row of taps, from first_tap on, is the row of inputs.
+        const auto add = [&](const Chosen& row, int first_tap, Sums& sums) {
+#pragma unroll
+            for (int j = Tile::kCovering - 1; j >= 0; --j) {
+#pragma unroll
+                for (int c = 0; c < kBody; ++c) {
+                    const int kw = c + Pad - (j + Tile::kFirst) * Stride;
+                    if (kw < 0 || kw >= Kernel) continue;
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                        if (chose(row.taps.at[j], k, first_tap + kw)) sums.at[c][k] += row.gradients[j][k];
+                    }
+                }
+            }
+        };
+        const auto write = [&](int row, const Sums& sums) {
+            PoolRow<T, kBody, kWidth> result;
+#pragma unroll
+            for (int c = 0; c < kBody; ++c) {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) result.at[c][k] = from_accumulate<T>(sums.at[c][k]);
+            }
+            result.template store<Whole>(image + input.row(tile.at[0], row), tile.at[2] * kBody, input.width,
+                                         input.groups);
+        };
+        if constexpr (!Deep) {
+            const int kd = depth.last < depth.first ? -1 : covering_tap(window, 0, tile.at[0], depth.last);
+            const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
+            gather_up<Tile, Sums>(
+                begin, end, input.height, [&](int h) { return load(depth.last, h, kd >= 0); },
+                [&](const Chosen& row, int kh, Sums& sums) { add(row, first_tap + kh * Kernel, sums); },
+                write);
+        } else {
+            for_each_row<Tile>(begin, end, input.height, [&](int block, int r, int row) {
+                Sums sums = {};
 #pragma unroll 1
                 for (int d = depth.last; d >= depth.first; --d) {
                     const int kd = covering_tap(window, 0, tile.at[0], d);
                     if (kd < 0) continue;
+                    const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
                     // In the order of the taps: from the last window to the first.
 #pragma unroll 1
-                    for (int i = Tile::last_over(r); i >= Tile::first_over(r); --i) {
-                        const int h = block + i;
-                        const bool inside = h >= 0 && h < output.height;
-                        const long long start = before + output.row(d, h);
-                        const int first_tap =
-                            first_tap_of<Kernel, Pad>(window, kd) + (r + Pad - i * Stride) * Kernel;
-                        PoolRow<T, Tile::kCovering, kWidth> gradients;
-                        PoolRow<unsigned char, Tile::kCovering, kWidth> chosen;
-                        gradients.template load<Whole, -Tile::kFirst, kColumns>(
-                            dy + start, column, output.width, output.groups, inside, nothing);
-                        chosen.template load<Whole, -Tile::kFirst, kColumns>(
-                            taps + start, column, output.width, output.groups, inside, no_tap);
-#pragma unroll
-                        for (int j = Tile::kCovering - 1; j >= 0; --j) {
-#pragma unroll
-                            for (int c = 0; c < kBody; ++c) {
-                                const int kw = c + Pad - (j + Tile::kFirst) * Stride;
-                                if (kw < 0 || kw >= Kernel) continue;
-#pragma unroll
-                                for (int k = 0; k < kWidth; ++k) {
-                                    if (chosen.at[j][k] == first_tap + kw)
-                                        sum[c][k] += to_accumulate(gradients.at[j][k]);
-                                }
-                            }
-                        }
-                    }
+                    for (int i = Tile::last_over(r); i >= Tile::first_over(r); --i)
+                        add(load(d, block + i, true), first_tap + (r + Pad - i * Stride) * Kernel, sums);
                 }
-                PoolRow<T, kBody, kWidth> result;
-#pragma unroll
-                for (int c = 0; c < kBody; ++c) {
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) result.at[c][k] = from_accumulate<T>(sum[c][k]);
-                }
-                result.template store<Whole>(image + input.row(tile.at[0], row), tile.at[2] * kBody,
-                                             input.width, input.groups);
-            }
+                write(row, sums);
+            });
         }
     });
 }
@@ -286,7 +402,7 @@ __device__ __forceinline__ void backward_strips(const T* dy, const unsigned char
 // is read once, and all of its inputs written from there.
 //   dy, taps, dx   as there; one byte a tap
 //   strip          of a thread: so many times Kernel rows of inputs
-// Launch: as backward_strips.
+// Launch: as gather_strips.
 template <bool Whole, typename T, int Kernel, bool ChannelsLast>
 __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
                                                const PoolWindow& window) {
@@ -339,25 +455,26 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char*
 }
 
 // Either, whichever the windows are for.
-template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
+template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __device__ __forceinline__ void choose_backward(const T* dy, const unsigned char* taps, T* dx, int strip,
                                                 const PoolWindow& window) {
     if constexpr (Kernel == Stride && Pad == 0) {
         scatter_strips<Whole, T, Kernel, ChannelsLast>(dy, taps, dx, strip, window);
     } else {
-        backward_strips<Whole, T, Kernel, Stride, Pad, ChannelsLast>(dy, taps, dx, strip, window);
+        gather_strips<Whole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, taps, dx, strip, window);
     }
 }
 
-template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
-__global__ void __launch_bounds__(kPoolThreads, 4)
+template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
+__global__ void __launch_bounds__(kPoolThreads,
+                                  (PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks))
     max_pool_backward_tiled(const T* dy, const unsigned char* taps, T* dx, int strip, PoolWindow window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     if constexpr (!ChannelsLast) {
         if (whole_tiles(window, Tile::kBody, Tile::kColumns)) {
-            choose_backward<true, T, Kernel, Stride, Pad, ChannelsLast>(dy, taps, dx, strip, window);
+            choose_backward<true, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, taps, dx, strip, window);
             return;
         }
     }
-    choose_backward<false, T, Kernel, Stride, Pad, ChannelsLast>(dy, taps, dx, strip, window);
+    choose_backward<false, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, taps, dx, strip, window);
 }

@@ -10,6 +10,7 @@ template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
 struct PoolTile {
     // Outputs of a tile: one vector of channels for channels last, else neighbours whose inputs, Stride
     // apart, are 16 bytes; more than four would take too many registers.
+    static constexpr int kKernel = Kernel, kStride = Stride, kPad = Pad;
     static constexpr int kWidth = ChannelsLast ? kVectorWidth<T> : 1;
     static constexpr int kColumns = ChannelsLast                   ? 1
                                     : kVectorWidth<T> / Stride > 4 ? 4
@@ -22,6 +23,9 @@ struct PoolTile {
     static constexpr int kFirst = -((Kernel - Pad - 1) / Stride);
     static constexpr int kLast = (Stride - 1 + Pad) / Stride;
     static constexpr int kCovering = kColumns + kLast - kFirst;
+    // Blocks that must fit on a multiprocessor at once, whose threads keep what they gather and the gradients
+    // of a row of windows.
+    static constexpr int kGatherBlocks = kBody * kWidth > 8 ? 2 : kCovering * kWidth > 12 ? 3 : 4;
     // Those over input number `r` of Stride.
     static __device__ __forceinline__ constexpr int first_over(int r) {
         return -((Kernel - 1 - Pad - r) / Stride);
@@ -93,13 +97,12 @@ struct PoolPairRow {
         return *reinterpret_cast<const unsigned short*>(value);
     }
 
-    // As PoolRow::load.
+    // As PoolRow::load, of a row inside.
     //   fill   in both halves
     template <bool Whole>
-    __device__ __forceinline__ void load(const T* row, int first, int size, bool inside, unsigned int fill) {
+    __device__ __forceinline__ void load(const T* row, int first, int size, unsigned int fill) {
 #pragma unroll
         for (int i = 0; i < kWords; ++i) words[i] = fill;
-        if (!inside) return;
         const T* source = row + first;
         if constexpr (Whole) {
             const Vector<T, Body> body = Vector<T, Body>::load(source + Lead);
@@ -138,6 +141,37 @@ struct PoolPairRow {
     }
 };
 
+// Sums of a row of Count places, Width values at each.
+template <typename A, int Count, int Width>
+struct RowSums {
+    A at[Count][Width];
+
+    __device__ __forceinline__ void add(const RowSums& row) {
+#pragma unroll
+        for (int c = 0; c < Count; ++c) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) at[c][k] += row.at[c][k];
+        }
+    }
+    // Of a row they are the same for every window.
+    __device__ __forceinline__ void carry() {}
+};
+
+// Writes the columns of a tile, from column `first` on, as far as they are inside a row of `size`.
+template <bool Whole, int Width, typename T, int Lanes>
+__device__ __forceinline__ void store_tile(const Vector<T, Lanes>& lanes, T* row, int first, int size,
+                                           int groups) {
+    T* target = row + first * (groups * Width);
+    if constexpr (Whole || Lanes == Width) {
+        lanes.store(target);
+    } else {
+#pragma unroll
+        for (int i = 0; i < Lanes; ++i) {
+            if (first + i < size) target[i] = lanes[i];
+        }
+    }
+}
+
 template <typename T, int Width>
 __device__ __forceinline__ Vector<T, Width> filled(T value) {
     Vector<T, Width> vector;
@@ -167,6 +201,80 @@ struct PoolPlane {
         return (d * height + h) * (width * groups * Width);
     }
 };
+
+// Walks down the outputs begin .. end - 1 of a strip, whose windows share rows of inputs: each of those is
+// taken once and carried to the windows below.
+//   take(j, h)          Row made of row h of the input, which is row j of a window
+//   finish(row, rows)   an output, made of the rows of its window
+template <typename Tile, typename Row, typename Take, typename Finish>
+__device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish finish) {
+    constexpr int kShared = Tile::kKernel > Tile::kStride ? Tile::kKernel - Tile::kStride : 0;
+    Row rows[Tile::kKernel];
+#pragma unroll
+    for (int j = 0; j < kShared; ++j) rows[j] = take(j, begin * Tile::kStride - Tile::kPad + j);
+#pragma unroll 1
+    for (int row = begin; row < end; ++row) {
+#pragma unroll
+        for (int j = kShared; j < Tile::kKernel; ++j) rows[j] = take(j, row * Tile::kStride - Tile::kPad + j);
+        finish(row, rows);
+#pragma unroll
+        for (int j = 0; j < kShared; ++j) {
+            rows[j] = rows[j + Tile::kStride];
+            rows[j].carry();
+        }
+    }
+}
+
+// Walks up the blocks end - 1 .. begin of a strip, of kStride rows of inputs each: a row of windows is taken
+// once and gives to all rows of inputs that it is over, to which it comes in the order of the taps, from the
+// last window to the first.
+//   take(h)             row h of windows
+//   add(row, kh, sum)   adds what it gives by row kh of its taps
+//   write(row, sum)     a row of inputs
+template <typename Tile, typename Sums, typename Take, typename Add, typename Write>
+__device__ __forceinline__ void gather_up(int begin, int end, int height, Take take, Add add, Write write) {
+    constexpr int kStride = Tile::kStride, kFirst = Tile::kFirst, kLast = Tile::kLast;
+    // Blocks that have had some of their windows, the first of which has had all but one.
+    constexpr int kBegun = kLast - kFirst;
+    static_assert(kBegun > 0, "windows side by side have nothing to gather");
+    Sums begun[kBegun][kStride] = {};
+    const auto add_row = [&](const auto& row, int i, int r, Sums& sums) {
+        if (Tile::first_over(r) <= i && i <= Tile::last_over(r)) add(row, r + Tile::kPad - i * kStride, sums);
+    };
+#pragma unroll 1
+    for (int h = end - 1 + kLast; h >= begin + kFirst; --h) {
+        const auto row = take(h);
+        const int block = h - kFirst;
+        if (block < end) {
+#pragma unroll
+            for (int r = 0; r < kStride; ++r) {
+                add_row(row, kFirst, r, begun[0][r]);
+                if (block * kStride + r < height) write(block * kStride + r, begun[0][r]);
+            }
+        }
+#pragma unroll
+        for (int i = 1; i <= kBegun; ++i) {
+#pragma unroll
+            for (int r = 0; r < kStride; ++r) {
+                begun[i - 1][r] = i < kBegun ? begun[i][r] : Sums{};
+                add_row(row, kFirst + i, r, begun[i - 1][r]);
+            }
+        }
+    }
+}
+
+// Calls visit(block, r, row) for the rows of inputs of the blocks begin .. end - 1, row number r of each.
+template <typename Tile, typename Visit>
+__device__ __forceinline__ void for_each_row(int begin, int end, int height, Visit visit) {
+#pragma unroll 1
+    for (int block = begin; block < end; ++block) {
+#pragma unroll
+        for (int r = 0; r < Tile::kStride; ++r) {
+            const int row = block * Tile::kStride + r;
+            if (row < height) visit(block, r, row);
+        }
+    }
+}
 
 // Whether every tile of both arrays is whole: `inputs` and `outputs` of a row each.
 __device__ __forceinline__ bool whole_tiles(const PoolWindow& window, int inputs, int outputs) {

@@ -181,11 +181,17 @@ __device__ __forceinline__ int covering_tap(const PoolWindow& window, int axis, 
     return tap * dilation == distance ? tap : -1;
 }
 
-// Calls visit(tap, index) for the taps of the window at `output` that are inside the image, in order; index
-// is that of the vector within its image.
-template <typename Index, typename Visit>
+// What is done after a row of taps, unless said otherwise.
+struct Nothing {
+    __device__ __forceinline__ void operator()() const {}
+};
+
+// Calls visit(tap, index) for the taps of the window at `output` that are inside the image, in order, and
+// end_row() after each row of them; index is that of the vector within its image.
+template <typename Index, typename Visit, typename EndRow = Nothing>
 __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const PoolPosition<Index>& output,
-                                             const PoolExtent<Index>& extent, Visit visit) {
+                                             const PoolExtent<Index>& extent, Visit visit,
+                                             EndRow end_row = EndRow()) {
     const AxisTaps<Index> depth(window, 0, output.at[0], extent.size[0]);
     const AxisTaps<Index> height(window, 1, output.at[1], extent.size[1]);
     const AxisTaps<Index> width(window, 2, output.at[2], extent.size[2]);
@@ -204,15 +210,18 @@ __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const Poo
 #pragma unroll 1
             for (int kw = width.begin; kw < width.end; ++kw, index += window.dilation[2] * groups)
                 visit(tap + kw, index);
+            end_row();
         }
     }
 }
 
-// Calls visit(tap, index, output) for the windows over an input element, in ascending order of the tap; index
-// is that of the output vector within its image, output its place along the three axes.
-template <typename Index, typename Visit>
+// Calls visit(tap, index, output) for the windows over an input element, in ascending order of the tap, and
+// end_row() after each row of them; index is that of the output vector within its image, output its place
+// along the three axes.
+template <typename Index, typename Visit, typename EndRow = Nothing>
 __device__ __forceinline__ void for_each_covering_window(const PoolWindow& window,
-                                                         const PoolPosition<Index>& input, Visit visit) {
+                                                         const PoolPosition<Index>& input, Visit visit,
+                                                         EndRow end_row = EndRow()) {
     const CoveringWindows<Index> depth(window, 0, input.at[0]);
     const CoveringWindows<Index> height(window, 1, input.at[1]);
     const CoveringWindows<Index> width(window, 2, input.at[2]);
@@ -233,6 +242,7 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
                 const Index output[3] = {d, h, w};
                 visit(tap, (row + w) * static_cast<Index>(window.groups) + input.group, output);
             }
+            end_row();
         }
     }
 }

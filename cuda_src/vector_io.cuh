@@ -83,3 +83,19 @@ struct Vector {
         for (int i = 0; i < kWords; ++i) store_word(reinterpret_cast<Word*>(target) + i, words[i]);
     }
 };
+
+// Value number k as it is calculated with.
+template <typename T, int N>
+__device__ __forceinline__ accumulate_t<T> widened(const Vector<T, N>& vector, int k) {
+    return to_accumulate(vector[k]);
+}
+// One instruction for either half of a word.
+template <int N>
+__device__ __forceinline__ float widened(const Vector<__nv_bfloat16, N>& vector, int k) {
+    if constexpr (N % 2 == 0) {
+        const unsigned int word = reinterpret_cast<const unsigned int*>(vector.words)[k / 2];
+        return __uint_as_float(k % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    } else {
+        return to_accumulate(vector[k]);
+    }
+}

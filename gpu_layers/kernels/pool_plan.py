@@ -203,24 +203,27 @@ TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
 # Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
 _MOST_COLUMNS = 4
 _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
-# Rows that a thread walks down, the more the better as long as there are threads enough.
+# Rows that a thread walks along, the more the better as long as there are threads enough.
 _STRIPS = (8, 4, 2)
 
 
 def tiled_template(source: str, function: str, signature: str) -> KernelTemplate:
     """A kernel for common windows and types."""
     instantiations = [
-        {"T": element, **_tile_arguments(window, last)}
+        {"T": element, **_tile_arguments(window, last, deep)}
         for element in _TILED_ELEMENTS
         for window in TILES
         for last in (False, True)
+        for deep in ((False, True) if window[0] > window[1] else (True,))
     ]
     return KernelTemplate(source, function, signature, instantiations, STRUCTS)
 
 
-def _tile_arguments(window: TileWindow, channels_last: bool) -> dict[str, str]:
+def _tile_arguments(window: TileWindow, channels_last: bool, deep: bool) -> dict[str, str]:
     kernel, stride, pad = map(str, window)
-    return {"Kernel": kernel, "Stride": stride, "Pad": pad, "ChannelsLast": str(channels_last).lower()}
+    # Windows side by side share no rows: one kernel is for all depths.
+    flags = {"ChannelsLast": channels_last, "Deep": deep or window[0] == window[1]}
+    return {"Kernel": kernel, "Stride": stride, "Pad": pad, **{name: str(flag).lower() for name, flag in flags.items()}}
 
 
 @dataclass(frozen=True)
@@ -231,15 +234,28 @@ class TiledPlan:
     ----------
     plan : Plan
     strip : int
-        Rows of tiles that a thread walks down.
+        Rows of tiles that a thread walks along.
     """
 
     plan: Plan
     strip: int
 
 
-def _overlap_in_depth(window: Window) -> bool:
-    return window.kernel[0] > 1 and window.stride[0] < window.dilation[0] * (window.kernel[0] - 1) + 1
+def _deep(window: Window, side: str) -> bool:
+    """Whether a window has several taps along depth, or an input several windows."""
+    if window.rank < 3 or window.kernel[0] == 1:
+        return False
+    return side == "output" or window.stride[0] < window.dilation[0] * (window.kernel[0] - 1) + 1
+
+
+def _begins_inside(window: Window) -> bool:
+    """Whether no window is beyond the last element of an axis."""
+    return all(
+        (outputs - 1) * stride - before < size
+        for size, outputs, stride, before in zip(
+            window.input_shape, window.output_shape, window.stride, window.pad_before, strict=True
+        )
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -263,7 +279,8 @@ def _tiled_plan(
     kernel, stride, pad, dilation = known.pop()
     if known or dilation > 1 or (kernel, stride, pad) not in TILES or window.adaptive or window.taps >= _RECIPROCALS:
         return None
-    if side == "input" and kernel == stride and window.rank == 3 and _overlap_in_depth(window):
+    deep = _deep(window, side)
+    if (side == "input" and kernel == stride and deep) or not _begins_inside(window):
         return None
     vector, per_position = 16 // itemsize, shape[1] if channels_last else 1
     if _reach(window, per_position) >= below or (channels_last and per_position % vector):
@@ -277,10 +294,8 @@ def _tiled_plan(
     images = shape[0] * (per_position // vector if channels_last else shape[1])
     strip = next((n for n in _STRIPS if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
     units = (depth, -(-rows // strip), tiles)
-    width = vector if channels_last else 1
-    return TiledPlan(
-        Plan(window, units, shape, width, channels_last, _tile_arguments((kernel, stride, pad), channels_last)), strip
-    )
+    arguments = _tile_arguments((kernel, stride, pad), channels_last, deep)
+    return TiledPlan(Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip)
 
 
 def tiled_plan_for(array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None) -> TiledPlan | None:

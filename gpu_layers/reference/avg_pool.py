@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
+    Step,
     accumulation_dtype,
     by_samples,
     covering_windows,
@@ -18,6 +21,11 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.window import Window
+
+
+def _rows(steps: Iterator[Step]) -> Iterator[Iterator[Step]]:
+    """Steps along the last axis together: windows that overlap have sums of rows in common."""
+    return (row for _, row in itertools.groupby(steps, key=lambda step: step.row))
 
 
 @ieee
@@ -46,7 +54,7 @@ def avg_pool_forward(
     Returns
     -------
     y : ndarray
-        C-contiguous, x's dtype; summed in float32 (float64 for float64), in the order of the taps.
+        C-contiguous, x's dtype; summed in float32 (float64 for float64), each row of taps first.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = math.prod(x.shape[1:])
@@ -64,8 +72,11 @@ def _forward(
     dtype = accumulation_dtype(x.dtype)
     x = masked(x, inside_lengths(lengths, window, channels_last))
     total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
-    for _, outputs, inputs in window_taps(window, channels_last):
-        total[outputs] += x[inputs]
+    for row in _rows(window_taps(window, channels_last)):
+        row_total = np.zeros_like(total)
+        for step in row:
+            row_total[step.outputs] += x[step.inputs]
+        total += row_total
     total /= divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
     return total.astype(x.dtype, copy=False)
 
@@ -84,7 +95,7 @@ def avg_pool_backward(
     Returns
     -------
     dx : ndarray
-        C-contiguous, dy's dtype. Contributions are added in the order of the taps.
+        C-contiguous, dy's dtype. Contributions are added as the forward adds taps: those along a row first.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
@@ -102,6 +113,9 @@ def _backward(
     dtype = accumulation_dtype(dy.dtype)
     share = dy.astype(dtype) / divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
     dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
-    for _, outputs, inputs in covering_windows(window, channels_last):
-        dx[inputs] += share[outputs]
+    for row in _rows(covering_windows(window, channels_last)):
+        row_dx = np.zeros_like(dx)
+        for step in row:
+            row_dx[step.inputs] += share[step.outputs]
+        dx += row_dx
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)

@@ -47,7 +47,7 @@ def _largest(x: np.ndarray, _: None, window: Window, channels_last: bool) -> tup
 def _norms(x: np.ndarray, _: None, window: Window, norm_type: float, channels_last: bool) -> np.ndarray:
     dtype = accumulation_dtype(x.dtype)
     total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
-    for __, outputs, inputs in window_taps(window, channels_last):
+    for *__, outputs, inputs in window_taps(window, channels_last):
         total[outputs] += _power(np.abs(x[inputs].astype(dtype)), norm_type)
     root = np.sqrt(total) if norm_type == 2 else _power(total, 1 / norm_type)
     return root.astype(x.dtype, copy=False)
@@ -107,7 +107,7 @@ def _backward(
     # Ratios, as y may be large or small enough for its powers to leave the dtype's range.
     size, gradient, norm = np.abs(x.astype(dtype)), dy.astype(dtype), y.astype(dtype)
     dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
-    for __, outputs, inputs in covering_windows(window, channels_last):
+    for *__, outputs, inputs in covering_windows(window, channels_last):
         there = norm[outputs]
         ratio = size[inputs] / np.where(there == 0, 1, there)
         dx[inputs] += gradient[outputs] * np.where(size[inputs] == 0, 0, _power(ratio, norm_type - 1))

@@ -60,7 +60,7 @@ def _forward(
     taps = np.zeros(shape, tap_dtype(window))
     found = np.zeros(shape, bool)
     inside = inside_lengths(lengths, window, channels_last)
-    for tap, outputs, inputs in window_taps(window, channels_last):
+    for _, tap, outputs, inputs in window_taps(window, channels_last):
         candidate = x[inputs]
         take = (candidate > y[outputs]) | np.isnan(candidate) | ~found[outputs]
         take &= select(inside, inputs, x.shape)
@@ -104,7 +104,7 @@ def _backward(
 ) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
-    for tap, outputs, inputs in covering_windows(window, channels_last):
+    for _, tap, outputs, inputs in covering_windows(window, channels_last):
         dx[inputs] += np.where(taps[outputs] == tap, dy[outputs], dy.dtype.type(0))
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,27 @@ def with_spatial(shape: tuple[int, ...], spatial: tuple[int, ...], channels_last
     return shape[: axes.start] + tuple(spatial) + shape[axes.stop :]
 
 
-def window_taps(window: Window, channels_last: bool) -> Iterator[tuple[int, tuple, tuple]]:
-    """For each tap that touches the input: its number, which outputs use it, and which inputs they read.
+class Step(NamedTuple):
+    """One tap of every window that has it, or one window over every input that has one.
+
+    Attributes
+    ----------
+    row : tuple of int
+        The same for steps that follow one another along the last axis.
+    tap : int or ndarray
+        Number of the tap.
+    outputs, inputs : tuple
+        Which outputs and inputs it is of: indices of the same extent.
+    """
+
+    row: tuple[int, ...]
+    tap: Any
+    outputs: tuple
+    inputs: tuple
+
+
+def window_taps(window: Window, channels_last: bool) -> Iterator[Step]:
+    """For each tap that touches the input: which outputs use it, and which inputs they read.
 
     The two are index tuples into the output and the input, of the same extent. Inputs may repeat only where adaptive
     windows are more than the inputs: use them to read, and :func:`covering_windows` to write.
@@ -48,7 +67,7 @@ def window_taps(window: Window, channels_last: bool) -> Iterator[tuple[int, tupl
     for tap, position in enumerate(itertools.product(*(range(size) for size in window.kernel))):
         outputs, inputs = zip(*(_along(window, axis, k) for axis, k in enumerate(position)), strict=True)
         if not any(index is None for index in outputs):
-            yield tap, (*lead, *_mesh(outputs)), (*lead, *_mesh(inputs))
+            yield Step(position[:-1], tap, (*lead, *_mesh(outputs)), (*lead, *_mesh(inputs)))
 
 
 def _along(window: Window, axis: int, k: int) -> tuple[Any, Any]:
@@ -70,7 +89,7 @@ def _mesh(indices: tuple) -> tuple:
     return np.ix_(*indices) if isinstance(indices[0], np.ndarray) else indices
 
 
-def covering_windows(window: Window, channels_last: bool) -> Iterator[tuple[Any, tuple, tuple]]:
+def covering_windows(window: Window, channels_last: bool) -> Iterator[Step]:
     """As :func:`window_taps`, with no input twice in a step: to add up gradients.
 
     For adaptive windows a step is the i-th last window over every input, and the tap is an array; an input meets its
@@ -89,7 +108,8 @@ def covering_windows(window: Window, channels_last: bool) -> Iterator[tuple[Any,
         for axis, (at, output) in enumerate(zip(inputs, outputs, strict=True)):
             step = along(at - window.origins(axis)[output], axis, window.rank)
             tap = tap * window.kernel[axis] + step
-        yield (tap[..., None] if channels_last else tap), (*lead, *np.ix_(*outputs)), (*lead, *np.ix_(*inputs))
+        tap = tap[..., None] if channels_last else tap
+        yield Step(back[:-1], tap, (*lead, *np.ix_(*outputs)), (*lead, *np.ix_(*inputs)))
 
 
 def _covering(window: Window, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from tests.inputs import (
     DTYPES,
     assert_same_bits,
     assert_same_values,
+    assert_same_values,
     assert_within,
     integers,
     normal,
@@ -83,13 +84,14 @@ def test_avg_is_torchs(shape, outputs):
 @each_dtype
 def test_layouts_do_not_change_a_bit(shape, outputs, dtype):
     x = with_specials(shape, dtype)
-    for forward, backward in (
-        (gl.ops.adaptive_max_pool_forward, gl.ops.max_pool_backward),
-        (gl.ops.adaptive_avg_pool_forward, gl.ops.avg_pool_backward),
+    # Which NaN a sum of two of them is, IEEE 754 leaves open: it may be another in a vector of the processor's.
+    for forward, backward, assert_same in (
+        (gl.ops.adaptive_max_pool_forward, gl.ops.max_pool_backward, assert_same_bits),
+        (gl.ops.adaptive_avg_pool_forward, gl.ops.avg_pool_backward, assert_same_values),
     ):
         y, saved = forward(x, outputs)
         last, saved_last = forward(to_channels_last(x), outputs, channels_last=True)
-        assert_same_bits(to_channels_first(last), y)
+        assert_same(to_channels_first(last), y)
         dy = normal(y.shape, dtype, seed=1)
         dx = backward(to_channels_last(dy), saved_last)
         assert_same_bits(to_channels_first(dx), backward(dy, saved))
