@@ -81,18 +81,15 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
     });
 }
 
+// Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads, 4)
     avg_pool_forward_tiled(const T* x, T* y, int strip, PoolWindow window,
                            PoolDivisor<accumulate_t<T>> divisor) {
-    using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
-    if constexpr (!ChannelsLast) {
-        if (whole_tiles(window, Tile::kBody, Tile::kColumns)) {
-            forward_strips<true, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, strip, window, divisor);
-            return;
-        }
-    }
-    forward_strips<false, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, strip, window, divisor);
+    by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
+        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, strip,
+                                                                                           window, divisor);
+    });
 }
 
 // As avg_pool_backward, for height and width known when compiled.
@@ -146,14 +143,8 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
             return sums;
         };
         const auto write = [&](int row, const Sums& sums) {
-            PoolRow<T, kBody, kWidth> result;
-#pragma unroll
-            for (int c = 0; c < kBody; ++c) {
-#pragma unroll
-                for (int k = 0; k < kWidth; ++k) result.at[c][k] = from_accumulate<T>(sums.at[c][k]);
-            }
-            result.template store<Whole>(image + input.row(tile.at[0], row), tile.at[2] * kBody, input.width,
-                                         input.groups);
+            store_sums<Whole>(sums, image + input.row(tile.at[0], row), tile.at[2] * kBody, input.width,
+                              input.groups);
         };
         if constexpr (!Deep) {
             const int d = depth.last;
@@ -229,28 +220,19 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
     });
 }
 
-// Either, whichever the windows are for.
-template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__device__ __forceinline__ void choose_backward(const T* dy, T* dx, int strip, const PoolWindow& window,
-                                                const PoolDivisor<accumulate_t<T>>& divisor) {
-    if constexpr (Kernel == Stride && Pad == 0) {
-        scatter_strips<Whole, T, Kernel, ChannelsLast>(dy, dx, strip, window, divisor);
-    } else {
-        gather_strips<Whole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, dx, strip, window, divisor);
-    }
-}
-
+// Either of the two, whichever the windows are for.
+// Launch: as gather_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads,
                                   (PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks))
     avg_pool_backward_tiled(const T* dy, T* dx, int strip, PoolWindow window,
                             PoolDivisor<accumulate_t<T>> divisor) {
-    using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
-    if constexpr (!ChannelsLast) {
-        if (whole_tiles(window, Tile::kBody, Tile::kColumns)) {
-            choose_backward<true, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, dx, strip, window, divisor);
-            return;
+    by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
+        constexpr bool kWhole = decltype(whole)::value;
+        if constexpr (Kernel == Stride && Pad == 0) {
+            scatter_strips<kWhole, T, Kernel, ChannelsLast>(dy, dx, strip, window, divisor);
+        } else {
+            gather_strips<kWhole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, dx, strip, window, divisor);
         }
-    }
-    choose_backward<false, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, dx, strip, window, divisor);
+    });
 }

@@ -157,6 +157,19 @@ struct RowSums {
     __device__ __forceinline__ void carry() {}
 };
 
+// Writes sums of a row, rounded, to places first, ... of a row of `size`, as far as they are inside.
+template <bool Whole, typename T, int Count, int Width>
+__device__ __forceinline__ void store_sums(const RowSums<accumulate_t<T>, Count, Width>& sums, T* row,
+                                           int first, int size, int groups) {
+    PoolRow<T, Count, Width> result;
+#pragma unroll
+    for (int c = 0; c < Count; ++c) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) result.at[c][k] = from_accumulate<T>(sums.at[c][k]);
+    }
+    result.template store<Whole>(row, first, size, groups);
+}
+
 // Writes the columns of a tile, from column `first` on, as far as they are inside a row of `size`.
 template <bool Whole, int Width, typename T, int Lanes>
 __device__ __forceinline__ void store_tile(const Vector<T, Lanes>& lanes, T* row, int first, int size,
@@ -276,8 +289,21 @@ __device__ __forceinline__ void for_each_row(int begin, int end, int height, Vis
     }
 }
 
-// Whether every tile of both arrays is whole: `inputs` and `outputs` of a row each.
-__device__ __forceinline__ bool whole_tiles(const PoolWindow& window, int inputs, int outputs) {
-    return static_cast<int>(window.input[2]) % inputs == 0 &&
-           static_cast<int>(window.output[2]) % outputs == 0;
+template <bool Value>
+struct IsWhole {
+    static constexpr bool value = Value;
+};
+
+// Calls run(IsWhole<true>()) where every tile of both arrays is whole, which are planes, else
+// run(IsWhole<false>()).
+template <typename Tile, typename Run>
+__device__ __forceinline__ void by_whole_tiles(const PoolWindow& window, Run run) {
+    if constexpr (Tile::kWidth == 1) {
+        if (static_cast<int>(window.input[2]) % Tile::kBody == 0 &&
+            static_cast<int>(window.output[2]) % Tile::kColumns == 0) {
+            run(IsWhole<true>());
+            return;
+        }
+    }
+    run(IsWhole<false>());
 }

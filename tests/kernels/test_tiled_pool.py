@@ -1,0 +1,74 @@
+"""Pooling by tiles: rows of taps that windows share, at every edge, and that the general kernels give the same bits."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.runtime.limits import force_limits
+from tests.inputs import DTYPES, assert_same_bits, assert_same_values, normal
+
+WINDOWS = [((2, 2), 2, 0), ((3, 3), 2, 1), ((3, 3), 1, 1)]
+# Planes smaller than a window, of one tile and a bit, and of whole tiles; a row whose last window is cut off.
+PLANES = [(1, 2), (2, 3), (4, 16), (5, 17), (9, 8)]
+TILED_DTYPES = [dtype for dtype in DTYPES if np.dtype(dtype).itemsize < 8]
+
+
+def mostly_special(shape, dtype):
+    """Half of the values are infinite, NaN or zeros of both signs: most windows hold nothing else, or ties."""
+    x = normal(shape, dtype, seed=3)
+    rng = np.random.default_rng(4)
+    special = np.array([-np.inf, -np.inf, np.nan, np.inf, 0.0, -0.0, 1.0, 1.0], dtype)[rng.integers(8, size=shape)]
+    return np.where(rng.random(shape) < 0.7, special, x)
+
+
+def windows_of(plane):
+    return [window for window in WINDOWS if window[0][0] == 3 or min(plane) >= 2]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+@pytest.mark.parametrize("dtype", TILED_DTYPES, ids=str)
+def test_edges_ties_and_special_values(dtype, plane, channels_last):
+    launched = []
+    for (window, stride, padding), ceil_mode in [(w, c) for w in windows_of(plane) for c in (False, True)]:
+        arguments = {"padding": padding, "ceil_mode": ceil_mode, "channels_last": channels_last}
+        x = mostly_special((2, *plane, 16) if channels_last else (2, 3, *plane), dtype)
+        y, saved = gl.ops.max_pool_forward(x, window, stride, **arguments)
+        dy = normal(y.shape, dtype, seed=5)
+        dx = gl.ops.max_pool_backward(dy, saved)
+        # As few strips as there are, and as many.
+        for full_grid in (1, 10**6):
+            with (
+                force_limits(full_grid=full_grid),
+                gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
+            ):
+                own_y, own_saved = gl.ops.max_pool_forward(x, window, stride, **arguments)
+                assert_same_bits(own_y, y)
+                assert_same_bits(own_saved.taps, saved.taps)
+                assert_same_bits(gl.ops.max_pool_backward(dy, own_saved), dx)
+    assert launched
+    assert all("_tiled<" in name or "global" in name for name in launched)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+@pytest.mark.parametrize("dtype", TILED_DTYPES, ids=str)
+def test_averages_of_tiled_and_general_kernels_have_the_same_bits(dtype, plane, channels_last):
+    launched = []
+    for window, stride, padding in windows_of(plane):
+        arguments = {"padding": padding, "count_include_pad": False, "channels_last": channels_last}
+        x = mostly_special((2, *plane, 16) if channels_last else (2, 3, *plane), dtype)
+        results = []
+        # 64-bit indices are the general kernels' alone.
+        for index64 in (False, True):
+            with (
+                force_limits(index64=index64, full_grid=1),
+                gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
+            ):
+                y, saved = gl.ops.avg_pool_forward(x, window, stride, **arguments)
+                results.append((y, gl.ops.avg_pool_backward(normal(y.shape, dtype, seed=5), saved)))
+        (y, dx), (general_y, general_dx) = results
+        # Which NaN a sum of two of them is, IEEE 754 leaves open.
+        assert_same_values(y, general_y)
+        assert_same_bits(dx, general_dx)
+    assert {"_tiled<" in name for name in launched} == {True, False}
