@@ -9,7 +9,6 @@ from tests.inputs import (
     DTYPES,
     assert_same_bits,
     assert_same_values,
-    assert_same_values,
     assert_within,
     integers,
     normal,
