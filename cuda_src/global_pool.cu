@@ -245,3 +245,46 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
         }
     }
 }
+
+// As global_spread_planes, of channels side by side.
+//   dy, taps   [samples, planes] of Width T, aligned to 16 bytes, and of Width taps
+//   dx         [samples, positions, planes] of Width T, likewise
+//   chunks     blocks that share the positions of a sample
+// Launch: 1-D, kGlobalThreads, `chunks` blocks for each sample and each `lanes` of its vectors.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_spread_rows(const T* dy, const unsigned char* taps, T* dx, accumulate_t<T> factor, int chunks,
+                       GlobalLayout layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    const int lanes = layout.lanes, rows = kGlobalThreads / lanes;
+    const int tiles = static_cast<int>((layout.planes + lanes - 1) / lanes);
+    const int chunk = blockIdx.x % chunks, tile = blockIdx.x / chunks % tiles;
+    const long long sample = blockIdx.x / chunks / tiles;
+    const long long plane = static_cast<long long>(tile) * lanes + threadIdx.x % lanes;
+    if (plane >= layout.planes) return;
+    const long long vector = sample * layout.planes + plane;
+    const Vector<T> gradients = Vector<T>::load(dy + vector * kWidth);
+    Vector<T> share;
+    int chosen[kWidth] = {};
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+        share[k] = from_accumulate<T>(fma(widened(gradients, k), factor, A(0)));
+        int tap[1] = {0};
+        if (taps != nullptr) load_taps<1>(taps, vector * kWidth + k, tap, layout.tap_bytes);
+        chosen[k] = tap[0];
+    }
+    const int positions = static_cast<int>(layout.positions);
+    T* start = dx + (sample * layout.positions * layout.planes + plane) * kWidth;
+#pragma unroll 1
+    for (int at = chunk * rows + threadIdx.x / lanes; at < positions; at += chunks * rows) {
+        Vector<T> result = share;
+        if (taps != nullptr) {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (chosen[k] != at) result[k] = from_accumulate<T>(A(0));
+            }
+        }
+        result.store(start + at * layout.planes * kWidth);
+    }
+}

@@ -65,8 +65,8 @@ def avg_pool_backward(
     dy = ready(dy)
     element = element_type(dy)
     dx = spatial_empty(dy, window.input_shape, channels_last)
-    if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
-        global_pool.global_backward(dy, None, dx, window, divisor_override)
+    if global_pool.takes(dy, window, channels_last, lengths):
+        global_pool.global_backward(dy, None, dx, window, channels_last, divisor_override)
         return dx
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
     tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)

@@ -49,9 +49,13 @@ _AVG = {
     name: _template(f"global_avg_{name}", "const T* x, T* y, A factor, GlobalLayout layout")
     for name in ("planes", "rows")
 }
-_SPREAD = _template(
+_SPREAD_PLANES = _template(
     "global_spread_planes",
     "const T* dy, const unsigned char* taps, T* dx, A factor, Divisor64 by_positions, GlobalLayout layout",
+)
+_SPREAD_ROWS = _template(
+    "global_spread_rows",
+    "const T* dy, const unsigned char* taps, T* dx, A factor, int chunks, GlobalLayout layout",
 )
 
 
@@ -94,17 +98,28 @@ def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divi
         launch(_AVG[kind](T=element_type(x)), blocks, _THREADS, (x, y, factor, layout))
 
 
-def global_backward(dy: Any, taps: Any | None, dx: Any, window: Window, divisor_override: int | None = None) -> None:
-    """Fill dx, of channels first, from the gradient of each plane: as the backward of max pooling if there are taps,
-    else as that of average pooling."""
+def global_backward(
+    dy: Any, taps: Any | None, dx: Any, window: Window, channels_last: bool, divisor_override: int | None = None
+) -> None:
+    """Fill dx from the gradient of each plane: as the backward of max pooling if there are taps, else as that of
+    average pooling."""
     if not dx.size:
         return
     tap_bytes = 0 if taps is None else taps.dtype.itemsize
-    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, tap_bytes), _LAYOUT)
     factor = _factor(window, divisor_override) if taps is None else 1.0
-    blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
     bytes_of_taps = None if taps is None else as_bytes(taps)
-    launch(_SPREAD(T=element_type(dy)), blocks, _THREADS, (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout))
+    if channels_last:
+        _, tiles, layout = _layout(dy, window, channels_last, tap_bytes)
+        # Positions that a thread writes, one after another.
+        rows = _THREADS // int(layout["lanes"])
+        chunks = -(-window.taps // (rows * _VALUES_A_LANE))
+        arguments = (dy, bytes_of_taps, dx, factor, chunks, layout)
+        launch(_SPREAD_ROWS(T=element_type(dy)), tiles * chunks, _THREADS, arguments)
+        return
+    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, tap_bytes), _LAYOUT)
+    blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
+    arguments = (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout)
+    launch(_SPREAD_PLANES(T=element_type(dy)), blocks, _THREADS, arguments)
 
 
 def _factor(window: Window, divisor_override: int | None) -> float:

@@ -63,8 +63,8 @@ def max_pool_backward(
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
     dy, taps = ready(dy), ready(taps)
     dx = spatial_empty(dy, window.input_shape, channels_last)
-    if not channels_last and global_pool.takes(dy, window, channels_last, lengths):
-        global_pool.global_backward(dy, taps, dx, window)
+    if global_pool.takes(dy, window, channels_last, lengths):
+        global_pool.global_backward(dy, taps, dx, window, channels_last)
         return dx
     tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
     if tiles is not None:

@@ -259,6 +259,14 @@ def test_max_pooling_takes_few_instructions_for_each_byte_of_input(capability):
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("element", ["__nv_bfloat16", "__half", "float", "double"])
+def test_gradients_of_whole_planes_of_channels_are_stored_in_vectors(element, capability):
+    kernel = compiled("global_pool.cu", capability)[f"global_spread_rows<{element}>"]
+    assert not hot_loop_problems(kernel)
+    assert kernel.hot_loop().instructions_per_byte <= 3
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize("source", ["max_pool.cu", "max_pool_tiled.cu", "avg_pool_tiled.cu", "global_pool.cu"])
 def test_pooling_loops_do_not_divide(source, capability):
     for name, kernel in compiled(source, capability).items():
