@@ -113,13 +113,13 @@ def global_backward(
         # Positions that a thread writes, one after another.
         rows = _THREADS // int(layout["lanes"])
         chunks = -(-window.taps // (rows * _VALUES_A_LANE))
-        arguments = (dy, bytes_of_taps, dx, factor, chunks, layout)
-        launch(_SPREAD_ROWS(T=element_type(dy)), tiles * chunks, _THREADS, arguments)
+        kernel = _SPREAD_ROWS(T=element_type(dy))
+        launch(kernel, tiles * chunks, _THREADS, (dy, bytes_of_taps, dx, factor, chunks, layout))
         return
     layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, tap_bytes), _LAYOUT)
     blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
-    arguments = (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout)
-    launch(_SPREAD_PLANES(T=element_type(dy)), blocks, _THREADS, arguments)
+    kernel = _SPREAD_PLANES(T=element_type(dy))
+    launch(kernel, blocks, _THREADS, (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout))
 
 
 def _factor(window: Window, divisor_override: int | None) -> float:
