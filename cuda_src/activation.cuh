@@ -163,7 +163,7 @@ struct SlopedActivation {
     __device__ __forceinline__ A forward(A x) const { return x <= A(0) ? (clips ? A(0) : x * slope) : x; }
 
     __device__ __forceinline__ A backward(A dy, A x) const {
-        const bool passes = clips ? !(x <= A(0)) : x > A(0);
+        const bool passes = x > A(0) || (clips && x != x);
         return passes ? dy : (clips ? A(0) : dy * slope);
     }
 };
