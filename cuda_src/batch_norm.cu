@@ -14,16 +14,7 @@
 //   Fused                               whether residual, activation and dresidual are looked at
 // Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * parts
 // blocks, rows: tiles * parts.
-#include "batch_norm_rules.cuh"
-
-// The channel and part of this block.
-struct PlaneBlock {
-    int channel, part;
-
-    __device__ __forceinline__ explicit PlaneBlock(const PlaneLayout& layout)
-        : channel(blockIdx.x / static_cast<int>(layout.parts)),
-          part(blockIdx.x - channel * static_cast<int>(layout.parts)) {}
-};
+#include "batch_norm_backward.cuh"
 
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
 template <typename T>
@@ -119,18 +110,10 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                     const accumulate_t<T>* beta, const T* residual, int activation,
                                     accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                     accumulate_t<T>* dbeta, PlaneLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const PlaneBlock block(layout);
-    ParameterGradients<T, kVectorWidth<T>, 1, Fused> gradients{
-        {dy, x, residual, activation}, {}, {GradientSums<A>::identity()}};
-    gradients.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_plane_part<T, kFusedLoads<Fused>>(layout, block.channel, block.part, gradients);
-    const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-        const GradientResult<A> result{partial_sums, inv_std, dgamma, dbeta};
-        result.write(sums, block.channel, block.part, layout.parts);
-    }
+    using Source = GradientArray<T, kVectorWidth<T>>;
+    sum_gradients_of_planes<T, Fused, kFusedLoads<Fused>, Source>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
+        layout);
 }
 
 template <typename T, int Width, Fusion Fused>
@@ -140,24 +123,11 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                   const accumulate_t<T>* beta, const T* residual, int activation,
                                   accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                   accumulate_t<T>* dbeta, RowLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
     // What is fused takes the registers of a second one.
     constexpr int kLoads = Fused == kPlain ? kFusedLoads<Fused> : 1;
-    ParameterGradients<T, Width, Width, Fused> gradients{{dy, x, residual, activation}, {}, {}};
-#pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        gradients.sums[k] = GradientSums<A>::identity();
-        if (channel < layout.channels) gradients.rules[k].load(mean, inv_std, gamma, beta, channel + k);
-    }
-    if (channel < layout.channels) for_each_in_row_part<kLoads>(layout, channel, part, gradients);
-    column_reduce(gradients.sums, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
-    const GradientResult<A> result{partial_sums, inv_std, dgamma, dbeta};
-#pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, part, layout.parts);
+    sum_gradients_of_rows<T, Width, Fused, kLoads, GradientArray<T, Width>>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
+        layout);
 }
 
 // Gradients of the parameters of each channel, from the sums of its parts; see GradientResult.
@@ -184,12 +154,9 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                      const accumulate_t<T>* beta, const T* residual, int activation,
                                      const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
                                      T* dresidual, accumulate_t<T> inv_count, PlaneLayout layout) {
-    const PlaneBlock block(layout);
-    InputGradients<T, kVectorWidth<T>, 1, Fused> gradients{
-        {dy, x, residual, activation}, {}, {}, dgamma != nullptr, dx, dresidual};
-    gradients.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    gradients.input_rules[0].load(inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, gradients);
+    input_gradients_of_planes<T, Fused, GradientArray<T, kVectorWidth<T>>>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
+        inv_count, layout);
 }
 
 template <typename T, int Width, Fusion Fused>
@@ -199,15 +166,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                    const accumulate_t<T>* beta, const T* residual, int activation,
                                    const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
                                    T* dresidual, accumulate_t<T> inv_count, RowLayout layout) {
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
-    if (channel >= layout.channels) return;
-    InputGradients<T, Width, Width, Fused> gradients{
-        {dy, x, residual, activation}, {}, {}, dgamma != nullptr, dx, dresidual};
-#pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        gradients.rules[k].load(mean, inv_std, gamma, beta, channel + k);
-        gradients.input_rules[k].load(inv_std, dgamma, dbeta, inv_count, channel + k);
-    }
-    for_each_in_row_part<1>(layout, channel, part, gradients);
+    input_gradients_of_rows<T, Width, Fused, GradientArray<T, Width>>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
+        inv_count, layout);
 }

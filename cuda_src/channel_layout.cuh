@@ -53,8 +53,9 @@ struct Share {
 // Calls body for all values of channel `channel` in part `part`: body.vectors<Count>(i, step) for Count whole
 // aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the others; i is the index
 // in the array.
+//   Whole   planes consist of whole vectors: none is left over for body.scalar
 //   Launch: threads x, a power of two, walk along a segment, threads y take segments in turn.
-template <typename T, int Unroll, typename Body>
+template <typename T, int Unroll, bool Whole = false, typename Body>
 __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout, long long channel,
                                                        long long part, Body& body) {
     constexpr int width = kVectorWidth<T>;
@@ -67,11 +68,13 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
         const long long base = (sample * layout.channels + channel) * layout.plane + first;
         const int length = static_cast<int>(min(layout.segment, layout.plane - first));
         // Planes of an odd size start anywhere: up to the first whole vector, and after the last, one by one.
-        const int head = min(length, static_cast<int>((width - base % width) % width));
+        const int head = Whole ? 0 : min(length, static_cast<int>((width - base % width) % width));
         const int vectors = (length - head) / width;
         const int tail = head + vectors * width;
+        if constexpr (!Whole) {
 #pragma unroll 1
-        for (int i = threadIdx.x; i < head; i += blockDim.x) body.scalar(base + i);
+            for (int i = threadIdx.x; i < head; i += blockDim.x) body.scalar(base + i);
+        }
         const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
         long long i = base + head + static_cast<long long>(threadIdx.x) * width;
         const long long step = static_cast<long long>(blockDim.x) * width;
@@ -79,10 +82,21 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
         for (int n = 0; n < share.singles; ++n, i += step) body.template vectors<1>(i, 0);
 #pragma unroll 1
         for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
+        if constexpr (!Whole) {
 #pragma unroll 1
-        for (int i = tail + threadIdx.x; i < length; i += blockDim.x) body.scalar(base + i);
+            for (int i = tail + threadIdx.x; i < length; i += blockDim.x) body.scalar(base + i);
+        }
     }
 }
+
+// The channel and part of a block that has one part of one channel.
+struct PlaneBlock {
+    int channel, part;
+
+    __device__ __forceinline__ explicit PlaneBlock(const PlaneLayout& layout)
+        : channel(blockIdx.x / static_cast<int>(layout.parts)),
+          part(blockIdx.x - channel * static_cast<int>(layout.parts)) {}
+};
 
 // First of this thread's Width channels in a tile; there may be no such channel.
 template <int Width>

@@ -16,7 +16,12 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_input_gradient,
     batch_norm_statistics,
 )
-from gpu_layers.kernels.batch_norm_max_pool import batch_norm_max_pool, batch_norm_max_pool_inference
+from gpu_layers.kernels.batch_norm_max_pool import (
+    batch_norm_max_pool,
+    batch_norm_max_pool_backward,
+    batch_norm_max_pool_inference,
+    batch_norm_max_pool_inference_backward,
+)
 from gpu_layers.kernels.dropout import (
     advance_draw,
     dropout_backward,
@@ -41,7 +46,9 @@ __all__ = [
     "batch_norm_inference_backward",
     "batch_norm_input_gradient",
     "batch_norm_max_pool",
+    "batch_norm_max_pool_backward",
     "batch_norm_max_pool_inference",
+    "batch_norm_max_pool_inference_backward",
     "batch_norm_statistics",
     "dropout_backward",
     "dropout_forward",

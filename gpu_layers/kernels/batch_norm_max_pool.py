@@ -1,20 +1,37 @@
-"""Launching ``batch_norm_max_pool.cu``, after the statistics of ``batch_norm.cu``."""
+"""Launching ``batch_norm_max_pool.cu``, after the statistics of ``batch_norm.cu``; and the backward of both."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready, vector_width
+import numpy as np
+
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm import (
-    SLOPED_ACTIVATIONS,
-    activation_number,
+    batch_norm_backward,
     batch_norm_inference,
+    batch_norm_inference_backward,
     batch_norm_statistics,
 )
-from gpu_layers.kernels.max_pool import max_pool_forward
-from gpu_layers.kernels.pool_plan import STRUCTS, as_bytes, plan_for, spatial_empty
+from gpu_layers.kernels.batch_norm_passes import (
+    EXACT_GRADIENT,
+    OF_CHANNELS,
+    SLOPED_ACTIVATIONS,
+    Pass,
+    ResidentPass,
+    Rule,
+    activation_number,
+    merge_gradients,
+    sums_of_channels,
+)
+from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
+from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
+from gpu_layers.kernels.pool_plan import STRUCTS, Plan, as_bytes, plan_for, spatial_empty
 from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
+from gpu_layers.runtime.limits import limits
 from gpu_layers.window import Window
 
 _FORWARD = KernelTemplate(
@@ -24,6 +41,37 @@ _FORWARD = KernelTemplate(
     "unsigned char* taps, PoolWindow window",
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
+)
+
+# Kernel, stride and padding that the backward of planes knows when compiled.
+_WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
+_BACKWARD: dict[str, Any] = {
+    "of_planes": [
+        {"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _WINDOWS_OF_PLANES
+    ],
+    "structs": STRUCTS,
+}
+_GRADIENT = f"const T* dy, const unsigned char* taps, const T* x, {OF_CHANNELS}, int activation"
+_GRADIENT_SUMS = Pass(
+    "batch_norm_max_pool_backward.cu",
+    "batch_norm_max_pool_gradient_sums",
+    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, PoolWindow window",
+    single_channels=False,
+    **_BACKWARD,
+)
+_INPUT_GRADIENT = Pass(
+    "batch_norm_max_pool_backward.cu",
+    "batch_norm_max_pool_input_gradient",
+    f"{_GRADIENT}, const A* dgamma, const A* dbeta, T* dx, A inv_count, PoolWindow window",
+    single_channels=False,
+    **_BACKWARD,
+)
+_BACKWARD_RESIDENT = ResidentPass(
+    "batch_norm_max_pool_backward.cu",
+    "batch_norm_max_pool_backward_resident",
+    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* arrived, A inv_count, int places_of_x, "
+    "PoolWindow window",
+    **_BACKWARD,
 )
 
 
@@ -67,3 +115,113 @@ def batch_norm_max_pool_inference(
     arrays = (x, ready(mean), ready(inv_std), gamma, beta, activation_number(activation), y, as_bytes(taps))
     plan.run(kernel, (*arrays, plan.struct))
     return y, taps
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """How kernels take the gradient of each normalised value from the windows over it.
+
+    Attributes
+    ----------
+    window : ndarray
+        ``PoolWindow``, whose units are vectors of x.
+    template_arguments : dict of str to str
+    """
+
+    window: np.ndarray
+    template_arguments: dict[str, str]
+
+
+@lru_cache(maxsize=1024)
+def _gather(
+    window: Window, shape: tuple[int, ...], itemsize: int, channels_last: bool, activation: str, below: int
+) -> _Gather | None:
+    """None where the two steps are taken: pooling's, whose result is written and read again, and batch norm's.
+
+    That is where more than four windows are over an input, each of which it would look at; where positions are not
+    vectors; and, of planes, where a vector is of two rows or its windows not known when compiled. Then the search for
+    windows would take longer than to write and read what they give.
+    """
+    width = 16 // itemsize
+    vectors = int(np.prod(shape, dtype=object)) // width
+    axes = list(zip(window.kernel, window.stride, window.pad_before, strict=True))
+    few = all(kernel <= 2 * stride for kernel, stride, _ in axes) and set(window.dilation) == {1}
+    if activation not in SLOPED_ACTIVATIONS or window.rank > 2 or window.adaptive or not few:
+        return None
+    if tap_dtype(window) != np.uint8 or vectors >= below:
+        return None
+    if channels_last:
+        if shape[-1] % width:
+            return None
+        units, arguments = window.input_shape, {}
+    else:
+        size, outputs = window.input_shape[-1], window.output_shape[-1]
+        known = window.rank == 2 and axes[0] == axes[1] and axes[0] in _WINDOWS_OF_PLANES
+        if not known or size % width or outputs * window.stride[-1] != size:
+            return None
+        units = (window.input_shape[0], size // width)
+        arguments = dict(zip(("Kernel", "Stride", "Pad"), map(str, axes[0]), strict=True))
+    samples, channels = shape[0], shape[-1 if channels_last else 1]
+    plan = Plan(window, units, (samples, channels), width, channels_last, arguments)
+    return _Gather(plan.struct, arguments)
+
+
+def batch_norm_max_pool_backward(
+    dy: Any,
+    taps: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[Any, Any, Any]:
+    """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
+    return _backward(dy, taps, x, Rule.of(mean, inv_std, gamma, beta, None, activation), window, channels_last, True)
+
+
+def batch_norm_max_pool_inference_backward(
+    dy: Any,
+    taps: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any | None,
+    beta: Any | None,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[Any, Any, Any]:
+    """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
+    return _backward(dy, taps, x, Rule.of(mean, inv_std, gamma, beta, None, activation), window, channels_last, False)
+
+
+def _backward(
+    dy: Any, taps: Any, x: Any, rule: Rule, window: Window, channels_last: bool, depends: bool
+) -> tuple[Any, Any, Any]:
+    """``depends``: whether the statistics are those of x."""
+    dy, taps, x = ready(dy), ready(taps), ready(x)
+    shape, itemsize = x.shape, x.dtype.itemsize
+    gather = _gather(window, shape, itemsize, channels_last, rule.activation, limits().index32_below)
+    if gather is None:
+        dz = max_pool_backward(dy, taps, window, channels_last)
+        step = batch_norm_backward if depends else batch_norm_inference_backward
+        gradients = step(
+            dz, x, rule.mean, rule.inv_std, rule.gamma, rule.beta, channels_last, activation=rule.activation
+        )
+        return gradients[:3]
+    plan = backward_plan(shape, itemsize, channels_last)
+    sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
+    source = (dy, as_bytes(taps), x, *rule.of_channels, rule.number)
+    if depends and rule.activation in EXACT_GRADIENT:
+        last = (1 / plan.count, plan.places, gather.window)
+        if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
+            return dx, *sums[1:]
+    _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)
+    merge_gradients(plan, rule, sums)
+    of_batch = sums[1:] if depends else (None, None)
+    results = (*of_batch, dx, 1 / plan.count, gather.window)
+    _INPUT_GRADIENT.launch(elementwise_plan(shape, itemsize, channels_last), x, (*source, *results), **more)
+    return dx, *sums[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gpu_layers.ops.batch_norm import (
     check_statistics,
     inverse_deviation,
 )
-from gpu_layers.ops.checks import check_eps
+from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
 from gpu_layers.runtime.backend import backend_for
@@ -90,15 +90,28 @@ def batch_norm_max_pool_forward(
 
 
 def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
-    """Gradients of :func:`batch_norm_max_pool_forward`: :func:`max_pool_backward`, then :func:`batch_norm_backward`.
+    """Gradients of :func:`batch_norm_max_pool_forward`: the bits of its two steps' backwards, one after the other.
+
+    Kernels take the gradient of each normalised value from the windows over it, at most two along height and width
+    (``kernel_size <= 2 * stride``), and write nothing in between; for other windows they take the two steps.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : BatchNormMaxPoolSaved
 
     Returns
     -------
     dx, dgamma, dbeta
         As of :func:`batch_norm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape.
     """
-    dx, dgamma, dbeta = batch_norm_backward(max_pool_backward(dy, saved.pool), saved.norm)
-    return dx, dgamma, dbeta
+    return _backward("batch_norm_max_pool_backward", dy, saved, batch_norm_backward)
 
 
 def batch_norm_max_pool_inference(
@@ -155,7 +168,20 @@ def batch_norm_max_pool_inference(
 
 def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
     """Gradients of :func:`batch_norm_max_pool_inference`, as :func:`batch_norm_max_pool_backward`."""
-    dx, dgamma, dbeta = batch_norm_inference_backward(max_pool_backward(dy, saved.pool), saved.norm)
+    return _backward("batch_norm_max_pool_inference_backward", dy, saved, batch_norm_inference_backward)
+
+
+def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    norm, pool = saved.norm, saved.pool
+    backend = backend_for(dy, norm.x)
+    check_gradient(dy, pool.output_shape, pool.dtype)
+    if norm.x.size == 0:
+        dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
+    else:
+        of_channels = (norm.mean, norm.inv_std, norm.gamma, norm.beta)
+        dx, dgamma, dbeta = getattr(backend, name)(
+            dy, pool.taps, norm.x, *of_channels, pool.window, norm.channels_last, norm.activation
+        )
     return dx, dgamma, dbeta
 
 

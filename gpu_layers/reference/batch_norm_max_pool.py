@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_layers.reference.batch_norm import batch_norm_forward, batch_norm_inference
-from gpu_layers.reference.max_pool import max_pool_forward
+from gpu_layers.reference.batch_norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    batch_norm_inference_backward,
+)
+from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.window import Window
 
 
@@ -45,3 +50,43 @@ def batch_norm_max_pool_inference(
     """Pool ``batch_norm_inference`` of the arguments: y and taps, as ``max_pool_forward``."""
     normalised = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, None, activation)
     return max_pool_forward(normalised, window, channels_last)
+
+
+def batch_norm_max_pool_backward(
+    dy: np.ndarray,
+    taps: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``max_pool_backward``, then ``batch_norm_backward``.
+
+    Returns
+    -------
+    dx, dgamma, dbeta : ndarray
+        As the latter.
+    """
+    dz = max_pool_backward(dy, taps, window, channels_last)
+    return batch_norm_backward(dz, x, mean, inv_std, gamma, beta, channels_last, None, activation)[:3]
+
+
+def batch_norm_max_pool_inference_backward(
+    dy: np.ndarray,
+    taps: np.ndarray,
+    x: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    window: Window,
+    channels_last: bool = False,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``max_pool_backward``, then ``batch_norm_inference_backward``: dx, dgamma, dbeta."""
+    dz = max_pool_backward(dy, taps, window, channels_last)
+    return batch_norm_inference_backward(dz, x, mean, inv_std, gamma, beta, channels_last, None, activation)[:3]

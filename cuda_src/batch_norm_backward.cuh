@@ -1,0 +1,247 @@
+// The gradients of batch norm, from wherever that of its output comes: an array, or what pools the output.
+//
+// A source of gradients has, for the vector at an index of the array x,
+//   Loaded               what it reads for one
+//   load(i), of(loaded)  the vector of gradients in two steps, so that several loads are in flight
+//   scalar(i)            a single one, unless
+//   kWhole               planes consist of whole vectors
+#pragma once
+
+#include "batch_norm_rules.cuh"
+
+// dy, of x's shape.
+template <typename T, int Width>
+struct GradientArray {
+    static constexpr bool kWhole = false;
+    using Loaded = Vector<T, Width>;
+    const T* dy;
+
+    __device__ __forceinline__ T scalar(long long i) const { return dy[i]; }
+    __device__ __forceinline__ Loaded load(long long i) const { return Loaded::load(dy + i); }
+    __device__ __forceinline__ const Vector<T, Width>& of(const Loaded& loaded) const { return loaded; }
+};
+
+// The gradient of the activation's input, which if kPlain is that of y.
+//   source                    of dy
+//   x, residual, activation   as in batch_norm.cu; the last two are not used if kPlain
+template <typename T, int Width, Fusion Fused, typename Source>
+struct GradientBeforeActivation {
+    using A = accumulate_t<T>;
+    Source source;
+    const T* x;
+    const T* residual;
+    int activation;
+
+    // Calls take(gradient, x).
+    template <typename Take>
+    __device__ __forceinline__ void scalar(long long i, const Normalization<A>& rule, Take take) const {
+        const A value = to_accumulate(x[i]);
+        A gradient = to_accumulate(source.scalar(i));
+        if (Fused != kPlain) {
+            const A z = rule.apply(value) + residual_at(residual, i);
+            with_fused_activation<A, Fused>(activation,
+                                            [&](auto phi) { gradient = phi.backward(gradient, z); });
+        }
+        take(gradient, value);
+    }
+
+    // Calls take(u, k, gradient, x) for value k of vector u, at i + u * step.
+    template <int Count, int Channels, typename Take>
+    __device__ __forceinline__ void vectors(long long i, long long step,
+                                            const Normalization<A> (&rules)[Channels], Take take) const {
+        typename Source::Loaded loaded[Count];
+        Vector<T, Width> values[Count], added[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            loaded[u] = source.load(i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
+            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+        }
+        const auto each = [&](auto backward) {
+#pragma unroll
+            for (int u = 0; u < Count; ++u) {
+                const Vector<T, Width>& gradients = source.of(loaded[u]);
+#pragma unroll
+                for (int k = 0; k < Width; ++k) {
+                    const A value = to_accumulate(values[u][k]);
+                    take(u, k, backward(to_accumulate(gradients[k]), value, u, k), value);
+                }
+            }
+        };
+        if (Fused == kPlain) {
+            each([](A gradient, A, int, int) { return gradient; });
+            return;
+        }
+        with_fused_activation<A, Fused>(activation, [&](auto phi) {
+            each([&](A gradient, A value, int u, int k) {
+                const A z = rules[channel_of<Channels>(k)].apply(value) + to_accumulate(added[u][k]);
+                return phi.backward(gradient, z);
+            });
+        });
+    }
+};
+
+template <typename T, int Width, int Channels, Fusion Fused, typename Source>
+struct ParameterGradients {
+    using A = accumulate_t<T>;
+    GradientBeforeActivation<T, Width, Fused, Source> gradient;
+    Normalization<A> rules[Channels];  // if kPlain only the mean is used
+    GradientSums<A> sums[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        gradient.template vectors<Count>(i, step, rules, [&](int, int k, A dz, A x) {
+            const int c = channel_of<Channels>(k);
+            sums[c].add(dz, x - rules[c].mean);
+        });
+    }
+};
+
+// dx = gamma * inv_std * (dz - dbeta / m - (x - mean) * inv_std * dgamma / m).
+template <typename A>
+struct InputGradient {
+    A mean_dz, slope;
+
+    // dgamma and dbeta may be null: the statistics were given, and do not depend on x. inv_count: 1 / m.
+    __device__ __forceinline__ void load(const A* inv_std_c, const A* dgamma_c, const A* dbeta_c, A inv_count,
+                                         long long channel) {
+        if (dgamma_c != nullptr) set(inv_std_c[channel], dgamma_c[channel], dbeta_c[channel], inv_count);
+    }
+
+    __device__ __forceinline__ void set(A inv_std, A dgamma, A dbeta, A inv_count) {
+        mean_dz = dbeta * inv_count;
+        slope = inv_std * (dgamma * inv_count);
+    }
+
+    __device__ __forceinline__ A apply(A dz, A x, const Normalization<A>& rule) const {
+        return fma(rule.mean - x, slope, dz - mean_dz) * rule.scale;
+    }
+};
+
+//   depends     whether the statistics depend on x
+//   dresidual   as in batch_norm.cu; may be null, and is not written to if kPlain
+template <typename T, int Width, int Channels, Fusion Fused, typename Source>
+struct InputGradients {
+    using A = accumulate_t<T>;
+    GradientBeforeActivation<T, Width, Fused, Source> gradient;
+    Normalization<A> rules[Channels];  // if kPlain the shift is not used
+    InputGradient<A> input_rules[Channels];
+    bool depends;
+    T* dx;
+    T* dresidual;
+
+    __device__ __forceinline__ A apply(A dz, A x, int c) const {
+        // A slope of 0 would not do: x may be infinite. A sum, for zeros are +0, as of a normalisation of dz.
+        return Fused != kPlain && !depends ? fma(dz, rules[c].scale, A(0))
+                                           : input_rules[c].apply(dz, x, rules[c]);
+    }
+
+    __device__ __forceinline__ void scalar(long long i) {
+        gradient.scalar(i, rules[0], [&](A dz, A x) {
+            dx[i] = from_accumulate<T>(apply(dz, x, 0));
+            if (Fused != kPlain && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
+        });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        Vector<T, Width> results[Count], passed[Count];
+        gradient.template vectors<Count>(i, step, rules, [&](int u, int k, A dz, A x) {
+            results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
+            if (Fused != kPlain) passed[u][k] = from_accumulate<T>(dz);
+        });
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            results[u].store(dx + i + u * step);
+            if (Fused != kPlain && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
+        }
+    }
+};
+
+// Of each channel, as in batch_norm.cu: mean, gamma, beta may be null.
+template <typename A>
+struct ChannelArrays {
+    const A *mean, *inv_std, *gamma, *beta;
+
+    __device__ __forceinline__ void load(Normalization<A>& rule, long long channel) const {
+        rule.load(mean, inv_std, gamma, beta, channel);
+    }
+};
+
+// ---- two reads -------------------------------------------------------------------------------------------
+//
+// Loads: vectors in flight. Launch: as batch_norm.cu.
+
+template <typename T, Fusion Fused, int Loads, typename Source>
+__device__ __forceinline__ void sum_gradients_of_planes(
+    const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
+    const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
+    const PlaneLayout& layout) {
+    using A = accumulate_t<T>;
+    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
+    const PlaneBlock block(layout);
+    ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
+        gradient, {}, {GradientSums<A>::identity()}};
+    of_channels.load(gradients.rules[0], block.channel);
+    for_each_in_plane_part<T, Loads, Source::kWhole>(layout, block.channel, block.part, gradients);
+    const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
+    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.part, layout.parts);
+}
+
+template <typename T, int Width, Fusion Fused, int Loads, typename Source>
+__device__ __forceinline__ void sum_gradients_of_rows(
+    const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
+    const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
+    const RowLayout& layout) {
+    using A = accumulate_t<T>;
+    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
+    ParameterGradients<T, Width, Width, Fused, Source> gradients{gradient, {}, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        gradients.sums[k] = GradientSums<A>::identity();
+        if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
+    }
+    if (channel < layout.channels) for_each_in_row_part<Loads>(layout, channel, part, gradients);
+    column_reduce(gradients.sums, scratch);
+    if (threadIdx.y != 0 || channel >= layout.channels) return;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, part, layout.parts);
+}
+
+//   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
+template <typename T, Fusion Fused, typename Source>
+__device__ __forceinline__ void input_gradients_of_planes(
+    const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
+    const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const PlaneLayout& layout) {
+    const PlaneBlock block(layout);
+    InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
+                                                                   dgamma != nullptr, dx, dresidual};
+    of_channels.load(gradients.rules[0], block.channel);
+    gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
+    for_each_in_plane_part<T, 1, Source::kWhole>(layout, block.channel, block.part, gradients);
+}
+
+template <typename T, int Width, Fusion Fused, typename Source>
+__device__ __forceinline__ void input_gradients_of_rows(
+    const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
+    const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const RowLayout& layout) {
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
+    if (channel >= layout.channels) return;
+    InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
+                                                             dgamma != nullptr, dx, dresidual};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        of_channels.load(gradients.rules[k], channel + k);
+        gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
+    }
+    for_each_in_row_part<1>(layout, channel, part, gradients);
+}

@@ -1,0 +1,291 @@
+// The backward of batch_norm_max_pool.cu: that of batch norm, which gathers the gradient of each of its
+// outputs from the windows that chose it. No gradient of batch norm's output is written.
+//
+// A gathered gradient is rounded to T, as max_pool_backward would write it: all results are those of the two
+// in a row, to the last bit.
+//
+// Windows are over height and width, at most two of them over an input along either: kernel <= 2 * stride,
+// without dilation. Arguments are those of batch_norm.cu and batch_norm_resident.cu, and
+//   dy, taps   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
+//   window     of max_pool.cu; units are vectors of x, of which all images have fewer than 2^31
+#include "batch_norm_resident.cuh"
+#include "pool_window.cuh"
+
+// Vector number `unit` of x: its image, and its place there.
+struct InputPlace {
+    int image, row, column, group;
+
+    __device__ __forceinline__ InputPlace(const PoolWindow& window, int unit) {
+        const int columns = static_cast<int>(window.units[2]), groups = static_cast<int>(window.groups);
+        image = window.by_image.quotient(unit);
+        const int rest = unit - image * static_cast<int>(window.units[1]) * columns * groups;
+        const int place = window.by_groups.quotient(rest);
+        group = rest - place * groups;
+        row = window.by_units[2].quotient(place);
+        column = place - row * columns;
+    }
+};
+
+// The windows over an input along one axis: `last` by tap `tap`, the one before it by tap + stride.
+struct TwoWindows {
+    int last, tap;
+    bool by_last, by_other;
+
+    //   padded   place of the input, counted from where the first window begins
+    //   number   padded / stride
+    __device__ __forceinline__ TwoWindows(int padded, int kernel, int stride, int number, int outputs)
+        : last(number), tap(padded - number * stride) {
+        by_last = last < outputs && tap < kernel;
+        by_other = last > 0 && last <= outputs && tap + stride < kernel;
+    }
+    __device__ __forceinline__ bool covers(int back) const { return back == 0 ? by_last : by_other; }
+};
+
+// Taps of neighbouring outputs, which are compared as they are loaded, several in a word.
+template <int Count>
+struct TapBytes {
+    static constexpr int kWordBytes = Count < 4 ? Count : 4;
+    static constexpr int kWords = Count / kWordBytes;
+    Vector<unsigned char, Count> loaded;
+
+    // Whether tap k is the one of which every byte of `same` is.
+    __device__ __forceinline__ bool is(int k, unsigned int same) const {
+        using Word = typename MemoryWord<kWordBytes>::type;
+        const unsigned int word = reinterpret_cast<const Word*>(loaded.words)[k / kWordBytes];
+        return ((word ^ same) & 0xffu << k % kWordBytes * 8) == 0;
+    }
+};
+__device__ __forceinline__ unsigned int four_times(int tap) { return tap * 0x01010101u; }
+
+// Rows, of any such window.
+template <typename T, int Width>
+struct PooledGradientOfRows {
+    static constexpr bool kWhole = true;
+
+    // Of window 2 * i + j: i back in height, j back in width, so that taps ascend.
+    struct Loaded {
+        Vector<T, Width> gradients[4];
+        TapBytes<Width> taps[4];
+        int tap;  // of window 0, by which it covers the input
+        bool covers[4];
+    };
+
+    const T* dy;
+    const unsigned char* taps;
+    const PoolWindow& window;
+
+    __device__ __forceinline__ Loaded load(long long i) const {
+        const InputPlace place(window, static_cast<int>(i / Width));
+        const TwoWindows rows = along(1, place.row), columns = along(2, place.column);
+        const int height = static_cast<int>(window.output[1]), width = static_cast<int>(window.output[2]);
+        const int groups = static_cast<int>(window.groups);
+        const int vector = ((place.image * height + rows.last) * width + columns.last) * groups + place.group;
+        Loaded loaded;
+        loaded.tap = rows.tap * window.kernel[2] + columns.tap;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            const int back = n / 2, beside = n % 2;
+            loaded.covers[n] = rows.covers(back) && columns.covers(beside);
+            if (!loaded.covers[n]) continue;
+            const long long first = static_cast<long long>(vector - (back * width + beside) * groups) * Width;
+            loaded.gradients[n] = Vector<T, Width>::load(dy + first);
+            loaded.taps[n].loaded = Vector<unsigned char, Width>::load(taps + first);
+        }
+        return loaded;
+    }
+
+    __device__ __forceinline__ Vector<T, Width> of(const Loaded& loaded) const {
+        using A = accumulate_t<T>;
+        A sum[Width] = {};
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            if (!loaded.covers[n]) continue;
+            const unsigned int same = four_times(loaded.tap + n / 2 * window.stride[1] * window.kernel[2] +
+                                                 n % 2 * window.stride[2]);
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                if (loaded.taps[n].is(k, same)) sum[k] += to_accumulate(loaded.gradients[n][k]);
+            }
+        }
+        Vector<T, Width> result;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(sum[k]);
+        return result;
+    }
+
+    __device__ __forceinline__ TwoWindows along(int axis, int at) const {
+        const int padded = at + window.pad[axis];
+        return {padded, window.kernel[axis], window.stride[axis], window.by_stride[axis].quotient(padded),
+                static_cast<int>(window.output[axis])};
+    }
+};
+
+// Planes, whose rows are whole vectors, and as many outputs as these have windows of their own: for common
+// windows, so that what a vector takes from which window is known when compiled.
+template <typename T, int Kernel, int Stride, int Pad>
+struct PooledGradientOfPlanes {
+    static constexpr bool kWhole = true;
+    static constexpr int kWidth = kVectorWidth<T>;
+    // Windows of a vector's own, and those further on that reach into it.
+    static constexpr int kOwn = kWidth / Stride, kMore = (Stride - 1 + Pad) / Stride;
+    static_assert(Kernel - 1 - Pad < Stride && kMore <= 1 && Kernel <= 2 * Stride && kWidth % Stride == 0,
+                  "no window before its own reaches a vector, and one after them at most");
+    static constexpr int kRows = Kernel > Stride ? 2 : 1;
+
+    struct Loaded {
+        Vector<T, kOwn> gradients[kRows];
+        TapBytes<kOwn> taps[kRows];
+        T more_gradients[kRows];
+        int more_taps[kRows];
+        int tap[kRows];  // the first of those by which they cover the vector's row; negative: they do not
+    };
+
+    const T* dy;
+    const unsigned char* taps;
+    const PoolWindow& window;
+
+    __device__ __forceinline__ Loaded load(long long i) const {
+        const InputPlace place(window, static_cast<int>(i / kWidth));
+        const int height = static_cast<int>(window.output[1]), width = static_cast<int>(window.output[2]);
+        const int padded = place.row + Pad;
+        const TwoWindows rows(padded, Kernel, Stride, static_cast<unsigned int>(padded) / Stride, height);
+        const int column = place.column * kOwn;
+        // In vectors, which can be counted in 32 bits.
+        const int vector = (place.image * height + rows.last) * (width / kOwn) + place.column;
+        Loaded loaded;
+#pragma unroll
+        for (int back = 0; back < kRows; ++back) {
+            loaded.tap[back] = -1;
+            loaded.more_taps[back] = -1;
+            if (!rows.covers(back)) continue;
+            loaded.tap[back] = (rows.tap + back * Stride) * Kernel;
+            const long long first = static_cast<long long>(vector - back * (width / kOwn)) * kOwn;
+            loaded.gradients[back] = Vector<T, kOwn>::load(dy + first);
+            loaded.taps[back].loaded = Vector<unsigned char, kOwn>::load(taps + first);
+            if (kMore > 0 && column + kOwn < width) {
+                loaded.more_gradients[back] = dy[first + kOwn];
+                loaded.more_taps[back] = taps[first + kOwn];
+            }
+        }
+        return loaded;
+    }
+
+    __device__ __forceinline__ Vector<T, kWidth> of(const Loaded& loaded) const {
+        using A = accumulate_t<T>;
+        A sum[kWidth] = {};
+#pragma unroll
+        for (int back = 0; back < kRows; ++back) {
+            if (loaded.tap[back] < 0) continue;
+            // From the last window to the first, whose taps ascend.
+#pragma unroll
+            for (int j = kOwn + kMore - 1; j >= 0; --j) {
+                const bool own = j < kOwn;
+                const A gradient =
+                    to_accumulate(own ? loaded.gradients[back][j % kOwn] : loaded.more_gradients[back]);
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    const int kw = k + Pad - j * Stride;
+                    if (kw < 0 || kw >= Kernel) continue;
+                    const int tap = loaded.tap[back] + kw;
+                    const bool chosen =
+                        own ? loaded.taps[back].is(j % kOwn, four_times(tap)) : loaded.more_taps[back] == tap;
+                    if (chosen) sum[k] += gradient;
+                }
+            }
+        }
+        Vector<T, kWidth> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
+        return result;
+    }
+};
+
+// ---- two reads -------------------------------------------------------------------------------------------
+
+// Blocks that must fit on a multiprocessor at once: four windows of eight channels take registers.
+template <int Width>
+constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kSloped>;
+
+template <typename T, int Kernel, int Stride, int Pad>
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kSloped>)
+    batch_norm_max_pool_gradient_sums_planes(const T* dy, const unsigned char* taps, const T* x,
+                                             const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                             const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                             int activation, accumulate_t<T>* partial_sums,
+                                             accumulate_t<T>* dgamma, accumulate_t<T>* dbeta,
+                                             PoolWindow window, PlaneLayout layout) {
+    sum_gradients_of_planes<T, kSloped, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
+        {partial_sums, inv_std, dgamma, dbeta}, layout);
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
+    batch_norm_max_pool_gradient_sums_rows(const T* dy, const unsigned char* taps, const T* x,
+                                           const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                           const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                           int activation, accumulate_t<T>* partial_sums,
+                                           accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
+                                           RowLayout layout) {
+    sum_gradients_of_rows<T, Width, kSloped, 1, PooledGradientOfRows<T, Width>>(
+        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
+        {partial_sums, inv_std, dgamma, dbeta}, layout);
+}
+
+template <typename T, int Kernel, int Stride, int Pad>
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kSloped>)
+    batch_norm_max_pool_input_gradient_planes(const T* dy, const unsigned char* taps, const T* x,
+                                              const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                              int activation, const accumulate_t<T>* dgamma,
+                                              const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
+                                              PoolWindow window, PlaneLayout layout) {
+    input_gradients_of_planes<T, kSloped, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+        nullptr, inv_count, layout);
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
+    batch_norm_max_pool_input_gradient_rows(const T* dy, const unsigned char* taps, const T* x,
+                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                            int activation, const accumulate_t<T>* dgamma,
+                                            const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
+                                            PoolWindow window, RowLayout layout) {
+    input_gradients_of_rows<T, Width, kSloped, PooledGradientOfRows<T, Width>>(
+        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+        nullptr, inv_count, layout);
+}
+
+// ---- one read --------------------------------------------------------------------------------------------
+
+template <typename T, int Kernel, int Stride, int Pad>
+__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
+    batch_norm_max_pool_backward_resident_planes(const T* dy, const unsigned char* taps, const T* x,
+                                                 const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                                 int activation, accumulate_t<T>* partial_sums,
+                                                 accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
+                                                 unsigned int* arrived, accumulate_t<T> inv_count,
+                                                 int places_of_x, PoolWindow window, PlaneLayout layout) {
+    RESIDENT_SHARED(places);
+    backward_resident_planes<T, kFusedLoads<kSloped>, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {dy, taps, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
+    batch_norm_max_pool_backward_resident_rows(const T* dy, const unsigned char* taps, const T* x,
+                                               const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                               int activation, accumulate_t<T>* partial_sums,
+                                               accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
+                                               unsigned int* arrived, accumulate_t<T> inv_count,
+                                               int places_of_x, PoolWindow window, RowLayout layout) {
+    RESIDENT_SHARED(places);
+    backward_resident_rows<T, Width, PooledGradientOfRows<T, Width>>(
+        {dy, taps, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+}

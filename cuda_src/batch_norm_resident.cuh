@@ -1,0 +1,258 @@
+// What the kernels that read once share: where a block keeps what it read, and the backward from any source
+// of gradients. See batch_norm_resident.cu.
+#pragma once
+
+#include "batch_norm_backward.cuh"
+#include "group_barrier.cuh"
+
+// Two blocks, of half of the shared memory each: while one waits the other works.
+constexpr int kResidentBlocks = 2;
+
+#ifdef GPU_LAYERS_EMULATED
+#define RESIDENT_SHARED(name)                \
+    GPU_LAYERS_DYNAMIC_SHARED(name##_bytes); \
+    uint4* const name = reinterpret_cast<uint4*>(name##_bytes)
+#else
+#define RESIDENT_SHARED(name) extern __shared__ uint4 name[]
+#endif
+
+// This block's group and part.
+struct GroupBlock {
+    int part, group, groups;
+
+    __device__ __forceinline__ explicit GroupBlock(long long parts)
+        : part(static_cast<int>(blockIdx.x % static_cast<unsigned int>(parts))),
+          group(static_cast<int>(blockIdx.x / static_cast<unsigned int>(parts))),
+          groups(static_cast<int>(gridDim.x / static_cast<unsigned int>(parts))) {}
+};
+
+// What one thread keeps, in the order in which it came. No other thread looks at it.
+template <typename T, int Width>
+struct Kept {
+    uint4* place;
+
+    __device__ __forceinline__ explicit Kept(uint4* places) : place(places + linear_thread()) {}
+
+    __device__ __forceinline__ void put(const Vector<T, Width>& vector) {
+        *place = vector.words[0];
+        place += kChannelThreads;
+    }
+    __device__ __forceinline__ void put(T value) {
+        *reinterpret_cast<T*>(place) = value;
+        place += kChannelThreads;
+    }
+    __device__ __forceinline__ Vector<T, Width> get_vector() {
+        Vector<T, Width> vector;
+        vector.words[0] = *place;
+        place += kChannelThreads;
+        return vector;
+    }
+    __device__ __forceinline__ T get() {
+        const T value = *reinterpret_cast<const T*>(place);
+        place += kChannelThreads;
+        return value;
+    }
+};
+
+// The channels of a tile whose parts this warp merges: calls merge(channel).
+template <int Width, typename Merge>
+__device__ __forceinline__ void for_each_channel_to_merge(const RowLayout& layout, int tile, int part,
+                                                          Merge merge) {
+    const long long first = static_cast<long long>(tile) * blockDim.x * Width;
+    const int channels =
+        static_cast<int>(min(static_cast<long long>(blockDim.x) * Width, layout.channels - first));
+    const int parts = static_cast<int>(layout.parts);
+    for (int c = part + linear_thread() / kWarpThreads * parts; c < channels;
+         c += kChannelThreads / kWarpThreads * parts)
+        merge(first + c);
+}
+
+// Keeps x, and the gradient of the activation's input, which the type holds exactly: it is that of y, or 0.
+template <typename T, int Width, int Channels, typename Source>
+struct KeepGradients {
+    using A = accumulate_t<T>;
+    Source source;
+    const T* x;
+    const T* residual;
+    SlopedActivation<A> phi;
+    Kept<T, Width> kept_x, kept_dz;
+    Normalization<A> rules[Channels];
+    GradientSums<A> sums[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        const T x_i = x[i];
+        const A value = to_accumulate(x_i);
+        const A dz =
+            phi.backward(to_accumulate(source.scalar(i)), rules[0].apply(value) + residual_at(residual, i));
+        kept_x.put(x_i);
+        kept_dz.put(from_accumulate<T>(dz));
+        sums[0].add(dz, value - rules[0].mean);
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        typename Source::Loaded loaded[Count];
+        Vector<T, Width> values[Count], added[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            loaded[u] = source.load(i + u * step);
+            values[u] = Vector<T, Width>::load(x + i + u * step);
+            added[u] = residual_at<T, Width>(residual, i + u * step);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            kept_x.put(values[u]);
+            Vector<T, Width> gradients = source.of(loaded[u]);
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                const A value = to_accumulate(values[u][k]);
+                const A z = rules[c].apply(value) + to_accumulate(added[u][k]);
+                const A dz = phi.backward(to_accumulate(gradients[k]), z);
+                gradients[k] = from_accumulate<T>(dz);
+                sums[c].add(dz, value - rules[c].mean);
+            }
+            kept_dz.put(gradients);
+        }
+    }
+};
+
+template <typename T, int Width, int Channels>
+struct InputGradientsKept {
+    using A = accumulate_t<T>;
+    Kept<T, Width> kept_x, kept_dz;
+    T* dx;
+    T* dresidual;
+    Normalization<A> rules[Channels];
+    InputGradient<A> input_rules[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        const A value = to_accumulate(kept_x.get());
+        const T dz = kept_dz.get();
+        dx[i] = from_accumulate<T>(input_rules[0].apply(to_accumulate(dz), value, rules[0]));
+        if (dresidual != nullptr) dresidual[i] = dz;
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            Vector<T, Width> values = kept_x.get_vector();
+            const Vector<T, Width> gradients = kept_dz.get_vector();
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                values[k] = from_accumulate<T>(
+                    input_rules[c].apply(to_accumulate(gradients[k]), to_accumulate(values[k]), rules[c]));
+            }
+            values.store(dx + i + u * step);
+            if (dresidual != nullptr) gradients.store(dresidual + i + u * step);
+        }
+    }
+};
+
+//   source       of dy, see batch_norm_backward.cuh
+//   activation   none or ReLU, of which a gradient is exact
+//   places       those of x, and then those of dz
+//   Loads        vectors in flight
+template <typename T, int Loads, typename Source>
+__device__ __forceinline__ void backward_resident_planes(
+    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
+    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual, unsigned int* arrived,
+    accumulate_t<T> inv_count, int places_of_x, uint4* places, const PlaneLayout& layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
+    __shared__ ChannelGradients<A> of_channel;
+    uint4* const places_of_dz = places + places_of_x * kChannelThreads;
+    const GroupBlock block(layout.parts);
+    unsigned int expected = 0;
+    for (int channel = block.group; channel < layout.channels; channel += block.groups) {
+        KeepGradients<T, kWidth, 1, Source> keep{source,
+                                                 x,
+                                                 residual,
+                                                 SlopedActivation<A>(activation),
+                                                 Kept<T, kWidth>(places),
+                                                 Kept<T, kWidth>(places_of_dz),
+                                                 {},
+                                                 {GradientSums<A>::identity()}};
+        of_channels.load(keep.rules[0], channel);
+        for_each_in_plane_part<T, Loads, Source::kWhole>(layout, channel, block.part, keep);
+        GradientSums<A> sums = block_reduce(keep.sums[0], warp_values);
+        if (layout.parts > 1) {
+            if (linear_thread() == 0) result.write_partial(sums, channel, block.part, layout.parts);
+            expected += static_cast<unsigned int>(layout.parts);
+            group_barrier(arrived + block.group, expected);
+            if (linear_thread() < kWarpThreads)
+                sums = merged_sums(result.partial_sums, channel, layout.parts);
+        }
+        if (linear_thread() == 0) {
+            of_channel = result.finished(sums, channel);
+            if (block.part == 0) result.write(of_channel, channel);
+        }
+        __syncthreads();
+        InputGradientsKept<T, kWidth, 1> gradients{
+            Kept<T, kWidth>(places), Kept<T, kWidth>(places_of_dz), dx, dresidual, {keep.rules[0]}, {}};
+        gradients.input_rules[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
+                                     inv_count);
+        for_each_in_plane_part<T, Loads, Source::kWhole>(layout, channel, block.part, gradients);
+        __syncthreads();  // of_channel and warp_values are the next channel's
+    }
+}
+
+template <typename T, int Width, typename Source>
+__device__ __forceinline__ void backward_resident_rows(
+    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
+    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual, unsigned int* arrived,
+    accumulate_t<T> inv_count, int places_of_x, uint4* places, const RowLayout& layout) {
+    using A = accumulate_t<T>;
+    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
+    uint4* const places_of_dz = places + places_of_x * kChannelThreads;
+    const GroupBlock block(layout.parts);
+    const unsigned int parts = static_cast<unsigned int>(layout.parts);
+    unsigned int expected = 0;
+    for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
+        const long long channel = channel_of_tile<Width>(tile);
+        const bool exists = channel < layout.channels;
+        KeepGradients<T, Width, Width, Source> keep{source,
+                                                    x,
+                                                    residual,
+                                                    SlopedActivation<A>(activation),
+                                                    Kept<T, Width>(places),
+                                                    Kept<T, Width>(places_of_dz),
+                                                    {},
+                                                    {}};
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            keep.sums[k] = GradientSums<A>::identity();
+            if (exists) of_channels.load(keep.rules[k], channel + k);
+        }
+        if (exists) for_each_in_row_part<1>(layout, channel, block.part, keep);
+        column_reduce(keep.sums, scratch);
+        if (threadIdx.y == 0 && exists) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) result.write(keep.sums[k], channel + k, block.part, layout.parts);
+        }
+        if (parts > 1) {
+            group_barrier(arrived + block.group, expected += parts);
+            for_each_channel_to_merge<Width>(layout, tile, block.part, [&](long long of_tile) {
+                const GradientSums<A> merged = merged_sums(result.partial_sums, of_tile, layout.parts);
+                if (linear_thread() % kWarpThreads == 0)
+                    result.write(result.finished(merged, of_tile), of_tile);
+            });
+            group_barrier(arrived + block.group, expected += parts);
+        } else {
+            __syncthreads();
+        }
+        if (!exists) continue;
+        InputGradientsKept<T, Width, Width> gradients{
+            Kept<T, Width>(places), Kept<T, Width>(places_of_dz), dx, dresidual, {}, {}};
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            gradients.rules[k] = keep.rules[k];
+            gradients.input_rules[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
+                                          channel + k);
+        }
+        for_each_in_row_part<1>(layout, channel, block.part, gradients);
+    }
+}

@@ -1,0 +1,196 @@
+"""What the launchers of batch norm share: kernels in both layouts, what they take, and where they write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.kernels.activation_dropout import NUMBERS
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
+from gpu_layers.runtime.launch import launch, resident_blocks
+from gpu_layers.runtime.limits import limits
+
+# ``kNoActivation`` of ``activation.cuh``.
+_NO_ACTIVATION = -1
+#: Those of ``SlopedActivation`` there.
+SLOPED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
+#: Those whose gradient is dy or 0, which the type of dy holds.
+EXACT_GRADIENT = ("identity", "relu")
+#: Numbers of each channel that all but the statistics take.
+OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta"
+_WARP = 32
+
+
+def activation_number(activation: str) -> int:
+    """What kernels know an activation by."""
+    return NUMBERS.get(activation, _NO_ACTIVATION)
+
+
+class Pass:
+    """One kernel in both layouts.
+
+    Parameters
+    ----------
+    source, name, parameters : str
+        Of its templates, whose names end in ``_planes`` and ``_rows`` and whose parameters in a layout.
+    of_planes, of_rows : sequence of dict of str to str
+        Template arguments behind ``T``, or ``T`` and ``Width``.
+    single_channels : bool
+        Whether rows of channels that make no vectors are taken too.
+    structs : mapping of str to numpy.dtype
+        Beside the layouts.
+    initialised : sequence of str
+        As of :class:`KernelTemplate`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        parameters: str,
+        *,
+        of_planes: Sequence[dict[str, str]] = ({},),
+        of_rows: Sequence[dict[str, str]] = ({},),
+        single_channels: bool = True,
+        structs: Mapping[str, np.dtype] | None = None,
+        initialised: Sequence[str] = (),
+    ) -> None:
+        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_planes]
+        rows = [
+            {"T": c_name(dtype), "Width": str(width), **more}
+            for dtype in FLOAT_DTYPES
+            for width in ((vector_width(dtype), 1) if single_channels else (vector_width(dtype),))
+            for more in of_rows
+        ]
+        known = {**STRUCTS, **(structs or {})}
+        self._planes = KernelTemplate(
+            source, f"{name}_planes", f"{parameters}, PlaneLayout layout", planes, known, initialised
+        )
+        self._rows = KernelTemplate(source, f"{name}_rows", f"{parameters}, RowLayout layout", rows, known, initialised)
+
+    def kernel(self, element: str, width: int | None, **more: str) -> Kernel:
+        """The kernel for rows, of this many channels a thread, or for planes."""
+        return self._planes(T=element, **more) if width is None else self._rows(T=element, Width=str(width), **more)
+
+    def launch(self, plan: Plan, x: Any, arguments: tuple[Any, ...], **more: str) -> None:
+        """Launch it over x, with these arguments before the layout."""
+        kernel = self.kernel(element_type(x), plan.width, **more)
+        launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
+
+
+class ResidentPass(Pass):
+    """A kernel that reads once. ``arrived`` in its parameters counts the blocks of each group."""
+
+    def __init__(self, source: str, name: str, parameters: str, **options: Any) -> None:
+        super().__init__(source, name, parameters, single_channels=False, initialised=("arrived",), **options)
+
+    def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
+        """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
+        if plan.places is None:
+            return False
+        kernel = self.kernel(element_type(x), plan.width, **more)
+        # With one part nobody waits for anybody.
+        cooperative = plan.parts > 1
+        resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x, cooperative=cooperative)
+        if resident < plan.parts:
+            return False
+        if cooperative:
+            groups = min(plan.tiles, resident // plan.parts)
+            arrived = empty((groups,), np.uint32, x)
+            arrived.fill(0)
+        else:
+            groups, arrived = min(plan.tiles, limits().max_blocks), None
+        launch(
+            kernel,
+            groups * plan.parts,
+            plan.block,
+            (*before, arrived, *after, plan.layout),
+            shared_bytes=plan.shared_bytes,
+            cooperative=cooperative,
+        )
+        return True
+
+
+_MERGE_STATISTICS = KernelTemplate(
+    "batch_norm.cu",
+    "batch_norm_merge_statistics",
+    "const A* partial_moments, A* mean, A* var, A* inv_std, A eps, long long channels, long long parts",
+    combinations(A=ACCUMULATE_TYPES),
+)
+_MERGE_GRADIENTS = KernelTemplate(
+    "batch_norm.cu",
+    "batch_norm_merge_gradients",
+    "const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta, long long channels, long long parts",
+    combinations(A=ACCUMULATE_TYPES),
+)
+
+
+def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+    if plan.parts > 1:
+        blocks = -(-plan.channels // (THREADS // _WARP))
+        launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.parts))
+
+
+def merge_statistics(plan: Plan, results: tuple[Any, ...]) -> None:
+    """Merge the parts of each channel, if there are several; results: what the statistics' kernel takes behind x."""
+    _merge(plan, _MERGE_STATISTICS, results[1].dtype, results)
+
+
+def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
+    """Where the parts of each channel leave this many numbers each, if there are several."""
+    return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What gives y from x: the channels' numbers, and what is fused."""
+
+    mean: Any
+    inv_std: Any
+    gamma: Any | None
+    beta: Any | None
+    residual: Any | None
+    activation: str
+
+    @classmethod
+    def of(
+        cls,
+        mean: Any,
+        inv_std: Any,
+        gamma: Any | None,
+        beta: Any | None,
+        residual: Any | None = None,
+        activation: str = "identity",
+    ) -> Rule:
+        """Of arrays that are made ready for kernels."""
+        gamma, beta, residual = (None if array is None else ready(array) for array in (gamma, beta, residual))
+        return cls(ready(mean), ready(inv_std), gamma, beta, residual, activation)
+
+    @property
+    def of_channels(self) -> tuple[Any, ...]:
+        """What ``OF_CHANNELS`` declares."""
+        return self.mean, self.inv_std, self.gamma, self.beta
+
+    @property
+    def number(self) -> int:
+        """Of the activation."""
+        return activation_number(self.activation)
+
+
+def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:
+    """Where the parts of each channel leave their sums, if there are several; dgamma, dbeta."""
+    dtype = statistics_dtype(x.dtype)
+    dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
+    return workspace(plan, 2, dtype, x), dgamma, dbeta
+
+
+def merge_gradients(plan: Plan, rule: Rule, sums: tuple[Any | None, Any, Any]) -> None:
+    """Merge the parts of each channel, if there are several; sums: of :func:`sums_of_channels`."""
+    partial_sums, dgamma, dbeta = sums
+    _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
