@@ -223,9 +223,18 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         floor = 2 * x.nbytes + y.nbytes + saved.pool.taps.nbytes + 3 * per_channel
         return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
 
+    def pooled_backward() -> tuple[Callable[[], Any], int]:
+        x = _array(shape, dtype, layout)
+        y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
+        floor = backward_reads * (x.nbytes + y.nbytes + saved.pool.taps.nbytes) + x.nbytes + 4 * per_channel
+        return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
+
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
     if len(shape) == 4:
-        yield TrafficCase("batch_norm relu max_pool", dtype, shape, layout, pooled, 1.1)
+        yield TrafficCase("batch_norm max_pool forward", dtype, shape, layout, pooled, 1.1)
+    if len(shape) == 4 and (layout == "NHWC" or shape[-1] % 8 == 0):
+        # Of other planes it is two passes.
+        yield TrafficCase("batch_norm max_pool backward", dtype, shape, layout, pooled_backward)
     yield TrafficCase("batch_norm sum relu forward", dtype, shape, layout, sum_forward)
     yield TrafficCase("batch_norm sum relu backward", dtype, shape, layout, sum_backward)
 
