@@ -167,3 +167,13 @@ struct SlopedActivation {
         return passes ? dy : (clips ? A(0) : dy * slope);
     }
 };
+
+// The backward of those whose gradient is dy or 0: ReLU, and none.
+template <typename A>
+struct ClippingActivation {
+    bool clips;
+
+    __device__ __forceinline__ explicit ClippingActivation(int number) : clips(number == 0) {}
+
+    __device__ __forceinline__ A backward(A dy, A x) const { return clips && x <= A(0) ? A(0) : dy; }
+};

@@ -16,13 +16,13 @@ struct InputPlace {
     int image, row, column, group;
 
     __device__ __forceinline__ InputPlace(const PoolWindow& window, int unit) {
-        const int columns = static_cast<int>(window.units[2]), groups = static_cast<int>(window.groups);
+        // What is divided by fits into 32 bits, too.
         image = window.by_image.quotient(unit);
-        const int rest = unit - image * static_cast<int>(window.units[1]) * columns * groups;
+        const int rest = unit - image * static_cast<int>(window.by_image.divisor);
         const int place = window.by_groups.quotient(rest);
-        group = rest - place * groups;
+        group = rest - place * static_cast<int>(window.by_groups.divisor);
         row = window.by_units[2].quotient(place);
-        column = place - row * columns;
+        column = place - row * static_cast<int>(window.by_units[2].divisor);
     }
 };
 
@@ -57,6 +57,21 @@ struct TapBytes {
 };
 __device__ __forceinline__ unsigned int four_times(int tap) { return tap * 0x01010101u; }
 
+// Value k of a vector. Of half types from its word: in the vector itself the compiler looks for it in 64
+// bits.
+template <typename T, int Width>
+__device__ __forceinline__ accumulate_t<T> value_of(const Vector<T, Width>& vector, int k) {
+    if constexpr (sizeof(T) == 2 && Width % 2 == 0) {
+        const unsigned int word = reinterpret_cast<const unsigned int*>(vector.words)[k / 2];
+        const unsigned short bits = static_cast<unsigned short>(word >> k % 2 * 16);
+        T value;
+        memcpy(&value, &bits, sizeof(T));
+        return to_accumulate(value);
+    } else {
+        return to_accumulate(vector[k]);
+    }
+}
+
 // Rows, of any such window.
 template <typename T, int Width>
 struct PooledGradientOfRows {
@@ -75,7 +90,7 @@ struct PooledGradientOfRows {
     const PoolWindow& window;
 
     __device__ __forceinline__ Loaded load(long long i) const {
-        const InputPlace place(window, static_cast<int>(i / Width));
+        const InputPlace place(window, static_cast<int>(static_cast<unsigned long long>(i) / Width));
         const TwoWindows rows = along(1, place.row), columns = along(2, place.column);
         const int height = static_cast<int>(window.output[1]), width = static_cast<int>(window.output[2]);
         const int groups = static_cast<int>(window.groups);
@@ -104,7 +119,7 @@ struct PooledGradientOfRows {
                                                  n % 2 * window.stride[2]);
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                if (loaded.taps[n].is(k, same)) sum[k] += to_accumulate(loaded.gradients[n][k]);
+                if (loaded.taps[n].is(k, same)) sum[k] += value_of(loaded.gradients[n], k);
             }
         }
         Vector<T, Width> result;
@@ -145,7 +160,7 @@ struct PooledGradientOfPlanes {
     const PoolWindow& window;
 
     __device__ __forceinline__ Loaded load(long long i) const {
-        const InputPlace place(window, static_cast<int>(i / kWidth));
+        const InputPlace place(window, static_cast<int>(static_cast<unsigned long long>(i) / kWidth));
         const int height = static_cast<int>(window.output[1]), width = static_cast<int>(window.output[2]);
         const int padded = place.row + Pad;
         const TwoWindows rows(padded, Kernel, Stride, static_cast<unsigned int>(padded) / Stride, height);
@@ -180,8 +195,8 @@ struct PooledGradientOfPlanes {
 #pragma unroll
             for (int j = kOwn + kMore - 1; j >= 0; --j) {
                 const bool own = j < kOwn;
-                const A gradient =
-                    to_accumulate(own ? loaded.gradients[back][j % kOwn] : loaded.more_gradients[back]);
+                const A gradient = own ? value_of(loaded.gradients[back], j % kOwn)
+                                       : to_accumulate(loaded.more_gradients[back]);
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) {
                     const int kw = k + Pad - j * Stride;

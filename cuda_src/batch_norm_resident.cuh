@@ -74,7 +74,7 @@ struct KeepGradients {
     Source source;
     const T* x;
     const T* residual;
-    SlopedActivation<A> phi;
+    ClippingActivation<A> phi;
     Kept<T, Width> kept_x, kept_dz;
     Normalization<A> rules[Channels];
     GradientSums<A> sums[Channels];
@@ -171,7 +171,7 @@ __device__ __forceinline__ void backward_resident_planes(
         KeepGradients<T, kWidth, 1, Source> keep{source,
                                                  x,
                                                  residual,
-                                                 SlopedActivation<A>(activation),
+                                                 ClippingActivation<A>(activation),
                                                  Kept<T, kWidth>(places),
                                                  Kept<T, kWidth>(places_of_dz),
                                                  {},
@@ -217,7 +217,7 @@ __device__ __forceinline__ void backward_resident_rows(
         KeepGradients<T, Width, Width, Source> keep{source,
                                                     x,
                                                     residual,
-                                                    SlopedActivation<A>(activation),
+                                                    ClippingActivation<A>(activation),
                                                     Kept<T, Width>(places),
                                                     Kept<T, Width>(places_of_dz),
                                                     {},

@@ -37,15 +37,15 @@ struct RowLayout {
 static_assert(sizeof(RowLayout) == 40, "the launcher packs it with this size");
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
-// one, at least one if it has any, and then groups of Unroll. The hot loop, of the groups, is thus never a
-// thread's first.
+// one, at least one if it has any, and then groups of Unroll: the hot loop, of the groups, is thus never a
+// thread's first. All one by one if Unroll is 1.
 template <int Unroll>
 struct Share {
     int singles, groups;
 
     __device__ __forceinline__ Share(int count, int thread, int threads) {
         const int own = (count - thread + threads - 1) >> (__ffs(threads) - 1);
-        groups = own > 0 ? (own - 1) / Unroll : 0;
+        groups = own > 0 && Unroll > 1 ? (own - 1) / Unroll : 0;
         singles = own > 0 ? own - groups * Unroll : 0;
     }
 };

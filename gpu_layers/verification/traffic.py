@@ -224,7 +224,7 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
 
     def pooled_backward() -> tuple[Callable[[], Any], int]:
-        x = _array(shape, dtype, layout)
+        x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
         floor = backward_reads * (x.nbytes + y.nbytes + saved.pool.taps.nbytes) + x.nbytes + 4 * per_channel
         return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
