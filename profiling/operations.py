@@ -507,7 +507,7 @@ BATCH_NORM_RELU_MAX_POOL = Operation(
     forward=lambda a, last: ops.batch_norm_max_pool_forward(
         a["x"], a["gamma"], a["beta"], (3, 3), 2, 1, eps=_EPS, activation="relu", channels_last=last
     ),
-    # Two steps that are operations of their own; where values nearly tie, float64 sends gradients elsewhere.
+    # Where values nearly tie, float64 sends gradients elsewhere.
     backward=None,
     floor={FORWARD: lambda s: s.elements(2, 1) + s.outputs},
     # Batch norm 3, ReLU 2, and the pooling.

@@ -26,6 +26,7 @@ def batch_norm_max_pool_cases() -> Iterator[Case]:
     for dtype in FLOAT_DTYPES:
         for activation in ("relu", "leaky_relu", None):
             yield _case(dtype, (3, 5, 9, 11), activation, False)
+            yield _case(dtype, (2, 3, 9, 16), activation, False)  # whole vectors, whose gradient is gathered
             yield _case(dtype, (2, 8, 7, 16), activation, True)
             yield _case(dtype, (2, 8, 7, 5), activation, True)
 
@@ -55,7 +56,7 @@ def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_l
                 arrays["x"], arrays["gamma"], arrays["beta"], kernel, **options
             )
             # The batch's own statistics are not exact: what is, is that the two in a row give the same.
-            normalised, _ = ops.batch_norm_forward(
+            normalised, saved_norm = ops.batch_norm_forward(
                 arrays["x"],
                 arrays["gamma"],
                 arrays["beta"],
@@ -66,8 +67,12 @@ def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_l
             pooled, saved_by_pool = ops.max_pool_forward(normalised, kernel, channels_last=channels_last, **window)
             results[f"equal {kernel}"] = trained == pooled
             results[f"equal taps {kernel}"] = saved_by_training.pool.taps == saved_by_pool.taps
+            dy = arrays["dy"].reshape(-1)[: y.size].reshape(y.shape)
+            one = ops.batch_norm_max_pool_backward(dy, saved_by_training)
+            two = ops.batch_norm_backward(ops.max_pool_backward(dy, saved_by_pool), saved_norm)
+            for name, ours, theirs in zip(("dx", "dgamma", "dbeta"), one, two, strict=True):
+                results[f"equal {name} {kernel}"] = ours == theirs
             if activation != "leaky_relu":
-                dy = arrays["dy"].reshape(-1)[: y.size].reshape(y.shape)
                 results[f"dx {kernel}"], *_ = ops.batch_norm_max_pool_inference_backward(dy, saved)
         return results
 

@@ -26,8 +26,8 @@ PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward"
 PASSES -= {"alpha_dropout_backward"}
 #: How a layer is told what is valid of a padded batch.
 PADDED = {"lengths", "mask"}
-#: The backward of a pooling and that of batch norm, one after the other.
-COMPOSED = {"batch_norm_max_pool_backward"}
+#: Where values nearly tie, float64, which the benchmark compares with, sends gradients elsewhere.
+NOT_IN_BENCHMARK = {"batch_norm_max_pool_backward"}
 #: Passes of the same kernels as others that are counted and timed.
 EVALUATED = {
     "batch_norm_inference_backward",
@@ -67,7 +67,7 @@ def test_every_operation_is_verified_in_every_dtype(called):
         for case in cases:
             if str(case.dtype) == dtype:
                 kernels_of(case)
-        assert (PASSES - COMPOSED | PADDED) - called == set(), dtype
+        assert (PASSES | PADDED) - called == set(), dtype
 
 
 def test_the_traffic_of_every_operation_is_counted(called):
@@ -81,7 +81,7 @@ def test_the_traffic_of_every_operation_is_counted(called):
                 measured()
             counted |= called
             assert floor > 0
-    assert (PASSES - EVALUATED - COMPOSED | {"lengths"}) - counted == set()
+    assert (PASSES - EVALUATED | {"lengths"}) - counted == set()
 
 
 def test_every_operation_is_in_the_benchmark_and_in_the_model(called):
@@ -93,7 +93,7 @@ def test_every_operation_is_in_the_benchmark_and_in_the_model(called):
             Ours(case, device).prepare(inputs)()
         assert case.floor_bytes > 0
     called |= {operation.backward.__name__ for operation in OPERATIONS if operation.backward}
-    assert (PASSES - EVALUATED - COMPOSED | {"lengths"}) - called == set()
+    assert (PASSES - EVALUATED - NOT_IN_BENCHMARK | {"lengths"}) - called == set()
 
 
 @contextlib.contextmanager
