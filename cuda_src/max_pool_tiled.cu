@@ -182,24 +182,20 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const int column = tile.at[2] * kColumns, left = column * Stride - Pad;
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
-        // Numbers of the first taps inside the input, of the row that begins with first_tap.
-        const auto first_inside = [&](int first_tap, int (&first)[kLanes]) {
-#pragma unroll
-            for (int k = 0; k < kLanes; ++k) {
-                const int offset = ChannelsLast ? 0 : k * Stride;
-                first[k] = first_tap + (offset < Pad ? max(-(left + offset), 0) : 0);
-            }
-        };
         // Row h of the input, at depth d: row j of the windows, whose taps in this depth begin with
         // first_tap. A tap outside the input is replaced by the nearest inside, value and number: that one is
-        // seen twice, which changes nothing. To the right of channels first it is -inf, which is never
-        // larger.
+        // seen twice, which changes nothing. Beside a row of channels first it is -inf, which is never
+        // larger, with the number of the first tap inside.
         const auto row_max = [&](int d, int h, int j, int first_tap) {
             const int nearest = min(max(h, 0), input.height - 1);
             const int row_tap = first_tap + (j + nearest - h) * Kernel;
             const T* start = image + input.row(d, nearest);
             int first[kLanes];
-            first_inside(row_tap, first);
+#pragma unroll
+            for (int k = 0; k < kLanes; ++k) {
+                const int offset = ChannelsLast ? 0 : k * Stride;
+                first[k] = row_tap + (offset < Pad ? max(-(left + offset), 0) : 0);
+            }
             Best best;
             const auto take = [&](int kw, int tap, auto values) {
                 if (kw == 0) {
