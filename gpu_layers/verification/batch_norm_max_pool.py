@@ -16,6 +16,7 @@ from gpu_layers.verification.inputs import normal
 # 1 / sqrt(var + eps) is then 1/2 or 1/4, without rounding.
 _EPS = 2.0**-10
 _WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((2, 2), {"stride": 2}),
     ((3, 3), {"stride": 2, "padding": 1}),
     ((2, 3), {"dilation": (2, 1), "ceil_mode": True}),
 )
