@@ -1,4 +1,4 @@
-"""Inputs: normally distributed numbers, never zeros, made on the device from one block of them."""
+"""Inputs: normally distributed numbers, never zeros unless they are rounded, made on the device from one block of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ _BLOCK = 2**24
 _STRIDE = 1_000_003
 # Farther from 0 than a normalised value is likely to be.
 _AWAY = 8.0
+# Of rounded numbers: exact in every dtype, and of four halves apart after a normalisation in the coarsest, bfloat16.
+_STEP = 0.125
 
 
 @cache
-def _block(dtype: np.dtype, size: int, away: float) -> np.ndarray:
+def _block(dtype: np.dtype, size: int, away: float, step: float) -> np.ndarray:
     numbers = np.random.default_rng(2026).standard_normal(size, dtype=np.float32)
+    if step:
+        numbers = np.round(numbers / np.float32(step)) * np.float32(step)
     return (numbers + np.copysign(np.float32(away), numbers)).astype(dtype)
 
 
@@ -39,13 +43,14 @@ class InputMaker:
     def __init__(self, device: Device, block: int = _BLOCK) -> None:
         self._device = device
         self._size = block
-        self._blocks: dict[tuple[np.dtype, float], Any] = {}
+        self._blocks: dict[tuple[np.dtype, float, float], Any] = {}
         self._arrays = 0
 
     def inputs(self, case: Case) -> Arrays:
         """Another set of inputs for a case, by name."""
         dtype = DTYPES[case.dtype]
-        arrays: Arrays = {"x": self.numbers(case.input_shape, dtype), "start": 0}
+        step = _STEP if case.operation.takes_maximum else 0.0
+        arrays: Arrays = {"x": self.numbers(case.input_shape, dtype, step=step), "start": 0}
         if case.direction == BACKWARD:
             arrays["dy"] = self.numbers(case.output_shape, dtype)
         for name in case.operation.like_x:
@@ -53,20 +58,21 @@ class InputMaker:
         parameters = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
         for name in case.operation.per_channel:
             values = self.numbers((case.shape[1],), parameters)
-            arrays[name] = abs(values) + 0.5 if name == "var" else values
+            positive = name == "var" or (name == "gamma" and case.operation.takes_maximum)
+            arrays[name] = abs(values) + 0.5 if positive else values
         return arrays
 
-    def numbers(self, shape: tuple[int, ...], dtype: Any, away: float = 0.0) -> Any:
-        """Normally distributed numbers, moved away from 0, other ones at each call."""
+    def numbers(self, shape: tuple[int, ...], dtype: Any, away: float = 0.0, step: float = 0.0) -> Any:
+        """Normally distributed numbers, moved away from 0 or rounded to multiples of a step, other ones at each call."""
         dtype = np.dtype(dtype)
-        if (dtype, away) not in self._blocks:
+        if (dtype, away, step) not in self._blocks:
             # By way of bits: not every array library takes every dtype from NumPy.
-            block = _block(dtype, self._size, away).view(f"u{dtype.itemsize}")
-            self._blocks[dtype, away] = self._device.xp.asarray(block)
+            block = _block(dtype, self._size, away, step).view(f"u{dtype.itemsize}")
+            self._blocks[dtype, away, step] = self._device.xp.asarray(block)
         size = math.prod(shape)
         result = self._device.xp.empty(size, dtype)
         bits = f"u{dtype.itemsize}"
-        source, target = self._blocks[dtype, away], result.view(bits)
+        source, target = self._blocks[dtype, away, step], result.view(bits)
         at = self._arrays * _STRIDE % self._size
         self._arrays += 1
         done = 0

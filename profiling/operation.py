@@ -87,6 +87,11 @@ class Operation:
     per_channel, like_x : tuple of str
         The arrays that it takes besides x and dy, with a value a channel, and of x's shape. The latter stay away from
         0, so that what is added to them does not cross the step in the derivative of ReLU.
+    takes_maximum : bool
+        Whether it looks for the largest of values that it has computed: x is then made of eighths and gamma stays away
+        from 0, so that values are equal or well apart in every dtype, and float64 finds the same ones.
+    rounds_gradient : bool
+        Whether backward rounds a gradient to the dtype of x between its steps, as it does where they are apart.
     independent : {"elements", "images", "channels"}
         What can be checked without the rest: parts of the flat array, images of the batch, or channels.
     is_random : bool
@@ -110,6 +115,8 @@ class Operation:
     layouts: tuple[bool, ...] = (False,)
     per_channel: tuple[str, ...] = ()
     like_x: tuple[str, ...] = ()
+    takes_maximum: bool = False
+    rounds_gradient: bool = False
     independent: str = "images"
     is_random: bool = False
     is_training: bool = True

@@ -507,11 +507,19 @@ BATCH_NORM_RELU_MAX_POOL = Operation(
     forward=lambda a, last: ops.batch_norm_max_pool_forward(
         a["x"], a["gamma"], a["beta"], (3, 3), 2, 1, eps=_EPS, activation="relu", channels_last=last
     ),
-    # Where values nearly tie, float64 sends gradients elsewhere.
-    backward=None,
-    floor={FORWARD: lambda s: s.elements(2, 1) + s.outputs},
-    # Batch norm 3, ReLU 2, and the pooling.
-    torch_bytes={FORWARD: lambda s: s.elements(6, 1) + 8 * s.outputs},
+    backward=ops.batch_norm_max_pool_backward,
+    # Forward reads x twice: it writes nothing that is as large as it.
+    floor={
+        FORWARD: lambda s: s.elements(2, 1) + s.outputs,
+        BACKWARD: lambda s: s.elements(2, 1) + s.outputs,
+    },
+    # Batch norm 3 forward and 5 backward, ReLU 2 and 3, and the pooling.
+    torch_bytes={
+        FORWARD: lambda s: s.elements(6, 1) + 8 * s.outputs,
+        BACKWARD: lambda s: s.elements(9, 1) + 8 * s.outputs,
+    },
+    takes_maximum=True,
+    rounds_gradient=True,
     torch=lambda F, t: F.max_pool2d(  # noqa: N803
         F.relu(F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS)), *_MAX_WINDOW
     ),

@@ -11,7 +11,7 @@ from profiling.checking import error_ratio, expected, parts
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.implementations import CompiledTorch, Copy, CuPy, Jax, NotThereError, Ours, Torch
-from profiling.operations import BATCH_NORM, DROPOUT, MAX_POOL, OPERATIONS, RELU
+from profiling.operations import BATCH_NORM, BATCH_NORM_RELU_MAX_POOL, DROPOUT, MAX_POOL, OPERATIONS, RELU
 from profiling.runner import Effort, Runner, copy_bandwidth
 
 SHORT = Effort(samples=3, seconds=0.01)
@@ -153,6 +153,29 @@ def test_inputs_are_random_and_no_two_sets_are_equal():
         assert not np.array_equal(arrays["x"], arrays["dy"])
         assert arrays["gamma"].dtype == np.float32
     assert not np.array_equal(sets[0]["x"], sets[1]["x"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_what_a_maximum_is_taken_of_is_equal_or_apart(dtype):
+    case = Case(BATCH_NORM_RELU_MAX_POOL, "backward", (4, 30, 10, 10), dtype)
+    arrays = InputMaker(EmulatedDevice(), block=5000).inputs(case)
+    # Normalised by mean 0 and standard deviation 1, as good as what a batch has.
+    x, gamma, beta = (arrays[name].astype(np.float64) for name in ("x", "gamma", "beta"))
+    assert 0.95 < x.std() < 1.05
+    for channel in range(30):
+        exact = np.unique(x[:, channel])
+        rounded = (exact * gamma[channel] + beta[channel]).astype(arrays["x"].dtype)
+        assert len(np.unique(rounded)) == len(exact) > 10
+
+
+def test_a_gradient_that_is_rounded_on_its_way_has_a_larger_bound():
+    case = Case(BATCH_NORM_RELU_MAX_POOL, "backward", (4, 3, 10, 10), "bfloat16")
+    reference = np.array([4.0, -0.5])
+    # In units of the distance of 1 and the next number.
+    within = reference + np.array([8.0, 8.0]) * 2.0**-7
+    assert error_ratio(case, "dx", within, reference) < 1.1
+    assert error_ratio(case, "dx", reference + 0.25, reference) > 2
+    assert error_ratio(replace(case, operation=BATCH_NORM), "dx", within, reference) > 2
 
 
 def test_parts_reach_both_ends(monkeypatch):
