@@ -1,4 +1,4 @@
-"""Inputs: normally distributed numbers, never zeros unless they are rounded, made on the device from one block of them."""
+"""Inputs: normally distributed numbers, made on the device from one block of them; never zeros unless rounded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class InputMaker:
         return arrays
 
     def numbers(self, shape: tuple[int, ...], dtype: Any, away: float = 0.0, step: float = 0.0) -> Any:
-        """Normally distributed numbers, moved away from 0 or rounded to multiples of a step, other ones at each call."""
+        """Normally distributed numbers, other ones each time: moved away from 0, or rounded to multiples of a step."""
         dtype = np.dtype(dtype)
         if (dtype, away, step) not in self._blocks:
             # By way of bits: not every array library takes every dtype from NumPy.
