@@ -71,3 +71,29 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
         result.store(dx + unit * Width);
     });
 }
+
+// As avg_pool_backward, of windows that do not overlap: each is read once, and all of its inputs written from
+// there.
+//   dy, dx   as there
+// Launch: as avg_pool_forward; units are outputs.
+template <typename T, int Width, typename Index>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
+    avg_pool_scatter(const T* dy, T* dx, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
+    using A = accumulate_t<T>;
+    const long long image_size = input_image(window);
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+        T* image = dx + output.image * image_size * Width;
+        const A factor = divisor.of(window, output.at, PoolExtent<Index>(window, nullptr, output.image));
+        const Vector<T, Width> gradients = Vector<T, Width>::load(dy + unit * Width);
+        Vector<T, Width> shares;
+        // A sum, for it makes +0 of -0.
+#pragma unroll
+        for (int k = 0; k < Width; ++k) shares[k] = from_accumulate<T>(widened(gradients, k) * factor + A(0));
+        for_each_own_input(window, output, [&](int tap, Index i) {
+            Vector<T, Width> result;
+#pragma unroll
+            for (int k = 0; k < Width; ++k) result[k] = tap < 0 ? from_accumulate<T>(A(0)) : shares[k];
+            result.store(image + static_cast<long long>(i) * Width);
+        });
+    });
+}

@@ -78,3 +78,30 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
         result.store(dx + unit * Width);
     });
 }
+
+// As max_pool_backward, of windows that do not overlap: each is read once, and all of its inputs written from
+// there.
+//   dy, taps, dx   as there
+// Launch: as max_pool_forward; units are outputs.
+template <typename T, int Width, typename Index>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
+    max_pool_scatter(const T* dy, const unsigned char* taps, T* dx, PoolWindow window) {
+    const long long image_size = input_image(window);
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+        T* image = dx + output.image * image_size * Width;
+        int chosen[Width];
+        load_taps<Width>(taps, unit, chosen, window.tap_bytes);
+        Vector<T, Width> gradients = Vector<T, Width>::load(dy + unit * Width);
+        // A sum, for it makes +0 of -0.
+#pragma unroll
+        for (int k = 0; k < Width; ++k)
+            gradients[k] = from_accumulate<T>(widened(gradients, k) + accumulate_t<T>(0));
+        for_each_own_input(window, output, [&](int tap, Index i) {
+            Vector<T, Width> result;
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                result[k] = chosen[k] == tap ? gradients[k] : from_accumulate<T>(accumulate_t<T>(0));
+            result.store(image + static_cast<long long>(i) * Width);
+        });
+    });
+}

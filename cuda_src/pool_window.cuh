@@ -247,6 +247,51 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
     }
 }
 
+// Inputs along one axis that are a window's alone, where windows do not overlap: its taps, then what it
+// skips.
+template <typename Index>
+struct OwnInputs {
+    Index origin, begin, end;
+
+    __device__ __forceinline__ OwnInputs(const PoolWindow& window, int axis, Index output) {
+        const Index stride = static_cast<Index>(window.stride[axis]);
+        origin = output * stride - window.pad[axis];
+        begin = max(origin, Index(0));
+        // The last one has what is left.
+        end = output + 1 < static_cast<Index>(window.output[axis]) ? origin + stride
+                                                                   : static_cast<Index>(window.input[axis]);
+    }
+};
+
+// Calls visit(tap, index) for the inputs that are the window's alone; tap is negative where it skips one,
+// index that of the vector within its image.
+template <typename Index, typename Visit>
+__device__ __forceinline__ void for_each_own_input(const PoolWindow& window,
+                                                   const PoolPosition<Index>& output, Visit visit) {
+    const OwnInputs<Index> depth(window, 0, output.at[0]);
+    const OwnInputs<Index> height(window, 1, output.at[1]);
+    const OwnInputs<Index> width(window, 2, output.at[2]);
+    const Index rows = static_cast<Index>(window.input[1]), columns = static_cast<Index>(window.input[2]);
+    const Index groups = static_cast<Index>(window.groups);
+#pragma unroll 1
+    for (Index d = depth.begin; d < depth.end; ++d) {
+        const Index kd = d - depth.origin;
+#pragma unroll 1
+        for (Index h = height.begin; h < height.end; ++h) {
+            const Index kh = h - height.origin;
+            const bool inside = kd < window.kernel[0] && kh < window.kernel[1];
+            const int row =
+                (static_cast<int>(kd) * window.kernel[1] + static_cast<int>(kh)) * window.kernel[2];
+            Index index = ((d * rows + h) * columns + width.begin) * groups + output.group;
+#pragma unroll 1
+            for (Index w = width.begin; w < width.end; ++w, index += groups) {
+                const int kw = static_cast<int>(w - width.origin);
+                visit(inside && kw < window.kernel[2] ? row + kw : -1, index);
+            }
+        }
+    }
+}
+
 // Vectors of an image of inputs, and of outputs.
 __device__ __forceinline__ long long input_image(const PoolWindow& window) {
     return window.input[0] * window.input[1] * window.input[2] * window.groups;

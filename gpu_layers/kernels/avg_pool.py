@@ -7,6 +7,7 @@ from typing import Any
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    apart,
     divisor_struct,
     general_template,
     plan_for,
@@ -20,6 +21,9 @@ from gpu_layers.window import Window
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")
 _BACKWARD = general_template("avg_pool.cu", "avg_pool_backward", f"const T* dy, T* dx, {_LAST}")
+_SCATTER = general_template(
+    "avg_pool.cu", "avg_pool_scatter", "const T* dy, T* dx, PoolWindow window, PoolDivisor<A> divisor"
+)
 
 _LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD_TILED = tiled_template("avg_pool_tiled.cu", "avg_pool_forward_tiled", f"const T* x, T* y, {_LAST_TILED}")
@@ -73,6 +77,11 @@ def avg_pool_backward(
     if tiles is not None:
         kernel = _BACKWARD_TILED(T=element, **tiles.plan.template_arguments)
         tiles.plan.run(kernel, (dy, dx, tiles.strip, tiles.plan.struct, divisor))
+        return dx
+    if apart(window, lengths):
+        plan = plan_for(dy, window, "output", channels_last, window.taps)
+        kernel = _SCATTER(T=element, **plan.template_arguments)
+        plan.run(kernel, (dy, dx, plan.struct, divisor))
         return dx
     plan = plan_for(dy, window, "input", channels_last, window.taps)
     kernel = _BACKWARD(T=element, **plan.template_arguments)

@@ -7,6 +7,7 @@ from typing import Any
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    apart,
     as_bytes,
     general_template,
     plan_for,
@@ -22,6 +23,9 @@ _LAST = "const long long* lengths, PoolWindow window"
 _FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* taps, {_LAST}")
 _BACKWARD = general_template(
     "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* taps, T* dx, {_LAST}"
+)
+_SCATTER = general_template(
+    "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* taps, T* dx, PoolWindow window"
 )
 
 _FORWARD_TILED = tiled_template(
@@ -70,6 +74,11 @@ def max_pool_backward(
     if tiles is not None:
         kernel = _BACKWARD_TILED(T=element_type(dy), **tiles.plan.template_arguments)
         tiles.plan.run(kernel, (dy, as_bytes(taps), dx, tiles.strip, tiles.plan.struct))
+        return dx
+    if apart(window, lengths):
+        plan = plan_for(dy, window, "output", channels_last)
+        kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)
+        plan.run(kernel, (dy, as_bytes(taps), dx, plan.struct))
         return dx
     plan = plan_for(dy, window, "input", channels_last)
     kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)

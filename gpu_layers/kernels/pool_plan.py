@@ -298,6 +298,14 @@ def _tiled_plan(
     return TiledPlan(Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip)
 
 
+def apart(window: Window, lengths: Any | None) -> bool:
+    """Whether no input is in two windows, as kernels know that scatter gradients."""
+    if window.adaptive or lengths is not None or not _begins_inside(window):
+        return False
+    taps = zip(window.kernel, window.stride, window.dilation, strict=True)
+    return all(kernel == 1 or (dilation == 1 and kernel <= stride) for kernel, stride, dilation in taps)
+
+
 def tiled_plan_for(array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None) -> TiledPlan | None:
     """The plan of a tiled template; None if the general ones are to be taken.
 
