@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from gpu_layers.kernels import batch_norm, dropout
+from gpu_layers.kernels import batch_norm_passes, dropout
 from gpu_layers.verification import emulated_backend
 from gpu_layers.verification.comparison import compare
 from gpu_layers.verification.report import verify
@@ -64,7 +64,7 @@ def test_a_wrong_seed_is_found(monkeypatch, capsys):
 
 def test_one_value_left_out_of_a_sum_is_found(monkeypatch):
     """The bounds are close enough to notice a single value among two thousand."""
-    right = batch_norm.launch
+    right = batch_norm_passes.launch
 
     def shorter(kernel, grid, block, arguments, **options):
         if kernel.name.startswith("batch_norm_forward_resident_planes"):
@@ -73,14 +73,14 @@ def test_one_value_left_out_of_a_sum_is_found(monkeypatch):
             arguments = (x, *arguments[1:])
         right(kernel, grid, block, arguments, **options)
 
-    monkeypatch.setattr(batch_norm, "launch", shorter)
+    monkeypatch.setattr(batch_norm_passes, "launch", shorter)
     (row,) = verify(emulated_backend(), r"^batch_norm float32 \[1, 3, 61, 130\]$")
     assert any(": mean: " in failure for failure in row.failures)
 
 
 def test_a_count_of_the_own_part_alone_is_found(monkeypatch):
     """One of two processes that divides by the values it has itself."""
-    right = batch_norm.launch
+    right = batch_norm_passes.launch
 
     def of_the_own_part(kernel, grid, block, arguments, **options):
         names = [parameter.name for parameter in kernel.parameters]
@@ -89,20 +89,20 @@ def test_a_count_of_the_own_part_alone_is_found(monkeypatch):
             arguments = (*arguments[:at], x.shape[-1] / x.size, *arguments[at + 1 :])
         right(kernel, grid, block, arguments, **options)
 
-    monkeypatch.setattr(batch_norm, "launch", of_the_own_part)
+    monkeypatch.setattr(batch_norm_passes, "launch", of_the_own_part)
     (row,) = verify(emulated_backend(), r"^sync_batch_norm float32 \[5, 9, 7, 3\]")
     assert {failure.split(": ")[1] for failure in row.failures} == {"dx 0", "dx 1"}
 
 
 def test_a_value_that_belongs_to_the_next_group_is_found(monkeypatch):
-    right = batch_norm.launch
+    right = batch_norm_passes.launch
 
     def mixed(kernel, grid, block, arguments, **options):
         if kernel.name.startswith("batch_norm_forward") and arguments[0].shape[0] == 3:
             arguments = (np.concatenate([arguments[0][:2], arguments[0][:1]]), *arguments[1:])
         right(kernel, grid, block, arguments, **options)
 
-    monkeypatch.setattr(batch_norm, "launch", mixed)
+    monkeypatch.setattr(batch_norm_passes, "launch", mixed)
     (row,) = verify(emulated_backend(), r"^ghost_batch_norm float32 \[7, ")
     assert {failure.split(": ")[1] for failure in row.failures} >= {"y", "mean 0", "var 1"}
 

@@ -32,24 +32,40 @@ namespace {
 constexpr size_t kStackBytes = GPU_LAYERS_ASAN ? 512 * 1024 : 256 * 1024;
 
 // Every guard page splits a memory mapping, and Linux allows a process 65530 of them, of which each loaded
-// module has stacks of its own. Beyond this many stacks neighbours touch: what overflows in all threads is
-// still noticed in the first.
+// module has stacks of its own. Beyond this many, stacks lie side by side over one guard page: what overflows
+// there runs through stacks alone, never into other memory. Guarded ones are taken first, so that what
+// overflows in all threads is noticed in the first.
 constexpr size_t kGuardedStacks = 64;
+constexpr size_t kStacksOverOneGuard = 64;
 
 std::vector<std::unique_ptr<Fiber>> all_fibers;
-std::vector<Fiber*> free_fibers;
+std::vector<Fiber*> free_fibers, free_guarded_fibers;
 
-unsigned char* new_stack(bool guarded) {
+// Memory for `count` stacks over a guard page.
+unsigned char* new_stacks(size_t count) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+    void* memory = mmap(nullptr, page + count * kStackBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) {
         fprintf(stderr, "gpu_layers emulator: no memory for the stack of another thread\n");
         abort();
     }
-    if (guarded) mprotect(memory, page, PROT_NONE);
-    return static_cast<unsigned char*>(memory);
+    mprotect(memory, page, PROT_NONE);
+    return static_cast<unsigned char*>(memory) + page;
 }
+
+unsigned char* new_stack(bool guarded) {
+    if (guarded) return new_stacks(1);
+    static unsigned char* stacks;
+    static size_t left = 0;
+    if (left == 0) {
+        stacks = new_stacks(kStacksOverOneGuard);
+        left = kStacksOverOneGuard;
+    }
+    return stacks + --left * kStackBytes;
+}
+
+void make_free(Fiber* fiber) { (fiber->is_guarded ? free_guarded_fibers : free_fibers).push_back(fiber); }
 
 FiberEntry current_entry;
 Fiber* starting_fiber;
@@ -112,7 +128,8 @@ __asm__(
 void prepare_fiber(Fiber* fiber, FiberEntry entry) {
     current_entry = entry;
     if (fiber->stack == nullptr) {
-        fiber->stack = new_stack(all_fibers.size() <= kGuardedStacks);
+        fiber->is_guarded = all_fibers.size() <= kGuardedStacks;
+        fiber->stack = new_stack(fiber->is_guarded);
         fiber->stack_bytes = kStackBytes;
     }
 #if GPU_LAYERS_ASAN
@@ -164,23 +181,25 @@ void adopt_main_fiber(Fiber* fiber) {
 }
 
 Fiber* take_fiber(FiberEntry entry) {
-    if (free_fibers.empty()) {
+    std::vector<Fiber*>& free = free_guarded_fibers.empty() ? free_fibers : free_guarded_fibers;
+    if (free.empty()) {
         all_fibers.push_back(std::make_unique<Fiber>());
         prepare_fiber(all_fibers.back().get(), entry);
         return all_fibers.back().get();
     }
-    Fiber* fiber = free_fibers.back();
-    free_fibers.pop_back();
+    Fiber* fiber = free.back();
+    free.pop_back();
     return fiber;
 }
 
-void give_back_fiber(Fiber* fiber) { free_fibers.push_back(fiber); }
+void give_back_fiber(Fiber* fiber) { make_free(fiber); }
 
 void reclaim_all_fibers() {
     free_fibers.clear();
+    free_guarded_fibers.clear();
     for (auto& fiber : all_fibers) {
         prepare_fiber(fiber.get(), current_entry);
-        free_fibers.push_back(fiber.get());
+        make_free(fiber.get());
     }
 }
 

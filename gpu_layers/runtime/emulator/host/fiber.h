@@ -22,7 +22,8 @@ struct Fiber {
 #else
     void* stack_pointer = nullptr;
 #endif
-    unsigned char* stack = nullptr;  // lowest address; a guard page or a canary lies there
+    unsigned char* stack = nullptr;  // lowest address
+    bool is_guarded = false;         // whether no other stack lies below
     size_t stack_bytes = 0;
     void* sanitizer_state = nullptr;
     Thread* thread = nullptr;  // the one it runs
