@@ -25,6 +25,10 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const int column = tile.at[2] * kColumns, left = column * Stride - Pad;
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
+        int across[kColumns];
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c)
+            across[c] = divisor.template of_column<Kernel>(window, left + c * Stride);
         // Of the taps in row h of the input, at depth d.
         const auto row_sums = [&](int d, int h) {
             PoolRow<T, Tile::kReach, kWidth> values;
@@ -48,7 +52,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
             Vector<T, Tile::kLanes> result;
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) {
-                const A factor = divisor.template of_few<Kernel>(window, taps, left + c * Stride);
+                const A factor = divisor.of_few(taps, across[c]);
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k)
                     result[c * kWidth + k] = from_accumulate<T>(sums.at[c][k] * factor);
@@ -114,6 +118,10 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
         const int column = tile.at[2] * kColumns + Tile::kFirst;
         const int begin = tile.at[1] * strip;
         const int end = min(begin + strip, (input.height + Stride - 1) / Stride);
+        int across[Tile::kCovering];
+#pragma unroll
+        for (int j = 0; j < Tile::kCovering; ++j)
+            across[j] = divisor.template of_column<Kernel>(window, (column + j) * Stride - Pad);
         // What the windows of row h, at depth d, give to each row of inputs that they are over. A window
         // beyond the ends has the gradient 0, and 0 is what comes of it with any factor.
         const auto row_shares = [&](int d, int h, bool inside) {
@@ -125,7 +133,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
             Sums sums;
 #pragma unroll
             for (int j = Tile::kCovering - 1; j >= 0; --j) {
-                const A factor = divisor.template of_few<Kernel>(window, taps, (column + j) * Stride - Pad);
+                const A factor = divisor.of_few(taps, across[j]);
                 A shares[kWidth];
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) shares[k] = widened(gradients.at[j], k) * factor;
@@ -190,6 +198,10 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
         const long long before = output.before(tile);
         T* image = dx + input.before(tile);
         const int column = tile.at[2] * kColumns;
+        int across[kColumns];
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c)
+            across[c] = divisor.template of_column<Kernel>(window, (column + c) * Kernel);
         const int end = min((tile.at[1] + 1) * strip, (input.height + Kernel - 1) / Kernel);
 #pragma unroll 1
         for (int block = tile.at[1] * strip; block < end; ++block) {
@@ -201,7 +213,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
                 divisor.template of_plane<Kernel>(window, inside ? d : 0, inside ? block * Kernel : 0);
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) {
-                const A factor = divisor.template of_few<Kernel>(window, taps, (column + c) * Kernel);
+                const A factor = divisor.of_few(taps, across[c]);
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k)
                     shares.at[c][k] = from_accumulate<T>(fma(to_accumulate(shares.at[c][k]), factor, A(0)));

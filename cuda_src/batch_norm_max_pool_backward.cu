@@ -9,6 +9,7 @@
 //   dy, taps   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
 //   window     of max_pool.cu; units are vectors of x, of which all images have fewer than 2^31
 #include "batch_norm_resident.cuh"
+#include "pool_taps.cuh"
 #include "pool_window.cuh"
 
 // Vector number `unit` of x: its image, and its place there.
@@ -41,22 +42,6 @@ struct TwoWindows {
     __device__ __forceinline__ bool covers(int back) const { return back == 0 ? by_last : by_other; }
 };
 
-// Taps of neighbouring outputs, which are compared as they are loaded, several in a word.
-template <int Count>
-struct TapBytes {
-    static constexpr int kWordBytes = Count < 4 ? Count : 4;
-    static constexpr int kWords = Count / kWordBytes;
-    Vector<unsigned char, Count> loaded;
-
-    // Whether tap k is the one of which every byte of `same` is.
-    __device__ __forceinline__ bool is(int k, unsigned int same) const {
-        using Word = typename MemoryWord<kWordBytes>::type;
-        const unsigned int word = reinterpret_cast<const Word*>(loaded.words)[k / kWordBytes];
-        return ((word ^ same) & 0xffu << k % kWordBytes * 8) == 0;
-    }
-};
-__device__ __forceinline__ unsigned int four_times(int tap) { return tap * 0x01010101u; }
-
 // Value k of a vector. Of half types from its word: in the vector itself the compiler looks for it in 64
 // bits.
 template <typename T, int Width>
@@ -80,7 +65,7 @@ struct PooledGradientOfRows {
     // Of window 2 * i + j: i back in height, j back in width, so that taps ascend.
     struct Loaded {
         Vector<T, Width> gradients[4];
-        TapBytes<Width> taps[4];
+        Vector<unsigned char, Width> taps[4];
         int tap;  // of window 0, by which it covers the input
         bool covers[4];
     };
@@ -104,7 +89,7 @@ struct PooledGradientOfRows {
             if (!loaded.covers[n]) continue;
             const long long first = static_cast<long long>(vector - (back * width + beside) * groups) * Width;
             loaded.gradients[n] = Vector<T, Width>::load(dy + first);
-            loaded.taps[n].loaded = Vector<unsigned char, Width>::load(taps + first);
+            loaded.taps[n] = Vector<unsigned char, Width>::load(taps + first);
         }
         return loaded;
     }
@@ -115,11 +100,11 @@ struct PooledGradientOfRows {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             if (!loaded.covers[n]) continue;
-            const unsigned int same = four_times(loaded.tap + n / 2 * window.stride[1] * window.kernel[2] +
-                                                 n % 2 * window.stride[2]);
+            const int tap =
+                loaded.tap + n / 2 * window.stride[1] * window.kernel[2] + n % 2 * window.stride[2];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                if (loaded.taps[n].is(k, same)) sum[k] += value_of(loaded.gradients[n], k);
+                if (is_tap(loaded.taps[n], k, tap)) sum[k] += value_of(loaded.gradients[n], k);
             }
         }
         Vector<T, Width> result;
@@ -149,7 +134,7 @@ struct PooledGradientOfPlanes {
 
     struct Loaded {
         Vector<T, kOwn> gradients[kRows];
-        TapBytes<kOwn> taps[kRows];
+        Vector<unsigned char, kOwn> taps[kRows];
         T more_gradients[kRows];
         int more_taps[kRows];
         int tap[kRows];  // the first of those by which they cover the vector's row; negative: they do not
@@ -176,7 +161,7 @@ struct PooledGradientOfPlanes {
             loaded.tap[back] = (rows.tap + back * Stride) * Kernel;
             const long long first = static_cast<long long>(vector - back * (width / kOwn)) * kOwn;
             loaded.gradients[back] = Vector<T, kOwn>::load(dy + first);
-            loaded.taps[back].loaded = Vector<unsigned char, kOwn>::load(taps + first);
+            loaded.taps[back] = Vector<unsigned char, kOwn>::load(taps + first);
             if (kMore > 0 && column + kOwn < width) {
                 loaded.more_gradients[back] = dy[first + kOwn];
                 loaded.more_taps[back] = taps[first + kOwn];
@@ -203,7 +188,7 @@ struct PooledGradientOfPlanes {
                     if (kw < 0 || kw >= Kernel) continue;
                     const int tap = loaded.tap[back] + kw;
                     const bool chosen =
-                        own ? loaded.taps[back].is(j % kOwn, four_times(tap)) : loaded.more_taps[back] == tap;
+                        own ? is_tap(loaded.taps[back], j % kOwn, tap) : loaded.more_taps[back] == tap;
                     if (chosen) sum[k] += gradient;
                 }
             }

@@ -1,4 +1,5 @@
 // Max pooling with common windows: the kernels of max_pool.cu, by tiles.
+#include "pool_taps.cuh"
 #include "pool_tile.cuh"
 
 // The largest of the values seen by each of Width windows, and their taps. The values stay what they are, so
@@ -286,18 +287,6 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
     });
 }
 
-// Whether window number k has this tap.
-template <int Width>
-__device__ __forceinline__ bool chose(const Vector<unsigned char, Width>& taps, int k, int tap) {
-    if constexpr (Width % 4 == 0) {
-        // In the word that it is in: one instruction, and no byte has to be taken out.
-        const unsigned int word = reinterpret_cast<const unsigned int*>(taps.words)[k / 4];
-        return ((word ^ tap * 0x01010101u) & 0xffu << k % 4 * 8) == 0;
-    } else {
-        return taps[k] == tap;
-    }
-}
-
 // As max_pool_backward, for height and width known when compiled.
 //   dy, taps, dx   as there; one byte a tap
 //   strip          of a thread: so many times Stride rows of inputs
@@ -350,7 +339,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                     if (kw < 0 || kw >= Kernel) continue;
 #pragma unroll
                     for (int k = 0; k < kWidth; ++k) {
-                        if (chose(row.taps.at[j], k, first_tap + kw)) sums.at[c][k] += row.gradients[j][k];
+                        if (is_tap(row.taps.at[j], k, first_tap + kw)) sums.at[c][k] += row.gradients[j][k];
                     }
                 }
             }

@@ -55,12 +55,17 @@ struct PoolDivisor {
         return window.kernel[1] < Kernel ? deep : deep * counted<Kernel>(window, 1, top);
     }
 
-    // 1 / its divisor.
-    //   plane   of_plane
-    //   left    origin in width
+    // Those along width that count, which are the same all the way down a column of windows.
+    //   left   origin in width
     template <int Kernel>
-    __device__ __forceinline__ A of_few(const PoolWindow& window, int plane, int left) const {
-        return count == 0 ? reciprocal : reciprocals[plane * counted<Kernel>(window, 2, left)];
+    __device__ __forceinline__ int of_column(const PoolWindow& window, int left) const {
+        return count == 0 ? 0 : counted<Kernel>(window, 2, left);
+    }
+
+    // 1 / its divisor.
+    //   plane, column   of_plane, of_column
+    __device__ __forceinline__ A of_few(int plane, int column) const {
+        return count == 0 ? reciprocal : reciprocals[plane * column];
     }
 };
 

@@ -35,3 +35,17 @@ __device__ __forceinline__ void store_taps(unsigned char* taps, long long i, con
         stored.store(taps + i * Width);
     }
 }
+
+// Whether tap number k of several, of one byte each, is this one.
+template <int Count>
+__device__ __forceinline__ bool is_tap(const Vector<unsigned char, Count>& taps, int k, int tap) {
+    if constexpr (Count == 1) {
+        return taps[0] == tap;
+    } else {
+        // In the word that it is in: no byte has to be taken out.
+        constexpr int kWordBytes = Count < 4 ? Count : 4;
+        using Word = typename MemoryWord<kWordBytes>::type;
+        const unsigned int word = reinterpret_cast<const Word*>(taps.words)[k / kWordBytes];
+        return ((word ^ tap * 0x01010101u) & 0xffu << k % kWordBytes * 8) == 0;
+    }
+}

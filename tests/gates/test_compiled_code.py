@@ -256,7 +256,7 @@ def tiled_kernels(capability, op, direction, window, deep=None):
         ("avg", "backward", "3, 2, 1", "false", 6.0, 4.5),
         ("avg", "backward", "3, 1, 1", "false", 10.5, 5.5),
         ("avg", "backward", "3, 2, 1", "true", 13.0, 10.5),
-        ("avg", "backward", "3, 1, 1", "true", 31.5, 16.0),
+        ("avg", "backward", "3, 1, 1", "true", 31.0, 16.0),
     ],
 )
 def test_instructions_per_byte_of_tiled_pooling(op, direction, window, deep, most_half, most_float, capability):
