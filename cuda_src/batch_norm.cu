@@ -19,44 +19,51 @@
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_planes(const T* x, accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
-                                 accumulate_t<T>* var, accumulate_t<T>* inv_std, accumulate_t<T> eps,
+    batch_norm_statistics_planes(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                 accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                 accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                 long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                  PlaneLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     const PlaneBlock block(layout);
     const A origin = to_accumulate(x[block.channel * layout.plane]);
-    Statistics<T, kVectorWidth<T>, 1> statistics{x, {}, 0};
-    for_each_in_plane_part<T, kReductionLoads>(layout, block.channel, block.part, statistics);
-    const Moments<A> moments =
-        block_reduce(statistics.values[0].moments(statistics.count, origin), warp_values);
+    Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
+    for_each_in_plane_part<T, kReductionLoads>(layout, block.channel, block.part, values);
+    const Moments<A> moments = block_reduce(values.values[0].moments(values.count, origin), warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
+        const StatisticsResult<A> result{
+            partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+            layout.channels};
         result.write(moments, origin, block.channel, block.part, layout.parts);
     }
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_rows(const T* x, accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
-                               accumulate_t<T>* var, accumulate_t<T>* inv_std, accumulate_t<T> eps,
+    batch_norm_statistics_rows(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                               accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                               accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                               long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    Statistics<T, Width, Width> statistics{x, {}, 0};
-    if (channel < layout.channels) for_each_in_row_part<kReductionLoads>(layout, channel, part, statistics);
+    Statistics<T, Width, Width> values{x, {}, 0};
+    if (channel < layout.channels) for_each_in_row_part<kReductionLoads>(layout, channel, part, values);
     Moments<A> moments[Width];
     A origins[Width];
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
-        moments[k] = statistics.values[k].moments(statistics.count, origins[k]);
+        moments[k] = values.values[k].moments(values.count, origins[k]);
     }
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
-    const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
+    const StatisticsResult<A> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
 #pragma unroll
     for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, part, layout.parts);
 }
@@ -65,41 +72,133 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_merge_statistics(const A* partial_moments, A* mean, A* var, A* inv_std, A eps,
-                                long long channels, long long parts) {
+    batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
+                                A* running_mean, A* running_var, long long* batches, FoldingRule<A> rule,
+                                A eps, long long channels, long long parts) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     A origin;
     const Moments<A> moments = merged_moments(partial_moments, channel, parts, origin);
     if (threadIdx.x % kWarpThreads != 0) return;
-    const StatisticsResult<A> result{nullptr, mean, var, inv_std, eps};
+    const StatisticsResult<A> result{
+        nullptr, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps, channels};
     result.write(result.finished(moments, origin), channel);
 }
 
 // y = phi(gamma * (x - mean) * inv_std + beta + residual).
+//   deviation    inv_std, or the variance if there are statistics to write
+//   statistics   [5, channels], see StatisticsRow: from given running statistics, which may change later; or
+//   null eps          added to the variance; inv_std is rounded once
 template <typename T, Fusion Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_planes(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+    batch_norm_normalize_planes(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                                int activation, T* y, PlaneLayout layout) {
+                                int activation, T* y, accumulate_t<T>* statistics, double eps,
+                                PlaneLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ A inv_std;
     const PlaneBlock block(layout);
+    if (statistics != nullptr) {
+        if (linear_thread() == 0) {
+            inv_std = inverse_deviation(deviation[block.channel], eps);
+            if (block.part == 0) {
+                write_statistics(statistics, {mean[block.channel], deviation[block.channel], inv_std}, gamma,
+                                 beta, block.channel, layout.channels);
+            }
+        }
+        __syncthreads();
+    }
     Normalize<T, kVectorWidth<T>, 1, Fused> normalize{x, residual, activation, y, {}};
-    normalize.rules[0].load(mean, inv_std, gamma, beta, block.channel);
+    normalize.rules[0].set(mean ? mean[block.channel] : A(0),
+                           statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
+                           block.channel);
     for_each_in_plane_part<T, kFusedLoads<Fused>>(layout, block.channel, block.part, normalize);
 }
 
 template <typename T, int Width, Fusion Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_rows(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+    batch_norm_normalize_rows(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                              int activation, T* y, RowLayout layout) {
+                              int activation, T* y, accumulate_t<T>* statistics, double eps,
+                              RowLayout layout) {
+    using A = accumulate_t<T>;
+    // Of the tile's channels: a vector for each of at most kRowThreads<Width> threads side by side.
+    __shared__ A inv_std[kRowThreads<Width> * Width];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
+    if (statistics != nullptr) {
+        const int own = linear_thread();
+        const long long staged = channel - static_cast<long long>(threadIdx.x) * Width + own;
+        if (own < static_cast<int>(blockDim.x) * Width && staged < layout.channels) {
+            inv_std[own] = inverse_deviation(deviation[staged], eps);
+            if (part == 0) {
+                write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]}, gamma, beta,
+                                 staged, layout.channels);
+            }
+        }
+        __syncthreads();
+    }
     if (channel >= layout.channels) return;
     Normalize<T, Width, Width, Fused> normalize{x, residual, activation, y, {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) normalize.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+    for (int k = 0; k < Width; ++k) {
+        normalize.rules[k].set(
+            mean ? mean[channel + k] : A(0),
+            statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
+            channel + k);
+    }
     for_each_in_row_part<kFusedLoads<Fused>>(layout, channel, part, normalize);
+}
+
+// Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
+//   statistics   [5, channels]
+//   batches      [1], those that are in the running statistics, this one included if it is taken
+//   skipped      [1], those that were not taken; may be null
+//   accepted     [1], whether it is taken; may be null: it is
+//   cumulative   whether each batch counts alike: instead of rule.old and rule.newest
+//   finite_only  take it only if all of its statistics are finite
+//   is_empty     a batch of no values is counted and nothing else
+// Launch: one block of kChannelThreads.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+    batch_norm_fold(const A* statistics, A* running_mean, A* running_var, long long* batches,
+                    long long* skipped, const unsigned char* accepted, FoldingRule<A> rule, int cumulative,
+                    int finite_only, int is_empty, long long channels) {
+    int taken = accepted == nullptr || *accepted != 0;
+    if (finite_only) {
+        for (long long c = threadIdx.x; c < channels; c += kChannelThreads)
+            taken = taken && isfinite(statistics[kMean * channels + c]) &&
+                    isfinite(statistics[kVar * channels + c]);
+    }
+    // Also: all threads have read the counts before one of them changes these.
+    const long long before = *batches;
+    taken = __syncthreads_and(taken);
+    if (threadIdx.x == 0) {
+        if (taken) *batches = before + 1;
+        if (!taken && skipped != nullptr) *skipped += 1;
+    }
+    if (!taken || is_empty) return;
+    if (cumulative) {
+        const double newest = 1.0 / static_cast<double>(before + 1);
+        rule.newest = static_cast<A>(newest);
+        rule.old = static_cast<A>(1.0 - newest);
+    }
+    for (long long c = threadIdx.x; c < channels; c += kChannelThreads) {
+        rule.fold(running_mean[c], statistics[kMean * channels + c]);
+        rule.fold(running_var[c], statistics[kVar * channels + c] * rule.unbiased);
+    }
+}
+
+// Given statistics and the parameters that go with them, as they are now; see StatisticsRow.
+// Launch: 1-D, kChannelThreads, a thread a channel.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+    batch_norm_keep_statistics(const A* mean, const A* var, const A* gamma, const A* beta, A* statistics,
+                               double eps, long long channels) {
+    const long long channel = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    if (channel >= channels) return;
+    write_statistics(statistics, {mean[channel], var[channel], inverse_deviation(var[channel], eps)}, gamma,
+                     beta, channel, channels);
 }
 
 // Gradients of the parameters: final ones, or partial ones to be merged, see GradientResult.

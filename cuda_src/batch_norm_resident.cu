@@ -72,16 +72,20 @@ template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
     batch_norm_forward_resident_planes(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        const T* residual, int activation, T* y,
-                                       accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
-                                       accumulate_t<T>* var, accumulate_t<T>* inv_std, unsigned int* arrived,
-                                       accumulate_t<T> eps, PlaneLayout layout) {
+                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                       long long* batches, unsigned int* arrived,
+                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                       PlaneLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     __shared__ ChannelStatistics<A> of_channel;
     RESIDENT_SHARED(places);
     const GroupBlock block(layout.parts);
-    const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
+    const StatisticsResult<A> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
     unsigned int expected = 0;
     for (int channel = block.group; channel < layout.channels; channel += block.groups) {
         A origin = to_accumulate(x[channel * layout.plane]);
@@ -114,14 +118,18 @@ template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
     batch_norm_forward_resident_rows(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                      const T* residual, int activation, T* y,
-                                     accumulate_t<T>* partial_moments, accumulate_t<T>* mean,
-                                     accumulate_t<T>* var, accumulate_t<T>* inv_std, unsigned int* arrived,
-                                     accumulate_t<T> eps, RowLayout layout) {
+                                     accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                     accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                     long long* batches, unsigned int* arrived,
+                                     FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                     RowLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
     RESIDENT_SHARED(places);
     const GroupBlock block(layout.parts);
-    const StatisticsResult<A> result{partial_moments, mean, var, inv_std, eps};
+    const StatisticsResult<A> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
     const unsigned int parts = static_cast<unsigned int>(layout.parts);
     unsigned int expected = 0;
     for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
@@ -160,7 +168,10 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         NormalizeKept<T, Width, Width> normalize{
             Kept<T, Width>(places), residual, SlopedActivation<A>(activation), y, {}};
 #pragma unroll
-        for (int k = 0; k < Width; ++k) normalize.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+        for (int k = 0; k < Width; ++k) {
+            normalize.rules[k].load(statistics, statistics + kInvStd * layout.channels, gamma, beta,
+                                    channel + k);
+        }
         for_each_in_row_part<kReductionLoads>(layout, channel, block.part, normalize);
     }
 }

@@ -14,15 +14,63 @@ struct ChannelStatistics {
     A mean, var, inv_std;
 };
 
+// Rows of what batch norm keeps of the channels: ChannelStatistics, and the parameters that went with them.
+enum StatisticsRow { kMean, kVar, kInvStd, kGamma, kBeta };
+
+// How the statistics of a batch are folded into running ones: running = running * old + batch * newest, of
+// the variance times unbiased.
+template <typename A>
+struct FoldingRule {
+    A old, newest, unbiased;
+
+    __device__ __forceinline__ void fold(A& running, A batch) const {
+        running = running * old + batch * newest;
+    }
+};
+
+// Running statistics, and how many batches are in them. Null where there are none.
+//   mean, var   [channels]
+//   batches     [1]
+template <typename A>
+struct RunningStatistics {
+    A *mean, *var;
+    long long* batches;
+    FoldingRule<A> rule;
+
+    // One thread calls this for a channel.
+    __device__ __forceinline__ void fold(A batch_mean, A batch_var, long long channel) const {
+        if (mean == nullptr) return;
+        rule.fold(mean[channel], batch_mean);
+        rule.fold(var[channel], batch_var * rule.unbiased);
+        if (channel == 0) *batches += 1;
+    }
+};
+
+template <typename A>
+__device__ __forceinline__ void write_statistics(A* statistics, const ChannelStatistics<A>& of_channel,
+                                                 const A* gamma, const A* beta, long long channel,
+                                                 long long channels) {
+    A* column = statistics + channel;
+    column[kMean * channels] = of_channel.mean;
+    column[kVar * channels] = of_channel.var;
+    column[kInvStd * channels] = of_channel.inv_std;
+    column[kGamma * channels] = gamma ? gamma[channel] : A(1);
+    column[kBeta * channels] = beta ? beta[channel] : A(0);
+}
+
 // Where the statistics of each channel go.
-//   partial_moments      [channels, parts] count, mean - origin, m2, origin: the channel's first value.
-//                        Unused, and may be null, where a channel has a single part
-//   mean, var, inv_std   [channels], see ChannelStatistics
+//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value.
+//                     Unused, and may be null, where a channel has a single part
+//   statistics        [5, channels], see StatisticsRow
+//   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
 struct StatisticsResult {
     A* partial_moments;
-    A *mean, *var, *inv_std;
+    A* statistics;
+    const A *gamma, *beta;
+    RunningStatistics<A> running;
     A eps;
+    long long channels;
 
     __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
                                                   long long part, long long parts) const {
@@ -38,10 +86,9 @@ struct StatisticsResult {
         return {origin + moments.mean, variance, A(1) / sqrt(variance + eps)};
     }
 
-    __device__ __forceinline__ void write(const ChannelStatistics<A>& statistics, long long channel) const {
-        mean[channel] = statistics.mean;
-        var[channel] = statistics.var;
-        inv_std[channel] = statistics.inv_std;
+    __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
+        write_statistics(statistics, of_channel, gamma, beta, channel, channels);
+        running.fold(of_channel.mean, of_channel.var, channel);
     }
 
     // Of a part, which may be the only one.
@@ -149,6 +196,16 @@ __device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scr
         __syncthreads();
     }
 }
+
+// 1 / sqrt(variance + eps), rounded once.
+template <typename A>
+__device__ __forceinline__ A inverse_deviation(A variance, double eps) {
+    return static_cast<A>(1.0 / sqrt(static_cast<double>(variance) + eps));
+}
+
+// Threads side by side over the channels of rows at most.
+template <int Width>
+constexpr int kRowThreads = Width == 1 ? 32 : 8;
 
 // Which of a thread's channels value k of a vector belongs to.
 template <int Channels>

@@ -9,6 +9,7 @@ from gpu_layers.kernels.activation_dropout import (
 from gpu_layers.kernels.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.kernels.batch_norm import (
     batch_norm_backward,
+    batch_norm_fold,
     batch_norm_forward,
     batch_norm_gradient_sums,
     batch_norm_inference,
@@ -40,6 +41,7 @@ __all__ = [
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
+    "batch_norm_fold",
     "batch_norm_forward",
     "batch_norm_gradient_sums",
     "batch_norm_inference",

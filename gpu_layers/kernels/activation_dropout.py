@@ -12,6 +12,7 @@ from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.mask import DropoutMask
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
 
 #: Numbers of the activations in ``with_activation`` of ``activation.cuh``.
 NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
@@ -36,38 +37,59 @@ _RELU_BACKWARD = KernelTemplate(
 )
 
 
-def _call(x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> tuple[Any, ...]:
-    of_rule = rule(mask, scale, 0.0, 0.0, element_type(x))
-    return x.size, NUMBERS[activation], int(dropout_first), of_rule, *call_numbers(mask)
-
-
-def _blocks(x: Any) -> int:
-    return blocks_for(x.size, THREADS * _OCTET)
-
-
 def activation_dropout_forward(
     x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
-    x = ready(x)
-    bits = empty((-(-x.size // _OCTET),), np.uint8, x) if activation == "relu" else None
-    call = _call(x, activation, mask, scale, dropout_first)
-    kernel = _FORWARD(T=element_type(x))
-    return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
+    return _forward((x, mask.draw), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def activation_dropout_backward(
     dy: Any, x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> Any:
     """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
-    dy, x = ready(dy), ready(x)
-    call = _call(x, activation, mask, scale, dropout_first)
-    kernel = _BACKWARD(T=element_type(x))
-    return filled(None, dy, lambda dx: launch(kernel, _blocks(x), THREADS, (dy, x, dx, *call)))
+    return _backward((dy, x, mask.draw), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
     """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
+    return _relu_backward((dy, gradient_bits), (scale,))
+
+
+def _call(
+    x: Any, draw: Any, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
+) -> tuple[Any, ...]:
+    seed, offset, start = numbers
+    of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
+    return x.size, NUMBERS[activation], int(dropout_first), of_rule, seed, offset, draw, start
+
+
+def _blocks(x: Any) -> int:
+    return blocks_for(x.size, THREADS * _OCTET)
+
+
+@Launcher
+def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> Any:
+    x, draw = operands
+    x = ready(x)
+    bits = empty((-(-x.size // _OCTET),), np.uint8, x) if activation == "relu" else None
+    call = _call(x, draw, numbers, activation, *of_dropout)
+    kernel = _FORWARD(T=element_type(x))
+    return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
+
+
+@Launcher
+def _backward(operands: Any, numbers: Any, *of_call: Any) -> Any:
+    dy, x, draw = operands
+    dy, x = ready(dy), ready(x)
+    call = _call(x, draw, numbers, *of_call)
+    kernel = _BACKWARD(T=element_type(x))
+    return filled(None, dy, lambda dx: launch(kernel, _blocks(x), THREADS, (dy, x, dx, *call)))
+
+
+@Launcher
+def _relu_backward(operands: Any, numbers: Any, scale: float) -> Any:
+    dy, gradient_bits = operands
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
     return filled(None, dy, lambda dx: launch(kernel, _blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale)))

@@ -1,4 +1,4 @@
-"""Arrays as kernels need them: contiguous, on a multiple of 16 bytes, where the input is."""
+"""Operands as kernels need them: contiguous, on a multiple of 16 bytes, where the input is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.cuda import array_module, is_cupy_array
+from gpu_layers.runtime.arrays import ALIGNMENT, kind_of
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, c_name
-
-#: Bytes of the widest access, and so the alignment of every array.
-ALIGNMENT = 16
+from gpu_layers.runtime.program import Operand
 
 #: C++ names of the element types, for the choices of kernel templates.
 ELEMENT_TYPES = tuple(c_name(dtype) for dtype in FLOAT_DTYPES)
@@ -19,44 +17,32 @@ ACCUMULATE_TYPES = ("float", "double")
 
 
 def empty(shape: Any, dtype: Any, like: Any) -> Any:
-    """An uninitialised C-contiguous array beside ``like``: in NumPy, or on its GPU."""
-    dtype = np.dtype(dtype)
-    if is_cupy_array(like):
-        with like.device:
-            return array_module(like).empty(shape, dtype)
-    # NumPy takes its memory from malloc, which aligns to 16 bytes wherever the emulator runs.
-    return np.empty(shape, dtype)
+    """An uninitialised C-contiguous array: of the program of the operand ``like``, or beside the array ``like``."""
+    if isinstance(like, Operand):
+        return like.program.allocate(shape, dtype)
+    return kind_of(like).empty(shape, np.dtype(dtype), like)
 
 
-def _address(array: Any) -> int:
-    return array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
+def ready(operand: Operand) -> Operand:
+    """The operand, or a copy where it is not contiguous and aligned."""
+    return operand.program.ready(operand)
 
 
-def is_ready(array: Any) -> bool:
-    """Whether kernels can use the array as it is."""
-    return array.flags.c_contiguous and _address(array) % ALIGNMENT == 0
-
-
-def ready(array: Any) -> Any:
-    """The array, or a copy where it is not contiguous and aligned."""
-    if is_ready(array):
-        return array
-    copy = empty(array.shape, array.dtype, array)
-    copy[...] = array
-    return copy
-
-
-def destination(out: Any | None, like: Any) -> Any:
+def destination(out: Operand | None, like: Operand) -> Operand:
     """Where kernels write a result of the shape and dtype of ``like``: ``out``, if they can."""
-    return out if out is not None and is_ready(out) else empty(like.shape, like.dtype, like)
+    return result_like(out, like.shape, like)
 
 
-def delivered(result: Any, out: Any | None) -> Any:
+def result_like(out: Operand | None, shape: tuple[int, ...], like: Operand) -> Operand:
+    """The same, of another shape."""
+    return out if out is not None and out.is_ready else empty(shape, like.dtype, like)
+
+
+def delivered(result: Operand, out: Operand | None) -> Operand:
     """The result, in ``out`` if there is one: copied there, where kernels could not write to it."""
-    if out is None or result is out:
+    if out is None or result.slot == out.slot:
         return result
-    out[...] = result
-    return out
+    return result.program.deliver(result, out)
 
 
 def element_type(array: Any) -> str:

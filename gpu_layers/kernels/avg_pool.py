@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import element_type, ready
+from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     apart,
     divisor_struct,
     general_template,
     plan_for,
     ready_lengths,
-    spatial_empty,
+    spatial_result,
     tiled_plan_for,
     tiled_template,
 )
+from gpu_layers.runtime.program import Launcher
 from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
@@ -37,24 +38,10 @@ def avg_pool_forward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: Any | None = None,
+    out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.avg_pool_forward``, as a kernel."""
-    x = ready(x)
-    element = element_type(x)
-    y = spatial_empty(x, window.output_shape, channels_last)
-    if global_pool.takes(x, window, channels_last, lengths):
-        global_pool.global_avg_forward(x, y, window, channels_last, divisor_override)
-        return y
-    divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
-    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
-    if tiles is not None:
-        kernel = _FORWARD_TILED(T=element, **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (x, y, tiles.strip, tiles.plan.struct, divisor))
-        return y
-    plan = plan_for(x, window, "output", channels_last, window.taps)
-    kernel = _FORWARD(T=element, **plan.template_arguments)
-    plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
-    return y
+    return _forward((x, lengths, out), (window, channels_last, count_include_pad, divisor_override))
 
 
 def avg_pool_backward(
@@ -64,26 +51,67 @@ def avg_pool_backward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: Any | None = None,
+    out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.avg_pool_backward``, as a kernel."""
+    return _backward((dy, lengths, out), (window, channels_last, count_include_pad, divisor_override))
+
+
+@Launcher
+def _forward(
+    operands: Any,
+    numbers: Any,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    x, lengths, out = operands
+    x = ready(x)
+    element = element_type(x)
+    y = spatial_result(out, x, window.output_shape, channels_last)
+    if global_pool.takes(x, window, channels_last, lengths):
+        global_pool.global_avg_forward(x, y, window, channels_last, divisor_override)
+        return delivered(y, out)
+    divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
+    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
+    if tiles is not None:
+        kernel = _FORWARD_TILED(T=element, **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (x, y, tiles.strip, tiles.plan.struct, divisor))
+    else:
+        plan = plan_for(x, window, "output", channels_last, window.taps)
+        kernel = _FORWARD(T=element, **plan.template_arguments)
+        plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
+    return delivered(y, out)
+
+
+@Launcher
+def _backward(
+    operands: Any,
+    numbers: Any,
+    window: Window,
+    channels_last: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    dy, lengths, out = operands
     dy = ready(dy)
     element = element_type(dy)
-    dx = spatial_empty(dy, window.input_shape, channels_last)
+    dx = spatial_result(out, dy, window.input_shape, channels_last)
     if global_pool.takes(dy, window, channels_last, lengths):
         global_pool.global_backward(dy, None, dx, window, channels_last, divisor_override)
-        return dx
+        return delivered(dx, out)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
     tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
     if tiles is not None:
         kernel = _BACKWARD_TILED(T=element, **tiles.plan.template_arguments)
         tiles.plan.run(kernel, (dy, dx, tiles.strip, tiles.plan.struct, divisor))
-        return dx
-    if apart(window, lengths):
+    elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last, window.taps)
         kernel = _SCATTER(T=element, **plan.template_arguments)
         plan.run(kernel, (dy, dx, plan.struct, divisor))
-        return dx
-    plan = plan_for(dy, window, "input", channels_last, window.taps)
-    kernel = _BACKWARD(T=element, **plan.template_arguments)
-    plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
-    return dx
+    else:
+        plan = plan_for(dy, window, "input", channels_last, window.taps)
+        kernel = _BACKWARD(T=element, **plan.template_arguments)
+        plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
+    return delivered(dx, out)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.kernels import batch_norm, max_pool
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm import (
-    batch_norm_backward,
-    batch_norm_inference,
-    batch_norm_inference_backward,
-    batch_norm_statistics,
+    keep_statistics,
+    launch_normalize,
+    of_running_statistics,
+    statistics_of_batch,
 )
 from gpu_layers.kernels.batch_norm_passes import (
     EXACT_GRADIENT,
@@ -24,14 +25,17 @@ from gpu_layers.kernels.batch_norm_passes import (
     Rule,
     activation_number,
     merge_gradients,
+    rows_of,
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
-from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
-from gpu_layers.kernels.pool_plan import STRUCTS, Plan, as_bytes, plan_for, spatial_empty
+from gpu_layers.kernels.pool_plan import STRUCTS, Plan, plan_for, spatial_empty
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.reference.pool_taps import tap_dtype
+from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.program import Launcher
 from gpu_layers.window import Window
 
 _FORWARD = KernelTemplate(
@@ -83,36 +87,66 @@ def batch_norm_max_pool(
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
-) -> tuple[Any, Any, Any, Any, Any]:
+    running: RunningStatistics | None = None,
+) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool``, as kernels."""
-    x = ready(x)
-    mean, var, inv_std = batch_norm_statistics(x, eps, channels_last)
-    y, taps = batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
-    return y, taps, mean, var, inv_std
+    of_running, folding = of_running_statistics(running)
+    return _forward((x, gamma, beta, *of_running), (eps, window, channels_last, activation, folding))
 
 
 def batch_norm_max_pool_inference(
     x: Any,
     mean: Any,
-    inv_std: Any,
+    var: Any,
     gamma: Any | None,
     beta: Any | None,
+    eps: float,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
-) -> tuple[Any, Any]:
-    """``gpu_layers.reference.batch_norm_max_pool_inference``, as a kernel."""
+) -> tuple[Any, Any, Any]:
+    """``gpu_layers.reference.batch_norm_max_pool_inference``, as kernels."""
+    return _inference((x, mean, var, gamma, beta), (eps, window, channels_last, activation))
+
+
+@Launcher
+def _forward(
+    operands: Any,
+    numbers: Any,
+    eps: float,
+    window: Window,
+    channels_last: bool,
+    activation: str,
+    folding: tuple[float, int] | None,
+) -> Any:
+    x, *others = operands
     x = ready(x)
+    statistics = statistics_of_batch((x, *others), (eps, channels_last, folding))
+    return *_pooled(x, statistics, window, channels_last, activation), statistics
+
+
+@Launcher
+def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels_last: bool, activation: str) -> Any:
+    x, *of_channels = operands
+    x = ready(x)
+    channels = x.shape[-1 if channels_last else 1]
+    statistics = keep_statistics(*of_channels, eps, channels, statistics_dtype(x.dtype))
+    return *_pooled(x, statistics, window, channels_last, activation), statistics
+
+
+def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
+    """The pooled values of x, normalised and activated, and which tap each is."""
     plan = plan_for(x, window, "output", channels_last)
     if activation not in SLOPED_ACTIVATIONS or plan.template_arguments["Index"] != "int":
         # Rare: what takes longer to compute than to read, and planes of 2**31 elements.
-        normalised = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, None, activation)
-        return max_pool_forward(normalised, window, channels_last)
+        normalised = empty(x.shape, x.dtype, x)
+        launch_normalize(x, statistics, normalised, channels_last, activation)
+        return max_pool.forward((normalised, None, None), (window, channels_last))
     y = spatial_empty(x, window.output_shape, channels_last)
     taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
     kernel = _FORWARD(T=element_type(x), Width=plan.template_arguments["Width"])
-    gamma, beta = (None if array is None else ready(array) for array in (gamma, beta))
-    arrays = (x, ready(mean), ready(inv_std), gamma, beta, activation_number(activation), y, as_bytes(taps))
+    mean, _, inv_std, gamma, beta = rows_of(statistics)
+    arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, taps.as_bytes())
     plan.run(kernel, (*arrays, plan.struct))
     return y, taps
 
@@ -170,51 +204,45 @@ def batch_norm_max_pool_backward(
     dy: Any,
     taps: Any,
     x: Any,
-    mean: Any,
-    inv_std: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    statistics: Any,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    return _backward(dy, taps, x, Rule.of(mean, inv_std, gamma, beta, None, activation), window, channels_last, True)
+    return _backward((dy, taps, x, statistics), (window, channels_last, activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
     dy: Any,
     taps: Any,
     x: Any,
-    mean: Any,
-    inv_std: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    statistics: Any,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    return _backward(dy, taps, x, Rule.of(mean, inv_std, gamma, beta, None, activation), window, channels_last, False)
+    return _backward((dy, taps, x, statistics), (window, channels_last, activation, False))
 
 
+@Launcher
 def _backward(
-    dy: Any, taps: Any, x: Any, rule: Rule, window: Window, channels_last: bool, depends: bool
+    operands: Any, numbers: Any, window: Window, channels_last: bool, activation: str, depends: bool
 ) -> tuple[Any, Any, Any]:
     """``depends``: whether the statistics are those of x."""
+    dy, taps, x, statistics = operands
     dy, taps, x = ready(dy), ready(taps), ready(x)
     shape, itemsize = x.shape, x.dtype.itemsize
-    gather = _gather(window, shape, itemsize, channels_last, rule.activation, limits().index32_below)
+    gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
     if gather is None:
-        dz = max_pool_backward(dy, taps, window, channels_last)
-        step = batch_norm_backward if depends else batch_norm_inference_backward
-        gradients = step(
-            dz, x, rule.mean, rule.inv_std, rule.gamma, rule.beta, channels_last, activation=rule.activation
-        )
-        return gradients[:3]
+        dz = max_pool.backward((dy, taps, None, None), (window, channels_last))
+        step = batch_norm.backward if depends else batch_norm.inference_backward
+        return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
+    rule = Rule.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
-    source = (dy, as_bytes(taps), x, *rule.of_channels, rule.number)
+    source = (dy, taps.as_bytes(), x, *rule.of_channels, rule.number)
     if depends and rule.activation in EXACT_GRADIENT:
         last = (1 / plan.count, plan.places, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):

@@ -15,6 +15,7 @@ from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.program import Operand
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
@@ -22,6 +23,9 @@ _NO_ACTIVATION = -1
 SLOPED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
 #: Those whose gradient is dy or 0, which the type of dy holds.
 EXACT_GRADIENT = ("identity", "relu")
+#: Running statistics, which the statistics of a batch are folded into, if there are any.
+RUNNING = "A* running_mean, A* running_var, long long* batches"
+RUNNING_ARRAYS = ("running_mean", "running_var", "batches")
 #: Numbers of each channel that all but the statistics take.
 OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta"
 _WARP = 32
@@ -88,7 +92,8 @@ class ResidentPass(Pass):
     """A kernel that reads once. ``arrived`` in its parameters counts the blocks of each group."""
 
     def __init__(self, source: str, name: str, parameters: str, **options: Any) -> None:
-        super().__init__(source, name, parameters, single_channels=False, initialised=("arrived",), **options)
+        initialised = [name for name in ("arrived", *RUNNING_ARRAYS) if f" {name}," in f"{parameters},"]
+        super().__init__(source, name, parameters, single_channels=False, initialised=initialised, **options)
 
     def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
         """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
@@ -102,8 +107,7 @@ class ResidentPass(Pass):
             return False
         if cooperative:
             groups = min(plan.tiles, resident // plan.parts)
-            arrived = empty((groups,), np.uint32, x)
-            arrived.fill(0)
+            arrived = x.program.allocate((groups,), np.uint32, zeroed=True)
         else:
             groups, arrived = min(plan.tiles, limits().max_blocks), None
         launch(
@@ -120,8 +124,11 @@ class ResidentPass(Pass):
 _MERGE_STATISTICS = KernelTemplate(
     "batch_norm.cu",
     "batch_norm_merge_statistics",
-    "const A* partial_moments, A* mean, A* var, A* inv_std, A eps, long long channels, long long parts",
+    f"const A* partial_moments, const A* gamma, const A* beta, A* statistics, {RUNNING}, FoldingRule<A> rule, A eps, "
+    "long long channels, long long parts",
     combinations(A=ACCUMULATE_TYPES),
+    STRUCTS,
+    RUNNING_ARRAYS,
 )
 _MERGE_GRADIENTS = KernelTemplate(
     "batch_norm.cu",
@@ -137,14 +144,20 @@ def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tup
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.parts))
 
 
-def merge_statistics(plan: Plan, results: tuple[Any, ...]) -> None:
-    """Merge the parts of each channel, if there are several; results: what the statistics' kernel takes behind x."""
-    _merge(plan, _MERGE_STATISTICS, results[1].dtype, results)
+def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> None:
+    """Merge the parts of each channel, if there are several; results: what the statistics' kernel takes after x."""
+    gamma, beta, partial_moments, *others = results
+    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
 
 
 def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
     """Where the parts of each channel leave this many numbers each, if there are several."""
     return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
+
+
+#: Numbers of each channel that a forward keeps: the rows of its ``statistics``, ``StatisticsRow`` of
+#: ``batch_norm_rules.cuh``.
+ROWS = ("mean", "var", "inv_std", "gamma", "beta")
 
 
 @dataclass(frozen=True)
@@ -159,18 +172,10 @@ class Rule:
     activation: str
 
     @classmethod
-    def of(
-        cls,
-        mean: Any,
-        inv_std: Any,
-        gamma: Any | None,
-        beta: Any | None,
-        residual: Any | None = None,
-        activation: str = "identity",
-    ) -> Rule:
-        """Of arrays that are made ready for kernels."""
-        gamma, beta, residual = (None if array is None else ready(array) for array in (gamma, beta, residual))
-        return cls(ready(mean), ready(inv_std), gamma, beta, residual, activation)
+    def of(cls, statistics: Any, residual: Any | None = None, activation: str = "identity") -> Rule:
+        """Of what a forward kept."""
+        mean, _, inv_std, gamma, beta = rows_of(ready(statistics))
+        return cls(mean, inv_std, gamma, beta, None if residual is None else ready(residual), activation)
 
     @property
     def of_channels(self) -> tuple[Any, ...]:
@@ -181,6 +186,11 @@ class Rule:
     def number(self) -> int:
         """Of the activation."""
         return activation_number(self.activation)
+
+
+def rows_of(statistics: Operand) -> list[Operand]:
+    """The rows of what a forward keeps."""
+    return [statistics.program.row(statistics, index) for index in range(len(ROWS))]
 
 
 def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:

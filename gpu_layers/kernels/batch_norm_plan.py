@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.runtime.kernel import c_name
+
 #: Threads of a block: ``kChannelThreads`` of ``channel_layout.cuh``.
 THREADS = 256
 _VECTOR_BYTES = 16
@@ -39,7 +41,14 @@ _ROW_LAYOUT = np.dtype(
     [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_part", "parts")], align=True
 )
 #: Structs of the kernels' parameters.
-STRUCTS = {"PlaneLayout": _PLANE_LAYOUT, "RowLayout": _ROW_LAYOUT}
+STRUCTS = {
+    "PlaneLayout": _PLANE_LAYOUT,
+    "RowLayout": _ROW_LAYOUT,
+    **{
+        f"FoldingRule<{c_name(dtype)}>": np.dtype([(name, dtype) for name in ("old", "newest", "unbiased")])
+        for dtype in (np.dtype(np.float32), np.dtype(np.float64))
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpu_layers.mask import DropoutMask
 from gpu_layers.reference.philox import sample_seed
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
 
 DIVISOR = np.dtype([("divisor", np.uint64), ("multiplier", np.uint64), ("shift", np.uint64)])
 _RULES = {
@@ -64,17 +66,17 @@ def divisor(value: int) -> np.ndarray:
     return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
 
 
-def rule(mask: DropoutMask, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
+def rule(drop_below: int, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
     """``DropoutRule`` of ``dropout_rule.cuh``."""
-    numbers = (max(mask.drop_below - 1, 0), mask.drop_below > 0, scale, shift, dropped)
+    numbers = (max(drop_below - 1, 0), drop_below > 0, scale, shift, dropped)
     with np.errstate(over="ignore"):
         return np.array(numbers, _RULES[f"DropoutRule<{accumulate_name(element)}>"])
 
 
-def call_numbers(mask: DropoutMask) -> tuple[Any, ...]:
-    """Seed (of sample 0, where samples have masks of their own), offset, draw and start, as kernels take them."""
+def call_numbers(mask: DropoutMask) -> tuple[int, int, int]:
+    """Seed (of sample 0, where samples have masks of their own), offset and start: what is new in each call."""
     seed = mask.seed if mask.sample_ids is None else sample_seed(mask.seed)
-    return seed, mask.offset, mask.draw, mask.start
+    return seed, mask.offset, mask.start
 
 
 def dropout_forward(
@@ -86,58 +88,85 @@ def dropout_forward(
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
+    # As bytes: a key that tells -0 from +0.
+    factors = _FACTORS.pack(scale, shift, dropped)
+    arguments = (mask.drop_below, mask.run, mask.start % 4, factors)
+    return _apply((x, mask.sample_ids, mask.draw, out), arguments, call_numbers(mask))
+
+
+_FACTORS = struct.Struct("3d")
+
+
+@Launcher
+def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, factors: bytes) -> Any:
+    """phase: of the first decision within its Philox block."""
+    x, ids, draw, out = operands
+    seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
-    of_call = (rule(mask, scale, shift, dropped, element), *call_numbers(mask))
+    of_call = (rule(drop_below, *_FACTORS.unpack(factors), element), seed, offset, draw, start)
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
-        if mask.sample_ids is not None:
-            _launch_samples(element, arguments, mask)
-        elif mask.run > 1:
-            launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(mask.run)))
+        if ids is not None:
+            _launch_samples(element, arguments, ready(ids), phase)
+        elif run > 1:
+            launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:
-            kernel = _APPLY if mask.start % 4 == 0 else _APPLY_SHIFTED
+            kernel = _APPLY if phase == 0 else _APPLY_SHIFTED
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
 
 
-def _philox_blocks(start: int, count: int) -> int:
-    return -(-(start % 4 + count) // 4)
+def _philox_blocks(phase: int, count: int) -> int:
+    return -(-(phase + count) // 4)
 
 
-def _launch_samples(element: str, arguments: tuple[Any, ...], mask: DropoutMask) -> None:
+def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: int) -> None:
     x, _, n, *_ = arguments
-    ids = ready(mask.sample_ids)
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)
-    if mask.start % 4 == 0 and features % width == 0:
+    if phase == 0 and features % width == 0:
         launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
     else:
-        row = _philox_blocks(mask.start, features)
+        row = _philox_blocks(phase, features)
         blocks = blocks_for(row * ids.size, THREADS)
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 
 
 def dropout_moments(x: Any, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.dropout_moments``, as a kernel."""
+    arguments = (mask.drop_below, mask.start % 4, scale, passes)
+    return _moments((x, mask.sample_ids), arguments, call_numbers(mask))
+
+
+@Launcher
+def _moments(operands: Any, numbers: Any, drop_below: int, phase: int, scale: float, passes: int) -> Any:
+    x, ids = operands
+    seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
     mean, variance = (empty(x.shape, C_TYPES[accumulate_name(element)], x) for _ in range(2))
     if x.size:
-        ids = None if mask.sample_ids is None else ready(mask.sample_ids)
+        ids = None if ids is None else ready(ids)
         rows = 1 if ids is None else ids.size
         features = x.size // rows
-        row = _philox_blocks(mask.start, features)
-        seed, offset, _, start = call_numbers(mask)
-        numbers = (rule(mask, scale, 0.0, 0.0, element), seed, offset, start, passes, ids, features, divisor(row))
-        launch(_MOMENTS(T=element), blocks_for(row * rows, THREADS), THREADS, (x, mean, variance, x.size, *numbers))
+        row = _philox_blocks(phase, features)
+        of_call = (rule(drop_below, scale, 0.0, 0.0, element), seed, offset, start)
+        arguments = (x, mean, variance, x.size, *of_call, passes, ids, features, divisor(row))
+        launch(_MOMENTS(T=element), blocks_for(row * rows, THREADS), THREADS, arguments)
     return mean, variance
 
 
 def advance_draw(draw: Any, taken: Any) -> None:
     """``gpu_layers.reference.advance_draw``, as a kernel."""
+    _advance((draw, taken))
+
+
+@Launcher
+def _advance(operands: Any, numbers: Any) -> None:
+    draw, taken = operands
     launch(_ADVANCE(T="unsigned long long"), 1, 1, (draw, draw, taken))
 
 

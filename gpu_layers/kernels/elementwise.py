@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpu_layers.kernels.arrays import empty, is_ready, vector_width
+from gpu_layers.kernels.arrays import delivered, destination, vector_width
 from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.program import Operand
 
 THREADS = 256
 _UNROLL = 2
@@ -22,22 +23,18 @@ def vector_blocks(n: int, dtype: Any) -> int:
     return blocks_for(n, THREADS * _UNROLL * vector_width(dtype))
 
 
-def filled(out: Any | None, like: Any, fill: Callable[[Any], None]) -> Any:
-    """``out``, or a new array like another, after ``fill(array)``; through a copy where out is not aligned.
+def filled(out: Operand | None, like: Operand, fill: Callable[[Operand], None]) -> Operand:
+    """``out``, or a new array like another, after ``fill(array)``; through a copy where kernels cannot write to out.
 
     Parameters
     ----------
-    out : array or None
-        C-contiguous.
-    like : array
+    out : Operand or None
+    like : Operand
         Gives shape, dtype and place.
     fill : callable
         Launches a kernel that fills the array. Not called for an empty array.
     """
-    target = out if out is not None and is_ready(out) else empty(like.shape, like.dtype, like)
+    target = destination(out, like)
     if target.size:
         fill(target)
-    if out is None or out is target:
-        return target
-    out[...] = target
-    return out
+    return delivered(target, out)

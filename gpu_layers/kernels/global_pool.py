@@ -10,7 +10,6 @@ import numpy as np
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, vector_width
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.kernels.pool_plan import as_bytes
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.window import Window
@@ -87,7 +86,7 @@ def global_max_forward(x: Any, y: Any, taps: Any, window: Window, channels_last:
     """Fill y and taps as ``max_pool_forward`` does."""
     kind, blocks, layout = _layout(x, window, channels_last, taps.dtype.itemsize)
     if y.size:
-        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, as_bytes(taps), layout))
+        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, taps.as_bytes(), layout))
 
 
 def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
@@ -107,7 +106,7 @@ def global_backward(
         return
     tap_bytes = 0 if taps is None else taps.dtype.itemsize
     factor = _factor(window, divisor_override) if taps is None else 1.0
-    bytes_of_taps = None if taps is None else as_bytes(taps)
+    bytes_of_taps = None if taps is None else taps.as_bytes()
     if channels_last:
         _, tiles, layout = _layout(dy, window, channels_last, tap_bytes)
         # Positions that a thread writes, one after another.

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import element_type, ready
+from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     apart,
-    as_bytes,
     general_template,
     plan_for,
     ready_lengths,
     spatial_empty,
+    spatial_result,
     tiled_plan_for,
     tiled_template,
 )
 from gpu_layers.reference.pool_taps import tap_dtype
+from gpu_layers.runtime.program import Launcher
 from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window"
@@ -41,46 +42,68 @@ _BACKWARD_TILED = tiled_template(
 
 
 def max_pool_forward(
-    x: Any, window: Window, channels_last: bool = False, lengths: Any | None = None
+    x: Any, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Any | None = None
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_pool_forward``, as a kernel."""
-    x = ready(x)
-    y = spatial_empty(x, window.output_shape, channels_last)
-    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
-    if global_pool.takes(x, window, channels_last, lengths):
-        global_pool.global_max_forward(x, y, taps, window, channels_last)
-        return y, taps
-    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
-    if tiles is not None:
-        kernel = _FORWARD_TILED(T=element_type(x), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (x, y, as_bytes(taps), tiles.strip, tiles.plan.struct))
-        return y, taps
-    plan = plan_for(x, window, "output", channels_last)
-    kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
-    plan.run(kernel, (x, y, as_bytes(taps), ready_lengths(lengths, window.rank), plan.struct))
-    return y, taps
+    return forward((x, lengths, out), (window, channels_last))
 
 
 def max_pool_backward(
-    dy: Any, taps: Any, window: Window, channels_last: bool = False, lengths: Any | None = None
+    dy: Any,
+    taps: Any,
+    window: Window,
+    channels_last: bool = False,
+    lengths: Any | None = None,
+    out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
+    return backward((dy, taps, lengths, out), (window, channels_last))
+
+
+@Launcher
+def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+    """Of ``max_pool_forward``."""
+    x, lengths, out = operands
+    x = ready(x)
+    y = spatial_result(out, x, window.output_shape, channels_last)
+    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    if global_pool.takes(x, window, channels_last, lengths):
+        global_pool.global_max_forward(x, y, taps, window, channels_last)
+        return delivered(y, out), taps
+    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
+    if tiles is not None:
+        kernel = _FORWARD_TILED(T=element_type(x), **tiles.plan.template_arguments)
+        tiles.plan.run(kernel, (x, y, taps.as_bytes(), tiles.strip, tiles.plan.struct))
+        return delivered(y, out), taps
+    plan = plan_for(x, window, "output", channels_last)
+    kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
+    plan.run(kernel, (x, y, taps.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+    return delivered(y, out), taps
+
+
+@Launcher
+def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+    """Of ``max_pool_backward``."""
+    dy, taps, lengths, out = operands
     dy, taps = ready(dy), ready(taps)
-    dx = spatial_empty(dy, window.input_shape, channels_last)
+    dx = spatial_result(out, dy, window.input_shape, channels_last)
+    _fill_gradient(dy, taps, dx, window, channels_last, lengths)
+    return delivered(dx, out)
+
+
+def _fill_gradient(dy: Any, taps: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
     if global_pool.takes(dy, window, channels_last, lengths):
         global_pool.global_backward(dy, taps, dx, window, channels_last)
-        return dx
+        return
     tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
     if tiles is not None:
         kernel = _BACKWARD_TILED(T=element_type(dy), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (dy, as_bytes(taps), dx, tiles.strip, tiles.plan.struct))
-        return dx
-    if apart(window, lengths):
+        tiles.plan.run(kernel, (dy, taps.as_bytes(), dx, tiles.strip, tiles.plan.struct))
+    elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)
-        plan.run(kernel, (dy, as_bytes(taps), dx, plan.struct))
-        return dx
-    plan = plan_for(dy, window, "input", channels_last)
-    kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
-    plan.run(kernel, (dy, as_bytes(taps), dx, ready_lengths(lengths, window.rank), plan.struct))
-    return dx
+        plan.run(kernel, (dy, taps.as_bytes(), dx, plan.struct))
+    else:
+        plan = plan_for(dy, window, "input", channels_last)
+        kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
+        plan.run(kernel, (dy, taps.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
 
 _THREADS = 256
 _WARPS = _THREADS // 32
@@ -44,33 +45,48 @@ _BACKWARD = KernelTemplate(
 
 def max_unpool_indices_valid(indices: Any, plane: int) -> bool:
     """``gpu_layers.reference.max_unpool_indices_valid``, as a kernel; waits for it."""
-    if not indices.size:
-        return True
-    indices = ready(indices)
+    return not indices.size or not bool(_check((indices,), (plane,)).any())
+
+
+def max_unpool_forward(x: Any, indices: Any, output_shape: tuple[int, ...], out: Any | None = None) -> Any:
+    """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
+    return _forward((x, indices, out), (output_shape,))
+
+
+def max_unpool_backward(dy: Any, indices: Any, out: Any | None = None) -> Any:
+    """``gpu_layers.reference.max_unpool_backward``, as a kernel."""
+    return _backward((dy, indices, out))
+
+
+@Launcher
+def _check(operands: Any, numbers: Any, plane: int) -> Any:
+    indices = ready(operands[0])
     found = empty((min(blocks_for(indices.size, _THREADS), _CHECK_BLOCKS),), np.uint8, indices)
     launch(_CHECK(Found="unsigned char"), found.size, _THREADS, (indices, found, plane, indices.size))
-    return not bool(found.any())
+    return found
 
 
-def max_unpool_forward(x: Any, indices: Any, output_shape: tuple[int, ...]) -> Any:
-    """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
+@Launcher
+def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...]) -> Any:
+    x, indices, out = operands
     x, indices = ready(x), ready(indices)
     planes, plane = math.prod(x.shape[:2]), math.prod(output_shape)
-    y = empty((*x.shape[:2], *output_shape), x.dtype, x)
+    y = result_like(out, (*x.shape[:2], *output_shape), x)
     if y.size:
         segments = max(1, min(_ENOUGH_WARPS // planes, plane // _LEAST_PART))
         blocks = blocks_for(planes * segments, _WARPS)
         arguments = (x, indices, y, planes, math.prod(x.shape[2:]), plane, segments)
         launch(_FORWARD(T=element_type(x)), blocks, _THREADS, arguments)
-    return y
+    return delivered(y, out)
 
 
-def max_unpool_backward(dy: Any, indices: Any) -> Any:
-    """``gpu_layers.reference.max_unpool_backward``, as a kernel."""
+@Launcher
+def _backward(operands: Any, numbers: Any) -> Any:
+    dy, indices, out = operands
     dy, indices = ready(dy), ready(indices)
-    dx = empty(indices.shape, dy.dtype, dy)
+    dx = result_like(out, indices.shape, dy)
     if dx.size:
         planes, values, plane = math.prod(dy.shape[:2]), math.prod(indices.shape[2:]), math.prod(dy.shape[2:])
         blocks = blocks_for(dx.size, _THREADS)
         launch(_BACKWARD(T=element_type(dy)), blocks, _THREADS, (dy, indices, dx, planes, values, plane))
-    return dx
+    return delivered(dx, out)

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.reference.pool_taps import tap_dtype
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
@@ -326,24 +325,33 @@ def tiled_plan_for(array: Any, window: Window, side: str, channels_last: bool, l
     )
 
 
+def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """The shape of an array with other spatial sizes."""
+    lead, channels = array.shape[0], array.shape[-1] if channels_last else array.shape[1]
+    return (lead, *spatial, channels) if channels_last else (lead, channels, *spatial)
+
+
 def spatial_empty(array: Any, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
     """An uninitialised array beside another one, with other spatial sizes."""
-    lead, channels = array.shape[0], array.shape[-1] if channels_last else array.shape[1]
-    shape = (lead, *spatial, channels) if channels_last else (lead, channels, *spatial)
+    shape = spatial_shape(array, spatial, channels_last)
     return empty(shape, array.dtype if dtype is None else dtype, array)
+
+
+def spatial_result(out: Any | None, array: Any, spatial: tuple[int, ...], channels_last: bool) -> Any:
+    """Where kernels write a result with other spatial sizes: ``out``, if they can."""
+    return result_like(out, spatial_shape(array, spatial, channels_last), array)
 
 
 def ready_lengths(lengths: Any | None, rank: int) -> Any | None:
     """Lengths as kernels take them: of three axes, missing ones of size 1."""
     if lengths is None:
         return None
-    ones = array_module(lengths).ones((lengths.shape[0], 3 - rank), np.int64)
-    return ready(array_module(lengths).concatenate([ones, lengths], axis=1))
+    return lengths.program.compute(_with_leading_ones, [lengths], (lengths.shape[0], 3), np.int64)
 
 
-def as_bytes(taps: Any) -> Any:
-    """The bytes of saved taps, whatever their size."""
-    return taps.reshape(-1).view(np.uint8)
+def _with_leading_ones(xp: Any, lengths: Any) -> Any:
+    ones = xp.ones((lengths.shape[0], 3 - lengths.shape[1]), np.int64)
+    return xp.ascontiguousarray(xp.concatenate([ones, lengths], axis=1))
 
 
 def divisor_struct(

@@ -16,9 +16,9 @@ from gpu_layers.moments import Moments
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
     batch_norm_backward,
-    batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    batch_norm_running,
     check_input,
 )
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
@@ -152,9 +152,6 @@ class BatchNormLayer(RunningStatisticsLayer):
             if self._updates():
                 batch = self._statistics_of(x, packing)
             mean, var = self.buffers["running_mean"], self.buffers["running_var"]
-            if batch is not None or self.pending is not None:
-                # Folding in changes the running statistics in place; backward needs those of now.
-                mean = mean.copy()
             y, backward, saved = self._normalise_by(mean, var, x, options)
         self._saved = (backward, saved, packing)
         if batch is not None and self._updates():
@@ -182,10 +179,14 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def _normalise_by_batch(
         self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
-        """The output, the operation of its backward and what that saved, and the batch's statistics."""
-        y, saved = batch_norm_forward(x, *self._affine_part(), **options)
-        return y, batch_norm_backward, saved, BatchStatistics(saved.count, saved.mean, saved.var)
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+        """The output, the operation of its backward and what that saved, and the batch's statistics.
+
+        None in their place where the kernels have folded them in.
+        """
+        running = self._running(x.size // max(self.num_features, 1))
+        y, saved = batch_norm_running(x, *self._affine_part(), running, **options)
+        return y, batch_norm_backward, saved, None if running else BatchStatistics(saved.count, saved.statistics)
 
     def _normalise_by(
         self, mean: Any, var: Any, x: Any, options: dict[str, Any]

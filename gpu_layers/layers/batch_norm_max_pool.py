@@ -11,9 +11,9 @@ from gpu_layers.layers.max_pool import MaxPoolLayer
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.ops.batch_norm_max_pool import (
     batch_norm_max_pool_backward,
-    batch_norm_max_pool_forward,
     batch_norm_max_pool_inference,
     batch_norm_max_pool_inference_backward,
+    batch_norm_max_pool_running,
 )
 from gpu_layers.ops.packing import Packing
 
@@ -47,9 +47,10 @@ class BatchNormMaxPool(BatchNormLayer):
 
     def _normalise_by_batch(
         self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
-        y, saved = batch_norm_max_pool_forward(x, *self._affine_part(), **self._options(options))
-        batch = BatchStatistics(saved.norm.count, saved.norm.mean, saved.norm.var)
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+        running = self._running(x.size // max(self.num_features, 1))
+        y, saved = batch_norm_max_pool_running(x, *self._affine_part(), running, **self._options(options))
+        batch = None if running else BatchStatistics(saved.norm.count, saved.norm.statistics)
         return y, batch_norm_max_pool_backward, saved, batch
 
     def _normalise_by(

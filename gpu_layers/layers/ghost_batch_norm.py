@@ -43,7 +43,7 @@ class _GhostBatchNorm(BatchNormLayer):
 
     def _normalise_by_batch(
         self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
         samples = x.shape[0] if packing is None else packing.shape[0]
         starts = list(range(0, samples, self.group_size))
         rows = starts if packing is None else packing.bounds(starts)

@@ -10,6 +10,8 @@ import numpy as np
 from gpu_layers.layers.base import Layer, device_module, moved
 from gpu_layers.moments import Moments
 from gpu_layers.ops.checks import check_number
+from gpu_layers.running import RunningStatistics
+from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
 
 
@@ -21,19 +23,28 @@ class BatchStatistics:
     ----------
     count : int
         Values a channel.
-    mean, var : array, shape (C,)
-        ``var`` is the biased variance.
+    statistics : array, shape (2 or more, C)
+        Rows :attr:`mean` and :attr:`var`, then any others.
     """
 
     count: int
-    mean: Any
-    var: Any
+    statistics: Any
+
+    @property
+    def mean(self) -> Any:
+        """Shape (C,)."""
+        return self.statistics[0]
+
+    @property
+    def var(self) -> Any:
+        """The biased variance."""
+        return self.statistics[1]
 
 
 def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
     """Moments in the dtype of a layer's statistics; those of no values are 0."""
     var = moments.var if moments.count else moments.squares
-    return BatchStatistics(moments.count, moments.mean.astype(dtype), var.astype(dtype))
+    return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
 
 
 class RunningStatisticsLayer(Layer):
@@ -58,7 +69,8 @@ class RunningStatisticsLayer(Layer):
         self._update_statistics: bool | None = None
         self.deferred = self.skip_nonfinite = False
         self._pending: BatchStatistics | None = None
-        self._skipped: Any = 0
+        # On the device, as soon as batches may be left out.
+        self._skipped: Any = None
         if self.track_running_stats:
             self.reset_running_stats()
 
@@ -129,7 +141,7 @@ class RunningStatisticsLayer(Layer):
     @property
     def num_batches_skipped(self) -> int:
         """Batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
-        return int(self._skipped)
+        return 0 if self._skipped is None else int(self._skipped)
 
     def commit(self, accepted: Any = None) -> None:
         """Fold what is pending into the running statistics; without anything pending, do nothing.
@@ -140,20 +152,16 @@ class RunningStatisticsLayer(Layer):
             Whether to, decided on the device; if not, the batch is counted as skipped. With :attr:`skip_nonfinite`
             it must be finite besides.
         """
-        if self._pending is None:
-            return
-        if self.skip_nonfinite:
-            finite = self.pending_is_finite()
-            accepted = finite if accepted is None else accepted & finite
-        pending, self._pending = self._pending, None
-        self._fold(pending, accepted)
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._fold(pending, accepted)
 
     def pending_is_finite(self) -> Any:
         """Whether all pending statistics are finite: a boolean array of one element, on the device."""
         if self._pending is None:
             raise RuntimeError("no statistics are pending")
         xp = array_module(self._pending.mean)
-        return (xp.isfinite(self._pending.mean) & xp.isfinite(self._pending.var)).all()
+        return xp.isfinite(self._pending.statistics[:2]).all()
 
     def rollback(self) -> None:
         """Forget what is pending."""
@@ -162,11 +170,25 @@ class RunningStatisticsLayer(Layer):
     def to(self, device: str) -> Layer:
         """As :meth:`Layer.to`; what is pending is kept."""
         super().to(device)
-        self._skipped, pending = int(self._skipped), self._pending
+        xp, pending = device_module(device), self._pending
+        if self._skipped is not None:
+            self._skipped = moved(self._skipped, xp)
         if pending is not None:
-            xp = device_module(device)
-            self._pending = BatchStatistics(pending.count, moved(pending.mean, xp), moved(pending.var, xp))
+            self._pending = BatchStatistics(pending.count, moved(pending.statistics, xp))
         return self
+
+    def _running(self, count: int) -> RunningStatistics | None:
+        """Where a forward folds in the statistics of a batch of so many values a channel; None if it must not.
+
+        That is so unless they have to wait, or depend on more than one channel, or somebody else takes them.
+        """
+        waits = self.deferred or self.skip_nonfinite or self.momentum is None or "_take_batch" in vars(self)
+        return None if waits or not self._updates() else self._running_statistics(count)
+
+    def _running_statistics(self, count: int) -> RunningStatistics:
+        buffers = self.buffers
+        arrays = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
+        return RunningStatistics(*arrays, self.momentum, count)
 
     def _take_batch(self, batch: BatchStatistics) -> None:
         """Fold in the statistics of a batch, or keep them pending."""
@@ -181,23 +203,13 @@ class RunningStatisticsLayer(Layer):
         ----------
         batch : BatchStatistics
         accepted : boolean array or None
-            Whether the batch is to be folded in at all, decided on the device.
+            Whether the batch is to be folded in at all, decided on the device; with :attr:`skip_nonfinite` it must be
+            finite besides.
         """
-        tracked = self.buffers["num_batches_tracked"]
-        xp = array_module(tracked)
-        tracked += 1 if accepted is None else accepted
-        if accepted is not None:
-            self._skipped = self._skipped + xp.where(accepted, 0, 1)
-        if batch.count == 0:
-            return
-        momentum = 1.0 / xp.maximum(tracked, 1) if self.momentum is None else np.float64(self.momentum)
-        old, new = (weight.astype(self.dtype) for weight in (1 - momentum, momentum))
-        with np.errstate(invalid="ignore", over="ignore"):
-            unbiased = batch.var * self.dtype.type(batch.count / (batch.count - 1))
-            for name, newest in (("running_mean", batch.mean), ("running_var", unbiased)):
-                running = self.buffers[name]
-                if accepted is None:
-                    running *= old
-                    running += newest * new
-                else:
-                    running[...] = xp.where(accepted, running * old + newest * new, running)
+        running = self._running_statistics(batch.count)
+        if self._skipped is None and (self.skip_nonfinite or accepted is not None):
+            self._skipped = array_module(running.batches).zeros((), np.int64)
+        accepted = None if accepted is None else array_module(running.batches).asarray(accepted, bool)
+        backend_for(batch.statistics, *running.arrays).batch_norm_fold(
+            batch.statistics, running, self._skipped, accepted, self.skip_nonfinite
+        )

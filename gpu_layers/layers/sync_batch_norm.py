@@ -50,7 +50,7 @@ class SyncBatchNorm(BatchNormLayer):
 
     def _normalise_by_batch(
         self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics]:
+    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
         # As in PyTorch, a layer without running statistics evaluates each process's batch for itself.
         if not self.training and self.use_batch_statistics is None:
             return super()._normalise_by_batch(x, options, packing)

@@ -37,5 +37,5 @@ def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
     if x.size == channels:
         mean = x.reshape(-1).astype(np.float64)
         return Moments(1, mean, mean - mean)
-    mean, var, _ = backend.batch_norm_statistics(x, 1.0, channels_last)
-    return Moments.of(x.size // channels, mean, var)
+    statistics = backend.batch_norm_statistics(x, None, None, 1.0, channels_last)
+    return Moments.of(x.size // channels, statistics[0], statistics[1])

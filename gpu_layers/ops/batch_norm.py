@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_out
 from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchNormSaved:
     """What backward needs.
 
@@ -21,10 +20,10 @@ class BatchNormSaved:
     ----------
     x : array
         The input.
-    gamma, beta : array, shape (C,), or None
-    mean, var, inv_std : array, shape (C,)
-        Of the batch in training (``var`` is the biased variance), given in inference;
-        ``inv_std = 1 / sqrt(var + eps)``. float64 for float64 input, float32 for all others.
+    statistics : array, shape (5, C)
+        Rows :attr:`mean`, :attr:`var`, :attr:`inv_std`, :attr:`gamma`, :attr:`beta`, as they were in the forward: who
+        changes parameters or running statistics before backward does not change these. float64 for float64 input,
+        float32 for all others.
     channels_last : bool
     residual : array or None
         What was added before the activation; the input of the activation is computed again from this and x.
@@ -32,19 +31,40 @@ class BatchNormSaved:
     """
 
     x: Any
-    gamma: Any
-    beta: Any
-    mean: Any
-    var: Any
-    inv_std: Any
+    statistics: Any
     channels_last: bool
     residual: Any = None
     activation: str = "identity"
 
     @property
+    def mean(self) -> Any:
+        """Of the batch in training, given in inference; shape (C,)."""
+        return self.statistics[0]
+
+    @property
+    def var(self) -> Any:
+        """The biased variance, likewise."""
+        return self.statistics[1]
+
+    @property
+    def inv_std(self) -> Any:
+        """``1 / sqrt(var + eps)``."""
+        return self.statistics[2]
+
+    @property
+    def gamma(self) -> Any:
+        """1 where none was given."""
+        return self.statistics[3]
+
+    @property
+    def beta(self) -> Any:
+        """0 where none was given."""
+        return self.statistics[4]
+
+    @property
     def count(self) -> int:
         """Values a channel."""
-        return self.x.size // max(self.mean.size, 1)
+        return self.x.size // max(self.statistics.shape[1], 1)
 
 
 def batch_norm_forward(
@@ -56,6 +76,7 @@ def batch_norm_forward(
     residual: Any = None,
     activation: str | None = None,
     channels_last: bool = False,
+    out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
     """Normalise each channel with its own mean and biased variance over the batch; then add, then activate.
 
@@ -74,6 +95,8 @@ def batch_norm_forward(
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
         phi, as in :func:`activation_dropout_forward`; None is the identity.
     channels_last : bool
+    out : array, optional
+        Where to write y.
 
     Returns
     -------
@@ -88,11 +111,39 @@ def batch_norm_forward(
     ValueError
         For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
     """
-    backend_for(x, optional=(gamma, beta, residual))
+    return batch_norm_running(
+        x,
+        gamma,
+        beta,
+        None,
+        eps=eps,
+        residual=residual,
+        activation=activation,
+        channels_last=channels_last,
+        out=out,
+    )
+
+
+def batch_norm_running(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running: RunningStatistics | None,
+    *,
+    eps: float,
+    residual: Any,
+    activation: str | None,
+    channels_last: bool,
+    out: Any = None,
+) -> tuple[Any, BatchNormSaved]:
+    """:func:`batch_norm_forward` that folds the statistics into running ones, if there are any."""
+    backend_for(x, optional=(gamma, beta, residual, out))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
+    if out is not None:
+        check_out(out, x)
     eps = check_eps(eps)
     check_count(x, channels)
-    return checked_forward(x, gamma, beta, eps, residual, activation, channels_last)
+    return checked_forward(x, gamma, beta, eps, residual, activation, channels_last, out, running)
 
 
 def checked_forward(
@@ -104,16 +155,22 @@ def checked_forward(
     activation: str,
     channels_last: bool,
     out: Any = None,
+    running: RunningStatistics | None = None,
 ) -> tuple[Any, BatchNormSaved]:
-    """:func:`batch_norm_forward` of what has been checked; y is written to ``out``, if there is one."""
+    """:func:`batch_norm_forward` of what has been checked.
+
+    y is written to ``out``, and the statistics are folded into ``running``, if there are these.
+    """
     if x.size == 0:
         y = array_module(x).empty(x.shape, x.dtype) if out is None else out
-        mean, var, inv_std = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
+        statistics = statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
+        if running is not None:
+            running.batches[...] += 1
     else:
-        y, mean, var, inv_std = backend_for(x).batch_norm_forward(
-            x, gamma, beta, eps, channels_last, residual=residual, activation=activation, out=out
+        y, statistics = backend_for(x).batch_norm_forward(
+            x, gamma, beta, eps, channels_last, residual, activation, running, out
         )
-    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
 
 
 def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -156,6 +213,7 @@ def batch_norm_inference(
     residual: Any = None,
     activation: str | None = None,
     channels_last: bool = False,
+    out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
     """Normalise each channel with a given mean and variance; then add, then activate.
 
@@ -165,23 +223,24 @@ def batch_norm_inference(
         As in :func:`batch_norm_forward`; one value a channel is fine here.
     mean, var : array, shape (C,)
         Such as running averages.
+    out : array, optional
+        Where to write y.
 
     Returns
     -------
     y : array
     saved : BatchNormSaved
     """
-    backend = backend_for(x, mean, var, optional=(gamma, beta, residual))
+    backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
     check_statistics(x, mean, var, channels)
-    inv_std = inverse_deviation(var, check_eps(eps))
-    if x.size:
-        y = backend.batch_norm_inference(
-            x, mean, inv_std, gamma, beta, channels_last, residual=residual, activation=activation
-        )
-    else:
-        y = array_module(x).empty(x.shape, x.dtype)
-    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
+    if out is not None:
+        check_out(out, x)
+    eps = check_eps(eps)
+    y, statistics = backend.batch_norm_inference(
+        x, mean, var, gamma, beta, eps, channels_last, residual, activation, out
+    )
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
 
 
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -205,28 +264,16 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tupl
         gradients = (dx, *zeros, dresidual)
     else:
         gradients = getattr(backend, name)(
-            dy,
-            saved.x,
-            saved.mean,
-            saved.inv_std,
-            saved.gamma,
-            saved.beta,
-            saved.channels_last,
-            residual=saved.residual,
-            activation=saved.activation,
-            **options,
+            dy, saved.x, saved.statistics, saved.channels_last, saved.residual, saved.activation, **options
         )
     return gradients[:3] if saved.residual is None else gradients
 
 
-def _statistics_of_nothing(x: Any, channels: int, eps: float) -> tuple[Any, Any, Any]:
-    xp, dtype = array_module(x), statistics_dtype(x.dtype)
-    return xp.zeros(channels, dtype), xp.zeros(channels, dtype), xp.full(channels, eps**-0.5, dtype)
-
-
-def inverse_deviation(var: Any, eps: float) -> Any:
-    """``1 / sqrt(var + eps)`` of given variances, rounded once."""
-    return (1 / array_module(var).sqrt(var.astype(np.float64) + eps)).astype(var.dtype)
+def statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
+    """What an empty batch keeps."""
+    statistics = array_module(x).zeros((5, channels), statistics_dtype(x.dtype))
+    statistics[2] = eps**-0.5
+    return statistics
 
 
 def check_input(

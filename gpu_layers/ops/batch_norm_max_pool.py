@@ -9,16 +9,17 @@ from typing import Any
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
-    batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    check_count,
     check_input,
     check_statistics,
-    inverse_deviation,
+    checked_forward,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
@@ -73,6 +74,25 @@ def batch_norm_max_pool_forward(
     TypeError, ValueError
         As these two.
     """
+    arguments = (kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last)
+    return batch_norm_max_pool_running(x, gamma, beta, None, *arguments)
+
+
+def batch_norm_max_pool_running(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running: RunningStatistics | None,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: Padding,
+    dilation: int | Sequence[int],
+    eps: float,
+    activation: str | None,
+    ceil_mode: bool,
+    channels_last: bool,
+) -> tuple[Any, BatchNormMaxPoolSaved]:
+    """:func:`batch_norm_max_pool_forward` that folds the statistics into running ones, if there are any."""
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
     eps = check_eps(eps)
@@ -80,13 +100,11 @@ def batch_norm_max_pool_forward(
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
         # Nothing to normalise, or an error: as the first of the two says.
-        normalised, norm = batch_norm_forward(
-            x, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
-        )
+        check_count(x, channels)
+        normalised, norm = checked_forward(x, gamma, beta, eps, None, activation, channels_last, None, running)
         return _pooled(normalised, norm, window_arguments, ceil_mode)
-    y, taps, mean, var, inv_std = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation)
-    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
-    return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
+    y, taps, statistics = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation, running)
+    return y, _saved(x, y, taps, statistics, window, channels_last, activation)
 
 
 def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
@@ -160,10 +178,17 @@ def batch_norm_max_pool_inference(
             x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
         )
         return _pooled(normalised, norm, window_arguments, ceil_mode)
-    inv_std = inverse_deviation(var, eps)
-    y, taps = backend.batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
-    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
-    return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
+    y, taps, statistics = backend.batch_norm_max_pool_inference(
+        x, mean, var, gamma, beta, eps, window, channels_last, activation
+    )
+    return y, _saved(x, y, taps, statistics, window, channels_last, activation)
+
+
+def _saved(
+    x: Any, y: Any, taps: Any, statistics: Any, window: Window, channels_last: bool, activation: str
+) -> BatchNormMaxPoolSaved:
+    norm = BatchNormSaved(x, statistics, channels_last, None, activation)
+    return BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
 
 
 def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
@@ -178,9 +203,8 @@ def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Call
     if norm.x.size == 0:
         dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
     else:
-        of_channels = (norm.mean, norm.inv_std, norm.gamma, norm.beta)
         dx, dgamma, dbeta = getattr(backend, name)(
-            dy, pool.taps, norm.x, *of_channels, pool.window, norm.channels_last, norm.activation
+            dy, pool.taps, norm.x, norm.statistics, pool.window, norm.channels_last, norm.activation
         )
     return dx, dgamma, dbeta
 

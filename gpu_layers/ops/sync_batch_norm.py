@@ -144,7 +144,7 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.x.size == 0
-    forward = (local.x, local.mean, local.inv_std, local.gamma, local.beta)
+    forward = (local.x, local.statistics)
     fused = {"residual": local.residual, "activation": local.activation}
     if is_empty:
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.results import delivered
 
 
 @ieee
@@ -29,11 +30,11 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 @ieee
-def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``dy`` where ``y`` is positive (or NaN), 0 elsewhere."""
     dx = np.empty(dy.shape, dy.dtype)
     dx[...] = np.where(y <= 0, dy.dtype.type(0), dy)
-    return dx
+    return delivered(dx, out)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

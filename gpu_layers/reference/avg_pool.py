@@ -20,6 +20,7 @@ from gpu_layers.reference.pool_taps import (
     window_taps,
     with_spatial,
 )
+from gpu_layers.reference.results import delivered
 from gpu_layers.window import Window
 
 
@@ -36,6 +37,7 @@ def avg_pool_forward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sum of each window over its divisor.
 
@@ -58,7 +60,8 @@ def avg_pool_forward(
     """
     divisor = (count_include_pad, divisor_override)
     inputs = math.prod(x.shape[1:])
-    return by_samples(lambda part, own: _forward(part, own, window, channels_last, *divisor), (x,), lengths, inputs)
+    y = by_samples(lambda part, own: _forward(part, own, window, channels_last, *divisor), (x,), lengths, inputs)
+    return delivered(y, out)
 
 
 def _forward(
@@ -89,6 +92,7 @@ def avg_pool_backward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Spread each gradient evenly over the window's taps inside the input.
 
@@ -99,7 +103,8 @@ def avg_pool_backward(
     """
     divisor = (count_include_pad, divisor_override)
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
-    return by_samples(lambda part, own: _backward(part, own, window, channels_last, *divisor), (dy,), lengths, inputs)
+    dx = by_samples(lambda part, own: _backward(part, own, window, channels_last, *divisor), (dy,), lengths, inputs)
+    return delivered(dx, out)
 
 
 def _backward(

@@ -9,6 +9,8 @@ import numpy as np
 
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.results import delivered
+from gpu_layers.running import RunningStatistics
 
 
 def statistics_dtype(dtype: np.dtype) -> np.dtype:
@@ -32,18 +34,13 @@ def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.n
     return values.reshape(shape)
 
 
-def _scale(inv_std, gamma):
-    return inv_std if gamma is None else gamma * inv_std
-
-
-def _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual):
-    dtype = statistics_dtype(x.dtype)
-    scale = _per_channel(_scale(inv_std, gamma), x, channels_last)
-    z = (x.astype(dtype) - _per_channel(mean, x, channels_last)) * scale
-    if beta is not None:
-        z += _per_channel(beta, x, channels_last)
+def _before_activation(x, statistics, channels_last, residual):
+    mean, _, inv_std, gamma, beta = statistics
+    scale = _per_channel(gamma * inv_std, x, channels_last)
+    z = (x.astype(mean.dtype) - _per_channel(mean, x, channels_last)) * scale
+    z += _per_channel(beta, x, channels_last)
     if residual is not None:
-        z += residual.astype(dtype)
+        z += residual.astype(mean.dtype)
     return z
 
 
@@ -61,8 +58,9 @@ def batch_norm_forward(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    running: RunningStatistics | None = None,
     out: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
     ``y = phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``, with the biased variance, in the statistics
@@ -79,34 +77,44 @@ def batch_norm_forward(
         x's shape and dtype.
     activation : str
         A name in ``ACTIVATIONS``.
+    running : RunningStatistics, optional
+        The statistics are folded in there; with a momentum.
     out : ndarray, optional
-        Where y is written to: C-contiguous.
+        Where y is written to.
 
     Returns
     -------
     y : ndarray
         C-contiguous, x's shape and dtype.
-    mean, var, inv_std : ndarray, shape (C,)
-        Statistics dtype; ``var`` is the biased variance, ``inv_std = 1 / sqrt(var + eps)``.
+    statistics : ndarray, shape (5, C)
+        As :func:`batch_norm_statistics`.
     """
-    mean, var, inv_std = batch_norm_statistics(x, eps, channels_last)
-    y = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    return _delivered(y, out), mean, var, inv_std
+    statistics = batch_norm_statistics(x, gamma, beta, eps, channels_last, running)
+    return _normalized(x, statistics, channels_last, residual, activation, out), statistics
 
 
-def _delivered(result, out):
-    if out is None:
-        return result
-    out[...] = result
-    return out
+def _normalized(x, statistics, channels_last, residual, activation, out):
+    z = _before_activation(x, statistics, channels_last, residual)
+    return delivered(_activated(z, activation, x.dtype), out)
 
 
 @ieee
 def batch_norm_statistics(
-    x: np.ndarray, eps: float, channels_last: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``mean``, biased ``var`` and ``inv_std = 1 / sqrt(var + eps)`` of each channel, in the statistics dtype."""
-    dtype = statistics_dtype(x.dtype)
+    x: np.ndarray,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    eps: float,
+    channels_last: bool = False,
+    running: RunningStatistics | None = None,
+) -> np.ndarray:
+    """The statistics of a batch, and the parameters that go with them: what a forward keeps of the channels.
+
+    Returns
+    -------
+    ndarray, shape (5, C)
+        Rows ``mean``, biased ``var``, ``inv_std = 1 / sqrt(var + eps)``, gamma (1 without one), beta (0 without one);
+        statistics dtype.
+    """
     axes = _reduced_axes(x, channels_last)
     # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
@@ -118,17 +126,66 @@ def batch_norm_statistics(
     exact_mean = shift.reshape(-1) + deviation_mean
     deviation -= _per_channel(deviation_mean, x, channels_last)
     exact_var = np.square(deviation, out=deviation).mean(axis=axes)
-    return exact_mean.astype(dtype), exact_var.astype(dtype), (1 / np.sqrt(exact_var + eps)).astype(dtype)
+    statistics = _kept(exact_mean, exact_var, gamma, beta, eps, statistics_dtype(x.dtype))
+    if running is not None:
+        batch_norm_fold(statistics, running)
+    return statistics
+
+
+def _kept(mean, var, gamma, beta, eps, dtype):
+    kept = np.empty((5, mean.size), dtype)
+    kept[0], kept[1], kept[2] = mean, var, 1 / np.sqrt(var.astype(np.float64) + eps)
+    kept[3] = 1 if gamma is None else gamma
+    kept[4] = 0 if beta is None else beta
+    return kept
+
+
+@ieee
+def batch_norm_fold(
+    statistics: np.ndarray,
+    running: RunningStatistics,
+    skipped: np.ndarray | None = None,
+    accepted: np.ndarray | None = None,
+    finite_only: bool = False,
+) -> None:
+    """Fold the statistics of a batch into running ones: ``running = (1 - momentum) * running + momentum * batch``.
+
+    Parameters
+    ----------
+    statistics : ndarray, shape (5, C)
+        As of :func:`batch_norm_statistics`.
+    running : RunningStatistics
+        Without a momentum every batch counts alike: the momentum is 1 over their number.
+    skipped : ndarray of int64, of one element, optional
+        Counts batches that are not taken.
+    accepted : ndarray of bool, of one element, optional
+        Whether the batch is taken.
+    finite_only : bool
+        Take it only if all of its means and variances are finite.
+    """
+    mean, var = statistics[:2]
+    taken = accepted is None or bool(accepted)
+    if finite_only:
+        taken = taken and bool(np.isfinite(mean).all() and np.isfinite(var).all())
+    if not taken:
+        if skipped is not None:
+            skipped += 1
+        return
+    running.batches[...] += 1
+    if running.count == 0:
+        return
+    momentum = 1.0 / int(running.batches) if running.momentum is None else running.momentum
+    numbers = (1 - momentum, momentum, running.count / max(running.count - 1, 1))
+    old, newest, unbiased = (mean.dtype.type(one) for one in numbers)
+    for average, batch in ((running.mean, mean), (running.var, var * unbiased)):
+        average[...] = average * old + batch * newest
 
 
 @ieee
 def batch_norm_backward(
     dy: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None = None,
+    statistics: np.ndarray,
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
@@ -150,40 +207,33 @@ def batch_norm_backward(
     dresidual : ndarray or None
         x's shape and dtype; None without a residual.
     """
-    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    dgamma, dbeta, xhat = _parameter_gradients(dz, x, mean, inv_std, channels_last)
-    count = max(x.size // max(mean.size, 1), 1)
-    dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, _scale(inv_std, gamma), channels_last)
-    dx, dgamma, dbeta, dresidual = _gradients(x, dx, dgamma, dbeta, dz, residual)
-    return _delivered(dx, out[0]), dgamma, dbeta, None if dresidual is None else _delivered(dresidual, out[1])
+    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    dgamma, dbeta, xhat = _parameter_gradients(dz, x, statistics, channels_last)
+    count = max(x.size // max(statistics.shape[1], 1), 1)
+    dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, statistics, channels_last)
+    return _gradients(x, dx, dgamma, dbeta, dz, residual, out)
 
 
 @ieee
 def batch_norm_gradient_sums(
     dy: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None = None,
+    statistics: np.ndarray,
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
-    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    dgamma, dbeta, _ = _parameter_gradients(dz, x, mean, inv_std, channels_last)
-    return dgamma.astype(mean.dtype), dbeta.astype(mean.dtype)
+    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
+    return dgamma.astype(statistics.dtype), dbeta.astype(statistics.dtype)
 
 
 @ieee
 def batch_norm_input_gradient(
     dy: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None,
+    statistics: np.ndarray,
     dgamma: np.ndarray,
     dbeta: np.ndarray,
     count: int,
@@ -192,73 +242,87 @@ def batch_norm_input_gradient(
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
-    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    _, _, xhat = _parameter_gradients(dz, x, mean, inv_std, channels_last)
+    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    _, _, xhat = _parameter_gradients(dz, x, statistics, channels_last)
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
-    dx = _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, _scale(inv_std, gamma), channels_last)
+    dx = _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, statistics, channels_last)
     dx, _, _, dresidual = _gradients(x, dx, dgamma, dbeta, dz, residual)
     return dx, dresidual
 
 
-def _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, scale, channels_last):
+def _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, statistics, channels_last):
     """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64."""
+    _, _, inv_std, gamma, _ = statistics
+    scale = gamma * inv_std
     mean_dz_xhat, mean_dz, scale = (_per_channel(one, x, channels_last) for one in (mean_dz_xhat, mean_dz, scale))
     return (dz - mean_dz - xhat * mean_dz_xhat) * scale
 
 
-def _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation):
+def _gradient_before_activation(dy, x, statistics, channels_last, residual, activation):
     """Gradient of the activation's input, in float64."""
     dy = dy.astype(np.float64, order="C")
     if activation == "identity":
         return dy
     phi = ACTIVATIONS[activation]
-    z = _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual)
+    z = _before_activation(x, statistics, channels_last, residual)
     slope = phi.derivative(z if phi.is_exact else z.astype(np.float64))
     # Not by multiplying: a clipped unit passes no gradient, were it infinite.
     return np.where(slope == 0, 0, dy * slope)
 
 
-def _parameter_gradients(dz, x, mean, inv_std, channels_last):
+def _parameter_gradients(dz, x, statistics, channels_last):
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
+    mean, _, inv_std, _, _ = statistics
     axes = _reduced_axes(x, channels_last)
     exact_mean = _per_channel(mean.astype(np.float64), x, channels_last)
     xhat = (x.astype(np.float64, order="C") - exact_mean) * _per_channel(inv_std, x, channels_last)
     return (dz * xhat).sum(axis=axes), dz.sum(axis=axes), xhat
 
 
-def _gradients(x, dx, dgamma, dbeta, dz, residual):
+def _gradients(x, dx, dgamma, dbeta, dz, residual, out=(None, None)):
     dtype = statistics_dtype(x.dtype)
-    dresidual = None if residual is None else np.ascontiguousarray(dz.astype(x.dtype))
-    return np.ascontiguousarray(dx.astype(x.dtype)), dgamma.astype(dtype), dbeta.astype(dtype), dresidual
+    inputs = (dx, None if residual is None else dz)
+    dx, dresidual = (
+        one if one is None else delivered(np.ascontiguousarray(one.astype(x.dtype)), place)
+        for one, place in zip(inputs, out, strict=True)
+    )
+    return dx, dgamma.astype(dtype), dbeta.astype(dtype), dresidual
 
 
 @ieee
 def batch_norm_inference(
     x: np.ndarray,
     mean: np.ndarray,
-    inv_std: np.ndarray,
+    var: np.ndarray,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
+    eps: float,
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
-) -> np.ndarray:
-    """Normalise with given statistics: ``phi(gamma * (x - mean) * inv_std + beta + residual)``."""
-    z = _before_activation(x, mean, inv_std, gamma, beta, channels_last, residual)
-    return _activated(z, activation, x.dtype)
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalise with given statistics: ``phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
+
+    Returns
+    -------
+    y, statistics
+        As :func:`batch_norm_forward`; the latter are copies of what was given, with ``1 / sqrt(var + eps)``, rounded
+        once.
+    """
+    statistics = _kept(mean, var, gamma, beta, eps, statistics_dtype(x.dtype))
+    return _normalized(x, statistics, channels_last, residual, activation, out), statistics
 
 
 @ieee
 def batch_norm_inference_backward(
     dy: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None = None,
+    statistics: np.ndarray,
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
@@ -267,8 +331,9 @@ def batch_norm_inference_backward(
     dx, dgamma, dbeta, dresidual
         As :func:`batch_norm_backward`.
     """
-    dz = _gradient_before_activation(dy, x, mean, inv_std, gamma, beta, channels_last, residual, activation)
-    dgamma, dbeta, _ = _parameter_gradients(dz, x, mean, inv_std, channels_last)
+    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
     # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
-    dx = dz * _per_channel(_scale(inv_std, gamma), x, channels_last) + 0.0
-    return _gradients(x, dx, dgamma, dbeta, dz, residual)
+    _, _, inv_std, gamma, _ = statistics
+    dx = dz * _per_channel(gamma * inv_std, x, channels_last) + 0.0
+    return _gradients(x, dx, dgamma, dbeta, dz, residual, out)

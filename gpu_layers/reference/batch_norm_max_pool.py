@@ -11,6 +11,7 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
+from gpu_layers.running import RunningStatistics
 from gpu_layers.window import Window
 
 
@@ -22,44 +23,42 @@ def batch_norm_max_pool(
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    running: RunningStatistics | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pool ``batch_norm_forward`` of the arguments.
 
     Returns
     -------
     y, taps : ndarray
         As ``max_pool_forward``.
-    mean, var, inv_std : ndarray, shape (C,)
+    statistics : ndarray, shape (5, C)
         As ``batch_norm_forward``.
     """
-    normalised, mean, var, inv_std = batch_norm_forward(x, gamma, beta, eps, channels_last, None, activation)
-    y, taps = max_pool_forward(normalised, window, channels_last)
-    return y, taps, mean, var, inv_std
+    normalised, statistics = batch_norm_forward(x, gamma, beta, eps, channels_last, None, activation, running)
+    return *max_pool_forward(normalised, window, channels_last), statistics
 
 
 def batch_norm_max_pool_inference(
     x: np.ndarray,
     mean: np.ndarray,
-    inv_std: np.ndarray,
+    var: np.ndarray,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
+    eps: float,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pool ``batch_norm_inference`` of the arguments: y and taps, as ``max_pool_forward``."""
-    normalised = batch_norm_inference(x, mean, inv_std, gamma, beta, channels_last, None, activation)
-    return max_pool_forward(normalised, window, channels_last)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool ``batch_norm_inference`` of the arguments: y and taps, as ``max_pool_forward``, and its statistics."""
+    normalised, statistics = batch_norm_inference(x, mean, var, gamma, beta, eps, channels_last, None, activation)
+    return *max_pool_forward(normalised, window, channels_last), statistics
 
 
 def batch_norm_max_pool_backward(
     dy: np.ndarray,
     taps: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None,
+    statistics: np.ndarray,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
@@ -72,21 +71,18 @@ def batch_norm_max_pool_backward(
         As the latter.
     """
     dz = max_pool_backward(dy, taps, window, channels_last)
-    return batch_norm_backward(dz, x, mean, inv_std, gamma, beta, channels_last, None, activation)[:3]
+    return batch_norm_backward(dz, x, statistics, channels_last, None, activation)[:3]
 
 
 def batch_norm_max_pool_inference_backward(
     dy: np.ndarray,
     taps: np.ndarray,
     x: np.ndarray,
-    mean: np.ndarray,
-    inv_std: np.ndarray,
-    gamma: np.ndarray | None,
-    beta: np.ndarray | None,
+    statistics: np.ndarray,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_inference_backward``: dx, dgamma, dbeta."""
     dz = max_pool_backward(dy, taps, window, channels_last)
-    return batch_norm_inference_backward(dz, x, mean, inv_std, gamma, beta, channels_last, None, activation)[:3]
+    return batch_norm_inference_backward(dz, x, statistics, channels_last, None, activation)[:3]

@@ -20,13 +20,18 @@ from gpu_layers.reference.pool_taps import (
     window_taps,
     with_spatial,
 )
+from gpu_layers.reference.results import delivered
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.window import Window
 
 
 @ieee
 def max_pool_forward(
-    x: np.ndarray, window: Window, channels_last: bool = False, lengths: np.ndarray | None = None
+    x: np.ndarray,
+    window: Window,
+    channels_last: bool = False,
+    lengths: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest value of each window, and which tap held it.
 
@@ -49,7 +54,8 @@ def max_pool_forward(
         y's shape. Number of the chosen tap; 0 for a window with no tap that counts.
     """
     outputs = x.shape[1 if not channels_last else -1] * math.prod(window.output_shape)
-    return by_samples(lambda part, own: _forward(part, own, window, channels_last), (x,), lengths, outputs)
+    y, taps = by_samples(lambda part, own: _forward(part, own, window, channels_last), (x,), lengths, outputs)
+    return delivered(y, out), taps
 
 
 def _forward(
@@ -77,6 +83,7 @@ def max_pool_backward(
     window: Window,
     channels_last: bool = False,
     lengths: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Send each gradient to the tap that won.
 
@@ -94,9 +101,10 @@ def max_pool_backward(
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
-    return by_samples(
+    dx = by_samples(
         lambda part, chosen, own: _backward(part, chosen, own, window, channels_last), (dy, taps), lengths, inputs
     )
+    return delivered(dx, out)
 
 
 def _backward(

@@ -6,13 +6,17 @@ import math
 
 import numpy as np
 
+from gpu_layers.reference.results import delivered
+
 
 def max_unpool_indices_valid(indices: np.ndarray, plane: int) -> bool:
     """Whether every index is in ``0 .. plane - 1``."""
     return not ((indices < 0) | (indices >= plane)).any()
 
 
-def max_unpool_forward(x: np.ndarray, indices: np.ndarray, output_shape: tuple[int, ...]) -> np.ndarray:
+def max_unpool_forward(
+    x: np.ndarray, indices: np.ndarray, output_shape: tuple[int, ...], out: np.ndarray | None = None
+) -> np.ndarray:
     """Each value at its index in the output plane, and 0 elsewhere.
 
     Parameters
@@ -38,10 +42,10 @@ def max_unpool_forward(x: np.ndarray, indices: np.ndarray, output_shape: tuple[i
     # The last of equal targets is the first of them backwards.
     targets, last = np.unique(targets[::-1], return_index=True)
     y.reshape(-1)[targets] = flat[rows, columns][::-1][last]
-    return y.reshape(*lead, *output_shape)
+    return delivered(y.reshape(*lead, *output_shape), out)
 
 
-def max_unpool_backward(dy: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def max_unpool_backward(dy: np.ndarray, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The gradient at each index, also where several are equal; 0 for an index outside the plane.
 
     Parameters
@@ -58,4 +62,4 @@ def max_unpool_backward(dy: np.ndarray, indices: np.ndarray) -> np.ndarray:
     flat, at = dy.reshape(math.prod(lead), plane), indices.reshape(math.prod(lead), math.prod(indices.shape[2:]))
     inside = (at >= 0) & (at < plane)
     taken = np.take_along_axis(flat, np.where(inside, at, 0), axis=1)
-    return np.where(inside, taken, dy.dtype.type(0)).reshape(indices.shape)
+    return delivered(np.where(inside, taken, dy.dtype.type(0)).reshape(indices.shape), out)

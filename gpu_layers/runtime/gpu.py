@@ -1,13 +1,35 @@
-"""Loading compiled kernels on a GPU, and launching them there."""
+"""Running programs on a GPU: loading compiled kernels, binding launches to it, starting them."""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import struct
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import itemgetter
+from threading import Lock
 from typing import Any
 
+from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Row, Slot
+
+# What a launch may use of shared memory unless a function is told otherwise.
+_SHARED_BY_DEFAULT = 48 * 1024
+# All of the memory that a multiprocessor's L1 cache and its shared memory have together to shared memory, in percent.
+_CARVE_OUT = 100
+_POINTER = 8
+# Of the driver: too many blocks to be resident at once, and no such launches here.
+_REFUSALS = (
+    "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
+    "CUDA_ERROR_NOT_SUPPORTED",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+)
+
+_refused: set[tuple[Kernel, int]] = set()
 
 
 @cache
@@ -34,26 +56,17 @@ def _raw_kernel(kernel: Kernel, device: int, cooperative: bool) -> Any:
 def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int) -> Any:
     """The function that is launched with this much shared memory; likewise."""
     raw_kernel = _raw_kernel(kernel, device, cooperative)
-    # The limit is the loaded function's, which every amount of shared memory shares: it only ever grows.
-    if shared_bytes > raw_kernel.max_dynamic_shared_size_bytes:
+    # The limit is for static and dynamic shared memory together. It is the loaded function's, which every amount of
+    # dynamic shared memory shares: it only ever grows.
+    beyond_default = raw_kernel.shared_size_bytes + shared_bytes > _SHARED_BY_DEFAULT
+    if beyond_default and shared_bytes > _opted_in.get((kernel, device, cooperative), 0):
         raw_kernel.max_dynamic_shared_size_bytes = shared_bytes
+        raw_kernel.preferred_shared_memory_carveout = _CARVE_OUT
+        _opted_in[kernel, device, cooperative] = shared_bytes
     return raw_kernel.kernel
 
 
-def launch_on_gpu(
-    kernel: Kernel,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    values: list[Any],
-    device: int,
-    shared_bytes: int,
-    cooperative: bool,
-) -> None:
-    """Launch on the current stream of ``device``; ``values`` are bound and checked (see ``launch``)."""
-    cupy = import_cupy()
-    with cupy.cuda.Device(device):
-        function = _function(kernel, device, cooperative, shared_bytes)
-        function(grid, block, tuple(values), shared_mem=shared_bytes, enable_cooperative_groups=cooperative)
+_opted_in: dict[tuple[Kernel, int, bool], int] = {}
 
 
 @cache
@@ -73,3 +86,158 @@ def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, devi
             function.ptr, threads, shared_bytes
         )
         return per_multiprocessor * current.attributes["MultiProcessorCount"]
+
+
+def is_refused(kernel: Kernel, device: int) -> bool:
+    """Whether the driver has refused to launch this kernel with blocks that wait for each other."""
+    return (kernel, device) in _refused
+
+
+def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
+    """A function that starts a launch: ``start(slots, stream)``, with pointers and numbers in their slots.
+
+    All arguments lie in one buffer. The constant ones are written to it once, the others in each call by one ``pack``;
+    CuPy takes addresses in the buffer.
+    """
+    function_of = import_cupy().cuda.function
+    function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
+    varying = [argument.index for argument in step.arguments if isinstance(argument, Slot)]
+    constants = [
+        bytes(_POINTER) if argument is None else argument.tobytes()
+        for argument in step.arguments
+        if not isinstance(argument, Slot)
+    ]
+    # Every constant at a multiple of 16 bytes, at least what its type asks for.
+    size = _aligned(_POINTER * len(varying)) + sum(_aligned(len(constant)) for constant in constants)
+    buffer = (ctypes.c_uint64 * (size // _POINTER))()
+    base, next_varying, next_constant = ctypes.addressof(buffer), 0, _aligned(_POINTER * len(varying))
+    addresses, remaining = [], iter(constants)
+    for argument in step.arguments:
+        if isinstance(argument, Slot):
+            addresses.append(base + next_varying)
+            next_varying += _POINTER
+        else:
+            constant = next(remaining)
+            ctypes.memmove(base + next_constant, constant, len(constant))
+            addresses.append(base + next_constant)
+            next_constant += _aligned(len(constant))
+    pointers = tuple(function_of.CPointer(address) for address in addresses)
+    pack, pick = struct.Struct(f"{len(varying)}Q").pack_into, _picker(varying)
+    grid, block, shared_bytes, cooperative = step.grid, step.block, step.shared_bytes, step.cooperative
+    # Of the buffer: the driver has copied the arguments when the launch returns, and lets other threads run meanwhile.
+    lock = Lock()
+
+    def start(slots: list[int], stream: Any) -> None:
+        with lock:
+            pack(buffer, 0, *pick(slots))
+            function(grid, block, pointers, shared_bytes, stream, cooperative)
+
+    return _refusable(start, step.kernel, device) if cooperative else start
+
+
+def _refusable(
+    start: Callable[[list[int], Any], None], kernel: Kernel, device: int
+) -> Callable[[list[int], Any], None]:
+    driver_error = import_cupy().cuda.driver.CUDADriverError
+
+    def start_or_say(slots: list[int], stream: Any) -> None:
+        try:
+            start(slots, stream)
+        except driver_error as error:
+            if not str(error).startswith(_REFUSALS):
+                raise
+            _refused.add((kernel, device))
+            raise CooperativeLaunchRefusedError(str(kernel)) from error
+
+    return start_or_say
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _picker(indices: list[int]) -> Callable[[list[int]], tuple[int, ...]]:
+    if len(indices) == 1:
+        index = indices[0]
+        return lambda slots: (slots[index],)
+    return itemgetter(*indices) if indices else lambda slots: ()
+
+
+def run_on_gpu(program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    """Run a program on CuPy arrays, on CuPy's current stream of their GPU."""
+    cupy = import_cupy()
+    if cupy.cuda.device.get_device_id() != program.device:
+        with cupy.cuda.Device(program.device):
+            return _run(program, arrays, numbers, cupy)
+    return _run(program, arrays, numbers, cupy)
+
+
+def _run(program: Any, arrays: Sequence[Any], numbers: tuple[int, ...], cupy: Any) -> Any:
+    slots = [0 if array is None else array.data.ptr for array in arrays]
+    slots += numbers
+    objects = [*arrays, *numbers]
+    steps = program.bound
+    if steps is None:
+        steps = program.bound = [_bound(step, program, cupy) for step in program.steps]
+    for step in steps:
+        step(objects, slots)
+    return program.results(objects)
+
+
+def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]], None]:
+    """A step as a function of the arrays and of their addresses."""
+    if isinstance(step, Launch):
+        start = bound_launch(step, program.device)
+        return lambda objects, slots: start(slots, None)
+    if isinstance(step, Allocate):
+        return _bound_allocation(step, step.slot in program.needs_array, cupy)
+    if isinstance(step, Row):
+        of, offset = step.of, step.offset
+
+        def row(objects: list[Any], slots: list[int]) -> None:
+            objects.append(None)
+            slots.append(slots[of] + offset)
+
+        return row
+    if isinstance(step, Compute):
+
+        def compute(objects: list[Any], slots: list[int]) -> None:
+            result = step.function(cupy, *[objects[slot] for slot in step.of])
+            objects.append(result)
+            slots.append(result.data.ptr)
+
+        return compute
+    if isinstance(step, Deliver):
+
+        def deliver(objects: list[Any], slots: list[int]) -> None:
+            copy_into(cupy, objects[step.target], objects[step.source])
+
+        return deliver
+    raise TypeError(f"{type(step).__name__} is no step of a program")
+
+
+def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> Callable[[list[Any], list[int]], None]:
+    shape, dtype = step.shape, step.dtype
+    size = math.prod(shape) * dtype.itemsize
+    new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
+    memset, stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
+
+    def allocate(objects: list[Any], slots: list[int]) -> None:
+        array = new_array(shape, dtype)
+        objects.append(array)
+        slots.append(array.data.ptr)
+
+    def allocate_memory(objects: list[Any], slots: list[int]) -> None:
+        memory = new_memory(size)
+        objects.append(memory)
+        slots.append(memory.ptr)
+
+    plain = allocate if is_array else allocate_memory
+    if not step.zeroed:
+        return plain
+
+    def allocate_zeros(objects: list[Any], slots: list[int]) -> None:
+        plain(objects, slots)
+        memset(slots[-1], 0, size, stream().ptr)
+
+    return allocate_zeros

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.backend import emulation
+from gpu_layers.runtime.arrays import kind_of
 from gpu_layers.runtime.cuda import is_cupy_array
-from gpu_layers.runtime.gpu import launch_on_gpu, resident_blocks_of_gpu
+from gpu_layers.runtime.gpu import is_refused, resident_blocks_of_gpu
 from gpu_layers.runtime.kernel import Kernel, Parameter
 from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.program import Number, Operand, Program
+from gpu_layers.runtime.steps import Slot
 
 _MAX_BLOCK_THREADS = 1024
 _MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -48,22 +50,20 @@ def _where(kernel: Kernel, parameter: Parameter) -> str:
     return f"{kernel}: argument {parameter.name} ({parameter.c_type})"
 
 
-def _check_array(kernel: Kernel, parameter: Parameter, value: Any) -> None:
-    is_numpy = isinstance(value, np.ndarray)
-    if not (is_numpy or is_cupy_array(value)):
+def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
+    if not isinstance(value, Operand):
         raise TypeError(f"{_where(kernel, parameter)} needs an array, got {type(value).__name__}")
     if value.dtype != parameter.dtype:
         raise TypeError(f"{_where(kernel, parameter)} needs an array of {parameter.dtype}, got {value.dtype}")
-    flags = value.flags
-    if not flags.c_contiguous:
+    if not value.is_contiguous:
         raise ValueError(f"{_where(kernel, parameter)} needs a C-contiguous array")
-    if is_numpy and not (parameter.is_const or flags.writeable):
+    if not (parameter.is_const or value.is_writeable):
         raise ValueError(f"{_where(kernel, parameter)} is written to, but the array is read-only")
 
 
 def _scalar(kernel: Kernel, parameter: Parameter, value: Any) -> np.ndarray:
     """A scalar or struct, as an array of one element of exactly the declared type."""
-    if is_cupy_array(value) or (isinstance(value, np.ndarray) and value.size != 1):
+    if isinstance(value, Operand) or (isinstance(value, np.ndarray) and value.size != 1):
         raise TypeError(f"{_where(kernel, parameter)} needs a scalar, got an array")
     if parameter.dtype.kind in "iu" and not isinstance(value, (int, np.integer)):
         raise TypeError(f"{_where(kernel, parameter)} needs an integer, got {type(value).__name__}")
@@ -90,8 +90,9 @@ def launch(
     grid, block : int or sequence of up to three int
         Blocks, and threads a block.
     args : sequence
-        One a parameter: an array (or None, a null pointer) for a pointer, a number or a structured scalar else.
-        Every number is converted to the declared type, which the GPU itself would not check.
+        One a parameter: an operand of a program (or None, a null pointer) for a pointer; a number, a structured scalar
+        or a :class:`Number` of the program else. Every number is converted to the declared type, which the GPU itself
+        would not check. With arrays in place of operands the kernel is started at once.
     shared_bytes : int
         Dynamic shared memory a block.
     cooperative : bool
@@ -106,27 +107,46 @@ def launch(
     _check_geometry(kernel, grid, block, shared_bytes)
     if len(args) != len(kernel.parameters):
         raise TypeError(f"{kernel} takes {len(kernel.parameters)} arguments, got {len(args)}")
-    values: list[Any] = []
-    devices: set[int | None] = set()
+    program = next((value.program for value in args if isinstance(value, Operand)), None)
+    if program is None:
+        _launch_arrays(kernel, grid, block, args, shared_bytes, cooperative)
+        return
+    arguments: list[Any] = []
     for parameter, value in zip(kernel.parameters, args, strict=True):
-        if not parameter.is_pointer:
-            values.append(_scalar(kernel, parameter, value))
-            continue
-        if value is not None:
-            _check_array(kernel, parameter, value)
-            devices.add(None if isinstance(value, np.ndarray) else value.device.id)
-        values.append(value)
-    if len(devices) != 1:
-        raise ValueError(f"{kernel}: the arrays must all be on one device")
-    device = devices.pop()
-    if device is None:
-        emulation().launch(kernel, grid, block, values, shared_bytes, cooperative)
-    else:
-        launch_on_gpu(kernel, grid, block, values, device, shared_bytes, cooperative)
+        if isinstance(value, Number) and parameter.dtype == np.uint64:
+            arguments.append(Slot(value.slot))
+        elif not parameter.is_pointer:
+            arguments.append(_scalar(kernel, parameter, value))
+        elif value is None:
+            arguments.append(None)
+        else:
+            _check_operand(kernel, parameter, value)
+            arguments.append(Slot(value.slot, value.of_bytes))
+    program.launch(kernel, grid, block, tuple(arguments), shared_bytes, cooperative)
+
+
+def _launch_arrays(
+    kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_bytes: int, cooperative: bool
+) -> None:
+    """A program of one launch, run once."""
+    places = [index for index, parameter in enumerate(kernel.parameters) if parameter.is_pointer]
+    for index in places:
+        if args[index] is not None and not (isinstance(args[index], np.ndarray) or is_cupy_array(args[index])):
+            # As of an operand.
+            _check_operand(kernel, kernel.parameters[index], args[index])
+    arrays = [args[index] for index in places if args[index] is not None]
+    if not arrays:
+        raise ValueError(f"{kernel}: a launch needs an array, which says where it runs")
+    program = Program(kind_of(arrays[0]), arrays, 0)
+    operands = iter(program.operands)
+    bound = [next(operands) if index in places and value is not None else value for index, value in enumerate(args)]
+    launch(kernel, grid, block, bound, shared_bytes=shared_bytes, cooperative=cooperative)
+    program.returns(None)
+    program.run(arrays, ())
 
 
 def resident_blocks(
-    kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Any, *, cooperative: bool
+    kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Operand, *, cooperative: bool
 ) -> int:
     """Blocks of a launch that can be resident at once, which is all that a cooperative one may have.
 
@@ -135,12 +155,15 @@ def resident_blocks(
     kernel : Kernel
     block, shared_bytes, cooperative
         As of :func:`launch`.
-    like : array
+    like : Operand
         On the GPU in question; for NumPy arrays the emulator's, which are those of an H100.
     """
     x, y, z = _three(block)
-    if isinstance(like, np.ndarray):
+    device = like.program.device
+    if device is None:
         most = EMULATED_RESIDENT_BLOCKS
+    elif cooperative and is_refused(kernel, device):
+        most = 0
     else:
-        most = resident_blocks_of_gpu(kernel, x * y * z, shared_bytes, like.device.id, cooperative)
+        most = resident_blocks_of_gpu(kernel, x * y * z, shared_bytes, device, cooperative)
     return min(most, limits().max_blocks)

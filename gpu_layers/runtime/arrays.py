@@ -1,0 +1,188 @@
+"""Kinds of arrays that programs run on: what is read of an array, where new ones come from, how steps are run.
+
+NumPy arrays and CuPy arrays are here. Another library's arrays (tensors) join by :func:`register_kind`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpu_layers.runtime.backend import emulation
+from gpu_layers.runtime.copying import copy_into
+from gpu_layers.runtime.cuda import import_cupy, is_cupy_array
+from gpu_layers.runtime.gpu import run_on_gpu
+from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Row, Slot
+
+#: Bytes of the widest access, and so the alignment of every array.
+ALIGNMENT = 16
+
+
+class ArrayKind(Protocol):
+    """What programs need of a library's arrays."""
+
+    def signature(self, array: Any) -> tuple[Any, ...]:
+        """All that a program depends on: shape, strides, dtype, alignment, place."""
+
+    def device(self, array: Any) -> int | None:
+        """Number of the GPU, or None for the host."""
+
+    def dtype(self, array: Any) -> np.dtype:
+        """As a NumPy dtype."""
+
+    def is_contiguous(self, array: Any) -> bool:
+        """Whether it is in C order, without gaps."""
+
+    def is_ready(self, array: Any) -> bool:
+        """Whether kernels can use the array as it is: C-contiguous, at a multiple of 16 bytes."""
+
+    def is_writeable(self, array: Any) -> bool:
+        """Whether the array may be written to."""
+
+    def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
+        """A context in which this GPU is the current one."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+        """An uninitialised array beside another one."""
+
+    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        """Run the steps of a program."""
+
+
+class NumpyArrays:
+    """In the host's memory: kernels are emulated."""
+
+    def signature(self, array: Any) -> tuple[Any, ...]:
+        """Shape, strides, dtype, alignment, and whether it may be written to."""
+        return array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable
+
+    def device(self, array: Any) -> int | None:
+        """None."""
+        return None
+
+    def dtype(self, array: Any) -> np.dtype:
+        """Its dtype."""
+        return array.dtype
+
+    def is_contiguous(self, array: Any) -> bool:
+        """See :class:`ArrayKind`."""
+        return array.flags.c_contiguous
+
+    def is_ready(self, array: Any) -> bool:
+        """See :class:`ArrayKind`."""
+        return array.flags.c_contiguous and _address(array) % ALIGNMENT == 0
+
+    def is_writeable(self, array: Any) -> bool:
+        """See :class:`ArrayKind`."""
+        return array.flags.writeable
+
+    def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
+        """Nothing to be done."""
+        return contextlib.nullcontext()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+        """NumPy takes its memory from malloc, which aligns to 16 bytes wherever the emulator runs."""
+        return np.empty(shape, dtype)
+
+    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        """Run the steps; kernels where :func:`gpu_layers.use_backend` says."""
+        objects: list[Any] = [*arrays, *numbers]
+        for step in program.steps:
+            if isinstance(step, Launch):
+                values = [
+                    _value(argument, parameter.dtype, objects)
+                    for argument, parameter in zip(step.arguments, step.kernel.parameters, strict=True)
+                ]
+                emulation().launch(step.kernel, step.grid, step.block, values, step.shared_bytes, step.cooperative)
+            elif isinstance(step, Allocate):
+                objects.append((np.zeros if step.zeroed else np.empty)(step.shape, step.dtype))
+            elif isinstance(step, Row):
+                objects.append(objects[step.of][step.index])
+            elif isinstance(step, Compute):
+                objects.append(step.function(np, *[objects[slot] for slot in step.of]))
+            elif isinstance(step, Deliver):
+                copy_into(np, objects[step.target], objects[step.source])
+        return program.results(objects)
+
+
+def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
+    """An argument of a launch as the emulator takes it: an array, None, or an array of one element."""
+    if not isinstance(argument, Slot):
+        return argument
+    value = objects[argument.index]
+    if argument.as_bytes:
+        return value.reshape(-1).view(np.uint8)
+    return value if isinstance(value, np.ndarray) else np.asarray(value, dtype)
+
+
+class CupyArrays:
+    """On a GPU, in memory from CuPy's current allocator, on CuPy's current stream of the device."""
+
+    def signature(self, array: Any) -> tuple[Any, ...]:
+        """Shape, strides, dtype, alignment, and the number of its GPU."""
+        data = array.data
+        return array.shape, array.strides, array.dtype, data.ptr % ALIGNMENT, data.device_id
+
+    def device(self, array: Any) -> int | None:
+        """Number of its GPU."""
+        return array.data.device_id
+
+    def dtype(self, array: Any) -> np.dtype:
+        """Its dtype."""
+        return array.dtype
+
+    def is_contiguous(self, array: Any) -> bool:
+        """See :class:`ArrayKind`."""
+        return array.flags.c_contiguous
+
+    def is_ready(self, array: Any) -> bool:
+        """See :class:`ArrayKind`."""
+        return array.flags.c_contiguous and array.data.ptr % ALIGNMENT == 0
+
+    def is_writeable(self, array: Any) -> bool:
+        """CuPy has no arrays that are read-only."""
+        return True
+
+    def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
+        """See :class:`ArrayKind`."""
+        return import_cupy().cuda.Device(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+        """See :class:`ArrayKind`."""
+        with self.on(like.data.device_id):
+            return import_cupy().ndarray(shape, dtype)
+
+    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        """See :class:`ArrayKind`."""
+        return run_on_gpu(program, arrays, numbers)
+
+
+def _address(array: Any) -> int:
+    return array.__array_interface__["data"][0]
+
+
+_KINDS: dict[type, ArrayKind] = {np.ndarray: NumpyArrays()}
+
+
+def register_kind(array_type: type, kind: ArrayKind) -> None:
+    """Let programs run on arrays of another library."""
+    _KINDS[array_type] = kind
+
+
+def kind_of(array: Any) -> ArrayKind:
+    """The kind of an array.
+
+    Raises
+    ------
+    TypeError
+        If it is none that programs run on.
+    """
+    kind = _KINDS.get(type(array))
+    if kind is None:
+        if not is_cupy_array(array):
+            raise TypeError(f"expected an array of NumPy or CuPy, got {type(array).__name__}")
+        register_kind(type(array), kind := CupyArrays())
+    return kind

@@ -1,0 +1,33 @@
+"""Copies of arrays that may be strided, and may lie off by a byte, by the array library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def ready_copy(xp: Any, array: Any) -> Any:
+    """A contiguous and aligned copy, as kernels need it."""
+    copy = xp.ndarray(array.shape, array.dtype)
+    copy_into(xp, copy, array)
+    return copy
+
+
+def copy_into(xp: Any, target: Any, source: Any) -> None:
+    """``target[...] = source``, of one shape and dtype; the library is NumPy or CuPy."""
+    if xp is not np and not (_is_natural(target) and _is_natural(source)):
+        # CuPy's kernels read and write whole elements, which lie across their natural boundaries here.
+        target, source = _bytes_of_elements(xp, target), _bytes_of_elements(xp, source)
+    target[...] = source
+
+
+def _is_natural(array: Any) -> bool:
+    itemsize = array.dtype.itemsize
+    return array.data.ptr % itemsize == 0 and not any(stride % itemsize for stride in array.strides)
+
+
+def _bytes_of_elements(xp: Any, array: Any) -> Any:
+    """The same memory, with the bytes of an element as the last axis."""
+    itemsize = array.dtype.itemsize
+    return xp.ndarray((*array.shape, itemsize), np.uint8, array.data, strides=(*array.strides, 1))

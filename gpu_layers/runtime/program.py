@@ -1,0 +1,278 @@
+"""Programs: what an operation does to arrays of one signature, recorded once and run in each call.
+
+A launcher of ``gpu_layers.kernels`` computes grids, blocks and the structs that kernels take from shapes, dtypes and
+arguments alone. So it runs once for each of them, on operands, which have a shape and a dtype but no memory, and what
+it asks for is recorded: arrays to allocate, kernels to launch. A call then looks the program up and runs it. Allocation
+is the business of the arrays' library, in one place (``gpu_layers.runtime.arrays``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.runtime.arrays import ArrayKind, kind_of
+from gpu_layers.runtime.copying import ready_copy
+from gpu_layers.runtime.kernel import Kernel
+from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Row
+
+
+class Operand:
+    """An array of a program: what is known of it before there is one.
+
+    Attributes
+    ----------
+    program : Program
+    slot : int
+        Which of the program's arrays.
+    shape : tuple of int
+    dtype : numpy.dtype
+    is_ready : bool
+        Whether kernels can use it as it is: C-contiguous, at a multiple of 16 bytes.
+    is_contiguous, is_writeable : bool
+    of_bytes : bool
+        Whether these are the bytes of the array, whatever its dtype.
+    """
+
+    __slots__ = ("dtype", "is_contiguous", "is_ready", "is_writeable", "of_bytes", "program", "shape", "slot")
+
+    def __init__(
+        self,
+        program: Program,
+        slot: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        *,
+        is_ready: bool = True,
+        is_contiguous: bool = True,
+        is_writeable: bool = True,
+        of_bytes: bool = False,
+    ) -> None:
+        self.program, self.slot, self.shape, self.dtype = program, slot, shape, dtype
+        self.is_ready, self.is_contiguous, self.is_writeable = is_ready, is_contiguous, is_writeable
+        self.of_bytes = of_bytes
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def reshape(self, *shape: int) -> Operand:
+        """The same memory of a ready operand in another shape; a result is returned in the shape it is reshaped to."""
+        if math.prod(shape) != self.size or not self.is_ready:
+            raise ValueError(f"an operand of shape {self.shape} has no view of shape {shape}")
+        return Operand(
+            self.program, self.slot, shape, self.dtype, is_writeable=self.is_writeable, of_bytes=self.of_bytes
+        )
+
+    def as_bytes(self) -> Operand:
+        """The same memory, as bytes."""
+        shape = (self.size * self.dtype.itemsize,)
+        bytes_of = np.dtype(np.uint8)
+        return Operand(self.program, self.slot, shape, bytes_of, is_writeable=self.is_writeable, of_bytes=True)
+
+
+@dataclass(frozen=True)
+class Number:
+    """An unsigned 64-bit number that is another one in each call."""
+
+    program: Program
+    slot: int
+
+
+class Program:
+    """The steps of an operation on arrays of one signature.
+
+    Parameters
+    ----------
+    kind : ArrayKind
+    arrays : sequence of array or None
+        Of the first call: their shapes, dtypes and layouts are what is recorded for.
+    numbers : int
+        How many numbers each call brings.
+
+    Attributes
+    ----------
+    device : int or None
+        Number of the GPU; None for arrays in the host's memory.
+    operands : tuple of Operand or None
+        One for each array.
+    steps : list
+    """
+
+    def __init__(self, kind: ArrayKind, arrays: Sequence[Any], numbers: int) -> None:
+        devices = {kind.device(array) for array in arrays if array is not None}
+        if len(devices) != 1:
+            raise ValueError(f"the arrays must all be on one device, got {sorted(devices, key=str)}")
+        self.kind, self.device = kind, devices.pop()
+        self.operands = tuple(
+            None
+            if array is None
+            else Operand(
+                self,
+                slot,
+                tuple(array.shape),
+                kind.dtype(array),
+                is_ready=kind.is_ready(array),
+                is_contiguous=kind.is_contiguous(array),
+                is_writeable=kind.is_writeable(array),
+            )
+            for slot, array in enumerate(arrays)
+        )
+        self.numbers = tuple(Number(self, len(arrays) + index) for index in range(numbers))
+        self.steps: list[Any] = []
+        self._slots = len(arrays) + numbers
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self.result: Any = None
+        # Of a GPU: the steps as functions, from the first run on.
+        self.bound: list[Any] | None = None
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any, *, zeroed: bool = False) -> Operand:
+        """An uninitialised array, or one of zeros."""
+        operand = Operand(self, self._new_slot(), tuple(int(size) for size in shape), np.dtype(dtype))
+        self.steps.append(Allocate(operand.slot, operand.shape, operand.dtype, zeroed))
+        return operand
+
+    def row(self, operand: Operand, index: int) -> Operand:
+        """A row of an array of two axes: the same memory."""
+        size = operand.shape[1]
+        row = Operand(self, self._new_slot(), (size,), operand.dtype, is_writeable=operand.is_writeable)
+        self.steps.append(Row(row.slot, operand.slot, index, index * size * operand.dtype.itemsize))
+        return row
+
+    def compute(
+        self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: Any
+    ) -> Operand:
+        """``function(xp, *arrays)``, of this shape and dtype, by the array library xp."""
+        result = Operand(self, self._new_slot(), shape, np.dtype(dtype))
+        self.steps.append(Compute(result.slot, function, tuple(operand.slot for operand in operands)))
+        return result
+
+    def ready(self, operand: Operand) -> Operand:
+        """The operand, or a copy that kernels can use."""
+        if operand.is_ready:
+            return operand
+        return self.compute(ready_copy, [operand], operand.shape, operand.dtype)
+
+    def deliver(self, operand: Operand, target: Operand) -> Operand:
+        """Copy into an array of the caller."""
+        self.steps.append(Deliver(operand.slot, target.slot))
+        return target
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: tuple[Any, ...],
+        shared_bytes: int,
+        cooperative: bool,
+    ) -> None:
+        """Start a kernel; see ``gpu_layers.runtime.launch``, which has checked the arguments."""
+        self.steps.append(Launch(kernel, grid, block, arguments, shared_bytes, cooperative))
+
+    def returns(self, result: Any) -> None:
+        """What each call returns: an operand, None, or a tuple of such."""
+        self._take_shapes(result)
+        self.result = result
+        self.steps = [
+            Allocate(step.slot, self._shapes.get(step.slot, step.shape), step.dtype, step.zeroed)
+            if isinstance(step, Allocate)
+            else step
+            for step in self.steps
+        ]
+        if isinstance(result, tuple):
+            slots = tuple(None if one is None else one.slot for one in result)
+            self.results: Callable[[list[Any]], Any] = lambda objects: tuple(
+                [None if slot is None else objects[slot] for slot in slots]
+            )
+        elif result is None:
+            self.results = lambda objects: None
+        else:
+            slot = result.slot
+            self.results = lambda objects: objects[slot]
+        used = [step.of for step in self.steps if isinstance(step, Compute)]
+        used += [(step.source,) for step in self.steps if isinstance(step, Deliver)]
+        #: Slots of what must be arrays of the library; memory is enough for the others.
+        self.needs_array = frozenset(self._shapes).union(*used)
+
+    def run(self, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        """Run the steps on these arrays, which have the signature of those that were recorded for."""
+        return self.kind.run(self, arrays, numbers)
+
+    def _new_slot(self) -> int:
+        self._slots += 1
+        return self._slots - 1
+
+    def _take_shapes(self, result: Any) -> None:
+        if isinstance(result, tuple):
+            for one in result:
+                self._take_shapes(one)
+        elif result is not None:
+            self._shapes[result.slot] = result.shape
+
+
+class Launcher:
+    """A function on operands, and its programs.
+
+    Parameters
+    ----------
+    record : callable
+        ``record(operands, numbers, *arguments)`` asks for what is to be done, and gives the operands that the call
+        returns. It may depend on the operands' shapes, dtypes and layouts, on the arguments and on the limits in force,
+        and on nothing else.
+    """
+
+    # Programs that are kept; the oldest goes first. Some kilobytes each.
+    MOST = 4096
+
+    def __init__(self, record: Callable[..., Any]) -> None:
+        self._record = record
+        self._programs: dict[Any, Program] = {}
+
+    def __call__(self, arrays: Sequence[Any], arguments: tuple[Any, ...] = (), numbers: tuple[int, ...] = ()) -> Any:
+        """Run the program of this call.
+
+        Parameters
+        ----------
+        arrays : sequence of array or None
+            Of one kind and on one device; the first is an array.
+        arguments : tuple of hashable
+            What the program may depend on.
+        numbers : tuple of int
+            What it may not depend on.
+        """
+        first = arrays[0]
+        if type(first) is Operand:
+            return self._record(arrays, numbers, *arguments)
+        kind = kind_of(first)
+        key = (limits(), arguments, *[None if array is None else kind.signature(array) for array in arrays])
+        program = self._programs.get(key)
+        if program is None:
+            program = self._recorded(key, kind, arrays, arguments, len(numbers))
+        try:
+            return program.run(arrays, numbers)
+        except CooperativeLaunchRefusedError:
+            # Nothing was written: the kernels that need no such launch are recorded instead.
+            return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
+
+    def _recorded(
+        self, key: Any, kind: ArrayKind, arrays: Sequence[Any], arguments: tuple[Any, ...], numbers: int
+    ) -> Program:
+        program = Program(kind, arrays, numbers)
+        with kind.on(program.device):
+            program.returns(self._record(program.operands, program.numbers, *arguments))
+        if len(self._programs) >= self.MOST:
+            self._programs.pop(next(iter(self._programs)), None)
+        self._programs[key] = program
+        return program
