@@ -40,6 +40,14 @@ class Window:
     output_shape: Sizes
     adaptive: bool = False
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        shapes = (self.kernel, self.stride, self.dilation, self.pad_before, self.pad_after)
+        return hash((shapes, self.input_shape, self.output_shape, self.adaptive))
+
     @property
     def rank(self) -> int:
         """Number of spatial axes."""

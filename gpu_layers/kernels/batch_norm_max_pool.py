@@ -25,7 +25,6 @@ from gpu_layers.kernels.batch_norm_passes import (
     Rule,
     activation_number,
     merge_gradients,
-    rows_of,
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
@@ -145,7 +144,7 @@ def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activa
     y = spatial_empty(x, window.output_shape, channels_last)
     taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
     kernel = _FORWARD(T=element_type(x), Width=plan.template_arguments["Width"])
-    mean, _, inv_std, gamma, beta = rows_of(statistics)
+    mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
     arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, taps.as_bytes())
     plan.run(kernel, (*arrays, plan.struct))
     return y, taps

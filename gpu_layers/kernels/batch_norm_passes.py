@@ -15,7 +15,6 @@ from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Operand
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
@@ -174,7 +173,8 @@ class Rule:
     @classmethod
     def of(cls, statistics: Any, residual: Any | None = None, activation: str = "identity") -> Rule:
         """Of what a forward kept."""
-        mean, _, inv_std, gamma, beta = rows_of(ready(statistics))
+        statistics = ready(statistics)
+        mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
         return cls(mean, inv_std, gamma, beta, None if residual is None else ready(residual), activation)
 
     @property
@@ -186,11 +186,6 @@ class Rule:
     def number(self) -> int:
         """Of the activation."""
         return activation_number(self.activation)
-
-
-def rows_of(statistics: Operand) -> list[Operand]:
-    """The rows of what a forward keeps."""
-    return [statistics.program.row(statistics, index) for index in range(len(ROWS))]
 
 
 def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:

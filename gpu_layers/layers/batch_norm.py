@@ -11,6 +11,7 @@ from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
     batch_statistics,
+    check_buffers,
 )
 from gpu_layers.moments import Moments
 from gpu_layers.ops.batch_moments import batch_norm_moments
@@ -21,6 +22,7 @@ from gpu_layers.ops.batch_norm import (
     batch_norm_running,
     check_input,
 )
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
 from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
@@ -212,20 +214,14 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def _check_input(self, x: Any) -> None:
         backend_for(x, optional=tuple(self.buffers.values()))
-        check_dtype(x)
-        if x.ndim not in self._input_ranks:
-            ranks = " or ".join(f"{rank}D" for rank in self._input_ranks)
-            raise ValueError(f"expected {ranks} input (got {x.ndim}D input)")
-        channels = x.shape[-1] if self.channels_last else x.shape[1]
-        if channels != self.num_features:
-            named = {**self.buffers, **self.parameters, "num_features": None}
-            raise ValueError(f"{next(iter(named))} should contain {channels} elements not {self.num_features}")
-        self._check_buffers()
-        if (x.dtype == np.float64) != (self.dtype == np.float64):
-            raise TypeError(
-                f"{x.dtype} input needs a layer of dtype={'float64' if x.dtype == np.float64 else 'float32'!r}, "
-                f"this one has {self.dtype.name}"
-            )
+        _check_layer_input(
+            (x, *self.buffers.values()),
+            (*self.buffers, *self.parameters),
+            self.num_features,
+            self.channels_last,
+            self._input_ranks,
+            self.dtype.char,
+        )
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
@@ -235,6 +231,30 @@ class BatchNormLayer(RunningStatisticsLayer):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"bias={'bias' in self.parameters}, track_running_stats={self.track_running_stats}{extras}"
         )
+
+
+@Checked
+def _check_layer_input(
+    arrays: tuple[Any, ...],
+    names: tuple[str, ...],
+    num_features: int,
+    channels_last: bool,
+    input_ranks: tuple[int, ...],
+    dtype: str,
+) -> None:
+    """Raise unless x fits a layer, and the layer's buffers are as it made them; names: of buffers, then parameters."""
+    x, *buffers = arrays
+    check_dtype(x)
+    if x.ndim not in input_ranks:
+        ranks = " or ".join(f"{rank}D" for rank in input_ranks)
+        raise ValueError(f"expected {ranks} input (got {x.ndim}D input)")
+    channels = x.shape[-1] if channels_last else x.shape[1]
+    if channels != num_features:
+        raise ValueError(f"{[*names, 'num_features'][0]} should contain {channels} elements not {num_features}")
+    check_buffers(dict(zip(names, buffers, strict=False)), num_features, np.dtype(dtype))
+    if (x.dtype == np.float64) != (np.dtype(dtype) == np.float64):
+        needed = "float64" if x.dtype == np.float64 else "float32"
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {np.dtype(dtype)}")
 
 
 class BatchNorm1d(BatchNormLayer):

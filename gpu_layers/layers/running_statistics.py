@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,21 @@ def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
     """Moments in the dtype of a layer's statistics; those of no values are 0."""
     var = moments.var if moments.count else moments.squares
     return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
+
+
+def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype) -> None:
+    """Raise if somebody put other arrays in the place of running statistics."""
+    expected = {
+        "running_mean": ((num_features,), dtype),
+        "running_var": ((num_features,), dtype),
+        "num_batches_tracked": ((), np.dtype(np.int64)),
+    }
+    for name, buffer in buffers.items():
+        shape, dtype = expected[name]
+        if buffer.shape != shape:
+            raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
+        if buffer.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {buffer.dtype}")
 
 
 class RunningStatisticsLayer(Layer):
@@ -104,21 +120,6 @@ class RunningStatisticsLayer(Layer):
         if needs_statistics and not self.track_running_stats:
             raise ValueError(f"{name}={bool(value)} needs running statistics: this layer keeps none")
         return None if value is None else bool(value)
-
-    def _check_buffers(self) -> None:
-        """Raise if somebody put other arrays in the place of the running statistics."""
-        if not self.track_running_stats:
-            return
-        for name, shape, dtype in (
-            ("running_mean", (self.num_features,), self.dtype),
-            ("running_var", (self.num_features,), self.dtype),
-            ("num_batches_tracked", (), np.dtype(np.int64)),
-        ):
-            buffer = self.buffers[name]
-            if buffer.shape != shape:
-                raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
-            if buffer.dtype != dtype:
-                raise TypeError(f"{name} must be {dtype}, got {buffer.dtype}")
 
     def _uses_batch(self) -> bool:
         if self._use_batch_statistics is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_layers.ops.checks import check_activation, check_choice, check_dtype, check_gradient
-from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask, inverted_scale
+from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask
 from gpu_layers.runtime.backend import backend_for
 
 ORDERS = ("after", "before")
@@ -89,7 +89,7 @@ def activation_dropout_forward(
     if activation == "identity":
         y, dropout = dropout_forward(x, p, seed, offset, start=start, draw=draw)
         return y, ActivationDropoutSaved(activation, order, dropout)
-    mask, scale = element_mask(x, p, seed, offset, start, draw), inverted_scale(p)
+    mask, scale = element_mask(x, p, seed, offset, start, draw)
     y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)

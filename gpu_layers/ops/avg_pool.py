@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class AvgPoolSaved:
     """What backward needs: shapes only.
 
@@ -89,7 +89,6 @@ def avg_pool_forward(
         As :func:`max_pool_forward`; ValueError for a zero divisor.
     """
     backend = backend_for(x)
-    check_dtype(x)
     divisor = check_divisor(divisor_override)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     own = check_lengths(lengths, x, batched, window)
@@ -118,7 +117,6 @@ def adaptive_avg_pool_forward(
         As :func:`max_pool_forward`.
     """
     backend = backend_for(x)
-    check_dtype(x)
     batched, window = place_adaptive_window(x, output_size, channels_last)
     return _forward(backend, x, batched, window, channels_last, True, None, None)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_out
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, place_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchNormSaved:
     """What backward needs.
 
@@ -137,16 +138,38 @@ def batch_norm_running(
     out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
     """:func:`batch_norm_forward` that folds the statistics into running ones, if there are any."""
-    backend_for(x, optional=(gamma, beta, residual, out))
-    channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
+    backend = backend_for(x, optional=(gamma, beta, residual, out))
+    phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
         check_out(out, x)
+    return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out, running)
+
+
+@Checked
+def _checked_forward(
+    arrays: tuple[Any, ...], activation: str | None, channels_last: bool, eps: float
+) -> tuple[str, float]:
+    """The activation's name, and eps."""
+    x, gamma, beta, residual = arrays
+    channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     eps = check_eps(eps)
     check_count(x, channels)
-    return checked_forward(x, gamma, beta, eps, residual, activation, channels_last, out, running)
+    return phi, eps
+
+
+@Checked
+def _checked_inference(
+    arrays: tuple[Any, ...], activation: str | None, channels_last: bool, eps: float
+) -> tuple[str, float]:
+    """Likewise."""
+    x, mean, var, gamma, beta, residual = arrays
+    channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
+    check_statistics(x, mean, var, channels)
+    return phi, check_eps(eps)
 
 
 def checked_forward(
+    backend: Any,
     x: Any,
     gamma: Any,
     beta: Any,
@@ -162,12 +185,13 @@ def checked_forward(
     y is written to ``out``, and the statistics are folded into ``running``, if there are these.
     """
     if x.size == 0:
-        y = array_module(x).empty(x.shape, x.dtype) if out is None else out
-        statistics = statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
-        if running is not None:
-            running.batches[...] += 1
+        with place_of(x):
+            y = array_module(x).empty(x.shape, x.dtype) if out is None else out
+            statistics = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
+            if running is not None:
+                running.batches[...] += 1
     else:
-        y, statistics = backend_for(x).batch_norm_forward(
+        y, statistics = backend.batch_norm_forward(
             x, gamma, beta, eps, channels_last, residual, activation, running, out
         )
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
@@ -232,15 +256,11 @@ def batch_norm_inference(
     saved : BatchNormSaved
     """
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
-    channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
-    check_statistics(x, mean, var, channels)
+    phi, eps = _checked_inference((x, mean, var, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
         check_out(out, x)
-    eps = check_eps(eps)
-    y, statistics = backend.batch_norm_inference(
-        x, mean, var, gamma, beta, eps, channels_last, residual, activation, out
-    )
-    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
+    y, statistics = backend.batch_norm_inference(x, mean, var, gamma, beta, eps, channels_last, residual, phi, out)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, phi)
 
 
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -259,8 +279,9 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tupl
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     if saved.x.size == 0:
         xp = array_module(dy)
-        zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
-        dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
+        with place_of(dy):
+            zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
+            dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
         gradients = (dx, *zeros, dresidual)
     else:
         gradients = getattr(backend, name)(
@@ -269,7 +290,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tupl
     return gradients[:3] if saved.residual is None else gradients
 
 
-def statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
+def _statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
     """What an empty batch keeps."""
     statistics = array_module(x).zeros((5, channels), statistics_dtype(x.dtype))
     statistics[2] = eps**-0.5

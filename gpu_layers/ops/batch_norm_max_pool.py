@@ -101,7 +101,7 @@ def batch_norm_max_pool_running(
     if x.size == 0 or x.size == channels:
         # Nothing to normalise, or an error: as the first of the two says.
         check_count(x, channels)
-        normalised, norm = checked_forward(x, gamma, beta, eps, None, activation, channels_last, None, running)
+        normalised, norm = checked_forward(backend, x, gamma, beta, eps, None, activation, channels_last, None, running)
         return _pooled(normalised, norm, window_arguments, ceil_mode)
     y, taps, statistics = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation, running)
     return y, _saved(x, y, taps, statistics, window, channels_last, activation)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.mask import DropoutMask
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
     check_gradient,
@@ -20,13 +22,14 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
 
 # Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DropoutSaved:
     """What backward needs: numbers only (and the numbers of the samples, where these were given).
 
@@ -47,7 +50,7 @@ class DropoutSaved:
 
     def with_draw(self, draw: Any) -> DropoutSaved:
         """The same, of the call whose numbers lie in ``draw``."""
-        return replace(self, mask=replace(self.mask, draw=draw))
+        return replace(self, mask=self.mask._replace(draw=draw))
 
 
 def drop_threshold(p: float) -> int:
@@ -112,12 +115,36 @@ def dropout_forward(
         For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
     """
     backend = backend_for(x, optional=(out, sample_ids, draw))
-    check_dtype(x)
-    p = check_probability(p)
-    mask = _mask(x, p, seed, offset, start, mask_axes, sample_ids, draw)
-    factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
-    y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
+    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None)
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw)
+    if out is None:
+        y = backend.dropout_forward(x, mask, factor)
+    else:
+        y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
     return y, DropoutSaved(mask, factor, x.shape, x.dtype)
+
+
+@Checked
+def _checked_dropout(
+    x: Any, p: float, start: int, scale: float | None, mask_axes: int | None, by_samples: bool
+) -> tuple[int, float, int]:
+    """Threshold, factor, and elements that share a decision."""
+    check_dtype(x)
+    probability = check_probability(p)
+    run, decisions = _decisions(x, mask_axes, by_samples)
+    check_integer(start, "start", 0, 2**64 - decisions)
+    factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
+    return drop_threshold(probability), factor, run
+
+
+def _decisions(x: Any, mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
+    """Elements that share a decision, and how many decisions there are (for a sample)."""
+    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
+    if not by_samples:
+        return max(math.prod(x.shape[axes:]), 1), math.prod(x.shape[:axes])
+    if axes != x.ndim:
+        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
+    return 1, math.prod(x.shape[1:])
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
@@ -137,6 +164,8 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     """
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
+    if out is None:
+        return backend.dropout_backward(dy, saved.mask, saved.scale)
     return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
 
 
@@ -173,9 +202,8 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are no such number.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    check_dtype(x)
-    mask = _mask(x, check_probability(p), seed, offset, start, None, sample_ids, None)
-    factor = inverted_scale(p) if scale is None else check_number(scale, "scale")
+    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None)
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
 
@@ -218,14 +246,25 @@ def alpha_dropout_forward(
         As :func:`dropout_forward`.
     """
     backend = backend_for(x, optional=(out, draw))
-    check_dtype(x)
-    p = check_probability(p)
-    mask = _mask(x, p, seed, offset, start, mask_axes, None, draw)
+    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes)
+    mask = _mask(x, drop_below, seed, offset, start, run, None, draw)
+    if out is None:
+        y = backend.dropout_forward(x, mask, *numbers)
+    else:
+        y = into(out, x, lambda target: backend.dropout_forward(x, mask, *numbers, out=target))
+    return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype)
+
+
+@Checked
+def _checked_alpha_dropout(
+    x: Any, p: float, start: int, mask_axes: int | None
+) -> tuple[int, tuple[float, float, float], int]:
+    """Threshold, the numbers of the affine map, and elements that share a decision."""
+    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False)
+    p = float(p)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    numbers = (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0)
-    y = into(out, x, lambda target: backend.dropout_forward(x, mask, *numbers, out=target))
-    return y, DropoutSaved(mask, a, x.shape, x.dtype)
+    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run
 
 
 #: The constants of the affine map have no gradient.
@@ -272,37 +311,26 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
 
 def _mask(
     x: Any,
-    p: float,
+    drop_below: int,
     seed: int | None,
     offset: int | None,
     start: int,
-    mask_axes: int | None,
+    run: int,
     sample_ids: Any,
     draw: Any,
 ) -> DropoutMask:
-    """The mask over x, checked."""
+    """The mask of a call; all but its own numbers have been checked."""
     if draw is not None:
         _check_draw(draw, seed, offset)
         seed = offset = 0
-    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
-    run = math.prod(x.shape[axes:])
-    decisions = math.prod(x.shape[:axes])
+    elif not (type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
+        seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
-        if axes != x.ndim:
-            raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
         # A copy: who changes the numbers before backward does not change the mask.
-        sample_ids = sample_ids.copy()
-        decisions = math.prod(x.shape[1:])
-    return DropoutMask(
-        drop_below=drop_threshold(p),
-        seed=check_uint64(seed, "seed"),
-        offset=check_uint64(offset, "offset"),
-        start=check_integer(start, "start", 0, 2**64 - decisions),
-        run=max(run, 1),
-        sample_ids=sample_ids,
-        draw=draw,
-    )
+        with place_of(x):
+            sample_ids = sample_ids.copy()
+    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw)
 
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
@@ -316,9 +344,10 @@ def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
 
 def element_mask(
     x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
-) -> DropoutMask:
-    """The mask over single elements of x, checked."""
-    return _mask(x, check_probability(p), seed, offset, start, None, None, draw)
+) -> tuple[DropoutMask, float]:
+    """The mask over single elements of x, checked, and the factor of what is kept."""
+    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False)
+    return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
 
 
 def inverted_scale(p: float) -> float:

@@ -76,7 +76,7 @@ def ghost_batch_norm_forward(
     TypeError, ValueError
         As there, also for a group of one value a channel, and for bounds of anything else than all of x.
     """
-    backend_for(x, optional=(gamma, beta, residual))
+    backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     eps, bounds = check_eps(eps), _checked_bounds(bounds, x.shape[0])
     for start, stop in pairwise(bounds):
@@ -85,7 +85,8 @@ def ghost_batch_norm_forward(
     groups = []
     for start, stop in pairwise(bounds):
         own = None if residual is None else residual[start:stop]
-        groups.append(checked_forward(x[start:stop], gamma, beta, eps, own, phi, channels_last, y[start:stop])[1])
+        group, target = x[start:stop], y[start:stop]
+        groups.append(checked_forward(backend, group, gamma, beta, eps, own, phi, channels_last, target)[1])
     return y, GhostBatchNormSaved(x, bounds, tuple(groups))
 
 

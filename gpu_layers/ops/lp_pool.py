@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_number
+from gpu_layers.ops.checks import check_gradient, check_number
 from gpu_layers.ops.pool_arguments import Padding, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LPPoolSaved:
     """What backward needs.
 
@@ -82,7 +82,6 @@ def lp_pool_forward(
         As :func:`max_pool_forward`; ValueError for a p of 0 or less.
     """
     backend = backend_for(x)
-    check_dtype(x)
     p = check_norm_type(norm_type)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     batch = x if batched else x[None]

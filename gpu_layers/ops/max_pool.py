@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class MaxPoolSaved:
     """What backward needs.
 
@@ -89,7 +89,6 @@ def max_pool_forward(
         For a wrong rank, an empty channel or spatial axis, or a window that does not fit.
     """
     backend = backend_for(x)
-    check_dtype(x)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     return _forward(backend, x, batched, window, channels_last, check_lengths(lengths, x, batched, window))
 
@@ -120,7 +119,6 @@ def adaptive_max_pool_forward(
         As :func:`max_pool_forward`.
     """
     backend = backend_for(x)
-    check_dtype(x)
     batched, window = place_adaptive_window(x, output_size, channels_last)
     return _forward(backend, x, batched, window, channels_last, None)
 

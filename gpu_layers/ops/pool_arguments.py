@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpu_layers.ops.checks import check_integer
+from gpu_layers.ops.checked import Checked
+from gpu_layers.ops.checks import check_dtype, check_integer
 from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 
@@ -88,6 +89,7 @@ def _pairs(padding: Any, rank: int) -> Sides:
     return tuple(zip(before, after, strict=True))
 
 
+@Checked
 def place_window(
     x: Any,
     kernel_size: Sequence[int],
@@ -102,8 +104,10 @@ def place_window(
     Raises
     ------
     TypeError, ValueError
-        For numbers that make no window, a wrong rank, an empty channel or spatial axis, or a window that does not fit.
+        For another dtype than the four, numbers that make no window, a wrong rank, an empty channel or spatial axis, or
+        a window that does not fit.
     """
+    check_dtype(x)
     if not isinstance(kernel_size, (tuple, list)):
         raise TypeError(f"kernel_size must be a tuple, one int a spatial axis, got {type(kernel_size).__name__}")
     rank = len(kernel_size)
@@ -121,6 +125,7 @@ def place_window(
     return batched, sliding_window(kernel, strides, dilations, before, after, ceil, spatial)
 
 
+@Checked
 def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_last: bool) -> tuple[bool, Window]:
     """Whether x is batched, and the windows that give it this output size.
 
@@ -129,6 +134,7 @@ def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_la
     TypeError, ValueError
         For sizes that are none, a wrong rank, or an empty channel or spatial axis.
     """
+    check_dtype(x)
     if not isinstance(output_size, (tuple, list)):
         raise TypeError(f"output_size must be a tuple, one int a spatial axis, got {type(output_size).__name__}")
     rank = len(output_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     mean, variance = np.empty(x.shape, accumulate), np.empty(x.shape, accumulate)
     counts = np.zeros(x.size, np.int32)
     for number in range(passes):
-        call = replace(mask, offset=(mask.offset + number) % 2**64)
+        call = mask._replace(offset=(mask.offset + number) % 2**64)
         for chunk, is_kept in kept_chunks(call, x.size):
             counts[chunk] += is_kept
     source, means, variances = np.ascontiguousarray(x).reshape(-1), mean.reshape(-1), variance.reshape(-1)
@@ -120,7 +119,7 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         True where its elements are kept.
     """
     if mask.draw is not None:
-        mask = replace(mask, seed=int(mask.draw[0]), offset=int(mask.draw[1]), draw=None)
+        mask = mask._replace(seed=int(mask.draw[0]), offset=int(mask.draw[1]), draw=None)
     # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
     drop_below = np.uint64(mask.drop_below)
     if mask.sample_ids is not None:

@@ -6,7 +6,7 @@ NumPy arrays and CuPy arrays are here. Another library's arrays (tensors) join b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +14,15 @@ import numpy as np
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import import_cupy, is_cupy_array
-from gpu_layers.runtime.gpu import run_on_gpu
-from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Row, Slot
+from gpu_layers.runtime.gpu import runner_on_gpu
+from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
 
 #: Bytes of the widest access, and so the alignment of every array.
 ALIGNMENT = 16
+
+
+#: ``run(arrays, numbers)``: the results.
+Runner = Callable[[Sequence[Any], tuple[int, ...]], Any]
 
 
 class ArrayKind(Protocol):
@@ -48,8 +52,8 @@ class ArrayKind(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
         """An uninitialised array beside another one."""
 
-    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
-        """Run the steps of a program."""
+    def runner(self, program: Any) -> Runner:
+        """What runs the steps of a program."""
 
 
 class NumpyArrays:
@@ -87,8 +91,11 @@ class NumpyArrays:
         """NumPy takes its memory from malloc, which aligns to 16 bytes wherever the emulator runs."""
         return np.empty(shape, dtype)
 
-    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
-        """Run the steps; kernels where :func:`gpu_layers.use_backend` says."""
+    def runner(self, program: Any) -> Runner:
+        """See :class:`ArrayKind`; kernels run where :func:`gpu_layers.use_backend` says."""
+        return lambda arrays, numbers: self._run(program, arrays, numbers)
+
+    def _run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
         objects: list[Any] = [*arrays, *numbers]
         for step in program.steps:
             if isinstance(step, Launch):
@@ -99,8 +106,8 @@ class NumpyArrays:
                 emulation().launch(step.kernel, step.grid, step.block, values, step.shared_bytes, step.cooperative)
             elif isinstance(step, Allocate):
                 objects.append((np.zeros if step.zeroed else np.empty)(step.shape, step.dtype))
-            elif isinstance(step, Row):
-                objects.append(objects[step.of][step.index])
+            elif isinstance(step, Rows):
+                objects.extend(objects[step.of])
             elif isinstance(step, Compute):
                 objects.append(step.function(np, *[objects[slot] for slot in step.of]))
             elif isinstance(step, Deliver):
@@ -155,9 +162,9 @@ class CupyArrays:
         with self.on(like.data.device_id):
             return import_cupy().ndarray(shape, dtype)
 
-    def run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    def runner(self, program: Any) -> Runner:
         """See :class:`ArrayKind`."""
-        return run_on_gpu(program, arrays, numbers)
+        return runner_on_gpu(program)
 
 
 def _address(array: Any) -> int:

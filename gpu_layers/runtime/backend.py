@@ -110,6 +110,26 @@ def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> Mod
     TypeError
         If one is no array, the kinds are mixed, or the forced backend does not take them.
     """
+    kind = type(array)
+    floor = _FLOORS.get(kind)
+    if floor is not None and _forced.get() is None:
+        for one in others:
+            if type(one) is not kind:
+                break
+        else:
+            for one in optional:
+                if one is not None and type(one) is not kind:
+                    break
+            else:
+                return floor
+    return _floor_for(array, others, optional)
+
+
+#: Of arrays that no ``with`` block sends elsewhere, by their type.
+_FLOORS: dict[type, ModuleType] = {}
+
+
+def _floor_for(array: Any, others: tuple[Any, ...], optional: tuple[Any, ...]) -> ModuleType:
     kinds = {_kind(one) for one in (array, *others)} | {_kind(one) for one in optional if one is not None}
     if len(kinds) > 1:
         raise TypeError(
@@ -123,7 +143,10 @@ def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> Mod
         given = "CuPy" if kind == "cupy" else "NumPy"
         advice = "cupy.asarray(x)" if name == "cuda" else "cupy.asnumpy(x)"
         raise TypeError(f"the {name} backend takes {needed} arrays, got {given} arrays: use {advice}")
-    return importlib.import_module("gpu_layers.reference" if name == "reference" else "gpu_layers.kernels")
+    floor = importlib.import_module("gpu_layers.reference" if name == "reference" else "gpu_layers.kernels")
+    if choice is None:
+        _FLOORS[type(array)] = floor
+    return floor
 
 
 def _kind(array: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from typing import Any
@@ -34,6 +35,11 @@ def is_cupy_array(x: object) -> bool:
 def array_module(x: object) -> Any:
     """``numpy`` or ``cupy``, whichever made ``x``."""
     return sys.modules["cupy"] if is_cupy_array(x) else np
+
+
+def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the array library works where x is: on its GPU, if it is on one."""
+    return x.device if is_cupy_array(x) else contextlib.nullcontext()
 
 
 def require_gpu() -> Any:

@@ -15,7 +15,7 @@ from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
-from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Row, Slot
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows, Slot
 
 # What a launch may use of shared memory unless a function is told otherwise.
 _SHARED_BY_DEFAULT = 48 * 1024
@@ -163,25 +163,28 @@ def _picker(indices: list[int]) -> Callable[[list[int]], tuple[int, ...]]:
     return itemgetter(*indices) if indices else lambda slots: ()
 
 
-def run_on_gpu(program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
-    """Run a program on CuPy arrays, on CuPy's current stream of their GPU."""
-    cupy = import_cupy()
-    if cupy.cuda.device.get_device_id() != program.device:
-        with cupy.cuda.Device(program.device):
-            return _run(program, arrays, numbers, cupy)
-    return _run(program, arrays, numbers, cupy)
+def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], Any]:
+    """What runs a program on CuPy arrays, on CuPy's current stream of their GPU."""
+    cupy, device = import_cupy(), program.device
+    current = cupy.cuda.device.get_device_id
+    bound: list[Callable[[list[Any], list[int]], None]] | None = None
 
+    def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        nonlocal bound
+        if current() != device:
+            with cupy.cuda.Device(device):
+                return run(arrays, numbers)
+        if bound is None:
+            # Kernels are compiled and loaded here, when they are first needed.
+            bound = [_bound(step, program, cupy) for step in program.steps]
+        objects = [*arrays, *numbers]
+        slots = [0 if array is None else array.data.ptr for array in arrays]
+        slots += numbers
+        for step in bound:
+            step(objects, slots)
+        return program.results(objects)
 
-def _run(program: Any, arrays: Sequence[Any], numbers: tuple[int, ...], cupy: Any) -> Any:
-    slots = [0 if array is None else array.data.ptr for array in arrays]
-    slots += numbers
-    objects = [*arrays, *numbers]
-    steps = program.bound
-    if steps is None:
-        steps = program.bound = [_bound(step, program, cupy) for step in program.steps]
-    for step in steps:
-        step(objects, slots)
-    return program.results(objects)
+    return run
 
 
 def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]], None]:
@@ -191,14 +194,16 @@ def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]
         return lambda objects, slots: start(slots, None)
     if isinstance(step, Allocate):
         return _bound_allocation(step, step.slot in program.needs_array, cupy)
-    if isinstance(step, Row):
-        of, offset = step.of, step.offset
+    if isinstance(step, Rows):
+        of, nothing = step.of, [None] * step.count
+        offsets = [index * step.size for index in range(step.count)]
 
-        def row(objects: list[Any], slots: list[int]) -> None:
-            objects.append(None)
-            slots.append(slots[of] + offset)
+        def rows(objects: list[Any], slots: list[int]) -> None:
+            first = slots[of]
+            objects.extend(nothing)
+            slots.extend([first + offset for offset in offsets])
 
-        return row
+        return rows
     if isinstance(step, Compute):
 
         def compute(objects: list[Any], slots: list[int]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from gpu_layers.runtime.arrays import ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Row
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows
 
 
 class Operand:
@@ -134,8 +135,6 @@ class Program:
         self._slots = len(arrays) + numbers
         self._shapes: dict[int, tuple[int, ...]] = {}
         self.result: Any = None
-        # Of a GPU: the steps as functions, from the first run on.
-        self.bound: list[Any] | None = None
 
     def allocate(self, shape: tuple[int, ...], dtype: Any, *, zeroed: bool = False) -> Operand:
         """An uninitialised array, or one of zeros."""
@@ -143,12 +142,14 @@ class Program:
         self.steps.append(Allocate(operand.slot, operand.shape, operand.dtype, zeroed))
         return operand
 
-    def row(self, operand: Operand, index: int) -> Operand:
-        """A row of an array of two axes: the same memory."""
-        size = operand.shape[1]
-        row = Operand(self, self._new_slot(), (size,), operand.dtype, is_writeable=operand.is_writeable)
-        self.steps.append(Row(row.slot, operand.slot, index, index * size * operand.dtype.itemsize))
-        return row
+    def rows(self, operand: Operand) -> list[Operand]:
+        """The rows of an array of two axes: the same memory."""
+        count, length = operand.shape
+        self.steps.append(Rows(operand.slot, count, length * operand.dtype.itemsize))
+        return [
+            Operand(self, self._new_slot(), (length,), operand.dtype, is_writeable=operand.is_writeable)
+            for _ in range(count)
+        ]
 
     def compute(
         self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: Any
@@ -193,9 +194,10 @@ class Program:
         ]
         if isinstance(result, tuple):
             slots = tuple(None if one is None else one.slot for one in result)
-            self.results: Callable[[list[Any]], Any] = lambda objects: tuple(
-                [None if slot is None else objects[slot] for slot in slots]
-            )
+            if len(slots) > 1 and None not in slots:
+                self.results: Callable[[list[Any]], Any] = itemgetter(*slots)
+            else:
+                self.results = lambda objects: tuple([None if slot is None else objects[slot] for slot in slots])
         elif result is None:
             self.results = lambda objects: None
         else:
@@ -205,10 +207,8 @@ class Program:
         used += [(step.source,) for step in self.steps if isinstance(step, Deliver)]
         #: Slots of what must be arrays of the library; memory is enough for the others.
         self.needs_array = frozenset(self._shapes).union(*used)
-
-    def run(self, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
-        """Run the steps on these arrays, which have the signature of those that were recorded for."""
-        return self.kind.run(self, arrays, numbers)
+        #: Runs the steps on arrays of the signature that was recorded for: ``run(arrays, numbers)``.
+        self.run = self.kind.runner(self)
 
     def _new_slot(self) -> int:
         self._slots += 1

@@ -52,13 +52,12 @@ class Allocate:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of an array, whose memory begins so many bytes after that of the array."""
+class Rows:
+    """The rows of an array, of so many bytes each: slots of their own, in order."""
 
-    slot: int
     of: int
-    index: int
-    offset: int
+    count: int
+    size: int
 
 
 @dataclass(frozen=True)
