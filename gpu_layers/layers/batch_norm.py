@@ -26,6 +26,7 @@ from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
 from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
 
 
 class BatchNormLayer(RunningStatisticsLayer):
@@ -134,10 +135,11 @@ class BatchNormLayer(RunningStatisticsLayer):
             # Else the operation that runs first checks this.
             backend_for(x, optional=(residual, *self._affine_part()))
             check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
-        if packing is None:
-            return self._forward(x, residual, None)
-        rows = None if residual is None else packing.pack(residual)
-        return packing.unpack(self._forward(packing.pack(x), rows, packing))
+        with place_of(x):
+            if packing is None:
+                return self._forward(x, residual, None)
+            rows = None if residual is None else packing.pack(residual)
+            return packing.unpack(self._forward(packing.pack(x), rows, packing))
 
     def _forward(self, x: Any, residual: Any, packing: Packing | None) -> Any:
         """:meth:`forward` of a whole batch, or of the rows of a packed one."""
@@ -166,7 +168,12 @@ class BatchNormLayer(RunningStatisticsLayer):
         if packing is not None:
             backend_for(dy, saved.x)
             check_gradient(dy, packing.shape, saved.x.dtype)
-            dy = packing.pack(dy)
+            with place_of(dy):
+                return self._backward(packing.pack(dy), backward, saved, packing)
+        return self._backward(dy, backward, saved, None)
+
+    def _backward(self, dy: Any, backward: Callable[..., Any], saved: Any, packing: Packing | None) -> Any:
+        """:meth:`backward` of a whole batch, or of the rows of a packed one."""
         dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
         self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}

@@ -9,9 +9,10 @@ import numpy as np
 from gpu_layers.moments import Moments
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, placed
 
 
+@placed
 def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
     """Count, mean and sum of squared deviations of each channel, by batch norm's own kernel: x is read once.
 

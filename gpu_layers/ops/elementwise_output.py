@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.ops.checks import check_out
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.copying import copy_into
+from gpu_layers.runtime.cuda import array_module, place_of
 
 
 def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
@@ -33,5 +34,7 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
     writable_directly = out.flags.c_contiguous and getattr(out.flags, "aligned", True)
     if writable_directly and (out is x or not array_module(x).may_share_memory(out, x)):
         return compute(out)
-    out[...] = compute(None)
+    result = compute(None)
+    with place_of(x):
+        copy_into(array_module(x), out, result)
     return out

@@ -16,7 +16,7 @@ from gpu_layers.ops.batch_norm import (
 )
 from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, placed
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class GhostBatchNormSaved:
         return merged(parts) or parts[0]
 
 
+@placed
 def ghost_batch_norm_forward(
     x: Any,
     gamma: Any,
@@ -97,6 +98,7 @@ def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
     return own
 
 
+@placed
 def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`ghost_batch_norm_forward`: those of each group; dgamma and dbeta are summed in float64.
 

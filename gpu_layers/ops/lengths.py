@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, place_of
 
 
 def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> Any:
@@ -45,4 +45,5 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
     values = values.reshape(samples, rank)
     if values.size and (values.min() < 0 or (values > np.asarray(spatial)).any()):
         raise ValueError(f"lengths must be in 0 .. the input's size {list(spatial)}, got {values.tolist()[:8]}")
-    return array_module(x).array(values, np.int64)
+    with place_of(x):
+        return array_module(x).array(values, np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
 from gpu_layers.window import Window
 
 
@@ -161,5 +162,6 @@ def max_pool_indices(saved: MaxPoolSaved) -> Any:
         y's shape; -1 for a window with no tap that counts.
     """
     backend = backend_for(saved.taps)
-    indices = backend.max_pool_indices(saved.taps, saved.window, saved.channels_last, saved.lengths)
+    with place_of(saved.taps):
+        indices = backend.max_pool_indices(saved.taps, saved.window, saved.channels_last, saved.lengths)
     return indices if saved.batched else indices[0]

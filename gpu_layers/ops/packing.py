@@ -9,7 +9,7 @@ import numpy as np
 
 from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def _as_bits(x: Any) -> Any:
     return x.view(np.uint16) if x.dtype.itemsize == 2 else x
 
 
+@placed
 def packing_of(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Packing | None:
     """Where a padded batch is valid; None if it has neither lengths nor a mask. On a GPU this waits for the device.
 
@@ -72,11 +73,15 @@ def packing_of(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Packing 
     ------
     TypeError
         If the lengths are no integers, or the mask is not boolean or not where x is.
+    RuntimeError
+        While a graph is captured.
     ValueError
         For both, a wrong shape, lengths of an input without spatial axes, or a length beyond the input's size.
     """
     if lengths is None and mask is None:
         return None
+    if is_capturing(x):
+        raise RuntimeError("a padded batch cannot be captured: its valid positions are counted on the host")
     if lengths is not None and mask is not None:
         raise ValueError("a padded batch has lengths or a mask, not both")
     spatial = x.shape[1:-1] if channels_last else x.shape[2:]

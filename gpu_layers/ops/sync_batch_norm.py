@@ -14,7 +14,7 @@ from gpu_layers.ops.batch_norm import BatchNormSaved, batch_norm_inference, chec
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class SyncBatchNormSaved:
         return self.local.x
 
 
+@placed
 def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = False) -> Moments:
     """Moments of all processes' parts: one exchange of count, mean and sum of squared deviations, in float64.
 
@@ -63,6 +64,7 @@ def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = 
     return merged(parts) or own
 
 
+@placed
 def sync_batch_norm_forward(
     x: Any,
     gamma: Any,
@@ -101,6 +103,8 @@ def sync_batch_norm_forward(
     check_input(x, gamma, beta, channels_last, residual, activation)
     check_eps(eps)
     check_communicator(communicator)
+    if is_capturing(x):
+        raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics by the host")
     moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last)
     if moments.count == 1:
         raise ValueError(
@@ -123,6 +127,7 @@ def sync_batch_norm_forward(
     return y, SyncBatchNormSaved(local, moments, communicator)
 
 
+@placed
 def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums a channel, added in rank order.
 

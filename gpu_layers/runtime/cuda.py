@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,33 @@ def array_module(x: object) -> Any:
 
 
 def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which the array library works where x is: on its GPU, if it is on one."""
-    return x.device if is_cupy_array(x) else contextlib.nullcontext()
+    """A context in which the array library works where x is: on its GPU, if it is on one.
+
+    Programs of kernels need none. What CuPy does itself takes place on the current device, and is refused there for
+    arrays of another one.
+    """
+    if not is_cupy_array(x) or x.data.device_id == sys.modules["cupy"].cuda.device.get_device_id():
+        return _NOWHERE_ELSE
+    return x.device
+
+
+def placed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run where its first argument is; see :func:`place_of`."""
+
+    @functools.wraps(function)
+    def run(x: Any, *arguments: Any, **options: Any) -> Any:
+        with place_of(x):
+            return function(x, *arguments, **options)
+
+    return run
+
+
+_NOWHERE_ELSE = contextlib.nullcontext()
+
+
+def is_capturing(x: Any) -> bool:
+    """Whether x is on a GPU whose current stream is recording a graph: nothing may wait for the device then."""
+    return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
 
 
 def require_gpu() -> Any:

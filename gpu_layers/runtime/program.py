@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.arrays import ArrayKind, kind_of
+from gpu_layers.runtime.arrays import ALIGNMENT, ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.limits import limits
@@ -145,11 +145,10 @@ class Program:
     def rows(self, operand: Operand) -> list[Operand]:
         """The rows of an array of two axes: the same memory."""
         count, length = operand.shape
-        self.steps.append(Rows(operand.slot, count, length * operand.dtype.itemsize))
-        return [
-            Operand(self, self._new_slot(), (length,), operand.dtype, is_writeable=operand.is_writeable)
-            for _ in range(count)
-        ]
+        size = length * operand.dtype.itemsize
+        self.steps.append(Rows(operand.slot, count, size))
+        flags = {"is_ready": size % ALIGNMENT == 0, "is_writeable": operand.is_writeable}
+        return [Operand(self, self._new_slot(), (length,), operand.dtype, **flags) for _ in range(count)]
 
     def compute(
         self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: Any

@@ -1,6 +1,7 @@
 """The way to the driver, with a stand-in for what of CuPy needs a GPU: which code is loaded, what is passed, in whose
-context. And CuPy's own packing of arguments, which needs none."""
+context."""
 
+import ctypes
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,7 @@ import pytest
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime import gpu, headers, nvrtc
 from gpu_layers.runtime.kernel import all_kernels
-from gpu_layers.runtime.launch import _scalar
-from tests.conftest import _why_no_gpu
+from gpu_layers.runtime.steps import CooperativeLaunchRefusedError, Launch, Slot
 
 RELU = next(kernel for kernel in all_kernels() if kernel.name == "relu_forward<float>")
 SHARED_BY_DEFAULT = 48 * 1024
@@ -20,14 +20,22 @@ STATIC_SHARED = 200
 
 
 def _kernel():
-    return SimpleNamespace(max_dynamic_shared_size_bytes=SHARED_BY_DEFAULT, shared_size_bytes=STATIC_SHARED)
+    return SimpleNamespace(
+        max_dynamic_shared_size_bytes=SHARED_BY_DEFAULT,
+        shared_size_bytes=STATIC_SHARED,
+        preferred_shared_memory_carveout=-1,
+    )
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's: begins with the name of the error."""
 
 
 class FakeCupy:
     """One process with GPUs of some compute capability: notes what is loaded and launched, and which GPU is current."""
 
     def __init__(self, capability="90", supported=(75, 80, 90, 100), shared_optin=227 * 1024):
-        self.current, self.loaded, self.launches = None, [], []
+        self.current, self.loaded, self.launches, self.refuses = None, [], [], None
         functions = {}
         cupy = self
 
@@ -54,9 +62,16 @@ class FakeCupy:
                 key = (*self.key, symbol)
                 kernel = functions.setdefault(key, _kernel())
 
-                def function(grid, block, args, **options):
-                    launch = SimpleNamespace(symbol=symbol, grid=grid, block=block, args=args, **options)
+                def function(grid, block, args, shared_bytes, stream, cooperative):
+                    if cooperative and cupy.refuses:
+                        raise CUDADriverError(cupy.refuses)
+                    launch = SimpleNamespace(symbol=symbol, grid=grid, block=block, shared_bytes=shared_bytes)
+                    # What the driver reads: 8 bytes behind each address.
+                    launch.args = [ctypes.c_uint64.from_address(pointer.ptr).value for pointer in args]
+                    launch.addresses = [pointer.ptr for pointer in args]
+                    launch.cooperative, launch.stream = cooperative, stream
                     launch.device, launch.limit = cupy.current, kernel.max_dynamic_shared_size_bytes
+                    launch.carve_out = kernel.preferred_shared_memory_carveout
                     cupy.launches.append(launch)
 
                 function.ptr = 4711
@@ -67,9 +82,10 @@ class FakeCupy:
             assert function == 4711
             return min(228 * 1024 // (shared_bytes + STATIC_SHARED + 1024), 2048 // threads)
 
-        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy)
+        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy, CUDADriverError=CUDADriverError)
         nvrtc_module = SimpleNamespace(getSupportedArchs=lambda: supported)
-        self.cuda = SimpleNamespace(Device=Device, nvrtc=nvrtc_module, driver=driver)
+        function_module = SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address))
+        self.cuda = SimpleNamespace(Device=Device, nvrtc=nvrtc_module, driver=driver, function=function_module)
         self.RawModule = RawModule
 
 
@@ -89,15 +105,26 @@ def fake(monkeypatch):
         monkeypatch.setattr(gpu, "compiled_module", compiled)
         return cupy
 
-    for cached in _CACHED:
-        cached.cache_clear()
+    def forget():
+        for cached in _CACHED:
+            cached.cache_clear()
+        gpu._opted_in.clear()
+        gpu._refused.clear()
+
+    forget()
     yield make
-    for cached in _CACHED:
-        cached.cache_clear()
+    forget()
 
 
-def start(device=0, shared_bytes=0, cooperative=False):
-    gpu.launch_on_gpu(RELU, (2, 1, 1), (256, 1, 1), ["x", "y", np.int64(4)], device, shared_bytes, cooperative)
+def launch_of(shared_bytes=0, cooperative=False):
+    """Of relu_forward(x, y, 4), with x and y in the slots 1 and 0."""
+    arguments = (Slot(1), Slot(0), np.asarray(4, np.int64))
+    return Launch(RELU, (2, 1, 1), (256, 1, 1), arguments, shared_bytes, cooperative)
+
+
+def start(cupy, device=0, shared_bytes=0, cooperative=False, slots=(70, 80)):
+    with cupy.cuda.Device(device):
+        gpu.bound_launch(launch_of(shared_bytes, cooperative), device)(list(slots), None)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +138,14 @@ def start(device=0, shared_bytes=0, cooperative=False):
 )
 def test_code_is_the_gpus_own_or_text_that_the_driver_translates(fake, capability, supported, expected):
     cupy = fake(capability=capability, supported=supported)
-    start()
+    start(cupy)
     assert cupy.loaded == [(f"activation.cu {expected}", False, 0)]
 
 
 def test_a_gpu_too_old_is_refused(fake):
-    fake(capability="70")
+    cupy = fake(capability="70")
     with pytest.raises(RuntimeError, match=r"does not support compute capability 7\.0"):
-        start()
+        start(cupy)
 
 
 def test_names_of_architectures():
@@ -129,28 +156,77 @@ def test_names_of_architectures():
 def test_a_kernel_is_loaded_once_a_device_in_its_context(fake):
     cupy = fake()
     for device in (0, 1, 0, 1):
-        start(device)
+        start(cupy, device)
     assert [device for _, _, device in cupy.loaded] == [0, 1]
     assert [launched.device for launched in cupy.launches] == [0, 1, 0, 1]
     assert cupy.current is None
     first = cupy.launches[0]
     assert (first.symbol, first.grid, first.block) == ("_Zrelu_forward<float>", (2, 1, 1), (256, 1, 1))
-    assert first.args == ("x", "y", 4)
-    assert (first.shared_mem, first.enable_cooperative_groups) == (0, False)
+    assert first.args == [80, 70, 4]
+    assert (first.shared_bytes, first.cooperative) == (0, False)
 
 
 def test_cooperative_launches_are_told_to_both(fake):
     cupy = fake()
-    start(cooperative=True)
+    start(cupy, cooperative=True)
     assert cupy.loaded[0][1]
-    assert cupy.launches[0].enable_cooperative_groups
+    assert cupy.launches[0].cooperative
 
 
 def test_shared_memory_beyond_the_default_is_asked_for(fake):
     cupy = fake()
     for amount in (1024, 100_000, 60_000, 100_000):
-        start(shared_bytes=amount)
+        start(cupy, shared_bytes=amount)
     assert [launched.limit for launched in cupy.launches] == [SHARED_BY_DEFAULT, 100_000, 100_000, 100_000]
+    assert [launched.carve_out for launched in cupy.launches] == [-1, 100, 100, 100]
+
+
+def test_static_and_dynamic_shared_memory_share_the_default(fake):
+    cupy = fake()
+    for amount in (SHARED_BY_DEFAULT - STATIC_SHARED, SHARED_BY_DEFAULT - STATIC_SHARED + 16):
+        start(cupy, shared_bytes=amount)
+    assert [launched.carve_out for launched in cupy.launches] == [-1, 100]
+    assert cupy.launches[1].limit == SHARED_BY_DEFAULT - STATIC_SHARED + 16
+
+
+def test_arguments_of_a_call_are_packed_anew(fake):
+    cupy = fake()
+    begin = gpu.bound_launch(launch_of(), 0)
+    for x, y in ((2**63 + 1, 3), (5, 2**64 - 1)):
+        begin([y, x], None)
+    assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 4], [5, 2**64 - 1, 4]]
+    assert all(address % 8 == 0 for launched in cupy.launches for address in launched.addresses)
+
+
+def test_structs_and_null_pointers_are_packed_once(fake):
+    cupy = fake()
+    kernel = next(one for one in all_kernels() if one.name == "max_pool_forward<float, 1, int>")
+    window = np.zeros((), kernel.parameters[-1].dtype)
+    window["kernel"], window["images"] = (3, 4, 5), 6
+    step = Launch(kernel, (1, 1, 1), (256, 1, 1), (Slot(0), Slot(1), Slot(2), None, window), 0, False)
+    gpu.bound_launch(step, 0)([7, 8, 9], None)
+    launched = cupy.launches[0]
+    assert launched.args[:4] == [7, 8, 9, 0]
+    assert launched.addresses[4] % 16 == 0
+    assert ctypes.string_at(launched.addresses[4], window.nbytes) == window.tobytes()
+
+
+@pytest.mark.parametrize("error", gpu._REFUSALS)
+def test_a_refused_cooperative_launch_is_said_and_remembered(fake, error):
+    cupy = fake()
+    cupy.refuses = f"{error}: what the driver says"
+    with pytest.raises(CooperativeLaunchRefusedError, match=r"relu_forward<float>"):
+        start(cupy, cooperative=True)
+    assert gpu.is_refused(RELU, 0)
+    assert not gpu.is_refused(RELU, 1)
+
+
+def test_other_errors_of_the_driver_stay_what_they_are(fake):
+    cupy = fake()
+    cupy.refuses = "CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered"
+    with pytest.raises(CUDADriverError, match="ILLEGAL_ADDRESS"):
+        start(cupy, cooperative=True)
+    assert not gpu.is_refused(RELU, 0)
 
 
 def test_blocks_that_a_gpu_holds_at_once(fake):
@@ -166,7 +242,7 @@ def test_blocks_that_a_gpu_holds_at_once(fake):
 def test_asking_what_a_gpu_holds_loads_what_is_launched(fake, cooperative):
     cupy = fake()
     gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, cooperative)
-    start(cooperative=cooperative)
+    start(cupy, cooperative=cooperative)
     assert [of for _, of, _ in cupy.loaded] == [cooperative]
 
 
@@ -174,32 +250,6 @@ def test_a_gpu_with_too_little_shared_memory_holds_none(fake):
     fake(capability="75", shared_optin=64 * 1024)
     assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024 - STATIC_SHARED, 0, True) > 0
     assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024, 0, True) == 0
-
-
-def zeros_of(kernel):
-    """What a launch passes on for the parameters that are no arrays."""
-    values = [parameter for parameter in kernel.parameters if not parameter.is_pointer]
-    return [_scalar(kernel, parameter, np.zeros((), parameter.dtype)[()]) for parameter in values]
-
-
-def test_cupy_takes_every_scalar_and_struct_that_is_passed():
-    """CuPy gives the driver the address of a NumPy array of one element, of the declared type: no copy, no cast."""
-    cupy_function = pytest.importorskip("cupy.cuda.function")
-    if _why_no_gpu() is None:
-        pytest.skip("there is a GPU: every kernel is launched on it")
-    function = cupy_function.Function.__new__(cupy_function.Function)
-    dtypes = set()
-    for kernel in all_kernels():
-        values = zeros_of(kernel)
-        dtypes.update(value.dtype for value in values)
-        for value in values:
-            assert cupy_function.CNumpyArray(value).ptr == value.ctypes.data
-        # Arguments are packed before a driver is asked for; what CuPy does not take is a TypeError.
-        with pytest.raises(RuntimeError, match="cudaError"):
-            function((1,), (1,), tuple(values), stream=SimpleNamespace(ptr=0))
-    assert any(dtype.names for dtype in dtypes)
-    with pytest.raises(TypeError):
-        function((1,), (1,), (np.zeros(2),), stream=SimpleNamespace(ptr=0))
 
 
 def test_headers_are_found_where_packages_are(monkeypatch, tmp_path):
