@@ -1,18 +1,42 @@
 // A barrier between the blocks of a group.
 #pragma once
 
+#ifdef GPU_LAYERS_EMULATED
+// A fence before a relaxed addition is a release, one after a relaxed read an acquire.
+__device__ __forceinline__ void add_release(unsigned int* counter, unsigned int value) {
+    __threadfence();
+    atomicAdd(counter, value);
+}
+__device__ __forceinline__ unsigned int load_acquire(unsigned int* counter) {
+    const unsigned int value = atomicAdd(counter, 0u);
+    __threadfence();
+    return value;
+}
+#else
+// Adds to a counter in global memory; who reads the sum by load_acquire also sees what was written before.
+__device__ __forceinline__ void add_release(unsigned int* counter, unsigned int value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+__device__ __forceinline__ unsigned int load_acquire(const unsigned int* counter) {
+    unsigned int value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+}
+#endif
+
 // Waits until so many arrivals have been counted: the blocks of the group times the barriers so far, this one
-// included. What a block wrote to global memory before it, all others see after it.
+// included. What a block wrote to global memory before it, all others see after it: __syncthreads() orders
+// the writes of the block before the arrival of its first thread, and its reads after what that thread has
+// seen.
 //   arrived   in global memory, 0 when the launch begins; of this group alone
 // Only in a cooperative launch, whose blocks are all resident: otherwise those that wait might keep the
 // others from starting. All threads of the block must call it.
 __device__ __forceinline__ void group_barrier(unsigned int* arrived, unsigned int expected) {
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        __threadfence();
-        atomicAdd(arrived, 1u);
-        while (atomicAdd(arrived, 0u) < expected) __nanosleep(32);
-        __threadfence();
+        add_release(arrived, 1u);
+        // Reading alone does not hold up those that still arrive.
+        while (load_acquire(arrived) < expected) __nanosleep(32);
     }
     __syncthreads();
 }

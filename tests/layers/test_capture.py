@@ -1,0 +1,191 @@
+"""Captured steps: replays give what calls give."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.runtime.cuda import import_cupy
+from tests.conftest import _why_no_gpu
+from tests.inputs import assert_same_bits, normal
+
+SHAPE = (64, 2, 32, 32)  # batch norm takes a group of blocks, and workspace
+SEED = 2**40 + 3
+
+LAYERS = {
+    "BatchNorm2d": lambda: [gl.BatchNorm2d(2)],
+    "BatchNorm2d, cumulative": lambda: [gl.BatchNorm2d(2, momentum=None)],
+    "BatchNorm2d, channels last": lambda: [gl.BatchNorm2d(32, channels_last=True)],
+    "pooling": lambda: [gl.MaxPool2d(3, 2, 1), gl.AvgPool2d(2)],
+    "dropout": lambda: [gl.Dropout(0.4), gl.Dropout2d(0.3), gl.ActivationDropout("gelu", 0.2)],
+    "all": lambda: [gl.BatchNorm2d(2, activation="relu"), gl.Dropout(0.4), gl.MaxPool2d(2), gl.LPPool2d(2.0, 2)],
+}
+
+
+def network(name):
+    layers = LAYERS[name]()
+    generator = gl.Generator(SEED)
+    for layer in layers:
+        layer.to("cuda")
+        if hasattr(layer, "generator"):
+            layer.generator = generator
+    return layers, generator
+
+
+def forward_and_backward(layers, x):
+    y = x
+    for layer in layers:
+        y = layer(y)
+    dx = y
+    for layer in reversed(layers):
+        dx = layer.backward(dx)
+    return y, dx
+
+
+def state_of(layers):
+    return {f"{i}.{name}": value.get() for i, layer in enumerate(layers) for name, value in layer.state_dict().items()}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LAYERS)
+def test_replays_are_calls(name):
+    cupy = import_cupy()
+    captured, generator = network(name)
+    called, other = network(name)
+    x = cupy.asarray(normal(SHAPE, np.float32))
+    graph = gl.capture(lambda: forward_and_backward(captured, x))
+    for _ in range(2):
+        forward_and_backward(called, x)
+    assert generator.get_state() == other.get_state()
+    for seed in range(1, 4):
+        x[...] = cupy.asarray(normal(SHAPE, np.float32, seed))
+        actual, expected = graph.replay(), forward_and_backward(called, x)
+        assert actual is graph.result
+        # What comes from the shared pool is not what the graph writes to.
+        others = [cupy.zeros(SHAPE, np.float32) for _ in range(4)]
+        graph_again = [one.copy() for one in actual]
+        for one, two in zip(graph_again, expected, strict=True):
+            assert_same_bits(one.get(), two.get())
+        assert not any(one.any() for one in others)
+        assert generator.get_state() == other.get_state()
+        for key, value in state_of(captured).items():
+            assert_same_bits(value, state_of(called)[key], key)
+
+
+@pytest.mark.gpu
+def test_calls_and_replays_alternate():
+    cupy = import_cupy()
+    captured, generator = network("dropout")
+    called, other = network("dropout")
+    x = cupy.asarray(normal(SHAPE, np.float32))
+    graph = gl.capture(lambda: forward_and_backward(captured, x), warmup=1)
+    forward_and_backward(called, x)
+    for move in ("replay", "call", "replay", "back", "replay"):
+        if move == "back":
+            generator.set_state({"seed": 5, "offset": 2**64 - 1})
+            other.set_state({"seed": 5, "offset": 2**64 - 1})
+            continue
+        actual = graph.replay() if move == "replay" else forward_and_backward(captured, x)
+        for one, two in zip(actual, forward_and_backward(called, x), strict=True):
+            assert_same_bits(one.get(), two.get(), move)
+        assert generator.get_state() == other.get_state()
+
+
+@pytest.mark.gpu
+def test_a_capture_allocates_nothing_from_the_shared_pool_and_waits_for_nothing(monkeypatch):
+    cupy = import_cupy()
+    layers, _ = network("all")
+    x = cupy.asarray(normal(SHAPE, np.float32))
+    runs = []
+
+    class Allocations(cupy.cuda.MemoryHook):
+        name = "allocations"
+
+        def malloc_preprocess(self, device_id, size, mem_size):
+            seen.append(("memory of the device", size))
+
+    seen = []
+    waits = ("deviceSynchronize", "streamSynchronize", "eventSynchronize", "memcpy", "malloc")
+    original = {name: getattr(cupy.cuda.runtime, name) for name in waits}
+
+    def step():
+        if len(runs) == 2:
+            # Now it is captured.
+            for name in waits:
+                monkeypatch.setattr(cupy.cuda.runtime, name, lambda *rest, name=name: seen.append((name, rest)))
+            pool = cupy.get_default_memory_pool()
+            before = pool.used_bytes(), pool.total_bytes()
+        try:
+            result = forward_and_backward(layers, x)
+        finally:
+            if len(runs) == 2:
+                for name, function in original.items():
+                    monkeypatch.setattr(cupy.cuda.runtime, name, function)
+                seen.extend([] if (pool.used_bytes(), pool.total_bytes()) == before else ["the shared pool"])
+        runs.append(result)
+        return result
+
+    gl.capture(step)
+    assert len(runs) == 3
+    assert seen == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: gl.SyncBatchNorm(2), {}, "SyncBatchNorm cannot be captured"),
+        (lambda: gl.BatchNorm2d(2), {"lengths": np.full((64, 2), 5)}, "a padded batch cannot be captured"),
+    ],
+)
+def test_what_waits_for_the_host_is_refused(make, options, message):
+    cupy = import_cupy()
+    layer = make().to("cuda")
+    x = cupy.asarray(normal(SHAPE, np.float32))
+    with pytest.raises(RuntimeError, match=message):
+        gl.capture(lambda: layer(x, **options))
+    # The stream, the allocator and the generators are as before.
+    assert layer(x, **options).shape == SHAPE
+
+
+@pytest.mark.gpu
+def test_an_error_of_the_step_is_raised_and_ends_the_capture():
+    cupy = import_cupy()
+    x = cupy.asarray(normal((4, 8), np.float32))
+    calls = []
+
+    def step():
+        calls.append(gl.ops.relu_forward(x)[0])
+        if len(calls) == 3:
+            raise ZeroDivisionError("in the step")
+
+    with pytest.raises(ZeroDivisionError, match="in the step"):
+        gl.capture(step)
+    assert len(calls) == 3
+    gl.capture(lambda: gl.ops.relu_forward(x)[0]).replay()
+
+
+@pytest.mark.gpu
+def test_another_generator_than_before_is_refused():
+    cupy = import_cupy()
+    x = cupy.asarray(normal((4, 8), np.float32))
+    first, second = (gl.Dropout(0.5, generator=gl.Generator(seed)) for seed in (1, 2))
+    calls = []
+
+    def step():
+        calls.append(None)
+        return (first if len(calls) < 3 else second)(x)
+
+    with pytest.raises(RuntimeError, match="must do the same in each call"):
+        gl.capture(step)
+
+
+@pytest.mark.parametrize(("warmup", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_bad_arguments(warmup, error):
+    with pytest.raises(error, match="warmup must be"):
+        gl.capture(lambda: None, warmup=warmup)
+
+
+@pytest.mark.skipif(_why_no_gpu() is None, reason="there is a GPU")
+def test_without_a_gpu():
+    with pytest.raises(RuntimeError, match=r"no usable GPU|needs CuPy"):
+        gl.capture(lambda: None)

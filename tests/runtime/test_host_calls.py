@@ -1,0 +1,113 @@
+"""How many Python-level calls an operation makes once its plan is known: what the host's time is made of.
+
+Time depends on the machine; the number of calls does not. It is counted on NumPy arrays whose launches go nowhere, on
+the way that CuPy arrays take too, up to the steps of a program.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers import ops
+from gpu_layers.runtime.backend import use_executor
+from tests.inputs import normal
+
+X = normal((2, 8, 8, 8), np.float32)
+OF_CHANNELS = [np.ones(8, np.float32) for _ in range(4)]
+
+
+class Nowhere:
+    """Takes launches, and does nothing."""
+
+    def launch(self, *launch):
+        pass
+
+
+def _backward(forward, backward):
+    y, saved = forward()
+    return lambda: backward(y, saved)
+
+
+def _layer_backward(layer):
+    y = layer(X)
+    return lambda: layer.backward(y)
+
+
+def dropout():
+    return ops.dropout_forward(X, 0.5, 1, 2)
+
+
+def relu():
+    return ops.relu_forward(X)
+
+
+def gelu_dropout():
+    return ops.activation_dropout_forward(X, "gelu", 0.5, 1, 2)
+
+
+def batch_norm():
+    return ops.batch_norm_forward(X, OF_CHANNELS[0], OF_CHANNELS[1])
+
+
+def inference():
+    return ops.batch_norm_inference(X, *OF_CHANNELS)
+
+
+def max_pool():
+    return ops.max_pool_forward(X, (3, 3), 2, 1)
+
+
+def avg_pool():
+    return ops.avg_pool_forward(X, (2, 2), 2)
+
+
+# The most calls of Python functions: counted, with none to spare. Who adds one says here what it is for.
+CASES = {
+    "dropout": (lambda: dropout, 0),
+    "dropout backward": (lambda: _backward(dropout, ops.dropout_backward), 0),
+    "relu": (lambda: relu, 0),
+    "relu backward": (lambda: _backward(relu, ops.relu_backward), 0),
+    "gelu dropout": (lambda: gelu_dropout, 0),
+    "gelu dropout backward": (lambda: _backward(gelu_dropout, ops.activation_dropout_backward), 0),
+    "batch norm": (lambda: batch_norm, 0),
+    "batch norm backward": (lambda: _backward(batch_norm, ops.batch_norm_backward), 0),
+    "batch norm inference": (lambda: inference, 0),
+    "max pool": (lambda: max_pool, 0),
+    "max pool backward": (lambda: _backward(max_pool, ops.max_pool_backward), 0),
+    "avg pool": (lambda: avg_pool, 0),
+    "avg pool backward": (lambda: _backward(avg_pool, ops.avg_pool_backward), 0),
+    "BatchNorm2d": (lambda: lambda layer=gl.BatchNorm2d(8): layer(X), 0),
+    "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 0),
+    "Dropout": (lambda: lambda layer=gl.Dropout(0.5): layer(X), 0),
+    "MaxPool2d": (lambda: lambda layer=gl.MaxPool2d(2): layer(X), 0),
+}
+
+
+def calls_of(function):
+    """Python functions that are called, this one not counted."""
+    count = 0
+
+    def note(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count - 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_calls_of_an_operation_whose_plan_is_known(name):
+    prepare, most = CASES[name]
+    with use_executor(Nowhere()):
+        function = prepare()
+        first = calls_of(function)
+        second, third = calls_of(function), calls_of(function)
+    assert second == third <= most
+    # What is worked out is worked out once.
+    assert first > 2 * second
