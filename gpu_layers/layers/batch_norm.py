@@ -37,9 +37,9 @@ class BatchNormLayer(RunningStatisticsLayer):
     num_features : int
         Channels.
     eps : float
-        Added to the variance; greater than 0.
+        Added to the variance; greater than 0, also as a number of ``dtype``: at least ``2**-149`` in float32.
     momentum : float or None
-        Weight of the newest batch in the running averages; None for their plain mean.
+        Weight of the newest batch in the running averages, any finite number; None for their plain mean.
     affine : bool
         Whether to have a weight and a bias.
     track_running_stats : bool
@@ -91,7 +91,8 @@ class BatchNormLayer(RunningStatisticsLayer):
             )
         num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
         super().__init__(num_features, momentum, track_running_stats, np.dtype(dtype))
-        self.eps = check_eps(eps)
+        check_eps(eps, self.dtype)
+        self.eps = float(eps)
         self.affine = bool(affine)
         self.channels_last = bool(channels_last)
         self.activation = None if activation is None else check_activation(activation)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpu_layers.layers.base import Layer, device_module, moved
 from gpu_layers.moments import Moments
-from gpu_layers.ops.checks import check_number
+from gpu_layers.ops.checks import check_finite, check_overlap, described
 from gpu_layers.runtime.cuda import array_module
 
 
@@ -50,9 +50,7 @@ class RunningStatisticsLayer(Layer):
     def __init__(self, num_features: int, momentum: float | None, track_running_stats: bool, dtype: np.dtype) -> None:
         super().__init__()
         self.num_features, self.dtype = num_features, dtype
-        self.momentum = None if momentum is None else check_number(momentum, "momentum")
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
+        self.momentum = None if momentum is None else check_finite(momentum, "momentum")
         self.track_running_stats = bool(track_running_stats)
         self._use_batch_statistics: bool | None = None
         self._update_statistics: bool | None = None
@@ -94,7 +92,7 @@ class RunningStatisticsLayer(Layer):
         return None if value is None else bool(value)
 
     def _check_buffers(self) -> None:
-        """Raise if somebody put other arrays in the place of the running statistics."""
+        """Raise if somebody put other arrays in the place of the running statistics, or asked for them too late."""
         if not self.track_running_stats:
             return
         for name, shape, dtype in (
@@ -102,11 +100,17 @@ class RunningStatisticsLayer(Layer):
             ("running_var", (self.num_features,), self.dtype),
             ("num_batches_tracked", (), np.dtype(np.int64)),
         ):
-            buffer = self.buffers[name]
+            buffer = self.buffers.get(name)
+            if buffer is None:
+                raise RuntimeError(
+                    f"track_running_stats is True, but the {type(self).__name__} has no {name}: "
+                    "call reset_running_stats() once it is set"
+                )
             if buffer.shape != shape:
                 raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
             if buffer.dtype != dtype:
-                raise TypeError(f"{name} must be {dtype}, got {buffer.dtype}")
+                raise TypeError(f"{name} must be {dtype}, got {described(buffer.dtype)}")
+            check_overlap(buffer)
 
     def _uses_batch(self) -> bool:
         if self._use_batch_statistics is not None:
@@ -191,8 +195,8 @@ class RunningStatisticsLayer(Layer):
         if batch.count == 0:
             return
         momentum = 1.0 / xp.maximum(tracked, 1) if self.momentum is None else np.float64(self.momentum)
-        old, new = (weight.astype(self.dtype) for weight in (1 - momentum, momentum))
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            old, new = (weight.astype(self.dtype) for weight in (1 - momentum, momentum))
             unbiased = batch.var * self.dtype.type(batch.count / (batch.count - 1))
             for name, newest in (("running_mean", batch.mean), ("running_var", unbiased)):
                 running = self.buffers[name]

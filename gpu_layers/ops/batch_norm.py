@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, described
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -68,7 +68,7 @@ def batch_norm_forward(
     gamma, beta : array, shape (C,), or None
         float64 if x is, float32 for all others.
     eps : float
-        Greater than 0.
+        Greater than 0, also as a number of the statistics' dtype, to which it is rounded.
     residual : array, optional
         x's shape and dtype.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
@@ -90,7 +90,7 @@ def batch_norm_forward(
     """
     backend_for(x, optional=(gamma, beta, residual))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     check_count(x, channels)
     return checked_forward(x, gamma, beta, eps, residual, activation, channels_last)
 
@@ -174,7 +174,7 @@ def batch_norm_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual))
     channels, activation = check_input(x, gamma, beta, channels_last, residual, activation)
     check_statistics(x, mean, var, channels)
-    inv_std = inverse_deviation(var, check_eps(eps))
+    inv_std = inverse_deviation(var, check_eps(eps, var.dtype))
     if x.size:
         y = backend.batch_norm_inference(
             x, mean, inv_std, gamma, beta, channels_last, residual=residual, activation=activation
@@ -261,7 +261,7 @@ def _check_residual(residual: Any, x: Any) -> None:
     if residual is None:
         return
     if residual.dtype != x.dtype:
-        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
 
@@ -269,7 +269,7 @@ def _check_residual(residual: Any, x: Any) -> None:
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
     dtype = statistics_dtype(x.dtype)
     if parameter.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {parameter.dtype}")
+        raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {described(parameter.dtype)}")
     if parameter.ndim != 1:
         raise ValueError(f"{name} should have one axis, got shape {list(parameter.shape)}")
     if parameter.size != channels:

@@ -19,6 +19,7 @@ from gpu_layers.ops.batch_norm import (
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
@@ -75,7 +76,7 @@ def batch_norm_max_pool_forward(
     """
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
@@ -152,7 +153,7 @@ def batch_norm_max_pool_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
     check_statistics(x, mean, var, channels)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0:

@@ -16,6 +16,7 @@ from gpu_layers.ops.checks import (
     check_number,
     check_probability,
     check_uint64,
+    described,
 )
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
@@ -236,7 +237,7 @@ def check_sample_ids(sample_ids: Any, x: Any) -> None:
     """Raise unless these are the numbers of x's rows: int64, one an index of axis 0, where x is."""
     backend_for(x, sample_ids)
     if sample_ids.dtype != np.int64:
-        raise TypeError(f"sample_ids must be int64, got {sample_ids.dtype}")
+        raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
     if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
         needed = f"[{x.shape[0]}], one number a row" if x.ndim else "a row each, which a 0-d input has none of"
         raise ValueError(f"sample_ids must have the shape {needed}, got {list(sample_ids.shape)}")
@@ -307,7 +308,7 @@ def _mask(
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
     if draw.dtype != np.uint64:
-        raise TypeError(f"draw must be uint64, got {draw.dtype}")
+        raise TypeError(f"draw must be uint64, got {described(draw.dtype)}")
     if draw.shape != (3,) or not draw.flags.c_contiguous:
         raise ValueError(f"draw must be three contiguous numbers, got the shape {list(draw.shape)}")
     if seed is not None or offset is not None:

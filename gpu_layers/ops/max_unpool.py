@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
 from gpu_layers.runtime.backend import backend_for
 
 
@@ -62,7 +62,7 @@ def max_unpool_forward(
     backend = backend_for(x, indices)
     check_dtype(x)
     if indices.dtype != np.int64:
-        raise TypeError(f"elements in indices should be type int64 but got: {indices.dtype}")
+        raise TypeError(f"elements in indices should be type int64 but got: {described(indices.dtype)}")
     if not isinstance(output_size, (tuple, list)) or len(output_size) not in (1, 2, 3):
         raise ValueError(f"output_size must be 1 to 3 integers, one a spatial axis, got {output_size}")
     sizes = tuple(check_integer(size, "output_size", 1, 2**63 - 1) for size in output_size)

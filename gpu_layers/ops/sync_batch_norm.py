@@ -99,7 +99,7 @@ def sync_batch_norm_forward(
     """
     backend_for(x, optional=(gamma, beta, residual))
     check_input(x, gamma, beta, channels_last, residual, activation)
-    check_eps(eps)
+    check_eps(eps, statistics_dtype(x.dtype))
     check_communicator(communicator)
     moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last)
     if moments.count == 1:
