@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
+from gpu_layers.kernels.activation import empty_bits, octet_blocks
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.mask import DropoutMask
@@ -50,7 +49,7 @@ def activation_dropout_forward(
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
     x = ready(x)
-    bits = empty((-(-x.size // _OCTET),), np.uint8, x) if activation == "relu" else None
+    bits = empty_bits(x) if activation == "relu" else None
     call = _call(x, activation, mask, scale, dropout_first)
     kernel = _FORWARD(T=element_type(x))
     return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
@@ -70,4 +69,6 @@ def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
     """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
-    return filled(None, dy, lambda dx: launch(kernel, _blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale)))
+    return filled(
+        None, dy, lambda dx: launch(kernel, octet_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
+    )

@@ -153,9 +153,6 @@ class BatchNormLayer(RunningStatisticsLayer):
             if self._updates():
                 batch = self._statistics_of(x, packing)
             mean, var = self.buffers["running_mean"], self.buffers["running_var"]
-            if batch is not None or self.pending is not None:
-                # Folding in changes the running statistics in place; backward needs those of now.
-                mean = mean.copy()
             y, backward, saved = self._normalise_by(mean, var, x, options)
         self._saved = (backward, saved, packing)
         if batch is not None and self._updates():

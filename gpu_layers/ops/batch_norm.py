@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, chec
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,19 @@ class BatchNormSaved:
     Attributes
     ----------
     x : array
-        The input.
+        The input itself: what this library writes to it before backward is noticed there.
     gamma, beta : array, shape (C,), or None
+        Copies, which a step of an optimizer does not change. beta is the caller's own where no backward reads it:
+        without an activation.
     mean, var, inv_std : array, shape (C,)
-        Of the batch in training (``var`` is the biased variance), given in inference;
+        Of the batch in training (``var`` is the biased variance), copies of what was given in inference;
         ``inv_std = 1 / sqrt(var + eps)``. float64 for float64 input, float32 for all others.
     channels_last : bool
     residual : array or None
-        What was added before the activation; the input of the activation is computed again from this and x.
+        What was added before the activation, itself; the input of the activation is computed again from this and x.
     activation : str
+    writes : int
+        :func:`write_count` of the forward.
     """
 
     x: Any
@@ -40,6 +45,12 @@ class BatchNormSaved:
     channels_last: bool
     residual: Any = None
     activation: str = "identity"
+    writes: int = field(default_factory=write_count)
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if this library has written to what backward reads, since the forward."""
+        residual = None if self.activation == "identity" else self.residual
+        check_unwritten(self.writes, x=self.x, residual=residual)
 
     @property
     def count(self) -> int:
@@ -113,7 +124,14 @@ def checked_forward(
         y, mean, var, inv_std = backend_for(x).batch_norm_forward(
             x, gamma, beta, eps, channels_last, residual=residual, activation=activation, out=out
         )
+    gamma, beta = saved_affine(gamma, beta, activation)
     return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
+
+
+def saved_affine(gamma: Any, beta: Any, activation: str) -> tuple[Any, Any]:
+    """gamma and beta as a backward keeps them: copies of what it reads."""
+    gamma = None if gamma is None else gamma.copy()
+    return gamma, beta if beta is None or activation == "identity" else beta.copy()
 
 
 def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -136,6 +154,13 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
         Also where gamma and beta are None.
     dresidual : array
         Only if there was a residual.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape.
+    RuntimeError
+        If this library has written to x, or to a residual that an activation's gradient needs, since the forward.
     """
     return batch_norm_backward_into((None, None), dy, saved)
 
@@ -181,7 +206,8 @@ def batch_norm_inference(
         )
     else:
         y = array_module(x).empty(x.shape, x.dtype)
-    return y, BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, residual, activation)
+    gamma, beta = saved_affine(gamma, beta, activation)
+    return y, BatchNormSaved(x, gamma, beta, mean.copy(), var.copy(), inv_std, channels_last, residual, activation)
 
 
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -198,6 +224,7 @@ def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, 
 def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
+    saved.check_unwritten()
     if saved.x.size == 0:
         xp = array_module(dy)
         zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]

@@ -15,6 +15,7 @@ from gpu_layers.ops.batch_norm import (
     check_input,
     check_statistics,
     inverse_deviation,
+    saved_affine,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
@@ -86,7 +87,9 @@ def batch_norm_max_pool_forward(
         )
         return _pooled(normalised, norm, window_arguments, ceil_mode)
     y, taps, mean, var, inv_std = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation)
-    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
+    norm = BatchNormSaved(
+        x, *saved_affine(gamma, beta, activation), mean, var, inv_std, channels_last, None, activation
+    )
     return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
 
 
@@ -163,7 +166,9 @@ def batch_norm_max_pool_inference(
         return _pooled(normalised, norm, window_arguments, ceil_mode)
     inv_std = inverse_deviation(var, eps)
     y, taps = backend.batch_norm_max_pool_inference(x, mean, inv_std, gamma, beta, window, channels_last, activation)
-    norm = BatchNormSaved(x, gamma, beta, mean, var, inv_std, channels_last, None, activation)
+    norm = BatchNormSaved(
+        x, *saved_affine(gamma, beta, activation), mean.copy(), var.copy(), inv_std, channels_last, None, activation
+    )
     return y, BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
 
 
@@ -176,6 +181,7 @@ def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Call
     norm, pool = saved.norm, saved.pool
     backend = backend_for(dy, norm.x)
     check_gradient(dy, pool.output_shape, pool.dtype)
+    norm.check_unwritten()
     if norm.x.size == 0:
         dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
     else:

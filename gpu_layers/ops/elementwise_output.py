@@ -7,6 +7,7 @@ from typing import Any
 
 from gpu_layers.ops.checks import check_out
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.writes import record_write
 
 
 def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
@@ -32,6 +33,8 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
     check_out(out, x)
     writable_directly = out.flags.c_contiguous and getattr(out.flags, "aligned", True)
     if writable_directly and (out is x or not array_module(x).may_share_memory(out, x)):
-        return compute(out)
-    out[...] = compute(None)
+        compute(out)
+    else:
+        out[...] = compute(None)
+    record_write(out)
     return out

@@ -107,6 +107,8 @@ def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any,
     """
     backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
+    for group in saved.groups:
+        group.check_unwritten()
     xp, first = array_module(dy), saved.groups[0]
     dx = xp.empty(dy.shape, dy.dtype)
     dresidual = None if first.residual is None else xp.empty(dy.shape, dy.dtype)

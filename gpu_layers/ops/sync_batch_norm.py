@@ -143,6 +143,7 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
     local = saved.local
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
+    local.check_unwritten()
     xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.x.size == 0
     forward = (local.x, local.mean, local.inv_std, local.gamma, local.beta)
     fused = {"residual": local.residual, "activation": local.activation}

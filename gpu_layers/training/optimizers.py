@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
+from gpu_layers.runtime.writes import record_write
 
 
 class Optimizer:
@@ -72,6 +73,7 @@ class Optimizer:
             if self.weight_decay:
                 gradient = gradient + self.weight_decay * parameter
             parameter -= self._change(name, gradient)
+            record_write(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
         """What to subtract from a parameter; updates its state."""

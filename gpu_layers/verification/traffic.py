@@ -164,14 +164,16 @@ def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[Traf
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    of_bits = math.prod(shape) // 8
+
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: ops.relu_forward(x), 2 * x.nbytes
+        return lambda: ops.relu_forward(x), 2 * x.nbytes + of_bits
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         _, saved = ops.relu_forward(x)
-        return lambda: ops.relu_backward(x, saved), 3 * x.nbytes
+        return lambda: ops.relu_backward(x, saved), 2 * x.nbytes + of_bits
 
     yield TrafficCase("relu forward", dtype, shape, "flat", forward)
     yield TrafficCase("relu backward", dtype, shape, "flat", backward)
