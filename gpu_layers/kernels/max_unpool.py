@@ -101,12 +101,9 @@ def max_unpool_backward(dy: Any, indices: Any, channels_last: bool = False) -> A
     samples, channels, values = _sizes(indices.shape, channels_last)
     _, _, plane = _sizes(dy.shape, channels_last)
     blocks = blocks_for(dx.size, _THREADS)
-    if channels_last:
-        arguments = (dy, indices, dx, samples, channels, values, plane)
-        launch(_BACKWARD_LAST(T=element_type(dy)), blocks, _THREADS, arguments)
-    else:
-        arguments = (dy, indices, dx, samples * channels, values, plane)
-        launch(_BACKWARD(T=element_type(dy)), blocks, _THREADS, arguments)
+    kernel = (_BACKWARD_LAST if channels_last else _BACKWARD)(T=element_type(dy))
+    planes = (samples, channels) if channels_last else (samples * channels,)
+    launch(kernel, blocks, _THREADS, (dy, indices, dx, *planes, values, plane))
     return dx
 
 
