@@ -13,6 +13,7 @@ from gpu_layers.ops.checks import check_integer, check_uint64
 from gpu_layers.reference.philox import SEED_STEP, philox4x32_10, sample_seed
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, require_gpu
+from gpu_layers.runtime.writes import record_write
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -263,6 +264,8 @@ class CudaGraphGenerator(Generator):
         if taken is None or array_module(taken) is not array_module(self._draw):
             taken = array_module(self._draw).empty_like(self._draw)
         backend_for(self._draw).advance_draw(self._draw, taken)
+        record_write(self._draw)
+        record_write(taken)
         return taken
 
     def get_state(self) -> dict[str, int]:
@@ -290,6 +293,7 @@ class CudaGraphGenerator(Generator):
     def _write(self, seed: int, offset: int) -> None:
         numbers = np.array([seed, offset, sample_seed(seed)], np.uint64)
         self._draw[...] = array_module(self._draw).asarray(numbers)
+        record_write(self._draw)
 
 
 class CudaGraphCall(GeneratorCall):

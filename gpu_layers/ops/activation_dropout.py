@@ -125,8 +125,9 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
         return dropout_backward(dy, dropout)
     backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.draw))
     check_gradient(dy, dropout.shape, dropout.dtype)
-    check_unwritten(saved.writes, x=saved.x)
     if saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
+    check_unwritten(saved.writes, x=saved.x)
+    dropout.check_unwritten()
     first = saved.order == "before"
     return backend.activation_dropout_backward(dy, saved.x, saved.activation, dropout.mask, dropout.scale, first)

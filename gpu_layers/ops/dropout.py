@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 # Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
@@ -39,16 +40,23 @@ class DropoutSaved:
         Factor of a kept element.
     shape : tuple of int
     dtype : numpy.dtype
+    writes : int
+        :func:`write_count` of the forward: the numbers may lie in an array that a later call takes too.
     """
 
     mask: DropoutMask
     scale: float
     shape: tuple[int, ...]
     dtype: np.dtype
+    writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
         """The same, of the call whose numbers lie in ``draw``."""
-        return replace(self, mask=replace(self.mask, draw=draw))
+        return replace(self, mask=replace(self.mask, draw=draw), writes=write_count())
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if a later call has put its numbers where this one's were."""
+        check_unwritten(self.writes, draw=self.mask.draw)
 
 
 def drop_threshold(p: float) -> int:
@@ -138,6 +146,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     """
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
+    saved.check_unwritten()
     return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
 
 

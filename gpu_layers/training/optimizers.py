@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.ops.checks import check_overlap
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.writes import record_write
 
@@ -37,6 +38,7 @@ class Optimizer:
         for name, value in self.parameters.items():
             if value.dtype not in (np.float32, np.float64):
                 raise TypeError(f"parameter {name} must be float32 or float64, got {value.dtype}")
+            check_overlap(value)
         self.lr = _not_negative(lr, "lr")
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0

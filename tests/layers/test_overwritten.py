@@ -322,3 +322,36 @@ def test_records_go_with_their_memory():
     del kept
     gc.collect()
     assert writes._writes.ranges.keys() <= before.keys()
+
+
+@each_backend
+@pytest.mark.parametrize("kind", ["Dropout", "AlphaDropout", "ActivationDropout relu", "ActivationDropout gelu"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_earlier_forward_has_its_own_mask_or_none(backend, kind, on_device):
+    """The numbers of a call for CUDA graphs lie in one place, which the layer's next call takes."""
+    layer, again = made(kind), made(kind)
+    for one in (layer, again):
+        one.generator = gl.CudaGraphGenerator(3, device="cpu") if on_device else gl.Generator(3)
+    with gl.use_backend(backend):
+        expected = gradients(again, X)["x"]
+        layer(X)
+        earlier = layer._saved
+        layer(X)
+        dy = normal(X.shape, np.float32, seed=7)
+        assert (layer.backward(dy) != expected).any()
+        layer._saved = earlier
+        if not on_device or kind == "ActivationDropout relu":
+            assert_same_bits(layer.backward(dy), expected)
+        else:
+            with pytest.raises(RuntimeError, match=MODIFIED.format(name="draw")):
+                layer.backward(dy)
+
+
+def test_live_numbers_of_a_generator_are_not_those_of_an_earlier_call():
+    generator = gl.CudaGraphGenerator(3, device="cpu")
+    _, saved = gl.ops.dropout_forward(X, 0.5, None, None, draw=generator.draw)
+    kept = gl.ops.dropout_backward(X, saved)
+    taken = generator.advance(None)
+    with pytest.raises(RuntimeError, match=MODIFIED.format(name="draw")):
+        gl.ops.dropout_backward(X, saved)
+    assert_same_bits(gl.ops.dropout_backward(X, saved.with_draw(taken)), kept)
