@@ -1,22 +1,45 @@
-// Activations on their own, where no other layer fuses them.
+// ReLU on its own, where no other layer fuses it.
 #include "activation.cuh"
-#include "elementwise.cuh"
+#include "gradient_bits.cuh"
 
 // y = max(x, 0).
-//   x, y   [n] T, 16-byte aligned; y may be x
-// Launch: 1-D, kElementwiseThreads, any number of blocks.
-template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads) relu_forward(const T* x, T* y, long long n) {
-    map_elements(x, y, n, [](accumulate_t<T> value) { return Relu::forward(value); });
-}
-
-// dx = dy where y is positive (or NaN), else 0.
-//   dy, y, dx   [n] T, 16-byte aligned; y is the forward's output
-// Launch: 1-D, kElementwiseThreads, any number of blocks.
+//   x, y            [n] T, 16-byte aligned; y may be x
+//   gradient_bits   [ceil(n / 8)], see gradient_bits.cuh: set where x is positive (or NaN)
+// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    relu_backward(const T* dy, const T* y, T* dx, long long n) {
-    map_element_pairs(dy, y, dx, n, [](accumulate_t<T> gradient, accumulate_t<T> output) {
-        return Relu::backward(gradient, output);
+    relu_forward(const T* x, T* y, unsigned char* gradient_bits, long long n) {
+    using A = accumulate_t<T>;
+    for_each_octet(x, n, [&](Vector<T, kOctet>& values, long long octet) {
+        unsigned int bits = 0;
+#pragma unroll
+        for (int i = 0; i < kOctet; ++i) {
+            const A value = widened(values, i);
+            if (!(value <= A(0))) bits |= 1u << i;
+            values[i] = from_accumulate<T>(Relu::forward(value));
+        }
+        values.store(y + octet * kOctet);
+        gradient_bits[octet] = static_cast<unsigned char>(bits);
     });
+    const long long octets = n / kOctet;
+    // What is left is one thread's, which reads before it writes: y may be x.
+    if (blockIdx.x != 0 || threadIdx.x != 0 || octets * kOctet == n) return;
+    unsigned int bits = 0;
+#pragma unroll 1
+    for (long long i = octets * kOctet; i < n; ++i) {
+        const A value = to_accumulate(x[i]);
+        if (!(value <= A(0))) bits |= 1u << (i % kOctet);
+        y[i] = from_accumulate<T>(Relu::forward(value));
+    }
+    gradient_bits[octets] = static_cast<unsigned char>(bits);
+}
+
+// dx = dy where the input was positive (or NaN), else +0.
+//   dy, dx          [n] T, 16-byte aligned; dx may be dy
+//   gradient_bits   [ceil(n / 8)], the forward's
+// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    relu_backward(const T* dy, const unsigned char* gradient_bits, T* dx, long long n) {
+    map_passing(dy, gradient_bits, dx, n, [](T gradient) { return gradient; });
 }

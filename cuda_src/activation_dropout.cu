@@ -10,9 +10,7 @@
 // byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation.cuh"
 #include "dropout_rule.cuh"
-#include "elementwise.cuh"
-
-constexpr int kOctet = 8;
+#include "gradient_bits.cuh"
 
 // Elements at a time, of the eight: two doubles, for the registers that functions of double take.
 template <typename T>
@@ -138,20 +136,6 @@ template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     relu_dropout_backward(const T* dy, const unsigned char* gradient_bits, T* dx, long long n,
                           accumulate_t<T> scale) {
-    using A = accumulate_t<T>;
-    const long long octets = n / kOctet;
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long octet = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         octet < octets; octet += step) {
-        Vector<T, kOctet> gradients = Vector<T, kOctet>::load(dy + octet * kOctet);
-        const unsigned int bits = gradient_bits[octet];
-#pragma unroll
-        for (int i = 0; i < kOctet; ++i)
-            gradients[i] = from_accumulate<T>(bits >> i & 1u ? to_accumulate(gradients[i]) * scale : A(0));
-        gradients.store(dx + octet * kOctet);
-    }
-    const long long rest = octets * kOctet + threadIdx.x;
-    if (blockIdx.x == 0 && rest < n)
-        dx[rest] = from_accumulate<T>(
-            gradient_bits[octets] >> threadIdx.x & 1u ? to_accumulate(dy[rest]) * scale : A(0));
+    map_passing(dy, gradient_bits, dx, n,
+                [&](T gradient) { return from_accumulate<T>(to_accumulate(gradient) * scale); });
 }

@@ -214,7 +214,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
-// that the number of calls that keep it tells both. A thread owns the four decisions of one Philox block of
+// that the number of calls that keep it tells both. Where the one that is kept is not finite, the mean is
+// that value, and the variance NaN. A thread owns the four decisions of one Philox block of
 // one row.
 //   x, features, row               as in dropout_apply_blocks
 //   sample_ids                     likewise, or null: there is one row then
@@ -257,11 +258,13 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
             if (lane < begin || lane >= end) continue;
-            const A value = to_accumulate(inputs[lane]) * rule.scale;
+            // The output, rounded as that of a forward is.
+            const A value = to_accumulate(from_accumulate<T>(to_accumulate(inputs[lane]) * rule.scale));
             const A part = A(kept[lane]) / A(passes), other = A(passes - kept[lane]) / A(passes);
             mean[first + i0 + lane] = kept[lane] == 0 ? A(0) : value * part;
+            // value - value is NaN where the output is not finite.
             variance[first + i0 + lane] =
-                kept[lane] == 0 || kept[lane] == passes ? A(0) : value * value * (part * other);
+                kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
         }
     }
 }

@@ -3,6 +3,7 @@
 #include "reduce.cuh"
 
 constexpr int kUnpoolThreads = 256;
+constexpr int kUnpoolAtOnce = 4;  // loads of indices in flight
 
 // found[block] = whether one of the indices that the block looked at is outside 0 .. plane - 1.
 //   indices   [n]
@@ -52,6 +53,43 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
     }
 }
 
+// The same for channels last.
+//   x, indices   [samples, values, channels] T, int64
+//   y            [samples, plane, channels] T
+//   segments     a thread has one of so many parts of a channel's plane: nothing is written by two
+// Threads side by side have channels side by side. A thread goes through the values of its channel in order,
+// and reads some indices at a time before it writes the first of their values.
+// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
+template <typename T>
+__global__ void __launch_bounds__(kUnpoolThreads, 4)
+    max_unpool_forward_last(const T* x, const long long* indices, T* y, long long samples, long long channels,
+                            long long values, long long plane, long long segments) {
+    const long long size = (plane + segments - 1) / segments;
+    const long long total = samples * segments * channels;
+    for (long long unit = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; unit < total;
+         unit += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
+        const long long part = unit / channels, channel = unit - part * channels;
+        const long long sample = part / segments;
+        const long long begin = (part - sample * segments) * size;
+        const long long end = begin + size < plane ? begin + size : plane;
+        T* target = y + sample * plane * channels + channel;
+        for (long long i = begin; i < end; ++i) target[i * channels] = from_accumulate<T>(0);
+        const long long source = sample * values * channels + channel;
+#pragma unroll 1
+        for (long long first = 0; first < values; first += kUnpoolAtOnce) {
+            long long index[kUnpoolAtOnce];
+#pragma unroll
+            for (int k = 0; k < kUnpoolAtOnce; ++k)
+                index[k] = first + k < values ? indices[source + (first + k) * channels] : -1;
+#pragma unroll
+            for (int k = 0; k < kUnpoolAtOnce; ++k) {
+                if (index[k] >= begin && index[k] < end)
+                    target[index[k] * channels] = x[source + (first + k) * channels];
+            }
+        }
+    }
+}
+
 // dx = the gradient at each index; 0 for one outside the plane.
 //   dy        [planes, plane] T
 //   indices   [planes, values]
@@ -67,5 +105,24 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
         const long long index = indices[i];
         const bool inside = index >= 0 && index < plane;
         dx[i] = inside ? dy[i / values * plane + index] : from_accumulate<T>(0);
+    }
+}
+
+// The same for channels last.
+//   dy        [samples, plane, channels] T
+//   indices   [samples, values, channels]
+//   dx        [samples, values, channels]
+// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
+template <typename T>
+__global__ void __launch_bounds__(kUnpoolThreads, 4)
+    max_unpool_backward_last(const T* dy, const long long* indices, T* dx, long long samples,
+                             long long channels, long long values, long long plane) {
+    const long long sample_size = values * channels, total = samples * sample_size;
+    for (long long i = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; i < total;
+         i += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
+        const long long index = indices[i];
+        const bool inside = index >= 0 && index < plane;
+        const long long place = i / sample_size * plane + index;
+        dx[i] = inside ? dy[place * channels + i % channels] : from_accumulate<T>(0);
     }
 }

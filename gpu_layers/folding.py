@@ -7,11 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
+from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.plain_layers import added_attributes, replaced_methods
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.training.convolution import Conv2d
 from gpu_layers.training.linear import Linear
+
+# Those that evaluate alike, by what they stand behind.
+_FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {
+    Conv2d: (BatchNorm2d, GhostBatchNorm2d, SyncBatchNorm),
+    Linear: (BatchNorm1d, GhostBatchNorm1d, SyncBatchNorm),
+}
+# What a batch norm has that is looked at here, or makes no difference to evaluation.
+_KNOWN = (
+    *("num_features", "dtype", "eps", "affine", "channels_last", "activation", "parameters", "buffers", "training"),
+    *("momentum", "track_running_stats", "_use_batch_statistics", "_update_statistics", "train_affine"),
+    *("deferred", "skip_nonfinite", "_pending", "_skipped", "group_size", "communicator"),
+)
 
 
 def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
@@ -25,8 +40,8 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     Parameters
     ----------
     layer : Conv2d or Linear
-    batch_norm : BatchNorm2d for a Conv2d, BatchNorm1d for a Linear, or SyncBatchNorm
-        With running statistics, and without an activation, which no weight can take in.
+    batch_norm : BatchNorm2d for a Conv2d, BatchNorm1d for a Linear; a ghost one, or SyncBatchNorm
+        That evaluates by its running statistics, and has no activation, which no weight can take in.
 
     Returns
     -------
@@ -36,10 +51,13 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     Raises
     ------
     TypeError
-        For other layers, or if both have different dtypes or are in different places.
+        For other layers, subclasses, layers one of whose methods was replaced, a batch norm with an attribute that
+        would be lost; or if both have different dtypes or are in different places.
     ValueError
-        For another number of channels, channels on the last axis of a convolution's output, no running statistics, or
-        an activation.
+        For another number of channels, channels on the last axis of a convolution's output, no running statistics,
+        evaluation by the batch (``use_batch_statistics``) or with updates (``update_statistics``), or an activation.
+    RuntimeError
+        If statistics are pending: they are not in the running ones yet.
     """
     _check(layer, batch_norm)
     weight, bias = layer.parameters["weight"], layer.parameters.get("bias")
@@ -63,21 +81,40 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
 
 
 def _check(layer: Any, batch_norm: Any) -> None:
-    if not isinstance(layer, (Conv2d, Linear)):
-        raise TypeError(f"expected a Conv2d or a Linear, got {type(layer).__name__}")
-    expected = BatchNorm2d if isinstance(layer, Conv2d) else BatchNorm1d
-    if not isinstance(batch_norm, (expected, SyncBatchNorm)):
+    kind, given = type(layer).__name__, type(batch_norm).__name__
+    if type(layer) not in _FOLDABLE:
+        raise TypeError(f"expected a Conv2d or a Linear, got {kind}{_subclassed(layer, tuple(_FOLDABLE))}")
+    foldable = _FOLDABLE[type(layer)]
+    if type(batch_norm) not in foldable:
         raise TypeError(
-            f"expected a {expected.__name__} after a {type(layer).__name__}, got {type(batch_norm).__name__}"
+            f"expected a {foldable[0].__name__} after a {kind}, got {given}{_subclassed(batch_norm, foldable)}"
         )
+    for one in (layer, batch_norm):
+        if replaced_methods(one):
+            raise TypeError(f"the {type(one).__name__}'s {', '.join(replaced_methods(one))} was replaced: not folded")
+    fresh = type(batch_norm)(1, 1) if "group_size" in vars(batch_norm) else type(batch_norm)(1)
+    added = added_attributes(batch_norm, fresh, _KNOWN)
+    if added:
+        raise TypeError(f"the {given} has {', '.join(added)}, which a folded layer would not have")
     if layer.dtype != batch_norm.dtype:
-        raise TypeError(f"the {type(layer).__name__} has dtype {layer.dtype}, the batch norm {batch_norm.dtype}")
+        raise TypeError(f"the {kind} has dtype {layer.dtype}, the batch norm {batch_norm.dtype}")
     channels = layer.parameters["weight"].shape[0]
     if batch_norm.num_features != channels:
         raise ValueError(f"the batch norm takes {batch_norm.num_features} channels, the layer gives {channels}")
-    if batch_norm.channels_last and isinstance(layer, Conv2d):
+    if batch_norm.channels_last and kind == "Conv2d":
         raise ValueError("the batch norm has its channels on the last axis, the convolution gives (N, C, H, W)")
     if not batch_norm.track_running_stats:
         raise ValueError("the batch norm keeps no running statistics: there is nothing to fold")
+    batch_norm._check_buffers()
+    if batch_norm.use_batch_statistics:
+        raise ValueError("the batch norm has use_batch_statistics=True: it evaluates by the batch, which is not folded")
+    if batch_norm.update_statistics:
+        raise ValueError("the batch norm has update_statistics=True: what it evaluates by changes with every batch")
+    if batch_norm.pending is not None:
+        raise RuntimeError("the batch norm has statistics pending: commit() or rollback() them first")
     if batch_norm.activation not in (None, "identity"):
         raise ValueError(f"the batch norm applies {batch_norm.activation}, which cannot be folded into weights")
+
+
+def _subclassed(layer: Any, types: tuple[type, ...]) -> str:
+    return ", a subclass, whose forward may be another" if isinstance(layer, types) else ""

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.batch_norm import BatchNormLayer
-from gpu_layers.ops.checks import check_choice, check_eps, check_integer, check_number
+from gpu_layers.ops.checks import check_choice, check_eps, check_finite, check_integer, described
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -100,10 +100,10 @@ def load_foreign_batch_norm(
     convention = _LIBRARIES[check_choice(library, "library", tuple(_LIBRARIES))]
     if not layer.track_running_stats:
         raise ValueError("the layer keeps no running statistics: there is nowhere to load theirs")
-    kept = convention.kept if momentum is None else check_number(momentum, "momentum")
-    if not 0 <= kept <= 1:
-        raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-    new_eps = convention.eps if eps is None else check_eps(eps)
+    layer._check_buffers()
+    kept = convention.kept if momentum is None else check_finite(momentum, "momentum")
+    new_eps = convention.eps if eps is None else eps
+    check_eps(new_eps, layer.dtype)
     given = _without_path(_flat(state, convention, library), library)
     arrays, batches = _arrays(layer, given, convention, library)
     if values_per_channel is not None:
@@ -114,7 +114,7 @@ def load_foreign_batch_norm(
     for name, value in arrays.items():
         own[name][...] = moved(value.astype(layer.dtype), array_module(own[name]))
     layer.buffers["num_batches_tracked"][...] = batches
-    layer.momentum, layer.eps = 1 - kept, new_eps
+    layer.momentum, layer.eps = 1 - kept, float(new_eps)
 
 
 def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _arrays(
                 f"size mismatch for {theirs}: got shape {list(value.shape)}, {ours} has {list(own[ours].shape)}"
             )
         if value.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"{theirs} must be floating, got {value.dtype}")
+            raise TypeError(f"{theirs} must be floating, got {described(value.dtype)}")
         arrays[ours] = value.astype(np.float64)
     batches = 0
     if convention.count in given:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_layers.layers.activation import ReLU
@@ -12,8 +13,23 @@ from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
 from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
 from gpu_layers.layers.dropout import Dropout
-from gpu_layers.layers.max_pool import MaxPoolLayer
+from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxPoolLayer
+from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.plain_layers import added_attributes, is_plain, replaced_methods
 from gpu_layers.training.sequential import Sequential
+
+# Batch norms whose kernels take in a max pooling: not those that take other statistics.
+_POOLABLE = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_NORMS = (*_POOLABLE, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, SyncBatchNorm)
+_POOLS = (MaxPool1d, MaxPool2d, MaxPool3d)
+# What a fused layer takes over, and what makes no difference: ReLU has no mode, and working in place no other result.
+_OF_RELU = ("inplace", "training")
+_OF_DROPOUT = ("p", "generator", "first_sample", "scaling", "training", "inplace", "_taken")
+_OF_POOL = (
+    *("kernel_size", "stride", "padding", "dilation", "ceil_mode", "channels_last", "return_indices"),
+    *("_kernel", "training"),
+)
 
 
 class Absorbed(Layer):
@@ -53,6 +69,10 @@ def fuse(sequential: Sequential) -> Sequential:
     shared with the original, under the same names; gradients are not. What worked in place may no longer do so. Layers
     that have no part in a pattern are the same objects, so use one of the two at a time.
 
+    Only layers of exactly these types are fused, as they were made: a subclass, a layer one of whose methods was
+    replaced, one with an attribute that the fused layer would not have, and a batch norm that stands in several places
+    are left alone. Whatever else a layer holds is the fused one's: modes, switches, ``first_sample``, counts.
+
     Parameters
     ----------
     sequential : Sequential
@@ -65,42 +85,73 @@ def fuse(sequential: Sequential) -> Sequential:
     Raises
     ------
     TypeError
-        If it is no Sequential.
+        If it is no Sequential, or one whose own forward is not known: of a subclass, or replaced.
+    RuntimeError
+        If a batch norm that is to be fused has statistics pending, which would count twice.
     """
-    if not isinstance(sequential, Sequential):
-        raise TypeError(f"expected a Sequential, got {type(sequential).__name__}")
-    layers = [fuse(layer) if type(layer) is Sequential else layer for layer in sequential.layers]
+    if not is_plain(sequential, (Sequential,)):
+        replaced = replaced_methods(sequential) if type(sequential) is Sequential else []
+        what = f" whose {', '.join(replaced)} was replaced" if replaced else ""
+        raise TypeError(f"expected a Sequential, got {type(sequential).__name__}{what}")
+    places = Counter(id(layer) for layer in _layers_of(sequential))
+    return _fused(sequential, {number for number, count in places.items() if count > 1})
+
+
+def _layers_of(sequential: Sequential) -> Iterator[Layer]:
+    """All layers in their places, those of Sequentials within included."""
+    for layer in sequential.layers:
+        yield layer
+        if is_plain(layer, (Sequential,)):
+            yield from _layers_of(layer)  # type: ignore[arg-type]
+
+
+def _fused(sequential: Sequential, repeated: set[int]) -> Sequential:
+    layers: list[Layer] = []
+    for layer in sequential.layers:
+        layers.append(_fused(layer, repeated) if is_plain(layer, (Sequential,)) else layer)  # type: ignore[arg-type]
     position = 0
     while position < len(layers):
-        position += _fuse_at(layers, position)
+        position += _fuse_at(layers, position, repeated)
     fused = Sequential(*layers)
     fused.training = sequential.training
+    for name in added_attributes(sequential, fused, ("layers",)):
+        setattr(fused, name, vars(sequential)[name])
     return fused
 
 
-def _fuse_at(layers: list[Layer], position: int) -> int:
+def _fuse_at(layers: list[Layer], position: int, repeated: set[int]) -> int:
     """Fuse the layers from this position on, if a pattern fits; returns how many are done with."""
     for pattern, replacement in _PATTERNS:
         row = layers[position : position + len(pattern)]
         fitting = len(row) == len(pattern) and all(fits(layer) for fits, layer in zip(pattern, row, strict=True))
-        if fitting and _fit_together(row):
-            for place, (old, new) in enumerate(zip(row, replacement(*row), strict=True), position):
-                new.training = old.training
-                layers[place] = new
+        if fitting and _fit_together(row) and not _shares_a_norm(row, repeated):
+            for layer in row:
+                if isinstance(layer, BatchNormLayer) and layer.pending is not None:
+                    raise RuntimeError(f"{layer!r} has statistics pending: commit() or rollback() them first")
+            layers[position : position + len(row)] = replacement(*row)
             return len(row)
     return 1
 
 
-def _is_plain_batch_norm(layer: Layer) -> bool:
-    return isinstance(layer, BatchNormLayer) and layer.activation is None
+def _shares_a_norm(row: list[Layer], repeated: set[int]) -> bool:
+    """Whether the row has a batch norm that stands elsewhere too: the two would no longer be one layer."""
+    return any(isinstance(layer, BatchNormLayer) and id(layer) in repeated for layer in row)
+
+
+def _is_plain_batch_norm(layer: Any) -> bool:
+    return is_plain(layer, _NORMS) and layer.activation is None
 
 
 def _is_relu(layer: Layer) -> bool:
-    return type(layer) is ReLU
+    return is_plain(layer, (ReLU,)) and not added_attributes(layer, ReLU(), _OF_RELU)
 
 
-def _is_dropout(layer: Layer) -> bool:
-    return type(layer) is Dropout and layer.scaling == "inverted"
+def _is_dropout(layer: Any) -> bool:
+    return is_plain(layer, (Dropout,)) and layer.scaling == "inverted"
+
+
+def _is_fusable_dropout(layer: Layer) -> bool:
+    return _is_dropout(layer) and not added_attributes(layer, Dropout(), _OF_DROPOUT)
 
 
 def _with_relu(norm: Any) -> Any:
@@ -112,16 +163,28 @@ def _with_relu(norm: Any) -> Any:
 
 
 def _relu_dropout(dropout: Any, order: str) -> Layer:
-    return ActivationDropout("relu", dropout.p, order=order, generator=dropout.generator)
+    fused = ActivationDropout("relu", dropout.p, order=order, generator=dropout.generator)
+    fused.first_sample, fused.training = dropout.first_sample, dropout.training
+    return fused
 
 
 def _is_poolable_batch_norm(layer: Layer) -> bool:
-    # With an activation of its own too: max pooling comes after it. Not those that take other statistics.
-    return type(layer) in (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+    # With an activation of its own too: max pooling comes after it.
+    return is_plain(layer, _POOLABLE)
 
 
-def _is_max_pool(layer: Layer) -> bool:
-    return isinstance(layer, MaxPoolLayer) and not layer.return_indices
+def _is_max_pool(layer: Any) -> bool:
+    plain = is_plain(layer, _POOLS) and not layer.return_indices
+    return plain and not added_attributes(layer, type(layer)(1), _OF_POOL)
+
+
+def _absorbed(*layers: Layer) -> list[Layer]:
+    """What stands in the places of layers that have nothing left to do."""
+    absorbed: list[Layer] = []
+    for layer in layers:
+        absorbed.append(Absorbed())
+        absorbed[-1].training = layer.training
+    return absorbed
 
 
 def _fit_together(row: list[Any]) -> bool:
@@ -137,17 +200,17 @@ _PATTERNS: tuple[tuple[tuple[_Fits, ...], Callable[..., list[Layer]]], ...] = (
     # ReLU and dropout may be exchanged: both leave +0 where either makes it, and scaling keeps the sign.
     (
         (_is_plain_batch_norm, _is_dropout, _is_relu),
-        lambda norm, dropout, relu: [_with_relu(norm), dropout, Absorbed()],
+        lambda norm, dropout, relu: [_with_relu(norm), dropout, *_absorbed(relu)],
     ),
     (
         (lambda layer: _is_poolable_batch_norm(layer) and _is_plain_batch_norm(layer), _is_relu, _is_max_pool),
-        lambda norm, relu, pool: [BatchNormMaxPool(_with_relu(norm), pool), Absorbed(), Absorbed()],
+        lambda norm, relu, pool: [BatchNormMaxPool(_with_relu(norm), pool), *_absorbed(relu, pool)],
     ),
     (
         (_is_poolable_batch_norm, _is_max_pool),
-        lambda norm, pool: [BatchNormMaxPool(norm, pool), Absorbed()],
+        lambda norm, pool: [BatchNormMaxPool(norm, pool), *_absorbed(pool)],
     ),
-    ((_is_plain_batch_norm, _is_relu), lambda norm, relu: [_with_relu(norm), Absorbed()]),
-    ((_is_relu, _is_dropout), lambda relu, dropout: [_relu_dropout(dropout, "after"), Absorbed()]),
-    ((_is_dropout, _is_relu), lambda dropout, relu: [_relu_dropout(dropout, "before"), Absorbed()]),
+    ((_is_plain_batch_norm, _is_relu), lambda norm, relu: [_with_relu(norm), *_absorbed(relu)]),
+    ((_is_relu, _is_fusable_dropout), lambda relu, dropout: [_relu_dropout(dropout, "after"), *_absorbed(dropout)]),
+    ((_is_fusable_dropout, _is_relu), lambda dropout, relu: [_relu_dropout(dropout, "before"), *_absorbed(relu)]),
 )

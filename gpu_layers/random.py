@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,13 @@ from gpu_layers.ops.checks import check_integer, check_uint64
 from gpu_layers.reference.philox import SEED_STEP, philox4x32_10, sample_seed
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, require_gpu
+from gpu_layers.runtime.writes import record_write
 
 _LOW_32 = 0xFFFFFFFF
 
 
 class Generator:
-    """A stream of dropout masks.
+    """A stream of dropout masks. Threads may share one: each call gets an offset of its own.
 
     Parameters
     ----------
@@ -34,6 +37,15 @@ class Generator:
     def __init__(self, seed: int | None = None, offset: int = 0) -> None:
         self._seed = secrets.randbits(64) if seed is None else check_uint64(seed, "seed")
         self._offset = check_uint64(offset, "offset")
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks are neither copied nor pickled: a copy has one of its own.
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, offset={self._offset})"
@@ -50,38 +62,46 @@ class Generator:
 
     def next_offset(self) -> int:
         """The current offset; the next call gets the one after."""
-        current = self._offset
-        self._offset = (current + 1) % 2**64
-        return current
+        return self.take(1)[1]
 
-    def numbers(self) -> tuple[int | None, int | None]:
-        """Seed and offset of the next call; None for both where :attr:`draw` holds them."""
-        return self._seed, self._offset
+    def take(self, calls: int) -> tuple[int, int]:
+        """Seed and the current offset; the next call gets the offset that so many calls later have.
+
+        Parameters
+        ----------
+        calls : int
+            Of one kernel launch that does the work of several.
+        """
+        with self._lock:
+            current = self._offset
+            self._offset = (current + calls) % 2**64
+            return self._seed, current
+
+    def give_back(self, offset: int, calls: int) -> None:
+        """Undo the :meth:`take` that gave this offset, unless the generator has gone on since."""
+        with self._lock:
+            if self._offset == (offset + calls) % 2**64:
+                self._offset = offset
 
     @property
     def draw(self) -> Any:
         """None; of a :class:`CudaGraphGenerator` the array that holds seed and offset."""
         return None
 
-    def advance(self, taken: Any) -> Any:
-        """Go on to the next offset, once a call has taken the current one.
+    def call(self, taken: Any) -> GeneratorCall:
+        """A context in which an operation draws its mask; see :class:`GeneratorCall`.
 
         Parameters
         ----------
         taken : array or None
-            What the caller's last call to this got.
-
-        Returns
-        -------
-        array or None
-            Where the numbers of this call are kept for its backward; None where they are known as :meth:`numbers`.
+            What the caller's last call had in :attr:`GeneratorCall.taken`.
         """
-        self.next_offset()
-        return None
+        return GeneratorCall(self)
 
     def get_state(self) -> dict[str, int]:
         """Seed and offset, for :meth:`set_state`."""
-        return {"seed": self._seed, "offset": self._offset}
+        with self._lock:
+            return {"seed": self._seed, "offset": self._offset}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Go back to a state.
@@ -96,7 +116,8 @@ class Generator:
         if set(state) != {"seed", "offset"}:
             raise ValueError(f"generator state must hold seed and offset, got {sorted(map(str, state))}")
         seed, offset = check_uint64(state["seed"], "seed"), check_uint64(state["offset"], "offset")
-        self._seed, self._offset = seed, offset
+        with self._lock:
+            self._seed, self._offset = seed, offset
 
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams: the same ones for the same seed and offset.
@@ -110,13 +131,46 @@ class Generator:
             If n is not an integer of at least 0.
         """
         n = check_integer(n, "n", 0, 2**63 - 1)
+        seed, offset = self.take(0)
         # No element of a mask ever uses this block: its number, 2**64 - 1, is beyond that of the last element.
         block = philox4x32_10(
-            np.array([[_LOW_32], [_LOW_32], [self._offset & _LOW_32], [self._offset >> 32]], dtype=np.uint32),
-            (self._seed & _LOW_32, self._seed >> 32),
+            np.array([[_LOW_32], [_LOW_32], [offset & _LOW_32], [offset >> 32]], dtype=np.uint32),
+            (seed & _LOW_32, seed >> 32),
         )
         base = int(block[0, 0]) | int(block[0, 1]) << 32
         return [Generator((base + child * SEED_STEP) % 2**64) for child in range(n)]
+
+
+class GeneratorCall:
+    """One call of a layer: on entering it takes the generator's next offset; an exception within gives it back.
+
+    Attributes
+    ----------
+    seed, offset : int
+        Of the mask.
+    draw : None
+        Where they lie instead, for a :class:`CudaGraphGenerator`.
+    taken : None
+        Likewise, where the numbers of this call are kept for its backward, after the context.
+    """
+
+    seed: int | None = None
+    offset: int | None = None
+    draw: Any = None
+    taken: Any = None
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def __enter__(self) -> GeneratorCall:
+        self.seed, self.offset = self._generator.take(1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.offset is not None:
+            self._generator.give_back(self.offset, 1)
 
 
 class CudaGraphGenerator(Generator):
@@ -124,6 +178,7 @@ class CudaGraphGenerator(Generator):
 
     Kernels read seed and offset where they lie, and a kernel advances the offset, in the order of the stream: each
     replay of a captured graph draws fresh masks, and the backward captured with a forward draws the matching ones.
+    Threads may share one that is used on one stream.
 
     Keep the generator and the layers for as long as the graph is used: it refers to their memory.
 
@@ -165,15 +220,34 @@ class CudaGraphGenerator(Generator):
         """Seed, offset and the seed of sample 0: three uint64 on the device."""
         return self._draw
 
-    def numbers(self) -> tuple[int | None, int | None]:
-        """None for both: kernels read them from :attr:`draw`."""
-        return None, None
-
     def next_offset(self) -> int:
         """The current offset; the next call gets the one after. Waits for the stream: layers do not call it."""
-        current = self.offset
-        self._write(self._seed, (current + 1) % 2**64)
-        return current
+        return super().next_offset()
+
+    def take(self, calls: int) -> tuple[int, int]:
+        """As :meth:`Generator.take`; waits for the stream."""
+        with self._lock:
+            current = self.offset
+            if calls:
+                self._write(self._seed, (current + calls) % 2**64)
+            return self._seed, current
+
+    def give_back(self, offset: int, calls: int) -> None:
+        """As :meth:`Generator.give_back`; waits for the stream."""
+        with self._lock:
+            if self.offset == (offset + calls) % 2**64:
+                self._write(self._seed, offset)
+
+    def call(self, taken: Any) -> GeneratorCall:
+        """A context in which an operation draws its mask; see :class:`CudaGraphCall`.
+
+        Parameters
+        ----------
+        taken : array or None
+            What the caller's last call had in :attr:`GeneratorCall.taken`; used again, so that a captured graph stays
+            valid.
+        """
+        return CudaGraphCall(self, taken)
 
     def advance(self, taken: Any) -> Any:
         """Go on to the next offset, by a kernel.
@@ -181,21 +255,23 @@ class CudaGraphGenerator(Generator):
         Parameters
         ----------
         taken : array or None
-            What the caller's last call to this got; used again, so that a captured graph stays valid.
+            Where to keep the numbers that the call took; a new array where there is none, or one elsewhere.
 
         Returns
         -------
         array of uint64, shape (3,)
-            The numbers that the call took.
         """
         if taken is None or array_module(taken) is not array_module(self._draw):
             taken = array_module(self._draw).empty_like(self._draw)
         backend_for(self._draw).advance_draw(self._draw, taken)
+        record_write(self._draw)
+        record_write(taken)
         return taken
 
     def get_state(self) -> dict[str, int]:
         """Seed and offset, for :meth:`set_state`; read back from the device."""
-        return {"seed": self._seed, "offset": self.offset}
+        with self._lock:
+            return {"seed": self._seed, "offset": self.offset}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Go back to a state; a graph captured before follows.
@@ -205,17 +281,48 @@ class CudaGraphGenerator(Generator):
         TypeError, ValueError
             If it is not one that :meth:`get_state` gives; the generator is then unchanged.
         """
-        super().set_state(state)
-        self._write(self._seed, self._offset)
+        with self._lock:
+            super().set_state(state)
+            self._write(self._seed, self._offset)
 
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams on the same device: the seeds of :meth:`Generator.spawn`."""
-        children = Generator(self._seed, self.offset).spawn(n)
+        children = super().spawn(n)
         return [CudaGraphGenerator(child.seed, device=self.device) for child in children]
 
     def _write(self, seed: int, offset: int) -> None:
         numbers = np.array([seed, offset, sample_seed(seed)], np.uint64)
         self._draw[...] = array_module(self._draw).asarray(numbers)
+        record_write(self._draw)
+
+
+class CudaGraphCall(GeneratorCall):
+    """One call of a layer, whose numbers lie on the device: the generator is advanced on leaving, unless by an error.
+
+    Attributes
+    ----------
+    seed, offset : None
+    draw : array of uint64, shape (3,)
+        Where they lie as kernels run.
+    taken : array of uint64, shape (3,)
+        After the context: where the numbers of this call are kept for its backward.
+    """
+
+    def __init__(self, generator: CudaGraphGenerator, taken: Any) -> None:
+        self._graph_generator, self.draw, self.taken = generator, generator.draw, taken
+
+    def __enter__(self) -> GeneratorCall:
+        self._graph_generator._lock.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.taken = self._graph_generator.advance(self.taken)
+        finally:
+            self._graph_generator._lock.release()
 
 
 def manual_seed(seed: int) -> Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,8 +14,10 @@ from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.moments import Moments, merged
 from gpu_layers.ops.checks import check_choice
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.snapshot import Snapshot
 
 _ORDERS = ("sequential", "joint")
+_NOTHING = object()
 
 
 def recalibrate(
@@ -32,8 +35,9 @@ def recalibrate(
 
     ``order="sequential"`` estimates one batch norm after the other, in the order in which the model calls them, all
     others in evaluation: those before it have their new statistics already. Afterwards each has exactly the statistics
-    of what it receives in evaluation, which is what repairs a shift. That takes a pass over the data for each batch
-    norm, each only as far as that layer. ``order="joint"`` is PreciseBN (Wu and Johnson, "Rethinking 'Batch' in
+    of what it receives in evaluation, which is what repairs a shift. That takes a pass over the data to see which batch
+    calls which batch norm how often, and one for each batch norm, only as far as that layer where every batch calls it
+    as often. ``order="joint"`` is PreciseBN (Wu and Johnson, "Rethinking 'Batch' in
     BatchNorm", 2021): one pass with every batch norm normalising by the batch, and the batches' statistics pooled. It
     is the cheaper one; deeper layers are then estimated on inputs that differ from those in evaluation, the more so
     the smaller the batches are.
@@ -140,18 +144,22 @@ class _Enough(BaseException):
 
 def _estimate_in_order(run: _Run, layers: list[BatchNormLayer]) -> None:
     pools = []
-    for layer, calls in _calls_in_order(run, layers):
-        pool = _Pool()
-        pools.append(pool)
-        number = 0
-        with _attribute(layer, "forward", _observing(layer, pool, calls)):
-            for number, x in enumerate(run.batches(), 1):  # noqa: B007
-                pool.calls_in_batch = 0
-                try:
-                    run(x)
-                except _Enough:
-                    continue
-        _take_over(layer, pool, number)
+    with ExitStack() as stack:
+        for layer in layers:
+            # In evaluation none may change its statistics, whatever its switch says.
+            stack.enter_context(_attribute(layer, "_update_statistics", None))
+        for layer, calls in _calls_in_order(run, layers):
+            pool = _Pool()
+            pools.append(pool)
+            number = 0
+            with _attribute(layer, "_forward", _observing(layer, pool, calls)):
+                for number, x in enumerate(run.batches(), 1):  # noqa: B007
+                    pool.calls_in_batch = 0
+                    try:
+                        run(x)
+                    except _Enough:
+                        continue
+            _take_over(layer, pool, number)
     _check_any(pools)
 
 
@@ -160,44 +168,68 @@ def _check_any(pools: list[_Pool]) -> None:
         raise ValueError("no batch reached a batch norm with running statistics")
 
 
-def _observing(layer: BatchNormLayer, pool: _Pool, calls: int) -> Callable[..., Any]:
-    """The layer's forward; it keeps the moments of its input, and ends the model's forward after so many calls."""
+def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callable[..., Any]:
+    """What the layer's forward does to what it takes, beneath whatever stands in the place of ``forward``.
 
-    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
-        pool.add(layer.batch_moments(x, *args, **kwargs))
+    It keeps the moments of that, and ends the model's forward after so many calls, if the number is known.
+    """
+    forward = layer._forward
+
+    def observed(x: Any, residual: Any, packing: Any) -> Any:
+        pool.add(layer._moments(x, packing))
         if pool.calls_in_batch == calls:
             raise _Enough
-        return type(layer).forward(layer, x, *args, **kwargs)
+        return forward(x, residual, packing)
 
-    return forward
+    return observed
 
 
-def _calls_in_order(run: _Run, layers: list[BatchNormLayer]) -> list[tuple[BatchNormLayer, int]]:
-    """The layers in the order of their first call, and the calls of each in a forward: those of the first batch."""
+def _calls_in_order(run: _Run, layers: list[BatchNormLayer]) -> list[tuple[BatchNormLayer, int | None]]:
+    """The layers in the order in which the batches call them, and the calls of each in a batch, if always as many."""
     if not run.repeats:
         if len(layers) == 1:
-            # Looking at the first batch would use it up. Without a number of calls a forward runs to its end.
-            return [(layers[0], 0)]
+            # Looking at the batches would use them up. Without a number of calls a forward runs to its end.
+            return [(layers[0], None)]
         raise TypeError(
             "order='sequential' goes through the batches again for each batch norm: pass a list, or a function that "
             "returns an iterator, instead of an iterator; or order='joint'"
         )
-    called: dict[int, int] = {}
+    called: Counter[int] = Counter()
+    sequences: dict[tuple[int, ...], None] = {}
+    counts: dict[int, set[int]] = {}
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
-            stack.enter_context(_attribute(layer, "forward", _counting(layer, index, called)))
+            stack.enter_context(_attribute(layer, "_forward", _counting(layer, index, called)))
         for x in run.batches():
+            called.clear()
             run(x)
-            break
-    return [(layers[index], calls) for index, calls in called.items()]
+            sequences[tuple(called)] = None
+            for index, calls in called.items():
+                counts.setdefault(index, set()).add(calls)
+    return [(layers[index], min(counts[index]) if len(counts[index]) == 1 else None) for index in _merged(sequences)]
 
 
-def _counting(layer: BatchNormLayer, index: int, called: dict[int, int]) -> Callable[..., Any]:
-    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
-        called[index] = called.get(index, 0) + 1
-        return type(layer).forward(layer, x, *args, **kwargs)
+def _counting(layer: BatchNormLayer, index: int, called: Counter[int]) -> Callable[..., Any]:
+    forward = layer._forward
 
-    return forward
+    def counted(*args: Any) -> Any:
+        called[index] += 1
+        return forward(*args)
+
+    return counted
+
+
+def _merged(sequences: Iterable[tuple[int, ...]]) -> list[int]:
+    """One order for all: each after those before it anywhere; where these contradict, the first seen first."""
+    before: dict[int, set[int]] = {}
+    for sequence in sequences:
+        for place, one in enumerate(sequence):
+            before.setdefault(one, set()).update(sequence[max(place - 1, 0) : place])
+    order: list[int] = []
+    while len(order) < len(before):
+        waiting = [one for one in before if one not in order]
+        order.append(next((one for one in waiting if before[one].isdisjoint(waiting)), waiting[0]))
+    return order
 
 
 def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
@@ -216,13 +248,17 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
 
 
 @contextmanager
-def _attribute(layer: BatchNormLayer, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """A method of this one layer replaced for a while."""
+def _attribute(layer: BatchNormLayer, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this one layer replaced for a while; what the layer had of its own comes back."""
+    had = vars(layer).get(name, _NOTHING)
     setattr(layer, name, value)
     try:
         yield
     finally:
-        delattr(layer, name)
+        if had is _NOTHING:
+            delattr(layer, name)
+        else:
+            setattr(layer, name, had)
 
 
 @contextmanager
@@ -239,14 +275,13 @@ def _following_the_mode(layer: BatchNormLayer) -> Iterator[None]:
 @contextmanager
 def _all_or_nothing(layers: list[Layer]) -> Iterator[None]:
     """Buffers, and what was saved for backward, as they were if anything fails; nothing saved if all is well."""
-    before = [(layer, layer._saved, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers]
+    before, saved = Snapshot(layers), [layer._saved for layer in layers]
     try:
         yield
     except BaseException:
-        for layer, saved, buffers in before:
-            layer._saved = saved
-            for name, value in buffers.items():
-                layer.buffers[name][...] = value
+        before.restore()
+        for layer, own in zip(layers, saved, strict=True):
+            layer._saved = own
         raise
     for layer in layers:
         layer._saved = None

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from gpu_layers.layer_tree import layers_of
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
+from gpu_layers.snapshot import Snapshot
+
+
+class _Transaction:
+    """A block that is being run: its layers, and how they were before something within it was folded in."""
+
+    def __init__(self, layers: list[RunningStatisticsLayer]) -> None:
+        self.layers = layers
+        self._before: dict[int, Snapshot] = {}
+
+    def fold_in(self, skip_nonfinite: bool) -> None:
+        """Commit what is pending, all of it or, after an exception, none."""
+        pending = [layer for layer in self.layers if layer.pending is not None]
+        for layer in pending:
+            self._before.setdefault(id(layer), Snapshot([layer]))
+        _commit(pending, skip_nonfinite)
+
+    def undo(self) -> None:
+        """Make what was folded in undone."""
+        for snapshot in self._before.values():
+            snapshot.restore()
+
+    def hand_over(self, outer: _Transaction) -> None:
+        """Have an outer block undo, should it fail, what this one has folded into its layers."""
+        for layer in outer.layers:
+            if id(layer) in self._before:
+                outer._before.setdefault(id(layer), self._before[id(layer)])
+
+
+_open: ContextVar[tuple[_Transaction, ...]] = ContextVar("gpu_layers_transactions", default=())
 
 
 @contextmanager
@@ -19,6 +50,9 @@ def statistics_transaction(
 
     A forward that is computed again within the block, as recomputation of activations does, counts once: each layer
     keeps what its last forward found.
+
+    Within another such block a block folds in at its own end; should the other one fail, that is undone for the layers
+    that both have. What is pending is copied before it is folded in, to be put back if that breaks off half way.
 
     Parameters
     ----------
@@ -40,12 +74,21 @@ def statistics_transaction(
     if waiting:
         raise RuntimeError(f"{waiting[0]!r} has statistics pending: commit() or rollback() them first")
     before = [(layer, layer.deferred) for layer in found]
+    transaction, enclosing = _Transaction(found), _open.get()
+    token = _open.set((*enclosing, transaction))
     try:
         for layer in found:
             layer.deferred = True
         yield
-        _commit([layer for layer in found if layer.pending is not None], skip_nonfinite)
+        transaction.fold_in(skip_nonfinite)
+    except BaseException:
+        transaction.undo()
+        raise
+    else:
+        for outer in enclosing:
+            transaction.hand_over(outer)
     finally:
+        _open.reset(token)
         for layer, deferred in before:
             layer.rollback()
             layer.deferred = deferred

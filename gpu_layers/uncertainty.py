@@ -13,6 +13,7 @@ from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.ops.dropout import check_passes, dropout_moments
+from gpu_layers.runtime.cuda import array_module
 
 
 def mc_dropout(
@@ -40,7 +41,8 @@ def mc_dropout(
     -------
     mean, variance : array
         The output's shape; float64 for float64, float32 for all others. The variance is that of the population: divided
-        by ``passes``.
+        by ``passes``. Both are of the outputs as the model gives them, rounded to its dtype: where one of them is
+        infinite or NaN, so is the mean, and the variance is NaN.
 
     Raises
     ------
@@ -54,12 +56,13 @@ def mc_dropout(
     generator = getattr(model, "generator", None) or random.default_generator
     if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
         scale = None if model.scaling == "inverted" else 1.0
-        seed, offset = generator.seed, generator.offset
         start = 0 if inputs.get("sample_ids") is not None else first_decision(x, model.first_sample)
-        moments = dropout_moments(x, model.p, seed, offset, passes=passes, scale=scale, start=start, **inputs)
-        for _ in range(passes):
-            generator.next_offset()
-        return moments
+        seed, offset = generator.take(passes)
+        try:
+            return dropout_moments(x, model.p, seed, offset, passes=passes, scale=scale, start=start, **inputs)
+        except BaseException:
+            generator.give_back(offset, passes)
+            raise
     # A layer that works in place would change what the next pass sees.
     in_place = any(getattr(layer, "inplace", False) for layer in found)
     with modes(found, training=_drops):
@@ -67,18 +70,29 @@ def mc_dropout(
 
 
 def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
-    """Welford's running mean and sum of squared differences: none of the outputs is kept."""
+    """Running mean and variance (Welford): none of the outputs is kept.
+
+    Where an output is not finite, as one of half precision that overflowed, the mean is what the outputs that are not
+    add up to, and the variance NaN.
+    """
     mean: Any = None
-    squares: Any = None
+    variance: Any = None
+    others: Any = None
     for count, output in enumerate(outputs, 1):
         y = output.astype(np.float64 if output.dtype == np.float64 else np.float32)
+        xp = array_module(y)
+        is_finite, zero = xp.isfinite(y), y.dtype.type(0)
+        finite, other = xp.where(is_finite, y, zero), xp.where(is_finite, zero, y)
         if mean is None:
-            mean, squares = y, y - y
+            mean, variance, others = finite, xp.zeros_like(finite), other
             continue
-        difference = y - mean
-        mean = mean + difference / count
-        squares = squares + difference * (y - mean)
-    return mean, squares / passes
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            difference = finite - mean
+            mean = mean + difference / count
+            variance = variance * ((count - 1) / count) + difference * (finite - mean) / count
+            others = others + other
+    xp = array_module(mean)
+    return xp.where(others == 0, mean, others), xp.where(others == 0, variance, variance.dtype.type(np.nan))
 
 
 def _drops(layer: Layer) -> bool:

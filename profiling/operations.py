@@ -178,7 +178,8 @@ RELU = Operation(
     shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
     forward=lambda a, last: ops.relu_forward(a["x"]),
     backward=ops.relu_backward,
-    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    # A bit an element is all that the backward needs.
+    floor=_both(lambda s: s.elements(2) + s.inputs // 8),
     torch_bytes={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
     torch=lambda F, t: F.relu(t["x"]),  # noqa: N803
     expression=lambda xp, a, last: xp.maximum(a["x"], 0),

@@ -1,6 +1,11 @@
 """The generator: a seed, a counter, and nothing else."""
 
+import copy
 import json
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,3 +160,108 @@ def test_seed_and_offset_are_read_only():
     for name in ("seed", "offset"):
         with pytest.raises(AttributeError):
             setattr(generator, name, 3)
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_four_threads(call, times=15):
+    """The results of so many calls in each of four threads that begin together."""
+    together = threading.Barrier(4)
+
+    def work(_):
+        together.wait()
+        return [call() for _ in range(times)]
+
+    with ThreadPoolExecutor(4) as pool:
+        return [result for part in pool.map(work, range(4)) for result in part]
+
+
+X = np.ones((40, 50), np.float32)
+CALLS = {
+    "next_offset": lambda generator: generator.next_offset,
+    "a layer of each thread": lambda generator: lambda: gl.Dropout(0.5, generator=generator)(X).tobytes(),
+    "AlphaDropout": lambda generator: lambda: gl.AlphaDropout(0.5, generator=generator)(X).tobytes(),
+    "one layer": lambda generator: shared(gl.Dropout2d(0.5, generator=generator), X[None]),
+    "ActivationDropout": lambda generator: shared(gl.ActivationDropout("relu", generator=generator), X),
+    "sample_ids": lambda generator: lambda: gl.Dropout(generator=generator)(X, sample_ids=np.arange(40)).tobytes(),
+}
+
+
+def shared(layer, x):
+    return lambda: layer(x).tobytes()
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("kind", CALLS)
+def test_each_call_of_four_threads_gets_a_mask_of_its_own(kind, on_device):
+    generator = gl.CudaGraphGenerator(1, device="cpu") if on_device else gl.Generator(1)
+    results = in_four_threads(CALLS[kind](generator))
+    assert len(set(results)) == 60
+    assert generator.get_state() == {"seed": 1, "offset": 60}
+    # Together they are the masks of 60 calls in a row.
+    alone = gl.CudaGraphGenerator(1, device="cpu") if on_device else gl.Generator(1)
+    one_by_one = CALLS[kind](alone)
+    assert set(results) == {one_by_one() for _ in range(60)}
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_the_default_generator_is_shared_by_threads():
+    gl.manual_seed(4)
+    assert len(set(in_four_threads(lambda: gl.Dropout()(X).tobytes()))) == 60
+    assert gl.default_generator.get_state() == {"seed": 4, "offset": 60}
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_passes_of_four_threads_do_not_overlap():
+    generator = gl.Generator(1)
+    means = in_four_threads(lambda: gl.mc_dropout(gl.Dropout(generator=generator), X, passes=3)[0].tobytes(), times=5)
+    alone = gl.Generator(1)
+    assert set(means) == {gl.mc_dropout(gl.Dropout(generator=alone), X, passes=3)[0].tobytes() for _ in range(20)}
+    assert len(set(means)) == 20
+    assert generator.offset == 60
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_state_is_read_whole_while_others_write_it():
+    generator = gl.Generator(0, 0)
+
+    def write_and_read():
+        state = generator.get_state()
+        generator.set_state({"seed": state["seed"] + 1, "offset": state["seed"] + 1})
+        return generator.get_state()
+
+    for state in in_four_threads(write_and_read, times=500):
+        assert state["seed"] == state["offset"]
+
+
+def test_an_offset_is_given_back_only_where_nobody_took_the_next():
+    generator = gl.Generator(1, 2**64 - 1)
+    seed, offset = generator.take(3)
+    assert (seed, offset, generator.offset) == (1, 2**64 - 1, 2)
+    generator.give_back(offset, 3)
+    assert generator.offset == 2**64 - 1
+    generator.take(3)
+    assert generator.next_offset() == 2
+    generator.give_back(offset, 3)
+    assert generator.offset == 3
+
+
+@pytest.mark.parametrize("make", [gl.Generator, lambda *state: gl.CudaGraphGenerator(*state, device="cpu")])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_have_the_state_and_go_on_alone(make, copied):
+    generator = make(5, 7)
+    other = copied(generator)
+    assert other.get_state() == {"seed": 5, "offset": 7}
+    assert [other.next_offset(), other.next_offset(), generator.next_offset()] == [7, 8, 7]
+    # A copied layer too; the copy's lock is not the other's.
+    layer = copied(gl.Dropout(0.5, generator=generator))
+    assert layer(X).tobytes() == gl.Dropout(0.5, generator=make(5, 8))(X).tobytes()
+    assert generator.offset == 8

@@ -4,38 +4,55 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
-from gpu_layers.kernels.elementwise import THREADS, filled, vector_blocks
+import numpy as np
+
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+_OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
-_RELU_FORWARD = KernelTemplate("activation.cu", "relu_forward", "const T* x, T* y, long long n", _TYPES)
-_RELU_BACKWARD = KernelTemplate("activation.cu", "relu_backward", "const T* dy, const T* y, T* dx, long long n", _TYPES)
+_RELU_FORWARD = KernelTemplate(
+    "activation.cu", "relu_forward", "const T* x, T* y, unsigned char* gradient_bits, long long n", _TYPES
+)
+_RELU_BACKWARD = KernelTemplate(
+    "activation.cu", "relu_backward", "const T* dy, const unsigned char* gradient_bits, T* dx, long long n", _TYPES
+)
 
 
-def relu_forward(x: Any, out: Any | None = None) -> Any:
+def octet_blocks(x: Any) -> int:
+    """Blocks of a kernel whose threads own octets of x, two at a time where elements have 16 bits."""
+    return blocks_for(x.size, THREADS * _OCTET * (2 if x.dtype.itemsize == 2 else 1))
+
+
+def empty_bits(x: Any) -> Any:
+    """Room for one bit an element of x."""
+    return empty((-(-x.size // _OCTET),), np.uint8, x)
+
+
+def relu_forward(x: Any, out: Any | None = None) -> tuple[Any, Any]:
     """``gpu_layers.reference.relu_forward``, as a kernel."""
     return _forward((x, out))
 
 
-def relu_backward(dy: Any, y: Any, out: Any | None = None) -> Any:
+def relu_backward(dy: Any, gradient_bits: Any, out: Any | None = None) -> Any:
     """``gpu_layers.reference.relu_backward``, as a kernel."""
-    return _backward((dy, y, out))
+    return _backward((dy, gradient_bits, out))
 
 
 @Launcher
 def _forward(operands: Any, numbers: Any) -> Any:
     x, out = operands
     x = ready(x)
-    kernel = _RELU_FORWARD(T=element_type(x))
-    return filled(out, x, lambda y: launch(kernel, vector_blocks(x.size, x.dtype), THREADS, (x, y, x.size)))
+    kernel, bits = _RELU_FORWARD(T=element_type(x)), empty_bits(x)
+    return filled(out, x, lambda y: launch(kernel, octet_blocks(x), THREADS, (x, y, bits, x.size))), bits
 
 
 @Launcher
 def _backward(operands: Any, numbers: Any) -> Any:
-    dy, y, out = operands
-    dy, y = ready(dy), ready(y)
+    dy, gradient_bits, out = operands
+    dy, bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
-    return filled(out, dy, lambda dx: launch(kernel, vector_blocks(dy.size, dy.dtype), THREADS, (dy, y, dx, dy.size)))
+    return filled(out, dy, lambda dx: launch(kernel, octet_blocks(dy), THREADS, (dy, bits, dx, dy.size)))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
+from gpu_layers.kernels.activation import empty_bits, octet_blocks
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.mask import DropoutMask
@@ -72,7 +71,7 @@ def _blocks(x: Any) -> int:
 def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> Any:
     x, draw = operands
     x = ready(x)
-    bits = empty((-(-x.size // _OCTET),), np.uint8, x) if activation == "relu" else None
+    bits = empty_bits(x) if activation == "relu" else None
     call = _call(x, draw, numbers, activation, *of_dropout)
     kernel = _FORWARD(T=element_type(x))
     return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
@@ -92,4 +91,6 @@ def _relu_backward(operands: Any, numbers: Any, scale: float) -> Any:
     dy, gradient_bits = operands
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
-    return filled(None, dy, lambda dx: launch(kernel, _blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale)))
+    return filled(
+        None, dy, lambda dx: launch(kernel, octet_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
+    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like
 from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.pool_plan import spatial_result
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -41,6 +42,20 @@ _BACKWARD = KernelTemplate(
     "const T* dy, const long long* indices, T* dx, long long planes, long long values, long long plane",
     combinations(T=ELEMENT_TYPES),
 )
+_FORWARD_LAST = KernelTemplate(
+    "max_unpool.cu",
+    "max_unpool_forward_last",
+    "const T* x, const long long* indices, T* y, long long samples, long long channels, long long values, "
+    "long long plane, long long segments",
+    combinations(T=ELEMENT_TYPES),
+)
+_BACKWARD_LAST = KernelTemplate(
+    "max_unpool.cu",
+    "max_unpool_backward_last",
+    "const T* dy, const long long* indices, T* dx, long long samples, long long channels, long long values, "
+    "long long plane",
+    combinations(T=ELEMENT_TYPES),
+)
 
 
 def max_unpool_indices_valid(indices: Any, plane: int) -> bool:
@@ -48,14 +63,16 @@ def max_unpool_indices_valid(indices: Any, plane: int) -> bool:
     return not indices.size or not bool(_check((indices,), (plane,)).any())
 
 
-def max_unpool_forward(x: Any, indices: Any, output_shape: tuple[int, ...], out: Any | None = None) -> Any:
+def max_unpool_forward(
+    x: Any, indices: Any, output_shape: tuple[int, ...], channels_last: bool = False, out: Any | None = None
+) -> Any:
     """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
-    return _forward((x, indices, out), (output_shape,))
+    return _forward((x, indices, out), (output_shape, channels_last))
 
 
-def max_unpool_backward(dy: Any, indices: Any, out: Any | None = None) -> Any:
+def max_unpool_backward(dy: Any, indices: Any, channels_last: bool = False, out: Any | None = None) -> Any:
     """``gpu_layers.reference.max_unpool_backward``, as a kernel."""
-    return _backward((dy, indices, out))
+    return _backward((dy, indices, out), (channels_last,))
 
 
 @Launcher
@@ -66,27 +83,48 @@ def _check(operands: Any, numbers: Any, plane: int) -> Any:
     return found
 
 
+def _segments(workers: int, enough: int, plane: int) -> int:
+    """Parts of a plane, each for a worker that reads all of the plane's indices."""
+    return max(1, min(enough // workers, plane // _LEAST_PART))
+
+
 @Launcher
-def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...]) -> Any:
+def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channels_last: bool) -> Any:
     x, indices, out = operands
     x, indices = ready(x), ready(indices)
-    planes, plane = math.prod(x.shape[:2]), math.prod(output_shape)
-    y = result_like(out, (*x.shape[:2], *output_shape), x)
-    if y.size:
-        segments = max(1, min(_ENOUGH_WARPS // planes, plane // _LEAST_PART))
+    y = spatial_result(out, x, output_shape, channels_last)
+    if not y.size:
+        return delivered(y, out)
+    samples, channels, values = _sizes(x.shape, channels_last)
+    planes, plane = samples * channels, math.prod(output_shape)
+    if channels_last:
+        segments = _segments(planes, _ENOUGH_WARPS * 32, plane)
+        blocks = blocks_for(planes * segments, _THREADS)
+        arguments = (x, indices, y, samples, channels, values, plane, segments)
+        launch(_FORWARD_LAST(T=element_type(x)), blocks, _THREADS, arguments)
+    else:
+        segments = _segments(planes, _ENOUGH_WARPS, plane)
         blocks = blocks_for(planes * segments, _WARPS)
-        arguments = (x, indices, y, planes, math.prod(x.shape[2:]), plane, segments)
-        launch(_FORWARD(T=element_type(x)), blocks, _THREADS, arguments)
+        launch(_FORWARD(T=element_type(x)), blocks, _THREADS, (x, indices, y, planes, values, plane, segments))
     return delivered(y, out)
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any) -> Any:
+def _backward(operands: Any, numbers: Any, channels_last: bool) -> Any:
     dy, indices, out = operands
     dy, indices = ready(dy), ready(indices)
     dx = result_like(out, indices.shape, dy)
     if dx.size:
-        planes, values, plane = math.prod(dy.shape[:2]), math.prod(indices.shape[2:]), math.prod(dy.shape[2:])
+        samples, channels, values = _sizes(indices.shape, channels_last)
+        _, _, plane = _sizes(dy.shape, channels_last)
         blocks = blocks_for(dx.size, _THREADS)
-        launch(_BACKWARD(T=element_type(dy)), blocks, _THREADS, (dy, indices, dx, planes, values, plane))
+        kernel = (_BACKWARD_LAST if channels_last else _BACKWARD)(T=element_type(dy))
+        planes = (samples, channels) if channels_last else (samples * channels,)
+        launch(kernel, blocks, _THREADS, (dy, indices, dx, *planes, values, plane))
     return delivered(dx, out)
+
+
+def _sizes(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+    """Samples, channels, and values of a plane."""
+    channels, *spatial = (shape[-1], *shape[1:-1]) if channels_last else shape[1:]
+    return shape[0], channels, math.prod(spatial)

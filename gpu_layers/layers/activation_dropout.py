@@ -58,13 +58,13 @@ class ActivationDropout(Layer):
         """Activation and, in training, dropout, for an array of any shape."""
         if self.training:
             generator = self.generator or random.default_generator
-            numbers = generator.numbers()
             start = first_decision(x, self.first_sample)
-            y, saved = activation_dropout_forward(
-                x, self.activation, self.p, *numbers, order=self.order, start=start, draw=generator.draw
-            )
-            self._taken = generator.advance(self._taken)
-            self._saved = saved if self._taken is None else saved.with_draw(self._taken)
+            with generator.call(self._taken) as call:
+                y, saved = activation_dropout_forward(
+                    x, self.activation, self.p, call.seed, call.offset, order=self.order, start=start, draw=call.draw
+                )
+            self._taken = call.taken
+            self._saved = saved if call.taken is None else saved.with_draw(call.taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
 from gpu_layers.runtime.ranges import add_layer_class
+from gpu_layers.runtime.writes import record_write
 
 
 class Layer:
@@ -115,6 +116,7 @@ class Layer:
                 )
         for name, value in arrays.items():
             own[name][...] = moved(value, array_module(own[name]))
+            record_write(own[name])
 
     def to(self, device: str) -> Layer:
         """Move parameters and buffers; what a forward saved for backward is dropped.

@@ -40,9 +40,9 @@ class BatchNormLayer(RunningStatisticsLayer):
     num_features : int
         Channels.
     eps : float
-        Added to the variance; greater than 0.
+        Added to the variance; greater than 0, also as a number of ``dtype``: at least ``2**-149`` in float32.
     momentum : float or None
-        Weight of the newest batch in the running averages; None for their plain mean.
+        Weight of the newest batch in the running averages, any finite number; None for their plain mean.
     affine : bool
         Whether to have a weight and a bias.
     track_running_stats : bool
@@ -94,7 +94,8 @@ class BatchNormLayer(RunningStatisticsLayer):
             )
         num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
         super().__init__(num_features, momentum, track_running_stats, np.dtype(dtype))
-        self.eps = check_eps(eps)
+        check_eps(eps, self.dtype)
+        self.eps = float(eps)
         self.affine = bool(affine)
         self.channels_last = bool(channels_last)
         self.activation = None if activation is None else check_activation(activation)
@@ -221,6 +222,11 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def _check_input(self, x: Any) -> None:
         backend_for(x, optional=tuple(self.buffers.values()))
+        if self.track_running_stats and "running_mean" not in self.buffers:
+            raise RuntimeError(
+                f"track_running_stats is True, but the {type(self).__name__} has no running_mean: "
+                "call reset_running_stats() once it is set"
+            )
         _check_layer_input(
             (x, *self.buffers.values()),
             (*self.buffers, *self.parameters),

@@ -100,15 +100,16 @@ class DropoutLayer(Layer):
         return dropout_backward(dy, saved)
 
     def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
-        """Drop by the generator's next mask; the generator is advanced once that has succeeded."""
+        """Drop by the generator's next mask; an error leaves the generator where it was."""
         generator = self.generator or random.default_generator
         out = x if self.inplace else None
         # Sample ids are those of the whole already.
         if options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
-        y, saved = self._drop(x, *generator.numbers(), draw=generator.draw, out=out, **options)
-        self._taken = generator.advance(self._taken)
-        return y, saved if self._taken is None else saved.with_draw(self._taken)
+        with generator.call(self._taken) as call:
+            y, saved = self._drop(x, call.seed, call.offset, draw=call.draw, out=out, **options)
+        self._taken = call.taken
+        return y, saved if call.taken is None else saved.with_draw(call.taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)

@@ -17,6 +17,8 @@ class _MaxUnpool(Layer):
     ----------
     kernel_size, stride, padding : int or tuple of int
         Of the max pooling that made the indices: they give the output's size. ``stride`` is kernel_size by default.
+    channels_last : bool
+        Input is (N, *spatial, C) instead of (N, C, *spatial), as that of the max pooling.
 
     Raises
     ------
@@ -26,8 +28,9 @@ class _MaxUnpool(Layer):
 
     _rank: int
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, channels_last: bool = False) -> None:
         super().__init__()
+        self.channels_last = bool(channels_last)
         self.kernel_size = per_axis(kernel_size, self._rank, "kernel_size")
         self.stride = self.kernel_size if stride is None else per_axis(stride, self._rank, "stride")
         self.padding = per_axis(padding, self._rank, "padding")
@@ -44,7 +47,7 @@ class _MaxUnpool(Layer):
 
         Parameters
         ----------
-        x : array, shape (N, C, *spatial); N may be missing
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         indices : array of int64, x's shape
             As the max pooling layer returns them. Of equal ones the last counts.
         output_size : sequence of int, optional
@@ -57,7 +60,8 @@ class _MaxUnpool(Layer):
         TypeError, ValueError
             For a wrong dtype, shape or output size, or an index outside the plane.
         """
-        y, self._saved = max_unpool_forward(x, indices, self._output_size(x, output_size), check=check)
+        sizes = self._output_size(x, output_size)
+        y, self._saved = max_unpool_forward(x, indices, sizes, channels_last=self.channels_last, check=check)
         return y
 
     def backward(self, dy: Any) -> Any:
@@ -65,16 +69,23 @@ class _MaxUnpool(Layer):
         return max_unpool_backward(dy, self._saved_by_forward())
 
     def _output_size(self, x: Any, output_size: Sequence[int] | None) -> tuple[int, ...]:
-        shape = getattr(x, "shape", ())[-self._rank :]
+        shape = getattr(x, "shape", ())
+        spatial = shape[:-1][-self._rank :] if self.channels_last else shape[-self._rank :]
         default = tuple(
             (size - 1) * stride + kernel - 2 * pad
-            for size, kernel, stride, pad in zip(shape, self.kernel_size, self.stride, self.padding, strict=False)
+            for size, kernel, stride, pad in zip(spatial, self.kernel_size, self.stride, self.padding, strict=False)
         )
         if output_size is None:
+            # An empty or missing axis is the operation's to refuse.
+            if min(default, default=1) < 1 and 0 not in shape:
+                raise ValueError(
+                    f"a max pooling with {self._configuration()} gives no output of spatial sizes {list(spatial)}: its "
+                    f"input would have been of sizes {list(default)}"
+                )
             return default
         sizes = tuple(output_size)
         if len(sizes) == self._rank + 2:
-            sizes = sizes[2:]
+            sizes = sizes[1:-1] if self.channels_last else sizes[2:]
         if len(sizes) != self._rank:
             raise ValueError(
                 f"output_size should be a sequence containing {self._rank} or {self._rank + 2} elements, "
@@ -89,7 +100,8 @@ class _MaxUnpool(Layer):
         return sizes
 
     def _configuration(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        layout = ", channels_last=True" if self.channels_last else ""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{layout}"
 
 
 class MaxUnpool1d(_MaxUnpool):

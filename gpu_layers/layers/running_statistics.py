@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers.layers.base import Layer, device_module, moved
 from gpu_layers.moments import Moments
-from gpu_layers.ops.checks import check_number
+from gpu_layers.ops.checks import check_finite, described
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -60,7 +60,7 @@ def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype
         if buffer.shape != shape:
             raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
         if buffer.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, got {buffer.dtype}")
+            raise TypeError(f"{name} must be {dtype}, got {described(buffer.dtype)}")
 
 
 class RunningStatisticsLayer(Layer):
@@ -77,9 +77,7 @@ class RunningStatisticsLayer(Layer):
     def __init__(self, num_features: int, momentum: float | None, track_running_stats: bool, dtype: np.dtype) -> None:
         super().__init__()
         self.num_features, self.dtype = num_features, dtype
-        self.momentum = None if momentum is None else check_number(momentum, "momentum")
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], or None, got {momentum}")
+        self.momentum = None if momentum is None else check_finite(momentum, "momentum")
         self.track_running_stats = bool(track_running_stats)
         self._use_batch_statistics: bool | None = None
         self._update_statistics: bool | None = None

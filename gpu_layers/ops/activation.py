@@ -5,16 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.runtime.backend import backend_for
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ReluSaved:
-    """What backward needs: the output, whose sign tells where the input was positive."""
+    """What backward needs, of no array that the caller has: the output may be written over.
 
-    y: Any
+    Attributes
+    ----------
+    gradient_bits : array of uint8
+        One bit an element: whether the input was positive, or NaN. Over forward and backward that moves fewer bytes
+        than reading the output again.
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    gradient_bits: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
@@ -31,15 +44,29 @@ def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
     -------
     y : array
     saved : ReluSaved
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong array type or dtype, or an out that cannot take the result.
     """
     backend = backend_for(x, optional=(out,))
     check_dtype(x)
-    y = into(out, x, lambda target: backend.relu_forward(x, out=target))
-    return y, ReluSaved(y)
+    if out is None:
+        y, bits = backend.relu_forward(x)
+        return y, ReluSaved(bits, x.shape, x.dtype)
+    bits = None
+
+    def compute(target: Any) -> Any:
+        nonlocal bits
+        y, bits = backend.relu_forward(x, out=target)
+        return y
+
+    return into(out, x, compute), ReluSaved(bits, x.shape, x.dtype)
 
 
 def relu_backward(dy: Any, saved: ReluSaved) -> Any:
-    """``dy`` where the output was positive (or NaN), 0 elsewhere, as PyTorch has it."""
-    backend = backend_for(dy, saved.y)
-    check_gradient(dy, saved.y.shape, saved.y.dtype)
-    return backend.relu_backward(dy, saved.y)
+    """``dy`` where the input was positive (or NaN), 0 elsewhere, as PyTorch has it."""
+    backend = backend_for(dy, saved.gradient_bits)
+    check_gradient(dy, saved.shape, saved.dtype)
+    return backend.relu_backward(dy, saved.gradient_bits)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpu_layers.ops.checks import check_activation, check_choice, check_dtype, check_gradient
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 ORDERS = ("after", "before")
 
@@ -22,11 +23,13 @@ class ActivationDropoutSaved:
     dropout : DropoutSaved
         The mask as numbers.
     x : array or None
-        The input; None for relu and identity.
+        The input itself: what this library writes to it before backward is noticed there. None for relu and identity.
     gradient_bits : array of uint8 or None
         For relu one bit an element instead: kept and not clipped. Over forward and backward that moves fewer bytes
         than reading the output again (8.25 an element of bfloat16, not 10), and keeps fewer, unless the output is kept
         anyway.
+    writes : int
+        :func:`write_count` of the forward.
     """
 
     activation: str
@@ -34,6 +37,7 @@ class ActivationDropoutSaved:
     dropout: DropoutSaved
     x: Any = None
     gradient_bits: Any = None
+    writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> ActivationDropoutSaved:
         """The same, of the call whose numbers lie in ``draw``."""
@@ -110,6 +114,11 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     Returns
     -------
     array
+
+    Raises
+    ------
+    RuntimeError
+        If this library has written to x since the forward, where the gradient depends on x.
     """
     dropout = saved.dropout
     if saved.activation == "identity":
@@ -118,5 +127,7 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     check_gradient(dy, dropout.shape, dropout.dtype)
     if saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
+    check_unwritten(saved.writes, x=saved.x)
+    dropout.check_unwritten()
     first = saved.order == "before"
     return backend.activation_dropout_backward(dy, saved.x, saved.activation, dropout.mask, dropout.scale, first)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_out
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_out, described
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 
 @dataclass(slots=True)
@@ -20,15 +21,17 @@ class BatchNormSaved:
     Attributes
     ----------
     x : array
-        The input.
+        The input itself: what this library writes to it before backward is noticed there.
     statistics : array, shape (5, C)
         Rows :attr:`mean`, :attr:`var`, :attr:`inv_std`, :attr:`gamma`, :attr:`beta`, as they were in the forward: who
         changes parameters or running statistics before backward does not change these. float64 for float64 input,
         float32 for all others.
     channels_last : bool
     residual : array or None
-        What was added before the activation; the input of the activation is computed again from this and x.
+        What was added before the activation, itself; the input of the activation is computed again from this and x.
     activation : str
+    writes : int
+        :func:`write_count` of the forward.
     """
 
     x: Any
@@ -36,6 +39,12 @@ class BatchNormSaved:
     channels_last: bool
     residual: Any = None
     activation: str = "identity"
+    writes: int = field(default_factory=write_count)
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if this library has written to what backward reads, since the forward."""
+        residual = None if self.activation == "identity" else self.residual
+        check_unwritten(self.writes, x=self.x, residual=residual)
 
     @property
     def mean(self) -> Any:
@@ -90,7 +99,7 @@ def batch_norm_forward(
     gamma, beta : array, shape (C,), or None
         float64 if x is, float32 for all others.
     eps : float
-        Greater than 0.
+        Greater than 0, also as a number of the statistics' dtype, to which it is rounded.
     residual : array, optional
         x's shape and dtype.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
@@ -152,7 +161,7 @@ def _checked_forward(
     """The activation's name, and eps."""
     x, gamma, beta, residual = arrays
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     check_count(x, channels)
     return phi, eps
 
@@ -165,7 +174,7 @@ def _checked_inference(
     x, mean, var, gamma, beta, residual = arrays
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     check_statistics(x, mean, var, channels)
-    return phi, check_eps(eps)
+    return phi, check_eps(eps, var.dtype)
 
 
 def checked_forward(
@@ -217,6 +226,13 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
         Also where gamma and beta are None.
     dresidual : array
         Only if there was a residual.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape.
+    RuntimeError
+        If this library has written to x, or to a residual that an activation's gradient needs, since the forward.
     """
     return batch_norm_backward_into((None, None), dy, saved)
 
@@ -277,6 +293,7 @@ def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, 
 def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
+    saved.check_unwritten()
     if saved.x.size == 0:
         xp = array_module(dy)
         with place_of(dy):
@@ -329,7 +346,7 @@ def _check_residual(residual: Any, x: Any) -> None:
     if residual is None:
         return
     if residual.dtype != x.dtype:
-        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
 
@@ -337,7 +354,7 @@ def _check_residual(residual: Any, x: Any) -> None:
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
     dtype = statistics_dtype(x.dtype)
     if parameter.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {parameter.dtype}")
+        raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {described(parameter.dtype)}")
     if parameter.ndim != 1:
         raise ValueError(f"{name} should have one axis, got shape {list(parameter.shape)}")
     if parameter.size != channels:

@@ -19,6 +19,7 @@ from gpu_layers.ops.batch_norm import (
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
@@ -95,7 +96,7 @@ def batch_norm_max_pool_running(
     """:func:`batch_norm_max_pool_forward` that folds the statistics into running ones, if there are any."""
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
@@ -170,7 +171,7 @@ def batch_norm_max_pool_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
     check_statistics(x, mean, var, channels)
-    eps = check_eps(eps)
+    eps = check_eps(eps, statistics_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0:
@@ -200,6 +201,7 @@ def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Call
     norm, pool = saved.norm, saved.pool
     backend = backend_for(dy, norm.x)
     check_gradient(dy, pool.output_shape, pool.dtype)
+    norm.check_unwritten()
     if norm.x.size == 0:
         dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,25 @@ from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
+def described(dtype: Any) -> str:
+    """A dtype for a message; of one in the other byte order that, and how to convert it."""
+    dtype = np.dtype(dtype)
+    if dtype.isnative:
+        return str(dtype)
+    native = dtype.newbyteorder("=")
+    return f"{dtype}, {native} in the other byte order: pass x.astype({native.name!r})"
+
+
 def check_dtype(x: Any, name: str = "input") -> None:
     """TypeError unless x holds float16, bfloat16, float32 or float64."""
     if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {described(x.dtype)}")
 
 
 def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless dy has the shape and dtype of the output it belongs to."""
     if dy.dtype != dtype:
-        raise TypeError(f"dy must have the output's dtype {np.dtype(dtype)}, got {dy.dtype}")
+        raise TypeError(f"dy must have the output's dtype {np.dtype(dtype)}, got {described(dy.dtype)}")
     if dy.shape != tuple(shape):
         raise ValueError(f"dy must have the output's shape {list(shape)}, got {list(dy.shape)}")
 
@@ -49,12 +59,33 @@ def check_number(value: Any, name: str) -> float:
     return float(value)
 
 
-def check_eps(eps: Any) -> float:
-    """Batch norm's eps as a float: TypeError if it is no real number, ValueError unless positive and finite."""
+def check_finite(value: Any, name: str) -> float:
+    """A finite number as a float: TypeError if it is no real number, ValueError for NaN and infinity."""
+    number = check_number(value, name)
+    if not abs(number) < float("inf"):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
+def check_eps(eps: Any, dtype: Any) -> float:
+    """Batch norm's eps, rounded to the dtype that it is computed in.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number.
+    ValueError
+        Unless it is positive and finite, before and after rounding: ``2**-149`` is the smallest float32.
+    """
     number = check_number(eps, "eps")
     if not 0 < number < float("inf"):
         raise ValueError(f"batch_norm eps must be positive, but got {eps}")
-    return number
+    dtype = np.dtype(dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(dtype.type(number))
+    if not 0 < rounded < float("inf"):
+        raise ValueError(f"batch_norm eps must be a positive {dtype} number, but got {eps}, which becomes {rounded}")
+    return rounded
 
 
 def check_integer(value: Any, name: str, low: int, high: int) -> int:
@@ -84,13 +115,54 @@ def check_uint64(value: Any, name: str) -> int:
 
 
 def check_out(out: Any, x: Any) -> None:
-    """Raise unless out can take a result of x's shape and dtype."""
+    """Raise unless out can take a result of x's shape and dtype; out is x where a layer works in place."""
     if out.dtype != x.dtype:
-        raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
+        raise TypeError(f"out must have the input's dtype {x.dtype}, got {described(out.dtype)}")
     if out.shape != x.shape:
         raise ValueError(f"out must have the input's shape {list(x.shape)}, got {list(out.shape)}")
+    check_overlap(out)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ValueError("out is read-only")
+        what = "the input is read-only, and cannot be changed in place: pass a copy" if out is x else "out is read-only"
+        raise ValueError(what)
+
+
+def check_overlap(out: Any) -> None:
+    """ValueError for an array that is to be written to, and has elements that share memory."""
+    if not out.flags.c_contiguous and overlaps_itself(out.shape, out.strides, out.dtype.itemsize):
+        raise ValueError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+            "location. Please clone() the tensor before performing the operation (copy() in NumPy and CuPy)."
+        )
+
+
+def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """Whether two elements of an array share a byte.
+
+    Parameters
+    ----------
+    shape, strides : sequence of int
+        Strides in bytes, of either sign.
+    itemsize : int
+    """
+    if 0 in shape:
+        return False
+    axes = sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1)
+    # An axis that steps over all that the smaller ones reach adds no overlap: so it is in slices of dense arrays.
+    reach = [itemsize]
+    for stride, size in axes:
+        reach.append(reach[-1] + stride * (size - 1))
+    while axes and axes[-1][0] >= reach[len(axes) - 1]:
+        axes.pop()
+    if not axes:
+        return False
+    if axes[0][0] == 0:
+        return True
+    # What is left are views with overlapping steps, which may still be apart: ask each element where it is.
+    places = np.zeros(1, np.int64)
+    for stride, size in axes:
+        places = np.add.outer(places, np.arange(size) * stride).reshape(-1)
+    places.sort()
+    return bool((np.diff(places) < itemsize).any())
 
 
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from gpu_layers.ops.checks import (
     check_number,
     check_probability,
     check_uint64,
+    described,
 )
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 # Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
@@ -41,16 +43,23 @@ class DropoutSaved:
         Factor of a kept element.
     shape : tuple of int
     dtype : numpy.dtype
+    writes : int
+        :func:`write_count` of the forward: the numbers may lie in an array that a later call takes too.
     """
 
     mask: DropoutMask
     scale: float
     shape: tuple[int, ...]
     dtype: np.dtype
+    writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
         """The same, of the call whose numbers lie in ``draw``."""
-        return replace(self, mask=self.mask._replace(draw=draw))
+        return replace(self, mask=self.mask._replace(draw=draw), writes=write_count())
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if a later call has put its numbers where this one's were."""
+        check_unwritten(self.writes, draw=self.mask.draw)
 
 
 def drop_threshold(p: float) -> int:
@@ -164,6 +173,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     """
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
+    saved.check_unwritten()
     if out is None:
         return backend.dropout_backward(dy, saved.mask, saved.scale)
     return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
@@ -275,7 +285,7 @@ def check_sample_ids(sample_ids: Any, x: Any) -> None:
     """Raise unless these are the numbers of x's rows: int64, one an index of axis 0, where x is."""
     backend_for(x, sample_ids)
     if sample_ids.dtype != np.int64:
-        raise TypeError(f"sample_ids must be int64, got {sample_ids.dtype}")
+        raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
     if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
         needed = f"[{x.shape[0]}], one number a row" if x.ndim else "a row each, which a 0-d input has none of"
         raise ValueError(f"sample_ids must have the shape {needed}, got {list(sample_ids.shape)}")
@@ -335,7 +345,7 @@ def _mask(
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
     if draw.dtype != np.uint64:
-        raise TypeError(f"draw must be uint64, got {draw.dtype}")
+        raise TypeError(f"draw must be uint64, got {described(draw.dtype)}")
     if draw.shape != (3,) or not draw.flags.c_contiguous:
         raise ValueError(f"draw must be three contiguous numbers, got the shape {list(draw.shape)}")
     if seed is not None or offset is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from gpu_layers.ops.checks import check_out
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import array_module, place_of
+from gpu_layers.runtime.writes import record_write
 
 
 def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
@@ -33,8 +34,10 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
     check_out(out, x)
     writable_directly = out.flags.c_contiguous and getattr(out.flags, "aligned", True)
     if writable_directly and (out is x or not array_module(x).may_share_memory(out, x)):
-        return compute(out)
-    result = compute(None)
-    with place_of(x):
-        copy_into(array_module(x), out, result)
+        compute(out)
+    else:
+        result = compute(None)
+        with place_of(x):
+            copy_into(array_module(x), out, result)
+    record_write(out)
     return out

@@ -15,6 +15,7 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, placed
 
@@ -79,7 +80,7 @@ def ghost_batch_norm_forward(
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps, bounds = check_eps(eps), _checked_bounds(bounds, x.shape[0])
+    eps, bounds = check_eps(eps, statistics_dtype(x.dtype)), _checked_bounds(bounds, x.shape[0])
     for start, stop in pairwise(bounds):
         check_count(x[start:stop], channels)
     y = array_module(x).empty(x.shape, x.dtype)
@@ -109,6 +110,8 @@ def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any,
     """
     backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
+    for group in saved.groups:
+        group.check_unwritten()
     xp, first = array_module(dy), saved.groups[0]
     dx = xp.empty(dy.shape, dy.dtype)
     dresidual = None if first.residual is None else xp.empty(dy.shape, dy.dtype)

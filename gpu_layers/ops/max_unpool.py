@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
 from gpu_layers.runtime.backend import backend_for
 
 
@@ -22,28 +22,30 @@ class MaxUnpoolSaved:
         A copy, with its batch axis.
     output_shape : tuple of int
     dtype : numpy.dtype
-    batched : bool
+    channels_last, batched : bool
     """
 
     indices: Any
     output_shape: tuple[int, ...]
     dtype: np.dtype
+    channels_last: bool
     batched: bool
 
 
 def max_unpool_forward(
-    x: Any, indices: Any, output_size: Sequence[int], *, check: bool = True
+    x: Any, indices: Any, output_size: Sequence[int], *, channels_last: bool = False, check: bool = True
 ) -> tuple[Any, MaxUnpoolSaved]:
     """Each value at its index in the output plane, and 0 elsewhere.
 
     Parameters
     ----------
-    x : array, shape (N, C, *spatial); N may be missing
+    x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64.
     indices : array of int64, x's shape
         Flat in the output plane, as :func:`max_pool_indices` gives them. Of equal ones the last counts, in C order.
     output_size : tuple of int
         Spatial.
+    channels_last : bool
     check : bool
         Refuse an index outside the plane; on a GPU this waits for one flag. Without, such a value is left out.
 
@@ -62,7 +64,7 @@ def max_unpool_forward(
     backend = backend_for(x, indices)
     check_dtype(x)
     if indices.dtype != np.int64:
-        raise TypeError(f"elements in indices should be type int64 but got: {indices.dtype}")
+        raise TypeError(f"elements in indices should be type int64 but got: {described(indices.dtype)}")
     if not isinstance(output_size, (tuple, list)) or len(output_size) not in (1, 2, 3):
         raise ValueError(f"output_size must be 1 to 3 integers, one a spatial axis, got {output_size}")
     sizes = tuple(check_integer(size, "output_size", 1, 2**63 - 1) for size in output_size)
@@ -90,9 +92,10 @@ def max_unpool_forward(
         extent = "x".join(map(str, sizes))
         outside = at[(at < 0) | (at >= plane)][0].item()
         raise ValueError(f"Found an invalid max index: {outside} (output volumes are of size {extent})")
-    y = backend.max_unpool_forward(x if batched else x[None], at, sizes)
+    channels_last = bool(channels_last)
+    y = backend.max_unpool_forward(x if batched else x[None], at, sizes, channels_last)
     y = y if batched else y[0]
-    return y, MaxUnpoolSaved(at, y.shape, x.dtype, batched)
+    return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
 
 
 def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved) -> Any:
@@ -111,5 +114,5 @@ def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved) -> Any:
     """
     backend = backend_for(dy, saved.indices)
     check_gradient(dy, saved.output_shape, saved.dtype)
-    dx = backend.max_unpool_backward(dy if saved.batched else dy[None], saved.indices)
+    dx = backend.max_unpool_backward(dy if saved.batched else dy[None], saved.indices, saved.channels_last)
     return dx if saved.batched else dx[0]

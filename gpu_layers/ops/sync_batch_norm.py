@@ -101,7 +101,7 @@ def sync_batch_norm_forward(
     """
     backend_for(x, optional=(gamma, beta, residual))
     check_input(x, gamma, beta, channels_last, residual, activation)
-    check_eps(eps)
+    check_eps(eps, statistics_dtype(x.dtype))
     check_communicator(communicator)
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics by the host")
@@ -148,6 +148,7 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
     local = saved.local
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
+    local.check_unwritten()
     xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.x.size == 0
     forward = (local.x, local.statistics)
     fused = {"residual": local.residual, "activation": local.activation}

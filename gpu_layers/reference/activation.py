@@ -13,7 +13,7 @@ from gpu_layers.reference.results import delivered
 
 
 @ieee
-def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """``max(x, 0)``; NaN stays NaN.
 
     Parameters
@@ -22,18 +22,26 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         Any floating dtype and layout.
     out : ndarray, optional
         C-contiguous array to fill; may be ``x`` itself.
+
+    Returns
+    -------
+    y : ndarray
+    gradient_bits : ndarray of uint8, shape (ceil(size / 8),)
+        Bit ``i & 7`` of byte ``i >> 3`` is set where element i (flat, C order) is positive, or NaN.
     """
     y = np.empty(x.shape, x.dtype) if out is None else out
+    clipped = x <= 0
     # Not np.maximum: which zero that returns for -0 is unspecified, and here a result of 0 is always +0.
-    y[...] = np.where(x <= 0, x.dtype.type(0), x)
-    return y
+    y[...] = np.where(clipped, x.dtype.type(0), x)
+    return y, np.packbits(~clipped, bitorder="little")
 
 
 @ieee
-def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """``dy`` where ``y`` is positive (or NaN), 0 elsewhere."""
+def relu_backward(dy: np.ndarray, gradient_bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """``dy`` where the forward set the element's bit, +0 elsewhere."""
+    passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").astype(bool)
     dx = np.empty(dy.shape, dy.dtype)
-    dx[...] = np.where(y <= 0, dy.dtype.type(0), dy)
+    dx[...] = np.where(passes.reshape(dy.shape), dy, dy.dtype.type(0))
     return delivered(dx, out)
 
 

@@ -63,7 +63,8 @@ dropout_backward = dropout_forward
 def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of ``dropout_forward`` over the calls ``offset .. offset + passes - 1``.
 
-    An element's output takes two values, so that the number of calls that keep it tells both.
+    An element's output takes two values, so that the number of calls that keep it tells both. Where the one that is
+    kept is not finite, the mean is that value, and the variance NaN.
 
     Parameters
     ----------
@@ -90,10 +91,13 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     source, means, variances = np.ascontiguousarray(x).reshape(-1), mean.reshape(-1), variance.reshape(-1)
     for chunk in chunks(x.size):
         count = counts[chunk]
-        value = source[chunk].astype(accumulate) * accumulate(scale)
+        # The output, rounded as that of a forward is.
+        value = (source[chunk].astype(accumulate) * accumulate(scale)).astype(x.dtype).astype(accumulate)
         part, other = (kept.astype(accumulate) / accumulate(passes) for kept in (count, passes - count))
         means[chunk] = np.where(count == 0, accumulate(0), value * part)
-        variances[chunk] = np.where((count == 0) | (count == passes), accumulate(0), value * value * (part * other))
+        # value - value is NaN where the output is not finite.
+        spread = (value - value) + (value * part) * (value * other)
+        variances[chunk] = np.where(count == 0, accumulate(0), spread)
     return mean, variance
 
 

@@ -15,17 +15,22 @@ def max_unpool_indices_valid(indices: np.ndarray, plane: int) -> bool:
 
 
 def max_unpool_forward(
-    x: np.ndarray, indices: np.ndarray, output_shape: tuple[int, ...], out: np.ndarray | None = None
+    x: np.ndarray,
+    indices: np.ndarray,
+    output_shape: tuple[int, ...],
+    channels_last: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Each value at its index in the output plane, and 0 elsewhere.
 
     Parameters
     ----------
-    x : ndarray, shape (N, C, *spatial)
+    x : ndarray, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
     indices : ndarray of int64
         x's shape. Of equal indices in a plane the last one counts; one outside the plane does not.
     output_shape : tuple of int
         Spatial.
+    channels_last : bool
 
     Returns
     -------
@@ -33,33 +38,46 @@ def max_unpool_forward(
         C-contiguous, x's dtype.
     """
     plane = math.prod(output_shape)
-    lead = x.shape[:2]
-    rows_of = (math.prod(lead), math.prod(x.shape[2:]))
-    flat, at = x.reshape(rows_of), indices.reshape(rows_of)
-    y = np.zeros((math.prod(lead), plane), x.dtype)
-    rows, columns = np.nonzero((at >= 0) & (at < plane))
-    targets = rows * plane + at[rows, columns]
+    flat, at = _planes(x, channels_last), _planes(indices, channels_last)
+    y = np.zeros((*flat.shape[:2], plane), x.dtype)
+    samples, channels, places = np.nonzero((at >= 0) & (at < plane))
+    targets = (samples * flat.shape[1] + channels) * plane + at[samples, channels, places]
     # The last of equal targets is the first of them backwards.
     targets, last = np.unique(targets[::-1], return_index=True)
-    y.reshape(-1)[targets] = flat[rows, columns][::-1][last]
-    return delivered(y.reshape(*lead, *output_shape), out)
+    y.reshape(-1)[targets] = flat[samples, channels, places][::-1][last]
+    if channels_last:
+        y = np.ascontiguousarray(y.swapaxes(1, 2)).reshape(len(x), *output_shape, x.shape[-1])
+    else:
+        y = y.reshape(*x.shape[:2], *output_shape)
+    return delivered(y, out)
 
 
-def max_unpool_backward(dy: np.ndarray, indices: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def max_unpool_backward(
+    dy: np.ndarray, indices: np.ndarray, channels_last: bool = False, out: np.ndarray | None = None
+) -> np.ndarray:
     """The gradient at each index, also where several are equal; 0 for an index outside the plane.
 
     Parameters
     ----------
-    dy : ndarray, shape (N, C, *output_shape)
-    indices : ndarray of int64, shape (N, C, *spatial)
+    dy : ndarray, shape (N, C, *output_shape), or (N, *output_shape, C) if channels_last
+    indices : ndarray of int64, shape (N, C, *spatial), or (N, *spatial, C)
+    channels_last : bool
 
     Returns
     -------
     dx : ndarray
         C-contiguous, dy's dtype, shape of the indices.
     """
-    lead, plane = dy.shape[:2], math.prod(dy.shape[2:])
-    flat, at = dy.reshape(math.prod(lead), plane), indices.reshape(math.prod(lead), math.prod(indices.shape[2:]))
-    inside = (at >= 0) & (at < plane)
-    taken = np.take_along_axis(flat, np.where(inside, at, 0), axis=1)
-    return delivered(np.where(inside, taken, dy.dtype.type(0)).reshape(indices.shape), out)
+    flat, at = _planes(dy, channels_last), _planes(indices, channels_last)
+    inside = (at >= 0) & (at < flat.shape[2])
+    taken = np.take_along_axis(flat, np.where(inside, at, 0), axis=2)
+    dx = np.where(inside, taken, dy.dtype.type(0))
+    dx = np.ascontiguousarray(dx.swapaxes(1, 2) if channels_last else dx).reshape(indices.shape)
+    return delivered(dx, out)
+
+
+def _planes(values: np.ndarray, channels_last: bool) -> np.ndarray:
+    """As (N, C, all places)."""
+    if channels_last:
+        return values.reshape(len(values), math.prod(values.shape[1:-1]), values.shape[-1]).swapaxes(1, 2)
+    return values.reshape(*values.shape[:2], math.prod(values.shape[2:]))

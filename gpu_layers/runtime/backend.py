@@ -157,5 +157,8 @@ def _kind(array: Any) -> str:
     kind = type(array)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     # Subclasses give the operators other meanings (masked arrays, matrices): never guess which one is wanted.
-    advice = ": pass numpy.asarray(x)" if isinstance(array, np.ndarray) else ""
+    if isinstance(array, np.ma.MaskedArray):
+        advice = ", and numpy.asarray(x) would drop its mask: say what masked elements are, by x.filled(value)"
+    else:
+        advice = ": pass numpy.asarray(x)" if isinstance(array, np.ndarray) else ""
     raise TypeError(f"expected a numpy.ndarray or cupy.ndarray, got {name}{advice}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpu_layers.layers import Layer
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.study.lab import Lab
 from gpu_layers.training.batches import batches, epoch_order
 from gpu_layers.training.dataset import Dataset
@@ -48,14 +49,16 @@ class StackedLinear(Layer):
 
     def forward(self, x: Any) -> Any:
         """The layers' outputs, shape (copies, N, out_features), for x of shape (copies, N, in_features)."""
-        self._saved = x
-        return x @ self.parameters["weight"] + self.parameters["bias"]
+        weight = self.parameters["weight"]
+        self._saved = (x, weight, write_count())
+        return x @ weight + self.parameters["bias"]
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x; assigns those of weight and bias."""
-        x = self._saved_by_forward()
+        x, weight, writes = self._saved_by_forward()
+        check_unwritten(writes, x=x, weight=weight)
         self.gradients = {"weight": x.swapaxes(1, 2) @ dy, "bias": dy.sum(axis=1, keepdims=True)}
-        return dy @ self.parameters["weight"].swapaxes(1, 2)
+        return dy @ weight.swapaxes(1, 2)
 
 
 def train_classifier(

@@ -11,6 +11,7 @@ from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.training.initialization import he_normal
 from gpu_layers.training.precision import check_input, parameter_dtype, rounded
 
@@ -85,30 +86,34 @@ class Conv2d(Layer):
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 4, self.in_channels)
         output_size = self._output_size(x.shape)
-        y = self._filters() @ self._columns(x, output_size)
+        y = self._filters(weight) @ self._columns(x, output_size)
         if bias is not None:
             y += bias[:, None]
         # The columns are made again in backward: keeping them would take kernel-area times the input's memory.
-        self._saved = x
+        self._saved = (x, weight, write_count())
         y = y.reshape(self.out_channels, x.shape[0], *output_size)
         return rounded(y.transpose(1, 0, 2, 3), x.dtype)
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns those of weight and bias."""
-        x = self._saved_by_forward()
+        """Gradient of x; assigns those of weight and bias.
+
+        RuntimeError if x or weight has been written to since the forward, by a layer in place or an optimizer.
+        """
+        x, weight, writes = self._saved_by_forward()
         backend_for(dy, x)
         output_size = self._output_size(x.shape)
         check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
+        check_unwritten(writes, x=x, weight=weight)
         wide = dy.astype(self.dtype, copy=False).transpose(1, 0, 2, 3)
         wide = wide.reshape(self.out_channels, x.shape[0] * output_size[0] * output_size[1])
         weight_gradient = wide @ self._columns(x, output_size).T
-        self.gradients = {"weight": weight_gradient.reshape(self.parameters["weight"].shape)}
+        self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
         if "bias" in self.parameters:
             self.gradients["bias"] = wide.sum(axis=1)
-        return rounded(self._sum_of_columns(self._filters().T @ wide, x.shape, output_size), x.dtype)
+        return rounded(self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size), x.dtype)
 
-    def _filters(self) -> Any:
-        return self.parameters["weight"].reshape(self.out_channels, -1)
+    def _filters(self, weight: Any) -> Any:
+        return weight.reshape(self.out_channels, -1)
 
     def _output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         padded = [size + 2 * pad for size, pad in zip(shape[2:], self.padding, strict=True)]

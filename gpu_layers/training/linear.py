@@ -9,6 +9,7 @@ import numpy as np
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.training.initialization import he_normal
 from gpu_layers.training.precision import check_input, parameter_dtype, rounded
 
@@ -71,19 +72,23 @@ class Linear(Layer):
         y = x.astype(self.dtype, copy=False) @ weight.T
         if bias is not None:
             y += bias
-        self._saved = x
+        self._saved = (x, weight, write_count())
         return rounded(y, x.dtype)
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns those of weight and bias."""
-        x = self._saved_by_forward()
+        """Gradient of x; assigns those of weight and bias.
+
+        RuntimeError if x or weight has been written to since the forward, by a layer in place or an optimizer.
+        """
+        x, weight, writes = self._saved_by_forward()
         backend_for(dy, x)
         check_gradient(dy, (x.shape[0], self.out_features), x.dtype)
+        check_unwritten(writes, x=x, weight=weight)
         wide = dy.astype(self.dtype, copy=False)
         self.gradients = {"weight": wide.T @ x.astype(self.dtype, copy=False)}
         if "bias" in self.parameters:
             self.gradients["bias"] = wide.sum(axis=0)
-        return rounded(wide @ self.parameters["weight"], x.dtype)
+        return rounded(wide @ weight, x.dtype)
 
     def _configuration(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={'bias' in self.parameters}"

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.ops.checks import check_overlap
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
+from gpu_layers.runtime.writes import record_write
 
 
 class Optimizer:
@@ -36,6 +38,7 @@ class Optimizer:
         for name, value in self.parameters.items():
             if value.dtype not in (np.float32, np.float64):
                 raise TypeError(f"parameter {name} must be float32 or float64, got {value.dtype}")
+            check_overlap(value)
         self.lr = _not_negative(lr, "lr")
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0
@@ -72,6 +75,7 @@ class Optimizer:
             if self.weight_decay:
                 gradient = gradient + self.weight_decay * parameter
             parameter -= self._change(name, gradient)
+            record_write(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
         """What to subtract from a parameter; updates its state."""

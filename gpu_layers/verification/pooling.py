@@ -238,20 +238,25 @@ def max_unpool_cases() -> Iterator[Case]:
     """Values move: every bit must be the reference's. Some indices are equal, some are outside the plane."""
     for dtype in FLOAT_DTYPES:
         for shape, size in _UNPOOL_CASES:
-            yield _max_unpool(dtype, shape, size)
+            for channels_last in (False, True):
+                yield _max_unpool(dtype, shape, size, channels_last)
 
 
-def _max_unpool(dtype, shape, size) -> Case:
+def _max_unpool(dtype, shape, size, channels_last) -> Case:
     plane = math.prod(size)
+    wide = (*shape[:2], *size)
+    if channels_last:
+        shape, wide = ((*sizes[:1], *sizes[2:], sizes[1]) for sizes in (shape, wide))
 
     def inputs() -> Arrays:
         indices = generator("indices", shape).integers(-1, plane + 1, shape)
-        return {"x": normal(shape, dtype, "x"), "indices": indices, "dy": normal((*shape[:2], *size), dtype, "dy")}
+        return {"x": normal(shape, dtype, "x"), "indices": indices, "dy": normal(wide, dtype, "dy")}
 
     def run(arrays: Arrays) -> Arrays:
-        y, saved = ops.max_unpool_forward(arrays["x"], arrays["indices"], size, check=False)
-        inside = arrays["indices"].clip(0, plane - 1)
-        checked, _ = ops.max_unpool_forward(arrays["x"], inside, size)
+        x, indices, layout = arrays["x"], arrays["indices"], {"channels_last": channels_last}
+        y, saved = ops.max_unpool_forward(x, indices, size, check=False, **layout)
+        checked, _ = ops.max_unpool_forward(x, indices.clip(0, plane - 1), size, **layout)
         return {"y": y, "checked": checked, "dx": ops.max_unpool_backward(arrays["dy"], saved)}
 
-    return Case("max_unpool", dtype, f"{list(shape)} to {list(size)}", inputs, run)
+    label = f"{list(shape)} to {list(size)}{', channels_last' if channels_last else ''}"
+    return Case("max_unpool", dtype, label, inputs, run)

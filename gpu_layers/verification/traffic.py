@@ -164,14 +164,16 @@ def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[Traf
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    of_bits = math.prod(shape) // 8
+
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: ops.relu_forward(x), 2 * x.nbytes
+        return lambda: ops.relu_forward(x), 2 * x.nbytes + of_bits
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         _, saved = ops.relu_forward(x)
-        return lambda: ops.relu_backward(x, saved), 3 * x.nbytes
+        return lambda: ops.relu_backward(x, saved), 2 * x.nbytes + of_bits
 
     yield TrafficCase("relu forward", dtype, shape, "flat", forward)
     yield TrafficCase("relu backward", dtype, shape, "flat", backward)
@@ -311,7 +313,8 @@ def _other_pools(dtype: Any) -> Iterator[TrafficCase]:
             return ops.lp_pool_forward(x, p, (3, 3), 2, 1)
 
         yield from _two_passes(f"lp_pool p={p:g}", dtype, (2, 4, 64, 64), "NCHW", powers, ops.lp_pool_backward, 1.10)
-    yield from _unpool(dtype, (2, 16, 32, 32))
+    for layout in ("NCHW", "NHWC"):
+        yield from _unpool(dtype, (2, 16, 32, 32), layout)
 
 
 def _two_passes(
@@ -349,28 +352,36 @@ def _two_passes(
     yield TrafficCase(f"{name} backward", dtype, shape, layout, backward, limit)
 
 
-def _unpool(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
     size = tuple(2 * length for length in shape[2:])
+    last = layout == "NHWC"
+    samples, channels = shape[:2]
 
     def arrays() -> tuple[np.ndarray, np.ndarray]:
-        x, saved = ops.max_pool_forward(normal((*shape[:2], *size), dtype), (2, 2))
+        wide = (samples, *size, channels) if last else (samples, channels, *size)
+        x, saved = ops.max_pool_forward(normal(wide, dtype), (2, 2), channels_last=last)
         return x, ops.max_pool_indices(saved)
 
     def forward() -> tuple[Callable[[], Any], int]:
         x, indices = arrays()
         # The zeros, then the values: the sectors of both.
-        return lambda: ops.max_unpool_forward(x, indices, size, check=False), 5 * x.nbytes + indices.nbytes
+        options = {"check": False, "channels_last": last}
+        return lambda: ops.max_unpool_forward(x, indices, size, **options), 5 * x.nbytes + indices.nbytes
 
     def backward() -> tuple[Callable[[], Any], int]:
         x, indices = arrays()
-        y, saved = ops.max_unpool_forward(x, indices, size)
+        y, saved = ops.max_unpool_forward(x, indices, size, channels_last=last)
         # Of the gradient, the sectors that an index points into.
-        planes = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1, 1) * math.prod(size)
-        read = np.unique((planes + indices) * x.itemsize // SECTOR).size * SECTOR
+        if last:
+            sample = np.arange(samples).reshape(-1, 1, 1, 1) * math.prod(size)
+            places = (sample + indices) * channels + np.arange(channels)
+        else:
+            places = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(size) + indices
+        read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
         return lambda: ops.max_unpool_backward(y, saved), read + x.nbytes + indices.nbytes
 
-    yield TrafficCase("max_unpool forward", dtype, shape, "NCHW", forward, torch_saved=8 * math.prod(shape))
-    yield TrafficCase("max_unpool backward", dtype, shape, "NCHW", backward)
+    yield TrafficCase("max_unpool forward", dtype, shape, layout, forward, torch_saved=8 * math.prod(shape))
+    yield TrafficCase("max_unpool backward", dtype, shape, layout, backward)
 
 
 def _saved_bytes(saved: Any) -> int:

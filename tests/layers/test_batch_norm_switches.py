@@ -209,3 +209,131 @@ def test_a_transaction_keeps_apart_from_what_waits():
     assert norm.buffers["num_batches_tracked"] == 2
     with pytest.raises(RuntimeError, match="no statistics are pending"):
         norm.pending_is_finite()
+
+
+class Broken(gl.BatchNorm1d):
+    """Whose statistics can be found, and not folded in."""
+
+    def commit(self, accepted=None):
+        super().commit(accepted)
+        raise MemoryError("no memory left")
+
+
+def state_of(model):
+    return {name: value.copy() for name, value in model.buffers.items()}
+
+
+def assert_state(model, expected):
+    assert model.buffers.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_same_bits(model.buffers[name], value, name)
+
+
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_commit_that_breaks_off_leaves_nothing_behind(position, skip_nonfinite):
+    norms = [gl.BatchNorm1d(3, dtype="float64") for _ in range(3)]
+    norms[position] = Broken(3, dtype="float64")
+    model = Sequential(*norms)
+    before = state_of(model)
+    arrays = model.buffers
+    with (
+        pytest.raises(MemoryError, match="no memory left"),
+        gl.statistics_transaction(model, skip_nonfinite=skip_nonfinite),
+    ):
+        model(X)
+    assert_state(model, before)
+    assert all(model.buffers[name] is array for name, array in arrays.items())
+    assert [norm.num_batches_skipped for norm in norms] == [0, 0, 0]
+    assert not any(norm.deferred or norm.pending for norm in norms)
+
+
+def test_a_buffer_that_cannot_be_written_leaves_nothing_behind():
+    model = two_norms()
+    before = state_of(model)
+    model.layers[2].buffers["running_mean"].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"), gl.statistics_transaction(model):
+        model(X)
+    model.layers[2].buffers["running_mean"].flags.writeable = True
+    assert_state(model, before)
+
+
+def test_an_inner_transaction_fails_with_the_outer_one():
+    model = two_norms()
+    first, _, second = model.layers
+    before = state_of(model)
+
+    def step():
+        with gl.statistics_transaction(model):
+            with gl.statistics_transaction(first):
+                y = first(X)
+            # At its end the inner one has folded in: what follows sees it.
+            assert first.buffers["num_batches_tracked"] == 1
+            with gl.statistics_transaction(lambda x: x, layers=[first, second]):
+                with gl.statistics_transaction(model):
+                    first(X - 1)
+                second(first(X + 1))
+            assert [int(norm.buffers["num_batches_tracked"]) for norm in (first, second)] == [3, 1]
+            second(y)
+            raise OSError("later")
+
+    with pytest.raises(OSError, match="later"):
+        step()
+    assert_state(model, before)
+    assert not any(norm.deferred or norm.pending for norm in (first, second))
+
+
+def test_an_inner_transaction_of_three_fails_with_the_outermost_alone():
+    norm, other = layer(), layer()
+    before, of_other = state_of(norm), state_of(other)
+
+    def step():
+        with gl.statistics_transaction(norm):
+            with (
+                gl.statistics_transaction(other),
+                gl.statistics_transaction(lambda x: x, layers=[norm, other]),
+            ):
+                other(norm(X))
+            assert norm.buffers["num_batches_tracked"] == 2
+            raise OSError("later")
+
+    with pytest.raises(OSError, match="later"):
+        step()
+    assert_state(norm, before)
+    # The block that has failed is none of the other layer's.
+    assert other.buffers["num_batches_tracked"] == of_other["num_batches_tracked"] + 1
+
+
+def test_an_inner_transaction_that_fails_leaves_the_outer_one():
+    norm, plain = layer(), layer()
+
+    def inner():
+        with gl.statistics_transaction(norm):
+            norm(X + 1)
+            raise OSError("inner")
+
+    with gl.statistics_transaction(norm):
+        with pytest.raises(OSError, match="inner"):
+            inner()
+        with gl.statistics_transaction(norm):
+            norm(X)
+        norm(X * 2)
+    plain(X)
+    plain(X * 2)
+    assert_state(norm, state_of(plain))
+
+
+def test_an_outer_commit_that_breaks_off_undoes_the_inner_ones():
+    norm, broken = layer(), Broken(3, dtype="float64")
+    before, of_broken = state_of(norm), state_of(broken)
+
+    def step():
+        with gl.statistics_transaction(Sequential(norm, broken)):
+            with gl.statistics_transaction(norm):
+                norm(X)
+            broken(norm(X))
+
+    with pytest.raises(MemoryError, match="no memory left"):
+        step()
+    assert_state(norm, before)
+    assert_state(broken, of_broken)

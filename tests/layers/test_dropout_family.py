@@ -179,7 +179,7 @@ def test_a_read_only_input_is_not_written_to(make):
     x = LAYOUTS["read_only"](np.ones(INPUTS[make][0][0], np.float32))
     make(0.5)(x)
     if make is not gl.DropPath:
-        with pytest.raises(ValueError, match="out is read-only"):
+        with pytest.raises(ValueError, match=r"^the input is read-only, and cannot be changed in place"):
             make(0.5, True, generator=gl.Generator(1))(x)
 
 

@@ -1,5 +1,6 @@
 """Mean and variance over dropout masks: against numpy.var over the same passes, and what becomes of the modes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -188,6 +189,33 @@ def test_what_no_call_keeps_is_zero():
     mean, variance = gl.mc_dropout(gl.Dropout(1), x, passes=3)
     assert_same_bits(mean, np.zeros(80))
     assert_same_bits(variance, np.zeros(80))
+
+
+@each_dtype
+@each_backend
+def test_one_launch_and_many_passes_agree_where_outputs_overflow(dtype, backend):
+    """0.75 of the largest number, kept, is 1.25 of it, which the dtype rounds to infinity: either way of counting."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    x = np.array([0.75 * largest, -0.75 * largest, np.inf, -np.inf, np.nan, 3, -0.0, largest / 2] * 40).astype(dtype)
+    with gl.use_backend(backend):
+        alone = gl.mc_dropout(gl.Dropout(0.4, generator=gl.Generator(1)), x, passes=6)
+        within = gl.mc_dropout(Sequential(gl.Dropout(0.4, generator=gl.Generator(1))), x, passes=6)
+    kept = sum(gl.ops.dropout_mask(x.size, 0.4, 1, offset).astype(int) for offset in range(6))
+    assert set(kept) >= {1, 2, 3, 4, 5, 6}
+    for mean, variance in (alone, within):
+        for position, value in enumerate([np.inf, -np.inf, np.inf, -np.inf, np.nan]):
+            part = slice(position, None, 8)
+            np.testing.assert_array_equal(mean[part], np.where(kept[part] == 0, 0, value))
+            np.testing.assert_array_equal(variance[part], np.where(kept[part] == 0, 0, np.nan))
+        outputs = (np.array(3 / 0.6, accumulation_dtype(dtype)).astype(dtype), 0, largest / 1.2)
+        for position, value in zip((5, 6), outputs, strict=False):
+            part, share = slice(position, None, 8), kept[position::8] / 6
+            roundoff = 10 * UNIT_ROUNDOFF[accumulation_dtype(dtype)]
+            assert_within(mean[part], float(value) * share, roundoff * 8)
+            assert_within(variance[part], float(value) ** 2 * share * (1 - share), roundoff * 64)
+        # Half of the largest number stays one when it is kept.
+        assert np.isfinite(mean[7::8]).all()
+        np.testing.assert_array_equal(np.isnan(variance[7::8]), False)
 
 
 @pytest.mark.parametrize(

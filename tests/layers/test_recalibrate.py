@@ -163,6 +163,131 @@ def test_a_layer_that_some_batches_do_not_reach():
     assert_within(layer.buffers["running_mean"], np.concatenate(batches[:2]).mean(axis=0), BOUND)
 
 
+def test_batches_that_call_a_layer_as_often_as_they_like():
+    """Once for the first batch, twice and three times for the others: all of what it receives counts."""
+    layer = gl.BatchNorm1d(2, dtype="float64")
+    batches = [normal((4, 2), seed=n) + n for n in range(3)]
+
+    def model(x):
+        times = 1 + int(np.round(x.mean()))
+        for _ in range(times):
+            x = layer(x) * 2 + 1
+        return x
+
+    assert [1 + int(np.round(x.mean())) for x in batches] == [1, 2, 3]
+    layer.eval()
+    received = []
+    for x in batches:
+        for _ in range(1 + int(np.round(x.mean()))):
+            received.append(x)
+            x = x / np.sqrt(1 + 1e-5) * 2 + 1
+    gl.recalibrate(model, batches, layers=[layer])
+    every = np.concatenate(received)
+    assert len(every) == 24
+    assert_within(layer.buffers["running_mean"], every.mean(axis=0), BOUND)
+    assert_within(layer.buffers["running_var"], every.var(axis=0, ddof=1), BOUND)
+    assert layer.buffers["num_batches_tracked"] == 3
+
+
+def routed(order):
+    """Three batch norms of which each batch takes those that its first value says, in that order."""
+    norms = {name: gl.BatchNorm1d(2, dtype="float64") for name in "abc"}
+
+    def model(x, take=lambda name, x: norms[name](x)):
+        for name in order[int(x[0, 0])]:
+            x = take(name, x) * 2 + 1
+        return x
+
+    return norms, model
+
+
+@pytest.mark.parametrize(
+    "order", [["a", "ab", "cab"], ["a", "b", "ba"], ["ac", "bc", "ab"], ["c", "bc", "ab"], ["", "a", "bac"]]
+)
+def test_layers_that_are_first_reached_later(order):
+    """Each has the statistics of what it receives when all those before it have theirs."""
+    norms, model = routed(order)
+    batches = [normal((5, 2), seed=n) * (n + 1) for n in range(3)]
+    for number, x in enumerate(batches):
+        x[0, 0] = number
+    gl.recalibrate(model, lambda: iter(batches), layers=norms.values())
+    received = {name: [] for name in "abc"}
+
+    def take(name, x):
+        received[name].append(x)
+        return norms[name].eval()(x)
+
+    for x in batches:
+        model(x, take)
+    for name, norm in norms.items():
+        if received[name]:
+            every = np.concatenate(received[name])
+            assert_within(norm.buffers["running_mean"], every.mean(axis=0), BOUND)
+            assert_within(norm.buffers["running_var"], every.var(axis=0, ddof=1), BOUND)
+            assert norm.buffers["num_batches_tracked"] == 3
+        else:
+            assert norm.buffers["num_batches_tracked"] == 0
+
+
+def test_layers_that_are_called_in_both_orders_are_both_estimated():
+    norms, model = routed(["ab", "ba", "c"])
+    batches = [normal((5, 2), seed=n) for n in range(3)]
+    for number, x in enumerate(batches):
+        x[0, 0] = number
+    gl.recalibrate(model, batches, layers=norms.values())
+    assert [int(norm.buffers["num_batches_tracked"]) for norm in norms.values()] == [3, 3, 3]
+    first = np.concatenate([batches[0], batches[1] / np.sqrt(1 + 1e-5) * 2 + 1])
+    assert_within(norms["a"].buffers["running_mean"], first.mean(axis=0), BOUND)
+
+
+@pytest.mark.parametrize("order", ["sequential", "joint"])
+def test_a_forward_that_the_user_has_wrapped_stays(order):
+    """And what counts is what the batch norm itself receives."""
+    layer = gl.BatchNorm1d(4, dtype="float64")
+    inner, calls = layer.forward, []
+
+    def wrapper(x):
+        calls.append(len(x))
+        return inner(x * 10)
+
+    layer.forward = wrapper
+    batches = data()
+    gl.recalibrate(Sequential(layer), batches, order=order) if order == "sequential" else gl.recalibrate(
+        Sequential(layer), [x for x in batches if len(x) != 1], order=order
+    )
+    assert layer.forward is wrapper
+    assert calls
+    x = 10 * np.concatenate([x for x in batches if order == "sequential" or len(x) != 1])
+    assert_within(layer.buffers["running_mean"], x.mean(axis=0), 10 * BOUND)
+    assert_within(layer.buffers["running_var"], x.var(axis=0, ddof=1), 100 * BOUND)
+    with pytest.raises(OSError, match="the disk is gone"):
+        gl.recalibrate(Sequential(layer), Failing(normal((5, 4))), order=order)
+    assert layer.forward is wrapper
+    assert "_forward" not in vars(layer)
+
+
+def test_a_subclass_receives_what_its_forward_makes():
+    class Tenfold(gl.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x * 10) + 3
+
+    layer = Tenfold(4, dtype="float64")
+    gl.recalibrate(layer, data())
+    assert_within(layer.buffers["running_mean"], 10 * np.concatenate(data()).mean(axis=0), 10 * BOUND)
+
+
+def test_a_layer_that_updates_in_evaluation_does_not_while_others_are_estimated():
+    first, second = gl.BatchNorm1d(4, dtype="float64"), gl.BatchNorm1d(4, dtype="float64")
+    first.update_statistics = second.update_statistics = True
+    gl.recalibrate(Sequential(first, second), data())
+    x = np.concatenate(data())
+    assert_within(first.buffers["running_mean"], x.mean(axis=0), BOUND)
+    y = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0, ddof=1) + 1e-5)
+    assert_within(second.buffers["running_mean"], y.mean(axis=0), BOUND)
+    assert_within(second.buffers["running_var"], y.var(axis=0, ddof=1), BOUND)
+    assert first.update_statistics is second.update_statistics is True
+
+
 class Failing:
     """Batches that break off."""
 

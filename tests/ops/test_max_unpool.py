@@ -38,12 +38,94 @@ def test_layers_are_torchs(rank, dtype, arguments, batch):
 
 
 @each_rank
+@each_dtype
+@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_channels_last_are_the_same_values(rank, dtype, arguments, batch, backend):
+    shape = SHAPES[rank] if batch else SHAPES[rank][1:]
+    x = tie_free(shape, np.float64).astype(dtype)
+    channels = 1 if batch else 0
+    pooled, indices = getattr(gl, f"MaxPool{rank}d")(*arguments, return_indices=True)(x)
+    first = getattr(gl, f"MaxUnpool{rank}d")(*arguments)
+    expected = first(pooled, indices, output_size=shape[-rank:])
+    dy = normal(expected.shape, dtype, seed=1)
+    dx = first.backward(dy)
+
+    def last(values):
+        """A view, whose memory has the channels first."""
+        return np.moveaxis(values, channels, -1)
+
+    with gl.use_backend(backend):
+        pool = getattr(gl, f"MaxPool{rank}d")(*arguments, return_indices=True, channels_last=True)
+        again, places = pool(last(x))
+        assert_same_bits(again, np.ascontiguousarray(last(pooled)))
+        layer = getattr(gl, f"MaxUnpool{rank}d")(*arguments, channels_last=True)
+        assert repr(layer) == repr(first)[:-1] + ", channels_last=True)"
+        for size in (shape[-rank:], last(x).shape) if batch else (shape[-rank:],):
+            with unchanged(again, places):
+                y = layer(again, places, output_size=size)
+            assert_same_bits(y, np.ascontiguousarray(last(expected)))
+        for _ in range(2):
+            assert_same_bits(layer.backward(last(dy)), np.ascontiguousarray(last(dx)))
+        # Values and indices that are views.
+        y = layer(last(pooled), last(indices), output_size=shape[-rank:])
+        assert_same_bits(y, np.ascontiguousarray(last(expected)))
+
+
+@each_dtype
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_of_equal_indices_the_last_value_counts_in_channels_last(dtype, backend):
+    """Planes large enough for several threads a channel; indices outside are left out."""
+    generator = np.random.default_rng(0)
+    x = generator.permutation(2 * 700 * 3).reshape(2, 700, 3).astype(dtype)
+    indices = generator.integers(-40, 2600, x.shape)
+    with gl.use_backend(backend):
+        y, saved = gl.ops.max_unpool_forward(x, indices, (2550,), channels_last=True, check=False)
+        expected, slope = np.zeros((2, 2550, 3), dtype), np.zeros_like(x)
+        dy = normal(y.shape, dtype)
+        for n, i, c in np.ndindex(x.shape):
+            if 0 <= indices[n, i, c] < 2550:
+                expected[n, indices[n, i, c], c] = x[n, i, c]
+                slope[n, i, c] = dy[n, indices[n, i, c], c]
+        assert_same_bits(y, expected)
+        assert_same_bits(gl.ops.max_unpool_backward(dy, saved), slope)
+        with pytest.raises(ValueError, match=r"^Found an invalid max index: "):
+            gl.ops.max_unpool_forward(x, indices, (2550,), channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (
+            gl.MaxUnpool1d(2, padding=1),
+            (1, 1, 1),
+            r"kernel_size=\(2,\), .* gives no output of spatial sizes \[1\]: .*\[0\]",
+        ),
+        (
+            gl.MaxUnpool2d(2, 1, 1),
+            (3, 1, 1, 2),
+            r"spatial sizes \[1, 2\]: its input would have been of sizes \[0, 1\]$",
+        ),
+        (gl.MaxUnpool2d(2, 1, 1, channels_last=True), (1, 2, 3), r"spatial sizes \[1, 2\]: .* \[0, 1\]$"),
+        (gl.MaxUnpool1d(1, 3, 5), (2, 3), r"spatial sizes \[3\]: its input would have been of sizes \[-3\]$"),
+    ],
+)
+def test_a_default_size_of_nothing_is_named(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        layer(np.ones(shape), np.zeros(shape, np.int64))
+
+
+@each_rank
 def test_the_default_size_is_torchs(rank):
     x = integers((1, 1) + (3,) * rank)
     indices = np.arange(x.size).reshape(x.shape)
     arguments = (4, 3, 1)
     expected = getattr(torch.nn, f"MaxUnpool{rank}d")(*arguments)(to_torch(x), torch.from_numpy(indices))
     assert_same_bits(getattr(gl, f"MaxUnpool{rank}d")(*arguments)(x, indices), from_torch(expected))
+    last = getattr(gl, f"MaxUnpool{rank}d")(*arguments, channels_last=True)
+    y = last(np.moveaxis(x, 1, -1), np.moveaxis(indices, 1, -1))
+    assert_same_bits(y, np.ascontiguousarray(np.moveaxis(from_torch(expected), 1, -1)))
 
 
 @each_dtype

@@ -40,7 +40,8 @@ def test_resident_blocks(registers, threads, shared, blocks):
 def test_launches_of_a_shape_that_is_too_large_to_be_run():
     (launch,) = launches_of(Case(RELU, "forward", (256, 64, 112, 112), "float32"))
     assert launch.kernel.name == "relu_forward<float>"
-    assert launch.array_bytes == {"x": 4 * 256 * 64 * 112 * 112, "y": 4 * 256 * 64 * 112 * 112}
+    inputs = 256 * 64 * 112 * 112
+    assert launch.array_bytes == {"x": 4 * inputs, "y": 4 * inputs, "gradient_bits": inputs // 8}
 
 
 def test_launches_of_a_backward_leave_out_those_before_it():
@@ -50,7 +51,7 @@ def test_launches_of_a_backward_leave_out_those_before_it():
 
 @pytest.mark.parametrize(
     ("operation", "direction", "per_input"),
-    [(DROPOUT, "forward", 8), (RELU, "backward", 12), (MAX_POOL, "forward", 5.25), (MAX_POOL, "backward", 5.25)],
+    [(DROPOUT, "forward", 8), (RELU, "backward", 8.125), (MAX_POOL, "forward", 5.25), (MAX_POOL, "backward", 5.25)],
 )
 def test_modelled_bytes(operation, direction, per_input):
     shape = (64, 256, 56, 56)

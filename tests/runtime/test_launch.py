@@ -14,7 +14,7 @@ def start(x=None, y=None, n=4, *, kernel=RELU, grid=1, block=256, **options):
     x = np.array([-1, 2, -3, 4], np.float32) if x is None else x
     y = np.zeros(4, np.float32) if y is None else y
     with gl.use_backend("emulated"):
-        launch(kernel, grid, block, (x, y, n), **options)
+        launch(kernel, grid, block, (x, y, np.empty(1, np.uint8), n), **options)
     return y
 
 
@@ -61,13 +61,13 @@ def test_a_read_only_result():
 
 
 def test_the_number_of_arguments():
-    with gl.use_backend("emulated"), pytest.raises(TypeError, match="takes 3 arguments, got 2"):
+    with gl.use_backend("emulated"), pytest.raises(TypeError, match="takes 4 arguments, got 2"):
         launch(RELU, 1, 32, (np.zeros(1, np.float32), np.zeros(1, np.float32)))
 
 
 def test_numpy_arrays_outside_of_the_emulated_backend():
     with pytest.raises(RuntimeError, match='only within use_backend\\("emulated"\\)'):
-        launch(RELU, 1, 32, (np.zeros(1, np.float32), np.zeros(1, np.float32), 1))
+        launch(RELU, 1, 32, (np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.uint8), 1))
 
 
 def test_parameters_are_read_as_written():

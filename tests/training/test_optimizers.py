@@ -116,3 +116,12 @@ def test_bad_configuration(kind, options, error):
 def test_refuses_half_precision_parameters():
     with pytest.raises(TypeError, match=r"parameter 0\.bias must be float32 or float64, got float16"):
         SGD({"0.bias": np.zeros(3, np.float16)})
+
+
+def test_parameters_that_share_memory_are_refused():
+    weight = np.lib.stride_tricks.as_strided(np.ones(3, np.float32), (2, 3), (0, 4))
+    for make in (SGD, Adam):
+        with pytest.raises(
+            ValueError, match="more than one element of the written-to tensor refers to a single memory"
+        ):
+            make({"weight": weight})

@@ -1,0 +1,45 @@
+"""The state of layers as it was, to be put back after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.running_statistics import RunningStatisticsLayer
+
+
+class Snapshot:
+    """Copies of layers' buffers, and the counts of skipped batches.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+    """
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self._kept = [_Kept(layer) for layer in layers]
+
+    def restore(self) -> None:
+        """Put everything back: the same arrays, with the values that they had."""
+        for kept in self._kept:
+            kept.restore()
+
+
+class _Kept:
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._buffers = [(name, value, value.copy()) for name, value in layer.buffers.items()]
+        self._skipped: Any = layer._skipped if isinstance(layer, RunningStatisticsLayer) else None
+
+    def restore(self) -> None:
+        if isinstance(self._layer, RunningStatisticsLayer):
+            self._layer._skipped = self._skipped
+        buffers = self._layer.buffers
+        for name in buffers.keys() - {name for name, _, _ in self._buffers}:
+            del buffers[name]
+        for name, array, value in self._buffers:
+            buffers[name] = array
+            # One that cannot be written to, which may be why this is needed, has not been.
+            if getattr(array.flags, "writeable", True):
+                array[...] = value
