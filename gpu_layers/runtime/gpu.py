@@ -7,14 +7,14 @@ from typing import Any
 
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
-from gpu_layers.runtime.nvrtc import Architecture, compiled_module
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module, nvrtc
 
 
 @cache
 def _architecture(device: int) -> Architecture:
     cupy = import_cupy()
     capability = int(cupy.cuda.Device(device).compute_capability)
-    supported = [arch for arch in cupy.cuda.nvrtc.getSupportedArchs() if arch <= capability]
+    supported = [arch for arch in nvrtc().getSupportedArchs() if arch <= capability]
     if not supported:
         raise RuntimeError(f"this version of CUDA does not support compute capability {capability / 10}")
     # A GPU newer than the compiler runs PTX of the newest architecture that the compiler knows.

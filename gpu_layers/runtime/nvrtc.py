@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,8 +51,32 @@ class CompiledModule:
     symbols: dict[str, str]
 
 
-def _nvrtc() -> Any:
-    return import_cupy().cuda.nvrtc
+# Where pip's wheels put NVRTC, by CUDA's major version.
+_WHEEL_LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
+
+
+@cache
+def nvrtc() -> Any:
+    """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version behind it where that can be had.
+
+    Beside another package that brings NVRTC of a newer CUDA, as PyTorch does, CuPy would take that one, whose machine
+    code an older driver refuses. A library that is open already goes first, so its own is opened before CuPy looks.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is missing.
+    """
+    cupy = import_cupy()
+    library = _WHEEL_LIBRARIES.get(cupy.cuda.runtime.runtimeGetVersion() // 1000)
+    for folder in sys.path if library else ():
+        path = Path(folder, str(library))
+        if path.is_file():
+            # Where it does not load, CuPy looks elsewhere, and says what it misses.
+            with suppress(OSError):
+                ctypes.CDLL(str(path))
+            break
+    return cupy.cuda.nvrtc
 
 
 def options(architecture: Architecture) -> list[str]:
@@ -58,7 +85,7 @@ def options(architecture: Architecture) -> list[str]:
     Subnormals are kept (``-ftz=false``), and a product and a sum become one rounding only where the source says
     ``fma`` (``-fmad=false``), so that the bits do not depend on the compiler's version, the GPU, or there being one.
     """
-    headers = cuda_header_folders()
+    headers = cuda_header_folders(nvrtc().getVersion())
     if not headers:
         raise RuntimeError(
             "the CUDA headers (cuda_fp16.h) were not found: pip install nvidia-cuda-runtime (CUDA 13) "
@@ -104,25 +131,25 @@ def compile_source(
     RuntimeError
         If CuPy, NVRTC or the CUDA headers are missing, or the source does not compile (with the compiler's log).
     """
-    nvrtc = _nvrtc()
+    compiler = nvrtc()
     path = source_folder() / source
     # The #line makes compiler messages and profilers point to the file.
     text = f'#line 1 "{path}"\n{path.read_text(encoding="utf-8")}'
-    program = nvrtc.createProgram(text, str(path), [], [])
+    program = compiler.createProgram(text, str(path), [], [])
     try:
         for name in names:
-            nvrtc.addNameExpression(program, name)
+            compiler.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, tuple(options(architecture)))
-        except nvrtc.NVRTCError as error:
-            raise RuntimeError(f"{source} does not compile ({error}):\n{nvrtc.getProgramLog(program)}") from error
-        log = nvrtc.getProgramLog(program).strip("\0\n ")
+            compiler.compileProgram(program, tuple(options(architecture)))
+        except compiler.NVRTCError as error:
+            raise RuntimeError(f"{source} does not compile ({error}):\n{compiler.getProgramLog(program)}") from error
+        log = compiler.getProgramLog(program).strip("\0\n ")
         if log and warnings_as_errors:
             raise RuntimeError(f"{source} compiles with warnings:\n{log}")
-        symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
-        code = nvrtc.getPTX(program) if architecture.ptx else nvrtc.getCUBIN(program)
+        symbols = {name: compiler.getLoweredName(program, name) for name in names}
+        code = compiler.getPTX(program) if architecture.ptx else compiler.getCUBIN(program)
     finally:
-        nvrtc.destroyProgram(program)
+        compiler.destroyProgram(program)
     symbols = {name: s.decode() if isinstance(s, bytes) else s for name, s in symbols.items()}
     if isinstance(code, str):
         code = code.encode()
@@ -135,7 +162,7 @@ def compiled_module(
     source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
 ) -> CompiledModule:
     """:func:`compile_source`, kept in the user's cache folder from process to process."""
-    identity = [sources_digest(), source, names, options(architecture), _nvrtc().getVersion(), warnings_as_errors]
+    identity = [sources_digest(), source, names, options(architecture), nvrtc().getVersion(), warnings_as_errors]
     key = json.dumps(identity).encode()
     stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
     path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
