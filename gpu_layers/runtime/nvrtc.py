@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.runtime.cache import cache_folder, write_atomically
+from gpu_layers.runtime.cache import CUBINS, cache_folder, write_atomically
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
@@ -33,6 +33,25 @@ class Architecture:
 
     capability: int
     ptx: bool = False
+
+
+def architecture_for(capability: int) -> Architecture:
+    """What a GPU runs: its own machine code, or, if it is newer than the compiler, PTX of the newest that is known.
+
+    Parameters
+    ----------
+    capability : int
+        10 times the compute capability.
+
+    Raises
+    ------
+    RuntimeError
+        If this version of CUDA compiles for no GPU as old as that, or CuPy is missing.
+    """
+    supported = [known for known in nvrtc().getSupportedArchs() if known <= capability]
+    if not supported:
+        raise RuntimeError(f"this version of CUDA does not support compute capability {capability / 10}")
+    return Architecture(max(supported), ptx=max(supported) != capability)
 
 
 @dataclass(frozen=True)
@@ -55,12 +74,8 @@ class CompiledModule:
 _WHEEL_LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
 
 
-@cache
 def nvrtc() -> Any:
     """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version behind it where that can be had.
-
-    Beside another package that brings NVRTC of a newer CUDA, as PyTorch does, CuPy would take that one, whose machine
-    code an older driver refuses. A library that is open already goes first, so its own is opened before CuPy looks.
 
     Raises
     ------
@@ -68,15 +83,24 @@ def nvrtc() -> Any:
         If CuPy is missing.
     """
     cupy = import_cupy()
-    library = _WHEEL_LIBRARIES.get(cupy.cuda.runtime.runtimeGetVersion() // 1000)
-    for folder in sys.path if library else ():
-        path = Path(folder, str(library))
+    _open_library(cupy.cuda.runtime.runtimeGetVersion() // 1000)
+    return cupy.cuda.nvrtc
+
+
+@cache
+def _open_library(cuda: int) -> None:
+    """Open NVRTC of a major version of CUDA, before CuPy does, which then takes it.
+
+    Beside another package that brings NVRTC of a newer CUDA, as PyTorch does, CuPy would take that one, whose machine
+    code an older driver refuses.
+    """
+    for folder in sys.path if cuda in _WHEEL_LIBRARIES else ():
+        path = Path(folder, _WHEEL_LIBRARIES[cuda])
         if path.is_file():
             # Where it does not load, CuPy looks elsewhere, and says what it misses.
             with suppress(OSError):
                 ctypes.CDLL(str(path))
-            break
-    return cupy.cuda.nvrtc
+            return
 
 
 def options(architecture: Architecture) -> list[str]:
@@ -157,18 +181,34 @@ def compile_source(
     return (code if architecture.ptx else code + b"\0"), symbols
 
 
+def cached_module(
+    source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
+) -> CompiledModule | None:
+    """What :func:`compiled_module` finds in the cache; None if it would have to compile."""
+    path, index = _files(source, names, architecture, warnings_as_errors)
+    return CompiledModule(path, json.loads(index.read_text())) if path.is_file() and index.is_file() else None
+
+
 @cache
 def compiled_module(
     source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
 ) -> CompiledModule:
     """:func:`compile_source`, kept in the user's cache folder from process to process."""
+    found = cached_module(source, names, architecture, warnings_as_errors=warnings_as_errors)
+    if found is not None:
+        return found
+    path, index = _files(source, names, architecture, warnings_as_errors)
+    code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
+    write_atomically(path, code)
+    write_atomically(index, json.dumps(symbols).encode())
+    return CompiledModule(path, symbols)
+
+
+def _files(
+    source: str, names: tuple[str, ...], architecture: Architecture, warnings_as_errors: bool
+) -> tuple[Path, Path]:
+    """Where the code and its symbols lie: by all that they depend on."""
     identity = [sources_digest(), source, names, options(architecture), nvrtc().getVersion(), warnings_as_errors]
-    key = json.dumps(identity).encode()
-    stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
-    path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
-    index = stem.with_suffix(".json")
-    if not (path.is_file() and index.is_file()):
-        code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
-        write_atomically(path, code)
-        write_atomically(index, json.dumps(symbols).encode())
-    return CompiledModule(path, json.loads(index.read_text()))
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    stem = cache_folder() / CUBINS / f"{Path(source).stem}-{key}"
+    return stem.with_suffix(".ptx" if architecture.ptx else ".cubin"), stem.with_suffix(".json")

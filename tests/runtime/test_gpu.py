@@ -83,7 +83,7 @@ def fake(monkeypatch):
     def make(**facts):
         cupy = FakeCupy(**facts)
         monkeypatch.setattr(gpu, "import_cupy", lambda: cupy)
-        monkeypatch.setattr(gpu, "nvrtc", lambda: cupy.cuda.nvrtc)
+        monkeypatch.setattr(nvrtc, "nvrtc", lambda: cupy.cuda.nvrtc)
         compiled = lambda source, names, architecture: SimpleNamespace(  # noqa: E731
             path=f"{source} {architecture}", symbols={name: f"_Z{name}" for name in names}
         )
