@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from gpu_layers.runtime.kernel import all_kernels
+from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.verification import all_cases, emulated_backend
-from profiling import bit_equality, environment, precompile, small_run
+from profiling import bit_equality, environment, small_run
 from profiling.covering import covering, kernels_of, with_index64
 
 
@@ -48,6 +49,65 @@ def test_bits_of_the_emulator(tmp_path, capsys):
     assert all(entry["equals_reference"] and entry["equals_emulator"] for entry in entries)
 
 
+def test_digests_of_two_runs_are_compared(tmp_path, capsys):
+    path = tmp_path / "bits.json"
+    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
+    assert bit_equality.main([*arguments, "--json", str(path)]) == 0
+    assert "The emulator did not run: not asked for" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    count = len(data["results"])
+    assert count >= 6
+    assert all(entry["equals_emulator"] is None for entry in data["results"])
+    data["results"][0]["digest"] = "0"
+    gone = data["results"].pop()
+    path.write_text(json.dumps(data))
+    assert bit_equality.main([*arguments, "--against", str(path)]) == 0
+    printed = capsys.readouterr().out
+    changed = data["results"][0]
+    assert f"other bits (emulated): {changed['case']}: {changed['result']}" in printed
+    assert gone["case"] not in printed
+    assert f"{count - 2} results have the bits of {path} (emulated), 1 others, 1 not there" in printed
+    for text, message in (("{}", "holds no results of profiling.bit_equality"), (None, "cannot be read")):
+        path.unlink() if text is None else path.write_text(text)
+        assert bit_equality.main([*arguments, "--against", str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_digest_is_of_the_bits_but_for_the_payload_of_nan():
+    x = np.array([[1.0, -0.0], [np.nan, 2.0]], np.float32)
+    other_nan = x.copy()
+    other_nan.view(np.uint32)[1, 0] = 0xFFC00001
+    assert bit_equality.digest(other_nan) == bit_equality.digest(x)
+    assert bit_equality.digest(x.T.copy().T) == bit_equality.digest(x)
+    for changed in (np.abs(x), x.reshape(4), x.astype(np.float64)):
+        assert bit_equality.digest(changed) != bit_equality.digest(x)
+    assert bit_equality.digest(x.astype(BFLOAT16)) == bit_equality.digest(other_nan.astype(BFLOAT16))
+
+
+def test_a_case_that_raises_is_named_and_the_others_are_compared(monkeypatch, capsys):
+    first, *_ = covering(cases("relu float"))[0]
+    right = bit_equality.check
+
+    def check(case, device, emulator):
+        if str(case) == str(first):
+            raise RuntimeError("out\nof memory")
+        return right(case, device, emulator)
+
+    monkeypatch.setattr(bit_equality, "check", check)
+    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
+    assert bit_equality.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"FAILED {first}: RuntimeError: out of memory" in printed
+    assert "1 cases raised an error" in printed.splitlines()[-1]
+    lost = emulated_backend()
+    lost = type(lost)("lost", lost.place, lost.activate, lambda: True)
+    monkeypatch.setattr(bit_equality, "emulated_backend", lambda: lost)
+    assert bit_equality.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"STOPPED: the device does no more work since the case {first}" in printed
+    assert ", 0 results, " in printed.splitlines()[-1]
+
+
 def test_a_wrong_bit_is_found(capsys):
     (case,) = cases("relu float32 n=37")
 
@@ -62,23 +122,7 @@ def test_a_wrong_bit_is_found(capsys):
     assert f"WRONG {case}: y: " in bit_equality.summary(entries)
 
 
-def test_precompile(capsys, monkeypatch, tmp_path):
-    pytest.importorskip("cupy")
-    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
-    assert precompile.main(["--capability", "90", "--only", "relu_forward<float>"]) == 0
-    assert capsys.readouterr().out.startswith("1 builds, 0 failed")
-    assert [path.suffix for path in (tmp_path / "cubin").iterdir() if path.suffix == ".cubin"] == [".cubin"]
-
-
-def test_precompile_says_what_does_not_compile():
-    pytest.importorskip("cupy")
-    (kernel, *_) = all_kernels()
-    broken = type(kernel)(kernel.source, "no_such_kernel<float>", kernel.parameters)
-    assert "no_such_kernel" in precompile.compile_for_gpu(broken, 90)
-    assert precompile.build_for_emulator(kernel) is None
-
-
-@pytest.mark.parametrize("module", [precompile, small_run, bit_equality, environment])
+@pytest.mark.parametrize("module", [small_run, bit_equality, environment])
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
