@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.cache import write_atomically
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.verification import Backend, Case, all_cases, cuda_backend, emulated_backend
 from gpu_layers.verification.comparison import compare
 from profiling.covering import covering
 from profiling.environment import environment
 from profiling.results import ResultsError
+
+_SECONDS_A_FILE = 3
 
 
 def results_of(case: Case, backend: Backend) -> dict[str, np.ndarray]:
@@ -144,8 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     cases, names = covering(case for case in all_cases() if options.only in str(case))
     emulator, reason = (None, "not asked for") if options.no_emulator else _emulator(cases)
+    facts = environment(gpu=options.backend == "cuda")
+
+    def write(entries: list[dict[str, Any]]) -> None:
+        content = {"environment": facts, "backend": options.backend, "results": entries}
+        write_atomically(options.json, json.dumps(content, indent=1).encode())
+
     entries: list[dict[str, Any]] = []
-    failed = []
+    failed, written = [], time.monotonic()
     for case in cases:
         try:
             entries += check(case, device, emulator)
@@ -155,11 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
             if device.is_lost():
                 print(f"STOPPED: the device does no more work since the case {case}")
                 break
+        if options.json and time.monotonic() - written > _SECONDS_A_FILE:
+            # So that most of it is there even if the process is ended.
+            write(entries)
+            written = time.monotonic()
     if options.json:
-        facts = environment(gpu=options.backend == "cuda")
-        options.json.write_text(
-            json.dumps({"environment": facts, "backend": options.backend, "results": entries}, indent=1)
-        )
+        write(entries)
     print(summary(entries))
     if options.against:
         try:

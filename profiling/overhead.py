@@ -90,7 +90,11 @@ def _of_layer(operation: Operation, layer: Any, module: Callable[[Any], Any]) ->
 
 
 def measure_overhead(
-    device: Device, calls: int = _CALLS, operations: Sequence[Operation] = HEADLINE, graphs: bool = False
+    device: Device,
+    calls: int = _CALLS,
+    operations: Sequence[Operation] = HEADLINE,
+    graphs: bool = False,
+    report: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> list[dict[str, Any]]:
     """Microseconds a call of every operation and pass on the host, ours and others'.
 
@@ -103,6 +107,8 @@ def measure_overhead(
     operations : sequence of Operation
     graphs : bool
         Measure the device's time in a replayed CUDA graph too.
+    report : callable
+        Takes each entry as soon as it is there.
 
     Returns
     -------
@@ -118,6 +124,7 @@ def measure_overhead(
         for direction in operation.passes:
             case = Case(operation, direction, shape, "float32")
             entries.append(_entry(case, device, maker, calls, graphs))
+            report(entries[-1])
     return entries
 
 
@@ -189,16 +196,21 @@ def _least_seconds(prepared: dict[str, _Prepared], device: Device, calls: int) -
     return least
 
 
-def overhead_table(entries: list[dict[str, Any]]) -> str:
-    """The entries as text; reasons in place of numbers stand at the end of their line."""
-    columns = [name for name in entries[0] if name not in ("op", "direction")]
-    lines = [f"{'operation':<32}" + "".join(f"{name:>16}" for name in columns)]
-    for entry in entries:
-        cells = [entry[name] for name in columns]
-        text = "".join(f"{_cell(cell):>16}" for cell in cells)
-        reasons = "; ".join(dict.fromkeys(cell for cell in cells if isinstance(cell, str) and cell != "-"))
-        lines.append(f"{entry['op'] + ' ' + entry['direction']:<32}{text}  {reasons}".rstrip())
-    return "\n".join(lines)
+def overhead_head(entry: dict[str, Any]) -> str:
+    """The table's first line, for entries like this."""
+    return f"{'operation':<32}" + "".join(f"{name:>16}" for name in _columns(entry))
+
+
+def overhead_line(entry: dict[str, Any]) -> str:
+    """An entry as text; reasons in place of numbers stand at its end."""
+    cells = [entry[name] for name in _columns(entry)]
+    text = "".join(f"{_cell(cell):>16}" for cell in cells)
+    reasons = "; ".join(dict.fromkeys(cell for cell in cells if isinstance(cell, str) and cell != "-"))
+    return f"{entry['op'] + ' ' + entry['direction']:<32}{text}  {reasons}".rstrip()
+
+
+def _columns(entry: dict[str, Any]) -> list[str]:
+    return [name for name in entry if name not in ("op", "direction")]
 
 
 def _cell(value: float | int | str) -> str:
@@ -299,12 +311,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"profiling.overhead: error: {error}", file=sys.stderr)
         return 2
     run = Run(device.kind, environment(gpu=device.kind == "measured"))
-    run.overhead = measure_overhead(device, options.calls, operations, options.graphs)
     where = run.environment.get("gpu") or "no GPU, launches that do nothing"
     print(f"Microseconds of a call on the host: {where}. of_add, of_torch: ours over an addition's, over PyTorch's.")
-    print(overhead_table(run.overhead))
-    if options.json:
-        run.save(options.json)
+
+    def report(entry: dict[str, Any]) -> None:
+        if not run.overhead:
+            print(overhead_head(entry))
+        print(overhead_line(entry), flush=True)
+        run.overhead.append(entry)
+        if options.json:  # at once, so that it is there even if the process is ended
+            run.save(options.json)
+
+    measure_overhead(device, options.calls, operations, options.graphs, report)
     return 0
 
 

@@ -8,7 +8,7 @@ from profiling import overhead
 from profiling.devices import EmulatedDevice
 from profiling.launches import NoLaunches, listed_launches
 from profiling.operations import BATCH_NORM_INFERENCE, RELU
-from profiling.overhead import measure_overhead, overhead_table, python_calls
+from profiling.overhead import measure_overhead, overhead_head, overhead_line, python_calls
 from profiling.results import Run
 from tests.profiling.fake_device import FakeTimer
 
@@ -73,10 +73,23 @@ def test_calls_of_python_functions_are_counted():
 
 
 def test_the_table_gives_reasons():
-    text = overhead_table(
-        [{"op": "relu", "direction": "forward", "ours_us": 4.25, "torch_us": "PyTorch finds no GPU", "of_torch": "-"}]
-    )
-    assert text.splitlines()[-1].split() == ["relu", "forward", "4.25", "-", "-", "PyTorch", "finds", "no", "GPU"]
+    entry = {"op": "relu", "direction": "forward", "ours_us": 4.25, "torch_us": "PyTorch finds no GPU", "of_torch": "-"}
+    assert overhead_head(entry).split() == ["operation", "ours_us", "torch_us", "of_torch"]
+    assert overhead_line(entry).split() == ["relu", "forward", "4.25", "-", "-", "PyTorch", "finds", "no", "GPU"]
+
+
+def test_what_is_measured_is_written_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "overhead.json"
+
+    def ended(case, *arguments):
+        if case.direction == "backward":
+            raise KeyboardInterrupt
+        return {"op": case.operation.name, "direction": case.direction, "ours_us": 1.0}
+
+    monkeypatch.setattr(overhead, "_entry", ended)
+    with pytest.raises(KeyboardInterrupt):
+        overhead.main(["--no-gpu", "--every", "--only", "^relu$", "--json", str(path)])
+    assert Run.load(path).overhead == [{"op": "relu", "direction": "forward", "ours_us": 1.0}]
 
 
 def test_the_command_writes_a_run(tmp_path, capsys):

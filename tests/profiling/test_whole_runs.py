@@ -7,7 +7,7 @@ import pytest
 
 from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.verification import all_cases, emulated_backend
-from profiling import bit_equality, environment, small_run
+from profiling import bit_equality, environment, probe, small_run
 from profiling.covering import covering, kernels_of, with_index64
 
 
@@ -73,6 +73,23 @@ def test_digests_of_two_runs_are_compared(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_bits_are_written_while_it_runs(tmp_path, monkeypatch):
+    path = tmp_path / "bits.json"
+    right, count = bit_equality.check, iter(range(10))
+
+    def ended(*arguments):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(bit_equality, "check", ended)
+    monkeypatch.setattr(bit_equality, "_SECONDS_A_FILE", 0)
+    with pytest.raises(KeyboardInterrupt):
+        bit_equality.main(["--backend", "emulated", "--no-emulator", "--only", "relu float", "--json", str(path)])
+    first, *_ = covering(cases("relu float"))[0]
+    assert {entry["case"] for entry in json.loads(path.read_text())["results"]} == {str(first)}
+
+
 def test_a_digest_is_of_the_bits_but_for_the_payload_of_nan():
     x = np.array([[1.0, -0.0], [np.nan, 2.0]], np.float32)
     other_nan = x.copy()
@@ -129,6 +146,38 @@ def test_without_a_gpu(module, capsys):
         pytest.skip("there is a GPU")
     assert module.main([]) == 2
     assert "no usable GPU" in capsys.readouterr().err
+
+
+class Driver:
+    """Notes what is asked of a driver; one of its functions may fail."""
+
+    def __init__(self, failing=None):
+        self.asked, self.failing = [], failing
+
+    def __getattr__(self, name):
+        def function(*arguments):
+            self.asked.append(name)
+            return 999 if name == self.failing else 0
+
+        return function
+
+
+def test_the_probe_starts_a_kernel_and_names_what_fails(monkeypatch, capsys):
+    driver = Driver()
+    monkeypatch.setattr(probe.ctypes, "CDLL", lambda name: driver)
+    assert probe.main() == 0
+    assert capsys.readouterr().out == "the probe ran\n"
+    assert driver.asked[0] == "cuInit"
+    assert driver.asked[-2:] == ["cuLaunchKernel", "cuCtxSynchronize"]
+    driver = Driver("cuDevicePrimaryCtxRetain")
+    assert probe.main() == 2
+    assert "cuDevicePrimaryCtxRetain failed with error 999" in capsys.readouterr().err
+    assert "cuLaunchKernel" not in driver.asked
+
+
+@pytest.mark.gpu
+def test_the_probe_runs(capsys):
+    assert probe.main() == 0
 
 
 def test_folder_name():
