@@ -40,6 +40,26 @@ def test_small_run(capsys):
     assert f"not launched: {all_kernels()[0].name}" in others
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_small_run_names_the_case_that_fails_and_goes_on_unless_the_device_is_gone(monkeypatch, capsys, lost):
+    chosen = covering(cases("relu float"))[0]
+    whole, count = emulated_backend(), iter(range(10))
+
+    def place(array):
+        if next(count) == 0:
+            raise RuntimeError("an illegal\nmemory access")
+        return array
+
+    backend = type(whole)("broken", place, whole.activate, lambda: lost)
+    monkeypatch.setattr(small_run, "emulated_backend", lambda: backend)
+    assert small_run.main(["--backend", "emulated", "--only", "relu float"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"FAILED {chosen[0]}: RuntimeError: an illegal memory access"
+    stopped = f"STOPPED: the device does no more work since the case {chosen[0]} (1 of {len(chosen)})"
+    assert (lines[1] == stopped) == lost
+    assert lines[1].startswith(f"{len(chosen)} cases launched") != lost
+
+
 def test_bits_of_the_emulator(tmp_path, capsys):
     path = tmp_path / "bits.json"
     assert bit_equality.main(["--backend", "emulated", "--only", "dropout float16", "--json", str(path)]) == 0
