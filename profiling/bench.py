@@ -120,11 +120,11 @@ def _peers(only: str | None) -> list[type[Implementation]]:
 
 
 def _left_out(options: argparse.Namespace, case: Case) -> Callable[[type[Implementation]], str | None]:
-    """Peers that compile for seconds are left out of a quick run, but for the cases that tell most."""
+    """Peers that nobody asked for and that compile for seconds are left out of most of a quick run."""
     first = case.shape == case.operation.shapes[0] and not case.channels_last
 
     def reason(peer: type[Implementation]) -> str | None:
-        slow = options.quick and peer.name in (COMPILED, JAX) and not first
+        slow = options.quick and not options.peers and peer.name in (COMPILED, JAX) and not first
         return "left out of a quick run" if slow else None
 
     return reason

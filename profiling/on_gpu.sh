@@ -177,7 +177,7 @@ judge() {
     esac
 }
 
-# Sets the seconds a step has, no more than are left: name. Fails if they are too few to begin.
+# Sets the seconds a step has (limit), no more than are left: name. Fails if they are too few to begin.
 granted() {
     limit=$(left)
     if [ "$limit" -lt "$least" ]; then
@@ -260,7 +260,8 @@ step() {
     local name=$1 limit start before status
     granted "$name" || return
     local command=()
-    prepare "$name" "$limit" || return
+    # Once more after it: a probe takes seconds, too.
+    prepare "$name" "$limit" && granted "$name" || return
     begun "$name" "$limit"
     start=$(now) before=$(stat -c %s "$log")
     timeout -k 5 "$limit" "${command[@]}" >>"$log" 2>&1
@@ -276,18 +277,16 @@ step() {
 # Runs steps side by side: names. Each line of their output goes to the log with the step's name before it.
 steps_beside_each_other() {
     local name limit start status spent command=() running=()
+    local -A limits
     for name in "$@"; do
-        granted "$name" && prepare "$name" "$limit" && running+=("$name")
+        granted "$name" && prepare "$name" "$limit" && granted "$name" && running+=("$name") limits[$name]=$limit
     done
-    [ ${#running[@]} -gt 0 ] || return
-    # What the probe has left, for all of them.
-    limit=$(left)
-    for name in "${running[@]}"; do begun "$name" "$limit"; done
+    for name in "${running[@]}"; do begun "$name" "${limits[$name]}"; done
     for name in "${running[@]}"; do
+        limit=${limits[$name]}
         prepare "$name" "$limit"
         {
             start=$(now)
-            if [ "${seconds[$name]}" -lt "$limit" ]; then limit=${seconds[$name]}; fi
             timeout -k 5 "$limit" "${command[@]}" 2>&1 | tee "$work/$name.log" | sed -u "s/^/$name: /" >>"$log"
             echo "${PIPESTATUS[0]} $(($(now) - start)) $limit" >"$work/$name.ended"
         } &

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from profiling.bench import main
+from profiling.bench import _left_out, main, parser
+from profiling.cases import Case
 from profiling.devices import EmulatedDevice
-from profiling.operations import HEADLINE
+from profiling.implementations import CompiledTorch, Torch
+from profiling.operations import HEADLINE, MAX_POOL
 from profiling.results import Run
 from profiling.runner import Runner
 
@@ -144,6 +146,16 @@ def test_one_read_against_two(tmp_path):
     assert any("channels_last" in case for case in both)
     assert rows["relu forward 6x40 float32"].missing["two reads"] == "measured for plain batch norm"
     assert not [note for row in rows.values() for note in row.notes if "other results" in note]
+
+
+@pytest.mark.parametrize(("peers", "left_out"), [(None, True), ("^torch.compile$", False)])
+def test_slow_peers_are_left_out_of_a_quick_run_unless_asked_for(peers, left_out):
+    options = parser().parse_args(["--quick", *(["--peers", peers] if peers else [])])
+    skip = _left_out(options, Case(MAX_POOL, "forward", MAX_POOL.shapes[0], "bfloat16", channels_last=True))
+    assert (skip(CompiledTorch) is not None) == left_out
+    assert skip(Torch) is None
+    telling = _left_out(options, Case(MAX_POOL, "forward", MAX_POOL.shapes[0], "bfloat16"))
+    assert telling(CompiledTorch) is None
 
 
 def test_list(capsys):

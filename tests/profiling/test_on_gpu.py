@@ -59,6 +59,7 @@ echo "ERROR SUMMARY: 0 errors of $tool"
 NCU = """#!/bin/bash
 folder=$(dirname "$0")
 if [[ "$*" == *probe* ]]; then
+    if [ -f "$folder/probe.takes" ] && [ -n "${TOOK:-}" ]; then cp "$folder/probe.takes" "$TOOK"; fi
     [ -f "$folder/ncu_refuses" ] && { echo "==ERROR== LibraryNotLoaded"; echo "the probe ran"; exit 0; }
     echo '==PROF== Profiling "gpu_layers_probe"'
     exit 0
@@ -197,6 +198,16 @@ def test_a_step_that_takes_too_long_is_ended(stubs, tmp_path):
     assert done.stdout.splitlines()[-1] == "FAILED: verify"
     assert steps(tmp_path)["verify"]["text"] == "not done after 1 s; working"
     assert steps(tmp_path)["bits"]["outcome"] == "passed"
+
+
+def test_side_by_side_each_has_its_own_seconds(stubs, tmp_path):
+    (stubs / "memcheck.does").write_text("echo working; sleep 30")
+    done = run(stubs, "--only", "memcheck,synccheck", tmp_path, BUDGET_memcheck="1")
+    assert done.returncode == 1
+    found = steps(tmp_path)
+    assert found["memcheck"]["outcome"] == "failed"
+    assert found["memcheck"]["text"] == "not done after 1 s; working"
+    assert found["synccheck"]["outcome"] == "passed"
 
 
 def budgets():
@@ -395,6 +406,16 @@ def test_a_probe_that_hangs_costs_seconds(clock, tmp_path):
     run(clock, "--only", "memcheck,verify", tmp_path)
     found = steps(tmp_path)["memcheck"]
     assert (found["outcome"], found["seconds"]) == ("missing", 8)
+
+
+@pytest.mark.parametrize("step", ["memcheck", "ncu"])
+def test_a_probe_that_leaves_no_time_is_all(clock, tmp_path, step):
+    (clock / "probe.takes").write_text("8")
+    assert run(clock, "--only", step, tmp_path / "short", DEADLINE="20").returncode == 3
+    entry = steps(tmp_path / "short")[step]
+    assert (entry["outcome"], entry["text"]) == ("not reached", "no time left")
+    assert int((clock / "clock").read_text()) == 1008
+    assert run(clock, "--only", step, tmp_path / "enough", DEADLINE="23").returncode == 0
 
 
 def test_without_a_gpu(stubs, tmp_path):
