@@ -32,8 +32,12 @@ from profiling.operations import BATCH_NORM, DROPOUT, HEADLINE, MAX_POOL, OPERAT
 from profiling.results import Run
 
 _SHAPES = {2: (4, 32), 4: (2, 8, 8, 8)}
-_TURNS = 9
+# Many short turns rather than few long ones: of these one in which the host did nothing else is likely.
+_TURNS = 31
+_SECONDS_A_TURN = 1e-3
+_LEAST_CALLS = 5
 _CALLS = 100
+_REPLAYS = 9
 _IN_A_GRAPH = 20
 
 
@@ -103,7 +107,7 @@ def measure_overhead(
     device : Device
         On an emulated one our kernels are not executed: the time is that of everything before the driver.
     calls : int
-        In a row, before the device is waited for.
+        In a row at most, before the device is waited for.
     operations : sequence of Operation
     graphs : bool
         Measure the device's time in a replayed CUDA graph too.
@@ -171,9 +175,10 @@ def _prepared(implementation: Implementation, maker: InputMaker) -> _Prepared:
     device = implementation.device
     with device.activate():
         call = implementation.prepare(maker.inputs(implementation.case))
+    # On a GPU as users call: its arrays say by themselves where they belong.
     context: Callable[[], AbstractContextManager] = nullcontext
-    if isinstance(implementation, Ours):
-        context = device.activate if device.kind == "measured" else lambda: use_executor(NoLaunches())
+    if isinstance(implementation, Ours) and device.kind != "measured":
+        context = lambda: use_executor(NoLaunches())  # noqa: E731
     with context():
         for _ in range(3):
             call()
@@ -181,19 +186,28 @@ def _prepared(implementation: Implementation, maker: InputMaker) -> _Prepared:
     return context, call
 
 
-def _least_seconds(prepared: dict[str, _Prepared], device: Device, calls: int) -> dict[str, float]:
+def _least_seconds(prepared: dict[str, _Prepared], device: Device, most_calls: int) -> dict[str, float]:
     """Seconds a call, of the fastest turn of each."""
-    timer, least = device.timer, dict.fromkeys(prepared, float("inf"))
+    few = min(_LEAST_CALLS, most_calls)
+    least = {name: _seconds(one, device, few) for name, one in prepared.items()}
+    calls = {name: max(few, min(most_calls, int(_SECONDS_A_TURN / least[name]))) for name in prepared}
     for _ in range(_TURNS):
-        for name, (context, call) in prepared.items():
-            with context():
-                timer.synchronize()
-                begin = timer.now()
-                for _ in range(calls):
-                    call()
-                least[name] = min(least[name], (timer.now() - begin) / calls)
-    timer.synchronize()
+        for name, one in prepared.items():
+            least[name] = min(least[name], _seconds(one, device, calls[name]))
+    device.timer.synchronize()
     return least
+
+
+def _seconds(prepared: _Prepared, device: Device, calls: int) -> float:
+    """Seconds a call of one turn."""
+    context, call = prepared
+    timer = device.timer
+    with context():
+        timer.synchronize()
+        begin = timer.now()
+        for _ in range(calls):
+            call()
+        return (timer.now() - begin) / calls
 
 
 def overhead_head(entry: dict[str, Any]) -> str:
@@ -261,14 +275,14 @@ def _torch_graph(implementation: Implementation, maker: InputMaker) -> float:
 def _replayed(replay: Callable[[], Any], implementation: Implementation, stream: Any) -> float:
     cupy = implementation.device.xp
     samples = []
-    for _ in range(_TURNS):
+    for _ in range(_REPLAYS):
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         start.record(stream)
-        for _ in range(_TURNS):
+        for _ in range(_REPLAYS):
             replay()
         end.record(stream)
         end.synchronize()
-        samples.append(1000.0 * cupy.cuda.get_elapsed_time(start, end) / (_TURNS * _IN_A_GRAPH))
+        samples.append(1000.0 * cupy.cuda.get_elapsed_time(start, end) / (_REPLAYS * _IN_A_GRAPH))
     return statistics.median(samples)
 
 
@@ -297,7 +311,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--every", action="store_true", help="all operations, not only those that matter most")
     parser.add_argument("--only", metavar="REGEX", help="operations and layers whose name this finds")
-    parser.add_argument("--calls", type=int, default=_CALLS, help="in a row; less than what a GPU's queue takes")
+    parser.add_argument(
+        "--calls", type=int, default=_CALLS, help="in a row at most: less than what a GPU's queue takes"
+    )
     parser.add_argument("--graphs", action="store_true", help="the device's time in a replayed CUDA graph too")
     parser.add_argument("--no-gpu", action="store_true", help="with launches that do nothing, where there is a GPU too")
     parser.add_argument("--json", type=Path, metavar="FILE")
