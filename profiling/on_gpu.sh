@@ -122,14 +122,15 @@ now() { date +%s; }
 begin=$(now)
 left() { echo $((deadline - reserve - ($(now) - begin))); }
 
+# Where it was said, not where the steps run.
+out=${1:+$(realpath -m -- "$1")}
 cd "$root" || exit 2
 if ! run=$("$python" -m profiling.environment); then
     echo "profiling/on_gpu.sh needs a GPU and CuPy; nothing was run." >&2
     exit 2
 fi
-out=${1:-$root/profiling/results/$run}
+out=${out:-$root/profiling/results/$run}
 mkdir -p "$out" || exit 2
-out=$(cd "$out" && pwd)
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 log=$out/log.txt

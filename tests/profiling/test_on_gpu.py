@@ -129,9 +129,10 @@ def variables(stubs, path=None):
     return os.environ | {"PATH": f"{stubs}:{path or os.environ['PATH']}", "PYTHON": str(stubs / "python")}
 
 
-def run(stubs, *arguments, path=None, **environment):
+def run(stubs, *arguments, path=None, folder=None, **environment):
     command = ["bash", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=variables(stubs, path) | environment, timeout=60)
+    with_stubs = variables(stubs, path) | environment
+    return subprocess.run(command, capture_output=True, text=True, env=with_stubs, timeout=60, cwd=folder)
 
 
 def steps(folder):
@@ -351,6 +352,11 @@ def test_only_some_steps_in_the_order_of_their_value(stubs, tmp_path):
     assert done.returncode == 2
     assert done.stderr == f"there is no step 'lstm': the steps are {' '.join(STEPS)} others\n"
     assert not (tmp_path / "other").exists()
+
+
+def test_the_folder_is_that_of_the_caller(stubs, tmp_path):
+    assert run(stubs, "--only", "verify", "some/folder", folder=tmp_path).returncode == 0
+    assert outcomes(tmp_path / "some/folder") == {"verify": "passed"}
 
 
 def test_a_later_call_adds_to_the_log(stubs, tmp_path):
