@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.cache import write_atomically
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.verification import Backend, Case, all_cases, cuda_backend, emulated_backend
 from gpu_layers.verification.comparison import compare
 from profiling.covering import covering
 from profiling.environment import environment
+from profiling.results import ResultsError
+
+_SECONDS_A_FILE = 3
 
 
 def results_of(case: Case, backend: Backend) -> dict[str, np.ndarray]:
@@ -33,7 +39,8 @@ def check(case: Case, device: Backend, emulator: Backend | None) -> list[dict[st
     -------
     list of dict
         ``case``, ``result``; ``must_be_equal``: to the reference, by the operation's definition; ``equals_reference``;
-        ``equals_emulator``, None without one; ``message``: where bits differ from the reference that must not.
+        ``equals_emulator``, None without one; ``digest``: of the bits; ``message``: where bits differ from the
+        reference that must not.
     """
     inputs = case.inputs()
     with use_backend("reference"):
@@ -56,10 +63,47 @@ def check(case: Case, device: Backend, emulator: Backend | None) -> list[dict[st
                 "equals_emulator": None
                 if emulated is None
                 else compare(name, actual[name], emulated[name], None).ratio == 0,
+                "digest": digest(actual[name]),
                 "message": difference.message if must and not equal else "",
             }
         )
     return entries
+
+
+def digest(array: np.ndarray) -> str:
+    """Of shape, dtype and bits, whatever the payload of NaN: results of two machines are equal if these are."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind not in "iub":
+        array = np.where(array != array, array.dtype.type("nan"), array)
+    return hashlib.sha256(f"{array.shape} {array.dtype} ".encode() + array.tobytes()).hexdigest()[:32]
+
+
+def against(entries: Iterable[dict[str, Any]], path: Path) -> str:
+    """A line each result whose bits are others in the file of another run, and how many are the same.
+
+    Raises
+    ------
+    ResultsError
+        If the file is none of this program's.
+    """
+    try:
+        others = json.loads(path.read_text(encoding="utf-8"))
+        known = {(other["case"], other["result"]): other["digest"] for other in others["results"]}
+        name = others["backend"]
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} holds no results of profiling.bit_equality: {error!r}") from error
+    lines, same, alone = [], 0, 0
+    for entry in entries:
+        other = known.get((entry["case"], entry["result"]))
+        alone += other is None
+        same += other == entry["digest"]
+        if other not in (None, entry["digest"]):
+            lines.append(f"other bits ({name}): {entry['case']}: {entry['result']}")
+    return "\n".join(
+        [*lines, f"{same} results have the bits of {path} ({name}), {len(lines)} others, {alone} not there"]
+    )
 
 
 def summary(entries: Iterable[dict[str, Any]]) -> str:
@@ -83,12 +127,19 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if a result that must equal the reference to the last bit does not; 2 without a GPU.
+        0; 1 if a result that must equal the reference to the last bit does not, or a case raised an error; 2 without
+        a GPU.
     """
     parser = argparse.ArgumentParser(prog="python -m profiling.bit_equality", description=__doc__, allow_abbrev=False)
     parser.add_argument("--backend", choices=("cuda", "emulated"), default="cuda", help="what is compared")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--no-emulator", action="store_true", help="do not run the emulator too: it compiles for minutes"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every result, with a digest of its bits")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="compare with the digests of another run, on a GPU for example"
+    )
     options = parser.parse_args(arguments)
     try:
         device = cuda_backend() if options.backend == "cuda" else emulated_backend()
@@ -96,19 +147,45 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"profiling.bit_equality: error: {error}", file=sys.stderr)
         return 2
     cases, names = covering(case for case in all_cases() if options.only in str(case))
-    emulator, reason = _emulator(cases)
-    entries = [entry for case in cases for entry in check(case, device, emulator)]
+    emulator, reason = (None, "not asked for") if options.no_emulator else _emulator(cases)
+    facts = environment(gpu=options.backend == "cuda")
+
+    def write(entries: list[dict[str, Any]]) -> None:
+        content = {"environment": facts, "backend": options.backend, "results": entries}
+        write_atomically(options.json, json.dumps(content, indent=1).encode())
+
+    entries: list[dict[str, Any]] = []
+    failed, written = [], time.monotonic()
+    for case in cases:
+        try:
+            entries += check(case, device, emulator)
+        except Exception as error:  # whatever a case raises, the others are compared
+            failed.append(f"FAILED {case}: {type(error).__name__}: {' '.join(str(error).split())}")
+            print(failed[-1], flush=True)
+            if device.is_lost():
+                print(f"STOPPED: the device does no more work since the case {case}")
+                break
+        if options.json and time.monotonic() - written > _SECONDS_A_FILE:
+            # So that most of it is there even if the process is ended.
+            write(entries)
+            written = time.monotonic()
     if options.json:
-        facts = environment(gpu=options.backend == "cuda")
-        options.json.write_text(
-            json.dumps({"environment": facts, "backend": options.backend, "results": entries}, indent=1)
-        )
+        write(entries)
     print(summary(entries))
+    if options.against:
+        try:
+            print(against(entries, options.against))
+        except ResultsError as error:
+            print(f"profiling.bit_equality: error: {error}", file=sys.stderr)
+            return 2
     if reason:
         print(f"The emulator did not run: {reason}")
     wrong = sum(bool(entry["message"]) for entry in entries)
-    print(f"{len(cases)} cases, {len(names)} kernels, {len(entries)} results, {wrong} differ that must not.")
-    return 1 if wrong else 0
+    print(
+        f"{len(cases)} cases, {len(names)} kernels, {len(entries)} results, {wrong} differ that must not, "
+        f"{len(failed)} cases raised an error."
+    )
+    return 1 if wrong or failed else 0
 
 
 def _emulator(cases: list[Case]) -> tuple[Backend | None, str]:

@@ -145,6 +145,30 @@ def all_cases(operations: Sequence[Operation], dtypes: Iterable[str], quick: boo
                         yield Case(operation, direction, shapes[position], dtype, channels_last)
 
 
+def in_rounds(cases: Iterable[Case], first: Sequence[Operation] = ()) -> list[Case]:
+    """The same cases in rounds over all operations, so that a run that ends early has something of each.
+
+    The rounds: dtypes as they come, of each the shapes in the operation's order, of each shape channels first and last,
+    of each layout forward and backward.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+    first : sequence of Operation
+        Those that begin each round, in this order; the others follow as they come.
+    """
+    cases = list(cases)
+    dtypes = list(dict.fromkeys(case.dtype for case in cases))
+    operations = list(dict.fromkeys((*first, *(case.operation for case in cases))))
+
+    def turn(case: Case) -> tuple[int, int, bool, bool, int]:
+        shape = case.operation.shapes.index(case.shape) if case.shape in case.operation.shapes else 0
+        backward = case.direction == BACKWARD
+        return dtypes.index(case.dtype), shape, case.channels_last, backward, operations.index(case.operation)
+
+    return sorted(cases, key=turn)
+
+
 def _telling(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
     small = [shape for shape in shapes if math.prod(shape) < 4e6]
     return (shapes[0], *small[:1])

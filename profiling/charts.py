@@ -1,12 +1,14 @@
-"""Two pictures of a run: bars against the peers, and a roofline."""
+"""``python -m profiling.charts BENCH.json FOLDER``: two pictures of a run, bars against the peers and a roofline."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from profiling.implementations import COMPILED, CUPY, JAX, TORCH
-from profiling.results import Row, Run
+from profiling.results import ResultsError, Row, Run
 
 # Colours that differ for colour-blind readers too (Okabe and Ito).
 COLOURS = {"ours": "#0072B2", TORCH: "#E69F00", COMPILED: "#D55E00", JAX: "#009E73", CUPY: "#999999"}
@@ -149,3 +151,28 @@ def _roofline(pyplot: Any, run: Run, rows: list[Row]) -> Any:
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     axis.set_title(f"Memory roofline\n{_where(run)}", fontsize=11)
     return figure
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw the pictures of a run that was measured before, maybe elsewhere.
+
+    Returns
+    -------
+    int
+        0; 2 if the file is no result, or matplotlib is missing.
+    """
+    parser = argparse.ArgumentParser(prog="python -m profiling.charts", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="BENCH.json")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        drawn = save_charts(Run.load(options.run), options.folder)
+    except (ResultsError, RuntimeError) as error:
+        print(f"profiling.charts: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(map(str, drawn)) or f"{options.run} has no timings to draw")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from profiling.timing import HostTimer, Timer
 
 # For float16 and bfloat16, which DLPack and older CuPy do not carry everywhere.
@@ -44,6 +44,9 @@ class Device(Protocol):
     def release(self) -> None:
         """Give back the memory of arrays that are gone."""
 
+    def is_lost(self) -> bool:
+        """Whether nothing more can run, after an error."""
+
     def copy(self, target: Any, source: Any) -> None:
         """A plain copy of bytes, as fast as the device does it."""
 
@@ -71,6 +74,10 @@ class EmulatedDevice:
 
     def release(self) -> None:
         """Nothing is held."""
+
+    def is_lost(self) -> bool:
+        """Never."""
+        return False
 
     def copy(self, target: Any, source: Any) -> None:
         """NumPy's."""
@@ -157,6 +164,10 @@ class CudaDevice:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def is_lost(self) -> bool:
+        """Whether an error stays with the process, as after an access outside of the memory."""
+        return gpu_is_lost()
 
     def copy(self, target: Any, source: Any) -> None:
         """``cudaMemcpyAsync`` from device to device."""

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What the hardware counters say of one operation's kernels: DRAM bytes, throughput, occupancy, stalls.
 #
-#   profiling/ncu.sh OP [OUT_DIR]        OP as in python -m profiling.one, e.g. max_pool or batch_norm/backward
+#   profiling/ncu.sh OP [OUT_DIR]        OP as in python -m profiling.one, e.g. max_pool or batch_norm/backward,
+#                                        or headline: those that matter most
 #
 # Writes OUT_DIR/OP.ncu-raw.csv and the short OUT_DIR/OP.ncu.csv, and prints a table. Options of profiling.one go into
 # ONE_OPTIONS ("--dtype float32 --channels-last"). The GPU's clocks are left as they are. PYTHON names another

@@ -53,7 +53,9 @@ _UNITS = {
 
 
 def metrics_of(op: str) -> dict[str, str]:
-    """Columns and metrics for an operation."""
+    """Columns and metrics for an operation; for ``headline``, which is several, those of each."""
+    if op == "headline":
+        return {name: metric for columns in (COMMON, *SPECIAL.values()) for name, metric in columns.items()}
     own = [extra for name, extra in SPECIAL.items() if op.startswith(name)]
     return COMMON | (own[-1] if own else {})
 

@@ -1,4 +1,4 @@
-"""``python -m profiling.one OP``: a few calls of one operation, for a profiler to look at."""
+"""``python -m profiling.one OP``: a few calls of one operation, or of the headline ones, for a profiler to look at."""
 
 from __future__ import annotations
 
@@ -10,23 +10,33 @@ from profiling.cases import DTYPES, Case
 from profiling.data import InputMaker
 from profiling.devices import CudaDevice, Device, EmulatedDevice
 from profiling.implementations import Ours
-from profiling.operations import OPERATIONS
+from profiling.operations import HEADLINE, OPERATIONS
 from profiling.results import ResultsError
+
+#: In place of an operation: those that matter most.
+ALL_HEADLINE = "headline"
 
 
 def chosen(text: str, dtype: str, channels_last: bool) -> list[Case]:
-    """The cases of ``OP`` or ``OP/forward`` or ``OP/backward`` at the operation's first shape.
+    """The cases of ``OP`` or ``OP/forward`` or ``OP/backward`` at the operation's first shape, or of ``headline``.
 
     Raises
     ------
     ResultsError
         If there is no such operation, pass or layout.
     """
+    if text == ALL_HEADLINE:
+        known = [operation for operation in HEADLINE if channels_last in operation.layouts]
+        return [
+            Case(operation, direction, operation.shapes[0], dtype, channels_last)
+            for operation in known
+            for direction in operation.passes
+        ]
     name, _, direction = text.partition("/")
     operations = [operation for operation in OPERATIONS if operation.name == name]
     if not operations:
         names = ", ".join(operation.name for operation in OPERATIONS)
-        raise ResultsError(f"there is no operation {name!r}: the operations are {names}")
+        raise ResultsError(f"there is no operation {name!r}: the operations are {names}, or {ALL_HEADLINE}")
     (operation,) = operations
     if direction and direction not in operation.passes:
         raise ResultsError(f"{name} has no pass {direction!r}: {', '.join(operation.passes)}")
@@ -62,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         0; 2 for an unknown operation or without a GPU.
     """
     parser = argparse.ArgumentParser(prog="python -m profiling.one", description=__doc__, allow_abbrev=False)
-    parser.add_argument("op", metavar="OP", help="e.g. max_pool, or max_pool/backward for one pass")
+    parser.add_argument(
+        "op", metavar="OP", help="e.g. max_pool, or max_pool/backward for one pass; headline: those that matter most"
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--calls", type=int, default=1)

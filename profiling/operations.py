@@ -627,3 +627,13 @@ OPERATIONS: tuple[Operation, ...] = (
     DROPOUT_ACTIVATION,
     DROPOUT_MOMENTS,
 )
+
+#: What most networks spend their time on: measured first, and against what takes long to compile.
+HEADLINE: tuple[Operation, ...] = (
+    BATCH_NORM,
+    DROPOUT,
+    MAX_POOL,
+    AVG_POOL,
+    ACTIVATION_DROPOUT,
+    BATCH_NORM_RELU_MAX_POOL,
+)

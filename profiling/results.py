@@ -114,6 +114,14 @@ class Run:
     left_off: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
+    def put(self, row: Row) -> None:
+        """Add a row, in the place of an older one of the same case."""
+        for number, older in enumerate(self.rows):
+            if older.case == row.case:
+                self.rows[number] = row
+                return
+        self.rows.append(row)
+
     def save(self, path: Path | str) -> None:
         """Write JSON, all or nothing."""
         path = Path(path)

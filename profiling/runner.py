@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from profiling.cases import Case
-from profiling.checking import error_ratio, expected, parts, roughly_equal
+from profiling.checking import Part, error_ratio, expected, parts, roughly_equal
 from profiling.data import InputMaker
 from profiling.devices import Device
 from profiling.implementations import PEERS, Copy, Implementation, NotThereError, Ours, bytes_of_a_call
@@ -17,6 +19,8 @@ from profiling.timing import Subject, measure
 # Launches wait in a queue of some thousand; an array expression may take ten of them.
 _MOST_CALLS = 32
 _COLD = 4
+# A piece of a case, and its results by name.
+_Reference = tuple[Part, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,20 @@ class Effort:
 
     samples: int = 40
     seconds: float = 1.0
+
+
+class DeviceLostError(RuntimeError):
+    """The device does no more work; says from which case on.
+
+    Attributes
+    ----------
+    row : Row
+        Of that case.
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(f"the device does no more work since the case {row.case}")
+        self.row = row
 
 
 class Runner:
@@ -67,6 +85,11 @@ class Runner:
         case : Case
         skip : callable
             The reason why a peer is left out of this case, or None.
+
+        Raises
+        ------
+        DeviceLostError
+            If the device does no more work after it.
         """
         buffers = self._buffers(case)
         self._device.release()
@@ -83,6 +106,8 @@ class Runner:
             except Exception as error:  # an error of ours is a result too: the row says which
                 row.correct = False
                 row.notes.append(f"failed: {_short(error)}")
+                if self._device.is_lost():
+                    raise DeviceLostError(row) from error
         self._device.release()
         return row
 
@@ -93,7 +118,8 @@ class Runner:
     def _fill(self, row: Row, case: Case, buffers: int, skip: Callable[[type[Implementation]], str | None]) -> None:
         inputs = [self._maker.inputs(case) for _ in range(buffers)]
         ours = Ours(case, self._device)
-        row.error = self._error(case, ours, inputs[-1])
+        references = [(part, expected(case, part, inputs[-1], ours.to_numpy)) for part in parts(case)]
+        row.error = self._error(case, ours, inputs[-1], references)
         row.correct = row.error <= 1
         if not row.correct:
             row.notes.append(f"WRONG: {row.error:.3g} times the error that rounding allows; not timed")
@@ -103,7 +129,7 @@ class Runner:
             reason = skip(peer)
             if reason is None:
                 try:
-                    subjects.append(self._peer(row, case, peer, inputs))
+                    subjects.append(self._peer(row, case, peer, inputs, references[0]))
                     continue
                 except NotThereError as error:
                     reason = str(error)
@@ -122,28 +148,23 @@ class Runner:
             f"{name}: the host was not ahead of the device" for name, timing in row.timings.items() if not timing.steady
         ]
 
-    def _peer(self, row: Row, case: Case, peer: type[Implementation], inputs: list[Arrays]) -> Subject:
+    def _peer(
+        self, row: Row, case: Case, peer: type[Implementation], inputs: list[Arrays], reference: _Reference
+    ) -> Subject:
         implementation = peer(case, self._device)
-        if not (case.operation.is_random or peer is Copy) and not self._agrees(case, implementation, inputs[-1]):
+        if not (case.operation.is_random or peer is Copy) and not _agrees(case, implementation, inputs[-1], reference):
             row.notes.append(f"{peer.name} gives other results")
         return _subject(implementation, inputs)
 
-    def _error(self, case: Case, ours: Ours, inputs: Arrays) -> float:
+    def _error(self, case: Case, ours: Ours, inputs: Arrays, references: list[_Reference]) -> float:
         self._poison(case)
         results = ours.results(ours.prepare(inputs)())
         worst = 0.0
-        for part in parts(case):
-            for name, reference in expected(case, part, inputs, ours.to_numpy).items():
+        for part, reference in references:
+            for name, values in reference.items():
                 actual = ours.to_numpy(part.take_result(name, results[name]))
-                worst = max(worst, error_ratio(case, name, actual, reference))
+                worst = max(worst, error_ratio(case, name, actual, values))
         return worst
-
-    def _agrees(self, case: Case, implementation: Implementation, inputs: Arrays) -> bool:
-        results = implementation.results(implementation.prepare(inputs)())
-        part = next(parts(case))
-        reference = expected(case, part, inputs, Ours(case, self._device).to_numpy)
-        name = next(iter(reference))
-        return roughly_equal(case, implementation.to_numpy(part.take(results[name])), reference[name])
 
     def _poison(self, case: Case) -> None:
         """Leave NaN in the memory that results are likely to get, so that what is not written is seen."""
@@ -151,6 +172,13 @@ class Runner:
         count = -(-max(case.sizes.inputs, case.sizes.outputs) * case.sizes.itemsize // 4)
         arrays = [xp.full(count, float("nan"), "float32") for _ in range(2)]
         del arrays
+
+
+def _agrees(case: Case, implementation: Implementation, inputs: Arrays, reference: _Reference) -> bool:
+    results = implementation.results(implementation.prepare(inputs)())
+    part, values = reference
+    name = next(iter(values))
+    return roughly_equal(case, implementation.to_numpy(part.take(results[name])), values[name])
 
 
 def _subject(implementation: Implementation, inputs: list[Arrays]) -> Subject:

@@ -9,6 +9,8 @@ from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.verification import all_cases, cuda_backend, emulated_backend
 from profiling.covering import covering
 
+_CASES_A_LINE = 25
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Launch, and say how many kernels were.
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 without a GPU.
+        0; 1 if a case raised an error; 2 without a GPU.
     """
     parser = argparse.ArgumentParser(prog="python -m profiling.small_run", description=__doc__, allow_abbrev=False)
     parser.add_argument("--backend", choices=("cuda", "emulated"), default="cuda")
@@ -30,17 +32,27 @@ def main(arguments: list[str] | None = None) -> int:
     if options.backend == "cuda":
         _separate_allocations()
     cases, names = covering(case for case in all_cases() if options.only in str(case))
-    for case in cases:
-        placed = {name: backend.place(array) for name, array in case.inputs().items()}
-        with backend.activate():
-            case.run(placed)
-    if options.backend == "cuda":
-        cuda_backend().place([0]).device.synchronize()
+    failed = 0
+    for number, case in enumerate(cases, 1):
+        try:
+            placed = {name: backend.place(array) for name, array in case.inputs().items()}
+            with backend.activate():
+                case.run(placed)
+            lost = backend.is_lost()  # which waits for the case: an error is that of the case under way
+        except Exception as error:  # whatever a case raises, the others are run
+            failed += 1
+            print(f"FAILED {case}: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+            lost = backend.is_lost()
+        if lost:
+            print(f"STOPPED: the device does no more work since the case {case} ({number} of {len(cases)})")
+            return 1
+        if number % _CASES_A_LINE == 0:
+            print(f"{number} of {len(cases)} cases", flush=True)
     never = sorted({kernel.name for kernel in all_kernels()} - names)
     print(f"{len(cases)} cases launched {len(names)} kernels; {len(never)} more are declared that no case launches")
     for name in never:
         print(f"not launched: {name}")
-    return 0
+    return 1 if failed else 0
 
 
 def _separate_allocations() -> None:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpu_layers._version import __version__
+from gpu_layers.cli import compile as compilation
 from gpu_layers.cli import info, study, train, verify
 
 #: Each has a function ``add_command(commands)``, which sets ``run``, a function of the parsed arguments.
-_COMMANDS = (train, study, verify, info)
+_COMMANDS = (train, study, verify, compilation, info)
 _BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 

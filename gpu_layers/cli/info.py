@@ -12,10 +12,12 @@ from typing import Any
 from gpu_layers._version import __version__
 from gpu_layers.distributed.mpi import MPI_ADVICE
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
+from gpu_layers.runtime.cache import cache_contents
 from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
 from gpu_layers.runtime.emulator.toolchain import find_compiler, find_cuda_headers
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.runtime.nvrtc import nvrtc
 
 _TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl")
 _TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
@@ -104,28 +106,33 @@ def machine_facts() -> dict[str, Any]:
     -------
     dict
         ``versions``: of each package, None if it is missing. ``tools``: C++ compiler and folder of CUDA headers, None
-        if missing. ``backends``: of each, ``available`` and, if it is not, ``reason``. ``gpus``: a list of ``name``,
-        ``compute_capability``, ``memory_gib``. ``missing``: a list of ``what``, ``advice``.
+        if missing. ``cache``: ``folder``, ``bytes``, and ``kernels`` compiled for GPUs there. ``backends``: of each,
+        ``available`` and, if it is not, ``reason``. ``gpus``: a list of ``name``, ``compute_capability``,
+        ``memory_gib``. ``missing``: a list of ``what``, ``advice``.
     """
     compiler, no_compiler = _tried(lambda: find_compiler().version.splitlines()[0])
     _, no_emulation = _tried(lambda: (find_compiler(), find_cuda_headers()))
     cupy, no_cupy = _tried(import_cupy)
-    nvrtc, no_nvrtc = _tried(lambda: _dotted(import_cupy().cuda.nvrtc.getVersion()))
+    compiler_version, no_nvrtc = _tried(lambda: nvrtc().getVersion())
+    runtime_version, _ = _tried(lambda: import_cupy().cuda.runtime.runtimeGetVersion())
+    other_cuda = bool(compiler_version and runtime_version) and compiler_version[0] != runtime_version // 1000
     gpus, no_gpu = _tried(lambda: _gpus(require_gpu()))
-    headers = cuda_header_folders()
+    headers = cuda_header_folders(compiler_version)
+    cache = cache_contents()
     versions = {
         "gpu-layers": __version__,
         "Python": platform.python_version(),
         "NumPy": _version("numpy"),
         "ml_dtypes": _version("ml_dtypes"),
         "CuPy": cupy.__version__ if cupy else None,
-        "NVRTC": nvrtc,
+        "NVRTC": _dotted(compiler_version) if compiler_version else None,
         **{package: _version(package) for package in (*_TRAIN_PACKAGES, *_STUDY_PACKAGES, "mpi4py")},
     }
     no_cuda = no_gpu or no_nvrtc or (None if headers else "no CUDA headers (cuda_fp16.h)")
     missing = [
         (no_cupy, "CuPy", INSTALL_ADVICE),
         (not no_cupy and no_nvrtc, "NVRTC", INSTALL_ADVICE),
+        (other_cuda, "NVRTC of CuPy's CUDA version", INSTALL_ADVICE),
         (not no_cupy and no_gpu, "GPU", "an NVIDIA GPU and its driver: https://www.nvidia.com/drivers"),
         (
             not headers,
@@ -145,6 +152,7 @@ def machine_facts() -> dict[str, Any]:
             "emulated": _backend(no_emulation),
             "cuda": _backend(no_cuda),
         },
+        "cache": {"folder": str(cache.folder), "bytes": cache.size, "kernels": cache.kernels},
         "gpus": gpus or [],
         "missing": [{"what": what, "advice": advice} for is_missing, what, advice in missing if is_missing],
     }
@@ -200,6 +208,11 @@ def _as_text(facts: dict[str, Any]) -> str:
     sections = {
         "Versions": facts["versions"],
         "Tools": facts["tools"],
+        "Cache": {
+            "folder": facts["cache"]["folder"],
+            "size": f"{facts['cache']['bytes'] / 2**20:.1f} MiB",
+            "compiled kernels": facts["cache"]["kernels"],
+        },
         "Backends": backends,
         "GPUs": gpus or {"none": ""},
         "Missing": {entry["what"]: entry["advice"] for entry in facts["missing"]} or {"nothing": ""},

@@ -6,14 +6,17 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.runtime.emulator import sanitizer_environment
 from gpu_layers.verification import Backend, cuda_backend, emulated_backend
-from gpu_layers.verification.report import table, verify
+from gpu_layers.verification.report import DeviceLostError, table, verify
 from gpu_layers.verification.traffic import count_all, traffic_table
+
+_SECONDS_A_LINE = 10
 
 
 def add_command(commands: Any) -> None:
@@ -59,12 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
         return _verify_in_sanitized_process(arguments)
     backend, where = _backend(arguments)
     print(f"Every kernel against the NumPy reference, on {where}.")
-    rows = verify(backend, arguments.only, _progress())
+    lost = None
+    try:
+        # Said at once, so that it is known even if the process is ended.
+        rows = verify(backend, arguments.only, _progress(), lambda message: print(f"WRONG {message}", flush=True))
+    except DeviceLostError as error:
+        rows, lost = error.rows, error
     print(table(rows))
     failures = [message for row in rows for message in row.failures]
-    for message in failures:
-        print(f"WRONG {message}")
     cases = sum(row.cases for row in rows)
+    if lost is not None:
+        print(f"{cases} cases, {len(failures)} wrong results. STOPPED: {lost}.")
+        return 1
     print(f"{cases} cases, {len(failures)} wrong results." if failures else f"{cases} cases, all right.")
     return 1 if failures else 0
 
@@ -108,7 +117,20 @@ def _verify_in_sanitized_process(arguments: argparse.Namespace) -> int:
 
 
 def _progress() -> Callable[[int, int], None]:
-    return _show_progress if sys.stderr.isatty() else lambda done, total: None
+    return _show_progress if sys.stderr.isatty() else _Lines()
+
+
+class _Lines:
+    """A line now and then, for a log: what was done is known even if the process is ended."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_A_LINE:
+            self._last = now
+            print(f"{done} of {total} cases", file=sys.stderr, flush=True)
 
 
 def _show_progress(done: int, total: int) -> None:

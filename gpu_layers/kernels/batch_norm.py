@@ -234,10 +234,16 @@ def batch_norm_fold(
     _fold(arrays, (running.momentum, running.count, finite_only))
 
 
-def _folding(of_running: tuple[Any, ...], folding: tuple[float, int] | None, dtype: np.dtype) -> tuple[Any, ...]:
-    """What the kernels of the statistics take: where to fold them in, and the rule."""
-    momentum, count = folding or (0.0, 2)
-    return *of_running, _folding_rule(momentum, count, dtype)
+def _contiguous(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays that kernels change, or copies where they are strided; see :func:`_deliver`."""
+    return [one if one is None or one.is_contiguous else ready(one) for one in arrays]
+
+
+def _deliver(changed: Sequence[Any], arrays: Sequence[Any]) -> None:
+    """Copy back what kernels have changed in copies."""
+    for one, place in zip(changed, arrays, strict=True):
+        if one is not None:
+            delivered(one, place)
 
 
 def _folding_rule(momentum: float, count: int, dtype: np.dtype) -> np.ndarray:
@@ -256,13 +262,15 @@ def forward(
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     statistics = _new_statistics(x, plan, dtype)
-    *running, rule = _folding(tuple(of_running), folding, dtype)
+    running, rule = _contiguous(of_running), _folding_rule(*(folding or (0.0, 2)), dtype)
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in SLOPED_ACTIVATIONS:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
         if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps)):
+            _deliver(running, of_running)
             return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
+    _deliver(running, of_running)
     _launch_normalize(x, Rule.of(statistics, residual, activation), y, channels_last)
     return delivered(y, out), statistics
 
@@ -281,9 +289,10 @@ def statistics_of_batch(
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
     statistics = _new_statistics(x, plan, dtype)
-    *running, rule = _folding(tuple(of_running), folding, dtype)
+    running, rule = _contiguous(of_running), _folding_rule(*(folding or (0.0, 2)), dtype)
     partial_moments = workspace(plan, 4, dtype, x)
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
+    _deliver(running, of_running)
     return statistics
 
 
@@ -388,13 +397,14 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
 
 @Launcher
 def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finite_only: bool) -> None:
-    statistics, mean, var, batches, skipped, accepted = operands
+    statistics, *changed, accepted = operands
+    mean, var, batches, skipped = _contiguous(changed)
     rule = _folding_rule(0.0 if momentum is None else momentum, count, mean.dtype)
-    kernel = _FOLD(A=c_name(mean.dtype))
     accepted = None if accepted is None else accepted.as_bytes()
     modes = (int(momentum is None), int(finite_only), int(count == 0))
     arguments = (ready(statistics), mean, var, batches, skipped, accepted, rule, *modes, mean.size)
-    launch(kernel, 1, THREADS, arguments)
+    launch(_FOLD(A=c_name(mean.dtype)), 1, THREADS, arguments)
+    _deliver((mean, var, batches, skipped), changed)
 
 
 def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Rule, sums: tuple[Any | None, Any, Any]) -> None:

@@ -96,7 +96,7 @@ class ResidentPass(Pass):
 
     def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
         """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
-        if plan.places is None:
+        if plan.places is None or not limits().one_read:
             return False
         kernel = self.kernel(element_type(x), plan.width, **more)
         # With one part nobody waits for anybody.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.running_statistics import (
+    RUNNING_STATISTICS,
     BatchStatistics,
     RunningStatisticsLayer,
     batch_statistics,
@@ -23,7 +24,14 @@ from gpu_layers.ops.batch_norm import (
     check_input,
 )
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_integer
+from gpu_layers.ops.checks import (
+    check_activation,
+    check_dtype,
+    check_eps,
+    check_gradient,
+    check_integer,
+    check_overlap,
+)
 from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
@@ -222,11 +230,14 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def _check_input(self, x: Any) -> None:
         backend_for(x, optional=tuple(self.buffers.values()))
-        if self.track_running_stats and "running_mean" not in self.buffers:
+        if self.track_running_stats and len(self.buffers) < len(RUNNING_STATISTICS):
+            missing = next(name for name in RUNNING_STATISTICS if name not in self.buffers)
             raise RuntimeError(
-                f"track_running_stats is True, but the {type(self).__name__} has no running_mean: "
+                f"track_running_stats is True, but the {type(self).__name__} has no {missing}: "
                 "call reset_running_stats() once it is set"
             )
+        for buffer in self.buffers.values():
+            check_overlap(buffer)
         _check_layer_input(
             (x, *self.buffers.values()),
             (*self.buffers, *self.parameters),

@@ -48,13 +48,13 @@ def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
     return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
 
 
+#: Names of a layer's buffers.
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype) -> None:
     """Raise if somebody put other arrays in the place of running statistics."""
-    expected = {
-        "running_mean": ((num_features,), dtype),
-        "running_var": ((num_features,), dtype),
-        "num_batches_tracked": ((), np.dtype(np.int64)),
-    }
+    expected = dict(zip(RUNNING_STATISTICS, [((num_features,), dtype)] * 2 + [((), np.dtype(np.int64))], strict=True))
     for name, buffer in buffers.items():
         shape, dtype = expected[name]
         if buffer.shape != shape:

@@ -6,9 +6,30 @@ import glob
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+#: Folder in it of what runs on GPUs.
+CUBINS = "cubin"
 _PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    """What is in the cache folder.
+
+    Attributes
+    ----------
+    folder : Path
+    size : int
+        Bytes of all files.
+    kernels : int
+        Files of compiled kernels for GPUs.
+    """
+
+    folder: Path
+    size: int
+    kernels: int
 
 
 def cache_folder() -> Path:
@@ -17,6 +38,19 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu_layers"
+
+
+def cache_contents() -> CacheContents:
+    """What is in the cache folder now; nothing where there is none yet, or where it cannot be read."""
+    folder = cache_folder()
+    size = kernels = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # Another process may have removed it since.
+            with suppress(OSError):
+                size += os.stat(os.path.join(place, name)).st_size
+                kernels += place == str(folder / CUBINS) and name.endswith((".cubin", ".ptx"))
+    return CacheContents(folder, size, kernels)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -85,3 +85,18 @@ def require_gpu() -> Any:
     if count == 0:
         raise RuntimeError("no usable GPU: the driver lists none")
     return cupy
+
+
+def gpu_is_lost() -> bool:
+    """Whether the current GPU does no more work for this process, as after an access outside of its memory.
+
+    Such an error stays: whatever is asked of the GPU from then on fails with it, in this process.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return False
+    try:
+        cupy.cuda.runtime.deviceSynchronize()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return True
+    return False

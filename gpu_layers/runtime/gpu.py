@@ -14,7 +14,7 @@ from typing import Any
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
-from gpu_layers.runtime.nvrtc import Architecture, compiled_module
+from gpu_layers.runtime.nvrtc import Architecture, architecture_for, compiled_module
 from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows, Slot
 
 # What a launch may use of shared memory unless a function is told otherwise.
@@ -34,13 +34,7 @@ _refused: set[tuple[Kernel, int]] = set()
 
 @cache
 def _architecture(device: int) -> Architecture:
-    cupy = import_cupy()
-    capability = int(cupy.cuda.Device(device).compute_capability)
-    supported = [arch for arch in cupy.cuda.nvrtc.getSupportedArchs() if arch <= capability]
-    if not supported:
-        raise RuntimeError(f"this version of CUDA does not support compute capability {capability / 10}")
-    # A GPU newer than the compiler runs PTX of the newest architecture that the compiler knows.
-    return Architecture(max(supported), ptx=max(supported) != capability)
+    return architecture_for(int(import_cupy().cuda.Device(device).compute_capability))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ _TARGET_FOLDERS = (
     "nvidia/cuda_cccl/include",
     "cupy/_core/include/cupy/_cccl/libcudacxx",
 )
+# Of them, those of another major version than the compiler's.
+_FOREIGN = {12: ("nvidia/cu13",), 13: ("nvidia/cuda_cccl",)}
 
 
 def _package_folders() -> list[Path]:
@@ -32,11 +35,27 @@ def _toolkits() -> list[Path]:
     return [Path(toolkit) for toolkit in (*found, "/usr/local/cuda") if toolkit]
 
 
-def cuda_header_folders() -> list[Path]:
+def version_of_headers(folder: Path) -> tuple[int, int] | None:
+    """Version of CUDA that an include folder belongs to, by its ``cuda_runtime_api.h``; None if that is not there."""
+    try:
+        text = (folder / "cuda_runtime_api.h").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^#define\s+CUDART_VERSION\s+(\d+)", text, re.MULTILINE)
+    return (int(found[1]) // 1000, int(found[1]) % 1000 // 10) if found else None
+
+
+def cuda_header_folders(version: tuple[int, int] | None = None) -> list[Path]:
     """Include folders that hold ``cuda_fp16.h``, ``cuda_bf16.h`` and ``nv/target``.
 
     pip's wheels first, then the toolkit that ``CUDA_PATH`` or ``CUDA_HOME`` names, then those of Conda, of the ``nvcc``
-    on the path, and ``/usr/local/cuda``.
+    on the path, and ``/usr/local/cuda``. Several versions of CUDA may lie side by side in one environment: PyTorch's,
+    for example, beside CuPy's.
+
+    Parameters
+    ----------
+    version : tuple of two int, optional
+        The compiler's: headers of this version go first, then those of its major version, then others.
 
     Returns
     -------
@@ -46,11 +65,20 @@ def cuda_header_folders() -> list[Path]:
     packages = _package_folders()
     candidates = [package / folder for package in packages for folder in _WHEEL_FOLDERS]
     candidates += [toolkit / "include" for toolkit in _toolkits()]
-    for folder in candidates:
-        if (folder / "cuda_fp16.h").is_file():
-            break
-    else:
+    candidates = [folder for folder in candidates if (folder / "cuda_fp16.h").is_file()]
+    if not candidates:
         return []
-    targets = [folder, folder / "cccl"] + [package / name for package in packages for name in _TARGET_FOLDERS]
+    # A stable choice: among equals the order above decides.
+    folder = min(candidates, key=lambda candidate: _distance(candidate, version)) if version else candidates[0]
+    wheels = [name for name in _TARGET_FOLDERS if version is None or not name.startswith(_FOREIGN.get(version[0], ()))]
+    targets = [folder, folder / "cccl"] + [package / name for package in packages for name in wheels]
     found = next((target for target in targets if (target / "nv" / "target").is_file()), None)
     return [folder] if found in (None, folder) else [folder, found]
+
+
+def _distance(folder: Path, version: tuple[int, int]) -> int:
+    """0 for headers of this version, 1 for those of its major version, 2 for others."""
+    found = version_of_headers(folder)
+    if found == version:
+        return 0
+    return 1 if found is not None and found[0] == version[0] else 2

@@ -160,6 +160,18 @@ class KernelTemplate:
         """The instantiation with these template arguments; KeyError if it was not declared."""
         return self._kernels[frozenset(arguments.items())]
 
+    def kernels_for(self, dtypes: Iterable[np.dtype]) -> list[Kernel]:
+        """Those that arrays of these element dtypes need: ``T`` is one of them, ``A`` what one is computed in."""
+        every = {c_name(dtype) for dtype in FLOAT_DTYPES}
+        elements = {c_name(dtype) for dtype in dtypes}
+        # What is of no element dtype, as numbers for seeds, is needed by all.
+        others = {"T": every - elements, "A": every - {accumulate_name(element) for element in elements}}
+        return [
+            kernel
+            for arguments, kernel in self._kernels.items()
+            if not any(value in others.get(name, ()) for name, value in arguments)
+        ]
+
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         """Every instantiation."""
@@ -179,6 +191,9 @@ def accumulate_name(element: str) -> str:
     return "double" if element == "double" else "float"
 
 
-def all_kernels() -> list[Kernel]:
-    """Every instantiation of every template that has been declared."""
-    return [kernel for template in _templates for kernel in template.kernels]
+def all_kernels(dtypes: Iterable[np.dtype] | None = None) -> list[Kernel]:
+    """Every instantiation of every template that has been declared, or those that some element dtypes need."""
+    if dtypes is None:
+        return [kernel for template in _templates for kernel in template.kernels]
+    chosen = tuple(dtypes)
+    return [kernel for template in _templates for kernel in template.kernels_for(chosen)]

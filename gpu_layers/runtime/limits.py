@@ -20,6 +20,8 @@ class Limits:
         Arrays of at least this many vectors an image are indexed with 64 bits.
     full_grid : int
         A thread takes more than the least it can only where so many blocks are left.
+    one_read : bool
+        Whether batch norm may keep what it reads, and so read it once.
     """
 
     # A step of the grid beyond this many blocks costs nothing measurable, and leaves room below the 2**31 - 1
@@ -29,6 +31,7 @@ class Limits:
     index32_below: int = 2**31 - 1024
     # Two rounds of all the blocks of 256 threads that 132 multiprocessors hold at a time.
     full_grid: int = 1024
+    one_read: bool = True
 
 
 _limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=Limits())  # noqa: B039 - frozen
@@ -41,7 +44,7 @@ def limits() -> Limits:
 
 @contextmanager
 def force_limits(
-    *, max_blocks: int | None = None, index64: bool = False, full_grid: int | None = None
+    *, max_blocks: int | None = None, index64: bool = False, full_grid: int | None = None, two_reads: bool = False
 ) -> Iterator[None]:
     """Lower the limits in a ``with`` block: the same results, by the code that large arrays run.
 
@@ -53,6 +56,8 @@ def force_limits(
         Index with 64 bits whatever the size.
     full_grid : int, optional
         Blocks from which on a thread takes more than the least.
+    two_reads : bool
+        Read everything twice, as batch norm does where a GPU does not hold what would be kept.
     """
     current = limits()
     token = _limits.set(
@@ -60,6 +65,7 @@ def force_limits(
             max_blocks=current.max_blocks if max_blocks is None else max_blocks,
             index32_below=0 if index64 else current.index32_below,
             full_grid=current.full_grid if full_grid is None else full_grid,
+            one_read=current.one_read and not two_reads,
         )
     )
     try:

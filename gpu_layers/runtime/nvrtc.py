@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.runtime.cache import cache_folder, write_atomically
+from gpu_layers.runtime.cache import CUBINS, cache_folder, write_atomically
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
@@ -32,6 +35,25 @@ class Architecture:
     ptx: bool = False
 
 
+def architecture_for(capability: int) -> Architecture:
+    """What a GPU runs: its own machine code, or, if it is newer than the compiler, PTX of the newest that is known.
+
+    Parameters
+    ----------
+    capability : int
+        10 times the compute capability.
+
+    Raises
+    ------
+    RuntimeError
+        If this version of CUDA compiles for no GPU as old as that, or CuPy is missing.
+    """
+    supported = [known for known in nvrtc().getSupportedArchs() if known <= capability]
+    if not supported:
+        raise RuntimeError(f"this version of CUDA does not support compute capability {capability / 10}")
+    return Architecture(max(supported), ptx=max(supported) != capability)
+
+
 @dataclass(frozen=True)
 class CompiledModule:
     """Machine code on disk.
@@ -48,8 +70,37 @@ class CompiledModule:
     symbols: dict[str, str]
 
 
-def _nvrtc() -> Any:
-    return import_cupy().cuda.nvrtc
+# Where pip's wheels put NVRTC, by CUDA's major version.
+_WHEEL_LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
+
+
+def nvrtc() -> Any:
+    """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version behind it where that can be had.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is missing.
+    """
+    cupy = import_cupy()
+    _open_library(cupy.cuda.runtime.runtimeGetVersion() // 1000)
+    return cupy.cuda.nvrtc
+
+
+@cache
+def _open_library(cuda: int) -> None:
+    """Open NVRTC of a major version of CUDA, before CuPy does, which then takes it.
+
+    Beside another package that brings NVRTC of a newer CUDA, as PyTorch does, CuPy would take that one, whose machine
+    code an older driver refuses.
+    """
+    for folder in sys.path if cuda in _WHEEL_LIBRARIES else ():
+        path = Path(folder, _WHEEL_LIBRARIES[cuda])
+        if path.is_file():
+            # Where it does not load, CuPy looks elsewhere, and says what it misses.
+            with suppress(OSError):
+                ctypes.CDLL(str(path))
+            return
 
 
 def options(architecture: Architecture) -> list[str]:
@@ -58,7 +109,7 @@ def options(architecture: Architecture) -> list[str]:
     Subnormals are kept (``-ftz=false``), and a product and a sum become one rounding only where the source says
     ``fma`` (``-fmad=false``), so that the bits do not depend on the compiler's version, the GPU, or there being one.
     """
-    headers = cuda_header_folders()
+    headers = cuda_header_folders(nvrtc().getVersion())
     if not headers:
         raise RuntimeError(
             "the CUDA headers (cuda_fp16.h) were not found: pip install nvidia-cuda-runtime (CUDA 13) "
@@ -104,25 +155,25 @@ def compile_source(
     RuntimeError
         If CuPy, NVRTC or the CUDA headers are missing, or the source does not compile (with the compiler's log).
     """
-    nvrtc = _nvrtc()
+    compiler = nvrtc()
     path = source_folder() / source
     # The #line makes compiler messages and profilers point to the file.
     text = f'#line 1 "{path}"\n{path.read_text(encoding="utf-8")}'
-    program = nvrtc.createProgram(text, str(path), [], [])
+    program = compiler.createProgram(text, str(path), [], [])
     try:
         for name in names:
-            nvrtc.addNameExpression(program, name)
+            compiler.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, tuple(options(architecture)))
-        except nvrtc.NVRTCError as error:
-            raise RuntimeError(f"{source} does not compile ({error}):\n{nvrtc.getProgramLog(program)}") from error
-        log = nvrtc.getProgramLog(program).strip("\0\n ")
+            compiler.compileProgram(program, tuple(options(architecture)))
+        except compiler.NVRTCError as error:
+            raise RuntimeError(f"{source} does not compile ({error}):\n{compiler.getProgramLog(program)}") from error
+        log = compiler.getProgramLog(program).strip("\0\n ")
         if log and warnings_as_errors:
             raise RuntimeError(f"{source} compiles with warnings:\n{log}")
-        symbols = {name: nvrtc.getLoweredName(program, name) for name in names}
-        code = nvrtc.getPTX(program) if architecture.ptx else nvrtc.getCUBIN(program)
+        symbols = {name: compiler.getLoweredName(program, name) for name in names}
+        code = compiler.getPTX(program) if architecture.ptx else compiler.getCUBIN(program)
     finally:
-        nvrtc.destroyProgram(program)
+        compiler.destroyProgram(program)
     symbols = {name: s.decode() if isinstance(s, bytes) else s for name, s in symbols.items()}
     if isinstance(code, str):
         code = code.encode()
@@ -130,18 +181,34 @@ def compile_source(
     return (code if architecture.ptx else code + b"\0"), symbols
 
 
+def cached_module(
+    source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
+) -> CompiledModule | None:
+    """What :func:`compiled_module` finds in the cache; None if it would have to compile."""
+    path, index = _files(source, names, architecture, warnings_as_errors)
+    return CompiledModule(path, json.loads(index.read_text())) if path.is_file() and index.is_file() else None
+
+
 @cache
 def compiled_module(
     source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
 ) -> CompiledModule:
     """:func:`compile_source`, kept in the user's cache folder from process to process."""
-    identity = [sources_digest(), source, names, options(architecture), _nvrtc().getVersion(), warnings_as_errors]
-    key = json.dumps(identity).encode()
-    stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
-    path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
-    index = stem.with_suffix(".json")
-    if not (path.is_file() and index.is_file()):
-        code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
-        write_atomically(path, code)
-        write_atomically(index, json.dumps(symbols).encode())
-    return CompiledModule(path, json.loads(index.read_text()))
+    found = cached_module(source, names, architecture, warnings_as_errors=warnings_as_errors)
+    if found is not None:
+        return found
+    path, index = _files(source, names, architecture, warnings_as_errors)
+    code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
+    write_atomically(path, code)
+    write_atomically(index, json.dumps(symbols).encode())
+    return CompiledModule(path, symbols)
+
+
+def _files(
+    source: str, names: tuple[str, ...], architecture: Architecture, warnings_as_errors: bool
+) -> tuple[Path, Path]:
+    """Where the code and its symbols lie: by all that they depend on."""
+    identity = [sources_digest(), source, names, options(architecture), nvrtc().getVersion(), warnings_as_errors]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    stem = cache_folder() / CUBINS / f"{Path(source).stem}-{key}"
+    return stem.with_suffix(".ptx" if architecture.ptx else ".cubin"), stem.with_suffix(".json")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
+from gpu_layers.runtime.nvrtc import Architecture, options
 from gpu_layers.verification.activation_dropout import activation_dropout_cases
 from gpu_layers.verification.batch_norm import batch_norm_cases
 from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
@@ -62,11 +63,14 @@ class Backend:
         Takes a NumPy array to where the kernels take it.
     activate : callable
         Gives the context in which operations run there.
+    is_lost : callable
+        Whether nothing more can run there, after an error of one operation.
     """
 
     name: str
     place: Callable[[Any], Any]
     activate: Callable[[], AbstractContextManager]
+    is_lost: Callable[[], bool] = lambda: False
 
 
 def emulated_backend(**options: Any) -> Backend:
@@ -80,9 +84,11 @@ def cuda_backend() -> Backend:
     Raises
     ------
     RuntimeError
-        If there is none.
+        If there is none, or what kernels are compiled with is missing.
     """
-    return Backend("cuda", require_gpu().asarray, lambda: use_backend("cuda"))
+    cupy = require_gpu()
+    options(Architecture(int(cupy.cuda.Device().compute_capability)))
+    return Backend("cuda", cupy.asarray, lambda: use_backend("cuda"), gpu_is_lost)
 
 
 def all_cases() -> Iterator[Case]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gpu_layers.runtime.emulator.errors import ToolchainError
 from gpu_layers.verification import Backend, all_cases, differences
 from gpu_layers.verification.selection import named_like
 
@@ -20,7 +22,7 @@ class Row:
     worst : float
         Largest error, as a part of what is allowed; 0 where all bits are equal.
     failures : list of str
-        A message a wrong result.
+        A message a wrong result, or a case that raised an error.
     """
 
     op: str
@@ -30,10 +32,27 @@ class Row:
     failures: list[str] = field(default_factory=list)
 
 
+class DeviceLostError(RuntimeError):
+    """The device does no more work; says from which case on.
+
+    Attributes
+    ----------
+    rows : list of Row
+        What was found before, and for that case.
+    """
+
+    def __init__(self, message: str, rows: list[Row]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 def verify(
-    backend: Backend, only: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+    backend: Backend,
+    only: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str], None] = lambda message: None,
 ) -> list[Row]:
-    """Compare a backend with the reference.
+    """Compare a backend with the reference. A case that raises an error is a failure, and the others are run.
 
     Parameters
     ----------
@@ -42,6 +61,8 @@ def verify(
         Regular expression; cases whose name it does not find are left out.
     progress : callable
         Takes the number of cases done, and of all.
+    report : callable
+        Takes each message of a failure, as soon as it is known.
 
     Returns
     -------
@@ -51,16 +72,35 @@ def verify(
     ------
     ValueError
         If ``only`` is no regular expression, or finds no case.
+    ToolchainError
+        If what the emulated backend compiles with is missing.
+    DeviceLostError
+        If the device does no more work after a case.
     """
     cases = named_like(all_cases(), only)
     rows: dict[tuple[str, str], Row] = {}
     for done, case in enumerate(cases, 1):
         row = rows.setdefault((case.op, str(case.dtype)), Row(case.op, str(case.dtype)))
         row.cases += 1
-        for difference in differences(case, backend):
-            row.worst = max(row.worst, difference.ratio)
-            if difference.ratio > 1:
-                row.failures.append(f"{case}: {difference.message}")
+        before = len(row.failures)
+        lost = False
+        try:
+            for difference in differences(case, backend):
+                row.worst = max(row.worst, difference.ratio)
+                if difference.ratio > 1:
+                    row.failures.append(f"{case}: {difference.message}")
+        except ToolchainError:  # nothing can run here
+            raise
+        except Exception as error:  # whatever a case raises is a result: it is said, and the others are run
+            row.worst = math.inf
+            row.failures.append(f"{case}: {type(error).__name__}: {' '.join(str(error).split())}")
+            lost = backend.is_lost()
+        for message in row.failures[before:]:
+            report(message)
+        if lost:
+            raise DeviceLostError(
+                f"the device does no more work since the case {case} ({done} of {len(cases)})", list(rows.values())
+            )
         progress(done, len(cases))
     return list(rows.values())
 
@@ -70,6 +110,8 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'operation':<20}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
     for row in rows:
         error = "none: equal bits" if row.worst == 0 else f"{row.worst:.0%} of what is allowed"
+        if math.isinf(row.worst):
+            error = "beyond any bound"
         result = "ok" if not row.failures else f"{len(row.failures)} WRONG"
         lines.append(f"{row.op:<20}{row.dtype:<10}{row.cases:>6}  {error:<28}{result}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,16 +29,41 @@ def test_text_says_the_same(capsys):
     facts = _json(capsys)
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == ["Versions", "Tools", "Backends", "GPUs", "Missing"]
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles == ["Versions", "Tools", "Cache", "Backends", "GPUs", "Missing"]
     for name, version in facts["versions"].items():
         assert [name, version or "-"] in [line.split() for line in lines]
     columns = {len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines if "  " in line[2:]}
     assert len(columns) == 1, "aligned"
 
 
+def test_cache_size_and_location(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path / "cache"))
+    assert _json(capsys)["cache"] == {"folder": str(tmp_path / "cache"), "bytes": 0, "kernels": 0}
+    for name, size in (("cubin/a.cubin", 2**20), ("cubin/a.json", 100), ("cubin/b.ptx", 2**19), ("emulator/c.so", 30)):
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / name).write_bytes(bytes(size))
+    assert _json(capsys)["cache"] == {"folder": str(tmp_path / "cache"), "bytes": 2**20 + 2**19 + 130, "kernels": 2}
+    assert main(["info"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["size", "1.5", "MiB"] in lines
+    assert ["compiled", "kernels", "2"] in lines
+
+
+def test_a_compiler_of_another_cuda_than_cupys_is_said(capsys, monkeypatch):
+    cupy = pytest.importorskip("cupy")
+    own = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    monkeypatch.setattr(info, "nvrtc", lambda: SimpleNamespace(getVersion=lambda: (own, 2)))
+    assert "NVRTC of CuPy's CUDA version" not in [entry["what"] for entry in _json(capsys)["missing"]]
+    monkeypatch.setattr(info, "nvrtc", lambda: SimpleNamespace(getVersion=lambda: (own + 1, 0)))
+    facts = _json(capsys)
+    assert "NVRTC of CuPy's CUDA version" in [entry["what"] for entry in facts["missing"]]
+    assert facts["versions"]["NVRTC"] == f"{own + 1}.0"
+
+
 def test_missing_compiler_and_headers(capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(info, "cuda_header_folders", list)
+    monkeypatch.setattr(info, "cuda_header_folders", lambda version: [])
     facts = _json(capsys)
     assert facts["tools"] == {"C++ compiler": None, "CUDA headers": None}
     assert "no-such-compiler" in facts["backends"]["emulated"]["reason"]

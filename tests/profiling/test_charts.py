@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiling.charts import _bars, save_charts
+from profiling.charts import _bars, main, save_charts
 from profiling.results import Run
 from profiling.statistics import Timing
 from tests.profiling.sample_run import sample_run
@@ -36,3 +36,16 @@ def test_bars_are_parts_of_the_copy():
 def test_nothing_to_draw(tmp_path):
     assert save_charts(Run("measured", {}), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_a_run_from_elsewhere(tmp_path, capsys):
+    run = sample_run()
+    run.rows = run.rows[:3]
+    run.save(tmp_path / "bench.json")
+    assert main([str(tmp_path / "bench.json"), str(tmp_path / "pictures")]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / "pictures" / f"{name}.png") for name in ("bars", "roofline")
+    ]
+    assert (tmp_path / "pictures/bars.png").read_bytes().startswith(b"\x89PNG")
+    assert main([str(tmp_path / "nowhere.json"), str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err

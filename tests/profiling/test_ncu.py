@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from profiling.ncu_table import main, metrics_of, read, table
+from profiling.ncu_table import COMMON, SPECIAL, main, metrics_of, read, table
 from profiling.one import chosen
 from profiling.one import main as one
+from profiling.operations import HEADLINE
 from profiling.results import ResultsError
 
 SAMPLE = Path(__file__).with_name("ncu_sample.csv")
@@ -141,3 +142,12 @@ def test_missing_tools_and_bad_usage(name, tmp_path):
     done = script(name, stubs=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: profiling/{name}")
+
+
+def test_the_headline_operations_are_one_run():
+    cases = chosen("headline", "bfloat16", False)
+    assert [case.operation for case in cases[::2]] == list(HEADLINE)
+    assert {case.direction for case in cases} == {"forward", "backward"}
+    assert all(case.operation.layouts[-1] for case in chosen("headline", "bfloat16", True))
+    special = {name for columns in SPECIAL.values() for name in columns}
+    assert set(metrics_of("headline")) == set(COMMON) | special

@@ -10,7 +10,8 @@ from profiling.cases import Case, all_cases
 from profiling.checking import error_ratio, expected, parts
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
-from profiling.implementations import CompiledTorch, Copy, CuPy, Jax, NotThereError, Ours, Torch
+from profiling.implementations import CompiledTorch, Copy, CuPy, Jax, NotThereError, Ours, Torch, TwoReads
+from profiling.launches import listed_launches
 from profiling.operations import BATCH_NORM, BATCH_NORM_RELU_MAX_POOL, DROPOUT, MAX_POOL, OPERATIONS, RELU
 from profiling.runner import Effort, Runner, copy_bandwidth
 
@@ -205,6 +206,35 @@ def test_a_part_is_computed_as_within_the_whole(case, monkeypatch):
     for part in parts(case):
         for name, reference in expected(case, part, inputs, np.asarray).items():
             assert error_ratio(case, name, part.take_result(name, results[name]), reference) <= 1
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_two_reads_are_other_kernels_with_the_same_bits(direction, channels_last):
+    case = Case(BATCH_NORM, direction, (3, 8, 9, 10), "float32", channels_last)
+    device = EmulatedDevice()
+    arrays = InputMaker(device, block=2**12).inputs(case)
+    results, kernels = [], []
+    for cls in (Ours, TwoReads):
+        implementation = cls(case, device)
+        with device.activate():
+            call = implementation.prepare(arrays)
+            results.append(implementation.results(call()))
+        with listed_launches() as launches:
+            call()
+        kernels.append([launch.kernel.name.split("<")[0] for launch in launches])
+    assert ["resident" in name for name in kernels[0]] == [True]
+    assert len(kernels[1]) >= 2
+    assert not any("resident" in name for name in kernels[1])
+    for name, value in results[0].items():
+        np.testing.assert_array_equal(value, results[1][name])
+
+
+def test_two_reads_are_for_batch_norm_that_could_do_with_one():
+    with pytest.raises(NotThereError, match="measured for plain batch norm"):
+        TwoReads(Case(RELU, "forward", (6, 40), "float32"), EmulatedDevice())
+    with pytest.raises(NotThereError, match="ours reads twice too"):
+        TwoReads(Case(BATCH_NORM, "forward", (256, 64, 112, 112), "bfloat16", True), EmulatedDevice())
 
 
 def test_copy_bandwidth():

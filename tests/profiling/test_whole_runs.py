@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from gpu_layers.runtime.kernel import all_kernels
+from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.verification import all_cases, emulated_backend
-from profiling import bit_equality, environment, precompile, small_run
+from profiling import bit_equality, environment, probe, small_run
 from profiling.covering import covering, kernels_of, with_index64
 
 
@@ -39,6 +40,26 @@ def test_small_run(capsys):
     assert f"not launched: {all_kernels()[0].name}" in others
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_small_run_names_the_case_that_fails_and_goes_on_unless_the_device_is_gone(monkeypatch, capsys, lost):
+    chosen = covering(cases("relu float"))[0]
+    whole, count = emulated_backend(), iter(range(10))
+
+    def place(array):
+        if next(count) == 0:
+            raise RuntimeError("an illegal\nmemory access")
+        return array
+
+    backend = type(whole)("broken", place, whole.activate, lambda: lost)
+    monkeypatch.setattr(small_run, "emulated_backend", lambda: backend)
+    assert small_run.main(["--backend", "emulated", "--only", "relu float"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"FAILED {chosen[0]}: RuntimeError: an illegal memory access"
+    stopped = f"STOPPED: the device does no more work since the case {chosen[0]} (1 of {len(chosen)})"
+    assert (lines[1] == stopped) == lost
+    assert lines[1].startswith(f"{len(chosen)} cases launched") != lost
+
+
 def test_bits_of_the_emulator(tmp_path, capsys):
     path = tmp_path / "bits.json"
     assert bit_equality.main(["--backend", "emulated", "--only", "dropout float16", "--json", str(path)]) == 0
@@ -46,6 +67,82 @@ def test_bits_of_the_emulator(tmp_path, capsys):
     entries = json.loads(path.read_text())["results"]
     assert entries
     assert all(entry["equals_reference"] and entry["equals_emulator"] for entry in entries)
+
+
+def test_digests_of_two_runs_are_compared(tmp_path, capsys):
+    path = tmp_path / "bits.json"
+    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
+    assert bit_equality.main([*arguments, "--json", str(path)]) == 0
+    assert "The emulator did not run: not asked for" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    count = len(data["results"])
+    assert count >= 6
+    assert all(entry["equals_emulator"] is None for entry in data["results"])
+    data["results"][0]["digest"] = "0"
+    gone = data["results"].pop()
+    path.write_text(json.dumps(data))
+    assert bit_equality.main([*arguments, "--against", str(path)]) == 0
+    printed = capsys.readouterr().out
+    changed = data["results"][0]
+    assert f"other bits (emulated): {changed['case']}: {changed['result']}" in printed
+    assert gone["case"] not in printed
+    assert f"{count - 2} results have the bits of {path} (emulated), 1 others, 1 not there" in printed
+    for text, message in (("{}", "holds no results of profiling.bit_equality"), (None, "cannot be read")):
+        path.unlink() if text is None else path.write_text(text)
+        assert bit_equality.main([*arguments, "--against", str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_bits_are_written_while_it_runs(tmp_path, monkeypatch):
+    path = tmp_path / "bits.json"
+    right, count = bit_equality.check, iter(range(10))
+
+    def ended(*arguments):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(bit_equality, "check", ended)
+    monkeypatch.setattr(bit_equality, "_SECONDS_A_FILE", 0)
+    with pytest.raises(KeyboardInterrupt):
+        bit_equality.main(["--backend", "emulated", "--no-emulator", "--only", "relu float", "--json", str(path)])
+    first, *_ = covering(cases("relu float"))[0]
+    assert {entry["case"] for entry in json.loads(path.read_text())["results"]} == {str(first)}
+
+
+def test_a_digest_is_of_the_bits_but_for_the_payload_of_nan():
+    x = np.array([[1.0, -0.0], [np.nan, 2.0]], np.float32)
+    other_nan = x.copy()
+    other_nan.view(np.uint32)[1, 0] = 0xFFC00001
+    assert bit_equality.digest(other_nan) == bit_equality.digest(x)
+    assert bit_equality.digest(x.T.copy().T) == bit_equality.digest(x)
+    for changed in (np.abs(x), x.reshape(4), x.astype(np.float64)):
+        assert bit_equality.digest(changed) != bit_equality.digest(x)
+    assert bit_equality.digest(x.astype(BFLOAT16)) == bit_equality.digest(other_nan.astype(BFLOAT16))
+
+
+def test_a_case_that_raises_is_named_and_the_others_are_compared(monkeypatch, capsys):
+    first, *_ = covering(cases("relu float"))[0]
+    right = bit_equality.check
+
+    def check(case, device, emulator):
+        if str(case) == str(first):
+            raise RuntimeError("out\nof memory")
+        return right(case, device, emulator)
+
+    monkeypatch.setattr(bit_equality, "check", check)
+    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
+    assert bit_equality.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"FAILED {first}: RuntimeError: out of memory" in printed
+    assert "1 cases raised an error" in printed.splitlines()[-1]
+    lost = emulated_backend()
+    lost = type(lost)("lost", lost.place, lost.activate, lambda: True)
+    monkeypatch.setattr(bit_equality, "emulated_backend", lambda: lost)
+    assert bit_equality.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert f"STOPPED: the device does no more work since the case {first}" in printed
+    assert ", 0 results, " in printed.splitlines()[-1]
 
 
 def test_a_wrong_bit_is_found(capsys):
@@ -62,29 +159,45 @@ def test_a_wrong_bit_is_found(capsys):
     assert f"WRONG {case}: y: " in bit_equality.summary(entries)
 
 
-def test_precompile(capsys, monkeypatch, tmp_path):
-    pytest.importorskip("cupy")
-    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
-    assert precompile.main(["--capability", "90", "--only", "relu_forward<float>"]) == 0
-    assert capsys.readouterr().out.startswith("1 builds, 0 failed")
-    assert [path.suffix for path in (tmp_path / "cubin").iterdir() if path.suffix == ".cubin"] == [".cubin"]
-
-
-def test_precompile_says_what_does_not_compile():
-    pytest.importorskip("cupy")
-    (kernel, *_) = all_kernels()
-    broken = type(kernel)(kernel.source, "no_such_kernel<float>", kernel.parameters)
-    assert "no_such_kernel" in precompile.compile_for_gpu(broken, 90)
-    assert precompile.build_for_emulator(kernel) is None
-
-
-@pytest.mark.parametrize("module", [precompile, small_run, bit_equality, environment])
+@pytest.mark.parametrize("module", [small_run, bit_equality, environment])
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
         pytest.skip("there is a GPU")
     assert module.main([]) == 2
     assert "no usable GPU" in capsys.readouterr().err
+
+
+class Driver:
+    """Notes what is asked of a driver; one of its functions may fail."""
+
+    def __init__(self, failing=None):
+        self.asked, self.failing = [], failing
+
+    def __getattr__(self, name):
+        def function(*arguments):
+            self.asked.append(name)
+            return 999 if name == self.failing else 0
+
+        return function
+
+
+def test_the_probe_starts_a_kernel_and_names_what_fails(monkeypatch, capsys):
+    driver = Driver()
+    monkeypatch.setattr(probe.ctypes, "CDLL", lambda name: driver)
+    assert probe.main() == 0
+    assert capsys.readouterr().out == "the probe ran\n"
+    assert driver.asked[0] == "cuInit"
+    assert driver.asked[-2:] == ["cuLaunchKernel", "cuCtxSynchronize"]
+    driver = Driver("cuDevicePrimaryCtxRetain")
+    assert probe.main() == 2
+    assert "cuDevicePrimaryCtxRetain failed with error 999" in capsys.readouterr().err
+    assert "cuLaunchKernel" not in driver.asked
+
+
+@pytest.mark.gpu
+def test_the_probe_runs(capsys):
+    assert probe.main() == 0
 
 
 def test_folder_name():

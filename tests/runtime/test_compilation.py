@@ -1,15 +1,20 @@
 """Every kernel compiles for every architecture, with no GPU and no driver, and takes what its launcher passes."""
 
+import json
 import multiprocessing
 import os
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
+from gpu_layers.runtime import headers, nvrtc
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module
 from gpu_layers.runtime.sources import source_folder
@@ -145,3 +150,125 @@ def test_a_compile_error_names_file_and_line(tmp_path, monkeypatch):
 def test_kernels_are_declared_once():
     kernels: list[Kernel] = all_kernels()
     assert len({(kernel.source, kernel.name) for kernel in kernels}) == len(kernels)
+
+
+# Compiles one kernel of every file by NVRTC of the major version of CUDA that is asked for, whatever CuPy's is: opened
+# before CuPy looks, it is taken.
+BY_ANOTHER = """
+import json, sys
+import gpu_layers.kernels
+from gpu_layers.runtime import headers, nvrtc
+from gpu_layers.runtime.kernel import all_kernels
+nvrtc._open_library(int(sys.argv[1]))
+nvrtc._open_library = lambda cuda: None
+version = nvrtc.nvrtc().getVersion()
+kernels = {kernel.source: kernel for kernel in all_kernels() if "<__nv_bfloat16" in kernel.name}
+kernels = {kernel.source: kernel for kernel in all_kernels()} | kernels
+found = {}
+for kernel in kernels.values():
+    for capability in map(int, sys.argv[2:]):
+        code, _ = nvrtc.compile_source(
+            kernel.source, [kernel.name], nvrtc.Architecture(capability), warnings_as_errors=True
+        )
+        found[f"{kernel.source} {capability}"] = code[:4].decode("latin1")
+print(json.dumps([version, headers.version_of_headers(headers.cuda_header_folders(version)[0]), found]))
+"""
+
+
+def has_wheel(cuda):
+    return any(Path(folder, nvrtc._WHEEL_LIBRARIES[cuda]).is_file() for folder in sys.path)
+
+
+def in_a_process_of_its_own(program, *arguments):
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_kernel_of_every_file_compiles_with_the_other_version_of_cuda_too():
+    cuda = {12: 13, 13: 12}[nvrtc.nvrtc().getVersion()[0]]
+    if not has_wheel(cuda):
+        pytest.skip(f"NVRTC of CUDA {cuda} is not installed as a wheel")
+    capabilities = (90,)
+    version, of_headers, found = in_a_process_of_its_own(BY_ANOTHER, cuda, *capabilities)
+    assert version[0] == of_headers[0] == cuda
+    assert found == {f"{source} {capability}": "\x7fELF" for source in SOURCES for capability in capabilities}
+
+
+def test_the_compiler_is_of_cupys_own_cuda_version():
+    cuda = pytest.importorskip("cupy").cuda.runtime.runtimeGetVersion() // 1000
+    if not has_wheel(cuda):
+        pytest.skip("NVRTC is not installed as a wheel")
+    program = "import json; from gpu_layers.runtime.nvrtc import nvrtc; print(json.dumps(nvrtc().getVersion()))"
+    assert in_a_process_of_its_own(program)[0] == cuda
+
+
+def test_a_library_of_cupys_version_is_opened_before_cupy_looks(monkeypatch, tmp_path):
+    opened = []
+
+    def refuse(path):
+        opened.append(path)
+        raise OSError("wrong ELF class")
+
+    for name in nvrtc._WHEEL_LIBRARIES.values():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr("sys.path", [str(tmp_path / "nothing"), str(tmp_path), str(tmp_path)])
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", refuse)
+    module = object()
+    for version, library in ((12090, "libnvrtc.so.12"), (13020, "libnvrtc.so.13"), (14000, None)):
+        opened.clear()
+        nvrtc._open_library.cache_clear()
+        runtime = SimpleNamespace(runtimeGetVersion=lambda: version)  # noqa: B023
+        monkeypatch.setattr(
+            nvrtc,
+            "import_cupy",
+            lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, nvrtc=module)),  # noqa: B023
+        )
+        assert nvrtc.nvrtc() is module
+        assert nvrtc.nvrtc() is module
+        assert [Path(path).name for path in opened] == ([library] if library else [])
+    nvrtc._open_library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected", "target"),
+    [
+        (None, "packages/nvidia/cu13/include", "packages/nvidia/cu13/include/cccl"),
+        ((13, 0), "packages/nvidia/cu13/include", "packages/nvidia/cu13/include/cccl"),
+        ((12, 9), "packages/nvidia/cuda_runtime/include", "packages/nvidia/cuda_cccl/include"),
+        ((12, 4), "toolkit/include", "packages/nvidia/cuda_cccl/include"),  # the very version
+        ((11, 8), "packages/nvidia/cu13/include", "packages/nvidia/cu13/include/cccl"),  # better than none
+    ],
+)
+def test_headers_fit_the_compiler(monkeypatch, tmp_path, version, expected, target):
+    folders = {
+        "packages/nvidia/cu13/include": 13050,
+        "packages/nvidia/cuda_runtime/include": 12080,
+        "toolkit/include": 12040,
+    }
+    for folder, number in folders.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "cuda_fp16.h").touch()
+        (tmp_path / folder / "cuda_runtime_api.h").write_text(f"#define  CUDART_VERSION  {number}\n")
+    for folder in ("packages/nvidia/cu13/include/cccl/nv", "packages/nvidia/cuda_cccl/include/nv"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "target").touch()
+    monkeypatch.setattr(headers, "_toolkits", lambda: [tmp_path / "toolkit"])
+    monkeypatch.setattr("sys.path", [str(tmp_path / "packages")])
+    assert headers.cuda_header_folders(version) == [tmp_path / expected, tmp_path / target]
+    assert headers.version_of_headers(tmp_path / expected) == (
+        folders[expected] // 1000,
+        folders[expected] % 1000 // 10,
+    )
+
+
+def test_headers_of_a_version_that_is_not_said_are_taken_where_there_are_no_others(tmp_path, monkeypatch):
+    (tmp_path / "nvidia/cu13/include").mkdir(parents=True)
+    (tmp_path / "nvidia/cu13/include/cuda_fp16.h").touch()
+    monkeypatch.setattr(headers, "_toolkits", list)
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert headers.version_of_headers(tmp_path / "nvidia/cu13/include") is None
+    assert headers.cuda_header_folders((12, 9)) == [tmp_path / "nvidia/cu13/include"]

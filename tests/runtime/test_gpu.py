@@ -99,6 +99,7 @@ def fake(monkeypatch):
     def make(**facts):
         cupy = FakeCupy(**facts)
         monkeypatch.setattr(gpu, "import_cupy", lambda: cupy)
+        monkeypatch.setattr(nvrtc, "nvrtc", lambda: cupy.cuda.nvrtc)
         compiled = lambda source, names, architecture: SimpleNamespace(  # noqa: E731
             path=f"{source} {architecture}", symbols={name: f"_Z{name}" for name in names}
         )

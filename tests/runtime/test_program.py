@@ -19,6 +19,11 @@ RELU = {kernel.name: kernel for kernel in all_kernels() if kernel.name.startswit
 X = normal((3, 5), np.float32)
 
 
+def bits_of(x):
+    """Room for what relu keeps: one bit an element."""
+    return arrays.empty((-(-x.size // 8),), np.uint8, x)
+
+
 def recorded_relu():
     """relu as a launcher, and the list of what it was recorded for."""
     calls = []
@@ -30,7 +35,7 @@ def recorded_relu():
         x = arrays.ready(x)
         y = arrays.destination(out, x)
         if y.size:
-            launch(RELU[f"relu_forward<{arrays.element_type(x)}>"], 1, 256, (x, y, x.size))
+            launch(RELU[f"relu_forward<{arrays.element_type(x)}>"], 1, 256, (x, y, bits_of(x), x.size))
         return arrays.delivered(y, out)
 
     return relu, calls
@@ -104,7 +109,7 @@ def test_a_result_has_the_shape_in_which_it_is_returned():
     def relu(operands, numbers):
         (x,) = operands
         y = arrays.empty((1, *x.shape), x.dtype, x)
-        launch(RELU["relu_forward<float>"], 1, 256, (x, y, x.size))
+        launch(RELU["relu_forward<float>"], 1, 256, (x, y, bits_of(x), x.size))
         with pytest.raises(ValueError, match="has no view of shape"):
             y.reshape(2, 7)
         return y.reshape(*x.shape), None
@@ -124,7 +129,7 @@ def test_steps_of_every_kind():
         x = arrays.ready(x)
         both = x.program.allocate((2, 16), np.float32, zeroed=True)
         first, second = x.program.rows(both)
-        launch(RELU["relu_forward<float>"], 1, 256, (x, second, 16))
+        launch(RELU["relu_forward<float>"], 1, 256, (x, second, bits_of(x), 16))
         return arrays.delivered(both, out), first
 
     x, out = normal((2, 8), np.float32).T, np.full((16, 2), 7, np.float32).T
@@ -133,7 +138,7 @@ def test_steps_of_every_kind():
     assert_same_bits(np.ascontiguousarray(out[1]), np.maximum(x, 0).reshape(-1))
     assert not out[0].any()
     assert not first.any()
-    assert [type(step) for step in programs[0].steps] == [Compute, Allocate, Rows, Launch, Deliver]
+    assert [type(step) for step in programs[0].steps] == [Compute, Allocate, Rows, Allocate, Launch, Deliver]
 
 
 def test_numbers_of_a_call():
@@ -179,7 +184,7 @@ def test_a_refused_launch_is_recorded_without_it():
         calls.append(Refusing.refused)
         x = operands[0]
         y = arrays.empty(x.shape, x.dtype, x)
-        launch(RELU["relu_forward<float>"], 1, 256, (x, y, x.size), cooperative=not Refusing.refused)
+        launch(RELU["relu_forward<float>"], 1, 256, (x, y, bits_of(x), x.size), cooperative=not Refusing.refused)
         return y
 
     ordinary = kind_of(X)

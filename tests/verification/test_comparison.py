@@ -1,13 +1,18 @@
 """The verification finds what is wrong, and only that."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from gpu_layers.cli import main
 from gpu_layers.kernels import batch_norm_passes, dropout
+from gpu_layers.runtime.cuda import gpu_is_lost
+from gpu_layers.runtime.emulation import emulated_module
 from gpu_layers.verification import emulated_backend
 from gpu_layers.verification.comparison import compare
-from gpu_layers.verification.report import verify
+from gpu_layers.verification.report import DeviceLostError, verify
 
 
 def values(*numbers, dtype=np.float32):
@@ -105,6 +110,71 @@ def test_a_value_that_belongs_to_the_next_group_is_found(monkeypatch):
     monkeypatch.setattr(batch_norm_passes, "launch", mixed)
     (row,) = verify(emulated_backend(), r"^ghost_batch_norm float32 \[7, ")
     assert {failure.split(": ")[1] for failure in row.failures} >= {"y", "mean 0", "var 1"}
+
+
+def raising(monkeypatch, numbers):
+    """Launches of dropout's kernel that raise, by their number."""
+    right, count = dropout.launch, iter(range(100))
+
+    def launch(*arguments):
+        if next(count) in numbers:
+            raise RuntimeError("an illegal\nmemory access")
+        right(*arguments)
+
+    monkeypatch.setattr(dropout, "launch", launch)
+
+
+TWO = r"^dropout float(16|32) n=9001"
+
+
+def test_a_case_that_raises_is_a_failure_and_the_others_are_run(monkeypatch, capsys):
+    raising(monkeypatch, {0})
+    assert main(["verify", "--backend", "emulated", "--only", TWO]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "WRONG dropout float16 n=9001: RuntimeError: an illegal memory access"
+    assert printed[-1] == "2 cases, 1 wrong results."
+    ends = {line.split()[1]: line.split()[-2:] for line in printed if line.startswith("dropout")}
+    assert ends == {"float16": ["1", "WRONG"], "float32": ["bits", "ok"]}
+
+
+def test_a_device_that_is_gone_ends_it_and_the_case_is_named(monkeypatch, capsys):
+    raising(monkeypatch, {0, 1, 2, 3})
+    whole = emulated_backend()
+    lost = type(whole)("lost", whole.place, whole.activate, lambda: True)
+    messages = []
+    with pytest.raises(DeviceLostError, match=r"since the case dropout float16 n=9001 \(1 of 2\)") as error:
+        verify(lost, TWO, report=messages.append)
+    assert [(row.dtype, row.cases, row.failures) for row in error.value.rows] == [("float16", 1, messages)]
+    monkeypatch.setattr("gpu_layers.cli.verify.emulated_backend", lambda **options: lost)
+    assert main(["verify", "--backend", "emulated", "--only", TWO]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"1 cases, 1 wrong results. STOPPED: {error.value}."
+
+
+def test_without_a_compiler_it_is_one_message(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("gpu_layers.runtime.emulation.emulated_module", emulated_module.__wrapped__)
+    assert main(["verify", "--backend", "emulated", "--only", TWO]) == 2
+    error = capsys.readouterr().err
+    assert "no-such-compiler was not found" in error
+    assert error.count("\n") == 1
+
+
+def test_a_gpu_is_lost_when_it_cannot_be_waited_for(monkeypatch):
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def synchronize():
+        if broken:
+            raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    runtime = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, deviceSynchronize=synchronize)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    broken = False
+    assert not gpu_is_lost()
+    broken = True
+    assert gpu_is_lost()
+    monkeypatch.delitem(sys.modules, "cupy")
+    assert not gpu_is_lost()
 
 
 def test_only_must_find_something(capsys):
