@@ -5,6 +5,7 @@ from gpu_layers._version import __version__
 from gpu_layers.folding import fold_batch_norm
 from gpu_layers.foreign import load_foreign_batch_norm
 from gpu_layers.fusing import fuse
+from gpu_layers.graphs import Graph, capture
 from gpu_layers.layers import (
     ActivationDropout,
     AdaptiveAvgPool1d,
@@ -82,6 +83,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "Graph",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
@@ -95,6 +97,7 @@ __all__ = [
     "ReLU",
     "SyncBatchNorm",
     "__version__",
+    "capture",
     "default_generator",
     "distributed",
     "fold_batch_norm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,10 @@ from gpu_layers.runtime.cuda import array_module, require_gpu
 from gpu_layers.runtime.writes import record_write
 
 _LOW_32 = 0xFFFFFFFF
+
+#: What a step that is captured as a graph draws from instead: :func:`gpu_layers.capture` sets it, with a method
+#: ``call(generator, taken)``.
+device_draws: ContextVar[Any] = ContextVar("gpu_layers_device_draws", default=None)
 
 
 class Generator:
@@ -96,7 +101,8 @@ class Generator:
         taken : array or None
             What the caller's last call had in :attr:`GeneratorCall.taken`.
         """
-        return GeneratorCall(self)
+        draws = device_draws.get()
+        return GeneratorCall(self) if draws is None else draws.call(self, taken)
 
     def get_state(self) -> dict[str, int]:
         """Seed and offset, for :meth:`set_state`."""

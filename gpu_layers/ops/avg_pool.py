@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
@@ -61,6 +62,7 @@ def avg_pool_forward(
     divisor_override: int | None = None,
     channels_last: bool = False,
     lengths: Any = None,
+    out: Any = None,
 ) -> tuple[Any, AvgPoolSaved]:
     """Mean of each window: its sum, over ``divisor_override``, else over its taps within the padded extent if
     ``count_include_pad``, else over its taps inside the input.
@@ -75,6 +77,8 @@ def avg_pool_forward(
     lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
         Size that each sample of a padded batch has for itself, with its padding around it: taps beyond count neither
         in the sum nor in the divisor, and gradients there are 0.
+    out : array, optional
+        Where to write y; apart from x.
 
     Returns
     -------
@@ -88,21 +92,21 @@ def avg_pool_forward(
     TypeError, ValueError
         As :func:`max_pool_forward`; ValueError for a zero divisor.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(out,))
     divisor = check_divisor(divisor_override)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     own = check_lengths(lengths, x, batched, window)
-    return _forward(backend, x, batched, window, channels_last, bool(count_include_pad), divisor, own)
+    return _forward(backend, x, batched, window, channels_last, bool(count_include_pad), divisor, own, out)
 
 
 def adaptive_avg_pool_forward(
-    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False
+    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
 ) -> tuple[Any, AvgPoolSaved]:
     """Mean of each window, of windows that give the output its size.
 
     Parameters
     ----------
-    x, output_size, channels_last
+    x, output_size, channels_last, out
         As in :func:`adaptive_max_pool_forward`.
 
     Returns
@@ -116,9 +120,9 @@ def adaptive_avg_pool_forward(
     TypeError, ValueError
         As :func:`max_pool_forward`.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(out,))
     batched, window = place_adaptive_window(x, output_size, channels_last)
-    return _forward(backend, x, batched, window, channels_last, True, None, None)
+    return _forward(backend, x, batched, window, channels_last, True, None, None, out)
 
 
 def _forward(
@@ -130,14 +134,19 @@ def _forward(
     count_include_pad: bool,
     divisor: int | None,
     lengths: Any,
+    out: Any,
 ) -> tuple[Any, AvgPoolSaved]:
-    batch = x if batched else x[None]
-    y = backend.avg_pool_forward(batch, window, channels_last, count_include_pad, divisor, lengths)
-    y = y if batched else y[0]
+    arguments = (x if batched else x[None], window, channels_last, count_include_pad, divisor, lengths)
+    if out is None:
+        y = backend.avg_pool_forward(*arguments)
+        y = y if batched else y[0]
+    else:
+        shape = output_shape(x, window.output_shape, batched, channels_last)
+        y, _ = filled(out, shape, x.dtype, (x,), batched, lambda target: backend.avg_pool_forward(*arguments, target))
     return y, AvgPoolSaved(window, y.shape, x.dtype, channels_last, batched, count_include_pad, divisor, lengths)
 
 
-def avg_pool_backward(dy: Any, saved: AvgPoolSaved) -> Any:
+def avg_pool_backward(dy: Any, saved: AvgPoolSaved, *, out: Any = None) -> Any:
     """Spread each gradient evenly over its window's taps inside the input.
 
     Parameters
@@ -145,20 +154,28 @@ def avg_pool_backward(dy: Any, saved: AvgPoolSaved) -> Any:
     dy : array
         Shape and dtype of y.
     saved : AvgPoolSaved
+    out : array, optional
+        Where to write the result; apart from dy.
 
     Returns
     -------
     array
         Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape, and out, if there is one, x's.
     """
-    backend = backend_for(dy)
+    backend = backend_for(dy, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
-    dx = backend.avg_pool_backward(
-        dy if saved.batched else dy[None],
-        saved.window,
-        saved.channels_last,
-        saved.count_include_pad,
-        saved.divisor_override,
-        saved.lengths,
-    )
-    return dx if saved.batched else dx[0]
+    batch = dy if saved.batched else dy[None]
+    divisor = (saved.count_include_pad, saved.divisor_override)
+    arguments = (batch, saved.window, saved.channels_last, *divisor, saved.lengths)
+    if out is None:
+        dx = backend.avg_pool_backward(*arguments)
+        return dx if saved.batched else dx[0]
+    shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
+    return filled(
+        out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.avg_pool_backward(*arguments, target)
+    )[0]

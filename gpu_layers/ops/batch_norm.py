@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_out, described
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_result, described
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ def batch_norm_forward(
         phi, as in :func:`activation_dropout_forward`; None is the identity.
     channels_last : bool
     out : array, optional
-        Where to write y.
+        Where to write y; apart from x and residual.
 
     Returns
     -------
@@ -150,7 +150,9 @@ def batch_norm_running(
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_out(out, x)
+        check_result(out, x.shape, x.dtype, x, residual)
+        # Before it is saved that nothing has been written to since.
+        record_write(out)
     return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out, running)
 
 
@@ -264,7 +266,7 @@ def batch_norm_inference(
     mean, var : array, shape (C,)
         Such as running averages.
     out : array, optional
-        Where to write y.
+        Where to write y; apart from x and residual.
 
     Returns
     -------
@@ -274,7 +276,8 @@ def batch_norm_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
     phi, eps = _checked_inference((x, mean, var, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_out(out, x)
+        check_result(out, x.shape, x.dtype, x, residual)
+        record_write(out)
     y, statistics = backend.batch_norm_inference(x, mean, var, gamma, beta, eps, channels_last, residual, phi, out)
     return y, BatchNormSaved(x, statistics, channels_last, residual, phi)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -124,6 +125,20 @@ def check_out(out: Any, x: Any) -> None:
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         what = "the input is read-only, and cannot be changed in place: pass a copy" if out is x else "out is read-only"
         raise ValueError(what)
+
+
+def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
+    """Raise unless out can take a result of this shape and dtype, and overlaps none of what it is computed from."""
+    if out.dtype != dtype:
+        raise TypeError(f"out must have the result's dtype {np.dtype(dtype)}, got {described(out.dtype)}")
+    if out.shape != tuple(shape):
+        raise ValueError(f"out must have the result's shape {list(shape)}, got {list(out.shape)}")
+    check_overlap(out)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only")
+    for one in inputs:
+        if one is not None and array_module(out).may_share_memory(out, one):
+            raise ValueError("out must not overlap an input: the operation reads its input after it has begun to write")
 
 
 def check_overlap(out: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.window import Window
@@ -50,6 +51,7 @@ def max_pool_forward(
     ceil_mode: bool = False,
     channels_last: bool = False,
     lengths: Any = None,
+    out: Any = None,
 ) -> tuple[Any, MaxPoolSaved]:
     """Largest value of each window.
 
@@ -75,6 +77,8 @@ def max_pool_forward(
     lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
         Size that each sample of a padded batch has for itself: taps beyond do not count, gradients there are 0, and
         a window with no tap that counts gives 0.
+    out : array, optional
+        Where to write y; apart from x.
 
     Returns
     -------
@@ -89,13 +93,13 @@ def max_pool_forward(
     ValueError
         For a wrong rank, an empty channel or spatial axis, or a window that does not fit.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(out,))
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    return _forward(backend, x, batched, window, channels_last, check_lengths(lengths, x, batched, window))
+    return _forward(backend, x, batched, window, channels_last, check_lengths(lengths, x, batched, window), out)
 
 
 def adaptive_max_pool_forward(
-    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False
+    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
 ) -> tuple[Any, MaxPoolSaved]:
     """Largest value of each window, of windows that give the output its size.
 
@@ -103,7 +107,7 @@ def adaptive_max_pool_forward(
 
     Parameters
     ----------
-    x, channels_last
+    x, channels_last, out
         As in :func:`max_pool_forward`.
     output_size : tuple of int or None
         One a spatial axis; None keeps the input's size.
@@ -119,20 +123,32 @@ def adaptive_max_pool_forward(
     TypeError, ValueError
         As :func:`max_pool_forward`.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(out,))
     batched, window = place_adaptive_window(x, output_size, channels_last)
-    return _forward(backend, x, batched, window, channels_last, None)
+    return _forward(backend, x, batched, window, channels_last, None, out)
 
 
 def _forward(
-    backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any
+    backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Any
 ) -> tuple[Any, MaxPoolSaved]:
-    y, taps = backend.max_pool_forward(x if batched else x[None], window, channels_last, lengths)
-    y = y if batched else y[0]
+    batch = x if batched else x[None]
+    if out is None:
+        y, taps = backend.max_pool_forward(batch, window, channels_last, lengths)
+        y = y if batched else y[0]
+    else:
+        shape = output_shape(x, window.output_shape, batched, channels_last)
+        y, (taps,) = filled(
+            out,
+            shape,
+            x.dtype,
+            (x,),
+            batched,
+            lambda target: backend.max_pool_forward(batch, window, channels_last, lengths, target),
+        )
     return y, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
-def max_pool_backward(dy: Any, saved: MaxPoolSaved) -> Any:
+def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     """Send each gradient to the element that won its window. The sum of gradients is preserved.
 
     Parameters
@@ -140,17 +156,30 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved) -> Any:
     dy : array
         Shape and dtype of y.
     saved : MaxPoolSaved
+    out : array, optional
+        Where to write the result; apart from dy.
 
     Returns
     -------
     array
         Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape, and out, if there is one, x's.
     """
-    backend = backend_for(dy, saved.taps)
+    backend = backend_for(dy, saved.taps, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
     batch = dy if saved.batched else dy[None]
-    dx = backend.max_pool_backward(batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
-    return dx if saved.batched else dx[0]
+    arguments = (batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    if out is None:
+        dx = backend.max_pool_backward(*arguments)
+        return dx if saved.batched else dx[0]
+    shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
+    return filled(
+        out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.max_pool_backward(*arguments, target)
+    )[0]
 
 
 def max_pool_indices(saved: MaxPoolSaved) -> Any:
