@@ -139,14 +139,16 @@ class BatchNormLayer(RunningStatisticsLayer):
             beyond the input's size, or lengths or a mask of a wrong shape.
         """
         self._check_input(x)
-        packing = packing_of(x, lengths, mask, self.channels_last)
+        packing = None
+        if lengths is not None or mask is not None:
+            packing = packing_of(x, lengths, mask, self.channels_last)
         if packing is not None or (self._updates() and not self._uses_batch()):
             # Else the operation that runs first checks this.
             backend_for(x, optional=(residual, *self._affine_part()))
             check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
+        if packing is None:
+            return self._forward(x, residual, None)
         with place_of(x):
-            if packing is None:
-                return self._forward(x, residual, None)
             rows = None if residual is None else packing.pack(residual)
             return packing.unpack(self._forward(packing.pack(x), rows, packing))
 
@@ -237,7 +239,8 @@ class BatchNormLayer(RunningStatisticsLayer):
                 "call reset_running_stats() once it is set"
             )
         for buffer in self.buffers.values():
-            check_overlap(buffer)
+            if not buffer.flags.c_contiguous:
+                check_overlap(buffer)
         _check_layer_input(
             (x, *self.buffers.values()),
             (*self.buffers, *self.parameters),

@@ -13,7 +13,7 @@ from gpu_layers.moments import Moments
 from gpu_layers.ops.checks import check_finite, described
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, place_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class BatchStatistics:
 
 def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
     """Moments in the dtype of a layer's statistics; those of no values are 0."""
-    var = moments.var if moments.count else moments.squares
-    return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
+    with place_of(moments.mean):
+        var = moments.var if moments.count else moments.squares
+        return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
 
 
 #: Names of a layer's buffers.
@@ -206,9 +207,10 @@ class RunningStatisticsLayer(Layer):
             finite besides.
         """
         running = self._running_statistics(batch.count)
-        if self._skipped is None and (self.skip_nonfinite or accepted is not None):
-            self._skipped = array_module(running.batches).zeros((), np.int64)
-        accepted = None if accepted is None else array_module(running.batches).asarray(accepted, bool)
+        with place_of(running.batches):
+            if self._skipped is None and (self.skip_nonfinite or accepted is not None):
+                self._skipped = array_module(running.batches).zeros((), np.int64)
+            accepted = None if accepted is None else array_module(running.batches).asarray(accepted, bool)
         backend_for(batch.statistics, *running.arrays).batch_norm_fold(
             batch.statistics, running, self._skipped, accepted, self.skip_nonfinite
         )

@@ -17,7 +17,7 @@ from gpu_layers.ops.batch_norm import (
 from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, placed
+from gpu_layers.runtime.cuda import array_module, place_of, placed
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class GhostBatchNormSaved:
 
     def moments(self) -> Moments:
         """Of the whole batch, merged from the groups in their order."""
-        parts = [Moments.of(group.count, group.mean, group.var) for group in self.groups]
-        return merged(parts) or parts[0]
+        with place_of(self.x):
+            parts = [Moments.of(group.count, group.mean, group.var) for group in self.groups]
+            return merged(parts) or parts[0]
 
 
 @placed
