@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.running_statistics import (
-    RUNNING_STATISTICS,
     BatchStatistics,
     RunningStatisticsLayer,
     batch_statistics,
@@ -30,7 +29,6 @@ from gpu_layers.ops.checks import (
     check_eps,
     check_gradient,
     check_integer,
-    check_overlap,
 )
 from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
@@ -232,15 +230,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def _check_input(self, x: Any) -> None:
         backend_for(x, optional=tuple(self.buffers.values()))
-        if self.track_running_stats and len(self.buffers) < len(RUNNING_STATISTICS):
-            missing = next(name for name in RUNNING_STATISTICS if name not in self.buffers)
-            raise RuntimeError(
-                f"track_running_stats is True, but the {type(self).__name__} has no {missing}: "
-                "call reset_running_stats() once it is set"
-            )
-        for buffer in self.buffers.values():
-            if not buffer.flags.c_contiguous:
-                check_overlap(buffer)
+        self._check_places()
         _check_layer_input(
             (x, *self.buffers.values()),
             (*self.buffers, *self.parameters),

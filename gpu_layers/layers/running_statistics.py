@@ -120,6 +120,23 @@ class RunningStatisticsLayer(Layer):
             raise ValueError(f"{name}={bool(value)} needs running statistics: this layer keeps none")
         return None if value is None else bool(value)
 
+    def _check_places(self) -> None:
+        """Raise unless there are buffers for the running statistics that can be written to."""
+        if self.track_running_stats and len(self.buffers) < len(RUNNING_STATISTICS):
+            missing = next(name for name in RUNNING_STATISTICS if name not in self.buffers)
+            raise RuntimeError(
+                f"track_running_stats is True, but the {type(self).__name__} has no {missing}: "
+                "call reset_running_stats() once it is set"
+            )
+        for buffer in self.buffers.values():
+            if not buffer.flags.c_contiguous:
+                check_overlap(buffer)
+
+    def _check_buffers(self) -> None:
+        """Raise if somebody put other arrays in the place of the running statistics, or asked for them too late."""
+        self._check_places()
+        check_buffers(self.buffers, self.num_features, self.dtype)
+
     def _uses_batch(self) -> bool:
         if self._use_batch_statistics is not None:
             return self._use_batch_statistics

@@ -12,7 +12,7 @@ from tests.inputs import normal
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-PENDING = BatchStatistics(7, np.full(3, 2, np.float32), np.full(3, 3, np.float32))
+PENDING = BatchStatistics(7, np.array([[2] * 3, [3] * 3], np.float32))
 #: Another value of each attribute than a new layer's.
 OTHER = {
     "training": False,
