@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.runtime.cache import cache_folder, write_atomically
+from gpu_layers.runtime.cache import cache_folder, writable_cache_folder, write_atomically
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
@@ -140,8 +140,21 @@ def compiled_module(
     stem = cache_folder() / "cubin" / f"{Path(source).stem}-{hashlib.sha256(key).hexdigest()[:32]}"
     path = stem.with_suffix(".ptx" if architecture.ptx else ".cubin")
     index = stem.with_suffix(".json")
-    if not (path.is_file() and index.is_file()):
+    symbols = _kept_symbols(path, index)
+    if symbols is None:
         code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
+        writable_cache_folder("cubin")
         write_atomically(path, code)
-        write_atomically(index, json.dumps(symbols).encode())
-    return CompiledModule(path, json.loads(index.read_text()))
+        facts = {"sha256": hashlib.sha256(code).hexdigest(), "symbols": symbols}
+        write_atomically(index, json.dumps(facts).encode())
+    return CompiledModule(path, symbols)
+
+
+def _kept_symbols(path: Path, index: Path) -> dict[str, str] | None:
+    """The symbols of a compiled module; None where it is not there, or not as it was written."""
+    try:
+        facts = json.loads(index.read_text())
+        whole = facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        return facts["symbols"] if whole else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

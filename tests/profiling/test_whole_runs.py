@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gpu_layers.runtime.kernel import all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from gpu_layers.verification import all_cases, emulated_backend
 from profiling import bit_equality, environment, precompile, small_run
 from profiling.covering import covering, kernels_of, with_index64
@@ -68,6 +69,21 @@ def test_precompile(capsys, monkeypatch, tmp_path):
     assert precompile.main(["--capability", "90", "--only", "relu_forward<float>"]) == 0
     assert capsys.readouterr().out.startswith("1 builds, 0 failed")
     assert [path.suffix for path in (tmp_path / "cubin").iterdir() if path.suffix == ".cubin"] == [".cubin"]
+
+
+@pytest.mark.parametrize("suffix", [".cubin", ".json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"half of it"])
+def test_damaged_machine_code_is_compiled_again(monkeypatch, tmp_path, suffix, content):
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
+    (kernel,) = (kernel for kernel in all_kernels() if kernel.name == "relu_forward<float>")
+    compiled = compiled_module.__wrapped__  # what is kept in the process is not what is looked at
+    module = compiled(kernel.source, (kernel.name,), Architecture(90))
+    code = module.path.read_bytes()
+    damaged = module.path.with_suffix(suffix)
+    damaged.unlink() if content is None else damaged.write_bytes(content)
+    assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
+    assert module.path.read_bytes() == code
+    assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
 
 
 def test_precompile_says_what_does_not_compile():
