@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.study.claims import Figure, Text
+from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
 #: Told apart by people who do not see colours as most do (Okabe and Ito, 2008).
@@ -54,18 +54,14 @@ def draw(
     -------
     Figure
     """
-    matplotlib = import_extra("matplotlib", extra="study")
-    module = import_extra("matplotlib.figure", extra="study")
     svg = {}
     for language in ("en", "zh"):
         buffer = io.StringIO()
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            # Its own font has no Chinese; the reader's has.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            # Not pyplot: no window system, no global state.
-            figure = module.Figure(figsize=size, layout="constrained")
+        # Its own font has no Chinese; the reader's has.
+        with fixed_settings(_STYLE, extra="study"):
+            figure = import_extra("matplotlib.figure", extra="study").Figure(figsize=size, layout="constrained")
             paint(figure, lambda text, language=language: getattr(text, language))  # type: ignore[misc]
             # Without a date the same numbers give the same file.
-            figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
+            figure.savefig(buffer, format="svg", dpi=160, backend="svg", metadata={"Date": None, "Creator": None})
         svg[language] = buffer.getvalue()
     return Figure(name, caption, svg)

@@ -194,7 +194,15 @@ def _runtime_objects(
     if mode == "trace":  # the runtime does not watch itself, and does most of the work
         flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
-        ["runtime", compiler.version, *compiler.command[1:], *module_flags, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)],
+        [
+            "runtime",
+            compiler.version,
+            *compiler.command[1:],
+            *module_flags,
+            *flags,
+            str(HOST_FOLDER),
+            toolchain.headers_digest(headers),
+        ],
         [HOST_FOLDER],
     )
     target = _modules_folder() / f"runtime-{key}"

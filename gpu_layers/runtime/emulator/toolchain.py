@@ -77,7 +77,9 @@ class Compiler:
 @functools.lru_cache(maxsize=8)
 def _describe(command: tuple[str, ...]) -> Compiler:
     try:
-        finished = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", check=False)
+        finished = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace", check=False
+        )
         version, errors = finished.stdout.strip(), finished.stderr.strip()
     except OSError as error:
         version, errors = "", str(error)
