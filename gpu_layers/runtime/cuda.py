@@ -27,17 +27,14 @@ def import_cupy() -> Any:
     except Exception as error:
         raise RuntimeError(f"the CUDA backend needs CuPy, which does not load ({_told(error)})") from error
     if not hasattr(cupy, "ndarray"):  # a folder of that name, in the working directory for instance
-        raise RuntimeError(f"the CUDA backend needs CuPy, but {_place(cupy)} is another cupy: {INSTALL_ADVICE}")
+        place = getattr(cupy, "__file__", None) or cupy
+        raise RuntimeError(f"the CUDA backend needs CuPy, but {place} is another cupy: {INSTALL_ADVICE}")
     return cupy
 
 
 def _told(error: Exception) -> str:
     # Those of CUDA begin with their own names.
     return str(error) if str(error).startswith("cuda") else f"{type(error).__name__}: {error}"
-
-
-def _place(module: Any) -> str:
-    return str(getattr(module, "__file__", None) or list(module.__path__)[0])
 
 
 def is_cupy_array(x: object) -> bool:

@@ -174,12 +174,14 @@ def _dataset(
     unknown = np.setdiff1d(y_test, classes)
     if unknown.size:
         raise ValueError(f"y_test holds the label {unknown[0]}, which y_train does not")
-    mean, std = _mean_and_spread(x_train)
+    # Wide: the sum of many small or large pixels must not lose them.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(x_train.mean(dtype=np.float64)), float(x_train.std(dtype=np.float64))
     if std == 0:
         raise ValueError(f"every pixel of x_train is {mean:g}: there is nothing to learn from")
     if not np.isfinite(std):
         raise ValueError("x_train holds numbers too large to compute their spread")
-    _check_scales(x_train, x_test, std)
+    _check_scales(x_train, x_test)
 
     def standardised(images: np.ndarray) -> np.ndarray:
         # float32 holds integers below 2**24.
@@ -199,27 +201,19 @@ def _dataset(
     )
 
 
-def _mean_and_spread(images: np.ndarray) -> tuple[float, float]:
-    # Wide: the sum of many small or large pixels must not lose them.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(images.mean(dtype=np.float64)), float(images.std(dtype=np.float64))
-
-
-def _check_scales(x_train: np.ndarray, x_test: np.ndarray, train_spread: float) -> None:
+def _check_scales(x_train: np.ndarray, x_test: np.ndarray) -> None:
     """Raise where one part is 0 to 255 and the other 0 to 1, or one has both signs and the other has one.
 
-    Parts of one data set differ in a dark image or a bright pixel: both the largest pixel and the spread must be far
-    apart, and of many images.
+    Parts of one data set may differ in dark images, or in one bright pixel: both the largest and the mean size of the
+    pixels must be far apart.
     """
-    _, test_spread = _mean_and_spread(x_test)
     ends = [(float(part.min()), float(part.max())) for part in (x_train, x_test)]
-    train_size, test_size = (max(abs(low), abs(high)) for low, high in ends)
+    largest = [max(abs(low), abs(high)) for low, high in ends]
+    with np.errstate(over="ignore"):
+        mean = [float(np.abs(part.astype(np.float64)).mean()) for part in (x_train, x_test)]
     apart = any(
-        one > _SCALES_APART * other > 0 and one_spread > _SCALES_APART * other_spread
-        for one, one_spread, other, other_spread in (
-            (train_size, train_spread, test_size, test_spread),
-            (test_size, test_spread, train_size, train_spread),
-        )
+        largest[one] > _SCALES_APART * largest[other] > 0 and mean[one] > _SCALES_APART * mean[other]
+        for one, other in ((0, 1), (1, 0))
     )
     signs = len(x_test) >= _MANY_IMAGES and any(
         one_low >= 0 and (other < 0).mean() > _SHARE_OF_SIGNS

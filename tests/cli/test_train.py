@@ -87,6 +87,35 @@ def test_same_seed_same_file(data, tmp_path):
     assert (first / model).read_bytes() != (other / model).read_bytes()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_images_give_the_same_model(tmp_path, channels):
+    arrays = image_arrays(shape=(channels, 9, 7))
+    np.savez(tmp_path / "first.npz", **arrays)
+    np.savez(tmp_path / "last.npz", **{k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()})
+    runs = [("first", []), ("last", []), ("last", ["--layout", "nhwc"]), ("first", ["--layout", "nchw"])]
+    for number, (name, options) in enumerate(runs):
+        assert _train(tmp_path / f"{name}.npz", tmp_path / str(number), *options) == 0
+    models = [(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(len(runs))]
+    assert set(models) == {models[0]}
+
+
+def test_an_unclear_layout_is_refused_before_anything_is_written(tmp_path, capsys):
+    data = write_images(tmp_path / "images.npz", shape=(3, 8, 3))
+    assert _train(data, tmp_path / "run") == 2
+    assert "say which with --layout nchw or --layout nhwc" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_as_labels(tmp_path):
+    arrays = image_arrays()
+    names = np.array(["cat", "dog", "été"])
+    np.savez(tmp_path / "images.npz", **{k: names[v] if k.startswith("y") else v for k, v in arrays.items()})
+    assert _train(tmp_path / "images.npz", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"]["classes"] == ["cat", "dog", "été"]
+    _, facts = load_arrays(tmp_path / "run" / "model.safetensors", "model")
+    assert facts["preparation"]["classes"] == ["cat", "dog", "été"]
+
+
 def test_bar_on_a_terminal(data, tmp_path):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

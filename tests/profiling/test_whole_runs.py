@@ -98,7 +98,7 @@ def test_precompile_says_what_does_not_compile():
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("GPU: there is one")
     assert module.main([]) == 2
     assert "no usable GPU" in capsys.readouterr().err
 

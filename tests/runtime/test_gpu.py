@@ -186,7 +186,7 @@ def test_cupy_takes_every_scalar_and_struct_that_is_passed():
     """CuPy gives the driver the address of a NumPy array of one element, of the declared type: no copy, no cast."""
     cupy_function = pytest.importorskip("cupy.cuda.function")
     if _why_no_gpu() is None:
-        pytest.skip("there is a GPU: every kernel is launched on it")
+        pytest.skip("GPU: there is one, and every kernel is launched on it")
     function = cupy_function.Function.__new__(cupy_function.Function)
     dtypes = set()
     for kernel in all_kernels():

@@ -125,7 +125,7 @@ def browser():
     if not chromium or not driver:
         if os.environ.get("CI"):
             pytest.fail("CI needs chromium and chromedriver: see .ci/run")
-        pytest.skip("no chromium and chromedriver here (on Debian: apt install chromium chromium-driver)")
+        pytest.skip("browser: no chromium and chromedriver here (on Debian: apt install chromium chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver")
     service = pytest.importorskip("selenium.webdriver.chrome.service").Service
     options = webdriver.ChromeOptions()
