@@ -140,12 +140,17 @@ def _display(names: Sequence[str]) -> Iterator[tuple[Callable[[str, float], None
 
 
 def _write(folder: Path, reports: Sequence[Report], lab: Lab) -> None:
-    """The page, the numbers for programs, and each figure as a file."""
-    write_atomically(folder / "index.html", render_page(reports, lab).encode())
+    """The numbers for programs, each figure as a file, and the page: first what took minutes, last what may fail."""
     write_atomically(folder / "results.json", (json.dumps(_as_data(reports, lab), indent=2) + "\n").encode())
     for report in reports:
         for figure in report.findings.figures:
             write_atomically(folder / "figures" / f"{report.study.name}-{figure.name}.svg", figure.svg["en"].encode())
+            if figure.failure:
+                print(
+                    f"gpu-layers: warning: figure {figure.name} of {report.study.name} is not drawn: {figure.failure}",
+                    file=sys.stderr,
+                )
+    write_atomically(folder / "index.html", render_page(reports, lab).encode())
 
 
 def _as_data(reports: Sequence[Report], lab: Lab) -> dict[str, Any]:

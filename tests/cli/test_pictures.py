@@ -91,6 +91,27 @@ matplotlib.figure.Figure.savefig = fail
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_figure_of_a_study_that_fails_is_a_warning(tmp_path):
+    fails = """
+import matplotlib.figure
+def fail(*arguments, **options): raise RuntimeError("no such\\nfont <b>")
+matplotlib.figure.Figure.savefig = fail
+"""
+    arguments = ["study", "pooling", "--quick", "--device", "cpu", "--jobs", 1, "--out", tmp_path / "page"]
+    finished = gpu_layers(*arguments, before=fails)
+    assert finished.returncode == 0
+    warnings = finished.stderr.splitlines()
+    assert warnings
+    for line in warnings:
+        assert line.startswith("gpu-layers: warning: figure ")
+        assert line.endswith(" of pooling is not drawn: RuntimeError: no such font <b>")
+    assert finished.stdout.splitlines()[-2:] == [f"wrote {tmp_path / 'page' / 'index.html'}", "7 checks, all hold."]
+    assert (tmp_path / "page" / "results.json").exists()
+    figures = list((tmp_path / "page" / "figures").iterdir())
+    assert len(figures) == len(warnings)
+    assert all("no such font &lt;b&gt;" in path.read_text() for path in figures)
+
+
 def test_the_users_program_keeps_its_settings():
     program = """
 import matplotlib
