@@ -3,8 +3,6 @@
 import json
 import os
 import pty
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import gpu_layers as gl
 from gpu_layers.cli import main
 from gpu_layers.training.checkpoint import load_arrays
 from gpu_layers.training.network import image_classifier
-from tests.cli.commands import environment, gpu_layers
+from tests.cli.commands import environment, gpu_layers, started
 from tests.training.images import image_arrays, write_images
 
 OUTPUTS = {".lock", "checkpoint.safetensors", "curves.png", "metrics.json", "model.safetensors"}
@@ -118,24 +116,20 @@ def test_texts_as_labels(tmp_path):
 
 def test_bar_on_a_terminal(data, tmp_path):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_layers", "train", "--data", data, "--epochs", "2", "--out", tmp_path / "run"],
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-        env=environment() | {"TERM": "xterm-256color"},
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(ours)
-    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
+    options = {"stdout": theirs, "env": environment(TERM="xterm-256color")}
+    with started("train", "--data", data, "--epochs", 2, "--out", tmp_path / "run", **options) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # the terminal's other end is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+        os.close(ours)
+        assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
     text = shown.decode()
     assert "━" in text
     assert "images/s" in text
