@@ -25,7 +25,7 @@ CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/
 .NOTPARALLEL:
 
 demo: $(VENV)/installed-train
-	$(BIN)/gpu-layers train
+	$(BIN)/gpu-layers train --out runs/demo --overwrite
 
 # A file at a time for each processor: what a file builds for its tests is built once.
 test: $(VENV)/installed-test

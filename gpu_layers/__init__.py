@@ -1,5 +1,8 @@
 """Dropout, batch normalisation and pooling as CUDA kernels, under a layer API, with a NumPy reference."""
 
+from gpu_layers import _process  # noqa: F401 (first: an interrupt during the imports below)
+
+# isort: split
 from gpu_layers import distributed, ops, random
 from gpu_layers._version import __version__
 from gpu_layers.folding import fold_batch_norm

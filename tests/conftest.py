@@ -1,4 +1,4 @@
-"""What all tests share: the markers ``gpu`` and ``slow``."""
+"""What all tests share: the markers ``gpu`` and ``slow``, and for which reasons a test may be skipped."""
 
 import os
 import warnings
@@ -10,6 +10,16 @@ from gpu_layers.runtime.cuda import require_gpu
 
 # As many processes as processors run at a time: threads of their own only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+#: How the reason of a skip may begin. Any other is a failure: a package is missing that the extra ``test`` brings, say,
+#: and whatever its tests show is not shown. (``--strict-skips``, which a plain ``pytest -o addopts=`` leaves out.)
+ALLOWED_SKIPS = {
+    "GPU: ": "there is none; or there is one, for what happens without",
+    "slow: ": "minutes rather than seconds, unless asked for with -m slow",
+    "JAX: ": "of all the peers that benchmarks compare with, the one that the extra does not bring",
+    "browser: ": "a program of the system, which pip cannot bring; where CI is set its absence is a failure",
+}
 
 
 # Files that take minutes, longest first: what begins last runs alone.
@@ -28,6 +38,33 @@ def _turn(item):
     """When a test's turn is: its file's, in order of collection within."""
     path = item.path.as_posix()
     return next((turn for turn, name in enumerate(_LONGEST) if path.endswith(f"tests/{name}")), len(_LONGEST))
+
+
+def pytest_addoption(parser):
+    """One option of our own."""
+    parser.addoption("--strict-skips", action="store_true", help="fail what is skipped for a reason that is not listed")
+
+
+def _judged(report, config):
+    """A skip for a reason that is not listed is a failure."""
+    if config.option.strict_skips and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(tuple(ALLOWED_SKIPS)):
+            report.outcome = "failed"
+            report.longrepr = f"skipped for a reason that tests/conftest.py does not list: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Of a test."""
+    return _judged((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Of a file that is skipped as a whole."""
+    return _judged((yield), collector.config)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -54,4 +91,5 @@ def _why_no_gpu():
 def pytest_runtest_setup(item):
     """Skip the tests that need a GPU, with the reason, where there is none."""
     if item.get_closest_marker("gpu") and (reason := _why_no_gpu()):
-        pytest.skip(reason)
+        # Without CuPy, which the extra brings, nothing is known about a GPU.
+        pytest.skip(reason.replace("no usable GPU", "GPU: none that is usable", 1))

@@ -1,5 +1,5 @@
 """The command ``gpu-layers``."""
 
-from gpu_layers.cli.entry import main
+from gpu_layers.cli.entry import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]

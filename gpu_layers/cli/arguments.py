@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -36,6 +37,20 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
     return value
+
+
+def file(text: str) -> Path:
+    """The path of a file; the empty text is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file, got ''")
+    return Path(text)
+
+
+def folder(text: str) -> Path:
+    """The path of a folder; the empty text is none, although Python takes it for the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, got '' (. is the working directory)")
+    return Path(text)
 
 
 def _number(text: str) -> float:

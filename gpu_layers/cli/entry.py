@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
+from gpu_layers._process import INTERRUPTED, end_interrupted
 from gpu_layers._version import __version__
 from gpu_layers.cli import compile as compilation
 from gpu_layers.cli import info, study, train, verify
+from gpu_layers.cli.termination import Terminated
 
 #: Each has a function ``add_command(commands)``, which sets ``run``, a function of the parsed arguments.
 _COMMANDS = (train, study, verify, compilation, info)
-_BAD_INPUT, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
+_BAD_INPUT, _BROKEN_PIPE, _TERMINATED = 2, 141, 143
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit status: 0 good, 1 a check failed, 2 bad usage or bad input, with one line on standard error,
-        130 interrupted, 141 when nobody reads the output any more.
+        130 interrupted, 141 when nobody reads the output any more, 143 a training run ended by SIGTERM.
     """
+    _repair_streams()
     try:
+        if signal.getsignal(signal.SIGINT) is end_interrupted:  # from here on there may be something to put in order
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         arguments = _parser().parse_args(argv)
         status = arguments.run(arguments)
         # Here, where a full disk behind the standard output is still an error message.
@@ -47,13 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return _BROKEN_PIPE
+    except Terminated as stopped:
+        _complain(str(stopped))
+        return _TERMINATED
     except (OSError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         _complain(f"error: {_message(error)}")
         _silence_stdout()
         return _BAD_INPUT
     except KeyboardInterrupt:
         _complain("interrupted")
-        return _INTERRUPTED
+        return INTERRUPTED
+
+
+def command() -> NoReturn:
+    """The process of the command, from its arguments to its exit status."""
+    status = main()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own end would answer with a traceback
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +98,27 @@ def _message(error: BaseException) -> str:
 
 def _complain(message: str) -> None:
     # A message may hold line breaks; the error is one line all the same.
-    print("gpu-layers:", " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):  # where nobody can be told, the exit status tells
+        print("gpu-layers:", " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def _repair_streams() -> None:
+    """Let streams that were closed when the process began (``>&-``) lead nowhere, and names in any script be printed.
+
+    Python leaves None in place of such a stream; and the next file that is opened, a checkpoint, would get its number
+    and what libraries print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 (as long as the process lives)
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
+    # Letters that an ASCII output lacks, and bytes of file names that are none, are escaped, as on standard error.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:

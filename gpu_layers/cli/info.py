@@ -6,6 +6,8 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.runtime.nvrtc import nvrtc
 
-_TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl")
+_TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl", "filelock")
 _TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
 # Of what `study` needs, what `train` does not.
 _STUDY_PACKAGES = ("Jinja2",)
@@ -108,15 +110,17 @@ def machine_facts() -> dict[str, Any]:
         ``versions``: of each package, None if it is missing. ``tools``: C++ compiler and folder of CUDA headers, None
         if missing. ``cache``: ``folder``, ``bytes``, and ``kernels`` compiled for GPUs there. ``backends``: of each,
         ``available`` and, if it is not, ``reason``. ``gpus``: a list of ``name``, ``compute_capability``,
-        ``memory_gib``. ``missing``: a list of ``what``, ``advice``.
+        ``memory_gib``. ``missing`` and ``problems``: lists of ``what``, ``advice``.
     """
     compiler, no_compiler = _tried(lambda: find_compiler().version.splitlines()[0])
     _, no_emulation = _tried(lambda: (find_compiler(), find_cuda_headers()))
-    cupy, no_cupy = _tried(import_cupy)
-    compiler_version, no_nvrtc = _tried(lambda: nvrtc().getVersion())
-    runtime_version, _ = _tried(lambda: import_cupy().cuda.runtime.runtimeGetVersion())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what CuPy says of its surroundings is said below
+        cupy, no_cupy = _tried(import_cupy)
+        compiler_version, no_nvrtc = _tried(lambda: nvrtc().getVersion())
+        runtime_version, _ = _tried(lambda: import_cupy().cuda.runtime.runtimeGetVersion())
+        gpus, no_gpu = _tried(lambda: _gpus(require_gpu()))
     other_cuda = bool(compiler_version and runtime_version) and compiler_version[0] != runtime_version // 1000
-    gpus, no_gpu = _tried(lambda: _gpus(require_gpu()))
     headers = cuda_header_folders(compiler_version)
     cache = cache_contents()
     versions = {
@@ -155,7 +159,28 @@ def machine_facts() -> dict[str, Any]:
         "cache": {"folder": str(cache.folder), "bytes": cache.size, "kernels": cache.kernels},
         "gpus": gpus or [],
         "missing": [{"what": what, "advice": advice} for is_missing, what, advice in missing if is_missing],
+        "problems": _problems(no_cupy),
     }
+
+
+def _problems(no_cupy: str | None) -> list[dict[str, str]]:
+    """What is there and does not work, and how to mend it."""
+    packages = _cupy_packages()
+    problems = []
+    if len(packages) > 1:
+        # They share the folder cupy: taking one away takes files of the other.
+        advice = f"pip uninstall {' '.join(packages)}; then one of them: {INSTALL_ADVICE}"
+        problems.append({"what": f"{len(packages)} packages of CuPy: {', '.join(packages)}", "advice": advice})
+    elif packages and no_cupy:
+        problems.append({"what": f"{packages[0]} does not load", "advice": no_cupy})
+    return problems
+
+
+def _cupy_packages() -> list[str]:
+    """Installed packages that bring the module ``cupy``: one for each version of CUDA, and one built from source."""
+    names = {str(found.metadata["Name"]) for found in importlib.metadata.distributions()}
+    # cupy, cupy-cuda12x, cupy-cuda111, cupy-rocm-5-0
+    return sorted(name for name in names if re.fullmatch(r"(?i)cupy([-_.](cuda|rocm)[-_.\w]*)?", name))
 
 
 def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -217,6 +242,8 @@ def _as_text(facts: dict[str, Any]) -> str:
         "GPUs": gpus or {"none": ""},
         "Missing": {entry["what"]: entry["advice"] for entry in facts["missing"]} or {"nothing": ""},
     }
+    if facts["problems"]:
+        sections["Problems"] = {entry["what"]: entry["advice"] for entry in facts["problems"]}
     width = max(len(name) for section in sections.values() for name in section)
     lines = []
     for title, section in sections.items():

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.cli.arguments import integer
+from gpu_layers.cli.arguments import folder, integer
+from gpu_layers.cli.device import CHOICES, choose_device
 from gpu_layers.runtime.cache import write_atomically
-from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.study import STUDIES, Lab, Report, run_studies
 from gpu_layers.study.claims import number
 from gpu_layers.study.page import render_page
@@ -37,12 +37,13 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("name", nargs="?", metavar="NAME", help="a study, or all")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for index.html, results.json and figures/ (default: only the terminal)"
+        "--out",
+        type=folder,
+        metavar="DIR",
+        help="for index.html, results.json and figures/ (default: only the terminal)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps and seeds: all studies in a minute")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: the GPU if there is one"
-    )
+    parser.add_argument("--device", choices=CHOICES, default="auto", help="auto, the default: the GPU if there is one")
     parser.add_argument(
         "--jobs",
         type=integer(1, 256),
@@ -68,10 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _check_writable(arguments.out)
     studies = list(STUDIES.values()) if arguments.name == _ALL else [STUDIES[arguments.name]]
-    lab = Lab(quick=arguments.quick, device=_device(arguments.device))
+    device = choose_device(arguments.device)
+    lab = Lab(quick=arguments.quick, device=device.name)
     jobs = arguments.jobs or (1 if lab.device == "cuda" else _processors())
     reports: dict[str, Report] = {}
     with _display([study.name for study in studies]) as (progress, line):
+        if device.note:
+            line(device.note)
         where = "CUDA kernels" if lab.device == "cuda" else "NumPy reference"
         line(f"{', '.join(study.name for study in studies)}: {where}, {jobs} at a time{', quick' * lab.quick}")
         for report in run_studies(studies, lab, jobs=jobs, progress=progress):
@@ -115,18 +119,6 @@ def _check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _device(choice: str) -> str:
-    if choice == "cpu":
-        return choice
-    try:
-        require_gpu()
-    except RuntimeError:
-        if choice == "cuda":
-            raise
-        return "cpu"
-    return "cuda"
-
-
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -148,12 +140,17 @@ def _display(names: Sequence[str]) -> Iterator[tuple[Callable[[str, float], None
 
 
 def _write(folder: Path, reports: Sequence[Report], lab: Lab) -> None:
-    """The page, the numbers for programs, and each figure as a file."""
-    write_atomically(folder / "index.html", render_page(reports, lab).encode())
+    """The numbers for programs, each figure as a file, and the page: first what took minutes, last what may fail."""
     write_atomically(folder / "results.json", (json.dumps(_as_data(reports, lab), indent=2) + "\n").encode())
     for report in reports:
         for figure in report.findings.figures:
             write_atomically(folder / "figures" / f"{report.study.name}-{figure.name}.svg", figure.svg["en"].encode())
+            if figure.failure:
+                print(
+                    f"gpu-layers: warning: figure {figure.name} of {report.study.name} is not drawn: {figure.failure}",
+                    file=sys.stderr,
+                )
+    write_atomically(folder / "index.html", render_page(reports, lab).encode())
 
 
 def _as_data(reports: Sequence[Report], lab: Lab) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.cli.arguments import integer, positive, probability
+from gpu_layers.cli.arguments import file, folder, integer, positive, probability
+from gpu_layers.cli.device import CHOICES, Device, choose_device
 from gpu_layers.cli.progress import epoch_line, progress_display
+from gpu_layers.cli.termination import Terminated, deaf_to_termination, termination_requests
 from gpu_layers.distributed import default_communicator
 from gpu_layers.distributed.communicator import local_rank
 from gpu_layers.runtime.cuda import require_gpu
-from gpu_layers.training.dataset import Dataset, digits, load_npz
+from gpu_layers.training.dataset import LAYOUTS, Dataset, digits, load_npz
 from gpu_layers.training.extras import require_extras
 from gpu_layers.training.network import PLACEMENTS
 from gpu_layers.training.run_folder import RunFolder
@@ -23,9 +25,10 @@ from gpu_layers.training.trainer import DEFAULT_LR, DTYPES, Settings, Trainer
 _DESCRIPTION = """
 Trains Conv-BN-ReLU-Dropout-MaxPool twice, then Linear-BN-ReLU-Dropout-Linear, on the 1,797 handwritten digits that
 come with scikit-learn, or on the images of a file. The same seed gives the same weights, bit for bit, on the same
-machine. A run that was stopped continues with --resume from its last finished epoch, and ends with exactly the
-weights of a run that was never stopped. Several processes share each batch: with "mpirun -n 2 gpu-layers train"
-masks are those of a single process, and losses the same to rounding.
+machine. A run that was stopped continues with --resume from its last checkpoint, one after each epoch and one when
+SIGTERM ends it, and ends with exactly the weights of a run that was never stopped; with more --epochs it goes on
+longer. Nothing of an earlier run is replaced without --overwrite. Several processes share each batch: with
+"mpirun -n 2 gpu-layers train" masks are those of a single process, and losses the same to rounding.
 """
 
 
@@ -40,14 +43,20 @@ def add_command(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one")
+    add("--device", choices=CHOICES, default="auto", help="auto: the GPU if there is one that works")
     add(
         "--data",
-        type=Path,
+        type=file,
         metavar="FILE.npz",
-        help="x_train, y_train, x_test, y_test: uint8 or floating images "
-        "(N, H, W) or (N, C, H, W), integer labels (default: scikit-learn's digits)",
+        help="x_train, y_train, x_test, y_test: images of numbers, (N, H, W), (N, C, H, W) or (N, H, W, C); "
+        "labels that are integers, texts or one-hot rows (default: scikit-learn's digits)",
         default=argparse.SUPPRESS,
+    )
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="auto",
+        help="of images with four axes; auto: the channels are the axis of size 1, 3 or 4",
     )
     add("--epochs", type=integer(1, 10**6), default=25, help="passes over the training images")
     add("--batch-size", type=integer(2, 2**31 - 1), default=64, help="at least 2: batch norm needs a variance")
@@ -75,15 +84,22 @@ def add_command(commands: Any) -> None:
     add("--seed", type=integer(0, 2**64 - 1), default=0, help="of weights, dropout masks and shuffling")
     add(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         default=Path("runs/train"),
         help="for model.safetensors, metrics.json, curves.png and checkpoint.safetensors",
     )
-    add(
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the checkpoint in DIR; from the beginning where none is yet",
+        help="continue from the checkpoint in DIR, possibly with other --epochs: the learning rate then follows these; "
+        "from the beginning where there is no run yet",
+    )
+    existing.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew where DIR holds a run: its checkpoint is replaced now, its model when the new one is complete",
     )
 
 
@@ -96,29 +112,35 @@ def run(arguments: argparse.Namespace) -> int:
         0; everything that goes wrong is an exception.
     """
     data_file: Path | None = getattr(arguments, "data", None)
-    require_extras("rich", "safetensors", "matplotlib", "threadpoolctl", *(() if data_file else ("sklearn",)))
-    device = _device(arguments.device)
-    dataset = load_npz(data_file) if data_file else digits()
-    settings = Settings(
-        device=device,
-        dtype=arguments.dtype,
-        seed=arguments.seed,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        p=arguments.p,
-        placement=arguments.placement,
-        optimizer=arguments.optimizer,
-        lr=getattr(arguments, "lr", DEFAULT_LR[arguments.optimizer]),
-    )
+    packages = ("rich", "safetensors", "matplotlib", "threadpoolctl", "filelock")
+    require_extras(*packages, *(() if data_file else ("sklearn",)))
     communicator = default_communicator()
-    if communicator.size > 1 and device == "cuda":
-        _use_own_gpu()
+    run_folder = RunFolder(arguments.out)
+    choices = {"resume": arguments.resume, "overwrite": arguments.overwrite}
     try:
-        trainer = Trainer(settings, dataset, communicator)
         if communicator.rank == 0:
-            _train(trainer, dataset, RunFolder(arguments.out), arguments.resume)
+            run_folder.check(**choices)  # before anything that takes time
+        device = choose_device(arguments.device)
+        dataset = load_npz(data_file, arguments.layout) if data_file else digits()
+        settings = Settings(
+            device=device.name,
+            dtype=arguments.dtype,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            p=arguments.p,
+            placement=arguments.placement,
+            optimizer=arguments.optimizer,
+            lr=getattr(arguments, "lr", DEFAULT_LR[arguments.optimizer]),
+        )
+        if communicator.size > 1 and device.name == "cuda":
+            _use_own_gpu()
+        if communicator.rank == 0:
+            with run_folder.reserved(**choices):
+                trainer = Trainer(settings, dataset, communicator)
+                _train(trainer, dataset, run_folder, device, arguments.resume)
         else:
-            _train_along(trainer, RunFolder(arguments.out), arguments.resume)
+            _train_along(Trainer(settings, dataset, communicator), run_folder)
     except BaseException as error:
         if communicator.size > 1 and not isinstance(error, BrokenPipeError):
             print(
@@ -129,55 +151,74 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train(trainer: Trainer, dataset: Dataset, folder: RunFolder, resume: bool) -> None:
+def _train(trainer: Trainer, dataset: Dataset, run_folder: RunFolder, device: Device, resume: bool) -> None:
     """The run as the first process does it, or the only one: it writes and reports."""
     settings, communicator = trainer.settings, trainer.communicator
-    resumed = folder.begin(trainer, resume=resume)
-    communicator.gather(np.array([resumed], np.int64))
-    with progress_display(len(dataset.x_train)) as display:
-        backend = "CUDA kernels" if settings.device == "cuda" else "NumPy reference"
-        processes = f", {communicator.size} processes" if communicator.size > 1 else ""
-        display.line(
-            f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test images, "
-            f"{len(dataset.classes)} classes; {backend}, {settings.dtype}, seed {settings.seed}{processes}"
-        )
-        if resumed:
-            display.line(f"continuing after epoch {trainer.epoch} of {settings.epochs}")
-        elif resume:
-            display.line(f"no checkpoint in {folder.path}: starting from the beginning")
-        while not trainer.finished:
-            entry = trainer.train_epoch(display.begin_epoch(trainer.epoch + 1))
-            folder.save_checkpoint(trainer)
-            display.line(epoch_line(entry, settings.epochs))
-    folder.save_outputs(trainer, dataset)
+    planned = run_folder.begin(trainer, resume=resume)
+    communicator.gather(np.array([planned is not None], np.int64))
+    with termination_requests() as asked_to_end:
+        with progress_display(len(dataset.x_train)) as display:
+            if device.note:
+                display.line(device.note)
+            backend = "CUDA kernels" if settings.device == "cuda" else "NumPy reference"
+            processes = f", {communicator.size} processes" if communicator.size > 1 else ""
+            display.line(
+                f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test images, "
+                f"{len(dataset.classes)} classes; {backend}, {settings.dtype}, seed {settings.seed}{processes}"
+            )
+            if planned is not None:
+                display.line(
+                    f"continuing after {_position(trainer)} of {settings.epochs}{_other_plan(planned, settings)}"
+                )
+            elif resume:
+                display.line(f"no checkpoint in {run_folder.path}: starting from the beginning")
+            while not trainer.finished:
+                entry = trainer.train_epoch(display.begin_epoch(trainer.epoch + 1), asked_to_end)
+                run_folder.save_checkpoint(trainer)
+                if entry is not None:
+                    display.line(epoch_line(entry, settings.epochs))
+                if asked_to_end() and not trainer.finished:
+                    raise Terminated(
+                        f"terminated after {_position(trainer)} of {settings.epochs}: "
+                        f"{run_folder.checkpoint} is written, --resume continues"
+                    )
+        run_folder.save_outputs(trainer, dataset)
+        written = [run_folder.model, run_folder.metrics]
+        try:
+            run_folder.save_curves(trainer, dataset)
+            written.append(run_folder.curves)
+        # Whatever fonts and settings do: the model is safe, and there is nothing to do again.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"gpu-layers: warning: {run_folder.curves.name} is not drawn: {reason}", file=sys.stderr)
     accuracy, seconds = trainer.history[-1]["test_accuracy"], sum(entry["seconds"] for entry in trainer.history)
     print(f"test accuracy {100 * accuracy:.2f} % after {settings.epochs} epochs, {seconds:.1f} s of training")
-    print(f"wrote {', '.join(path.name for path in (folder.model, folder.metrics, folder.curves))} in {folder.path}")
+    print(f"wrote {', '.join(path.name for path in written)} in {run_folder.path}")
 
 
-def _train_along(trainer: Trainer, folder: RunFolder, resume: bool) -> None:
+def _position(trainer: Trainer) -> str:
+    """How far a run is, in words."""
+    begun = trainer.batches_of_next_epoch
+    return f"epoch {trainer.epoch}" + (f" and {begun} batches of the next," if begun else "")
+
+
+def _other_plan(planned: int, settings: Settings) -> str:
+    if planned == settings.epochs:
+        return ""
+    return f" (planned were {planned}: from here on the learning rate falls to 0 in epoch {settings.epochs})"
+
+
+def _train_along(trainer: Trainer, run_folder: RunFolder) -> None:
     """The run as the other processes do it: in silence, from the checkpoint that the first one took."""
-    resumed = trainer.communicator.gather(np.array([False], np.int64))[0]
-    if resumed:
-        folder.restore(trainer)
-    while not trainer.finished:
-        trainer.train_epoch()
+    with deaf_to_termination():
+        resumed = trainer.communicator.gather(np.array([False], np.int64))[0]
+        if resumed:
+            run_folder.restore(trainer)
+        while not trainer.finished:
+            trainer.train_epoch()
 
 
 def _use_own_gpu() -> None:
     """Have each process of a machine use another one of its GPUs, as far as there are enough."""
     cupy = require_gpu()
     cupy.cuda.Device(local_rank() % cupy.cuda.runtime.getDeviceCount()).use()
-
-
-def _device(choice: str) -> str:
-    """ "cpu" or "cuda" for the choice "auto", "cpu" or "cuda"."""
-    if choice == "cuda":
-        require_gpu()
-    if choice != "auto":
-        return choice
-    try:
-        require_gpu()
-    except RuntimeError:
-        return "cpu"
-    return "cuda"

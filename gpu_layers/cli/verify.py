@@ -94,7 +94,7 @@ def _backend(arguments: argparse.Namespace) -> tuple[Backend, str]:
         except RuntimeError as error:
             if arguments.backend == "cuda":
                 raise
-            print(f"No GPU here ({error}).")
+            print(f"No GPU here ({' '.join(str(error).split())}).")
         else:
             if arguments.check or arguments.sanitizer:
                 raise ValueError("--check and --sanitizer are for the emulated backend: add --backend emulated")

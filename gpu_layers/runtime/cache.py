@@ -12,6 +12,7 @@ from pathlib import Path
 #: Folder in it of what runs on GPUs.
 CUBINS = "cubin"
 _PARTIAL = ".partial"
+_VARIABLE = "GPU_LAYERS_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,48 @@ class CacheContents:
 
 
 def cache_folder() -> Path:
-    """``$GPU_LAYERS_CACHE_DIR``, else ``gpu_layers`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
-    chosen = os.environ.get("GPU_LAYERS_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu_layers"
+    """``$GPU_LAYERS_CACHE_DIR``, else ``gpu_layers`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no home folder to put it into, or the user whom a ``~`` names does not exist.
+    """
+    chosen, base = (os.environ.get(name) for name in (_VARIABLE, "XDG_CACHE_HOME"))
+    try:
+        # Not every shell does it: in GPU_LAYERS_CACHE_DIR="~/x", or in a file of settings, the ~ stays.
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(base or "~/.cache").expanduser() / "gpu_layers"
+    except RuntimeError as error:
+        raise RuntimeError(f"no folder for compiled kernels ({error}): set {_VARIABLE} to one") from error
+
+
+def writable_cache_folder(name: str) -> Path:
+    """A folder in the cache folder, made if need be.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be made or written to; says which variable names another.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written to"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise RuntimeError(f"compiled kernels cannot be kept in {folder} ({reason}): set {_VARIABLE} to another folder")
+    return folder
 
 
 def cache_contents() -> CacheContents:

@@ -23,15 +23,27 @@ def import_cupy() -> Any:
         If it is not installed or does not load.
     """
     try:
-        return importlib.import_module("cupy")
+        cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(f"the CUDA backend needs CuPy ({error}): {INSTALL_ADVICE}") from error
+    # A broken installation, or a cache folder that cannot be made, raises whatever the libraries below do.
+    except Exception as error:
+        raise RuntimeError(f"the CUDA backend needs CuPy, which does not load ({_told(error)})") from error
+    if not hasattr(cupy, "ndarray"):  # a folder of that name, in the working directory for instance
+        place = getattr(cupy, "__file__", None) or cupy
+        raise RuntimeError(f"the CUDA backend needs CuPy, but {place} is another cupy: {INSTALL_ADVICE}")
+    return cupy
+
+
+def _told(error: Exception) -> str:
+    # Those of CUDA begin with their own names.
+    return str(error) if str(error).startswith("cuda") else f"{type(error).__name__}: {error}"
 
 
 def is_cupy_array(x: object) -> bool:
     """Whether ``x`` is a CuPy array; does not import CuPy (where there is such an array, it was imported)."""
-    cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(x, cupy.ndarray)
+    # A module of that name need not be CuPy.
+    return isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def array_module(x: object) -> Any:
@@ -80,8 +92,9 @@ def require_gpu() -> Any:
     cupy = import_cupy()
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"no usable GPU: {error}") from error
+    # A driver's answer, or that of a folder which is only called cupy.
+    except Exception as error:
+        raise RuntimeError(f"no usable GPU: {_told(error)}") from error
     if count == 0:
         raise RuntimeError("no usable GPU: the driver lists none")
     return cupy

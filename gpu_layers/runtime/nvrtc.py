@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.runtime.cache import CUBINS, cache_folder, write_atomically
+from gpu_layers.runtime.cache import CUBINS, cache_folder, writable_cache_folder, write_atomically
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
@@ -186,7 +186,8 @@ def cached_module(
 ) -> CompiledModule | None:
     """What :func:`compiled_module` finds in the cache; None if it would have to compile."""
     path, index = _files(source, names, architecture, warnings_as_errors)
-    return CompiledModule(path, json.loads(index.read_text())) if path.is_file() and index.is_file() else None
+    symbols = _kept_symbols(path, index)
+    return None if symbols is None else CompiledModule(path, symbols)
 
 
 @cache
@@ -199,8 +200,10 @@ def compiled_module(
         return found
     path, index = _files(source, names, architecture, warnings_as_errors)
     code, symbols = compile_source(source, names, architecture, warnings_as_errors=warnings_as_errors)
+    writable_cache_folder(CUBINS)
     write_atomically(path, code)
-    write_atomically(index, json.dumps(symbols).encode())
+    facts = {"sha256": hashlib.sha256(code).hexdigest(), "symbols": symbols}
+    write_atomically(index, json.dumps(facts).encode())
     return CompiledModule(path, symbols)
 
 
@@ -212,3 +215,13 @@ def _files(
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     stem = cache_folder() / CUBINS / f"{Path(source).stem}-{key}"
     return stem.with_suffix(".ptx" if architecture.ptx else ".cubin"), stem.with_suffix(".json")
+
+
+def _kept_symbols(path: Path, index: Path) -> dict[str, str] | None:
+    """The symbols of a compiled module; None where it is not there, or not as it was written."""
+    try:
+        facts = json.loads(index.read_text())
+        whole = facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        return facts["symbols"] if whole else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -99,11 +99,14 @@ class Figure:
     caption : Text
     svg : dict of str to str
         ``en`` and ``zh``.
+    failure : str
+        Why it could not be drawn: empty if it was. Numbers do not depend on it; ``svg`` then says so.
     """
 
     name: str
     caption: Text
     svg: Mapping[str, str]
+    failure: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 from gpu_layers.study.claims import Figure, Text
+from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
 #: Told apart by people who do not see colours as most do (Okabe and Ito, 2008).
@@ -53,19 +54,29 @@ def draw(
     Returns
     -------
     Figure
+        With its ``failure``, where matplotlib, its fonts or its settings do not let it be drawn.
     """
-    matplotlib = import_extra("matplotlib", extra="study")
-    module = import_extra("matplotlib.figure", extra="study")
-    svg = {}
-    for language in ("en", "zh"):
-        buffer = io.StringIO()
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            # Its own font has no Chinese; the reader's has.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            # Not pyplot: no window system, no global state.
-            figure = module.Figure(figsize=size, layout="constrained")
-            paint(figure, lambda text, language=language: getattr(text, language))  # type: ignore[misc]
-            # Without a date the same numbers give the same file.
-            figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
-        svg[language] = buffer.getvalue()
-    return Figure(name, caption, svg)
+    try:
+        return Figure(name, caption, {language: _svg(paint, size, language) for language in ("en", "zh")})
+    # No picture is worth minutes of measurements.
+    except Exception as error:
+        failure = " ".join(f"{type(error).__name__}: {error}".split())
+        return Figure(name, caption, dict.fromkeys(("en", "zh"), _failed_svg(failure)), failure)
+
+
+def _svg(paint: Callable[[Any, Callable[[Text], str]], None], size: tuple[float, float], language: str) -> str:
+    buffer = io.StringIO()
+    # Its own font has no Chinese; the reader's has.
+    with fixed_settings(_STYLE, extra="study"):
+        figure = import_extra("matplotlib.figure", extra="study").Figure(figsize=size, layout="constrained")
+        paint(figure, lambda text: getattr(text, language))
+        # Without a date the same numbers give the same file.
+        figure.savefig(buffer, format="svg", dpi=160, backend="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _failed_svg(failure: str) -> str:
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 200">'
+        f'<text x="10" y="100" font-size="10">{escape(failure)}</text></svg>'
+    )

@@ -6,6 +6,7 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
+from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
 # Of the SVG's own units; the page scales by em.
@@ -34,9 +35,8 @@ def formula_svg(formula: str) -> str:
     RuntimeError
         If matplotlib is not installed.
     """
-    matplotlib = import_extra("matplotlib", extra="study")
-    text = import_extra("matplotlib.textpath", extra="study")
-    with matplotlib.rc_context({"mathtext.fontset": "stix"}):
+    with fixed_settings({"mathtext.fontset": "stix"}, extra="study"):
+        text = import_extra("matplotlib.textpath", extra="study")
         path = text.TextPath((0, 0), f"${formula}$", size=_SIZE)
     extents = path.get_extents()
     left, width = extents.x0 - 0.5, extents.width + 1

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
 _TRAIN, _TEST = "#9a9a9a", "#0b6e99"
@@ -19,6 +20,7 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
     history : sequence of dict
         ``Trainer.history``, at least one epoch.
     title : str
+        Drawn as it is; a letter that matplotlib's font lacks becomes a box.
 
     Returns
     -------
@@ -30,8 +32,17 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
     RuntimeError
         If matplotlib is not installed.
     """
-    # Not pyplot: no window system, no global state.
-    figure = import_extra("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained")
+    with fixed_settings():
+        figure = import_extra("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained")
+        _paint(figure, history)
+        # As it is written: a dollar sign in a file's name begins no formula.
+        figure.suptitle(title, parse_math=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, backend="agg")
+    return buffer.getvalue()
+
+
+def _paint(figure: Any, history: Sequence[dict[str, Any]]) -> None:
     loss, accuracy = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
     marker = "o" if len(epochs) == 1 else ""
@@ -63,7 +74,3 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
         fontweight="bold",
     )
     accuracy.legend(frameon=False, loc="lower right")
-    figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +15,20 @@ from gpu_layers.runtime.cache import remove_partial, write_atomically
 from gpu_layers.training.checkpoint import load_arrays, save_arrays
 from gpu_layers.training.curves import curves_png
 from gpu_layers.training.dataset import Dataset
+from gpu_layers.training.extras import import_extra
 from gpu_layers.training.trainer import Trainer
 
 
 class RunFolder:
     """Files of a run. Each is replaced atomically, so none is ever half written.
 
+    A new run in the folder of an old one replaces the old one's checkpoint when it begins, so that the two cannot be
+    mixed up when it is resumed, and each other file when its own is complete.
+
     Parameters
     ----------
     path : Path
-        Made by :meth:`begin` if need be.
+        Made by :meth:`reserved` if need be.
 
     Attributes
     ----------
@@ -34,7 +42,75 @@ class RunFolder:
         self.metrics = path / "metrics.json"
         self.curves = path / "curves.png"
 
-    def begin(self, trainer: Trainer, *, resume: bool) -> bool:
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise unless a run may begin here: nothing of an earlier one is lost by mistake. Writes nothing.
+
+        Parameters
+        ----------
+        resume : bool
+            Continue the folder's run. One that was stopped before it had a checkpoint begins anew.
+        overwrite : bool
+            Replace it.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds files of a run that would be replaced; says which, and what to do.
+        """
+        found = [file.name for file in self._files() if file.exists()]
+        if not found or overwrite or (resume and self.checkpoint.exists()):
+            return
+        if self.checkpoint.exists():
+            lacking, way = "", "continue it with --resume, "
+        else:
+            lacking, way = " but no checkpoint to continue from", ""
+        raise ValueError(
+            f"{self.path} holds {', '.join(found)} of an earlier run{lacking}: {way}train anew with --overwrite, "
+            "or choose another --out"
+        )
+
+    @contextmanager
+    def reserved(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it until the end of the block.
+
+        Parameters
+        ----------
+        resume, overwrite : bool
+            As for :meth:`check`, which is asked again: another run may have ended here meanwhile.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written to: found here rather than after an epoch.
+        RuntimeError
+            If another run is using it, or filelock is not installed.
+        ValueError
+            As :meth:`check`.
+        """
+        filelock = import_extra("filelock")
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        lock = filelock.FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if file.exists():
+                raise RuntimeError(
+                    f"another run is using {self.path}: wait for its end, or choose another --out"
+                ) from None
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.path)) from None
+        try:
+            self.check(resume=resume, overwrite=overwrite)
+            for file in self._files():
+                remove_partial(file)
+            yield
+        finally:
+            lock.release()
+
+    def _files(self) -> tuple[Path, ...]:
+        return self.checkpoint, self.model, self.metrics, self.curves
+
+    def begin(self, trainer: Trainer, *, resume: bool) -> int | None:
         """Make the folder that of this run.
 
         Parameters
@@ -42,35 +118,32 @@ class RunFolder:
         trainer : Trainer
             Takes over the checkpoint, where there is one to resume.
         resume : bool
-            Whether to continue from the folder's checkpoint. One that was stopped before it had any begins anew.
+            Whether to continue from the folder's checkpoint.
 
         Returns
         -------
-        bool
-            Whether the trainer continues from a checkpoint.
+        int or None
+            How many epochs the run was to have that is continued; None for a new one.
 
         Raises
         ------
         OSError
-            If the folder cannot be written to: found here rather than after an epoch.
+            If the folder cannot be written to.
         ValueError
             If the checkpoint is damaged, foreign, or of a run with other settings or data.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        outputs = (self.model, self.metrics, self.curves)
-        for file in (self.checkpoint, *outputs):
-            remove_partial(file)
         if resume and self.checkpoint.exists():
-            self.restore(trainer)
-            return True
-        # The outputs of an earlier run must not stand beside the checkpoint of this one.
-        for file in outputs:
-            file.unlink(missing_ok=True)
+            return self.restore(trainer)
         self.save_checkpoint(trainer)
-        return False
+        return None
 
-    def restore(self, trainer: Trainer) -> None:
+    def restore(self, trainer: Trainer) -> int:
         """Let the trainer take over the checkpoint.
+
+        Returns
+        -------
+        int
+            How many epochs its run was to have.
 
         Raises
         ------
@@ -78,7 +151,7 @@ class RunFolder:
             If there is none, or it is damaged, foreign, or of a run with other settings or data.
         """
         try:
-            trainer.restore(*load_arrays(self.checkpoint, "checkpoint"))
+            return trainer.restore(*load_arrays(self.checkpoint, "checkpoint"))
         except ValueError as error:
             raise ValueError(f"cannot resume from {self.checkpoint}: {error}") from error
 
@@ -94,9 +167,14 @@ class RunFolder:
         save_arrays(self.checkpoint, "checkpoint", arrays, facts)
 
     def save_outputs(self, trainer: Trainer, dataset: Dataset) -> None:
-        """Write model, metrics and curves of a finished run.
+        """Write model and metrics of a finished run.
 
-        A run that is stopped in between writes all of them again when it is resumed.
+        A run that is stopped in between writes both again when it is resumed.
+
+        Raises
+        ------
+        OSError
+            If one could not be written; what was there is then untouched.
         """
         described = _description(trainer, dataset)
         preparation = {key: described["data"][key] for key in ("classes", "mean", "std")}
@@ -105,9 +183,24 @@ class RunFolder:
         )
         text = json.dumps({**described, "epochs": trainer.history}, indent=2, allow_nan=False)
         write_atomically(self.metrics, (text + "\n").encode())
+
+    def save_curves(self, trainer: Trainer, dataset: Dataset) -> None:
+        """Draw the history, after :meth:`save_outputs`: no picture is worth a model.
+
+        Raises
+        ------
+        Exception
+            Whatever matplotlib, its fonts and its settings may raise.
+        """
         settings = trainer.settings
         title = f"{dataset.name}: dropout p = {settings.p:g} {settings.placement} the activation, seed {settings.seed}"
-        write_atomically(self.curves, curves_png(trainer.history, title))
+        try:
+            picture = curves_png(trainer.history, title)
+        except Exception:
+            # That of an earlier run, whose model is replaced: no picture is better.
+            self.curves.unlink(missing_ok=True)
+            raise
+        write_atomically(self.curves, picture)
 
 
 def _description(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:

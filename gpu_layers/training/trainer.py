@@ -83,6 +83,25 @@ class Progress:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The begun part of an epoch that was stopped.
+
+    Attributes
+    ----------
+    batches, images, correct : int
+    loss_sum : float
+        Over the images.
+    seconds : float
+    """
+
+    batches: int = 0
+    images: int = 0
+    correct: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+
+
 class Trainer:
     """A run: network, optimizer, history.
 
@@ -113,6 +132,7 @@ class Trainer:
         self.classes = len(dataset.classes)
         self.communicator = communicator or SingleProcess()
         self.history: list[dict[str, Any]] = []
+        self._part: _Part | None = None
         xp: Any = np if settings.device == "cpu" else require_gpu()
         dtype = DTYPES[settings.dtype]
         self._x_train, self._x_test = (xp.asarray(x.astype(dtype)) for x in (dataset.x_train, dataset.x_test))
@@ -144,18 +164,30 @@ class Trainer:
         """Whether all epochs are done."""
         return self.epoch >= self.settings.epochs
 
-    def train_epoch(self, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    @property
+    def batches_of_next_epoch(self) -> int:
+        """Number of batches that are done of the epoch after the finished ones: not 0 where it was stopped."""
+        return self._part.batches if self._part else 0
+
+    def train_epoch(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
         """Train on every training image once, then evaluate.
 
         Parameters
         ----------
         report : callable
             Called after each batch.
+        stop : callable
+            Asked after each batch but the last. Once it is true the epoch ends there; the next call, or that of a
+            trainer with this one's :meth:`state`, does the rest, and both together do what one would have done.
 
         Returns
         -------
-        dict
-            This epoch's entry of :attr:`history`.
+        dict or None
+            This epoch's entry of :attr:`history`; None if it was stopped.
 
         Raises
         ------
@@ -163,28 +195,36 @@ class Trainer:
             If the loss is no longer a finite number.
         """
         with _arithmetic():
-            entry = self._train_epoch(report)
+            entry = self._train_epoch(report, stop)
+        if entry is None:
+            return None
         entry["test_loss"], entry["test_accuracy"] = self.evaluate()
         self._check_finite(entry["test_loss"])
         self.history.append(entry)
         return entry
 
-    def _train_epoch(self, report: Callable[[Progress], None]) -> dict[str, Any]:
+    def _train_epoch(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> dict[str, Any] | None:
         self.network.train()
         count = self._x_train.shape[0]
         order = array_module(self._x_train).asarray(epoch_order(count, self.settings.seed, self.epoch))
         steps = batch_count(count, self.settings.batch_size)
-        began = time.perf_counter()
-        images, loss_sum, correct = 0, 0.0, 0
+        begun, self._part = self._part or _Part(), None
+        began = time.perf_counter() - begun.seconds
+        images, loss_sum, correct = begun.images, begun.loss_sum, begun.correct
         for number, batch in enumerate(batches(count, self.settings.batch_size)):
+            if number < begun.batches:
+                continue
             self.optimizer.lr = self._learning_rate((self.epoch + number / steps) / self.settings.epochs)
             chosen = order[batch]
             samples = len(chosen)
             loss, hits = self._step(chosen)
             self._check_finite(loss)
             images, loss_sum, correct = images + samples, loss_sum + loss * samples, correct + hits
-            rate = images / (time.perf_counter() - began)
-            report(Progress(images, loss_sum / images, correct / images, rate))
+            seconds = time.perf_counter() - began
+            report(Progress(images, loss_sum / images, correct / images, images / seconds))
+            if number + 1 < steps and stop():
+                self._part = _Part(number + 1, images, correct, loss_sum, seconds)
+                return None
         seconds = time.perf_counter() - began
         return {
             "epoch": self.epoch + 1,
@@ -216,28 +256,45 @@ class Trainer:
             "data": self._data_digest,
             "generators": [generator.get_state() for generator in dropout_generators(self.network)],
             "history": self.history,
+            "part": asdict(self._part) if self._part else None,
         }
         return {name: _on_cpu(value) for name, value in arrays.items()}, facts
 
-    def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-        """Go back to a :meth:`state`.
+    def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> int:
+        """Go back to a :meth:`state`, possibly that of a run that was to have another number of epochs.
+
+        Returns
+        -------
+        int
+            How many it was to have. The learning rate follows this trainer's number from here on.
 
         Raises
         ------
         ValueError
-            If it belongs to a run with other settings or data; names them.
+            If it belongs to a run with other settings or data, which are named, or has more epochs than this run.
         """
         now, then = asdict(self.settings), facts["settings"]
-        different = [f"{name} {then.get(name)} instead of {now[name]}" for name in now if then.get(name) != now[name]]
+        different = [
+            f"{name} {then.get(name)} instead of {now[name]}"
+            for name in now
+            if name != "epochs" and then.get(name) != now[name]
+        ]
         if facts["data"] != self._data_digest:
             different.append("other data")
         if different:
             raise ValueError(f"the checkpoint was made with {', '.join(different)}")
+        part = _Part(**facts["part"]) if facts.get("part") else None
+        begun = len(facts["history"]) + (part is not None)
+        if begun > self.settings.epochs:
+            raise ValueError(
+                f"the checkpoint is in or after epoch {begun}, beyond the {self.settings.epochs} of this run"
+            )
         self.network.load_state_dict(_without_prefix(arrays, "model."))
         self.optimizer.load_state_dict(_without_prefix(arrays, "optimizer."))
         for generator, state in zip(dropout_generators(self.network), facts["generators"], strict=True):
             generator.set_state(state)
-        self.history = facts["history"]
+        self.history, self._part = facts["history"], part
+        return int(then["epochs"])
 
     def weights(self) -> dict[str, np.ndarray]:
         """The network's parameters and running statistics, under PyTorch's names."""

@@ -3,29 +3,77 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **changes}
+
+
+def _program(before: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys\n{before}\nfrom gpu_layers.cli import command\ncommand()"]
 
 
 def gpu_layers(*arguments: object, before: str = "", **options) -> subprocess.CompletedProcess:
     """Run the command; ``before`` is Python that runs first, in the same process."""
-    program = f"import sys\n{before}\nfrom gpu_layers.cli import main\nsys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environment(),
-        **options,
+        [*_program(before), *map(os.fsdecode, map(_word, arguments))],
+        **{"capture_output": True, "text": True, "timeout": 120, "check": False, "env": environment(), **options},
     )
+
+
+@contextmanager
+def started(*arguments: object, before: str | None = None, **options) -> Iterator[subprocess.Popen]:
+    """The command while it runs; however the block ends, it does not outlive it.
+
+    Interrupts reach it whether or not they reach this process: a shell's background jobs, and what they start, ignore
+    them, and Python leaves that as it finds it.
+    """
+    command = [sys.executable, "-m", "gpu_layers"] if before is None else _program(before)
+    process = subprocess.Popen(
+        [*command, *map(os.fsdecode, map(_word, arguments))],
+        **{
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": environment(),
+            "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **options,
+        },
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def interrupt(process: subprocess.Popen, *, group: bool = False) -> bytes:
+    """Interrupt the process until it ends; what it then said on standard error."""
+    # Python loses an interrupt that falls into a callback of the garbage collector: as a person would, press again.
+    for _ in range(5):
+        if group:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("it does not end")
+
+
+def _word(argument: object) -> str | bytes:
+    return argument if isinstance(argument, bytes) else str(argument)
 
 
 def assert_one_line_error(finished: subprocess.CompletedProcess, *parts: str, status: int = 2) -> None:

@@ -1,16 +1,13 @@
 """Everything a user can get wrong: one line, the right exit status, no traceback."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from tests.cli.commands import assert_one_line_error, environment, gpu_layers
+from tests.cli.commands import assert_one_line_error, environment, gpu_layers, started
 from tests.training.images import image_arrays, write_images
 
 
@@ -45,6 +42,8 @@ def _main(capsys, *arguments):
         (["train", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["train", "--placement", "inside"], "argument --placement: invalid choice: 'inside'"),
         (["train", "--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion'"),
+        (["train", "--layout", "chwn"], "argument --layout: invalid choice: 'chwn'"),
+        (["train", "--resume", "--overwrite"], "argument --overwrite: not allowed with argument --resume"),
         (["train", "--epo", "3"], "unrecognized arguments: --epo"),
         (["train", "--data", "/nowhere/images.npz"], "No such file or directory: /nowhere/images.npz"),
         (["train", "--data", "/"], "Is a directory: /"),
@@ -94,7 +93,7 @@ def test_no_gpu():
     assert "no usable GPU" in finished.stderr or "pip install 'gpu-layers[cuda12]'" in finished.stderr
 
 
-@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib", "safetensors", "threadpoolctl"])
+@pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib", "safetensors", "threadpoolctl", "filelock"])
 def test_a_missing_extra_is_named_before_any_work(tmp_path, package):
     hide = f"""
 import importlib.util
@@ -150,36 +149,19 @@ def test_output_to_a_full_disk(data):
 
 
 def test_reader_that_goes_away(data):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_layers", "train", "--data", data, "--epochs", "500", "--out", data.parent / "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=60) == 141
-    assert process.stderr.read() == b""
-
-
-def test_interrupt(data):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_layers", "train", "--data", data, "--epochs", "5000", "--out", data.parent / "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    for _ in range(4):
+    with started("train", "--data", data, "--epochs", 500, "--out", data.parent / "run") as process:
         process.stdout.readline()
-    time.sleep(0.05)
-    # Python loses an interrupt that falls into a callback of the garbage collector: as a person would, press again.
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        try:
-            _, errors = process.communicate(timeout=20)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    assert process.returncode == 130
-    assert errors == b"gpu-layers: interrupted\n"
-    assert not [name for name in os.listdir(data.parent / "run") if name.endswith(".partial")]
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("option", ["--out", "--data"])
+@pytest.mark.parametrize("command", ["train", "study"])
+def test_an_empty_path_is_no_path(tmp_path, command, option):
+    """As of an unset variable in a script; Python would take it for the working directory."""
+    if (command, option) == ("study", "--data"):
+        option = "--out"
+    finished = gpu_layers(command, *(["pooling"] if command == "study" else []), option, "", cwd=tmp_path)
+    assert_one_line_error(finished, f"argument {option}: must name a ")
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_layers import __version__
 from gpu_layers.cli import info, main
+from tests.cli.commands import gpu_layers
 
 
 def _json(capsys):
@@ -83,6 +84,35 @@ def test_missing_cupy(capsys, monkeypatch):
     assert "NVRTC" not in advice, "it comes with CuPy"
     assert main(["info"]) == 0
     assert "  CuPy " in capsys.readouterr().out
+
+
+def _installed(folder, *names):
+    """Packages that are installed in a folder, as pip leaves them, without their files."""
+    for name in names:
+        path = folder / f"{name.replace('-', '_')}-14.0.0.dist-info"
+        path.mkdir()
+        (path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 14.0.0\n")
+    return folder
+
+
+@pytest.mark.parametrize("more", [["cupy-cuda12x"], ["cupy-cuda12x", "cupy"], ["cupy-rocm-5-0"]])
+def test_several_packages_of_cupy(tmp_path, more):
+    """They overwrite each other's files; a package that only begins so is none."""
+    path = _installed(tmp_path, *more, "cupy-cuda13x", "cupyx-helpers", "cupy-extension")
+    before = f"sys.path.insert(0, {str(path)!r})"
+    finished = gpu_layers("info", before=before)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    names = sorted([*more, "cupy-cuda13x"])
+    lines = finished.stdout.splitlines()
+    (problem,) = lines[lines.index("Problems") + 1 :]
+    assert problem.split("  ")[1] == f"{len(names)} packages of CuPy: {', '.join(names)}"
+    assert f"pip uninstall {' '.join(names)}; then one of them: pip install 'gpu-layers[cuda12]' or" in problem
+    facts = json.loads(gpu_layers("info", "--json", before=before).stdout)
+    assert [entry["what"] for entry in facts["problems"]] == [f"{len(names)} packages of CuPy: {', '.join(names)}"]
+
+
+def test_no_problem(capsys):
+    assert _json(capsys)["problems"] == []
 
 
 def test_missing_extra(capsys, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import pty
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,10 +12,10 @@ import gpu_layers as gl
 from gpu_layers.cli import main
 from gpu_layers.training.checkpoint import load_arrays
 from gpu_layers.training.network import image_classifier
-from tests.cli.commands import environment, gpu_layers
+from tests.cli.commands import environment, gpu_layers, started
 from tests.training.images import image_arrays, write_images
 
-OUTPUTS = {"checkpoint.safetensors", "curves.png", "metrics.json", "model.safetensors"}
+OUTPUTS = {".lock", "checkpoint.safetensors", "curves.png", "metrics.json", "model.safetensors"}
 
 
 @pytest.fixture
@@ -26,7 +24,22 @@ def data(tmp_path):
 
 
 def _train(data, out, *options):
-    return main(["train", "--data", str(data), "--epochs", "3", "--batch-size", "8", "--out", str(out), *options])
+    return main(
+        [
+            "train",
+            "--device",
+            "cpu",
+            "--data",
+            str(data),
+            "--epochs",
+            "3",
+            "--batch-size",
+            "8",
+            "--out",
+            str(out),
+            *options,
+        ]
+    )
 
 
 def test_outputs(data, tmp_path, capsys):
@@ -72,37 +85,51 @@ def test_same_seed_same_file(data, tmp_path):
     assert (first / model).read_bytes() != (other / model).read_bytes()
 
 
-def test_a_new_run_replaces_an_old_one(data, tmp_path):
-    out = tmp_path / "run"
-    assert _train(data, out) == 0
-    (out / "notes.txt").write_text("mine")
-    (out / "model.safetensors.0123.partial").write_bytes(b"left by a killed run")
-    old = (out / "model.safetensors").read_bytes()
-    assert _train(data, out, "--seed", "1") == 0
-    assert (out / "model.safetensors").read_bytes() != old
-    assert set(os.listdir(out)) == OUTPUTS | {"notes.txt"}
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_images_give_the_same_model(tmp_path, channels):
+    arrays = image_arrays(shape=(channels, 9, 7))
+    np.savez(tmp_path / "first.npz", **arrays)
+    np.savez(tmp_path / "last.npz", **{k: np.moveaxis(v, 1, -1) if v.ndim == 4 else v for k, v in arrays.items()})
+    runs = [("first", []), ("last", []), ("last", ["--layout", "nhwc"]), ("first", ["--layout", "nchw"])]
+    for number, (name, options) in enumerate(runs):
+        assert _train(tmp_path / f"{name}.npz", tmp_path / str(number), *options) == 0
+    models = [(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(len(runs))]
+    assert set(models) == {models[0]}
+
+
+def test_an_unclear_layout_is_refused_before_anything_is_written(tmp_path, capsys):
+    data = write_images(tmp_path / "images.npz", shape=(3, 8, 3))
+    assert _train(data, tmp_path / "run") == 2
+    assert "say which with --layout nchw or --layout nhwc" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_as_labels(tmp_path):
+    arrays = image_arrays()
+    names = np.array(["cat", "dog", "été"])
+    np.savez(tmp_path / "images.npz", **{k: names[v] if k.startswith("y") else v for k, v in arrays.items()})
+    assert _train(tmp_path / "images.npz", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"]["classes"] == ["cat", "dog", "été"]
+    _, facts = load_arrays(tmp_path / "run" / "model.safetensors", "model")
+    assert facts["preparation"]["classes"] == ["cat", "dog", "été"]
 
 
 def test_bar_on_a_terminal(data, tmp_path):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_layers", "train", "--data", data, "--epochs", "2", "--out", tmp_path / "run"],
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-        env=environment() | {"TERM": "xterm-256color"},
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # the terminal's other end is closed
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(ours)
-    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
+    options = {"stdout": theirs, "env": environment(TERM="xterm-256color")}
+    with started("train", "--data", data, "--epochs", 2, "--out", tmp_path / "run", **options) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # the terminal's other end is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+        os.close(ours)
+        assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
     text = shown.decode()
     assert "━" in text
     assert "images/s" in text

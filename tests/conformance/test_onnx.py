@@ -3,11 +3,10 @@
 import importlib
 
 import numpy as np
+import onnx
 import pytest
 
 import gpu_layers as gl
-
-onnx = pytest.importorskip("onnx", reason="pip install onnx")
 
 OPERATORS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "MaxUnpool")
 

@@ -73,6 +73,40 @@ def test_a_run_that_was_stopped_goes_on(data, single, tmp_path):
     assert_same_curve(results(tmp_path)["epochs"], single)
 
 
+# Every process is asked to end, as by mpirun that was asked; the first one answers for all.
+ASK = """
+import os, signal, sys, gpu_layers.training.trainer as t
+from gpu_layers.cli import command
+step, calls = t.Trainer._step, 0
+def asking(*arguments):
+    global calls
+    calls += 1
+    if calls == 8: os.kill(os.getpid(), signal.SIGTERM)
+    return step(*arguments)
+t.Trainer._step = asking; command()
+"""
+
+
+def test_processes_that_are_asked_to_end_leave_a_checkpoint(data, single, tmp_path):
+    """Written in the middle of an epoch, by the first of two; one goes on."""
+    options = (*COMMAND[2:], "--data", data, "--out", tmp_path, "--epochs", "3")
+    done = run_processes(2, "-c", ASK, *options)
+    assert done.returncode != 0
+    assert "terminated after epoch 1 and 3 batches of the next, of 3" in done.stderr
+    command = [sys.executable, *COMMAND[:2], *map(str, options), "--resume"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "continuing after epoch 1 and 3 batches of the next, of 3" in done.stdout
+    assert_same_curve(results(tmp_path)["epochs"], single)
+
+
+def test_an_earlier_run_is_not_lost_by_mistake(data, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"of an earlier run")
+    done = run_processes(2, *COMMAND, "--data", data, "--out", tmp_path, "--epochs", "1")
+    assert done.returncode != 0
+    assert "train anew with --overwrite" in done.stderr
+    assert (tmp_path / "model.safetensors").read_bytes() == b"of an earlier run"
+
+
 def test_an_error_of_one_process_ends_all(data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run_processes(2, *COMMAND, "--data", data, "--out", tmp_path / "file", "--epochs", "1")

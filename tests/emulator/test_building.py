@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import pathlib
 import re
@@ -15,6 +17,7 @@ import pytest
 from gpu_layers.runtime import emulator, headers
 from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.emulator import errors, toolchain
+from gpu_layers.runtime.emulator.build import is_whole
 
 from .conftest import KERNELS
 
@@ -30,7 +33,7 @@ __global__ void scale(const float* x, float* y) { y[threadIdx.x] = kFactor * x[t
 def compiled_runtimes() -> list[pathlib.Path]:
     """What every module is linked with takes seconds to compile: once is enough."""
     emulator.load(KERNELS / "launches.cu", ["scale"])
-    return list((cache_folder() / "emulator").glob("runtime-*"))
+    return [path for path in (cache_folder() / "emulator").glob("runtime-*") if path.is_dir()]
 
 
 @pytest.fixture
@@ -70,24 +73,176 @@ def test_a_module_is_built_once_and_again_when_a_header_changes(project, tmp_pat
 
 
 def test_two_processes_that_build_at_once_both_succeed(project, tmp_path):
-    script = (
-        "import sys, numpy as np; from gpu_layers.runtime import emulator\n"
-        "y = np.zeros(4, np.float32)\n"
-        "module = emulator.load(sys.argv[1], ['scale'])\n"
-        "module.launch('scale', (1,), (4,), [np.ones(4, np.float32), y]); print(y[0])"
-    )
-    command = [sys.executable, "-c", script, str(project / "scale.cu")]
+    command = [sys.executable, "-c", LAUNCH, str(project / "scale.cu")]
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in running] == ["2.0\n"] * 3
     assert len(modules(tmp_path)) == 1
 
 
-def test_a_half_built_module_is_never_used(project, tmp_path):
-    """A build that was killed leaves a scratch folder behind, not a module."""
-    scratch = tmp_path / "cache" / "emulator" / "building-killed"
+LAUNCH = (
+    "import sys, numpy as np; from gpu_layers.runtime import emulator\n"
+    "y = np.zeros(4, np.float32)\n"
+    "module = emulator.load(sys.argv[1], ['scale'])\n"
+    "module.launch('scale', (1,), (4,), [np.ones(4, np.float32), y]); print(y[0])"
+)
+
+
+def scaled_elsewhere(project: pathlib.Path, before: str = "", **options) -> subprocess.CompletedProcess:
+    """The same in a process of its own, which has nothing loaded yet."""
+    command = [sys.executable, "-c", f"{before}\n{LAUNCH}", str(project / "scale.cu")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+KILLED = """
+import os, signal, subprocess
+run = subprocess.run
+def killing(command, **options):
+    if "-shared" in command:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(command, **options)
+subprocess.run = killing
+"""
+
+
+def test_a_killed_build_is_neither_used_nor_kept(project, tmp_path):
+    folder = tmp_path / "cache" / "emulator"
+    assert scaled_elsewhere(project, KILLED).returncode == -9
+    assert len(list(folder.glob("building-scale-fast-*.*"))) == 1
+    (folder / "building-of-an-older-version").mkdir()
+    (folder / "building-of-an-older-version" / "module.so").write_bytes(b"half of it")
+    assert scaled_elsewhere(project).stdout == "2.0\n"
+    assert not list(folder.glob("building-*"))
+
+
+def test_a_build_under_way_is_left_alone(project, tmp_path):
+    folder = tmp_path / "cache" / "emulator"
+    scratch = folder / "building-other-fast-0123.abcd"
     scratch.mkdir()
-    (scratch / "module.so").write_bytes(b"half of it")
+    with open(folder / "other-fast-0123.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert scaled(project) == 2
+        assert scratch.exists()
+    (project / "factor.cuh").write_text("constexpr float kFactor = 3.0f;\n")
+    assert scaled(project) == 3
+    assert not scratch.exists()
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _zeroed(path):  # as after a power cut: the size is right
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = pytest.mark.parametrize("damage", [pathlib.Path.unlink, _empty, _cut, _zeroed, _flipped])
+
+
+@DAMAGES
+def test_a_damaged_module_is_built_again(project, tmp_path, damage):
+    assert scaled_elsewhere(project).stdout == "2.0\n"  # this process must not have mapped what is damaged
+    (module,) = modules(tmp_path)
+    whole = module.stat().st_size
+    damage(module)
+    assert (scaled_elsewhere(project).stdout, scaled_elsewhere(project).stderr) == ("2.0\n", "")
+    assert module.stat().st_size == whole
+    assert not list((tmp_path / "cache" / "emulator").glob("building-*"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}x", '{"module.so": 3}', None])
+def test_a_damaged_manifest_is_a_damaged_module(project, tmp_path, content):
     assert scaled(project) == 2
+    (module,) = modules(tmp_path)
+    manifest = module.with_name("manifest.json")
+    good = manifest.read_text()
+    manifest.unlink()
+    if content is not None:
+        manifest.write_text(content)
+    assert scaled(project) == 2
+    assert json.loads(manifest.read_text()).keys() == json.loads(good).keys()
+
+
+@pytest.mark.parametrize("damage", [pathlib.Path.unlink, _empty, _flipped])
+def test_a_damaged_object_of_the_runtime_is_built_again(project, tmp_path, compiled_runtimes, damage):
+    folder = tmp_path / "cache" / "emulator"
+    for runtime in compiled_runtimes:  # a copy of one's own
+        (folder / runtime.name).unlink()
+        shutil.copytree(runtime, folder / runtime.name)
+    copies = [path for path in folder.glob("runtime-*") if path.is_dir()]
+    for copy in copies:  # of other modes too: which one a module takes is not told
+        damage(min(copy.glob("*.o")))
+    assert not any(is_whole(copy) for copy in copies)
+    done = scaled_elsewhere(project)
+    assert (done.stdout, done.stderr) == ("2.0\n", "")
+    assert [is_whole(copy) for copy in copies].count(True) == 1
+
+
+def test_the_folder_may_begin_with_a_tilde(project, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", "~/kernels")
+    assert cache_folder() == tmp_path / "home" / "kernels"
+    monkeypatch.delenv("GPU_LAYERS_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/other")
+    assert cache_folder() == tmp_path / "home" / "other" / "gpu_layers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "gpu_layers"
+    assert not (tmp_path / "~").exists()
+
+
+def test_without_a_home_the_variable_that_helps_is_named(project):
+    nobody = "import os, pwd\ndef unknown(user): raise KeyError(user)\npwd.getpwuid = unknown"
+    bare = {"PATH": os.environ["PATH"]}
+    done = scaled_elsewhere(project, nobody, env=bare)
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: no folder for compiled kernels (")
+    assert "set GPU_LAYERS_CACHE_DIR" in done.stderr
+    done = scaled_elsewhere(project, env={**bare, "HOME": "/proc/nonexistent"})
+    assert "compiled kernels cannot be kept in /proc/nonexistent/.cache/gpu_layers/emulator" in done.stderr
+    assert "set GPU_LAYERS_CACHE_DIR" in done.stderr
+
+
+def test_a_read_only_cache_that_has_the_module_is_enough(project, tmp_path, monkeypatch):
+    assert scaled(project) == 2
+    # Root may write to folders without that permission, so what would be written is what is looked at.
+    before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
+    module = sys.modules["gpu_layers.runtime.emulator.build"]  # the package calls a function of it by that name
+    monkeypatch.setattr(module, "writable_cache_folder", lambda name: pytest.fail("something was to be written"))
+    assert scaled(project) == 2
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before
+
+
+def test_the_compiler_may_have_a_launcher_and_flags(project, tmp_path, monkeypatch):
+    launcher = tmp_path / "my launcher"
+    launcher.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\nexec "$@"\n')
+    launcher.chmod(0o755)
+    (project / "scale.cu").write_text(SOURCE.replace("kFactor *", "kFactor * TIMES *"))
+    monkeypatch.setenv("CXX", f"'{launcher}' g++ -DTIMES=3")
+    assert scaled(project) == 6
+    assert "g++ -DTIMES=3" in (tmp_path / "calls").read_text()
+    # Flags are a part of what was built.
+    monkeypatch.setenv("CXX", "g++ -DTIMES=4")
+    assert scaled(project) == 8
+    # A path with spaces is one word, as it always was.
+    compiler = tmp_path / "my g++"
+    compiler.write_text('#!/bin/sh\nexec g++ -DTIMES=5 "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert toolchain.find_compiler().command == (str(compiler),)
+    for wrong in ("'g++", "no-such-compiler -O2", "'' g++"):
+        monkeypatch.setenv("CXX", wrong)
+        with pytest.raises(errors.ToolchainError, match="was not found"):
+            toolchain.find_compiler()
 
 
 def test_a_compile_error_shows_the_file_and_line(project):

@@ -192,6 +192,6 @@ def test_a_file_of_another_version(tmp_path, capsys):
 def test_without_a_gpu_it_says_so(capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("GPU: there is one")
     assert main(["--only", "relu"]) == 2
     assert "no usable GPU" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_every_case_is_right_and_pytorch_and_the_expression_agree(case):
 
 @pytest.mark.parametrize("case", [case for case in TOYS if case.operation.jax], ids=str)
 def test_jax_agrees(case):
-    pytest.importorskip("jax")
+    pytest.importorskip("jax", reason="JAX: not installed")
     row = runner(Jax).run(case)
     assert row.missing == {}
     assert row.notes == []
@@ -46,7 +46,7 @@ def test_jax_agrees(case):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    "GPU_LAYERS_SLOW_TESTS" not in os.environ, reason="compiles for minutes; GPU_LAYERS_SLOW_TESTS=1 runs it"
+    "GPU_LAYERS_SLOW_TESTS" not in os.environ, reason="slow: compiles for minutes; GPU_LAYERS_SLOW_TESTS=1 runs it"
 )
 @pytest.mark.parametrize("case", TOYS, ids=str)
 def test_compiled_pytorch_agrees(case):

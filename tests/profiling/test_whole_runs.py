@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from gpu_layers.verification import all_cases, emulated_backend
 from profiling import bit_equality, environment, probe, small_run
 from profiling.covering import covering, kernels_of, with_index64
@@ -159,11 +160,26 @@ def test_a_wrong_bit_is_found(capsys):
     assert f"WRONG {case}: y: " in bit_equality.summary(entries)
 
 
+@pytest.mark.parametrize("suffix", [".cubin", ".json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"half of it"])
+def test_damaged_machine_code_is_compiled_again(monkeypatch, tmp_path, suffix, content):
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
+    (kernel,) = (kernel for kernel in all_kernels() if kernel.name == "relu_forward<float>")
+    compiled = compiled_module.__wrapped__  # what is kept in the process is not what is looked at
+    module = compiled(kernel.source, (kernel.name,), Architecture(90))
+    code = module.path.read_bytes()
+    damaged = module.path.with_suffix(suffix)
+    damaged.unlink() if content is None else damaged.write_bytes(content)
+    assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
+    assert module.path.read_bytes() == code
+    assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
+
+
 @pytest.mark.parametrize("module", [small_run, bit_equality, environment])
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("GPU: there is one")
     assert module.main([]) == 2
     assert "no usable GPU" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+import gpu_layers.kernels  # declares them
 from gpu_layers.runtime.kernel import Kernel, KernelTemplate, all_kernels, combinations, parse_parameters
 from gpu_layers.runtime.launch import launch
 

@@ -49,6 +49,12 @@ def test_every_check_holds(built):
     assert status == 0
 
 
+def test_every_figure_is_drawn(built):
+    figures = [figure for report in built[1].values() for figure in report.findings.figures]
+    assert len(figures) >= 10
+    assert [(figure.name, figure.failure) for figure in figures if figure.failure] == []
+
+
 @pytest.mark.parametrize(("study", "claim"), CLAIMS)
 def test_a_falsified_measurement_fails_its_check_and_no_other(built, study, claim):
     report = built[1][study]
@@ -125,7 +131,7 @@ def browser():
     if not chromium or not driver:
         if os.environ.get("CI"):
             pytest.fail("CI needs chromium and chromedriver: see .ci/run")
-        pytest.skip("no chromium and chromedriver here (on Debian: apt install chromium chromium-driver)")
+        pytest.skip("browser: no chromium and chromedriver here (on Debian: apt install chromium chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver")
     service = pytest.importorskip("selenium.webdriver.chrome.service").Service
     options = webdriver.ChromeOptions()

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from multiprocessing import Pipe
@@ -13,7 +11,7 @@ import pytest
 
 from gpu_layers.study import STUDIES, Lab, run_studies
 from gpu_layers.study.running import PartError, _in_a_process
-from tests.cli.commands import environment
+from tests.cli.commands import interrupt, started
 
 
 def test_side_by_side_gives_the_same():
@@ -70,22 +68,9 @@ def gone(group):
 @pytest.mark.parametrize("seconds", [0.2, 3])
 def test_interrupt(seconds):
     """An interrupt reaches every process of a terminal; one line, status 130, nobody left."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu_layers", "study", "scaling", "--jobs", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        start_new_session=True,
-    )
-    process.stdout.readline()
-    time.sleep(seconds)
-    for _ in range(5):  # Python may lose one in a callback of the garbage collector: press again
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            _, errors = process.communicate(timeout=20)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    assert process.returncode == 130
-    assert errors == b"gpu-layers: interrupted\n"
-    assert gone(process.pid)
+    with started("study", "scaling", "--jobs", 2, start_new_session=True) as process:
+        process.stdout.readline()
+        time.sleep(seconds)
+        assert interrupt(process, group=True) == b"gpu-layers: interrupted\n"
+        assert process.returncode == 130
+        assert gone(process.pid)

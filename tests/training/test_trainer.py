@@ -1,10 +1,12 @@
 """Runs: they learn, they repeat, and they continue from their state bit for bit."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from gpu_layers.training import Settings, Trainer, load_npz
 from tests.training.images import write_images
@@ -96,8 +98,63 @@ def test_continues_bit_for_bit(dataset, stop, optimizer):
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_continues_bit_for_bit_from_any_batch(dataset, optimizer):
+    """Stopped after every single batch, and carried on by another trainer from what a file keeps."""
+    whole = _trained(dataset, optimizer=optimizer)
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
+    trainer, stops = Trainer(settings, dataset), []
+    while not trainer.finished:
+        entry = trainer.train_epoch(stop=lambda: True)
+        stops.append(trainer.batches_of_next_epoch)
+        assert (entry is None) == (stops[-1] > 0)
+        arrays, facts = trainer.state()
+        trainer = Trainer(settings, dataset)
+        assert trainer.restore(arrays, json.loads(json.dumps(facts))) == 4
+        assert trainer.batches_of_next_epoch == stops[-1]
+    assert stops == [1, 2, 3, 4, 0] * 4
+    assert _same_weights(whole, trainer)
+    timeless = [
+        [{name: value for name, value in entry.items() if "second" not in name} for entry in one.history]
+        for one in (whole, trainer)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_stopped_epoch_reports_the_whole_of_it(dataset):
+    reports = []
+    trainer = Trainer(SETTINGS, dataset)
+    assert trainer.train_epoch(stop=lambda: True) is None
+    assert trainer.history == []
+    entry = trainer.train_epoch(reports.append)
+    assert [report.images for report in reports] == [16, 24, 32, 41]
+    assert reports[-1].loss == entry["train_loss"] == _trained(dataset, epochs=4).history[0]["train_loss"]
+
+
+def test_another_number_of_epochs(dataset):
+    """The learning rate is that of the new number: half a cosine over eight epochs, at its fifth."""
+    first = _trained(dataset)
+    longer = Trainer(dataclasses.replace(SETTINGS, epochs=8), dataset)
+    assert longer.restore(*first.state()) == 4
+    longer.train_epoch(stop=lambda: True)
+    assert longer.optimizer.lr == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 4 / 8)), rel=1e-12)
+    shorter = Trainer(dataclasses.replace(SETTINGS, epochs=4), dataset)
+    with pytest.raises(ValueError, match="the checkpoint is in or after epoch 5, beyond the 4 of this run"):
+        shorter.restore(*longer.state())
+    assert shorter.epoch == 0
+
+
+def test_an_older_state_has_no_begun_epoch(dataset):
+    first = Trainer(SETTINGS, dataset)
+    first.train_epoch()
+    arrays, facts = first.state()
+    del facts["part"]
+    trainer = Trainer(SETTINGS, dataset)
+    trainer.restore(arrays, facts)
+    assert (trainer.epoch, trainer.batches_of_next_epoch) == (1, 0)
+
+
 def _blas_threads():
-    threadpoolctl = pytest.importorskip("threadpoolctl")
     return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
 

@@ -6,7 +6,7 @@ import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from .build import HOST_FOLDER, build
+from .build import HOST_FOLDER, build, is_whole, mark_damaged
 from .errors import EmulationError
 from .module import EmulatedModule
 from .sanitizers import check_environment, sanitizer_environment
@@ -17,9 +17,21 @@ from .trace import Trace
 __all__ = ["ALL_SCHEDULES", "EmulatedModule", "EmulationError", "Schedule", "Trace", "load", "sanitizer_environment"]
 
 
+class _DamagedModuleError(Exception):
+    """A module in the cache is not what was once built."""
+
+
 @functools.lru_cache(maxsize=256)
 def _open(source: pathlib.Path, names: tuple[str, ...], mode: str, library: pathlib.Path) -> EmulatedModule:
-    return EmulatedModule(source, names, mode, library, [HOST_FOLDER, find_cuda_headers()])
+    if not is_whole(library.parent):  # the loader would map whatever is in it
+        raise _DamagedModuleError
+    try:
+        return EmulatedModule(source, names, mode, library, [HOST_FOLDER, find_cuda_headers()])
+    except OSError as error:
+        raise EmulationError(
+            f"the compiled module does not load ({error}): where files of the cache folder may not be executed, set "
+            "GPU_LAYERS_CACHE_DIR to another"
+        ) from error
 
 
 def load(
@@ -50,10 +62,16 @@ def load(
     Raises
     ------
     EmulationError
-        Without a compiler or CUDA headers, or if the file does not compile.
+        Without a compiler or CUDA headers, or if the file does not compile or load.
+    RuntimeError
+        If there is no cache folder that can be written to.
     """
     path = pathlib.Path(source).resolve(strict=True)
     check_environment(mode)
     folders = [pathlib.Path(folder).resolve() for folder in include_dirs]
     library = build(path, list(names), folders, mode)
-    return _open(path, tuple(names), mode, library)
+    try:
+        return _open(path, tuple(names), mode, library)
+    except _DamagedModuleError:
+        mark_damaged(library.parent)
+    return _open(path, tuple(names), mode, build(path, list(names), folders, mode))

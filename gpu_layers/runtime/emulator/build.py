@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gpu_layers.runtime.cache import cache_folder
+from gpu_layers.runtime.cache import cache_folder, writable_cache_folder
 
 from . import toolchain
 from .errors import CompilationError
@@ -42,8 +43,16 @@ _SOURCE_SUFFIXES = (".cu", ".cuh", ".h", ".hpp", ".cpp")
 _CHECKED_SOURCES = ("checker.cpp", "happens_before.cpp", "memory_map.cpp", "shadow_memory.cpp", "traffic.cpp")
 
 
+#: In the cache folder.
+_FOLDER = "emulator"
+#: Names of folders that are being built begin so.
+_SCRATCH = "building-"
+#: The last file of a build: size and SHA-256 of each of the others.
+_MANIFEST = "manifest.json"
+
+
 def _modules_folder() -> pathlib.Path:
-    return cache_folder() / "emulator"
+    return cache_folder() / _FOLDER
 
 
 def _folder_state(folder: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
@@ -71,25 +80,88 @@ def _digest(parts: Sequence[str], folders: Sequence[pathlib.Path]) -> str:
     return digest.hexdigest()[:40]
 
 
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_manifest(folder: pathlib.Path) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    entries = {str(path.relative_to(folder)): [path.stat().st_size, _sha256(path)] for path in files}
+    (folder / _MANIFEST).write_text(json.dumps(entries, indent=1))
+
+
+def is_whole(folder: pathlib.Path, *, to_the_byte: bool = True) -> bool:
+    """Whether every file of a finished build is there as it was written, or at least in its size."""
+    try:
+        entries = json.loads((folder / _MANIFEST).read_text())
+        return all(
+            (folder / name).stat().st_size == size and (not to_the_byte or _sha256(folder / name) == digest)
+            for name, (size, digest) in entries.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):  # whatever became of the manifest
+        return False
+
+
+def mark_damaged(folder: pathlib.Path) -> None:
+    """Have the next :func:`build` replace a finished build."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _lock_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / f"{name}.lock"
+
+
+def _remove_killed_builds(folder: pathlib.Path) -> None:
+    """Remove scratch folders whose builder is gone: whoever builds holds the lock of what it builds."""
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        name, _, _ = scratch.name.removeprefix(_SCRATCH).rpartition(".")
+        lock = _lock_file(folder, name)
+        if name and lock.exists():
+            with open(lock, "w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:  # somebody builds
+                    continue
+                _remove(scratch)
+        else:
+            _remove(scratch)
+
+
 @contextlib.contextmanager
 def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """A scratch folder that becomes ``target`` when the block succeeds; None if another process was first.
 
-    The lock only saves work: what makes two builds safe is the rename, which is atomic.
+    The lock only saves work: what makes two builds safe is the rename, which is atomic. A damaged target is replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():
+    folder = writable_cache_folder(_FOLDER)
+    _remove_killed_builds(folder)
+    with open(_lock_file(folder, target.name), "w") as lock:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_whole(target):
             yield None
             return
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{target.name}.", dir=folder))
         try:
             yield scratch
-            with contextlib.suppress(OSError):  # somebody without our lock finished it meanwhile
+            _write_manifest(scratch)
+            if target.exists() or target.is_symlink():
+                damaged = scratch.with_name(f"{scratch.name}-damaged")
+                with contextlib.suppress(OSError):  # somebody without our lock was faster
+                    target.rename(damaged)
+                _remove(damaged)
+            with contextlib.suppress(OSError):  # likewise
                 scratch.rename(target)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -122,24 +194,32 @@ def _runtime_objects(
     if mode == "trace":  # the runtime does not watch itself, and does most of the work
         flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
-        ["runtime", compiler.version, *module_flags, *flags, str(HOST_FOLDER), toolchain.headers_digest(headers)],
+        [
+            "runtime",
+            compiler.version,
+            *compiler.command[1:],
+            *module_flags,
+            *flags,
+            str(HOST_FOLDER),
+            toolchain.headers_digest(headers),
+        ],
         [HOST_FOLDER],
     )
     target = _modules_folder() / f"runtime-{key}"
-    if not target.is_dir():
+    if not is_whole(target):
         with _building(target) as scratch:
             if scratch is not None:
                 _write_forwarding_headers(scratch)
                 include = [f"-I{HOST_FOLDER}", f"-I{scratch}", "-isystem", str(headers)]
                 commands = [
-                    [compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
+                    [*compiler.command, *flags, *include, "-c", str(source), "-o", f"{scratch / source.stem}.o"]
                     for source in sorted(HOST_FOLDER.glob("*.cpp"))
                     if mode == "trace" or source.name not in _CHECKED_SOURCES
                 ]
                 preamble = scratch / _PREAMBLE
                 preamble.write_text("".join(f'#include "{HOST_FOLDER / name}"\n' for name in _PREAMBLE_HEADERS))
                 if compiler.is_gcc:
-                    precompile = [compiler.command, *module_flags, *include, "-x", "c++-header", str(preamble)]
+                    precompile = [*compiler.command, *module_flags, *include, "-x", "c++-header", str(preamble)]
                     commands.append([*precompile, "-o", f"{preamble}.gch"])
                 _run_all(commands, "the emulator's runtime")
     return target
@@ -166,12 +246,12 @@ def _with_red_zones(assembly: str) -> str:
 
 def _compile_part(compiler: toolchain.Compiler, flags: Sequence[str], part: pathlib.Path, what: str, mode: str) -> None:
     if mode != "trace":
-        _run([compiler.command, *flags, "-c", str(part), "-o", str(part.with_suffix(".o"))], what)
+        _run([*compiler.command, *flags, "-c", str(part), "-o", str(part.with_suffix(".o"))], what)
         return
     assembly = part.with_suffix(".s")
-    _run([compiler.command, *flags, "-S", str(part), "-o", str(assembly)], what)
+    _run([*compiler.command, *flags, "-S", str(part), "-o", str(assembly)], what)
     assembly.write_text(_with_red_zones(assembly.read_text()))
-    _run([compiler.command, "-c", str(assembly), "-o", str(part.with_suffix(".o"))], what)
+    _run([*compiler.command, "-c", str(assembly), "-o", str(part.with_suffix(".o"))], what)
 
 
 def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str) -> pathlib.Path:
@@ -184,6 +264,7 @@ def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pat
         [
             "module",
             compiler.version,
+            *compiler.command[1:],
             *flags,
             *map(str, folders),
             str(source),
@@ -193,7 +274,7 @@ def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pat
         [HOST_FOLDER, *folders],
     )
     target = _modules_folder() / f"{source.stem}-{mode}-{key}"
-    if not target.is_dir():
+    if not is_whole(target, to_the_byte=False):
         runtime = _runtime_objects(compiler, flags, headers, mode)
         with _building(target) as scratch:
             if scratch is not None:
@@ -226,7 +307,7 @@ def _build_module(
     link_flags = [flag for flag in flags if flag.startswith("-fsanitize") and flag != "-fsanitize=thread"]
     _run(
         [
-            compiler.command,
+            *compiler.command,
             "-shared",
             "-Wl,-z,muldefs",  # a plain function of the .cu file is in every part
             *link_flags,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 
 from .errors import EmulationError, ToolchainError
@@ -11,11 +12,11 @@ from .toolchain import find_compiler
 _MARKER = "GPU_LAYERS_SANITIZER"
 
 
-def _library(compiler: str, name: str) -> str:
-    finished = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+def _library(compiler: tuple[str, ...], name: str) -> str:
+    finished = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
     path = finished.stdout.strip()
     if not os.path.isabs(path):
-        raise ToolchainError(f"{compiler} has no {name}: install the sanitizers of this compiler")
+        raise ToolchainError(f"{shlex.join(compiler)} has no {name}: install the sanitizers of this compiler")
     return os.path.realpath(path)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -60,30 +61,43 @@ class Compiler:
 
     Attributes
     ----------
-    command : str
-        Path of the executable.
+    command : tuple of str
+        Path of the executable, and what ``CXX`` has after its name: ``ccache g++``, ``g++ -m64``.
     version : str
         What it says of itself; a part of every cache key.
     is_gcc : bool
         Checked mode and the sanitizers need GCC: they rely on how it instruments memory accesses.
     """
 
-    command: str
+    command: tuple[str, ...]
     version: str
     is_gcc: bool
 
 
 @functools.lru_cache(maxsize=8)
-def _describe(command: str) -> Compiler:
-    finished = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
-    version = finished.stdout.strip()
-    if finished.returncode != 0 or not version:
-        raise ToolchainError(f"the C++ compiler {command} does not run: {finished.stderr.strip()}")
+def _describe(command: tuple[str, ...]) -> Compiler:
+    try:
+        finished = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace", check=False
+        )
+        version, errors = finished.stdout.strip(), finished.stderr.strip()
+    except OSError as error:
+        version, errors = "", str(error)
+    if not version or finished.returncode != 0:
+        raise ToolchainError(f"the C++ compiler {shlex.join(command)} does not run: {errors}")
     return Compiler(command, version, "clang" not in version.lower())
 
 
+def _cxx_words(value: str) -> list[list[str]]:
+    """What ``CXX`` may mean: an executable, whose name may have spaces, or a command line."""
+    try:
+        return [[value], shlex.split(value)]
+    except ValueError:  # a quotation mark that nothing closes
+        return [[value]]
+
+
 def find_compiler() -> Compiler:
-    """``$CXX``, else g++, else clang++.
+    """``$CXX``, which may have arguments, else g++, else clang++.
 
     Raises
     ------
@@ -92,11 +106,11 @@ def find_compiler() -> Compiler:
     """
     if platform.system() != "Linux":
         raise ToolchainError("the emulated backend needs Linux: it relies on its loader and debug formats")
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++"]:
-        path = shutil.which(name)
+    wanted = os.environ.get("CXX", "").strip()
+    for words in _cxx_words(wanted) if wanted else [["g++"], ["clang++"]]:
+        path = shutil.which(words[0])
         if path is not None:
-            return _describe(path)
+            return _describe((path, *words[1:]))
     if wanted:
         raise ToolchainError(f"the C++ compiler CXX={wanted} was not found; unset CXX to use g++ or clang++")
     raise ToolchainError(
@@ -163,7 +177,7 @@ def compile_flags(mode: str, compiler: Compiler) -> list[str]:
         raise ValueError(f"mode must be one of {', '.join(MODE_FLAGS)}, but got {mode!r}")
     if mode != "fast" and not compiler.is_gcc:
         raise ToolchainError(
-            f"mode {mode!r} needs g++ (`apt-get install g++`), but the compiler is {compiler.command}, "
+            f"mode {mode!r} needs g++ (`apt-get install g++`), but the compiler is {shlex.join(compiler.command)}, "
             "whose sanitizers have other entry points"
         )
     flags = [*_COMMON_FLAGS, *MODE_FLAGS[mode], *_processor_flags()]
