@@ -24,6 +24,7 @@ REGISTERS = 320
 _ZERO, _UNIFORM, _UNIFORM_ZERO = 255, 256, 319
 #: Rows of the predicates: P0 to P6 and PT, UP0 to UP6 and UPT.
 PREDICATES = 16
+_CONSTANT = r"c\[0x(\w+)\]\[(?:(U?R\w+)\+?)?(?:0x(\w+))?\]"
 
 # ``threads`` has ``registers``, ``predicates`` and ``constants``; ``at`` chooses among its columns.
 Action = Callable[[Any, Any], None]
@@ -70,7 +71,7 @@ def _bits(text: str, is_float: bool) -> Value:
     row = register(text)
     if row is not None:
         return lambda threads, at: threads.registers[row, at]
-    found = re.fullmatch(r"c\[0x(\w+)\]\[(?:(U?R\w+)(?:\+|$|(?=\])))?(?:0x(\w+))?\]", text)
+    found = re.fullmatch(_CONSTANT, text)
     if found:
         bank, offset = int(found[1], 16), int(found[3] or "0", 16)
         index = register(found[2]) if found[2] else None
@@ -138,10 +139,16 @@ def wide(text: str) -> Value:
         return lambda threads, at: (
             threads.registers[row, at].astype(U64) | threads.registers[row + 1, at].astype(U64) << U64(32)
         )
-    found = re.fullmatch(r"c\[0x(\w+)\]\[0x(\w+)\]", text)
+    found = re.fullmatch(_CONSTANT, text)
     if found:
-        bank, word = int(found[1], 16), int(found[2], 16) // 4
-        return lambda threads, at: U64(int(threads.constants[bank][word]) | int(threads.constants[bank][word + 1]) << 32)
+        bank, offset = int(found[1], 16), int(found[3] or "0", 16)
+        index = register(found[2]) if found[2] else None
+
+        def constant(threads: Any, at: Any) -> Any:
+            low, high = (np.asarray(_constant(threads, at, bank, offset + more, index)) for more in (0, 4))
+            return low.astype(U64) | high.astype(U64) << U64(32)
+
+        return constant
     number = U64(int(text, 16) & 0xFFFFFFFFFFFFFFFF)
     return lambda threads, at: number
 
@@ -317,7 +324,7 @@ def _lea(modifiers: list[str], operands: list[str]) -> Action:
     if predicate(rest[-1]) is not None:
         ins = [truth(rest.pop())]
     shift = int(rest[-1], 16)
-    a, b = integer(rest[0]), integer(rest[1])
+    a, b = integer(rest[0]), _addend(rest[1])
     high, sign = "HI" in modifiers, "SX32" in modifiers
     above = integer(rest[2]) if high and not sign else None
 
@@ -330,7 +337,7 @@ def _lea(modifiers: list[str], operands: list[str]) -> Action:
         else:
             assert above is not None
             term = (((above(threads, at).astype(U64) << U64(32)) | x.astype(U64)) >> U64(32 - shift)).astype(U32)
-        total = term.astype(U64) + b(threads, at).astype(U64)
+        total = term.astype(U64) + b(threads, at)
         for carry in ins:
             total = total + carry(threads, at)
         put(threads, at, total & U64(0xFFFFFFFF))
