@@ -67,6 +67,8 @@ class Execution:
         Bytes of 32-byte sectors that were read for the first time.
     barriers : float
         Barriers of a block, on average.
+    arrivals : float
+        How often a block counts itself in, where blocks wait for each other.
     """
 
     blocks: int
@@ -76,6 +78,7 @@ class Execution:
     cached_trips: float
     loaded_bytes: int
     barriers: float
+    arrivals: float
 
     @property
     def warp_instructions(self) -> int:
@@ -257,7 +260,7 @@ class _Machine:
         self._pending = np.zeros((256, self._warps), np.uint8)
         self._maybe_pending: set[int] = set()
         self._trips = [0, 0]
-        self._loaded = 0
+        self._loaded = self._arrivals = 0
         self._blocks = len(blocks)
 
     # Which threads go on
@@ -285,6 +288,7 @@ class _Machine:
             self._trips[0] / self._warps,
             self._loaded,
             self._barriers / self._blocks,
+            self._arrivals / self._blocks,
         )
 
     def _release(self) -> bool:
@@ -615,6 +619,8 @@ class _Machine:
         added = np.broadcast_to(integer(operands[2])(self, where), lanes.shape)
         row = register(operands[0])
         assert row is not None
+        if row == 255:
+            self._arrivals += lanes.size
         for lane, address, value in zip(lanes, addresses, added, strict=True):
             one = np.asarray([address], U64)
             (old,) = self.memory.load(one, 4)
