@@ -1,4 +1,4 @@
-"""Where kernels are timed: a GPU, or, to test the benchmark itself, the emulated one; and the GPUs that are modelled."""
+"""Where kernels are timed, a GPU or, to test the benchmark, the emulated one; and the GPUs that are modelled."""
 
 from __future__ import annotations
 

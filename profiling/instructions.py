@@ -31,7 +31,7 @@ Action = Callable[[Any, Any], None]
 Value = Callable[[Any, Any], Any]
 
 
-class UnknownInstruction(Exception):
+class UnknownInstructionError(Exception):
     """An instruction, or a form of one, that is not described here."""
 
 
@@ -89,7 +89,7 @@ def _number(text: str, is_float: bool) -> int:
     try:
         return int(F32(float(text)).view(U32)) if is_float or not text.lstrip("-").isdigit() else int(text) & 0xFFFFFFFF
     except ValueError as error:
-        raise UnknownInstruction(f"operand {text}") from error
+        raise UnknownInstructionError(f"operand {text}") from error
 
 
 def integer(text: str) -> Value:
@@ -177,7 +177,7 @@ def truth(text: str) -> Value:
     """A predicate operand."""
     found = predicate(text)
     if found is None:
-        raise UnknownInstruction(f"predicate {text}")
+        raise UnknownInstructionError(f"predicate {text}")
     row, negated = found
     if negated:
         return lambda threads, at: ~threads.predicates[row, at]
@@ -187,7 +187,7 @@ def truth(text: str) -> Value:
 def _put(text: str) -> Callable[[Any, Any, Any], None]:
     row = register(text)
     if row is None:
-        raise UnknownInstruction(f"result {text}")
+        raise UnknownInstructionError(f"result {text}")
     if row in (_ZERO, _UNIFORM_ZERO):
         return lambda threads, at, bits: None
 
@@ -213,7 +213,7 @@ def _put_wide(text: str) -> Callable[[Any, Any, Any], None]:
 def _put_truth(text: str) -> Callable[[Any, Any, Any], None]:
     found = predicate(text)
     if found is None:
-        raise UnknownInstruction(f"predicate {text}")
+        raise UnknownInstructionError(f"predicate {text}")
     row = found[0]
     if row in (7, 15):
         return lambda threads, at, bits: None
@@ -396,7 +396,7 @@ def _shf(modifiers: list[str], operands: list[str]) -> Action:
     left, is_high = modifiers[0] == "L", "HI" in modifiers
     kind = modifiers[1]
     if modifiers[0] not in ("L", "R") or kind not in ("U32", "S32", "U64", "S64") or "W" in modifiers:
-        raise UnknownInstruction("SHF")
+        raise UnknownInstructionError("SHF")
 
     def act(threads: Any, at: Any) -> None:
         x, y, places = a(threads, at), c(threads, at), by(threads, at)
@@ -442,7 +442,7 @@ def _count_bits(modifiers: list[str], operands: list[str]) -> Action:
 def _highest_bit(modifiers: list[str], operands: list[str]) -> Action:
     put, value, as_shift = _put(operands[0]), integer(operands[1]), "SH" in modifiers
     if "U32" not in modifiers:
-        raise UnknownInstruction("FLO of signed integers")
+        raise UnknownInstructionError("FLO of signed integers")
 
     def act(threads: Any, at: Any) -> None:
         bits = np.asarray(value(threads, at))
@@ -478,13 +478,13 @@ def _ldc(modifiers: list[str], operands: list[str]) -> Action:
         put_wide, both = _put_wide(operands[0]), wide(operands[1])
         return lambda threads, at: put_wide(threads, at, both(threads, at))
     if modifiers:
-        raise UnknownInstruction("LDC of a part")
+        raise UnknownInstructionError("LDC of a part")
     return _mov(modifiers, operands)
 
 
 def _cs2r(modifiers: list[str], operands: list[str]) -> Action:
     if operands[1] != "SRZ":
-        raise UnknownInstruction(f"CS2R of {operands[1]}")
+        raise UnknownInstructionError(f"CS2R of {operands[1]}")
     if "32" in modifiers:
         put = _put(operands[0])
         return lambda threads, at: put(threads, at, U32(0))
@@ -524,7 +524,7 @@ def _iabs(modifiers: list[str], operands: list[str]) -> Action:
 
 def _p2r(modifiers: list[str], operands: list[str]) -> Action:
     if operands[1] != "PR" or modifiers:
-        raise UnknownInstruction("P2R")
+        raise UnknownInstructionError("P2R")
     put, other, mask = _put(operands[0]), integer(operands[2]), int(operands[3], 16)
 
     def act(threads: Any, at: Any) -> None:
@@ -539,7 +539,7 @@ def _p2r(modifiers: list[str], operands: list[str]) -> Action:
 
 def _r2p(modifiers: list[str], operands: list[str]) -> Action:
     if operands[0] != "PR" or modifiers:
-        raise UnknownInstruction("R2P")
+        raise UnknownInstructionError("R2P")
     value, mask = integer(operands[1]), int(operands[2], 16)
 
     def act(threads: Any, at: Any) -> None:
@@ -629,7 +629,12 @@ def _fchk(modifiers: list[str], operands: list[str]) -> Action:
         out(
             threads,
             at,
-            (below < 2) | (below > 252) | (above == 255) | (above < 25) | (above - below > 125) | (above - below < -124),
+            (below < 2)
+            | (below > 252)
+            | (above == 255)
+            | (above < 25)
+            | (above - below > 125)
+            | (above - below < -124),
         )
 
     return act
@@ -681,7 +686,7 @@ def _ffma(modifiers: list[str], operands: list[str]) -> Action:
         exact = a(threads, at).astype(F64) * b(threads, at).astype(F64)
         addend = np.asarray(c(threads, at)).astype(F64)
         total = np.asarray(exact + addend)
-        # The sum was rounded to 53 bits: to an odd last bit where it was not exact, so that the second rounding is right.
+        # The sum was rounded to 53 bits. An odd last bit where it was not exact makes the second rounding right.
         error = (exact - (total - (total - exact))) + (addend - (total - exact))
         bits = total.view(I64)
         towards = np.where((error > 0) == (total > 0), 0, -1)
@@ -724,7 +729,7 @@ def _mufu(modifiers: list[str], operands: list[str]) -> Action:
         "TANH": np.tanh,
     }
     if kind not in functions:
-        raise UnknownInstruction(f"MUFU.{kind}")
+        raise UnknownInstructionError(f"MUFU.{kind}")
     function, put_float, value = functions[kind], _put_float(operands[0], modifiers), floating(operands[1])
     return lambda threads, at: put_float(threads, at, function(np.asarray(value(threads, at), F64)).astype(F32))
 
@@ -760,7 +765,7 @@ def _f2fp(modifiers: list[str], operands: list[str]) -> Action:
     put, high, low = _put(operands[0]), floating(operands[1]), floating(operands[2])
     kind = "BF16" if "BF16" in modifiers else "F16"
     if "PACK_AB" not in modifiers or "F32" not in modifiers:
-        raise UnknownInstruction("F2FP")
+        raise UnknownInstructionError("F2FP")
     positive = "RELU" in modifiers
 
     def half(value: Any) -> Any:
@@ -770,7 +775,7 @@ def _f2fp(modifiers: list[str], operands: list[str]) -> Action:
 
 
 def _f2f(modifiers: list[str], operands: list[str]) -> Action:
-    to, source = (modifiers + ["F32"])[:2]
+    to, source = [*modifiers, "F32"][:2]
     if source == "F64":
         put_float, value = _put_float(operands[0], modifiers), double(operands[1])
         return lambda threads, at: put_float(threads, at, value(threads, at).astype(F32))
@@ -779,7 +784,7 @@ def _f2f(modifiers: list[str], operands: list[str]) -> Action:
         put_wide = _put_wide(operands[0])
         return lambda threads, at: put_wide(threads, at, single(threads, at).astype(F64).view(U64))
     if to not in ("F16", "BF16") or source != "F32":
-        raise UnknownInstruction("F2F")
+        raise UnknownInstructionError("F2F")
     put = _put(operands[0])
     return lambda threads, at: put(threads, at, _half_bits(single(threads, at), to))
 
@@ -808,14 +813,14 @@ def _halves(text: str, is_bfloat: bool) -> Callable[[Any, Any], tuple[Any, Any]]
 
 def _hadd2(modifiers: list[str], operands: list[str]) -> Action:
     if modifiers != ["F32"] or operands[1] != "-RZ":
-        raise UnknownInstruction("HADD2 that is no conversion to float32")
+        raise UnknownInstructionError("HADD2 that is no conversion to float32")
     put, value = _put(operands[0]), _halves(operands[2], False)
     return lambda threads, at: put(threads, at, value(threads, at)[0].view(U32))
 
 
 def _hfma2(modifiers: list[str], operands: list[str]) -> Action:
     if [o.lstrip("-") for o in operands[1:3]] != ["RZ", "RZ"]:
-        raise UnknownInstruction("HFMA2 that is no move")
+        raise UnknownInstructionError("HFMA2 that is no move")
     put, (high, low) = _put(operands[0]), (np.float16(float(o)).view(np.uint16) for o in operands[3:5])
     bits = U32(int(high) << 16 | int(low))
     return lambda threads, at: put(threads, at, bits)
@@ -824,7 +829,7 @@ def _hfma2(modifiers: list[str], operands: list[str]) -> Action:
 def _hset2(modifiers: list[str], operands: list[str]) -> Action:
     put, is_bfloat = _put(operands[0]), "BF16_V2" in modifiers
     if "BF" in modifiers:
-        raise UnknownInstruction("HSET2.BF")
+        raise UnknownInstructionError("HSET2.BF")
     name = next(m for m in modifiers if m in (*_ORDERS, "NAN", "NUM") or m[:-1] in _ORDERS)
     a, b, other = _halves(operands[1], is_bfloat), _halves(operands[2], is_bfloat), truth(operands[3])
 
@@ -843,7 +848,7 @@ def _from_integer(modifiers: list[str], operands: list[str]) -> Action:
     elif "U32" in modifiers:
         read = integer(operands[1])
     elif {"U16", "S16", "U8", "S8", "S64"} & set(modifiers):
-        raise UnknownInstruction("I2F")
+        raise UnknownInstructionError("I2F")
     else:
         signed_bits = integer(operands[1])
         read = lambda threads, at: _signed(signed_bits(threads, at))  # noqa: E731
@@ -876,7 +881,7 @@ def _to_integer(modifiers: list[str], operands: list[str]) -> Action:
 
         return act
     if {"S64", "F64", "U16", "S16", "U8", "S8"} & set(modifiers):
-        raise UnknownInstruction("F2I")
+        raise UnknownInstructionError("F2I")
     low, high = (0, 2**32 - 1) if "U32" in modifiers else (-(2**31), 2**31 - 1)
     put = _put(operands[0])
     return lambda threads, at: put(
@@ -953,7 +958,7 @@ def arithmetic(instruction: Instruction) -> Action | None:
 
     Raises
     ------
-    UnknownInstruction
+    UnknownInstructionError
         For a form of it that is not described here.
     """
     mnemonic, *modifiers = instruction.opcode.split(".")
@@ -965,4 +970,4 @@ def arithmetic(instruction: Instruction) -> Action | None:
     try:
         return builder(modifiers, split(instruction.operands))
     except (IndexError, ValueError, TypeError) as error:
-        raise UnknownInstruction(f"{instruction.opcode} {instruction.operands}: {error}") from error
+        raise UnknownInstructionError(f"{instruction.opcode} {instruction.operands}: {error}") from error

@@ -25,7 +25,7 @@ from profiling.instructions import (
     U32,
     U64,
     Action,
-    UnknownInstruction,
+    UnknownInstructionError,
     arithmetic,
     integer,
     predicate,
@@ -103,7 +103,7 @@ class Memory:
         self._seen = np.zeros(self._first_sector[-1], bool)
         self._low = int(self._bases[0]) & ~15 if places else 0
         size = (int(self._ends.max()) - self._low + 16) if places else 16
-        raw = (ctypes.c_uint8 * size).from_address(self._low) if places else (ctypes.c_uint8 * size)()
+        raw: Any = (ctypes.c_uint8 * size).from_address(self._low) if places else (ctypes.c_uint8 * size)()
         memory = np.frombuffer(raw, np.uint8)
         self._views = {1: memory, 2: memory[: size // 2 * 2].view(np.uint16), 4: memory[: size // 4 * 4].view(U32)}
 
@@ -181,11 +181,11 @@ def _step(instruction: Instruction) -> _Step:
         guard = None
     try:
         action = arithmetic(instruction)
-    except UnknownInstruction as error:
+    except UnknownInstructionError as error:
         action, message = None, str(error)
 
         def refuse(threads: Any, at: Any) -> None:
-            raise UnknownInstruction(message)
+            raise UnknownInstructionError(message)
 
         action = refuse
     operands = split(instruction.operands)
@@ -330,7 +330,7 @@ class _Machine:
         chosen = places == place
         if chosen.all():
             at: Any = slice(None)
-            self._next, self._active_warps = len(self._steps), slice(None)
+            self._next, self._active_warps = len(self._steps), np.arange(self._warps)
             warps = self._warps
         else:
             at = np.nonzero(chosen)[0]
@@ -379,7 +379,7 @@ class _Machine:
     def _special_step(self, step: _Step, place: int, at: Any) -> int:
         method = _METHODS.get(step.kind)
         if method is None:
-            raise UnknownInstruction(f"{step.instruction.opcode} {step.instruction.operands}")
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
         where = at if step.guard is None else self._guarded(step.guard, at)
         return method(self, step, place, at, where)
 
@@ -392,7 +392,7 @@ class _Machine:
     def _label(self, step: _Step) -> int:
         found = re.search(r"`\(([^)]+)\)", step.instruction.operands)
         if found is None or found[1] not in self._kernel.labels:
-            raise UnknownInstruction(f"{step.instruction.opcode} {step.instruction.operands}")
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
         return self._kernel.labels[found[1]]
 
     def _branch(self, step: _Step, place: int, at: Any, where: Any) -> int:
@@ -452,12 +452,12 @@ class _Machine:
 
     def _end_join(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if not self._everyone(at, where):
-            raise UnknownInstruction("BSYNC of some threads")
+            raise UnknownInstructionError("BSYNC of some threads")
         return self._join(at, self._joins[int(step.operands[0][1:]), at], place)
 
     def _sync_warp(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if "ALL" not in step.instruction.opcode:
-            raise UnknownInstruction(step.instruction.opcode)
+            raise UnknownInstructionError(step.instruction.opcode)
         return self._join(at, np.full(self._indices(at).shape, 0xFFFFFFFF, U32), place)
 
     def _join(self, at: Any, wanted: np.ndarray, place: int) -> int:
@@ -477,7 +477,7 @@ class _Machine:
 
     def _barrier(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if "RED" in step.instruction.opcode or step.operands[0] != "0x0":
-            raise UnknownInstruction(step.instruction.opcode)
+            raise UnknownInstructionError(step.instruction.opcode)
         waiting = self._indices(where)
         if not waiting.size:
             return place + 1
@@ -494,7 +494,7 @@ class _Machine:
         row = register(step.operands[0])
         assert row is not None
         if step.operands[1] not in self._special:
-            raise UnknownInstruction(f"S2R of {step.operands[1]}")
+            raise UnknownInstructionError(f"S2R of {step.operands[1]}")
         self.registers[row, where] = self._special[step.operands[1]][where]
         return place + 1
 
@@ -505,7 +505,7 @@ class _Machine:
             r"(?:desc\[UR\w+\])?\[(?:(R\w+)(\.64|\.U32|\.X4|\.X8|\.X16)?)?(?:\+?(UR\w+))?(?:\+?(-?0x\w+))?\]", text
         )
         if found is None:
-            raise UnknownInstruction(f"address {text}")
+            raise UnknownInstructionError(f"address {text}")
         count = self._indices(where).size
         total = np.zeros(count, np.int64)
         if found[1]:
@@ -547,7 +547,7 @@ class _Machine:
         if late.any():
             self._trips[1] += int((late >= 2).sum())
             self._trips[0] += int((late == 1).sum())
-            warps = np.arange(self._warps)[self._active_warps][late > 0]
+            warps = self._active_warps[late > 0]
             self._pending[:, warps] = 0
             if not self._pending.any():
                 self._maybe_pending.clear()
@@ -610,7 +610,7 @@ class _Machine:
         """An atomic sum of 32-bit integers: what blocks count each other with."""
         opcode = step.instruction.opcode
         if "ADD" not in opcode or {"64", "F32", "F16x2", "F64"} & set(opcode.split(".")):
-            raise UnknownInstruction(opcode)
+            raise UnknownInstructionError(opcode)
         lanes = self._indices(where)
         operands = [o for o in step.operands if predicate(o) is None]
         if step.kind == "RED":
@@ -649,7 +649,7 @@ class _Machine:
             "IDX": low | (by & ~segment & 31),
         }.get(mode)
         if wanted is None:
-            raise UnknownInstruction(step.instruction.opcode)
+            raise UnknownInstructionError(step.instruction.opcode)
         valid = wanted >= high if mode == "UP" else wanted <= high
         from_lane = np.where(valid, wanted, lane)
         columns = lanes - lane + from_lane
@@ -682,7 +682,7 @@ class _Machine:
 
     def _match(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if "ANY" not in step.instruction.opcode:
-            raise UnknownInstruction(step.instruction.opcode)
+            raise UnknownInstructionError(step.instruction.opcode)
         lanes = self._indices(where)
         read = wide if "U64" in step.instruction.opcode else integer
         row = register(step.operands[0])
@@ -757,7 +757,7 @@ def execute(
 
     Raises
     ------
-    UnknownInstruction
+    UnknownInstructionError
         If the code holds an instruction, on the way that was taken, that is not described.
     MachineError
         For an access outside the arrays, or threads that wait for ever.

@@ -232,9 +232,7 @@ def launch_time(counted: Counted, gpu: Gpu = MODELLED) -> LaunchTime:
     """The time of one launch."""
     execution, blocks = counted.execution, counted.blocks
     held = max(1, counted.resident(gpu)) * gpu.multiprocessors
-    barriers = (
-        execution.cached_trips * CACHED + execution.barriers * BARRIER + execution.arrivals * GRID_BARRIER
-    )
+    barriers = execution.cached_trips * CACHED + execution.barriers * BARRIER + execution.arrivals * GRID_BARRIER
     issued = execution.warp_instructions / execution.blocks * _LANES / (gpu.lanes * gpu.clock)
     needs = dict.fromkeys((MEMORY, ISSUE, WAITING), 0.0)
     seconds = 0.0

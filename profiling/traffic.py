@@ -77,18 +77,29 @@ def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str
     """
     for smaller in _smaller(case):
         counted = launches_of(smaller)
+        read = _part_that_is_read(case, smaller)
+        if not read:
+            continue
         if [launch.kernel for launch in counted] == [launch.kernel for launch in launches]:
             moved = []
             for trace, small, whole in zip(_traces(smaller), counted, launches, strict=True):
                 total = 0.0
                 for name, footprint in trace.footprints.items():
-                    touched = _SECTOR * (footprint.sectors_loaded + footprint.sectors_stored)
+                    touched = _SECTOR * (read * footprint.sectors_loaded + footprint.sectors_stored)
                     # The whole shape may need less: no counter of blocks that wait for each other, say.
                     total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
                 moved.append(total)
             return moved, ""
     sizes = [float(sum(launch.array_bytes.values())) for launch in launches]
     return sizes, "bytes not counted: smaller shapes take other kernels"
+
+
+def _part_that_is_read(case: Case, smaller: Case) -> float:
+    """What is read of the whole shape, over what is read of a smaller one; 0 where the latter reads nothing."""
+    kept = case.operation.kept
+    if kept is None:
+        return 1.0
+    return kept(case.shape) / kept(smaller.shape) if kept(smaller.shape) else 0.0
 
 
 def _smaller(case: Case) -> Iterator[Case]:
