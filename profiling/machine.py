@@ -35,6 +35,8 @@ from profiling.instructions import (
     wide,
 )
 
+#: Bytes of each array that a sample of blocks reads and writes, again and again: the rest takes no memory.
+FOLD = 2**22
 _LANES, _SECTOR = 32, 32
 _RUNNING, _ASLEEP, _AT_JOIN, _AT_BARRIER, _DONE = range(5)
 # Where the parameters begin in the bank of constants, and where a block's shared memory begins: a kilobyte is reserved.
@@ -92,9 +94,12 @@ class Memory:
     Parameters
     ----------
     arrays : sequence of ndarray
+    is_folded : bool
+        Use the first megabytes of an array in place of all of it.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray], is_folded: bool) -> None:
+        self._is_folded = is_folded
         places = sorted({(array.ctypes.data, array.nbytes) for array in arrays if array.nbytes})
         self._bases = np.array([base for base, _ in places], U64)
         self._ends = np.array([base + size for base, size in places], U64)
@@ -105,7 +110,11 @@ class Memory:
         size = (int(self._ends.max()) - self._low + 16) if places else 16
         raw: Any = (ctypes.c_uint8 * size).from_address(self._low) if places else (ctypes.c_uint8 * size)()
         memory = np.frombuffer(raw, np.uint8)
-        self._views = {1: memory, 2: memory[: size // 2 * 2].view(np.uint16), 4: memory[: size // 4 * 4].view(U32)}
+        self._views: dict[int, Any] = {
+            1: memory,
+            2: memory[: size // 2 * 2].view(np.uint16),
+            4: memory[: size // 4 * 4].view(U32),
+        }
 
     def _places(self, addresses: np.ndarray, size: int) -> np.ndarray:
         which = np.searchsorted(self._bases, addresses, "right") - 1
@@ -113,16 +122,21 @@ class Memory:
             raise MachineError(f"an access of {size} bytes outside all arrays, or misaligned")
         return which
 
+    def _folded(self, addresses: np.ndarray, which: np.ndarray) -> np.ndarray:
+        if not self._is_folded:
+            return addresses
+        return self._bases[which] + (addresses - self._bases[which]) % U64(FOLD)
+
     def load(self, addresses: np.ndarray, size: int) -> list[np.ndarray]:
         """The 32-bit words (or what is smaller) at each address."""
-        self._places(addresses, size)
+        addresses = self._folded(addresses, self._places(addresses, size))
         unit = min(size, 4)
         first = ((addresses - U64(self._low)) // U64(unit)).astype(np.int64)
         return [self._views[unit][first + word] for word in range(size // unit)]
 
     def store(self, addresses: np.ndarray, size: int, words: Sequence[Any]) -> None:
         """Write them."""
-        self._places(addresses, size)
+        addresses = self._folded(addresses, self._places(addresses, size))
         unit = min(size, 4)
         first = ((addresses - U64(self._low)) // U64(unit)).astype(np.int64)
         for number, word in enumerate(words):
@@ -230,7 +244,7 @@ class _Machine:
             0: np.concatenate([constants, np.frombuffer(parameters, U32)]),
             2: np.frombuffer(jump_table + bytes(-len(jump_table) % 4), U32),
         }
-        self.memory = Memory([v for v in values if isinstance(v, np.ndarray) and v.ndim])
+        self.memory = Memory([v for v in values if isinstance(v, np.ndarray) and v.ndim], self._is_sample)
         shared = max(0, kernel.resources.shared - _SHARED_BASE) + dynamic_shared
         self._shared_size = -(-shared // 16) * 16 + 16
         self._shared = np.zeros((len(blocks), self._shared_size), np.uint8)
@@ -753,7 +767,8 @@ def execute(
         Bytes of a block.
     blocks : sequence of int, optional
         Numbers of the blocks to execute; all of them by default. Where only some are executed, one that waits for
-        others is told that they have come.
+        others is told that they have come, and the first 4 MB of an array stand for all of it: such a launch is
+        good for counting only.
 
     Raises
     ------

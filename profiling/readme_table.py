@@ -79,9 +79,10 @@ def _modelled(model: Run) -> str:
     rows = largest_rows(model.rows)
     gpu = rows[0].model["gpu"] if rows[0].model else "GPU"
     lines = [
-        f"The kernels are **not measured on a GPU yet**. What follows is *modelled* for an {gpu}. *of copy* is the speed",
-        "as a part of a plain copy's of the fewest bytes (1.00 is perfect), from bytes, instructions and waits that are",
-        "counted by emulation; *limit* is what the call's longest launch needs most of; *moved* is bytes over the fewest.",
+        f"The kernels are **not measured on a GPU yet**. What follows is *modelled* for an {gpu}. *of copy* is the",
+        "speed as a part of a plain copy's of the fewest bytes (1.00 is perfect), from bytes, instructions and waits",
+        "that are counted by emulation; *limit* is what the call's longest launch needs most of; *moved* is bytes over",
+        "the fewest.",
         "Of PyTorch's kernels only the bytes are known, by their algorithm: the most that they can reach.",
         "",
         "| modelled, not measured | of copy | limit | moved | PyTorch: of copy, at most | launches |",

@@ -16,6 +16,7 @@ from profiling.cases import DTYPES, Case
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.launches import Launch, NoLaunches, listed_launches
+from profiling.machine import FOLD
 from profiling.operation import FORWARD, Arrays
 
 _SECTOR = 32
@@ -33,9 +34,12 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
     ----------
     case : Case
     filled : bool
-        Give the inputs values. Otherwise no array is touched, and they take no memory.
+        Give the inputs values, as far as executing a sample of blocks reads them. Otherwise they are not touched.
+        What is not touched takes no memory.
     """
-    arrays = InputMaker(EmulatedDevice(), block=_NUMBERS).inputs(case) if filled else _untouched(case)
+    arrays = _untouched(case)
+    if filled:
+        _fill(case, arrays)
     # What is between two kernels computes with whatever is in memory.
     with np.errstate(all="ignore"):
         with use_executor(NoLaunches()):
@@ -54,6 +58,18 @@ def _untouched(case: Case) -> Arrays:
     for name in case.operation.per_channel:
         arrays[name] = np.ones(case.shape[1], np.float64 if case.dtype == "float64" else np.float32)
     return arrays
+
+
+def _fill(case: Case, arrays: Arrays) -> None:
+    operation, maker = case.operation, InputMaker(EmulatedDevice(), block=_NUMBERS)
+    few = replace(case, shape=(1, max(1, case.shape[1]), *(1 for _ in case.shape[2:])))
+    for name, values in maker.inputs(few).items():
+        if name in operation.per_channel:
+            arrays[name] = values
+    for name in ("x", "dy", *operation.like_x):
+        flat = arrays[name].reshape(-1)
+        begun = flat[: FOLD // flat.itemsize]
+        begun[...] = maker.numbers(begun.shape, begun.dtype)
 
 
 def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str]:
