@@ -627,7 +627,7 @@ class _Machine:
             raise UnknownInstructionError(opcode)
         lanes = self._indices(where)
         operands = [o for o in step.operands if predicate(o) is None]
-        if step.kind == "RED":
+        if step.kind == "REDG":
             operands = ["RZ", *operands]
         addresses = self._address(operands[1], where).astype(U64)
         added = np.broadcast_to(integer(operands[2])(self, where), lanes.shape)
@@ -736,7 +736,7 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "LDS": _Machine._load_shared,
     "STS": _Machine._store_shared,
     "ATOMG": _Machine._atomic,
-    "RED": _Machine._atomic,
+    "REDG": _Machine._atomic,
     "SHFL": _Machine._shuffle,
     "VOTE": _Machine._vote,
     "VOTEU": _Machine._vote,

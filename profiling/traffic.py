@@ -43,7 +43,7 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
     # What is between two kernels computes with whatever is in memory.
     with np.errstate(all="ignore"):
         with use_executor(NoLaunches()):
-            call = _call(case, arrays)
+            call = call_of(case, arrays)
         with listed_launches() as launches:
             call()
     return launches
@@ -135,13 +135,13 @@ def _traces(case: Case) -> list[Trace]:
     traces: list[Trace] = []
     inputs = InputMaker(EmulatedDevice(), block=2**16).inputs(case)
     with use_backend("emulated", check=True, record=lambda kernel, trace: traces.append(trace)):
-        call = _call(case, inputs)
+        call = call_of(case, inputs)
         traces.clear()
         call()
     return traces
 
 
-def _call(case: Case, arrays: Arrays) -> Callable[[], Any]:
+def call_of(case: Case, arrays: Arrays) -> Callable[[], Any]:
     """The pass itself; what comes before it has been done."""
     operation, last = case.operation, case.channels_last
     if case.direction == FORWARD:
