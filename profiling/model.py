@@ -26,7 +26,6 @@ from profiling.register_limits import most_registers
 from profiling.results import Row, Run
 
 _MOST_BYTES = 1.05
-_MOST_INSTRUCTIONS = 10.0
 _SMALL = 4e6
 
 
@@ -95,7 +94,7 @@ def failed_gates(case: Case, moved: int, prediction: Prediction) -> list[str]:
             failed.append(f"{name}: {resources.registers} registers")
         loops = kernel.loops()
         instructions = kernel.hot_loop().instructions_per_byte if loops else 0.0
-        if instructions > _MOST_INSTRUCTIONS:
+        if instructions > prediction.gpu.instructions_per_byte:
             failed.append(f"{name}: up to {instructions:.1f} instructions a byte")
     # The launch with most blocks is the one that moves the arrays; others merge what it leaves.
     main = max(prediction.counted, key=lambda counted: counted.blocks, default=None)
