@@ -270,6 +270,7 @@ class _Machine:
         self._join_mask = np.zeros(count, U32)
         self.executed = np.zeros(len(self._steps), np.int64)
         self._barriers = 0
+        self._votes, self._agree = np.zeros(count, bool), False
         # By register and warp: a load on its way, from memory that was (1) or was not (2) read before.
         self._pending = np.zeros((256, self._warps), np.uint8)
         self._maybe_pending: set[int] = set()
@@ -490,14 +491,28 @@ class _Machine:
         return -1
 
     def _barrier(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        if "RED" in step.instruction.opcode or step.operands[0] != "0x0":
-            raise UnknownInstructionError(step.instruction.opcode)
+        if step.operands[0] != "0x0":
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
         waiting = self._indices(where)
         if not waiting.size:
             return place + 1
+        if "RED" in step.instruction.opcode:
+            self._votes[where] = truth(step.operands[1])(self, where)
+            self._agree = "AND" in step.instruction.opcode
         self._pc[at] = place + 1
         self._state[where] = _AT_BARRIER
         return -1
+
+    def _barrier_result(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        """Whether one thread of the block, or each, has voted so at the last barrier."""
+        out = predicate(step.operands[1])
+        if "RESULT" not in step.instruction.opcode or step.operands[0] != "RZ" or out is None:
+            raise UnknownInstructionError(step.instruction.opcode)
+        votes = self._votes.reshape(self._blocks, -1)
+        gone = (self._state == _DONE).reshape(votes.shape)
+        result: np.ndarray = np.all(votes | gone, axis=1) if self._agree else np.any(votes, axis=1)
+        self.predicates[out[0], where] = result[self._block_of[where]]
+        return place + 1
 
     def _sleep(self, step: _Step, place: int, at: Any, where: Any) -> int:
         self._pc[at] = place + 1
@@ -694,6 +709,23 @@ class _Machine:
             self.predicates[out[0], at] = votes != 0 if mode == "ANY" else votes == here
         return place + 1
 
+    def _reduce(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        """A sum or an extreme of the lanes of a warp."""
+        modifiers = step.instruction.opcode.split(".")[1:]
+        operation = {"SUM": np.add, "MIN": np.minimum, "MAX": np.maximum, "OR": np.bitwise_or, "AND": np.bitwise_and}
+        chosen = [operation[m] for m in modifiers if m in operation]
+        row, warps = register(step.operands[0]), self._warp_of[where]
+        if not chosen or row is None:
+            raise UnknownInstructionError(step.instruction.opcode)
+        if not self._indices(where).size:
+            return place + 1
+        dtype = np.int32 if "S32" in modifiers else U32
+        values = np.asarray(integer(step.operands[1])(self, where)).view(dtype)
+        first = np.nonzero(np.diff(warps, prepend=-1))[0]
+        results = chosen[0].reduceat(values, first).astype(dtype).view(U32)
+        self.registers[row, where] = np.repeat(results, np.diff(np.append(first, warps.size)))
+        return place + 1
+
     def _match(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if "ANY" not in step.instruction.opcode:
             raise UnknownInstructionError(step.instruction.opcode)
@@ -728,6 +760,7 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "BREAK": _Machine._leave_join,
     "WARPSYNC": _Machine._sync_warp,
     "BAR": _Machine._barrier,
+    "B2R": _Machine._barrier_result,
     "NANOSLEEP": _Machine._sleep,
     "S2R": _Machine._special_register,
     "S2UR": _Machine._special_register,
@@ -741,6 +774,7 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "VOTE": _Machine._vote,
     "VOTEU": _Machine._vote,
     "MATCH": _Machine._match,
+    "REDUX": _Machine._reduce,
 }
 
 

@@ -143,6 +143,47 @@ def test_blocks_that_wait_for_each_other(tmp_path):
     assert execute(kernel, (500, 1, 1), (64, 1, 1), [arrived, np.zeros(500, np.uint32)], blocks=[0, 7]).arrivals == 1
 
 
+def test_what_the_lanes_of_a_warp_and_the_threads_of_a_block_agree_on(tmp_path):
+    source = """
+    extern "C" __global__ void agree(const int* x, unsigned* y) {
+        const int value = x[threadIdx.x];
+        const unsigned found[] = {
+            (unsigned)__any_sync(~0u, value == 40),  (unsigned)__all_sync(~0u, value < 64),
+            __ballot_sync(~0u, value & 1),           (unsigned)__reduce_add_sync(~0u, value),
+            (unsigned)__reduce_max_sync(~0u, value), (unsigned)__syncthreads_or(value == 40),
+            (unsigned)__syncthreads_or(value == 64), (unsigned)__syncthreads_and(value < 64),
+        };
+        for (int i = 0; i < 8; ++i) y[8 * threadIdx.x + i] = found[i] + 10 * (i > 4 && found[i] != 0);
+    }"""
+    x, y = np.arange(64, dtype=np.int32) - 1, np.zeros((64, 8), np.uint32)
+    execute(compiled(source, "agree", tmp_path), (1, 1, 1), (64, 1, 1), [x, y])
+    sums = [sum(range(-1, 31)), sum(range(31, 63))]
+    # Of -1, 0, 1, ... the odd ones are in the even lanes.
+    assert (y[:32] == [0, 1, 0x55555555, sums[0], 30, 11, 0, 11]).all()
+    assert (y[32:] == [1, 1, 0x55555555, sums[1], 62, 11, 0, 11]).all()
+
+
+def test_blocks_that_meet_by_release_and_acquire(tmp_path):
+    source = """
+    extern "C" __global__ void meet(unsigned* arrived, unsigned* y) {
+        if (threadIdx.x == 0) {
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+            unsigned seen = 0;
+            while (seen < gridDim.x) {
+                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
+                if (seen < gridDim.x) __nanosleep(32);
+            }
+            y[blockIdx.x] = seen;
+        }
+    }"""
+    kernel = compiled(source, "meet", tmp_path)
+    arrived, y = np.zeros(1, np.uint32), np.zeros(500, np.uint32)
+    execution = execute(kernel, (5, 1, 1), (32, 1, 1), [arrived, y])
+    assert y[:6].tolist() == [5, 5, 5, 5, 5, 0]
+    assert execution.arrivals == 1
+    assert execute(kernel, (500, 1, 1), (32, 1, 1), [arrived, y], blocks=[0, 7]).arrivals == 1
+
+
 def test_waits_for_memory_are_counted_one_after_the_other(tmp_path):
     kernel = compiled(CHAIN, "chain", tmp_path)
     following = np.roll(np.arange(32 * 64, dtype=np.int32), -64)  # far from what was read before
