@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
 from collections.abc import Iterable
@@ -94,7 +95,7 @@ class Loop:
         return len(self.instructions) / self.global_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CompiledKernel:
     """One kernel of a cubin.
 
@@ -105,12 +106,15 @@ class CompiledKernel:
     instructions : tuple of Instruction
     labels : dict of str to int
         Index of the instruction that each label stands before.
+    jump_table : bytes
+        Where its switches find their targets.
     """
 
     symbol: str
     resources: Resources
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
+    jump_table: bytes = b""
 
     def loops(self) -> list[Loop]:
         """The innermost loops that touch global memory."""
@@ -231,6 +235,21 @@ def _sections(disassembly: str) -> Iterable[tuple[str, list[str]]]:
         yield symbol, lines
 
 
+def _jump_tables(cubin: Path) -> dict[str, bytes]:
+    """The tables that kernels look the targets of a ``switch`` up in, by symbol."""
+    data = cubin.read_bytes()
+    (offset,) = struct.unpack_from("<Q", data, 0x28)
+    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", data, offset + number * size) for number in range(count)]
+    tables = {}
+    for name, _, _, _, begin, length in sections:
+        start = sections[names][4] + name
+        text = data[start : data.index(b"\0", start)].decode()
+        if text.startswith(".nv.constant2."):
+            tables[text.removeprefix(".nv.constant2.")] = data[begin : begin + length]
+    return tables
+
+
 @cache
 def read_cubin(cubin: Path) -> dict[str, CompiledKernel]:
     """Disassemble a cubin.
@@ -249,18 +268,20 @@ def read_cubin(cubin: Path) -> dict[str, CompiledKernel]:
     RuntimeError
         If ``cuobjdump`` or ``nvdisasm`` is missing or does not take the file.
     """
-    resources = _resources(cubin)
+    resources, tables = _resources(cubin), _jump_tables(cubin)
     kernels = {}
     for symbol, lines in _sections(_output("nvdisasm", "-c", cubin)):
         instructions: list[Instruction] = []
         labels: dict[str, int] = {}
         for line in lines:
-            label = re.match(r"\s*(\.L_\w+):", line)
+            label = re.match(r"\s*(\.L_\w+|\$[\w$]+):", line)
             if label:
                 labels[label[1]] = len(instructions)
             code = re.match(r"\s*/\*([0-9a-f]+)\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)\s*(.*?)\s*;", line)
             if code:
                 instructions.append(Instruction(int(code[1], 16), code[2] or "", code[3], code[4]))
         if symbol in resources:
-            kernels[symbol] = CompiledKernel(symbol, resources[symbol], tuple(instructions), labels)
+            kernels[symbol] = CompiledKernel(
+                symbol, resources[symbol], tuple(instructions), labels, tables.get(symbol, b"")
+            )
     return kernels

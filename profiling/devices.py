@@ -1,9 +1,10 @@
-"""Where kernels are timed: a GPU, or, to test the benchmark itself, the emulated one."""
+"""Where kernels are timed, a GPU or, to test the benchmark, the emulated one; and the GPUs that are modelled."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,75 @@ from profiling.timing import HostTimer, Timer
 
 # For float16 and bfloat16, which DLPack and older CuPy do not carry everywhere.
 _BITS = {2: np.int16, 4: np.int32, 8: np.int64}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the model of cost knows of a GPU.
+
+    Attributes
+    ----------
+    name : str
+    capability : int
+        10 times the compute capability.
+    multiprocessors : int
+    clock : float
+        Highest clock, in Hz.
+    copy_rate : float
+        What a large copy reaches, bytes read and written a second: some nine tenths of the memory's own rate.
+    bytes_in_flight : int
+        Bytes that a multiprocessor must have asked for at any time, to keep the memory busy.
+    l2_bytes : int
+        Of the cache that all share.
+    threads, blocks, registers, shared_bytes : int
+        What a multiprocessor holds at once.
+    lanes : int
+        Thread instructions that a multiprocessor issues in a clock: four warps' of 32.
+    """
+
+    name: str
+    capability: int
+    multiprocessors: int
+    clock: float
+    copy_rate: float
+    bytes_in_flight: int
+    l2_bytes: int
+    threads: int = 2048
+    blocks: int = 32
+    registers: int = 65536
+    shared_bytes: int = 228 * 1024
+    lanes: int = 128
+
+    @property
+    def issue_rate(self) -> float:
+        """Thread instructions a second."""
+        return self.multiprocessors * self.lanes * self.clock
+
+    @property
+    def instructions_per_byte(self) -> float:
+        """Thread instructions that can be issued while a byte is copied: 7.8 on an H200, 11 on an H100."""
+        return self.issue_rate / self.copy_rate
+
+    @property
+    def latency(self) -> float:
+        """Seconds that a read takes while the memory is busy (Little: bytes in flight over bytes a second)."""
+        return self.bytes_in_flight * self.multiprocessors / self.copy_rate
+
+
+#: Multiprocessors, clocks, caches and limits: NVIDIA's data sheets and "CUDA C++ Programming Guide", "Compute
+#: Capabilities". The rates of a copy are what such GPUs are commonly seen to reach; bytes in flight follow Little's law
+#: from them and from the latency under load of their kinds of memory. Nothing of it was measured here.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, 40 * 2**20, shared_bytes=164 * 1024),
+        Gpu("H100", 90, 132, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
+        Gpu("H200", 90, 132, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
+        Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000, 126 * 2**20),
+    )
+}
+#: The one that tables and pictures speak of.
+MODELLED = GPUS["H200"]
 
 
 class Device(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_layers.runtime.backend import use_executor
@@ -24,6 +24,8 @@ class Launch:
     cooperative : bool
     array_bytes : dict of str to int
         Size of each array that it is given, by parameter.
+    values : list
+        What it is given: arrays, None for a null pointer, numbers.
     """
 
     kernel: Kernel
@@ -32,6 +34,7 @@ class Launch:
     shared_bytes: int
     cooperative: bool
     array_bytes: dict[str, int]
+    values: list[Any] = field(default_factory=list, repr=False)
 
 
 class NoLaunches:
@@ -59,7 +62,7 @@ class _Listed:
             for parameter, value in zip(kernel.parameters, values, strict=True)
             if parameter.is_pointer and value is not None
         }
-        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes))
+        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, list(values)))
 
 
 @contextmanager

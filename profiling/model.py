@@ -1,10 +1,8 @@
-"""``python -m profiling.model``: what the kernels should cost on an H100, counted with no GPU. Nothing is measured.
+"""``python -m profiling.model``: what the kernels should cost on a GPU, counted with no GPU. Nothing is measured.
 
-For every operation, pass and shape of the benchmark: the launches that the launchers make, registers and occupancy
-from the compiled machine code, and the bytes that must cross the memory bus, from the emulator's counters. What is
-counted is a smaller shape that takes the same kernels: of each array of each launch, which part of it crosses the bus,
-and how often; that is applied to the array's size in the whole shape. The modelled fraction is floor bytes over
-modelled bytes: what the kernels reach at best if memory is all that limits them and every launch reads its arrays anew.
+For every operation, pass and shape of the benchmark: the launches that the launchers make, registers and occupancy from
+the compiled machine code, the bytes that must cross the memory bus (:mod:`profiling.traffic`), the instructions that
+are issued, and the time that follows (:mod:`profiling.prediction`).
 """
 
 from __future__ import annotations
@@ -12,52 +10,33 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gpu_layers.kernels.arrays import empty
-from gpu_layers.runtime.backend import use_backend, use_executor
-from gpu_layers.runtime.emulator import Trace
-from gpu_layers.runtime.kernel import Kernel, all_kernels
-from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from profiling.cases import DTYPES, Case, all_cases, selected
-from profiling.compiled_code import CompiledKernel, read_cubin
-from profiling.data import InputMaker
-from profiling.devices import EmulatedDevice
+from profiling.charts import largest_rows
+from profiling.devices import GPUS, MODELLED, Gpu
 from profiling.environment import environment
-from profiling.launches import Launch, NoLaunches, listed_launches
 from profiling.model_charts import save_model_chart
-from profiling.occupancy import MULTIPROCESSORS, occupancy, resident_blocks
-from profiling.operation import FORWARD, Arrays
+from profiling.occupancy import occupancy
 from profiling.operations import OPERATIONS
+from profiling.prediction import Counted, LaunchTime, Prediction, count_case, timed
 from profiling.progress import Progress
 from profiling.register_limits import most_registers
 from profiling.results import Row, Run
 
-_SECTOR = 32
-_CAPABILITY = 90
-# Elements of what is counted; the emulator takes some million a second.
-_COUNTED, _MOST_COUNTED = 2**17, 2**22
-_CHANNELS, _VECTOR = 64, 8
 _MOST_BYTES = 1.05
-_MOST_INSTRUCTIONS = 10.0
 _SMALL = 4e6
 
 
-def model(case: Case) -> Row:
+def model(case: Case, gpu: Gpu = MODELLED) -> Row:
     """The modelled row of a case."""
-    launches = launches_of(case)
-    moved, note = modelled_bytes(case, launches)
-    by_arrays = case.bytes_by_arrays
+    counted, note = count_case(case)
+    prediction = timed(counted, case.floor_bytes, gpu, by_arrays=case.bytes_by_arrays, note=note)
     notes = [note] if note else []
-    if by_arrays:
-        notes.append(f"{by_arrays / 1e6:.2f} MB of it by the array library, by the sizes of its arrays")
-    described = [_described(launch) for launch in launches]
+    if case.bytes_by_arrays:
+        size = case.bytes_by_arrays / 1e6
+        notes.append(f"{size:.2f} MB of it by the array library, by the sizes of its arrays")
     row = Row(
         case=str(case),
         op=case.operation.name,
@@ -69,122 +48,45 @@ def model(case: Case) -> Row:
         torch_bytes=case.torch_bytes,
         notes=notes,
     )
+    moved = round(sum(launch.moved for launch in counted)) + case.bytes_by_arrays
     row.model = {
+        "gpu": gpu.name,
         "bytes": moved,
-        "fraction": case.floor_bytes / moved,
-        "launches": described,
-        "failed_gates": failed_gates(case, moved, launches),
+        "instructions": round(sum(launch.thread_instructions for launch in counted)),
+        "microseconds": 1e6 * prediction.seconds,
+        "fraction": prediction.fraction,
+        "limit": prediction.limit,
+        "launches": [_described(*pair, gpu) for pair in zip(counted, prediction.times, strict=True)],
+        "failed_gates": failed_gates(case, moved, prediction),
     }
     return row
 
 
-def launches_of(case: Case) -> list[Launch]:
-    """The launches of one call, at the case's own shape. The arrays are never touched, so they take no memory."""
-    host = np.empty(0)
-    arrays: Arrays = {"x": empty(case.input_shape, DTYPES[case.dtype], host), "start": 0}
-    arrays["dy"] = empty(case.output_shape, DTYPES[case.dtype], host)
-    for name in case.operation.like_x:
-        arrays[name] = empty(case.input_shape, DTYPES[case.dtype], host)
-    for name in case.operation.per_channel:
-        arrays[name] = np.ones(case.shape[1], np.float64 if case.dtype == "float64" else np.float32)
-    # What is between two kernels computes with whatever is in memory.
-    with np.errstate(all="ignore"):
-        with use_executor(NoLaunches()):
-            call = _call(case, arrays)
-        with listed_launches() as launches:
-            call()
-    return launches
-
-
-def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[int, str]:
-    """Bytes that must cross the memory bus, those of the array library too, and a note where they were not counted.
-
-    Parameters
-    ----------
-    case : Case
-    launches : list of Launch
-        Those of the case.
-
-    Returns
-    -------
-    int
-        The distinct 32-byte sectors that each launch touches, added up, and what the array library moves.
-    str
-        Empty, or why each launch is taken to touch all of its arrays once.
-    """
-    for smaller in _smaller(case):
-        counted = launches_of(smaller)
-        if [launch.kernel for launch in counted] == [launch.kernel for launch in launches]:
-            total = 0.0
-            for trace, small, whole in zip(_traces(smaller), counted, launches, strict=True):
-                for name, footprint in trace.footprints.items():
-                    touched = _SECTOR * (footprint.sectors_loaded + footprint.sectors_stored)
-                    # The whole shape may need less: no counter of blocks that wait for each other, say.
-                    total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
-            return round(total) + case.bytes_by_arrays, ""
-    total = sum(sum(launch.array_bytes.values()) for launch in launches)
-    return round(total) + case.bytes_by_arrays, "bytes not counted: smaller shapes take other kernels"
-
-
-def _smaller(case: Case) -> Iterator[Case]:
-    """Shapes that the emulator runs in about a second: few samples, or all of them with few channels."""
-    batch, channels, *spatial = case.shape
-    if math.prod(case.shape) <= _COUNTED:
-        yield case
-        return
-    plane = math.prod(spatial)
-    few = min(channels, _CHANNELS) if spatial else channels
-    yield replace(case, shape=(max(1, min(batch, _COUNTED // (few * plane))), few, *spatial))
-    if batch * plane * _VECTOR <= _MOST_COUNTED:
-        yield replace(case, shape=(batch, min(channels, _VECTOR), *spatial))
-
-
-def _traces(case: Case) -> list[Trace]:
-    traces: list[Trace] = []
-    inputs = InputMaker(EmulatedDevice(), block=2**16).inputs(case)
-    with use_backend("emulated", check=True, record=lambda kernel, trace: traces.append(trace)):
-        call = _call(case, inputs)
-        traces.clear()
-        call()
-    return traces
-
-
-def _call(case: Case, arrays: Arrays) -> Callable[[], Any]:
-    """The pass itself; what comes before it has been done."""
-    operation, last = case.operation, case.channels_last
-    if case.direction == FORWARD:
-        return lambda: operation.forward(arrays, last)
-    backward, (_, saved) = operation.backward, operation.forward(arrays, last)
-    assert backward is not None
-    return lambda: backward(arrays["dy"], saved)
-
-
-@cache
-def _compiled(kernel: Kernel) -> CompiledKernel:
-    names = tuple(other.name for other in all_kernels() if other.source == kernel.source)
-    module = compiled_module(kernel.source, names, Architecture(_CAPABILITY), warnings_as_errors=True)
-    return read_cubin(module.path)[module.symbols[kernel.name]]
-
-
-def _described(launch: Launch) -> dict[str, Any]:
-    resources = _compiled(launch.kernel).resources
-    threads = math.prod(launch.block)
+def _described(counted: Counted, time: LaunchTime, gpu: Gpu) -> dict[str, Any]:
+    launch, resources, execution = counted.launch, counted.kernel.resources, counted.execution
     return {
         "kernel": launch.kernel.name,
         "grid": list(launch.grid),
         "block": list(launch.block),
         "registers": resources.registers,
-        "occupancy": occupancy(resources, threads, launch.shared_bytes),
+        "occupancy": occupancy(resources, math.prod(launch.block), launch.shared_bytes, gpu),
+        "bytes": round(counted.moved),
+        "instructions": round(counted.thread_instructions),
+        "waits": execution.trips,
+        "barriers": execution.barriers,
+        "grid_barriers": execution.arrivals,
+        "microseconds": 1e6 * time.seconds,
+        "limit": time.limit,
     }
 
 
-def failed_gates(case: Case, moved: int, launches: list[Launch]) -> list[str]:
+def failed_gates(case: Case, moved: int, prediction: Prediction) -> list[str]:
     """Which conditions for full speed do not hold, in words; tests/gates has those of single instructions."""
     failed = []
     if moved > _MOST_BYTES * case.floor_bytes:
         failed.append(f"moves {moved / case.floor_bytes:.2f} x the floor")
-    for launch in launches:
-        kernel, name = _compiled(launch.kernel), launch.kernel.name
+    for counted in prediction.counted:
+        kernel, name = counted.kernel, counted.launch.kernel.name
         resources = kernel.resources
         if resources.stack or resources.local:
             failed.append(f"{name}: {resources.stack + resources.local} bytes of stack")
@@ -192,39 +94,60 @@ def failed_gates(case: Case, moved: int, launches: list[Launch]) -> list[str]:
             failed.append(f"{name}: {resources.registers} registers")
         loops = kernel.loops()
         instructions = kernel.hot_loop().instructions_per_byte if loops else 0.0
-        if instructions > _MOST_INSTRUCTIONS:
+        if instructions > prediction.gpu.instructions_per_byte:
             failed.append(f"{name}: up to {instructions:.1f} instructions a byte")
     # The launch with most blocks is the one that moves the arrays; others merge what it leaves.
-    main = max(launches, key=lambda launch: math.prod(launch.grid), default=None)
+    main = max(prediction.counted, key=lambda counted: counted.blocks, default=None)
     if main is not None and case.floor_bytes > _SMALL:
-        threads = math.prod(main.block)
-        resident = resident_blocks(_compiled(main.kernel).resources, threads, main.shared_bytes)
-        blocks = math.prod(main.grid)
-        if blocks < MULTIPROCESSORS * resident:
-            failed.append(f"{main.kernel.name}: {blocks} blocks, {MULTIPROCESSORS * resident} would fit at once")
+        held = prediction.gpu.multiprocessors * main.resident(prediction.gpu)
+        if main.blocks < held:
+            failed.append(f"{main.launch.kernel.name}: {main.blocks} blocks, {held} would fit at once")
     return list(dict.fromkeys(failed))
 
 
 def model_table(run: Run) -> str:
     """One line a case."""
     width = max(len(row.case) for row in run.rows)
+    gpu = (run.rows[0].model or {}).get("gpu")
     lines = [
-        f"MODELLED for an H100, with no GPU: bytes counted by emulation, no times. Commit {run.environment['commit']}.",
-        "Fractions: floor bytes over modelled bytes, the most that can be reached; PyTorch's by its algorithms.",
-        f"{'case':<{width}} {'floor MB':>9} {'ours MB':>9} {'fraction':>8} {'PyTorch':>8} {'launches':>8} "
-        f"{'blocks':>9} {'registers':>9} {'occupancy':>9}  failed gates",
+        f"MODELLED for an {gpu}, with no GPU: bytes and instructions counted by emulation, no times measured. "
+        f"Commit {run.environment['commit']}.",
+        "of copy: a copy of the fewest bytes over the call, in modelled time; limit: what its longest launch needs",
+        "most of; ours: bytes moved; instr/B: thread instructions for each of the fewest bytes; PyTorch: fewest bytes",
+        "over those that its algorithms move, which it cannot be above.",
+        f"{'case':<{width}} {'of copy':>7} {'limit':>8} {'us':>8} {'floor MB':>9} {'ours MB':>9} {'instr/B':>8} "
+        f"{'PyTorch':>8} {'launches':>8} {'blocks':>9} {'registers':>9} {'occupancy':>9}  failed gates",
     ]
     for row in run.rows:
         assert row.model is not None
-        launches = row.model["launches"]
+        launches, floor = row.model["launches"], row.floor_bytes
         main = max(launches, key=lambda launch: math.prod(launch["grid"]))
         lines.append(
-            f"{row.case:<{width}} {row.floor_bytes / 1e6:>9.2f} {row.model['bytes'] / 1e6:>9.2f} "
-            f"{row.model['fraction']:>8.2f} {row.floor_bytes / row.torch_bytes:>8.2f} {len(launches):>8} "
+            f"{row.case:<{width}} {row.model['fraction']:>7.2f} {row.model['limit']:>8} "
+            f"{row.model['microseconds']:>8.1f} {floor / 1e6:>9.2f} {row.model['bytes'] / 1e6:>9.2f} "
+            f"{row.model['instructions'] / floor:>8.1f} {floor / row.torch_bytes:>8.2f} {len(launches):>8} "
             f"{math.prod(main['grid']):>9} {max(launch['registers'] for launch in launches):>9} "
             f"{main['occupancy']:>9.0%}  {'; '.join(row.model['failed_gates'] + row.notes)}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _largest(cases: list[Case]) -> list[Case]:
+    rows = {
+        str(case): Row(
+            str(case),
+            case.operation.name,
+            case.direction,
+            case.dtype,
+            list(case.shape),
+            case.channels_last,
+            case.floor_bytes,
+            case.torch_bytes,
+        )
+        for case in cases
+    }
+    chosen = {row.case for row in largest_rows(list(rows.values()))}
+    return [case for case in cases if str(case) in chosen]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -238,16 +161,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m profiling.model", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--only", metavar="REGEX", help="cases whose name this finds")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=("bfloat16", "float32"))
+    parser.add_argument("--gpu", choices=tuple(GPUS), default=MODELLED.name)
+    parser.add_argument(
+        "--largest", action="store_true", help="only what the README's table shows: bfloat16, the shape with most bytes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture, e.g. model.png")
     options = parser.parse_args(arguments)
     try:
         cases = selected(all_cases(OPERATIONS, options.dtypes), options.only)
+        if options.largest:
+            cases = _largest(cases)
         run = Run("modelled", environment(gpu=False))
         progress = Progress(len(cases), sys.stderr)
         for number, case in enumerate(cases):
             progress.show(number, str(case))
-            run.rows.append(model(case))
+            run.rows.append(model(case, GPUS[options.gpu]))
         progress.end()
         if options.plot:
             save_model_chart(run, options.plot)

@@ -9,7 +9,7 @@ from profiling.results import Run
 
 
 def save_model_chart(run: Run, path: Path | str) -> None:
-    """Draw modelled bytes over floor bytes, ours and PyTorch's, for the largest shape of each operation and pass.
+    """Draw modelled fractions of a copy, and the most that PyTorch's can be, for the largest shape of each pass.
 
     Raises
     ------
@@ -21,8 +21,8 @@ def save_model_chart(run: Run, path: Path | str) -> None:
     figure, axis = pyplot.subplots(figsize=(8.5, 1.4 + 0.42 * len(rows)), layout="constrained")
     positions = range(len(rows))
     for offset, name, values in (
-        (-0.2, "gpu_layers", [row.model["bytes"] / row.floor_bytes for row in rows if row.model]),
-        (0.2, "PyTorch's kernels, by their algorithm", [row.torch_bytes / row.floor_bytes for row in rows]),
+        (-0.2, "gpu_layers, by the model", [row.model["fraction"] for row in rows if row.model]),
+        (0.2, "PyTorch's kernels: at most, by their bytes", [row.floor_bytes / row.torch_bytes for row in rows]),
     ):
         colour = COLOURS["ours" if offset < 0 else "torch"]
         bars = axis.barh([position + offset for position in positions], values, 0.38, color=colour, label=name)
@@ -30,10 +30,11 @@ def save_model_chart(run: Run, path: Path | str) -> None:
     axis.axvline(1.0, color="black", linewidth=1)
     axis.set_yticks(list(positions), [row_label(row) for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("bytes moved, as a multiple of the fewest possible (line: 1); shorter is better")
+    axis.set_xlabel("speed, as a part of a plain copy's of the fewest bytes (line: 1); longer is better")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("MODELLED, never run on a GPU: bytes that cross the memory bus", fontsize=11)
+    gpu = rows[0].model["gpu"] if rows and rows[0].model else "GPU"
+    figure.suptitle(f"MODELLED for an {gpu}, never run on a GPU", fontsize=11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

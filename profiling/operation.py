@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_layers.verification.floors import BACKWARD, FORWARD, Sizes
+
 Arrays = dict[str, Any]
 Shape = tuple[int, ...]
 
@@ -18,32 +20,6 @@ SINGLE_IMAGE = ((1, 3, 224, 224),)
 #: (N, C): what lies between the layers of a perceptron or a transformer.
 LARGE_ROWS = ((8192, 4096),)
 SMALL_ROWS = ((64, 1000),)
-
-FORWARD, BACKWARD = "forward", "backward"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What byte counts are made of.
-
-    Attributes
-    ----------
-    inputs, outputs : int
-        Elements of x and of y.
-    itemsize : int
-        Bytes of one.
-    positions : int
-        Elements of a channel of x.
-    """
-
-    inputs: int
-    outputs: int
-    itemsize: int
-    positions: int
-
-    def elements(self, inputs: int, outputs: int = 0) -> int:
-        """Bytes of this many arrays like x and like y."""
-        return self.itemsize * (inputs * self.inputs + outputs * self.outputs)
 
 
 def _same_shape(shape: Shape) -> Shape:
@@ -70,8 +46,10 @@ class Operation:
     backward : callable or None
         ``(dy, saved) -> dx``, or a tuple that begins with it.
     floor, torch_bytes : dict of str to callable
-        Of each pass, ``sizes -> bytes``: each input read once and each output written once; what PyTorch's own
-        kernels move, by their algorithm.
+        Of each pass, ``sizes -> bytes``: the fewest (``gpu_layers.verification.floors``); what PyTorch's own kernels
+        move, by their algorithm.
+    kept : callable or None
+        Of what drops elements together: shape (N, C, *spatial) -> the part of x that is not dropped, and read.
     by_arrays : dict of str to callable
         Of each pass that is not made of our kernels alone, ``sizes -> bytes`` that the array library moves besides.
     torch : callable or None
@@ -106,6 +84,7 @@ class Operation:
     backward: Callable[[Any, Any], Any] | None
     floor: dict[str, Callable[[Sizes], int]]
     torch_bytes: dict[str, Callable[[Sizes], int]]
+    kept: Callable[[Shape], float] | None = None
     by_arrays: dict[str, Callable[[Sizes], int]] = field(default_factory=dict)
     torch: Callable[[Any, Arrays], Any] | None = None
     expression: Callable[[Any, Arrays, bool], Any] | None = None
@@ -124,7 +103,7 @@ class Operation:
     def sizes(self, shape: Shape, itemsize: int) -> Sizes:
         """What byte counts of a shape (N, C, *spatial) are made of."""
         inputs = math.prod(shape)
-        return Sizes(inputs, math.prod(self.output_shape(shape)), itemsize, inputs // shape[1])
+        return Sizes(inputs, math.prod(self.output_shape(shape)), itemsize, tuple(shape))
 
     @property
     def passes(self) -> tuple[str, ...]:

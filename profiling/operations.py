@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from gpu_layers import ops
 from gpu_layers.distributed.communicator import SingleProcess
 from gpu_layers.layers.batch_norm import BatchNorm2d
+from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import array_module
+from gpu_layers.verification import floors
 from gpu_layers.verification.batch_norm_variants_traffic import finding_bytes, packing_bytes
 from profiling.operation import (
     BACKWARD,
@@ -30,6 +33,13 @@ from profiling.operation import (
 
 _IMAGES = (*LARGE_IMAGES, *SMALL_IMAGES, *SINGLE_IMAGE)
 _P, _SEED, _OFFSET, _EPS = 0.5, 1, 2, 1e-5
+
+
+def _each(of_pass: Any, **options: Any) -> dict[str, Any]:
+    """A floor that depends on the pass."""
+    return {
+        direction: lambda s, direction=direction: of_pass(s, direction, **options) for direction in (FORWARD, BACKWARD)
+    }
 
 
 def _both(forward: Any, backward: Any | None = None) -> dict[str, Any]:
@@ -51,6 +61,21 @@ def _along_channels(values: Any, x: Any, channels_last: bool) -> Any:
 # Dropout
 
 
+@cache
+def _kept(decisions: int, offset: int) -> float:
+    with use_backend("reference"):
+        return float(ops.dropout_mask(decisions, _P, _SEED, offset).mean())
+
+
+def _kept_together(axes: int, offset: int) -> dict[str, Any]:
+    """What is kept, and the floor, where elements with the same indices on the first axes are dropped together."""
+
+    def kept(shape: Shape) -> float:
+        return _kept(math.prod(shape[:axes]), offset)
+
+    return {"kept": kept, "floor": _both(lambda s: floors.dropout(s, kept(s.shape)))}
+
+
 def _dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Any:
     x = arrays["x"]
     kept = jax.random.bernoulli(jax.random.PRNGKey(_SEED), 1 - _P, x.shape)
@@ -62,7 +87,7 @@ DROPOUT = Operation(
     shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
     forward=lambda a, last: ops.dropout_forward(a["x"], _P, _SEED, _OFFSET, start=a["start"]),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(2)),
+    floor=_both(floors.dropout),
     torch_bytes=_both(lambda s: s.elements(2) + s.inputs),  # and a mask of one byte
     torch=lambda F, t: F.dropout(t["x"], _P, training=True),  # noqa: N803 - its usual name
     expression=lambda xp, a, last: xp.where(xp.random.random(a["x"].shape) >= _P, a["x"] / (1 - _P), 0),
@@ -79,8 +104,7 @@ CHANNEL_DROPOUT = Operation(
         a["x"], _P, _SEED, _OFFSET, start=a["start"] // math.prod(a["x"].shape[2:]), mask_axes=2
     ),
     backward=ops.dropout_backward,
-    # What is dropped need not be read: half of x, as far as p = 0.5 of few channels is a half.
-    floor=_both(lambda s: s.elements(3) // 2),
+    **_kept_together(2, _OFFSET),
     torch_bytes=_both(lambda s: s.elements(2)),
     torch=lambda F, t: F.dropout2d(t["x"], _P, training=True),  # noqa: N803
     expression=lambda xp, a, last: xp.where(xp.random.random((*a["x"].shape[:2], 1, 1)) >= _P, a["x"] / (1 - _P), 0),
@@ -92,7 +116,7 @@ ALPHA_DROPOUT = Operation(
     shapes=(*LARGE_ROWS, *SMALL_ROWS),
     forward=lambda a, last: ops.alpha_dropout_forward(a["x"], _P, _SEED, _OFFSET, start=a["start"]),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(2)),
+    floor=_both(floors.dropout),
     # Draws noise (1), makes shift (6) and scale (2) of it, multiplies (3) and adds (3); the backward multiplies.
     torch_bytes={FORWARD: lambda s: s.elements(15), BACKWARD: lambda s: s.elements(3)},
     torch=lambda F, t: F.alpha_dropout(t["x"], _P, training=True),  # noqa: N803
@@ -110,7 +134,7 @@ DROP_PATH = Operation(
         a["x"], _P, _SEED, _HALF, start=a["start"] // math.prod(a["x"].shape[1:]), mask_axes=1
     ),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(3) // 2),
+    **_kept_together(1, _HALF),
     torch_bytes=_both(lambda s: s.elements(2)),
     torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, 1, 1)), _P, training=True),  # noqa: N803
     expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, 1, 1)) >= _P) / (1 - _P)),
@@ -124,7 +148,7 @@ FEATURE_ALPHA_DROPOUT = Operation(
         a["x"], _P, _SEED, _OFFSET, start=a["start"] // math.prod(a["x"].shape[2:]), mask_axes=2
     ),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(3) // 2),
+    **_kept_together(2, _OFFSET),
     # The noise is of channels: what is left is to multiply and to add.
     torch_bytes={FORWARD: lambda s: s.elements(4), BACKWARD: lambda s: s.elements(2)},
     torch=lambda F, t: F.feature_alpha_dropout(t["x"], _P, training=True),  # noqa: N803
@@ -147,7 +171,7 @@ SAMPLE_DROPOUT = Operation(
     shapes=LARGE_ROWS,
     forward=lambda a, last: ops.dropout_forward(a["x"], _P, _SEED, _OFFSET, **_by_sample(a)),
     backward=ops.dropout_backward,
-    floor=_both(lambda s: s.elements(2)),
+    floor=_both(floors.dropout),
     torch_bytes=_both(lambda s: s.elements(2) + s.inputs),  # of a dropout that knows no samples
     is_random=True,
 )
@@ -162,8 +186,7 @@ DROPOUT_MOMENTS = Operation(
         None,
     ),
     backward=None,
-    # Mean and variance are of the type that is computed in.
-    floor={FORWARD: lambda s: s.elements(1) + 2 * max(s.itemsize, 4) * s.inputs},
+    floor={FORWARD: floors.dropout_moments},
     # The passes, their copies in float32, and Welford's five operations on three arrays each.
     torch_bytes={FORWARD: lambda s: _PASSES * (s.elements(3) + s.inputs + 16 * max(s.itemsize, 4) * s.inputs)},
     independent="elements",
@@ -178,8 +201,7 @@ RELU = Operation(
     shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
     forward=lambda a, last: ops.relu_forward(a["x"]),
     backward=ops.relu_backward,
-    # A bit an element is all that the backward needs.
-    floor=_both(lambda s: s.elements(2) + s.inputs // 8),
+    floor=_both(floors.relu),
     torch_bytes={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
     torch=lambda F, t: F.relu(t["x"]),  # noqa: N803
     expression=lambda xp, a, last: xp.maximum(a["x"], 0),
@@ -193,7 +215,7 @@ ACTIVATION_DROPOUT = Operation(
     shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS),
     forward=lambda a, last: ops.activation_dropout_forward(a["x"], "gelu", _P, _SEED, _OFFSET, start=a["start"]),
     backward=ops.activation_dropout_backward,
-    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    floor=_each(floors.activation_dropout, saves_bits=False),
     # Two kernels each way, and the mask.
     torch_bytes={FORWARD: lambda s: s.elements(4) + s.inputs, BACKWARD: lambda s: s.elements(5) + s.inputs},
     torch=lambda F, t: F.dropout(F.gelu(t["x"]), _P, training=True),  # noqa: N803
@@ -218,8 +240,7 @@ RELU_DROPOUT = replace(
     name="relu_dropout",
     shapes=(*LARGE_ROWS, *SMALL_ROWS),
     forward=lambda a, last: ops.activation_dropout_forward(a["x"], "relu", _P, _SEED, _OFFSET, start=a["start"]),
-    # A bit an element is all that the backward needs.
-    floor=_both(lambda s: s.elements(2) + s.inputs // 8),
+    floor=_each(floors.activation_dropout, saves_bits=True),
     torch=lambda F, t: F.dropout(F.relu(t["x"]), _P, training=True),  # noqa: N803
     jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.relu(a["x"])}, last),
 )
@@ -254,9 +275,9 @@ BATCH_NORM = Operation(
     shapes=(*_IMAGES[:4], *SMALL_ROWS),
     forward=lambda a, last: ops.batch_norm_forward(a["x"], a["gamma"], a["beta"], eps=_EPS, channels_last=last),
     backward=ops.batch_norm_backward,
-    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    floor=_each(floors.batch_norm, affine=True),
     # Two passes over x, and over dy and x.
-    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    torch_bytes=_each(floors.batch_norm, reads=2, affine=True),
     torch=lambda F, t: F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS),  # noqa: N803
     expression=_batch_norm_expression,
     gradient=_batch_norm_gradient,
@@ -273,8 +294,8 @@ BATCH_NORM_INFERENCE = Operation(
         a["x"], a["mean"], a["var"], a["gamma"], a["beta"], eps=_EPS, channels_last=last
     ),
     backward=None,
-    floor={FORWARD: lambda s: s.elements(2)},
-    torch_bytes={FORWARD: lambda s: s.elements(2)},
+    floor={FORWARD: lambda s: floors.batch_norm_inference(s, affine=True)},
+    torch_bytes={FORWARD: lambda s: floors.batch_norm_inference(s, affine=True)},
     torch=lambda F, t: F.batch_norm(t["x"], t["mean"], t["var"], t["gamma"], t["beta"], False, 0.1, _EPS),  # noqa: N803
     expression=_batch_norm_expression,
     jax=lambda jax, a, last: _batch_norm_expression(jax.numpy, a, last),
@@ -297,7 +318,7 @@ BATCH_NORM_SUM_RELU = Operation(
         a["x"], a["gamma"], a["beta"], eps=_EPS, residual=a["residual"], activation="relu", channels_last=last
     ),
     backward=ops.batch_norm_backward,
-    floor={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    floor=_each(floors.batch_norm, residual=True, affine=True),
     # Batch norm, a sum, and ReLU: 3, 3 and 2; backwards 3 of ReLU, whose gradient is the residual's too, and 5.
     torch_bytes={FORWARD: lambda s: s.elements(8), BACKWARD: lambda s: s.elements(8)},
     torch=lambda F, t: F.relu(  # noqa: N803
@@ -320,6 +341,13 @@ def _groups(samples: int) -> tuple[int, ...]:
     return (*range(0, samples, size), samples)
 
 
+def _ghost_floor(s: Sizes, direction: str) -> int:
+    image = s.inputs // s.shape[0]
+    sizes = [stop - start for start, stop in pairwise(_groups(s.shape[0]))]
+    groups = [Sizes(size * image, size * image, s.itemsize, (size, *s.shape[1:])) for size in sizes]
+    return floors.ghost_batch_norm([(group, 1) for group in groups], direction, affine=True)
+
+
 GHOST_BATCH_NORM = Operation(
     name="ghost_batch_norm",
     shapes=(LARGE_IMAGES[0], *SMALL_IMAGES),
@@ -327,7 +355,7 @@ GHOST_BATCH_NORM = Operation(
         a["x"], a["gamma"], a["beta"], bounds=_groups(len(a["x"])), eps=_EPS, channels_last=last
     ),
     backward=ops.ghost_batch_norm_backward,
-    floor={FORWARD: lambda s: s.elements(2), BACKWARD: lambda s: s.elements(3)},
+    floor=_each(_ghost_floor),
     # In chunks, of which the results are put together by a copy.
     torch_bytes={FORWARD: lambda s: s.elements(3 + 2), BACKWARD: lambda s: s.elements(5 + 2)},
     layouts=(False, True),
@@ -342,9 +370,9 @@ SYNC_BATCH_NORM = Operation(
         a["x"], a["gamma"], a["beta"], SingleProcess(), eps=_EPS, channels_last=last
     ),
     backward=ops.sync_batch_norm_backward,
-    # All of one process's work. Every input is read before the exchange and after it.
-    floor={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
-    torch_bytes={FORWARD: lambda s: s.elements(3), BACKWARD: lambda s: s.elements(5)},
+    # All of one process's work.
+    floor=_each(floors.sync_batch_norm, affine=True),
+    torch_bytes=_each(floors.sync_batch_norm, affine=True),
     # What PyTorch's SyncBatchNorm runs where there is one process.
     torch=lambda F, t: F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS),  # noqa: N803
     layouts=(False, True),
@@ -388,8 +416,7 @@ PADDED_BATCH_NORM = Operation(
     shapes=(LARGE_IMAGES[0], SMALL_IMAGES[0]),
     forward=_padded_forward,
     backward=_padded_backward,
-    # What is valid of x and dy, and all of y and dx.
-    floor={FORWARD: lambda s: s.elements(7) // 4, BACKWARD: lambda s: s.elements(10) // 4},
+    floor=_each(lambda s, direction: floors.padded_batch_norm(s, direction, 3 * s.inputs // 4, affine=True)),
     # Packed and unpacked in the same way, with batch norm between.
     torch_bytes={
         FORWARD: lambda s: _finding_and_packing(s) + s.elements(3 * 3) // 4,
@@ -464,7 +491,7 @@ MAX_POOL = Operation(
     shapes=_IMAGES,
     forward=lambda a, last: ops.max_pool_forward(a["x"], (3, 3), 2, 1, channels_last=last),
     backward=ops.max_pool_backward,
-    floor=_both(_pool_bytes(1)),
+    floor=_both(lambda s: floors.pool(s, 1)),
     torch_bytes=_both(_pool_bytes(8)),
     torch=lambda F, t: F.max_pool2d(t["x"], *_MAX_WINDOW),  # noqa: N803
     expression=_max_pool_expression,
@@ -479,7 +506,7 @@ AVG_POOL = Operation(
     forward=lambda a, last: ops.avg_pool_forward(a["x"], (2, 2), channels_last=last),
     backward=ops.avg_pool_backward,
     # Forward reads what lies in a window: of an odd plane not the last row and column.
-    floor={FORWARD: lambda s: s.elements(0, 5), BACKWARD: _pool_bytes(0)},
+    floor={FORWARD: lambda s: floors.pool(s, seen=4 * s.outputs), BACKWARD: floors.pool},
     torch_bytes={FORWARD: lambda s: s.elements(0, 5), BACKWARD: _pool_bytes(0)},
     torch=lambda F, t: F.avg_pool2d(t["x"], *_AVG_WINDOW),  # noqa: N803
     expression=_avg_pool_expression,
@@ -493,7 +520,7 @@ GLOBAL_AVG_POOL = Operation(
     shapes=_IMAGES,
     forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (1, 1), channels_last=last),
     backward=ops.avg_pool_backward,
-    floor=_both(_pool_bytes(0)),
+    floor=_both(floors.pool),
     torch_bytes=_both(_pool_bytes(0)),
     torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 1),  # noqa: N803
     expression=lambda xp, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
@@ -509,11 +536,7 @@ BATCH_NORM_RELU_MAX_POOL = Operation(
         a["x"], a["gamma"], a["beta"], (3, 3), 2, 1, eps=_EPS, activation="relu", channels_last=last
     ),
     backward=ops.batch_norm_max_pool_backward,
-    # Forward reads x twice: it writes nothing that is as large as it.
-    floor={
-        FORWARD: lambda s: s.elements(2, 1) + s.outputs,
-        BACKWARD: lambda s: s.elements(2, 1) + s.outputs,
-    },
+    floor=_each(floors.batch_norm_max_pool, affine=True),
     # Batch norm 3 forward and 5 backward, ReLU 2 and 3, and the pooling.
     torch_bytes={
         FORWARD: lambda s: s.elements(6, 1) + 8 * s.outputs,
@@ -535,7 +558,7 @@ ADAPTIVE_AVG_POOL = Operation(
     shapes=_IMAGES[:3],
     forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (5, 5), channels_last=last),
     backward=ops.avg_pool_backward,
-    floor=_both(_pool_bytes(0)),
+    floor=_both(floors.pool),
     torch_bytes=_both(_pool_bytes(0)),
     torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 5),  # noqa: N803
     output_shape=lambda shape: (*shape[:2], 5, 5),
@@ -547,7 +570,7 @@ ADAPTIVE_MAX_POOL = Operation(
     shapes=_IMAGES[:3],
     forward=lambda a, last: ops.adaptive_max_pool_forward(a["x"], (5, 5), channels_last=last),
     backward=ops.max_pool_backward,
-    floor=_both(_pool_bytes(1)),
+    floor=_both(lambda s: floors.pool(s, 1)),
     torch_bytes=_both(_pool_bytes(8)),
     torch=lambda F, t: F.adaptive_max_pool2d(t["x"], 5),  # noqa: N803
     output_shape=lambda shape: (*shape[:2], 5, 5),
@@ -559,8 +582,7 @@ LP_POOL = Operation(
     shapes=_IMAGES[:3],
     forward=lambda a, last: ops.lp_pool_forward(a["x"], 2.0, (2, 2), channels_last=last),
     backward=ops.lp_pool_backward,
-    # Keeps copies of x and y; the backward reads them and dy.
-    floor={FORWARD: lambda s: s.elements(3, 3), BACKWARD: lambda s: s.elements(2, 2)},
+    floor=_each(floors.lp_pool),
     # A chain of kernels: power and mean of x; sign, size, ReLU, two products and root of y. Back, each with its
     # gradient, the powers in three steps.
     torch_bytes={FORWARD: lambda s: s.elements(3, 14), BACKWARD: lambda s: s.elements(8, 28)},
@@ -588,11 +610,8 @@ MAX_UNPOOL = Operation(
         check=False,
     ),
     backward=ops.max_unpool_backward,
-    # Copies the indices. The backward reads the sectors of the gradient that an index points into: every other row.
-    floor={
-        FORWARD: lambda s: s.elements(1, 1) + 8 * 3 * s.inputs,
-        BACKWARD: lambda s: s.elements(3) + 8 * s.inputs,
-    },
+    # The sectors of the gradient that an index points into: every other row.
+    floor=_each(lambda s, direction: floors.max_unpool(s, direction, touched=s.elements(2))),
     torch_bytes={
         FORWARD: lambda s: s.elements(1, 1) + 8 * s.inputs,
         BACKWARD: lambda s: s.elements(3) + 8 * s.inputs,

@@ -76,17 +76,23 @@ def _measured(run: Run, model: Run | None) -> str:
 
 
 def _modelled(model: Run) -> str:
+    rows = largest_rows(model.rows)
+    gpu = rows[0].model["gpu"] if rows[0].model else "GPU"
     lines = [
-        "The kernels are **not measured on a GPU yet**. What follows is *modelled*: bytes that must cross the memory",
-        "bus, counted by emulation of the source, over the fewest possible (each input once, each output once).",
+        f"The kernels are **not measured on a GPU yet**. What follows is *modelled* for an {gpu}. *of copy* is the",
+        "speed as a part of a plain copy's of the fewest bytes (1.00 is perfect), from bytes, instructions and waits",
+        "that are counted by emulation; *limit* is what the call's longest launch needs most of; *moved* is bytes over",
+        "the fewest.",
+        "Of PyTorch's kernels only the bytes are known, by their algorithm: the most that they can reach.",
         "",
-        "| modelled, not measured | gpu_layers | PyTorch's kernels, by their algorithm | launches |",
-        "|---|---|---|---|",
+        "| modelled, not measured | of copy | limit | moved | PyTorch: of copy, at most | launches |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in largest_rows(model.rows):
+    for row in rows:
         assert row.model is not None
-        ours, theirs = row.model["bytes"] / row.floor_bytes, row.torch_bytes / row.floor_bytes
-        lines.append(f"| {_name(row)} | {ours:.2f} | {theirs:.2f} | {len(row.model['launches'])} |")
+        cells = [_name(row), f"{row.model['fraction']:.2f}", row.model["limit"]]
+        cells += [f"{row.model['bytes'] / row.floor_bytes:.2f}", f"{min(1.0, row.floor_bytes / row.torch_bytes):.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {len(row.model['launches'])} |")
     return "\n".join(lines)
 
 

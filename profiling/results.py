@@ -13,7 +13,7 @@ from typing import Any
 from profiling.statistics import Timing
 
 #: Raised whenever the meaning of a field changes.
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("measured", "emulated", "modelled")
 _OURS, _COPY = "ours", "copy"
 
@@ -47,7 +47,8 @@ class Row:
     notes : list of str
         What a reader must know.
     model : dict or None
-        Of the modelled run: ``bytes``, ``fraction``, ``launches``, ``failed_gates``.
+        Of the modelled run: ``gpu``, ``bytes``, ``instructions``, ``microseconds``, ``fraction`` of a copy, ``limit``,
+        ``launches``, ``failed_gates``.
     """
 
     case: str

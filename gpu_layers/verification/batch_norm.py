@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.batch_norm_bounds import STEEPEST, batch_norm_bounds
-from gpu_layers.verification.comparison import Arrays, Case
+from gpu_layers.verification.comparison import Arrays, Case, epsilon
 from gpu_layers.verification.inputs import normal
 
 # (N, C, *spatial): odd planes and planes of whole vectors; planes shorter than a vector; a long plane; few values
@@ -44,6 +48,7 @@ def batch_norm_cases() -> Iterator[Case]:
         yield _batch_norm(dtype, "no gamma, no beta", (4, 6, 5, 5), 2.0, False, affine=False)
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
         yield _constant(dtype)
+        yield _running(dtype)
         for activation in STEEPEST:
             residual = activation not in ("relu", "tanh")
             label = f"{activation}{' of a sum' if residual else ''}"
@@ -98,6 +103,55 @@ def _batch_norm(
         return batch_norm_bounds({**inputs, **taken}, expected, channels_last=channels_last, activation=activation)
 
     return Case("batch_norm", dtype, label, inputs, run, bounds)
+
+
+# How a layer folds the statistics of a batch into the running ones: in the kernels of the forward (of one read, and of
+# two), and by a kernel for that alone.
+_FOLDINGS: dict[str, dict[str, Any]] = {
+    "momentum": {"momentum": 0.3},
+    "momentum, two reads": {"momentum": 0.3, "activation": "gelu"},
+    "average": {"momentum": None},
+    "finite batches": {"momentum": 0.3},
+}
+
+
+def _running(dtype) -> Case:
+    """Running statistics, folded in in every way there is; a batch that is left out changes nothing."""
+    parameters, channels = statistics_dtype(dtype), 5
+
+    def inputs() -> Arrays:
+        x = normal((3, channels, 7, 9), dtype, mean=2.0)
+        infinite = x.copy()
+        infinite[0, 0, 0, 0] = np.inf
+        running = {"running_mean": normal((channels,), parameters), "running_var": np.full(channels, 3, parameters)}
+        return {"x": x, "dy": x, "infinite": infinite, **running}
+
+    def run(arrays: Arrays) -> Arrays:
+        _, saved = ops.batch_norm_forward(arrays["x"], None, None, eps=_EPS)
+        results = {"mean": saved.mean, "var": saved.var, "inv_std": saved.inv_std}
+        for name, options in _FOLDINGS.items():
+            layer = BatchNorm2d(channels, _EPS, affine=False, dtype=parameters, **options)
+            layer.to("cuda" if is_cupy_array(arrays["x"]) else "cpu")
+            for buffer in ("running_mean", "running_var"):
+                layer.buffers[buffer][...] = arrays[buffer]
+            layer.skip_nonfinite = name == "finite batches"
+            for x in ("x", "infinite") if layer.skip_nonfinite else ("x", "x"):
+                layer(arrays[x])
+            results |= {f"{name}: {buffer}": values for buffer, values in layer.buffers.items()}
+        return results
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        of_batch = batch_norm_bounds(inputs, expected, channels_last=False)
+        unit = epsilon(parameters)
+        for name, buffer, of in itertools.product(_FOLDINGS, ("running_mean", "running_var"), ("mean", "var")):
+            if buffer.endswith(of):
+                # The error of the batch, of weight at most 1 (a variance by 189 / 188), and of each of two batches some
+                # roundings of a sum of these magnitudes.
+                size = np.maximum(np.abs(inputs[buffer]), np.abs(expected[of])).astype(np.float64)
+                of_batch[f"{name}: {buffer}"] = 1.01 * of_batch[of] + 2 * 5 * unit * 1.01 * size
+        return of_batch
+
+    return Case("batch_norm", dtype, "running statistics", inputs, run, bounds)
 
 
 def _constant(dtype) -> Case:

@@ -1,4 +1,4 @@
-"""The variants of batch norm whose traffic is counted; what their floors are ``traffic.py`` says."""
+"""The variants of batch norm whose traffic is counted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from gpu_layers.distributed.communicator import SingleProcess
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d
 from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.verification import floors
+from gpu_layers.verification.floors import BACKWARD, FORWARD, Sizes
 from gpu_layers.verification.traffic_case import TrafficCase, in_layout
 
 _INDEX_BYTES = 8
@@ -41,30 +43,32 @@ def _reads(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> tuple[int
 def _ghost(dtype: Any, shape: tuple[int, ...], layout: str, bounds: tuple[int, ...]) -> Iterator[TrafficCase]:
     last = layout == "NHWC"
     options: dict[str, Any] = {"bounds": bounds, "channels_last": last}
-    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+
+    def floor(x: np.ndarray, direction: str) -> int:
+        groups = []
+        for own in (x[start:stop] for start, stop in pairwise(bounds)):
+            reads = _reads(own.shape, dtype, last)[direction == BACKWARD]
+            groups.append((Sizes(own.size, own.size, own.itemsize, (len(own), *shape[1:])), reads))
+        return floors.ghost_batch_norm(groups, direction)
 
     def run(x: Any) -> tuple[Any, Any]:
         return ops.ghost_batch_norm_forward(x, None, None, **options)
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
-        groups = [x[start:stop] for start, stop in pairwise(bounds)]
-        floor = sum((_reads(own.shape, dtype, last)[0] + 1) * own.nbytes + 3 * per_channel for own in groups)
-        return lambda: run(x), floor
+        return lambda: run(x), floor(x, FORWARD)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
-        groups = [x[start:stop] for start, stop in pairwise(bounds)]
-        floor = sum((2 * _reads(own.shape, dtype, last)[1] + 1) * own.nbytes + 4 * per_channel for own in groups)
         _, saved = run(x)
-        return lambda: ops.ghost_batch_norm_backward(x, saved), floor
+        return lambda: ops.ghost_batch_norm_backward(x, saved), floor(x, BACKWARD)
 
     yield TrafficCase("ghost batch_norm forward", dtype, shape, layout, forward)
     yield TrafficCase("ghost batch_norm backward", dtype, shape, layout, backward)
 
 
 def _sync(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
-    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+    sizes = Sizes(math.prod(shape), math.prod(shape), np.dtype(dtype).itemsize, shape)
     for name, inputs, fused in (("sync batch_norm", 1, {}), ("sync batch_norm sum relu", 2, {"activation": "relu"})):
 
         def run(x: Any, inputs: int = inputs, fused: Any = fused) -> tuple[Any, Any]:
@@ -75,13 +79,12 @@ def _sync(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCa
 
         def forward(run: Any = run, inputs: int = inputs) -> tuple[Callable[[], Any], int]:
             x = in_layout(shape, dtype, layout)
-            # The statistics do not need the residual.
-            return lambda: run(x), (2 + inputs) * x.nbytes + 5 * per_channel
+            return lambda: run(x), floors.sync_batch_norm(sizes, FORWARD, residual=inputs == 2)
 
         def backward(run: Any = run, inputs: int = inputs) -> tuple[Callable[[], Any], int]:
             x = in_layout(shape, dtype, layout)
             _, saved = run(x)
-            floor = (2 * (1 + inputs) + inputs) * x.nbytes + 8 * per_channel
+            floor = floors.sync_batch_norm(sizes, BACKWARD, residual=inputs == 2)
             return lambda: ops.sync_batch_norm_backward(x, saved), floor
 
         yield TrafficCase(f"{name} forward", dtype, shape, layout, forward)
@@ -98,8 +101,9 @@ def _padded(dtype: Any, shape: tuple[int, ...], layout: str, lengths: list[list[
     index = _INDEX_BYTES * (len(shape) - 1) * rows
     forward_arrays = finding_bytes(math.prod(shape) // shape[1], index) + packing_bytes(valid, whole, index, 1, 1)
     backward_arrays = packing_bytes(valid, whole, index, 1, 1)
-    forward_floor = reads * valid + whole + lengths_bytes + 3 * per_channel
-    backward_floor = 2 * backward_reads * valid + whole + 4 * per_channel
+    sizes = Sizes(math.prod(shape), math.prod(shape), itemsize, shape)
+    forward_floor = floors.padded_batch_norm(sizes, FORWARD, rows * shape[1], reads=reads) + lengths_bytes
+    backward_floor = floors.padded_batch_norm(sizes, BACKWARD, rows * shape[1], reads=backward_reads)
 
     def layer() -> Any:
         return kind(

@@ -1,8 +1,7 @@
 """How many bytes the kernels move, counted by the emulator over whole launches, against the fewest possible.
 
-The floor of an operation is each input once and each output once, what it takes and gives for each channel included;
-for batch norm in training, which must know the statistics before it can normalise, each input twice where its plan
-says that the values cannot be kept. The variants of batch norm:
+The floors are those of ``floors.py``. Of batch norm in training, which must know the statistics before it can
+normalise, each input is read twice where its plan says that the values cannot be kept. The variants of batch norm:
 
 - Groups of samples: each group is a batch of its own, and the floor the sum of theirs.
 - Several processes: between the statistics and what they are for stands an exchange, before which a kernel ends, and
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,9 @@ from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.emulator import Trace
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
+from gpu_layers.verification import floors
 from gpu_layers.verification.batch_norm_variants_traffic import batch_norm_variants
+from gpu_layers.verification.floors import BACKWARD, FORWARD, Sizes
 from gpu_layers.verification.inputs import normal
 from gpu_layers.verification.selection import named_like
 from gpu_layers.verification.traffic_case import SECTOR, TrafficCase, in_layout
@@ -113,19 +114,21 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
     def moments() -> tuple[Callable[[], Any], int]:
         x = normal(rows, dtype)
         mean, _ = ops.dropout_moments(x, 0.5, 1, 2, passes=1)
-        return lambda: ops.dropout_moments(x, 0.5, 1, 2, passes=3), x.nbytes + 2 * mean.nbytes
+        assert mean.itemsize == _elementwise(x).accumulated
+        return lambda: ops.dropout_moments(x, 0.5, 1, 2, passes=3), floors.dropout_moments(_elementwise(x))
 
     yield TrafficCase("dropout moments", dtype, rows, "flat", moments)
+
+
+def _elementwise(x: np.ndarray) -> Sizes:
+    return Sizes(x.size, x.size, x.itemsize, x.shape)
 
 
 def _dropout_passes(dtype, shape, name, op_forward, **options) -> Iterator[TrafficCase]:
     def floor(x: np.ndarray) -> int:
         axes = options.get("mask_axes")
-        if axes is None:
-            return 2 * x.nbytes
-        # What is dropped with its neighbours need not be read.
-        kept = ops.dropout_mask(math.prod(shape[:axes]), 0.5, 1, 2).mean()
-        return round((1 + kept) * x.nbytes)
+        kept = 1.0 if axes is None else float(ops.dropout_mask(math.prod(shape[:axes]), 0.5, 1, 2).mean())
+        return floors.dropout(_elementwise(x), kept)
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
@@ -146,17 +149,18 @@ def _activation_dropout(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficC
 
 
 def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[TrafficCase]:
-    of_bits = math.prod(shape) // 8 if activation == "relu" else 0  # ReLU saves one bit an element, not x
+    def floor(x: np.ndarray, direction: str) -> int:
+        return floors.activation_dropout(_elementwise(x), direction, saves_bits=activation == "relu")
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         run = lambda: ops.activation_dropout_forward(x, activation, 0.5, 1, 2, order=order)  # noqa: E731
-        return run, 2 * x.nbytes + of_bits
+        return run, floor(x, FORWARD)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         _, saved = ops.activation_dropout_forward(x, activation, 0.5, 1, 2, order=order)
-        return lambda: ops.activation_dropout_backward(x, saved), (2 if of_bits else 3) * x.nbytes + of_bits
+        return lambda: ops.activation_dropout_backward(x, saved), floor(x, BACKWARD)
 
     name = f"{activation} dropout" if order == "after" else f"dropout {activation}"
     yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
@@ -164,16 +168,14 @@ def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[Traf
 
 
 def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
-    of_bits = math.prod(shape) // 8
-
     def forward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
-        return lambda: ops.relu_forward(x), 2 * x.nbytes + of_bits
+        return lambda: ops.relu_forward(x), floors.relu(_elementwise(x))
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = normal(shape, dtype)
         _, saved = ops.relu_forward(x)
-        return lambda: ops.relu_backward(x, saved), 2 * x.nbytes + of_bits
+        return lambda: ops.relu_backward(x, saved), floors.relu(_elementwise(x))
 
     yield TrafficCase("relu forward", dtype, shape, "flat", forward)
     yield TrafficCase("relu backward", dtype, shape, "flat", backward)
@@ -181,8 +183,9 @@ def _relu(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 
 def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
     options: dict[str, Any] = {"channels_last": layout == "NHWC"}
-    per_channel = shape[1] * statistics_dtype(dtype).itemsize
     input_shape, itemsize = in_layout(shape, dtype, layout).shape, np.dtype(dtype).itemsize
+    sizes = Sizes(math.prod(shape), math.prod(shape), itemsize, shape)
+    assert sizes.accumulated == statistics_dtype(dtype).itemsize
     last = options["channels_last"]
     # How often the forward reads x, and the backward x, dy and the residual.
     reads, backward_reads = (
@@ -191,19 +194,19 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
-        return lambda: ops.batch_norm_forward(x, None, None, **options), (reads + 1) * x.nbytes + 3 * per_channel
+        return lambda: ops.batch_norm_forward(x, None, None, **options), floors.batch_norm(sizes, FORWARD, reads=reads)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
-        return lambda: ops.batch_norm_backward(x, saved), (2 * backward_reads + 1) * x.nbytes + 4 * per_channel
+        return lambda: ops.batch_norm_backward(x, saved), floors.batch_norm(sizes, BACKWARD, reads=backward_reads)
 
     def inference() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         _, saved = ops.batch_norm_forward(x, None, None, **options)
         return lambda: ops.batch_norm_inference(
             x, saved.mean, saved.var, None, None, **options
-        ), 2 * x.nbytes + 2 * per_channel
+        ), floors.batch_norm_inference(sizes)
 
     yield TrafficCase("batch_norm forward", dtype, shape, layout, forward)
     yield TrafficCase("batch_norm backward", dtype, shape, layout, backward)
@@ -211,24 +214,30 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     def sum_forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         fused = {"residual": in_layout(shape, dtype, layout), "activation": "relu", **options}
-        return lambda: ops.batch_norm_forward(x, None, None, **fused), (reads + 2) * x.nbytes + 3 * per_channel
+        floor = floors.batch_norm(sizes, FORWARD, reads=reads, residual=True)
+        return lambda: ops.batch_norm_forward(x, None, None, **fused), floor
 
     def sum_backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         fused = {"residual": in_layout(shape, dtype, layout), "activation": "relu", **options}
         _, saved = ops.batch_norm_forward(x, None, None, **fused)
-        return lambda: ops.batch_norm_backward(x, saved), (3 * backward_reads + 2) * x.nbytes + 4 * per_channel
+        floor = floors.batch_norm(sizes, BACKWARD, reads=backward_reads, residual=True)
+        return lambda: ops.batch_norm_backward(x, saved), floor
+
+    def pooled_sizes(y: np.ndarray) -> Sizes:
+        return replace(sizes, outputs=y.size)
 
     def pooled() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
-        floor = 2 * x.nbytes + y.nbytes + saved.pool.taps.nbytes + 3 * per_channel
+        floor = floors.batch_norm_max_pool(pooled_sizes(y), FORWARD, taps=saved.pool.taps.nbytes // y.size)
         return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
 
     def pooled_backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
-        floor = backward_reads * (x.nbytes + y.nbytes + saved.pool.taps.nbytes) + x.nbytes + 4 * per_channel
+        taps = saved.pool.taps.nbytes // y.size
+        floor = floors.batch_norm_max_pool(pooled_sizes(y), BACKWARD, taps=taps, reads=backward_reads)
         return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
 
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
@@ -239,6 +248,13 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         yield TrafficCase("batch_norm max_pool backward", dtype, shape, layout, pooled_backward)
     yield TrafficCase("batch_norm sum relu forward", dtype, shape, layout, sum_forward)
     yield TrafficCase("batch_norm sum relu backward", dtype, shape, layout, sum_backward)
+
+
+def _pool_floor(x: np.ndarray, y: np.ndarray, saved: Any, of_powers: str | None = None) -> int:
+    """Of a pass of pooling; of one of powers, forward or backward."""
+    taps = getattr(saved, "taps", None)
+    sizes, tap_bytes = Sizes(x.size, y.size, x.itemsize), 0 if taps is None else taps.nbytes // y.size
+    return floors.lp_pool(sizes, of_powers, tap_bytes) if of_powers else floors.pool(sizes, tap_bytes)
 
 
 def _pools(
@@ -252,22 +268,22 @@ def _pools(
     def max_forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.max_pool_forward(x, kernel, **options)
-        return lambda: ops.max_pool_forward(x, kernel, **options), x.nbytes + y.nbytes + saved.taps.nbytes
+        return lambda: ops.max_pool_forward(x, kernel, **options), _pool_floor(x, y, saved)
 
     def max_backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.max_pool_forward(x, kernel, **options)
-        return lambda: ops.max_pool_backward(y, saved), x.nbytes + y.nbytes + saved.taps.nbytes
+        return lambda: ops.max_pool_backward(y, saved), _pool_floor(x, y, saved)
 
     def avg_forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
-        y, _ = ops.avg_pool_forward(x, kernel, **options)
-        return lambda: ops.avg_pool_forward(x, kernel, **options), x.nbytes + y.nbytes
+        y, saved = ops.avg_pool_forward(x, kernel, **options)
+        return lambda: ops.avg_pool_forward(x, kernel, **options), _pool_floor(x, y, saved)
 
     def avg_backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.avg_pool_forward(x, kernel, **options)
-        return lambda: ops.avg_pool_backward(y, saved), x.nbytes + y.nbytes
+        return lambda: ops.avg_pool_backward(y, saved), _pool_floor(x, y, saved)
 
     outputs = shape[0] * shape[1] * ((shape[2] + 2 * padding - size) // stride + 1) ** 2
     kept = math.prod(shape) * dtype.itemsize
@@ -328,20 +344,20 @@ def _two_passes(
     torch_saved: int | None = None,
 ) -> Iterator[TrafficCase]:
     # torch_saved: bytes an output beside the input, if PyTorch's operation is one.
+    of_powers = op_backward is ops.lp_pool_backward
+
     def array() -> np.ndarray:
         return in_layout(shape, dtype, layout)
 
     def forward() -> tuple[Callable[[], Any], int]:
         x = array()
         y, saved = run(x)
-        taps = getattr(saved, "taps", None)
-        return lambda: run(x), x.nbytes + y.nbytes + (0 if taps is None else taps.nbytes)
+        return lambda: run(x), _pool_floor(x, y, saved, FORWARD if of_powers else None)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = array()
         y, saved = run(x)
-        # The gradients, and what was kept: of powers x and y too.
-        return lambda: op_backward(y, saved), x.nbytes + y.nbytes + _saved_bytes(saved)
+        return lambda: op_backward(y, saved), _pool_floor(x, y, saved, BACKWARD if of_powers else None)
 
     kept = None
     if torch_saved is not None:
@@ -356,6 +372,8 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
     size = tuple(2 * length for length in shape[2:])
     last = layout == "NHWC"
     samples, channels = shape[:2]
+    values = math.prod(shape)
+    sizes = Sizes(values, values * math.prod(size) // math.prod(shape[2:]), np.dtype(dtype).itemsize, shape)
 
     def arrays() -> tuple[np.ndarray, np.ndarray]:
         wide = (samples, *size, channels) if last else (samples, channels, *size)
@@ -364,9 +382,8 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
 
     def forward() -> tuple[Callable[[], Any], int]:
         x, indices = arrays()
-        # The zeros, then the values: the sectors of both.
         options = {"check": False, "channels_last": last}
-        return lambda: ops.max_unpool_forward(x, indices, size, **options), 5 * x.nbytes + indices.nbytes
+        return lambda: ops.max_unpool_forward(x, indices, size, **options), floors.max_unpool(sizes, FORWARD)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x, indices = arrays()
@@ -378,7 +395,7 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
         else:
             places = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(size) + indices
         read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
-        return lambda: ops.max_unpool_backward(y, saved), read + x.nbytes + indices.nbytes
+        return lambda: ops.max_unpool_backward(y, saved), floors.max_unpool(sizes, BACKWARD, touched=read)
 
     yield TrafficCase("max_unpool forward", dtype, shape, layout, forward, torch_saved=8 * math.prod(shape))
     yield TrafficCase("max_unpool backward", dtype, shape, layout, backward)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan, forward_plan
+from profiling.devices import GPUS
 
-MULTIPROCESSORS = 132  # of an H100
+MULTIPROCESSORS = GPUS["H100"].multiprocessors
 RESIDENT_BLOCKS = 4  # of 256 threads with up to 64 registers each: what the kernels ask for with __launch_bounds__
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 each_layout = pytest.mark.parametrize("channels_last", [False, True])

@@ -186,7 +186,7 @@ def test_bad_usage_is_one_line(arguments, message, capsys):
 def test_a_file_of_another_version(tmp_path, capsys):
     (tmp_path / "old.json").write_text('{"schema": 99}')
     assert main(["--emulated", "--compare", str(tmp_path / "old.json")]) == 2
-    assert "has version 99 of the results, this is version 1" in capsys.readouterr().err
+    assert "has version 99 of the results, this is version 2" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so(capsys):

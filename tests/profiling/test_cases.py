@@ -1,12 +1,16 @@
 """The rows: their bytes, their order, and what fits into memory."""
 
+import numpy as np
 import pytest
 
+import gpu_layers as gl
 from profiling.cases import Case, all_cases, selected
 from profiling.operations import (
     ACTIVATION_DROPOUT,
     AVG_POOL,
     BATCH_NORM,
+    CHANNEL_DROPOUT,
+    DROP_PATH,
     DROPOUT,
     GHOST_BATCH_NORM,
     MAX_POOL,
@@ -46,8 +50,30 @@ N = 64 * 256 * 56 * 56
 )
 def test_bytes(operation, direction, dtype, floor, torch):
     case = Case(operation, direction, BIG, dtype)
-    assert case.floor_bytes == floor * N
-    assert case.torch_bytes == torch * N
+    # Of each of 256 channels, in float32: mean, variance, deviation; or mean, deviation and two gradients; and gamma
+    # and beta, or gamma. Of three groups thrice. Of what processes exchange 2, and 4 sums.
+    numbers = {
+        BATCH_NORM: {"forward": 5, "backward": 5},
+        GHOST_BATCH_NORM: {"forward": 15, "backward": 15},
+        SYNC_BATCH_NORM: {"forward": 7, "backward": 9},
+        PADDED_BATCH_NORM: {"forward": 5, "backward": 5},
+    }.get(operation, {})
+    assert case.floor_bytes == floor * N + 4 * 256 * numbers.get(direction, 0)
+    theirs = numbers.get(direction, 0) if operation in (BATCH_NORM, SYNC_BATCH_NORM) else 0
+    assert case.torch_bytes == torch * N + 4 * 256 * theirs
+
+
+def test_nobody_moves_less_than_the_fewest_bytes():
+    for case in all_cases(OPERATIONS, ("bfloat16", "float32")):
+        # But for numbers of channels, which the counts of some compositions leave out.
+        assert case.torch_bytes >= 0.97 * case.floor_bytes, str(case)
+
+
+def test_the_floor_of_what_is_dropped_together_is_that_of_the_mask():
+    case = Case(DROP_PATH, "forward", (64, 256, 56, 56), "float32")
+    assert case.floor_bytes == 3 * 4 * N // 2  # a half of the first 64 samples is kept
+    kept = 4 * N * np.mean(gl.ops.dropout_mask(64 * 256, 0.5, 1, 2))
+    assert Case(CHANNEL_DROPOUT, "backward", BIG, "float32").floor_bytes == pytest.approx(4 * N + kept)
 
 
 def test_names_are_unique_and_say_everything():

@@ -10,7 +10,7 @@ from tests.profiling.sample_run import sample_run
 
 def modelled(fraction=0.66):
     row = Row("relu forward 8x8 float32", "relu", "forward", "float32", [8, 8], False, 600, 900)
-    row.model = {"bytes": round(600 / fraction), "fraction": fraction, "launches": [{}], "failed_gates": []}
+    row.model = {"gpu": "H200", "bytes": 906, "fraction": fraction, "limit": "issue", "launches": [{}]}
     return Run("modelled", {"commit": "abc"}, rows=[row])
 
 
@@ -25,7 +25,8 @@ def test_without_a_run_it_says_not_measured(tmp_path):
     modelled().save(tmp_path / "modelled.json")
     text = section(tmp_path)
     assert "**not measured on a GPU yet**" in text
-    assert "| relu forward, 8x8 float32 | 1.51 | 1.50 | 1 |" in text
+    assert "*modelled* for an H200" in text
+    assert "| relu forward, 8x8 float32 | 0.66 | issue | 1.51 | 0.67 | 1 |" in text
     assert "µs" not in text
 
 
@@ -74,7 +75,7 @@ def test_a_file_of_another_version_is_one_line(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "bench.json").write_text('{"schema": 7}')
     assert main(["--results", str(tmp_path)]) == 2
-    assert "has version 7 of the results, this is version 1" in capsys.readouterr().err
+    assert "has version 7 of the results, this is version 2" in capsys.readouterr().err
 
 
 def test_the_readme_is_up_to_date():

@@ -56,11 +56,11 @@ def test_csv(tmp_path):
     [
         ("no JSON", "is no result of a benchmark"),
         ("[]", "has no 'schema'"),
-        ('{"schema": 0}', "has version 0 of the results, this is version 1"),
-        ('{"schema": 1}', "is no result of a benchmark: 'rows'"),
-        ('{"schema": 1, "kind": "guessed", "environment": {}, "rows": []}', "of kind 'guessed'"),
-        ('{"schema": 1, "kind": "measured", "environment": {}, "rows": [{"timings": {}, "us": 1}]}', "unknown fields"),
-        ('{"schema": 1, "kind": "measured", "environment": {}, "rows": [3]}', "is no result"),
+        ('{"schema": 0}', "has version 0 of the results, this is version 2"),
+        ('{"schema": 2}', "is no result of a benchmark: 'rows'"),
+        ('{"schema": 2, "kind": "guessed", "environment": {}, "rows": []}', "of kind 'guessed'"),
+        ('{"schema": 2, "kind": "measured", "environment": {}, "rows": [{"timings": {}, "us": 1}]}', "unknown fields"),
+        ('{"schema": 2, "kind": "measured", "environment": {}, "rows": [3]}', "is no result"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, message):

@@ -1,0 +1,151 @@
+"""Which launches a case of the benchmark makes, and the bytes that each moves over the memory bus, by emulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.kernels.arrays import empty
+from gpu_layers.runtime.backend import use_backend, use_executor
+from gpu_layers.runtime.emulator import Trace
+from profiling.cases import DTYPES, Case
+from profiling.data import InputMaker
+from profiling.devices import EmulatedDevice
+from profiling.launches import Launch, NoLaunches, listed_launches
+from profiling.machine import FOLD
+from profiling.operation import FORWARD, Arrays
+
+_SECTOR = 32
+# Elements of what is counted; the emulator takes some million a second.
+_COUNTED, _MOST_COUNTED = 2**17, 2**22
+_CHANNELS, _VECTOR = 64, 8
+# Numbers that inputs repeat.
+_NUMBERS = 2**20
+
+
+def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
+    """The launches of one call, at the case's own shape; none of them runs.
+
+    Parameters
+    ----------
+    case : Case
+    filled : bool
+        Give the inputs values, as far as executing a sample of blocks reads them. Otherwise they are not touched.
+        What is not touched takes no memory.
+    """
+    arrays = _untouched(case)
+    if filled:
+        _fill(case, arrays)
+    # What is between two kernels computes with whatever is in memory.
+    with np.errstate(all="ignore"):
+        with use_executor(NoLaunches()):
+            call = call_of(case, arrays)
+        with listed_launches() as launches:
+            call()
+    return launches
+
+
+def _untouched(case: Case) -> Arrays:
+    host = np.empty(0)
+    arrays: Arrays = {"x": empty(case.input_shape, DTYPES[case.dtype], host), "start": 0}
+    arrays["dy"] = empty(case.output_shape, DTYPES[case.dtype], host)
+    for name in case.operation.like_x:
+        arrays[name] = empty(case.input_shape, DTYPES[case.dtype], host)
+    for name in case.operation.per_channel:
+        arrays[name] = np.ones(case.shape[1], np.float64 if case.dtype == "float64" else np.float32)
+    return arrays
+
+
+def _fill(case: Case, arrays: Arrays) -> None:
+    operation, maker = case.operation, InputMaker(EmulatedDevice(), block=_NUMBERS)
+    few = replace(case, shape=(1, max(1, case.shape[1]), *(1 for _ in case.shape[2:])))
+    for name, values in maker.inputs(few).items():
+        if name in operation.per_channel:
+            arrays[name] = values
+    for name in ("x", "dy", *operation.like_x):
+        flat = arrays[name].reshape(-1)
+        begun = flat[: FOLD // flat.itemsize]
+        begun[...] = maker.numbers(begun.shape, begun.dtype)
+
+
+def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str]:
+    """Bytes of each launch that must cross the memory bus, and a note where they were not counted.
+
+    What is counted is a smaller shape that takes the same kernels: of each array of each launch, which part of it
+    crosses the bus, and how often. That is applied to the array's size in the whole shape.
+
+    Parameters
+    ----------
+    case : Case
+    launches : list of Launch
+        Those of the case.
+
+    Returns
+    -------
+    list of float
+        Bytes of the distinct 32-byte sectors that each launch touches.
+    str
+        Empty, or why each launch is taken to touch all of its arrays once.
+    """
+    for smaller in _smaller(case):
+        counted = launches_of(smaller)
+        read = _part_that_is_read(case, smaller)
+        if not read:
+            continue
+        if [launch.kernel for launch in counted] == [launch.kernel for launch in launches]:
+            moved = []
+            for trace, small, whole in zip(_traces(smaller), counted, launches, strict=True):
+                total = 0.0
+                for name, footprint in trace.footprints.items():
+                    touched = _SECTOR * (read * footprint.sectors_loaded + footprint.sectors_stored)
+                    # The whole shape may need less: no counter of blocks that wait for each other, say.
+                    total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
+                moved.append(total)
+            return moved, ""
+    sizes = [float(sum(launch.array_bytes.values())) for launch in launches]
+    return sizes, "bytes not counted: smaller shapes take other kernels"
+
+
+def _part_that_is_read(case: Case, smaller: Case) -> float:
+    """What is read of the whole shape, over what is read of a smaller one; 0 where the latter reads nothing."""
+    kept = case.operation.kept
+    if kept is None:
+        return 1.0
+    return kept(case.shape) / kept(smaller.shape) if kept(smaller.shape) else 0.0
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    """Shapes that the emulator runs in about a second: few samples, or all of them with few channels."""
+    batch, channels, *spatial = case.shape
+    if math.prod(case.shape) <= _COUNTED:
+        yield case
+        return
+    plane = math.prod(spatial)
+    few = min(channels, _CHANNELS) if spatial else channels
+    yield replace(case, shape=(max(1, min(batch, _COUNTED // (few * plane))), few, *spatial))
+    if batch * plane * _VECTOR <= _MOST_COUNTED:
+        yield replace(case, shape=(batch, min(channels, _VECTOR), *spatial))
+
+
+def _traces(case: Case) -> list[Trace]:
+    traces: list[Trace] = []
+    inputs = InputMaker(EmulatedDevice(), block=2**16).inputs(case)
+    with use_backend("emulated", check=True, record=lambda kernel, trace: traces.append(trace)):
+        call = call_of(case, inputs)
+        traces.clear()
+        call()
+    return traces
+
+
+def call_of(case: Case, arrays: Arrays) -> Callable[[], Any]:
+    """The pass itself; what comes before it has been done."""
+    operation, last = case.operation, case.channels_last
+    if case.direction == FORWARD:
+        return lambda: operation.forward(arrays, last)
+    backward, (_, saved) = operation.backward, operation.forward(arrays, last)
+    assert backward is not None
+    return lambda: backward(arrays["dy"], saved)
