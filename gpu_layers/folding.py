@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
+from gpu_layers.layers.convolution import Conv2d
+from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.training.convolution import Conv2d
-from gpu_layers.training.linear import Linear
 
 
 def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:

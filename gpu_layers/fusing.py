@@ -13,7 +13,7 @@ from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, 
 from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
 from gpu_layers.layers.dropout import Dropout
 from gpu_layers.layers.max_pool import MaxPoolLayer
-from gpu_layers.training.sequential import Sequential
+from gpu_layers.layers.sequential import Sequential
 
 
 class Absorbed(Layer):

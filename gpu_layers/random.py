@@ -13,6 +13,8 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, require_gpu
 
 _LOW_32 = 0xFFFFFFFF
+#: "weights" in ASCII, as a number.
+_WEIGHTS = int.from_bytes(b"weights", "big")
 
 
 class Generator:
@@ -34,6 +36,7 @@ class Generator:
     def __init__(self, seed: int | None = None, offset: int = 0) -> None:
         self._seed = secrets.randbits(64) if seed is None else check_uint64(seed, "seed")
         self._offset = check_uint64(offset, "offset")
+        self._weights: np.random.Generator | None = None
 
     def __repr__(self) -> str:
         return f"Generator(seed={self._seed}, offset={self._offset})"
@@ -53,6 +56,16 @@ class Generator:
         current = self._offset
         self._offset = (current + 1) % 2**64
         return current
+
+    def weights(self) -> np.random.Generator:
+        """NumPy's generator of the initial weights that this seed gives; it takes no offset.
+
+        One for all calls, so that the next layer gets the next numbers. :meth:`set_state` starts it anew.
+        """
+        if self._weights is None:
+            # A key of its own: else the numbers would be those that a user draws from default_rng with the same seed.
+            self._weights = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_WEIGHTS,)))
+        return self._weights
 
     def numbers(self) -> tuple[int | None, int | None]:
         """Seed and offset of the next call; None for both where :attr:`draw` holds them."""
@@ -97,6 +110,7 @@ class Generator:
             raise ValueError(f"generator state must hold seed and offset, got {sorted(map(str, state))}")
         seed, offset = check_uint64(state["seed"], "seed"), check_uint64(state["offset"], "offset")
         self._seed, self._offset = seed, offset
+        self._weights = None
 
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams: the same ones for the same seed and offset.
@@ -219,7 +233,7 @@ class CudaGraphGenerator(Generator):
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart :data:`default_generator` with a seed, at offset 0.
+    """Restart :data:`default_generator` with a seed, at offset 0: masks, and weights of layers that are made from here.
 
     Returns
     -------

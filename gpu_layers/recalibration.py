@@ -46,7 +46,7 @@ def recalibrate(
     Parameters
     ----------
     model : Layer or callable
-        Layers inside are found in its attributes, and in lists and dicts there.
+        Layers inside are found in whatever its attributes hold, however deep.
     batches : iterable, or function that returns one
         Each batch is what the model takes, or a tuple or list that begins with it. The order "sequential" needs
         batches that can be gone through more than once: a list, or a function, but no generator.
@@ -239,14 +239,14 @@ def _following_the_mode(layer: BatchNormLayer) -> Iterator[None]:
 @contextmanager
 def _all_or_nothing(layers: list[Layer]) -> Iterator[None]:
     """Buffers, and what was saved for backward, as they were if anything fails; nothing saved if all is well."""
-    before = [(layer, layer._saved, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers]
+    before = [(layer, layer.saved, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers]
     try:
         yield
     except BaseException:
         for layer, saved, buffers in before:
-            layer._saved = saved
+            layer.saved = saved
             for name, value in buffers.items():
                 layer.buffers[name][...] = value
         raise
     for layer in layers:
-        layer._saved = None
+        layer.saved = None

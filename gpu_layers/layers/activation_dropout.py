@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.dropout import check_generator, first_decision
+from gpu_layers.layers.dropout import advanced, check_generator, first_decision
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -53,6 +53,7 @@ class ActivationDropout(Layer):
         self.generator = check_generator(generator)
         self.first_sample = 0
         self._taken: Any = None
+        self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
         """Activation and, in training, dropout, for an array of any shape."""
@@ -63,8 +64,8 @@ class ActivationDropout(Layer):
             y, saved = activation_dropout_forward(
                 x, self.activation, self.p, *numbers, order=self.order, start=start, draw=generator.draw
             )
-            self._taken = generator.advance(self._taken)
-            self._saved = saved if self._taken is None else saved.with_draw(self._taken)
+            taken = advanced(self, generator)
+            self._saved = saved if taken is None else saved.with_draw(taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
+from gpu_layers.layers.calls import earlier_calls
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
 from gpu_layers.ops.dropout import (
     DropoutSaved,
@@ -44,6 +45,23 @@ def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> i
     return first_sample * math.prod(x.shape[1:mask_axes])
 
 
+def advanced(layer: Any, generator: random.Generator) -> Any:
+    """Go on to the next offset: what :meth:`Generator.advance` gives, in memory of this call of the layer.
+
+    A layer that is called several times within another keeps the numbers of each call apart, and each in one place for
+    ever: a captured graph refers to them.
+    """
+    number = earlier_calls(layer)
+    if number == 0:
+        layer._taken = generator.advance(layer._taken)
+        return layer._taken
+    again = layer._taken_again
+    taken = generator.advance(again[number - 1] if number <= len(again) else None)
+    if taken is not None:
+        layer._taken_again = (*again[: number - 1], taken, *again[number:])
+    return taken
+
+
 class DropoutLayer(Layer):
     """What the layers of the family share: p, generator, and the identity in evaluation.
 
@@ -63,6 +81,7 @@ class DropoutLayer(Layer):
         self.generator = check_generator(generator)
         self.first_sample = 0
         self._taken: Any = None
+        self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
         """Drop in training; the identity, which returns x itself, in evaluation.
@@ -107,8 +126,8 @@ class DropoutLayer(Layer):
         if options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
         y, saved = self._drop(x, *generator.numbers(), draw=generator.draw, out=out, **options)
-        self._taken = generator.advance(self._taken)
-        return y, saved if self._taken is None else saved.with_draw(self._taken)
+        taken = advanced(self, generator)
+        return y, saved if taken is None else saved.with_draw(taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)

@@ -63,10 +63,27 @@ class RunningStatisticsLayer(Layer):
             self.reset_running_stats()
 
     def reset_running_stats(self) -> None:
-        """Start the running averages anew: mean 0, variance 1, no batch seen."""
-        self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
-        self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
-        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+        """Start the running averages anew: mean 0, variance 1, no batch seen; without running averages do nothing.
+
+        The buffers are overwritten where they are, so that a captured graph stays valid; those that are missing, or are
+        not as this layer needs them, are made beside the parameters.
+        """
+        if not self.track_running_stats:
+            return
+        beside = next(iter((*self._parameters.values(), *self._buffers.values())), None)
+        for name, shape, dtype in self._buffer_kinds():
+            start, buffer = int(name == "running_var"), self._buffers.get(name)
+            if buffer is None or (buffer.shape, buffer.dtype) != (shape, dtype):
+                self._buffers[name] = array_module(beside).full(shape, start, dtype)
+            else:
+                buffer[...] = start
+
+    def _buffer_kinds(self) -> tuple[tuple[str, tuple[int, ...], np.dtype], ...]:
+        return (
+            ("running_mean", (self.num_features,), self.dtype),
+            ("running_var", (self.num_features,), self.dtype),
+            ("num_batches_tracked", (), np.dtype(np.int64)),
+        )
 
     @property
     def use_batch_statistics(self) -> bool | None:
@@ -97,12 +114,10 @@ class RunningStatisticsLayer(Layer):
         """Raise if somebody put other arrays in the place of the running statistics."""
         if not self.track_running_stats:
             return
-        for name, shape, dtype in (
-            ("running_mean", (self.num_features,), self.dtype),
-            ("running_var", (self.num_features,), self.dtype),
-            ("num_batches_tracked", (), np.dtype(np.int64)),
-        ):
-            buffer = self.buffers[name]
+        for name, shape, dtype in self._buffer_kinds():
+            buffer = self._buffers.get(name)
+            if buffer is None:
+                raise ValueError(f"the layer has no {name}: reset_running_stats() makes what is missing")
             if buffer.shape != shape:
                 raise ValueError(f"{name} should have the shape {list(shape)}, got {list(buffer.shape)}")
             if buffer.dtype != dtype:

@@ -1,0 +1,285 @@
+"""What each call of a layer saved: so one layer may be called several times within another.
+
+A layer's forward overwrites what its forward before had saved. Where a layer calls others, every call within its
+forward is therefore noted, with what it saved; during its backward each call's part is put back before the backward of
+that call, the last call first, and the gradients of a layer's calls are added.
+
+The notes are those of the last forward, and are dropped with it: they hold what the same number of separate layers
+would hold. Which forward or backward is under way is known for each thread (and task) by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any
+
+from gpu_layers.layers.arrays import added, memory_of, turned
+
+
+class Calls(Enum):
+    """What stands in the place of a layer's calls where they are of no use."""
+
+    #: An exception ended the forward after it had called others: what they saved is that of two forwards.
+    INTERRUPTED = "interrupted"
+
+
+class _Pass:
+    """A forward or backward that is under way.
+
+    Attributes
+    ----------
+    layer, inside : Layer
+        Whose pass it is, and the one that is working at the moment: its own ``super().forward`` is no other call.
+    outermost : _Pass
+        The one that everything else happens within.
+    counts : dict of int to int
+        Of the outermost: finished forwards of each layer, by its id, however deep.
+    """
+
+    def __init__(self, layer: Any, within: _Pass | None) -> None:
+        self.layer = self.inside = layer
+        self.outermost: _Pass = self if within is None else within.outermost
+        self.counts: dict[int, int] = {}
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        """A call of this layer has ended, and this is what it saved."""
+        counts = self.outermost.counts
+        counts[id(layer)] = counts.get(id(layer), 0) + 1
+
+
+class _Forward(_Pass):
+    def __init__(self, layer: Any, within: _Pass | None) -> None:
+        super().__init__(layer, within)
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        super().note(layer, saved)
+        if not self.calls:
+            # From here on the calls of the forward before are out of date, and their memory is wanted.
+            vars(self.layer)["_calls"] = Calls.INTERRUPTED
+        self.calls.append((layer, saved))
+
+    def replace(self, layer: Any, saved: dict[str, Any] | None) -> None:
+        """Keep something else, or nothing, of the last call of this layer."""
+        for index in range(len(self.calls) - 1, -1, -1):
+            if self.calls[index][0] is layer:
+                self.calls[index : index + 1] = [] if saved is None else [(layer, saved)]
+                return
+
+
+class _Backward(_Pass):
+    """
+    Attributes
+    ----------
+    totals : dict of int to (Layer, dict)
+        The gradients of each layer that had a backward within this one, added over its calls.
+    before : list of (Layer, dict) or None
+        Gradients of an earlier backward, to go back to if this one fails before it has any.
+    """
+
+    def __init__(self, layer: Any, within: _Pass | None, calls: list[tuple[Any, dict[str, Any]]]) -> None:
+        super().__init__(layer, within)
+        self._waiting: dict[int, list[dict[str, Any]]] = {}
+        self._noted: dict[int, int] = {}
+        self._chosen: set[int] = set()
+        # Ids are those of living objects only.
+        self._alive = list(calls)
+        self.totals: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self.before: list[tuple[Any, dict[str, Any]]] | None = None
+        for called, saved in calls:
+            self._add(called, saved)
+
+    def _add(self, layer: Any, saved: dict[str, Any]) -> None:
+        self._waiting.setdefault(id(layer), []).append(saved)
+        self._noted[id(layer)] = self._noted.get(id(layer), 0) + 1
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        # A forward that is run again in backward: the next backward of this layer is that of this call.
+        super().note(layer, saved)
+        self._alive.append((layer, saved))
+        self._add(layer, saved)
+
+    def choose(self, layer: Any) -> None:
+        """The next backward of this layer is of what was put into it by hand."""
+        self._chosen.add(id(layer))
+
+    def next_saved(self, layer: Any) -> dict[str, Any] | None:
+        """What the call saved whose backward comes next; None for a layer that the forward did not call.
+
+        A layer's only call may have its backward several times, for parts of dy.
+        """
+        if id(layer) in self._chosen:
+            self._chosen.remove(id(layer))
+            return None
+        waiting = self._waiting.get(id(layer))
+        if waiting is None:
+            return None
+        if self._noted[id(layer)] == 1:
+            return waiting[0]
+        if not waiting:
+            raise RuntimeError(
+                f"{type(self.layer).__name__}.forward called {layer!r} {self._noted[id(layer)]} times, and backward "
+                "asks for one backward more: each call has one, the last call first"
+            )
+        return waiting.pop()
+
+    def collect(self, layer: Any, within: _Backward | None) -> None:
+        """Add the gradients that a layer's backward has just assigned, and those of the layers within it."""
+        self.before = None
+        for one, gradients in () if within is None else within.totals.values():
+            self._collect(one, gradients)
+        self._collect(layer, vars(layer)["_gradients"])
+
+    def _collect(self, layer: Any, gradients: dict[str, Any]) -> None:
+        if id(layer) in self.totals:
+            _, before = self.totals[id(layer)]
+            gradients = {
+                name: added(before.get(name), gradients.get(name)) for name in dict.fromkeys((*before, *gradients))
+            }
+            vars(layer)["_gradients"] = gradients
+        self.totals[id(layer)] = (layer, gradients)
+
+
+_under_way: ContextVar[_Pass | None] = ContextVar("gpu_layers_pass", default=None)
+
+
+def earlier_calls(layer: Any) -> int:
+    """How often this layer was called before within the outermost forward that is under way; 0 outside any."""
+    under_way = _under_way.get()
+    return 0 if under_way is None else under_way.outermost.counts.get(id(layer), 0)
+
+
+def put(layer: Any, saved: dict[str, Any] | None) -> None:
+    """Note that a layer's saved part was replaced by hand, within the pass that is under way."""
+    under_way = _under_way.get()
+    if isinstance(under_way, _Forward):
+        under_way.replace(layer, saved)
+    elif isinstance(under_way, _Backward):
+        under_way.choose(layer)
+
+
+def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that notes what it saved with the layer that calls it, and what its own calls saved."""
+
+    @functools.wraps(forward)
+    def forward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer = _under_way.get()
+        if self._calls_no_layers():
+            if outer is None or outer.inside is self:
+                return forward(self, *args, **kwargs)
+            outer.inside = self
+            try:
+                y = forward(self, *args, **kwargs)
+            finally:
+                outer.inside = outer.layer
+            outer.note(self, self.saved)
+            return y
+        if outer is not None and outer.inside is self:
+            return forward(self, *args, **kwargs)
+        own = vars(self)
+        # What was kept before is kept again, changed or not: holding on to the old value would hold its memory.
+        before = {name: value for name, value in own.items() if name not in self._kept}
+        this = _Forward(self, outer)
+        token = _under_way.set(this)
+        try:
+            y = forward(self, *args, **kwargs)
+        finally:
+            _under_way.reset(token)
+        own["_calls"] = this.calls
+        own["_kept"] = self._names_to_keep(before)
+        if outer is not None:
+            outer.note(self, self.saved)
+        return y
+
+    forward_noted.noted = True  # type: ignore[attr-defined]
+    return forward_noted
+
+
+def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward of the call whose turn it is, which gives each call within it what that call saved."""
+
+    @functools.wraps(backward)
+    def backward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer = _under_way.get()
+        plain = self._calls_no_layers()
+        if outer.inside is self if outer is not None else plain:
+            return backward(self, *args, **kwargs)
+        if not isinstance(outer, _Backward):
+            # A backward by itself: of the last forward. Layers within it assign anew, what they had is out of date.
+            return backward(self, *args, **kwargs) if plain else _outermost(self, backward, *args, **kwargs)
+        own = vars(self)
+        saved = outer.next_saved(self) or {}
+        present = {name: own[name] for name in saved if name in own}
+        gradients, own["_gradients"] = own["_gradients"], {}
+        own.update(saved)
+        within: _Backward | None = None
+        try:
+            if plain:
+                outer.inside = self
+                dx = backward(self, *args, **kwargs)
+            else:
+                dx, within = _run(self, outer, backward, *args, **kwargs)
+        except BaseException:
+            own["_gradients"] = gradients
+            raise
+        finally:
+            outer.inside = outer.layer
+            for name, value in saved.items():
+                # A bare backward stays that of the last forward; what this one changed itself stays changed.
+                if own.get(name) is value:
+                    own.pop(name, None)
+                    own.update({name: present[name]} if name in present else {})
+        outer.collect(self, within)
+        return dx
+
+    backward_noted.noted = True  # type: ignore[attr-defined]
+    return backward_noted
+
+
+def _run(
+    layer: Any, outer: _Pass | None, backward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Any, _Backward]:
+    calls = layer._calls
+    if calls is Calls.INTERRUPTED:
+        raise RuntimeError(
+            f"{type(layer).__name__}.backward was called before forward: the last forward ended in an exception"
+        )
+    this = _Backward(layer, outer, calls or [])
+    if outer is None:
+        this.before = [(one, vars(one)["_gradients"]) for _, one in layer.named_layers() if one is not layer]
+        for one, _ in this.before:
+            vars(one)["_gradients"] = {}
+    token = _under_way.set(this)
+    try:
+        return backward(layer, *args, **kwargs), this
+    except BaseException:
+        for one, gradients in this.before or ():
+            vars(one)["_gradients"] = gradients
+        raise
+    finally:
+        _under_way.reset(token)
+
+
+def _outermost(layer: Any, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    dx, this = _run(layer, None, backward, *args, **kwargs)
+    by_memory: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
+    for _, one in layer.named_layers():
+        gradients = vars(one)["_gradients"]
+        for name, parameter in vars(one)["_parameters"].items():
+            if one is not layer and id(one) not in this.totals:
+                # No part of what was computed.
+                gradients.setdefault(name, None)
+            if gradients.get(name) is not None:
+                by_memory.setdefault(memory_of(parameter), []).append((gradients, name, parameter))
+    for places in by_memory.values():
+        if len(places) > 1:
+            # One array that several layers have as a parameter: each holds its whole gradient, as in PyTorch.
+            total, first = None, places[0][2]
+            for gradients, name, parameter in places:
+                total = added(total, turned(gradients[name], parameter, first))
+            for gradients, name, parameter in places:
+                gradients[name] = turned(total, first, parameter)
+    return dx
