@@ -26,8 +26,8 @@ def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:
     Parameters
     ----------
     model : Layer or callable
-        Looked through, however deep: attributes (those of ``__slots__`` and of classes too), lists, tuples, sets, deques
-        and dicts; the object whose method it is; the function and the arguments of a ``functools.partial``.
+        Looked through, however deep: attributes (those of ``__slots__`` and of classes too), lists, tuples, sets,
+        deques and dicts; the object whose method it is; the function and the arguments of a ``functools.partial``.
     layers : iterable of Layer, optional
         Where to look instead: what a function uses cannot be seen from it.
 

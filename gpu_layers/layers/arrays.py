@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from gpu_layers.runtime.cuda import is_cupy_array
@@ -39,7 +39,7 @@ def added(one: Any, other: Any) -> Any:
     return one + other
 
 
-class LayerArrays(MutableMapping[str, Any], dict[str, Any]):  # type: ignore[misc]
+class LayerArrays(dict[str, Any]):
     """Parameters, gradients or buffers of a layer and of all that it holds, as they are now.
 
     A dict whose items belong to the layers: assigning to an item assigns to its layer's. A parameter that several
@@ -62,12 +62,12 @@ class LayerArrays(MutableMapping[str, Any], dict[str, Any]):  # type: ignore[mis
                 owner = parameters.get(name) if kind == "gradients" else array
                 first, first_owner = firsts.setdefault(full if owner is None else memory_of(owner), (full, owner))
                 if first == full:
-                    dict.__setitem__(self, full, array)
+                    super().__setitem__(full, array)
                 elif kind == "gradients" and array is not None:
-                    before = dict.__getitem__(self, first)
+                    before = super().__getitem__(first)
                     # A backward of the whole has added them already: then each is the sum.
                     if before is None or memory_of(before) != memory_of(array):
-                        dict.__setitem__(self, first, added(before, turned(array, owner, first_owner)))
+                        super().__setitem__(first, added(before, turned(array, owner, first_owner)))
 
     def refreshed(self) -> Any:
         """The same as it is by now: after a move, or with layers that came later."""
@@ -85,27 +85,22 @@ class LayerArrays(MutableMapping[str, Any], dict[str, Any]):  # type: ignore[mis
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._place(name)[name.rpartition(".")[2]] = value
-        dict.__setitem__(self, name, value)
+        super().__setitem__(name, value)
 
     def __delitem__(self, name: str) -> None:
         del self._place(name)[name.rpartition(".")[2]]
-        dict.__delitem__(self, name)
+        super().__delitem__(name)
 
     def __ior__(self, other: Any) -> LayerArrays:  # type: ignore[override, misc]
         self.update(other)
         return self
 
-    # Reading is the dict's own.
-    __getitem__ = dict.__getitem__
-    __contains__ = dict.__contains__
-    __len__ = dict.__len__
-    keys = dict.keys  # type: ignore[assignment]
-    items = dict.items  # type: ignore[assignment]
-    values = dict.values  # type: ignore[assignment]
-    get = dict.get  # type: ignore[assignment]
-
-    def __iter__(self) -> Iterator[str]:
-        return dict.__iter__(self)
+    # Those of dict would change this dict and no layer.
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+    pop = MutableMapping.pop
+    popitem = MutableMapping.popitem
+    clear = MutableMapping.clear
 
     def copy(self) -> dict[str, Any]:
         """A plain dict of the same arrays."""

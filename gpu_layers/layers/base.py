@@ -1,4 +1,4 @@
-"""What every layer has: a mode, parameters and gradients, a state, a place, a backward, and the layers that it holds."""
+"""What every layer has: a mode, parameters and gradients, a state, a place, a backward, and layers that it holds."""
 
 from __future__ import annotations
 

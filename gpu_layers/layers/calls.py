@@ -33,21 +33,17 @@ class _Pass:
     ----------
     layer, inside : Layer
         Whose pass it is, and the one that is working at the moment: its own ``super().forward`` is no other call.
-    outermost : _Pass
-        The one that everything else happens within.
     counts : dict of int to int
-        Of the outermost: finished forwards of each layer, by its id, however deep.
+        Finished forwards of each layer, by its id, within the outermost pass: one dict of all that are under way.
     """
 
     def __init__(self, layer: Any, within: _Pass | None) -> None:
         self.layer = self.inside = layer
-        self.outermost: _Pass = self if within is None else within.outermost
-        self.counts: dict[int, int] = {}
+        self.counts: dict[int, int] = {} if within is None else within.counts
 
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
         """A call of this layer has ended, and this is what it saved."""
-        counts = self.outermost.counts
-        counts[id(layer)] = counts.get(id(layer), 0) + 1
+        self.counts[id(layer)] = self.counts.get(id(layer), 0) + 1
 
 
 class _Forward(_Pass):
@@ -149,7 +145,7 @@ _under_way: ContextVar[_Pass | None] = ContextVar("gpu_layers_pass", default=Non
 def earlier_calls(layer: Any) -> int:
     """How often this layer was called before within the outermost forward that is under way; 0 outside any."""
     under_way = _under_way.get()
-    return 0 if under_way is None else under_way.outermost.counts.get(id(layer), 0)
+    return 0 if under_way is None else under_way.counts.get(id(layer), 0)
 
 
 def put(layer: Any, saved: dict[str, Any] | None) -> None:

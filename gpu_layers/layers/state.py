@@ -26,8 +26,6 @@ class IncompatibleKeys(NamedTuple):
             return "<All keys matched successfully>"
         return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
 
-    __str__ = __repr__
-
 
 def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: str) -> IncompatibleKeys:
     """Write a state into arrays: all of it, or nothing where anything does not fit.
