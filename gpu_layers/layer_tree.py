@@ -16,8 +16,8 @@ from gpu_layers.runtime.cuda import is_cupy_array
 
 #: What refers to so much that looking into it would be looking everywhere, or to nothing.
 _CLOSED = (type, types.ModuleType, str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
-#: Python code shows neither what it uses nor what that refers to.
-_CODE = (types.FunctionType, types.BuiltinFunctionType)
+#: Functions show neither what they use nor what that refers to.
+_CODE = (types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 
 
 def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:

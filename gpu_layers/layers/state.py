@@ -99,11 +99,11 @@ def as_array(value: Any, name: str) -> Any:
     if torch is None or not isinstance(value, torch.Tensor):
         return np.asarray(value)
     try:
-        tensor = value.detach().cpu().resolve_neg()
+        tensor = value.detach().cpu()
         if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
             # bfloat16 and smaller: NumPy does not know them, and float32 holds each of their values.
             tensor = tensor.float()
-        return tensor.numpy()
+        return tensor.resolve_neg().numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TypeError(f"{name} is a tensor that cannot be read as an array: {error}") from error
 

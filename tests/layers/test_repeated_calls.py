@@ -3,7 +3,6 @@
 import copy
 import threading
 import weakref
-from functools import partial
 
 import numpy as np
 import pytest
