@@ -61,7 +61,8 @@ class Communicator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Nor does it go into a file, or to another process: there the default one takes its place.
-        return _default_instead, (type(self).__name__, self.size, self is default_communicator())
+        was_default = bool(default_communicator.cache_info().currsize) and self is default_communicator()
+        return _default_instead, (type(self).__name__, self.size, was_default)
 
 
 class SingleProcess(Communicator):
@@ -78,7 +79,7 @@ class SingleProcess(Communicator):
         raise SystemExit(1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SingleProcess, ()
+        return (SingleProcess, ()) if type(self) is SingleProcess else super().__reduce__()
 
 
 def started_processes() -> int:

@@ -95,17 +95,16 @@ class Optimizer:
             parameter -= self._change(name, gradient)
 
     def _place_state(self, parameters: Mapping[str, Any] | None = None) -> None:
-        """Have the state of every parameter where that is; a new one starts at 0."""
+        """Have the state of every parameter, of no other, where the parameter is; a new one starts at 0."""
         parameters = self.parameters if parameters is None else parameters
-        for name, first in _first_names(parameters).items():
-            if name != first:
-                continue
-            for key in (f"{kind}.{name}" for kind in self._state_names):
-                xp = array_module(parameters[name])
-                if key not in self._state:
-                    self._state[key] = xp.zeros_like(parameters[name])
-                elif array_module(self._state[key]) is not xp:
-                    self._state[key] = moved(self._state[key], xp)
+        firsts = _first_names(parameters)
+        before, self._state = self._state, {}
+        for kind in self._state_names:
+            for name in (name for name, first in firsts.items() if name == first):
+                key, parameter = f"{kind}.{name}", parameters[name]
+                xp, state = array_module(parameter), before.get(key)
+                fits = state is not None and (state.shape, state.dtype) == (parameter.shape, parameter.dtype)
+                self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
         """What to subtract from a parameter; updates its state."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import gpu_layers as gl
-from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.training import SGD, Adam
 from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, unchanged
 
@@ -257,57 +256,3 @@ def test_buffers_that_are_not_as_they_should_be_are_replaced(make):
     layer.reset_running_stats()
     for name, value in fresh.buffers.items():
         assert_same_bits(layer.buffers[name], value)
-
-
-# --- on a GPU ---
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("default")  # CuPy's are not ours
-def test_a_network_on_a_gpu():
-    cupy = import_cupy()
-    layer = network()
-    optimizer = SGD(layer.parameters, 0.1, momentum=0.9)
-    layer[1].parameters["weight"] = layer[0].parameters["bias"]
-    layer.to("cuda")
-    assert layer[1].parameters["weight"] is layer[0].parameters["bias"]
-    gradients = {name: cupy.ones_like(value) for name, value in layer.parameters.items()}
-    start = layer.state_dict()
-    optimizer.step(gradients)
-    for name, value in optimizer.state_dict().items():
-        assert name == "steps" or isinstance(value, cupy.ndarray)
-    for name, value in layer.parameters.items():
-        assert_same_bits(value.get(), start[name].get() - np.float32(0.1))
-    with pytest.raises(TypeError, match="make the optimizer of network"):
-        SGD(network().parameters, 0.1).step(gradients | {"1.weight": gradients["0.bias"]})
-    state = filled()
-    state["1.weight"] = state["0.bias"]
-    buffer = io.BytesIO()
-    np.savez(buffer, **state)
-    for given in (
-        state,
-        {name: cupy.asarray(value) for name, value in state.items()},
-        {name: cupy.asarray(value.astype(np.float16)) for name, value in state.items()},
-        cupy.load(io.BytesIO(buffer.getvalue())),
-        {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()},
-    ):
-        for target in (layer, gl.Sequential(*network())):
-            target.load_state_dict(given)
-            for name, value in target.state_dict().items():
-                expected = np.asarray(given[name].get() if isinstance(given[name], cupy.ndarray) else given[name])
-                assert_same_bits(
-                    value.get() if isinstance(value, cupy.ndarray) else value, expected.astype(value.dtype)
-                )
-    for make in TRACKING.values():
-        norm = make().to("cuda")
-        buffers = dict(norm.buffers)
-        for value in buffers.values():
-            value.fill(5)
-        norm.reset_running_stats()
-        for name, value in make().buffers.items():
-            assert norm.buffers[name] is buffers[name]
-            assert_same_bits(norm.buffers[name].get(), value)
-        late = make(track_running_stats=False).to("cuda")
-        late.track_running_stats = True
-        late.reset_running_stats()
-        assert all(isinstance(value, cupy.ndarray) for value in late.buffers.values())
