@@ -73,7 +73,7 @@ def fuse(sequential: Sequential) -> Sequential:
     position = 0
     while position < len(layers):
         position += _fuse_at(layers, position)
-    fused = Sequential(*layers)
+    fused = Sequential(dict(zip(sequential._layers, layers, strict=True)))
     fused.training = sequential.training
     return fused
 

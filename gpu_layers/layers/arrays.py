@@ -9,12 +9,21 @@ from gpu_layers.runtime.cuda import is_cupy_array
 
 
 def memory_of(array: Any) -> Any:
-    """The same for arrays that are one: of the same memory and dtype, each element once, in any order of the axes."""
-    if not getattr(array, "size", 0):
+    """The same for arrays that are one: of the same memory and dtype, each element once, in any order of the axes.
+
+    For arrays that live as long as what this gives is compared.
+    """
+    root = getattr(array, "base", None)
+    if root is None:
         return id(array)
+    while getattr(root, "base", None) is not None:
+        root = root.base
+    place = _place(array)
+    return id(root) if type(root) is type(array) and _place(root) == place else place
+
+
+def _place(array: Any) -> tuple[Any, ...]:
     address = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
-    if array.flags.c_contiguous:
-        return address, array.shape, array.strides, array.dtype
     axes = _axes(array)
     return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
 
@@ -55,19 +64,21 @@ class LayerArrays(dict[str, Any]):
         self._layer, self._kind = layer, kind
         self._owners: dict[str, Any] = {}
         firsts: dict[Any, tuple[str, Any]] = {}
+        found: dict[str, Any] = {}
         for prefix, one in layer.named_layers():
-            parameters = vars(one)["_parameters"]
-            for name, array in vars(one)[f"_{kind}"].items():
+            own = vars(one)
+            for name, array in own[f"_{kind}"].items():
                 full = f"{prefix}.{name}" if prefix else name
-                owner = parameters.get(name) if kind == "gradients" else array
+                owner = own["_parameters"].get(name) if kind == "gradients" else array
                 first, first_owner = firsts.setdefault(full if owner is None else memory_of(owner), (full, owner))
                 if first == full:
-                    super().__setitem__(full, array)
+                    found[full] = array
                 elif kind == "gradients" and array is not None:
-                    before = super().__getitem__(first)
+                    before = found[first]
                     # A backward of the whole has added them already: then each is the sum.
                     if before is None or memory_of(before) != memory_of(array):
-                        super().__setitem__(first, added(before, turned(array, owner, first_owner)))
+                        found[first] = added(before, turned(array, owner, first_owner))
+        super().__init__(found)
 
     def refreshed(self) -> Any:
         """The same as it is by now: after a move, or with layers that came later."""

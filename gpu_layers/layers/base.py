@@ -122,7 +122,7 @@ class Layer:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._of_this_library = cls.__module__.startswith("gpu_layers.")
-        for name, noting in (("forward", recording), ("backward", replaying)):
+        for name, noting in (("__call__", recording), ("forward", recording), ("backward", replaying)):
             # Its own, or what it has from a class that is no layer.
             method = getattr(cls, name)
             if method is not getattr(Layer, name) and not hasattr(method, "noted"):
@@ -251,6 +251,8 @@ class Layer:
         ValueError
             For keys of a dict that make no name: with a dot, or the same in writing.
         """
+        if not self._holders:
+            return
         own = vars(self)
         direct = {id(own[name]) for name in self._holders if isinstance(own.get(name), Layer)}
         for holder in self._holders:
@@ -401,13 +403,17 @@ def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> 
         return
     if not isinstance(value, (list, tuple, dict)) or id(value) in path:
         return
-    items = list(value.items() if isinstance(value, dict) else enumerate(value))
-    named: dict[str, Any] = {}
-    for key, one in items:
-        for place, layer in _layers_within(one, (*name, str(key)), (*path, id(value))):
-            if "." in str(key) or named.setdefault(str(key), key) is not key:
-                raise ValueError(f"{key!r} in {'.'.join(name)} is no name of a layer: it has a dot, or is there twice")
-            yield place, layer
+    names: set[str] = set()
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(one, Layer):
+            found = [((*name, str(key)), one)]
+        else:
+            found = list(_layers_within(one, (*name, str(key)), (*path, id(value))))
+        if found and ("." in str(key) or str(key) in names):
+            raise ValueError(f"{key!r} in {'.'.join(name)} is no name of a layer: it has a dot, or is there twice")
+        if found:
+            names.add(str(key))
+            yield from found
 
 
 def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...]) -> Iterator[tuple[str, Layer]]:
@@ -420,6 +426,8 @@ def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...
     else:
         seen.add(id(layer))
     yield name, layer
+    if not layer._holders:
+        return
     for child_name, child in layer.named_children():
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen, (*path, layer))
 

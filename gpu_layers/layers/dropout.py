@@ -51,14 +51,13 @@ def advanced(layer: Any, generator: random.Generator) -> Any:
     A layer that is called several times within another keeps the numbers of each call apart, and each in one place for
     ever: a captured graph refers to them.
     """
-    number = earlier_calls(layer)
+    number = 0 if generator.draw is None else earlier_calls(layer)
     if number == 0:
         layer._taken = generator.advance(layer._taken)
         return layer._taken
     again = layer._taken_again
     taken = generator.advance(again[number - 1] if number <= len(again) else None)
-    if taken is not None:
-        layer._taken_again = (*again[: number - 1], taken, *again[number:])
+    layer._taken_again = (*again[: number - 1], taken, *again[number:])
     return taken
 
 

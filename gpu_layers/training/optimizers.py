@@ -131,7 +131,8 @@ class Optimizer:
         try:
             load_arrays_into(own, state, True, type(self).__name__)
         except ValueError as error:
-            raise ValueError(f"state of another optimizer: {error}") from None
+            told = str(error).removeprefix(f"Error(s) in loading state_dict for {type(self).__name__}: ")
+            raise ValueError(f"state of another optimizer: {told}") from None
         self.steps = int(own["steps"])
 
     def _own(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Layers that hold layers: names as PyTorch's, modes, states, moves, the repr."""
 
 import copy
+import doctest
 import pickle
 import subprocess
 import sys
@@ -373,6 +374,17 @@ def test_lengths_and_masks_reach_the_layers_that_take_them(channels_last):
     network.append(gl.BatchNorm1d(4, channels_last=channels_last))
     with pytest.raises(ValueError, match=r"lengths and mask are those of the input, of shape .* what layer 5, BatchN"):
         network(x, lengths=lengths)
+
+
+def test_fusing_keeps_names():
+    network = gl.Sequential({"norm": gl.BatchNorm1d(3), "act": gl.ReLU(), "drop": gl.Dropout(0.5)})
+    assert list(gl.fuse(network).state_dict()) == list(network.state_dict())
+    assert list(gl.fuse(gl.Sequential(gl.ReLU(), *network)[1:]).parameters) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("module", [gl.layers.base, gl.layers.sequential])
+def test_the_examples_of_the_docstrings(module):
+    assert doctest.testmod(module) == (0, {gl.layers.base: 11, gl.layers.sequential: 8}[module])
 
 
 # --- optimizers ---

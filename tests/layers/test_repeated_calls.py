@@ -443,6 +443,24 @@ def test_a_method_of_an_ordinary_class_is_a_forward_too():
     assert network.backward(np.ones(2)).tolist() == [32, 108]
 
 
+def test_a_call_of_its_own_is_a_forward_too():
+    class Called(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.relu = gl.ReLU()
+
+        def __call__(self, x):
+            return self.relu(-self.relu(x) + 1)
+
+        def backward(self, dy):
+            return self.relu.backward(-self.relu.backward(dy))
+
+    layer = Called()
+    network = gl.Sequential(layer, layer)
+    assert network(np.array([0.5, 2.0, -1.0])).tolist() == [0.5, 1, 0]
+    assert network.backward(np.ones(3)).tolist() == [1, 0, 0]
+
+
 def test_forwards_by_their_name_and_layers_that_are_not_held():
     relu = gl.ReLU()
 
