@@ -239,14 +239,16 @@ def _following_the_mode(layer: BatchNormLayer) -> Iterator[None]:
 @contextmanager
 def _all_or_nothing(layers: list[Layer]) -> Iterator[None]:
     """Buffers, and what was saved for backward, as they were if anything fails; nothing saved if all is well."""
-    before = [(layer, layer.saved, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers]
+    before = [
+        (layer, layer.last_call, {name: value.copy() for name, value in layer.buffers.items()}) for layer in layers
+    ]
     try:
         yield
     except BaseException:
         for layer, saved, buffers in before:
-            layer.saved = saved
+            layer.last_call = saved
             for name, value in buffers.items():
                 layer.buffers[name][...] = value
         raise
     for layer in layers:
-        layer.saved = None
+        layer.last_call = None

@@ -84,22 +84,26 @@ class LayerArrays(dict[str, Any]):
         """The same as it is by now: after a move, or with layers that came later."""
         return getattr(self._layer, self._kind)
 
-    def _place(self, name: str) -> dict[str, Any]:
-        """The dict that has, or is to have, the item."""
+    def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """The dict that has, or is to have, the item, and its name there."""
+        own: dict[str, Any] = vars(self._layer)[f"_{self._kind}"]
+        if name in own:
+            return own, name
         if not self._owners:
             self._owners = dict(self._layer.named_layers(remove_duplicate=False))
-        prefix = name.rpartition(".")[0]
+        prefix, _, last = name.rpartition(".")
         if prefix not in self._owners:
             raise KeyError(f"there is no layer {prefix!r} for {name!r}")
-        place: dict[str, Any] = vars(self._owners[prefix])[f"_{self._kind}"]
-        return place
+        return vars(self._owners[prefix])[f"_{self._kind}"], last
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._place(name)[name.rpartition(".")[2]] = value
+        place, last = self._place_of(name)
+        place[last] = value
         super().__setitem__(name, value)
 
     def __delitem__(self, name: str) -> None:
-        del self._place(name)[name.rpartition(".")[2]]
+        place, last = self._place_of(name)
+        del place[last]
         super().__delitem__(name)
 
     def __ior__(self, other: Any) -> LayerArrays:  # type: ignore[override, misc]

@@ -17,12 +17,13 @@ from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
 from gpu_layers.runtime.ranges import add_layer_class
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Self = TypeVar("_Self", bound="Layer")
 
 #: Attributes of a layer in which no layer is looked for.
 NO_LAYERS_IN = frozenset(
     {
-        *("parameters", "gradients", "buffers", "saved"),
-        *("_parameters", "_gradients", "_buffers", "_saved", "_calls", "_kept", "_holders"),
+        *("parameters", "gradients", "buffers", "last_call"),
+        *("_parameters", "_gradients", "_buffers", "_saved", "_noted_calls", "_kept_names", "_layer_holders"),
     }
 )
 
@@ -55,7 +56,8 @@ class Layer:
 
     In its backward a layer calls the backward of what its forward called, for each layer the last call first. Then a
     layer may be called any number of times: each backward is that of its call, and gradients add up, also those of an
-    array that is a parameter of several layers. Whatever a forward assigns to attributes is kept for its backward.
+    array that is a parameter of several layers. Whatever a forward assigns to attributes is kept for its backward, and
+    so are the items of dicts there.
 
     Attributes
     ----------
@@ -93,31 +95,36 @@ class Layer:
     >>> list(layer.gradients)
     ['linear.weight', 'linear.bias', 'norms.0.weight', 'norms.0.bias', 'norms.1.weight', 'norms.1.bias']
 
-    Where the order of the backwards is another one, ``saved`` says which call is meant:
+    Where the order of the backwards is another one, ``last_call`` says which call is meant:
 
     >>> relu = gl.ReLU()
-    >>> y, first = relu(x), relu.saved
+    >>> y, first = relu(x), relu.last_call
     >>> z = relu(-x)
-    >>> relu.saved = first
+    >>> relu.last_call = first
     >>> bool((relu.backward(x) == x).all())
     True
     """
 
     #: Names of attributes that may hold layers, in the order in which they came.
-    _holders: tuple[str, ...] = ()
+    _layer_holders: tuple[str, ...] = ()
     #: Names of attributes that the last forward left for backward.
-    _kept: tuple[str, ...] = ("_saved",)
-    _calls: Any = None
+    _kept_names: tuple[str, ...] = ("_saved",)
+    _noted_calls: Any = None
     #: The attribute whose layers have no more than their own names.
-    _unnamed: str | None = None
+    _unnamed_holder: str | None = None
     _of_this_library = True
 
-    def __init__(self) -> None:
-        self.training = True
-        self._parameters: dict[str, Any] = {}
-        self._gradients: dict[str, Any] = {}
-        self._buffers: dict[str, Any] = {}
-        self._saved: Any = None
+    training: bool
+    _parameters: dict[str, Any]
+    _gradients: dict[str, Any]
+    _buffers: dict[str, Any]
+    _saved: Any
+
+    def __new__(cls: type[_Self], *args: Any, **kwargs: Any) -> _Self:
+        """A layer without parameters, in training mode, also of a class that never calls this one's constructor."""
+        layer = super().__new__(cls)
+        vars(layer).update(training=True, _parameters={}, _gradients={}, _buffers={}, _saved=None)
+        return layer
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -131,18 +138,18 @@ class Layer:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (Layer, list, tuple, dict, set, frozenset)) and name not in NO_LAYERS_IN:
-            self._note_holder(name, value)
+            self._note_layer_holder(name, value)
         object.__setattr__(self, name, value)
 
-    def _note_holder(self, name: str, value: Any) -> None:
+    def _note_layer_holder(self, name: str, value: Any) -> None:
         if isinstance(value, (set, frozenset)):
             if any(isinstance(one, Layer) for one in value):
                 raise TypeError(f"{name} is a set of layers, which has no order to name them by: use a list or a dict")
             return
         # Lists and dicts may get layers later; a tuple has them, or has none.
-        if name not in self._holders and not (isinstance(value, tuple) and not _may_hold(value)):
+        if name not in self._layer_holders and not (isinstance(value, tuple) and not _may_hold(value)):
             # A new tuple, as shallow copies share it.
-            object.__setattr__(self, "_holders", (*self._holders, name))
+            object.__setattr__(self, "_layer_holders", (*self._layer_holders, name))
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """:meth:`forward`."""
@@ -171,56 +178,73 @@ class Layer:
     @property
     def parameters(self) -> dict[str, Any]:
         """Of this layer and those within it."""
-        return self._arrays("parameters")
+        return self._arrays_by_name("parameters")
 
     @parameters.setter
     def parameters(self, arrays: dict[str, Any]) -> None:
-        self._replace("parameters", arrays)
+        self._assign_arrays("parameters", arrays)
 
     @property
     def gradients(self) -> dict[str, Any]:
         """Of this layer and those within it."""
-        return self._arrays("gradients")
+        return self._arrays_by_name("gradients")
 
     @gradients.setter
     def gradients(self, arrays: dict[str, Any]) -> None:
-        self._replace("gradients", arrays)
+        self._assign_arrays("gradients", arrays)
 
     @property
     def buffers(self) -> dict[str, Any]:
         """Of this layer and those within it."""
-        return self._arrays("buffers")
+        return self._arrays_by_name("buffers")
 
     @buffers.setter
     def buffers(self, arrays: dict[str, Any]) -> None:
-        self._replace("buffers", arrays)
+        self._assign_arrays("buffers", arrays)
 
-    def _arrays(self, kind: str) -> dict[str, Any]:
-        if self._holders and next(self.named_children(), None) is not None:
+    def _arrays_by_name(self, kind: str) -> dict[str, Any]:
+        if self._layer_holders and next(self.named_children(), None) is not None:
             return LayerArrays(self, kind)
         own: dict[str, Any] = vars(self)[f"_{kind}"]
         return own
 
-    def _replace(self, kind: str, arrays: dict[str, Any]) -> None:
-        """Other arrays for the layer's own; those with dotted names go to the layers within."""
-        within = {name: value for name, value in arrays.items() if "." in name}
-        vars(self)[f"_{kind}"] = {n: v for n, v in arrays.items() if n not in within} if within else arrays
+    def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
+        """Other arrays for the layer's own; those with the name of a layer within go there."""
+        own, within = arrays, {}
+        if self._layer_holders:
+            layers = dict(self.named_layers(remove_duplicate=False))
+            within = {
+                name: value for name, value in arrays.items() if "." in name and name.rpartition(".")[0] in layers
+            }
+            own = {name: value for name, value in arrays.items() if name not in within} if within else arrays
+        vars(self)[f"_{kind}"] = own
         if within:
             LayerArrays(self, kind).update(within)
 
     @property
-    def saved(self) -> dict[str, Any]:
+    def last_call(self) -> dict[str, Any]:
         """What the last forward keeps for :meth:`backward`; put back later, backward is that of this forward again.
 
         Setting None forgets what layers of this library keep, and frees its memory.
         """
         own = vars(self)
-        return {name: own.get(name) for name in self._kept if name == "_saved" or name in own}
+        if self._of_this_library:
+            return {name: own.get(name) for name in self._kept_names}
+        # All attributes: which of them forwards assign is known for certain only after the last one.
+        return {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in own.items()
+            if name in ("_saved", "_noted_calls") or (name not in NO_LAYERS_IN and not _holds_layers(value))
+        }
 
-    @saved.setter
-    def saved(self, saved: Mapping[str, Any] | None) -> None:
+    @last_call.setter
+    def last_call(self, saved: Mapping[str, Any] | None) -> None:
         put(self, None if saved is None else dict(saved))
-        vars(self).update({"_saved": None, "_calls": None} if saved is None else saved)
+        vars(self).update({"_saved": None, "_noted_calls": None} if saved is None else self._kept_of(saved))
+
+    def _kept_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Of all attributes at the end of a forward those that forwards assign."""
+        return {name: saved[name] for name in self._kept_names if name in saved}
 
     def _saved_by_forward(self) -> Any:
         if self._saved is None:
@@ -229,19 +253,21 @@ class Layer:
 
     def _calls_no_layers(self) -> bool:
         """Whether a pass of this layer is certain to be no pass of others: then there is nothing to note."""
-        return self._of_this_library and not self._holders
+        return self._of_this_library and not self._layer_holders
 
     def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
-        """Of the attributes that the forward just ended has assigned."""
+        """Of the attributes that forwards have assigned so far, given those before this one; dicts may be filled."""
         if self._of_this_library:
-            return ("_saved", "_calls")
-        unchanged = object()
+            return ("_saved", "_noted_calls")
+        absent = object()
         changed = (
             name
             for name, value in vars(self).items()
-            if before.get(name, unchanged) is not value and name not in NO_LAYERS_IN and name not in self._holders
+            if (before.get(name, absent) is not value or isinstance(value, dict))
+            and name not in NO_LAYERS_IN
+            and not _holds_layers(value)
         )
-        return tuple(dict.fromkeys(("_saved", "_calls", *changed)))
+        return tuple(dict.fromkeys((*self._kept_names, "_noted_calls", *changed)))
 
     def named_children(self) -> Iterator[tuple[str, Layer]]:
         """The layers that this one holds, with their names; one that is held twice comes twice.
@@ -251,16 +277,16 @@ class Layer:
         ValueError
             For keys of a dict that make no name: with a dot, or the same in writing.
         """
-        if not self._holders:
+        if not self._layer_holders:
             return
         own = vars(self)
-        direct = {id(own[name]) for name in self._holders if isinstance(own.get(name), Layer)}
-        for holder in self._holders:
+        direct = {id(own[name]) for name in self._layer_holders if isinstance(own.get(name), Layer)}
+        for holder in self._layer_holders:
             value = own.get(holder)
             if isinstance(value, Layer):
                 yield holder, value
                 continue
-            for name, layer in _layers_within(value, () if holder == self._unnamed else (holder,), ()):
+            for name, layer in _layers_within(value, () if holder == self._unnamed_holder else (holder,), ()):
                 if id(layer) not in direct:
                     yield ".".join(name), layer
 
@@ -290,7 +316,7 @@ class Layer:
         """Switch to evaluation mode; returns the layer."""
         return self.train(False)
 
-    def _state(self) -> dict[str, Any]:
+    def _named_state(self) -> dict[str, Any]:
         """The arrays themselves, layer by layer; of a layer that is held twice under both names, as PyTorch's."""
         return {
             f"{prefix}.{name}" if prefix else name: array
@@ -300,7 +326,7 @@ class Layer:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
-        return {name: value.copy() for name, value in self._state().items()}
+        return {name: value.copy() for name, value in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Take over parameters and buffers, copied to where the layer is; all or nothing.
@@ -328,7 +354,7 @@ class Layer:
         TypeError
             For another dtype, or a state that is no mapping; nothing is loaded then.
         """
-        return load_arrays_into(self._state(), state, bool(strict), type(self).__name__)
+        return load_arrays_into(self._named_state(), state, bool(strict), type(self).__name__)
 
     @_entered_once
     def to(self, device: str) -> Layer:
@@ -364,7 +390,7 @@ class Layer:
             first, first_name, first_before = places[0]
             for arrays, name, before in places[1:]:
                 arrays[name] = turned(first[first_name], first_before, before)
-        self.saved = None
+        self.last_call = None
         return self
 
     def _shared_arrays(self) -> list[list[tuple[dict[str, Any], str, Any]]]:
@@ -394,6 +420,10 @@ class Layer:
 
 def _may_hold(value: tuple[Any, ...]) -> bool:
     return any(isinstance(one, (Layer, list, dict)) or (isinstance(one, tuple) and _may_hold(one)) for one in value)
+
+
+def _holds_layers(value: Any) -> bool:
+    return isinstance(value, Layer) or next(_layers_within(value, (), ()), None) is not None
 
 
 def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], Layer]]:
@@ -426,7 +456,7 @@ def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...
     else:
         seen.add(id(layer))
     yield name, layer
-    if not layer._holders:
+    if not layer._layer_holders:
         return
     for child_name, child in layer.named_children():
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen, (*path, layer))

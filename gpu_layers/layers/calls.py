@@ -57,7 +57,7 @@ class _Forward(_Pass):
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
         if not self.calls:
             # From here on the calls of the forward before are out of date, and their memory is wanted.
-            vars(self.layer)["_calls"] = Calls.INTERRUPTED
+            vars(self.layer)["_noted_calls"] = Calls.INTERRUPTED
         self.calls.append((layer, saved))
 
     def replace(self, layer: Any, saved: dict[str, Any] | None) -> None:
@@ -159,7 +159,7 @@ def _times(layer: Any, calls: Any) -> int:
     """How often a layer is among calls, and the calls within these."""
     if not isinstance(calls, list):
         return 0
-    return sum((called is layer) + _times(layer, saved.get("_calls")) for called, saved in calls)
+    return sum((called is layer) + _times(layer, saved.get("_noted_calls")) for called, saved in calls)
 
 
 def put(layer: Any, saved: dict[str, Any] | None) -> None:
@@ -191,17 +191,17 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(self, *args, **kwargs)
         own = vars(self)
         # What was kept before is kept again, changed or not: holding on to the old value would hold its memory.
-        before = {name: value for name, value in own.items() if name not in self._kept}
+        before = {name: value for name, value in own.items() if name not in self._kept_names}
         this = _Forward(self, outer)
         token = _under_way.set(this)
         try:
             y = forward(self, *args, **kwargs)
         finally:
             _under_way.reset(token)
-        own["_calls"] = this.calls
-        own["_kept"] = self._names_to_keep(before)
+        own["_noted_calls"] = this.calls
+        own["_kept_names"] = self._names_to_keep(before)
         if outer is not None:
-            outer.note(self, self.saved)
+            outer.note(self, self.last_call)
         return y
 
     forward_noted.noted = True  # type: ignore[attr-defined]
@@ -224,6 +224,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
         saved = outer.next_saved(self) or {}
         if plain:
             return _plain(self, saved, outer, backward, *args, **kwargs)
+        saved = self._kept_of(saved)
         present = [(name, own.get(name, _ABSENT)) for name in saved]
         gradients, own["_gradients"] = own["_gradients"], {}
         own.update(saved)
@@ -277,7 +278,7 @@ def _run(
     parts: Sequence[Any] = (),
     **kwargs: Any,
 ) -> tuple[Any, _Backward]:
-    calls = layer._calls
+    calls = layer._noted_calls
     if calls is Calls.INTERRUPTED:
         raise RuntimeError(
             f"{type(layer).__name__}.backward was called before forward: the last forward ended in an exception"

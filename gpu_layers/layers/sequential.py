@@ -40,7 +40,7 @@ class Sequential(Layer):
     >>> optimizer.step(network.gradients)
     """
 
-    _unnamed = "_layers"
+    _unnamed_holder = "_layers"
 
     def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ import doctest
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -146,6 +147,31 @@ def test_parameters_are_the_arrays_themselves_and_assigning_reaches_the_layer():
     assert list(net.gradients) == ["scale", "heads.wide.bias"]
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parameter_of_its_own_may_have_a_dot(nested):
+    class Flat(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parameters["inner.scale"] = np.full(3, 2.0)
+            if nested:
+                self.inner = gl.Linear(3, 3, bias=False, dtype="float64", seed=1)
+
+        def forward(self, x):
+            self.x = x
+            return x * self.parameters["inner.scale"]
+
+        def backward(self, dy):
+            self.gradients = {"inner.scale": (dy * self.x).sum(axis=0)}
+            return dy * self.parameters["inner.scale"]
+
+    layer, x = gl.Sequential(Flat()), normal((4, 3))
+    layer(x)
+    layer.backward(x)
+    names = ["0.inner.scale", *(["0.inner.weight"] if nested else [])]
+    assert list(layer.parameters) == list(layer.state_dict()) == names
+    assert_same_bits(layer.gradients["0.inner.scale"], (x * x).sum(axis=0))
+
+
 def test_layers_that_come_later():
     net = Net()
     net.empty.append(gl.Linear(2, 2))
@@ -181,6 +207,32 @@ def test_one_layer_under_two_names():
     with pytest.raises(ValueError, match=r"a\.weight and b\.weight are one array here, and differ in the state"):
         ours.load_state_dict(state | {"a.weight": state["a.weight"] + 1})
     assert_same_bits(ours.a.parameters["weight"], state["a.weight"])
+
+
+@dataclass
+class Pair(gl.Layer):
+    first: gl.Layer
+    second: gl.Layer
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+    def backward(self, dy):
+        return self.first.backward(self.second.backward(dy))
+
+
+def test_a_data_class_is_a_layer():
+    linear, x = gl.Linear(3, 3, seed=1), normal((2, 3), np.float32)
+    pair, row = Pair(linear, linear), gl.Sequential(linear, linear)
+    assert list(pair.state_dict()) == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert list(pair.parameters) == ["first.weight", "first.bias"]
+    assert_same_bits(pair(x), row(x))
+    dx = pair.backward(x)
+    gradients = dict(pair.gradients)
+    assert_same_bits(row.backward(x), dx)
+    for name in ("weight", "bias"):
+        assert_same_bits(row.gradients[f"0.{name}"], gradients[f"first.{name}"])
+    assert not pair.eval().first.training
 
 
 def test_circles():

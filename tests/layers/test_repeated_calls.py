@@ -331,26 +331,26 @@ def test_a_bare_backward_is_that_of_the_last_forward():
     assert_same_bits(relu.backward(dy), (x > 0).astype(float))
 
 
-def test_saved_says_which_forward_is_meant():
+def test_last_call_says_which_forward_is_meant():
     relu, x = gl.ReLU(), np.array([1.0, -2.0, 3.0])
     relu(x)
-    first = relu.saved
+    first = relu.last_call
     relu(-x)
-    relu.saved = first
+    relu.last_call = first
     assert_same_bits(relu.backward(x), np.array([1.0, 0, 3]))
-    relu.saved = None
+    relu.last_call = None
     with pytest.raises(RuntimeError, match=r"ReLU\.backward was called before forward"):
         relu.backward(x)
     network = gl.Sequential(relu, gl.Linear(3, 3, seed=1), relu)
     rows = normal((2, 3), np.float32)
     network(rows)
-    saved, dx = network.saved, network.backward(rows)
+    saved, dx = network.last_call, network.backward(rows)
     network(rows + 1)
-    network.saved = saved
+    network.last_call = saved
     assert_same_bits(network.backward(rows), dx)
 
 
-def test_branches_in_any_order_by_saved():
+def test_branches_in_any_order_by_last_call():
     class Branches(gl.Layer):
         def __init__(self):
             super().__init__()
@@ -358,11 +358,11 @@ def test_branches_in_any_order_by_saved():
 
         def forward(self, x, z):
             y = self.linear(x)
-            self.first = self.linear.saved
+            self.first = self.linear.last_call
             return y * self.linear(z)[0, 0]
 
         def backward(self, dy):
-            self.linear.saved = self.first
+            self.linear.last_call = self.first
             return self.linear.backward(dy)
 
     x, z = normal((2, 3), np.float32), normal((4, 3), np.float32, seed=1)
@@ -391,6 +391,42 @@ class Scale(gl.Layer):
         return dy * self.parameters["scale"]
 
 
+class Flags(gl.Layer):
+    """Keeps what it needs in a dict, a list and a flag, which the first call leaves as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache, self.positive, self.list = {}, True, None
+
+    def forward(self, x):
+        self.cache["x"] = x
+        self.list = [x.sum(), x]
+        self.positive = bool(x.sum() > 0)
+        return x**2 if self.positive else -3 * x * x.sum()
+
+    def backward(self, dy):
+        total, x = self.list
+        assert x is self.cache["x"]
+        return 2 * dy * x if self.positive else -3 * (dy * total + (dy * x).sum())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_layer_written_by_hand_may_keep_it_in_containers(form, sign):
+    x = sign * np.abs(normal((4, 3)))
+    shared = Flags()
+    network, separate = FORMS[form](shared, shared), FORMS[form](Flags(), Flags())
+    between = [layer for one in (network, separate) for _, layer in one.named_layers() if hasattr(layer, "activation")]
+    for layer in between:
+        # Not positive: the second call takes the other way.
+        layer.activation = "sigmoid"
+        layer.forward = lambda x, layer=layer: -type(layer).forward(layer, x)
+        layer.backward = lambda dy, layer=layer: -type(layer).backward(layer, dy)
+    for _ in range(2):
+        assert_same_bits(network(x), separate(x))
+        assert_same_bits(network.backward(x), separate.backward(x))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_layer_written_by_hand_may_keep_what_it_needs_anywhere(form):
     x = normal((4, 3))
@@ -403,6 +439,34 @@ def test_a_layer_written_by_hand_may_keep_what_it_needs_anywhere(form):
         assert_same_bits(np.asarray(by_layer(network, shared)["scale"]), np.asarray(total))
     assert shared.calls == 4
     assert shared.x is not x
+
+
+def test_names_that_a_user_may_give():
+    """Attributes of common names are the user's own."""
+
+    class Own(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self._calls = self.calls = 0
+            self.linear = gl.Linear(3, 3, seed=1)
+
+        def forward(self, x):
+            self._calls += 1
+            self.saved = self._state = self._arrays = (x, x + 1)
+            return self.linear(self.linear(x))
+
+        def backward(self, dy):
+            assert self._calls == self.calls + 1
+            self.calls += 1
+            return self.linear.backward(self.linear.backward(dy))
+
+    layer = gl.Sequential(Own())
+    x = normal((2, 3), np.float32)
+    for _ in range(2):
+        layer(x)
+        layer.backward(x)
+    assert (layer[0].calls, layer[0]._calls) == (2, 2)
+    assert list(layer.state_dict()) == ["0.linear.weight", "0.linear.bias"]
 
 
 def test_a_subclass_that_calls_its_base_is_called_once():
@@ -588,7 +652,7 @@ def test_a_forward_that_is_run_again_in_backward():
         def forward(self, x):
             self.x = x
             y = self.inner(x)
-            self.inner.saved = None
+            self.inner.last_call = None
             return y
 
         def backward(self, dy):
@@ -601,7 +665,7 @@ def test_a_forward_that_is_run_again_in_backward():
     network = gl.Sequential(again, again)
     plain = gl.Sequential(*(layer for _ in range(2) for layer in (separate[0], gl.ReLU(), separate[1])))
     assert_same_bits(network(x), plain(x))
-    assert again.inner.saved == {"_saved": None, "_calls": None}
+    assert again.inner.last_call == {"_saved": None, "_noted_calls": None}
     assert_same_bits(network.backward(x), plain.backward(x))
     # The sums over two calls of each are taken in another order: four terms, each of which rounds by 6e-8 of about 1.
     total = plain.gradients["0.weight"] + plain.gradients["2.weight"]
