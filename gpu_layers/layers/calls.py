@@ -286,8 +286,10 @@ def _run(
     this = _Backward(layer, outer, calls or [])
     if parts:
         this.before = [(one, vars(one)["_gradients"]) for one in parts if one is not layer]
-        for one, _ in this.before:
-            vars(one)["_gradients"] = {}
+        # By the layers alone: a name for the old gradients would keep the last ones.
+        for one in parts:
+            if one is not layer:
+                vars(one)["_gradients"] = {}
     token = _under_way.set(this)
     try:
         return backward(layer, *args, **kwargs), this

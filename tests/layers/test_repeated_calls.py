@@ -441,6 +441,28 @@ def test_a_layer_written_by_hand_may_keep_what_it_needs_anywhere(form):
     assert shared.x is not x
 
 
+def test_what_a_backward_counts_stays_counted():
+    class Counts(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.forwards = self.backwards = 0
+
+        def forward(self, x):
+            self.forwards += 1
+            return x
+
+        def backward(self, dy):
+            self.backwards += 1
+            return dy
+
+    counts, x = Counts(), np.ones(3)
+    network = gl.Sequential(counts, gl.ReLU(), gl.Sequential(counts, counts))
+    for step in range(1, 3):
+        network(x)
+        network.backward(x)
+        assert (counts.forwards, counts.backwards) == (3 * step, 3 * step)
+
+
 def test_names_that_a_user_may_give():
     """Attributes of common names are the user's own."""
 
@@ -613,6 +635,33 @@ def test_a_backward_that_is_refused_changes_no_gradient():
     assert all(network.gradients[name] is value for name, value in before.items())
 
 
+def test_old_gradients_are_let_go_as_soon_as_there_are_new_ones():
+    class Looking(gl.Layer):
+        def forward(self, x):
+            return x
+
+        def backward(self, dy):
+            if failing:
+                raise ArithmeticError
+            alive.append([one() is not None for one in old])
+            return dy
+
+    alive, old, failing = [], [], []
+    network = gl.Sequential(gl.Linear(3, 3), Looking(), gl.Linear(3, 3))
+    x = normal((4, 3), np.float32)
+    for _ in range(2):
+        network(x)
+        network.backward(x)
+        old.extend(weakref.ref(value) for value in network.gradients.values())
+    assert alive == [[], [False] * 4]
+    # With some of the new ones there is no way back.
+    failing.append(True)
+    with pytest.raises(ArithmeticError):
+        network.backward(x)
+    assert network[0].gradients == {}
+    assert network[2].gradients.keys() == {"weight", "bias"}
+
+
 def test_what_had_no_part_has_no_gradient():
     class Either(gl.Layer):
         def __init__(self):
@@ -684,7 +733,7 @@ def test_the_numbers_of_each_call_stay_on_the_device(backend):
         ):
             layer = make(0.5, generator=gl.CudaGraphGenerator(3, device="cpu"))
             layers = [make(0.5, generator=gl.Generator(3, offset)) for offset in range(3)]
-            network, separate = gl.Sequential(layer, gl.Sequential(layer), layer), gl.Sequential(*layers)
+            network, separate = gl.Sequential(layer, gl.Sequential(layer, layer)), gl.Sequential(*layers)
             places = None
             for step in range(2):
                 for offset, one in enumerate(layers):
