@@ -52,6 +52,8 @@ class _Pass:
 
 
 class _Forward(_Pass):
+    """A forward: its calls are those that the layer's backward replays."""
+
     __slots__ = ()
 
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
@@ -69,7 +71,8 @@ class _Forward(_Pass):
 
 
 class _Backward(_Pass):
-    """
+    """A backward: it hands out what each call saved, and adds up gradients.
+
     Attributes
     ----------
     totals : dict of int to (Layer, dict)
@@ -125,8 +128,9 @@ class _Backward(_Pass):
         """Add the gradients that a layer's backward has just assigned, and those of the layers within it."""
         self.before = None
         if within is not None:
-            for one, gradients in within.totals.values():
-                self._collect(one, gradients)
+            for one, _ in within.totals.values():
+                # As they are by now: the layer may have clipped them.
+                self._collect(one, vars(one)["_gradients"])
         gradients = vars(layer)["_gradients"]
         if id(layer) in self.totals:
             self._collect(layer, gradients)

@@ -635,6 +635,31 @@ def test_a_backward_that_is_refused_changes_no_gradient():
     assert all(network.gradients[name] is value for name, value in before.items())
 
 
+def test_a_container_may_change_the_gradients_of_what_it_holds():
+    class Clips(gl.Layer):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def backward(self, dy):
+            dx = self.inner.backward(dy)
+            self.inner.gradients = {"weight": np.full((3, 3), 2, np.float32), "bias": None}
+            return dx
+
+    linear, x = gl.Linear(3, 3, seed=1), normal((4, 3), np.float32)
+    network = gl.Sequential(linear, gl.Sequential(Clips(linear)))
+    network(x)
+    network.backward(x)
+    plain = gl.Linear(3, 3, seed=1)
+    plain(x)
+    plain.backward(x @ linear.parameters["weight"])
+    assert_same_bits(network.gradients["0.weight"], np.float32(2) + plain.gradients["weight"])
+    assert_same_bits(network.gradients["0.bias"], plain.gradients["bias"])
+
+
 def test_old_gradients_are_let_go_as_soon_as_there_are_new_ones():
     class Looking(gl.Layer):
         def forward(self, x):
