@@ -6,7 +6,8 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.dropout import advanced, check_generator, first_decision
+from gpu_layers.layers.calls import earlier_calls
+from gpu_layers.layers.dropout import check_generator, first_decision, keep_taken, taken_of
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -64,7 +65,9 @@ class ActivationDropout(Layer):
             y, saved = activation_dropout_forward(
                 x, self.activation, self.p, *numbers, order=self.order, start=start, draw=generator.draw
             )
-            taken = advanced(self, generator)
+            number = 0 if generator.draw is None else earlier_calls(self)
+            taken = generator.advance(taken_of(self, number))
+            keep_taken(self, number, taken)
             self._saved = saved if taken is None else saved.with_draw(taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)

@@ -67,9 +67,9 @@ class LayerArrays(dict[str, Any]):
         found: dict[str, Any] = {}
         for prefix, one in layer.named_layers():
             own = vars(one)
-            for name, array in own[f"_{kind}"].items():
+            for name, array in own[kind].items():
                 full = f"{prefix}.{name}" if prefix else name
-                owner = own["_parameters"].get(name) if kind == "gradients" else array
+                owner = own["parameters"].get(name) if kind == "gradients" else array
                 first, first_owner = firsts.setdefault(full if owner is None else memory_of(owner), (full, owner))
                 if first == full:
                     found[full] = array
@@ -86,7 +86,7 @@ class LayerArrays(dict[str, Any]):
 
     def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
         """The dict that has, or is to have, the item, and its name there."""
-        own: dict[str, Any] = vars(self._layer)[f"_{self._kind}"]
+        own: dict[str, Any] = vars(self._layer)[self._kind]
         if name in own:
             return own, name
         if not self._owners:
@@ -94,7 +94,7 @@ class LayerArrays(dict[str, Any]):
         prefix, _, last = name.rpartition(".")
         if prefix not in self._owners:
             raise KeyError(f"there is no layer {prefix!r} for {name!r}")
-        return vars(self._owners[prefix])[f"_{self._kind}"], last
+        return vars(self._owners[prefix])[self._kind], last
 
     def __setitem__(self, name: str, value: Any) -> None:
         place, last = self._place_of(name)

@@ -23,7 +23,7 @@ _Self = TypeVar("_Self", bound="Layer")
 NO_LAYERS_IN = frozenset(
     {
         *("parameters", "gradients", "buffers", "last_call"),
-        *("_parameters", "_gradients", "_buffers", "_saved", "_noted_calls", "_kept_names", "_layer_holders"),
+        *("_saved", "_noted_calls", "_kept_names", "_layer_holders"),
     }
 )
 
@@ -115,15 +115,13 @@ class Layer:
     _of_this_library = True
 
     training: bool
-    _parameters: dict[str, Any]
-    _gradients: dict[str, Any]
-    _buffers: dict[str, Any]
     _saved: Any
 
     def __new__(cls: type[_Self], *args: Any, **kwargs: Any) -> _Self:
         """A layer without parameters, in training mode, also of a class that never calls this one's constructor."""
         layer = super().__new__(cls)
-        vars(layer).update(training=True, _parameters={}, _gradients={}, _buffers={}, _saved=None)
+        # The layer's own arrays have the names of the properties, which come before them.
+        vars(layer).update(training=True, parameters={}, gradients={}, buffers={}, _saved=None)
         return layer
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -205,7 +203,7 @@ class Layer:
     def _arrays_by_name(self, kind: str) -> dict[str, Any]:
         if self._layer_holders and next(self.named_children(), None) is not None:
             return LayerArrays(self, kind)
-        own: dict[str, Any] = vars(self)[f"_{kind}"]
+        own: dict[str, Any] = vars(self)[kind]
         return own
 
     def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
@@ -217,7 +215,7 @@ class Layer:
                 name: value for name, value in arrays.items() if "." in name and name.rpartition(".")[0] in layers
             }
             own = {name: value for name, value in arrays.items() if name not in within} if within else arrays
-        vars(self)[f"_{kind}"] = own
+        vars(self)[kind] = own
         if within:
             LayerArrays(self, kind).update(within)
 
@@ -321,7 +319,7 @@ class Layer:
         return {
             f"{prefix}.{name}" if prefix else name: array
             for prefix, layer in self.named_layers(remove_duplicate=False)
-            for name, array in {**vars(layer)["_parameters"], **vars(layer)["_buffers"]}.items()
+            for name, array in {**vars(layer)["parameters"], **vars(layer)["buffers"]}.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -381,7 +379,7 @@ class Layer:
         """
         xp = device_module(device)
         shared = self._shared_arrays()
-        for arrays in (self._parameters, self._gradients, self._buffers):
+        for arrays in (vars(self)[kind] for kind in ("parameters", "gradients", "buffers")):
             for name, value in arrays.items():
                 arrays[name] = None if value is None else moved(value, xp)
         for _, layer in self.named_children():
@@ -397,7 +395,7 @@ class Layer:
         """Where the same array is, for each that is in several places."""
         places: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
         for _, layer in self.named_layers():
-            for kind in ("_parameters", "_gradients", "_buffers"):
+            for kind in ("parameters", "gradients", "buffers"):
                 arrays = vars(layer)[kind]
                 for name, array in arrays.items():
                     if array is not None:

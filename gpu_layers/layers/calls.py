@@ -130,8 +130,8 @@ class _Backward(_Pass):
         if within is not None:
             for one, _ in within.totals.values():
                 # As they are by now: the layer may have clipped them.
-                self._collect(one, vars(one)["_gradients"])
-        gradients = vars(layer)["_gradients"]
+                self._collect(one, vars(one)["gradients"])
+        gradients = vars(layer)["gradients"]
         if id(layer) in self.totals:
             self._collect(layer, gradients)
         else:
@@ -142,7 +142,7 @@ class _Backward(_Pass):
         if before is not None and (before[1] or gradients):
             names = dict.fromkeys((*before[1], *gradients))
             gradients = {name: added(before[1].get(name), gradients.get(name)) for name in names}
-            vars(layer)["_gradients"] = gradients
+            vars(layer)["gradients"] = gradients
         self.totals[id(layer)] = (layer, gradients)
 
 
@@ -230,12 +230,12 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
             return _plain(self, saved, outer, backward, *args, **kwargs)
         saved = self._kept_of(saved)
         present = [(name, own.get(name, _ABSENT)) for name in saved]
-        gradients, own["_gradients"] = own["_gradients"], {}
+        gradients, own["gradients"] = own["gradients"], {}
         own.update(saved)
         try:
             dx, within = _run(self, outer, backward, *args, **kwargs)
         except BaseException:
-            own["_gradients"] = gradients
+            own["gradients"] = gradients
             raise
         finally:
             for name, value in present:
@@ -257,15 +257,15 @@ def _plain(
 ) -> Any:
     """The backward of a layer that calls no others: the same in less time."""
     own = vars(layer)
-    present, gradients = own["_saved"], own["_gradients"]
-    own["_gradients"] = {}
+    present, gradients = own["_saved"], own["gradients"]
+    own["gradients"] = {}
     if saved:
         own["_saved"] = saved["_saved"]
     outer.inside = layer
     try:
         dx = backward(layer, *args, **kwargs)
     except BaseException:
-        own["_gradients"] = gradients
+        own["gradients"] = gradients
         raise
     finally:
         outer.inside = outer.layer
@@ -289,17 +289,17 @@ def _run(
         )
     this = _Backward(layer, outer, calls or [])
     if parts:
-        this.before = [(one, vars(one)["_gradients"]) for one in parts if one is not layer]
+        this.before = [(one, vars(one)["gradients"]) for one in parts if one is not layer]
         # By the layers alone: a name for the old gradients would keep the last ones.
         for one in parts:
             if one is not layer:
-                vars(one)["_gradients"] = {}
+                vars(one)["gradients"] = {}
     token = _under_way.set(this)
     try:
         return backward(layer, *args, **kwargs), this
     except BaseException:
         for one, gradients in this.before or ():
-            vars(one)["_gradients"] = gradients
+            vars(one)["gradients"] = gradients
         raise
     finally:
         _under_way.reset(token)
@@ -310,8 +310,8 @@ def _outermost(layer: Any, backward: Callable[..., Any], *args: Any, **kwargs: A
     dx, this = _run(layer, None, backward, *args, parts=parts, **kwargs)
     by_memory: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
     for one in parts:
-        gradients = vars(one)["_gradients"]
-        for name, parameter in vars(one)["_parameters"].items():
+        gradients = vars(one)["gradients"]
+        for name, parameter in vars(one)["parameters"].items():
             if one is not layer and id(one) not in this.totals:
                 # No part of what was computed.
                 gradients.setdefault(name, None)

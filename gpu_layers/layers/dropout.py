@@ -45,20 +45,24 @@ def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> i
     return first_sample * math.prod(x.shape[1:mask_axes])
 
 
-def advanced(layer: Any, generator: random.Generator) -> Any:
-    """Go on to the next offset: what :meth:`Generator.advance` gives, in memory of this call of the layer.
+def taken_of(layer: Any, number: int) -> Any:
+    """Where the numbers of this call of the layer are kept: those of its first call, or of one more after that.
 
     A layer that is called several times within another keeps the numbers of each call apart, and each in one place for
     ever: a captured graph refers to them.
     """
-    number = 0 if generator.draw is None else earlier_calls(layer)
     if number == 0:
-        layer._taken = generator.advance(layer._taken)
         return layer._taken
-    again = layer._taken_again
-    taken = generator.advance(again[number - 1] if number <= len(again) else None)
-    layer._taken_again = (*again[: number - 1], taken, *again[number:])
-    return taken
+    return layer._taken_again[number - 1] if number <= len(layer._taken_again) else None
+
+
+def keep_taken(layer: Any, number: int, taken: Any) -> None:
+    """Keep for later calls what :meth:`Generator.advance` gave for this one."""
+    if number == 0:
+        layer._taken = taken
+    elif taken is not None:
+        again = layer._taken_again
+        layer._taken_again = (*again[: number - 1], taken, *again[number:])
 
 
 class DropoutLayer(Layer):
@@ -125,7 +129,9 @@ class DropoutLayer(Layer):
         if options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
         y, saved = self._drop(x, *generator.numbers(), draw=generator.draw, out=out, **options)
-        taken = advanced(self, generator)
+        number = 0 if generator.draw is None else earlier_calls(self)
+        taken = generator.advance(taken_of(self, number))
+        keep_taken(self, number, taken)
         return y, saved if taken is None else saved.with_draw(taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:

@@ -70,11 +70,12 @@ class RunningStatisticsLayer(Layer):
         """
         if not self.track_running_stats:
             return
-        beside = next(iter((*self._parameters.values(), *self._buffers.values())), None)
+        parameters, buffers = vars(self)["parameters"], vars(self)["buffers"]
+        beside = next(iter((*parameters.values(), *buffers.values())), None)
         for name, shape, dtype in self._buffer_kinds():
-            start, buffer = int(name == "running_var"), self._buffers.get(name)
+            start, buffer = int(name == "running_var"), buffers.get(name)
             if buffer is None or (buffer.shape, buffer.dtype) != (shape, dtype):
-                self._buffers[name] = array_module(beside).full(shape, start, dtype)
+                buffers[name] = array_module(beside).full(shape, start, dtype)
             else:
                 buffer[...] = start
 
@@ -115,7 +116,7 @@ class RunningStatisticsLayer(Layer):
         if not self.track_running_stats:
             return
         for name, shape, dtype in self._buffer_kinds():
-            buffer = self._buffers.get(name)
+            buffer = vars(self)["buffers"].get(name)
             if buffer is None:
                 raise ValueError(f"the layer has no {name}: reset_running_stats() makes what is missing")
             if buffer.shape != shape:

@@ -104,9 +104,7 @@ FORMS = {
 def by_layer(network, layer):
     """The container's gradients of a layer, by the layer's names."""
     names = [name for name, one in network.named_layers() if one is layer]
-    return {
-        name: network.gradients[f"{names[0]}.{name}"] for name in getattr(layer, "_parameters", {}) if layer.parameters
-    }
+    return {name: network.gradients[f"{names[0]}.{name}"] for name in vars(layer)["parameters"] if layer.parameters}
 
 
 def check_like_separate_layers(form, make, x, training):
