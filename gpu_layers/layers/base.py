@@ -108,7 +108,7 @@ class Layer:
     #: Names of attributes that may hold layers, in the order in which they came.
     _layer_holders: tuple[str, ...] = ()
     #: Names of attributes that the last forward left for backward.
-    _kept_names: tuple[str, ...] = ("_saved",)
+    _kept_names: tuple[str, ...] = ("_saved", "_noted_calls")
     _noted_calls: Any = None
     #: The attribute whose layers have no more than their own names.
     _unnamed_holder: str | None = None
@@ -137,6 +137,9 @@ class Layer:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (Layer, list, tuple, dict, set, frozenset)) and name not in NO_LAYERS_IN:
             self._note_layer_holder(name, value)
+        elif value is None and name == "_saved":
+            # Who forgets what a layer saved forgets what its calls of others saved.
+            vars(self).pop("_noted_calls", None)
         object.__setattr__(self, name, value)
 
     def _note_layer_holder(self, name: str, value: Any) -> None:
@@ -238,7 +241,11 @@ class Layer:
     @last_call.setter
     def last_call(self, saved: Mapping[str, Any] | None) -> None:
         put(self, None if saved is None else dict(saved))
-        vars(self).update({"_saved": None, "_noted_calls": None} if saved is None else self._kept_of(saved))
+        self._saved = None
+        if saved is not None:
+            vars(self).update(self._kept_of(saved))
+            if self._noted_calls is None:
+                vars(self).pop("_noted_calls", None)
 
     def _kept_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Of all attributes at the end of a forward those that forwards assign."""
@@ -255,8 +262,6 @@ class Layer:
 
     def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
         """Of the attributes that forwards have assigned so far, given those before this one; dicts may be filled."""
-        if self._of_this_library:
-            return ("_saved", "_noted_calls")
         absent = object()
         changed = (
             name
@@ -265,7 +270,7 @@ class Layer:
             and name not in NO_LAYERS_IN
             and not _holds_layers(value)
         )
-        return tuple(dict.fromkeys((*self._kept_names, "_noted_calls", *changed)))
+        return tuple(dict.fromkeys((*self._kept_names, *changed)))
 
     def named_children(self) -> Iterator[tuple[str, Layer]]:
         """The layers that this one holds, with their names; one that is held twice comes twice.

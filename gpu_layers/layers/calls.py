@@ -203,7 +203,8 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _under_way.reset(token)
         own["_noted_calls"] = this.calls
-        own["_kept_names"] = self._names_to_keep(before)
+        if not self._of_this_library:
+            own["_kept_names"] = self._names_to_keep(before)
         if outer is not None:
             outer.note(self, self.last_call)
         return y

@@ -348,6 +348,35 @@ def test_last_call_says_which_forward_is_meant():
     assert_same_bits(network.backward(rows), dx)
 
 
+def test_last_call_has_what_was_none_too():
+    class Masked(gl.Layer):
+        def forward(self, x, mask=None):
+            self.mask = mask
+            return x if mask is None else x * mask
+
+        def backward(self, dy):
+            return dy if self.mask is None else dy * self.mask
+
+    layer, x = Masked(), np.ones(3)
+    layer(x)
+    first = layer.last_call
+    layer(x, mask=np.zeros(3))
+    second = layer.last_call
+    for saved, total in ((first, 3), (second, 0), (first, 3)):
+        layer.last_call = saved
+        assert layer.backward(x).sum() == total
+
+
+def test_what_is_forgotten_by_hand_is_forgotten_whole():
+    network = gl.Sequential(gl.ReLU(), gl.Sequential(gl.Linear(3, 3)))
+    x = normal((2, 3), np.float32)
+    network(x)
+    for _, layer in network.named_layers():
+        layer._saved = None
+    with pytest.raises(RuntimeError, match=r"Linear\.backward was called before forward"):
+        network.backward(x)
+
+
 def test_branches_in_any_order_by_last_call():
     class Branches(gl.Layer):
         def __init__(self):
