@@ -9,12 +9,12 @@ import numpy as np
 
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
+from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
+from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.plain_layers import added_attributes, replaced_methods
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.training.convolution import Conv2d
-from gpu_layers.training.linear import Linear
 
 # Those that evaluate alike, by what they stand behind.
 _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {

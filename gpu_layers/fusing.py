@@ -15,9 +15,9 @@ from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
 from gpu_layers.layers.dropout import Dropout
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxPoolLayer
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.plain_layers import added_attributes, is_plain, replaced_methods
-from gpu_layers.training.sequential import Sequential
 
 # Batch norms whose kernels take in a max pooling: not those that take other statistics.
 _POOLABLE = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -25,7 +25,7 @@ _NORMS = (*_POOLABLE, GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Sync
 _POOLS = (MaxPool1d, MaxPool2d, MaxPool3d)
 # What a fused layer takes over, and what makes no difference: ReLU has no mode, and working in place no other result.
 _OF_RELU = ("inplace", "training")
-_OF_DROPOUT = ("p", "generator", "first_sample", "scaling", "training", "inplace", "_taken")
+_OF_DROPOUT = ("p", "generator", "first_sample", "scaling", "training", "inplace", "_taken", "_taken_again")
 _OF_POOL = (
     *("kernel_size", "stride", "padding", "dilation", "ceil_mode", "channels_last", "return_indices"),
     *("_kernel", "training"),
@@ -112,9 +112,9 @@ def _fused(sequential: Sequential, repeated: set[int]) -> Sequential:
     position = 0
     while position < len(layers):
         position += _fuse_at(layers, position, repeated)
-    fused = Sequential(*layers)
+    fused = Sequential(dict(zip(sequential._layers, layers, strict=True)))
     fused.training = sequential.training
-    for name in added_attributes(sequential, fused, ("layers",)):
+    for name in added_attributes(sequential, fused, ("_layers",)):
         setattr(fused, name, vars(sequential)[name])
     return fused
 

@@ -17,6 +17,8 @@ from gpu_layers.runtime.cuda import array_module, require_gpu
 from gpu_layers.runtime.writes import record_write
 
 _LOW_32 = 0xFFFFFFFF
+#: "weights" in ASCII, as a number.
+_WEIGHTS = int.from_bytes(b"weights", "big")
 
 #: What a step that is captured as a graph draws from instead: :func:`gpu_layers.capture` sets it, with a method
 #: ``call(generator, taken)``.
@@ -43,6 +45,7 @@ class Generator:
         self._seed = secrets.randbits(64) if seed is None else check_uint64(seed, "seed")
         self._offset = check_uint64(offset, "offset")
         self._lock = threading.RLock()
+        self._weights: np.random.Generator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks are neither copied nor pickled: a copy has one of its own.
@@ -88,6 +91,22 @@ class Generator:
             if self._offset == (offset + calls) % 2**64:
                 self._offset = offset
 
+    def weights(self) -> np.random.Generator:
+        """NumPy's generator of the initial weights that this seed gives; it takes no offset.
+
+        One for all calls, so that the next layer gets the next numbers. :meth:`set_state` starts it anew.
+        """
+        with self._lock:
+            if self._weights is None:
+                # A key of its own: else the numbers would be those of default_rng with the same seed.
+                self._weights = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_WEIGHTS,)))
+            return self._weights
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether :meth:`call` gives numbers that lie in memory of the device."""
+        return self.draw is not None or device_draws.get() is not None
+
     @property
     def draw(self) -> Any:
         """None; of a :class:`CudaGraphGenerator` the array that holds seed and offset."""
@@ -124,6 +143,7 @@ class Generator:
         seed, offset = check_uint64(state["seed"], "seed"), check_uint64(state["offset"], "offset")
         with self._lock:
             self._seed, self._offset = seed, offset
+            self._weights = None
 
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams: the same ones for the same seed and offset.
@@ -332,7 +352,7 @@ class CudaGraphCall(GeneratorCall):
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart :data:`default_generator` with a seed, at offset 0.
+    """Restart :data:`default_generator` with a seed, at offset 0: masks, and weights of layers that are made from here.
 
     Returns
     -------

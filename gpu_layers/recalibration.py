@@ -50,7 +50,7 @@ def recalibrate(
     Parameters
     ----------
     model : Layer or callable
-        Layers inside are found in its attributes, and in lists and dicts there.
+        Layers inside are found in whatever its attributes hold, however deep.
     batches : iterable, or function that returns one
         Each batch is what the model takes, or a tuple or list that begins with it. The order "sequential" needs
         batches that can be gone through more than once: a list, or a function, but no generator.
@@ -275,13 +275,13 @@ def _following_the_mode(layer: BatchNormLayer) -> Iterator[None]:
 @contextmanager
 def _all_or_nothing(layers: list[Layer]) -> Iterator[None]:
     """Buffers, and what was saved for backward, as they were if anything fails; nothing saved if all is well."""
-    before, saved = Snapshot(layers), [layer._saved for layer in layers]
+    before, saved = Snapshot(layers), [layer.last_call for layer in layers]
     try:
         yield
     except BaseException:
         before.restore()
         for layer, own in zip(layers, saved, strict=True):
-            layer._saved = own
+            layer.last_call = own
         raise
     for layer in layers:
-        layer._saved = None
+        layer.last_call = None

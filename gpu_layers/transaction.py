@@ -57,7 +57,7 @@ def statistics_transaction(
     Parameters
     ----------
     model : Layer or callable
-        Layers inside are found in its attributes, and in lists and dicts there.
+        Layers inside are found in whatever its attributes hold, however deep.
     skip_nonfinite : bool
         Update none if the statistics of any layer hold NaN or infinity; each layer's ``num_batches_skipped`` counts
         that. Decided on the device, without waiting for it.
@@ -66,6 +66,8 @@ def statistics_transaction(
 
     Raises
     ------
+    ValueError
+        For a model that is no function and in which no layer is found.
     RuntimeError
         If the statistics of an earlier forward still wait for ``commit()`` or ``rollback()``.
     """

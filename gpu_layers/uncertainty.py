@@ -27,7 +27,8 @@ def mc_dropout(
     Parameters
     ----------
     model : Layer or callable
-        Takes x, returns an array. Layers inside are found in its attributes, and in lists and dicts there.
+        Takes x, returns an array. Layers inside are found in whatever its attributes hold, however deep; in a
+        ``functools.partial``, in its function and arguments.
     x : array
     passes : int
         From 1 to ``2**24``; each takes one offset of each dropout layer's generator.
@@ -47,12 +48,18 @@ def mc_dropout(
     Raises
     ------
     TypeError, ValueError
-        For passes that are no such number, a model that cannot be called, or whatever the model raises.
+        For passes that are no such number, a model that cannot be called, a model that is no function and in which no
+        dropout layer is found, or whatever the model raises.
     """
     passes = check_passes(passes)
     if not callable(model):
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
     found = layers_of(model, layers)
+    if layers is None and found and not any(_drops(layer) for layer in found):
+        raise ValueError(
+            f"found no dropout layer among the {len(found)} layers of the model, whose variance would be 0: "
+            "name its layers with layers="
+        )
     generator = getattr(model, "generator", None) or random.default_generator
     if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
         scale = None if model.scaling == "inverted" else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
 from typing import Any
 
@@ -51,6 +52,18 @@ class Communicator:
         """End all processes, with exit status 1: the others would wait for this one."""
         raise TypeError(f"{type(self).__name__} defines no abort")
 
+    # A connection is one: copies of a layer speak through it too.
+    def __copy__(self) -> Communicator:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Nor does it go into a file, or to another process: there the default one takes its place.
+        was_default = bool(default_communicator.cache_info().currsize) and self is default_communicator()
+        return _default_instead, (type(self).__name__, self.size, was_default)
+
 
 class SingleProcess(Communicator):
     """A process without others."""
@@ -64,6 +77,9 @@ class SingleProcess(Communicator):
     def abort(self) -> None:
         """Exit with status 1."""
         raise SystemExit(1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SingleProcess, ()) if type(self) is SingleProcess else super().__reduce__()
 
 
 def started_processes() -> int:
@@ -91,6 +107,19 @@ def default_communicator() -> Communicator:
     from gpu_layers.distributed.mpi import MpiCommunicator
 
     return MpiCommunicator()
+
+
+def _default_instead(kind: str, size: int, was_default: bool) -> Communicator:
+    """What a pickled communicator becomes; a warning where that is another one."""
+    here = default_communicator()
+    if not (was_default and here.size == size):
+        warnings.warn(
+            f"a pickled layer had a {kind} of {size} processes, which cannot be pickled: it now has the default "
+            f"communicator, {type(here).__name__} of {here.size}; set layer.communicator to another one",
+            UserWarning,
+            stacklevel=2,
+        )
+    return here
 
 
 def shard(samples: int, communicator: Communicator) -> slice:

@@ -15,6 +15,7 @@ from gpu_layers.layers.adaptive_pool import (
 from gpu_layers.layers.avg_pool import AvgPool1d, AvgPool2d, AvgPool3d
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -25,9 +26,11 @@ from gpu_layers.layers.dropout import (
     FeatureAlphaDropout,
 )
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from gpu_layers.layers.linear import Flatten, Linear
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
@@ -45,12 +48,14 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conv2d",
     "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "Flatten",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
@@ -58,6 +63,7 @@ __all__ = [
     "LPPool2d",
     "LPPool3d",
     "Layer",
+    "Linear",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -65,5 +71,6 @@ __all__ = [
     "MaxUnpool2d",
     "MaxUnpool3d",
     "ReLU",
+    "Sequential",
     "SyncBatchNorm",
 ]

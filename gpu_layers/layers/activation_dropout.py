@@ -6,7 +6,8 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.dropout import check_generator, first_decision
+from gpu_layers.layers.calls import earlier_calls
+from gpu_layers.layers.dropout import check_generator, first_decision, keep_taken, taken_of
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -53,17 +54,19 @@ class ActivationDropout(Layer):
         self.generator = check_generator(generator)
         self.first_sample = 0
         self._taken: Any = None
+        self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
         """Activation and, in training, dropout, for an array of any shape."""
         if self.training:
             generator = self.generator or random.default_generator
             start = first_decision(x, self.first_sample)
-            with generator.call(self._taken) as call:
+            number = earlier_calls(self) if generator.is_on_device else 0
+            with generator.call(taken_of(self, number)) as call:
                 y, saved = activation_dropout_forward(
                     x, self.activation, self.p, call.seed, call.offset, order=self.order, start=start, draw=call.draw
                 )
-            self._taken = call.taken
+            keep_taken(self, number, call.taken)
             self._saved = saved if call.taken is None else saved.with_draw(call.taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)

@@ -1,19 +1,63 @@
-"""What every layer has: a mode, parameters and gradients, a state, a place, a backward."""
+"""What every layer has: a mode, parameters and gradients, a state, a place, a backward, and layers that it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import reprlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
+from gpu_layers.layers.arrays import LayerArrays, memory_of, turned
+from gpu_layers.layers.calls import put, recording, replaying
+from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
+from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
 from gpu_layers.runtime.ranges import add_layer_class
-from gpu_layers.runtime.writes import record_write
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Self = TypeVar("_Self", bound="Layer")
+
+#: Attributes of a layer in which no layer is looked for.
+NO_LAYERS_IN = frozenset(
+    {
+        *("parameters", "gradients", "buffers", "last_call"),
+        *("_saved", "_noted_calls", "_kept_names", "_layer_holders"),
+    }
+)
+
+
+def _entered_once(method: _Method) -> _Method:
+    """A method that calls itself on layers within, and does nothing for one that is being visited already."""
+    visited: set[tuple[int, int]] = set()
+
+    @functools.wraps(method)
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        visit = (id(self), threading.get_ident())
+        if visit in visited:
+            return self
+        visited.add(visit)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            visited.discard(visit)
+
+    return once  # type: ignore[return-value]
 
 
 class Layer:
     """A layer: ``y = layer(x)`` and then ``dx = layer.backward(dy)``.
+
+    A layer owns the layers in its attributes, and those in lists, tuples and dicts there: :meth:`train`, :meth:`eval`,
+    :meth:`to`, :meth:`state_dict`, :meth:`load_state_dict`, ``parameters``, ``gradients``, ``buffers`` and the repr
+    take them in, under dotted names as PyTorch's: ``"norm.weight"``, ``"blocks.0.norm.weight"``. A list that repeats
+    layers which have an attribute of their own gives them no second name.
+
+    In its backward a layer calls the backward of what its forward called, for each layer the last call first. Then a
+    layer may be called any number of times: each backward is that of its call, and gradients add up, also those of an
+    array that is a parameter of several layers. Whatever a forward assigns to attributes is kept for its backward, and
+    so are the items of dicts there.
 
     Attributes
     ----------
@@ -22,19 +66,91 @@ class Layer:
     parameters : dict of str to array
         What an optimizer changes, in place.
     gradients : dict of str to array or None
-        The same keys, once backward has run; assigned anew by each backward. None for one that is not trained.
+        The same keys, once backward has run; assigned anew by each backward. None for one that is not trained, or that
+        had no part in what was computed.
+    buffers : dict of str to array
+        What else belongs to the state: running statistics.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpu_layers as gl
+    >>> class Residual(gl.Layer):
+    ...     def __init__(self, features):
+    ...         super().__init__()
+    ...         self.linear = gl.Linear(features, features, seed=0)
+    ...         self.norms = [gl.BatchNorm1d(features), gl.BatchNorm1d(features)]
+    ...         self.relu = gl.ReLU()
+    ...
+    ...     def forward(self, x):
+    ...         y = self.relu(self.norms[0](self.linear(x)))
+    ...         return self.relu(self.norms[1](self.linear(y)) + x)
+    ...
+    ...     def backward(self, dy):
+    ...         dx = self.relu.backward(dy)
+    ...         dy = self.linear.backward(self.norms[1].backward(dx))
+    ...         return dx + self.linear.backward(self.norms[0].backward(self.relu.backward(dy)))
+    >>> layer, x = Residual(3), np.ones((4, 3), np.float32)
+    >>> dx = layer.backward(layer(x))
+    >>> list(layer.gradients)
+    ['linear.weight', 'linear.bias', 'norms.0.weight', 'norms.0.bias', 'norms.1.weight', 'norms.1.bias']
+
+    Where the order of the backwards is another one, ``last_call`` says which call is meant:
+
+    >>> relu = gl.ReLU()
+    >>> y, first = relu(x), relu.last_call
+    >>> z = relu(-x)
+    >>> relu.last_call = first
+    >>> bool((relu.backward(x) == x).all())
+    True
     """
 
-    def __init__(self) -> None:
-        self.training = True
-        self.parameters: dict[str, Any] = {}
-        self.gradients: dict[str, Any] = {}
-        self.buffers: dict[str, Any] = {}
-        self._saved: Any = None
+    #: Names of attributes that may hold layers, in the order in which they came.
+    _layer_holders: tuple[str, ...] = ()
+    #: Names of attributes that the last forward left for backward.
+    _kept_names: tuple[str, ...] = ("_saved", "_noted_calls")
+    _noted_calls: Any = None
+    #: The attribute whose layers have no more than their own names.
+    _unnamed_holder: str | None = None
+    _of_this_library = True
+
+    training: bool
+    _saved: Any
+
+    def __new__(cls: type[_Self], *args: Any, **kwargs: Any) -> _Self:
+        """A layer without parameters, in training mode, also of a class that never calls this one's constructor."""
+        layer = super().__new__(cls)
+        # The layer's own arrays have the names of the properties, which come before them.
+        vars(layer).update(training=True, parameters={}, gradients={}, buffers={}, _saved=None)
+        return layer
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls._of_this_library = cls.__module__.startswith("gpu_layers.")
+        for name, noting in (("__call__", recording), ("forward", recording), ("backward", replaying)):
+            # Its own, or what it has from a class that is no layer.
+            method = getattr(cls, name)
+            if method is not getattr(Layer, name) and not hasattr(method, "noted"):
+                setattr(cls, name, noting(method))
         add_layer_class(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (Layer, list, tuple, dict, set, frozenset)) and name not in NO_LAYERS_IN:
+            self._note_layer_holder(name, value)
+        elif value is None and name == "_saved":
+            # Who forgets what a layer saved forgets what its calls of others saved.
+            vars(self).pop("_noted_calls", None)
+        object.__setattr__(self, name, value)
+
+    def _note_layer_holder(self, name: str, value: Any) -> None:
+        if isinstance(value, (set, frozenset)):
+            if any(isinstance(one, Layer) for one in value):
+                raise TypeError(f"{name} is a set of layers, which has no order to name them by: use a list or a dict")
+            return
+        # Lists and dicts may get layers later; a tuple has them, or has none.
+        if name not in self._layer_holders and not (isinstance(value, tuple) and not _may_hold(value)):
+            # A new tuple, as shallow copies share it.
+            object.__setattr__(self, "_layer_holders", (*self._layer_holders, name))
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """:meth:`forward`."""
@@ -55,71 +171,199 @@ class Layer:
         Raises
         ------
         RuntimeError
-            Before any forward.
+            Before any forward; if a forward ended in an exception after it had called other layers; or for more
+            backwards of a layer within than its forward has calls of it.
         """
         raise TypeError(f"{type(self).__name__} defines no backward")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Of this layer and those within it."""
+        return self._arrays_by_name("parameters")
+
+    @parameters.setter
+    def parameters(self, arrays: dict[str, Any]) -> None:
+        self._assign_arrays("parameters", arrays)
+
+    @property
+    def gradients(self) -> dict[str, Any]:
+        """Of this layer and those within it."""
+        return self._arrays_by_name("gradients")
+
+    @gradients.setter
+    def gradients(self, arrays: dict[str, Any]) -> None:
+        self._assign_arrays("gradients", arrays)
+
+    @property
+    def buffers(self) -> dict[str, Any]:
+        """Of this layer and those within it."""
+        return self._arrays_by_name("buffers")
+
+    @buffers.setter
+    def buffers(self, arrays: dict[str, Any]) -> None:
+        self._assign_arrays("buffers", arrays)
+
+    def _arrays_by_name(self, kind: str) -> dict[str, Any]:
+        if self._layer_holders and next(self.named_children(), None) is not None:
+            return LayerArrays(self, kind)
+        own: dict[str, Any] = vars(self)[kind]
+        return own
+
+    def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
+        """Other arrays for the layer's own; those with the name of a layer within go there."""
+        own, within = arrays, {}
+        if self._layer_holders:
+            layers = dict(self.named_layers(remove_duplicate=False))
+            within = {
+                name: value for name, value in arrays.items() if "." in name and name.rpartition(".")[0] in layers
+            }
+            own = {name: value for name, value in arrays.items() if name not in within} if within else arrays
+        vars(self)[kind] = own
+        if within:
+            LayerArrays(self, kind).update(within)
+
+    @property
+    def last_call(self) -> dict[str, Any]:
+        """What the last forward keeps for :meth:`backward`; put back later, backward is that of this forward again.
+
+        Setting None forgets what layers of this library keep, and frees its memory.
+        """
+        own = vars(self)
+        if self._of_this_library:
+            return {name: own.get(name) for name in self._kept_names}
+        # All attributes: which of them forwards assign is known for certain only after the last one.
+        return {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in own.items()
+            if name in ("_saved", "_noted_calls") or (name not in NO_LAYERS_IN and not _holds_layers(value))
+        }
+
+    @last_call.setter
+    def last_call(self, saved: Mapping[str, Any] | None) -> None:
+        put(self, None if saved is None else dict(saved))
+        self._saved = None
+        if saved is not None:
+            vars(self).update(self._kept_of(saved))
+            if self._noted_calls is None:
+                vars(self).pop("_noted_calls", None)
+
+    def _kept_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Of all attributes at the end of a forward those that forwards assign."""
+        return {name: saved[name] for name in self._kept_names if name in saved}
 
     def _saved_by_forward(self) -> Any:
         if self._saved is None:
             raise RuntimeError(f"{type(self).__name__}.backward was called before forward")
         return self._saved
 
+    def _calls_no_layers(self) -> bool:
+        """Whether a pass of this layer is certain to be no pass of others: then there is nothing to note."""
+        return self._of_this_library and not self._layer_holders
+
+    def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
+        """Of the attributes that forwards have assigned so far, given those before this one; dicts may be filled."""
+        absent = object()
+        changed = (
+            name
+            for name, value in vars(self).items()
+            if (before.get(name, absent) is not value or isinstance(value, dict))
+            and name not in NO_LAYERS_IN
+            and not _holds_layers(value)
+        )
+        return tuple(dict.fromkeys((*self._kept_names, *changed)))
+
+    def named_children(self) -> Iterator[tuple[str, Layer]]:
+        """The layers that this one holds, with their names; one that is held twice comes twice.
+
+        Raises
+        ------
+        ValueError
+            For keys of a dict that make no name: with a dot, or the same in writing.
+        """
+        if not self._layer_holders:
+            return
+        own = vars(self)
+        direct = {id(own[name]) for name in self._layer_holders if isinstance(own.get(name), Layer)}
+        for holder in self._layer_holders:
+            value = own.get(holder)
+            if isinstance(value, Layer):
+                yield holder, value
+                continue
+            for name, layer in _layers_within(value, () if holder == self._unnamed_holder else (holder,), ()):
+                if id(layer) not in direct:
+                    yield ".".join(name), layer
+
+    def named_layers(self, prefix: str = "", *, remove_duplicate: bool = True) -> Iterator[tuple[str, Layer]]:
+        """This layer and all within it, with dotted names, as ``torch.nn.Module.named_modules``.
+
+        Parameters
+        ----------
+        prefix : str
+            This layer's own name.
+        remove_duplicate : bool
+            Whether a layer that is held several times comes once, under its first name.
+        """
+        yield from _walk(self, prefix, set() if remove_duplicate else None, ())
+
+    @_entered_once
     def train(self, mode: bool = True) -> Layer:
-        """Switch to training mode (or, with False, to evaluation); returns the layer."""
+        """Switch to training mode (or, with False, to evaluation), with all layers within; returns the layer."""
         if not isinstance(mode, (bool, np.bool_)):
             raise TypeError(f"training mode is expected to be boolean, got {type(mode).__name__}")
         self.training = bool(mode)
+        for _, layer in self.named_children():
+            layer.train(mode)
         return self
 
     def eval(self) -> Layer:
         """Switch to evaluation mode; returns the layer."""
         return self.train(False)
 
+    def _named_state(self) -> dict[str, Any]:
+        """The arrays themselves, layer by layer; of a layer that is held twice under both names, as PyTorch's."""
+        return {
+            f"{prefix}.{name}" if prefix else name: array
+            for prefix, layer in self.named_layers(remove_duplicate=False)
+            for name, array in {**vars(layer)["parameters"], **vars(layer)["buffers"]}.items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
-        return {name: value.copy() for name, value in {**self.parameters, **self.buffers}.items()}
+        return {name: value.copy() for name, value in self._named_state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Take over parameters and buffers, copied to where the layer is; all or nothing.
 
         Parameters
         ----------
         state : mapping of str to array
-            Exactly the keys, shapes and dtypes of :meth:`state_dict`.
+            The keys and shapes of :meth:`state_dict`; NumPy or CuPy arrays or PyTorch tensors, wherever they are, or
+            what ``numpy.load`` and ``cupy.load`` give for an ``.npz`` file. Floating numbers of any dtype are rounded
+            to the layer's. ``num_batches_tracked`` may be missing, as from checkpoints of before PyTorch 0.4.1: beside
+            running statistics it then counts as 0.
+        strict : bool
+            Whether missing and unexpected keys are an error.
+
+        Returns
+        -------
+        IncompatibleKeys
+            A named tuple of the lists ``missing_keys`` and ``unexpected_keys``, as PyTorch returns it.
 
         Raises
         ------
         ValueError
-            For missing or unexpected keys or a wrong shape, all named; nothing is loaded then.
+            For missing or unexpected keys or wrong shapes, all named; for a fractional number of batches; where an
+            array of the layer is read-only; for two values for one array that two layers share. Nothing is loaded then.
         TypeError
-            For a wrong dtype, or a state that is no mapping; nothing is loaded then.
+            For another dtype, or a state that is no mapping; nothing is loaded then.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"Expected state_dict to be dict-like, got {type(state)}.")
-        own = {**self.parameters, **self.buffers}
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unexpected:
-            raise ValueError(
-                f"Error(s) in loading state_dict for {type(self).__name__}: "
-                f"missing keys {missing}, unexpected keys {unexpected}"
-            )
-        arrays = {name: state[name] if hasattr(state[name], "dtype") else np.asarray(state[name]) for name in own}
-        for name, value in arrays.items():
-            if tuple(value.shape) != own[name].shape:
-                raise ValueError(
-                    f"size mismatch for {name}: copying a param with shape {list(value.shape)}, "
-                    f"the shape in {type(self).__name__} is {list(own[name].shape)}"
-                )
-            if value.dtype != own[name].dtype:
-                raise TypeError(
-                    f"dtype mismatch for {name}: {value.dtype} given, {own[name].dtype} in {type(self).__name__}"
-                )
-        for name, value in arrays.items():
-            own[name][...] = moved(value, array_module(own[name]))
-            record_write(own[name])
+        return load_arrays_into(self._named_state(), state, bool(strict), type(self).__name__)
 
+    @_entered_once
     def to(self, device: str) -> Layer:
-        """Move parameters and buffers; what a forward saved for backward is dropped.
+        """Move parameters and buffers, with all layers within; what a forward saved for backward is dropped.
+
+        Layers that share an array share it afterwards too.
 
         Parameters
         ----------
@@ -139,18 +383,86 @@ class Layer:
             If there is no GPU or no CuPy.
         """
         xp = device_module(device)
-        for arrays in (self.parameters, self.gradients, self.buffers):
+        shared = self._shared_arrays()
+        for arrays in (vars(self)[kind] for kind in ("parameters", "gradients", "buffers")):
             for name, value in arrays.items():
                 arrays[name] = None if value is None else moved(value, xp)
-        self._saved = None
+        for _, layer in self.named_children():
+            layer.to(device)
+        for places in shared:
+            first, first_name, first_before = places[0]
+            for arrays, name, before in places[1:]:
+                arrays[name] = turned(first[first_name], first_before, before)
+        self.last_call = None
         return self
+
+    def _shared_arrays(self) -> list[list[tuple[dict[str, Any], str, Any]]]:
+        """Where the same array is, for each that is in several places."""
+        places: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
+        for _, layer in self.named_layers():
+            for kind in ("parameters", "gradients", "buffers"):
+                arrays = vars(layer)[kind]
+                for name, array in arrays.items():
+                    if array is not None:
+                        places.setdefault(memory_of(array), []).append((arrays, name, array))
+        return [each for each in places.values() if len(each) > 1]
 
     def _configuration(self) -> str:
         """What stands between the parentheses of the repr."""
         return ""
 
+    @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._configuration()})"
+        lines = [f"({name}): {layer!r}" for name, layer in self.named_children()]
+        configuration = self._configuration()
+        if not lines:
+            return f"{type(self).__name__}({configuration})"
+        lines = [configuration, *lines] if configuration else lines
+        return f"{type(self).__name__}(\n" + "".join("  " + line.replace("\n", "\n  ") + "\n" for line in lines) + ")"
+
+
+def _may_hold(value: tuple[Any, ...]) -> bool:
+    return any(isinstance(one, (Layer, list, dict)) or (isinstance(one, tuple) and _may_hold(one)) for one in value)
+
+
+def _holds_layers(value: Any) -> bool:
+    return isinstance(value, Layer) or next(_layers_within(value, (), ()), None) is not None
+
+
+def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """The layers in lists, tuples and dicts, and their names part by part."""
+    if isinstance(value, Layer):
+        yield name, value
+        return
+    if not isinstance(value, (list, tuple, dict)) or id(value) in path:
+        return
+    names: set[str] = set()
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(one, Layer):
+            found = [((*name, str(key)), one)]
+        else:
+            found = list(_layers_within(one, (*name, str(key)), (*path, id(value))))
+        if found and ("." in str(key) or str(key) in names):
+            raise ValueError(f"{key!r} in {'.'.join(name)} is no name of a layer: it has a dot, or is there twice")
+        if found:
+            names.add(str(key))
+            yield from found
+
+
+def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...]) -> Iterator[tuple[str, Layer]]:
+    if seen is None:
+        # A layer that refers back to one it is within is no part of itself.
+        if any(layer is one for one in path):
+            return
+    elif id(layer) in seen:
+        return
+    else:
+        seen.add(id(layer))
+    yield name, layer
+    if not layer._layer_holders:
+        return
+    for child_name, child in layer.named_children():
+        yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen, (*path, layer))
 
 
 def device_module(device: str) -> Any:

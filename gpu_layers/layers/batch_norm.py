@@ -223,17 +223,21 @@ class BatchNormLayer(RunningStatisticsLayer):
         return batch_statistics(moments, self.dtype)
 
     def _affine_part(self) -> tuple[Any, Any]:
-        return self.parameters.get("weight"), self.parameters.get("bias")
+        parameters = vars(self)["parameters"]
+        return parameters.get("weight"), parameters.get("bias")
 
     def _channels_last(self, packing: Packing | None) -> bool:
         return self.channels_last or packing is not None
 
     def _check_input(self, x: Any) -> None:
-        backend_for(x, optional=tuple(self.buffers.values()))
+        own = vars(self)
+        buffers = own["buffers"]
+        arrays = tuple(buffers.values())
+        backend_for(x, optional=arrays)
         self._check_places()
         _check_layer_input(
-            (x, *self.buffers.values()),
-            (*self.buffers, *self.parameters),
+            (x, *arrays),
+            (*buffers, *own["parameters"]),
             self.num_features,
             self.channels_last,
             self._input_ranks,

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
+from gpu_layers.layers.calls import earlier_calls
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
 from gpu_layers.ops.dropout import (
     DropoutSaved,
@@ -44,6 +45,26 @@ def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> i
     return first_sample * math.prod(x.shape[1:mask_axes])
 
 
+def taken_of(layer: Any, number: int) -> Any:
+    """Where the numbers of this call of the layer are kept: those of its first call, or of one more after that.
+
+    A layer that is called several times within another keeps the numbers of each call apart, and each in one place for
+    ever: a captured graph refers to them.
+    """
+    if number == 0:
+        return layer._taken
+    return layer._taken_again[number - 1] if number <= len(layer._taken_again) else None
+
+
+def keep_taken(layer: Any, number: int, taken: Any) -> None:
+    """Keep for later calls what :meth:`Generator.advance` gave for this one."""
+    if number == 0:
+        layer._taken = taken
+    elif taken is not None:
+        again = layer._taken_again
+        layer._taken_again = (*again[: number - 1], taken, *again[number:])
+
+
 class DropoutLayer(Layer):
     """What the layers of the family share: p, generator, and the identity in evaluation.
 
@@ -63,6 +84,7 @@ class DropoutLayer(Layer):
         self.generator = check_generator(generator)
         self.first_sample = 0
         self._taken: Any = None
+        self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
         """Drop in training; the identity, which returns x itself, in evaluation.
@@ -106,9 +128,10 @@ class DropoutLayer(Layer):
         # Sample ids are those of the whole already.
         if options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
-        with generator.call(self._taken) as call:
+        number = earlier_calls(self) if generator.is_on_device else 0
+        with generator.call(taken_of(self, number)) as call:
             y, saved = self._drop(x, call.seed, call.offset, draw=call.draw, out=out, **options)
-        self._taken = call.taken
+        keep_taken(self, number, call.taken)
         return y, saved if call.taken is None else saved.with_draw(call.taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:

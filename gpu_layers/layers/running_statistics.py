@@ -53,9 +53,15 @@ def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+def _buffer_kinds(num_features: int, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each buffer."""
+    kinds = [((num_features,), dtype), ((num_features,), dtype), ((), np.dtype(np.int64))]
+    return dict(zip(RUNNING_STATISTICS, kinds, strict=True))
+
+
 def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype) -> None:
     """Raise if somebody put other arrays in the place of running statistics."""
-    expected = dict(zip(RUNNING_STATISTICS, [((num_features,), dtype)] * 2 + [((), np.dtype(np.int64))], strict=True))
+    expected = _buffer_kinds(num_features, dtype)
     for name, buffer in buffers.items():
         shape, dtype = expected[name]
         if buffer.shape != shape:
@@ -90,10 +96,21 @@ class RunningStatisticsLayer(Layer):
             self.reset_running_stats()
 
     def reset_running_stats(self) -> None:
-        """Start the running averages anew: mean 0, variance 1, no batch seen."""
-        self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
-        self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
-        self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+        """Start the running averages anew: mean 0, variance 1, no batch seen; without running averages do nothing.
+
+        The buffers are overwritten where they are, so that a captured graph stays valid; those that are missing, or are
+        not as this layer needs them, are made beside the parameters.
+        """
+        if not self.track_running_stats:
+            return
+        parameters, buffers = vars(self)["parameters"], vars(self)["buffers"]
+        beside = next(iter((*parameters.values(), *buffers.values())), None)
+        for name, (shape, dtype) in _buffer_kinds(self.num_features, self.dtype).items():
+            start, buffer = int(name == "running_var"), buffers.get(name)
+            if buffer is None or (buffer.shape, buffer.dtype) != (shape, dtype):
+                buffers[name] = array_module(beside).full(shape, start, dtype)
+            else:
+                buffer[...] = start
 
     @property
     def use_batch_statistics(self) -> bool | None:
@@ -122,13 +139,14 @@ class RunningStatisticsLayer(Layer):
 
     def _check_places(self) -> None:
         """Raise unless there are buffers for the running statistics that can be written to."""
-        if self.track_running_stats and len(self.buffers) < len(RUNNING_STATISTICS):
-            missing = next(name for name in RUNNING_STATISTICS if name not in self.buffers)
+        buffers = vars(self)["buffers"]
+        if self.track_running_stats and len(buffers) < len(RUNNING_STATISTICS):
+            missing = next(name for name in RUNNING_STATISTICS if name not in buffers)
             raise RuntimeError(
                 f"track_running_stats is True, but the {type(self).__name__} has no {missing}: "
                 "call reset_running_stats() once it is set"
             )
-        for buffer in self.buffers.values():
+        for buffer in buffers.values():
             if not buffer.flags.c_contiguous:
                 check_overlap(buffer)
 
@@ -203,7 +221,7 @@ class RunningStatisticsLayer(Layer):
         return None if waits or not self._updates() else self._running_statistics(count)
 
     def _running_statistics(self, count: int) -> RunningStatistics:
-        buffers = self.buffers
+        buffers = vars(self)["buffers"]
         arrays = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
         return RunningStatistics(*arrays, self.momentum, count)
 

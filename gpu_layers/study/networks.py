@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers import Layer
+from gpu_layers.layers.initialization import he_normal
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.study.lab import Lab
 from gpu_layers.training.batches import batches, epoch_order
 from gpu_layers.training.dataset import Dataset
-from gpu_layers.training.initialization import he_normal
 from gpu_layers.training.loss import softmax_cross_entropy
 from gpu_layers.training.optimizers import SGD
-from gpu_layers.training.sequential import Sequential
 
 _MOMENTUM = 0.9
 

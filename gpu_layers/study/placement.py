@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers import ActivationDropout
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.ops import dropout_mask
 from gpu_layers.random import Generator
 from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
@@ -17,8 +19,6 @@ from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS, ROUNDING
 from gpu_layers.training.dataset import digits
-from gpu_layers.training.linear import Linear
-from gpu_layers.training.sequential import Sequential
 
 _P = 0.5
 _ORDERS = ("after", "before")

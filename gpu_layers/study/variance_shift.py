@@ -14,6 +14,8 @@ import numpy as np
 
 import gpu_layers as gl
 from gpu_layers.layers import BatchNorm1d, Dropout, ReLU
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
 from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text
 from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, draw
@@ -21,8 +23,6 @@ from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import FIVE_ERRORS
 from gpu_layers.training.dataset import Dataset, digits
-from gpu_layers.training.linear import Linear
-from gpu_layers.training.sequential import Sequential
 
 _CHAIN_P, _DEPTHS = (0.1, 0.3, 0.5), 4
 _WIDE_P, _WIDTHS = (0.3, 0.5, 0.7), (4, 16, 64, 256)

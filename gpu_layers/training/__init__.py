@@ -1,11 +1,9 @@
 """What ``gpu-layers train`` needs and the core does not: layers with weights, loss, optimizers, data, checkpoints."""
 
-from gpu_layers.training.convolution import Conv2d
+from gpu_layers.layers import Conv2d, Flatten, Linear, Sequential
 from gpu_layers.training.dataset import Dataset, digits, load_npz
-from gpu_layers.training.linear import Flatten, Linear
 from gpu_layers.training.loss import softmax_cross_entropy
 from gpu_layers.training.optimizers import SGD, Adam, Optimizer
-from gpu_layers.training.sequential import Sequential
 from gpu_layers.training.trainer import Progress, Settings, Trainer
 
 __all__ = [

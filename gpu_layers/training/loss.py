@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
-from gpu_layers.training.precision import rounded
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = None) -> tuple[float, Any]:

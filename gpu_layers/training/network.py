@@ -7,10 +7,10 @@ import numpy as np
 from gpu_layers.distributed import Communicator
 from gpu_layers.layers import BatchNorm1d, BatchNorm2d, Dropout, Layer, MaxPool2d, ReLU, SyncBatchNorm
 from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.convolution import Conv2d
+from gpu_layers.layers.linear import Flatten, Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
-from gpu_layers.training.convolution import Conv2d
-from gpu_layers.training.linear import Flatten, Linear
-from gpu_layers.training.sequential import Sequential
 
 PLACEMENTS = ("after", "before")
 _WIDTHS = (16, 32)
@@ -88,4 +88,5 @@ def image_classifier(
 
 def dropout_generators(network: Sequential) -> list[Generator]:
     """The generators of the network's dropout layers, first layer first."""
-    return [layer.generator for layer in network.layers if isinstance(layer, Dropout) and layer.generator]
+    layers = (layer for _, layer in network.named_layers())
+    return [layer.generator for layer in layers if isinstance(layer, Dropout) and layer.generator]

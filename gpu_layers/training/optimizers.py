@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.layers.arrays import memory_of, turned
+from gpu_layers.layers.base import moved
+from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
-from gpu_layers.runtime.cuda import array_module, is_cupy_array
+from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.writes import record_write
 
 
@@ -19,7 +22,9 @@ class Optimizer:
     Parameters
     ----------
     parameters : mapping of str to array
-        float32 or float64. Changed in place by :meth:`step`.
+        float32 or float64, changed in place by :meth:`step`. A network's ``parameters`` are read anew at each step: the
+        optimizer may be made before the network is moved, and its state follows. A copy of them is not: it keeps the
+        arrays of now. An array under several names, or its transpose, is one parameter.
     lr : float
         Learning rate, at least 0; may be set between steps.
     weight_decay : float
@@ -34,19 +39,22 @@ class Optimizer:
     _state_names: tuple[str, ...] = ()
 
     def __init__(self, parameters: Mapping[str, Any], lr: float, weight_decay: float) -> None:
-        self.parameters = dict(parameters)
-        for name, value in self.parameters.items():
+        self._given = parameters
+        for name, value in parameters.items():
             if value.dtype not in (np.float32, np.float64):
                 raise TypeError(f"parameter {name} must be float32 or float64, got {value.dtype}")
             check_overlap(value)
         self.lr = _not_negative(lr, "lr")
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0
-        self._state = {
-            f"{kind}.{name}": array_module(value).zeros_like(value)
-            for kind in self._state_names
-            for name, value in self.parameters.items()
-        }
+        self._state: dict[str, Any] = {}
+        self._place_state()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """As they are now."""
+        refreshed = getattr(self._given, "refreshed", None)
+        return dict(self._given if refreshed is None else refreshed())
 
     def step(self, gradients: Mapping[str, Any]) -> None:
         """Change every parameter once.
@@ -54,28 +62,53 @@ class Optimizer:
         Parameters
         ----------
         gradients : mapping of str to array or None
-            Keys, shapes and dtypes of the parameters; None leaves a parameter and its state as they are.
+            Keys, shapes and dtypes of the parameters; None leaves a parameter and its state as they are. Different
+            gradients for one array under several names are added.
 
         Raises
         ------
         ValueError
-            For a missing or extra gradient, or one of another shape; nothing is changed then.
+            For a missing or extra gradient, or one of another shape, or a parameter that is read-only; nothing is
+            changed then.
         TypeError
-            For one of another dtype; nothing is changed then.
+            For one of another dtype, or in another place than its parameter; nothing is changed then.
         """
-        if gradients.keys() != self.parameters.keys():
-            different = sorted(gradients.keys() ^ self.parameters.keys())
+        parameters = self.parameters
+        if gradients.keys() != parameters.keys():
+            different = sorted(gradients.keys() ^ parameters.keys())
             raise ValueError(f"gradients and parameters differ in {different}; step comes after backward")
-        given = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        for name, gradient in given.items():
-            _check_alike(name, gradient, self.parameters[name])
+        firsts = _first_names(parameters)
+        given: dict[str, Any] = {}
+        for name, gradient in gradients.items():
+            if gradient is None:
+                continue
+            _check_alike(name, gradient, parameters[name])
+            first = firsts[name]
+            gradient = turned(gradient, parameters[name], parameters[first])
+            if first not in given:
+                given[first] = gradient
+            elif memory_of(given[first]) != memory_of(gradient):
+                given[first] = given[first] + gradient
+        self._place_state(parameters)
         self.steps += 1
         for name, gradient in given.items():
-            parameter = self.parameters[name]
+            parameter = parameters[name]
             if self.weight_decay:
                 gradient = gradient + self.weight_decay * parameter
             parameter -= self._change(name, gradient)
             record_write(parameter)
+
+    def _place_state(self, parameters: Mapping[str, Any] | None = None) -> None:
+        """Have the state of every parameter, of no other, where the parameter is; a new one starts at 0."""
+        parameters = self.parameters if parameters is None else parameters
+        firsts = _first_names(parameters)
+        before, self._state = self._state, {}
+        for kind in self._state_names:
+            for name in (name for name, first in firsts.items() if name == first):
+                key, parameter = f"{kind}.{name}", parameters[name]
+                xp, state = array_module(parameter), before.get(key)
+                fits = state is not None and (state.shape, state.dtype) == (parameter.shape, parameter.dtype)
+                self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
         """What to subtract from a parameter; updates its state."""
@@ -83,28 +116,32 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Number of steps and state of every parameter; copies. The rates are configuration and not in it."""
-        return {"steps": np.array(self.steps, np.int64), **{name: value.copy() for name, value in self._state.items()}}
+        return {name: value.copy() for name, value in self._own().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; all or nothing.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            The keys and shapes of :meth:`state_dict`, in any form that :meth:`Layer.load_state_dict` takes.
 
         Raises
         ------
         ValueError, TypeError
             If it is not of this kind of optimizer with these parameters.
         """
-        own = {"steps": np.array(self.steps, np.int64), **self._state}
-        if state.keys() != own.keys():
-            raise ValueError(
-                f"state of another optimizer: missing keys {sorted(own.keys() - state.keys())}, "
-                f"unexpected keys {sorted(state.keys() - own.keys())}"
-            )
-        for name, value in own.items():
-            _check_alike(name, state[name], value)
-        self.steps = int(state["steps"])
-        for name, value in self._state.items():
-            given = state[name].get() if is_cupy_array(state[name]) else state[name]
-            value[...] = array_module(value).asarray(given)
+        own = self._own()
+        try:
+            load_arrays_into(own, state, True, type(self).__name__)
+        except ValueError as error:
+            told = str(error).removeprefix(f"Error(s) in loading state_dict for {type(self).__name__}: ")
+            raise ValueError(f"state of another optimizer: {told}") from None
+        self.steps = int(own["steps"])
+
+    def _own(self) -> dict[str, Any]:
+        self._place_state()
+        return {"steps": np.array(self.steps, np.int64), **self._state}
 
 
 class SGD(Optimizer):
@@ -171,11 +208,27 @@ class Adam(Optimizer):
         return (self.lr / mean_bias) * mean / (root + self.eps)
 
 
-def _check_alike(name: str, given: Any, own: Any) -> None:
-    if given.shape != own.shape:
-        raise ValueError(f"size mismatch for {name}: got shape {list(given.shape)}, expected {list(own.shape)}")
-    if given.dtype != own.dtype:
-        raise TypeError(f"dtype mismatch for {name}: got {given.dtype}, expected {own.dtype}")
+def _first_names(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """For every name the first one of the same array."""
+    firsts: dict[Any, str] = {}
+    return {name: firsts.setdefault(memory_of(value), name) for name, value in parameters.items()}
+
+
+def _check_alike(name: str, gradient: Any, parameter: Any) -> None:
+    if gradient.shape != parameter.shape:
+        raise ValueError(
+            f"size mismatch for {name}: got shape {list(gradient.shape)}, expected {list(parameter.shape)}"
+        )
+    if gradient.dtype != parameter.dtype:
+        raise TypeError(f"dtype mismatch for {name}: got {gradient.dtype}, expected {parameter.dtype}")
+    if array_module(gradient) is not array_module(parameter):
+        raise TypeError(
+            f"the gradient of {name} is a {type(gradient).__module__} array, the parameter a "
+            f"{type(parameter).__module__} one: make the optimizer of network.parameters itself, which it reads anew "
+            "after a move, or after the move"
+        )
+    if isinstance(parameter, np.ndarray) and not parameter.flags.writeable:
+        raise ValueError(f"parameter {name} is read-only")
 
 
 def _not_negative(value: Any, name: str) -> float:

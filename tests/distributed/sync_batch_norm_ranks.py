@@ -1,6 +1,9 @@
 """Run by several processes: each compares its part with one process that has the whole batch."""
 
+import copy
+import pickle
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -123,5 +126,27 @@ for make in (
         local.first_sample = own.start
         assert_same_bits(local(x[own]), whole(x)[own].copy())
         assert_same_bits(local.backward(x[own]), whole.backward(x)[own].copy())
+
+# Copies speak through the communicator of the original; from a file they get the default one, and say so.
+odd = MpiCommunicator(processes._comm.Split(rank % 2)) if size > 1 else SingleProcess()
+sync, copied = gl.SyncBatchNorm(3, dtype="float64", communicator=odd), None
+sync(x[own])
+for copied in (copy.copy(sync), copy.deepcopy(gl.Sequential(sync))[0]):
+    assert copied.communicator is odd
+    assert_same_bits(copied(x[own]), sync(x[own]))
+    assert_same_bits(copied.backward(x[own]), sync.backward(x[own]))
+content = pickle.dumps(gl.Sequential(sync))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    loaded = pickle.loads(content)[0]
+assert loaded.communicator is processes or size == 1
+told = [f"a pickled layer had a MpiCommunicator of {odd.size} processes"] if size > 1 else []
+assert [str(one.message)[: len(told[0])] for one in caught] == told * len(caught)
+assert bool(caught) == (size > 1)
+ours = pickle.loads(pickle.dumps(gl.SyncBatchNorm(3, dtype="float64", communicator=processes)))
+assert ours.communicator is processes or size == 1
+for one in (loaded, ours):
+    one.load_state_dict(gl.BatchNorm1d(3, dtype="float64").state_dict())
+    assert_within(one(x[own]), gl.BatchNorm1d(3, dtype="float64")(x)[own], 1e-12)
 
 print(f"process {rank} of {size} is done")

@@ -1,7 +1,10 @@
 """Batch norm over processes: real ones, started by mpirun."""
 
+import copy
+import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +109,40 @@ def test_bad_input_is_refused_before_anything_is_exchanged(options, error, messa
     options = {"gamma": None, "beta": None, "communicator": Silent(), **options}
     with pytest.raises(error, match=message):
         gl.ops.sync_batch_norm_forward(normal((5, 3)), **options)
+
+
+class Pair(SingleProcess):
+    """Two processes with the same values, over a connection that cannot be copied."""
+
+    def __init__(self):
+        self.size, self.connection = 2, threading.Lock()
+
+    def gather(self, values):
+        return np.stack([values, values])
+
+
+@pytest.mark.parametrize("communicator", [Pair(), NcclCommunicator(threading.Lock(), 1, 2)], ids=["own", "nccl"])
+def test_copies_share_the_communicator_and_pickles_take_the_default_one(communicator):
+    layer = gl.SyncBatchNorm(3, communicator=communicator)
+    for copied in (copy.copy(layer), copy.deepcopy(layer), copy.deepcopy(gl.Sequential(gl.Sequential(layer)))[0][0]):
+        assert copied.communicator is communicator
+        assert copied is not layer
+    content = pickle.dumps([layer, gl.Sequential(layer)])
+    name = type(communicator).__name__
+    with pytest.warns(UserWarning, match=f"a pickled layer had a {name} of 2 processes.* SingleProcess of 1"):
+        loaded, _ = pickle.loads(content)
+    assert type(loaded.communicator) is SingleProcess
+    for name, value in layer.state_dict().items():
+        assert_same_bits(loaded.state_dict()[name], value)
+
+
+def test_what_was_the_default_one_stays_so_without_a_word():
+    layer = pickle.loads(pickle.dumps(gl.SyncBatchNorm(3)))
+    assert layer.communicator.size == 1
+    x = normal((4, 3), np.float32)
+    y = layer(x)
+    assert_same_bits(copy.deepcopy(layer).backward(x), layer.backward(x))
+    assert_same_bits(y, gl.SyncBatchNorm(3)(x))
 
 
 def test_bad_arguments():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.training.linear import Linear
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.optimizers import SGD, Adam
-from gpu_layers.training.sequential import Sequential
 from tests.inputs import assert_same_bits, normal, unchanged
 
 pytestmark = pytest.mark.filterwarnings("error")

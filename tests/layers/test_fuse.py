@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.training.linear import Linear
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.network import image_classifier
-from gpu_layers.training.sequential import Sequential
 from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal
 
 pytestmark = pytest.mark.filterwarnings("error")

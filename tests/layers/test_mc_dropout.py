@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.runtime.backend import use_executor
-from gpu_layers.training.linear import Linear
-from gpu_layers.training.sequential import Sequential
 from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_same_bits, assert_within, normal, unchanged
 
 pytestmark = pytest.mark.filterwarnings("error")

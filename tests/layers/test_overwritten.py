@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.layers.convolution import Conv2d
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from gpu_layers.runtime import writes
-from gpu_layers.training.convolution import Conv2d
-from gpu_layers.training.linear import Linear
 from gpu_layers.training.optimizers import SGD, Adam
-from gpu_layers.training.sequential import Sequential
 from tests.inputs import assert_same_bits, normal
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -300,7 +300,7 @@ def test_a_weight_that_has_changed_is_an_error(make, write):
 
 def test_a_training_loop_sees_none_of_this():
     model = Sequential(Linear(4, 6, seed=1), gl.BatchNorm1d(6), gl.ReLU(inplace=True), gl.Dropout(0.5, inplace=True))
-    model.layers.append(Linear(6, 2, seed=2))
+    model.append(Linear(6, 2, seed=2))
     optimizer = SGD(model.parameters, lr=0.1)
     for seed in range(3):
         model(normal((8, 4), np.float32, seed=seed))

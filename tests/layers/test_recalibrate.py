@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.training.linear import Linear
-from gpu_layers.training.sequential import Sequential
+from gpu_layers.layers.linear import Linear
+from gpu_layers.layers.sequential import Sequential
 from tests.inputs import BFLOAT16, assert_same_bits, assert_within, normal, unchanged
 
 pytestmark = pytest.mark.filterwarnings("error")

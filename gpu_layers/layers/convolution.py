@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers.base import Layer
+from gpu_layers.layers.initialization import he_normal
+from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
 from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.writes import check_unwritten, write_count
-from gpu_layers.training.initialization import he_normal
-from gpu_layers.training.precision import check_input, parameter_dtype, rounded
 
 
 class Conv2d(Layer):
@@ -29,7 +29,8 @@ class Conv2d(Layer):
     dtype : {"float32", "float64"}
         Of the parameters: float64 for float64 input, float32 for all others.
     seed : int or numpy.random.Generator, optional
-        Of the initial weight, shape (out_channels, in_channels, kh, kw); the initial bias is 0.
+        Of the initial weight, shape (out_channels, in_channels, kh, kw); the initial bias is 0. By default
+        :func:`gpu_layers.manual_seed` decides.
 
     Raises
     ------

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers import random
+
 
 def he_normal(
     shape: tuple[int, ...], fan_in: int, dtype: np.dtype, seed: int | np.random.Generator | None = None
@@ -19,10 +21,12 @@ def he_normal(
         Inputs that one output sums.
     dtype : numpy.dtype
     seed : int or numpy.random.Generator, optional
-        A generator is advanced; by default the operating system's entropy.
+        A generator is advanced; by default that of :meth:`gpu_layers.Generator.weights` of the default generator, which
+        :func:`gpu_layers.manual_seed` starts anew.
 
     Returns
     -------
     ndarray
     """
-    return (np.random.default_rng(seed).standard_normal(shape) * np.sqrt(2 / fan_in)).astype(dtype)
+    numbers = random.default_generator.weights() if seed is None else np.random.default_rng(seed)
+    return (numbers.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(dtype)

@@ -1,0 +1,125 @@
+"""The arrays of a layer that holds layers: by dotted names, each once."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from gpu_layers.runtime.cuda import is_cupy_array
+
+
+def memory_of(array: Any) -> Any:
+    """The same for arrays that are one: of the same memory and dtype, each element once, in any order of the axes.
+
+    For arrays that live as long as what this gives is compared.
+    """
+    root = getattr(array, "base", None)
+    if root is None:
+        return id(array)
+    while getattr(root, "base", None) is not None:
+        root = root.base
+    place = _place(array)
+    return id(root) if type(root) is type(array) and _place(root) == place else place
+
+
+def _place(array: Any) -> tuple[Any, ...]:
+    address = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
+    axes = _axes(array)
+    return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
+
+
+def turned(values: Any, owner: Any, other: Any) -> Any:
+    """A view of what belongs to an array, for another that is the same memory: for its transpose the transpose."""
+    here, there = _axes(owner), _axes(other)
+    if here == there:
+        return values
+    return values.transpose(here).transpose([there.index(axis) for axis in range(len(there))])
+
+
+def _axes(array: Any) -> list[int]:
+    """The axes from the outermost in memory to the innermost."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+
+
+def added(one: Any, other: Any) -> Any:
+    """The sum of two gradients, a new array; None is none."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
+
+
+class LayerArrays(dict[str, Any]):
+    """Parameters, gradients or buffers of a layer and of all that it holds, as they are now.
+
+    A dict whose items belong to the layers: assigning to an item assigns to its layer's. A parameter that several
+    layers share, or a layer that is held twice, is there once, under the first of its names; its gradient is the sum.
+
+    Parameters
+    ----------
+    layer : Layer
+    kind : {"parameters", "gradients", "buffers"}
+    """
+
+    def __init__(self, layer: Any, kind: str) -> None:
+        self._layer, self._kind = layer, kind
+        self._owners: dict[str, Any] = {}
+        firsts: dict[Any, tuple[str, Any]] = {}
+        found: dict[str, Any] = {}
+        for prefix, one in layer.named_layers():
+            own = vars(one)
+            for name, array in own[kind].items():
+                full = f"{prefix}.{name}" if prefix else name
+                owner = own["parameters"].get(name) if kind == "gradients" else array
+                first, first_owner = firsts.setdefault(full if owner is None else memory_of(owner), (full, owner))
+                if first == full:
+                    found[full] = array
+                elif kind == "gradients" and array is not None:
+                    before = found[first]
+                    # A backward of the whole has added them already: then each is the sum.
+                    if before is None or memory_of(before) != memory_of(array):
+                        found[first] = added(before, turned(array, owner, first_owner))
+        super().__init__(found)
+
+    def refreshed(self) -> Any:
+        """The same as it is by now: after a move, or with layers that came later."""
+        return getattr(self._layer, self._kind)
+
+    def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """The dict that has, or is to have, the item, and its name there."""
+        own: dict[str, Any] = vars(self._layer)[self._kind]
+        if name in own:
+            return own, name
+        if not self._owners:
+            self._owners = dict(self._layer.named_layers(remove_duplicate=False))
+        prefix, _, last = name.rpartition(".")
+        if prefix not in self._owners:
+            raise KeyError(f"there is no layer {prefix!r} for {name!r}")
+        return vars(self._owners[prefix])[self._kind], last
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        place, last = self._place_of(name)
+        place[last] = value
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        place, last = self._place_of(name)
+        del place[last]
+        super().__delitem__(name)
+
+    def __ior__(self, other: Any) -> LayerArrays:  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    # Those of dict would change this dict and no layer.
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+    pop = MutableMapping.pop
+    popitem = MutableMapping.popitem
+    clear = MutableMapping.clear
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict of the same arrays."""
+        return dict(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)

@@ -1,0 +1,329 @@
+"""What each call of a layer saved: so one layer may be called several times within another.
+
+A layer's forward overwrites what its forward before had saved. Where a layer calls others, every call within its
+forward is therefore noted, with what it saved; during its backward each call's part is put back before the backward of
+that call, the last call first, and the gradients of a layer's calls are added.
+
+The notes are those of the last forward, and are dropped with it: they hold what the same number of separate layers
+would hold. Which forward or backward is under way is known for each thread (and task) by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any
+
+from gpu_layers.layers.arrays import added, memory_of, turned
+
+
+class Calls(Enum):
+    """What stands in the place of a layer's calls where they are of no use."""
+
+    #: An exception ended the forward after it had called others: what they saved is that of two forwards.
+    INTERRUPTED = "interrupted"
+
+
+class _Pass:
+    """A forward or backward that is under way.
+
+    Attributes
+    ----------
+    layer, inside : Layer
+        Whose pass it is, and the one that is working at the moment: its own ``super().forward`` is no other call.
+    within : _Pass or None
+        The pass that called this one.
+    calls : list of (Layer, dict)
+        Finished forwards, and what each saved.
+    """
+
+    __slots__ = ("calls", "inside", "layer", "within")
+
+    def __init__(self, layer: Any, within: _Pass | None) -> None:
+        self.layer = self.inside = layer
+        self.within = within
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        """A call of this layer has ended, and this is what it saved."""
+        self.calls.append((layer, saved))
+
+
+class _Forward(_Pass):
+    """A forward: its calls are those that the layer's backward replays."""
+
+    __slots__ = ()
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        if not self.calls:
+            # From here on the calls of the forward before are out of date, and their memory is wanted.
+            vars(self.layer)["_noted_calls"] = Calls.INTERRUPTED
+        self.calls.append((layer, saved))
+
+    def replace(self, layer: Any, saved: dict[str, Any] | None) -> None:
+        """Keep something else, or nothing, of the last call of this layer."""
+        for index in range(len(self.calls) - 1, -1, -1):
+            if self.calls[index][0] is layer:
+                self.calls[index : index + 1] = [] if saved is None else [(layer, saved)]
+                return
+
+
+class _Backward(_Pass):
+    """A backward: it hands out what each call saved, and adds up gradients.
+
+    Attributes
+    ----------
+    totals : dict of int to (Layer, dict)
+        The gradients of each layer that had a backward within this one, added over its calls.
+    before : list of (Layer, dict) or None
+        Gradients of an earlier backward, to go back to if this one fails before it has any.
+    """
+
+    __slots__ = ("_chosen", "_noted", "_waiting", "before", "totals")
+
+    def __init__(self, layer: Any, within: _Pass | None, calls: list[tuple[Any, dict[str, Any]]]) -> None:
+        super().__init__(layer, within)
+        self._waiting: dict[int, list[dict[str, Any]]] = {}
+        self._noted: dict[int, int] = {}
+        self._chosen: set[int] = set()
+        self.totals: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self.before: list[tuple[Any, dict[str, Any]]] | None = None
+        # Here too they keep the layers alive, of which the ids are used.
+        for called, saved in calls:
+            self.note(called, saved)
+
+    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+        # Also a forward that is run again in backward: the next backward of its layer is that of this call.
+        self.calls.append((layer, saved))
+        self._waiting.setdefault(id(layer), []).append(saved)
+        self._noted[id(layer)] = self._noted.get(id(layer), 0) + 1
+
+    def choose(self, layer: Any) -> None:
+        """The next backward of this layer is of what was put into it by hand."""
+        self._chosen.add(id(layer))
+
+    def next_saved(self, layer: Any) -> dict[str, Any] | None:
+        """What the call saved whose backward comes next; None for a layer that the forward did not call.
+
+        A layer's only call may have its backward several times, for parts of dy.
+        """
+        if self._chosen and id(layer) in self._chosen:
+            self._chosen.remove(id(layer))
+            return None
+        waiting = self._waiting.get(id(layer))
+        if waiting is None:
+            return None
+        if self._noted[id(layer)] == 1:
+            return waiting[0]
+        if not waiting:
+            raise RuntimeError(
+                f"{type(self.layer).__name__}.forward called {layer!r} {self._noted[id(layer)]} times, and backward "
+                "asks for one backward more: each call has one, the last call first"
+            )
+        return waiting.pop()
+
+    def collect(self, layer: Any, within: _Backward | None) -> None:
+        """Add the gradients that a layer's backward has just assigned, and those of the layers within it."""
+        self.before = None
+        if within is not None:
+            for one, _ in within.totals.values():
+                # As they are by now: the layer may have clipped them.
+                self._collect(one, vars(one)["gradients"])
+        gradients = vars(layer)["gradients"]
+        if id(layer) in self.totals:
+            self._collect(layer, gradients)
+        else:
+            self.totals[id(layer)] = (layer, gradients)
+
+    def _collect(self, layer: Any, gradients: dict[str, Any]) -> None:
+        before = self.totals.get(id(layer))
+        if before is not None and (before[1] or gradients):
+            names = dict.fromkeys((*before[1], *gradients))
+            gradients = {name: added(before[1].get(name), gradients.get(name)) for name in names}
+            vars(layer)["gradients"] = gradients
+        self.totals[id(layer)] = (layer, gradients)
+
+
+_ABSENT = object()
+_under_way: ContextVar[_Pass | None] = ContextVar("gpu_layers_pass", default=None)
+
+
+def earlier_calls(layer: Any) -> int:
+    """How often this layer was called before within the outermost pass that is under way; 0 outside any."""
+    count, under_way = 0, _under_way.get()
+    while under_way is not None:
+        count += _times(layer, under_way.calls)
+        under_way = under_way.within
+    return count
+
+
+def _times(layer: Any, calls: Any) -> int:
+    """How often a layer is among calls, and the calls within these."""
+    if not isinstance(calls, list):
+        return 0
+    return sum((called is layer) + _times(layer, saved.get("_noted_calls")) for called, saved in calls)
+
+
+def put(layer: Any, saved: dict[str, Any] | None) -> None:
+    """Note that a layer's saved part was replaced by hand, within the pass that is under way."""
+    under_way = _under_way.get()
+    if isinstance(under_way, _Forward):
+        under_way.replace(layer, saved)
+    elif isinstance(under_way, _Backward):
+        under_way.choose(layer)
+
+
+def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that notes what it saved with the layer that calls it, and what its own calls saved."""
+
+    @functools.wraps(forward)
+    def forward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer = _under_way.get()
+        if self._calls_no_layers():
+            if outer is None or outer.inside is self:
+                return forward(self, *args, **kwargs)
+            outer.inside = self
+            try:
+                y = forward(self, *args, **kwargs)
+            finally:
+                outer.inside = outer.layer
+            outer.note(self, {"_saved": self._saved})
+            return y
+        if outer is not None and outer.inside is self:
+            return forward(self, *args, **kwargs)
+        own = vars(self)
+        # What was kept before is kept again, changed or not: holding on to the old value would hold its memory.
+        before = {name: value for name, value in own.items() if name not in self._kept_names}
+        this = _Forward(self, outer)
+        token = _under_way.set(this)
+        try:
+            y = forward(self, *args, **kwargs)
+        finally:
+            _under_way.reset(token)
+        own["_noted_calls"] = this.calls
+        if not self._of_this_library:
+            own["_kept_names"] = self._names_to_keep(before)
+        if outer is not None:
+            outer.note(self, self.last_call)
+        return y
+
+    forward_noted.noted = True  # type: ignore[attr-defined]
+    return forward_noted
+
+
+def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward of the call whose turn it is, which gives each call within it what that call saved."""
+
+    @functools.wraps(backward)
+    def backward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer = _under_way.get()
+        plain = self._calls_no_layers()
+        if outer.inside is self if outer is not None else plain:
+            return backward(self, *args, **kwargs)
+        if not isinstance(outer, _Backward):
+            # A backward by itself: of the last forward. Layers within it assign anew, what they had is out of date.
+            return backward(self, *args, **kwargs) if plain else _outermost(self, backward, *args, **kwargs)
+        own = vars(self)
+        saved = outer.next_saved(self) or {}
+        if plain:
+            return _plain(self, saved, outer, backward, *args, **kwargs)
+        saved = self._kept_of(saved)
+        present = [(name, own.get(name, _ABSENT)) for name in saved]
+        gradients, own["gradients"] = own["gradients"], {}
+        own.update(saved)
+        try:
+            dx, within = _run(self, outer, backward, *args, **kwargs)
+        except BaseException:
+            own["gradients"] = gradients
+            raise
+        finally:
+            for name, value in present:
+                # A bare backward stays that of the last forward; what this one changed itself stays changed.
+                if own.get(name) is saved[name]:
+                    if value is _ABSENT:
+                        del own[name]
+                    else:
+                        own[name] = value
+        outer.collect(self, within)
+        return dx
+
+    backward_noted.noted = True  # type: ignore[attr-defined]
+    return backward_noted
+
+
+def _plain(
+    layer: Any, saved: dict[str, Any], outer: _Backward, backward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """The backward of a layer that calls no others: the same in less time."""
+    own = vars(layer)
+    present, gradients = own["_saved"], own["gradients"]
+    own["gradients"] = {}
+    if saved:
+        own["_saved"] = saved["_saved"]
+    outer.inside = layer
+    try:
+        dx = backward(layer, *args, **kwargs)
+    except BaseException:
+        own["gradients"] = gradients
+        raise
+    finally:
+        outer.inside = outer.layer
+        own["_saved"] = present
+    outer.collect(layer, None)
+    return dx
+
+
+def _run(
+    layer: Any,
+    outer: _Pass | None,
+    backward: Callable[..., Any],
+    *args: Any,
+    parts: Sequence[Any] = (),
+    **kwargs: Any,
+) -> tuple[Any, _Backward]:
+    calls = layer._noted_calls
+    if calls is Calls.INTERRUPTED:
+        raise RuntimeError(
+            f"{type(layer).__name__}.backward was called before forward: the last forward ended in an exception"
+        )
+    this = _Backward(layer, outer, calls or [])
+    if parts:
+        this.before = [(one, vars(one)["gradients"]) for one in parts if one is not layer]
+        # By the layers alone: a name for the old gradients would keep the last ones.
+        for one in parts:
+            if one is not layer:
+                vars(one)["gradients"] = {}
+    token = _under_way.set(this)
+    try:
+        return backward(layer, *args, **kwargs), this
+    except BaseException:
+        for one, gradients in this.before or ():
+            vars(one)["gradients"] = gradients
+        raise
+    finally:
+        _under_way.reset(token)
+
+
+def _outermost(layer: Any, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    parts = [one for _, one in layer.named_layers()]
+    dx, this = _run(layer, None, backward, *args, parts=parts, **kwargs)
+    by_memory: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
+    for one in parts:
+        gradients = vars(one)["gradients"]
+        for name, parameter in vars(one)["parameters"].items():
+            if one is not layer and id(one) not in this.totals:
+                # No part of what was computed.
+                gradients.setdefault(name, None)
+            if gradients.get(name) is not None:
+                by_memory.setdefault(memory_of(parameter), []).append((gradients, name, parameter))
+    for places in by_memory.values():
+        if len(places) > 1:
+            # One array that several layers have as a parameter: each holds its whole gradient, as in PyTorch.
+            total, first = None, places[0][2]
+            for gradients, name, parameter in places:
+                total = added(total, turned(gradients[name], parameter, first))
+            for gradients, name, parameter in places:
+                gradients[name] = turned(total, first, parameter)
+    return dx

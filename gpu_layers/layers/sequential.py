@@ -1,0 +1,162 @@
+"""Layers in a row."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, overload
+
+from gpu_layers.layers.base import Layer
+
+
+class Sequential(Layer):
+    """Layers applied one after the other, themselves a layer.
+
+    As ``torch.nn.Sequential``: parameters, gradients and buffers have the layer's position in front of their name,
+    ``"0.weight"``, or the name that a mapping gives it; ``network[0]`` is a layer, ``network[1:3]`` a Sequential of the
+    same layers under the same names; ``len`` and iteration go over the layers. A layer may be there several times.
+
+    Parameters
+    ----------
+    *layers : Layer, or one mapping of str to Layer
+
+    Raises
+    ------
+    TypeError
+        If one is no layer.
+    ValueError
+        If a name is empty or has a dot.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpu_layers as gl
+    >>> from gpu_layers.training import SGD
+    >>> network = gl.Sequential(gl.Linear(4, 3), gl.ReLU(), gl.Dropout(0.5), gl.Linear(3, 2))
+    >>> optimizer = SGD(network.parameters, lr=0.1)
+    >>> y = network(np.ones((5, 4), np.float32))
+    >>> dx = network.backward(np.ones_like(y))
+    >>> optimizer.step(network.gradients)
+    """
+
+    _unnamed_holder = "_layers"
+
+    def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
+        super().__init__()
+        if len(layers) == 1 and isinstance(layers[0], Mapping):
+            named: dict[str, Any] = {str(name): layer for name, layer in layers[0].items()}
+        else:
+            named = {str(position): layer for position, layer in enumerate(layers)}
+        for name, layer in named.items():
+            if not name or "." in name:
+                raise ValueError(f"the name of a layer must have characters, and no dot, got {name!r}")
+            _check_layer(layer)
+        self._layers: dict[str, Layer] = named
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in their order."""
+        return tuple(self._layers.values())
+
+    def forward(self, x: Any, *, sample_ids: Any = None, lengths: Any = None, mask: Any = None) -> Any:
+        """The last layer's output.
+
+        Parameters
+        ----------
+        x : array
+        sample_ids, lengths, mask : optional
+            Handed on to the layers whose forward takes an argument of this name: see :class:`Dropout`,
+            :class:`BatchNorm2d` and :class:`MaxPool2d`.
+
+        Raises
+        ------
+        TypeError
+            For one of these that no layer takes; or whatever the layers raise.
+        ValueError
+            For lengths or a mask that would reach a layer after the spatial size has changed: they are those of x.
+        """
+        options = {"sample_ids": sample_ids, "lengths": lengths, "mask": mask}
+        options = {name: value for name, value in options.items() if value is not None}
+        for name in options:
+            if not _takes(self, name):
+                raise TypeError(f"no layer of this Sequential takes {name}")
+        size = x.shape if options else ()
+        for name, layer in self._layers.items():
+            taken = {option: value for option, value in options.items() if _takes(layer, option)}
+            if taken.keys() - {"sample_ids"} and _without_channels(layer, x.shape) != _without_channels(layer, size):
+                raise ValueError(
+                    f"lengths and mask are those of the input, of shape {list(size)}; what layer {name}, {layer!r}, "
+                    f"gets has the shape {list(x.shape)}: call the layers one by one, with lengths of their own"
+                )
+            x = layer(x, **taken)
+        return x
+
+    def backward(self, dy: Any) -> Any:
+        """Gradient of x; assigns every layer's gradients."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def append(self, layer: Layer) -> Sequential:
+        """One more layer at the end; returns the Sequential."""
+        _check_layer(layer)
+        number = len(self._layers)
+        # A slice has the names of the whole: its length may be the name of one of its layers.
+        while str(number) in self._layers:
+            number += 1
+        self._layers[str(number)] = layer
+        return self
+
+    def extend(self, layers: Iterable[Layer]) -> Sequential:
+        """More layers at the end; returns the Sequential."""
+        for layer in layers:
+            self.append(layer)
+        return self
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    def __getitem__(self, index: int | slice) -> Layer | Sequential:
+        if isinstance(index, slice):
+            part = Sequential(dict(list(self._layers.items())[index]))
+            part.training = self.training
+            return part
+        return self._layers[self._name_at(index)]
+
+    def __setitem__(self, index: int, layer: Layer) -> None:
+        _check_layer(layer)
+        self._layers[self._name_at(index)] = layer
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    # An empty one is a layer all the same.
+    def __bool__(self) -> bool:
+        return True
+
+    def _name_at(self, index: int) -> str:
+        position, names = operator.index(index), list(self._layers)
+        if not -len(names) <= position < len(names):
+            raise IndexError(f"index {position} is out of range")
+        return names[position]
+
+
+def _check_layer(layer: Any) -> None:
+    if not isinstance(layer, Layer):
+        raise TypeError(f"{type(layer).__name__} is not a Layer")
+
+
+def _takes(layer: Layer, option: str) -> bool:
+    if isinstance(layer, Sequential):
+        return any(_takes(one, option) for one in layer)
+    parameters = inspect.signature(layer.forward).parameters
+    return option in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
+def _without_channels(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:-1] if getattr(layer, "channels_last", False) else (*shape[:1], *shape[2:])
