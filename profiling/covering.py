@@ -26,7 +26,7 @@ class _Names:
         self.names.add(kernel.name)
         for parameter, value in zip(kernel.parameters, values, strict=True):
             if _is_written(parameter) and value is not None:
-                value.view(np.uint8)[...] = 0
+                value.reshape(-1).view(np.uint8)[...] = 0
 
 
 def _is_written(parameter: Parameter) -> bool:
