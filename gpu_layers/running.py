@@ -16,7 +16,7 @@ class RunningStatistics(NamedTuple):
         How many batches are in them; changed in place.
     momentum : float or None
         None: the average of all batches, each counted alike.
-    count : int
+    values : int
         Values a channel of the batch.
     """
 
@@ -24,7 +24,7 @@ class RunningStatistics(NamedTuple):
     var: Any
     batches: Any
     momentum: float | None
-    count: int
+    values: int
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:

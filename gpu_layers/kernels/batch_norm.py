@@ -120,7 +120,7 @@ def of_running_statistics(running: RunningStatistics | None) -> tuple[tuple[Any,
         return (None, None, None), None
     if running.momentum is None:
         raise ValueError("a cumulative average is folded in by batch_norm_fold")
-    return running.arrays, (running.momentum, running.count)
+    return running.arrays, (running.momentum, running.values)
 
 
 def batch_norm_forward(
@@ -231,7 +231,7 @@ def batch_norm_fold(
 ) -> None:
     """``gpu_layers.reference.batch_norm_fold``, as a kernel."""
     arrays = (statistics, *running.arrays, skipped, accepted)
-    _fold(arrays, (running.momentum, running.count, finite_only))
+    _fold(arrays, (running.momentum, running.values, finite_only))
 
 
 def _contiguous(arrays: Sequence[Any]) -> list[Any]:
@@ -305,16 +305,16 @@ def _launch_statistics(plan: Plan, x: Any, dtype: np.dtype, results: tuple[Any, 
 def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str) -> Any:
     x, mean, var, gamma, beta, residual, out = operands
     x = ready(x)
-    of_channels = [None if one is None else ready(one) for one in (mean, var, gamma, beta)]
+    mean, var, gamma, beta = (None if one is None else ready(one) for one in (mean, var, gamma, beta))
     residual = None if residual is None else ready(residual)
     y, dtype = destination(out, x), statistics_dtype(x.dtype)
     if not x.size:
         channels = x.shape[-1 if channels_last else 1]
-        return delivered(y, out), keep_statistics(*of_channels, eps, channels, dtype)
+        return delivered(y, out), keep_statistics(mean, var, gamma, beta, eps, channels, dtype)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     statistics = _new_statistics(x, plan, dtype)
     fused = _fusion(residual, activation)
-    arguments = (x, *of_channels, residual, activation_number(activation), y, statistics, eps)
+    arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps)
     _NORMALIZE.launch(plan, x, arguments, Fused=fused)
     return delivered(y, out), statistics
 

@@ -126,10 +126,10 @@ def _forward(
 
 @Launcher
 def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels_last: bool, activation: str) -> Any:
-    x, *of_channels = operands
+    x, mean, var, gamma, beta = operands
     x = ready(x)
     channels = x.shape[-1 if channels_last else 1]
-    statistics = keep_statistics(*of_channels, eps, channels, statistics_dtype(x.dtype))
+    statistics = keep_statistics(mean, var, gamma, beta, eps, channels, statistics_dtype(x.dtype))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 

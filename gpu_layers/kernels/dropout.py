@@ -104,7 +104,8 @@ def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, f
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
-    of_call = (rule(drop_below, *_FACTORS.unpack(factors), element), seed, offset, draw, start)
+    scale, shift, dropped = _FACTORS.unpack(factors)
+    of_call = (rule(drop_below, scale, shift, dropped, element), seed, offset, draw, start)
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)

@@ -172,10 +172,10 @@ def batch_norm_fold(
             skipped += 1
         return
     running.batches[...] += 1
-    if running.count == 0:
+    if running.values == 0:
         return
     momentum = 1.0 / int(running.batches) if running.momentum is None else running.momentum
-    numbers = (1 - momentum, momentum, running.count / max(running.count - 1, 1))
+    numbers = (1 - momentum, momentum, running.values / max(running.values - 1, 1))
     old, newest, unbiased = (mean.dtype.type(one) for one in numbers)
     for average, batch in ((running.mean, mean), (running.var, var * unbiased)):
         average[...] = average * old + batch * newest
