@@ -5,17 +5,20 @@
 constexpr int kUnpoolThreads = 256;
 constexpr int kUnpoolAtOnce = 4;  // loads of indices in flight
 
-// found[block] = whether one of the indices that the block looked at is outside 0 .. plane - 1.
-//   indices   [n]
-//   found     [number of blocks]
+// kept = indices, and found[block] = whether one of those that the block looked at is outside 0 .. plane - 1.
+//   indices, kept   [n]
+//   found           [number of blocks]
 // Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
 template <typename Found>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
-    max_unpool_check(const long long* indices, Found* found, long long plane, long long n) {
+    max_unpool_keep(const long long* indices, long long* kept, Found* found, long long plane, long long n) {
     int outside = 0;
     for (long long i = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; i < n;
-         i += gridDim.x * static_cast<long long>(kUnpoolThreads))
-        outside |= indices[i] < 0 || indices[i] >= plane;
+         i += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
+        const long long index = indices[i];
+        kept[i] = index;
+        outside |= index < 0 || index >= plane;
+    }
     outside = __syncthreads_or(outside);
     if (threadIdx.x == 0) found[blockIdx.x] = static_cast<Found>(outside);
 }

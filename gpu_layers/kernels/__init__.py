@@ -31,7 +31,7 @@ from gpu_layers.kernels.dropout import (
 )
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
-from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_indices_valid
+from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
 from gpu_layers.reference.max_pool import max_pool_indices
 
 __all__ = [
@@ -62,7 +62,7 @@ __all__ = [
     "max_pool_indices",
     "max_unpool_backward",
     "max_unpool_forward",
-    "max_unpool_indices_valid",
+    "max_unpool_keep",
     "relu_backward",
     "relu_dropout_backward",
     "relu_forward",

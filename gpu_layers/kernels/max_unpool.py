@@ -17,16 +17,16 @@ from gpu_layers.runtime.program import Launcher
 _THREADS = 256
 _WARPS = _THREADS // 32
 # Blocks that fill any GPU: each leaves one flag to read back.
-_CHECK_BLOCKS = 1024
+_KEEP_BLOCKS = 1024
 # Warps that keep any GPU busy; below that, several of them share a plane.
 _ENOUGH_WARPS = 132 * 32
 # Values of a plane's part at least: each part reads all indices.
 _LEAST_PART = 1024
 
-_CHECK = KernelTemplate(
+_KEEP = KernelTemplate(
     "max_unpool.cu",
-    "max_unpool_check",
-    "const long long* indices, Found* found, long long plane, long long n",
+    "max_unpool_keep",
+    "const long long* indices, long long* kept, Found* found, long long plane, long long n",
     combinations(Found=("unsigned char",)),
 )
 _FORWARD = KernelTemplate(
@@ -58,9 +58,9 @@ _BACKWARD_LAST = KernelTemplate(
 )
 
 
-def max_unpool_indices_valid(indices: Any, plane: int) -> bool:
-    """``gpu_layers.reference.max_unpool_indices_valid``, as a kernel; waits for it."""
-    return not indices.size or not bool(_check((indices,), (plane,)).any())
+def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:
+    """``gpu_layers.reference.max_unpool_keep``, as a kernel: a flag for each of its blocks."""
+    return _keep((indices,), (plane,))
 
 
 def max_unpool_forward(
@@ -76,11 +76,12 @@ def max_unpool_backward(dy: Any, indices: Any, channels_last: bool = False, out:
 
 
 @Launcher
-def _check(operands: Any, numbers: Any, plane: int) -> Any:
+def _keep(operands: Any, numbers: Any, plane: int) -> Any:
     indices = ready(operands[0])
-    found = empty((min(blocks_for(indices.size, _THREADS), _CHECK_BLOCKS),), np.uint8, indices)
-    launch(_CHECK(Found="unsigned char"), found.size, _THREADS, (indices, found, plane, indices.size))
-    return found
+    kept = empty(indices.shape, np.int64, indices)
+    found = empty((min(blocks_for(indices.size, _THREADS), _KEEP_BLOCKS),), np.uint8, indices)
+    launch(_KEEP(Found="unsigned char"), found.size, _THREADS, (indices, kept, found, plane, indices.size))
+    return kept, found
 
 
 def _segments(workers: int, enough: int, plane: int) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
+from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import is_capturing, place_of, to_host
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class MaxUnpoolSaved:
     """What backward needs.
 
@@ -33,7 +37,13 @@ class MaxUnpoolSaved:
 
 
 def max_unpool_forward(
-    x: Any, indices: Any, output_size: Sequence[int], *, channels_last: bool = False, check: bool = True
+    x: Any,
+    indices: Any,
+    output_size: Sequence[int],
+    *,
+    channels_last: bool = False,
+    check: bool = True,
+    out: Any = None,
 ) -> tuple[Any, MaxUnpoolSaved]:
     """Each value at its index in the output plane, and 0 elsewhere.
 
@@ -48,6 +58,8 @@ def max_unpool_forward(
     channels_last : bool
     check : bool
         Refuse an index outside the plane; on a GPU this waits for one flag. Without, such a value is left out.
+    out : array, optional
+        Where to write y; apart from x and the indices.
 
     Returns
     -------
@@ -60,8 +72,42 @@ def max_unpool_forward(
         For a wrong array type or dtype.
     ValueError
         For a wrong rank or shape, or an index outside the plane; nothing is written then.
+    RuntimeError
+        If the indices are to be checked while a graph is captured.
     """
-    backend = backend_for(x, indices)
+    backend = backend_for(x, indices, optional=(out,))
+    batched, sizes, plane = _checked((x, indices), output_size)
+    channels_last = bool(channels_last)
+    if check and is_capturing(x):
+        raise RuntimeError("MaxUnpool cannot be captured with check=True: a flag is read back")
+    batch = x if batched else x[None]
+    own = indices if batched else indices[None]
+    # A copy: what is checked is what is used, and the caller may change its own before backward.
+    if check:
+        at, outside = backend.max_unpool_keep(own, plane)
+        if to_host(outside).any():
+            extent = "x".join(map(str, sizes))
+            wrong = to_host(at)
+            wrong = wrong[(wrong < 0) | (wrong >= plane)][0]
+            raise ValueError(f"Found an invalid max index: {wrong} (output volumes are of size {extent})")
+    else:
+        with place_of(x):
+            at = own.copy()
+    y, _ = filled(
+        out,
+        output_shape(x, sizes, batched, channels_last),
+        x.dtype,
+        (x, indices),
+        batched,
+        lambda target: backend.max_unpool_forward(batch, at, sizes, channels_last, target),
+    )
+    return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
+
+
+@Checked
+def _checked(arrays: tuple[Any, Any], output_size: Any) -> tuple[bool, tuple[int, ...], int]:
+    """Whether x is batched, the sizes of the output, and its places."""
+    x, indices = arrays
     check_dtype(x)
     if indices.dtype != np.int64:
         raise TypeError(f"elements in indices should be type int64 but got: {described(indices.dtype)}")
@@ -85,20 +131,10 @@ def max_unpool_forward(
             f"Expected shape of indices to be same as that of the input tensor ({list(x.shape)}) "
             f"but got indices tensor with shape: {list(indices.shape)}"
         )
-    plane = int(np.prod(sizes, dtype=object))
-    # A copy first: what is checked is what is used, and the caller may change its own before backward.
-    at = indices.copy() if batched else indices[None].copy()
-    if check and not backend.max_unpool_indices_valid(at, plane):
-        extent = "x".join(map(str, sizes))
-        outside = at[(at < 0) | (at >= plane)][0].item()
-        raise ValueError(f"Found an invalid max index: {outside} (output volumes are of size {extent})")
-    channels_last = bool(channels_last)
-    y = backend.max_unpool_forward(x if batched else x[None], at, sizes, channels_last)
-    y = y if batched else y[0]
-    return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
+    return batched, sizes, math.prod(sizes)
 
 
-def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved) -> Any:
+def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved, *, out: Any = None) -> Any:
     """The gradient at each index, as PyTorch's: also where several indices are equal.
 
     Parameters
@@ -106,13 +142,29 @@ def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved) -> Any:
     dy : array
         Shape and dtype of y.
     saved : MaxUnpoolSaved
+    out : array, optional
+        Where to write the result; apart from dy and the indices.
 
     Returns
     -------
     array
         Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape, and out, if there is one, x's.
     """
-    backend = backend_for(dy, saved.indices)
+    backend = backend_for(dy, saved.indices, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
-    dx = backend.max_unpool_backward(dy if saved.batched else dy[None], saved.indices, saved.channels_last)
-    return dx if saved.batched else dx[0]
+    batch = dy if saved.batched else dy[None]
+    shape = saved.indices.shape if saved.batched else saved.indices.shape[1:]
+    dx, _ = filled(
+        out,
+        shape,
+        dy.dtype,
+        (dy, saved.indices),
+        saved.batched,
+        lambda target: backend.max_unpool_backward(batch, saved.indices, saved.channels_last, target),
+    )
+    return dx

@@ -9,9 +9,10 @@ import numpy as np
 from gpu_layers.reference.results import delivered
 
 
-def max_unpool_indices_valid(indices: np.ndarray, plane: int) -> bool:
-    """Whether every index is in ``0 .. plane - 1``."""
-    return not ((indices < 0) | (indices >= plane)).any()
+def max_unpool_keep(indices: np.ndarray, plane: int) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of the indices, and flags, of which one is set if an index is outside ``0 .. plane - 1``."""
+    kept = indices.copy()
+    return kept, np.atleast_1d(((kept < 0) | (kept >= plane)).any())
 
 
 def max_unpool_forward(

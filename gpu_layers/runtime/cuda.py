@@ -76,6 +76,11 @@ def placed(function: Callable[..., Any]) -> Callable[..., Any]:
 _NOWHERE_ELSE = contextlib.nullcontext()
 
 
+def to_host(x: Any) -> np.ndarray:
+    """The array in the host's memory; waits for what is to be written to it."""
+    return x.get() if is_cupy_array(x) else x
+
+
 def is_capturing(x: Any) -> bool:
     """Whether x is on a GPU whose current stream is recording a graph: nothing may wait for the device then."""
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
