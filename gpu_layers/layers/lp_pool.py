@@ -20,7 +20,7 @@ class _LPPool(WindowPool):
     stride : int or tuple of int, optional
         kernel_size by default.
     ceil_mode : bool
-        Round the output size up. A window that is cut off is the norm of what is left of it.
+        Round the output size up. Of a window that is cut off, the sum is scaled up to that of a whole one.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
         Zeros; as of the other poolings.
     dilation : int or tuple of int

@@ -20,10 +20,14 @@ class LPPoolSaved:
 
     Attributes
     ----------
-    x, y : array
-        Copies of the (batched) input and output; None for p = inf, but for the input's.
+    x : array
+        The (batched) input itself, not a copy: it must hold the same values until the backward is done.
     taps : array of unsigned integers, or None
-        For p = inf: number of the tap that won.
+        Shape of the (batched) output. For p = inf: number of the tap that won.
+    largest, slopes : array, or None
+        Likewise, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients of
+        its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
+        float64). The output itself is not needed.
     window : Window
     norm_type : float
     output_shape : tuple of int
@@ -32,8 +36,9 @@ class LPPoolSaved:
     """
 
     x: Any
-    y: Any
     taps: Any
+    largest: Any
+    slopes: Any
     window: Window
     norm_type: float
     output_shape: tuple[int, ...]
@@ -61,7 +66,11 @@ def lp_pool_forward(
     ceil_mode: bool = False,
     channels_last: bool = False,
 ) -> tuple[Any, LPPoolSaved]:
-    """``(sum |x|^p)^(1/p)`` of each window: its taps inside the input, as ONNX defines it.
+    """``(sum |x|^p)^(1/p)`` of each window, as ONNX defines it; PyTorch's for ``x >= 0``.
+
+    In ceil mode a window may reach beyond the padding: its sum is multiplied by the taps of the kernel over its taps
+    within the padded extent, as PyTorch does. The largest ``|x|`` is taken out before powers are, so that they
+    neither overflow nor vanish. For a p of at least 1, y and the gradient are within 4 half units in the last place.
 
     Parameters
     ----------
@@ -73,7 +82,6 @@ def lp_pool_forward(
     Returns
     -------
     y : array
-        Summed in float32 for half types.
     saved : LPPoolSaved
 
     Raises
@@ -86,17 +94,17 @@ def lp_pool_forward(
     p = check_norm_type(norm_type)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     batch = x if batched else x[None]
-    y, taps = backend.lp_pool_forward(batch, window, p, channels_last)
-    # Copies: the caller may change x and y before backward.
-    saved_y = y.copy() if taps is None else None
-    result = y if batched else y[0]
-    return result, LPPoolSaved(batch.copy(), saved_y, taps, window, p, result.shape, x.dtype, channels_last, batched)
+    y, taps, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
+    y = y if batched else y[0]
+    saved = LPPoolSaved(batch, taps, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
+    return y, saved
 
 
 def lp_pool_backward(dy: Any, saved: LPPoolSaved) -> Any:
     """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element.
 
-    Where x, or a whole window, is 0, the gradient is 0. For p = inf each gradient goes to the first of the largest.
+    The y of a window that is cut off by ceil mode comes with the factor of its sum. Where x is 0 the gradient is 0.
+    For p = inf each gradient goes to the first of the largest. x must hold what it held in the forward.
 
     Parameters
     ----------
@@ -112,7 +120,6 @@ def lp_pool_backward(dy: Any, saved: LPPoolSaved) -> Any:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.output_shape, saved.dtype)
     batch = dy if saved.batched else dy[None]
-    dx = backend.lp_pool_backward(
-        batch, saved.x, saved.y, saved.taps, saved.window, saved.norm_type, saved.channels_last
-    )
+    needed = (saved.taps, saved.largest, saved.slopes)
+    dx = backend.lp_pool_backward(batch, saved.x, *needed, saved.window, saved.norm_type, saved.channels_last)
     return dx if saved.batched else dx[0]

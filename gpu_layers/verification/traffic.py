@@ -331,13 +331,14 @@ def _two_passes(
     def forward() -> tuple[Callable[[], Any], int]:
         x = array()
         y, saved = run(x)
-        taps = getattr(saved, "taps", None)
-        return lambda: run(x), x.nbytes + y.nbytes + (0 if taps is None else taps.nbytes)
+        # Kept of each output; of powers x too, which is not written.
+        kept = (getattr(saved, name, None) for name in ("taps", "largest", "slopes"))
+        return lambda: run(x), x.nbytes + y.nbytes + sum(array.nbytes for array in kept if array is not None)
 
     def backward() -> tuple[Callable[[], Any], int]:
         x = array()
         y, saved = run(x)
-        # The gradients, and what was kept: of powers x and y too.
+        # The gradients, and what was kept: of powers x too.
         return lambda: op_backward(y, saved), x.nbytes + y.nbytes + _saved_bytes(saved)
 
     kept = None
