@@ -15,8 +15,8 @@ struct ChannelStatistics {
 };
 
 // Where the statistics of each channel go.
-//   partial_moments      [channels, parts] count, mean - origin, m2, origin: the channel's first value.
-//                        Unused, and may be null, where a channel has a single part
+//   partial_moments      [channels, parts] count, mean - origin, variance, origin: the channel's first value,
+//                        see Moments. Unused, and may be null, where a channel has a single part
 //   mean, var, inv_std   [channels], see ChannelStatistics
 template <typename A>
 struct StatisticsResult {
@@ -29,13 +29,18 @@ struct StatisticsResult {
         A* partial = partial_moments + 4 * (channel * parts + part);
         partial[0] = moments.count;
         partial[1] = moments.mean;
-        partial[2] = moments.m2;
+        partial[2] = moments.var;
         partial[3] = origin;
     }
 
     __device__ __forceinline__ ChannelStatistics<A> finished(const Moments<A>& moments, A origin) const {
-        const A variance = moments.m2 / moments.count;
-        return {origin + moments.mean, variance, A(1) / sqrt(variance + eps)};
+        constexpr A kDown = Lowering<A>::kDown, kUp = Lowering<A>::kUp;
+        const A var = moments.var;
+        // With an infinity or NaN among the values nothing is known of them, whichever the order they came
+        // in.
+        if (!is_finite(var)) return {var - var, var - var, var - var};
+        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps)};
+        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown)};
     }
 
     __device__ __forceinline__ void write(const ChannelStatistics<A>& statistics, long long channel) const {
@@ -156,15 +161,19 @@ constexpr int channel_of(int k) {
     return Channels == 1 ? 0 : k;
 }
 
-template <typename T, int Width, int Channels>
+template <typename T, int Width, int Channels, bool Lowered = false>
 struct Statistics {
     using A = accumulate_t<T>;
     const T* x;
-    MomentsAccumulator<A> values[Channels];
+    MomentsAccumulator<A, Lowered> values[Channels];
     int count;  // of each channel
 
+    static __device__ __forceinline__ A taken(T x_i) {
+        return Lowered ? to_accumulate(x_i) * Lowering<A>::kDown : to_accumulate(x_i);
+    }
+
     __device__ __forceinline__ void take(T x_i) {
-        const A value = to_accumulate(x_i);
+        const A value = taken(x_i);
         if (count == 0) values[0].shift = value;
         values[0].add(value);
         count += 1;
@@ -174,12 +183,12 @@ struct Statistics {
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
         if (Count == 1 && count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = to_accumulate(loaded[0][c]);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c]);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
 #pragma unroll
-            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(to_accumulate(loaded[u][k]));
+            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(taken(loaded[u][k]));
         }
         count += Count * (Width / Channels);
     }
@@ -194,6 +203,30 @@ struct Statistics {
         take(loaded);
     }
 };
+
+// The moments of each of a thread's channels. Where squares of a channel's values were too large, which is rare,
+// they are taken once more, lowered.
+//   walk(body)   takes them: calls for_each_in_plane_part or for_each_in_row_part, one vector at a time
+template <typename T, int Width, int Channels, typename Walk>
+__device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
+                                               const accumulate_t<T> (&origins)[Channels],
+                                               Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
+    bool finite = true;
+#pragma unroll
+    for (int k = 0; k < Channels; ++k) {
+        moments[k] = statistics.values[k].moments(statistics.count, origins[k]);
+        finite = finite && is_finite(moments[k].var) && is_finite(moments[k].mean);
+    }
+    if (finite) return;
+    Statistics<T, Width, Channels, true> lowered{statistics.x, {}, 0};
+    walk(lowered);
+#pragma unroll
+    for (int k = 0; k < Channels; ++k) {
+        // A channel of small values would vanish.
+        if (!is_finite(moments[k].var) || !is_finite(moments[k].mean))
+            moments[k] = lowered.values[k].moments(lowered.count, origins[k]);
+    }
+}
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
 template <typename A>
@@ -230,12 +263,12 @@ template <Fusion Fused>
 constexpr int kFusedLoads = Fused == kCurved ? 1 : 2;
 
 // f(activation) for the activation of this number, one of those of Fused.
-template <typename A, Fusion Fused, typename Function>
+template <typename T, Fusion Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
     if (Fused == kCurved) {
-        with_curved_activation(number, f);
+        with_curved_activation<T>(number, f);
     } else {
-        f(SlopedActivation<A>(number));
+        f(SlopedActivation<accumulate_t<T>>(number));
     }
 }
 
@@ -268,7 +301,7 @@ struct Normalize {
         A z = rules[0].apply(to_accumulate(x[i]));
         if (Fused != kPlain) {
             z += residual_at(residual, i);
-            with_fused_activation<A, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
+            with_fused_activation<T, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
         }
         y[i] = from_accumulate<T>(z);
     }
@@ -282,7 +315,7 @@ struct Normalize {
             if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
         if (Fused != kPlain) {
-            with_fused_activation<A, Fused>(activation, [&](auto phi) {
+            with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values,
                              [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
             });

@@ -105,20 +105,38 @@ def _delivered(result, out):
 def batch_norm_statistics(
     x: np.ndarray, eps: float, channels_last: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``mean``, biased ``var`` and ``inv_std = 1 / sqrt(var + eps)`` of each channel, in the statistics dtype."""
+    """``mean``, biased ``var`` and ``inv_std = 1 / sqrt(var + eps)`` of each channel, in the statistics dtype.
+
+    All three are NaN for a channel with an infinity or NaN. A variance beyond the dtype is infinite, mean and inv_std
+    are right.
+    """
     dtype = statistics_dtype(x.dtype)
     axes = _reduced_axes(x, channels_last)
+    mean, var = _moments(x, axes)
+    inv_std = 1 / np.sqrt(var + eps)
+    if not np.isfinite(var).all():
+        # Squares of float64 values may leave the range: these channels by values that are smaller by a power of two.
+        down = 2.0**-600
+        low_mean, low_var = _moments(x * np.float64(down), axes)
+        beyond = ~np.isfinite(var)
+        mean = np.where(beyond, np.where(np.isnan(low_var), np.nan, low_mean / down), mean)
+        inv_std = np.where(beyond, down / np.sqrt(low_var), inv_std)
+        var = np.where(beyond, low_var / down / down, var)
+    return mean.astype(dtype), var.astype(dtype), inv_std.astype(dtype)
+
+
+def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance along axes, in float64."""
     # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
     shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
     shift = shift.astype(np.float64)
     # C order: the order of the sums, and so every bit, is the same for every memory layout of x.
     deviation = x.astype(np.float64, order="C") - shift
-    deviation_mean = deviation.mean(axis=axes)
-    exact_mean = shift.reshape(-1) + deviation_mean
-    deviation -= _per_channel(deviation_mean, x, channels_last)
-    exact_var = np.square(deviation, out=deviation).mean(axis=axes)
-    return exact_mean.astype(dtype), exact_var.astype(dtype), (1 / np.sqrt(exact_var + eps)).astype(dtype)
+    deviation_mean = deviation.mean(axis=axes, keepdims=True)
+    deviation -= deviation_mean
+    mean = shift.reshape(-1) + deviation_mean.reshape(-1)
+    return mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
 @ieee
