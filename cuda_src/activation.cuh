@@ -76,7 +76,7 @@ struct Tanh {
 };
 
 // What rounding leaves of -x / sqrt(2), and of -x^2 / 2: erfc and exp magnify it by up to x^2. Nothing for
-// half types, which round to less than that.
+// half types, which round to less than that; nor for double, whose functions leave no registers for it.
 template <typename T>
 struct GeluRest {
     template <typename A>
@@ -88,27 +88,20 @@ struct GeluRest {
         return exp_e;
     }
 };
-template <typename A>
-struct CountedGeluRest {
-    // 1 / sqrt(2) less what it is as an A, which is negative here.
-    static constexpr A kLow =
-        sizeof(A) == sizeof(float) ? A(-1.2101617104478970e-8) : A(4.8336466567264567e-17);
-
+template <>
+struct GeluRest<float> {
     // z: -x / sqrt(2), rounded. erfc'(z) is about -2 z erfc(z) from 1 on; below, the rest does not count.
     // What underflows has no more bits.
-    static __device__ __forceinline__ A of_erfc(A erfc_z, A x, A z) {
-        const A rest = fma(x, A(-0.70710678118654752440), -z) + x * kLow;
-        return z > A(1) && erfc_z > A(0) ? fma(erfc_z, A(-2) * z * rest, erfc_z) : erfc_z;
+    static __device__ __forceinline__ float of_erfc(float erfc_z, float x, float z) {
+        // The last factor: -1 / sqrt(2) less what it is in float.
+        const float rest = fma(x, -0.70710678118654752440f, -z) + x * -1.2101617104478970e-8f;
+        return z > 1.0f && erfc_z > 0.0f ? fma(erfc_z, -2.0f * z * rest, erfc_z) : erfc_z;
     }
     // e: -x^2 / 2, rounded. Likewise.
-    static __device__ __forceinline__ A of_exp(A exp_e, A x, A e) {
-        return exp_e > A(0) ? fma(exp_e, fma(A(-0.5) * x, x, -e), exp_e) : exp_e;
+    static __device__ __forceinline__ float of_exp(float exp_e, float x, float e) {
+        return exp_e > 0.0f ? fma(exp_e, fma(-0.5f * x, x, -e), exp_e) : exp_e;
     }
 };
-template <>
-struct GeluRest<float> : CountedGeluRest<float> {};
-template <>
-struct GeluRest<double> : CountedGeluRest<double> {};
 
 // x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
 //   T   what x and the result are rounded to

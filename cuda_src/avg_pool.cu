@@ -12,7 +12,18 @@ __device__ __forceinline__ void add_row(A (&row)[Width], A (&sum)[Width]) {
     }
 }
 
-// y = sum of each window, of which each row of taps is summed first, over its divisor.
+// Windows of more taps inside are summed with compensation, some taps of a row at a time.
+constexpr int kFewTaps = 128, kTapsAtOnce = 32;
+
+__device__ __forceinline__ bool has_many_taps(const PoolWindow& window) {
+    long long taps = 1;
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis)
+        taps *= min(static_cast<long long>(window.kernel[axis]), window.input[axis]);
+    return taps > kFewTaps;
+}
+
+// y = sum of each window, of which each row of taps is summed first (see kFewTaps), over its divisor.
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T, likewise
 //   lengths   [samples, 3], or null: sizes of each sample, beyond which nothing counts
@@ -23,16 +34,35 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
                      PoolDivisor<accumulate_t<T>> divisor) {
     using A = accumulate_t<T>;
     const long long image_size = input_image(window);
+    const bool many = has_many_taps(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
         const PoolExtent<Index> extent(window, lengths, output.image);
         A sum[Width] = {}, row[Width] = {};
-        const auto visit = [&](int, Index i) {
+        const auto take = [&](Index i) {
             const Vector<T, Width> values = Vector<T, Width>::load(image + static_cast<long long>(i) * Width);
 #pragma unroll
             for (int k = 0; k < Width; ++k) row[k] += widened(values, k);
         };
-        for_each_tap(window, output, extent, visit, [&] { add_row(row, sum); });
+        if (many) {
+            A lost[Width] = {};
+            const auto fold = [&] {
+#pragma unroll
+                for (int k = 0; k < Width; ++k) {
+                    add_compensated(sum[k], lost[k], row[k]);
+                    row[k] = A(0);
+                }
+            };
+            const auto visit = [&](int tap, Index i) {
+                take(i);
+                if (tap % kTapsAtOnce == 0) fold();
+            };
+            for_each_tap(window, output, extent, visit, fold);
+#pragma unroll
+            for (int k = 0; k < Width; ++k) sum[k] = compensated(sum[k], lost[k]);
+        } else {
+            for_each_tap(window, output, extent, [&](int, Index i) { take(i); }, [&] { add_row(row, sum); });
+        }
         const A factor = divisor.of(window, output.at, extent);
         Vector<T, Width> result;
 #pragma unroll

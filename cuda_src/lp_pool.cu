@@ -97,23 +97,20 @@ struct Scale {
     }
 };
 
-// A sum of values of at least 0. Its rounding errors are summed beside it (Knuth, TAOCP 2, 4.2.2, theorem B)
-// unless the powers have bits to spare.
+// A sum of values of at least 0, compensated unless the powers have bits to spare.
 template <typename T>
 struct PowerSum {
     using C = power_t<T>;
     C sum = C(0), rest = C(0);
 
     __device__ __forceinline__ void add(C value) {
-        const C total = sum + value;
         if constexpr (sizeof(C) == sizeof(accumulate_t<T>)) {
-            const C added = total - sum;
-            rest += (sum - (total - added)) + (value - added);
+            add_compensated(sum, rest, value);
+        } else {
+            sum += value;
         }
-        sum = total;
     }
-    // Where it is not finite, the rest is no number.
-    __device__ __forceinline__ C value() const { return sum - sum == C(0) ? sum + rest : sum; }
+    __device__ __forceinline__ C value() const { return compensated(sum, rest); }
     // What the value is rounded by.
     __device__ __forceinline__ C lost() const { return (sum - value()) + rest; }
 };

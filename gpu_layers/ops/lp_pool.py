@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_number
-from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
@@ -93,6 +93,8 @@ def lp_pool_forward(
     check_dtype(x)
     p = check_norm_type(norm_type)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    if np.isinf(p):
+        check_taps(window)
     batch = x if batched else x[None]
     y, taps, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
     y = y if batched else y[0]

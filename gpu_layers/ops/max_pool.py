@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.ops.checks import check_dtype, check_gradient
-from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.window import Window
 
@@ -86,7 +86,8 @@ def max_pool_forward(
     TypeError
         For a wrong array type, dtype or number type.
     ValueError
-        For a wrong rank, an empty channel or spatial axis, or a window that does not fit.
+        For a wrong rank, an empty channel or spatial axis, a window that does not fit, or one of more than 2**32
+        elements.
     """
     backend = backend_for(x)
     check_dtype(x)
@@ -128,6 +129,7 @@ def adaptive_max_pool_forward(
 def _forward(
     backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any
 ) -> tuple[Any, MaxPoolSaved]:
+    check_taps(window)
     y, taps = backend.max_pool_forward(x if batched else x[None], window, channels_last, lengths)
     y = y if batched else y[0]
     return y, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, batched, lengths)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
+    CompensatedSum,
     Step,
     accumulation_dtype,
     by_samples,
@@ -17,10 +18,16 @@ from gpu_layers.reference.pool_taps import (
     divisors,
     inside_lengths,
     masked,
+    spatial_axes,
+    window_inputs,
     window_taps,
     with_spatial,
 )
 from gpu_layers.window import Window
+
+# Windows of more taps inside the input are summed in float64, without an error that grows with them: ``kFewTaps`` of
+# ``avg_pool.cu``.
+_FEW_TAPS = 128
 
 
 def _rows(steps: Iterator[Step]) -> Iterator[Iterator[Step]]:
@@ -54,7 +61,8 @@ def avg_pool_forward(
     Returns
     -------
     y : ndarray
-        C-contiguous, x's dtype; summed in float32 (float64 for float64), each row of taps first.
+        C-contiguous, x's dtype; summed in float32 (float64 for float64), each row of taps first. Sums of more than
+        128 taps are as good as exact, or pairwise.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = math.prod(x.shape[1:])
@@ -71,14 +79,40 @@ def _forward(
 ) -> np.ndarray:
     dtype = accumulation_dtype(x.dtype)
     x = masked(x, inside_lengths(lengths, window, channels_last))
-    total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
-    for row in _rows(window_taps(window, channels_last)):
-        row_total = np.zeros_like(total)
-        for step in row:
-            row_total[step.outputs] += x[step.inputs]
-        total += row_total
-    total /= divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
+    shape = with_spatial(x.shape, window.output_shape, channels_last)
+    taps = math.prod(min(kernel, size) for kernel, size in zip(window.kernel, window.input_shape, strict=True))
+    if taps > _FEW_TAPS:
+        many = _windows_one_by_one if math.prod(window.output_shape) <= taps else _taps_one_by_one
+        total = many(x, window, channels_last, shape)
+    else:
+        total = np.zeros(shape, dtype)
+        for row in _rows(window_taps(window, channels_last)):
+            row_total = np.zeros_like(total)
+            for step in row:
+                row_total[step.outputs] += x[step.inputs]
+            total += row_total
+    total /= divisors(window, count_include_pad, divisor_override, channels_last, total.dtype, lengths)
     return total.astype(x.dtype, copy=False)
+
+
+def _windows_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
+    total = np.empty(shape)
+    axes = spatial_axes(window.rank, channels_last)
+    lead = (slice(None),) * axes.start
+    for output in np.ndindex(*window.output_shape):
+        values = x[(*lead, *window_inputs(window, output))]
+        # NumPy sums neighbours pairwise, not what is apart.
+        planes = np.moveaxis(values, -1, 1) if channels_last else values
+        planes = np.ascontiguousarray(planes.reshape(*planes.shape[:2], -1), np.float64)
+        total[(*lead, *output)] = planes.sum(axis=-1)
+    return total
+
+
+def _taps_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
+    total = CompensatedSum(shape, np.float64)
+    for *__, outputs, inputs in window_taps(window, channels_last):
+        total.add(outputs, x[inputs])
+    return total.value()
 
 
 @ieee

@@ -9,6 +9,7 @@ import numpy as np
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.reference.pool_taps import (
+    CompensatedSum,
     accumulation_dtype,
     by_samples,
     covering_windows,
@@ -74,7 +75,7 @@ def _largest(x: np.ndarray, window: Window, channels_last: bool) -> tuple[np.nda
 
 
 def _sums_of_sizes(x: np.ndarray, window: Window, channels_last: bool) -> np.ndarray:
-    total = _Sum(with_spatial(x.shape, window.output_shape, channels_last), _wide(x.dtype))
+    total = CompensatedSum(with_spatial(x.shape, window.output_shape, channels_last), _wide(x.dtype))
     for *__, outputs, inputs in window_taps(window, channels_last):
         total.add(outputs, np.abs(x[inputs]))
     return (_share(window, channels_last) * total.value()).astype(x.dtype, copy=False)
@@ -87,7 +88,7 @@ def _norms(
     largest = np.zeros(shape, x.dtype)
     for *__, outputs, inputs in window_taps(window, channels_last):
         largest[outputs] = np.maximum(largest[outputs], np.abs(x[inputs]))
-    scale, total = _Scale(largest, norm_type), _Sum(shape, _wide(x.dtype))
+    scale, total = _Scale(largest, norm_type), CompensatedSum(shape, _wide(x.dtype))
     for *__, outputs, inputs in window_taps(window, channels_last):
         total.add(outputs, scale.apply(np.abs(x[inputs]), outputs) ** norm_type)
     share = _share(window, channels_last)
@@ -116,23 +117,6 @@ class _Scale:
 
     def undo(self, norms: np.ndarray) -> np.ndarray:
         return norms * self._largest if self._exponent is None else np.ldexp(norms, self._exponent)
-
-
-class _Sum:
-    """Sums of values of at least 0, and of their rounding errors beside them (Knuth, TAOCP 2, 4.2.2, theorem B)."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: type[np.floating]) -> None:
-        self._sum, self._rest = np.zeros(shape, dtype), np.zeros(shape, dtype)
-
-    def add(self, outputs: tuple, sizes: np.ndarray) -> None:
-        before, values = self._sum[outputs], sizes.astype(self._sum.dtype)
-        total = before + values
-        added = total - before
-        self._rest[outputs] += (before - (total - added)) + (values - added)
-        self._sum[outputs] = total
-
-    def value(self) -> np.ndarray:
-        return np.where(np.isfinite(self._sum), self._sum + self._rest, self._sum)
 
 
 def _share(window: Window, channels_last: bool) -> np.ndarray:

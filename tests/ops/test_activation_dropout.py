@@ -197,22 +197,29 @@ def _gelu_and_slope(x):
         return -size * density / fraction, density / fraction - size * density
 
 
-@pytest.mark.parametrize(("backend", "own"), [("reference", 2), ("emulated", 11)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gelu_keeps_its_precision_far_below_zero(dtype, own, backend):
-    # 1 + erf would cancel: at -8 nothing of it is left in float32. What x**2 / 2 and x / sqrt(2) are rounded by, erfc
-    # and exp magnify by up to 144 at -12, and by 1,296 at -36.
-    ends = (-3.5, -12.9) if dtype == np.float32 else (-3.5, -36)
-    x = np.linspace(*ends, 57).astype(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "backend", "most"),
+    [
+        # In halves of a unit: the reference rounds float32 once. Its own erfc and exp are within a unit, with two
+        # products and a sum.
+        (np.float32, -12.9, "reference", 2),
+        (np.float64, -36, "reference", 8),
+        # CUDA's erfc is within 4 units in float, 5 in double; a product more, or two in the slope. In double the errors
+        # of x / sqrt(2) and of x**2 / 2 are magnified.
+        (np.float32, -12.9, "emulated", 11),
+        (np.float64, -36, "emulated", 13 + 2 * 36**2),
+    ],
+)
+def test_gelu_keeps_its_precision_far_below_zero(dtype, lowest, backend, most):
+    # 1 + erf would cancel: at -8 nothing of it is left in float32. What x / sqrt(2) and x**2 / 2 are rounded by, erfc
+    # and exp magnify by up to x**2.
+    x = np.linspace(-3.5, lowest, 57).astype(dtype)
     with gl.use_backend(backend):
         y, dx, _ = run(x, np.ones_like(x), "gelu", 0.0, "after")
     exact = [_gelu_and_slope(value) for value in x]
-    # In halves of a unit: the reference rounds float32 once. CUDA's erfc is within 4 units in float, 5 in double; a
-    # product more, or two in the slope, and the last rounding.
-    allowed = (own if dtype == np.float32 else 11) * 2.0 ** (-24 if dtype == np.float32 else -53)
     for results, values in zip((y, dx), zip(*exact, strict=True), strict=True):
         errors = [abs(Decimal(float(a)) / b - 1) for a, b in zip(results, values, strict=True)]
-        assert max(errors) <= allowed
+        assert max(errors) <= most * np.finfo(dtype).eps / 2
 
 
 @pytest.mark.parametrize("backend", ["reference", "emulated"])
