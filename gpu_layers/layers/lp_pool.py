@@ -64,7 +64,7 @@ class _LPPool(WindowPool):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """The gradient of x; 0 where x, or a whole window, is 0."""
+        """The gradient of x, which must be as it was in the forward; 0 where x is 0."""
         return lp_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
