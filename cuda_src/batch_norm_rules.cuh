@@ -161,19 +161,28 @@ constexpr int channel_of(int k) {
     return Channels == 1 ? 0 : k;
 }
 
-template <typename T, int Width, int Channels, bool Lowered = false>
+//   Lowers   whether values of some of the channels, those of the bits of `lowered`, are lowered
+template <typename T, int Width, int Channels, bool Lowers = false>
 struct Statistics {
     using A = accumulate_t<T>;
     const T* x;
-    MomentsAccumulator<A, Lowered> values[Channels];
+    MomentsAccumulator<A> values[Channels];
     int count;  // of each channel
+    unsigned int lowered;
 
-    static __device__ __forceinline__ A taken(T x_i) {
-        return Lowered ? to_accumulate(x_i) * Lowering<A>::kDown : to_accumulate(x_i);
+    __device__ __forceinline__ bool lowers(int channel) const { return Lowers && lowered >> channel & 1u; }
+
+    __device__ __forceinline__ A taken(T x_i, int channel) const {
+        const A value = to_accumulate(x_i);
+        return Lowers ? value * (lowers(channel) ? Lowering<A>::kDown : A(1)) : value;
+    }
+
+    __device__ __forceinline__ Moments<A> moments(int channel, A origin) const {
+        return values[channel].moments(count, origin, lowers(channel));
     }
 
     __device__ __forceinline__ void take(T x_i) {
-        const A value = taken(x_i);
+        const A value = taken(x_i, 0);
         if (count == 0) values[0].shift = value;
         values[0].add(value);
         count += 1;
@@ -183,12 +192,15 @@ struct Statistics {
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
         if (Count == 1 && count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c]);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
 #pragma unroll
-            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(taken(loaded[u][k]));
+            for (int u = 0; u < Count; ++u) {
+                const int c = channel_of<Channels>(k);
+                values[c].add(taken(loaded[u][k], c));
+            }
         }
         count += Count * (Width / Channels);
     }
@@ -204,28 +216,25 @@ struct Statistics {
     }
 };
 
-// The moments of each of a thread's channels. Where squares of a channel's values were too large, which is rare,
-// they are taken once more, lowered.
+// The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
+// rare, values are taken once more, lowered.
 //   walk(body)   takes them: calls for_each_in_plane_part or for_each_in_row_part, one vector at a time
 template <typename T, int Width, int Channels, typename Walk>
 __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
                                                const accumulate_t<T> (&origins)[Channels],
                                                Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
-    bool finite = true;
+    unsigned int beyond = 0;
 #pragma unroll
     for (int k = 0; k < Channels; ++k) {
-        moments[k] = statistics.values[k].moments(statistics.count, origins[k]);
-        finite = finite && is_finite(moments[k].var) && is_finite(moments[k].mean);
+        moments[k] = statistics.moments(k, origins[k]);
+        if (!is_finite(moments[k].var) || !is_finite(moments[k].mean)) beyond |= 1u << k;
     }
-    if (finite) return;
-    Statistics<T, Width, Channels, true> lowered{statistics.x, {}, 0};
-    walk(lowered);
+    if (beyond == 0) return;
+    // The others as before, which takes fewer registers than to keep them.
+    Statistics<T, Width, Channels, true> again{statistics.x, {}, 0, beyond};
+    walk(again);
 #pragma unroll
-    for (int k = 0; k < Channels; ++k) {
-        // A channel of small values would vanish.
-        if (!is_finite(moments[k].var) || !is_finite(moments[k].mean))
-            moments[k] = lowered.values[k].moments(lowered.count, origins[k]);
-    }
+    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, origins[k]);
 }
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.

@@ -60,8 +60,7 @@ struct Moments {
 
 // Moments of the values of one thread, as sums relative to the first of them: no division a value, and no
 // cancellation unless the thread's own values are far apart.
-//   Lowered   of values that the caller has lowered
-template <typename A, bool Lowered = false>
+template <typename A>
 struct MomentsAccumulator {
     A shift, sum, sum_of_squares;
 
@@ -75,14 +74,15 @@ struct MomentsAccumulator {
     }
 
     // Where these are not finite, lowered values have some, unless there is an infinity or NaN among them.
-    __device__ __forceinline__ Moments<A> moments(int count, A origin) const {
+    //   lowered   whether the values were
+    __device__ __forceinline__ Moments<A> moments(int count, A origin, bool lowered) const {
         if (count == 0) return Moments<A>::identity();
         const A n = static_cast<A>(count);
         const A mean_deviation = sum / n;
         const A var = (sum_of_squares - sum * mean_deviation) / n;
-        if (Lowered) origin *= Lowering<A>::kDown;
+        if (lowered) origin *= Lowering<A>::kDown;
         // Rounding may leave a variance of nothing slightly negative; NaN must stay NaN.
-        return {Lowered ? -n : n, (shift - origin) + mean_deviation, var < A(0) ? A(0) : var};
+        return {lowered ? -n : n, (shift - origin) + mean_deviation, var < A(0) ? A(0) : var};
     }
 };
 

@@ -100,11 +100,13 @@ def _windows_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shap
     axes = spatial_axes(window.rank, channels_last)
     lead = (slice(None),) * axes.start
     for output in np.ndindex(*window.output_shape):
-        values = x[(*lead, *window_inputs(window, output))]
+        inputs = (*lead, *window_inputs(window, output))
+        values = x[inputs]
         # NumPy sums neighbours pairwise, not what is apart.
         planes = np.moveaxis(values, -1, 1) if channels_last else values
         planes = np.ascontiguousarray(planes.reshape(*planes.shape[:2], -1), np.float64)
-        total[(*lead, *output)] = planes.sum(axis=-1)
+        place = (*lead, *output)
+        total[place] = planes.sum(axis=-1)
     return total
 
 
