@@ -25,9 +25,14 @@ from gpu_layers.reference.pool_taps import (
 )
 from gpu_layers.window import Window
 
-# Windows of more taps inside the input are summed in float64, without an error that grows with them: ``kFewTaps`` of
-# ``avg_pool.cu``.
-_FEW_TAPS = 128
+# Windows of more taps inside the input are summed in float64, without an error that grows with them; likewise the
+# shares of an input that may be in more windows. ``kFew`` of ``avg_pool.cu``.
+_FEW = 128
+
+
+def _most(window: Window, sizes: tuple[int, ...]) -> int:
+    """Taps that a window may have inside an input of these sizes, or windows of such an output that have an input."""
+    return math.prod(min(kernel, size) for kernel, size in zip(window.kernel, sizes, strict=True))
 
 
 def _rows(steps: Iterator[Step]) -> Iterator[Iterator[Step]]:
@@ -80,10 +85,10 @@ def _forward(
     dtype = accumulation_dtype(x.dtype)
     x = masked(x, inside_lengths(lengths, window, channels_last))
     shape = with_spatial(x.shape, window.output_shape, channels_last)
-    taps = math.prod(min(kernel, size) for kernel, size in zip(window.kernel, window.input_shape, strict=True))
-    if taps > _FEW_TAPS:
-        many = _windows_one_by_one if math.prod(window.output_shape) <= taps else _taps_one_by_one
-        total = many(x, window, channels_last, shape)
+    taps = _most(window, window.input_shape)
+    if taps > _FEW:
+        one_by_one = _windows_one_by_one if math.prod(window.output_shape) <= taps else _taps_one_by_one
+        total = one_by_one(x, window, channels_last, shape)
     else:
         total = np.zeros(shape, dtype)
         for row in _rows(window_taps(window, channels_last)):
@@ -131,7 +136,8 @@ def avg_pool_backward(
     Returns
     -------
     dx : ndarray
-        C-contiguous, dy's dtype. Contributions are added as the forward adds taps: those along a row first.
+        C-contiguous, dy's dtype. Contributions are added as the forward adds taps: those along a row first, or
+        compensated.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
@@ -148,7 +154,13 @@ def _backward(
 ) -> np.ndarray:
     dtype = accumulation_dtype(dy.dtype)
     share = dy.astype(dtype) / divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
-    dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
+    shape = with_spatial(dy.shape, window.input_shape, channels_last)
+    if _most(window, window.output_shape) > _FEW:
+        sums = CompensatedSum(shape, np.float64)
+        for step in covering_windows(window, channels_last):
+            sums.add(step.inputs, share[step.outputs])
+        return masked(sums.value(), inside_lengths(lengths, window, channels_last)).astype(dy.dtype)
+    dx = np.zeros(shape, dtype)
     for row in _rows(covering_windows(window, channels_last)):
         row_dx = np.zeros_like(dx)
         for step in row:

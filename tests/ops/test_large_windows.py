@@ -73,6 +73,23 @@ def test_a_million_values_of_a_tenth(backend):
 
 
 @both_floors
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_long_sums_of_gradients(backend, dtype, channels_last):
+    # Windows of 20,001 of 22,001 values: of 0.1 each, an input in the middle gets 2,001 shares.
+    shape = (1, 22001, 4) if channels_last else (1, 1, 22001)
+    x = np.zeros(shape, dtype)
+    with gl.use_backend(backend):
+        y, saved = ops.avg_pool_forward(x, (20001,), 1, channels_last=channels_last)
+        dx = ops.avg_pool_backward(np.full_like(y, 0.1), saved)
+    at = np.arange(22001)
+    exact = float(dtype(0.1)) / 20001 * np.minimum(np.minimum(at + 1, 2001), 22001 - at)
+    exact = np.broadcast_to(exact[:, None] if channels_last else exact, shape)
+    # Its share is rounded twice, before it is added so often.
+    assert_within(dx, exact, (MOST + 2) * UNIT_ROUNDOFF[np.dtype(dtype)] * exact)
+
+
+@both_floors
 def test_infinities_of_long_averages(backend):
     x = np.ones((1, 4, 300), np.float32)
     x[0, 0, 7], x[0, 1, 299] = np.inf, -np.inf
