@@ -75,13 +75,44 @@ struct Tanh {
     }
 };
 
+// What rounding leaves of -x / sqrt(2), and of -x^2 / 2: erfc and exp magnify it by up to x^2. Nothing for
+// half types, which round to less than that; nor for double, whose functions leave no registers for it.
+template <typename T>
+struct GeluRest {
+    template <typename A>
+    static __device__ __forceinline__ A of_erfc(A erfc_z, A, A) {
+        return erfc_z;
+    }
+    template <typename A>
+    static __device__ __forceinline__ A of_exp(A exp_e, A, A) {
+        return exp_e;
+    }
+};
+template <>
+struct GeluRest<float> {
+    // z: -x / sqrt(2), rounded. erfc'(z) is about -2 z erfc(z) from 1 on; below, the rest does not count.
+    // What underflows has no more bits.
+    static __device__ __forceinline__ float of_erfc(float erfc_z, float x, float z) {
+        // The last factor: -1 / sqrt(2) less what it is in float.
+        const float rest = fma(x, -0.70710678118654752440f, -z) + x * -1.2101617104478970e-8f;
+        return z > 1.0f && erfc_z > 0.0f ? fma(erfc_z, -2.0f * z * rest, erfc_z) : erfc_z;
+    }
+    // e: -x^2 / 2, rounded. Likewise.
+    static __device__ __forceinline__ float of_exp(float exp_e, float x, float e) {
+        return exp_e > 0.0f ? fma(exp_e, fma(-0.5f * x, x, -e), exp_e) : exp_e;
+    }
+};
+
 // x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
+//   T   what x and the result are rounded to
+template <typename T>
 struct Gelu {
     static constexpr bool kGradientIsBit = false;
 
     template <typename A>
     static __device__ __forceinline__ A distribution(A x) {
-        return A(0.5) * erfc(x * A(-0.70710678118654752440));
+        const A z = x * A(-0.70710678118654752440);
+        return A(0.5) * GeluRest<T>::of_erfc(erfc(z), x, z);
     }
 
     template <typename A>
@@ -92,7 +123,8 @@ struct Gelu {
     // phi' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)
     template <typename A>
     static __device__ __forceinline__ A backward(A dy, A x) {
-        const A density = A(0.39894228040143267794) * exp(A(-0.5) * x * x);
+        const A e = A(-0.5) * x * x;
+        const A density = A(0.39894228040143267794) * GeluRest<T>::of_exp(exp(e), x, e);
         return dy * (distribution(x) + x * density);
     }
 };
@@ -117,7 +149,8 @@ struct Silu {
 // f(activation) for the activation of this number: one branch, the same way for all threads, around work on
 // many elements. The launcher gives the numbers (kernels/activation.py). This one knows those that are not
 // piecewise linear.
-template <typename Function>
+//   T   of the elements, which what is calculated is rounded to
+template <typename T, typename Function>
 __device__ __forceinline__ void with_curved_activation(int number, Function f) {
     switch (number) {
         case 2:
@@ -127,7 +160,7 @@ __device__ __forceinline__ void with_curved_activation(int number, Function f) {
             f(Tanh());
             break;
         case 4:
-            f(Gelu());
+            f(Gelu<T>());
             break;
         default:
             f(Silu());
@@ -135,7 +168,7 @@ __device__ __forceinline__ void with_curved_activation(int number, Function f) {
 }
 
 // Likewise, for any activation.
-template <typename Function>
+template <typename T, typename Function>
 __device__ __forceinline__ void with_activation(int number, Function f) {
     switch (number) {
         case 0:
@@ -145,7 +178,7 @@ __device__ __forceinline__ void with_activation(int number, Function f) {
             f(LeakyRelu());
             break;
         default:
-            with_curved_activation(number, f);
+            with_curved_activation<T>(number, f);
     }
 }
 

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
         const unsigned int kept =
             kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
         unsigned int not_clipped = 0;
-        with_activation(activation, [&](auto phi) {
+        with_activation<T>(activation, [&](auto phi) {
             using Phi = decltype(phi);
 #pragma unroll 1
             for (int part = 0; part < kOctet; part += kPart<T>) {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
         kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-    with_activation(activation, [&](auto phi) {
+    with_activation<T>(activation, [&](auto phi) {
         const bool is_kept = kept >> threadIdx.x & 1u;
         const A value = to_accumulate(x[rest]);
         y[rest] = from_accumulate<T>(forward_element<decltype(phi)>(value, is_kept, is_first, rule.scale));
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
         Vector<T, kPart<T>> inputs = Vector<T, kPart<T>>::load(x + base);
         const unsigned int kept =
             kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-        with_activation(activation, [&](auto phi) {
+        with_activation<T>(activation, [&](auto phi) {
 #pragma unroll 1
             for (int part = 0; part < kOctet; part += kPart<T>) {
                 if (part != 0) {
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
         kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-    with_activation(activation, [&](auto phi) {
+    with_activation<T>(activation, [&](auto phi) {
         dx[rest] = from_accumulate<T>(backward_element<decltype(phi)>(
             to_accumulate(dy[rest]), to_accumulate(x[rest]), kept >> threadIdx.x & 1u, is_first, rule.scale));
     });

@@ -27,15 +27,19 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     const PlaneBlock block(layout);
-    const A origin = to_accumulate(x[block.channel * layout.plane]);
+    const A origin[1] = {to_accumulate(x[block.channel * layout.plane])};
     Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
     for_each_in_plane_part<T, kReductionLoads>(layout, block.channel, block.part, values);
-    const Moments<A> moments = block_reduce(values.values[0].moments(values.count, origin), warp_values);
+    Moments<A> moments[1];
+    finish_moments(values, origin, moments, [&](auto& lowered) {
+        for_each_in_plane_part<T, 1>(layout, block.channel, block.part, lowered);
+    });
+    moments[0] = block_reduce(moments[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         const StatisticsResult<A> result{
             partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
             layout.channels};
-        result.write(moments, origin, block.channel, block.part, layout.parts);
+        result.write(moments[0], origin[0], block.channel, block.part, layout.parts);
     }
 }
 
@@ -55,10 +59,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     Moments<A> moments[Width];
     A origins[Width];
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
+    for (int k = 0; k < Width; ++k)
         origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
-        moments[k] = values.values[k].moments(values.count, origins[k]);
-    }
+    finish_moments(values, origins, moments,
+                   [&](auto& lowered) { for_each_in_row_part<1>(layout, channel, part, lowered); });
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
     const StatisticsResult<A> result{

@@ -39,7 +39,7 @@ struct GradientBeforeActivation {
         A gradient = to_accumulate(source.scalar(i));
         if (Fused != kPlain) {
             const A z = rule.apply(value) + residual_at(residual, i);
-            with_fused_activation<A, Fused>(activation,
+            with_fused_activation<T, Fused>(activation,
                                             [&](auto phi) { gradient = phi.backward(gradient, z); });
         }
         take(gradient, value);
@@ -72,7 +72,7 @@ struct GradientBeforeActivation {
             each([](A gradient, A, int, int) { return gradient; });
             return;
         }
-        with_fused_activation<A, Fused>(activation, [&](auto phi) {
+        with_fused_activation<T, Fused>(activation, [&](auto phi) {
             each([&](A gradient, A value, int u, int k) {
                 const A z = rules[channel_of<Channels>(k)].apply(value) + to_accumulate(added[u][k]);
                 return phi.backward(gradient, z);

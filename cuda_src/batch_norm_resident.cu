@@ -88,21 +88,24 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         layout.channels};
     unsigned int expected = 0;
     for (int channel = block.group; channel < layout.channels; channel += block.groups) {
-        A origin = to_accumulate(x[channel * layout.plane]);
+        A origin[1] = {to_accumulate(x[channel * layout.plane])};
         KeepStatistics<T, kWidth, 1> keep{{x, {}, 0}, Kept<T, kWidth>(places)};
         for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, keep);
-        Moments<A> moments =
-            block_reduce(keep.statistics.values[0].moments(keep.statistics.count, origin), warp_values);
+        Moments<A> of_part[1];
+        finish_moments(keep.statistics, origin, of_part, [&](auto& lowered) {
+            for_each_in_plane_part<T, 1>(layout, channel, block.part, lowered);
+        });
+        Moments<A> moments = block_reduce(of_part[0], warp_values);
         if (layout.parts > 1) {
             if (linear_thread() == 0)
-                result.write_partial(moments, origin, channel, block.part, layout.parts);
+                result.write_partial(moments, origin[0], channel, block.part, layout.parts);
             expected += static_cast<unsigned int>(layout.parts);
             group_barrier(arrived + block.group, expected);
             if (linear_thread() < kWarpThreads)
-                moments = merged_moments(partial_moments, channel, layout.parts, origin);
+                moments = merged_moments(partial_moments, channel, layout.parts, origin[0]);
         }
         if (linear_thread() == 0) {
-            of_channel = result.finished(moments, origin);
+            of_channel = result.finished(moments, origin[0]);
             if (block.part == 0) result.write(of_channel, channel);
         }
         __syncthreads();
@@ -140,10 +143,9 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         Moments<A> moments[Width];
         A origins[Width];
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            origins[k] = exists ? to_accumulate(x[channel + k]) : A(0);
-            moments[k] = keep.statistics.values[k].moments(keep.statistics.count, origins[k]);
-        }
+        for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(x[channel + k]) : A(0);
+        finish_moments(keep.statistics, origins, moments,
+                       [&](auto& lowered) { for_each_in_row_part<1>(layout, channel, block.part, lowered); });
         column_reduce(moments, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll

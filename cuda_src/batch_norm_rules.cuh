@@ -59,8 +59,9 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 }
 
 // Where the statistics of each channel go.
-//   partial_moments   [channels, parts] count, mean - origin, m2, origin: the channel's first value.
-//                     Unused, and may be null, where a channel has a single part
+//   partial_moments   [channels, parts] count, mean - origin, variance, origin: the channel's first value,
+//   see
+//                     Moments. Unused, and may be null, where a channel has a single part
 //   statistics        [5, channels], see StatisticsRow
 //   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
@@ -77,13 +78,18 @@ struct StatisticsResult {
         A* partial = partial_moments + 4 * (channel * parts + part);
         partial[0] = moments.count;
         partial[1] = moments.mean;
-        partial[2] = moments.m2;
+        partial[2] = moments.var;
         partial[3] = origin;
     }
 
     __device__ __forceinline__ ChannelStatistics<A> finished(const Moments<A>& moments, A origin) const {
-        const A variance = moments.m2 / moments.count;
-        return {origin + moments.mean, variance, A(1) / sqrt(variance + eps)};
+        constexpr A kDown = Lowering<A>::kDown, kUp = Lowering<A>::kUp;
+        const A var = moments.var;
+        // With an infinity or NaN among the values nothing is known of them, whichever the order they came
+        // in.
+        if (!is_finite(var)) return {var - var, var - var, var - var};
+        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps)};
+        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown)};
     }
 
     __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
@@ -213,15 +219,28 @@ constexpr int channel_of(int k) {
     return Channels == 1 ? 0 : k;
 }
 
-template <typename T, int Width, int Channels>
+//   Lowers   whether values of some of the channels, those of the bits of `lowered`, are lowered
+template <typename T, int Width, int Channels, bool Lowers = false>
 struct Statistics {
     using A = accumulate_t<T>;
     const T* x;
     MomentsAccumulator<A> values[Channels];
     int count;  // of each channel
+    unsigned int lowered;
+
+    __device__ __forceinline__ bool lowers(int channel) const { return Lowers && lowered >> channel & 1u; }
+
+    __device__ __forceinline__ A taken(T x_i, int channel) const {
+        const A value = to_accumulate(x_i);
+        return Lowers ? value * (lowers(channel) ? Lowering<A>::kDown : A(1)) : value;
+    }
+
+    __device__ __forceinline__ Moments<A> moments(int channel, A origin) const {
+        return values[channel].moments(count, origin, lowers(channel));
+    }
 
     __device__ __forceinline__ void take(T x_i) {
-        const A value = to_accumulate(x_i);
+        const A value = taken(x_i, 0);
         if (count == 0) values[0].shift = value;
         values[0].add(value);
         count += 1;
@@ -231,12 +250,15 @@ struct Statistics {
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
         if (Count == 1 && count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = to_accumulate(loaded[0][c]);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
 #pragma unroll
-            for (int u = 0; u < Count; ++u) values[channel_of<Channels>(k)].add(to_accumulate(loaded[u][k]));
+            for (int u = 0; u < Count; ++u) {
+                const int c = channel_of<Channels>(k);
+                values[c].add(taken(loaded[u][k], c));
+            }
         }
         count += Count * (Width / Channels);
     }
@@ -251,6 +273,27 @@ struct Statistics {
         take(loaded);
     }
 };
+
+// The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
+// rare, values are taken once more, lowered.
+//   walk(body)   takes them: calls for_each_in_plane_part or for_each_in_row_part, one vector at a time
+template <typename T, int Width, int Channels, typename Walk>
+__device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
+                                               const accumulate_t<T> (&origins)[Channels],
+                                               Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
+    unsigned int beyond = 0;
+#pragma unroll
+    for (int k = 0; k < Channels; ++k) {
+        moments[k] = statistics.moments(k, origins[k]);
+        if (!is_finite(moments[k].var) || !is_finite(moments[k].mean)) beyond |= 1u << k;
+    }
+    if (beyond == 0) return;
+    // The others as before, which takes fewer registers than to keep them.
+    Statistics<T, Width, Channels, true> again{statistics.x, {}, 0, beyond};
+    walk(again);
+#pragma unroll
+    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, origins[k]);
+}
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
 template <typename A>
@@ -287,12 +330,12 @@ template <Fusion Fused>
 constexpr int kFusedLoads = Fused == kCurved ? 1 : 2;
 
 // f(activation) for the activation of this number, one of those of Fused.
-template <typename A, Fusion Fused, typename Function>
+template <typename T, Fusion Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
     if (Fused == kCurved) {
-        with_curved_activation(number, f);
+        with_curved_activation<T>(number, f);
     } else {
-        f(SlopedActivation<A>(number));
+        f(SlopedActivation<accumulate_t<T>>(number));
     }
 }
 
@@ -325,7 +368,7 @@ struct Normalize {
         A z = rules[0].apply(to_accumulate(x[i]));
         if (Fused != kPlain) {
             z += residual_at(residual, i);
-            with_fused_activation<A, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
+            with_fused_activation<T, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
         }
         y[i] = from_accumulate<T>(z);
     }
@@ -339,7 +382,7 @@ struct Normalize {
             if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
         if (Fused != kPlain) {
-            with_fused_activation<A, Fused>(activation, [&](auto phi) {
+            with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values,
                              [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
             });

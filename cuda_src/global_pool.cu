@@ -20,6 +20,7 @@ static_assert(sizeof(GlobalLayout) == 32, "the launcher packs it with this size"
 // whatever the order they come in.
 template <typename A>
 struct Largest {
+    static constexpr int kTakes = 1024;  // see reduce_planes
     A value;
     int position;
 
@@ -47,20 +48,28 @@ struct Largest {
     }
 };
 
+// A sum. Values that are taken are added as they are, sums that are combined with compensation.
 template <typename A>
 struct Sum {
-    A value;
+    static constexpr int kTakes = 32;
+    A value, lost;
 
-    static __device__ __forceinline__ Sum identity() { return {A(0)}; }
+    static __device__ __forceinline__ Sum identity() { return {A(0), A(0)}; }
     __device__ __forceinline__ void take(A other, int) { value += other; }
-    __device__ __forceinline__ Sum combine(const Sum& other) const { return {value + other.value}; }
-    __device__ __forceinline__ Sum shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta)};
+    __device__ __forceinline__ Sum combine(const Sum& other) const {
+        Sum both{value, lost + other.lost};
+        add_compensated(both.value, both.lost, other.value);
+        return both;
     }
+    __device__ __forceinline__ Sum shuffled_down(int delta) const {
+        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, lost, delta)};
+    }
+    __device__ __forceinline__ A times(A factor) const { return compensated(value, lost) * factor; }
 };
 
 // Calls finish(plane, value) in one thread of each plane, with the value of all its elements.
 //   x   [planes, positions] T, aligned to 16 bytes
+// A thread combines the values of kTakes elements each.
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_planes(const T* x, const GlobalLayout& layout, Finish finish) {
@@ -76,15 +85,26 @@ __device__ __forceinline__ void reduce_planes(const T* x, const GlobalLayout& la
         const int positions = plane < layout.planes ? static_cast<int>(layout.positions) : 0;
         Value value = Value::identity();
         if (aligned) {
+            const int step = layout.lanes * kWidth;
+            for (int i = lane * kWidth; i < positions;) {
+                const int end = min(positions - i, step * (Value::kTakes / kWidth)) + i;
+                Value some = Value::identity();
 #pragma unroll 4
-            for (int i = lane * kWidth; i < positions; i += layout.lanes * kWidth) {
-                const Vector<T> values = Vector<T>::load(source + i);
+                for (; i < end; i += step) {
+                    const Vector<T> values = Vector<T>::load(source + i);
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) value.take(to_accumulate(values[k]), i + k);
+                    for (int k = 0; k < kWidth; ++k) some.take(to_accumulate(values[k]), i + k);
+                }
+                value = value.combine(some);
             }
         } else {
+            for (int i = lane; i < positions;) {
+                const int end = min(positions - i, layout.lanes * Value::kTakes) + i;
+                Value some = Value::identity();
 #pragma unroll 4
-            for (int i = lane; i < positions; i += layout.lanes) value.take(to_accumulate(source[i]), i);
+                for (; i < end; i += layout.lanes) some.take(to_accumulate(source[i]), i);
+                value = value.combine(some);
+            }
         }
         if (layout.lanes == kGlobalThreads) {
             value = block_reduce(value, warp_values);
@@ -113,7 +133,8 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     });
 }
 
-// y = sum of each plane times factor. In an order that depends on the plane's size alone.
+// y = sum of each plane times factor. In an order that depends on the plane's size alone: no value passes
+// through more additions than 32 without compensation.
 //   x   [planes, positions] T, aligned to 16 bytes
 //   y   [planes] T
 // Launch: 1-D, kGlobalThreads, any number of blocks.
@@ -122,7 +143,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_avg_planes(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
     using A = accumulate_t<T>;
     reduce_planes<Sum<A>>(x, layout, [&](long long plane, const Sum<A>& sum) {
-        y[plane] = from_accumulate<T>(sum.value * factor);
+        y[plane] = from_accumulate<T>(sum.times(factor));
     });
 }
 
@@ -143,11 +164,20 @@ __device__ __forceinline__ void reduce_rows(const T* x, const GlobalLayout& layo
     for (int k = 0; k < kWidth; ++k) values[k] = Value::identity();
     if (vector < layout.planes) {
         const T* source = x + (sample * layout.positions * layout.planes + vector) * kWidth;
-#pragma unroll 2
-        for (int i = slot; i < static_cast<int>(layout.positions); i += slots) {
-            const Vector<T> loaded = Vector<T>::load(source + i * layout.planes * kWidth);
+        const int positions = static_cast<int>(layout.positions);
+        for (int i = slot; i < positions;) {
+            const int end = min(positions - i, slots * Value::kTakes) + i;
+            Value some[kWidth];
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) values[k].take(to_accumulate(loaded[k]), i);
+            for (int k = 0; k < kWidth; ++k) some[k] = Value::identity();
+#pragma unroll 2
+            for (; i < end; i += slots) {
+                const Vector<T> loaded = Vector<T>::load(source + i * layout.planes * kWidth);
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) some[k].take(to_accumulate(loaded[k]), i);
+            }
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(some[k]);
         }
     }
 #pragma unroll
@@ -195,7 +225,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     reduce_rows<Sum<A>>(x, layout, [&](long long vector, const Sum<A>(&sums)[kWidth]) {
         Vector<T> result;
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sums[k].value * factor);
+        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sums[k].times(factor));
         result.store(y + vector * kWidth);
     });
 }

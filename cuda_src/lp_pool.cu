@@ -2,82 +2,230 @@
 #include "pool_taps.cuh"
 #include "pool_window.cuh"
 
-// value^exponent for a value of at least 0, the simple ones without a rounding too many.
-template <typename A>
-__device__ __forceinline__ A power(A value, A exponent) {
-    if (exponent == A(1)) return value;
-    if (exponent == A(2)) return value * value;
-    return pow(value, exponent);
+// What powers of a type are computed in. A power multiplies a relative error by p: half types leave float
+// bits enough for that, float32 leaves none. Powers of float64 are of values that are scaled without a
+// rounding.
+template <typename T>
+struct Power {
+    using type = double;
+};
+template <>
+struct Power<__half> {
+    using type = float;
+};
+template <>
+struct Power<__nv_bfloat16> {
+    using type = float;
+};
+template <typename T>
+using power_t = typename Power<T>::type;
+
+// p, and what a window lacks.
+struct PowerRule {
+    double p, root;    // p and 1 / p
+    double taps;       // of a window
+    int whole;         // p, where its powers are taken as products; 0: they are not
+    int cuts_off;      // whether a window may reach beyond the padding
+    int pad_after[3];  // behind the last element
+
+    // Taps of the window at `output` over those within the padded extent.
+    template <typename C>
+    __device__ __forceinline__ C share(const PoolWindow& window, const long long (&output)[3]) const {
+        if (!cuts_off) return C(1);
+        double inside = 1;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis)
+            // The first window starts at -pad, so that no tap is before the padding.
+            inside *=
+                AxisTaps<long long>(window, axis, output[axis], window.input[axis] + pad_after[axis]).end;
+        return static_cast<C>(taps / inside);
+    }
+};
+
+static_assert(sizeof(PowerRule) == 48, "the launcher packs it with this size");
+
+// value^exponent for a value of at least 0.
+//   whole   the exponent, of at least 0, where products are as good; below 0: they are not
+template <typename C>
+__device__ __forceinline__ C power(C value, C exponent, int whole) {
+    if (whole < 0) return pow(value, exponent);
+    C result = C(1);
+#pragma unroll 1
+    for (; whole > 0; whole >>= 1, value *= value) {
+        if (whole & 1) result *= value;
+    }
+    return result;
 }
 
+// a * b * c with one rounding where there are no bits to spare.
+__device__ __forceinline__ float product(float a, float b, float c) { return a * (b * c); }
+__device__ __forceinline__ double product(double a, double b, double c) {
+    const double bc = b * c;
+    return fma(a, bc, a * fma(b, c, -bc));
+}
+
+// What the values of a window are multiplied by before their powers are taken, as two factors of which
+// neither leaves the range: the largest becomes 1, or, of float64, is brought to [1, 2) by a power of two, so
+// that no value is rounded. (Sums of its 900th powers are within the range; for greater p values are rounded
+// too.)
+template <typename T>
+struct Scale {
+    using C = power_t<T>;
+    static constexpr bool kExact = sizeof(T) == sizeof(double);
+    C largest, first, second;
+
+    __device__ __forceinline__ Scale(C largest_size, const PowerRule& rule) : largest(largest_size) {
+        if constexpr (kExact) {
+            int exponent;
+            frexp(is_finite() ? largest : C(1), &exponent);
+            const int half = exponent / 2;
+            first = ldexp(C(1), -half);
+            second = ldexp(C(1), half - (exponent - 1));
+            if (rule.p > 900) second /= apply(largest);
+        } else {
+            // 1 over a subnormal bfloat16 is beyond float.
+            first = largest < C(0x1p-100) ? C(0x1p64) : C(1);
+            second = C(1) / (largest * first);
+        }
+    }
+
+    // Not for windows of zeros, or with an infinity or NaN: those are their largest.
+    __device__ __forceinline__ bool is_finite() const { return largest > C(0) && largest - largest == C(0); }
+    __device__ __forceinline__ C apply(C size) const { return size * first * second; }
+    __device__ __forceinline__ C undo(C size) const {
+        return kExact ? size / second / first : size * largest;
+    }
+};
+
+// A sum of values of at least 0, compensated unless the powers have bits to spare.
+template <typename T>
+struct PowerSum {
+    using C = power_t<T>;
+    C sum = C(0), rest = C(0);
+
+    __device__ __forceinline__ void add(C value) {
+        if constexpr (sizeof(C) == sizeof(accumulate_t<T>)) {
+            add_compensated(sum, rest, value);
+        } else {
+            sum += value;
+        }
+    }
+    __device__ __forceinline__ C value() const { return compensated(sum, rest); }
+    // What the value is rounded by.
+    __device__ __forceinline__ C lost() const { return (sum - value()) + rest; }
+};
+
 // y = (sum |x|^p)^(1/p) of each window, in the order of the taps; the largest |x|, and its tap, with taps.
-//   x, y     [images, input, groups], [images, output, groups] T
-//   taps     shape of y, window.tap_bytes each: the first of equal ones, the last NaN; null for a finite p
-//   p, root  p and 1 / p
+// The sum of a window that is cut off is multiplied by the taps of a window over those within the padded
+// extent.
+//   x, y      [images, input, groups], [images, output, groups] T
+//   taps      shape of y, window.tap_bytes each: the first of equal ones, the last NaN; null for a finite p
+//   largest   shape of y: the largest |x|; null for p = 1, and with taps
+//   slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    lp_pool_forward(const T* x, T* y, unsigned char* taps, accumulate_t<T> p, accumulate_t<T> root,
-                    PoolWindow window) {
+    lp_pool_forward(const T* x, T* y, unsigned char* taps, T* largest, accumulate_t<T>* slopes,
+                    PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
+    using C = power_t<T>;
     const Index image_size = input_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size;
         const PoolExtent<Index> extent(window, nullptr, output.image);
-        A result = A(0);
-        if (taps != nullptr) {
-            int chosen[1] = {0};
-            bool found = false;
-            for_each_tap(window, output, extent, [&](int tap, Index i) {
-                const A size = fabs(to_accumulate(image[i]));
-                if (!found || size > result || size != size) {
-                    result = size;
-                    chosen[0] = tap;
-                }
-                found = true;
-            });
-            store_taps<1>(taps, unit, chosen, window.tap_bytes);
-        } else {
+        if (rule.p == 1) {
+            PowerSum<T> sum;
             for_each_tap(window, output, extent,
-                         [&](int, Index i) { result += power(A(fabs(to_accumulate(image[i]))), p); });
-            result = p == A(2) ? sqrt(result) : power(result, root);
+                         [&](int, Index i) { sum.add(C(fabs(to_accumulate(image[i])))); });
+            const C result = sum.value() * rule.template share<C>(window, output.at);
+            y[unit] = from_accumulate<T>(static_cast<A>(result));
+            return;
         }
-        y[unit] = from_accumulate<T>(result);
+        A most = A(0);
+        int chosen[1] = {0};
+        bool found = false;
+        for_each_tap(window, output, extent, [&](int tap, Index i) {
+            const A size = fabs(to_accumulate(image[i]));
+            if (!found || size > most || size != size) {
+                most = size;
+                chosen[0] = tap;
+            }
+            found = true;
+        });
+        if (taps != nullptr) {
+            store_taps<1>(taps, unit, chosen, window.tap_bytes);
+            y[unit] = from_accumulate<T>(most);
+            return;
+        }
+        const Scale<T> scale(most, rule);
+        // Of a window with an infinity only that one's gradient is no number; of one with NaN all are.
+        C result = most, slope = most != most ? most : A(0);
+        if (scale.is_finite()) {
+            PowerSum<T> sum;
+            for_each_tap(window, output, extent, [&](int, Index i) {
+                const C size = scale.apply(fabs(to_accumulate(image[i])));
+                sum.add(power(size, static_cast<C>(rule.p), rule.whole > 0 ? rule.whole : -1));
+            });
+            const C share = rule.template share<C>(window, output.at), total = sum.value() * share;
+            C norm = rule.p == 2 ? sqrt(total) : pow(total, static_cast<C>(rule.root));
+            slope = norm / total;
+            if constexpr (Scale<T>::kExact) {
+                // A step of Newton's, with what the roundings of the total and of the quotient left: of them
+                // and of pow's error the p-th part remains.
+                const C rest = fma(sum.value(), share, -total) + sum.lost() * share;
+                const C power_of_norm = rule.p == 2 ? norm * norm : pow(norm, static_cast<C>(rule.p));
+                const C error = rule.p == 2 ? fma(norm, norm, -power_of_norm) : C(0);
+                const C step = norm * (((total - power_of_norm - error) + rest) / total) * C(rule.root);
+                slope += ((fma(-slope, total, norm) + step) - slope * rest) / total;
+                norm += step;
+            }
+            result = scale.undo(norm);
+            slope *= share;
+        }
+        y[unit] = from_accumulate<T>(static_cast<A>(result));
+        largest[unit] = from_accumulate<T>(most);
+        slopes[unit] = static_cast<A>(slope);
     });
 }
 
-// dx = sign(x) sum of dy (|x| / y)^(p - 1) over the windows of the element, in the order of the taps; 0 where
-// x is 0. With taps, sign(x) times the gradients of the windows that chose it.
-//   dy, y    [images, output, groups] T; y may be null with taps
-//   x, dx    [images, input, groups] T: every element is written once
-//   taps     shape of y, window.tap_bytes each, or null
-//   exponent p - 1
+// dx = sign(x) sum of dy dy/dx over the windows of the element, in the order of the taps; 0 where x is 0.
+// With taps, sign(x) times the gradients of the windows that chose it.
+//   dy             [images, output, groups] T
+//   x, dx          [images, input, groups] T: every element is written once
+//   taps, largest, slopes   as lp_pool_forward gives them, or null
 // Launch: as lp_pool_forward; units are inputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    lp_pool_backward(const T* dy, const T* x, const T* y, const unsigned char* taps, T* dx,
-                     accumulate_t<T> exponent, PoolWindow window) {
+    lp_pool_backward(const T* dy, const T* x, const unsigned char* taps, const T* largest,
+                     const accumulate_t<T>* slopes, T* dx, PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
+    using C = power_t<T>;
     const Index image_size = output_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& input, long long unit) {
         const Index image = input.image * image_size;
         const A value = to_accumulate(x[unit]);
         const A size = fabs(value);
-        A sum = A(0);
-        for_each_covering_window(window, input, [&](int tap, Index i, const Index(&)[3]) {
-            const A gradient = to_accumulate(dy[image + i]);
+        if (size == A(0)) {
+            dx[unit] = from_accumulate<T>(A(0));
+            return;
+        }
+        C sum = C(0);
+        for_each_covering_window(window, input, [&](int tap, Index i, const Index(&output)[3]) {
+            const C gradient = to_accumulate(dy[image + i]);
             if (taps != nullptr) {
                 int chosen[1];
                 load_taps<1>(taps, image + i, chosen, window.tap_bytes);
                 if (chosen[0] == tap) sum += gradient;
+            } else if (slopes == nullptr) {
+                sum += gradient * rule.template share<C>(window, output);
             } else {
-                const A norm = to_accumulate(y[image + i]);
-                const A ratio = size / (norm == A(0) ? A(1) : norm);
-                sum += gradient * (size == A(0) ? A(0) : power(ratio, exponent));
+                const Scale<T> scale(to_accumulate(largest[image + i]), rule);
+                const C slope = power(scale.apply(size), static_cast<C>(rule.p - 1), rule.whole - 1);
+                sum += product(gradient, slope, C(slopes[image + i]));
             }
         });
         // NaN has no sign.
-        const A sign = value != value ? value : A((value > A(0)) - (value < A(0)));
-        dx[unit] = from_accumulate<T>(sign * sum);
+        const A sign = value != value ? value : (value > A(0) ? A(1) : A(-1));
+        dx[unit] = from_accumulate<T>(static_cast<A>(sign * sum));
     });
 }

@@ -3,29 +3,58 @@
 
 #include "reduce.cuh"
 
-// Count, mean and sum of squared deviations of some values, merged as Chan, Golub and LeVeque (1979) do.
-// The mean is relative to an origin that all parts share, one of the channel's values: its rounding error is
-// then small against their spread, however far from 0 they are.
+// What values are multiplied by where squares of them, or their sums, would leave the range: a power of two
+// for which those of the largest do not, and those of values that need it do not vanish.
+template <typename A>
+struct Lowering;
+template <>
+struct Lowering<float> {
+    static constexpr float kDown = 0x1p-100f, kUp = 0x1p100f, kModerate = 0x1p60f;
+};
+template <>
+struct Lowering<double> {
+    static constexpr double kDown = 0x1p-800, kUp = 0x1p800, kModerate = 0x1p500;
+};
+
+template <typename A>
+__device__ __forceinline__ bool is_finite(A value) {
+    return value - value == A(0);
+}
+
+// Count, mean and variance of some values, merged as Chan, Golub and LeVeque (1979) do. The mean is relative
+// to an origin that all parts share, one of the channel's values: its rounding error is then small against
+// their spread, however far from 0 they are. A negative count says that all values were lowered: the variance
+// itself may be out of range where 1 over its root is not.
 template <typename A>
 struct Moments {
-    A count, mean, m2;
+    A count, mean, var;
 
     static __device__ __forceinline__ Moments identity() { return {A(0), A(0), A(0)}; }
+
+    __device__ __forceinline__ Moments lowered() const {
+        constexpr A kDown = Lowering<A>::kDown;
+        if (count < A(0)) return *this;
+        return {-count, mean * kDown, var * kDown * kDown};
+    }
 
     __device__ __forceinline__ Moments combine(const Moments& other) const {
         // An empty side has no mean: weighing it by 0 would turn a large mean of the other into NaN.
         if (other.count == A(0)) return *this;
         if (count == A(0)) return other;
-        const A total = count + other.count;
-        const A delta = other.mean - mean;
-        const A weight = other.count / total;
+        constexpr A kModerate = Lowering<A>::kModerate;
+        const bool moderate = count > A(0) && other.count > A(0) && fabs(other.mean - mean) < kModerate &&
+                              max(var, other.var) < kModerate * kModerate;
+        const Moments a = moderate ? *this : lowered(), b = moderate ? other : other.lowered();
+        const A total = a.count + b.count, delta = b.mean - a.mean;
+        const A weight = b.count / total, rest = a.count / total;
         // Equal means stay that mean to the last bit, whatever the weight.
-        return {total, mean + delta * weight, m2 + other.m2 + delta * delta * (count * weight)};
+        return {total, a.mean + delta * weight,
+                a.var * rest + b.var * weight + delta * delta * (rest * weight)};
     }
 
     __device__ __forceinline__ Moments shuffled_down(int delta) const {
         return {__shfl_down_sync(kFullWarp, count, delta), __shfl_down_sync(kFullWarp, mean, delta),
-                __shfl_down_sync(kFullWarp, m2, delta)};
+                __shfl_down_sync(kFullWarp, var, delta)};
     }
 };
 
@@ -44,13 +73,16 @@ struct MomentsAccumulator {
         sum_of_squares = fma(deviation, deviation, sum_of_squares);
     }
 
-    __device__ __forceinline__ Moments<A> moments(int count, A origin) const {
+    // Where these are not finite, lowered values have some, unless there is an infinity or NaN among them.
+    //   lowered   whether the values were
+    __device__ __forceinline__ Moments<A> moments(int count, A origin, bool lowered) const {
         if (count == 0) return Moments<A>::identity();
         const A n = static_cast<A>(count);
         const A mean_deviation = sum / n;
-        const A m2 = sum_of_squares - sum * mean_deviation;
+        const A var = (sum_of_squares - sum * mean_deviation) / n;
+        if (lowered) origin *= Lowering<A>::kDown;
         // Rounding may leave a variance of nothing slightly negative; NaN must stay NaN.
-        return {n, (shift - origin) + mean_deviation, m2 < A(0) ? A(0) : m2};
+        return {lowered ? -n : n, (shift - origin) + mean_deviation, var < A(0) ? A(0) : var};
     }
 };
 

@@ -43,3 +43,17 @@ __device__ __forceinline__ void set_negative_infinity(float& value) { value = __
 __device__ __forceinline__ void set_negative_infinity(double& value) {
     value = __longlong_as_double(0xfff0000000000000ll);
 }
+
+// Adds a value to a sum, and the rounding error to what is lost (Knuth, TAOCP 2, 4.2.2, theorem B): the two
+// together are as good as exact, however many values there are.
+template <typename A>
+__device__ __forceinline__ void add_compensated(A& sum, A& lost, A value) {
+    const A total = sum + value, added = total - sum;
+    lost += (sum - (total - added)) + (value - added);
+    sum = total;
+}
+// The sum with what it lost, which is no number where the sum is not finite.
+template <typename A>
+__device__ __forceinline__ A compensated(A sum, A lost) {
+    return sum - sum == A(0) ? sum + lost : sum;
+}

@@ -9,7 +9,7 @@ constexpr int kReciprocals = 128;
 template <typename A>
 struct PoolDivisor {
     A reciprocal;        // of the divisor of a window with `count` taps, or of every window
-    int count;           // 0: every window has the same divisor
+    int count;           // 0: every window has the same divisor; -1: more taps than an int counts
     int padding_counts;  // whether taps in the padding count
     int pad_after[3];
     A reciprocals[kReciprocals];  // of the numbers of taps; of no taps, 1
@@ -28,12 +28,13 @@ struct PoolDivisor {
     __device__ __forceinline__ A of(const PoolWindow& window, const Index (&output)[3],
                                     const PoolExtent<Index>& extent) const {
         if (count == 0) return reciprocal;
-        int taps = 1;
+        long long taps = 1;
 #pragma unroll
         for (int axis = 0; axis < 3; ++axis) taps *= counted(window, axis, output[axis], extent.size[axis]);
         if (taps == count) return reciprocal;
         // A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.
-        return taps < kReciprocals ? reciprocals[max(taps, 0)] : A(1) / static_cast<A>(taps);
+        return taps < kReciprocals ? reciprocals[max(static_cast<int>(taps), 0)]
+                                   : A(1) / static_cast<A>(taps);
     }
 
     // Taps that count of a window of Kernel ones along an axis; of one beyond the ends, no more and no fewer.

@@ -174,11 +174,19 @@ __device__ __forceinline__ int covering_tap(const PoolWindow& window, int axis, 
                                               window.by_output[axis],
                                               static_cast<Index>(window.output[axis])));
     }
-    const int distance = static_cast<int>(at + window.pad[axis] - output * window.stride[axis]);
+    const Index distance = at + window.pad[axis] - output * window.stride[axis];
     const int dilation = window.dilation[axis];
-    if (dilation == 1) return distance;
-    const int tap = window.by_dilation[axis].quotient(distance);
-    return tap * dilation == distance ? tap : -1;
+    if (dilation == 1) return static_cast<int>(distance);
+    const Index tap = quotient(distance, window.by_dilation[axis], dilation);
+    return tap * dilation == distance ? static_cast<int>(tap) : -1;
+}
+
+// Number of a tap, of which 32 bits are all that is saved. Averages have windows of more, and do not ask.
+__device__ __forceinline__ int tap_number(const PoolWindow& window, int kd, int kh, int kw) {
+    const unsigned int rows = static_cast<unsigned int>(window.kernel[1]);
+    const unsigned int columns = static_cast<unsigned int>(window.kernel[2]);
+    return static_cast<int>((static_cast<unsigned int>(kd) * rows + static_cast<unsigned int>(kh)) * columns +
+                            static_cast<unsigned int>(kw));
 }
 
 // What is done after a row of taps, unless said otherwise.
@@ -206,7 +214,7 @@ __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const Poo
             Index index =
                 ((d * rows + h) * columns + width.origin + width.begin * window.dilation[2]) * groups +
                 output.group;
-            const int tap = (kd * window.kernel[1] + kh) * window.kernel[2];
+            const int tap = tap_number(window, kd, kh, 0);
 #pragma unroll 1
             for (int kw = width.begin; kw < width.end; ++kw, index += window.dilation[2] * groups)
                 visit(tap + kw, index);
@@ -238,7 +246,7 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
             for (Index w = width.last; w >= width.first; --w) {
                 const int kw = covering_tap(window, 2, input.at[2], w);
                 if (kw < 0) continue;
-                const int tap = (kd * window.kernel[1] + kh) * window.kernel[2] + kw;
+                const int tap = tap_number(window, kd, kh, kw);
                 const Index output[3] = {d, h, w};
                 visit(tap, (row + w) * static_cast<Index>(window.groups) + input.group, output);
             }

@@ -65,6 +65,23 @@ class Window:
         one = set(self.output_shape) == {1} and not any(self.pad_before)
         return dense and one and self.kernel == self.input_shape
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a sliding window reaches beyond the padded extent, as ceil mode lets it."""
+        return not self.adaptive and any(
+            (outputs - 1) * stride + dilation * (kernel - 1) + 1 > before + size + after
+            for outputs, stride, dilation, kernel, before, size, after in zip(
+                self.output_shape,
+                self.stride,
+                self.dilation,
+                self.kernel,
+                self.pad_before,
+                self.input_shape,
+                self.pad_after,
+                strict=True,
+            )
+        )
+
     def origins(self, axis: int) -> np.ndarray:
         """Position along one axis of each window's first tap; negative in the padding.
 

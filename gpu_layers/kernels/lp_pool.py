@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
-from gpu_layers.kernels.pool_plan import STRUCTS, plan_for, spatial_empty
-from gpu_layers.reference.pool_taps import tap_dtype
+import numpy as np
+
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, ready
+from gpu_layers.kernels.pool_plan import STRUCTS, plan_for, spatial_empty, spatial_result
+from gpu_layers.reference.pool_taps import accumulation_dtype, tap_dtype
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.program import Launcher
 from gpu_layers.window import Window
@@ -15,63 +17,97 @@ from gpu_layers.window import Window
 # The powers are what costs: 64-bit indices for all sizes, one kernel less for each type.
 _INDEX = "long long"
 _INSTANTIATIONS = combinations(T=ELEMENT_TYPES, Index=(_INDEX,))
+_RULE = np.dtype(
+    [
+        ("p", np.float64),
+        ("root", np.float64),
+        ("taps", np.float64),
+        ("whole", np.int32),
+        ("cuts_off", np.int32),
+        ("pad_after", np.int32, 3),
+    ],
+    align=True,
+)
+_STRUCTS = {**STRUCTS, "PowerRule": _RULE}
 
 _FORWARD = KernelTemplate(
     "lp_pool.cu",
     "lp_pool_forward",
-    "const T* x, T* y, unsigned char* taps, A p, A root, PoolWindow window",
+    "const T* x, T* y, unsigned char* taps, T* largest, A* slopes, PowerRule rule, PoolWindow window",
     _INSTANTIATIONS,
-    STRUCTS,
+    _STRUCTS,
 )
 _BACKWARD = KernelTemplate(
     "lp_pool.cu",
     "lp_pool_backward",
-    "const T* dy, const T* x, const T* y, const unsigned char* taps, T* dx, A exponent, PoolWindow window",
+    "const T* dy, const T* x, const unsigned char* taps, const T* largest, const A* slopes, T* dx, PowerRule rule, "
+    "PoolWindow window",
     _INSTANTIATIONS,
-    STRUCTS,
+    _STRUCTS,
 )
 
 
-def lp_pool_forward(x: Any, window: Window, norm_type: float, channels_last: bool = False) -> tuple[Any, Any | None]:
+def lp_pool_forward(
+    x: Any, window: Window, norm_type: float, channels_last: bool = False, out: Any | None = None
+) -> tuple[Any, Any | None, Any | None, Any | None]:
     """``gpu_layers.reference.lp_pool_forward``, as a kernel."""
-    return _forward((x,), (window, norm_type, channels_last))
+    return _forward((x, out), (window, norm_type, channels_last))
 
 
 def lp_pool_backward(
     dy: Any,
     x: Any,
-    y: Any | None,
     taps: Any | None,
+    largest: Any | None,
+    slopes: Any | None,
     window: Window,
     norm_type: float,
     channels_last: bool = False,
+    out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.lp_pool_backward``, as a kernel."""
-    return _backward((dy, x, y, taps), (window, norm_type, channels_last))
+    return _backward((dy, x, taps, largest, slopes, out), (window, norm_type, channels_last))
 
 
 @Launcher
 def _forward(operands: Any, numbers: Any, window: Window, norm_type: float, channels_last: bool) -> Any:
-    x = ready(operands[0])
-    y = spatial_empty(x, window.output_shape, channels_last)
-    largest = math.isinf(norm_type)
-    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window)) if largest else None
+    x, out = operands
+    x = ready(x)
+    y = spatial_result(out, x, window.output_shape, channels_last)
+    taps = largest = slopes = None
+    if math.isinf(norm_type):
+        taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    elif norm_type != 1:
+        largest = spatial_empty(x, window.output_shape, channels_last)
+        slopes = spatial_empty(x, window.output_shape, channels_last, accumulation_dtype(x.dtype))
     plan = plan_for(x, window, "output", channels_last, 0)
-    p, root = (1.0, 1.0) if largest else (norm_type, 1 / norm_type)
-    plan.run(_FORWARD(T=element_type(x), Index=_INDEX), (x, y, _bytes(taps), p, root, plan.struct))
-    return y, taps
+    arguments = (x, y, _bytes(taps), largest, slopes, _rule(window, norm_type, x.dtype), plan.struct)
+    plan.run(_FORWARD(T=element_type(x), Index=_INDEX), arguments)
+    return delivered(y, out), taps, largest, slopes
 
 
 @Launcher
 def _backward(operands: Any, numbers: Any, window: Window, norm_type: float, channels_last: bool) -> Any:
-    dy, x, y, taps = operands
+    dy, x, taps, largest, slopes, out = operands
     dy, x = ready(dy), ready(x)
-    y, taps = (None if one is None else ready(one) for one in (y, taps))
-    dx = spatial_empty(dy, window.input_shape, channels_last)
+    taps, largest, slopes = (None if one is None else ready(one) for one in (taps, largest, slopes))
+    dx = spatial_result(out, dy, window.input_shape, channels_last)
     plan = plan_for(dy, window, "input", channels_last, 0)
-    exponent = 0.0 if taps is not None else norm_type - 1
-    plan.run(_BACKWARD(T=element_type(dy), Index=_INDEX), (dy, x, y, _bytes(taps), dx, exponent, plan.struct))
-    return dx
+    arguments = (dy, x, _bytes(taps), largest, slopes, dx, _rule(window, norm_type, dy.dtype), plan.struct)
+    plan.run(_BACKWARD(T=element_type(dy), Index=_INDEX), arguments)
+    return delivered(dx, out)
+
+
+def _rule(window: Window, p: float, dtype: np.dtype) -> np.ndarray:
+    """``PowerRule`` of ``lp_pool.cu``."""
+    rule = np.zeros((), _RULE)
+    rule["p"], rule["root"], rule["taps"] = p, 1 / p, float(window.taps)
+    # p - 1 products have as many roundings, pow has about two: float64 has no bits to spare for more.
+    most = 3 if dtype == np.float64 else 100
+    rule["whole"] = int(p) if p <= most and p == int(p) else 0
+    rule["cuts_off"] = window.is_cut_off
+    rule["pad_after"] = (0,) * (3 - window.rank) + window.pad_after
+    return rule
 
 
 def _bytes(taps: Any | None) -> Any | None:

@@ -376,7 +376,9 @@ def _divisor_struct(
         varies = varies or reach > extent
     struct["reciprocal"] = 1 / (window.taps if divisor_override is None else divisor_override)
     struct["reciprocals"] = 1 / np.maximum(np.arange(_RECIPROCALS), 1)
-    struct["count"] = window.taps if divisor_override is None and varies else 0
+    # More taps than the field holds are never the window's own number: such divisors are counted, and divided by.
+    whole = window.taps if window.taps < 2**31 else -1
+    struct["count"] = whole if divisor_override is None and varies else 0
     struct["padding_counts"] = count_include_pad
     struct["pad_after"] = (0,) * (3 - window.rank) + window.pad_after
     return struct

@@ -20,7 +20,7 @@ class _LPPool(WindowPool):
     stride : int or tuple of int, optional
         kernel_size by default.
     ceil_mode : bool
-        Round the output size up. A window that is cut off is the norm of what is left of it.
+        Round the output size up. Of a window that is cut off, the sum is scaled up to that of a whole one.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
         Zeros; as of the other poolings.
     dilation : int or tuple of int
@@ -64,7 +64,7 @@ class _LPPool(WindowPool):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """The gradient of x; 0 where x, or a whole window, is 0."""
+        """The gradient of x, which must be as it was in the forward; 0 where x is 0."""
         return lp_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:

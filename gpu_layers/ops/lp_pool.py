@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.ops.checks import check_gradient, check_number
-from gpu_layers.ops.pool_arguments import Padding, place_window
+from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
+from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.window import Window
 
 
@@ -20,26 +23,35 @@ class LPPoolSaved:
 
     Attributes
     ----------
-    x, y : array
-        Copies of the (batched) input and output; None for p = inf, but for the input's.
+    x : array
+        The (batched) input itself, not a copy: it must hold the same values until the backward is done. What this
+        library writes to it is noticed there.
     taps : array of unsigned integers, or None
-        For p = inf: number of the tap that won.
+        Shape of the (batched) output. For p = inf: number of the tap that won.
+    largest, slopes : array, or None
+        Likewise, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients of
+        its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
+        float64). The output itself is not needed.
     window : Window
     norm_type : float
     output_shape : tuple of int
     dtype : numpy.dtype
     channels_last, batched : bool
+    writes : int
+        :func:`write_count` of the forward.
     """
 
     x: Any
-    y: Any
     taps: Any
+    largest: Any
+    slopes: Any
     window: Window
     norm_type: float
     output_shape: tuple[int, ...]
     dtype: np.dtype
     channels_last: bool
     batched: bool
+    writes: int = field(default_factory=write_count)
 
 
 def check_norm_type(norm_type: Any) -> float:
@@ -60,12 +72,17 @@ def lp_pool_forward(
     *,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Any = None,
 ) -> tuple[Any, LPPoolSaved]:
-    """``(sum |x|^p)^(1/p)`` of each window: its taps inside the input, as ONNX defines it.
+    """``(sum |x|^p)^(1/p)`` of each window, as ONNX defines it; PyTorch's for ``x >= 0``.
+
+    In ceil mode a window may reach beyond the padding: its sum is multiplied by the taps of the kernel over its taps
+    within the padded extent, as PyTorch does. The largest ``|x|`` is taken out before powers are, so that they
+    neither overflow nor vanish. For a p of at least 1, y and the gradient are within 4 half units in the last place.
 
     Parameters
     ----------
-    x, kernel_size, stride, padding, dilation, ceil_mode, channels_last
+    x, kernel_size, stride, padding, dilation, ceil_mode, channels_last, out
         As in :func:`max_pool_forward`.
     norm_type : float
         p, above 0; inf takes the largest ``|x|``.
@@ -73,7 +90,6 @@ def lp_pool_forward(
     Returns
     -------
     y : array
-        Summed in float32 for half types.
     saved : LPPoolSaved
 
     Raises
@@ -81,37 +97,69 @@ def lp_pool_forward(
     TypeError, ValueError
         As :func:`max_pool_forward`; ValueError for a p of 0 or less.
     """
-    backend = backend_for(x)
+    backend = backend_for(x, optional=(out,))
     p = check_norm_type(norm_type)
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    if math.isinf(p):
+        check_taps(window)
     batch = x if batched else x[None]
-    y, taps = backend.lp_pool_forward(batch, window, p, channels_last)
-    # Copies: the caller may change x and y before backward.
-    saved_y = y.copy() if taps is None else None
-    result = y if batched else y[0]
-    return result, LPPoolSaved(batch.copy(), saved_y, taps, window, p, result.shape, x.dtype, channels_last, batched)
+    if out is None:
+        y, taps, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
+        y = y if batched else y[0]
+    else:
+        shape = output_shape(x, window.output_shape, batched, channels_last)
+        y, (taps, largest, slopes) = filled(
+            out,
+            shape,
+            x.dtype,
+            (x,),
+            batched,
+            lambda target: backend.lp_pool_forward(batch, window, p, channels_last, target),
+        )
+    return y, LPPoolSaved(batch, taps, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
 
 
-def lp_pool_backward(dy: Any, saved: LPPoolSaved) -> Any:
+def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
     """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element.
 
-    Where x, or a whole window, is 0, the gradient is 0. For p = inf each gradient goes to the first of the largest.
+    The y of a window that is cut off by ceil mode comes with the factor of its sum. Where x is 0 the gradient is 0.
+    For p = inf each gradient goes to the first of the largest. x must hold what it held in the forward.
 
     Parameters
     ----------
     dy : array
         Shape and dtype of y.
     saved : LPPoolSaved
+    out : array, optional
+        Where to write the result; apart from dy and x.
 
     Returns
     -------
     array
         Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless dy has y's dtype and shape, and out, if there is one, x's.
+    RuntimeError
+        If this library has written to x since the forward.
     """
-    backend = backend_for(dy, saved.x)
+    backend = backend_for(dy, saved.x, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
+    check_unwritten(saved.writes, x=saved.x)
     batch = dy if saved.batched else dy[None]
-    dx = backend.lp_pool_backward(
-        batch, saved.x, saved.y, saved.taps, saved.window, saved.norm_type, saved.channels_last
-    )
-    return dx if saved.batched else dx[0]
+    kept = (saved.x, saved.taps, saved.largest, saved.slopes)
+    arguments = (batch, *kept, saved.window, saved.norm_type, saved.channels_last)
+    if out is None:
+        dx = backend.lp_pool_backward(*arguments)
+        return dx if saved.batched else dx[0]
+    shape = saved.x.shape if saved.batched else saved.x.shape[1:]
+    return filled(
+        out,
+        shape,
+        dy.dtype,
+        (dy, saved.x),
+        saved.batched,
+        lambda target: backend.lp_pool_backward(*arguments, target),
+    )[0]

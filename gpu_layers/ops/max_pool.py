@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.ops.checks import check_gradient
-from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
+from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
@@ -91,7 +91,8 @@ def max_pool_forward(
     TypeError
         For a wrong array type, dtype or number type.
     ValueError
-        For a wrong rank, an empty channel or spatial axis, or a window that does not fit.
+        For a wrong rank, an empty channel or spatial axis, a window that does not fit, or one of more than 2**32
+        elements.
     """
     backend = backend_for(x, optional=(out,))
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
@@ -131,6 +132,7 @@ def adaptive_max_pool_forward(
 def _forward(
     backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Any
 ) -> tuple[Any, MaxPoolSaved]:
+    check_taps(window)
     batch = x if batched else x[None]
     if out is None:
         y, taps = backend.max_pool_forward(batch, window, channels_last, lengths)

@@ -187,6 +187,15 @@ def spatial_shape(x: Any, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
     return batched, tuple(spatial)
 
 
+def check_taps(window: Window) -> None:
+    """ValueError if the taps of a window are more than 32 bits number: which of them won could not be saved."""
+    if window.taps > 2**32:
+        raise ValueError(
+            f"kernel_size has {window.taps} elements, of which the largest is saved as a number of at most 32 bits: "
+            f"give at most {2**32}, got kernel_size={list(window.kernel)}"
+        )
+
+
 def check_lengths(lengths: Any, x: Any, batched: bool, window: Window) -> Any:
     """The sizes that each sample has for itself, or None; as :func:`sample_lengths`."""
     return None if lengths is None else sample_lengths(lengths, x, batched, window.input_shape)

@@ -61,12 +61,18 @@ def _tanh_derivative(x: np.ndarray) -> np.ndarray:
 
 def _normal_distribution(x: np.ndarray) -> np.ndarray:
     # NumPy has no erfc; erfc, other than 1 + erf, keeps its precision where x is far below 0.
-    z = (x * -math.sqrt(0.5)).reshape(-1)
-    return 0.5 * np.fromiter(map(math.erfc, z.tolist()), x.dtype, z.size).reshape(x.shape)
+    exact = x * -np.sqrt(np.longdouble(0.5))
+    z = exact.astype(x.dtype)
+    erfc = np.fromiter(map(math.erfc, z.reshape(-1).tolist()), x.dtype, z.size).reshape(x.shape)
+    # Which magnifies what z is rounded by: its derivative is about -2 z times erfc(z) from 1 on. (Nothing is left
+    # where the processor has no wider numbers than float64.)
+    rest = np.where(z > 1, -2 * z * (exact - z).astype(x.dtype), 0)
+    return 0.5 * np.where(erfc > 0, erfc + erfc * rest, erfc)
 
 
 def _normal_density(x: np.ndarray) -> np.ndarray:
-    return np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    exponent = np.square(x, dtype=np.longdouble) * -0.5
+    return (np.exp(exponent) / np.sqrt(2 * np.longdouble(math.pi))).astype(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
+    CompensatedSum,
     Step,
     accumulation_dtype,
     by_samples,
@@ -17,11 +18,22 @@ from gpu_layers.reference.pool_taps import (
     divisors,
     inside_lengths,
     masked,
+    spatial_axes,
+    window_inputs,
     window_taps,
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
 from gpu_layers.window import Window
+
+# Windows of more taps inside the input are summed in float64, without an error that grows with them; likewise the
+# shares of an input that may be in more windows. ``kFew`` of ``avg_pool.cu``.
+_FEW = 128
+
+
+def _most(window: Window, sizes: tuple[int, ...]) -> int:
+    """Taps that a window may have inside an input of these sizes, or windows of such an output that have an input."""
+    return math.prod(min(kernel, size) for kernel, size in zip(window.kernel, sizes, strict=True))
 
 
 def _rows(steps: Iterator[Step]) -> Iterator[Iterator[Step]]:
@@ -56,7 +68,8 @@ def avg_pool_forward(
     Returns
     -------
     y : ndarray
-        C-contiguous, x's dtype; summed in float32 (float64 for float64), each row of taps first.
+        C-contiguous, x's dtype; summed in float32 (float64 for float64), each row of taps first. Sums of more than
+        128 taps are as good as exact, or pairwise.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = math.prod(x.shape[1:])
@@ -74,14 +87,42 @@ def _forward(
 ) -> np.ndarray:
     dtype = accumulation_dtype(x.dtype)
     x = masked(x, inside_lengths(lengths, window, channels_last))
-    total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
-    for row in _rows(window_taps(window, channels_last)):
-        row_total = np.zeros_like(total)
-        for step in row:
-            row_total[step.outputs] += x[step.inputs]
-        total += row_total
-    total /= divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
+    shape = with_spatial(x.shape, window.output_shape, channels_last)
+    taps = _most(window, window.input_shape)
+    if taps > _FEW:
+        one_by_one = _windows_one_by_one if math.prod(window.output_shape) <= taps else _taps_one_by_one
+        total = one_by_one(x, window, channels_last, shape)
+    else:
+        total = np.zeros(shape, dtype)
+        for row in _rows(window_taps(window, channels_last)):
+            row_total = np.zeros_like(total)
+            for step in row:
+                row_total[step.outputs] += x[step.inputs]
+            total += row_total
+    total /= divisors(window, count_include_pad, divisor_override, channels_last, total.dtype, lengths)
     return total.astype(x.dtype, copy=False)
+
+
+def _windows_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
+    total = np.empty(shape)
+    axes = spatial_axes(window.rank, channels_last)
+    lead = (slice(None),) * axes.start
+    for output in np.ndindex(*window.output_shape):
+        inputs = (*lead, *window_inputs(window, output))
+        values = x[inputs]
+        # NumPy sums neighbours pairwise, not what is apart.
+        planes = np.moveaxis(values, -1, 1) if channels_last else values
+        planes = np.ascontiguousarray(planes.reshape(*planes.shape[:2], -1), np.float64)
+        place = (*lead, *output)
+        total[place] = planes.sum(axis=-1)
+    return total
+
+
+def _taps_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]) -> np.ndarray:
+    total = CompensatedSum(shape, np.float64)
+    for *__, outputs, inputs in window_taps(window, channels_last):
+        total.add(outputs, x[inputs])
+    return total.value()
 
 
 @ieee
@@ -99,7 +140,8 @@ def avg_pool_backward(
     Returns
     -------
     dx : ndarray
-        C-contiguous, dy's dtype. Contributions are added as the forward adds taps: those along a row first.
+        C-contiguous, dy's dtype. Contributions are added as the forward adds taps: those along a row first, or
+        compensated.
     """
     divisor = (count_include_pad, divisor_override)
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
@@ -117,7 +159,13 @@ def _backward(
 ) -> np.ndarray:
     dtype = accumulation_dtype(dy.dtype)
     share = dy.astype(dtype) / divisors(window, count_include_pad, divisor_override, channels_last, dtype, lengths)
-    dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
+    shape = with_spatial(dy.shape, window.input_shape, channels_last)
+    if _most(window, window.output_shape) > _FEW:
+        sums = CompensatedSum(shape, np.float64)
+        for step in covering_windows(window, channels_last):
+            sums.add(step.inputs, share[step.outputs])
+        return masked(sums.value(), inside_lengths(lengths, window, channels_last)).astype(dy.dtype)
+    dx = np.zeros(shape, dtype)
     for row in _rows(covering_windows(window, channels_last)):
         row_dx = np.zeros_like(dx)
         for step in row:

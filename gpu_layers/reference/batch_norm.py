@@ -109,6 +109,9 @@ def batch_norm_statistics(
 ) -> np.ndarray:
     """The statistics of a batch, and the parameters that go with them: what a forward keeps of the channels.
 
+    Mean, variance and ``inv_std`` are NaN for a channel with an infinity or NaN. A variance beyond the dtype is
+    infinite; mean and inv_std are right then.
+
     Returns
     -------
     ndarray, shape (5, C)
@@ -116,25 +119,39 @@ def batch_norm_statistics(
         statistics dtype.
     """
     axes = _reduced_axes(x, channels_last)
+    mean, var = _moments(x, axes)
+    inv_std = 1 / np.sqrt(var + eps)
+    if not np.isfinite(var).all():
+        # Squares of float64 values may leave the range: these channels by values that are smaller by a power of two.
+        down = 2.0**-600
+        low_mean, low_var = _moments(x * np.float64(down), axes)
+        beyond = ~np.isfinite(var)
+        mean = np.where(beyond, np.where(np.isnan(low_var), np.nan, low_mean / down), mean)
+        inv_std = np.where(beyond, down / np.sqrt(low_var), inv_std)
+        var = np.where(beyond, low_var / down / down, var)
+    statistics = _kept(mean, var, inv_std, gamma, beta, statistics_dtype(x.dtype))
+    if running is not None:
+        batch_norm_fold(statistics, running)
+    return statistics
+
+
+def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance along axes, in float64."""
     # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
     shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
     shift = shift.astype(np.float64)
     # C order: the order of the sums, and so every bit, is the same for every memory layout of x.
     deviation = x.astype(np.float64, order="C") - shift
-    deviation_mean = deviation.mean(axis=axes)
-    exact_mean = shift.reshape(-1) + deviation_mean
-    deviation -= _per_channel(deviation_mean, x, channels_last)
-    exact_var = np.square(deviation, out=deviation).mean(axis=axes)
-    statistics = _kept(exact_mean, exact_var, gamma, beta, eps, statistics_dtype(x.dtype))
-    if running is not None:
-        batch_norm_fold(statistics, running)
-    return statistics
+    deviation_mean = deviation.mean(axis=axes, keepdims=True)
+    deviation -= deviation_mean
+    mean = shift.reshape(-1) + deviation_mean.reshape(-1)
+    return mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
-def _kept(mean, var, gamma, beta, eps, dtype):
+def _kept(mean, var, inv_std, gamma, beta, dtype):
     kept = np.empty((5, mean.size), dtype)
-    kept[0], kept[1], kept[2] = mean, var, 1 / np.sqrt(var.astype(np.float64) + eps)
+    kept[0], kept[1], kept[2] = mean, var, inv_std
     kept[3] = 1 if gamma is None else gamma
     kept[4] = 0 if beta is None else beta
     return kept
@@ -310,7 +327,8 @@ def batch_norm_inference(
         As :func:`batch_norm_forward`; the latter are copies of what was given, with ``1 / sqrt(var + eps)``, rounded
         once.
     """
-    statistics = _kept(mean, var, gamma, beta, eps, statistics_dtype(x.dtype))
+    inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
+    statistics = _kept(mean, var, inv_std, gamma, beta, statistics_dtype(x.dtype))
     return _normalized(x, statistics, channels_last, residual, activation, out), statistics
 
 

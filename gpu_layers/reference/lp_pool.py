@@ -8,15 +8,29 @@ import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
-from gpu_layers.reference.pool_taps import accumulation_dtype, by_samples, covering_windows, window_taps, with_spatial
+from gpu_layers.reference.pool_taps import (
+    CompensatedSum,
+    accumulation_dtype,
+    by_samples,
+    covering_windows,
+    divisors,
+    window_taps,
+    with_spatial,
+)
+from gpu_layers.reference.results import delivered
 from gpu_layers.window import Window
+
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 @ieee
 def lp_pool_forward(
-    x: np.ndarray, window: Window, norm_type: float, channels_last: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """``(sum |x|^p)^(1/p)`` of each window; the largest ``|x|`` for p = inf.
+    x: np.ndarray, window: Window, norm_type: float, channels_last: bool = False, out: np.ndarray | None = None
+) -> Arrays:
+    """``(c sum |x|^p)^(1/p)`` of each window; the largest ``|x|`` for p = inf.
+
+    c is the number of taps of a window over those within the padded extent: 1, but for windows that ceil mode cuts
+    off.
 
     Parameters
     ----------
@@ -32,45 +46,106 @@ def lp_pool_forward(
         C-contiguous, x's dtype; 0 for a window with no tap inside the input.
     taps : ndarray or None
         For p = inf, which tap won, as :func:`max_pool_forward` says.
+    largest, slopes : ndarray or None
+        For any p but 1 and inf, y's shape: the largest ``|x|``, in x's dtype; and, in the accumulation dtype,
+        ``c (y / s)^(1-p)``, by which ``(|x| / s)^(p-1)`` is the derivative of y: s is the largest, or, for float64
+        and a p of at most 900, the power of two below it, so that no quotient is rounded.
     """
     inputs = math.prod(x.shape[1:])
     if np.isinf(norm_type):
-        return by_samples(lambda part, own: _largest(part, own, window, channels_last), (x,), None, inputs)
-    return by_samples(lambda part, own: _norms(part, own, window, norm_type, channels_last), (x,), None, inputs), None
+        y, taps = by_samples(lambda part, own: _largest(part, window, channels_last), (x,), None, inputs)
+        return delivered(y, out), taps, None, None
+    if norm_type == 1:
+        y = by_samples(lambda part, own: _sums_of_sizes(part, window, channels_last), (x,), None, inputs)
+        return delivered(y, out), None, None, None
+    y, largest, slopes = by_samples(
+        lambda part, own: _norms(part, window, norm_type, channels_last), (x,), None, inputs
+    )
+    return delivered(y, out), None, largest, slopes
 
 
-def _largest(x: np.ndarray, _: None, window: Window, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
+def _wide(dtype: np.dtype) -> type[np.floating]:
+    """What powers are computed in, which multiply relative errors by p: of more bits than the dtype has.
+
+    Of float64 that is what the processor has, 11 bits more (x86), or none.
+    """
+    return np.longdouble if dtype == np.float64 else np.float64
+
+
+def _largest(x: np.ndarray, window: Window, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
     y, taps = max_pool_forward(np.abs(x), window, channels_last)
     return np.maximum(y, y.dtype.type(0)), taps
 
 
-def _norms(x: np.ndarray, _: None, window: Window, norm_type: float, channels_last: bool) -> np.ndarray:
-    dtype = accumulation_dtype(x.dtype)
-    total = np.zeros(with_spatial(x.shape, window.output_shape, channels_last), dtype)
+def _sums_of_sizes(x: np.ndarray, window: Window, channels_last: bool) -> np.ndarray:
+    total = CompensatedSum(with_spatial(x.shape, window.output_shape, channels_last), _wide(x.dtype))
     for *__, outputs, inputs in window_taps(window, channels_last):
-        total[outputs] += _power(np.abs(x[inputs].astype(dtype)), norm_type)
-    root = np.sqrt(total) if norm_type == 2 else _power(total, 1 / norm_type)
-    return root.astype(x.dtype, copy=False)
+        total.add(outputs, np.abs(x[inputs]))
+    return (_share(window, channels_last) * total.value()).astype(x.dtype, copy=False)
+
+
+def _norms(
+    x: np.ndarray, window: Window, norm_type: float, channels_last: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape = with_spatial(x.shape, window.output_shape, channels_last)
+    largest = np.zeros(shape, x.dtype)
+    for *__, outputs, inputs in window_taps(window, channels_last):
+        largest[outputs] = np.maximum(largest[outputs], np.abs(x[inputs]))
+    scale, total = _Scale(largest, norm_type), CompensatedSum(shape, _wide(x.dtype))
+    for *__, outputs, inputs in window_taps(window, channels_last):
+        total.add(outputs, scale.apply(np.abs(x[inputs]), outputs) ** norm_type)
+    share = _share(window, channels_last)
+    sums = share * total.value()
+    norms = np.sqrt(sums) if norm_type == 2 else sums ** (1 / sums.dtype.type(norm_type))
+    # A window of zeros, or with an infinity or NaN, is its largest; of one with an infinity only that one's
+    # derivative is no number.
+    finite = (largest > 0) & np.isfinite(largest)
+    y = np.where(finite, scale.undo(norms), largest).astype(x.dtype)
+    slopes = np.where(finite, share * (norms / sums), np.where(np.isnan(largest), np.nan, 0))
+    return y, largest, slopes.astype(accumulation_dtype(x.dtype))
+
+
+class _Scale:
+    """What brings the largest of each window to 1, or, without a rounding, to [1, 2)."""
+
+    def __init__(self, largest: np.ndarray, norm_type: float) -> None:
+        self._largest = largest.astype(_wide(largest.dtype))
+        exact = largest.dtype == np.float64 and norm_type <= 900
+        self._exponent = np.frexp(np.where(np.isfinite(largest), largest, 1))[1] - 1 if exact else None
+
+    def apply(self, sizes: np.ndarray, outputs: tuple) -> np.ndarray:
+        if self._exponent is None:
+            return sizes / self._largest[outputs]
+        return np.ldexp(sizes.astype(self._largest.dtype), -self._exponent[outputs])
+
+    def undo(self, norms: np.ndarray) -> np.ndarray:
+        return norms * self._largest if self._exponent is None else np.ldexp(norms, self._exponent)
+
+
+def _share(window: Window, channels_last: bool) -> np.ndarray:
+    return window.taps / divisors(window, True, None, channels_last, np.dtype(np.float64))
 
 
 @ieee
 def lp_pool_backward(
     dy: np.ndarray,
     x: np.ndarray,
-    y: np.ndarray | None,
     taps: np.ndarray | None,
+    largest: np.ndarray | None,
+    slopes: np.ndarray | None,
     window: Window,
     norm_type: float,
     channels_last: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element; 0 where x, or all of a window, is 0.
+    """``sign(x) |x|^(p-1) sum(dy c y^(1-p))`` over the windows of each element; 0 where x is 0.
 
     Parameters
     ----------
     dy : ndarray
         Shape of the output.
-    x, y, taps : ndarray
-        What forward took and gave; with taps, y is not looked at.
+    x, taps, largest, slopes : ndarray or None
+        What forward took and gave.
     window : Window
     norm_type : float
     channels_last : bool
@@ -81,43 +156,39 @@ def lp_pool_backward(
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
     inputs = math.prod(x.shape[1:])
-    return by_samples(
-        lambda part, x, y, taps, own: _backward(part, x, y, taps, own, window, norm_type, channels_last),
-        (dy, x, y, taps),
+    needed = (dy, x, taps, largest, slopes)
+    dx = by_samples(
+        lambda dy, x, taps, largest, slopes, own: _backward(
+            dy, x, taps, largest, slopes, window, norm_type, channels_last
+        ),
+        needed,
         None,
         inputs,
     )
+    return delivered(dx, out)
 
 
 def _backward(
     dy: np.ndarray,
     x: np.ndarray,
-    y: np.ndarray | None,
     taps: np.ndarray | None,
-    _: None,
+    largest: np.ndarray | None,
+    slopes: np.ndarray | None,
     window: Window,
     norm_type: float,
     channels_last: bool,
 ) -> np.ndarray:
-    dtype = accumulation_dtype(dy.dtype)
-    signs = np.sign(x.astype(dtype))
     if taps is not None:
-        return (signs * max_pool_backward(dy.astype(dtype), taps, window, channels_last)).astype(dy.dtype)
-    assert y is not None
-    # Ratios, as y may be large or small enough for its powers to leave the dtype's range.
-    size, gradient, norm = np.abs(x.astype(dtype)), dy.astype(dtype), y.astype(dtype)
-    dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), dtype)
-    for *__, outputs, inputs in covering_windows(window, channels_last):
-        there = norm[outputs]
-        ratio = size[inputs] / np.where(there == 0, 1, there)
-        dx[inputs] += gradient[outputs] * np.where(size[inputs] == 0, 0, _power(ratio, norm_type - 1))
-    return (signs * dx).astype(dy.dtype, copy=False)
-
-
-def _power(values: np.ndarray, exponent: float) -> np.ndarray:
-    """The simple powers without a rounding too many."""
-    if exponent == 1:
-        return values
-    if exponent == 2:
-        return values * values
-    return values ** values.dtype.type(exponent)
+        dx = max_pool_backward(dy.astype(np.float64), taps, window, channels_last)
+    else:
+        wide = _wide(dy.dtype)
+        dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), wide)
+        scale = None if largest is None else _Scale(largest, norm_type)
+        slopes = np.broadcast_to(_share(window, channels_last), dy.shape) if slopes is None else slopes
+        for *__, outputs, inputs in covering_windows(window, channels_last):
+            slope = slopes[outputs].astype(wide)
+            if scale is not None:
+                slope = slope * scale.apply(np.abs(x[inputs]), outputs) ** (norm_type - 1)
+            dx[inputs] += dy[outputs] * slope
+    # Not by the sign alone: 0 times an infinite gradient is no number.
+    return np.where(x == 0, 0, np.sign(x.astype(np.float64)) * dx).astype(dy.dtype)

@@ -64,10 +64,46 @@ def window_taps(window: Window, channels_last: bool) -> Iterator[Step]:
     windows are more than the inputs: use them to read, and :func:`covering_windows` to write.
     """
     lead = (slice(None),) * (1 if channels_last else 2)
-    for tap, position in enumerate(itertools.product(*(range(size) for size in window.kernel))):
+    for position in itertools.product(*(_touching_taps(window, axis) for axis in range(window.rank))):
         outputs, inputs = zip(*(_along(window, axis, k) for axis, k in enumerate(position)), strict=True)
         if not any(index is None for index in outputs):
+            tap = 0
+            for size, k in zip(window.kernel, position, strict=True):
+                tap = tap * size + k
             yield Step(position[:-1], tap, (*lead, *_mesh(outputs)), (*lead, *_mesh(inputs)))
+
+
+# So many taps of an axis are tried, which costs less than to find those that touch the input.
+_FEW_TAPS = 1024
+
+
+def _touching_taps(window: Window, axis: int) -> list[int]:
+    """Numbers of the taps along an axis that may be inside the input: a few, however large the window is."""
+    if window.adaptive or window.kernel[axis] <= _FEW_TAPS:
+        return list(range(window.kernel[axis]))
+    size, dilation = window.input_shape[axis], window.dilation[axis]
+    # Of each window those from the first that is not before the input to the last that is not behind it.
+    origins = window.origins(axis)
+    first = np.maximum(-(origins // dilation), 0)
+    last = np.minimum((size - 1 - origins) // dilation, window.kernel[axis] - 1)
+    taps: list[int] = []
+    # The last window's come first.
+    for low, high in zip(first[::-1].tolist(), last[::-1].tolist(), strict=True):
+        begin = max(low, taps[-1] + 1) if taps else low
+        taps.extend(range(begin, high + 1))
+    return taps
+
+
+def window_inputs(window: Window, output: tuple[int, ...]) -> tuple[slice, ...]:
+    """Inputs that the window at an output position has, along each axis."""
+    inside = []
+    for axis, at in enumerate(output):
+        origin, taps = int(window.origins(axis)[at]), int(window.tap_counts(axis)[at])
+        dilation = window.dilation[axis]
+        begin = max(-(origin // dilation), 0)
+        end = min(taps, (window.input_shape[axis] - 1 - origin) // dilation + 1)
+        inside.append(slice(origin + begin * dilation, max(origin + (end - 1) * dilation + 1, 0), dilation))
+    return tuple(inside)
 
 
 def _along(window: Window, axis: int, k: int) -> tuple[Any, Any]:
@@ -117,6 +153,32 @@ def _covering(window: Window, axis: int) -> tuple[np.ndarray, np.ndarray]:
     size, outputs = window.input_shape[axis], window.output_shape[axis]
     at = np.arange(size, dtype=np.int64)
     return at * outputs // size, -(-(at + 1) * outputs // size) - 1
+
+
+class CompensatedSum:
+    """Sums, and of their rounding errors beside them (Knuth, TAOCP 2, 4.2.2, theorem B).
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+        What is summed in.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._sum, self._lost = np.zeros(shape, dtype), np.zeros(shape, dtype)
+
+    def add(self, outputs: tuple, values: np.ndarray) -> None:
+        """Add values to some of the sums."""
+        before, values = self._sum[outputs], values.astype(self._sum.dtype)
+        total = before + values
+        added = total - before
+        self._lost[outputs] += (before - (total - added)) + (values - added)
+        self._sum[outputs] = total
+
+    def value(self) -> np.ndarray:
+        """The sums; where one is not finite, its errors are no numbers."""
+        return np.where(np.isfinite(self._sum), self._sum + self._lost, self._sum)
 
 
 def along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:

@@ -83,19 +83,23 @@ def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any)
     """Error of y, from the errors that ``activation.cuh`` names, in units u in the last place of what computes.
 
     sigmoid: exp 2 u, which the sum passes on, 1/2 for the sum, 2 for the quotient, 2 for the numerator; a product
-    with x (silu) and one with the scale 1/2 each: 7 u. tanh: 2 u. gelu: erfc 4 u (5 in double) and two products; its
-    argument is off by 1 u, which erfc magnifies by up to x**2 + 2, the quotient of z erfc'(z) and erfc(z) at z = x /
-    sqrt(2).
+    with x (silu) and one with the scale 1/2 each: 7 u. tanh: 2 u. gelu: erfc 4 u (5 in double), what is left of its
+    argument's error 2 u, and two products. In float32 alone is little left: else that error, 1 u, is magnified by up to
+    x**2 + 2, the quotient of z erfc'(z) and erfc(z) at z = x / sqrt(2).
     """
-    magnified = np.minimum(x * x, 1e3) + 9 if activation == "gelu" else 8
-    return _rounded(magnified * np.abs(y), y, dtype)
+    return _rounded((_magnified(x, dtype) + 9 if activation == "gelu" else 8) * np.abs(y), y, dtype)
+
+
+def _magnified(x: np.ndarray, dtype: Any) -> np.ndarray | int:
+    return 0 if dtype == np.float32 else np.minimum(x * x, 1e3)
 
 
 def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx: np.ndarray, dtype: Any) -> np.ndarray:
     """Error of dx, likewise.
 
     sigmoid, tanh: exp 2 u, the sum 1.5, its square 3.5, the quotient 2, two products: 9 u. silu: two such terms.
-    gelu: the distribution as above, and x times the density, whose exponent x**2 / 2 is off by 1/2 u of itself.
+    gelu: the distribution as above, and x times the density, whose exponent x**2 / 2 is off by 1/2 u of itself but
+    in float32.
     """
     size = np.abs(dx)
     if activation == "silu":
@@ -104,7 +108,7 @@ def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx:
     if activation == "gelu":
         density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
         size = np.abs(gradient) * (_distribution(x) + np.abs(x) * density)
-    return _rounded((np.minimum(x * x, 1e3) + 10 if activation == "gelu" else 10) * size, dx, dtype)
+    return _rounded((_magnified(x, dtype) + 10 if activation == "gelu" else 10) * size, dx, dtype)
 
 
 def _slope(activation: str, x: np.ndarray) -> np.ndarray:

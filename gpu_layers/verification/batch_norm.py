@@ -44,6 +44,12 @@ def batch_norm_cases() -> Iterator[Case]:
             yield _batch_norm(dtype, f"{list(channels_last)}, channels_last", channels_last, 2.0, True)
         yield _batch_norm(dtype, "far from 0", (4, 6, 10, 10), far, False)
         yield _batch_norm(dtype, "far from 0, channels_last", (4, 10, 10, 6), far, True)
+        if dtype != np.float16:
+            # Sums of squares leave float32's range.
+            scale = 1e17 if dtype != np.float64 else 1e100
+            yield _batch_norm(dtype, "large", (2, 3, 110, 111), 2.0, False, scale=scale)
+            yield _batch_norm(dtype, "large, channels_last", (2, 30, 31, 8), 2.0, True, scale=scale)
+        yield _infinite(dtype)
         yield _batch_norm(dtype, "vectors of several blocks, channels_last", (1, 40, 40, 8), 2.0, True)
         yield _batch_norm(dtype, "no gamma, no beta", (4, 6, 5, 5), 2.0, False, affine=False)
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
@@ -60,13 +66,14 @@ def batch_norm_cases() -> Iterator[Case]:
 
 
 def _batch_norm(
-    dtype, label, shape, mean, channels_last, *, affine=True, stride=1, activation=None, residual=False
+    dtype, label, shape, mean, channels_last, *, affine=True, stride=1, activation=None, residual=False, scale=1.0
 ) -> Case:
     parameters = statistics_dtype(dtype)
     channels = shape[-1] if channels_last else shape[1]
 
     def inputs() -> Arrays:
-        arrays = {"x": normal(shape, dtype, mean=mean), "dy": normal(shape, dtype, "dy")}
+        x = (normal(shape, np.float64, mean=mean) * scale).astype(dtype)
+        arrays = {"x": x, "dy": normal(shape, dtype, "dy")}
         if affine:
             arrays["gamma"] = normal((channels,), parameters, "gamma")
             arrays["beta"] = normal((channels,), parameters, "beta")
@@ -168,3 +175,24 @@ def _constant(dtype) -> Case:
         return {"y": y, "mean": saved.mean, "var": saved.var}
 
     return Case("batch_norm", dtype, "constant channels", inputs, run)
+
+
+def _infinite(dtype) -> Case:
+    """Of a channel with an infinity nothing is known, wherever it is; of its neighbours in a vector all."""
+
+    def inputs() -> Arrays:
+        x = normal((2, 8), dtype)
+        x[0, 0] = x[1, 1] = x[0, 2] = np.inf
+        x[1, 2] = x[1, 3] = -np.inf
+        x[0, 4] = np.nan
+        return {"x": x}
+
+    def run(arrays: Arrays) -> Arrays:
+        y, saved = ops.batch_norm_forward(arrays["x"], None, None)
+        return {"y": y, "mean": saved.mean, "var": saved.var, "inv_std": saved.inv_std}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        x = np.where(np.isfinite(inputs["x"]), inputs["x"], 0).astype(dtype)
+        return batch_norm_bounds({"x": x, "dy": np.zeros_like(x)}, expected, channels_last=False)
+
+    return Case("batch_norm", dtype, "infinities", inputs, run, bounds)

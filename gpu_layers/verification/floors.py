@@ -130,10 +130,12 @@ def pool(s: Sizes, taps: int = 0, seen: int | None = None) -> int:
 
 
 def lp_pool(s: Sizes, direction: str, taps: int = 0) -> int:
-    """The backward needs x and, of a finite power, y; of the largest value its place, of ``taps`` bytes."""
+    """Kept of each output: of the largest value its place, of ``taps`` bytes; of a finite power above 1 the largest
+    value and a slope of the type that is computed in. The backward reads x too."""
+    kept = taps * s.outputs if taps else s.elements(0, 1) + s.accumulated * s.outputs
     if direction == FORWARD:
-        return pool(s, taps)
-    return s.elements(2, 1) + (taps * s.outputs if taps else s.elements(0, 1))
+        return s.elements(1, 1) + kept
+    return s.elements(2, 1) + kept
 
 
 def max_unpool(s: Sizes, direction: str, index: int = 8, touched: int | None = None) -> int:

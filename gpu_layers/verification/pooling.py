@@ -154,10 +154,11 @@ def _avg_pool(dtype, label, shape, window) -> Case:
         # and then one of the dtype, which may fall to the other side.
         rounding = 2 * epsilon(accumulate) + (epsilon(dtype) if dtype != accumulate else 0)
         y = np.abs(expected["y"].astype(np.float64)) * rounding + smallest(dtype)
-        if saved.window.is_global:
-            # Sums in another order: each addition of either may be off by half a unit of the sum of the sizes.
+        if saved.window.is_global or saved.window.taps > 128:
+            # Sums in another order: each addition of either may be off by half a unit of the sum of the sizes. Kernels
+            # add 32 values without compensation at most; the reference has none or, up to 128 taps, one for each.
             sizes, _ = _avg_forward(np.abs(_view(label, inputs["x"]).astype(np.float64)), window)
-            y = y + saved.window.taps * epsilon(accumulate) * np.abs(sizes)
+            y = y + min(saved.window.taps, 34) * epsilon(accumulate) * np.abs(sizes)
         # In the backward each of at most k shares is off by as much, and each addition rounds once more here and
         # there; the shares' absolute values are the gradient of |dy|.
         magnitude = np.abs(inputs["dy"].astype(np.float64))
@@ -182,24 +183,36 @@ def _avg_pool(dtype, label, shape, window) -> Case:
 
 # Of the windows above, those that are enough: the kernels are the general ones, whose geometry is tested there.
 _LP_CASES = [case for case in _CASES if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
-_POWERS = (1.0, 2.0, 3.0, np.inf)
+_POWERS = (1.0, 2.0, 2.5, 3.0, 100.0, 2000.0, np.inf)
+# Windows cut off in front by padding and behind by ceil mode; values whose squares are beyond float32, infinities, NaN.
+_LP_CUT_OFF: tuple[tuple[int, ...], dict[str, Any]] = (
+    (2, 2, 8, 10),
+    {"kernel_size": (3, 4), "stride": (2, 3), "padding": ((1, 0), (0, 2)), "dilation": (2, 1), "ceil_mode": True},
+)
+_LP_SIZES = {"tiny": 1e-30, "large": 1e30, "special": 1.0}
 
 
 def lp_pool_cases() -> Iterator[Case]:
     """Sums in the order of the reference; powers as good as CUDA promises."""
     for dtype in FLOAT_DTYPES:
         for p in _POWERS:
-            for shape, window in _LP_CASES:
+            for shape, window in (*_LP_CASES, _LP_CUT_OFF):
                 yield _lp_pool(dtype, p, shape, window)
             (batch, channels, *spatial), window = _LP_CASES[1]
             yield _lp_pool(dtype, p, (batch, *spatial, channels), {**window, "channels_last": True})
+        if dtype != np.float16:
+            for p in (2.0, 20.0):
+                for sizes in _LP_SIZES:
+                    yield _lp_pool(dtype, p, *_LP_CASES[0], sizes)
 
 
-def _lp_pool(dtype, p, shape, window) -> Case:
+def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
     accumulate = statistics_dtype(dtype)
 
     def inputs() -> Arrays:
         x = normal(shape, dtype, "x")
+        x = (x * x.dtype.type(_LP_SIZES.get(sizes, 1.0))).astype(dtype)
+        x = with_special_values(x) if sizes == "special" else x
         y = launched_nowhere(lambda: ops.lp_pool_forward(x, p, **window)[0])
         return {"x": x, "dy": normal(y.shape, dtype, "dy")}
 
@@ -209,19 +222,26 @@ def _lp_pool(dtype, p, shape, window) -> Case:
         return results if saved.taps is None else {**results, "taps": saved.taps}
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
-        if p in (1, 2, np.inf):
+        if p == np.inf:
             return {}  # nothing but what IEEE 754 defines to the last bit
-        # CUDA's powf is within 4 units in the last place, NumPy's as near: 8 between the two for the terms, a p-th
-        # of that and 8 more for the root; for the gradient 8, and p - 1 for each unit that y is off.
-        rounding = epsilon(dtype) if dtype != accumulate else 0.0
-        y = np.abs(expected["y"].astype(np.float64)) * (16 * epsilon(accumulate) + rounding) + smallest(dtype)
+        # The reference computes in float64, and rounds. So does the kernel of float32: the results may fall to either
+        # side, which is a unit in the last place. Half types are computed in float32, with p products of 2 roundings
+        # each, of which forward's root leaves the p-th part, and a root within 4 units. In float64 pow is within 1 unit
+        # here and there; so are a quotient, a root, and what they are multiplied by. Its values are rounded before
+        # powers are taken only if p is beyond 900.
+        half = dtype not in (np.float32, np.float64)
+        power = epsilon(np.float32) if half else epsilon(np.float64)
+        y = np.abs(expected["y"].astype(np.float64)) * (epsilon(dtype) + 8 * power) + smallest(dtype)
+        # The gradient has a power of p - 1, and slopes that are kept in the accumulation dtype.
         _, saved = ops.lp_pool_forward(inputs["x"].astype(np.float64), p, **window)
         total = np.abs(ops.lp_pool_backward(np.abs(inputs["dy"].astype(np.float64)), saved))
-        dx = total * (p * (24 * epsilon(accumulate) + rounding) + 2 * rounding) + smallest(dtype)
+        products = 0 if dtype == np.float64 and p <= 900 else 2 * p
+        dx = total * (epsilon(accumulate) + (products + 16) * power) + smallest(dtype)
+        dx = dx + np.abs(expected["dx"].astype(np.float64)) * epsilon(dtype)
         return {"y": y, "dx": dx}
 
-    label = f"{list(shape)} p={p:g}, {', '.join(f'{name}={value}' for name, value in window.items())}"
-    return Case("lp_pool", dtype, label, inputs, run, bounds)
+    options = ", ".join(f"{name}={value}" for name, value in window.items())
+    return Case("lp_pool", dtype, f"{list(shape)} p={p:g}, {options}{sizes and ', '}{sizes}", inputs, run, bounds)
 
 
 # (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.

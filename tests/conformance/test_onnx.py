@@ -125,3 +125,27 @@ def test_node(case, backend):
             assert (result.shape, result.dtype) == (np.shape(expected), np.asarray(expected).dtype)
             # The tolerances of the package's own runner.
             np.testing.assert_allclose(result, expected, rtol=case.rtol, atol=case.atol)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("pads", [None, [1, 0], [1, 1]], ids=str)
+@pytest.mark.parametrize("length", [3, 6, 8])
+def test_powers_of_windows_that_ceil_mode_cuts_off(backend, p, pads, length):
+    evaluator = pytest.importorskip("onnx.reference", reason="pip install onnx")
+    kernel = 2 if pads is None else 3
+    attributes = {} if pads is None else {"pads": pads}
+    node = onnx.helper.make_node(
+        "LpPool", ["x"], ["y"], p=p, kernel_shape=[kernel], strides=[2], ceil_mode=1, **attributes
+    )
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "pool", [value("x", onnx.TensorProto.FLOAT, [1, 1, length])], [value("y", onnx.TensorProto.FLOAT, None)]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)])
+    x = np.random.default_rng(length).standard_normal((1, 1, length)).astype(np.float32)
+    (expected,) = evaluator.ReferenceEvaluator(model).run(None, {"x": x})
+    with gl.use_backend(backend):
+        y, _ = gl.ops.lp_pool_forward(x, p, (kernel,), 2, padding=0 if pads is None else (tuple(pads),), ceil_mode=True)
+    # The evaluator takes powers, means and roots in float32: a few units in the last place.
+    np.testing.assert_allclose(y, expected, rtol=1e-6)

@@ -1,7 +1,8 @@
 """Activation and dropout in one pass: PyTorch's activations, the contract's mask, both orders."""
 
-import math
+from decimal import Decimal, localcontext
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -184,12 +185,52 @@ def test_any_shape(activation, order, shape):
         assert float(y.reshape(-1)[0]) == pytest.approx(float(TORCH[activation](torch.tensor(0.5))), rel=1e-6)
 
 
-def test_gelu_keeps_its_precision_far_below_zero():
-    # 1 + erf would cancel: at -8 nothing of it is left in float32.
-    x = np.array([-5.0, -8.0, -12.0], np.float32)
-    y, _, _ = run(x, x, "gelu", 0.0, "after")
-    expected = [value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.astype(np.float64)]
-    np.testing.assert_allclose(y, expected, rtol=2.0**-23)
+def _gelu_and_slope(x):
+    """To 40 digits: the normal distribution far below 0 by its continued fraction (Abramowitz and Stegun, 26.2.14)."""
+    with localcontext() as context:
+        context.prec, context.Emin = 40, -9999
+        size = -Decimal(float(x))
+        fraction = size
+        for number in range(1000, 0, -1):
+            fraction = size + number / fraction
+        density = (-size * size / 2).exp() / (2 * Decimal("3.14159265358979323846264338327950288419716940")).sqrt()
+        return -size * density / fraction, density / fraction - size * density
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "backend", "most"),
+    [
+        # In halves of a unit: the reference rounds float32 once. Its own erfc and exp are within a unit, with two
+        # products and a sum.
+        (np.float32, -12.9, "reference", 2),
+        (np.float64, -36, "reference", 8),
+        # CUDA's erfc is within 4 units in float, 5 in double; a product more, or two in the slope. In double the errors
+        # of x / sqrt(2) and of x**2 / 2 are magnified.
+        (np.float32, -12.9, "emulated", 11),
+        (np.float64, -36, "emulated", 13 + 2 * 36**2),
+    ],
+)
+def test_gelu_keeps_its_precision_far_below_zero(dtype, lowest, backend, most):
+    # 1 + erf would cancel: at -8 nothing of it is left in float32. What x / sqrt(2) and x**2 / 2 are rounded by, erfc
+    # and exp magnify by up to x**2.
+    x = np.linspace(-3.5, lowest, 57).astype(dtype)
+    with gl.use_backend(backend):
+        y, dx, _ = run(x, np.ones_like(x), "gelu", 0.0, "after")
+    exact = [_gelu_and_slope(value) for value in x]
+    for results, values in zip((y, dx), zip(*exact, strict=True), strict=True):
+        errors = [abs(Decimal(float(a)) / b - 1) for a, b in zip(results, values, strict=True)]
+        assert max(errors) <= most * np.finfo(dtype).eps / 2
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_of_what_is_far_beyond(dtype, backend):
+    most = float(ml_dtypes.finfo(dtype).max)
+    x = np.array([-most, -100, -40, -0.0, 0, 40, 100, most, np.inf], dtype)
+    with gl.use_backend(backend):
+        y, dx, _ = run(x, np.ones_like(x), "gelu", 0.0, "after")
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    np.testing.assert_array_equal(dx[:-1].astype(np.float64), [0, 0, 0, 0.5, 0.5, 1, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,59 @@ def test_nan_and_infinity_spoil_their_own_channel_only(dtype, special, position)
     assert_same_bits(results[1][3], results[0][3])  # dbeta is the sum of dy alone
 
 
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != np.float16], ids=str)
+def test_values_of_any_size_are_normalised(dtype, channels_last, backend):
+    """A power of two in x is one in mean and 1 / inv_std, to the last bit, while eps does not count."""
+    x = normal((3, 5, 41, 43)) + np.arange(5).reshape(1, 5, 1, 1) * 100
+    x[:, 3] = np.where(normal((3, 41, 43)) > 0, 1, -1)  # the spread is all there is
+    move = to_channels_last if channels_last else np.copy
+    with gl.use_backend(backend):
+        y, saved = gl.ops.batch_norm_forward(move(x * 2.0**20).astype(dtype), None, None, channels_last=channels_last)
+        # 2**57 is 1e17: sums of squares are beyond float32; 2**64, squares are; 2**116, nearly the values.
+        for exponent in (57, 64, 116) if dtype != np.float64 else (500, 512, 1010):
+            factor = accumulation_dtype(dtype).type(2.0 ** (exponent - 20))
+            large = move(x * 2.0**exponent).astype(dtype)
+            scaled, saved_large = gl.ops.batch_norm_forward(large, None, None, channels_last=channels_last)
+            assert_same_bits(scaled, y)
+            assert_same_bits(saved_large.mean, saved.mean * factor)
+            assert_same_bits(saved_large.inv_std, saved.inv_std / factor)
+            with np.errstate(over="ignore"):
+                assert_same_bits(saved_large.var, saved.var * factor * factor)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("shape", [(40000, 3), (2, 3, 100, 200)])
+def test_forty_thousand_values_of_1e17(shape, backend):
+    x = (normal(shape) * 10**16.5 + 1e17).astype(np.float32)
+    exact = x.astype(np.float64).var(axis=tuple(axis for axis in range(len(shape)) if axis != 1))
+    with gl.use_backend(backend):
+        layer = (gl.BatchNorm1d if len(shape) == 2 else gl.BatchNorm2d)(3, momentum=1.0)
+        y = layer(x)
+    np.testing.assert_allclose(exact, 1e33, rtol=0.05)
+    # A thread adds up to 157 squares relative to a value up to five deviations away: 26 variances each, in float32.
+    assert_within(layer.state_dict()["running_var"], exact * 40000 / 39999, 157 * 26 * 2.0**-24 * exact)
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_known_of_a_channel_with_an_infinity(dtype, position, backend):
+    for channels in (3, 8):  # by themselves, and in a vector with others
+        x = normal((2, channels), dtype)
+        with gl.use_backend(backend):
+            expected, others = gl.ops.batch_norm_forward(x, None, None)
+            x[position, 1] = np.inf
+            y, saved = gl.ops.batch_norm_forward(x, None, None)
+        spoilt = np.arange(channels) == 1
+        pairs = ((saved.mean, others.mean), (saved.var, others.var), (saved.inv_std, others.inv_std), (y, expected))
+        for values, undisturbed in pairs:
+            assert np.isnan(values[..., spoilt].astype(np.float64)).all()
+            assert_same_bits(values[..., ~spoilt], undisturbed[..., ~spoilt])
+
+
 @each_dtype
 def test_overflow_becomes_infinity_without_a_warning(dtype):
     x = normal((8, 2), dtype)

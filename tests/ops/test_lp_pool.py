@@ -1,5 +1,8 @@
 """Power-average pooling: values against PyTorch for x >= 0, gradients against finite differences, and the corners."""
 
+from decimal import Decimal, localcontext
+
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from tests.gradients import finite_differences
 from tests.inputs import (
     DTYPES,
     UNIT_ROUNDOFF,
+    accumulation_dtype,
     assert_same_bits,
     assert_within,
     integers,
@@ -23,6 +27,7 @@ from tests.torch_bridge import from_torch, to_torch
 pytestmark = pytest.mark.filterwarnings("error")
 
 POWERS = [1, 2, 3, 2.5, 0.5, np.inf]
+both_floors = pytest.mark.parametrize("backend", ["reference", "emulated"])
 each_power = pytest.mark.parametrize("p", POWERS, ids=str)
 SHAPES = {1: (2, 3, 9), 2: (2, 3, 7, 6), 3: (1, 2, 4, 5, 6)}
 TORCH = {1: torch.nn.functional.lp_pool1d, 2: torch.nn.functional.lp_pool2d, 3: torch.nn.functional.lp_pool3d}
@@ -58,12 +63,161 @@ def test_gradients_are_those_of_finite_differences(p):
     assert_within(gl.ops.lp_pool_backward(dy, saved), expected, 1e-9)  # of losses of some hundred: 2e-13 of each
 
 
+@both_floors
+@pytest.mark.parametrize("p", [1, 2, 2.5, 3, np.inf], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_sum_of_a_window_that_is_cut_off_is_scaled_up_as_torchs(backend, p, channels_last):
+    # Rows 0-2, 3-5, 6; columns 0-1, ..., 8: corners are cut off along both axes.
+    x = np.abs(normal((2, 3, 7, 9))) + 0.1
+    leaf = to_torch(x).requires_grad_()
+    expected = torch.nn.functional.lp_pool2d(leaf, float(p), (3, 2), (3, 2), True)
+    dy = np.abs(normal(expected.shape, seed=1))
+    expected.backward(to_torch(dy))
+    move = to_channels_last if channels_last else np.copy
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(move(x), p, (3, 2), ceil_mode=True, channels_last=channels_last)
+        dx = gl.ops.lp_pool_backward(move(dy), saved)
+    # As above: torch takes the mean, and multiplies by the count.
+    expected, gradient = move(from_torch(expected)), move(from_torch(leaf.grad))
+    assert_within(y, expected, 40 * 2.0**-53 * expected)
+    assert_within(dx, gradient, 100 * 2.0**-53 * gradient)
+
+
+@both_floors
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf], ids=str)
-def test_a_window_that_is_cut_off_is_the_norm_of_what_is_left(p):
-    x = np.array([[[3.0, -4.0, 5.0]]])
-    y, _ = gl.ops.lp_pool_forward(x, p, (2,), ceil_mode=True)
-    expected = [np.linalg.norm([3, 4], p), 5]
-    assert_within(y, np.reshape(expected, (1, 1, 2)), 1e-14)
+def test_what_is_left_of_a_window_stands_for_all_of_it(backend, p):
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(np.array([[[3.0, -4.0, 5.0]]]), p, (2,), ceil_mode=True)
+        dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
+    share = 2 ** (1 / p)
+    whole = np.linalg.norm([3, 4], p)
+    assert_within(y, np.reshape([whole, 5 * share], (1, 1, 2)), 1e-14)
+    front = [0, -1] if np.isinf(p) else [(3 / whole) ** (p - 1), -((4 / whole) ** (p - 1))]
+    assert_within(dx, np.reshape([*front, share], (1, 1, 3)), 1e-14)
+
+
+@both_floors
+def test_padding_is_zeros_and_not_cut_off(backend):
+    # Taps from -1 on: outside, 3, 4 | 4, 5, padding | padding, outside, outside: nothing but zeros | none more.
+    x, options = np.array([[[3.0, 4.0, 5.0, 12.0]]]), {"padding": ((1, 2),), "ceil_mode": True}
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(x, 2, (3,), 2, **options)
+        cut, _ = gl.ops.lp_pool_forward(x, 2, (4,), 3, padding=((1, 0),), ceil_mode=True)
+        dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
+    np.testing.assert_array_equal(y, [[[5, np.sqrt(16 + 25 + 144), 12]]])
+    # Taps 2, 3 of 2 .. 5 are inside: the sum 25 + 144 counts twice.
+    assert_within(cut, np.array([[[np.sqrt(50.0), 13 * np.sqrt(2)]]]), 1e-14)
+    middle = np.sqrt(16 + 25 + 144)
+    assert_within(dx, np.array([[[3 / 5, 4 / 5 + 4 / middle, 5 / middle, 12 / middle + 1]]]), 1e-15)
+
+
+# Of a window: sizes apart, alike, and one that hardly counts.
+_WINDOWS = [[0.75, -0.71875, 0.5], [-1.25, 1.25, 1.2421875], [0.015625, 1.9921875, -0.625]]
+
+
+def _exactly(x, dy, p):
+    """Output and gradient of windows side by side, to 40 digits."""
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 40, 10**6, -(10**6)
+        exponent = Decimal(p)
+        y, dx = [], []
+        for values, gradient in zip(x, dy, strict=True):
+            sizes = [abs(Decimal(float(value))) for value in values]
+            norm = sum(size**exponent for size in sizes) ** (1 / exponent)
+            y.append(norm)
+            terms = [Decimal(float(gradient)) * (size / norm) ** (exponent - 1) for size in sizes]
+            dx.append([term.copy_sign(Decimal(float(value))) for term, value in zip(terms, values, strict=True)])
+        return y, dx
+
+
+def _half_units(actual, expected, dtype):
+    """Largest relative error, in those of one rounding; below the normal numbers, in roundings of the smallest."""
+    smallest_normal = Decimal(float(ml_dtypes.finfo(dtype).smallest_normal))
+    with localcontext() as context:
+        context.prec = 40
+        unit = Decimal(UNIT_ROUNDOFF[dtype])
+        pairs = zip(actual.ravel(), expected, strict=True)
+        return max(abs(Decimal(float(a)) - e) / (unit * max(abs(e), smallest_normal)) for a, e in pairs)
+
+
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 1.25, 1.5, 2, 2.5, 3, 4, 7, 20, 32, 50.5, 99, 100], ids=str)
+def test_within_four_half_units_in_the_last_place(backend, dtype, p):
+    x = np.concatenate([_WINDOWS, np.abs(normal((40, 3))) + 0.01, normal((20, 3)) * 0.05 + 1]).astype(dtype)
+    dy = (np.abs(normal((len(x),), seed=1)) + 0.1).astype(dtype)
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(x.reshape(1, 1, -1), p, (3,))
+        dx = gl.ops.lp_pool_backward(dy.reshape(1, 1, -1), saved)
+    exact_y, exact_dx = _exactly(x, dy, p)
+    assert _half_units(y, exact_y, dtype) <= 4
+    assert _half_units(dx, [term for terms in exact_dx for term in terms], dtype) <= 4
+
+
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, 20, 100, 2000], ids=str)
+def test_a_power_of_two_in_x_is_one_in_y_and_none_in_the_gradient(backend, dtype, p):
+    """From one end of the range to the other: nothing overflows, vanishes or is rounded otherwise."""
+    info = ml_dtypes.finfo(dtype)
+    x = (normal((2, 3, 11)) * 0.25).clip(-1, 1).astype(dtype)
+    x[np.abs(x) < 1 / 64] = 1 / 64
+    # Of 11 values, none beyond 1, no norm is beyond 16; gradients too stay as they were.
+    for exponent in (int(info.maxexp) - 5, int(info.minexp) + 8, 40 if dtype != np.float16 else 5):
+        factor = dtype.type(2.0**exponent)
+        with gl.use_backend(backend):
+            y, saved = gl.ops.lp_pool_forward(x, p, (3,), 2, 1, ceil_mode=True)
+            scaled, saved_scaled = gl.ops.lp_pool_forward(x * factor, p, (3,), 2, 1, ceil_mode=True)
+            dy = normal(y.shape, dtype, seed=1)
+            dx, dx_scaled = (gl.ops.lp_pool_backward(dy, needed) for needed in (saved, saved_scaled))
+        assert np.isfinite(scaled).all()
+        assert_same_bits(scaled, y * factor)
+        assert_same_bits(dx_scaled, dx)
+
+
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1.5, 2, 3, 100, 2000, np.inf], ids=str)
+def test_the_smallest_numbers_have_norms_and_gradients(backend, dtype, p):
+    tiny = ml_dtypes.finfo(dtype).smallest_subnormal
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(np.array([[[0, -tiny, 0, tiny, tiny, tiny]]], dtype), p, (3,))
+        dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
+    # The norm of three equal ones, rounded to whole ones.
+    np.testing.assert_array_equal(y.astype(np.float64) / float(tiny), [[[1, np.round(3 ** (1 / p))]]])
+    three = [1, 0, 0] if np.isinf(p) else [3 ** (1 / p - 1)] * 3
+    expected = np.array([[[0, -1, 0, *three]]])
+    assert_within(dx, expected, 4 * UNIT_ROUNDOFF[dtype] * np.abs(expected))
+
+
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 2, 2.5, 20], ids=str)
+def test_infinity_and_nan_stay_in_their_windows(backend, dtype, p):
+    x = np.array([[[1, -np.inf, 0, 1, np.nan, 2, 3, 0, -4]]], dtype)
+    with gl.use_backend(backend):
+        y, saved = gl.ops.lp_pool_forward(x, p, (3,))
+        dx = gl.ops.lp_pool_backward(np.ones_like(y), saved).ravel()
+    np.testing.assert_array_equal(y.ravel()[:2].astype(np.float64), [np.inf, np.nan])
+    assert np.isfinite(y.ravel()[2])
+    first = [1, -1, 0] if p == 1 else [0, np.nan, 0]
+    np.testing.assert_array_equal(dx[:3].astype(np.float64), first)
+    np.testing.assert_array_equal(np.isnan(dx[3:6]), [p != 1, True, p != 1])
+    np.testing.assert_array_equal(np.sign(dx[6:].astype(np.float64)), [1, 0, -1])
+
+
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_of_many_taps_keep_their_bits(backend, dtype):
+    # float32 sums of 0.1, one by one, are off by 1e-3 here; to the nearest multiple of the dtype, n * 0.1 is right.
+    x = np.full((1, 1, 2**17), 0.1, dtype)
+    if dtype == np.float16:
+        x *= dtype.type(0.5)
+    with gl.use_backend(backend):
+        for p in (1, 2):
+            y, _ = gl.ops.lp_pool_forward(x, p, (2**17,))
+            exact = float(x[0, 0, 0]) * 2.0 ** (17 / p)
+            assert_within(y.astype(np.float64), np.reshape(exact, (1, 1, 1)), 2 * UNIT_ROUNDOFF[dtype] * exact)
 
 
 @each_power
@@ -106,15 +260,20 @@ def test_layouts_and_ranks_agree(p, dtype):
     assert_same_bits(gl.ops.lp_pool_backward(dy[1], saved_one), dx[1])
 
 
-def test_what_is_saved_is_a_copy():
-    x = normal((1, 2, 8))
-    for p in (2, np.inf):
-        y, saved = gl.ops.lp_pool_forward(x, p, (2,))
-        dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
-        changed = x.copy()
-        x[...] = y[...] = 7
-        assert_same_bits(gl.ops.lp_pool_backward(np.ones_like(y), saved), dx)
-        x[...] = changed
+@both_floors
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_saved_is_x_itself_and_what_x_does_not_say(backend, dtype):
+    x = normal((1, 2, 8), dtype)
+    for p, kept in ((1, 0), (2, dtype.itemsize + accumulation_dtype(dtype).itemsize), (np.inf, 1)):
+        with gl.use_backend(backend):
+            y, saved = gl.ops.lp_pool_forward(x, p, (2,))
+            dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
+            needed = [array for array in (saved.taps, saved.largest, saved.slopes) if array is not None]
+            assert sum(array.nbytes for array in needed) == y.size * kept
+            assert np.shares_memory(saved.x, x)
+            assert not any(np.shares_memory(array, y) for array in needed)
+            y[...] = 7
+            assert_same_bits(gl.ops.lp_pool_backward(np.ones_like(y), saved), dx)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
