@@ -27,6 +27,13 @@ def pool_cases():
             lambda x, o=options, **k: ops.avg_pool_forward(x, (2, 3), 1, **o, **k),
             ops.avg_pool_backward,
         )
+        for p in (1.0, 2.5, float("inf")):
+            yield (
+                f"lp_pool {p}",
+                x,
+                lambda x, p=p, o=options, **k: ops.lp_pool_forward(x, p, (2, 3), 2, **o, **k),
+                ops.lp_pool_backward,
+            )
         yield (
             "adaptive_max_pool",
             x,
