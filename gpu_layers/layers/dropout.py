@@ -41,6 +41,8 @@ def check_generator(generator: Any) -> random.Generator | None:
 
 def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> int:
     """Number of x's first decision, where index 0 of its first axis is ``first_sample`` of the whole batch."""
+    if first_sample == 0:
+        return 0
     backend_for(x)
     return first_sample * math.prod(x.shape[1:mask_axes])
 
@@ -59,7 +61,8 @@ def taken_of(layer: Any, number: int) -> Any:
 def keep_taken(layer: Any, number: int, taken: Any) -> None:
     """Keep for later calls what :meth:`Generator.advance` gave for this one."""
     if number == 0:
-        layer._taken = taken
+        if taken is not layer._taken:
+            layer._taken = taken
     elif taken is not None:
         again = layer._taken_again
         layer._taken_again = (*again[: number - 1], taken, *again[number:])
@@ -102,12 +105,12 @@ class DropoutLayer(Layer):
 
     def _forward(self, x: Any, **options: Any) -> Any:
         backend_for(x)
-        check_dtype(x)
         options["mask_axes"] = self._mask_axes(x.ndim)
         saved: DropoutSaved | _IdentitySaved
         if self.training:
             y, saved = self._draw(x, **options)
         else:
+            check_dtype(x)
             y, saved = self._evaluate(x)
         self._saved = saved
         return y
