@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -403,7 +403,9 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
 
 def _saved_bytes(saved: Any) -> int:
     """Bytes of the arrays among the fields of what a forward saved."""
-    return sum(getattr(value, "nbytes", 0) for value in vars(saved).values()) if hasattr(saved, "__dict__") else 0
+    if not is_dataclass(saved):
+        return 0
+    return sum(getattr(getattr(saved, field.name), "nbytes", 0) for field in fields(saved))
 
 
 def count(case: TrafficCase) -> TrafficRow:

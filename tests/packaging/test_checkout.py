@@ -44,4 +44,4 @@ def test_the_script_runs(checkout):
     done = subprocess.run(
         ["bash", "profiling/on_gpu.sh", "--help"], cwd=copy, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (2, "usage: profiling/on_gpu.sh [OUT_DIR]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: profiling/on_gpu.sh [--list] [--only STEP,...] [OUT_DIR]\n")

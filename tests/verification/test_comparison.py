@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from gpu_layers.kernels import batch_norm_passes, dropout
 from gpu_layers.runtime.cuda import gpu_is_lost
-from gpu_layers.runtime.emulation import emulated_module
+from gpu_layers.runtime.emulation import Emulation, emulated_module
 from gpu_layers.verification import emulated_backend
 from gpu_layers.verification.comparison import compare
 from gpu_layers.verification.report import DeviceLostError, verify
@@ -53,14 +52,27 @@ def test_shape_and_dtype():
     assert "dtype is float64, must be float32" in compare("y", values(1, dtype=np.float64), values(1), 1.0).message
 
 
+def changed_launches(monkeypatch, change):
+    """Have kernels started with other arguments: ``change(kernel, values)`` gives these."""
+    right = Emulation.launch
+
+    def launch(self, kernel, grid, block, values, *rest):
+        right(self, kernel, grid, block, change(kernel, list(values)), *rest)
+
+    monkeypatch.setattr(Emulation, "launch", launch)
+
+
+def place(kernel, name):
+    return [parameter.name for parameter in kernel.parameters].index(name)
+
+
 def test_a_wrong_seed_is_found(monkeypatch, capsys):
-    right = dropout.launch
+    def one_offset_late(kernel, values):
+        at = place(kernel, "offset")
+        values[at] = values[at] + np.uint64(1)
+        return values
 
-    def one_offset_late(kernel, grid, block, arguments):
-        offset = [parameter.name for parameter in kernel.parameters].index("offset")
-        right(kernel, grid, block, (*arguments[:offset], arguments[offset] + 1, *arguments[offset + 1 :]))
-
-    monkeypatch.setattr(dropout, "launch", one_offset_late)
+    changed_launches(monkeypatch, one_offset_late)
     assert main(["verify", "--backend", "emulated", "--only", r"^dropout float32 n=9001"]) == 1
     printed = capsys.readouterr().out
     assert "WRONG dropout float32 n=9001: y: " in printed
@@ -69,59 +81,55 @@ def test_a_wrong_seed_is_found(monkeypatch, capsys):
 
 def test_one_value_left_out_of_a_sum_is_found(monkeypatch):
     """The bounds are close enough to notice a single value among two thousand."""
-    right = batch_norm_passes.launch
 
-    def shorter(kernel, grid, block, arguments, **options):
+    def shorter(kernel, values):
         if kernel.name.startswith("batch_norm_forward_resident_planes"):
-            x = arguments[0].copy()
-            x.reshape(x.shape[0], x.shape[1], -1)[0, :, 5] = x.reshape(x.shape[0], x.shape[1], -1)[0, :, 6]
-            arguments = (x, *arguments[1:])
-        right(kernel, grid, block, arguments, **options)
+            x = values[0].copy()
+            planes = x.reshape(x.shape[0], x.shape[1], -1)
+            planes[0, :, 5] = planes[0, :, 6]
+            values[0] = x
+        return values
 
-    monkeypatch.setattr(batch_norm_passes, "launch", shorter)
+    changed_launches(monkeypatch, shorter)
     (row,) = verify(emulated_backend(), r"^batch_norm float32 \[1, 3, 61, 130\]$")
     assert any(": mean: " in failure for failure in row.failures)
 
 
 def test_a_count_of_the_own_part_alone_is_found(monkeypatch):
     """One of two processes that divides by the values it has itself."""
-    right = batch_norm_passes.launch
 
-    def of_the_own_part(kernel, grid, block, arguments, **options):
-        names = [parameter.name for parameter in kernel.parameters]
+    def of_the_own_part(kernel, values):
         if kernel.name.startswith("batch_norm_input_gradient"):
-            x, at = arguments[names.index("x")], names.index("inv_count")
-            arguments = (*arguments[:at], x.shape[-1] / x.size, *arguments[at + 1 :])
-        right(kernel, grid, block, arguments, **options)
+            x, at = values[place(kernel, "x")], place(kernel, "inv_count")
+            values[at] = np.asarray(x.shape[-1] / x.size, values[at].dtype)
+        return values
 
-    monkeypatch.setattr(batch_norm_passes, "launch", of_the_own_part)
+    changed_launches(monkeypatch, of_the_own_part)
     (row,) = verify(emulated_backend(), r"^sync_batch_norm float32 \[5, 9, 7, 3\]")
     assert {failure.split(": ")[1] for failure in row.failures} == {"dx 0", "dx 1"}
 
 
 def test_a_value_that_belongs_to_the_next_group_is_found(monkeypatch):
-    right = batch_norm_passes.launch
+    def mixed(kernel, values):
+        if kernel.name.startswith("batch_norm_forward") and values[0].shape[0] == 3:
+            values[0] = np.concatenate([values[0][:2], values[0][:1]])
+        return values
 
-    def mixed(kernel, grid, block, arguments, **options):
-        if kernel.name.startswith("batch_norm_forward") and arguments[0].shape[0] == 3:
-            arguments = (np.concatenate([arguments[0][:2], arguments[0][:1]]), *arguments[1:])
-        right(kernel, grid, block, arguments, **options)
-
-    monkeypatch.setattr(batch_norm_passes, "launch", mixed)
+    changed_launches(monkeypatch, mixed)
     (row,) = verify(emulated_backend(), r"^ghost_batch_norm float32 \[7, ")
     assert {failure.split(": ")[1] for failure in row.failures} >= {"y", "mean 0", "var 1"}
 
 
 def raising(monkeypatch, numbers):
-    """Launches of dropout's kernel that raise, by their number."""
-    right, count = dropout.launch, iter(range(100))
+    """Launches of kernels that raise, by their number."""
+    count = iter(range(100))
 
-    def launch(*arguments):
+    def change(kernel, values):
         if next(count) in numbers:
             raise RuntimeError("an illegal\nmemory access")
-        right(*arguments)
+        return values
 
-    monkeypatch.setattr(dropout, "launch", launch)
+    changed_launches(monkeypatch, change)
 
 
 TWO = r"^dropout float(16|32) n=9001"
