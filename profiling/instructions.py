@@ -847,8 +847,14 @@ def _from_integer(modifiers: list[str], operands: list[str]) -> Action:
         read = wide(operands[1])
     elif "U32" in modifiers:
         read = integer(operands[1])
-    elif {"U16", "S16", "U8", "S8", "S64"} & set(modifiers):
-        raise UnknownInstructionError("I2F")
+    elif "S64" in modifiers:
+        bits = wide(operands[1])
+        read = lambda threads, at: np.asarray(bits(threads, at)).astype(U64).view(I64)  # noqa: E731
+    elif "U16" in modifiers:
+        word = integer(operands[1])
+        read = lambda threads, at: word(threads, at) & 0xFFFF  # noqa: E731
+    elif {"S16", "U8", "S8"} & set(modifiers):
+        raise UnknownInstructionError(".".join(["I2F", *modifiers]))
     else:
         signed_bits = integer(operands[1])
         read = lambda threads, at: _signed(signed_bits(threads, at))  # noqa: E731

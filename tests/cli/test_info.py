@@ -95,14 +95,14 @@ def _installed(folder, *names):
     return folder
 
 
-@pytest.mark.parametrize("more", [["cupy-cuda12x"], ["cupy-cuda12x", "cupy"], ["cupy-rocm-5-0"]])
+@pytest.mark.parametrize("more", [["cupy-cuda13x"], ["cupy-cuda13x", "cupy"], ["cupy-rocm-5-0"]])
 def test_several_packages_of_cupy(tmp_path, more):
     """They overwrite each other's files; a package that only begins so is none."""
-    path = _installed(tmp_path, *more, "cupy-cuda13x", "cupyx-helpers", "cupy-extension")
+    path = _installed(tmp_path, *more, "cupy-cuda12x", "cupyx-helpers", "cupy-extension")
     before = f"sys.path.insert(0, {str(path)!r})"
     finished = gpu_layers("info", before=before)
     assert (finished.returncode, finished.stderr) == (0, "")
-    names = sorted([*more, "cupy-cuda13x"])
+    names = sorted([*more, "cupy-cuda12x"])
     lines = finished.stdout.splitlines()
     (problem,) = lines[lines.index("Problems") + 1 :]
     assert problem.split("  ")[1] == f"{len(names)} packages of CuPy: {', '.join(names)}"
