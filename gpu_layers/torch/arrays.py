@@ -1,0 +1,136 @@
+"""The one place that knows what a tensor is in memory: tensors as the arrays that the floors take.
+
+A tensor of the CPU is a NumPy array on its own memory; results lie in tensors that torch allocated. What an operation's
+``run`` needs of the device is here (and, for random numbers, in ``random.py``), and nowhere else in this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from gpu_layers.runtime.backend import back_on, backend_for, forced_backend
+
+#: What layers take; all others are a TypeError.
+FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+#: Formats in which channels lie side by side, by the number of axes.
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
+_TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+
+
+def check_place(tensor: torch.Tensor) -> None:
+    """RuntimeError unless kernels or the reference take tensors of this device and layout."""
+    kind = tensor.device.type
+    if kind == "cuda":
+        raise RuntimeError(
+            "gpu_layers.torch does not run on CUDA tensors yet: move the model to the CPU, or give it torch's own layers "
+            "back with gpu_layers.torch.revert(model)"
+        )
+    if kind not in ("cpu", "meta"):
+        raise RuntimeError(
+            f"gpu_layers.torch runs on cpu and cuda tensors, got one on {kind}: gpu_layers.torch.revert(model) gives "
+            "the model torch's own layers back"
+        )
+    if tensor.layout is not torch.strided:
+        raise RuntimeError(f"gpu_layers.torch takes dense tensors, got {tensor.layout}")
+
+
+def floor(tensor: torch.Tensor) -> ModuleType:
+    """The floor that computes with this tensor: ``gpu_layers.reference`` or ``gpu_layers.kernels``."""
+    if forced_backend() is None:
+        return _reference()
+    return backend_for(array(tensor))
+
+
+def _reference() -> ModuleType:
+    global _reference_floor
+    if _reference_floor is None:
+        _reference_floor = importlib.import_module("gpu_layers.reference")
+    return _reference_floor
+
+
+_reference_floor: ModuleType | None = None
+
+
+def place() -> Any:
+    """Where a forward runs, so that its backward can be sent there: see :func:`at`."""
+    return forced_backend()
+
+
+def is_at(chosen: Any) -> bool:
+    """Whether what is called now runs there anyway."""
+    return forced_backend() is chosen
+
+
+def at(chosen: Any) -> AbstractContextManager[None]:
+    """A block that runs where a forward ran."""
+    return back_on(chosen)
+
+
+def array(tensor: torch.Tensor, channels_last: bool = False) -> Any:
+    """The array on a tensor's memory, with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
+    try:
+        if tensor.dtype is torch.bfloat16:
+            found = tensor.detach().view(torch.int16).numpy().view(_BFLOAT16)
+        else:
+            found = tensor.detach().numpy()
+    except RuntimeError:  # negated lazily: there is no memory that holds the values
+        return array(tensor.detach().resolve_neg(), channels_last)
+    return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
+
+
+def optional_array(tensor: torch.Tensor | None, channels_last: bool = False) -> Any:
+    """:func:`array` of a tensor, None of None."""
+    return None if tensor is None else array(tensor, channels_last)
+
+
+def tensor(found: Any) -> torch.Tensor:
+    """The tensor on the memory of a contiguous array that a floor made."""
+    return torch.from_numpy(found)
+
+
+def store(target: torch.Tensor, found: Any, channels_last: bool = False) -> torch.Tensor:
+    """Write what a floor found, of either order of axes, to a tensor."""
+    array(target, channels_last)[...] = found
+    return target
+
+
+def empty(
+    shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: bool = False, zero: bool = False
+) -> torch.Tensor:
+    """A new tensor beside another, by torch's allocator: contiguous, or in the format where channels are last."""
+    make = torch.zeros if zero else torch.empty
+    if channels_last:
+        # zeros() takes no format.
+        made = torch.empty(shape, dtype=dtype, device=like.device, memory_format=_CHANNELS_LAST[len(shape)])
+        return made.zero_() if zero else made
+    return make(shape, dtype=dtype, device=like.device)
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether torch's layers would answer in channels_last or channels_last_3d: ``suggest_memory_format``."""
+    rank = x.dim()
+    if rank not in (4, 5):
+        return False
+    if x.is_contiguous():
+        # Both formats at once, where only sizes of 1 differ: torch goes by the strides.
+        return x.stride(1) == 1 and _strides_are_channels_last(x)
+    return x.is_contiguous(memory_format=_CHANNELS_LAST[rank])
+
+
+def _strides_are_channels_last(x: torch.Tensor) -> bool:
+    least = 0
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        size, stride = x.shape[axis], x.stride(axis)
+        if size == 0 or stride < least or (axis == 0 and least == x.stride(1)):
+            return False
+        least = stride * size if size > 1 else stride
+    return True

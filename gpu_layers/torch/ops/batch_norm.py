@@ -1,0 +1,376 @@
+"""Rows of batch norm: pure operations, and one that folds a batch into running statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gpu_layers.torch import arrays
+from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.registry import define, through
+
+_Tensor = Any
+_AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """dtype of statistics and of the arithmetic: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _of_channels(values: _Tensor, dtype: torch.dtype) -> Any:
+    """A weight or bias as kernels take it."""
+    return None if values is None else arrays.array(values.detach().to(dtype).contiguous())
+
+
+def _statistics(x: _Tensor, count: int = 3) -> list[torch.Tensor]:
+    return [arrays.empty((x.shape[1],), statistics_dtype(x.dtype), x) for _ in range(count)]
+
+
+def _run(
+    x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, eps: float, activation: str, channels_last: bool
+) -> tuple:
+    y = arrays.empty(x.shape, x.dtype, x, channels_last)
+    if not x.numel():
+        mean, var, inv_std = _statistics(x)
+        return y, mean.zero_(), var.zero_(), inv_std.fill_(eps**-0.5)
+    dtype = statistics_dtype(x.dtype)
+    _, *statistics = arrays.floor(x).batch_norm_forward(
+        arrays.array(x, channels_last),
+        _of_channels(weight, dtype),
+        _of_channels(bias, dtype),
+        eps,
+        channels_last,
+        residual=arrays.optional_array(residual, channels_last),
+        activation=activation,
+        out=arrays.array(y, channels_last),
+    )
+    mean, var, inv_std = map(arrays.tensor, statistics)
+    return y, mean, var, inv_std
+
+
+def _fake(
+    x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, eps: float, activation: str, channels_last: bool
+) -> tuple:
+    return arrays.empty(x.shape, x.dtype, x, channels_last), *_statistics(x)
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, bias, residual, eps, ctx.activation, ctx.channels_last = inputs
+    _, mean, var, inv_std = output
+    ctx.mark_non_differentiable(mean, var, inv_std)
+    ctx.set_materialize_grads(False)
+    _keep(ctx, x, weight, bias, residual, mean, inv_std)
+    ctx.eps = eps
+
+
+def _keep(ctx: Any, x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, *statistics: _Tensor) -> None:
+    """Save the module's inputs, as far as the gradient depends on them, and the statistics of each channel."""
+    if ctx.activation == "identity":
+        residual = None
+    ctx.save_for_backward(x, weight, bias, residual, *statistics)
+
+
+def _backward(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
+    return (*_gradients(ctx, dy, True), None, None, None)
+
+
+def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool) -> tuple:
+    """Of x, weight, bias and residual."""
+    of_x, (of_weight, of_bias, of_residual) = ctx.needs_input_grad[0], ctx.needs_input_grad[-6:-3]
+    if dy is None:
+        return None, None, None, None
+    x, weight, bias, residual, mean, inv_std = ctx.saved_tensors
+    dresidual = None
+    if ctx.activation == "identity" and of_residual:
+        # The gradient of a sum: no kernel is needed.
+        dresidual, of_residual = dy, False
+    needed = [of_x, of_weight, of_bias, of_residual]
+    inputs = dy, x, weight, bias, residual, mean, inv_std, ctx.activation, training
+    found: Any = (None,) * 4
+    if any(needed):
+        if torch.is_grad_enabled():
+            found = _composite(*inputs, ctx.eps if training else None)
+        else:
+            found = batch_norm_backward(*inputs, ctx.eps, needed, ctx.channels_last)
+    dx, dweight, dbias, other = (one if need else None for one, need in zip(found, needed, strict=True))
+    return dx, dweight, dbias, other if dresidual is None else dresidual
+
+
+def _composite(
+    dy: _Tensor,
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    mean: _Tensor,
+    inv_std: _Tensor,
+    activation: str,
+    training: bool,
+    eps: float | None,
+) -> tuple:
+    """Gradients of x, weight, bias and residual, of operations that are differentiable.
+
+    The three-term gradient of Ioffe and Szegedy (2015); in training mean and inv_std are computed from x once more, as
+    they depend on it.
+    """
+    dtype = statistics_dtype(x.dtype)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    shape = [1 if axis != 1 else -1 for axis in range(x.dim())]
+    wide, dy = x.to(dtype), dy.to(dtype)
+    if training and eps is not None and x.numel():
+        centre = wide.mean(axes, keepdim=True)
+        deviation = wide - centre
+        inv = (deviation.square().mean(axes, keepdim=True) + eps).rsqrt()
+    else:
+        deviation, inv = wide - mean.reshape(shape), inv_std.reshape(shape)
+    xhat = deviation * inv
+    gamma = None if weight is None else weight.to(dtype).reshape(shape)
+    dz = dy
+    if activation != "identity":
+        z = xhat if gamma is None else xhat * gamma
+        z = z if bias is None else z + bias.to(dtype).reshape(shape)
+        z = z if residual is None else z + residual.to(dtype)
+        slope = gradient_factor(z, activation)
+        # Not by multiplying: a clipped unit passes no gradient, were it infinite.
+        dz = torch.where(slope == 0, 0.0, dy * slope)
+    dbeta, dgamma = dz.sum(axes), (dz * xhat).sum(axes)
+    dx = dz
+    if training:
+        count = max(x.numel() // max(x.shape[1], 1), 1)
+        dx = dz - dbeta.reshape(shape) / count - xhat * (dgamma.reshape(shape) / count)
+    dx = dx * (inv if gamma is None else inv * gamma)
+    return (
+        dx.to(x.dtype),
+        None if weight is None else dgamma.to(weight.dtype),
+        dbeta if bias is None else dbeta.to(bias.dtype),
+        dz.to(x.dtype),
+    )
+
+
+batch_norm_training = define(
+    f"batch_norm_training(Tensor input, {_AFFINE}, float eps, str activation, bool channels_last)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+    _setup,
+    _backward,
+)
+
+
+def _run_inference(
+    x: _Tensor,
+    running_mean: _Tensor,
+    running_var: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    eps: float,
+    activation: str,
+    channels_last: bool,
+) -> tuple:
+    dtype = statistics_dtype(x.dtype)
+    # Copies: what is updated after this forward does not change its backward.
+    mean = running_mean.detach().to(dtype, copy=True)
+    inv_std = running_var.detach().double().add(eps).sqrt_().reciprocal_().to(dtype)
+    y = arrays.empty(x.shape, x.dtype, x, channels_last)
+    if x.numel():
+        found = arrays.floor(x).batch_norm_inference(
+            arrays.array(x, channels_last),
+            arrays.array(mean),
+            arrays.array(inv_std),
+            _of_channels(weight, dtype),
+            _of_channels(bias, dtype),
+            channels_last,
+            residual=arrays.optional_array(residual, channels_last),
+            activation=activation,
+        )
+        arrays.store(y, found, channels_last)
+    return y, mean, inv_std
+
+
+def _fake_inference(
+    x: _Tensor,
+    running_mean: _Tensor,
+    running_var: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    eps: float,
+    activation: str,
+    channels_last: bool,
+) -> tuple:
+    return arrays.empty(x.shape, x.dtype, x, channels_last), *_statistics(x, 2)
+
+
+def _setup_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, _, _, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last = inputs
+    _, mean, inv_std = output
+    ctx.mark_non_differentiable(mean, inv_std)
+    ctx.set_materialize_grads(False)
+    _keep(ctx, x, weight, bias, residual, mean, inv_std)
+
+
+def _backward_inference(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
+    dx, *others = _gradients(ctx, dy, False)
+    return dx, None, None, *others, None, None, None
+
+
+batch_norm_inference = define(
+    f"batch_norm_inference(Tensor input, Tensor running_mean, Tensor running_var, {_AFFINE}, float eps, "
+    "str activation, bool channels_last) -> (Tensor, Tensor, Tensor)",
+    _run_inference,
+    _fake_inference,
+    _setup_inference,
+    _backward_inference,
+)
+
+
+def _run_backward(
+    dy: _Tensor,
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    mean: _Tensor,
+    inv_std: _Tensor,
+    activation: str,
+    training: bool,
+    eps: float,
+    needed: list[bool],
+    channels_last: bool,
+) -> tuple:
+    of_x, of_weight, of_bias, of_residual = needed
+    dx, dweight, dbias, dresidual = _gradients_like(x, weight, bias, needed, channels_last)
+    results = dx, dweight, dbias, dresidual
+    if not x.numel():
+        return dx, dweight.zero_(), dbias.zero_(), dresidual
+    dtype, floor = statistics_dtype(x.dtype), arrays.floor(x)
+    given = [
+        arrays.array(dy, channels_last),
+        arrays.array(x, channels_last),
+        arrays.array(mean),
+        arrays.array(inv_std),
+        _of_channels(weight, dtype),
+        _of_channels(bias, dtype),
+    ]
+    options = {"residual": arrays.optional_array(residual, channels_last), "activation": activation}
+    if of_residual and residual is None:
+        raise RuntimeError("the gradient of a residual that there is none of was asked for")
+    if not (of_x or of_residual):
+        sums = floor.batch_norm_gradient_sums(*given, channels_last, **options)
+        found = (None, *sums, None)
+    elif training:
+        out = {"out": tuple(arrays.array(one, channels_last) if one.numel() else None for one in (dx, dresidual))}
+        found = floor.batch_norm_backward(*given, channels_last, **options, **out)
+    elif of_weight or of_bias:
+        found = floor.batch_norm_inference_backward(*given, channels_last, **options)
+    else:
+        nothing = arrays.array(torch.zeros_like(mean))
+        inputs = floor.batch_norm_input_gradient(*given, nothing, nothing, 1, channels_last, **options)
+        found = inputs[0], None, None, inputs[1]
+    for result, need, one in zip(results, needed, found, strict=True):
+        if need:
+            arrays.store(result, one, channels_last and result.dim() > 1)
+    return results
+
+
+def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[bool], channels_last: bool) -> tuple:
+    """Tensors for the four gradients; empty ones for those that nobody wants."""
+
+    def of_channels(values: _Tensor, need: bool) -> torch.Tensor:
+        dtype = statistics_dtype(x.dtype) if values is None else values.dtype
+        return arrays.empty((x.shape[1],) if need else (0,), dtype, x)
+
+    def of_input(need: bool) -> torch.Tensor:
+        return arrays.empty(x.shape, x.dtype, x, channels_last) if need else arrays.empty((0,), x.dtype, x)
+
+    return of_input(needed[0]), of_channels(weight, needed[1]), of_channels(bias, needed[2]), of_input(needed[3])
+
+
+def _fake_backward(
+    dy: _Tensor,
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    mean: _Tensor,
+    inv_std: _Tensor,
+    activation: str,
+    training: bool,
+    eps: float,
+    needed: list[bool],
+    channels_last: bool,
+) -> tuple:
+    return _gradients_like(x, weight, bias, needed, channels_last)
+
+
+def _setup_backward(ctx: Any, inputs: tuple, output: Any) -> None:
+    *tensors, ctx.activation, ctx.training, ctx.eps, ctx.needed, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_backward(ctx: Any, *gradients: Any) -> tuple:
+    *inputs, mean, inv_std = ctx.saved_tensors
+
+    def composite(dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> tuple:
+        # mean and inv_std are arguments here, whatever they were computed from.
+        found = _composite(dy, x, weight, bias, residual, mean, inv_std, ctx.activation, ctx.training, None)
+        return tuple(one if need else None for one, need in zip(found, ctx.needed, strict=True))
+
+    needed = ctx.needs_input_grad[:5]
+    return (*through(composite, tuple(inputs), needed, gradients), *(None,) * 7)
+
+
+batch_norm_backward = define(
+    f"batch_norm_backward(Tensor grad, Tensor input, {_AFFINE}, Tensor mean, Tensor inv_std, str activation, "
+    "bool training, float eps, bool[] needed, bool channels_last) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+    _setup_backward,
+    _backward_backward,
+)
+
+
+def _run_update(
+    running_mean: _Tensor,
+    running_var: _Tensor,
+    num_batches_tracked: _Tensor,
+    mean: _Tensor,
+    var: _Tensor,
+    count: int,
+    momentum: float | None,
+    skip_nonfinite: bool,
+) -> None:
+    """``running = (1 - momentum) * running + momentum * batch``; the variance of the batch is the unbiased one.
+
+    Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
+    update does not count as a change for autograd's version counters.
+    """
+    accepted = (mean.isfinite() & var.isfinite()).all() if skip_nonfinite else None
+    if num_batches_tracked is not None:
+        num_batches_tracked.data.add_(1 if accepted is None else accepted)
+    if not count:
+        return
+    newest: Any = momentum
+    if momentum is None:
+        newest = 1.0 if num_batches_tracked is None else num_batches_tracked.double().clamp_(min=1).reciprocal_()
+    for running, value, factor in ((running_mean, mean, 1.0), (running_var, var, count / max(count - 1, 1))):
+        # Half types are averaged in float32 and rounded once.
+        old = running.data if running.dtype is value.dtype else running.to(value.dtype)
+        folded = old * (1 - newest) + value * (newest * factor)
+        running.data.copy_(folded if accepted is None else torch.where(accepted, folded, old))
+
+
+def _fake_update(*_: Any) -> None:
+    return None
+
+
+update_statistics = define(
+    "batch_norm_update(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked, Tensor mean, "
+    "Tensor var, SymInt count, float? momentum, bool skip_nonfinite) -> ()",
+    _run_update,
+    _fake_update,
+)
