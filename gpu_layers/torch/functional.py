@@ -665,7 +665,8 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
             ceil_mode,
         )
     norm_type = float(norm_type)
-    if math.isinf(norm_type):
+    # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
+    if norm_type == math.inf or norm_type == -math.inf:
         sign = 1 if norm_type > 0 else -1
         return sign * _largest(sign * input.abs(), rank, (*window, ceil_mode, ()), False)
     if not norm_type > 0:

@@ -73,7 +73,7 @@ def define(
         with arrays.at(ctx.place):
             return backward(ctx, *gradients)
 
-    torch.library.register_autograd(qualified, backward_there, setup_context=setup_context, lib=_LIBRARY)
+    _LIBRARY.impl(name, _autograd_kernel(name, overload, setup_context, backward_there), "Autograd", with_keyset=True)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
@@ -131,6 +131,38 @@ def is_eager(x: torch.Tensor) -> bool:
     return type(x) in _PLAIN and not x.is_meta
 
 
+def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Callable[..., Any]:
+    """What the dispatcher calls where gradients may be needed.
+
+    Not ``torch.library.register_autograd``, whose kernel drops the tangents of forward mode without a word.
+    """
+
+    def below(keyset: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        *args, keyset = args
+        output = below(keyset, *args)
+        setup(ctx, tuple(args), output)
+        return output
+
+    def backward_of_args(ctx: Any, *gradients: Any) -> tuple:
+        ctx.needs_input_grad = ctx.needs_input_grad[:-1]
+        return (*backward(ctx, *gradients), None)
+
+    function: Any = _function(name, forward=forward, backward=backward_of_args)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if torch._C._is_fwd_grad_enabled():
+            _refuse_tangents(name, args)
+        if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
+            return function.apply(*args, keyset)
+        return below(keyset, *args)
+
+    return kernel
+
+
 def _function(name: str, **methods: Any) -> type:
     title = "".join(part.capitalize() for part in name.split("_"))
     return type(title, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
@@ -177,7 +209,8 @@ def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_tangents(name: str, args: tuple) -> None:
     for arg in args:
-        if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+        # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
+        if isinstance(arg, torch.Tensor) and torch._VF._unpack_dual(arg, level=0)[1] is not None:
             raise RuntimeError(
                 f"gpu_layers::{name} has no forward-mode derivative: use reverse mode, or torch's own layers "
                 "(gpu_layers.torch.revert(model))"
