@@ -60,14 +60,8 @@ def _reference() -> ModuleType:
 _reference_floor: ModuleType | None = None
 
 
-def place() -> Any:
-    """Where a forward runs, so that its backward can be sent there: see :func:`at`."""
-    return forced_backend()
-
-
-def is_at(chosen: Any) -> bool:
-    """Whether what is called now runs there anyway."""
-    return forced_backend() is chosen
+#: Where a forward runs, so that its backward can be sent there: see :func:`at`.
+place = forced_backend
 
 
 def at(chosen: Any) -> AbstractContextManager[None]:
@@ -77,13 +71,11 @@ def at(chosen: Any) -> AbstractContextManager[None]:
 
 def array(tensor: torch.Tensor, channels_last: bool = False) -> Any:
     """The array on a tensor's memory, with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-    try:
-        if tensor.dtype is torch.bfloat16:
-            found = tensor.detach().view(torch.int16).numpy().view(_BFLOAT16)
-        else:
-            found = tensor.detach().numpy()
-    except RuntimeError:  # negated lazily: there is no memory that holds the values
-        return array(tensor.detach().resolve_neg(), channels_last)
+    # force: detached, and with values that are negated lazily computed; on the CPU no copy otherwise.
+    if tensor.dtype is torch.bfloat16:
+        found = tensor.detach().view(torch.int16).numpy(force=True).view(_BFLOAT16)
+    else:
+        found = tensor.numpy(force=True)
     return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
 
 
@@ -92,9 +84,20 @@ def optional_array(tensor: torch.Tensor | None, channels_last: bool = False) -> 
     return None if tensor is None else array(tensor, channels_last)
 
 
-def tensor(found: Any) -> torch.Tensor:
-    """The tensor on the memory of a contiguous array that a floor made."""
-    return torch.from_numpy(found)
+def tensor(found: Any, channels_last: bool = False) -> torch.Tensor:
+    """The tensor on the memory of a contiguous array that a floor made, of either order of axes; not a view."""
+    if found.dtype == _BFLOAT16:
+        return _on_memory(torch.from_numpy(found.view(np.int16)), torch.bfloat16, channels_last)
+    made = torch.from_numpy(found)
+    return _on_memory(made, made.dtype, channels_last) if channels_last else made
+
+
+def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+    shape, strides = memory.shape, memory.stride()
+    if channels_last:
+        shape = (shape[0], shape[-1], *shape[1:-1])
+        strides = (strides[0], strides[-1], *strides[1:-1])
+    return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, shape, strides)
 
 
 def store(target: torch.Tensor, found: Any, channels_last: bool = False) -> torch.Tensor:
@@ -103,16 +106,11 @@ def store(target: torch.Tensor, found: Any, channels_last: bool = False) -> torc
     return target
 
 
-def empty(
-    shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: bool = False, zero: bool = False
-) -> torch.Tensor:
+def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
     """A new tensor beside another, by torch's allocator: contiguous, or in the format where channels are last."""
-    make = torch.zeros if zero else torch.empty
     if channels_last:
-        # zeros() takes no format.
-        made = torch.empty(shape, dtype=dtype, device=like.device, memory_format=_CHANNELS_LAST[len(shape)])
-        return made.zero_() if zero else made
-    return make(shape, dtype=dtype, device=like.device)
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=_CHANNELS_LAST[len(shape)])
+    return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

@@ -57,7 +57,7 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
         For a generator in a graph that is compiled, or in a recomputation that does not replay it.
     """
     if generator is None:
-        return _randint(0, _BELOW, (), device=x.device), 0
+        return _randint(0, _BELOW, (), device=x.device) if is_compiling() or not x.is_cpu else _randint(_BELOW, ()), 0
     if is_compiling():
         raise RuntimeError(
             "a gpu_layers.Generator cannot be advanced by a compiled graph: leave generator=None, for torch's own"

@@ -21,7 +21,8 @@ from gpu_layers.torch import arrays
 
 _LIBRARY = torch.library.Library("gpu_layers", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+_PLAIN = (Tensor, Parameter)
 
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -36,6 +37,7 @@ def define(
     fake: Callable[..., Any],
     setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    eager: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Register an operation, and get the function that calls it.
 
@@ -52,6 +54,8 @@ def define(
     backward : callable
         ``backward(ctx, *gradients)``: a gradient an argument. Built of torch's operations and of calls to other rows
         where it can be asked for its own gradient (``torch.is_grad_enabled()``).
+    eager : callable, optional
+        Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
     """
     name = schema.partition("(")[0]
     qualified = f"gpu_layers::{name}"
@@ -63,12 +67,14 @@ def define(
     if setup is None or backward is None:
         return _without_gradient(overload, run)
 
+    place_of_call = arrays.place
+
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.place = arrays.place()
         setup(ctx, inputs, output)
 
     def backward_there(ctx: Any, *gradients: Any) -> Any:
-        if arrays.is_at(ctx.place):
+        if ctx.place is place_of_call():
             return backward(ctx, *gradients)
         with arrays.at(ctx.place):
             return backward(ctx, *gradients)
@@ -77,7 +83,7 @@ def define(
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
-        ctx.place = arrays.place()
+        ctx.place = place_of_call()
         setup(ctx, args, output)
         return output
 
@@ -90,9 +96,14 @@ def define(
         seed = torch.full((), args[seed_at], dtype=torch.int64, device=args[0].device)
         return (*args[:seed_at], seed, *args[seed_at + 1 :])
 
-    eager: Any = _function(name, forward=forward, backward=backward_there)
-    apply = eager.apply
+    function: Any = _function(name, forward=forward, backward=backward_there)
+    # Function.apply without the part that is there for torch.func, which does not come here.
+    apply, at_once = super(torch.autograd.Function, function).apply, eager or run
     transformed: list[Any] = []  # made when torch.func first asks
+    # Where tensors are among the arguments.
+    places = tuple(
+        place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type)
+    )
 
     def call(*args: Any) -> Any:
         if is_compiling():
@@ -101,22 +112,21 @@ def define(
             if not transformed:
                 transformed.append(_transformable(name, overload, setup_context, backward_there, call))
             return transformed[0].apply(*dispatched(args))
-        with_gradient, plain = False, not (_dispatch_modes() or _function_mode() or _tracing_state())
-        for arg in args:
-            kind = type(arg)
-            if kind in _PLAIN:
-                with_gradient = with_gradient or arg.requires_grad
-                if arg.is_meta:
-                    plain = False
-            elif isinstance(arg, torch.Tensor):
-                plain = False
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
-        if not plain:
+        if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
             return overload(*dispatched(args))
+        with_gradient = False
+        for place in places:
+            arg = args[place]
+            kind = type(arg)
+            if kind is Tensor or kind is Parameter:
+                with_gradient = with_gradient or arg.requires_grad
+            elif isinstance(arg, Tensor):
+                return overload(*dispatched(args))
         if with_gradient and _is_grad_enabled():
             return apply(*args)
-        return run(*args)
+        return at_once(*args)
 
     call.__name__ = name
     _vmap = _loop(call)

@@ -21,7 +21,9 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _of_channels(values: _Tensor, dtype: torch.dtype) -> Any:
     """A weight or bias as kernels take it."""
-    return None if values is None else arrays.array(values.detach().to(dtype).contiguous())
+    if values is None or (values.dtype is dtype and values.is_contiguous()):
+        return arrays.optional_array(values)
+    return arrays.array(values.detach().to(dtype).contiguous())
 
 
 def _statistics(x: _Tensor, count: int = 3) -> list[torch.Tensor]:
@@ -174,20 +176,19 @@ def _run_inference(
     # Copies: what is updated after this forward does not change its backward.
     mean = running_mean.detach().to(dtype, copy=True)
     inv_std = running_var.detach().double().add(eps).sqrt_().reciprocal_().to(dtype)
-    y = arrays.empty(x.shape, x.dtype, x, channels_last)
-    if x.numel():
-        found = arrays.floor(x).batch_norm_inference(
-            arrays.array(x, channels_last),
-            arrays.array(mean),
-            arrays.array(inv_std),
-            _of_channels(weight, dtype),
-            _of_channels(bias, dtype),
-            channels_last,
-            residual=arrays.optional_array(residual, channels_last),
-            activation=activation,
-        )
-        arrays.store(y, found, channels_last)
-    return y, mean, inv_std
+    if not x.numel():
+        return arrays.empty(x.shape, x.dtype, x, channels_last), mean, inv_std
+    found = arrays.floor(x).batch_norm_inference(
+        arrays.array(x, channels_last),
+        arrays.array(mean),
+        arrays.array(inv_std),
+        _of_channels(weight, dtype),
+        _of_channels(bias, dtype),
+        channels_last,
+        residual=arrays.optional_array(residual, channels_last),
+        activation=activation,
+    )
+    return arrays.tensor(found, channels_last), mean, inv_std
 
 
 def _fake_inference(
@@ -227,7 +228,7 @@ batch_norm_inference = define(
 )
 
 
-def _run_backward(
+def _found_gradients(
     dy: _Tensor,
     x: _Tensor,
     weight: _Tensor,
@@ -241,10 +242,10 @@ def _run_backward(
     needed: list[bool],
     channels_last: bool,
 ) -> tuple:
+    """Gradients of x, weight, bias and residual; what is not needed may be None."""
     of_x, of_weight, of_bias, of_residual = needed
-    dx, dweight, dbias, dresidual = _gradients_like(x, weight, bias, needed, channels_last)
-    results = dx, dweight, dbias, dresidual
     if not x.numel():
+        dx, dweight, dbias, dresidual = _gradients_like(x, weight, bias, needed, channels_last)
         return dx, dweight.zero_(), dbias.zero_(), dresidual
     dtype, floor = statistics_dtype(x.dtype), arrays.floor(x)
     given = [
@@ -254,26 +255,50 @@ def _run_backward(
         arrays.array(inv_std),
         _of_channels(weight, dtype),
         _of_channels(bias, dtype),
+        channels_last,
+        arrays.optional_array(residual, channels_last),
+        activation,
     ]
-    options = {"residual": arrays.optional_array(residual, channels_last), "activation": activation}
-    if of_residual and residual is None:
-        raise RuntimeError("the gradient of a residual that there is none of was asked for")
     if not (of_x or of_residual):
-        sums = floor.batch_norm_gradient_sums(*given, channels_last, **options)
-        found = (None, *sums, None)
+        found = (None, *floor.batch_norm_gradient_sums(*given), None)
     elif training:
-        out = {"out": tuple(arrays.array(one, channels_last) if one.numel() else None for one in (dx, dresidual))}
-        found = floor.batch_norm_backward(*given, channels_last, **options, **out)
+        dx = arrays.empty(x.shape, x.dtype, x, channels_last) if of_x else None
+        dresidual = arrays.empty(x.shape, x.dtype, x, channels_last) if of_residual else None
+        places = arrays.optional_array(dx, channels_last), arrays.optional_array(dresidual, channels_last)
+        _, *sums, _ = floor.batch_norm_backward(*given, out=places)
+        return dx, *_of_parameters(sums, weight, bias, needed), dresidual
     elif of_weight or of_bias:
-        found = floor.batch_norm_inference_backward(*given, channels_last, **options)
+        found = floor.batch_norm_inference_backward(*given)
     else:
         nothing = arrays.array(torch.zeros_like(mean))
-        inputs = floor.batch_norm_input_gradient(*given, nothing, nothing, 1, channels_last, **options)
-        found = inputs[0], None, None, inputs[1]
-    for result, need, one in zip(results, needed, found, strict=True):
-        if need:
-            arrays.store(result, one, channels_last and result.dim() > 1)
-    return results
+        dx, dresidual = floor.batch_norm_input_gradient(*given[:6], nothing, nothing, 1, *given[6:])
+        found = dx, None, None, dresidual
+    dx, *sums, dresidual = found
+    return (
+        arrays.tensor(dx, channels_last) if of_x else None,
+        *_of_parameters(sums, weight, bias, needed),
+        arrays.tensor(dresidual, channels_last) if of_residual else None,
+    )
+
+
+def _of_parameters(sums: Any, weight: _Tensor, bias: _Tensor, needed: list[bool]) -> list:
+    """dweight and dbias in the dtypes of weight and bias."""
+    found = []
+    for parameter, need, one in zip((weight, bias), needed[1:3], sums, strict=True):
+        gradient = arrays.tensor(one) if need else None
+        if gradient is not None and parameter is not None and parameter.dtype is not gradient.dtype:
+            gradient = gradient.to(parameter.dtype)
+        found.append(gradient)
+    return found
+
+
+def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:
+    # An operation of the dispatcher has no results that are None.
+    found = _found_gradients(dy, x, weight, bias, *rest)
+    others = _gradients_like(x, weight, bias, [False] * 4, False)
+    return tuple(
+        one if need and one is not None else other for one, need, other in zip(found, rest[-2], others, strict=True)
+    )
 
 
 def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[bool], channels_last: bool) -> tuple:
@@ -331,6 +356,7 @@ batch_norm_backward = define(
     _fake_backward,
     _setup_backward,
     _backward_backward,
+    _found_gradients,
 )
 
 
@@ -349,6 +375,17 @@ def _run_update(
     Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
     update does not count as a change for autograd's version counters.
     """
+    if (
+        momentum is not None
+        and count
+        and not skip_nonfinite
+        and running_mean.dtype is running_var.dtype is mean.dtype
+    ):
+        running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
+        running_var.data.mul_(1 - momentum).add_(var, alpha=momentum * count / max(count - 1, 1))
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(1)
+        return
     accepted = (mean.isfinite() & var.isfinite()).all() if skip_nonfinite else None
     if num_batches_tracked is not None:
         num_batches_tracked.data.add_(1 if accepted is None else accepted)

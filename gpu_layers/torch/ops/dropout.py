@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gpu_layers.mask import DropoutMask
-from gpu_layers.ops.dropout import drop_threshold, inverted_scale
+from gpu_layers.ops.dropout import inverted_scale
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.registry import define, through
@@ -22,7 +22,7 @@ _MASK = "Tensor seed, int offset, float p"
 def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> DropoutMask:
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
     run = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1)
-    return DropoutMask(drop_threshold(p), int(seed) & _LOW_64, offset & _LOW_64, 0, run)
+    return DropoutMask(round(p * 2**32), int(seed) & _LOW_64, offset & _LOW_64, 0, run)
 
 
 def _numbers(kind: str, p: float) -> tuple[float, ...]:
@@ -38,11 +38,12 @@ def _numbers(kind: str, p: float) -> tuple[float, ...]:
 def fill(y: torch.Tensor, x: torch.Tensor, seed: Any, offset: int, p: float, axes: int, kind: str) -> None:
     """Write the dropout of x to y, which is x itself or beside it, in any format."""
     mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
-    target = arrays.array(y)
+    source = arrays.array(x)
+    target = source if y is x else arrays.array(y)
     if target.flags.c_contiguous:
-        arrays.floor(x).dropout_forward(arrays.array(x), mask, *numbers, out=target)
+        arrays.floor(x).dropout_forward(source, mask, *numbers, out=target)
     else:
-        target[...] = arrays.floor(x).dropout_forward(arrays.array(x), mask, *numbers)
+        target[...] = arrays.floor(x).dropout_forward(source, mask, *numbers)
 
 
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:

@@ -55,8 +55,9 @@ def _batched(x: _Tensor, rank: int, channels_last: bool) -> Any:
     return found if x.dim() == rank + 2 else found[None]
 
 
-def _store(target: torch.Tensor, found: Any, channels_last: bool) -> torch.Tensor:
-    return arrays.store(target, found.reshape(found.shape[-target.dim() :]), channels_last)
+def _tensor(found: Any, like: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """What a floor found, of as many axes as the tensor that it was found for."""
+    return arrays.tensor(found if found.ndim == like.dim() else found[0], channels_last)
 
 
 def _tap_dtype(spatial: Any, numbers: tuple) -> torch.dtype:
@@ -97,15 +98,11 @@ def _spatial(x: _Tensor, numbers: tuple) -> tuple:
 def _run_max(x: _Tensor, *rest: Any) -> tuple:
     *numbers, channels_last = rest
     window = _window(_spatial(x, numbers), numbers)
-    shape = _shape(x, window.output_shape)
-    y = arrays.empty(shape, x.dtype, x, channels_last)
-    taps = arrays.empty(shape, _tap_dtype(window.input_shape, numbers), x, channels_last)
-    if y.numel():
-        batch = _batched(x, window.rank, channels_last)
-        found, chosen = arrays.floor(x).max_pool_forward(batch, window, channels_last, None)
-        _store(y, found, channels_last)
-        _store(taps, chosen, channels_last)
-    return y, taps
+    if not (x.numel() and math.prod(window.output_shape)):
+        return _fake_max(x, *rest)
+    batch = _batched(x, window.rank, channels_last)
+    y, taps = arrays.floor(x).max_pool_forward(batch, window, channels_last, None)
+    return _tensor(y, x, channels_last), _tensor(taps, x, channels_last)
 
 
 def _fake_max(x: _Tensor, *rest: Any) -> tuple:
@@ -142,11 +139,10 @@ max_pool = define(
 def _run_max_backward(dy: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
     *numbers, channels_last = rest
     window = _window(spatial, numbers)
-    dx = arrays.empty(_shape(dy, spatial), dy.dtype, dy, channels_last)
     if not dy.numel():
-        return dx.zero_()
-    batch, chosen = (_batched(one, window.rank, channels_last) for one in (dy, taps))
-    return _store(dx, arrays.floor(dy).max_pool_backward(batch, chosen, window, channels_last, None), channels_last)
+        return _fake_max_backward(dy, taps, spatial, *rest).zero_()
+    batch, chosen = _batched(dy, window.rank, channels_last), _batched(taps, window.rank, channels_last)
+    return _tensor(arrays.floor(dy).max_pool_backward(batch, chosen, window, channels_last, None), dy, channels_last)
 
 
 def _fake_max_backward(dy: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
@@ -201,12 +197,11 @@ max_pool_gather = define(
 
 def _run_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
     *numbers, channels_last = rest
-    indices = arrays.empty(taps.shape, torch.int64, taps, channels_last)
-    if indices.numel():
-        window = _window(spatial, numbers)
-        chosen = _batched(taps, window.rank, channels_last)
-        _store(indices, arrays.floor(taps).max_pool_indices(chosen, window, channels_last, None), channels_last)
-    return indices
+    if not taps.numel():
+        return _fake_indices(taps, spatial, *rest)
+    window = _window(spatial, numbers)
+    chosen = _batched(taps, window.rank, channels_last)
+    return _tensor(arrays.floor(taps).max_pool_indices(chosen, window, channels_last, None), taps, channels_last)
 
 
 def _fake_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
@@ -226,12 +221,11 @@ _DIVISOR = "bool count_include_pad, int? divisor_override"
 def _run_avg(x: _Tensor, *rest: Any) -> torch.Tensor:
     *numbers, count_include_pad, divisor_override, channels_last = rest
     window = _window(_spatial(x, numbers), numbers)
-    y = arrays.empty(_shape(x, window.output_shape), x.dtype, x, channels_last)
-    if not y.numel():
-        return y
+    if not (x.numel() and math.prod(window.output_shape)):
+        return _fake_avg(x, *rest)
     batch = _batched(x, window.rank, channels_last)
     found = arrays.floor(x).avg_pool_forward(batch, window, channels_last, count_include_pad, divisor_override, None)
-    return _store(y, found, channels_last)
+    return _tensor(found, x, channels_last)
 
 
 def _fake_avg(x: _Tensor, *rest: Any) -> torch.Tensor:
@@ -257,12 +251,11 @@ avg_pool = define(
 def _run_avg_backward(dy: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
     *numbers, count_include_pad, divisor_override, channels_last = rest
     window = _window(spatial, numbers)
-    dx = arrays.empty(_shape(dy, spatial), dy.dtype, dy, channels_last)
     if not dy.numel():
-        return dx.zero_()
+        return _fake_avg_backward(dy, spatial, *rest).zero_()
     batch = _batched(dy, window.rank, channels_last)
     found = arrays.floor(dy).avg_pool_backward(batch, window, channels_last, count_include_pad, divisor_override, None)
-    return _store(dx, found, channels_last)
+    return _tensor(found, dy, channels_last)
 
 
 def _fake_avg_backward(dy: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
@@ -300,11 +293,10 @@ def _run_lp(
 ) -> torch.Tensor:
     numbers = _norm_numbers(kernel, stride, ceil_mode)
     window = _window(_spatial(x, numbers), numbers)
-    y = arrays.empty(_shape(x, window.output_shape), x.dtype, x, channels_last)
-    if not y.numel():
-        return y
+    if not (x.numel() and math.prod(window.output_shape)):
+        return _fake_lp(x, norm_type, kernel, stride, ceil_mode, channels_last)
     batch = _batched(x, window.rank, channels_last)
-    return _store(y, arrays.floor(x).lp_pool_forward(batch, window, norm_type, channels_last)[0], channels_last)
+    return _tensor(arrays.floor(x).lp_pool_forward(batch, window, norm_type, channels_last)[0], x, channels_last)
 
 
 def _fake_lp(
@@ -342,11 +334,10 @@ def _run_lp_backward(
 ) -> torch.Tensor:
     numbers = _norm_numbers(kernel, stride, ceil_mode)
     window = _window(_spatial(x, numbers), numbers)
-    dx = arrays.empty(x.shape, x.dtype, x, channels_last)
     if not dy.numel():
-        return dx.zero_()
+        return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
     given = [_batched(one, window.rank, channels_last) for one in (dy, x, y)]
-    return _store(dx, arrays.floor(x).lp_pool_backward(*given, None, window, norm_type, channels_last), channels_last)
+    return _tensor(arrays.floor(x).lp_pool_backward(*given, None, window, norm_type, channels_last), x, channels_last)
 
 
 def _fake_lp_backward(dy: _Tensor, x: _Tensor, y: _Tensor, *rest: Any) -> torch.Tensor:
