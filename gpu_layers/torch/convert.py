@@ -124,9 +124,7 @@ def _left_alone(model: nn.Module, names: set[str], classes: set[type]) -> set[in
 
 def _fuse(model: nn.Module, left: set[int]) -> None:
     # How often each module is used, as far as the tree of modules tells.
-    users = Counter(
-        id(child) for module in model.modules() for child in module._modules.values() if child is not None
-    )
+    users = Counter(id(child) for module in model.modules() for child in module._modules.values() if child is not None)
     users[id(model)] += 1
     for parent in list(model.modules()):
         if type(parent) is not nn.Sequential or id(parent) in left:

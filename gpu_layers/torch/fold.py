@@ -41,8 +41,10 @@ class _Tracer(fx.Tracer):
     """Sees our modules, as torch's, from outside."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in COUNTERPARTS.values() or isinstance(m, _BatchNormAct) or super().is_leaf_module(
-            m, module_qualified_name
+        return (
+            type(m) in COUNTERPARTS.values()
+            or isinstance(m, _BatchNormAct)
+            or super().is_leaf_module(m, module_qualified_name)
         )
 
 

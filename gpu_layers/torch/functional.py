@@ -673,39 +673,20 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
     kernel, strides, *_ = window
     channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    y = pool_rows.lp_pool(input, norm_type, kernel, strides, ceil_mode, channels_last)
-    return y * _of_cut_windows(input, kernel, strides, norm_type) if ceil_mode else y
+    return pool_rows.lp_pool(input, norm_type, kernel, strides, ceil_mode, channels_last)[0]
 
 
-def _of_cut_windows(input: Tensor, kernel: tuple, strides: tuple, norm_type: float) -> Tensor:
-    """What makes a sum over the taps inside one over all: ``(taps / taps inside)^(1/p)`` of each window."""
-    rank, factor = len(kernel), None
-    for axis, (k, s) in enumerate(zip(kernel, strides)):  # noqa: B905: traced by torch.compile
-        size = input.shape[axis - rank]
-        (outputs,) = pool_rows.output_sizes((size,), (k,), (s,), (0,), (1,), True, ())
-        inside = (size - s * torch.arange(outputs, device=input.device)).clamp(max=k)
-        share = (k / inside.double()).reshape((-1,) + (1,) * (rank - 1 - axis))
-        factor = share if factor is None else factor * share
-    return (factor ** (1 / norm_type)).to(input.dtype)
-
-
-def lp_pool1d(
-    input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, L)`` or ``(C, L)``; torch's for x >= 0."""
     return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def lp_pool2d(
-    input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, H, W)`` or ``(C, H, W)``; torch's for x >= 0."""
     return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def lp_pool3d(
-    input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
-) -> Tensor:
+def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; torch's for x >= 0."""
     return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 

@@ -88,7 +88,9 @@ def define(
         return output
 
     # Seeds may be numbers in the eager route; an operation of the dispatcher takes tensors.
-    seed_at = [argument.name for argument in overload._schema.arguments].index("seed") if ", Tensor seed" in schema else -1
+    seed_at = (
+        [argument.name for argument in overload._schema.arguments].index("seed") if ", Tensor seed" in schema else -1
+    )
 
     def dispatched(args: tuple) -> tuple:
         if seed_at < 0 or isinstance(args[seed_at], torch.Tensor):
@@ -101,9 +103,7 @@ def define(
     apply, at_once = super(torch.autograd.Function, function).apply, eager or run
     transformed: list[Any] = []  # made when torch.func first asks
     # Where tensors are among the arguments.
-    places = tuple(
-        place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type)
-    )
+    places = tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
 
     def call(*args: Any) -> Any:
         if is_compiling():

@@ -7,16 +7,12 @@ from typing import Any
 import torch
 
 from gpu_layers.torch import arrays
+from gpu_layers.torch.arrays import statistics_dtype
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.registry import define, through
 
 _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """dtype of statistics and of the arithmetic: float64 for float64, float32 for all others."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _of_channels(values: _Tensor, dtype: torch.dtype) -> Any:
@@ -375,12 +371,7 @@ def _run_update(
     Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
     update does not count as a change for autograd's version counters.
     """
-    if (
-        momentum is not None
-        and count
-        and not skip_nonfinite
-        and running_mean.dtype is running_var.dtype is mean.dtype
-    ):
+    if momentum is not None and count and not skip_nonfinite and running_mean.dtype is running_var.dtype is mean.dtype:
         running_mean.data.mul_(1 - momentum).add_(mean, alpha=momentum)
         running_var.data.mul_(1 - momentum).add_(var, alpha=momentum * count / max(count - 1, 1))
         if num_batches_tracked is not None:

@@ -5,12 +5,17 @@ A ``kernel`` without numbers stands for adaptive windows: then the sizes of the 
 
 from __future__ import annotations
 
+import inspect
 import math
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 
+from gpu_layers.reference.pool_taps import accumulation_dtype, divisors
 from gpu_layers.torch import arrays, registry
+from gpu_layers.torch.arrays import statistics_dtype
 from gpu_layers.torch.registry import define, through
 from gpu_layers.window import Window, adaptive_window, sliding_window
 
@@ -288,99 +293,142 @@ def _norm_numbers(kernel: list, stride: list, ceil_mode: bool) -> tuple:
     return kernel, stride, [0] * len(kernel), [1] * len(kernel), ceil_mode, []
 
 
-def _run_lp(
-    x: _Tensor, norm_type: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool
-) -> torch.Tensor:
+def _of_window(x: _Tensor, kernel: list, stride: list, ceil_mode: bool) -> Window:
     numbers = _norm_numbers(kernel, stride, ceil_mode)
-    window = _window(_spatial(x, numbers), numbers)
+    return _window(_spatial(x, numbers), numbers)
+
+
+@lru_cache
+def _gives_slopes(forward: Any, backward: Any) -> bool:
+    """Whether a floor scales windows that ceil mode cuts off, and gives what its backward takes in place of y."""
+    return "slopes" in inspect.signature(backward).parameters
+
+
+def _norms(floor: Any, batch: Any, window: Window, p: float, channels_last: bool) -> tuple:
+    """y, and what backward takes beside x: the largest of each window, and the slope of the norm by its parts."""
+    if _gives_slopes(floor.lp_pool_forward, floor.lp_pool_backward):
+        y, _, largest, slopes = floor.lp_pool_forward(batch, window, p, channels_last)
+        return y, largest, slopes
+    wide = accumulation_dtype(batch.dtype)
+    sums = floor.lp_pool_forward(batch.astype(wide), window, p, channels_last)[0]
+    share = np.ascontiguousarray(np.broadcast_to(_share(window, p, channels_last), sums.shape), wide)
+    return (sums * share).astype(batch.dtype), sums.astype(batch.dtype), share
+
+
+def _norm_gradient(
+    floor: Any, dy: Any, x: Any, largest: Any, slopes: Any, window: Window, p: float, channels_last: bool
+) -> Any:
+    if _gives_slopes(floor.lp_pool_forward, floor.lp_pool_backward):
+        return floor.lp_pool_backward(dy, x, None, largest, slopes, window, p, channels_last)
+    share = _share(window, p, channels_last)
+    sums = np.ones_like(dy) if largest is None else largest
+    wide = accumulation_dtype(dy.dtype)
+    scaled = (dy.astype(wide) * share).astype(wide)
+    found = floor.lp_pool_backward(scaled, x.astype(wide), sums.astype(wide), None, window, p, channels_last)
+    return found.astype(dy.dtype)
+
+
+def _share(window: Window, p: float, channels_last: bool) -> np.ndarray:
+    """``(taps / taps inside)^(1/p)`` of each window: 1, but where ceil mode cuts it off."""
+    counts = divisors(window, True, None, channels_last, np.dtype(np.float64))
+    return (window.taps / counts) ** (1 / p)
+
+
+def _run_lp(x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool) -> tuple:
+    window = _of_window(x, kernel, stride, ceil_mode)
     if not (x.numel() and math.prod(window.output_shape)):
-        return _fake_lp(x, norm_type, kernel, stride, ceil_mode, channels_last)
+        return _fake_lp(x, p, kernel, stride, ceil_mode, channels_last)
     batch = _batched(x, window.rank, channels_last)
-    return _tensor(arrays.floor(x).lp_pool_forward(batch, window, norm_type, channels_last)[0], x, channels_last)
+    y, *kept = _norms(arrays.floor(x), batch, window, p, channels_last)
+    nothing = [arrays.empty((0,), dtype, x) for dtype in (x.dtype, statistics_dtype(x.dtype))]
+    return _tensor(y, x, channels_last), *(nothing if p == 1 else (_tensor(one, x, channels_last) for one in kept))
 
 
-def _fake_lp(
-    x: _Tensor, norm_type: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool
-) -> torch.Tensor:
+def _fake_lp(x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool) -> tuple:
     numbers = _norm_numbers(kernel, stride, ceil_mode)
-    return arrays.empty(_shape(x, output_sizes(_spatial(x, numbers), *numbers)), x.dtype, x, channels_last)
+    shape, wide = _shape(x, output_sizes(_spatial(x, numbers), *numbers)), statistics_dtype(x.dtype)
+    y = arrays.empty(shape, x.dtype, x, channels_last)
+    if p == 1:
+        return y, arrays.empty((0,), x.dtype, x), arrays.empty((0,), wide, x)
+    return y, arrays.empty(shape, x.dtype, x, channels_last), arrays.empty(shape, wide, x, channels_last)
 
 
-def _setup_lp(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+def _setup_lp(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *ctx.rest = inputs
-    ctx.save_for_backward(x, output)
+    _, largest, slopes = output
+    ctx.mark_non_differentiable(largest, slopes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, largest, slopes)
 
 
-def _backward_lp(ctx: Any, dy: torch.Tensor) -> tuple:
-    x, y = ctx.saved_tensors
-    backward = _lp_gradient if torch.is_grad_enabled() else lp_pool_backward
-    return (backward(dy, x, y, *ctx.rest), *(None,) * 5)
+def _backward_lp(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
+    dx = None
+    if dy is not None:
+        x, largest, slopes = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        dx = _lp_gradient(dy, x, *ctx.rest) if again else lp_pool_backward(dy, x, largest, slopes, *ctx.rest)
+    return (dx, *(None,) * 5)
 
 
 lp_pool = define(
-    f"lp_pool(Tensor input, {_NORM}, {_LAST}) -> Tensor", _run_lp, _fake_lp, _setup_lp, _backward_lp
+    f"lp_pool(Tensor input, {_NORM}, {_LAST}) -> (Tensor, Tensor, Tensor)", _run_lp, _fake_lp, _setup_lp, _backward_lp
 )
 
 
 def _run_lp_backward(
     dy: _Tensor,
     x: _Tensor,
-    y: _Tensor,
-    norm_type: float,
+    largest: _Tensor,
+    slopes: _Tensor,
+    p: float,
     kernel: list,
     stride: list,
     ceil_mode: bool,
     channels_last: bool,
 ) -> torch.Tensor:
-    numbers = _norm_numbers(kernel, stride, ceil_mode)
-    window = _window(_spatial(x, numbers), numbers)
+    window = _of_window(x, kernel, stride, ceil_mode)
     if not dy.numel():
         return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
-    given = [_batched(one, window.rank, channels_last) for one in (dy, x, y)]
-    return _tensor(arrays.floor(x).lp_pool_backward(*given, None, window, norm_type, channels_last), x, channels_last)
+    gradient, batch = _batched(dy, window.rank, channels_last), _batched(x, window.rank, channels_last)
+    kept = [_batched(one, window.rank, channels_last) if one.numel() else None for one in (largest, slopes)]
+    return _tensor(_norm_gradient(arrays.floor(x), gradient, batch, *kept, window, p, channels_last), x, channels_last)
 
 
-def _fake_lp_backward(dy: _Tensor, x: _Tensor, y: _Tensor, *rest: Any) -> torch.Tensor:
+def _fake_lp_backward(dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, *rest: Any) -> torch.Tensor:
     return arrays.empty(x.shape, x.dtype, x, rest[-1])
 
 
 def _lp_gradient(
-    dy: _Tensor,
-    x: _Tensor,
-    y: _Tensor,
-    norm_type: float,
-    kernel: list,
-    stride: list,
-    ceil_mode: bool,
-    channels_last: bool,
+    dy: _Tensor, x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool
 ) -> torch.Tensor:
-    """:data:`lp_pool_backward`, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy y^(1-p))``."""
-    # The transpose of a sum over windows: an average by 1.
-    sum_up = (*_norm_numbers(kernel, stride, ceil_mode), True, 1, channels_last)
-    wide = x.dtype if x.dtype is torch.float64 else torch.float32
-    size, norm = x.to(wide).abs(), y.to(wide)
+    """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
+    # The transpose of an average with c = taps / taps inside before it: by 1 / taps inside, and by all taps.
+    average = (*_norm_numbers(kernel, stride, ceil_mode), True, None, channels_last)
+    wide = x.to(statistics_dtype(x.dtype))
+    size, norm = wide.abs(), lp_pool(wide, p, kernel, stride, ceil_mode, channels_last)[0]
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
-    spread = avg_pool_backward(dy.to(wide) * norm ** (1 - norm_type), list(x.shape[-len(kernel) :]), *sum_up)
+    weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(kernel)
+    spread = avg_pool_backward(weights, list(x.shape[-len(kernel) :]), *average)
     base = torch.where(size == 0, 1.0, size)
-    power = torch.where(size == 0, 0.0, base ** (norm_type - 1))
-    return (x.to(wide).sign() * power * spread).to(x.dtype)
+    power = torch.where(size == 0, 0.0, base ** (p - 1))
+    return (wide.sign() * power * spread).to(x.dtype)
 
 
 def _setup_lp_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    dy, x, y, *ctx.rest = inputs
-    ctx.save_for_backward(dy, x, y)
+    dy, x, _, _, *ctx.rest = inputs
+    ctx.save_for_backward(dy, x)
 
 
 def _backward_lp_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    def composite(*inputs: Any) -> tuple:
-        return (_lp_gradient(*inputs, *ctx.rest),)
+    def composite(dy: Any, x: Any) -> tuple:
+        return (_lp_gradient(dy, x, *ctx.rest),)
 
-    return (*through(composite, ctx.saved_tensors, ctx.needs_input_grad[:3], (gradient,)), *(None,) * 5)
+    return (*through(composite, ctx.saved_tensors, ctx.needs_input_grad[:2], (gradient,)), *(None,) * 7)
 
 
 lp_pool_backward = define(
-    f"lp_pool_backward(Tensor grad, Tensor input, Tensor output, {_NORM}, {_LAST}) -> Tensor",
+    f"lp_pool_backward(Tensor grad, Tensor input, Tensor largest, Tensor slopes, {_NORM}, {_LAST}) -> Tensor",
     _run_lp_backward,
     _fake_lp_backward,
     _setup_lp_backward,
