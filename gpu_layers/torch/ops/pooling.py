@@ -311,7 +311,8 @@ def _norms(floor: Any, batch: Any, window: Window, p: float, channels_last: bool
         return y, largest, slopes
     wide = accumulation_dtype(batch.dtype)
     sums = floor.lp_pool_forward(batch.astype(wide), window, p, channels_last)[0]
-    share = np.ascontiguousarray(np.broadcast_to(_share(window, p, channels_last), sums.shape), wide)
+    share = np.empty(sums.shape, wide)
+    share[...] = _share(window, p, channels_last)
     return (sums * share).astype(batch.dtype), sums.astype(batch.dtype), share
 
 
