@@ -43,7 +43,9 @@ class Network(nn.Module):
         h = self.alpha(self.added(h, h))
         g = self.adaptive_avg(h) + self.adaptive_avg(self.adaptive_max(h))
         values, indices = self.indexed(h)
-        g = g + self.adaptive_avg(self.lp(h.abs() + 0.1)) + self.adaptive_avg(self.unpool(values, indices))
+        g = g + self.adaptive_avg(self.lp(h.abs() + 0.1)) + self.adaptive_avg(
+            self.unpool(values, indices, h.shape[-2:])
+        )
         return self.linear(self.activated(g.flatten(1)))
 
 

@@ -260,7 +260,8 @@ def test_the_check_of_a_fold_can_fail():
             self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 
         def forward(self, x):
-            return self.body(x) + self.body[0].weight.sum()
+            # Not to be traced, and so not seen: the weight is used elsewhere too.
+            return self.body(x) + self.body[0].weight.sum() if x.sum() < 1e9 else x
 
     net, x = trained(Depends(), (3, 4))
     with pytest.raises(ValueError, match="rounding"):
