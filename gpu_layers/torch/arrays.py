@@ -36,8 +36,8 @@ def check_place(tensor: torch.Tensor) -> None:
     kind = tensor.device.type
     if kind == "cuda":
         raise RuntimeError(
-            "gpu_layers.torch does not run on CUDA tensors yet: move the model to the CPU, or give it torch's own layers "
-            "back with gpu_layers.torch.revert(model)"
+            "gpu_layers.torch does not run on CUDA tensors here: move the model to the CPU, or give it torch's own "
+            "layers back with gpu_layers.torch.revert(model)"
         )
     if kind not in ("cpu", "meta"):
         raise RuntimeError(

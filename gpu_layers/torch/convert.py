@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from torch import nn
@@ -80,7 +81,8 @@ def revert(model: _Model) -> _Model:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNormAct):
             raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__}, which torch.nn has none of: convert without fuse=True"
+                f"{name or 'the model'} is a {type(module).__name__}, which torch.nn has none of: convert "
+                "without fuse=True"
             )
     theirs = {ours: one for one, ours in COUNTERPARTS.items()}
     for module in model.modules():
@@ -130,14 +132,14 @@ def _fuse(model: nn.Module, left: set[int]) -> None:
         if type(parent) is not nn.Sequential or id(parent) in left:
             continue
         children = list(parent._modules.items())
-        for (_, norm), (name, relu) in zip(children, children[1:], strict=False):
+        for (_, norm), (name, relu) in pairwise(children):
             fused = WITH_ACTIVATION.get(type(norm))
             if fused is None or type(relu) is not nn.ReLU or {id(norm), id(relu)} & left:
                 continue
             if users[id(norm)] > 1 or users[id(relu)] > 1 or _has_hooks(norm) or _has_hooks(relu):
                 continue
             norm.__class__ = fused
-            norm.activation = "relu"  # type: ignore[assignment]
+            norm.activation = "relu"
             parent._modules[name] = nn.Identity().train(relu.training)
 
 

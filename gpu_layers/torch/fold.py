@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -53,10 +54,10 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
 
     With ``s = gamma / sqrt(running_var + eps)`` a weight becomes ``s * weight`` and a bias
     ``(bias - running_mean) * s + beta`` (Jacob et al., CVPR 2018, section 3.2), computed in float64 and rounded once.
-    What is folded: a batch norm (of torch or of this package, with running statistics) right behind a Linear, Conv1d-3d or
-    ConvTranspose1d-3d, grouped or not, with a bias or without, where both are used once and by nobody else. Pairs are
-    found by ``torch.fx``, and in every plain ``nn.Sequential`` where a model cannot be traced. An ``nn.Identity`` takes
-    a batch norm's place, and of a ``BatchNormAct`` without a residual its activation.
+    What is folded: a batch norm (of torch or of this package, with running statistics) right behind a Linear,
+    Conv1d-3d or ConvTranspose1d-3d, grouped or not, with a bias or without, where both are used once and by nobody
+    else. Pairs are found by ``torch.fx``, and in every plain ``nn.Sequential`` where a model cannot be traced. An
+    ``nn.Identity`` takes a batch norm's place, and of a ``BatchNormAct`` without a residual its activation.
 
     Parameters
     ----------
@@ -98,12 +99,11 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module, list]]:
         for name, child in parent._modules.items():
             if child is not None:
                 owners.setdefault(id(child), []).append((parent, name))
-    found = [
+    return [
         (layer, norm, owners[id(norm)])
         for layer, norm in _neighbours(model)
         if _can_fold(layer, norm) and len(owners.get(id(layer), ())) == 1 and len(owners.get(id(norm), ())) == 1
     ]
-    return found
 
 
 def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -114,7 +114,7 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         for parent in model.modules():
             if type(parent) is nn.Sequential:
                 children = list(parent)
-                yield from zip(children, children[1:], strict=False)
+                yield from pairwise(children)
         return
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")

@@ -1,7 +1,8 @@
 """The functions of ``torch.nn.functional`` that this package covers, and those that torch has none of.
 
-Names and arguments are torch's; keyword arguments are added: ``generator=`` to dropout, ``residual=`` and ``activation=``
-to batch norm. Results, dtypes and errors are torch's too. Shapes are ``(N, C, *spatial)`` in any memory format.
+Names and arguments are torch's; keyword arguments are added: ``generator=`` to dropout, ``residual=`` and
+``activation=`` to batch norm. Results, dtypes and errors are torch's too. Shapes are ``(N, C, *spatial)``
+in any memory format.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def alpha_dropout(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Dropout that keeps mean 0 and variance 1 as they are (Klambauer et al., 2017); arguments as of :func:`dropout`."""
+    """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments as of :func:`dropout`."""
     return _drop(input, p, training, inplace, generator, -1, "alpha")
 
 
@@ -429,17 +430,26 @@ def _check_batch_norm(
     momentum: float | None,
     eps: float,
 ) -> None:
-    shape = input.shape
-    good = len(shape) >= 2 and (eps > 0.0 if training else eps >= 0.0 and running_mean is not None)
+    shape, dtype, device = input.shape, input.dtype, input.device
+    good = len(shape) >= 2 and (running_mean is None) == (running_var is None)
     if good and training:
-        good = shape[0] != 1 or len(shape) > 2
-        if good and len(shape) > 2:
-            good = math.prod(shape[2:]) != 1 or shape[0] != 1
+        # More than one value a channel.
+        good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
+        if good and len(shape) > 2 and shape[0] != 1:
+            good = shape[0] * math.prod(shape[2:]) != 1
+    elif good:
+        good = eps >= 0.0 and running_mean is not None
+    elsewhere = False
     if good:
-        good = (running_mean is None) == (running_var is None)
+        of_channels, half = shape[1:2], dtype is not torch.float64
         for one in (running_mean, running_var, weight, bias):
             if one is not None:
-                good = good and one.shape == shape[1:2] and _pairs(one.dtype, input.dtype)
+                # The input's dtype, or float32 for half types.
+                kind = one.dtype
+                if one.shape != of_channels or not (kind is dtype or (half and kind is torch.float32)):
+                    good = False
+                elif one.device != device:
+                    elsewhere = True
     if not good:
         fail_as_torch(
             "batch_norm does not take these arguments",
@@ -452,18 +462,17 @@ def _check_batch_norm(
             0.1 if momentum is None else momentum,
             eps,
         )
-    check_same_device(input, running_mean, running_var, weight, bias)
-
-
-def _pairs(parameter: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether parameters of a dtype go with an input's: the same, or float32 for half types."""
-    return parameter is dtype or (parameter is torch.float32 and dtype is not torch.float64)
+    if elsewhere:
+        check_same_device(input, running_mean, running_var, weight, bias)
 
 
 # ---- pooling
 
-_UNIT: tuple[tuple[int, ...], ...] = ((), (1,), (1, 1), (1, 1, 1))
-_NO_PAD: tuple[tuple[int, ...], ...] = ((), (0,), (0, 0), (0, 0, 0))
+
+def _per_axis(value: Any, rank: int) -> tuple:
+    """One number a spatial axis, of one for all or of as many as were given."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * rank if len(values) == 1 else values
 
 
 def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> tuple | None:
@@ -472,8 +481,7 @@ def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: i
         stride = kernel_size
     found = []
     for value in (kernel_size, stride, padding, dilation):
-        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        values = values * rank if len(values) == 1 else values
+        values = _per_axis(value, rank)
         if len(values) != rank:
             return None
         for one in values:
@@ -482,36 +490,46 @@ def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: i
                 return None
         found.append(values)
     kernel, strides, pads, dilations = found
-    for k, s, pad, d in zip(kernel, strides, pads, dilations):  # noqa: B905: traced by torch.compile
+    for k, s, pad, d in zip(kernel, strides, pads, dilations, strict=True):
         if k < 1 or s < 1 or d < 1 or pad < 0 or 2 * pad > d * (k - 1) + 1:
             return None
     return kernel, strides, pads, dilations
 
 
-_cached_numbers = lru_cache(maxsize=1024)(_numbers)
-
-
-def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> tuple | None:
-    if is_compiling():
-        return _numbers(kernel_size, stride, padding, dilation, rank)
-    try:
-        return _cached_numbers(kernel_size, stride, padding, dilation, rank)
-    except TypeError:  # lists, which are not hashable
-        return _numbers(kernel_size, stride, padding, dilation, rank)
-
-
-def _fits(input: Tensor, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
-    """Whether the input has spatial axes, none of them (nor the channels) empty, and a window fits in."""
-    if window is None or input.dim() not in (rank + 1, rank + 2):
+def _fits(shape: Any, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
+    """Whether an input has spatial axes, none of them (nor the channels) empty, and a window fits in."""
+    if window is None or len(shape) not in (rank + 1, rank + 2):
         return False
-    shape = input.shape[-rank - 1 :]
-    for size in shape:
+    image = shape[-rank - 1 :]
+    for size in image:
         if size == 0:
             return False
-    for size in pool_rows.output_sizes(shape[1:], *window, ceil_mode, ()):
-        if size < 1:
-            return False
-    return True
+    kernel, strides, pads, dilations = window
+    sizes = pool_rows.output_sizes(image[1:], kernel, strides, pads, dilations, ceil_mode, ())
+    return all(size >= 1 for size in sizes)
+
+
+def _placed(
+    shape: Any, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple | None:
+    """What operations take of a window over an input of this shape; None where it is none, or does not fit."""
+    window = _numbers(kernel_size, stride, padding, dilation, rank)
+    return (*window, ceil_mode, ()) if window is not None and _fits(shape, rank, window, ceil_mode) else None
+
+
+_cached_place = lru_cache(maxsize=4096)(_placed)
+
+
+def _place(
+    input: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> tuple | None:
+    arguments = (input.shape, rank, kernel_size, stride, padding, dilation, bool(ceil_mode))
+    if is_compiling():
+        return _placed(*arguments)
+    try:
+        return _cached_place(*arguments)
+    except TypeError:  # lists, and sizes that are symbols, which are not hashable
+        return _placed(*arguments)
 
 
 def _max_pool(
@@ -525,8 +543,8 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     check_tensor(input)
-    window, ceil_mode = _window(kernel_size, stride, padding, dilation, rank), bool(ceil_mode)
-    if not _fits(input, rank, window, ceil_mode):
+    numbers = _place(input, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    if numbers is None:
         theirs = getattr(reference, f"max_pool{rank}d")
         fail_as_torch(
             f"max_pool{rank}d does not take these arguments",
@@ -539,7 +557,7 @@ def _max_pool(
             ceil_mode=ceil_mode,
             return_indices=return_indices,
         )
-    return _largest(input, rank, (*window, ceil_mode, ()), return_indices)
+    return _largest(input, rank, numbers, return_indices)
 
 
 def _largest(input: Tensor, rank: int, numbers: tuple, return_indices: bool) -> Any:
@@ -600,17 +618,14 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     check_tensor(input)
-    window, ceil_mode = _window(kernel_size, stride, padding, 1, rank), bool(ceil_mode)
-    if divisor_override == 0 or not _fits(input, rank, window, ceil_mode):
+    numbers = _place(input, rank, kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override == 0 or numbers is None:
         theirs = getattr(reference, f"avg_pool{rank}d")
-        numbers = (kernel_size, stride, padding, ceil_mode, count_include_pad)
-        if stride is None and rank == 1:
-            numbers = (kernel_size, (), *numbers[2:])
+        given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
-        fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *numbers, *divisor)
+        fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *given, *divisor)
     channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    numbers = (*window, ceil_mode, (), bool(count_include_pad), divisor_override)
-    return pool_rows.avg_pool(input, *numbers, channels_last)
+    return pool_rows.avg_pool(input, *numbers, bool(count_include_pad), divisor_override, channels_last)
 
 
 def avg_pool1d(
@@ -653,8 +668,8 @@ def avg_pool3d(
 
 def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
     check_tensor(input)
-    window, ceil_mode = _window(kernel_size, stride, 0, 1, rank), bool(ceil_mode)
-    if not _fits(input, rank, window, ceil_mode):
+    numbers = _place(input, rank, kernel_size, stride, 0, 1, ceil_mode)
+    if numbers is None:
         fail_as_torch(
             f"lp_pool{rank}d does not take these arguments",
             getattr(reference, f"lp_pool{rank}d"),
@@ -668,12 +683,12 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
     # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
     if norm_type == math.inf or norm_type == -math.inf:
         sign = 1 if norm_type > 0 else -1
-        return sign * _largest(sign * input.abs(), rank, (*window, ceil_mode, ()), False)
+        return sign * _largest(sign * input.abs(), rank, numbers, False)
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
-    kernel, strides, *_ = window
+    kernel, strides = numbers[:2]
     channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    return pool_rows.lp_pool(input, norm_type, kernel, strides, ceil_mode, channels_last)[0]
+    return pool_rows.lp_pool(input, norm_type, kernel, strides, bool(ceil_mode), channels_last)[0]
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
@@ -691,23 +706,35 @@ def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = N
     return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def _output_size(input: Tensor, output_size: Any, rank: int) -> tuple | None:
-    """Output sizes of an adaptive pooling; None where there are none."""
+def _adaptive(shape: Any, rank: int, output_size: Any) -> tuple | None:
+    """Output sizes of an adaptive pooling of an input of this shape; None where there are none."""
     if not isinstance(output_size, (tuple, list)):
         output_size = (output_size,) * rank
     elif len(output_size) == 1:
         output_size = tuple(output_size) * rank
-    if len(output_size) != rank or input.dim() not in (rank + 1, rank + 2):
+    if len(output_size) != rank or len(shape) not in (rank + 1, rank + 2):
         return None
-    shape = input.shape[-rank - 1 :]
-    for size in shape:
+    image = shape[-rank - 1 :]
+    for size in image:
         if size == 0:
             return None
-    sizes = tuple(own if size is None else size for size, own in zip(output_size, shape[1:]))  # noqa: B905
+    sizes = tuple(own if size is None else size for size, own in zip(output_size, image[1:], strict=True))
     for size in sizes:
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool) or size < 0:
             return None
     return sizes
+
+
+_cached_adaptive = lru_cache(maxsize=4096)(_adaptive)
+
+
+def _output_size(input: Tensor, output_size: Any, rank: int) -> tuple | None:
+    if is_compiling():
+        return _adaptive(input.shape, rank, output_size)
+    try:
+        return _cached_adaptive(input.shape, rank, output_size)
+    except TypeError:  # lists, and sizes that are symbols, which are not hashable
+        return _adaptive(input.shape, rank, output_size)
 
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
@@ -801,8 +828,7 @@ def _unpooled_size(
     """Spatial sizes of the output; None where there is none."""
     given = []
     for value in (kernel_size, kernel_size if stride is None else stride, padding):
-        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        values = values * rank if len(values) == 1 else values
+        values = _per_axis(value, rank)
         if len(values) != rank:
             return None
         given.append(values)
@@ -813,12 +839,14 @@ def _unpooled_size(
         if size == 0:
             return None
     kernel, strides, pads = given
-    sizes = tuple((size - 1) * s + k - 2 * pad for size, k, s, pad in zip(shape[1:], kernel, strides, pads))  # noqa: B905
+    sizes = tuple(
+        (size - 1) * s + k - 2 * pad for size, k, s, pad in zip(shape[1:], kernel, strides, pads, strict=True)
+    )
     if output_size is not None:
         wanted = tuple(output_size)[2:] if len(output_size) == rank + 2 else tuple(output_size)
         if len(wanted) != rank:
             return None
-        for own, one, s in zip(sizes, wanted, strides):  # noqa: B905
+        for own, one, s in zip(sizes, wanted, strides, strict=True):
             if not own - s < one < own + s:
                 return None
         sizes = wanted

@@ -1,4 +1,4 @@
-"""Where the numbers of a dropout call come from: torch's generator of the device, or a :class:`gpu_layers.Generator`."""
+"""Where the numbers of a dropout call come from: torch's generator, or a :class:`gpu_layers.Generator`."""
 
 from __future__ import annotations
 

@@ -152,9 +152,9 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *args, keyset = args
-        output = below(keyset, *args)
-        setup(ctx, tuple(args), output)
+        inputs, keyset = args[:-1], args[-1]
+        output = below(keyset, *inputs)
+        setup(ctx, inputs, output)
         return output
 
     def backward_of_args(ctx: Any, *gradients: Any) -> tuple:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import gpu_layers as gl
 import gpu_layers.torch as glt
-from gpu_layers.torch import functional as F  # noqa: N812: as everybody calls it
+from gpu_layers.torch import functional as F  # noqa: N812
 from tests.torch.layers import first, values
 
 X = values((2, 2, 3, 4)) / 4
@@ -78,8 +78,10 @@ def test_first_and_second_derivatives(name):
 @pytest.mark.parametrize("name", ["batch_norm gelu True", "lp_pool2d 3.5, cut off", "max_pool2d", "gelu after dropout"])
 def test_every_element_of_both_derivatives(name):
     function, *inputs = FUNCTIONS[name]
-    inputs = [one[..., :3].detach().clone().requires_grad_() if one.dim() > 1 else one.clone().requires_grad_()
-              for one in inputs]
+    inputs = [
+        one[..., :3].detach().clone().requires_grad_() if one.dim() > 1 else one.clone().requires_grad_()
+        for one in inputs
+    ]
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
 
@@ -89,9 +91,11 @@ def test_two_backwards_have_the_same_bits(name):
     function, *inputs = FUNCTIONS[name]
     found = []
     for _ in range(2):
-        given = [one.detach().float().requires_grad_() for one in inputs] if "batch_norm" not in name else [
-            one.detach().clone().requires_grad_() for one in inputs
-        ]
+        given = (
+            [one.detach().float().requires_grad_() for one in inputs]
+            if "batch_norm" not in name
+            else [one.detach().clone().requires_grad_() for one in inputs]
+        )
         y = function(*given)
         found.append(torch.autograd.grad(y, given, values(tuple(y.shape), y.dtype, 3)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -176,8 +180,12 @@ def test_only_the_gradients_that_are_needed_are_computed(wanted, training, monke
     dy = values(tuple(X.shape), seed=5)
     expected = torch.autograd.grad(batch_norm(training, "silu")(*full), full, dy)
     called = []
-    for name in ("batch_norm_backward", "batch_norm_input_gradient", "batch_norm_gradient_sums",
-                 "batch_norm_inference_backward"):
+    for name in (
+        "batch_norm_backward",
+        "batch_norm_input_gradient",
+        "batch_norm_gradient_sums",
+        "batch_norm_inference_backward",
+    ):
         function = getattr(gl.reference, name)
         monkeypatch.setattr(gl.reference, name, lambda *a, f=function, n=name, **k: called.append(n) or f(*a, **k))
     batch_norm(training, "silu")(*given).backward(dy)
@@ -196,8 +204,15 @@ def test_results_are_no_views_that_a_layer_behind_could_not_change():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(2, 3, 8, 8, dtype=dtype).to(memory_format=memory_format).requires_grad_()
-            for layer in (glt.BatchNorm2d(3), glt.BatchNorm2d(3).eval(), glt.MaxPool2d(2), glt.AvgPool2d(2),
-                          glt.Dropout(), glt.AdaptiveAvgPool2d(2), glt.BatchNormAct2d(3)):
+            for layer in (
+                glt.BatchNorm2d(3),
+                glt.BatchNorm2d(3).eval(),
+                glt.MaxPool2d(2),
+                glt.AvgPool2d(2),
+                glt.Dropout(),
+                glt.AdaptiveAvgPool2d(2),
+                glt.BatchNormAct2d(3),
+            ):
                 y = layer(x)
                 assert not y._is_view()
                 nn.ReLU(inplace=True)(y).sum().backward()
@@ -249,7 +264,9 @@ def test_func_grad_and_vmap():
     loss(parameters, x[0]).backward()
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.vmap(lambda one: loss(parameters, one))(x), torch.stack([loss(parameters, one) for one in x]))
+    torch.testing.assert_close(
+        torch.vmap(lambda one: loss(parameters, one))(x), torch.stack([loss(parameters, one) for one in x])
+    )
     each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
     singly = [torch.func.grad(loss)(parameters, one) for one in x]
     for name in each:

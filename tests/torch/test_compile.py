@@ -43,8 +43,10 @@ class Network(nn.Module):
         h = self.alpha(self.added(h, h))
         g = self.adaptive_avg(h) + self.adaptive_avg(self.adaptive_max(h))
         values, indices = self.indexed(h)
-        g = g + self.adaptive_avg(self.lp(h.abs() + 0.1)) + self.adaptive_avg(
-            self.unpool(values, indices, h.shape[-2:])
+        g = (
+            g
+            + self.adaptive_avg(self.lp(h.abs() + 0.1))
+            + self.adaptive_avg(self.unpool(values, indices, h.shape[-2:]))
         )
         return self.linear(self.activated(g.flatten(1)))
 
@@ -128,8 +130,16 @@ def test_export_with_a_dynamic_batch(training):
 
 
 @pytest.mark.parametrize(
-    "layer", [glt.MaxPool2d(3, 2, 1), glt.AvgPool2d(3, 2, 1, True), glt.LPPool2d(2, 2), glt.AdaptiveAvgPool2d(1),
-              glt.AdaptiveMaxPool2d(2), glt.BatchNorm2d(3), glt.BatchNorm2d(3, momentum=None)]
+    "layer",
+    [
+        glt.MaxPool2d(3, 2, 1),
+        glt.AvgPool2d(3, 2, 1, True),
+        glt.LPPool2d(2, 2),
+        glt.AdaptiveAvgPool2d(1),
+        glt.AdaptiveMaxPool2d(2),
+        glt.BatchNorm2d(3),
+        glt.BatchNorm2d(3, momentum=None),
+    ],
 )
 def test_export_with_a_dynamic_image(layer):
     names = {axis: torch.export.Dim(name, min=8) for axis, name in ((0, "n"), (2, "h"), (3, "w"))}

@@ -27,9 +27,7 @@ SAMPLES = [
 
 
 def samples(info, dtype, training, requires_grad=True):
-    return info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training
-    )
+    return info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training)
 
 
 def both(info, sample, dtype, training):
@@ -60,14 +58,19 @@ def test_pytorchs_samples(info, dtype, training):
         assert y.stride() == z.stride()
         dy = torch.randn(z.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
         inputs = [[a, *ours.parameters()], [b, *theirs.parameters()]]
-        for p, q in zip(*(torch.autograd.grad(r, given, dy) for r, given in zip((y, z), inputs)), strict=True):
+        for p, q in zip(
+            *(torch.autograd.grad(r, given, dy) for r, given in zip((y, z), inputs, strict=True)), strict=True
+        ):
             torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
         for p, q in zip(ours.buffers(), theirs.buffers(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("info", [one for one in common_modules.module_db if one.module_cls.__name__ in NAMES
-                                  and one.module_error_inputs_func], ids=lambda one: one.module_cls.__name__)
+@pytest.mark.parametrize(
+    "info",
+    [one for one in common_modules.module_db if one.module_cls.__name__ in NAMES and one.module_error_inputs_func],
+    ids=lambda one: one.module_cls.__name__,
+)
 def test_pytorchs_error_samples(info):
     for sample in info.module_error_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
@@ -147,9 +150,9 @@ def test_state_dicts_of_batch_norm_act_load_both_ways():
     # From before batches were counted, which the metadata tells.
     old = {key: value for key, value in theirs.state_dict().items() if key != "num_batches_tracked"}
     ours.load_state_dict(old, strict=True)
+    state = theirs.state_dict()
+    del state["num_batches_tracked"]
     with pytest.raises(RuntimeError, match="num_batches_tracked"):
-        state = theirs.state_dict()
-        del state["num_batches_tracked"]
         ours.load_state_dict(state, strict=True)
 
 
@@ -165,9 +168,21 @@ def test_state_dicts_of_batch_norm_act_load_both_ways():
         (lambda: glt.ActivationDropout("relu", order="both"), ValueError, "order"),
         (lambda: glt.MaxPool2d(2, channels_last=True), TypeError, "channels_last"),
         (lambda: glt.BatchNorm2d(3)(torch.ones(2, 3, 4)), ValueError, r"expected 4D input \(got 3D input\)"),
-        (lambda: glt.BatchNormAct1d(3)(torch.ones(2, 3, 4, 5)), ValueError, r"expected 2D or 3D input \(got 4D input\)"),
-        (lambda: glt.BatchNorm1d(3)(torch.ones(1, 3)), ValueError, "Expected more than 1 value per channel when training"),
-        (lambda: glt.BatchNorm2d(4)(torch.ones(2, 3, 2, 2)), RuntimeError, "running_mean should contain 3 elements not 4"),
+        (
+            lambda: glt.BatchNormAct1d(3)(torch.ones(2, 3, 4, 5)),
+            ValueError,
+            r"expected 2D or 3D input \(got 4D input\)",
+        ),
+        (
+            lambda: glt.BatchNorm1d(3)(torch.ones(1, 3)),
+            ValueError,
+            "Expected more than 1 value per channel when training",
+        ),
+        (
+            lambda: glt.BatchNorm2d(4)(torch.ones(2, 3, 2, 2)),
+            RuntimeError,
+            "running_mean should contain 3 elements not 4",
+        ),
         (lambda: glt.BatchNorm2d(3)(torch.ones(2, 3, 2, 2).double()), RuntimeError, "dtype"),
         (lambda: glt.BatchNormAct2d(3)(torch.ones(2, 3, 2, 2), torch.ones(2, 3, 2, 1)), ValueError, "residual"),
         (lambda: glt.BatchNormAct2d(3)(torch.ones(2, 3, 2, 2), torch.ones(2, 3, 2, 2).half()), TypeError, "residual"),

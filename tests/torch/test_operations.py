@@ -34,7 +34,18 @@ def arguments():
         "batch_norm_inference": (x, mean, var, w, b, r, 1e-5, "tanh", False),
         "batch_norm_backward": (r, x, w, b, x.detach(), mean, inv_std, "silu", True, 1e-5, [True] * 4, False),
         "batch_norm_backward, in part": (
-            r, x, w, b, None, mean, inv_std, "silu", False, 1e-5, [True, False, True, False], False,
+            r,
+            x,
+            w,
+            b,
+            None,
+            mean,
+            inv_std,
+            "silu",
+            False,
+            1e-5,
+            [True, False, True, False],
+            False,
         ),
         "batch_norm_update": (mean.clone(), var.clone(), counter, mean, var, 7, 0.1, False),
         "batch_norm_update, cumulative": (mean.clone(), var.clone(), counter, mean, var, 7, None, True),
@@ -64,6 +75,9 @@ def test_opcheck(name):
 
 def test_every_operation_is_checked():
     assert glt is not None
-    names = {name.removeprefix("gpu_layers::") for name in torch._C._dispatch_get_all_op_names() if
-             name.startswith("gpu_layers::")}
+    names = {
+        name.removeprefix("gpu_layers::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("gpu_layers::")
+    }
     assert names == {name.partition(",")[0] for name in CASES}

@@ -25,7 +25,9 @@ def test_float64_agrees_to_rounding(name, arguments, shape, training):
     compare(ours, theirs, input_for(name, shape), 1e-12, 1e-12)
 
 
-@pytest.mark.parametrize("layout", [every_other, channels_last, lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)])
+@pytest.mark.parametrize(
+    "layout", [every_other, channels_last, lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)]
+)
 @pytest.mark.parametrize(("name", "arguments", "shape"), [one for one in CALLS if len(one[2]) == 4])
 def test_values_do_not_depend_on_strides(name, arguments, shape, layout):
     module, _ = pair(name, arguments)
@@ -126,8 +128,19 @@ def test_a_large_mean_does_not_cost_the_variance():
     torch.testing.assert_close(layer.running_var.double(), expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("layer", [glt.BatchNorm2d(3), glt.MaxPool2d(2), glt.AvgPool2d(2), glt.Dropout(), glt.LPPool2d(2, 2),
-                                   glt.AdaptiveMaxPool2d(2), glt.AdaptiveAvgPool2d(2), glt.BatchNormAct2d(3)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        glt.BatchNorm2d(3),
+        glt.MaxPool2d(2),
+        glt.AvgPool2d(2),
+        glt.Dropout(),
+        glt.LPPool2d(2, 2),
+        glt.AdaptiveMaxPool2d(2),
+        glt.AdaptiveAvgPool2d(2),
+        glt.BatchNormAct2d(3),
+    ],
+)
 def test_an_empty_batch(layer):
     x = torch.empty(0, 3, 4, 6, requires_grad=True)
     y = layer(x)

@@ -77,7 +77,7 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
 
 for _ours in (BatchNorm1d, BatchNorm2d, BatchNorm3d):
-    _ours.__signature__ = inspect.signature(getattr(nn, _ours.__name__))  # type: ignore[attr-defined]
+    _ours.__signature__ = inspect.signature(getattr(nn, _ours.__name__))
 
 
 class _BatchNormAct(nn.Module):

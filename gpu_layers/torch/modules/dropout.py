@@ -27,7 +27,7 @@ class _WithGenerator(nn.Module):
     generator: Generator | None = None
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
-        super().__init__(p, inplace)  # type: ignore[call-arg]
+        super().__init__(p, inplace)
         check_generator(generator)
         self.generator = generator
 

@@ -12,8 +12,13 @@ from gpu_layers.torch import functional
 class _Max(nn.Module):
     """``torch.nn``'s, which keeps one byte an output for backward, for windows of at most 256 taps."""
 
-    def _pool(self, function: Any, input: Tensor) -> Any:
-        return function(
+
+class MaxPool1d(_Max, nn.MaxPool1d):
+    __doc__ = _Max.__doc__
+
+    def forward(self, input: Tensor) -> Any:
+        """Largest value of each window; with ``return_indices`` also where it was."""
+        return functional.max_pool1d(
             input,
             self.kernel_size,
             self.stride,
@@ -24,20 +29,20 @@ class _Max(nn.Module):
         )
 
 
-class MaxPool1d(_Max, nn.MaxPool1d):
-    __doc__ = _Max.__doc__
-
-    def forward(self, input: Tensor) -> Any:
-        """Largest value of each window; with ``return_indices`` also where it was."""
-        return self._pool(functional.max_pool1d, input)
-
-
 class MaxPool2d(_Max, nn.MaxPool2d):
     __doc__ = _Max.__doc__
 
     def forward(self, input: Tensor) -> Any:
         """Largest value of each window; with ``return_indices`` also where it was."""
-        return self._pool(functional.max_pool2d, input)
+        return functional.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 class MaxPool3d(_Max, nn.MaxPool3d):
@@ -45,7 +50,15 @@ class MaxPool3d(_Max, nn.MaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Largest value of each window; with ``return_indices`` also where it was."""
-        return self._pool(functional.max_pool3d, input)
+        return functional.max_pool3d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 class AvgPool1d(nn.AvgPool1d):

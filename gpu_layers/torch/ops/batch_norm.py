@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from gpu_layers.torch import arrays
-from gpu_layers.torch.arrays import statistics_dtype
 from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.arrays import statistics_dtype
 from gpu_layers.torch.registry import define, through
 
 _Tensor = Any
@@ -29,12 +29,12 @@ def _statistics(x: _Tensor, count: int = 3) -> list[torch.Tensor]:
 def _run(
     x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, eps: float, activation: str, channels_last: bool
 ) -> tuple:
-    y = arrays.empty(x.shape, x.dtype, x, channels_last)
     if not x.numel():
         mean, var, inv_std = _statistics(x)
+        y = arrays.empty(x.shape, x.dtype, x, channels_last)
         return y, mean.zero_(), var.zero_(), inv_std.fill_(eps**-0.5)
     dtype = statistics_dtype(x.dtype)
-    _, *statistics = arrays.floor(x).batch_norm_forward(
+    y, mean, var, inv_std = arrays.floor(x).batch_norm_forward(
         arrays.array(x, channels_last),
         _of_channels(weight, dtype),
         _of_channels(bias, dtype),
@@ -42,10 +42,8 @@ def _run(
         channels_last,
         residual=arrays.optional_array(residual, channels_last),
         activation=activation,
-        out=arrays.array(y, channels_last),
     )
-    mean, var, inv_std = map(arrays.tensor, statistics)
-    return y, mean, var, inv_std
+    return arrays.tensor(y, channels_last), arrays.tensor(mean), arrays.tensor(var), arrays.tensor(inv_std)
 
 
 def _fake(
@@ -258,11 +256,7 @@ def _found_gradients(
     if not (of_x or of_residual):
         found = (None, *floor.batch_norm_gradient_sums(*given), None)
     elif training:
-        dx = arrays.empty(x.shape, x.dtype, x, channels_last) if of_x else None
-        dresidual = arrays.empty(x.shape, x.dtype, x, channels_last) if of_residual else None
-        places = arrays.optional_array(dx, channels_last), arrays.optional_array(dresidual, channels_last)
-        _, *sums, _ = floor.batch_norm_backward(*given, out=places)
-        return dx, *_of_parameters(sums, weight, bias, needed), dresidual
+        found = floor.batch_norm_backward(*given)
     elif of_weight or of_bias:
         found = floor.batch_norm_inference_backward(*given)
     else:

@@ -47,10 +47,13 @@ def fill(y: torch.Tensor, x: torch.Tensor, seed: Any, offset: int, p: float, axe
 
 
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
-    y = arrays.empty(x.shape, x.dtype, x, channels_last)
-    if y.numel():
-        fill(y, x, seed, offset, p, axes, kind)
-    return y
+    if channels_last or not x.numel():
+        y = arrays.empty(x.shape, x.dtype, x, channels_last)
+        if x.numel():
+            fill(y, x, seed, offset, p, axes, kind)
+        return y
+    mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
+    return arrays.tensor(arrays.floor(x).dropout_forward(arrays.array(x), mask, *numbers))
 
 
 def _fake(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
@@ -61,13 +64,8 @@ def _keep_numbers(ctx: Any, seed: Any, *numbers: Any) -> None:
     """Save the numbers of the mask; those that torch drew as a tensor, which a recomputation replaces."""
     if isinstance(seed, torch.Tensor):
         ctx.save_for_backward(seed)
-        ctx.numbers = (None, *numbers)
-    else:
-        ctx.numbers = (seed, *numbers)
-
-
-def _kept_numbers(ctx: Any) -> tuple:
-    return ctx.numbers if ctx.numbers[0] is not None else (*ctx.saved_tensors, *ctx.numbers[1:])
+        seed = None
+    ctx.seed, ctx.numbers = seed, numbers
 
 
 def _setup(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -77,7 +75,8 @@ def _setup(ctx: Any, inputs: tuple, output: Any) -> None:
 
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     # The same map of dy, which is its own derivative.
-    return (dropout(dy, *_kept_numbers(ctx)), None, None, None, None, None, None)
+    seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
+    return dropout(dy, seed, *ctx.numbers), None, None, None, None, None, None
 
 
 dropout = define(
@@ -130,7 +129,7 @@ def _setup_add(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _backward_add(ctx: Any, dy: torch.Tensor) -> tuple:
-    dx = dropout(dy, *_kept_numbers(ctx)) if ctx.needs_input_grad[0] else None
+    dx = _backward(ctx, dy)[0] if ctx.needs_input_grad[0] else None
     return dx, dy if ctx.needs_input_grad[1] else None, None, None, None, None
 
 

@@ -41,17 +41,24 @@ def output_sizes(
     return sizes
 
 
-def _window(spatial: Any, numbers: tuple) -> Window:
-    """The window over an input of known sizes."""
-    kernel, stride, padding, dilation, ceil_mode, output_size = numbers
+def _placed(
+    spatial: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, output_size: Any
+) -> Window:
     if not kernel:
         return adaptive_window(tuple(output_size), tuple(spatial))
     pads = tuple(padding)
     return sliding_window(tuple(kernel), tuple(stride), tuple(dilation), pads, pads, ceil_mode, tuple(spatial))
 
 
-def _rank(numbers: tuple) -> int:
-    return len(numbers[0]) or len(numbers[5])
+_cached_place = lru_cache(maxsize=1024)(_placed)
+
+
+def _window(spatial: Any, numbers: Any) -> Window:
+    """The window over an input of known sizes."""
+    try:
+        return _cached_place(spatial, *numbers)
+    except TypeError:  # the dispatcher passes lists
+        return _placed(spatial, *numbers)
 
 
 def _batched(x: _Tensor, rank: int, channels_last: bool) -> Any:
@@ -65,7 +72,7 @@ def _tensor(found: Any, like: torch.Tensor, channels_last: bool) -> torch.Tensor
     return arrays.tensor(found if found.ndim == like.dim() else found[0], channels_last)
 
 
-def _tap_dtype(spatial: Any, numbers: tuple) -> torch.dtype:
+def _tap_dtype(spatial: Any, numbers: Any) -> torch.dtype:
     """Smallest dtype that numbers the taps of a window, of ``reference.pool_taps.tap_dtype``."""
     taps: Any = 1
     kernel, *_, output_size = numbers
@@ -93,8 +100,8 @@ def _shape(x: _Tensor, spatial: Any) -> list:
     return [*x.shape[: x.dim() - len(spatial)], *spatial]
 
 
-def _spatial(x: _Tensor, numbers: tuple) -> tuple:
-    return tuple(x.shape[-_rank(numbers) :])
+def _spatial(x: _Tensor, numbers: Any) -> tuple:
+    return x.shape[-(len(numbers[0]) or len(numbers[5])) :]
 
 
 # ---- the largest of each window
@@ -126,7 +133,7 @@ def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(taps)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(taps)
-    ctx.spatial = list(_spatial(x, ctx.numbers))
+    ctx.spatial = _spatial(x, ctx.numbers)
 
 
 def _backward_max(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple:
@@ -173,7 +180,7 @@ max_pool_backward = define(
 
 
 def _run_gather(x: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    *numbers, channels_last = rest
+    channels_last = rest[-1]
     y = arrays.empty(_shape(x, taps.shape[-len(spatial) :]), x.dtype, x, channels_last)
     if not y.numel():
         return y
@@ -241,7 +248,7 @@ def _fake_avg(x: _Tensor, *rest: Any) -> torch.Tensor:
 
 def _setup_avg(ctx: Any, inputs: tuple, output: Any) -> None:
     x, *ctx.rest = inputs
-    ctx.spatial = list(_spatial(x, ctx.rest))
+    ctx.spatial = _spatial(x, ctx.rest)
 
 
 def _backward_avg(ctx: Any, dy: torch.Tensor) -> tuple:
@@ -391,8 +398,10 @@ def _run_lp_backward(
     if not dy.numel():
         return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
     gradient, batch = _batched(dy, window.rank, channels_last), _batched(x, window.rank, channels_last)
-    kept = [_batched(one, window.rank, channels_last) if one.numel() else None for one in (largest, slopes)]
-    return _tensor(_norm_gradient(arrays.floor(x), gradient, batch, *kept, window, p, channels_last), x, channels_last)
+    first, second = (_batched(one, window.rank, channels_last) if one.numel() else None for one in (largest, slopes))
+    return _tensor(
+        _norm_gradient(arrays.floor(x), gradient, batch, first, second, window, p, channels_last), x, channels_last
+    )
 
 
 def _fake_lp_backward(dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, *rest: Any) -> torch.Tensor:
