@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -79,7 +80,15 @@ def define(
         with arrays.at(ctx.place):
             return backward(ctx, *gradients)
 
-    _LIBRARY.impl(name, _autograd_kernel(name, overload, setup_context, backward_there), "Autograd", with_keyset=True)
+    transformed: list[Any] = []  # made when torch.func first asks
+
+    def transform(*args: Any) -> Any:
+        if not transformed:
+            transformed.append(_transformable(name, overload, setup_context, backward_there, call))
+        return transformed[0].apply(*args)
+
+    kernel = _autograd_kernel(name, overload, setup_context, backward_there)
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
@@ -101,7 +110,6 @@ def define(
     function: Any = _function(name, forward=forward, backward=backward_there)
     # Function.apply without the part that is there for torch.func, which does not come here.
     apply, at_once = super(torch.autograd.Function, function).apply, eager or run
-    transformed: list[Any] = []  # made when torch.func first asks
     # Where tensors are among the arguments.
     places = tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
 
@@ -109,9 +117,7 @@ def define(
         if is_compiling():
             return overload(*dispatched(args))
         if _transforms_active():
-            if not transformed:
-                transformed.append(_transformable(name, overload, setup_context, backward_there, call))
-            return transformed[0].apply(*dispatched(args))
+            return transform(*dispatched(args))
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
         if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
@@ -162,12 +168,18 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
         return (*backward(ctx, *gradients), None)
 
     function: Any = _function(name, forward=forward, backward=backward_of_args)
+    # Function.apply refuses what has no setup_context under torch.func; where that is compiled, this kernel is called for
+    # one level of it, whose tensors are like any others here.
+    apply = super(torch.autograd.Function, function).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if torch._C._is_fwd_grad_enabled():
             _refuse_tangents(name, args)
         if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
-            return function.apply(*args, keyset)
+            if _transforms_active():
+                with enable_single_level_autograd_function():
+                    return apply(*args, keyset)
+            return apply(*args, keyset)
         return below(keyset, *args)
 
     return kernel

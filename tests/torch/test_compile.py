@@ -209,3 +209,19 @@ def test_subclasses_keep_their_type():
 def test_script_is_refused():
     with pytest.raises(RuntimeError):
         torch.jit.script(glt.MaxPool2d(2))
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "lp_pool2d", "batch_norm", "avg_pool2d"])
+def test_transforms_within_a_compiled_graph(name):
+    torch._dynamo.reset()
+    arguments = {"lp_pool2d": (2.0, 2), "batch_norm": (None, None, None, None, True)}.get(name, (2,))
+
+    def call(lib, x):
+        return getattr(lib, name)(x, *arguments).square().sum()
+
+    x = torch.rand(4, 2, 3, 4, 4) + 0.5
+    gradient = torch.func.grad(lambda one: call(glt.functional, one))
+    expected = torch.stack([torch.func.grad(lambda one: call(nn.functional, one))(one) for one in x])
+    for function in (torch.vmap(gradient), lambda x: torch.stack([gradient(one) for one in x])):
+        found = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
