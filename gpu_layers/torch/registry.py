@@ -168,8 +168,8 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
         return (*backward(ctx, *gradients), None)
 
     function: Any = _function(name, forward=forward, backward=backward_of_args)
-    # Function.apply refuses what has no setup_context under torch.func; where that is compiled, this kernel is called for
-    # one level of it, whose tensors are like any others here.
+    # Function.apply refuses what has no setup_context under torch.func; where that is compiled, this kernel is called
+    # for one level of it, whose tensors are like any others here.
     apply = super(torch.autograd.Function, function).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
