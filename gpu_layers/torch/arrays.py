@@ -76,11 +76,15 @@ def at(chosen: Any) -> AbstractContextManager[None]:
 
 def array(tensor: torch.Tensor, channels_last: bool = False) -> Any:
     """The array on a tensor's memory, with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-    # force: detached, and with values that are negated lazily computed; on the CPU no copy otherwise.
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
-        found = tensor.detach().view(torch.int16).numpy(force=True).view(_BFLOAT16)
+        found = tensor.view(torch.int16).numpy(force=True).view(_BFLOAT16)
     else:
-        found = tensor.numpy(force=True)
+        try:
+            found = tensor.numpy()
+        except RuntimeError:  # negated lazily: there is no memory that holds the values
+            found = tensor.resolve_neg().numpy()
     return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
 
 

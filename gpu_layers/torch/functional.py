@@ -381,6 +381,7 @@ def batch_norm(
     RuntimeError
         For parameters or statistics of another size, dtype or device.
     """
+    check_tensor(input)
     return normalize(
         input, running_mean, running_var, None, weight, bias, training, momentum, eps, residual, activation, False
     )
@@ -400,9 +401,8 @@ def normalize(
     activation: str | None,
     skip_nonfinite: bool,
 ) -> Tensor:
-    """:func:`batch_norm` with a layer's counter of batches, which a momentum of None averages by."""
-    check_tensor(input)
-    name = checked_activation(activation)
+    """:func:`batch_norm` of a tensor, with a layer's counter of batches, which a momentum of None averages by."""
+    name = "identity" if activation is None else checked_activation(activation)
     _check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         residual = checked_residual(residual, input)

@@ -110,8 +110,7 @@ def define(
     function: Any = _function(name, forward=forward, backward=backward_there)
     # Function.apply without the part that is there for torch.func, which does not come here.
     apply, at_once = super(torch.autograd.Function, function).apply, eager or run
-    # Where tensors are among the arguments.
-    places = tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
+    places = _places_of_tensors(overload)
 
     def call(*args: Any) -> Any:
         if is_compiling():
@@ -190,14 +189,22 @@ def _function(name: str, **methods: Any) -> type:
     return type(title, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
 
 
+def _places_of_tensors(overload: Any) -> tuple[int, ...]:
+    """Where tensors are among the arguments."""
+    return tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
+
+
 def _without_gradient(overload: Any, run: Callable[..., Any]) -> Callable[..., Any]:
     """The call of an operation whose results have no gradient."""
+
+    places = _places_of_tensors(overload)
 
     def call(*args: Any) -> Any:
         if is_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
             return overload(*args)
-        for arg in args:
-            if isinstance(arg, torch.Tensor) and (type(arg) not in _PLAIN or arg.is_meta):
+        for place in places:
+            arg = args[place]
+            if arg is not None and (type(arg) not in _PLAIN or arg.is_meta):
                 return overload(*args)
         return run(*args)
 
