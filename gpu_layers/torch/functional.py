@@ -85,6 +85,11 @@ def _drop(
 def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: int, kind: str) -> Tensor:
     if torch.is_grad_enabled() and input.requires_grad and input.is_leaf:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+            "Please clone() the tensor before performing the operation."
+        )
     channels_last = arrays.is_channels_last(input)
     seed, offset = random.draw(input, generator)
     numbers = (seed, offset, p, axes, kind, channels_last)
@@ -517,7 +522,7 @@ def _placed(
     return (*window, ceil_mode, ()) if window is not None and _fits(shape, rank, window, ceil_mode) else None
 
 
-_cached_place = lru_cache(maxsize=4096)(_placed)
+_cached_place = lru_cache(maxsize=4096, typed=True)(_placed)
 
 
 def _place(
@@ -725,7 +730,7 @@ def _adaptive(shape: Any, rank: int, output_size: Any) -> tuple | None:
     return sizes
 
 
-_cached_adaptive = lru_cache(maxsize=4096)(_adaptive)
+_cached_adaptive = lru_cache(maxsize=4096, typed=True)(_adaptive)
 
 
 def _output_size(input: Tensor, output_size: Any, rank: int) -> tuple | None:

@@ -80,6 +80,15 @@ def test_indices_outside_the_plane(index):
         ours.max_unpool2d(x, indices, 2)
 
 
+def test_a_good_call_does_not_make_its_like_good():
+    x = torch.ones(1, 2, 4, 4)
+    ours.max_pool2d(x, 2), ours.adaptive_avg_pool2d(x, 1)
+    with pytest.raises(TypeError):
+        ours.max_pool2d(x, 2.0)
+    with pytest.raises(TypeError):
+        ours.adaptive_avg_pool2d(x, 1.0)
+
+
 def test_a_wrong_output_size():
     x, indices = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64)
     for size in ((9, 4), (4,)):

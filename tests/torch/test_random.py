@@ -109,6 +109,7 @@ def test_a_training_forward_draws_once_and_others_not_at_all(p):
         lambda: functional.dropout(torch.ones(3, dtype=torch.int64)),
         lambda: functional.dropout1d(torch.ones(3)),
         lambda: functional.dropout(torch.ones(3, requires_grad=True), inplace=True),
+        lambda: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True),
         lambda: functional.dropout_add(torch.ones(3), torch.ones(4)),
         lambda: functional.dropout_add(torch.ones(3), torch.ones(3).double()),
         lambda: functional.activation_dropout(torch.ones(3), "softplus"),
