@@ -24,11 +24,14 @@ STREAMING = (
 STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
 KEPT_IN_MEMORY = {
+    # Beside its sums, eight origins, and where the running statistics are.
+    (12, 80): ["batch_norm_statistics_rows<__half, 8>"],
+    (12, 90): ["batch_norm_statistics_rows<__half, 8>"],
     (12, 100): [
         "activation_dropout_backward<double>",
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, false, true>" for half in ("__half", "__nv_bfloat16")),
-    ]
+    ],
 }
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
@@ -95,16 +98,17 @@ def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
 
 
 def beyond_one_number(problems):
-    """What is left but for one number of 8 bytes, or two of 4, that a thread keeps in memory."""
-    return [problem for problem in problems if problem != "stack of 8 bytes" and not problem.endswith("(spill)")]
+    """What is left but for one or two numbers of 8 bytes that a thread keeps in memory."""
+    few = ("stack of 8 bytes", "stack of 16 bytes")
+    return [problem for problem in problems if problem not in few and not problem.endswith("(spill)")]
 
 
 def without_barriers(problems):
-    """What is left but for the whole numbers that the barriers of blocks count: an arrival, and the loop that waits."""
+    """What is left but for the whole numbers that the barriers of blocks count: the arrivals; who waits only reads."""
     # NVRTC 12 spells an arrival whose count nobody wants in a way of its own where the machine has one.
-    arrivals = ("ATOMG.E.ADD.STRONG.GPU", "ATOMG.E.OR.STRONG.GPU", "RED.E.ADD.STRONG.GPU")
+    arrivals = ("ATOMG.E.ADD.STRONG.GPU", "ATOMG.E.OR.STRONG.GPU", "RED.E.ADD.STRONG.GPU", "REDG.E.ADD.STRONG.GPU")
     counting = [problem for problem in problems if problem in arrivals]
-    assert 2 <= len(counting) <= 6
+    assert 1 <= len(counting) <= 6
     return [problem for problem in problems if problem not in counting]
 
 
