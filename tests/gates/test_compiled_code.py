@@ -25,8 +25,8 @@ STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
 KEPT_IN_MEMORY = {
     # Beside its sums, eight origins, and where the running statistics are.
-    (12, 80): ["batch_norm_statistics_rows<__half, 8>"],
-    (12, 90): ["batch_norm_statistics_rows<__half, 8>"],
+    (12, 80): [f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
+    (12, 90): [f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
     (12, 100): [
         "activation_dropout_backward<double>",
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
