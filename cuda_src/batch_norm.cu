@@ -35,12 +35,11 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
         for_each_in_plane_part<T, 1>(layout, block.channel, block.part, lowered);
     });
     moments[0] = block_reduce(moments[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-        const StatisticsResult<A> result{
-            partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-            layout.channels};
-        result.write(moments[0], origin[0], block.channel, block.part, layout.parts);
-    }
+    if (threadIdx.x != 0 || threadIdx.y != 0) return;
+    const StatisticsResult<A> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    result.write(moments[0], origin[0], block.channel, block.part, layout.parts);
 }
 
 template <typename T, int Width>
