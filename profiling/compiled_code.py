@@ -125,7 +125,13 @@ class CompiledKernel:
             if not any(first <= other[0] and other[1] <= last and other != (first, last) for other in ranges)
         ]
         loops = [Loop(self._costliest_path(first, last)) for first, last in sorted(innermost)]
-        return [loop for loop in loops if loop.global_bytes]
+        # The way back from code that lies apart, for lanes that exchange values and are not together, is no loop.
+        apart = ("ENDCOLLECTIVE", "BRA.DIV", "WARPSYNC.COLLECTIVE", "EXIT")
+        return [
+            loop
+            for loop in loops
+            if loop.global_bytes and not any(i.opcode.startswith(apart) for i in loop.instructions)
+        ]
 
     def hot_loop(self) -> Loop:
         """The innermost loop that moves the most bytes a round.
