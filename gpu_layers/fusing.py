@@ -106,9 +106,10 @@ def _layers_of(sequential: Sequential) -> Iterator[Layer]:
 
 
 def _fused(sequential: Sequential, repeated: set[int]) -> Sequential:
-    layers: list[Layer] = []
-    for layer in sequential.layers:
-        layers.append(_fused(layer, repeated) if is_plain(layer, (Sequential,)) else layer)  # type: ignore[arg-type]
+    layers: list[Layer] = [
+        _fused(layer, repeated) if is_plain(layer, (Sequential,)) else layer  # type: ignore[arg-type]
+        for layer in sequential.layers
+    ]
     position = 0
     while position < len(layers):
         position += _fuse_at(layers, position, repeated)

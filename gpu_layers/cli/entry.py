@@ -110,7 +110,7 @@ def _repair_streams() -> None:
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115 (as long as the process lives)
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123 (as long as the process lives)
             try:
                 os.fstat(number)
             except OSError:

@@ -86,7 +86,7 @@ def cache_contents() -> CacheContents:
         for name in names:
             # Another process may have removed it since.
             with suppress(OSError):
-                size += os.stat(os.path.join(place, name)).st_size
+                size += Path(place, name).stat().st_size
                 kernels += place == str(folder / CUBINS) and name.endswith((".cubin", ".ptx"))
     return CacheContents(folder, size, kernels)
 
@@ -109,11 +109,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
     try:
         # Not tempfile: its files are for their owner alone, and so would the result be.
-        with open(temporary, "xb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

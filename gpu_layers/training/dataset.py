@@ -127,7 +127,7 @@ def _printable(name: str) -> str:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(
                 f"{path} is damaged or not an .npz file: it is no archive, as numpy.savez(path, x_train=..., ...) "
@@ -144,7 +144,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         for key in present:
             try:
                 arrays[key] = loaded[key]
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203 (says which array it is)
                 if "allow_pickle" in str(error):
                     raise ValueError(
                         f"{path} is damaged or not an .npz file of plain arrays: {key} holds Python objects; "

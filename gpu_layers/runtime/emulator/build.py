@@ -125,7 +125,7 @@ def _remove_killed_builds(folder: pathlib.Path) -> None:
         name, _, _ = scratch.name.removeprefix(_SCRATCH).rpartition(".")
         lock = _lock_file(folder, name)
         if name and lock.exists():
-            with open(lock, "w") as file:
+            with lock.open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:  # somebody builds
@@ -143,7 +143,7 @@ def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """
     folder = writable_cache_folder(_FOLDER)
     _remove_killed_builds(folder)
-    with open(_lock_file(folder, target.name), "w") as lock:
+    with _lock_file(folder, target.name).open("w") as lock:
         with contextlib.suppress(OSError):  # not every file system has locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole(target):
