@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
     batch_statistics,
-    check_buffers,
 )
 from gpu_layers.moments import Moments
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
     batch_norm_backward,
-    batch_norm_inference,
     batch_norm_inference_backward,
-    batch_norm_running,
+    check_count,
     check_input,
+    checked_forward,
+    checked_inference,
 )
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
@@ -33,6 +34,10 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
+
+#: The output, the operation of its backward and what that saved; and the batch's statistics.
+Normalised = tuple[Any, Callable[..., Any], Any]
+NormalisedByBatch = tuple[Any, Callable[..., Any], Any, BatchStatistics | None]
 
 
 class BatchNormLayer(RunningStatisticsLayer):
@@ -136,37 +141,24 @@ class BatchNormLayer(RunningStatisticsLayer):
             For a wrong rank or channel count, a residual of another shape, in training one value a channel, lengths
             beyond the input's size, or lengths or a mask of a wrong shape.
         """
-        self._check_input(x)
-        packing = None
-        if lengths is not None or mask is not None:
-            packing = packing_of(x, lengths, mask, self.channels_last)
-        if packing is not None or (self._updates() and not self._uses_batch()):
-            # Else the operation that runs first checks this.
-            backend_for(x, optional=(residual, *self._affine_part()))
-            check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
-        if packing is None:
+        self._check_input(x, residual)
+        if lengths is None and mask is None:
             return self._forward(x, residual, None)
+        packing = packing_of(x, lengths, mask, self.channels_last)
         with place_of(x):
             rows = None if residual is None else packing.pack(residual)
             return packing.unpack(self._forward(packing.pack(x), rows, packing))
 
     def _forward(self, x: Any, residual: Any, packing: Packing | None) -> Any:
-        """:meth:`forward` of a whole batch, or of the rows of a packed one."""
-        options: dict[str, Any] = {
-            "eps": self.eps,
-            "residual": residual,
-            "activation": self.activation,
-            "channels_last": self._channels_last(packing),
-        }
+        """:meth:`forward` of a whole batch, or of the rows of a packed one, that has been checked."""
         batch: BatchStatistics | None = None
         if self._uses_batch():
-            y, backward, saved, batch = self._normalise_by_batch(x, options, packing)
+            y, backward, saved, batch = self._normalise_by_batch(x, residual, packing)
         else:
             if self._updates():
                 batch = self._statistics_of(x, packing)
-            mean, var = self.buffers["running_mean"], self.buffers["running_var"]
-            y, backward, saved = self._normalise_by(mean, var, x, options)
-        self._saved = (backward, saved, packing)
+            y, backward, saved = self._normalise_by_running(x, residual, packing)
+        vars(self)["_saved"] = (backward, saved, packing)
         if batch is not None and self._updates():
             self._take_batch(batch)
         return y
@@ -195,23 +187,52 @@ class BatchNormLayer(RunningStatisticsLayer):
         packing = packing_of(x, lengths, mask, self.channels_last)
         return self._moments(x if packing is None else packing.pack(x), packing)
 
-    def _normalise_by_batch(
-        self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
         """The output, the operation of its backward and what that saved, and the batch's statistics.
 
         None in their place where the kernels have folded them in.
         """
-        running = self._running(x.size // max(self.num_features, 1))
-        y, saved = batch_norm_running(x, *self._affine_part(), running, **options)
+        count = x.size // max(self.num_features, 1)
+        if count == 1:
+            check_count(x, self.num_features)
+        running = self._running(count)
+        y, saved = checked_forward(
+            backend_for(x),
+            x,
+            *self._affine_part(),
+            self.eps,
+            residual,
+            self.activation or "identity",
+            self.channels_last or packing is not None,
+            None,
+            running,
+        )
         return y, batch_norm_backward, saved, None if running else BatchStatistics(saved.count, saved.statistics)
 
-    def _normalise_by(
-        self, mean: Any, var: Any, x: Any, options: dict[str, Any]
-    ) -> tuple[Any, Callable[..., Any], Any]:
+    def _normalise_by_running(self, x: Any, residual: Any, packing: Packing | None) -> Normalised:
         """The output, the operation of its backward and what that saved."""
-        y, saved = batch_norm_inference(x, mean, var, *self._affine_part(), **options)
+        buffers = vars(self)["buffers"]
+        y, saved = checked_inference(
+            backend_for(x),
+            x,
+            buffers["running_mean"],
+            buffers["running_var"],
+            *self._affine_part(),
+            self.eps,
+            residual,
+            self.activation or "identity",
+            self.channels_last or packing is not None,
+        )
         return y, batch_norm_inference_backward, saved
+
+    def _options(self, residual: Any, packing: Packing | None) -> dict[str, Any]:
+        """What operations take by name."""
+        return {
+            "eps": self.eps,
+            "residual": residual,
+            "activation": self.activation,
+            "channels_last": self._channels_last(packing),
+        }
 
     def _moments(self, x: Any, packing: Packing | None) -> Moments:
         return batch_norm_moments(x, channels_last=self._channels_last(packing))
@@ -229,20 +250,33 @@ class BatchNormLayer(RunningStatisticsLayer):
     def _channels_last(self, packing: Packing | None) -> bool:
         return self.channels_last or packing is not None
 
-    def _check_input(self, x: Any) -> None:
+    def _check_input(self, x: Any, residual: Any = None) -> None:
+        """Raise unless x and the residual fit, and the layer's own arrays are as it made them.
+
+        The own ones are looked at again only where they are others than at the last call.
+        """
         own = vars(self)
-        buffers = own["buffers"]
-        arrays = tuple(buffers.values())
-        backend_for(x, optional=arrays)
-        self._check_places()
+        parameters, buffers = own["parameters"], own["buffers"]
+        backend_for(x, optional=(residual,))
         _check_layer_input(
-            (x, *arrays),
-            (*buffers, *own["parameters"]),
+            (x, residual),
+            "running_mean" if buffers else "weight" if parameters else "num_features",
             self.num_features,
             self.channels_last,
             self._input_ranks,
             self.dtype.char,
+            self.activation,
+            self.eps,
         )
+        arrays = [*parameters.values(), *buffers.values()]
+        found = (type(x), self.num_features, self.dtype.char, self.track_running_stats)
+        before = own.get("_checked_arrays", (None, ()))
+        if before[0] == found and len(before[1]) == len(arrays) and all(map(is_, before[1], arrays)):
+            return
+        backend_for(x, optional=tuple(arrays))
+        self._check_buffers()
+        check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
+        own["_checked_arrays"] = (found, arrays)
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
@@ -256,26 +290,29 @@ class BatchNormLayer(RunningStatisticsLayer):
 
 @Checked
 def _check_layer_input(
-    arrays: tuple[Any, ...],
-    names: tuple[str, ...],
+    arrays: tuple[Any, Any],
+    first_array: str,
     num_features: int,
     channels_last: bool,
     input_ranks: tuple[int, ...],
     dtype: str,
+    activation: str | None,
+    eps: float,
 ) -> None:
-    """Raise unless x fits a layer, and the layer's buffers are as it made them; names: of buffers, then parameters."""
-    x, *buffers = arrays
+    """Raise unless x and the residual fit a layer."""
+    x, residual = arrays
     check_dtype(x)
     if x.ndim not in input_ranks:
         ranks = " or ".join(f"{rank}D" for rank in input_ranks)
         raise ValueError(f"expected {ranks} input (got {x.ndim}D input)")
     channels = x.shape[-1] if channels_last else x.shape[1]
     if channels != num_features:
-        raise ValueError(f"{[*names, 'num_features'][0]} should contain {channels} elements not {num_features}")
-    check_buffers(dict(zip(names, buffers, strict=False)), num_features, np.dtype(dtype))
+        raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
     if (x.dtype == np.float64) != (np.dtype(dtype) == np.float64):
         needed = "float64" if x.dtype == np.float64 else "float32"
         raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {np.dtype(dtype)}")
+    check_input(x, None, None, channels_last, residual, activation)
+    check_eps(eps, np.dtype(dtype))
 
 
 class BatchNorm1d(BatchNormLayer):

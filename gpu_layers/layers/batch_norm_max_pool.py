@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
-from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.batch_norm import BatchNormLayer, Normalised, NormalisedByBatch
 from gpu_layers.layers.max_pool import MaxPoolLayer
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.ops.batch_norm_max_pool import (
@@ -42,21 +41,22 @@ class BatchNormMaxPool(BatchNormLayer):
         self._check_input(x)
         return self._forward(x, None, None)
 
-    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in options.items() if name != "residual"} | self._window
+    def _options(self, residual: Any, packing: Packing | None) -> dict[str, Any]:
+        options = super()._options(residual, packing)
+        del options["residual"]
+        return options | self._window
 
-    def _normalise_by_batch(
-        self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
         running = self._running(x.size // max(self.num_features, 1))
-        y, saved = batch_norm_max_pool_running(x, *self._affine_part(), running, **self._options(options))
+        options = self._options(residual, packing)
+        y, saved = batch_norm_max_pool_running(x, *self._affine_part(), running, **options)
         batch = None if running else BatchStatistics(saved.norm.count, saved.norm.statistics)
         return y, batch_norm_max_pool_backward, saved, batch
 
-    def _normalise_by(
-        self, mean: Any, var: Any, x: Any, options: dict[str, Any]
-    ) -> tuple[Any, Callable[..., Any], Any]:
-        y, saved = batch_norm_max_pool_inference(x, mean, var, *self._affine_part(), **self._options(options))
+    def _normalise_by_running(self, x: Any, residual: Any, packing: Packing | None) -> Normalised:
+        mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+        options = self._options(residual, packing)
+        y, saved = batch_norm_max_pool_inference(x, mean, var, *self._affine_part(), **options)
         return y, batch_norm_max_pool_inference_backward, saved
 
     def _configuration(self) -> str:

@@ -181,7 +181,7 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def forward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         outer = _under_way.get()
-        if self._calls_no_layers():
+        if self._of_this_library and not self._layer_holders:  # it calls no layers
             if outer is None or outer.inside is self:
                 return forward(self, *args, **kwargs)
             outer.inside = self

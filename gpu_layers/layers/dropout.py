@@ -104,15 +104,15 @@ class DropoutLayer(Layer):
         return self._forward(x)
 
     def _forward(self, x: Any, **options: Any) -> Any:
-        backend_for(x)
-        options["mask_axes"] = self._mask_axes(x.ndim)
         saved: DropoutSaved | _IdentitySaved
         if self.training:
-            y, saved = self._draw(x, **options)
+            y, saved = self._draw(x, mask_axes=self._mask_axes(x), **options)
         else:
+            backend_for(x)
             check_dtype(x)
+            self._mask_axes(x)
             y, saved = self._evaluate(x)
-        self._saved = saved
+        vars(self)["_saved"] = saved
         return y
 
     def backward(self, dy: Any) -> Any:
@@ -127,15 +127,18 @@ class DropoutLayer(Layer):
     def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
         """Drop by the generator's next mask; an error leaves the generator where it was."""
         generator = self.generator or random.default_generator
-        out = x if self.inplace else None
         # Sample ids are those of the whole already.
-        if options.get("sample_ids") is None:
+        if self.first_sample and options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
+        if self.inplace:
+            options["out"] = x
         number = earlier_calls(self) if generator.is_on_device else 0
         with generator.call(taken_of(self, number)) as call:
-            y, saved = self._drop(x, call.seed, call.offset, draw=call.draw, out=out, **options)
+            y, saved = self._drop(x, call.seed, call.offset, draw=call.draw, **options)
+        if call.taken is None:
+            return y, saved
         keep_taken(self, number, call.taken)
-        return y, saved if call.taken is None else saved.with_draw(call.taken)
+        return y, saved.with_draw(call.taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)
@@ -143,8 +146,8 @@ class DropoutLayer(Layer):
     def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         return x, _IdentitySaved(x.shape, x.dtype)
 
-    def _mask_axes(self, rank: int) -> int | None:
-        """Leading axes of the mask for an input of this rank, None for all; ValueError for a wrong rank."""
+    def _mask_axes(self, x: Any) -> int | None:
+        """Leading axes of the mask, None for all; TypeError unless x is a float array, ValueError for a wrong rank."""
         return None
 
     def _configuration(self) -> str:
@@ -240,6 +243,13 @@ _PARAMETERS = """
     """
 
 
+def _rank_of(x: Any) -> int:
+    """Number of axes; TypeError unless x is a float array."""
+    backend_for(x)
+    check_dtype(x)
+    return int(x.ndim)
+
+
 class _ChannelDropout(DropoutLayer):
     """Drop whole channels. The axes before the spatial ones have a mask: ``(N, C)``, or ``(C,)`` of one sample."""
 
@@ -248,7 +258,8 @@ class _ChannelDropout(DropoutLayer):
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, inplace, generator=generator)
 
-    def _mask_axes(self, rank: int) -> int | None:
+    def _mask_axes(self, x: Any) -> int | None:
+        rank = _rank_of(x)
         if rank not in self._mask_axes_of_rank:
             fewer, more = self._mask_axes_of_rank
             raise ValueError(
@@ -291,8 +302,8 @@ class AlphaDropout(DropoutLayer):
 class FeatureAlphaDropout(AlphaDropout):
     __doc__ = "Alpha dropout of whole channels of ``(N, C, ...)`` input." + _PARAMETERS
 
-    def _mask_axes(self, rank: int) -> int | None:
-        if rank < 2:
+    def _mask_axes(self, x: Any) -> int | None:
+        if _rank_of(x) < 2:
             raise ValueError("Feature dropout requires at least 2 dimensions in the input")
         return 2
 
@@ -316,8 +327,8 @@ class DropPath(DropoutLayer):
     def __init__(self, p: float = 0.0, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, generator=generator)
 
-    def _mask_axes(self, rank: int) -> int | None:
-        if rank < 1:
+    def _mask_axes(self, x: Any) -> int | None:
+        if _rank_of(x) < 1:
             raise ValueError("DropPath requires at least 1 dimension in the input")
         return 1
 

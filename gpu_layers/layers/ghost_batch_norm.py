@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
-from gpu_layers.layers.running_statistics import BatchStatistics, batch_statistics
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
+from gpu_layers.layers.running_statistics import batch_statistics
 from gpu_layers.ops.checks import check_integer
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.packing import Packing
@@ -41,15 +40,13 @@ class _GhostBatchNorm(BatchNormLayer):
         super().__init__(num_features, *args, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
-    def _normalise_by_batch(
-        self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
         samples = x.shape[0] if packing is None else packing.shape[0]
         starts = list(range(0, samples, self.group_size))
         rows = starts if packing is None else packing.bounds(starts)
         values_a_row = x.size // max(x.shape[0] * self.num_features, 1)
         bounds = _joined(rows, x.shape[0], 1 if values_a_row > 1 else 2)
-        y, saved = ghost_batch_norm_forward(x, *self._affine_part(), bounds=bounds, **options)
+        y, saved = ghost_batch_norm_forward(x, *self._affine_part(), bounds=bounds, **self._options(residual, packing))
         return y, ghost_batch_norm_backward, saved, batch_statistics(saved.moments(), self.dtype)
 
     def _configuration(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from gpu_layers.distributed.communicator import Communicator, default_communicator
-from gpu_layers.layers.batch_norm import BatchNormLayer
-from gpu_layers.layers.running_statistics import BatchStatistics, batch_statistics
+from gpu_layers.layers.batch_norm import BatchNormLayer, NormalisedByBatch
+from gpu_layers.layers.running_statistics import batch_statistics
 from gpu_layers.moments import Moments
 from gpu_layers.ops.packing import Packing
 from gpu_layers.ops.sync_batch_norm import (
@@ -48,13 +47,13 @@ class SyncBatchNorm(BatchNormLayer):
             check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator
 
-    def _normalise_by_batch(
-        self, x: Any, options: dict[str, Any], packing: Packing | None
-    ) -> tuple[Any, Callable[..., Any], Any, BatchStatistics | None]:
+    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
         # As in PyTorch, a layer without running statistics evaluates each process's batch for itself.
         if not self.training and self.use_batch_statistics is None:
-            return super()._normalise_by_batch(x, options, packing)
-        y, saved = sync_batch_norm_forward(x, *self._affine_part(), self.communicator, **options)
+            return super()._normalise_by_batch(x, residual, packing)
+        y, saved = sync_batch_norm_forward(
+            x, *self._affine_part(), self.communicator, **self._options(residual, packing)
+        )
         return y, sync_batch_norm_backward, saved, batch_statistics(saved.moments, self.dtype)
 
     def _moments(self, x: Any, packing: Packing | None) -> Moments:

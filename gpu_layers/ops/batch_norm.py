@@ -121,39 +121,13 @@ def batch_norm_forward(
     ValueError
         For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
     """
-    return batch_norm_running(
-        x,
-        gamma,
-        beta,
-        None,
-        eps=eps,
-        residual=residual,
-        activation=activation,
-        channels_last=channels_last,
-        out=out,
-    )
-
-
-def batch_norm_running(
-    x: Any,
-    gamma: Any,
-    beta: Any,
-    running: RunningStatistics | None,
-    *,
-    eps: float,
-    residual: Any,
-    activation: str | None,
-    channels_last: bool,
-    out: Any = None,
-) -> tuple[Any, BatchNormSaved]:
-    """:func:`batch_norm_forward` that folds the statistics into running ones, if there are any."""
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
         check_result(out, x.shape, x.dtype, x, residual)
         # Before it is saved that nothing has been written to since.
         record_write(out)
-    return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out, running)
+    return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out)
 
 
 @Checked
@@ -278,8 +252,27 @@ def batch_norm_inference(
     if out is not None:
         check_result(out, x.shape, x.dtype, x, residual)
         record_write(out)
-    y, statistics = backend.batch_norm_inference(x, mean, var, gamma, beta, eps, channels_last, residual, phi, out)
-    return y, BatchNormSaved(x, statistics, channels_last, residual, phi)
+    return checked_inference(backend, x, mean, var, gamma, beta, eps, residual, phi, channels_last, out)
+
+
+def checked_inference(
+    backend: Any,
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    residual: Any,
+    activation: str,
+    channels_last: bool,
+    out: Any = None,
+) -> tuple[Any, BatchNormSaved]:
+    """:func:`batch_norm_inference` of what has been checked; y is written to ``out``, if there is one."""
+    y, statistics = backend.batch_norm_inference(
+        x, mean, var, gamma, beta, eps, channels_last, residual, activation, out
+    )
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
 
 
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_gradient, check_number
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
@@ -98,10 +99,7 @@ def lp_pool_forward(
         As :func:`max_pool_forward`; ValueError for a p of 0 or less.
     """
     backend = backend_for(x, optional=(out,))
-    p = check_norm_type(norm_type)
-    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
-    if math.isinf(p):
-        check_taps(window)
+    p, batched, window = _checked(x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     batch = x if batched else x[None]
     if out is None:
         y, taps, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
@@ -117,6 +115,16 @@ def lp_pool_forward(
             lambda target: backend.lp_pool_forward(batch, window, p, channels_last, target),
         )
     return y, LPPoolSaved(batch, taps, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
+
+
+@Checked
+def _checked(x: Any, norm_type: float, *arguments: Any) -> tuple[float, bool, Window]:
+    """p, whether x is batched, and the window over its spatial axes."""
+    p = check_norm_type(norm_type)
+    batched, window = place_window(x, *arguments)
+    if math.isinf(p):
+        check_taps(window)
+    return p, batched, window
 
 
 def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:

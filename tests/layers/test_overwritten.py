@@ -45,7 +45,6 @@ SAVES_NOTHING = {
     "MaxPool2d": lambda: gl.MaxPool2d(3, 2, 1),
     "AdaptiveMaxPool2d": lambda: gl.AdaptiveMaxPool2d(2),
     "AvgPool2d": lambda: gl.AvgPool2d(2),
-    "LPPool2d": lambda: gl.LPPool2d(3, 2),
 }
 NORMS = {
     "BatchNorm2d": lambda: gl.BatchNorm2d(3),
@@ -56,6 +55,7 @@ NORMS = {
 }
 SAVES_X = {
     **NORMS,
+    "LPPool2d": lambda: gl.LPPool2d(3, 2),
     "ActivationDropout gelu": lambda: gl.ActivationDropout("gelu", 0.4, generator=gl.Generator(1)),
     "ActivationDropout tanh before": lambda: gl.ActivationDropout(
         "tanh", 0.4, order="before", generator=gl.Generator(1)
