@@ -8,7 +8,7 @@ from typing import Any
 from gpu_layers.layers.base import Layer
 
 #: What a layer has from its last passes: never another layer's.
-OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls"})
+OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls", "_checked_arrays"})
 
 
 def is_plain(layer: Any, types: tuple[type[Layer], ...]) -> bool:

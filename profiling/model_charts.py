@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiling.charts import COLOURS, largest_rows, load_pyplot, row_label
+from profiling.charts import COLOURS, largest_rows, load_pyplot, row_label, save_figure
 from profiling.results import Run
 
 
@@ -35,7 +35,4 @@ def save_model_chart(run: Run, path: Path | str) -> None:
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     gpu = rows[0].model["gpu"] if rows and rows[0].model else "GPU"
     figure.suptitle(f"MODELLED for an {gpu}, never run on a GPU", fontsize=11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, path)
