@@ -99,7 +99,9 @@ def test_the_readmes_are_short(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *(page for page in OTHERS if page != "CHANGELOG.md")])
 def test_lines_of_prose_are_short(page):
-    prose = [line for line in without_code(text_of(page)).splitlines() if not line.startswith(("|", "![", "[!", "    "))]
+    prose = [
+        line for line in without_code(text_of(page)).splitlines() if not line.startswith(("|", "![", "[!", "    "))
+    ]
     # A Chinese character is as wide as two letters.
     width = {line: len(line) + sum(ord(letter) > 0x2E7F for letter in line) for line in prose}
     assert [line for line in prose if width[line] > 100 and "](" not in line] == []
