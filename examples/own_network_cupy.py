@@ -1,4 +1,4 @@
-"""A layer of layers, saved during training, loaded and resumed bit for bit; on a GPU, or on NumPy where there is none."""
+"""A layer of layers: saved during training, loaded and resumed, bit for bit. With CuPy, or NumPy without a GPU."""
 
 import json
 import tempfile
@@ -25,8 +25,9 @@ class Residual(gl.Layer):
         return dy + self.branch.backward(dy)
 
 
-def make_network(device):
-    return gl.Sequential(gl.Linear(8, 32), Residual(32), Residual(32), gl.Linear(32, 4)).to(device)
+def make(device):
+    network = gl.Sequential(gl.Linear(8, 32), Residual(32), Residual(32), gl.Linear(32, 4)).to(device)
+    return network, SGD(network.parameters, lr=0.1, momentum=0.9)
 
 
 def train(network, optimizer, x, labels, steps):
@@ -60,14 +61,12 @@ def main():
     gl.manual_seed(0)
     numbers = np.random.default_rng(0).standard_normal((256, 8)).astype(np.float32)
     x, labels = xp.asarray(numbers), xp.asarray(numbers[:, :4].argmax(axis=1))
-    network = make_network(device)
-    optimizer = SGD(network.parameters, lr=0.1, momentum=0.9)
+    network, optimizer = make(device)
     print(f"loss after 20 steps: {train(network, optimizer, x, labels, 20):.4f}")
     with tempfile.TemporaryDirectory() as name:
         save(Path(name), network, optimizer, xp)
         expected = train(network, optimizer, x, labels, 20)
-        again = make_network(device)
-        resumed = SGD(again.parameters, lr=0.1, momentum=0.9)
+        again, resumed = make(device)
         again.load_state_dict(np.load(f"{name}/network.npz"))
         resumed.load_state_dict(np.load(f"{name}/optimizer.npz"))
         gl.default_generator.set_state(json.loads(Path(name, "masks.json").read_text()))
