@@ -58,7 +58,7 @@ format: $(VENV)/installed-lint
 	@$(BIN)/clang-format -i $(CUDA_SOURCES)
 
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 results: $(VENV)/installed-test
 	$(BIN)/python -m profiling.readme_table
