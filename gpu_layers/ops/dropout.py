@@ -1,4 +1,4 @@
-"""Dropout as stateless pairs: the mask is regenerated from a few numbers, never stored."""
+"""Dropout as stateless pairs: the mask is drawn again from a few numbers, never stored."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
-# Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
+# Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766
 
 
 @dataclass(slots=True)
 class DropoutSaved:
-    """What backward needs: numbers only (and the numbers of the samples, where these were given).
+    """What backward needs: a few numbers, and a copy of the sample ids if there were any.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class DropoutSaved:
     shape : tuple of int
     dtype : numpy.dtype
     writes : int
-        :func:`write_count` of the forward: the numbers may lie in an array that a later call takes too.
+        :func:`write_count` of the forward: a later call may use the array that holds the numbers.
     """
 
     mask: DropoutMask
@@ -54,16 +54,16 @@ class DropoutSaved:
     writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
-        """The same, of the call whose numbers lie in ``draw``."""
+        """The same, for the call whose numbers are in ``draw``."""
         return replace(self, mask=self.mask._replace(draw=draw), writes=write_count())
 
     def check_unwritten(self) -> None:
-        """RuntimeError if a later call has put its numbers where this one's were."""
+        """RuntimeError if a later call has overwritten this call's numbers."""
         check_unwritten(self.writes, draw=self.mask.draw)
 
 
 def drop_threshold(p: float) -> int:
-    """``round(p * 2**32)``: the number of 32-bit words, of ``2**32``, that drop an element."""
+    """``round(p * 2**32)``: how many of the ``2**32`` words drop an element."""
     return round(p * 2**32)
 
 
@@ -95,17 +95,17 @@ def dropout_forward(
     seed, offset : int
         In ``0 .. 2**64 - 1``; None if draw is given.
     start : int
-        Number of x's first decision in the whole array, where x is a shard of one.
+        Number of x's first decision, if x is a shard of a larger array.
     scale : float, optional
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
     mask_axes : int, optional
-        Leading axes that the mask has: elements that agree in them share a decision, and ``g`` counts these. 2 drops
-        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
+        Number of leading axes that the mask has. Elements that agree in them share a decision, and ``g`` counts these
+        decisions. 2 drops whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
     sample_ids : array of int64, shape (x.shape[0],), optional
-        Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
-        index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
+        Number of each row, in the array library of x. The row's mask then depends on seed, offset, this number and the
+        index within the row alone, whatever the other rows and their order. ``start`` counts within the row.
     draw : array of uint64, shape (3,), optional
-        Seed and offset in memory where x is, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
+        Seed and offset in the memory of x's device, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
     out : array, optional
         Where to write the result; x itself for dropout in place.
 
@@ -114,12 +114,12 @@ def dropout_forward(
     y : array
         x's shape and dtype; dropped elements are +0 whatever they were.
     saved : DropoutSaved
-        For :func:`dropout_backward`; holds no array but sample_ids.
+        For :func:`dropout_backward`; it holds no array but sample_ids.
 
     Raises
     ------
     TypeError
-        For an array, dtype or number of the wrong type.
+        For a wrong array type, dtype or number type.
     ValueError
         For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
     """
@@ -152,7 +152,7 @@ def _decisions(x: Any, mask_axes: int | None, by_samples: bool) -> tuple[int, in
     if not by_samples:
         return max(math.prod(x.shape[axes:]), 1), math.prod(x.shape[:axes])
     if axes != x.ndim:
-        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
+        raise ValueError("sample_ids need a mask over all axes: omit mask_axes")
     return 1, math.prod(x.shape[1:])
 
 
@@ -170,6 +170,16 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     Returns
     -------
     array
+        Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
+    RuntimeError
+        If a later call has overwritten the numbers of a :class:`gpu_layers.CudaGraphGenerator`.
     """
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
@@ -209,7 +219,7 @@ def dropout_moments(
     Raises
     ------
     TypeError, ValueError
-        As :func:`dropout_forward`, and for passes that are no such number.
+        As :func:`dropout_forward`, and for passes that are not an integer in that range.
     """
     backend = backend_for(x, optional=(sample_ids,))
     drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None)
@@ -233,7 +243,7 @@ def alpha_dropout_forward(
     draw: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
-    """Dropout for SELU networks (Klambauer et al., 2017): mean 0 and variance 1 stay as they are.
+    """Dropout for SELU networks (Klambauer et al., 2017): it keeps mean 0 and variance 1.
 
     ``y = a * (x if kept else -alpha) + alpha * a * p`` with ``alpha = 1.7580993408473766`` and
     ``a = 1 / sqrt((1 - p) * (1 + p * alpha**2))``; for ``p = 1`` zeros, as in PyTorch.
@@ -287,12 +297,15 @@ def check_sample_ids(sample_ids: Any, x: Any) -> None:
     if sample_ids.dtype != np.int64:
         raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
     if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
-        needed = f"[{x.shape[0]}], one number a row" if x.ndim else "a row each, which a 0-d input has none of"
-        raise ValueError(f"sample_ids must have the shape {needed}, got {list(sample_ids.shape)}")
+        if x.ndim == 0:
+            raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
+        raise ValueError(
+            f"sample_ids must have the shape [{x.shape[0]}], one number a row, got {list(sample_ids.shape)}"
+        )
 
 
 def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np.ndarray:
-    """Which elements ``g = start .. start + n - 1`` a dropout call keeps.
+    """Which of the elements ``g = start .. start + n - 1`` a dropout call keeps.
 
     Parameters
     ----------
@@ -305,6 +318,14 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
     Returns
     -------
     numpy.ndarray of bool, shape (n,)
+        True where the element is kept.
+
+    Raises
+    ------
+    TypeError
+        If one of these is not a number of its type.
+    ValueError
+        For p outside [0, 1], or n, seed, offset or start out of range.
     """
     n = check_integer(n, "n", 0, 2**63 - 1)
     mask = DropoutMask(
@@ -337,7 +358,7 @@ def _mask(
         seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
-        # A copy: who changes the numbers before backward does not change the mask.
+        # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw)
@@ -355,11 +376,11 @@ def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
 def element_mask(
     x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
 ) -> tuple[DropoutMask, float]:
-    """The mask over single elements of x, checked, and the factor of what is kept."""
+    """The mask over single elements of x, checked, and the factor of kept elements."""
     drop_below, factor, run = _checked_dropout(x, p, start, None, None, False)
     return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
 
 
 def inverted_scale(p: float) -> float:
-    """Factor of what is kept, by which the expectation stays the input."""
+    """Factor of kept elements, for which the expectation is the input."""
     return 1 / (1 - p) if p < 1 else 0.0
