@@ -30,8 +30,8 @@ class LPPoolSaved:
     taps : array of unsigned integers, or None
         Shape of the (batched) output. For p = inf: number of the winning element within its window.
     largest, slopes : array, or None
-        The same shape, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients of
-        its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
+        The same shape, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients
+        of its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
         float64). The output itself is not needed.
     window : Window
     norm_type : float
@@ -77,10 +77,10 @@ def lp_pool_forward(
 ) -> tuple[Any, LPPoolSaved]:
     """``(sum |x|^p)^(1/p)`` of each window, as ONNX defines it; PyTorch's for ``x >= 0``.
 
-    In ceil mode a window may reach beyond the padding. Its sum is then multiplied by the number of the kernel's elements
-    over that of its elements within the padded extent, as in PyTorch. The largest ``|x|`` is factored out before powers
-    are taken, so that they neither overflow nor vanish. For p of at least 1, y and the gradient are within 4 half units
-    in the last place.
+    In ceil mode a window may reach beyond the padding. Its sum is then multiplied by the number of the kernel's
+    elements over that of its elements within the padded extent, as in PyTorch. The largest ``|x|`` is factored out
+    before powers are taken, so that they neither overflow nor vanish. For p of at least 1, y and the gradient are
+    within 4 half units in the last place.
 
     Parameters
     ----------
@@ -133,8 +133,8 @@ def _checked(x: Any, norm_type: float, *arguments: Any) -> tuple[float, bool, Wi
 def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
     """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element.
 
-    The y of a window that ceil mode cuts off includes the factor of its sum. Where x is 0 the gradient is 0. For p = inf
-    each gradient goes to the first of the largest. x must hold the values that it had in the forward.
+    The y of a window that ceil mode cuts off includes the factor of its sum. Where x is 0 the gradient is 0. For p =
+    inf each gradient goes to the first of the largest. x must hold the values that it had in the forward.
 
     Parameters
     ----------
