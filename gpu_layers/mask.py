@@ -1,4 +1,4 @@
-"""A dropout mask as numbers: what every floor makes the same decisions from."""
+"""A dropout mask as numbers, from which every backend makes the same decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DropoutMask(NamedTuple):
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
     ``seed`` is below ``drop_below``. Element ``i`` (flat C-order index) has decision ``start + i // run``.
 
-    With ``sample_ids`` each row (index of axis 0) has decisions of its own: element ``j`` of the row has decision
+    With ``sample_ids`` each row (index of axis 0) has its own decisions: element ``j`` of the row has decision
     ``start + j``, under the key ``sample_seed(seed, number of the row)`` of
     ``gpu_layers.reference.philox``.
 
@@ -24,12 +24,12 @@ class DropoutMask(NamedTuple):
     start : int
         Number of the first decision in the whole (sharded) array.
     run : int
-        Neighbouring elements that share a decision: 1, or those of a channel or of a sample.
+        Number of neighbouring elements that share a decision: 1, or those of a channel or a sample.
     sample_ids : array of int64, optional
-        Number of each row, where the elements are; only with a run of 1.
+        Number of each row, on the device of the elements; only with a run of 1.
     draw : array of uint64, shape (3,), optional
-        Seed, offset and the seed of sample 0, where the elements are: instead of the numbers above, as they are when a
-        kernel runs.
+        Seed, offset and the seed of sample 0, on the device of the elements. They replace the numbers above; kernels
+        read them when they run.
     """
 
     drop_below: int

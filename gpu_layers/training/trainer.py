@@ -1,4 +1,4 @@
-"""A training run: what it is made of, one epoch of it, and its state between epochs."""
+"""A training run: network, optimizer, epochs, and the state between epochs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EVALUATION_BATCH = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the weights a run ends with, beside the machine and the data.
+    """Everything that decides the weights of a run, except the machine and the data.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Part:
-    """The begun part of an epoch that was stopped.
+    """The finished part of an epoch that was stopped.
 
     Attributes
     ----------
@@ -261,17 +261,23 @@ class Trainer:
         return {name: _on_cpu(value) for name, value in arrays.items()}, facts
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> int:
-        """Go back to a :meth:`state`, possibly that of a run that was to have another number of epochs.
+        """Go back to a :meth:`state`, possibly of a run with another number of epochs.
+
+        Parameters
+        ----------
+        arrays, facts
+            As :meth:`state` returned them.
 
         Returns
         -------
         int
-            How many it was to have. The learning rate follows this trainer's number from here on.
+            The number of epochs of that run. From now on the learning rate follows this trainer's number.
 
         Raises
         ------
         ValueError
-            If it belongs to a run with other settings or data, which are named, or has more epochs than this run.
+            If it belongs to a run with other settings or data, which the message names, or has more epochs than this
+            run.
         """
         now, then = asdict(self.settings), facts["settings"]
         different = [
