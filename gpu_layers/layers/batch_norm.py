@@ -356,7 +356,7 @@ def _check_layer_input(
         raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
     if (x.dtype == np.float64) != (np.dtype(dtype) == np.float64):
         needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {np.dtype(dtype)}")
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {np.dtype(dtype)}")
     check_input(x, None, None, channels_last, residual, activation)
     check_eps(eps, np.dtype(dtype))
 

@@ -130,7 +130,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(
-                f"{path} is damaged or not an .npz file: it is no archive, as numpy.savez(path, x_train=..., ...) "
+                f"{path} is damaged or not an .npz file: it is not an archive, as numpy.savez(path, x_train=..., ...) "
                 "writes one"
             )
         file.seek(0)
@@ -165,9 +165,7 @@ def _dataset(
         )
     y_train, y_test = _checked_labels(y_train, "y_train", len(x_train)), _checked_labels(y_test, "y_test", len(x_test))
     if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-        raise ValueError(
-            "of y_train and y_test one holds texts, the other numbers: the same classes need the same names"
-        )
+        raise ValueError("y_train and y_test must both hold texts or both hold numbers, got one of each")
     classes = np.unique(y_train)
     if classes.size < 2:
         raise ValueError(f"y_train holds the single class {classes[0]}: there is nothing to tell apart")

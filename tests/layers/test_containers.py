@@ -204,7 +204,7 @@ def test_one_layer_under_two_names():
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert list(ours.parameters) == [name for name, _ in theirs.named_parameters()]
     state = ours.state_dict()
-    with pytest.raises(ValueError, match=r"a\.weight and b\.weight are one array here, and differ in the state"):
+    with pytest.raises(ValueError, match=r"a\.weight and b\.weight are the same array here, but differ in the state"):
         ours.load_state_dict(state | {"a.weight": state["a.weight"] + 1})
     assert_same_bits(ours.a.parameters["weight"], state["a.weight"])
 
