@@ -166,7 +166,7 @@ class Trainer:
 
     @property
     def batches_of_next_epoch(self) -> int:
-        """Number of batches that are done of the epoch after the finished ones: not 0 where it was stopped."""
+        """Number of finished batches of the next epoch: not 0 if it was stopped in between."""
         return self._part.batches if self._part else 0
 
     def train_epoch(
@@ -181,8 +181,8 @@ class Trainer:
         report : callable
             Called after each batch.
         stop : callable
-            Asked after each batch but the last. Once it is true the epoch ends there; the next call, or that of a
-            trainer with this one's :meth:`state`, does the rest, and both together do what one would have done.
+            Called after each batch except the last. If it returns True the epoch ends there. The next call, or that of
+            a trainer with this one's :meth:`state`, does the rest; both together do what one call would have done.
 
         Returns
         -------
