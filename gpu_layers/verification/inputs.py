@@ -33,7 +33,7 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
 
 
 def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Small whole numbers, of which many are equal."""
+    """Small whole numbers, many of them equal."""
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)
 
 
@@ -43,6 +43,6 @@ class _Nowhere:
 
 
 def launched_nowhere(run: Callable[[], Any]) -> Any:
-    """What an operation returns, of which only shape and dtype are meant: no kernel runs, nor does the reference."""
+    """Shapes and dtypes of an operation's results: neither a kernel nor the reference runs."""
     with use_executor(_Nowhere()):
         return run()
