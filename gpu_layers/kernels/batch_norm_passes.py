@@ -43,7 +43,7 @@ class Pass:
     source, name, parameters : str
         Of its templates, whose names end in ``_planes`` and ``_rows`` and whose parameters in a layout.
     of_planes, of_rows : sequence of dict of str to str
-        Template arguments after ``T``, or ``T`` and ``Width``.
+        Template arguments behind ``T``, or ``T`` and ``Width``.
     single_channels : bool
         Whether rows of channels that make no vectors are taken too.
     structs : mapping of str to numpy.dtype
@@ -99,7 +99,7 @@ class ResidentPass(Pass):
         if plan.places is None or not limits().one_read:
             return False
         kernel = self.kernel(element_type(x), plan.width, **more)
-        # With one part no block waits.
+        # With one part nobody waits for anybody.
         cooperative = plan.parts > 1
         resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x, cooperative=cooperative)
         if resident < plan.parts:
@@ -161,7 +161,7 @@ ROWS = ("mean", "var", "inv_std", "gamma", "beta")
 
 @dataclass(frozen=True)
 class Rule:
-    """Everything that turns x into y: the numbers of the channels, and what is fused."""
+    """What gives y from x: the channels' numbers, and what is fused."""
 
     mean: Any
     inv_std: Any

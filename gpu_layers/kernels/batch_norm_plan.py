@@ -19,7 +19,7 @@ from gpu_layers.runtime.kernel import c_name
 THREADS = 256
 _VECTOR_BYTES = 16
 # Blocks that fill any GPU twice over (132 multiprocessors of 8 blocks of 256 threads), so that it is busy
-# for any number of channels. It is a constant, not the number of this GPU.
+# whatever the number of channels. A constant, not the GPU's own number.
 _TARGET_BLOCKS = 2112
 # Resident blocks of an H100, of two a multiprocessor, each with half of the 228 KB of shared memory but for 1 KB that
 # the system takes and, of rows, 12 KB of scratch: so many places of 16 bytes a thread.
@@ -207,7 +207,7 @@ def _places(segment: int, plane: int, along: int, width: int) -> int:
 
 
 def _pieces(plane: int, along: int, width: int, budget: int) -> tuple[int, int]:
-    """The fewest pieces of a plane that each fit, and the places that one piece needs."""
+    """The fewest pieces of a plane of which each fits, and the places that one needs."""
     singles = _places(0, plane, along, width)
     if singles >= budget:
         return 1, budget + 1
