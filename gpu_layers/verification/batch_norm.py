@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.batch_norm_bounds import STEEPEST, batch_norm_bounds
 from gpu_layers.verification.comparison import Arrays, Case, epsilon
-from gpu_layers.verification.inputs import normal
+from gpu_layers.verification.inputs import normal, with_special_values
 
 # (N, C, *spatial): odd planes and planes of whole vectors; planes shorter than a vector; a long plane; few values
 # of many channels and the reverse; two-dimensional input; channels that do and do not make 16-byte vectors.
@@ -63,6 +64,14 @@ def batch_norm_cases() -> Iterator[Case]:
             yield _batch_norm(dtype, label, shape, 2.0, True, activation=activation, residual=residual)
         label = "relu of a sum, non-contiguous"
         yield _batch_norm(dtype, label, (4, 6, 10, 10), 2.0, False, stride=2, activation="relu", residual=True)
+        # Of each block that merges the parts of eight channels the second has only some.
+        label = "gelu, two reads, parts of 12 channels"
+        yield _batch_norm(dtype, label, (70, 12, 3, 3), 2.0, False, activation="gelu")
+        for activation in ("relu", "leaky_relu"):
+            yield _special_residual(dtype, (3, 5, 9, 11), False, activation)
+            yield _special_residual(dtype, (3, 9, 7, 16), True, activation)
+        yield _not_a_number(dtype, (3, 2, 1, 1))
+        yield _not_a_number(dtype, (3, 8))
 
 
 def _batch_norm(
@@ -110,6 +119,41 @@ def _batch_norm(
         return batch_norm_bounds({**inputs, **taken}, expected, channels_last=channels_last, activation=activation)
 
     return Case("batch_norm", dtype, label, inputs, run, bounds)
+
+
+def _special_residual(dtype: Any, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
+    """NaN and infinities that a residual brings behind the normalisation: they spoil their own elements alone."""
+    label = f"{activation} of special values{', channels_last' if channels_last else ''}"
+    plain = _batch_norm(dtype, label, shape, 2.0, channels_last, activation=activation, residual=True)
+
+    def inputs() -> Arrays:
+        arrays = plain.inputs()
+        return arrays | {"residual": with_special_values(arrays["residual"])}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # Where the sum is not finite, the slope is exact, and so is what it makes of dy: nothing is allowed but the
+        # rounding of a product.
+        residual = inputs["residual"]
+        return plain.bounds({**inputs, "residual": np.where(np.isfinite(residual), residual, 0)}, expected)
+
+    return replace(plain, inputs=inputs, bounds=bounds)
+
+
+def _not_a_number(dtype: Any, shape: tuple[int, ...]) -> Case:
+    """Of a channel with a NaN nothing is known, were it all a single thread's; of the others everything."""
+    plain = _batch_norm(dtype, f"{list(shape)} with NaN", shape, 2.0, False)
+
+    def inputs() -> Arrays:
+        arrays = plain.inputs()
+        arrays["x"][1, 0] = np.nan
+        return arrays
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # Of that channel only dbeta is a number: a sum that the statistics are no part of.
+        known = {name: np.nan_to_num(expected[name]) for name in ("mean", "inv_std")}
+        return plain.bounds({**inputs, "x": np.nan_to_num(inputs["x"])}, {**expected, **known})
+
+    return replace(plain, inputs=inputs, bounds=bounds)
 
 
 # How a layer folds the statistics of a batch into the running ones: in the kernels of the forward (of one read, and of

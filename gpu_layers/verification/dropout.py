@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.reference.philox import sample_seed
+from gpu_layers.reference.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case
@@ -32,6 +33,7 @@ def dropout_cases() -> Iterator[Case]:
         yield _dropout(dtype, "misaligned", (131,), 0.5, view=lambda x: x[1:])
         yield _dropout(dtype, "0-d", (), 0.5)
         yield _dropout(dtype, "empty", (0, 5), 0.5)
+        yield _at_words(dtype)
 
 
 def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
@@ -47,6 +49,47 @@ def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
         return {"y": y, "dx": dx, "in place": in_place.copy(), "mean": mean, "variance": variance}
 
     return Case("dropout", dtype, label, inputs, run)
+
+
+def around(word: int) -> tuple[float, float]:
+    """The largest p with which this word keeps, and the smallest with which it drops."""
+    return word / 2**32, (word + 1) / 2**32
+
+
+def _on_both_sides(name: str, word: Any, x: Any, **options: Any) -> Arrays:
+    results: Arrays = {}
+    for side, p in zip(("kept", "dropped"), around(int(word)), strict=True):
+        y, saved = ops.dropout_forward(x, p, _SEED, _OFFSET, **options)
+        results |= {f"y {name}, {side}": y, f"dx {name}, {side}": ops.dropout_backward(x, saved)}
+        if "mask_axes" not in options:
+            moments = ops.dropout_moments(x, p, _SEED, _OFFSET, passes=1, **options)
+            results |= dict(zip((f"mean {name}, {side}", f"variance {name}, {side}"), moments, strict=True))
+    return results
+
+
+def _at_words(dtype: Any) -> Case:
+    """Probabilities at the very words that decide, in every kernel: one keeps the element, the next one drops it."""
+    # Of each array an element in its vectors, and the last.
+    shape, rows, runs = (37,), (3, 8), (3, 11, 7, 7)
+    ids = np.array([3, -1, 2**62], np.int64)
+
+    def inputs() -> Arrays:
+        return {name: normal(of, dtype) for name, of in (("x", shape), ("rows", rows), ("runs", runs))} | {"ids": ids}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for start, place in itertools.product((0, 3), (5, -1)):
+            name = f"{place} from {start}"
+            word = random_words(_SEED, _OFFSET, start, 37)[place]
+            results |= _on_both_sides(f"elements, {name}", word, arrays["x"], start=start)
+            word = sample_words(_SEED, _OFFSET, ids, start, 8)[place // 8, place]
+            of_rows = {"start": start, "sample_ids": arrays["ids"]}
+            results |= _on_both_sides(f"samples, {name}", word, arrays["rows"], **of_rows)
+            word = random_words(_SEED, _OFFSET, start, 33)[place]
+            results |= _on_both_sides(f"channels, {name}", word, arrays["runs"], start=start, mask_axes=2)
+        return results
+
+    return Case("dropout", dtype, "p at a word", inputs, run)
 
 
 # Shape and axes of the mask: runs of 2, of less than a vector, of an odd number of elements, of whole vectors, of more

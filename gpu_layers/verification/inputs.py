@@ -32,6 +32,19 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def negative_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """-0 everywhere: a sum of such values that begins with +0 is +0, a value that is only moved is not."""
+    return np.full(shape, -0.0).astype(dtype)
+
+
+def with_several_nan(x: np.ndarray) -> np.ndarray:
+    """The array with NaN at every third place, and an infinity of either sign: several NaN in most windows."""
+    places = generator("NaN", x.size).permutation(x.size)
+    x.reshape(-1)[places[: x.size // 3]] = np.nan
+    x.reshape(-1)[places[-2:]] = np.array([np.inf, -np.inf]).astype(x.dtype)
+    return x
+
+
 def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Small whole numbers, of which many are equal."""
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)

@@ -195,6 +195,34 @@ def test_a_transaction_skips_a_step_for_all_layers():
     assert model.layers[0].buffers["num_batches_tracked"] == 1
 
 
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize("of_layer", [False, True])
+@pytest.mark.parametrize("broken", [(), (0,), (1,), (0, 1)], ids=str)
+def test_what_a_transaction_skips_and_what_a_layer_itself(broken, of_layer, of_all, floor):
+    own, other = layer(), layer()
+    own.skip_nonfinite = of_layer
+    before = [state_of(norm) for norm in (own, other)]
+    spoilt = X.copy()
+    spoilt[3, 1] = np.nan
+    with gl.use_backend(floor), gl.statistics_transaction(lambda: None, layers=[own, other], skip_nonfinite=of_all):
+        for number, norm in enumerate((own, other)):
+            norm(spoilt if number in broken else X)
+    for number, norm in enumerate((own, other)):
+        # The step is left out for all if any is broken; a layer leaves out its own besides.
+        left_out = (of_all and broken != ()) or (of_layer and number == 0 and 0 in broken)
+        assert norm.num_batches_skipped == left_out
+        assert norm.buffers["num_batches_tracked"] == 2 - left_out
+        if left_out:
+            assert_state(norm, before[number])
+        else:
+            plain = layer()
+            plain(spoilt if number in broken else X)
+            for name, value in plain.buffers.items():
+                # By float64's own kernels on the other floor: some roundings of each sum of seven values.
+                np.testing.assert_allclose(norm.buffers[name], value, rtol=32 * 2.0**-53, atol=0, err_msg=name)
+
+
 def test_a_transaction_keeps_apart_from_what_waits():
     norm = layer()
     norm.deferred = True

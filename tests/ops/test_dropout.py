@@ -44,6 +44,15 @@ def expected_dropout(x, p, seed=SEED, offset=OFFSET, start=0, scale=None):
 # Thresholds.
 
 
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("place", [0, 6, 36])
+def test_a_word_drops_from_the_next_probability_on(place, start):
+    word, x = philox_in_ints.word(SEED, OFFSET, start + place), np.ones(37)
+    for p, value in ((word / 2**32, 1 / (1 - word / 2**32)), ((word + 1) / 2**32, 0)):
+        y, saved = gl.ops.dropout_forward(x, p, SEED, OFFSET, start=start)
+        assert y[place] == gl.ops.dropout_backward(x, saved)[place] == value
+
+
 @pytest.mark.parametrize(
     ("p", "threshold"),
     [

@@ -131,6 +131,44 @@ def test_ptx_for_gpus_newer_than_the_compiler():
     assert ".target sm_90" in code.decode()
 
 
+def test_code_is_kept_by_all_that_it_depends_on(monkeypatch, tmp_path):
+    """Each of these alone makes other code, which must not be taken for what lies in the cache."""
+
+    def files(source="dropout.cu", names=("f<float>",), capability=90, ptx=False, warnings_as_errors=False):
+        return nvrtc._files(source, names, Architecture(capability, ptx=ptx), warnings_as_errors)
+
+    def by(version):
+        return lambda: SimpleNamespace(getVersion=lambda: version)
+
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
+    # The same headers whatever the version, so that it is the version itself that counts.
+    monkeypatch.setattr(nvrtc, "cuda_header_folders", lambda version: [tmp_path])
+    monkeypatch.setattr(nvrtc, "nvrtc", by((13, 0)))
+    found = [
+        files(),
+        files(source="max_pool.cu"),
+        files(names=("f<double>",)),
+        files(names=("f<float>", "f<double>")),
+        files(capability=80),
+        files(ptx=True),
+        files(warnings_as_errors=True),
+    ]
+    assert files() == found[0]
+    usual = nvrtc.options(Architecture(90))
+    for name, other in (
+        ("nvrtc", by((13, 1))),
+        ("nvrtc", by((12, 0))),
+        ("sources_digest", lambda: "other sources"),
+        ("cuda_header_folders", lambda version: [tmp_path / "other"]),
+        ("options", lambda architecture: [*usual, "-lineinfo"]),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(nvrtc, name, other)
+            found.append(files())
+    for paths in zip(*found, strict=True):
+        assert len(set(paths)) == len(found)
+
+
 def test_a_warning_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "warns.cu").write_text(
         "template <typename T> __global__ void warns(T* x) { int unused_number = 3; x[0] = T(1); }\n"
