@@ -10,8 +10,9 @@ import numpy as np
 
 from gpu_layers.runtime.backend import use_executor
 
-#: One element; less than a vector; vectors and a rest; more than the 4,096 elements of a half-type block.
-ELEMENTWISE_SIZES = (1, 3, 37, 9001)
+#: One element; less than a vector; vectors and no rest, vectors and a rest; more than the 4,096 elements of a half-type
+#: block.
+ELEMENTWISE_SIZES = (1, 3, 32, 37, 9001)
 
 
 def generator(*what: Any) -> np.random.Generator:

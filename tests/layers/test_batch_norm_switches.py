@@ -223,6 +223,43 @@ def test_what_a_transaction_skips_and_what_a_layer_itself(broken, of_layer, of_a
                 np.testing.assert_allclose(norm.buffers[name], value, rtol=32 * 2.0**-53, atol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("accepted", [None, True, False])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_commit_is_accepted_by_the_caller_and_by_the_layer(floor, own, accepted, broken):
+    norm, plain = layer(), layer()
+    norm.deferred, norm.skip_nonfinite = True, own
+    x = X.copy()
+    x[3, 1] = np.inf if broken else 3
+    before = state_of(norm)
+    with gl.use_backend(floor), np.errstate(all="ignore"):
+        norm(x)
+        plain(x)
+        norm.commit(None if accepted is None else np.array(accepted))
+    left_out = accepted is False or (own and broken)
+    assert norm.num_batches_skipped == left_out
+    if left_out:
+        assert_state(norm, before)
+    else:
+        assert_state(norm, state_of(plain))
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+def test_a_step_is_left_out_for_a_mean_or_a_variance_and_nothing_else(floor):
+    """A variance may leave the range by itself; a parameter that is no number does not spoil the statistics."""
+    x = normal((7, 3), np.float32)
+    for column, weight, left_out in ((1e25, 1, True), (1, np.inf, False), (1, np.nan, False), (np.nan, 1, True)):
+        norm = gl.BatchNorm1d(3)
+        norm.parameters["weight"][1] = weight
+        spoilt = x * np.array([1, 1, column], np.float32)
+        with gl.use_backend(floor), np.errstate(all="ignore"), gl.statistics_transaction(norm, skip_nonfinite=True):
+            norm(spoilt)
+            assert np.isfinite(norm.pending.mean).all() == (column == column)
+        assert norm.num_batches_skipped == left_out
+        assert norm.buffers["num_batches_tracked"] == (not left_out)
+
+
 def test_a_transaction_keeps_apart_from_what_waits():
     norm = layer()
     norm.deferred = True

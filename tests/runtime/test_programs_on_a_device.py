@@ -13,6 +13,8 @@ from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.mask import DropoutMask
 from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime import arrays, gpu, nvrtc
+from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
 from gpu_layers.runtime.steps import Launch, Slot
 from gpu_layers.window import sliding_window
 from tests.inputs import BFLOAT16, WRITABLE_LAYOUTS, assert_same_bits, normal
@@ -189,6 +191,18 @@ def test_what_a_call_allocated_goes_with_its_results(cupy):
     gc.collect()
     own = {array.data.memory.ptr for array in results} - {array.data.memory.ptr for array in given.values()}
     assert len(cupy.memories) == held + len(own)
+
+
+def test_what_the_library_computes_of_may_be_nobodys_result(cupy):
+    @Launcher
+    def relu_twice(operands, numbers):
+        (x,) = operands
+        y = kernels.arrays.empty(x.shape, x.dtype, x)
+        bits = kernels.arrays.empty((-(-x.size // 8),), np.uint8, x)
+        launch(KERNELS["relu_forward<float>"], 1, 256, (x, y, bits, x.size))
+        return x.program.compute(lambda xp, of: xp.ascontiguousarray(of), [y], x.shape, x.dtype)
+
+    assert_same_bits(relu_twice((cupy.asarray(X),)).values, np.maximum(X, 0))
 
 
 def test_what_programs_are_of():
