@@ -125,6 +125,22 @@ def test_what_is_pending_is_folded_in_once():
     assert deferred.num_batches_skipped == 0
 
 
+def test_what_waits_and_what_is_counted_moves_with_the_layer(monkeypatch):
+    norm = layer()
+    norm.deferred = norm.skip_nonfinite = True
+    norm(X)
+    norm.commit()
+    norm(X + 1)
+    expected, own = norm.pending.statistics, (norm.pending.statistics, norm._skipped)
+    for module in ("gpu_layers.layers.running_statistics", "gpu_layers.layers.base"):
+        monkeypatch.setattr(f"{module}.moved", lambda array, xp: array.copy())
+    norm.to("cpu")
+    assert norm.pending.statistics is not own[0]
+    assert norm._skipped is not own[1]
+    assert norm.pending.count == 7
+    assert_same_bits(norm.pending.statistics, expected)
+
+
 def test_committing_before_backward_does_not_change_it():
     deferred, plain = layer(), layer()
     deferred.deferred = True
@@ -346,6 +362,24 @@ def test_an_inner_transaction_fails_with_the_outer_one():
         step()
     assert_state(model, before)
     assert not any(norm.deferred or norm.pending for norm in (first, second))
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("skipped_before", [0, 1])
+def test_a_count_of_skipped_batches_is_undone_too(floor, skipped_before):
+    norm, broken = layer(), Broken(3, dtype="float64")
+    spoilt = X * np.nan
+    with gl.use_backend(floor), np.errstate(all="ignore"):
+        for _ in range(skipped_before):
+            with gl.statistics_transaction(norm, skip_nonfinite=True):
+                norm(spoilt)
+        assert norm.num_batches_skipped == skipped_before
+        with (
+            pytest.raises(MemoryError, match="no memory left"),
+            gl.statistics_transaction(Sequential(norm, broken), skip_nonfinite=True),
+        ):
+            broken(norm(spoilt))
+    assert norm.num_batches_skipped == skipped_before
 
 
 def test_an_inner_transaction_of_three_fails_with_the_outermost_alone():

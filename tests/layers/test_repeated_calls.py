@@ -572,6 +572,30 @@ def test_a_backward_that_raises_leaves_the_gradients_of_the_calls_before(wrap):
         assert_same_bits(failing.gradients[name], value, name)
 
 
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: gl.Sequential(layer)])
+def test_a_backward_that_is_refused_leaves_the_gradients_of_the_calls_before(wrap):
+    class Mistaken(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.linear = wrap(gl.Linear(3, 3, seed=2))
+
+        def forward(self, x):
+            return self.linear(self.linear(x))
+
+        def backward(self, dy):
+            return self.linear.backward(self.linear.backward(dy)[:, :2])
+
+    network, plain, x = Mistaken(), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
+    network(x)
+    plain(plain(x))
+    plain.backward(x)
+    with pytest.raises(ValueError, match="dy"):
+        network.backward(x)
+    assert len(network.gradients) == 2
+    for name, value in network.gradients.items():
+        assert_same_bits(value, plain.gradients[name.rpartition(".")[2]], name)
+
+
 def test_names_that_a_user_may_give():
     """Attributes of common names are the user's own."""
 
