@@ -1,8 +1,10 @@
 """Which kernel a pooling takes, decided from shapes alone: of arrays that no test could hold."""
 
+from dataclasses import replace
+
 import pytest
 
-from gpu_layers.kernels.pool_plan import _general_plan, _tiled_plan
+from gpu_layers.kernels.pool_plan import _general_plan, _tiled_plan, division
 from gpu_layers.runtime.limits import limits
 from gpu_layers.window import Window
 
@@ -76,3 +78,36 @@ def test_tiles_are_for_what_32_bits_number():
 
     assert tiled(BELOW // 2 - 2) is not None
     assert tiled(BELOW // 2) is None
+
+
+def test_tiles_are_for_windows_whose_reciprocals_the_host_makes():
+    """Of fewer than 128 taps: the struct has no more."""
+
+    def tiled(depth):
+        of = window((depth, 4, 8), (1, 2, 4), 2, 2)
+        of = replace(of, kernel=(depth, 2, 2), stride=(depth, 2, 2))
+        return _tiled_plan(of, "output", (1, 8), 4, False, limits().index32_below, limits().full_grid)
+
+    assert tiled(31) is not None
+    assert tiled(32) is None
+
+
+# A number below 2**31 over one; the largest of each bit length, and their neighbours.
+DIVISORS = sorted({1, 2, 3, 7, 10, 1000, *(2**bits + off for bits in range(2, 31) for off in (-1, 0, 1)), 2**31 - 1})
+
+
+@pytest.mark.parametrize("value", DIVISORS)
+def test_divisions_are_exact(value):
+    """As ``Divisor32`` of ``fast_division.cuh`` divides."""
+    divisor, multiplier, shift = division(value)
+    assert divisor == value
+    assert multiplier < 2**32
+    most = 2**31 - 1
+    numbers = {0, 1, value - 1, value, most, most // value * value, most // value * value - 1, 12345678}
+    for number in numbers & set(range(most + 1)):
+        assert ((number * multiplier >> 32) + number) >> shift == number // value
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**32 - 1, 2**40])
+def test_what_32_bits_do_not_divide_by_is_divided_by_otherwise(value):
+    assert division(value) == (0, 0, 0)
