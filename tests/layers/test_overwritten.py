@@ -45,7 +45,6 @@ SAVES_NOTHING = {
     "MaxPool2d": lambda: gl.MaxPool2d(3, 2, 1),
     "AdaptiveMaxPool2d": lambda: gl.AdaptiveMaxPool2d(2),
     "AvgPool2d": lambda: gl.AvgPool2d(2),
-    "LPPool2d": lambda: gl.LPPool2d(3, 2),
 }
 NORMS = {
     "BatchNorm2d": lambda: gl.BatchNorm2d(3),
@@ -61,6 +60,8 @@ SAVES_X = {
         "tanh", 0.4, order="before", generator=gl.Generator(1)
     ),
     "Conv2d": lambda: Conv2d(3, 4, 3, seed=1),
+    "LPPool2d": lambda: gl.LPPool2d(3, 2),
+    "LPPool2d inf": lambda: gl.LPPool2d(np.inf, 2),
 }
 ALL = SAVES_NOTHING | SAVES_X
 
