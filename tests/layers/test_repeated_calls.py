@@ -400,6 +400,28 @@ def test_branches_in_any_order_by_last_call():
     assert_same_bits(layer.gradients["linear.weight"], plain.gradients["weight"])
 
 
+def test_what_is_put_in_a_forward_is_that_of_the_last_call():
+    class Replaces(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.relu = gl.ReLU()
+
+        def forward(self, x):
+            self.relu(x[2])
+            kept = self.relu.last_call
+            self.relu(x[0])
+            self.relu(x[1])
+            self.relu.last_call = kept
+            return x
+
+        def backward(self, dy):
+            return np.stack([self.relu.backward(np.ones(3)) for _ in range(3)])
+
+    layer, x = Replaces(), np.eye(3) - 0.5
+    layer(x)
+    assert_same_bits(layer.backward(x), np.eye(3)[[2, 0, 2]])
+
+
 def test_a_call_that_was_chosen_is_chosen_for_one_backward():
     class Branches(gl.Layer):
         def __init__(self):
