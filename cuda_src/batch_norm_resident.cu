@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
             Kept<T, kWidth>(places), residual, SlopedActivation<A>(activation), y, {}};
         normalize.rules[0].set(of_channel.mean, of_channel.inv_std, gamma, beta, channel);
         for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, normalize);
-        __syncthreads();  // of_channel and warp_values are the next channel's
     }
 }
 

@@ -196,7 +196,6 @@ __device__ __forceinline__ void backward_resident_planes(
         gradients.input_rules[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
                                      inv_count);
         for_each_in_plane_part<T, Loads, Source::kWhole>(layout, channel, block.part, gradients);
-        __syncthreads();  // of_channel and warp_values are the next channel's
     }
 }
 

@@ -31,10 +31,13 @@ class _Kept:
         self._layer = layer
         self._buffers = [(name, value, value.copy()) for name, value in layer.buffers.items()]
         self._skipped: Any = layer._skipped if isinstance(layer, RunningStatisticsLayer) else None
+        self._count = None if self._skipped is None else self._skipped.copy()
 
     def restore(self) -> None:
         if isinstance(self._layer, RunningStatisticsLayer):
             self._layer._skipped = self._skipped
+            if self._skipped is not None:
+                self._skipped[...] = self._count
         buffers = self._layer.buffers
         for name in buffers.keys() - {name for name, _, _ in self._buffers}:
             del buffers[name]

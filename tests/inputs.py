@@ -59,6 +59,14 @@ def _off_by_a_byte(x: np.ndarray) -> np.ndarray:
     return view
 
 
+def _in_records(x: np.ndarray) -> np.ndarray:
+    """As a field of packed records that have a byte besides: off their boundaries, but for the first."""
+    size = x.dtype.itemsize
+    view = np.zeros((*x.shape, size + 1), np.uint8)[..., :size].view(x.dtype)[..., 0]
+    view[...] = x
+    return view
+
+
 def _read_only(x: np.ndarray) -> np.ndarray:
     view = x.copy()
     view.flags.writeable = False
@@ -72,6 +80,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "every_other": _every_other,
     "backwards": _backwards,
     "off_by_a_byte": _off_by_a_byte,
+    "in_records": _in_records,
     "read_only": _read_only,
 }
 WRITABLE_LAYOUTS = {name: layout for name, layout in LAYOUTS.items() if name != "read_only"}

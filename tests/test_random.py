@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -106,9 +107,22 @@ def test_spawned_streams_are_distinct_and_repeatable():
 
 
 def test_streams_spawned_elsewhere_are_others():
-    families = [gl.Generator(3, 4), gl.Generator(3, 5), gl.Generator(4, 4), gl.Generator(3, 4).spawn(1)[0]]
+    families = [gl.Generator(seed, offset) for seed in (3, 4, 2**32 + 3) for offset in (4, 5, 2**32 + 4, 2**63 + 4)]
+    families.append(gl.Generator(3, 4).spawn(1)[0])
     seeds = {child.seed for parent in families for child in parent.spawn(100)}
-    assert len(seeds) == 400
+    assert len(seeds) == 1300
+
+
+def test_a_state_starts_the_weights_anew():
+    generator, other = gl.Generator(3), gl.Generator(3)
+    first = generator.weights().random(3)
+    assert (generator.weights().random(3) != first).all()
+    generator.set_state({"seed": 3, "offset": 7})
+    assert (generator.weights().random(3) == first).all()
+    assert (other.weights().random(3) == first).all()
+    generator.set_state({"seed": 4, "offset": 0})
+    assert (generator.weights().random(3) != first).all()
+    assert generator.offset == 0
 
 
 def test_spawned_streams_look_independent():
@@ -242,8 +256,9 @@ def test_state_is_read_whole_while_others_write_it():
         assert state["seed"] == state["offset"]
 
 
-def test_an_offset_is_given_back_only_where_nobody_took_the_next():
-    generator = gl.Generator(1, 2**64 - 1)
+@pytest.mark.parametrize("make", [gl.Generator, partial(gl.CudaGraphGenerator, device="cpu")])
+def test_an_offset_is_given_back_only_where_nobody_took_the_next(make):
+    generator = make(1, 2**64 - 1)
     seed, offset = generator.take(3)
     assert (seed, offset, generator.offset) == (1, 2**64 - 1, 2)
     generator.give_back(offset, 3)

@@ -127,7 +127,7 @@ def batch_norm_statistics(
         low_mean, low_var = _moments(x * np.float64(down), axes)
         beyond = ~np.isfinite(var)
         mean = np.where(beyond, np.where(np.isnan(low_var), np.nan, low_mean / down), mean)
-        inv_std = np.where(beyond, down / np.sqrt(low_var), inv_std)
+        inv_std = np.where(beyond, down / np.sqrt(low_var + eps * down * down), inv_std)
         var = np.where(beyond, low_var / down / down, var)
     statistics = _kept(mean, var, inv_std, gamma, beta, statistics_dtype(x.dtype))
     if running is not None:

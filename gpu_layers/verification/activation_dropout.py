@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ from gpu_layers import ops
 from gpu_layers.ops.activation_dropout import ORDERS
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.philox import random_words
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
+from gpu_layers.verification.dropout import EXTREME, EXTREME_WORDS, around
 from gpu_layers.verification.inputs import normal, with_special_values
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
@@ -23,6 +26,8 @@ _CALLS: tuple[tuple[tuple[int, ...], float, int], ...] = (
     ((5,), 0.5, 0),
     ((7, 11), 0.3, 2**33 + 3),
     ((3, 2051), 0.1, 4),
+    ((9, 5), 0.4, 2**34 - 6),
+    ((5,), 0.0, 0),
     ((40,), 0.0, 1),
     ((40,), 1.0, 0),
     ((0, 3), 0.5, 0),
@@ -35,6 +40,7 @@ def activation_dropout_cases() -> Iterator[Case]:
         for activation in ACTIVATIONS:
             if activation != "identity":
                 yield _activation_dropout(dtype, activation)
+        yield _at_words(dtype)
 
 
 def _runs(x: Any, shape: tuple[int, ...]) -> Any:
@@ -45,6 +51,8 @@ def _activation_dropout(dtype, activation) -> Case:
     def inputs() -> Arrays:
         # Up to 12 and more: where the functions underflow, saturate or cancel.
         x = with_special_values((normal((6153,), np.float32) * 4).astype(dtype))
+        # What less than eight elements have by themselves.
+        x[:5] = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0]).astype(dtype)
         return {"x": x, "dy": normal((6153,), dtype, "dy")}
 
     def run(arrays: Arrays) -> Arrays:
@@ -77,6 +85,31 @@ def _activation_dropout(dtype, activation) -> Case:
         return allowed
 
     return Case("activation_dropout", dtype, activation, inputs, run, bounds)
+
+
+def _at_words(dtype: Any) -> Case:
+    """Probabilities at the very words that decide: one keeps the element, the next one drops it."""
+
+    def inputs() -> Arrays:
+        # Positive, so that what is kept is seen; more than the eight elements of a thread, and no whole number of them.
+        return {"x": abs(normal((37,), dtype)) + dtype.type(1), "dy": normal((37,), dtype, "dy")}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        calls: list[tuple[tuple[int, int], int, int]] = []
+        for start, place in itertools.product((0, 3), (5, 36)):
+            calls.append(((_SEED, _OFFSET), start, int(random_words(_SEED, _OFFSET, start, 37)[place])))
+            calls += [(EXTREME, element - place, word) for element, word in EXTREME_WORDS.items()]
+        for numbers, start, word in calls:
+            for p, activation, order in itertools.product(around(word), ("relu", "leaky_relu"), ORDERS):
+                options: dict[str, Any] = {"order": order, "start": start}
+                y, saved = ops.activation_dropout_forward(arrays["x"], activation, p, *numbers, **options)
+                name = f"{word} from {start}, p={p}, {activation} {order}"
+                results[f"y {name}"] = y
+                results[f"dx {name}"] = ops.activation_dropout_backward(arrays["dy"], saved)
+        return results
+
+    return Case("activation_dropout", dtype, "p at a word", inputs, run)
 
 
 def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any) -> np.ndarray:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from gpu_layers import ops
 from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.running import RunningStatistics
+from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.batch_norm_bounds import STEEPEST, batch_norm_bounds
-from gpu_layers.verification.comparison import Arrays, Case, epsilon
-from gpu_layers.verification.inputs import normal
+from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
+from gpu_layers.verification.inputs import negative_zeros, normal, with_special_values
 
 # (N, C, *spatial): odd planes and planes of whole vectors; planes shorter than a vector; a long plane; few values
 # of many channels and the reverse; two-dimensional input; channels that do and do not make 16-byte vectors.
@@ -49,12 +53,23 @@ def batch_norm_cases() -> Iterator[Case]:
             scale = 1e17 if dtype != np.float64 else 1e100
             yield _batch_norm(dtype, "large", (2, 3, 110, 111), 2.0, False, scale=scale)
             yield _batch_norm(dtype, "large, channels_last", (2, 30, 31, 8), 2.0, True, scale=scale)
-        yield _infinite(dtype)
+        yield _infinite(dtype, (2, 8), True)
+        # Of the last thread the last value: others find it only when they are merged with it.
+        yield _infinite(dtype, (512, 8), True)
+        yield _infinite(dtype, (1, 8, 64, 64), False)
+        if dtype != np.float16:
+            yield _largest(dtype, (2, 8), True)
+            yield _largest(dtype, (3, 7), True)
+            yield _largest(dtype, (3, 8, 1, 1), False)
         yield _batch_norm(dtype, "vectors of several blocks, channels_last", (1, 40, 40, 8), 2.0, True)
         yield _batch_norm(dtype, "no gamma, no beta", (4, 6, 5, 5), 2.0, False, affine=False)
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
         yield _constant(dtype)
         yield _running(dtype)
+        if dtype == statistics_dtype(dtype):
+            yield _fold(dtype)
+        yield _of_negative_zeros(dtype, (3, 5, 9, 11), False)
+        yield _of_negative_zeros(dtype, (3, 9, 7, 16), True)
         for activation in STEEPEST:
             residual = activation not in ("relu", "tanh")
             label = f"{activation}{' of a sum' if residual else ''}"
@@ -63,6 +78,14 @@ def batch_norm_cases() -> Iterator[Case]:
             yield _batch_norm(dtype, label, shape, 2.0, True, activation=activation, residual=residual)
         label = "relu of a sum, non-contiguous"
         yield _batch_norm(dtype, label, (4, 6, 10, 10), 2.0, False, stride=2, activation="relu", residual=True)
+        # Of each block that merges the parts of eight channels the second has only some.
+        label = "gelu, two reads, parts of 12 channels"
+        yield _batch_norm(dtype, label, (70, 12, 3, 3), 2.0, False, activation="gelu")
+        for activation in ("relu", "leaky_relu"):
+            yield _special_residual(dtype, (3, 5, 9, 11), False, activation)
+            yield _special_residual(dtype, (3, 9, 7, 16), True, activation)
+        yield _not_a_number(dtype, (3, 2, 1, 1))
+        yield _not_a_number(dtype, (3, 8))
 
 
 def _batch_norm(
@@ -112,6 +135,41 @@ def _batch_norm(
     return Case("batch_norm", dtype, label, inputs, run, bounds)
 
 
+def _special_residual(dtype: Any, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
+    """NaN and infinities that a residual brings behind the normalisation: they spoil their own elements alone."""
+    label = f"{activation} of special values{', channels_last' if channels_last else ''}"
+    plain = _batch_norm(dtype, label, shape, 2.0, channels_last, activation=activation, residual=True)
+
+    def inputs() -> Arrays:
+        arrays = plain.inputs()
+        return arrays | {"residual": with_special_values(arrays["residual"])}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # Where the sum is not finite, the slope is exact, and so is what it makes of dy: nothing is allowed but the
+        # rounding of a product.
+        residual = inputs["residual"]
+        return plain.bounds({**inputs, "residual": np.where(np.isfinite(residual), residual, 0)}, expected)
+
+    return replace(plain, inputs=inputs, bounds=bounds)
+
+
+def _not_a_number(dtype: Any, shape: tuple[int, ...]) -> Case:
+    """Of a channel with a NaN nothing is known, were it all a single thread's; of the others everything."""
+    plain = _batch_norm(dtype, f"{list(shape)} with NaN", shape, 2.0, False)
+
+    def inputs() -> Arrays:
+        arrays = plain.inputs()
+        arrays["x"][1, 0] = np.nan
+        return arrays
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # Of that channel only dbeta is a number: a sum that the statistics are no part of.
+        known = {name: np.nan_to_num(expected[name]) for name in ("mean", "inv_std")}
+        return plain.bounds({**inputs, "x": np.nan_to_num(inputs["x"])}, {**expected, **known})
+
+    return replace(plain, inputs=inputs, bounds=bounds)
+
+
 # How a layer folds the statistics of a batch into the running ones: in the kernels of the forward (of one read, and of
 # two), and by a kernel for that alone.
 _FOLDINGS: dict[str, dict[str, Any]] = {
@@ -127,38 +185,90 @@ def _running(dtype) -> Case:
     parameters, channels = statistics_dtype(dtype), 5
 
     def inputs() -> Arrays:
-        x = normal((3, channels, 7, 9), dtype, mean=2.0)
-        infinite = x.copy()
+        # Another batch each time: the weight of a batch that is folded in again does not show.
+        first, second = (normal((3, channels, 7, 9), dtype, mean, mean=mean) for mean in (2.0, -1.0))
+        infinite = first.copy()
         infinite[0, 0, 0, 0] = np.inf
         running = {"running_mean": normal((channels,), parameters), "running_var": np.full(channels, 3, parameters)}
-        return {"x": x, "dy": x, "infinite": infinite, **running}
+        return {"first": first, "second": second, "infinite": infinite, **running}
 
     def run(arrays: Arrays) -> Arrays:
-        _, saved = ops.batch_norm_forward(arrays["x"], None, None, eps=_EPS)
-        results = {"mean": saved.mean, "var": saved.var, "inv_std": saved.inv_std}
+        results: Arrays = {}
+        for batch in ("first", "second"):
+            _, saved = ops.batch_norm_forward(arrays[batch], None, None, eps=_EPS)
+            results |= {f"{batch} {name}": getattr(saved, name) for name in ("mean", "var", "inv_std")}
         for name, options in _FOLDINGS.items():
             layer = BatchNorm2d(channels, _EPS, affine=False, dtype=parameters, **options)
-            layer.to("cuda" if is_cupy_array(arrays["x"]) else "cpu")
+            layer.to("cuda" if is_cupy_array(arrays["first"]) else "cpu")
             for buffer in ("running_mean", "running_var"):
                 layer.buffers[buffer][...] = arrays[buffer]
             layer.skip_nonfinite = name == "finite batches"
-            for x in ("x", "infinite") if layer.skip_nonfinite else ("x", "x"):
-                layer(arrays[x])
+            for batch in ("first", "infinite", "second") if layer.skip_nonfinite else ("first", "second"):
+                layer(arrays[batch])
             results |= {f"{name}: {buffer}": values for buffer, values in layer.buffers.items()}
         return results
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
-        of_batch = batch_norm_bounds(inputs, expected, channels_last=False)
+        of_batches: Arrays = {}
+        for batch in ("first", "second"):
+            of_batch = {name: expected[f"{batch} {name}"] for name in ("mean", "var", "inv_std")}
+            found = batch_norm_bounds({"x": inputs[batch], "dy": inputs[batch]}, of_batch, channels_last=False)
+            of_batches |= {f"{batch} {name}": found[name] for name in of_batch}
         unit = epsilon(parameters)
         for name, buffer, of in itertools.product(_FOLDINGS, ("running_mean", "running_var"), ("mean", "var")):
             if buffer.endswith(of):
-                # The error of the batch, of weight at most 1 (a variance by 189 / 188), and of each of two batches some
-                # roundings of a sum of these magnitudes.
-                size = np.maximum(np.abs(inputs[buffer]), np.abs(expected[of])).astype(np.float64)
-                of_batch[f"{name}: {buffer}"] = 1.01 * of_batch[of] + 2 * 5 * unit * 1.01 * size
-        return of_batch
+                # The error of each batch, of weight at most 1 (a variance by 189 / 188), and of each some roundings of
+                # a sum of these magnitudes.
+                values = (inputs[buffer], expected[f"first {of}"], expected[f"second {of}"])
+                size = np.max(np.abs(values), axis=0).astype(np.float64)
+                error = of_batches[f"first {of}"] + of_batches[f"second {of}"]
+                of_batches[f"{name}: {buffer}"] = 1.01 * error + 2 * 5 * unit * 1.01 * size
+        return of_batches
 
     return Case("batch_norm", dtype, "running statistics", inputs, run, bounds)
+
+
+# What may be wrong with the statistics of a batch: channel, row and value. A variance may leave the range by itself.
+_SPOILT = {"": None, "mean": (-1, 0, np.nan), "variance": (-1, 1, np.inf), "inv_std alone": (0, 2, np.inf)}
+
+
+def _fold(dtype) -> Case:
+    """Given statistics of fewer and of more channels than a block has threads, folded in by all rules: every bit."""
+
+    def inputs() -> Arrays:
+        arrays: Arrays = {"True": np.array(True), "False": np.array(False)}
+        for channels in (5, 300):
+            running = {"mean": normal((channels,), dtype), "var": np.full(channels, 3, dtype)}
+            arrays |= {f"{name} {channels}": values for name, values in running.items()}
+            for spoilt, place in _SPOILT.items():
+                statistics = abs(normal((5, channels), dtype, "statistics"))
+                if place is not None:
+                    channel, row, value = place
+                    statistics[row, channel] = value
+                arrays[f"statistics {channels} {spoilt}"] = statistics
+        return arrays | {"batches": np.array(2), "skipped": np.array(4)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        rules = itertools.product((5, 300), _SPOILT, (None, 0.3), (0, 1, 7), (False, True), (None, True, False))
+        for channels, spoilt, momentum, values, finite_only, accepted in rules:
+            changed = [arrays[name].copy() for name in (f"mean {channels}", f"var {channels}", "batches", "skipped")]
+            mean, var, batches, skipped = changed
+            backend_for(mean).batch_norm_fold(
+                arrays[f"statistics {channels} {spoilt}"],
+                RunningStatistics(mean, var, batches, momentum, values),
+                None if accepted is None and not finite_only else skipped,
+                None if accepted is None else arrays[str(accepted)],
+                finite_only,
+            )
+            name = f"{channels}, {spoilt}, momentum={momentum}, {values} values, {finite_only=}, {accepted=}"
+            results |= {f"{of} of {name}": array for of, array in zip(_CHANGED, changed, strict=True)}
+        return results
+
+    return Case("batch_norm", dtype, "folding", inputs, run)
+
+
+_CHANGED = ("mean", "var", "batches", "skipped")
 
 
 def _constant(dtype) -> Case:
@@ -177,22 +287,93 @@ def _constant(dtype) -> Case:
     return Case("batch_norm", dtype, "constant channels", inputs, run)
 
 
-def _infinite(dtype) -> Case:
+def _infinite(dtype, shape: tuple[int, ...], channels_last: bool) -> Case:
     """Of a channel with an infinity nothing is known, wherever it is; of its neighbours in a vector all."""
 
     def inputs() -> Arrays:
-        x = normal((2, 8), dtype)
-        x[0, 0] = x[1, 1] = x[0, 2] = np.inf
-        x[1, 2] = x[1, 3] = -np.inf
-        x[0, 4] = np.nan
-        return {"x": x}
+        x = normal(shape, dtype)
+        channels = x.reshape(-1, shape[-1]) if channels_last else np.moveaxis(x, 1, -1).reshape(-1, shape[1])
+        channels[0, 0] = channels[-1, 1] = channels[0, 2] = channels[-1, 5] = np.inf
+        channels[-1, 2] = channels[-1, 3] = channels[len(channels) // 2, 6] = -np.inf
+        channels[0, 4] = np.nan
+        return {"x": channels.reshape(shape) if channels_last else _channels_first(channels, shape)}
 
     def run(arrays: Arrays) -> Arrays:
-        y, saved = ops.batch_norm_forward(arrays["x"], None, None)
+        y, saved = ops.batch_norm_forward(arrays["x"], None, None, channels_last=channels_last)
         return {"y": y, "mean": saved.mean, "var": saved.var, "inv_std": saved.inv_std}
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
         x = np.where(np.isfinite(inputs["x"]), inputs["x"], 0).astype(dtype)
-        return batch_norm_bounds({"x": x, "dy": np.zeros_like(x)}, expected, channels_last=False)
+        return batch_norm_bounds({"x": x, "dy": np.zeros_like(x)}, expected, channels_last=channels_last)
 
-    return Case("batch_norm", dtype, "infinities", inputs, run, bounds)
+    label = f"infinities, {list(shape)}{', channels_last' if channels_last else ''}"
+    return Case("batch_norm", dtype, label, inputs, run, bounds)
+
+
+def _channels_first(channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    batch, _, *spatial = shape
+    return np.ascontiguousarray(np.moveaxis(channels.reshape(batch, *spatial, -1), -1, 1))
+
+
+def _largest(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
+    """Values as large as the dtype has them, of either sign: their difference is beyond it, and so is the variance.
+
+    An eps of that size counts.
+    """
+    parameters = statistics_dtype(dtype)
+
+    def inputs() -> Arrays:
+        size = np.abs(normal(shape, np.float64)) % 0.1 + 0.8
+        signs = np.where(np.arange(size.size).reshape(shape) // size[0].size % 2, -1.0, 1.0)
+        return {"x": (size * signs * float(ml_dtypes.finfo(dtype).max)).astype(dtype)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for eps in (_EPS, float(ml_dtypes.finfo(parameters).max)):
+            # A variance of the size of eps.
+            x = arrays["x"] * arrays["x"].dtype.type(1 if eps == _EPS else ml_dtypes.finfo(parameters).max ** -0.5)
+            y, saved = ops.batch_norm_forward(x, None, None, eps=eps, channels_last=channels_last)
+            of_eps = {"y": y, "mean": saved.mean, "var": saved.var, "inv_std": saved.inv_std}
+            results |= {f"{name}, eps={eps:g}": values for name, values in of_eps.items()}
+        return results
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        # Means of two or three values round a few sums of that size; a variance is off by twice as much, and a few
+        # roundings of its own, and its root by half of that. A tiny inv_std has fewer bits.
+        unit, allowed = epsilon(parameters), {}
+        for name, values in expected.items():
+            size = np.abs(values).astype(np.float64)
+            if name.startswith("mean"):
+                allowed[name] = 8 * unit * np.abs(inputs["x"]).max().astype(np.float64) * np.ones(size.shape)
+            elif name.startswith(("var", "inv_std")):
+                allowed[name] = 16 * unit * size + smallest(parameters)
+            elif name.startswith("y"):
+                allowed[name] = (32 * unit + (epsilon(dtype) if dtype != parameters else 0)) * (1 + size)
+        return allowed
+
+    label = f"largest values, {list(shape)}{', channels_last' if channels_last else ''}"
+    return Case("batch_norm", dtype, label, inputs, run, bounds)
+
+
+def _of_negative_zeros(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
+    """Gradients of -0 where the statistics were given: dx is a product and a sum, and has no -0."""
+    parameters, channels = statistics_dtype(dtype), shape[-1 if channels_last else 1]
+
+    def inputs() -> Arrays:
+        of_channels = {name: normal((channels,), parameters, name) for name in ("mean", "gamma", "beta")}
+        arrays = {"x": normal(shape, dtype), "residual": normal(shape, dtype, "residual")}
+        return {**arrays, **of_channels, "var": np.full(channels, 2, parameters), "dy": negative_zeros(shape, dtype)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        given = [arrays[name] for name in ("x", "mean", "var", "gamma", "beta")]
+        for activation, residual in itertools.product((None, "relu", "leaky_relu"), (None, "residual")):
+            options: dict[str, Any] = {"activation": activation, "residual": residual and arrays[residual]}
+            _, saved = ops.batch_norm_inference(*given, eps=_EPS, channels_last=channels_last, **options)
+            gradients = ops.batch_norm_inference_backward(arrays["dy"], saved)
+            names = ("dx", "dgamma", "dbeta", "dresidual")[: len(gradients)]
+            results |= {f"{of}, {activation}, {residual}": one for of, one in zip(names, gradients, strict=True)}
+        return results
+
+    label = f"gradients of -0{', channels_last' if channels_last else ''}"
+    return Case("batch_norm", dtype, label, inputs, run)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.reference.philox import sample_seed
+from gpu_layers.reference.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case
@@ -25,13 +26,15 @@ def dropout_cases() -> Iterator[Case]:
         for p in (0.0, 2.0**-32, 0.999999999, 1.0):
             yield _dropout(dtype, f"p={p}", (301,), p)
         # A shard may start at any element: at a multiple of 4 (one Philox block), or within a block.
-        for start in (4, 2**34 - 8, 2**33 + 1, 2**63 + 3):
+        for start in (4, 2**34 - 8, 2**33 + 1, 2**34 - 6, 2**63 + 3):
             yield _dropout(dtype, f"start={start}", (301,), 0.5, start=start)
         yield _dropout(dtype, "non-contiguous", (7, 9, 11), 0.5, view=lambda x: x[::-1, :, ::2])
         yield _dropout(dtype, "transposed", (5, 70), 0.5, view=lambda x: x.T)
         yield _dropout(dtype, "misaligned", (131,), 0.5, view=lambda x: x[1:])
         yield _dropout(dtype, "0-d", (), 0.5)
         yield _dropout(dtype, "empty", (0, 5), 0.5)
+        yield _at_words(dtype)
+        yield _at_extreme_words(dtype)
 
 
 def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
@@ -47,6 +50,70 @@ def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
         return {"y": y, "dx": dx, "in place": in_place.copy(), "mean": mean, "variance": variance}
 
     return Case("dropout", dtype, label, inputs, run)
+
+
+def around(word: int) -> tuple[float, float]:
+    """The largest p with which this word keeps, and the smallest with which it drops."""
+    return word / 2**32, (word + 1) / 2**32
+
+
+def _on_both_sides(name: str, word: Any, x: Any, of: tuple[int, int] = (_SEED, _OFFSET), **options: Any) -> Arrays:
+    results: Arrays = {}
+    for side, p in zip(("kept", "dropped"), around(int(word)), strict=True):
+        y, saved = ops.dropout_forward(x, p, *of, **options)
+        results |= {f"y {name}, {side}": y, f"dx {name}, {side}": ops.dropout_backward(x, saved)}
+        if "mask_axes" not in options:
+            moments = ops.dropout_moments(x, p, *of, passes=1, **options)
+            results |= dict(zip((f"mean {name}, {side}", f"variance {name}, {side}"), moments, strict=True))
+    return results
+
+
+def _at_words(dtype: Any) -> Case:
+    """Probabilities at the very words that decide, in every kernel: one keeps the element, the next one drops it."""
+    # Of each array an element in its vectors, and the last.
+    shape, rows, runs = (37,), (3, 8), (3, 11, 7, 7)
+    ids = np.array([3, -1, 2**62], np.int64)
+
+    def inputs() -> Arrays:
+        return {name: normal(of, dtype) for name, of in (("x", shape), ("rows", rows), ("runs", runs))} | {"ids": ids}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for start, place in itertools.product((0, 3), (5, -1)):
+            name = f"{place} from {start}"
+            word = random_words(_SEED, _OFFSET, start, 37)[place]
+            results |= _on_both_sides(f"elements, {name}", word, arrays["x"], start=start)
+            word = sample_words(_SEED, _OFFSET, ids, start, 8)[place // 8, place]
+            of_rows = {"start": start, "sample_ids": arrays["ids"]}
+            results |= _on_both_sides(f"samples, {name}", word, arrays["rows"], **of_rows)
+            word = random_words(_SEED, _OFFSET, start, 33)[place]
+            results |= _on_both_sides(f"channels, {name}", word, arrays["runs"], start=start, mask_axes=2)
+        return results
+
+    return Case("dropout", dtype, "p at a word", inputs, run)
+
+
+#: Numbers of a call, and of its elements those whose words are the smallest and the largest.
+EXTREME = (20261129, 1)
+EXTREME_WORDS = {2926279597: 0, 140096785: 2**32 - 1}
+
+
+def _at_extreme_words(dtype: Any) -> Case:
+    """p = 0 drops not even a word of 0, p = 1 drops the largest too; and the next probabilities to either."""
+
+    def inputs() -> Arrays:
+        return {"x": normal((37,), dtype), "runs": normal((3, 11, 7, 7), dtype)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for (element, word), place in itertools.product(EXTREME_WORDS.items(), (5, 36)):
+            name, start = f"{word} at {place}", element - place
+            results |= _on_both_sides(f"elements, {name}", word, arrays["x"], EXTREME, start=start)
+            start = element - min(place, 32)
+            results |= _on_both_sides(f"channels, {name}", word, arrays["runs"], EXTREME, start=start, mask_axes=2)
+        return results
+
+    return Case("dropout", dtype, "p at the extreme words", inputs, run)
 
 
 # Shape and axes of the mask: runs of 2, of less than a vector, of an odd number of elements, of whole vectors, of more
@@ -68,7 +135,7 @@ _RUNS: tuple[tuple[tuple[int, ...], int], ...] = (
 def channel_dropout_cases() -> Iterator[Case]:
     """Masks that channels or samples share, at the start of the whole array and within."""
     for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
+        for start in (0, 2**33 + 3, 2**34 - 6):
             yield _channel_dropout("channel_dropout", dtype, start, ops.dropout_forward)
 
 
@@ -103,7 +170,7 @@ def _channel_dropout(op, dtype, start, forward) -> Case:
 def sample_dropout_cases() -> Iterator[Case]:
     """Rows with masks of their own: of whole vectors, of other lengths, of one element, of more than a block."""
     for dtype in FLOAT_DTYPES:
-        for start in (0, 8, 2**34 - 3):
+        for start in (0, 8, 6, 2**34 - 3):
             yield _sample_dropout(dtype, start)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from gpu_layers.runtime.backend import use_executor
 
-#: One element; less than a vector; vectors and a rest; more than the 4,096 elements of a half-type block.
-ELEMENTWISE_SIZES = (1, 3, 37, 9001)
+#: One element; less than a vector; vectors and no rest, vectors and a rest; more than the 4,096 elements of a half-type
+#: block.
+ELEMENTWISE_SIZES = (1, 3, 32, 37, 9001)
 
 
 def generator(*what: Any) -> np.random.Generator:
@@ -29,6 +30,19 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40], np.float64).astype(x.dtype)
     places = generator("special", x.size).permutation(x.size)[: special.size]
     x.reshape(-1)[places] = special[: places.size]
+    return x
+
+
+def negative_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """-0 everywhere: a sum of such values that begins with +0 is +0, a value that is only moved is not."""
+    return np.full(shape, -0.0).astype(dtype)
+
+
+def with_several_nan(x: np.ndarray) -> np.ndarray:
+    """The array with NaN at every third place, and an infinity of either sign: several NaN in most windows."""
+    places = generator("NaN", x.size).permutation(x.size)
+    x.reshape(-1)[places[: x.size // 3]] = np.nan
+    x.reshape(-1)[places[-2:]] = np.array([np.inf, -np.inf]).astype(x.dtype)
     return x
 
 

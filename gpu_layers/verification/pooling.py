@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,15 @@ from gpu_layers import ops
 from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
-from gpu_layers.verification.inputs import generator, launched_nowhere, normal, with_special_values, with_ties
+from gpu_layers.verification.inputs import (
+    generator,
+    launched_nowhere,
+    negative_zeros,
+    normal,
+    with_several_nan,
+    with_special_values,
+    with_ties,
+)
 
 # (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
 # channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
@@ -44,6 +52,12 @@ _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((0, 4, 6, 6), {"kernel_size": (2, 2)}),
     ((2, 4, 9, 7), {"kernel_size": (3, 2), "stride": 2, "padding": ((2, 0), (0, 1))}),
     ((1, 8, 10, 13), {"kernel_size": (3, 4), "stride": (2, 3), "padding": "same_lower"}),
+    # Cut off by one tap; windows that meet in depth by their taps, not by their sizes.
+    ((2, 4, 10, 8), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
+    (
+        (1, 8, 10, 5, 8),
+        {"kernel_size": (2, 3, 3), "stride": (3, 2, 2), "padding": (0, 1, 1), "dilation": (3, 1, 1)},
+    ),
 )
 
 # (N, C, *spatial), lengths, window: as long as the batch, shorter, empty.
@@ -52,7 +66,8 @@ _LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
     ((3, 8, 9, 10), [[9, 10], [5, 7], [0, 3]], {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
 )
 
-# (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size.
+# (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size; planes side by side
+# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector.
 _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 8, 10, 13), (3, 4)),
     ((2, 3, 5, 4), (7, 4)),
@@ -62,6 +77,8 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((1, 2, 129, 128), (1, 1)),
     ((2, 24, 9, 31), (1, 1)),
     ((2, 3, 40, 30), (1, 1)),
+    ((2, 328, 4, 4), (1, 1)),
+    ((1, 3, 5, 5), (1, 1)),
     ((5, 16, 1), (1,)),
     ((0, 2, 5), (2,)),
 )
@@ -100,11 +117,74 @@ def _avg_forward(x: Any, window: dict[str, Any]) -> tuple[Any, ops.AvgPoolSaved]
     return forward(x, **window)
 
 
+# Shapes of ``_shapes()`` that together run every kernel: tiles of all three windows and general windows, that overlap
+# and do not, with gaps, dilated, of three axes, adaptive, of lengths, and whole planes of less than a vector and more.
+_ALL_KERNELS = (
+    (2, 3, 8, 10),
+    (2, 8, 9, 11),
+    (1, 16, 7, 30),
+    (1, 8, 5, 6, 7),
+    (2, 8, 7, 9),
+    (3, 2, 5, 5),
+    (1, 8, 12, 12),
+    (2, 3, 5, 4),
+    (4, 4, 21),
+    (3, 8, 7, 7),
+    (1, 3, 5, 5),
+)
+
+
+def _of_all_kernels() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
+    for label, shape, window in _shapes():
+        first = (shape[0], shape[-1], *shape[1:-1]) if window.get("channels_last") else shape
+        if first in _ALL_KERNELS:
+            yield label, shape, window
+
+
 def max_pool_cases() -> Iterator[Case]:
     """Values and gradients move, they are not computed with: every bit must be the reference's."""
     for dtype in FLOAT_DTYPES:
         for label, shape, window in _shapes():
             yield _max_pool(dtype, label, shape, window)
+        yield _max_pool_of_nan(dtype)
+        yield _of_negative_zeros("max_pool", dtype, _max_forward, ops.max_pool_backward)
+
+
+def _max_pool_of_nan(dtype: Any) -> Case:
+    """The last of several NaN is the one that counts, whichever threads have them."""
+
+    def inputs() -> Arrays:
+        return {label: with_several_nan(with_ties(shape, dtype)) for label, shape, _ in _of_all_kernels()}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for label, _, window in _of_all_kernels():
+            y, saved = _max_forward(arrays[label], window)
+            results |= {f"y {label}": y, f"taps {label}": saved.taps}
+        return results
+
+    return Case("max_pool", dtype, "several NaN", inputs, run)
+
+
+def _of_negative_zeros(op: str, dtype: Any, forward: Callable[..., Any], backward: Callable[..., Any]) -> Case:
+    """A gradient is a sum, were it of one value: of -0 it is +0. Nothing is rounded, so every bit counts."""
+
+    def inputs() -> Arrays:
+        arrays: Arrays = {}
+        for label, shape, window in _of_all_kernels():
+            x = normal(shape, dtype, "x")
+            y = launched_nowhere(lambda: forward(x, window)[0])  # noqa: B023
+            arrays |= {f"x {label}": x, f"dy {label}": negative_zeros(y.shape, dtype)}
+        return arrays
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for label, _, window in _of_all_kernels():
+            _, saved = forward(arrays[f"x {label}"], window)
+            results[f"dx {label}"] = backward(arrays[f"dy {label}"], saved)
+        return results
+
+    return Case(op, dtype, "gradients of -0", inputs, run)
 
 
 def _max_pool(dtype, label, shape, window) -> Case:
@@ -133,6 +213,7 @@ def avg_pool_cases() -> Iterator[Case]:
         yield _avg_pool(dtype, "divisor_override=-7", shape, {**window, "divisor_override": -7})
         window = {"kernel_size": (2, 3), "stride": 2, "padding": 1, "dilation": 2, "count_include_pad": False}
         yield _avg_pool(dtype, "dilation, count_include_pad=False", shape, window)
+        yield _of_negative_zeros("avg_pool", dtype, _avg_forward, ops.avg_pool_backward)
 
 
 def _avg_pool(dtype, label, shape, window) -> Case:
@@ -204,6 +285,7 @@ def lp_pool_cases() -> Iterator[Case]:
             for p in (2.0, 20.0):
                 for sizes in _LP_SIZES:
                     yield _lp_pool(dtype, p, *_LP_CASES[0], sizes)
+        yield _lp_pool_special(dtype)
 
 
 def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
@@ -244,6 +326,31 @@ def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
     return Case("lp_pool", dtype, f"{list(shape)} p={p:g}, {options}{sizes and ', '}{sizes}", inputs, run, bounds)
 
 
+def _lp_pool_special(dtype: Any) -> Case:
+    """The last of several NaN is the largest; a gradient of -0 is a sum, and has the sign of x."""
+
+    def inputs() -> Arrays:
+        arrays: Arrays = {}
+        for number, (shape, window) in enumerate(_LP_CASES):
+            x = normal(shape, dtype, "x")
+            y = launched_nowhere(lambda: ops.lp_pool_forward(x, 2.0, **window)[0])  # noqa: B023
+            arrays |= {f"x {number}": x, f"dy {number}": negative_zeros(y.shape, dtype)}
+            arrays[f"NaN {number}"] = with_several_nan(with_ties(shape, dtype))
+        return arrays
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for number, (_, window) in enumerate(_LP_CASES):
+            y, saved = ops.lp_pool_forward(arrays[f"NaN {number}"], np.inf, **window)
+            results |= {f"y {number}": y, f"taps {number}": saved.taps}
+            for p in _POWERS:
+                _, saved = ops.lp_pool_forward(arrays[f"x {number}"], p, **window)
+                results[f"dx {number} p={p:g}"] = ops.lp_pool_backward(arrays[f"dy {number}"], saved)
+        return results
+
+    return Case("lp_pool", dtype, "several NaN, gradients of -0", inputs, run)
+
+
 # (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.
 _UNPOOL_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((2, 3, 4, 5), (9, 11)),
@@ -270,7 +377,8 @@ def _max_unpool(dtype, shape, size, channels_last) -> Case:
 
     def inputs() -> Arrays:
         indices = generator("indices", shape).integers(-1, plane + 1, shape)
-        return {"x": normal(shape, dtype, "x"), "indices": indices, "dy": normal(wide, dtype, "dy")}
+        values = {"x": normal(shape, dtype, "x"), "dy": normal(wide, dtype, "dy")}
+        return {name: with_special_values(array) for name, array in values.items()} | {"indices": indices}
 
     def run(arrays: Arrays) -> Arrays:
         x, indices, layout = arrays["x"], arrays["indices"], {"channels_last": channels_last}

@@ -1,6 +1,7 @@
 """Batch norm over processes: real ones, started by mpirun."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.distributed import MpiCommunicator, NcclCommunicator, SingleProcess, shard
+from gpu_layers.distributed import Communicator, MpiCommunicator, NcclCommunicator, SingleProcess, shard
 from tests.distributed.processes import run_processes
 from tests.inputs import assert_same_bits, normal
 
@@ -55,6 +56,34 @@ def test_without_other_processes_it_is_batch_norm():
         sync(x[0, 0])
     with pytest.raises(ValueError, match=r"dy must have the output's shape \[5, 3, 4\]"):
         sync.backward(dy[:2])
+
+
+class Between(Communicator):
+    """The second of three processes; what the others send is given, in the dtype in which this one sends."""
+
+    rank, size = 1, 3
+
+    def __init__(self, before, after):
+        self.before, self.after = before, after
+
+    def gather(self, values):
+        return np.stack([np.asarray(self.before, values.dtype), values, np.asarray(self.after, values.dtype)])
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_sums_of_all_processes_are_added_in_float64(dtype, floor):
+    """Those of the others are large and cancel: float32, whose numbers at 1e8 are 8 apart, would forget the own."""
+    # Mean 0, and a variance of 1/4, which eps makes 1: xhat is x.
+    x, dy = np.array([[-0.5], [0.5]], dtype), np.array([[0], [2]], dtype)
+    with gl.use_backend(floor):
+        _, saved = gl.ops.sync_batch_norm_forward(x, None, None, SingleProcess(), eps=0.75)
+        # dgamma and dbeta of the own part are 1 and 2, and so are the sums.
+        saved = dataclasses.replace(saved, communicator=Between([[1e8], [-1e8]], [[-1e8], [1e8]]))
+        dx, dgamma, dbeta = gl.ops.sync_batch_norm_backward(dy, saved)
+    np.testing.assert_array_equal(np.concatenate([dgamma, dbeta]), [1, 2])
+    # dy - 2 / 2 - xhat / 2
+    np.testing.assert_array_equal(dx, [[-0.75], [0.75]])
 
 
 class Recorded:

@@ -20,6 +20,7 @@ NAMES = [
     "local_overrun",
     "signed_overflow",
     "wide_shift",
+    "overrun_in_a_struct",
 ]
 
 
@@ -50,6 +51,9 @@ def main(mode: str, kernel: str) -> None:
         module.launch(kernel, (1,), (1,), [np.array([1 << 20, 1 << 20], np.int32), counts])
     elif kernel == "wide_shift":
         module.launch(kernel, (1,), (1,), [np.array([40], np.int32), counts])
+    elif kernel == "overrun_in_a_struct":
+        table = np.zeros((), np.dtype([("count", np.int32), ("values", np.int32, 4)]))
+        module.launch(kernel, (1,), (1,), [table, np.array([-1], np.int32), counts])
     print("clean")
 
 

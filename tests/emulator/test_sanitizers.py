@@ -42,6 +42,7 @@ def test_a_correct_kernel_is_clean(mode):
         ("asan", "local_overrun", "stack-buffer-overflow"),
         ("ubsan", "signed_overflow", "signed integer overflow"),
         ("ubsan", "wide_shift", "shift exponent 40 is too large"),
+        ("ubsan", "overrun_in_a_struct", "index -1 out of bounds"),
     ],
 )
 def test_a_bug_ends_the_process_with_a_report(mode, kernel, says):

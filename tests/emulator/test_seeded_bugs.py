@@ -151,6 +151,16 @@ BUGS = [
         initialised=(2,),
     ),
     Bug(
+        "group_barrier_without_acquire",
+        errors.RaceError,
+        ("thread (0,0,0) reads 4 bytes", "wrote"),
+        arguments=(X, "y", "ticket", "y"),
+        lines=("group_barrier_without_acquire", "group_barrier_without_acquire write"),
+        grid=4,
+        cooperative=True,
+        initialised=(2,),
+    ),
+    Bug(
         "group_barrier_of_too_many",
         errors.EmulationError,
         ("deadlock", "thread (0,0,0) waits in __nanosleep()", "and 62 more wait in __syncthreads()"),

@@ -125,3 +125,36 @@ def test_what_does_not_fit_is_read_twice():
     plan = forward_plan((256, 112, 112, 64), 2, True)
     assert plan.places is None
     assert "two reads" in str(plan)
+
+
+def planes(count):
+    return (1, 1, count), False
+
+
+def rows(channels):
+    return lambda count: ((count, channels), True)
+
+
+# Values of a channel that the resident blocks hold, by hand: blocks, places a thread, threads, and values a place. Of
+# rows a place has a value of each of four channels, and of sixteen channels four threads share a row.
+@pytest.mark.parametrize(
+    ("planned", "shape_of", "most", "step", "places"),
+    [
+        (forward_plan, planes, 264 * 27 * 256 * 4, 4, 27),
+        (backward_plan, planes, 264 * 13 * 256 * 4, 4, 13),
+        (forward_plan, rows(4), 264 * 25 * 256, 1, 25),
+        (backward_plan, rows(4), 264 * 12 * 256, 1, 12),
+        (forward_plan, rows(16), 264 * 25 * 64, 1, 25),
+    ],
+)
+def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, most, step, places):
+    def plan(count):
+        shape, channels_last = shape_of(count)
+        return planned(shape, 4, channels_last)
+
+    fits, beyond = plan(most), plan(most + step)
+    assert (fits.places, fits.parts) == (places, RESIDENT_BLOCKS)
+    assert beyond.places is None
+    # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
+    scratch = 1024 if fits.width is None else 13 * 1024
+    assert 2 * (fits.shared_bytes + scratch) <= 228 * 1024

@@ -50,11 +50,27 @@ def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activat
         twice = passes(arrays, channels_last, activation, with_residual)
     for one, other in zip(once, twice, strict=True):
         assert_same_bits(one, other)
-    # As many groups as fit, which take the channels in turn.
-    with gl.use_backend("emulated"), force_limits(max_blocks=max(plan.parts for plan in plans)):
+    # One group, which takes the channels in turn: what one of them leaves in shared memory meets the next.
+    groups = max(plan.parts for plan in plans)
+    with gl.use_backend("emulated", check=True), force_limits(max_blocks=groups):
         in_turn = passes(arrays, channels_last, activation, with_residual)
     for one, other in zip(once, in_turn, strict=True):
         assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "channels_last"), [((3, 5, 9, 11), False), ((5, 7, 4), False), ((9, 160), True)])
+def test_a_block_takes_channels_in_turn(shape, channels_last, dtype):
+    """No other block waits for it: nothing but its own barriers keeps one channel's sums from the next one's."""
+    arrays = inputs(shape, channels_last, dtype)
+    plans = [plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan)]
+    assert all(plan.places is not None and plan.parts == 1 and plan.tiles > 2 for plan in plans)
+    with gl.use_backend("emulated"):
+        expected = passes(arrays, channels_last, "relu", True)
+    for schedule in (ALL_SCHEDULES[0], ALL_SCHEDULES[-1]):
+        with gl.use_backend("emulated", check=True, schedule=schedule), force_limits(max_blocks=1):
+            for one, other in zip(expected, passes(arrays, channels_last, "relu", True), strict=True):
+                assert_same_bits(one, other)
 
 
 @each_shape

@@ -125,6 +125,22 @@ def test_what_is_pending_is_folded_in_once():
     assert deferred.num_batches_skipped == 0
 
 
+def test_what_waits_and_what_is_counted_moves_with_the_layer(monkeypatch):
+    norm = layer()
+    norm.deferred = norm.skip_nonfinite = True
+    norm(X)
+    norm.commit()
+    norm(X + 1)
+    expected, own = norm.pending.statistics, (norm.pending.statistics, norm._skipped)
+    for module in ("gpu_layers.layers.running_statistics", "gpu_layers.layers.base"):
+        monkeypatch.setattr(f"{module}.moved", lambda array, xp: array.copy())
+    norm.to("cpu")
+    assert norm.pending.statistics is not own[0]
+    assert norm._skipped is not own[1]
+    assert norm.pending.count == 7
+    assert_same_bits(norm.pending.statistics, expected)
+
+
 def test_committing_before_backward_does_not_change_it():
     deferred, plain = layer(), layer()
     deferred.deferred = True
@@ -193,6 +209,71 @@ def test_a_transaction_skips_a_step_for_all_layers():
     with gl.statistics_transaction(model.layers[0].forward, skip_nonfinite=True):
         model.layers[0](X)
     assert model.layers[0].buffers["num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize("of_layer", [False, True])
+@pytest.mark.parametrize("broken", [(), (0,), (1,), (0, 1)], ids=str)
+def test_what_a_transaction_skips_and_what_a_layer_itself(broken, of_layer, of_all, floor):
+    own, other = layer(), layer()
+    own.skip_nonfinite = of_layer
+    before = [state_of(norm) for norm in (own, other)]
+    spoilt = X.copy()
+    spoilt[3, 1] = np.nan
+    with gl.use_backend(floor), gl.statistics_transaction(lambda: None, layers=[own, other], skip_nonfinite=of_all):
+        for number, norm in enumerate((own, other)):
+            norm(spoilt if number in broken else X)
+    for number, norm in enumerate((own, other)):
+        # The step is left out for all if any is broken; a layer leaves out its own besides.
+        left_out = (of_all and broken != ()) or (of_layer and number == 0 and 0 in broken)
+        assert norm.num_batches_skipped == left_out
+        assert norm.buffers["num_batches_tracked"] == 2 - left_out
+        if left_out:
+            assert_state(norm, before[number])
+        else:
+            plain = layer()
+            plain(spoilt if number in broken else X)
+            for name, value in plain.buffers.items():
+                # By float64's own kernels on the other floor: some roundings of each sum of seven values.
+                np.testing.assert_allclose(norm.buffers[name], value, rtol=32 * 2.0**-53, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("accepted", [None, True, False])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_commit_is_accepted_by_the_caller_and_by_the_layer(floor, own, accepted, broken):
+    norm, plain = layer(), layer()
+    norm.deferred, norm.skip_nonfinite = True, own
+    x = X.copy()
+    x[3, 1] = np.inf if broken else 3
+    before = state_of(norm)
+    with gl.use_backend(floor), np.errstate(all="ignore"):
+        norm(x)
+        plain(x)
+        norm.commit(None if accepted is None else np.array(accepted))
+    left_out = accepted is False or (own and broken)
+    assert norm.num_batches_skipped == left_out
+    if left_out:
+        assert_state(norm, before)
+    else:
+        assert_state(norm, state_of(plain))
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+def test_a_step_is_left_out_for_a_mean_or_a_variance_and_nothing_else(floor):
+    """A variance may leave the range by itself; a parameter that is no number does not spoil the statistics."""
+    x = normal((7, 3), np.float32)
+    for column, weight, left_out in ((1e25, 1, True), (1, np.inf, False), (1, np.nan, False), (np.nan, 1, True)):
+        norm = gl.BatchNorm1d(3)
+        norm.parameters["weight"][1] = weight
+        spoilt = x * np.array([1, 1, column], np.float32)
+        with gl.use_backend(floor), np.errstate(all="ignore"), gl.statistics_transaction(norm, skip_nonfinite=True):
+            norm(spoilt)
+            assert np.isfinite(norm.pending.mean).all() == (column == column)
+        assert norm.num_batches_skipped == left_out
+        assert norm.buffers["num_batches_tracked"] == (not left_out)
 
 
 def test_a_transaction_keeps_apart_from_what_waits():
@@ -281,6 +362,24 @@ def test_an_inner_transaction_fails_with_the_outer_one():
         step()
     assert_state(model, before)
     assert not any(norm.deferred or norm.pending for norm in (first, second))
+
+
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+@pytest.mark.parametrize("skipped_before", [0, 1])
+def test_a_count_of_skipped_batches_is_undone_too(floor, skipped_before):
+    norm, broken = layer(), Broken(3, dtype="float64")
+    spoilt = X * np.nan
+    with gl.use_backend(floor), np.errstate(all="ignore"):
+        for _ in range(skipped_before):
+            with gl.statistics_transaction(norm, skip_nonfinite=True):
+                norm(spoilt)
+        assert norm.num_batches_skipped == skipped_before
+        with (
+            pytest.raises(MemoryError, match="no memory left"),
+            gl.statistics_transaction(Sequential(norm, broken), skip_nonfinite=True),
+        ):
+            broken(norm(spoilt))
+    assert norm.num_batches_skipped == skipped_before
 
 
 def test_an_inner_transaction_of_three_fails_with_the_outermost_alone():

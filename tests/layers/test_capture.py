@@ -1,9 +1,15 @@
 """Captured steps: replays give what calls give."""
 
+import contextlib
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers import graphs, random
+from gpu_layers.runtime.backend import emulation, use_executor
 from gpu_layers.runtime.cuda import import_cupy
 from tests.conftest import _why_no_gpu
 from tests.inputs import assert_same_bits, normal
@@ -189,3 +195,126 @@ def test_bad_arguments(warmup, error):
 def test_without_a_gpu():
     with pytest.raises(RuntimeError, match=r"no usable GPU|needs CuPy"):
         gl.capture(lambda: None)
+
+
+class RecordingStream:
+    """A stand-in for CuPy's streams: what is launched while it captures runs when the graph is launched."""
+
+    def __init__(self, **_):
+        self.captured = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def record(self):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def begin_capture(self):
+        launches = self.captured = []
+
+        class Recorder:
+            def launch(self, *launch):
+                launches.append(launch)
+
+        self._recording = use_executor(Recorder())
+        self._recording.__enter__()
+
+    def end_capture(self):
+        self._recording.__exit__(None, None, None)
+
+        def launch():
+            for one in self.captured:
+                emulation().launch(*one)
+
+        return SimpleNamespace(launch=launch)
+
+
+@pytest.fixture
+def emulated_graphs(monkeypatch):
+    """Graphs of emulated kernels, whose generators lie in the host's memory."""
+    cuda = SimpleNamespace(
+        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        Stream=RecordingStream,
+        get_current_stream=RecordingStream,
+        using_allocator=lambda malloc: contextlib.nullcontext(),
+        runtime=SimpleNamespace(CUDARuntimeError=RuntimeError),
+    )
+    monkeypatch.setattr(graphs, "require_gpu", lambda: SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(graphs, "CudaGraphGenerator", partial(gl.CudaGraphGenerator, device="cpu"))
+    with gl.use_backend("emulated"):
+        yield
+
+
+def dropouts():
+    """Layers of two generators, one of which is two layers'."""
+    shared, own = gl.Generator(SEED, 2**64 - 3), gl.Generator(SEED + 1, 5)
+    layers = [
+        gl.Dropout(0.4, generator=shared),
+        gl.ActivationDropout("gelu", 0.2, generator=own),
+        gl.Dropout1d(0.3, generator=shared),
+    ]
+    return layers, [shared, own]
+
+
+@pytest.mark.parametrize("warmup", [1, 2, 3])
+def test_offsets_of_a_captured_step_are_those_of_calls(emulated_graphs, warmup):
+    captured, generators = dropouts()
+    called, others = dropouts()
+    x = normal((6, 5, 7), np.float32)
+    graph = gl.capture(lambda: forward_and_backward(captured, x), warmup=warmup)
+    assert random.device_draws.get() is None
+    for _ in range(warmup):
+        forward_and_backward(called, x)
+    moves = ("replay", "replay", "call", "replay", "back", "replay", "seed", "replay", "draw", "replay", "replay")
+    for number, move in enumerate(moves):
+        assert [one.get_state() for one in generators] == [one.get_state() for one in others]
+        if move in ("back", "seed"):
+            for one in (generators[0], others[0]):
+                # To the offset that comes next anyway, with another seed; or to another offset.
+                state = one.get_state()
+                one.set_state({**state, "seed": 9} if move == "seed" else {**state, "offset": 3})
+            continue
+        if move == "draw":
+            assert generators[1].next_offset() == others[1].next_offset()
+            continue
+        x[...] = normal(x.shape, x.dtype, number)
+        actual = graph.replay() if move == "replay" else forward_and_backward(captured, x)
+        for one, two in zip(actual, forward_and_backward(called, x), strict=True):
+            assert_same_bits(one, two, f"{number}: {move}")
+
+
+def test_a_step_that_raises_leaves_generators_as_they_were(emulated_graphs):
+    (layer, *_), (generator, _) = dropouts()
+    x, calls = normal((6, 5, 7), np.float32), []
+
+    def step():
+        layer(x)
+        calls.append(None)
+        if len(calls) == 3:
+            raise ZeroDivisionError("while it is captured")
+
+    with pytest.raises(ZeroDivisionError):
+        gl.capture(step)
+    assert random.device_draws.get() is None
+    # Two runs for good.
+    assert generator.get_state() == {"seed": SEED, "offset": 2**64 - 1}
+    expected, _ = gl.ops.dropout_forward(x, 0.4, SEED, 2**64 - 1)
+    assert_same_bits(layer(x), expected)
+
+
+def test_a_generator_that_comes_later_is_refused(emulated_graphs):
+    layers, _ = dropouts()
+    calls = []
+
+    def step():
+        calls.append(None)
+        return layers[len(calls) > 2](normal((4, 8), np.float32))
+
+    with pytest.raises(RuntimeError, match="must do the same in each call"):
+        gl.capture(step)

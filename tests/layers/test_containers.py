@@ -207,6 +207,12 @@ def test_one_layer_under_two_names():
     with pytest.raises(ValueError, match=r"a\.weight and b\.weight are the same array here, but differ in the state"):
         ours.load_state_dict(state | {"a.weight": state["a.weight"] + 1})
     assert_same_bits(ours.a.parameters["weight"], state["a.weight"])
+    # What diverged is equal to itself, too.
+    diverged = np.array([[np.nan, 1], [np.inf, 2]], np.float32)
+    ours.load_state_dict(state | {"a.weight": diverged, "b.weight": diverged.copy()})
+    assert_same_bits(ours.b.parameters["weight"], diverged)
+    with pytest.raises(ValueError, match="differ in the state"):
+        ours.load_state_dict(state | {"a.weight": diverged, "b.weight": np.nan_to_num(diverged)})
 
 
 @dataclass

@@ -61,6 +61,8 @@ SAVES_X = {
         "tanh", 0.4, order="before", generator=gl.Generator(1)
     ),
     "Conv2d": lambda: Conv2d(3, 4, 3, seed=1),
+    "LPPool2d": lambda: gl.LPPool2d(3, 2),
+    "LPPool2d inf": lambda: gl.LPPool2d(np.inf, 2),
 }
 ALL = SAVES_NOTHING | SAVES_X
 

@@ -400,6 +400,52 @@ def test_branches_in_any_order_by_last_call():
     assert_same_bits(layer.gradients["linear.weight"], plain.gradients["weight"])
 
 
+def test_what_is_put_in_a_forward_is_that_of_the_last_call():
+    class Replaces(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.relu = gl.ReLU()
+
+        def forward(self, x):
+            self.relu(x[2])
+            kept = self.relu.last_call
+            self.relu(x[0])
+            self.relu(x[1])
+            self.relu.last_call = kept
+            return x
+
+        def backward(self, dy):
+            return np.stack([self.relu.backward(np.ones(3)) for _ in range(3)])
+
+    layer, x = Replaces(), np.eye(3) - 0.5
+    layer(x)
+    assert_same_bits(layer.backward(x), np.eye(3)[[2, 0, 2]])
+
+
+def test_a_call_that_was_chosen_is_chosen_for_one_backward():
+    class Branches(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.relu = gl.ReLU()
+
+        def forward(self, x):
+            self.calls = []
+            for rows in x:
+                self.relu(rows)
+                self.calls.append(self.relu.last_call)
+            return x
+
+        def backward(self, dy):
+            self.relu.last_call = self.calls[1]
+            # And then in their order, the last call first.
+            return np.stack([self.relu.backward(np.ones(3)) for _ in range(3)])
+
+    layer = Branches()
+    x = np.eye(3) - 0.5
+    layer(x)
+    assert_same_bits(layer.backward(x), np.eye(3)[[1, 2, 1]])
+
+
 class Scale(gl.Layer):
     """Keeps its input under a name of its own, counts its calls, and writes its gradient into the dict."""
 
@@ -488,6 +534,88 @@ def test_what_a_backward_counts_stays_counted():
         network(x)
         network.backward(x)
         assert (counts.forwards, counts.backwards) == (3 * step, 3 * step)
+
+
+def test_what_a_backward_frees_stays_freed():
+    class Frees(gl.Layer):
+        def forward(self, x):
+            self.x = x
+            return x * x
+
+        def backward(self, dy):
+            dx, self.x = 2 * dy * self.x, None
+            return dx
+
+    frees, x = Frees(), np.array([3.0])
+    network = gl.Sequential(frees, gl.Sequential(frees))
+    network(x)
+    assert_same_bits(network.backward(np.ones(1)), 4 * x**3)
+    assert frees.x is None
+
+
+class FailingLinear(gl.Linear):
+    """Its backwards fail from a number of them on, when its gradients are assigned."""
+
+    before_failing = 1
+
+    def backward(self, dy):
+        dx = super().backward(dy)
+        self.before_failing -= 1
+        if self.before_failing < 0:
+            raise ArithmeticError
+        return dx
+
+
+class Within(gl.Layer):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def backward(self, dy):
+        return self.inner.backward(dy)
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, Within, lambda layer: Within(Within(layer))])
+def test_a_backward_that_raises_leaves_the_gradients_of_the_calls_before(wrap):
+    failing, last, x = FailingLinear(3, 3, seed=2), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
+    shared = wrap(failing)
+    network = gl.Sequential(shared, gl.ReLU(), shared)
+    separate = gl.Sequential(gl.Linear(3, 3, seed=2), gl.ReLU(), last)
+    network(x)
+    separate(x)
+    separate.backward(x)
+    with pytest.raises(ArithmeticError):
+        network.backward(x)
+    assert failing.gradients.keys() == last.gradients.keys()
+    for name, value in last.gradients.items():
+        assert_same_bits(failing.gradients[name], value, name)
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: gl.Sequential(layer)])
+def test_a_backward_that_is_refused_leaves_the_gradients_of_the_calls_before(wrap):
+    class Mistaken(gl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.linear = wrap(gl.Linear(3, 3, seed=2))
+
+        def forward(self, x):
+            return self.linear(self.linear(x))
+
+        def backward(self, dy):
+            return self.linear.backward(self.linear.backward(dy)[:, :2])
+
+    network, plain, x = Mistaken(), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
+    network(x)
+    plain(plain(x))
+    plain.backward(x)
+    with pytest.raises(ValueError, match="dy"):
+        network.backward(x)
+    assert len(network.gradients) == 2
+    for name, value in network.gradients.items():
+        assert_same_bits(value, plain.gradients[name.rpartition(".")[2]], name)
 
 
 def test_names_that_a_user_may_give():

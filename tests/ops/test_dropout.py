@@ -9,6 +9,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.mask import DropoutMask
 from gpu_layers.ops.dropout import drop_threshold
+from gpu_layers.verification.dropout import EXTREME, EXTREME_WORDS
 from tests import philox_in_ints
 from tests.gradients import transposed
 from tests.inputs import (
@@ -42,6 +43,26 @@ def expected_dropout(x, p, seed=SEED, offset=OFFSET, start=0, scale=None):
 
 
 # Thresholds.
+
+
+@pytest.mark.parametrize(("element", "word"), EXTREME_WORDS.items())
+def test_the_smallest_and_the_largest_word(element, word):
+    """The verification's words, by another implementation: p = 0 keeps the one, p = 1 drops the other."""
+    assert philox_in_ints.word(*EXTREME, element) == word
+    x = np.ones(4)
+    for p, kept in ((0, True), (2.0**-32, word > 0), (1 - 2.0**-32, word > 0), (1, False)):
+        assert gl.ops.dropout_mask(1, p, *EXTREME, start=element)[0] == kept
+        y, _ = gl.ops.dropout_forward(x, p, *EXTREME, start=element)
+        assert (y[0] != 0) == kept
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("place", [0, 6, 36])
+def test_a_word_drops_from_the_next_probability_on(place, start):
+    word, x = philox_in_ints.word(SEED, OFFSET, start + place), np.ones(37)
+    for p, value in ((word / 2**32, 1 / (1 - word / 2**32)), ((word + 1) / 2**32, 0)):
+        y, saved = gl.ops.dropout_forward(x, p, SEED, OFFSET, start=start)
+        assert y[place] == gl.ops.dropout_backward(x, saved)[place] == value
 
 
 @pytest.mark.parametrize(

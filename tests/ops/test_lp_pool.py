@@ -150,8 +150,13 @@ def test_within_four_half_units_in_the_last_place(backend, dtype, p):
         y, saved = gl.ops.lp_pool_forward(x.reshape(1, 1, -1), p, (3,))
         dx = gl.ops.lp_pool_backward(dy.reshape(1, 1, -1), saved)
     exact_y, exact_dx = _exactly(x, dy, p)
-    assert _half_units(y, exact_y, dtype) <= 4
-    assert _half_units(dx, [term for terms in exact_dx for term in terms], dtype) <= 4
+    # Half types are computed in float32, which leaves 13 bits for what p products round, and float32 in float64: one
+    # rounding counts, and of a gradient that of the slope which is kept. A float64 has besides what the processor's
+    # pow is off by, half a unit: of it the p-th part is left in y, and in a gradient all of it, twice.
+    most_y = 1 + 1 / p if dtype == np.float64 else 1.001
+    most_dx = {np.dtype(np.float32): 2.001, np.dtype(np.float64): 4}.get(dtype, 1 + p * 2.0**-11)
+    assert _half_units(y, exact_y, dtype) <= most_y
+    assert _half_units(dx, [term for terms in exact_dx for term in terms], dtype) <= most_dx
 
 
 @both_floors

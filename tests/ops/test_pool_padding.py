@@ -87,3 +87,17 @@ def test_same_follows_the_input_of_each_call():
 def test_bad_padding(pool, padding, error, message):
     with pytest.raises(error, match=message):
         pool(np.ones((1, 1, 6, 6)), (3, 3), padding=padding)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_a_dilated_window_of_as_many_taps_as_inputs_is_not_the_whole_plane(backend):
+    """Its second tap lies in the padding."""
+    x, options = np.array([[[3.0, 8.0]]]), {"stride": 1, "padding": ((0, 1),), "dilation": 2}
+    with gl.use_backend(backend):
+        y, saved = gl.ops.max_pool_forward(x, (2,), **options)
+        assert_same_bits(y, np.array([[[3.0]]]))
+        assert_same_bits(gl.ops.max_pool_backward(y, saved), np.array([[[3.0, 0.0]]]))
+        for include, value in ((True, 1.5), (False, 3.0)):
+            y, saved = gl.ops.avg_pool_forward(x, (2,), **options, count_include_pad=include)
+            assert_same_bits(y, np.array([[[value]]]))
+            assert_same_bits(gl.ops.avg_pool_backward(y, saved), np.array([[[value * value / 3, 0.0]]]))

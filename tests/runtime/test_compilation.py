@@ -131,6 +131,44 @@ def test_ptx_for_gpus_newer_than_the_compiler():
     assert ".target sm_90" in code.decode()
 
 
+def test_code_is_kept_by_all_that_it_depends_on(monkeypatch, tmp_path):
+    """Each of these alone makes other code, which must not be taken for what lies in the cache."""
+
+    def files(source="dropout.cu", names=("f<float>",), capability=90, ptx=False, warnings_as_errors=False):
+        return nvrtc._files(source, names, Architecture(capability, ptx=ptx), warnings_as_errors)
+
+    def by(version):
+        return lambda: SimpleNamespace(getVersion=lambda: version)
+
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path))
+    # The same headers whatever the version, so that it is the version itself that counts.
+    monkeypatch.setattr(nvrtc, "cuda_header_folders", lambda version: [tmp_path])
+    monkeypatch.setattr(nvrtc, "nvrtc", by((13, 0)))
+    found = [
+        files(),
+        files(source="max_pool.cu"),
+        files(names=("f<double>",)),
+        files(names=("f<float>", "f<double>")),
+        files(capability=80),
+        files(ptx=True),
+        files(warnings_as_errors=True),
+    ]
+    assert files() == found[0]
+    usual = nvrtc.options(Architecture(90))
+    for name, other in (
+        ("nvrtc", by((13, 1))),
+        ("nvrtc", by((12, 0))),
+        ("sources_digest", lambda: "other sources"),
+        ("cuda_header_folders", lambda version: [tmp_path / "other"]),
+        ("options", lambda architecture: [*usual, "-lineinfo"]),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(nvrtc, name, other)
+            found.append(files())
+    for paths in zip(*found, strict=True):
+        assert len(set(paths)) == len(found)
+
+
 def test_a_warning_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "warns.cu").write_text(
         "template <typename T> __global__ void warns(T* x) { int unused_number = 3; x[0] = T(1); }\n"
@@ -165,15 +203,15 @@ nvrtc._open_library = lambda cuda: None
 plain = nvrtc.options
 nvrtc.options = lambda architecture: [*plain(architecture), "--diag-suppress=177"]
 version = nvrtc.nvrtc().getVersion()
-kernels = {kernel.source: kernel for kernel in all_kernels() if "<__nv_bfloat16" in kernel.name}
-kernels = {kernel.source: kernel for kernel in all_kernels()} | kernels
+# One kernel of each function: of fewer a file's constants are not all used, of which the compiler warns.
+last_of = sorted(all_kernels(), key=lambda kernel: "<__nv_bfloat16" in kernel.name)
+kernels = {(kernel.source, kernel.name.split("<")[0]): kernel for kernel in last_of}
 found = {}
-for kernel in kernels.values():
+for source in {source for source, _ in kernels}:
+    names = [kernel.name for kernel in kernels.values() if kernel.source == source]
     for capability in map(int, sys.argv[2:]):
-        code, _ = nvrtc.compile_source(
-            kernel.source, [kernel.name], nvrtc.Architecture(capability), warnings_as_errors=True
-        )
-        found[f"{kernel.source} {capability}"] = code[:4].decode("latin1")
+        code, _ = nvrtc.compile_source(source, names, nvrtc.Architecture(capability), warnings_as_errors=True)
+        found[f"{source} {capability}"] = code[:4].decode("latin1")
 print(json.dumps([version, headers.version_of_headers(headers.cuda_header_folders(version)[0]), found]))
 """
 
@@ -190,7 +228,7 @@ def in_a_process_of_its_own(program, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_kernel_of_every_file_compiles_with_the_other_version_of_cuda_too():
+def test_a_kernel_of_every_function_compiles_with_the_other_version_of_cuda_too():
     cuda = {12: 13, 13: 12}[nvrtc.nvrtc().getVersion()[0]]
     if not has_wheel(cuda):
         pytest.skip(f"NVRTC of CUDA {cuda} is not installed as a wheel")

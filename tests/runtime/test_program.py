@@ -119,6 +119,41 @@ def test_a_result_has_the_shape_in_which_it_is_returned():
     assert_same_bits(y, np.maximum(X, 0))
 
 
+def test_a_tuple_of_one_result_is_a_tuple():
+    @Launcher
+    def relu(operands, numbers):
+        (x,) = operands
+        y = arrays.empty(x.shape, x.dtype, x)
+        launch(RELU["relu_forward<float>"], 1, 256, (x, y, bits_of(x), x.size))
+        return (y,)
+
+    (y,) = relu((X,))
+    assert_same_bits(y, np.maximum(X, 0))
+
+
+def test_views_of_operands():
+    """Of memory that kernels cannot use, and of what must not be written to."""
+
+    @Launcher
+    def look(operands, numbers):
+        frozen, strided = operands
+        for view in (frozen.reshape(5, 3), frozen.as_bytes(), frozen.as_bytes().reshape(4, 15), *rows_of(frozen)):
+            assert not view.is_writeable
+        assert [row.is_ready for row in rows_of(frozen)] == [False] * 3
+        assert all(row.is_ready for row in rows_of(frozen.program.allocate((2, 4), np.float32)))
+        assert frozen.as_bytes().reshape(4, 15).of_bytes
+        assert not frozen.reshape(5, 3).of_bytes
+        with pytest.raises(ValueError, match="has no view of shape"):
+            strided.reshape(15)
+
+    def rows_of(operand):
+        return operand.program.rows(operand)
+
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    assert look((frozen, X.T)) is None
+
+
 def test_steps_of_every_kind():
     programs = []
 

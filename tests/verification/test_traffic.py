@@ -84,9 +84,9 @@ def test_a_wasteful_pass_is_over_the_limit(monkeypatch, capsys):
 def test_the_command_prints_a_table(capsys):
     assert main(["verify", "--traffic", "--only", r"^relu forward float32"]) == 0
     printed = capsys.readouterr().out
-    x = 64 * 4096 * np.dtype(np.float32).itemsize
-    bits = 64 * 4096 // 8  # what the backward takes in place of x
-    assert f"{2 * x + bits:,}" in printed
+    # Values that are read and written, and a bit for each.
+    elements = 64 * 4096
+    assert f"{2 * elements * np.dtype(np.float32).itemsize + elements // 8:,}" in printed
     assert "1.000" in printed
 
 

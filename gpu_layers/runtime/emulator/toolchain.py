@@ -30,7 +30,14 @@ MODE_FLAGS: dict[str, tuple[str, ...]] = {
         "--param=tsan-instrument-func-entry-exit=0",
     ),
     "asan": ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address"),
-    "ubsan": ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=undefined", "-fno-sanitize-recover=all"),
+    "ubsan": (
+        "-O1",
+        "-g1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=undefined",
+        "-fsanitize=bounds-strict",  # also of the last array of a struct
+        "-fno-sanitize-recover=all",
+    ),
 }
 
 _COMMON_FLAGS = (

@@ -37,3 +37,11 @@ __global__ void local_overrun(const int* x, int* y) {
 
 __global__ void signed_overflow(const int* x, int* y) { y[0] = x[0] * x[1]; }
 __global__ void wide_shift(const int* x, int* y) { y[0] = 1 << x[0]; }
+
+// An argument by value, in which nobody counts accesses; its last array might as well be the beginning of a
+// longer one.
+struct Table {
+    int count;
+    int values[4];
+};
+__global__ void overrun_in_a_struct(Table table, const int* x, int* y) { y[0] = table.values[x[0]]; }

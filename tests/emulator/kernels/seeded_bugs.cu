@@ -213,6 +213,19 @@ __global__ void group_barrier_without_fence(const float* x, float* partial, unsi
     }
 }
 
+// The same, where what others wrote is published, and the one that reads it does not take it over.
+template <bool kCorrect>
+__global__ void group_barrier_without_acquire(const float* x, float* partial, unsigned* arrived, float* y) {
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = x[blockIdx.x];  // BUG: group_barrier_without_acquire write
+        __threadfence();
+        atomicAdd(arrived, 1u);
+        while (atomicAdd(arrived, 0u) < gridDim.x) __nanosleep(32);
+        if (kCorrect) __threadfence();
+        y[blockIdx.x] = partial[gridDim.x - 1 - blockIdx.x];  // BUG: group_barrier_without_acquire
+    }
+}
+
 // One block more is waited for than there are.
 template <bool kCorrect>
 __global__ void group_barrier_of_too_many(unsigned* arrived, float* y) {

@@ -58,6 +58,7 @@ struct BlockClock {
     std::vector<WarpClock> warps;
     Knowledge known_to_all;
     std::unordered_map<unsigned, Knowledge> known_to_thread;
+    std::unordered_map<unsigned, Knowledge> found_by_thread;  // by atomics since its last fence
     std::unordered_map<unsigned, Knowledge> fenced_by_thread;
 };
 
@@ -112,6 +113,7 @@ void block_begins(const Block& block) {
     }
     clock.known_to_all.clear();
     clock.known_to_thread.clear();
+    clock.found_by_thread.clear();
     clock.fenced_by_thread.clear();
 }
 
@@ -167,6 +169,11 @@ void fenced(const Block& block, const Thread& thread) {
     BlockClock& clock = *block_clocks[block.slot];
     const unsigned id = thread.linear;
     const uint32_t time = tick(clock);
+    const auto found = clock.found_by_thread.find(id);
+    if (found != clock.found_by_thread.end()) {
+        join(clock.known_to_thread[id], found->second);
+        clock.found_by_thread.erase(found);
+    }
     Knowledge& mark = clock.fenced_by_thread[id];
     join(mark, clock.known_to_all);
     const auto known = clock.known_to_thread.find(id);
@@ -191,7 +198,7 @@ void atomic_performed(const Block& block, const Thread& thread, uint64_t address
     const bool publishes = mark != clock.fenced_by_thread.end();
     if (!publishes && published.empty()) return;
     Knowledge& at_address = published[address];
-    if (!at_address.empty()) join(clock.known_to_thread[thread.linear], at_address);
+    if (!at_address.empty()) join(clock.found_by_thread[thread.linear], at_address);
     if (publishes) join(at_address, mark->second);
 }
 

@@ -40,7 +40,7 @@ void warp_synchronised(const Block& block, unsigned warp, unsigned mask);
 void grid_synchronised();
 
 // A fence marks what its thread has done and seen so far; a later atomic publishes that mark at its
-// address, and an atomic by another thread there takes over what it finds.
+// address. An atomic by another thread there finds it, and the next fence of that thread takes it over.
 void fenced(const Block& block, const Thread& thread);
 void atomic_performed(const Block& block, const Thread& thread, uint64_t address);
 

@@ -1,0 +1,173 @@
+"""A stand-in for CuPy whose GPUs are emulated: memory with addresses, and a driver that runs what it is told to.
+
+Programs run on its arrays by the very steps that they take on a GPU. What is wrong there shows: an address that belongs
+to nobody, or to another GPU; memory that was not set to zero; a launch of another function.
+"""
+
+import contextlib
+import ctypes
+import math
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+
+from gpu_layers.runtime.emulation import emulated_module
+from gpu_layers.runtime.kernel import all_kernels
+
+KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+_ALIGNMENT = 512  # as CuPy's memory
+
+
+class Memory:
+    """Some bytes of a GPU. They are there for as long as somebody holds this; at first they are NaN in every dtype."""
+
+    def __init__(self, cupy, size):
+        self.device_id, self.size = cupy.current, size
+        self._bytes = np.full(size + _ALIGNMENT, 0xFF, np.uint8)
+        first = -self._bytes.ctypes.data % _ALIGNMENT
+        self.bytes = self._bytes[first : first + size]
+        self.ptr = self._bytes.ctypes.data + first
+        cupy.memories[self.ptr] = self
+
+
+class Array:
+    """What programs use of a CuPy array. Its elements are copied whole, so they must lie at their boundaries."""
+
+    def __init__(self, cupy, shape, dtype, data=None, strides=None):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        data = cupy.cuda.alloc(math.prod(self.shape) * self.dtype.itemsize) if data is None else data
+        memory = getattr(data, "memory", data)
+        self.data = SimpleNamespace(memory=memory, ptr=data.ptr, device_id=memory.device_id)
+        place = data.ptr - memory.ptr
+        self._cupy, self.values = cupy, np.ndarray(self.shape, self.dtype, memory.bytes, place, strides)
+        self.strides, self.flags = self.values.strides, self.values.flags
+
+    def __setitem__(self, place, source):
+        assert place is ...
+        for one in (self, source):
+            assert one.data.device_id == self._cupy.current, "CuPy works on arrays of the current device"
+            addresses = (one.data.ptr, *one.strides)
+            assert not any(number % one.dtype.itemsize for number in addresses), "whole elements at their boundaries"
+        self.values[...] = source.values
+
+    def view(self, change):
+        """The same memory: what a NumPy array becomes by ``change``, e.g. a slice."""
+        base = np.ndarray(self.shape, self.dtype, self.values, 0, self.strides)
+        changed = change(base)
+        ptr = self.data.ptr + changed.ctypes.data - base.ctypes.data
+        data = SimpleNamespace(memory=self.data.memory, ptr=ptr)
+        return Array(self._cupy, changed.shape, changed.dtype, data, changed.strides)
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's."""
+
+
+class EmulatedCupy:
+    """One process with two GPUs, that hold ``resident`` blocks of any kernel at once.
+
+    Attributes
+    ----------
+    current : int
+        Number of the current GPU.
+    launched : list of (str, int)
+        Each kernel's name, and the GPU that ran it.
+    refuses : bool
+        Whether the driver refuses launches of blocks that wait for each other.
+    """
+
+    def __init__(self, resident=264):
+        self.current, self.launched, self.refuses, self._streams = 0, [], False, [7]
+        self.memories = weakref.WeakValueDictionary()
+        cupy = self
+
+        class Device:
+            def __init__(self, number):
+                self.id, self.compute_capability = number, "90"
+                self.attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": resident}
+
+            def __enter__(self):
+                self.before, cupy.current = cupy.current, self.id
+
+            def __exit__(self, *_):
+                cupy.current = self.before
+
+        class RawModule:
+            def __init__(self, *, path, enable_cooperative_groups):
+                self.device = cupy.current
+
+            def get_function(self, symbol):
+                def function(grid, block, arguments, shared_bytes, stream, cooperative):
+                    assert self.device == cupy.current, "a function is launched in the context that it was loaded in"
+                    cupy._launch(KERNELS[symbol], grid, block, arguments, shared_bytes, cooperative)
+
+                function.ptr = 1
+                return SimpleNamespace(shared_size_bytes=0, kernel=function)
+
+        self.RawModule = RawModule
+        self.cuda = SimpleNamespace(
+            Device=Device,
+            alloc=lambda size: Memory(cupy, size),
+            device=SimpleNamespace(get_device_id=lambda: cupy.current),
+            driver=SimpleNamespace(
+                CUDADriverError=CUDADriverError, occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1
+            ),
+            function=SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address)),
+            runtime=SimpleNamespace(memsetAsync=self._memset),
+            get_current_stream=lambda: SimpleNamespace(ptr=cupy._streams[-1]),
+        )
+
+    def ndarray(self, shape, dtype, data=None, strides=None):
+        return Array(self, shape, dtype, data, strides)
+
+    def asarray(self, values):
+        """The values in memory of the current GPU."""
+        array = self.ndarray(values.shape, values.dtype)
+        array.values[...] = values
+        return array
+
+    def ones(self, shape, dtype):
+        return self.asarray(np.ones(shape, dtype))
+
+    def concatenate(self, arrays, axis):
+        return self.asarray(np.concatenate([array.values for array in arrays], axis))
+
+    def ascontiguousarray(self, array):
+        return self.asarray(np.ascontiguousarray(array.values))
+
+    @contextlib.contextmanager
+    def stream(self, ptr):
+        """Make this the current stream."""
+        self._streams.append(ptr)
+        yield
+        self._streams.pop()
+
+    def _bytes_at(self, ptr):
+        for memory in list(self.memories.values()):
+            if memory.ptr <= ptr < memory.ptr + memory.size:
+                assert memory.device_id == self.current, "memory of another GPU"
+                return memory.bytes[ptr - memory.ptr :]
+        raise AssertionError(f"{ptr:#x} is nobody's memory")
+
+    def _memset(self, ptr, value, size, stream):
+        assert stream == self._streams[-1], "another stream than that of the launches"
+        self._bytes_at(ptr)[:size] = value
+
+    def _launch(self, kernel, grid, block, arguments, shared_bytes, cooperative):
+        if cooperative and self.refuses:
+            raise CUDADriverError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks")
+        values = []
+        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+            if parameter.is_pointer:
+                ptr = ctypes.c_uint64.from_address(argument.ptr).value
+                found = self._bytes_at(ptr) if ptr else None
+                size = parameter.dtype.itemsize
+                values.append(None if found is None else found[: found.size // size * size].view(parameter.dtype))
+            else:
+                content = ctypes.string_at(argument.ptr, parameter.dtype.itemsize)
+                values.append(np.frombuffer(content, parameter.dtype))
+        self.launched.append((kernel.name, self.current))
+        emulated_module(kernel, "fast").launch(
+            kernel.name, grid, block, values, shared_bytes=shared_bytes, cooperative=cooperative
+        )
