@@ -74,6 +74,7 @@ def test_names_and_state_are_torchs():
 
 
 def test_training_is_torchs():
+    torch.manual_seed(0)  # some weights bring values so close to ReLU's step that float32 and float64 differ
     ours, theirs = Net(), TorchNet()
     ours.load_state_dict(theirs.state_dict())
     ours.heads["pair"][0].p = 0.0
