@@ -30,7 +30,9 @@ def save_model_chart(run: Run, path: Path | str) -> None:
     axis.axvline(1.0, color="black", linewidth=1)
     axis.set_yticks(list(positions), [row_label(row) for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("time of a plain copy of the fewest bytes, over the time of the call (1: perfect); longer is faster")
+    axis.set_xlabel(
+        "time of a plain copy of the fewest bytes, over the time of the call (1: perfect); longer is faster"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     gpu = rows[0].model["gpu"] if rows and rows[0].model else "GPU"

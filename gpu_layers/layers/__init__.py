@@ -30,7 +30,9 @@ from gpu_layers.layers.linear import Flatten, Linear
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d
 from gpu_layers.layers.max_unpool import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
+from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.layers.sequential import Sequential
+from gpu_layers.layers.state import IncompatibleKeys
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchStatistics",
     "Conv2d",
     "DropPath",
     "Dropout",
@@ -59,6 +62,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "IncompatibleKeys",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
