@@ -55,7 +55,6 @@ NORMS = {
 }
 SAVES_X = {
     **NORMS,
-    "LPPool2d": lambda: gl.LPPool2d(3, 2),
     "ActivationDropout gelu": lambda: gl.ActivationDropout("gelu", 0.4, generator=gl.Generator(1)),
     "ActivationDropout tanh before": lambda: gl.ActivationDropout(
         "tanh", 0.4, order="before", generator=gl.Generator(1)
