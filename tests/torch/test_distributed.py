@@ -1,0 +1,61 @@
+"""Two processes train a converted model together; threads train models of their own."""
+
+import copy
+import socket
+import subprocess
+import sys
+import threading
+
+import torch
+from torch import nn
+
+import gpu_layers.torch as glt
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_two_processes_on_gloo():
+    port = free_port()
+    command = [sys.executable, "-m", "tests.torch.distributed_ranks"]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert f"rank {rank} agrees" in output
+
+
+def test_threads_train_as_one_thread_does():
+    torch.manual_seed(0)
+    net = glt.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)), fuse=True)
+    inputs = [torch.randn(4, 3, 8, 8, requires_grad=True) for _ in range(4)]
+    copies = [copy.deepcopy(net) for _ in range(8)]
+
+    def step(module, x, results, place):
+        results[place] = torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])
+
+    alone, together = [None] * 4, [None] * 4
+    for place, x in enumerate(inputs):
+        step(copies[place], x, alone, place)
+    threads = [
+        threading.Thread(target=step, args=(copies[4 + place], x, together, place)) for place, x in enumerate(inputs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_replicas_of_data_parallel_share_what_they_should():
+    net = glt.convert(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.2)))
+    replica = net[0]._replicate_for_data_parallel()
+    assert type(replica) is glt.BatchNorm2d
+    assert replica.running_mean is net[0].running_mean
