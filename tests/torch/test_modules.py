@@ -268,3 +268,43 @@ def test_other_devices_are_named(name):
     layer = getattr(glt, name)(3) if name != "Dropout" else glt.Dropout()
     with pytest.raises(RuntimeError, match=r"mps.*revert"):
         layer(torch.ones(2, 3, 4, 4).as_subclass(Elsewhere))
+
+
+def functionals():
+    """Names of the functions that both libraries have, as torch.nn.functional says."""
+    kinds = ("dropout", "max_pool", "avg_pool", "lp_pool", "max_unpool", "batch_norm")
+    return [
+        name
+        for name in dir(nn.functional)
+        if any(kind in name for kind in kinds) and not name.startswith(("_", "fractional_"))
+    ]
+
+
+@pytest.mark.parametrize("name", functionals())
+def test_arguments_of_functions_are_torchs(name):
+    ours, theirs = getattr(glt.functional, name), getattr(nn.functional, name)
+    assert name in glt.functional.__all__
+    try:
+        expected = inspect.signature(theirs).parameters
+    except ValueError:  # written in C++, which says it in words
+        words = theirs.__doc__.strip().partition("(")[2].partition(")")[0].split(", ")
+        expected = dict.fromkeys(word.partition("=")[0] for word in words)
+    if "args" in expected:  # one of two functions, by return_indices
+        expected = inspect.signature(getattr(nn.functional, f"{name}_with_indices")).parameters
+    found = inspect.signature(ours).parameters
+    added = [one for one in found if one not in expected]
+    assert added == {"batch_norm": ["residual", "activation"]}.get(name, ["generator"] if "dropout" in name else [])
+    assert list(found)[: len(expected)] == list(expected)
+    assert all(found[one].kind is inspect.Parameter.KEYWORD_ONLY for one in added)
+    for one, parameter in expected.items():
+        assert parameter is None or found[one].default == parameter.default
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize(("name", "argument"), [("max_pool", 2), ("adaptive_max_pool", 3)])
+def test_pools_with_indices(name, argument, rank):
+    x = torch.randn(2, 3, *(7, 5, 4)[:rank])
+    function = f"{name}{rank}d_with_indices"
+    found, expected = (getattr(lib, function)(x, argument) for lib in (glt.functional, nn.functional))
+    assert type(found) is tuple
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpu_layers.torch import functional
 from gpu_layers.torch.checks import check_tensor, checked_activation
+from gpu_layers.torch.functional.batch_norm import normalize
 
 
 def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
@@ -25,7 +25,7 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
             mean = var = None
     elif mean is None and var is None:
         training = True
-    return functional.normalize(
+    return normalize(
         input,
         mean,
         var,
