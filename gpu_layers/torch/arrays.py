@@ -1,25 +1,26 @@
-"""The one place that knows what a tensor is in memory: tensors as the arrays that the floors take.
+"""The one place that knows where a tensor is computed with, and as what: tensors as the arrays that the floors take.
 
-A tensor of the CPU is a NumPy array on its own memory; results lie in tensors that torch allocated. What an operation's
-``run`` needs of the device is here (and, for random numbers, in ``random.py``), and nowhere else in this package.
+The reference takes a tensor of the CPU as a NumPy array on its own memory. Kernels take tensors themselves
+(``tensors.py``), on a GPU or emulated. Results lie in memory that is a tensor's own, never a view's. What an
+operation's ``run`` needs of the device is here (and, for random numbers, in ``random.py``), and nowhere else here.
 """
 
 from __future__ import annotations
 
 import importlib
 from contextlib import AbstractContextManager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
-from gpu_layers.runtime.backend import back_on, backend_for, forced_backend
+from gpu_layers.runtime.backend import back_on, forced_backend
+from gpu_layers.torch.tensors import BFLOAT16, as_numpy
 
 #: What layers take; all others are a TypeError.
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Formats in which channels lie side by side, by the number of axes.
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
@@ -34,12 +35,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_place(tensor: torch.Tensor) -> None:
     """RuntimeError unless kernels or the reference take tensors of this device and layout."""
     kind = tensor.device.type
-    if kind == "cuda":
-        raise RuntimeError(
-            "gpu_layers.torch does not run on CUDA tensors here: move the model to the CPU, or give it torch's own "
-            "layers back with gpu_layers.torch.revert(model)"
-        )
-    if kind not in ("cpu", "meta"):
+    if kind not in ("cpu", "cuda", "meta"):
         raise RuntimeError(
             f"gpu_layers.torch runs on cpu and cuda tensors, got one on {kind}: gpu_layers.torch.revert(model) gives "
             "the model torch's own layers back"
@@ -49,20 +45,30 @@ def check_place(tensor: torch.Tensor) -> None:
 
 
 def floor(tensor: torch.Tensor) -> ModuleType:
-    """The floor that computes with this tensor: ``gpu_layers.reference`` or ``gpu_layers.kernels``."""
-    if forced_backend() is None:
-        return _reference()
-    return backend_for(array(tensor))
+    """The floor that computes with this tensor: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
+
+    Raises
+    ------
+    TypeError
+        If the backend that is forced does not take tensors of this device.
+    """
+    return _floor("kernels" if _on_kernels(tensor) else "reference")
 
 
-def _reference() -> ModuleType:
-    global _reference_floor
-    if _reference_floor is None:
-        _reference_floor = importlib.import_module("gpu_layers.reference")
-    return _reference_floor
+@cache
+def _floor(name: str) -> ModuleType:
+    return importlib.import_module(f"gpu_layers.{name}")
 
 
-_reference_floor: ModuleType | None = None
+def _on_kernels(tensor: torch.Tensor) -> bool:
+    """Whether kernels compute with this tensor, on its GPU or emulated."""
+    choice = forced_backend()
+    if choice is None:
+        return not tensor.is_cpu
+    if (choice.name == "cuda") == tensor.is_cpu:
+        needed = "CUDA" if choice.name == "cuda" else "CPU"
+        raise TypeError(f"the {choice.name} backend takes {needed} tensors, got one on {tensor.device}")
+    return choice.name != "reference"
 
 
 #: Where a forward runs, so that its backward can be sent there: see :func:`at`.
@@ -75,17 +81,13 @@ def at(chosen: Any) -> AbstractContextManager[None]:
 
 
 def array(tensor: torch.Tensor, channels_last: bool = False) -> Any:
-    """The array on a tensor's memory, with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype is torch.bfloat16:
-        found = tensor.view(torch.int16).numpy(force=True).view(_BFLOAT16)
-    else:
-        try:
-            found = tensor.numpy()
-        except RuntimeError:  # negated lazily: there is no memory that holds the values
-            found = tensor.resolve_neg().numpy()
-    return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
+    """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
+    if not _on_kernels(tensor):
+        found = as_numpy(tensor)
+        return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
+    if tensor.is_neg():  # lazily: there is no memory that holds the values
+        tensor = tensor.resolve_neg()
+    return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
 
 
 def optional_array(tensor: torch.Tensor | None, channels_last: bool = False) -> Any:
@@ -94,24 +96,31 @@ def optional_array(tensor: torch.Tensor | None, channels_last: bool = False) -> 
 
 
 def tensor(found: Any, channels_last: bool = False) -> torch.Tensor:
-    """The tensor on the memory of a contiguous array that a floor made, of either order of axes; not a view."""
-    if found.dtype == _BFLOAT16:
-        return _on_memory(torch.from_numpy(found.view(np.int16)), torch.bfloat16, channels_last)
-    made = torch.from_numpy(found)
-    return _on_memory(made, made.dtype, channels_last) if channels_last else made
-
-
-def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
-    shape, strides = memory.shape, memory.stride()
+    """The tensor on the memory of a contiguous result of a floor, of either order of axes; not a view."""
+    if isinstance(found, torch.Tensor):
+        made, dtype = found, found.dtype
+    elif found.dtype == BFLOAT16:
+        made, dtype = torch.from_numpy(found.view(np.int16)), torch.bfloat16
+    else:
+        made = torch.from_numpy(found)
+        dtype = made.dtype
+    if not channels_last and dtype is made.dtype and not made._is_view():
+        return made
+    shape, strides = made.shape, made.stride()
     if channels_last:
         shape = (shape[0], shape[-1], *shape[1:-1])
         strides = (strides[0], strides[-1], *strides[1:-1])
-    return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, shape, strides)
+    memory = made.untyped_storage(), made.storage_offset()
+    return torch.empty(0, dtype=dtype, device=made.device).set_(*memory, shape, strides)
 
 
 def store(target: torch.Tensor, found: Any, channels_last: bool = False) -> torch.Tensor:
     """Write what a floor found, of either order of axes, to a tensor."""
-    array(target, channels_last)[...] = found
+    place = array(target, channels_last)
+    if isinstance(found, torch.Tensor):
+        place.copy_(found)
+    else:
+        place[...] = found
     return target
 
 
@@ -120,6 +129,11 @@ def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: boo
     if channels_last:
         return torch.empty(shape, dtype=dtype, device=like.device, memory_format=_CHANNELS_LAST[len(shape)])
     return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
+
+
+def is_capturing(x: torch.Tensor) -> bool:
+    """Whether x is on a GPU whose current stream is recording a graph: nothing may wait for the device then."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

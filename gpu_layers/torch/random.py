@@ -11,9 +11,15 @@ import torch
 from torch.compiler import is_compiling
 
 from gpu_layers.random import Generator
+from gpu_layers.torch import arrays, registry
 
 _randint = torch.randint
 _BELOW = 2**63 - 1
+_LOW_64 = 2**64 - 1
+# What makes the key another one than that of torch's own kernels: "gpu_lays" in ASCII.
+_CUDA_KEY = 0x6770755F6C617973
+# Numbers that torch's kernels draw in a thread, and so what its generator has to advance by, a multiple of 4.
+_CUDA_STEP = 4
 _backward_task = torch._C._current_graph_task_id
 
 
@@ -48,7 +54,7 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
     -------
     seed : tensor of int64, shape (), or int
         The tensor is the one that the backward saves, so that what is recomputed with other random numbers agrees
-        with itself.
+        with itself. On a GPU, unless a graph is made, it has shape (2,), holds the offset too, and lies on the host.
     offset : int
 
     Raises
@@ -57,13 +63,24 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
         For a generator in a graph that is compiled, or in a recomputation that does not replay it.
     """
     if generator is None:
-        return _randint(0, _BELOW, (), device=x.device) if is_compiling() or not x.is_cpu else _randint(_BELOW, ()), 0
+        if x.is_cpu and not is_compiling():
+            return _randint(_BELOW, ()), 0
+        if x.is_cuda and registry.is_eager(x) and not arrays.is_capturing(x):
+            return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
+        return _randint(0, _BELOW, (), device=x.device), 0
     if is_compiling():
         raise RuntimeError(
             "a gpu_layers.Generator cannot be advanced by a compiled graph: leave generator=None, for torch's own"
         )
     seed, offset = _numbers(generator)
     return _signed(seed), _signed(offset)
+
+
+def _numbers_of_cuda(generator: torch.Generator) -> torch.Tensor:
+    """Seed and offset of torch's generator of a GPU, which advances as by a kernel of torch."""
+    offset = generator.get_offset()
+    generator.set_offset(offset + _CUDA_STEP)
+    return torch.tensor((_signed((generator.initial_seed() ^ _CUDA_KEY) & _LOW_64), _signed(offset)))
 
 
 def _numbers(generator: Generator) -> tuple[int, int]:

@@ -21,8 +21,24 @@ _MASK = "Tensor seed, int offset, float p"
 
 def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> DropoutMask:
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
-    run = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1)
-    return DropoutMask(round(p * 2**32), int(seed) & _LOW_64, offset & _LOW_64, 0, run)
+    run, draw = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
+    if isinstance(seed, torch.Tensor):
+        if seed.is_cpu:
+            # One number, or seed and offset.
+            seed, *others = seed.reshape(-1).tolist()
+            offset = others[0] if others else offset
+        else:
+            seed, draw = 0, _on_device(seed, offset)
+    return DropoutMask(round(p * 2**32), seed & _LOW_64, offset & _LOW_64, 0, run, None, draw)
+
+
+def _on_device(seed: torch.Tensor, offset: int) -> Any:
+    """Seed and offset where kernels read them: nothing waits for the device."""
+    draw = seed.new_zeros(3)
+    draw[0] = seed
+    if offset:
+        draw[1] = offset
+    return arrays.array(draw.view(torch.uint64))
 
 
 def _numbers(kind: str, p: float) -> tuple[float, ...]:
@@ -39,11 +55,10 @@ def fill(y: torch.Tensor, x: torch.Tensor, seed: Any, offset: int, p: float, axe
     """Write the dropout of x to y, which is x itself or beside it, in any format."""
     mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
     source = arrays.array(x)
-    target = source if y is x else arrays.array(y)
-    if target.flags.c_contiguous:
-        arrays.floor(x).dropout_forward(source, mask, *numbers, out=target)
+    if y.is_contiguous():
+        arrays.floor(x).dropout_forward(source, mask, *numbers, out=source if y is x else arrays.array(y))
     else:
-        target[...] = arrays.floor(x).dropout_forward(source, mask, *numbers)
+        arrays.store(y, arrays.floor(x).dropout_forward(source, mask, *numbers))
 
 
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:

@@ -205,12 +205,30 @@ max_pool_gather = define(
 
 
 def _run_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    *numbers, channels_last = rest
+    *numbers, _ = rest
+    found = _fake_indices(taps, spatial, *rest)
     if not taps.numel():
-        return _fake_indices(taps, spatial, *rest)
+        return found
     window = _window(spatial, numbers)
-    chosen = _batched(taps, window.rank, channels_last)
-    return _tensor(arrays.floor(taps).max_pool_indices(chosen, window, channels_last, None), taps, channels_last)
+    flat, inside, number, step = 0, True, taps.to(torch.int64), 1
+    for axis in reversed(range(window.rank)):
+        at = _origins(window, axis, taps) + number % window.kernel[axis] * window.dilation[axis]
+        number = number // window.kernel[axis]
+        inside = (at >= 0) & (at < window.input_shape[axis]) & inside
+        flat = at * step + flat
+        step *= window.input_shape[axis]
+    # A window with no tap inside the input has no index.
+    return found.copy_(torch.where(inside, flat, -1))
+
+
+def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
+    """Position along an axis of each window's first tap, to be broadcast; ``Window.origins`` where the tensor is."""
+    places = torch.arange(window.output_shape[axis], device=like.device)
+    if window.adaptive:
+        places = places * window.input_shape[axis] // window.output_shape[axis]
+    else:
+        places = places * window.stride[axis] - window.pad_before[axis]
+    return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
 
 
 def _fake_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
@@ -442,10 +460,10 @@ max_unpool = define(
 
 def indices_are_valid(indices: torch.Tensor, sizes: Any) -> bool:
     """Whether all lie in the output's plane. True where only a graph is made: nothing is read back then."""
-    if not registry.is_eager(indices) or not indices.numel():
+    if not (registry.is_eager(indices) and indices.numel()) or arrays.is_capturing(indices):
         return True
     _, outside = arrays.floor(indices).max_unpool_keep(arrays.array(indices), math.prod(sizes))
-    return not outside.any()
+    return not bool(outside.any())
 
 
 def _run_unpool_backward(dy: _Tensor, indices: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
