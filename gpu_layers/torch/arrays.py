@@ -147,6 +147,11 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=_CHANNELS_LAST[rank])
 
 
+def is_dense(x: torch.Tensor, channels_last: bool) -> bool:
+    """Whether x lies in memory without gaps, in this format."""
+    return x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()]) if channels_last else x.is_contiguous()
+
+
 def _strides_are_channels_last(x: torch.Tensor) -> bool:
     least = 0
     for axis in (1, *range(x.dim() - 1, 1, -1), 0):

@@ -136,15 +136,27 @@ def test_a_seed_on_the_device_is_read_by_the_kernel(gpu, monkeypatch):
     # As a captured or compiled graph has it: the number is not read back.
     from gpu_layers.torch.ops import dropout
 
-    drawn = []
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    monkeypatch.setattr(dropout.arrays, "array", lambda tensor, last=False: drawn.append(tensor) or tensor)
     seed, x = torch.tensor(-5), torch.ones(1000)
-    y = torch.empty(1000)
-    dropout.fill(y, x, seed, 3, 0.375, -1, "inverted")
-    assert drawn[0].tolist() == [2**64 - 5, 3, 0]
+    mask = dropout._mask(x, seed, 3, 0.375, -1)
+    assert mask.draw.tolist() == [2**64 - 5, 3, 0]
+    assert mask.seed == 0
+    y = dropout._applied(x, mask, (2.0,), False)
     kept = torch.from_numpy(gl.ops.dropout_mask(1000, 0.375, 2**64 - 5, 3))
     assert torch.equal(y != 0, kept)
+
+
+@pytest.mark.parametrize(
+    "layer", [glt.Dropout(0.5), glt.Dropout2d(0.5), glt.DropoutAdd(0.5), glt.Dropout(0.5, inplace=True)]
+)
+@pytest.mark.parametrize("layout", [torch.clone, channels_last])
+def test_one_pass_of_memory_each_way(gpu, layer, layout):
+    x = layout(values((2, 8, 5, 7), torch.float32)).requires_grad_()
+    y = layer(x * 1, *([x.detach()] if isinstance(layer, glt.DropoutAdd) else []))
+    assert len(gpu.launches) == 1
+    assert len(gpu.memory) == (0 if getattr(layer, "inplace", False) else 1)
+    y.backward(torch.ones_like(y))
+    assert len(gpu.launches) == 2
 
 
 def test_backends_and_devices_have_to_fit():

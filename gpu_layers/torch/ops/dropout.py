@@ -51,24 +51,40 @@ def _numbers(kind: str, p: float) -> tuple[float, ...]:
     return (a,) if kind == "alpha_gradient" else (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0)
 
 
-def fill(y: torch.Tensor, x: torch.Tensor, seed: Any, offset: int, p: float, axes: int, kind: str) -> None:
-    """Write the dropout of x to y, which is x itself or beside it, in any format."""
-    mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
-    source = arrays.array(x)
-    if y.is_contiguous():
-        arrays.floor(x).dropout_forward(source, mask, *numbers, out=source if y is x else arrays.array(y))
-    else:
-        arrays.store(y, arrays.floor(x).dropout_forward(source, mask, *numbers))
+def _applied(
+    x: torch.Tensor,
+    mask: DropoutMask,
+    numbers: tuple[float, ...],
+    channels_last: bool,
+    residual: torch.Tensor | None = None,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The dropout of x: a new tensor, or in a dense one of x's format."""
+    found = arrays.floor(x).dropout_forward(
+        arrays.array(x, channels_last),
+        mask,
+        *numbers,
+        out=arrays.optional_array(into, channels_last),
+        residual=arrays.optional_array(residual, channels_last),
+        channels_last=channels_last,
+    )
+    return arrays.tensor(found, channels_last) if into is None else into
 
 
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
-    if channels_last or not x.numel():
-        y = arrays.empty(x.shape, x.dtype, x, channels_last)
-        if x.numel():
-            fill(y, x, seed, offset, p, axes, kind)
-        return y
+    if not x.numel():
+        return _fake(x, seed, offset, p, axes, kind, channels_last)
+    return _applied(x, _mask(x, seed, offset, p, axes), _numbers(kind, p), channels_last)
+
+
+def _fill_in_place(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> None:
+    if not x.numel():
+        return
     mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
-    return arrays.tensor(arrays.floor(x).dropout_forward(arrays.array(x), mask, *numbers))
+    if arrays.is_dense(x, channels_last):
+        _applied(x, mask, numbers, channels_last, into=x)
+    else:
+        x.copy_(_applied(x, mask, numbers, False))
 
 
 def _fake(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
@@ -111,8 +127,7 @@ class DropoutInPlace(torch.autograd.Function):
         """Overwrite x."""
         ctx.place = arrays.place()
         _setup(ctx, (x, *numbers), x)
-        if x.numel():
-            fill(x, x, *numbers[:-1])
+        _fill_in_place(x, *numbers)
         ctx.mark_dirty(x)
         return x
 
@@ -124,14 +139,9 @@ class DropoutInPlace(torch.autograd.Function):
 
 
 def _run_add(x: Any, residual: Any, seed: Any, offset: int, p: float, channels_last: bool) -> torch.Tensor:
-    y = arrays.empty(x.shape, x.dtype, x, channels_last)
-    if not y.numel():
-        return y
-    # Product and sum in the accumulation dtype, rounded to x's once.
-    wide = x if x.dtype is torch.float64 else x.float()
-    dropped = torch.empty(x.shape, dtype=wide.dtype, device=x.device)
-    fill(dropped, wide, seed, offset, p, -1, "inverted")
-    return y.copy_(dropped.add_(residual))
+    if not x.numel():
+        return _fake_add(x, residual, seed, offset, p, channels_last)
+    return _applied(x, _mask(x, seed, offset, p, -1), _numbers("inverted", p), channels_last, residual)
 
 
 def _fake_add(x: Any, residual: Any, seed: Any, offset: int, p: float, channels_last: bool) -> torch.Tensor:
@@ -161,11 +171,12 @@ def _run_activation(
     x: Any, seed: Any, offset: int, p: float, activation: str, dropout_first: bool, channels_last: bool
 ) -> torch.Tensor:
     y = arrays.empty(x.shape, x.dtype, x, channels_last)
-    if y.numel():
-        mask = _mask(x, seed, offset, p, -1)
-        arguments = arrays.array(x), activation, mask, inverted_scale(p), dropout_first
-        arrays.store(y, arrays.floor(x).activation_dropout_forward(*arguments)[0])
-    return y
+    if not y.numel():
+        return y
+    mask = _mask(x, seed, offset, p, -1)
+    arguments = arrays.array(x), activation, mask, inverted_scale(p), dropout_first
+    found, _ = arrays.floor(x).activation_dropout_forward(*arguments)
+    return arrays.store(y, found) if channels_last else arrays.tensor(found)
 
 
 def _fake_activation(
@@ -205,11 +216,12 @@ def _run_activation_backward(
     dy: Any, x: Any, seed: Any, offset: int, p: float, activation: str, dropout_first: bool, channels_last: bool
 ) -> torch.Tensor:
     dx = arrays.empty(x.shape, x.dtype, x, channels_last)
-    if dx.numel():
-        mask = _mask(x, seed, offset, p, -1)
-        arguments = arrays.array(dy), arrays.array(x), activation, mask, inverted_scale(p), dropout_first
-        arrays.store(dx, arrays.floor(x).activation_dropout_backward(*arguments))
-    return dx
+    if not dx.numel():
+        return dx
+    mask = _mask(x, seed, offset, p, -1)
+    arguments = arrays.array(dy), arrays.array(x), activation, mask, inverted_scale(p), dropout_first
+    found = arrays.floor(x).activation_dropout_backward(*arguments)
+    return arrays.store(dx, found) if channels_last else arrays.tensor(found)
 
 
 def _fake_activation_backward(
