@@ -54,12 +54,13 @@ def _idle_floor() -> SimpleNamespace:
 @contextmanager
 def idle_floors() -> Iterator[None]:
     """A block in which the package's operations compute nothing."""
-    floor, original = _idle_floor(), arrays.floor
-    arrays.floor = lambda _: floor  # type: ignore[assignment, return-value]
+    place = arrays.here(torch.empty(0))
+    original = place.floor
+    place.floor = _idle_floor()
     try:
         yield
     finally:
-        arrays.floor = original
+        place.floor = original
 
 
 def least_times(functions: Sequence[Callable[[], Any]], rounds: int, calls: int) -> list[float]:

@@ -72,9 +72,8 @@ def use_executor(executor: Any) -> Iterator[None]:
         yield
 
 
-def forced_backend() -> _Choice | None:
-    """What the innermost block around the caller forces, for :func:`back_on`; None outside of all."""
-    return _forced.get()
+#: What the innermost block around the caller forces, for :func:`back_on`; None outside of all.
+forced_backend = _forced.get
 
 
 def back_on(choice: _Choice | None) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -44,31 +44,96 @@ def check_place(tensor: torch.Tensor) -> None:
         raise RuntimeError(f"gpu_layers.torch takes dense tensors, got {tensor.layout}")
 
 
-def floor(tensor: torch.Tensor) -> ModuleType:
-    """The floor that computes with this tensor: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
+class Reference:
+    """The NumPy reference, on the memory of CPU tensors.
+
+    Attributes
+    ----------
+    floor : module
+        ``gpu_layers.reference``.
+    """
+
+    @cached_property
+    def floor(self) -> ModuleType:
+        """See the class."""
+        return importlib.import_module("gpu_layers.reference")
+
+    def array(self, tensor: torch.Tensor, channels_last: bool = False) -> Any:
+        """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
+        found = as_numpy(tensor) if tensor.dtype is torch.bfloat16 else tensor.numpy(force=True)
+        return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
+
+    def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
+        """The tensor on the memory of a contiguous result of the floor, of either order of axes; not a view."""
+        if found.dtype == BFLOAT16:
+            return _on_memory(torch.from_numpy(found.view(np.int16)), torch.bfloat16, channels_last)
+        made = torch.from_numpy(found)
+        return _on_memory(made, made.dtype, True) if channels_last else made
+
+    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
+        """Write what the floor found to a tensor."""
+        as_numpy(target)[...] = found
+        return target
+
+
+class Kernels:
+    """The kernels, on tensors themselves.
+
+    Attributes
+    ----------
+    floor : module
+        ``gpu_layers.kernels``.
+    """
+
+    @cached_property
+    def floor(self) -> ModuleType:
+        """See the class."""
+        return importlib.import_module("gpu_layers.kernels")
+
+    def array(self, tensor: torch.Tensor, channels_last: bool = False) -> Any:
+        """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
+        if tensor.is_neg():  # lazily: there is no memory that holds the values
+            tensor = tensor.resolve_neg()
+        return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
+
+    def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
+        """The result of the floor, contiguous in either order of axes, with a tensor's axes; not a view."""
+        if channels_last or found._is_view():
+            return _on_memory(found, found.dtype, channels_last)
+        return found
+
+    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
+        """Write what the floor found to a tensor."""
+        return target.copy_(found)
+
+
+def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+    shape, strides = memory.shape, memory.stride()
+    if channels_last:
+        shape = (shape[0], shape[-1], *shape[1:-1])
+        strides = (strides[0], strides[-1], *strides[1:-1])
+    made = torch.empty(0, dtype=dtype, device=memory.device)
+    return made.set_(memory.untyped_storage(), memory.storage_offset(), shape, strides)
+
+
+_REFERENCE, _KERNELS = Reference(), Kernels()
+
+
+def here(tensor: torch.Tensor) -> Any:
+    """What computes with this tensor: :class:`Reference` or :class:`Kernels`, on its GPU or emulated.
 
     Raises
     ------
     TypeError
         If the backend that is forced does not take tensors of this device.
     """
-    return _floor("kernels" if _on_kernels(tensor) else "reference")
-
-
-@cache
-def _floor(name: str) -> ModuleType:
-    return importlib.import_module(f"gpu_layers.{name}")
-
-
-def _on_kernels(tensor: torch.Tensor) -> bool:
-    """Whether kernels compute with this tensor, on its GPU or emulated."""
     choice = forced_backend()
     if choice is None:
-        return not tensor.is_cpu
+        return _REFERENCE if tensor.is_cpu else _KERNELS
     if (choice.name == "cuda") == tensor.is_cpu:
         needed = "CUDA" if choice.name == "cuda" else "CPU"
         raise TypeError(f"the {choice.name} backend takes {needed} tensors, got one on {tensor.device}")
-    return choice.name != "reference"
+    return _REFERENCE if choice.name == "reference" else _KERNELS
 
 
 #: Where a forward runs, so that its backward can be sent there: see :func:`at`.
@@ -78,50 +143,6 @@ place = forced_backend
 def at(chosen: Any) -> AbstractContextManager[None]:
     """A block that runs where a forward ran."""
     return back_on(chosen)
-
-
-def array(tensor: torch.Tensor, channels_last: bool = False) -> Any:
-    """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-    if not _on_kernels(tensor):
-        found = as_numpy(tensor)
-        return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
-    if tensor.is_neg():  # lazily: there is no memory that holds the values
-        tensor = tensor.resolve_neg()
-    return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
-
-
-def optional_array(tensor: torch.Tensor | None, channels_last: bool = False) -> Any:
-    """:func:`array` of a tensor, None of None."""
-    return None if tensor is None else array(tensor, channels_last)
-
-
-def tensor(found: Any, channels_last: bool = False) -> torch.Tensor:
-    """The tensor on the memory of a contiguous result of a floor, of either order of axes; not a view."""
-    if isinstance(found, torch.Tensor):
-        made, dtype = found, found.dtype
-    elif found.dtype == BFLOAT16:
-        made, dtype = torch.from_numpy(found.view(np.int16)), torch.bfloat16
-    else:
-        made = torch.from_numpy(found)
-        dtype = made.dtype
-    if not channels_last and dtype is made.dtype and not made._is_view():
-        return made
-    shape, strides = made.shape, made.stride()
-    if channels_last:
-        shape = (shape[0], shape[-1], *shape[1:-1])
-        strides = (strides[0], strides[-1], *strides[1:-1])
-    memory = made.untyped_storage(), made.storage_offset()
-    return torch.empty(0, dtype=dtype, device=made.device).set_(*memory, shape, strides)
-
-
-def store(target: torch.Tensor, found: Any, channels_last: bool = False) -> torch.Tensor:
-    """Write what a floor found, of either order of axes, to a tensor."""
-    place = array(target, channels_last)
-    if isinstance(found, torch.Tensor):
-        place.copy_(found)
-    else:
-        place[...] = found
-    return target
 
 
 def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: bool = False) -> torch.Tensor:
@@ -148,7 +169,9 @@ def is_channels_last(x: torch.Tensor) -> bool:
 
 
 def is_dense(x: torch.Tensor, channels_last: bool) -> bool:
-    """Whether x lies in memory without gaps, in this format."""
+    """Whether the values of x lie in memory without gaps, in this format."""
+    if x.is_neg():  # lazily: other values lie there
+        return False
     return x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()]) if channels_last else x.is_contiguous()
 
 

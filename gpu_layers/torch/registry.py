@@ -32,6 +32,10 @@ _tracing_state = torch._C._get_tracing_state
 _is_grad_enabled = torch.is_grad_enabled
 
 
+def _same(args: tuple) -> tuple:
+    return args
+
+
 def define(
     schema: str,
     run: Callable[..., Any],
@@ -39,6 +43,9 @@ def define(
     setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     eager: Callable[..., Any] | None = None,
+    *,
+    pack: Callable[[tuple], tuple] = _same,
+    flat: Callable[[tuple], tuple] = _same,
 ) -> Callable[..., Any]:
     """Register an operation, and get the function that calls it.
 
@@ -53,74 +60,85 @@ def define(
     setup : callable
         ``setup(ctx, inputs, output)``: saves what backward needs.
     backward : callable
-        ``backward(ctx, *gradients)``: a gradient an argument. Built of torch's operations and of calls to other rows
-        where it can be asked for its own gradient (``torch.is_grad_enabled()``).
+        ``backward(ctx, *gradients)``: the gradients of the first arguments, of none behind those. Built of torch's
+        operations and of calls to other rows where it can be asked for its own gradient (``torch.is_grad_enabled()``).
     eager : callable, optional
         Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
+    pack, flat : callable, optional
+        From the arguments that the schema has to those that all of the functions above take, tensors first, and back.
     """
     name = schema.partition("(")[0]
     qualified = f"gpu_layers::{name}"
     _LIBRARY.define(schema, tags=_TAGS)
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, run, key)
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        _LIBRARY.impl(name, lambda *args: run(*pack(args)), key)
+    torch.library.register_fake(qualified, lambda *args: fake(*pack(args)), lib=_LIBRARY)
     overload = getattr(torch.ops.gpu_layers, name).default
     if setup is None or backward is None:
-        return _without_gradient(overload, run)
+        return _without_gradient(overload, run, pack, flat)
 
     place_of_call = arrays.place
 
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.place = arrays.place()
-        setup(ctx, inputs, output)
+        setup(ctx, pack(inputs), output)
 
-    def backward_there(ctx: Any, *gradients: Any) -> Any:
+    def gradients_there(ctx: Any, *gradients: Any) -> tuple:
         if ctx.place is place_of_call():
             return backward(ctx, *gradients)
         with arrays.at(ctx.place):
             return backward(ctx, *gradients)
 
+    arguments = len(overload._schema.arguments)
+
+    def backward_of_schema(ctx: Any, *gradients: Any) -> tuple:
+        found = gradients_there(ctx, *gradients)
+        return found + (None,) * (arguments - len(found))
+
+    def call_flat(*args: Any) -> Any:
+        return call(*pack(args))
+
+    vmap = _loop(call_flat)
+    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
     transformed: list[Any] = []  # made when torch.func first asks
 
     def transform(*args: Any) -> Any:
         if not transformed:
-            transformed.append(_transformable(name, overload, setup_context, backward_there, call))
+            transformed.append(_transformable(name, overload, setup_context, backward_of_schema, vmap))
         return transformed[0].apply(*args)
 
-    kernel = _autograd_kernel(name, overload, setup_context, backward_there)
+    kernel = _autograd_kernel(name, overload, setup_context, backward_of_schema)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
         ctx.place = place_of_call()
+        ctx.arguments = len(args)
         setup(ctx, args, output)
         return output
 
-    # Seeds may be numbers in the eager route; an operation of the dispatcher takes tensors.
-    seed_at = (
-        [argument.name for argument in overload._schema.arguments].index("seed") if ", Tensor seed" in schema else -1
-    )
+    def backward_of_call(ctx: Any, *gradients: Any) -> tuple:
+        if ctx.place is place_of_call():
+            found = backward(ctx, *gradients)
+        else:
+            with arrays.at(ctx.place):
+                found = backward(ctx, *gradients)
+        return found + (None,) * (ctx.arguments - len(found))
 
-    def dispatched(args: tuple) -> tuple:
-        if seed_at < 0 or isinstance(args[seed_at], torch.Tensor):
-            return args
-        seed = torch.full((), args[seed_at], dtype=torch.int64, device=args[0].device)
-        return (*args[:seed_at], seed, *args[seed_at + 1 :])
-
-    function: Any = _function(name, forward=forward, backward=backward_there)
+    function: Any = _function(name, forward=forward, backward=backward_of_call)
     # Function.apply without the part that is there for torch.func, which does not come here.
     apply, at_once = super(torch.autograd.Function, function).apply, eager or run
     places = _places_of_tensors(overload)
 
     def call(*args: Any) -> Any:
         if is_compiling():
-            return overload(*dispatched(args))
+            return overload(*flat(args))
         if _transforms_active():
-            return transform(*dispatched(args))
+            return transform(*flat(args))
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
         if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
-            return overload(*dispatched(args))
+            return overload(*flat(args))
         with_gradient = False
         for place in places:
             arg = args[place]
@@ -128,21 +146,22 @@ def define(
             if kind is Tensor or kind is Parameter:
                 with_gradient = with_gradient or arg.requires_grad
             elif isinstance(arg, Tensor):
-                return overload(*dispatched(args))
+                return overload(*flat(args))
         if with_gradient and _is_grad_enabled():
             return apply(*args)
         return at_once(*args)
 
     call.__name__ = name
-    _vmap = _loop(call)
-    torch.library.register_vmap(qualified, _vmap, lib=_LIBRARY)
     return call
 
 
-def is_eager(x: torch.Tensor) -> bool:
-    """Whether an operation on x would compute at once, with plain tensors."""
+def is_eager(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether an operation on these would compute at once, with plain tensors."""
     if is_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
         return False
+    for one in others:
+        if one is not None and type(one) not in _PLAIN:
+            return False
     return type(x) in _PLAIN and not x.is_meta
 
 
@@ -163,7 +182,6 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
         return output
 
     def backward_of_args(ctx: Any, *gradients: Any) -> tuple:
-        ctx.needs_input_grad = ctx.needs_input_grad[:-1]
         return (*backward(ctx, *gradients), None)
 
     function: Any = _function(name, forward=forward, backward=backward_of_args)
@@ -194,28 +212,30 @@ def _places_of_tensors(overload: Any) -> tuple[int, ...]:
     return tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
 
 
-def _without_gradient(overload: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+def _without_gradient(
+    overload: Any, run: Callable[..., Any], pack: Callable[[tuple], tuple], flat: Callable[[tuple], tuple]
+) -> Callable[..., Any]:
     """The call of an operation whose results have no gradient."""
 
     places = _places_of_tensors(overload)
 
     def call(*args: Any) -> Any:
         if is_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
-            return overload(*args)
+            return overload(*flat(args))
         for place in places:
             arg = args[place]
             if arg is not None and (type(arg) not in _PLAIN or arg.is_meta):
-                return overload(*args)
+                return overload(*flat(args))
         return run(*args)
 
     return call
 
 
-def _transformable(name: str, overload: Any, setup: Any, backward: Any, call: Any) -> Any:
+def _transformable(name: str, overload: Any, setup: Any, backward: Any, vmap: Any) -> Any:
     def forward(*args: Any) -> Any:
         return overload(*args)
 
-    return _function(name, forward=forward, setup_context=setup, backward=backward, vmap=_loop(call))
+    return _function(name, forward=forward, setup_context=setup, backward=backward, vmap=vmap)
 
 
 def _loop(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,8 @@ from tests.torch.layers import channels_last, values
 
 OPS = torch.ops.gpu_layers
 SLIDING = ([2, 2], [1, 2], [1, 0], [1, 1], False, [])
+SIDE_BY_SIDE = ([2, 2], [2, 2], [0, 0], [1, 1], False, [])
+CUT_OFF = ([4, 4], [4, 4], [0, 0], [1, 1], True, [])
 ADAPTIVE = ([], [], [], [], False, [3, 2])
 
 
@@ -21,7 +23,7 @@ def arguments():
     seed = torch.tensor(-5)
     y, taps = OPS.max_pool(x.detach(), *SLIDING, False)
     dy = values(tuple(y.shape), torch.float32, 2).requires_grad_()
-    norms, largest, slopes = OPS.lp_pool(x.detach(), 3.0, [2, 2], [2, 2], False, False)
+    norms, largest, slopes = OPS.lp_pool(x.detach(), *SIDE_BY_SIDE, 3.0, False)
     indices = OPS.max_pool_indices(taps, [6, 6], *SLIDING, False)
     counter = torch.tensor(0)
     return {
@@ -56,9 +58,9 @@ def arguments():
         "avg_pool": (x, *SLIDING, False, None, False),
         "avg_pool, adaptive": (last, *ADAPTIVE, True, None, True),
         "avg_pool_backward": (dy, [6, 6], *SLIDING, False, 3, False),
-        "lp_pool": (x, 3.0, [2, 2], [2, 2], True, False),
-        "lp_pool, sums": (last, 1.0, [2, 2], [2, 2], True, True),
-        "lp_pool_backward": (norms.clone().requires_grad_(), x, largest, slopes, 3.0, [2, 2], [2, 2], False, False),
+        "lp_pool": (x, *CUT_OFF, 3.0, False),
+        "lp_pool, sums": (last, *CUT_OFF, 1.0, True),
+        "lp_pool_backward": (norms.clone().requires_grad_(), x, largest, slopes, [6, 6], *SIDE_BY_SIDE, 3.0, False),
         "max_unpool": (dy, indices, [6, 6], False),
         "max_unpool_backward": (r, indices, 2, False),
     }

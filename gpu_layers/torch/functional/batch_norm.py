@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as reference
 
-from gpu_layers.torch import arrays, random
+from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
@@ -84,14 +85,30 @@ def normalize(
     if not training:
         rows = batch_norm_rows.batch_norm_inference
         return rows(input, running_mean, running_var, weight, bias, residual, eps, name, channels_last)[0]
+    folds = running_mean is not None and not random.is_recomputation()
+    running = None
+    if folds and not skip_nonfinite and registry.is_eager(input, weight, bias, residual):
+        running = _foldable(input, running_mean, running_var, num_batches_tracked, momentum)
     rows = batch_norm_rows.batch_norm_training
-    y, statistics = rows(input, weight, bias, residual, eps, name, channels_last)
-    if running_mean is not None and not random.is_recomputation():
+    y, statistics = rows(input, weight, bias, residual, eps, name, channels_last, running)
+    if folds and running is None:
         count = input.numel() // input.shape[1]
         batch_norm_rows.update_statistics(
             running_mean, running_var, num_batches_tracked, statistics, count, momentum, skip_nonfinite
         )
     return y
+
+
+def _foldable(
+    input: Tensor, mean: Any, var: Any, batches: Tensor | None, momentum: float | None
+) -> batch_norm_rows.Running | None:
+    """Running statistics that the kernel which normalises can fold the batch into; None if they are others."""
+    dtype, values = arrays.statistics_dtype(input.dtype), input.numel()
+    if momentum is None or batches is None or not values or not mean.dtype is var.dtype is dtype:
+        return None
+    if not registry.is_eager(mean, var, batches):
+        return None
+    return batch_norm_rows.Running(mean, var, batches, momentum, values // input.shape[1])
 
 
 def _check_batch_norm(

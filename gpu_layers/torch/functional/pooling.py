@@ -14,6 +14,7 @@ from torch.nn import functional as reference
 from gpu_layers.torch import arrays
 from gpu_layers.torch.checks import check_same_device, check_tensor, fail_as_torch
 from gpu_layers.torch.ops import pooling as pool_rows
+from gpu_layers.torch.ops.pooling import Placing
 
 
 def _per_axis(value: Any, rank: int) -> tuple:
@@ -58,10 +59,12 @@ def _fits(shape: Any, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
 
 def _placed(
     shape: Any, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple | None:
-    """What operations take of a window over an input of this shape; None where it is none, or does not fit."""
+) -> Placing | None:
+    """A window over an input of this shape; None where it is none, or does not fit."""
     window = _numbers(kernel_size, stride, padding, dilation, rank)
-    return (*window, ceil_mode, ()) if window is not None and _fits(shape, rank, window, ceil_mode) else None
+    if window is None or not _fits(shape, rank, window, ceil_mode):
+        return None
+    return Placing(shape[-rank:], (*window, ceil_mode, ()))
 
 
 _cached_place = lru_cache(maxsize=4096, typed=True)(_placed)
@@ -69,7 +72,7 @@ _cached_place = lru_cache(maxsize=4096, typed=True)(_placed)
 
 def _place(
     input: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> tuple | None:
+) -> Placing | None:
     arguments = (input.shape, rank, kernel_size, stride, padding, dilation, bool(ceil_mode))
     if is_compiling():
         return _placed(*arguments)
@@ -90,8 +93,8 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     check_tensor(input)
-    numbers = _place(input, rank, kernel_size, stride, padding, dilation, ceil_mode)
-    if numbers is None:
+    placing = _place(input, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    if placing is None:
         theirs = getattr(reference, f"max_pool{rank}d")
         fail_as_torch(
             f"max_pool{rank}d does not take these arguments",
@@ -104,15 +107,13 @@ def _max_pool(
             ceil_mode=ceil_mode,
             return_indices=return_indices,
         )
-    return _largest(input, rank, numbers, return_indices)
+    return _largest(input, rank, placing, return_indices)
 
 
-def _largest(input: Tensor, rank: int, numbers: tuple, return_indices: bool) -> Any:
-    channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    y, taps = pool_rows.max_pool(input, *numbers, channels_last)
-    if not return_indices:
-        return y
-    return y, pool_rows.max_pool_indices(taps, input.shape[-rank:], *numbers, channels_last)
+def _largest(input: Tensor, rank: int, placing: Placing, return_indices: bool) -> Any:
+    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    y, taps = pool_rows.max_pool(input, placing, channels_last)
+    return (y, pool_rows.max_pool_indices(taps, placing, channels_last)) if return_indices else y
 
 
 def max_pool1d(
@@ -204,14 +205,14 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     check_tensor(input)
-    numbers = _place(input, rank, kernel_size, stride, padding, 1, ceil_mode)
-    if divisor_override == 0 or numbers is None:
+    placing = _place(input, rank, kernel_size, stride, padding, 1, ceil_mode)
+    if divisor_override == 0 or placing is None:
         theirs = getattr(reference, f"avg_pool{rank}d")
         given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
         fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *given, *divisor)
-    channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    return pool_rows.avg_pool(input, *numbers, bool(count_include_pad), divisor_override, channels_last)
+    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    return pool_rows.avg_pool(input, placing, bool(count_include_pad), divisor_override, channels_last)
 
 
 def avg_pool1d(
@@ -254,8 +255,8 @@ def avg_pool3d(
 
 def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
     check_tensor(input)
-    numbers = _place(input, rank, kernel_size, stride, 0, 1, ceil_mode)
-    if numbers is None:
+    placing = _place(input, rank, kernel_size, stride, 0, 1, ceil_mode)
+    if placing is None:
         fail_as_torch(
             f"lp_pool{rank}d does not take these arguments",
             getattr(reference, f"lp_pool{rank}d"),
@@ -269,12 +270,11 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
     # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
     if norm_type == math.inf or norm_type == -math.inf:
         sign = 1 if norm_type > 0 else -1
-        return sign * _largest(sign * input.abs(), rank, numbers, False)
+        return sign * _largest(sign * input.abs(), rank, placing, False)
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
-    kernel, strides = numbers[:2]
-    channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    return pool_rows.lp_pool(input, norm_type, kernel, strides, bool(ceil_mode), channels_last)[0]
+    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    return pool_rows.lp_pool(input, placing, norm_type, channels_last)[0]
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
@@ -292,8 +292,8 @@ def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = N
     return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def _adaptive(shape: Any, rank: int, output_size: Any) -> tuple | None:
-    """Output sizes of an adaptive pooling of an input of this shape; None where there are none."""
+def _adaptive(shape: Any, rank: int, output_size: Any) -> Placing | None:
+    """The windows that cut an input of this shape into an output of this size; None where there are none."""
     if not isinstance(output_size, (tuple, list)):
         output_size = (output_size,) * rank
     elif len(output_size) == 1:
@@ -308,13 +308,13 @@ def _adaptive(shape: Any, rank: int, output_size: Any) -> tuple | None:
     for size in sizes:
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool) or size < 0:
             return None
-    return sizes
+    return Placing(shape[-rank:], ((), (), (), (), False, sizes))
 
 
 _cached_adaptive = lru_cache(maxsize=4096, typed=True)(_adaptive)
 
 
-def _output_size(input: Tensor, output_size: Any, rank: int) -> tuple | None:
+def _adaptive_place(input: Tensor, output_size: Any, rank: int) -> Placing | None:
     if is_compiling():
         return _adaptive(input.shape, rank, output_size)
     try:
@@ -325,29 +325,29 @@ def _output_size(input: Tensor, output_size: Any, rank: int) -> tuple | None:
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     check_tensor(input)
-    sizes = _output_size(input, output_size, rank)
-    if sizes is None:
+    placing = _adaptive_place(input, output_size, rank)
+    if placing is None:
         fail_as_torch(
             f"adaptive_max_pool{rank}d does not take these arguments",
             getattr(reference, f"adaptive_max_pool{rank}d"),
             input,
             output_size,
         )
-    return _largest(input, rank, ((), (), (), (), False, sizes), return_indices)
+    return _largest(input, rank, placing, return_indices)
 
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
     check_tensor(input)
-    sizes = _output_size(input, output_size, rank)
-    if sizes is None:
+    placing = _adaptive_place(input, output_size, rank)
+    if placing is None:
         fail_as_torch(
             f"adaptive_avg_pool{rank}d does not take these arguments",
             getattr(reference, f"adaptive_avg_pool{rank}d"),
             input,
             output_size,
         )
-    channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
-    return pool_rows.avg_pool(input, (), (), (), (), False, sizes, True, None, channels_last)
+    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    return pool_rows.avg_pool(input, placing, True, None, channels_last)
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -419,7 +419,7 @@ def _max_unpool(
     if not pool_rows.indices_are_valid(indices, sizes):
         extent = "x".join(map(str, sizes))
         fail_as_torch(f"Found an invalid max index: output volumes are of size {extent}", *as_theirs[1:])
-    channels_last = arrays.is_channels_last(input) and input.dim() == rank + 2
+    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
     return pool_rows.max_unpool(input, indices, sizes, channels_last)
 
 

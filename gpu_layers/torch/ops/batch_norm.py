@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,11 +16,11 @@ _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 
-def _of_channels(values: _Tensor, dtype: torch.dtype) -> Any:
+def _of_channels(place: Any, values: _Tensor, dtype: torch.dtype) -> Any:
     """A weight, bias or running statistics as kernels take them."""
-    if values is None or (values.dtype is dtype and values.is_contiguous()):
-        return arrays.optional_array(values)
-    return arrays.array(values.detach().to(dtype).contiguous())
+    if values is None:
+        return None
+    return place.array(values if values.dtype is dtype else values.detach().to(dtype))
 
 
 def _new_statistics(x: _Tensor) -> torch.Tensor:
@@ -28,34 +28,64 @@ def _new_statistics(x: _Tensor) -> torch.Tensor:
     return arrays.empty((5, x.shape[1]), statistics_dtype(x.dtype), x)
 
 
+class Running(NamedTuple):
+    """As :class:`gpu_layers.running.RunningStatistics`, of tensors that kernels can change."""
+
+    mean: _Tensor
+    var: _Tensor
+    batches: _Tensor
+    momentum: float
+    values: int
+
+
 def _run(
-    x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, eps: float, activation: str, channels_last: bool
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    eps: float,
+    activation: str,
+    channels_last: bool,
+    running: Running | None,
 ) -> tuple:
     if not x.numel():
         statistics = _new_statistics(x).zero_()
         statistics[2] = eps**-0.5
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
-    dtype = statistics_dtype(x.dtype)
-    y, statistics = arrays.floor(x).batch_norm_forward(
-        arrays.array(x, channels_last),
-        _of_channels(weight, dtype),
-        _of_channels(bias, dtype),
+    dtype, place = statistics_dtype(x.dtype), arrays.here(x)
+    array = place.array
+    found = None
+    if running is not None:
+        mean, var, batches, momentum, values = running
+        found = RunningStatistics(array(mean), array(var), array(batches), momentum, values)
+    y, statistics = place.floor.batch_norm_forward(
+        array(x, channels_last),
+        _of_channels(place, weight, dtype),
+        _of_channels(place, bias, dtype),
         eps,
         channels_last,
-        residual=arrays.optional_array(residual, channels_last),
-        activation=activation,
+        None if residual is None else array(residual, channels_last),
+        activation,
+        found,
     )
-    return arrays.tensor(y, channels_last), arrays.tensor(statistics)
+    return place.tensor(y, channels_last), place.tensor(statistics)
 
 
 def _fake(
-    x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, eps: float, activation: str, channels_last: bool
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor,
+    eps: float,
+    activation: str,
+    channels_last: bool,
+    running: None,
 ) -> tuple:
     return arrays.empty(x.shape, x.dtype, x, channels_last), _new_statistics(x)
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last = inputs
+    x, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last, _ = inputs
     _keep(ctx, x, weight, bias, residual, output[1])
 
 
@@ -69,14 +99,16 @@ def _keep(ctx: Any, x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tenso
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    return (*_gradients(ctx, dy, True), None, None, None)
+    of_x, *others, _ = ctx.needs_input_grad[:5]
+    return _gradients(ctx, dy, True, of_x, *others)
 
 
-def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool) -> tuple:
-    """Of x, weight, bias and residual."""
-    of_x, (of_weight, of_bias, of_residual) = ctx.needs_input_grad[0], ctx.needs_input_grad[-6:-3]
+def _gradients(
+    ctx: Any, dy: torch.Tensor | None, training: bool, of_x: bool, of_weight: bool, of_bias: bool, of_residual: bool
+) -> tuple:
+    """Of x, weight, bias and residual, as far as they are asked for."""
     if dy is None:
-        return None, None, None, None
+        return (None,) * 4
     x, weight, bias, residual, statistics = ctx.saved_tensors
     dresidual = None
     if ctx.activation == "identity" and of_residual:
@@ -90,8 +122,13 @@ def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool) -> tuple:
             found = _composite(*inputs, ctx.eps if training else None)
         else:
             found = batch_norm_backward(*inputs, needed, ctx.channels_last)
-    dx, dweight, dbias, other = (one if need else None for one, need in zip(found, needed, strict=True))
-    return dx, dweight, dbias, other if dresidual is None else dresidual
+    dx, dweight, dbias, other = found
+    return (
+        dx if of_x else None,
+        dweight if of_weight else None,
+        dbias if of_bias else None,
+        dresidual if dresidual is not None else other if of_residual else None,
+    )
 
 
 def _composite(
@@ -150,6 +187,9 @@ batch_norm_training = define(
     _fake,
     _setup,
     _backward,
+    # Running statistics are folded in within only where no graph is made: operations are pure.
+    pack=lambda args: (*args, None),
+    flat=lambda args: args[:-1],
 )
 
 
@@ -169,16 +209,17 @@ def _run_inference(
         statistics = _new_statistics(x)
         statistics[0], statistics[1], statistics[2] = running_mean, running_var, (running_var + eps).rsqrt()
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
+    place = arrays.here(x)
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
-    y, statistics = arrays.floor(x).batch_norm_inference(
-        arrays.array(x, channels_last),
-        *(_of_channels(one, dtype) for one in (running_mean, running_var, weight, bias)),
+    y, statistics = place.floor.batch_norm_inference(
+        place.array(x, channels_last),
+        *(_of_channels(place, one, dtype) for one in (running_mean, running_var, weight, bias)),
         eps,
         channels_last,
-        residual=arrays.optional_array(residual, channels_last),
-        activation=activation,
+        None if residual is None else place.array(residual, channels_last),
+        activation,
     )
-    return arrays.tensor(y, channels_last), arrays.tensor(statistics)
+    return place.tensor(y, channels_last), place.tensor(statistics)
 
 
 def _fake_inference(
@@ -201,8 +242,9 @@ def _setup_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward_inference(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    dx, *others = _gradients(ctx, dy, False)
-    return dx, None, None, *others, None, None, None
+    of_x, _, _, *others = ctx.needs_input_grad[:6]
+    dx, *found = _gradients(ctx, dy, False, of_x, *others)
+    return dx, None, None, *found
 
 
 batch_norm_inference = define(
@@ -232,9 +274,10 @@ def _found_gradients(
     if not x.numel():
         dx, dweight, dbias, dresidual = _gradients_like(x, weight, bias, needed, channels_last)
         return dx, dweight.zero_(), dbias.zero_(), dresidual
-    floor = arrays.floor(x)
-    inputs = arrays.array(dy, channels_last), arrays.array(x, channels_last), arrays.array(statistics)
-    given = channels_last, arrays.optional_array(residual, channels_last), activation
+    place = arrays.here(x)
+    floor, array = place.floor, place.array
+    inputs = array(dy, channels_last), array(x, channels_last), array(statistics)
+    given = channels_last, None if residual is None else array(residual, channels_last), activation
     if not (of_x or of_residual):
         found = (None, *floor.batch_norm_gradient_sums(*inputs, *given), None)
     elif training:
@@ -242,26 +285,22 @@ def _found_gradients(
     elif of_weight or of_bias:
         found = floor.batch_norm_inference_backward(*inputs, *given)
     else:
-        nothing = arrays.array(torch.zeros_like(statistics[0]))
+        nothing = array(torch.zeros_like(statistics[0]))
         dx, dresidual = floor.batch_norm_input_gradient(*inputs, nothing, nothing, 1, *given)
         found = dx, None, None, dresidual
-    dx, *sums, dresidual = found
+    dx, dgamma, dbeta, dresidual = found
     return (
-        arrays.tensor(dx, channels_last) if of_x else None,
-        *_of_parameters(sums, weight, bias, needed),
-        arrays.tensor(dresidual, channels_last) if of_residual else None,
+        place.tensor(dx, channels_last) if of_x else None,
+        _of_parameter(place, dgamma, weight) if of_weight else None,
+        _of_parameter(place, dbeta, bias) if of_bias else None,
+        place.tensor(dresidual, channels_last) if of_residual else None,
     )
 
 
-def _of_parameters(sums: Any, weight: _Tensor, bias: _Tensor, needed: list[bool]) -> list:
-    """dweight and dbias in the dtypes of weight and bias."""
-    found = []
-    for parameter, need, one in zip((weight, bias), needed[1:3], sums, strict=True):
-        gradient = arrays.tensor(one) if need else None
-        if gradient is not None and parameter is not None and parameter.dtype is not gradient.dtype:
-            gradient = gradient.to(parameter.dtype)
-        found.append(gradient)
-    return found
+def _of_parameter(place: Any, gradient: Any, parameter: _Tensor) -> torch.Tensor:
+    """In the dtype of a weight or bias."""
+    found = place.tensor(gradient)
+    return found if parameter is None or parameter.dtype is found.dtype else found.to(parameter.dtype)
 
 
 def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:
@@ -316,7 +355,7 @@ def _backward_backward(ctx: Any, *gradients: Any) -> tuple:
         return tuple(one if need else None for one, need in zip(found, ctx.needed, strict=True))
 
     needed = ctx.needs_input_grad[:5]
-    return (*through(composite, tuple(inputs), needed, gradients), *(None,) * 5)
+    return tuple(through(composite, tuple(inputs), needed, gradients))
 
 
 batch_norm_backward = define(
@@ -348,9 +387,10 @@ def _run_update(
     changed = running_mean, running_var, batches
     # Half types are averaged in float32 and rounded once.
     wide = [one if one.dtype is dtype else one.to(dtype) for one, dtype in zip(changed, _wide(statistics), strict=True)]
-    mean, var, number = map(arrays.array, wide)
+    place = arrays.here(statistics)
+    mean, var, number = map(place.array, wide)
     running = RunningStatistics(mean, var, number, momentum, count)
-    arrays.floor(statistics).batch_norm_fold(arrays.array(statistics), running, finite_only=skip_nonfinite)
+    place.floor.batch_norm_fold(place.array(statistics), running, finite_only=skip_nonfinite)
     for one, found in zip(changed, wide, strict=True):
         if found is not one:
             one.data.copy_(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def _on_device(seed: torch.Tensor, offset: int) -> Any:
     draw[0] = seed
     if offset:
         draw[1] = offset
-    return arrays.array(draw.view(torch.uint64))
+    return draw.view(torch.uint64)
 
 
 def _numbers(kind: str, p: float) -> tuple[float, ...]:
@@ -60,15 +61,16 @@ def _applied(
     into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The dropout of x: a new tensor, or in a dense one of x's format."""
-    found = arrays.floor(x).dropout_forward(
-        arrays.array(x, channels_last),
+    place = arrays.here(x)
+    found = place.floor.dropout_forward(
+        place.array(x, channels_last),
         mask,
         *numbers,
-        out=arrays.optional_array(into, channels_last),
-        residual=arrays.optional_array(residual, channels_last),
+        out=None if into is None else place.array(into, channels_last),
+        residual=None if residual is None else place.array(residual, channels_last),
         channels_last=channels_last,
     )
-    return arrays.tensor(found, channels_last) if into is None else into
+    return place.tensor(found, channels_last) if into is None else into
 
 
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
@@ -85,6 +87,19 @@ def _fill_in_place(x: Any, seed: Any, offset: int, p: float, axes: int, kind: st
         _applied(x, mask, numbers, channels_last, into=x)
     else:
         x.copy_(_applied(x, mask, numbers, False))
+
+
+def _with_tensor(at: int) -> Callable[[tuple], tuple]:
+    """Seeds, at this place among the arguments, may be numbers; an operation of the dispatcher takes tensors."""
+
+    def flat(args: tuple) -> tuple:
+        seed = args[at]
+        if isinstance(seed, torch.Tensor):
+            return args
+        seed = torch.full((), seed, dtype=torch.int64, device=args[0].device)
+        return *args[:at], seed, *args[at + 1 :]
+
+    return flat
 
 
 def _fake(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
@@ -107,7 +122,7 @@ def _setup(ctx: Any, inputs: tuple, output: Any) -> None:
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     # The same map of dy, which is its own derivative.
     seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
-    return dropout(dy, seed, *ctx.numbers), None, None, None, None, None, None
+    return (dropout(dy, seed, *ctx.numbers),)
 
 
 dropout = define(
@@ -116,6 +131,7 @@ dropout = define(
     _fake,
     _setup,
     _backward,
+    flat=_with_tensor(1),
 )
 
 
@@ -135,7 +151,7 @@ class DropoutInPlace(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple:
         """As of the operation that writes a new tensor."""
         with arrays.at(ctx.place):
-            return _backward(ctx, dy)
+            return *_backward(ctx, dy), *(None,) * 6
 
 
 def _run_add(x: Any, residual: Any, seed: Any, offset: int, p: float, channels_last: bool) -> torch.Tensor:
@@ -155,7 +171,7 @@ def _setup_add(ctx: Any, inputs: tuple, output: Any) -> None:
 
 def _backward_add(ctx: Any, dy: torch.Tensor) -> tuple:
     dx = _backward(ctx, dy)[0] if ctx.needs_input_grad[0] else None
-    return dx, dy if ctx.needs_input_grad[1] else None, None, None, None, None
+    return dx, dy if ctx.needs_input_grad[1] else None
 
 
 dropout_add = define(
@@ -164,6 +180,7 @@ dropout_add = define(
     _fake_add,
     _setup_add,
     _backward_add,
+    flat=_with_tensor(2),
 )
 
 
@@ -174,9 +191,11 @@ def _run_activation(
     if not y.numel():
         return y
     mask = _mask(x, seed, offset, p, -1)
-    arguments = arrays.array(x), activation, mask, inverted_scale(p), dropout_first
-    found, _ = arrays.floor(x).activation_dropout_forward(*arguments)
-    return arrays.store(y, found) if channels_last else arrays.tensor(found)
+    place = arrays.here(x)
+    found, _ = place.floor.activation_dropout_forward(
+        place.array(x), activation, mask, inverted_scale(p), dropout_first
+    )
+    return place.store(y, found) if channels_last else place.tensor(found)
 
 
 def _fake_activation(
@@ -200,7 +219,7 @@ def _backward_activation(ctx: Any, dy: torch.Tensor) -> tuple:
     x, *drawn = ctx.saved_tensors
     numbers = (drawn[0] if drawn else ctx.numbers[0], *ctx.numbers[1:])
     dx = _gradient(dy, x, *numbers) if torch.is_grad_enabled() else activation_dropout_backward(dy, x, *numbers)
-    return dx, None, None, None, None, None, None
+    return (dx,)
 
 
 def _gradient(
@@ -219,9 +238,11 @@ def _run_activation_backward(
     if not dx.numel():
         return dx
     mask = _mask(x, seed, offset, p, -1)
-    arguments = arrays.array(dy), arrays.array(x), activation, mask, inverted_scale(p), dropout_first
-    found = arrays.floor(x).activation_dropout_backward(*arguments)
-    return arrays.store(dx, found) if channels_last else arrays.tensor(found)
+    place = arrays.here(x)
+    found = place.floor.activation_dropout_backward(
+        place.array(dy), place.array(x), activation, mask, inverted_scale(p), dropout_first
+    )
+    return place.store(dx, found) if channels_last else place.tensor(found)
 
 
 def _fake_activation_backward(
@@ -243,7 +264,7 @@ def _backward_activation_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         return (_gradient(dy, x, seed, *ctx.numbers),)
 
     needed = ctx.needs_input_grad[:2]
-    return (*through(composite, (dy, x), needed, (gradient,)), None, None, None, None, None, None)
+    return tuple(through(composite, (dy, x), needed, (gradient,)))
 
 
 _ACTIVATED = f"{_MASK}, str activation, bool dropout_first, bool channels_last"
@@ -253,6 +274,7 @@ activation_dropout = define(
     _fake_activation,
     _setup_activation,
     _backward_activation,
+    flat=_with_tensor(1),
 )
 activation_dropout_backward = define(
     f"activation_dropout_backward(Tensor grad, Tensor input, {_ACTIVATED}) -> Tensor",
@@ -260,4 +282,5 @@ activation_dropout_backward = define(
     _fake_activation_backward,
     _setup_activation_backward,
     _backward_activation_backward,
+    flat=_with_tensor(2),
 )

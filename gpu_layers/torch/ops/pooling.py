@@ -1,4 +1,4 @@
-"""Rows of the poolings. Windows are numbers here, of which shapes follow by plain arithmetic: sizes may be symbols.
+"""Rows of the poolings. Windows are numbers in schemas; shapes follow by plain arithmetic, of symbols too.
 
 A ``kernel`` without numbers stands for adaptive windows: then the sizes of the output are given.
 """
@@ -6,7 +6,7 @@ A ``kernel`` without numbers stands for adaptive windows: then the sizes of the 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from gpu_layers.window import Window, adaptive_window, sliding_window
 _Tensor = Any
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, SymInt[] output_size"
 _LAST = "bool channels_last"
+_NUMBERS = 6  # of _WINDOW
 
 
 def output_sizes(
@@ -38,49 +39,58 @@ def output_sizes(
     return sizes
 
 
-def _placed(
-    spatial: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, output_size: Any
+@lru_cache(maxsize=1024)
+def _window(
+    spatial: tuple, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil_mode: bool, output_size: tuple
 ) -> Window:
     if not kernel:
-        return adaptive_window(tuple(output_size), tuple(spatial))
-    pads = tuple(padding)
-    return sliding_window(tuple(kernel), tuple(stride), tuple(dilation), pads, pads, ceil_mode, tuple(spatial))
+        return adaptive_window(output_size, spatial)
+    return sliding_window(kernel, stride, dilation, padding, padding, ceil_mode, spatial)
 
 
-_cached_place = lru_cache(maxsize=1024)(_placed)
+class Placing:
+    """Windows over an input; what follows from their numbers is computed once it is asked for.
 
+    Parameters
+    ----------
+    spatial : sequence of int
+        Sizes of the input.
+    numbers : sequence
+        Kernel, stride, padding, dilation, ceil_mode and output_size, as the schemas have them.
+    """
 
-def _window(spatial: Any, numbers: Any) -> Window:
-    """The window over an input of known sizes."""
-    try:
-        return _cached_place(spatial, *numbers)
-    except TypeError:  # the dispatcher passes lists
-        return _placed(spatial, *numbers)
+    def __init__(self, spatial: Any, numbers: Any) -> None:
+        self.spatial, self.numbers, self.rank = spatial, numbers, len(spatial)
 
+    @cached_property
+    def window(self) -> Window:
+        """The window, where all sizes are known."""
+        *given, ceil_mode, output_size = self.numbers
+        return _window(tuple(self.spatial), *map(tuple, given), ceil_mode, tuple(output_size))
 
-def _batched(x: _Tensor, rank: int, channels_last: bool) -> Any:
-    """The array of a batch: one sample gets its axis."""
-    found = arrays.array(x, channels_last)
-    return found if x.dim() == rank + 2 else found[None]
+    @cached_property
+    def outputs(self) -> list:
+        """Spatial sizes of the output."""
+        return output_sizes(self.spatial, *self.numbers)
 
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether the output has no elements, whatever the batch."""
+        return not math.prod(self.outputs)
 
-def _tensor(found: Any, like: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """What a floor found, of as many axes as the tensor that it was found for."""
-    return arrays.tensor(found if found.ndim == like.dim() else found[0], channels_last)
-
-
-def _tap_dtype(spatial: Any, numbers: Any) -> torch.dtype:
-    """Smallest dtype that numbers the taps of a window, of ``reference.pool_taps.tap_dtype``."""
-    taps: Any = 1
-    kernel, *_, output_size = numbers
-    if kernel:
-        taps = math.prod(kernel)
-    else:
-        for size, outputs in zip(spatial, output_size, strict=True):
-            taps = taps * _most_taps(size, outputs)
-    if taps <= 2**8:
-        return torch.uint8
-    return torch.uint16 if taps <= 2**16 else torch.uint32
+    @cached_property
+    def tap_dtype(self) -> torch.dtype:
+        """Smallest dtype that numbers the taps, of ``reference.pool_taps.tap_dtype``."""
+        taps: Any = 1
+        kernel, *_, output_size = self.numbers
+        if kernel:
+            taps = math.prod(kernel)
+        else:
+            for size, outputs in zip(self.spatial, output_size, strict=True):
+                taps = taps * _most_taps(size, outputs)
+        if taps <= 2**8:
+            return torch.uint8
+        return torch.uint16 if taps <= 2**16 else torch.uint32
 
 
 def _most_taps(size: Any, outputs: Any) -> Any:
@@ -93,69 +103,97 @@ def _most_taps(size: Any, outputs: Any) -> Any:
     return most
 
 
+def _packed(tensors: int, with_spatial: bool = False) -> dict[str, Any]:
+    """How the numbers of a schema become a :class:`Placing`, behind so many tensors, and back.
+
+    The sizes of the input are those of the first tensor, or stand before the numbers of the window.
+    """
+    first = tensors + with_spatial
+
+    def pack(args: tuple) -> tuple:
+        numbers = args[first : first + _NUMBERS]
+        rank = len(numbers[0]) or len(numbers[-1])
+        spatial = args[tensors] if with_spatial else args[0].shape[-rank:]
+        return *args[:tensors], Placing(spatial, numbers), *args[first + _NUMBERS :]
+
+    def flat(args: tuple) -> tuple:
+        placing = args[tensors]
+        spatial = (list(placing.spatial),) if with_spatial else ()
+        return *args[:tensors], *spatial, *placing.numbers, *args[tensors + 1 :]
+
+    return {"pack": pack, "flat": flat}
+
+
 def _shape(x: _Tensor, spatial: Any) -> list:
     return [*x.shape[: x.dim() - len(spatial)], *spatial]
 
 
-def _spatial(x: _Tensor, numbers: Any) -> tuple:
-    return x.shape[-(len(numbers[0]) or len(numbers[5])) :]
+def _batched(place: Any, x: _Tensor, rank: int, channels_last: bool) -> Any:
+    """The array of a batch: one sample gets its axis."""
+    found = place.array(x, channels_last)
+    return found if x.dim() == rank + 2 else found[None]
+
+
+def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
+    """The tensor of what a floor found for the batch of x."""
+    return place.tensor(found if x.dim() == rank + 2 else found[0], channels_last)
 
 
 # ---- the largest of each window
 
 
-def _run_max(x: _Tensor, *rest: Any) -> tuple:
-    *numbers, channels_last = rest
-    window = _window(_spatial(x, numbers), numbers)
-    if not (x.numel() and math.prod(window.output_shape)):
-        return _fake_max(x, *rest)
-    batch = _batched(x, window.rank, channels_last)
-    y, taps = arrays.floor(x).max_pool_forward(batch, window, channels_last, None)
-    return _tensor(y, x, channels_last), _tensor(taps, x, channels_last)
+def _run_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
+    if placing.is_empty or not x.numel():
+        return _fake_max(x, placing, channels_last)
+    place, rank = arrays.here(x), placing.rank
+    batch = _batched(place, x, rank, channels_last)
+    y, taps = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
+    return _of_batch(place, y, x, rank, channels_last), _of_batch(place, taps, x, rank, channels_last)
 
 
-def _fake_max(x: _Tensor, *rest: Any) -> tuple:
-    *numbers, channels_last = rest
-    spatial = _spatial(x, numbers)
-    shape = _shape(x, output_sizes(spatial, *numbers))
+def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
+    shape = _shape(x, placing.outputs)
     return (
         arrays.empty(shape, x.dtype, x, channels_last),
-        arrays.empty(shape, _tap_dtype(spatial, numbers), x, channels_last),
+        arrays.empty(shape, placing.tap_dtype, x, channels_last),
     )
 
 
 def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, *ctx.numbers = inputs
+    _, ctx.placing, ctx.channels_last = inputs
     taps = output[1]
     ctx.mark_non_differentiable(taps)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(taps)
-    ctx.spatial = _spatial(x, ctx.numbers)
 
 
 def _backward_max(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple:
-    dx = None
-    if dy is not None:
-        dx = max_pool_backward(dy, *ctx.saved_tensors, ctx.spatial, *ctx.numbers)
-    return (dx, *(None,) * 7)
+    if dy is None:
+        return (None,)
+    return (max_pool_backward(dy, *ctx.saved_tensors, ctx.placing, ctx.channels_last),)
 
 
 max_pool = define(
-    f"max_pool(Tensor input, {_WINDOW}, {_LAST}) -> (Tensor, Tensor)", _run_max, _fake_max, _setup_max, _backward_max
+    f"max_pool(Tensor input, {_WINDOW}, {_LAST}) -> (Tensor, Tensor)",
+    _run_max,
+    _fake_max,
+    _setup_max,
+    _backward_max,
+    **_packed(1),
 )
 
 
-def _run_max_backward(dy: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    *numbers, channels_last = rest
-    window = _window(spatial, numbers)
+def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     if not dy.numel():
-        return _fake_max_backward(dy, taps, spatial, *rest).zero_()
-    batch, chosen = _batched(dy, window.rank, channels_last), _batched(taps, window.rank, channels_last)
-    return _tensor(arrays.floor(dy).max_pool_backward(batch, chosen, window, channels_last, None), dy, channels_last)
+        return _fake_max_backward(dy, taps, placing, channels_last).zero_()
+    place, rank = arrays.here(dy), placing.rank
+    batch, chosen = _batched(place, dy, rank, channels_last), _batched(place, taps, rank, channels_last)
+    found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
+    return _of_batch(place, found, dy, rank, channels_last)
 
 
-def _fake_max_backward(dy: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    return arrays.empty(_shape(dy, spatial), dy.dtype, dy, rest[-1])
+def _fake_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
 
 
 def _setup_max_backward(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -164,7 +202,7 @@ def _setup_max_backward(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    return (max_pool_gather(gradient, *ctx.saved_tensors, *ctx.rest), *(None,) * 9)
+    return (max_pool_gather(gradient, *ctx.saved_tensors, *ctx.rest),)
 
 
 max_pool_backward = define(
@@ -173,26 +211,26 @@ max_pool_backward = define(
     _fake_max_backward,
     _setup_max_backward,
     _backward_max_backward,
+    **_packed(2, with_spatial=True),
 )
 
 
-def _run_gather(x: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    channels_last = rest[-1]
-    y = arrays.empty(_shape(x, taps.shape[-len(spatial) :]), x.dtype, x, channels_last)
+def _run_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    y, rank = _fake_gather(x, taps, placing, channels_last), placing.rank
     if not y.numel():
         return y
-    indices = _run_indices(taps, spatial, *rest).flatten(-len(spatial))
+    indices = _run_indices(taps, placing, channels_last).flatten(-rank)
     # A window with no tap inside the input has no value, and no gradient: index -1.
-    found = x.flatten(-len(spatial)).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
+    found = x.flatten(-rank).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
     return y.copy_(found.reshape(y.shape))
 
 
-def _fake_gather(x: _Tensor, taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    return arrays.empty(_shape(x, taps.shape[-len(spatial) :]), x.dtype, x, rest[-1])
+def _fake_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(_shape(x, taps.shape[-placing.rank :]), x.dtype, x, channels_last)
 
 
 def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (max_pool_backward(dy, *ctx.saved_tensors, *ctx.rest), *(None,) * 9)
+    return (max_pool_backward(dy, *ctx.saved_tensors, *ctx.rest),)
 
 
 max_pool_gather = define(
@@ -201,15 +239,15 @@ max_pool_gather = define(
     _fake_gather,
     _setup_max_backward,
     _backward_gather,
+    **_packed(2, with_spatial=True),
 )
 
 
-def _run_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    *numbers, _ = rest
-    found = _fake_indices(taps, spatial, *rest)
+def _run_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    found = _fake_indices(taps, placing, channels_last)
     if not taps.numel():
         return found
-    window = _window(spatial, numbers)
+    window = placing.window
     flat, inside, number, step = 0, True, taps.to(torch.int64), 1
     for axis in reversed(range(window.rank)):
         at = _origins(window, axis, taps) + number % window.kernel[axis] * window.dilation[axis]
@@ -231,12 +269,15 @@ def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
     return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
 
 
-def _fake_indices(taps: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    return arrays.empty(taps.shape, torch.int64, taps, rest[-1])
+def _fake_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(taps.shape, torch.int64, taps, channels_last)
 
 
 max_pool_indices = define(
-    f"max_pool_indices(Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor", _run_indices, _fake_indices
+    f"max_pool_indices(Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    _run_indices,
+    _fake_indices,
+    **_packed(1, with_spatial=True),
 )
 
 
@@ -245,97 +286,94 @@ max_pool_indices = define(
 _DIVISOR = "bool count_include_pad, int? divisor_override"
 
 
-def _run_avg(x: _Tensor, *rest: Any) -> torch.Tensor:
-    *numbers, count_include_pad, divisor_override, channels_last = rest
-    window = _window(_spatial(x, numbers), numbers)
-    if not (x.numel() and math.prod(window.output_shape)):
-        return _fake_avg(x, *rest)
-    batch = _batched(x, window.rank, channels_last)
-    found = arrays.floor(x).avg_pool_forward(batch, window, channels_last, count_include_pad, divisor_override, None)
-    return _tensor(found, x, channels_last)
+def _run_avg(
+    x: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
+) -> torch.Tensor:
+    if placing.is_empty or not x.numel():
+        return _fake_avg(x, placing, count_include_pad, divisor, channels_last)
+    place, rank = arrays.here(x), placing.rank
+    batch = _batched(place, x, rank, channels_last)
+    found = place.floor.avg_pool_forward(batch, placing.window, channels_last, count_include_pad, divisor, None)
+    return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_avg(x: _Tensor, *rest: Any) -> torch.Tensor:
-    *numbers, _, _, channels_last = rest
-    shape = _shape(x, output_sizes(_spatial(x, numbers), *numbers))
-    return arrays.empty(shape, x.dtype, x, channels_last)
+def _fake_avg(
+    x: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
+) -> torch.Tensor:
+    return arrays.empty(_shape(x, placing.outputs), x.dtype, x, channels_last)
 
 
 def _setup_avg(ctx: Any, inputs: tuple, output: Any) -> None:
-    x, *ctx.rest = inputs
-    ctx.spatial = _spatial(x, ctx.rest)
+    _, *ctx.rest = inputs
 
 
 def _backward_avg(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (avg_pool_backward(dy, ctx.spatial, *ctx.rest), *(None,) * 9)
+    return (avg_pool_backward(dy, *ctx.rest),)
 
 
 avg_pool = define(
-    f"avg_pool(Tensor input, {_WINDOW}, {_DIVISOR}, {_LAST}) -> Tensor", _run_avg, _fake_avg, _setup_avg, _backward_avg
+    f"avg_pool(Tensor input, {_WINDOW}, {_DIVISOR}, {_LAST}) -> Tensor",
+    _run_avg,
+    _fake_avg,
+    _setup_avg,
+    _backward_avg,
+    **_packed(1),
 )
 
 
-def _run_avg_backward(dy: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    *numbers, count_include_pad, divisor_override, channels_last = rest
-    window = _window(spatial, numbers)
+def _run_avg_backward(
+    dy: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
+) -> torch.Tensor:
     if not dy.numel():
-        return _fake_avg_backward(dy, spatial, *rest).zero_()
-    batch = _batched(dy, window.rank, channels_last)
-    found = arrays.floor(dy).avg_pool_backward(batch, window, channels_last, count_include_pad, divisor_override, None)
-    return _tensor(found, dy, channels_last)
+        return _fake_avg_backward(dy, placing, count_include_pad, divisor, channels_last).zero_()
+    place, rank = arrays.here(dy), placing.rank
+    batch = _batched(place, dy, rank, channels_last)
+    found = place.floor.avg_pool_backward(batch, placing.window, channels_last, count_include_pad, divisor, None)
+    return _of_batch(place, found, dy, rank, channels_last)
 
 
-def _fake_avg_backward(dy: _Tensor, spatial: list, *rest: Any) -> torch.Tensor:
-    return arrays.empty(_shape(dy, spatial), dy.dtype, dy, rest[-1])
-
-
-def _setup_avg_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, _, *ctx.rest = inputs
+def _fake_avg_backward(
+    dy: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
+) -> torch.Tensor:
+    return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
 
 
 def _backward_avg_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    return (avg_pool(gradient, *ctx.rest), *(None,) * 10)
+    return (avg_pool(gradient, *ctx.rest),)
 
 
 avg_pool_backward = define(
     f"avg_pool_backward(Tensor grad, SymInt[] spatial, {_WINDOW}, {_DIVISOR}, {_LAST}) -> Tensor",
     _run_avg_backward,
     _fake_avg_backward,
-    _setup_avg_backward,
+    _setup_avg,
     _backward_avg_backward,
+    **_packed(1, with_spatial=True),
 )
 
 
 # ---- the norm of each window
 
-_NORM = "float norm_type, int[] kernel, int[] stride, bool ceil_mode"
+
+def _run_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tuple:
+    if placing.is_empty or not x.numel():
+        return _fake_lp(x, placing, p, channels_last)
+    place, rank = arrays.here(x), placing.rank
+    batch = _batched(place, x, rank, channels_last)
+    y, _, *kept = place.floor.lp_pool_forward(batch, placing.window, p, channels_last)
+    found = [_of_batch(place, one, x, rank, channels_last) for one in (y, *kept) if one is not None]
+    return tuple(found) if p != 1 else (*found, *_nothing_kept(x))
 
 
-def _norm_numbers(kernel: list, stride: list, ceil_mode: bool) -> tuple:
-    return kernel, stride, [0] * len(kernel), [1] * len(kernel), ceil_mode, []
+def _nothing_kept(x: _Tensor) -> tuple:
+    return arrays.empty((0,), x.dtype, x), arrays.empty((0,), statistics_dtype(x.dtype), x)
 
 
-def _of_window(x: _Tensor, kernel: list, stride: list, ceil_mode: bool) -> Window:
-    numbers = _norm_numbers(kernel, stride, ceil_mode)
-    return _window(_spatial(x, numbers), numbers)
-
-
-def _run_lp(x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool) -> tuple:
-    window = _of_window(x, kernel, stride, ceil_mode)
-    if not (x.numel() and math.prod(window.output_shape)):
-        return _fake_lp(x, p, kernel, stride, ceil_mode, channels_last)
-    batch = _batched(x, window.rank, channels_last)
-    y, _, *kept = arrays.floor(x).lp_pool_forward(batch, window, p, channels_last)
-    nothing = [arrays.empty((0,), dtype, x) for dtype in (x.dtype, statistics_dtype(x.dtype))]
-    return _tensor(y, x, channels_last), *(nothing if p == 1 else (_tensor(one, x, channels_last) for one in kept))
-
-
-def _fake_lp(x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool) -> tuple:
-    numbers = _norm_numbers(kernel, stride, ceil_mode)
-    shape, wide = _shape(x, output_sizes(_spatial(x, numbers), *numbers)), statistics_dtype(x.dtype)
+def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tuple:
+    shape, wide = _shape(x, placing.outputs), statistics_dtype(x.dtype)
     y = arrays.empty(shape, x.dtype, x, channels_last)
     if p == 1:
-        return y, arrays.empty((0,), x.dtype, x), arrays.empty((0,), wide, x)
+        return y, *_nothing_kept(x)
     return y, arrays.empty(shape, x.dtype, x, channels_last), arrays.empty(shape, wide, x, channels_last)
 
 
@@ -348,55 +386,51 @@ def _setup_lp(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward_lp(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    dx = None
-    if dy is not None:
-        x, largest, slopes = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        dx = _lp_gradient(dy, x, *ctx.rest) if again else lp_pool_backward(dy, x, largest, slopes, *ctx.rest)
-    return (dx, *(None,) * 5)
+    if dy is None:
+        return (None,)
+    x, largest, slopes = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return (_lp_gradient(dy, x, *ctx.rest),)
+    return (lp_pool_backward(dy, x, largest, slopes, *ctx.rest),)
 
 
 lp_pool = define(
-    f"lp_pool(Tensor input, {_NORM}, {_LAST}) -> (Tensor, Tensor, Tensor)", _run_lp, _fake_lp, _setup_lp, _backward_lp
+    f"lp_pool(Tensor input, {_WINDOW}, float norm_type, {_LAST}) -> (Tensor, Tensor, Tensor)",
+    _run_lp,
+    _fake_lp,
+    _setup_lp,
+    _backward_lp,
+    **_packed(1),
 )
 
 
 def _run_lp_backward(
-    dy: _Tensor,
-    x: _Tensor,
-    largest: _Tensor,
-    slopes: _Tensor,
-    p: float,
-    kernel: list,
-    stride: list,
-    ceil_mode: bool,
-    channels_last: bool,
+    dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, placing: Placing, p: float, channels_last: bool
 ) -> torch.Tensor:
-    window = _of_window(x, kernel, stride, ceil_mode)
     if not dy.numel():
         return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
-    gradient, batch = _batched(dy, window.rank, channels_last), _batched(x, window.rank, channels_last)
-    first, second = (_batched(one, window.rank, channels_last) if one.numel() else None for one in (largest, slopes))
-    found = arrays.floor(x).lp_pool_backward(gradient, batch, None, first, second, window, p, channels_last)
-    return _tensor(found, x, channels_last)
+    place, rank = arrays.here(x), placing.rank
+    given = [_batched(place, one, rank, channels_last) for one in (dy, x)]
+    kept = [_batched(place, one, rank, channels_last) if one.numel() else None for one in (largest, slopes)]
+    found = place.floor.lp_pool_backward(*given, None, *kept, placing.window, p, channels_last)
+    return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_lp_backward(dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, *rest: Any) -> torch.Tensor:
-    return arrays.empty(x.shape, x.dtype, x, rest[-1])
-
-
-def _lp_gradient(
-    dy: _Tensor, x: _Tensor, p: float, kernel: list, stride: list, ceil_mode: bool, channels_last: bool
+def _fake_lp_backward(
+    dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, placing: Placing, p: float, channels_last: bool
 ) -> torch.Tensor:
+    return arrays.empty(x.shape, x.dtype, x, channels_last)
+
+
+def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
-    # The transpose of an average with c = taps / taps inside before it: by 1 / taps inside, and by all taps.
-    average = (*_norm_numbers(kernel, stride, ceil_mode), True, None, channels_last)
     wide = x.to(statistics_dtype(x.dtype))
-    size, norm = wide.abs(), lp_pool(wide, p, kernel, stride, ceil_mode, channels_last)[0]
+    size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)[0]
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
-    weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(kernel)
-    spread = avg_pool_backward(weights, list(x.shape[-len(kernel) :]), *average)
+    # The transpose of an average with c = taps / taps inside before it: by 1 / taps inside, and by all taps.
+    weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(placing.numbers[0])
+    spread = avg_pool_backward(weights, placing, True, None, channels_last)
     base = torch.where(size == 0, 1.0, size)
     power = torch.where(size == 0, 0.0, base ** (p - 1))
     return (wide.sign() * power * spread).to(x.dtype)
@@ -411,32 +445,34 @@ def _backward_lp_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     def composite(dy: Any, x: Any) -> tuple:
         return (_lp_gradient(dy, x, *ctx.rest),)
 
-    return (*through(composite, ctx.saved_tensors, ctx.needs_input_grad[:2], (gradient,)), *(None,) * 7)
+    return tuple(through(composite, ctx.saved_tensors, ctx.needs_input_grad[:2], (gradient,)))
 
 
 lp_pool_backward = define(
-    f"lp_pool_backward(Tensor grad, Tensor input, Tensor largest, Tensor slopes, {_NORM}, {_LAST}) -> Tensor",
+    f"lp_pool_backward(Tensor grad, Tensor input, Tensor largest, Tensor slopes, SymInt[] spatial, {_WINDOW}, "
+    f"float norm_type, {_LAST}) -> Tensor",
     _run_lp_backward,
     _fake_lp_backward,
     _setup_lp_backward,
     _backward_lp_backward,
+    **_packed(4, with_spatial=True),
 )
 
 
 # ---- the inverse of max pooling
 
 
-def _run_unpool(x: _Tensor, indices: _Tensor, output_size: list, channels_last: bool) -> torch.Tensor:
-    rank = len(output_size)
-    y = arrays.empty(_shape(x, output_size), x.dtype, x, channels_last)
-    if not (x.numel() and y.numel()):
-        return y.zero_()
-    batch, at = (_batched(one, rank, False) for one in (x, indices))
-    found = arrays.floor(x).max_unpool_forward(batch, at, tuple(output_size))
-    return arrays.store(y, found.reshape(y.shape))
+def _run_unpool(x: _Tensor, indices: _Tensor, output_size: Any, channels_last: bool) -> torch.Tensor:
+    rank, output_size = len(output_size), tuple(output_size)
+    if not (x.numel() and math.prod(output_size)):
+        return _fake_unpool(x, indices, output_size, channels_last).zero_()
+    place = arrays.here(x)
+    batch, at = (_batched(place, one, rank, channels_last) for one in (x, indices))
+    found = place.floor.max_unpool_forward(batch, at, output_size, channels_last)
+    return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_unpool(x: _Tensor, indices: _Tensor, output_size: list, channels_last: bool) -> torch.Tensor:
+def _fake_unpool(x: _Tensor, indices: _Tensor, output_size: Any, channels_last: bool) -> torch.Tensor:
     return arrays.empty(_shape(x, output_size), x.dtype, x, channels_last)
 
 
@@ -446,7 +482,7 @@ def _setup_unpool(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _backward_unpool(ctx: Any, dy: torch.Tensor) -> tuple:
-    return max_unpool_backward(dy, *ctx.saved_tensors, len(ctx.output_size), ctx.channels_last), None, None, None
+    return (max_unpool_backward(dy, *ctx.saved_tensors, len(ctx.output_size), ctx.channels_last),)
 
 
 max_unpool = define(
@@ -462,16 +498,18 @@ def indices_are_valid(indices: torch.Tensor, sizes: Any) -> bool:
     """Whether all lie in the output's plane. True where only a graph is made: nothing is read back then."""
     if not (registry.is_eager(indices) and indices.numel()) or arrays.is_capturing(indices):
         return True
-    _, outside = arrays.floor(indices).max_unpool_keep(arrays.array(indices), math.prod(sizes))
+    place = arrays.here(indices)
+    _, outside = place.floor.max_unpool_keep(place.array(indices), math.prod(sizes))
     return not bool(outside.any())
 
 
 def _run_unpool_backward(dy: _Tensor, indices: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
-    dx = arrays.empty(indices.shape, dy.dtype, dy, channels_last)
-    if not (dx.numel() and dy.numel()):
-        return dx.zero_()
-    batch, at = (_batched(one, rank, False) for one in (dy, indices))
-    return arrays.store(dx, arrays.floor(dy).max_unpool_backward(batch, at).reshape(dx.shape))
+    if not (indices.numel() and dy.numel()):
+        return _fake_unpool_backward(dy, indices, rank, channels_last).zero_()
+    place = arrays.here(dy)
+    batch, at = (_batched(place, one, rank, channels_last) for one in (dy, indices))
+    found = place.floor.max_unpool_backward(batch, at, channels_last)
+    return _of_batch(place, found, indices, rank, channels_last)
 
 
 def _fake_unpool_backward(dy: _Tensor, indices: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
@@ -491,7 +529,7 @@ def _backward_unpool_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     inside = (flat >= 0) & (flat < plane)
     values = torch.where(inside, gradient.flatten(-ctx.rank), 0.0)
     zeros = gradient.new_zeros((*ctx.shape[: -ctx.rank], plane))
-    return zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape), None, None, None
+    return (zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape),)
 
 
 max_unpool_backward = define(
