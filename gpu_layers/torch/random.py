@@ -63,7 +63,7 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
         For a generator in a graph that is compiled, or in a recomputation that does not replay it.
     """
     if generator is None:
-        if x.is_cpu and not is_compiling():
+        if x.is_cpu:
             return _randint(_BELOW, ()), 0
         if x.is_cuda and registry.is_eager(x) and not arrays.is_capturing(x):
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0

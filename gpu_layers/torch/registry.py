@@ -110,10 +110,11 @@ def define(
     kernel = _autograd_kernel(name, overload, setup_context, backward_of_schema)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
+    of_call = run.__code__.co_argcount
+
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
         ctx.place = place_of_call()
-        ctx.arguments = len(args)
         setup(ctx, args, output)
         return output
 
@@ -123,7 +124,7 @@ def define(
         else:
             with arrays.at(ctx.place):
                 found = backward(ctx, *gradients)
-        return found + (None,) * (ctx.arguments - len(found))
+        return found + (None,) * (of_call - len(found))
 
     function: Any = _function(name, forward=forward, backward=backward_of_call)
     # Function.apply without the part that is there for torch.func, which does not come here.

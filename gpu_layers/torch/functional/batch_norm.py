@@ -87,8 +87,11 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, eps, name, channels_last)[0]
     folds = running_mean is not None and not random.is_recomputation()
     running = None
-    if folds and not skip_nonfinite and registry.is_eager(input, weight, bias, residual):
-        running = _foldable(input, running_mean, running_var, num_batches_tracked, momentum)
+    if folds and not skip_nonfinite and _kernels_fold(input, running_mean, running_var, num_batches_tracked, momentum):
+        tensors = running_mean, running_var, num_batches_tracked
+        if registry.is_eager(input, weight, bias, residual, *tensors):
+            # Within the kernel that normalises.
+            running = (*tensors, momentum, input.numel() // input.shape[1])
     rows = batch_norm_rows.batch_norm_training
     y, statistics = rows(input, weight, bias, residual, eps, name, channels_last, running)
     if folds and running is None:
@@ -99,16 +102,11 @@ def normalize(
     return y
 
 
-def _foldable(
-    input: Tensor, mean: Any, var: Any, batches: Tensor | None, momentum: float | None
-) -> batch_norm_rows.Running | None:
-    """Running statistics that the kernel which normalises can fold the batch into; None if they are others."""
-    dtype, values = arrays.statistics_dtype(input.dtype), input.numel()
-    if momentum is None or batches is None or not values or not mean.dtype is var.dtype is dtype:
-        return None
-    if not registry.is_eager(mean, var, batches):
-        return None
-    return batch_norm_rows.Running(mean, var, batches, momentum, values // input.shape[1])
+def _kernels_fold(input: Tensor, mean: Any, var: Any, batches: Tensor | None, momentum: float | None) -> bool:
+    """Whether the kernel that normalises can fold a batch into running statistics such as these."""
+    if momentum is None or batches is None or not mean.dtype is var.dtype is arrays.statistics_dtype(input.dtype):
+        return False
+    return input.numel() > 0
 
 
 def _check_batch_norm(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays
@@ -73,13 +73,13 @@ _cached_place = lru_cache(maxsize=4096, typed=True)(_placed)
 def _place(
     input: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
 ) -> Placing | None:
-    arguments = (input.shape, rank, kernel_size, stride, padding, dilation, bool(ceil_mode))
-    if is_compiling():
-        return _placed(*arguments)
-    try:
-        return _cached_place(*arguments)
-    except TypeError:  # lists, and sizes that are symbols, which are not hashable
-        return _placed(*arguments)
+    ceil_mode = bool(ceil_mode)
+    if not is_dynamo_compiling():
+        try:
+            return _cached_place(input.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+        except TypeError:  # lists, and sizes that are symbols, which are not hashable
+            pass
+    return _placed(input.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def _max_pool(
@@ -315,7 +315,7 @@ _cached_adaptive = lru_cache(maxsize=4096, typed=True)(_adaptive)
 
 
 def _adaptive_place(input: Tensor, output_size: Any, rank: int) -> Placing | None:
-    if is_compiling():
+    if is_dynamo_compiling():
         return _adaptive(input.shape, rank, output_size)
     try:
         return _cached_adaptive(input.shape, rank, output_size)

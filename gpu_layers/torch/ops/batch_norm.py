@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -28,16 +28,6 @@ def _new_statistics(x: _Tensor) -> torch.Tensor:
     return arrays.empty((5, x.shape[1]), statistics_dtype(x.dtype), x)
 
 
-class Running(NamedTuple):
-    """As :class:`gpu_layers.running.RunningStatistics`, of tensors that kernels can change."""
-
-    mean: _Tensor
-    var: _Tensor
-    batches: _Tensor
-    momentum: float
-    values: int
-
-
 def _run(
     x: _Tensor,
     weight: _Tensor,
@@ -46,15 +36,14 @@ def _run(
     eps: float,
     activation: str,
     channels_last: bool,
-    running: Running | None,
+    running: tuple | None,
 ) -> tuple:
     if not x.numel():
         statistics = _new_statistics(x).zero_()
         statistics[2] = eps**-0.5
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     dtype, place = statistics_dtype(x.dtype), arrays.here(x)
-    array = place.array
-    found = None
+    array, found = place.array, None
     if running is not None:
         mean, var, batches, momentum, values = running
         found = RunningStatistics(array(mean), array(var), array(batches), momentum, values)

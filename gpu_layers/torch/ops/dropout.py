@@ -24,12 +24,13 @@ def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> Dropo
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
     run, draw = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
     if isinstance(seed, torch.Tensor):
-        if seed.is_cpu:
-            # One number, or seed and offset.
-            seed, *others = seed.reshape(-1).tolist()
-            offset = others[0] if others else offset
-        else:
+        if not seed.is_cpu:
             seed, draw = 0, _on_device(seed, offset)
+        elif seed.dim():
+            # Not one number, but seed and offset.
+            seed, offset = seed.tolist()
+        else:
+            seed = seed.item()
     return DropoutMask(round(p * 2**32), seed & _LOW_64, offset & _LOW_64, 0, run, None, draw)
 
 

@@ -145,10 +145,13 @@ def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool
 def _run_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
     if placing.is_empty or not x.numel():
         return _fake_max(x, placing, channels_last)
-    place, rank = arrays.here(x), placing.rank
-    batch = _batched(place, x, rank, channels_last)
-    y, taps = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
-    return _of_batch(place, y, x, rank, channels_last), _of_batch(place, taps, x, rank, channels_last)
+    place = arrays.here(x)
+    batch = place.array(x, channels_last)
+    if x.dim() > placing.rank + 1:
+        y, taps = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
+    else:
+        (y,), (taps,) = place.floor.max_pool_forward(batch[None], placing.window, channels_last, None)
+    return place.tensor(y, channels_last), place.tensor(taps, channels_last)
 
 
 def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
@@ -186,10 +189,13 @@ max_pool = define(
 def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     if not dy.numel():
         return _fake_max_backward(dy, taps, placing, channels_last).zero_()
-    place, rank = arrays.here(dy), placing.rank
-    batch, chosen = _batched(place, dy, rank, channels_last), _batched(place, taps, rank, channels_last)
-    found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
-    return _of_batch(place, found, dy, rank, channels_last)
+    place = arrays.here(dy)
+    batch, chosen = place.array(dy, channels_last), place.array(taps, channels_last)
+    if dy.dim() > placing.rank + 1:
+        found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
+    else:
+        (found,) = place.floor.max_pool_backward(batch[None], chosen[None], placing.window, channels_last, None)
+    return place.tensor(found, channels_last)
 
 
 def _fake_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
@@ -291,10 +297,13 @@ def _run_avg(
 ) -> torch.Tensor:
     if placing.is_empty or not x.numel():
         return _fake_avg(x, placing, count_include_pad, divisor, channels_last)
-    place, rank = arrays.here(x), placing.rank
-    batch = _batched(place, x, rank, channels_last)
-    found = place.floor.avg_pool_forward(batch, placing.window, channels_last, count_include_pad, divisor, None)
-    return _of_batch(place, found, x, rank, channels_last)
+    place = arrays.here(x)
+    batch, last = place.array(x, channels_last), (channels_last, count_include_pad, divisor, None)
+    if x.dim() > placing.rank + 1:
+        found = place.floor.avg_pool_forward(batch, placing.window, *last)
+    else:
+        (found,) = place.floor.avg_pool_forward(batch[None], placing.window, *last)
+    return place.tensor(found, channels_last)
 
 
 def _fake_avg(
@@ -326,10 +335,13 @@ def _run_avg_backward(
 ) -> torch.Tensor:
     if not dy.numel():
         return _fake_avg_backward(dy, placing, count_include_pad, divisor, channels_last).zero_()
-    place, rank = arrays.here(dy), placing.rank
-    batch = _batched(place, dy, rank, channels_last)
-    found = place.floor.avg_pool_backward(batch, placing.window, channels_last, count_include_pad, divisor, None)
-    return _of_batch(place, found, dy, rank, channels_last)
+    place = arrays.here(dy)
+    batch, last = place.array(dy, channels_last), (channels_last, count_include_pad, divisor, None)
+    if dy.dim() > placing.rank + 1:
+        found = place.floor.avg_pool_backward(batch, placing.window, *last)
+    else:
+        (found,) = place.floor.avg_pool_backward(batch[None], placing.window, *last)
+    return place.tensor(found, channels_last)
 
 
 def _fake_avg_backward(
