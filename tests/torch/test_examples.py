@@ -32,6 +32,14 @@ def test_less_is_kept_after_convert(capsys):
     assert "kept for backward" in capsys.readouterr().out
 
 
+def test_what_layers_keep_beside_their_input():
+    found = example("torch_resnet").by_layer()
+    # On the CPU torch's mask is of the input's dtype; a seed, and five numbers of a channel, are next to nothing.
+    expected = {"Dropout": (4, 0), "MaxPool2d": (8, 1), "BatchNorm2d, ReLU": (4, 0)}
+    for name, pair in expected.items():
+        assert found[name] == pytest.approx(pair, abs=0.01)
+
+
 def test_a_block_without_convolutions_keeps_a_fraction():
     # Dropout and max pooling between layers that keep nothing themselves: 1 byte a pooled value in place of the input
     # (4 bytes a value), indices (8 bytes a pooled value) and a mask (4 bytes a value, on the CPU).
