@@ -51,6 +51,7 @@ from gpu_layers.torch.modules.pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from gpu_layers.torch.modules.sync_batch_norm import SyncBatchNorm
 from gpu_layers.torch.random import checkpoint_contexts
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "MaxUnpool1d",
     "MaxUnpool2d",
     "MaxUnpool3d",
+    "SyncBatchNorm",
     "checkpoint_contexts",
     "convert",
     "fold_batch_norm",

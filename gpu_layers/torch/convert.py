@@ -11,6 +11,7 @@ from torch import nn
 
 from gpu_layers.torch.modules import COUNTERPARTS
 from gpu_layers.torch.modules.batch_norm import WITH_ACTIVATION, _BatchNormAct
+from gpu_layers.torch.modules.sync_batch_norm import SyncBatchNorm
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _HOOKS = (
@@ -84,7 +85,7 @@ def revert(model: _Model) -> _Model:
                 f"{name or 'the model'} is a {type(module).__name__}, which torch.nn has none of: convert "
                 "without fuse=True"
             )
-    theirs = {ours: one for one, ours in COUNTERPARTS.items()}
+    theirs: dict[type, type] = {ours: one for one, ours in COUNTERPARTS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
     for module in model.modules():
         one = theirs.get(type(module))
         if one is not None:

@@ -1,11 +1,13 @@
 """What each of two processes does, joined by gloo: data-parallel training of a converted model."""
 
+import copy
 import sys
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import gpu_layers as gl
 import gpu_layers.torch as glt
 
 
@@ -15,6 +17,45 @@ def model():
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten()
     )
     return net.append(nn.Linear(36, 2))
+
+
+def one_process_with_all(rank, sizes, dtype, memory_format, device="cpu"):
+    """Synchronised batch norm of parts against batch norm of the whole batch."""
+    generator = torch.Generator().manual_seed(1)
+    whole, dy = (3 + torch.randn(sum(sizes), 4, 5, 3, generator=generator, dtype=dtype).to(device) for _ in range(2))
+    own = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
+    alone = nn.BatchNorm2d(4).to(device, dtype)
+    synced = glt.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(alone))
+    assert type(synced) is glt.SyncBatchNorm
+    whole.requires_grad_()
+    part = whole.detach()[own].contiguous(memory_format=memory_format).requires_grad_()
+    expected, y = alone(whole), synced(part)
+    assert y.is_contiguous(memory_format=memory_format) or not y.numel()
+    expected.backward(dy)
+    y.backward(dy[own])
+    bound = 1e-12 if dtype is torch.float64 else 2e-5
+    torch.testing.assert_close(y, expected[own], rtol=bound, atol=bound)
+    torch.testing.assert_close(part.grad, whole.grad[own], rtol=bound, atol=bound)
+    for a, b in zip(synced.parameters(), alone.parameters(), strict=True):
+        total = a.grad.clone()
+        torch.distributed.all_reduce(total)
+        torch.testing.assert_close(total, b.grad, rtol=10 * bound, atol=10 * bound)
+    for a, b in zip(synced.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=bound, atol=bound)
+    synced.eval(), alone.eval()
+    torch.testing.assert_close(synced(whole), alone(whole), rtol=bound, atol=bound)
+    assert type(glt.revert(synced)) is nn.SyncBatchNorm
+
+
+def on_gpus(rank, port):
+    """Synchronised batch norm by NCCL, a GPU a process."""
+    torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        one_process_with_all(rank, (5, 3), torch.float64, torch.channels_last, "cuda")
+    finally:
+        torch.distributed.destroy_process_group()
+    print(f"rank {rank} agrees")
 
 
 def main(rank, port):
@@ -41,6 +82,13 @@ def main(rank, port):
         total = mine.clone()
         torch.distributed.all_reduce(total)
         torch.testing.assert_close(mine, total / 2)
+        for dtype, backend, sizes, memory_format in (
+            (torch.float64, "reference", (5, 3), torch.contiguous_format),
+            (torch.float64, "reference", (4, 0), torch.channels_last),
+            (torch.float32, "emulated", (1, 6), torch.channels_last),
+        ):
+            with gl.use_backend(backend):
+                one_process_with_all(rank, sizes, dtype, memory_format)
         # What other converters make of a converted model works in a group too.
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(glt.convert(model()))
         glt.convert(synced)
@@ -53,4 +101,4 @@ def main(rank, port):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    (on_gpus if sys.argv[3:] == ["nccl"] else main)(int(sys.argv[1]), int(sys.argv[2]))

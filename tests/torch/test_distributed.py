@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,16 +19,32 @@ def free_port():
         return one.getsockname()[1]
 
 
-def test_two_processes_on_gloo():
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "gloo",
+        pytest.param(
+            "nccl",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="GPU: fewer than two that this torch can use"),
+            ],
+        ),
+    ],
+)
+def test_two_processes(backend):
     port = free_port()
     command = [sys.executable, "-m", "tests.torch.distributed_ranks"]
     processes = [
-        subprocess.Popen([*command, str(rank), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(port), backend], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
-    for rank, process in enumerate(processes):
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    told = [process.communicate(timeout=120) for process in processes]
+    # Of the one that failed first the other only says that it is gone.
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in told)
+    for rank, (output, _) in enumerate(told):
         assert f"rank {rank} agrees" in output
 
 

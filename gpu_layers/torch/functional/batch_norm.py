@@ -78,7 +78,7 @@ def normalize(
 ) -> Tensor:
     """:func:`batch_norm` of a tensor, with a layer's counter of batches, which a momentum of None averages by."""
     name = "identity" if activation is None else checked_activation(activation)
-    _check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         residual = checked_residual(residual, input)
     channels_last = arrays.is_channels_last(input)
@@ -109,7 +109,7 @@ def _kernels_fold(input: Tensor, mean: Any, var: Any, batches: Tensor | None, mo
     return input.numel() > 0
 
 
-def _check_batch_norm(
+def check_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -118,7 +118,9 @@ def _check_batch_norm(
     training: bool,
     momentum: float | None,
     eps: float,
+    given_later: bool = False,
 ) -> None:
+    """Raise as torch does; ``given_later``: without training the statistics may be missing."""
     shape, dtype, device = input.shape, input.dtype, input.device
     good = len(shape) >= 2 and (running_mean is None) == (running_var is None)
     if good and training:
@@ -127,7 +129,7 @@ def _check_batch_norm(
         if good and len(shape) > 2 and shape[0] != 1:
             good = shape[0] * math.prod(shape[2:]) != 1
     elif good:
-        good = eps >= 0.0 and running_mean is not None
+        good = eps >= 0.0 and (given_later or running_mean is not None)
     elsewhere = False
     if good:
         of_channels, half = shape[1:2], dtype is not torch.float64

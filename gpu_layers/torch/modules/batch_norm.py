@@ -16,15 +16,7 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
     """What ``forward`` does, of a module with the attributes of ``torch.nn.BatchNorm2d``."""
     check_tensor(input)
     module._check_input_dim(input)
-    mean, var, tracked = module.running_mean, module.running_var, None
-    training = module.training
-    if training:
-        if module.track_running_stats:
-            tracked = module.num_batches_tracked
-        else:
-            mean = var = None
-    elif mean is None and var is None:
-        training = True
+    mean, var, tracked, training = statistics_of(module)
     return normalize(
         input,
         mean,
@@ -39,6 +31,16 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
         activation,
         module.skip_nonfinite,
     )
+
+
+def statistics_of(module: Any) -> tuple[Any, Any, Any, bool]:
+    """Running mean and variance and the number of batches, as far as they are used, and whether the batch's are."""
+    mean, var = module.running_mean, module.running_var
+    if not module.training:
+        return mean, var, None, mean is None and var is None
+    if module.track_running_stats:
+        return mean, var, module.num_batches_tracked, True
+    return None, None, None, True
 
 
 class _BatchNorm(nn.Module):

@@ -16,7 +16,7 @@ _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 
-def _of_channels(place: Any, values: _Tensor, dtype: torch.dtype) -> Any:
+def of_channels(place: Any, values: _Tensor, dtype: torch.dtype) -> Any:
     """A weight, bias or running statistics as kernels take them."""
     if values is None:
         return None
@@ -49,8 +49,8 @@ def _run(
         found = RunningStatistics(array(mean), array(var), array(batches), momentum, values)
     y, statistics = place.floor.batch_norm_forward(
         array(x, channels_last),
-        _of_channels(place, weight, dtype),
-        _of_channels(place, bias, dtype),
+        of_channels(place, weight, dtype),
+        of_channels(place, bias, dtype),
         eps,
         channels_last,
         None if residual is None else array(residual, channels_last),
@@ -202,7 +202,7 @@ def _run_inference(
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
     y, statistics = place.floor.batch_norm_inference(
         place.array(x, channels_last),
-        *(_of_channels(place, one, dtype) for one in (running_mean, running_var, weight, bias)),
+        *(of_channels(place, one, dtype) for one in (running_mean, running_var, weight, bias)),
         eps,
         channels_last,
         None if residual is None else place.array(residual, channels_last),
