@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from gpu_layers.runtime.backend import back_on, forced_backend
-from gpu_layers.torch.tensors import BFLOAT16, as_numpy
+from gpu_layers.torch.tensors import BFLOAT16, as_numpy, borrowed
 
 #: What layers take; all others are a TypeError.
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -63,6 +63,10 @@ class Reference:
         found = as_numpy(tensor) if tensor.dtype is torch.bfloat16 else tensor.numpy(force=True)
         return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
 
+    def parameters(self, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Weight and bias of channels, in the dtype of the arithmetic."""
+        return _parameter(weight, dtype), _parameter(bias, dtype)
+
     def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
         """The tensor on the memory of a contiguous result of the floor, of either order of axes; not a view."""
         if found.dtype == BFLOAT16:
@@ -74,6 +78,14 @@ class Reference:
         """Write what the floor found to a tensor."""
         as_numpy(target)[...] = found
         return target
+
+
+def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
+    if tensor is None:
+        return None
+    if tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg():
+        return borrowed(tensor)
+    return as_numpy(tensor.detach().to(dtype, copy=True).contiguous())
 
 
 class Kernels:
@@ -95,6 +107,11 @@ class Kernels:
         if tensor.is_neg():  # lazily: there is no memory that holds the values
             tensor = tensor.resolve_neg()
         return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
+
+    def parameters(self, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Weight and bias of channels, in the dtype of the arithmetic."""
+        given = None if weight is None else self.array(weight.to(dtype))
+        return given, None if bias is None else self.array(bias.to(dtype))
 
     def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
         """The result of the floor, contiguous in either order of axes, with a tensor's axes; not a view."""

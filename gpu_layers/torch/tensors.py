@@ -7,6 +7,7 @@ emulated, within ``gpu_layers.use_backend("emulated")``: all but the launch itse
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -178,6 +179,19 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()
     except RuntimeError:  # negated lazily: there is no memory that holds the values
         return tensor.resolve_neg().numpy()
+
+
+_C_TYPES = {torch.float32: (ctypes.c_float, np.float32), torch.float64: (ctypes.c_double, np.float64)}
+
+
+def borrowed(tensor: torch.Tensor) -> np.ndarray:
+    """The NumPy array on the memory of a contiguous tensor, for as long as that lives.
+
+    Torch does not know of it: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
+    """
+    c_type, dtype = _C_TYPES[tensor.dtype]
+    count = tensor.numel()
+    return np.frombuffer((c_type * count).from_address(tensor.data_ptr()), dtype) if count else np.empty(0, dtype)
 
 
 for _type in (torch.Tensor, torch.nn.Parameter):

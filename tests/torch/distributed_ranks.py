@@ -5,7 +5,10 @@ import sys
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import gpu_layers as gl
 import gpu_layers.torch as glt
@@ -82,6 +85,13 @@ def main(rank, port):
         total = mine.clone()
         torch.distributed.all_reduce(total)
         torch.testing.assert_close(mine, total / 2)
+        # Sharded, and recomputed in backward: statistics count a batch once, as without.
+        net, plain = glt.convert(model(), fuse=True), glt.convert(model(), fuse=True)
+        net[4].p = plain[4].p = 0.0
+        fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+        plain(x), checkpoint(net, x, use_reentrant=False).square().sum().backward()
+        torch.testing.assert_close(net[1].running_mean, plain[1].running_mean)
+        assert net[1].num_batches_tracked == 1
         for dtype, backend, sizes, memory_format in (
             (torch.float64, "reference", (5, 3), torch.contiguous_format),
             (torch.float64, "reference", (4, 0), torch.channels_last),

@@ -35,12 +35,8 @@ def free_port():
 def test_two_processes(backend):
     port = free_port()
     command = [sys.executable, "-m", "tests.torch.distributed_ranks"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), backend], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(rank), str(port), backend], **pipes) for rank in range(2)]
     told = [process.communicate(timeout=120) for process in processes]
     # Of the one that failed first the other only says that it is gone.
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in told)

@@ -308,3 +308,13 @@ def test_pools_with_indices(name, argument, rank):
     found, expected = (getattr(lib, function)(x, argument) for lib in (glt.functional, nn.functional))
     assert type(found) is tuple
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parameters_can_be_resized_afterwards(training):
+    # As FSDP does; torch refuses it of memory that NumPy has seen.
+    for layer in (glt.BatchNorm2d(3), glt.BatchNormAct2d(3, bias=False), glt.BatchNorm2d(3).bfloat16()):
+        layer.train(training)
+        layer(torch.randn(2, 3, 4, 4, dtype=layer.weight.dtype, requires_grad=True)).sum().backward()
+        for parameter in layer.parameters():
+            parameter.untyped_storage().resize_(0)

@@ -1,5 +1,7 @@
 """Values, gradients and buffers, against torch.nn."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +98,41 @@ def test_emulated_kernels_agree_with_the_reference(name, arguments, shape):
         # Two orders of the same sums in float32, of fewer than 1000 terms.
         largest = float(a.abs().max()) if a.numel() else 0.0
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * max(largest, 1.0))
+
+
+OTHERS = [
+    glt.BatchNormAct2d(6, activation="gelu"),
+    glt.BatchNormAct2d(6).eval(),
+    glt.ActivationDropout("relu", 0.4),
+    glt.ActivationDropout("silu", 0.4, order="before"),
+    glt.DropoutAdd(0.4),
+    glt.DropPath(0.4),
+    glt.AlphaDropout(0.4),
+    glt.FeatureAlphaDropout(0.4),
+    nn.Sequential(glt.MaxPool2d(2, return_indices=True)),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.clone, channels_last, every_other])
+@pytest.mark.parametrize("module", OTHERS, ids=repr)
+def test_emulated_kernels_of_what_torch_has_none_of(module, layout):
+    inputs = [layout(values((4, 6, 4, 6), torch.float32, seed)) / 16 for seed in range(2)]
+    if not isinstance(module, (glt.BatchNormAct2d, glt.DropoutAdd)):
+        inputs.pop()
+    results = []
+    for backend in ("reference", "emulated"):
+        given, own = [one.detach().requires_grad_() for one in inputs], copy.deepcopy(module)
+        torch.manual_seed(8)
+        with gl.use_backend(backend):
+            y = own(*given)
+            if isinstance(y, tuple):
+                y = glt.MaxUnpool2d(2)(*y)
+            found = torch.autograd.grad(y, [*given, *own.parameters()], values(tuple(y.shape), y.dtype, 3) / 16)
+        results.append((y.detach(), *found, *own.buffers()))
+    for a, b in zip(*results, strict=True):
+        assert a.stride() == b.stride()
+        # Two orders of sums of 96 terms in float32, and activations to a few units in the last place.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"])

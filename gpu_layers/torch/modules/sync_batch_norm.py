@@ -12,7 +12,6 @@ from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
 from gpu_layers.torch.modules.batch_norm import statistics_of
-from gpu_layers.torch.ops.batch_norm import of_channels
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -97,7 +96,8 @@ class _Synchronized(torch.autograd.Function):
         var = (squares + counts * (means - mean).square()).sum(0) / count.clamp(min=1)
         y, statistics = place.floor.batch_norm_inference(
             place.array(x, channels_last),
-            *(of_channels(place, one, dtype) for one in (mean, var, weight, bias)),
+            *(place.array(one.to(dtype)) for one in (mean, var)),
+            *place.parameters(weight, bias, dtype),
             eps,
             channels_last,
         )

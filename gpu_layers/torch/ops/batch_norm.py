@@ -16,13 +16,6 @@ _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 
-def of_channels(place: Any, values: _Tensor, dtype: torch.dtype) -> Any:
-    """A weight, bias or running statistics as kernels take them."""
-    if values is None:
-        return None
-    return place.array(values if values.dtype is dtype else values.detach().to(dtype))
-
-
 def _new_statistics(x: _Tensor) -> torch.Tensor:
     """Of each channel: mean, variance, ``1 / sqrt(var + eps)``, weight, bias."""
     return arrays.empty((5, x.shape[1]), statistics_dtype(x.dtype), x)
@@ -49,8 +42,7 @@ def _run(
         found = RunningStatistics(array(mean), array(var), array(batches), momentum, values)
     y, statistics = place.floor.batch_norm_forward(
         array(x, channels_last),
-        of_channels(place, weight, dtype),
-        of_channels(place, bias, dtype),
+        *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
         None if residual is None else array(residual, channels_last),
@@ -199,13 +191,16 @@ def _run_inference(
         statistics[0], statistics[1], statistics[2] = running_mean, running_var, (running_var + eps).rsqrt()
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place = arrays.here(x)
+    array = place.array
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
     y, statistics = place.floor.batch_norm_inference(
-        place.array(x, channels_last),
-        *(of_channels(place, one, dtype) for one in (running_mean, running_var, weight, bias)),
+        array(x, channels_last),
+        array(running_mean.to(dtype)),
+        array(running_var.to(dtype)),
+        *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else place.array(residual, channels_last),
+        None if residual is None else array(residual, channels_last),
         activation,
     )
     return place.tensor(y, channels_last), place.tensor(statistics)
