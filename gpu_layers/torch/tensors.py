@@ -83,26 +83,49 @@ class TensorArrays:
         return _runner(program)
 
 
+def current_device() -> int:
+    """Number of the GPU that is current: of a torch with CUDA that has a tensor on one."""
+    return torch._C._cuda_getDevice()
+
+
+def current_stream(device: int) -> Stream:
+    """Torch's current stream of a GPU."""
+    handle = torch._C._cuda_getCurrentRawStream(device)
+    stream = _streams.get(handle)
+    if stream is None:
+        stream = _streams[handle] = Stream(handle)
+    return stream
+
+
+_streams: dict[int, Stream] = {}
+
+
 def _runner(program: Any) -> Runner:
     device = program.device
     bound: list[_Step] = []
 
     def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
-        if device is not None and torch.cuda.current_device() != device:
-            with torch.cuda.device(device):
-                return run(arrays, numbers)
         if not bound:
             # Kernels are compiled and loaded here, when they are first needed.
             bound[:] = [_bound(step, device) for step in program.steps]
         objects = [*arrays, *numbers]
         slots = [0 if array is None else array.data_ptr() for array in arrays]
         slots += numbers
-        stream = None if device is None else Stream(torch._C._cuda_getCurrentRawStream(device))
+        stream = None if device is None else current_stream(device)
         for step in bound:
             step(objects, slots, stream)
         return program.results(objects)
 
-    return run
+    if device is None:
+        return run
+
+    def run_there(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        if current_device() == device:
+            return run(arrays, numbers)
+        with torch.cuda.device(device):
+            return run(arrays, numbers)
+
+    return run_there
 
 
 def _bound(step: Any, device: int | None) -> _Step:
@@ -111,12 +134,20 @@ def _bound(step: Any, device: int | None) -> _Step:
         return _emulated(step) if device is None else _launched(step, device)
     if isinstance(step, Deliver):
         return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
+    if isinstance(step, Rows):
+
+        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
+            found = objects[step.of].unbind()
+            objects.extend(found)
+            slots.extend([one.data_ptr() for one in found])
+
+        return rows
     made = _made(step, memory_of(device))
 
     def make(objects: list[Any], slots: list[int], stream: Any) -> None:
-        for one in made(objects):
-            objects.append(one)
-            slots.append(one.data_ptr())
+        tensor = made(objects)
+        objects.append(tensor)
+        slots.append(tensor.data_ptr())
 
     return make
 
@@ -126,19 +157,17 @@ def memory_of(device: int | None) -> torch.device:
     return torch.device("cpu") if device is None else torch.device("cuda", device)
 
 
-def _made(step: Any, device: torch.device) -> Callable[[list[Any]], Sequence[torch.Tensor]]:
-    """What makes the tensors of a step."""
+def _made(step: Any, device: torch.device) -> Callable[[list[Any]], torch.Tensor]:
+    """What makes the tensor of a step."""
     if isinstance(step, Allocate):
-        shape, dtype = step.shape, _TORCH[step.dtype]
+        shape, dtype, empty = step.shape, _TORCH[step.dtype], torch.empty
         if step.zeroed:
             filled = _SIGNED.get(dtype, dtype)
-            return lambda objects: (torch.zeros(shape, dtype=filled, device=device).view(dtype),)
-        return lambda objects: (torch.empty(shape, dtype=dtype, device=device),)
-    if isinstance(step, Rows):
-        return lambda objects: objects[step.of].unbind()
+            return lambda objects: torch.zeros(shape, dtype=filled, device=device).view(dtype)
+        return lambda objects: empty(shape, dtype=dtype, device=device)
     if isinstance(step, Compute) and step.function is ready_copy:
         # New memory, which torch aligns.
-        return lambda objects: (objects[step.of[0]].clone(memory_format=torch.contiguous_format),)
+        return lambda objects: objects[step.of[0]].clone(memory_format=torch.contiguous_format)
     raise TypeError(f"{step} is no step of a program of tensors")
 
 

@@ -43,14 +43,13 @@ def installed(cupy, monkeypatch):
         made = make(step, place)
 
         def run(objects):
-            results = made(objects)
-            cupy.memory += results
-            return results
+            cupy.memory.append(made(objects))
+            return cupy.memory[-1]
 
         return run
 
     cupy.asked, cupy.memory = asked, []
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: cupy.current)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: cupy.current, raising=False)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", stream, raising=False)
     monkeypatch.setattr(tensors.TensorArrays, "device", lambda self, tensor: 1)
