@@ -190,6 +190,12 @@ def test_an_empty_batch(layer):
         assert layer.num_batches_tracked == 1
 
 
+def test_nothing_at_all_is_normalised_as_torch_does():
+    x, none = torch.empty(0), torch.empty(0)
+    for lib in (glt.functional, nn.functional):
+        assert lib.batch_norm(x, none, none, training=True).shape == (0,)
+
+
 @pytest.mark.parametrize("layer", [glt.AdaptiveAvgPool2d((0, 2)), glt.AdaptiveMaxPool2d((0, 2))])
 def test_an_empty_output_has_no_gradient(layer):
     x = torch.randn(2, 3, 4, 4, requires_grad=True)

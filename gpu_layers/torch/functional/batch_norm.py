@@ -57,6 +57,8 @@ def batch_norm(
         For parameters or statistics of another size, dtype or device.
     """
     check_tensor(input)
+    if input.dim() == 1 and not input.numel():
+        return input.clone()  # as torch
     return normalize(
         input, running_mean, running_var, None, weight, bias, training, momentum, eps, residual, activation, False
     )
