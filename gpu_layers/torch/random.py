@@ -60,7 +60,7 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
     Raises
     ------
     RuntimeError
-        For a generator in a graph that is compiled, or in a recomputation that does not replay it.
+        For a generator in a graph that is compiled or captured, or in a recomputation that does not replay it.
     """
     if generator is None:
         if x.is_cpu:
@@ -68,9 +68,10 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
         if x.is_cuda and registry.is_eager(x) and not arrays.is_capturing(x):
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
         return _randint(0, _BELOW, (), device=x.device), 0
-    if is_compiling():
+    if is_compiling() or arrays.is_capturing(x):
         raise RuntimeError(
-            "a gpu_layers.Generator cannot be advanced by a compiled graph: leave generator=None, for torch's own"
+            "a gpu_layers.Generator cannot be advanced by a compiled or captured graph: leave generator=None, for "
+            "torch's own"
         )
     seed, offset = _numbers(generator)
     return _signed(seed), _signed(offset)

@@ -164,6 +164,14 @@ def test_a_captured_step_draws_fresh_masks_and_counts():
     assert torch.equal(x.grad != 0, kept != 0)
 
 
+def test_a_generator_of_its_own_is_refused_by_a_graph():
+    layer, x = glt.Dropout(generator=gl.Generator(1)), torch.ones(8, device="cuda")
+    layer(x)
+    with pytest.raises(RuntimeError, match="captured graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layer(x)
+    assert layer.generator.offset == 1
+
+
 def test_unpooling_within_a_graph_checks_nothing():
     pool, unpool = glt.MaxPool2d(2, return_indices=True), glt.MaxUnpool2d(2)
     x = torch.randn(2, 3, 8, 8, device="cuda")
