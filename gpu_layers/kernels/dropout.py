@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -46,6 +47,14 @@ _APPLY_BLOCKS = KernelTemplate(
     _TYPES,
     STRUCTS,
 )
+_APPLY_LAST = KernelTemplate(
+    "dropout.cu",
+    "dropout_apply_last",
+    f"{_SIGNATURE}, const T* residual, long long positions, long long channels, int by_channel, "
+    "Divisor64 vectors, Divisor64 groups",
+    [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
+    STRUCTS,
+)
 _MOMENTS = KernelTemplate(
     "dropout.cu",
     "dropout_moments",
@@ -86,21 +95,25 @@ def dropout_forward(
     shift: float = -0.0,
     dropped: float = 0.0,
     out: Any | None = None,
+    residual: Any | None = None,
+    channels_last: bool = False,
 ) -> Any:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
-    arguments = (mask.drop_below, mask.run, mask.start % 4, factors)
-    return _apply((x, mask.sample_ids, mask.draw, out), arguments, call_numbers(mask))
+    arguments = (mask.drop_below, mask.run, mask.start % 4, factors, channels_last)
+    return _apply((x, mask.sample_ids, mask.draw, out, residual), arguments, call_numbers(mask))
 
 
 _FACTORS = struct.Struct("3d")
 
 
 @Launcher
-def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, factors: bytes) -> Any:
+def _apply(
+    operands: Any, numbers: Any, drop_below: int, run: int, phase: int, factors: bytes, channels_last: bool
+) -> Any:
     """phase: of the first decision within its Philox block."""
-    x, ids, draw, out = operands
+    x, ids, draw, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
@@ -109,7 +122,9 @@ def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, f
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
-        if ids is not None:
+        if residual is not None or (channels_last and run < math.prod(x.shape[1:])):
+            _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
+        elif ids is not None:
             _launch_samples(element, arguments, ready(ids), phase)
         elif run > 1:
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
@@ -118,6 +133,24 @@ def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, f
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
+
+
+def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: int, channels_last: bool) -> None:
+    x, y, _, *of_call = arguments
+    if channels_last:
+        samples, channels = x.shape[0], x.shape[-1]
+        positions, by_channel = x.size // (samples * channels), run > 1
+    else:
+        # One sample of one position: its channels are the elements.
+        samples, channels, positions, by_channel = 1, x.size, 1, True
+    width = vector_width(x.dtype)
+    if channels % width:
+        width = 1
+    vectors, groups = channels // width, -(-positions // 4)
+    parts = samples * groups * vectors
+    shape = (positions, channels, int(by_channel), divisor(vectors), divisor(groups))
+    kernel = _APPLY_LAST(T=element, Width=str(width))
+    launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
 
 
 def _philox_blocks(phase: int, count: int) -> int:

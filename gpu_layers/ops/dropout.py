@@ -23,7 +23,7 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
+from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
 # Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
@@ -43,6 +43,7 @@ class DropoutSaved:
         Factor of a kept element.
     shape : tuple of int
     dtype : numpy.dtype
+    channels_last : bool
     writes : int
         :func:`write_count` of the forward: the numbers may lie in an array that a later call takes too.
     """
@@ -51,6 +52,7 @@ class DropoutSaved:
     scale: float
     shape: tuple[int, ...]
     dtype: np.dtype
+    channels_last: bool = False
     writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
@@ -78,9 +80,11 @@ def dropout_forward(
     mask_axes: int | None = None,
     sample_ids: Any = None,
     draw: Any = None,
+    residual: Any = None,
+    channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
-    """Drop with probability p, scale what is kept.
+    """Drop with probability p, scale what is kept; add a residual, if there is one.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
     ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the same bits for every dtype, layout,
@@ -106,6 +110,12 @@ def dropout_forward(
         index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
     draw : array of uint64, shape (3,), optional
         Seed and offset in memory where x is, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
+    residual : array, optional
+        x's shape and dtype: what is added to the result, which is rounded once. Its gradient is dy. With a mask over
+        all axes, without sample_ids.
+    channels_last : bool
+        x is (N, *spatial, C), and its mask that of (N, C, *spatial): the same elements are dropped in either layout.
+        mask_axes counts axes of the latter: 1, 2 or all.
     out : array, optional
         Where to write the result; x itself for dropout in place.
 
@@ -121,39 +131,81 @@ def dropout_forward(
     TypeError
         For an array, dtype or number of the wrong type.
     ValueError
-        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
+        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range; for a residual
+        of another shape, or one that is out; or for what does not go together.
     """
-    backend = backend_for(x, optional=(out, sample_ids, draw))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None)
+    backend = backend_for(x, optional=(out, sample_ids, draw, residual))
+    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None, channels_last)
     mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw)
+    channels_last = bool(channels_last)
+    if residual is not None:
+        _check_residual(residual, x, run, sample_ids, out)
     if out is None:
-        y = backend.dropout_forward(x, mask, factor)
+        y = backend.dropout_forward(x, mask, factor, residual=residual, channels_last=channels_last)
     else:
-        y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
-    return y, DropoutSaved(mask, factor, x.shape, x.dtype)
+        y = into(
+            out,
+            x,
+            lambda target: backend.dropout_forward(
+                x, mask, factor, out=target, residual=residual, channels_last=channels_last
+            ),
+        )
+    return y, DropoutSaved(mask, factor, x.shape, x.dtype, channels_last)
 
 
 @Checked
 def _checked_dropout(
-    x: Any, p: float, start: int, scale: float | None, mask_axes: int | None, by_samples: bool
+    x: Any,
+    p: float,
+    start: int,
+    scale: float | None,
+    mask_axes: int | None,
+    by_samples: bool,
+    channels_last: bool,
 ) -> tuple[int, float, int]:
     """Threshold, factor, and elements that share a decision."""
     check_dtype(x)
     probability = check_probability(p)
-    run, decisions = _decisions(x, mask_axes, by_samples)
+    if channels_last:
+        _check_channels_last(x, mask_axes, by_samples)
+    run, decisions = _decisions(_first_channels(x.shape) if channels_last else x.shape, mask_axes, by_samples)
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
     return drop_threshold(probability), factor, run
 
 
-def _decisions(x: Any, mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
+def _check_channels_last(x: Any, mask_axes: int | None, by_samples: bool) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"channels_last takes x of at least 2 axes, (N, *spatial, C), got {x.ndim}")
+    if by_samples:
+        raise ValueError("sample_ids do not go with channels_last")
+    if mask_axes not in (None, 1, 2, x.ndim):
+        raise ValueError(f"with channels_last mask_axes must be 1 (samples), 2 (channels) or None, got {mask_axes}")
+
+
+def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def _check_residual(residual: Any, x: Any, run: int, sample_ids: Any, out: Any) -> None:
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must have x's dtype {described(x.dtype)}, got {described(residual.dtype)}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
+    if run > 1 or sample_ids is not None:
+        raise ValueError("a residual goes with a mask over all axes, without sample_ids")
+    if out is not None and out is not residual and array_module(x).may_share_memory(out, residual):
+        raise ValueError("out must be the residual itself, or lie apart from it")
+
+
+def _decisions(shape: tuple[int, ...], mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
     """Elements that share a decision, and how many decisions there are (for a sample)."""
-    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
+    axes = len(shape) if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, len(shape))
     if not by_samples:
-        return max(math.prod(x.shape[axes:]), 1), math.prod(x.shape[:axes])
-    if axes != x.ndim:
+        return max(math.prod(shape[axes:]), 1), math.prod(shape[:axes])
+    if axes != len(shape):
         raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
-    return 1, math.prod(x.shape[1:])
+    return 1, math.prod(shape[1:])
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
@@ -174,9 +226,14 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
     saved.check_unwritten()
+    last = saved.channels_last
     if out is None:
-        return backend.dropout_backward(dy, saved.mask, saved.scale)
-    return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
+        return backend.dropout_backward(dy, saved.mask, saved.scale, channels_last=last)
+    return into(
+        out,
+        dy,
+        lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target, channels_last=last),
+    )
 
 
 def dropout_moments(
@@ -212,7 +269,7 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are no such number.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None)
+    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None, False)
     mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
@@ -231,6 +288,7 @@ def alpha_dropout_forward(
     start: int = 0,
     mask_axes: int | None = None,
     draw: Any = None,
+    channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
     """Dropout for SELU networks (Klambauer et al., 2017): mean 0 and variance 1 stay as they are.
@@ -240,7 +298,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, draw, out
+    x, p, seed, offset, start, mask_axes, draw, channels_last, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -256,21 +314,26 @@ def alpha_dropout_forward(
         As :func:`dropout_forward`.
     """
     backend = backend_for(x, optional=(out, draw))
-    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes)
+    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes, channels_last)
     mask = _mask(x, drop_below, seed, offset, start, run, None, draw)
+    channels_last = bool(channels_last)
     if out is None:
-        y = backend.dropout_forward(x, mask, *numbers)
+        y = backend.dropout_forward(x, mask, *numbers, channels_last=channels_last)
     else:
-        y = into(out, x, lambda target: backend.dropout_forward(x, mask, *numbers, out=target))
-    return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype)
+        y = into(
+            out,
+            x,
+            lambda target: backend.dropout_forward(x, mask, *numbers, out=target, channels_last=channels_last),
+        )
+    return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype, channels_last)
 
 
 @Checked
 def _checked_alpha_dropout(
-    x: Any, p: float, start: int, mask_axes: int | None
+    x: Any, p: float, start: int, mask_axes: int | None, channels_last: bool
 ) -> tuple[int, tuple[float, float, float], int]:
     """Threshold, the numbers of the affine map, and elements that share a decision."""
-    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False)
+    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False, channels_last)
     p = float(p)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
@@ -356,7 +419,7 @@ def element_mask(
     x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
 ) -> tuple[DropoutMask, float]:
     """The mask over single elements of x, checked, and the factor of what is kept."""
-    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False)
+    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False, False)
     return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
 
 

@@ -24,8 +24,10 @@ def dropout_forward(
     shift: float = -0.0,
     dropped: float = 0.0,
     out: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """``x * scale + shift`` where the mask keeps, ``dropped`` elsewhere.
+    """``x * scale + shift`` where the mask keeps, ``dropped`` elsewhere; plus the residual, if there is one.
 
     Parameters
     ----------
@@ -37,6 +39,10 @@ def dropout_forward(
         each. A shift of -0 changes no bit.
     out : ndarray, optional
         C-contiguous array to fill; may be ``x`` itself.
+    residual : ndarray, optional
+        x's shape and dtype; added in the accumulation dtype. With a run of 1.
+    channels_last : bool
+        x is (N, *spatial, C), and the mask is that of (N, C, *spatial).
 
     Returns
     -------
@@ -44,6 +50,12 @@ def dropout_forward(
         C-contiguous, x's shape and dtype. A dropped element is ``dropped`` whatever it was.
     """
     y = np.empty(x.shape, x.dtype) if out is None else out
+    if channels_last:
+        other = None if residual is None else np.moveaxis(residual, -1, 1)
+        found = dropout_forward(np.moveaxis(x, -1, 1), mask, scale, shift, dropped, residual=other)
+        y[...] = np.moveaxis(found, 1, -1)
+        return y
+    others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
@@ -51,6 +63,8 @@ def dropout_forward(
         values = source[chunk].astype(accumulate) * factor
         values += summand
         values[~kept] = constant
+        if others is not None:
+            values += others[chunk].astype(accumulate)
         target[chunk] = values
     return y
 

@@ -22,7 +22,9 @@ from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
     alpha_dropout_cases,
     channel_dropout_cases,
+    channels_last_dropout_cases,
     draw_cases,
+    dropout_add_cases,
     dropout_cases,
     sample_dropout_cases,
 )
@@ -35,6 +37,8 @@ __all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differ
 _CASES = (
     dropout_cases,
     channel_dropout_cases,
+    channels_last_dropout_cases,
+    dropout_add_cases,
     alpha_dropout_cases,
     sample_dropout_cases,
     draw_cases,

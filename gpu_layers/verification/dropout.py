@@ -167,6 +167,76 @@ def _channel_dropout(op, dtype, start, forward) -> Case:
     return Case(op, dtype, f"start={start}", inputs, run)
 
 
+# (N, *spatial, C): whole vectors of every dtype, and other numbers of channels; positions that are a multiple of 4, and
+# others; one position, one channel.
+_LAST: tuple[tuple[int, ...], ...] = (
+    (3, 4, 5, 16),
+    (2, 3, 7, 40),
+    (3, 9, 5),
+    (2, 3, 8),
+    (5, 1, 24),
+    (5, 24),
+    (2, 37, 1),
+    (2, 260, 16),
+    (0, 4, 8),
+)
+
+
+def channels_last_dropout_cases() -> Iterator[Case]:
+    """Masks that do not depend on the layout, over elements, channels and samples; with a residual; alpha dropout."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _channels_last_dropout(dtype, start)
+
+
+def _channels_last_dropout(dtype, start) -> Case:
+    def inputs() -> Arrays:
+        return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape in _LAST}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for (name, x), p in zip(arrays.items(), (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=False):
+            for axes in (None, 2, 1):
+                of_call = {"start": start, "mask_axes": axes, "channels_last": True}
+                for kind, forward in (("", ops.dropout_forward), ("alpha ", ops.alpha_dropout_forward)):
+                    y, saved = forward(x, p, _SEED, _OFFSET, **of_call)
+                    results[f"{kind}y {name} by {axes}"] = y
+                    results[f"{kind}dx {name} by {axes}"] = ops.dropout_backward(x, saved)
+            in_place, of_call = x.copy(), {"start": start, "channels_last": True}
+            ops.dropout_forward(in_place, p, _SEED, _OFFSET, residual=x[..., ::-1], out=in_place, **of_call)
+            results[f"in place {name}"] = in_place
+        return results
+
+    return Case("dropout_last", dtype, f"start={start}", inputs, run)
+
+
+def dropout_add_cases() -> Iterator[Case]:
+    """A residual that is added, of whole vectors and not, at the start of the whole array and within."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _dropout_add(dtype, start)
+
+
+def _dropout_add(dtype, start) -> Case:
+    shapes = ((4, 64), (3, 37), (1,), (9001,), (0, 3))
+
+    def inputs() -> Arrays:
+        given = {f"x {list(shape)}": with_special_values(normal(shape, dtype)) for shape in shapes}
+        return given | {f"r {list(shape)}": normal(shape, dtype, "r") for shape in shapes}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for shape, p in zip(shapes, (0.3, 0.5, 0.7, 0.0, 1.0), strict=True):
+            x, residual = (arrays[f"{name} {list(shape)}"] for name in "xr")
+            y, _ = ops.dropout_forward(x, p, _SEED, _OFFSET, start=start, residual=residual)
+            into_residual = residual.copy()
+            ops.dropout_forward(x, p, _SEED, _OFFSET, start=start, residual=into_residual, out=into_residual)
+            results |= {f"y {list(shape)}": y, f"in place {list(shape)}": into_residual}
+        return results
+
+    return Case("dropout_add", dtype, f"start={start}", inputs, run)
+
+
 def sample_dropout_cases() -> Iterator[Case]:
     """Rows with masks of their own: of whole vectors, of other lengths, of one element, of more than a block."""
     for dtype in FLOAT_DTYPES:

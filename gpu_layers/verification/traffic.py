@@ -108,6 +108,7 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
     yield from _dropout_passes(dtype, rows, "dropout by sample", elements, sample_ids=np.arange(16))
     yield from _dropout_passes(dtype, images, "channel dropout", elements, mask_axes=2)
     yield from _dropout_passes(dtype, (64, 1024), "drop path", elements, mask_axes=1)
+    yield from _dropout_passes(dtype, (4, 16, 16, 64), "dropout, channels last", elements, channels_last=True)
     yield from _dropout_passes(dtype, rows, "alpha dropout", alpha)
     yield from _dropout_passes(dtype, images, "feature alpha dropout", alpha, mask_axes=2)
 
@@ -117,7 +118,12 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
         assert mean.itemsize == _elementwise(x).accumulated
         return lambda: ops.dropout_moments(x, 0.5, 1, 2, passes=3), floors.dropout_moments(_elementwise(x))
 
+    def added() -> tuple[Callable[[], Any], int]:
+        x = normal(rows, dtype)
+        return lambda: ops.dropout_forward(x, 0.5, 1, 2, residual=x.copy()), _elementwise(x).elements(3)
+
     yield TrafficCase("dropout moments", dtype, rows, "flat", moments)
+    yield TrafficCase("dropout add forward", dtype, rows, "flat", added)
 
 
 def _elementwise(x: np.ndarray) -> Sizes:

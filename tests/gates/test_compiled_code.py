@@ -225,6 +225,21 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
     assert len(loop.instructions) / 64 <= most
 
 
+# Its Philox blocks are a loop within that over parts, so that all is counted, what runs once too: both blocks of four
+# positions, decisions over elements and over channels.
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("kernel", "most"), [("__nv_bfloat16, 8", 7.0), ("__half, 8", 7.0), ("float, 4", 4.5), ("double, 2", 3.5)]
+)
+def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
+    code = compiled("dropout.cu", capability)[f"dropout_apply_last<{kernel}>"]
+    accesses = [i.global_bytes for i in code.instructions if i.global_bytes]
+    # Seed and offset, where they lie in memory; x, residual and y at four positions.
+    assert sorted(accesses) == [8] * 2 + [16] * 12
+    assert not [i.opcode for i in code.instructions if i.mnemonic == "MUFU"]
+    assert len(code.instructions) / (12 * 16) <= most
+
+
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
     for name, kernel in compiled("activation_dropout.cu", capability).items():

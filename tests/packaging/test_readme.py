@@ -13,7 +13,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILIN
 
 
 def snippet(library):
-    (code,) = (code for code in SNIPPETS if code.startswith(f"import {library} "))
+    (code,) = (code for code in SNIPPETS if code.split()[1] == library)
     return code
 
 
@@ -31,8 +31,12 @@ def test_cupy_snippet(capsys):
     check_prints_its_comments(snippet("cupy"), capsys)
 
 
+def test_torch_snippet(capsys):
+    check_prints_its_comments(snippet("torch"), capsys)
+
+
 def test_every_snippet_is_tested():
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
 
 
 #: Layers of the array library's products, and of other layers: they have no kernels here.
