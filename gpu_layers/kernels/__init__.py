@@ -29,6 +29,7 @@ from gpu_layers.kernels.dropout import (
     dropout_forward,
     dropout_moments,
 )
+from gpu_layers.kernels.dropout_add import dropout_add_backward, dropout_add_forward
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
@@ -52,6 +53,8 @@ __all__ = [
     "batch_norm_max_pool_inference",
     "batch_norm_max_pool_inference_backward",
     "batch_norm_statistics",
+    "dropout_add_backward",
+    "dropout_add_forward",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",

@@ -25,6 +25,7 @@ from gpu_layers.layers.dropout import (
     DropPath,
     FeatureAlphaDropout,
 )
+from gpu_layers.layers.dropout_add import DropoutAdd
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from gpu_layers.layers.linear import Flatten, Linear
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
@@ -54,6 +55,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutAdd",
     "FeatureAlphaDropout",
     "Flatten",
     "GhostBatchNorm1d",

@@ -30,6 +30,7 @@ from gpu_layers.ops.dropout import (
     dropout_mask,
     dropout_moments,
 )
+from gpu_layers.ops.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
@@ -47,6 +48,7 @@ __all__ = [
     "AvgPoolSaved",
     "BatchNormMaxPoolSaved",
     "BatchNormSaved",
+    "DropoutAddSaved",
     "DropoutSaved",
     "LPPoolSaved",
     "MaxPoolSaved",
@@ -68,6 +70,8 @@ __all__ = [
     "batch_norm_max_pool_forward",
     "batch_norm_max_pool_inference",
     "batch_norm_max_pool_inference_backward",
+    "dropout_add_backward",
+    "dropout_add_forward",
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",

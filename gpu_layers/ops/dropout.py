@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
@@ -76,6 +77,7 @@ def dropout_forward(
     start: int = 0,
     scale: float | None = None,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
     draw: Any = None,
     out: Any = None,
@@ -100,7 +102,11 @@ def dropout_forward(
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
     mask_axes : int, optional
         Leading axes that the mask has: elements that agree in them share a decision, and ``g`` counts these. 2 drops
-        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
+        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default. The same as all others in
+        ``shared_axes``.
+    shared_axes : sequence of int, optional
+        Axes along which elements share a decision, from the end if negative: ``g`` counts the elements of the shape in
+        which these have the length 1. 1 of ``(N, T, C)`` gives all steps of time one mask.
     sample_ids : array of int64, shape (x.shape[0],), optional
         Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
         index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
@@ -121,11 +127,13 @@ def dropout_forward(
     TypeError
         For an array, dtype or number of the wrong type.
     ValueError
-        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
+        For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range.
     """
     backend = backend_for(x, optional=(out, sample_ids, draw))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None)
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw)
+    drop_below, factor, run, digits = _checked_dropout(
+        x, p, start, scale, mask_axes, shared_axes, sample_ids is not None
+    )
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits)
     if out is None:
         y = backend.dropout_forward(x, mask, factor)
     else:
@@ -135,25 +143,51 @@ def dropout_forward(
 
 @Checked
 def _checked_dropout(
-    x: Any, p: float, start: int, scale: float | None, mask_axes: int | None, by_samples: bool
-) -> tuple[int, float, int]:
-    """Threshold, factor, and elements that share a decision."""
+    x: Any,
+    p: float,
+    start: int,
+    scale: float | None,
+    mask_axes: int | None,
+    shared_axes: Sequence[int],
+    by_samples: bool,
+) -> tuple[int, float, int, tuple[tuple[int, int], ...]]:
+    """Threshold, factor, and run and digits of the mask."""
     check_dtype(x)
     probability = check_probability(p)
-    run, decisions = _decisions(x, mask_axes, by_samples)
+    axes = check_shared_axes(shared_axes, x.ndim)
+    if mask_axes is not None:
+        if axes:
+            raise ValueError("mask_axes and shared_axes say the same thing: pass one of them")
+        axes = tuple(range(check_integer(mask_axes, "mask_axes", 1, x.ndim), x.ndim))
+    if by_samples and axes:
+        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes and shared_axes away")
+    run, digits, decisions = shared_decisions(x.shape[1:] if by_samples else x.shape, axes)
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
-    return drop_threshold(probability), factor, run
+    return drop_threshold(probability), factor, run, digits
 
 
-def _decisions(x: Any, mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
-    """Elements that share a decision, and how many decisions there are (for a sample)."""
-    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
-    if not by_samples:
-        return max(math.prod(x.shape[axes:]), 1), math.prod(x.shape[:axes])
-    if axes != x.ndim:
-        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
-    return 1, math.prod(x.shape[1:])
+def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, ...]:
+    """Different axes of an array of this rank, from 0 on, or of one that is not known yet, as they are.
+
+    Raises
+    ------
+    TypeError
+        If they are no sequence of integers.
+    ValueError
+        If there is no such axis, or one comes twice.
+    """
+    if isinstance(shared_axes, str) or not isinstance(shared_axes, Sequence):
+        raise TypeError(f"shared_axes must be a sequence of integers, got {type(shared_axes).__name__}")
+    most = 64 if rank is None else rank
+    axes = tuple(check_integer(axis, "shared_axes", -most, most - 1) for axis in shared_axes)
+    if rank is not None:
+        axes = tuple(axis % rank for axis in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"shared_axes must be different axes, got {list(shared_axes)}")
+    return axes
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
@@ -212,7 +246,7 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are no such number.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None)
+    drop_below, factor, run, _ = _checked_dropout(x, p, start, scale, None, (), sample_ids is not None)
     mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
@@ -230,6 +264,7 @@ def alpha_dropout_forward(
     *,
     start: int = 0,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     draw: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
@@ -240,7 +275,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, draw, out
+    x, p, seed, offset, start, mask_axes, shared_axes, draw, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -256,8 +291,8 @@ def alpha_dropout_forward(
         As :func:`dropout_forward`.
     """
     backend = backend_for(x, optional=(out, draw))
-    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes)
-    mask = _mask(x, drop_below, seed, offset, start, run, None, draw)
+    drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes)
+    mask = _mask(x, drop_below, seed, offset, start, run, None, draw, digits)
     if out is None:
         y = backend.dropout_forward(x, mask, *numbers)
     else:
@@ -267,14 +302,14 @@ def alpha_dropout_forward(
 
 @Checked
 def _checked_alpha_dropout(
-    x: Any, p: float, start: int, mask_axes: int | None
-) -> tuple[int, tuple[float, float, float], int]:
-    """Threshold, the numbers of the affine map, and elements that share a decision."""
-    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False)
+    x: Any, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int]
+) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
+    """Threshold, the numbers of the affine map, and run and digits of the mask."""
+    drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False)
     p = float(p)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run
+    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run, digits
 
 
 #: The constants of the affine map have no gradient.
@@ -328,6 +363,7 @@ def _mask(
     run: int,
     sample_ids: Any,
     draw: Any,
+    digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
     if draw is not None:
@@ -340,7 +376,7 @@ def _mask(
         # A copy: who changes the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
-    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw)
+    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
 
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
@@ -353,11 +389,18 @@ def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
 
 
 def element_mask(
-    x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
+    x: Any,
+    p: float,
+    seed: int | None,
+    offset: int | None,
+    start: int = 0,
+    draw: Any = None,
+    shared_axes: Sequence[int] = (),
+    sample_ids: Any = None,
 ) -> tuple[DropoutMask, float]:
-    """The mask over single elements of x, checked, and the factor of what is kept."""
-    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False)
-    return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
+    """The mask over elements of x, checked, and the factor of what is kept."""
+    drop_below, factor, run, digits = _checked_dropout(x, p, start, None, None, shared_axes, sample_ids is not None)
+    return _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits), factor
 
 
 def inverted_scale(p: float) -> float:

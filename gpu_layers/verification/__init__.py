@@ -10,7 +10,7 @@ from typing import Any
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.nvrtc import Architecture, options
-from gpu_layers.verification.activation_dropout import activation_dropout_cases
+from gpu_layers.verification.activation_dropout import activation_dropout_cases, dropout_add_cases
 from gpu_layers.verification.batch_norm import batch_norm_cases
 from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
 from gpu_layers.verification.batch_norm_variants import (
@@ -25,6 +25,7 @@ from gpu_layers.verification.dropout import (
     draw_cases,
     dropout_cases,
     sample_dropout_cases,
+    shared_dropout_cases,
 )
 from gpu_layers.verification.elementwise import relu_cases
 from gpu_layers.verification.pooling import avg_pool_cases, lp_pool_cases, max_pool_cases, max_unpool_cases
@@ -37,9 +38,11 @@ _CASES = (
     channel_dropout_cases,
     alpha_dropout_cases,
     sample_dropout_cases,
+    shared_dropout_cases,
     draw_cases,
     relu_cases,
     activation_dropout_cases,
+    dropout_add_cases,
     batch_norm_cases,
     batch_norm_max_pool_cases,
     padded_batch_norm_cases,

@@ -88,6 +88,7 @@ def traffic_cases() -> Iterator[TrafficCase]:
     for dtype in FLOAT_DTYPES:
         yield from _dropout(dtype)
         yield from _activation_dropout(dtype, (16, 4096))
+        yield from _dropout_add(dtype, (512, 256))
         yield from _relu(dtype, (64, 4096))
         for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
@@ -108,6 +109,7 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
     yield from _dropout_passes(dtype, rows, "dropout by sample", elements, sample_ids=np.arange(16))
     yield from _dropout_passes(dtype, images, "channel dropout", elements, mask_axes=2)
     yield from _dropout_passes(dtype, (64, 1024), "drop path", elements, mask_axes=1)
+    yield from _dropout_passes(dtype, images, "dropout of all steps", elements, shared_axes=(1,))
     yield from _dropout_passes(dtype, rows, "alpha dropout", alpha)
     yield from _dropout_passes(dtype, images, "feature alpha dropout", alpha, mask_axes=2)
 
@@ -163,6 +165,32 @@ def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[Traf
         return lambda: ops.activation_dropout_backward(x, saved), floor(x, BACKWARD)
 
     name = f"{activation} dropout" if order == "after" else f"dropout {activation}"
+    yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
+    yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
+
+
+def _dropout_add(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    for activation in (None, "relu", "gelu"):
+        yield from _dropout_add_passes(dtype, shape, activation)
+
+
+def _dropout_add_passes(dtype: Any, shape: tuple[int, ...], activation: str | None) -> Iterator[TrafficCase]:
+    def called(direction: str) -> tuple[Callable[[], Any], np.ndarray, int]:
+        x, residual = normal(shape, dtype), normal(shape, dtype, "residual")
+        bias = normal(shape[-1:], statistics_dtype(dtype))
+        floor = floors.dropout_add(_elementwise(x), direction, activation, bias=True)
+        return lambda: ops.dropout_add_forward(x, residual, 0.5, 1, 2, bias=bias, activation=activation), x, floor
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        run, _, floor = called(FORWARD)
+        return run, floor
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        run, dy, floor = called(BACKWARD)
+        _, saved = run()
+        return lambda: ops.dropout_add_backward(dy, saved), floor
+
+    name = f"bias {activation or ''} dropout add".replace("  ", " ")
     yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
     yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
 
