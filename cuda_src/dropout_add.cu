@@ -2,14 +2,17 @@
 // residual + phi(D(x + bias)); and backward with the sums that are the bias's gradient. The mask is regenerated.
 //
 // In every kernel, besides what activation_dropout.cu says:
-//   bias         [features], along the last axis of x, of what T is computed in; or null
-//   activation   its number, or kNoActivation
+//   bias               [features], along the last axis of x, of what T is computed in; or null
+//   activation         its number, or kNoActivation
 //   rows, sample_ids   see kept_in_rows
 #include "activation_dropout.cuh"
 #include "batch_norm_rules.cuh"
 #include "gradient_bits.cuh"
 
-// Blocks that must fit on a multiprocessor at once: with the bias, the residual or the sums besides, 80 registers.
+// Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory. With
+// these activations both orders are the same, and the gradient needs one bit an element at most.
+//
+// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a thread.
 constexpr int kBranchBlocks = 3;
 
 // The identity, as an activation.
@@ -62,7 +65,7 @@ __device__ __forceinline__ void load_bias(A (&values)[Count], const A* bias, uns
 //   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x + bias
 //                    is not <= 0. Bits beyond n are 0.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride); a thread owns eight neighbours.
-template <typename T>
+template <typename T, bool Straight>
 __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
     dropout_add_forward(const T* x, const accumulate_t<T>* bias, const T* residual, T* y,
                         unsigned char* gradient_bits, long long n, Divisor64 features, int activation,
@@ -70,62 +73,84 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                         unsigned long long offset, const unsigned long long* draw, unsigned long long start,
                         DecisionRows rows, const long long* sample_ids) {
     using A = accumulate_t<T>;
-    constexpr int part_width = kPart<T>;
+    constexpr int part_width = kPart<T>, unroll = Straight ? kOctetUnroll<T> : 1;
     const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
-    const bool is_first = first != 0;
+    const bool is_first = first != 0, clips = activation == 0;
     const long long octets = n / kOctet;
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long octet = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         octet < octets; octet += step) {
-        const long long base = octet * kOctet;
-        Vector<T, part_width> values = Vector<T, part_width>::load(x + base);
-        Vector<T, part_width> added = Vector<T, part_width>::load(residual + base);
-        const unsigned int kept =
-            kept_in_rows<kOctet>(rule, stream, start, rows, sample_ids, static_cast<unsigned long long>(base));
-        const unsigned long long row = features.quotient(static_cast<unsigned long long>(base));
-        unsigned long long column = static_cast<unsigned long long>(base) - row * features.divisor;
-        unsigned int not_clipped = 0;
-        with_activation_or_none<T>(activation, [&](auto phi) {
-            using Phi = decltype(phi);
-#pragma unroll 1
-            for (int part = 0; part < kOctet; part += part_width) {
-                if (part != 0) {
-                    values = Vector<T, part_width>::load(x + base + part);
-                    added = Vector<T, part_width>::load(residual + base + part);
-                }
-                A biases[part_width];
-                load_bias(biases, bias, column, features.divisor);
-                if (part_width < kOctet)
-                    for (column += part_width; column >= features.divisor;) column -= features.divisor;
+    const long long tile = static_cast<long long>(kElementwiseThreads) * unroll;
+    for (long long tile_first = blockIdx.x * tile; tile_first < octets; tile_first += gridDim.x * tile) {
+        Vector<T, part_width> values[unroll], added[unroll];
 #pragma unroll
-                for (int i = 0; i < part_width; ++i) {
-                    const A value = to_accumulate(values[i]) + biases[i];
-                    if (Phi::kGradientIsBit && !(value <= A(0))) not_clipped |= 1u << (part + i);
-                    const bool is_kept = kept >> (part + i) & 1u;
-                    values[i] = from_accumulate<T>(
-                        forward_element<Phi>(value, is_kept, is_first, rule.scale) + to_accumulate(added[i]));
+        for (int u = 0; u < unroll; ++u) {
+            const long long octet = tile_first + u * kElementwiseThreads + threadIdx.x;
+            if (octet >= octets) break;
+            values[u] = Vector<T, part_width>::load(x + octet * kOctet);
+            added[u] = Vector<T, part_width>::load(residual + octet * kOctet);
+        }
+#pragma unroll
+        for (int u = 0; u < unroll; ++u) {
+            const long long octet = tile_first + u * kElementwiseThreads + threadIdx.x;
+            if (octet >= octets) break;
+            const long long base = octet * kOctet;
+            const unsigned long long i0 = static_cast<unsigned long long>(base);
+            unsigned long long column = i0 - features.quotient(i0) * features.divisor;
+            A biases[part_width];
+            // Early, where there are registers for it.
+            if (Straight) load_bias(biases, bias, column, features.divisor);
+            const unsigned int kept = Straight
+                                          ? kept_neighbours<kOctet>(rule, stream, start + i0)
+                                          : kept_in_rows<kOctet>(rule, stream, start, rows, sample_ids, i0);
+            unsigned int clipped = 0;
+            const auto each_part = [&](auto branch) {
+#pragma unroll 1
+                for (int part = 0; part < kOctet; part += part_width) {
+                    if (part != 0) {
+                        values[u] = Vector<T, part_width>::load(x + base + part);
+                        added[u] = Vector<T, part_width>::load(residual + base + part);
+                        for (column += part_width; column >= features.divisor;) column -= features.divisor;
+                    }
+                    if (!Straight || part != 0) load_bias(biases, bias, column, features.divisor);
+#pragma unroll
+                    for (int i = 0; i < part_width; ++i) {
+                        const A z = widened(values[u], i) + biases[i];
+                        if (clips && z <= A(0)) clipped |= 1u << (part + i);
+                        values[u][i] = from_accumulate<T>(
+                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) + widened(added[u], i));
+                    }
+                    values[u].store(y + base + part);
                 }
-                values.store(y + base + part);
+            };
+            if constexpr (Straight) {
+                each_part([&](A z, bool is_kept, bool is_clipped) {
+                    return is_kept && !is_clipped ? z * rule.scale : A(0);
+                });
+            } else {
+                with_activation_or_none<T>(activation, [&](auto phi) {
+                    each_part([&](A z, bool is_kept, bool) {
+                        return forward_element<decltype(phi)>(z, is_kept, is_first, rule.scale);
+                    });
+                });
             }
-        });
-        if (gradient_bits != nullptr) gradient_bits[octet] = static_cast<unsigned char>(not_clipped & kept);
+            if (gradient_bits != nullptr)
+                gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
+        }
     }
-    // What is left, less than an octet: by one thread, so that nobody reads what another has written already.
+    // What is left, less than an octet: by one thread, which writes its byte of bits.
     const long long base = octets * kOctet;
     if (blockIdx.x != 0 || threadIdx.x != 0 || base == n) return;
     unsigned int passes = 0;
 #pragma unroll 1
     for (int i = 0; base + i < n; ++i) {
         const unsigned long long at = static_cast<unsigned long long>(base + i);
-        A biases[1];
-        load_bias(biases, bias, at - features.quotient(at) * features.divisor, 1);
-        const A value = to_accumulate(x[at]) + biases[0];
+        const A z = to_accumulate(x[at]) +
+                    (bias == nullptr ? A(-0.0) : bias[at - features.quotient(at) * features.divisor]);
         const bool is_kept = kept_in_rows<1>(rule, stream, start, rows, sample_ids, at) != 0;
-        if (is_kept && !(value <= A(0))) passes |= 1u << i;
+        if (is_kept && !(z <= A(0))) passes |= 1u << i;
+        A branch;
         with_activation_or_none<T>(activation, [&](auto phi) {
-            y[at] = from_accumulate<T>(forward_element<decltype(phi)>(value, is_kept, is_first, rule.scale) +
-                                       to_accumulate(residual[at]));
+            branch = forward_element<decltype(phi)>(z, is_kept, is_first, rule.scale);
         });
+        y[at] = from_accumulate<T>(branch + to_accumulate(residual[at]));
     }
     if (gradient_bits != nullptr) gradient_bits[octets] = static_cast<unsigned char>(passes);
 }
@@ -143,7 +168,7 @@ struct Sum {
 };
 
 // What for_each_in_row_part calls: gradients of Width neighbours in a row, added up for each feature.
-template <typename T, int Width>
+template <typename T, int Width, bool Straight>
 struct BranchGradients {
     using A = accumulate_t<T>;
     const T* dy;
@@ -157,12 +182,20 @@ struct BranchGradients {
     unsigned long long start;
     const DecisionRows& rows;
     const long long* sample_ids;
-    A biases[Width];
+    A biases[Width];  // unless Straight
     Sum<A> sums[Width];
 
-    __device__ __forceinline__ unsigned int kept(long long i) const {
-        if (gradient_bits != nullptr) return static_cast<unsigned int>(gradient_bits[i / kOctet]) >> (i % kOctet);
-        return kept_in_rows<Width>(rule, stream, start, rows, sample_ids, static_cast<unsigned long long>(i));
+    __device__ __forceinline__ unsigned int passing(long long i) const {
+        if (gradient_bits != nullptr)
+            return static_cast<unsigned int>(gradient_bits[i / kOctet]) >> static_cast<int>(i % kOctet);
+        const unsigned long long at = static_cast<unsigned long long>(i);
+        return Straight ? kept_neighbours<Width>(rule, stream, start + at)
+                        : kept_in_rows<Width>(rule, stream, start, rows, sample_ids, at);
+    }
+
+    __device__ __forceinline__ T taken(int k, A gradient) {
+        sums[k].value += gradient;
+        return from_accumulate<T>(gradient);
     }
 
     template <int Count>
@@ -172,23 +205,33 @@ struct BranchGradients {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             gradients[u] = Vector<T, Width>::load(dy + i + u * step);
-            if (x != nullptr) values[u] = Vector<T, Width>::load(x + i + u * step);
+            if (!Straight && x != nullptr) values[u] = Vector<T, Width>::load(x + i + u * step);
         }
 #pragma unroll
-        for (int u = 0; u < Count; ++u) passes[u] = kept(i + u * step);
-        with_activation_or_none<T>(activation, [&](auto phi) {
+        for (int u = 0; u < Count; ++u) passes[u] = passing(i + u * step);
+        if constexpr (Straight) {
 #pragma unroll
             for (int u = 0; u < Count; ++u) {
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
-                    const A value = x != nullptr ? to_accumulate(values[u][k]) + biases[k] : A(0);
-                    const A result = backward_element<decltype(phi)>(to_accumulate(gradients[u][k]), value,
-                                                                     passes[u] >> k & 1u, first, rule.scale);
-                    sums[k].value += result;
-                    gradients[u][k] = from_accumulate<T>(result);
+                    const A gradient = to_accumulate(gradients[u][k]) * rule.scale;
+                    gradients[u][k] = taken(k, passes[u] >> k & 1u ? gradient : A(0));
                 }
             }
-        });
+        } else {
+            with_activation_or_none<T>(activation, [&](auto phi) {
+#pragma unroll
+                for (int u = 0; u < Count; ++u) {
+#pragma unroll
+                    for (int k = 0; k < Width; ++k) {
+                        const A z = x == nullptr ? A(0) : to_accumulate(values[u][k]) + biases[k];
+                        gradients[u][k] =
+                            taken(k, backward_element<decltype(phi)>(to_accumulate(gradients[u][k]), z,
+                                                                     passes[u] >> k & 1u, first, rule.scale));
+                    }
+                }
+            });
+        }
 #pragma unroll
         for (int u = 0; u < Count; ++u) gradients[u].store(dx + i + u * step);
     }
@@ -196,12 +239,12 @@ struct BranchGradients {
 
 // dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept, and
 // +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
-//   x               null where the gradient does not depend on it: activation is kNoActivation then
-//   gradient_bits   what the forward left: says where the gradient passes, instead of the mask; or null
+//   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
+//   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or null
 //   sums            [features, parts], or null: nobody asks for them
 // Launch: as for_each_in_row_part.
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kBranchBlocks)
+template <typename T, int Width, bool Straight>
+__global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
@@ -212,14 +255,17 @@ __global__ void __launch_bounds__(kChannelThreads, kBranchBlocks)
     const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    BranchGradients<T, Width> gradients{dy,     x,     gradient_bits, dx,         activation, first != 0, rule,
-                                        stream, start, rows,          sample_ids, {},         {}};
+    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
+                                                  rule, stream, start,         rows, sample_ids, {},
+                                                  {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = Sum<A>::identity();
-        gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
+        if (!Straight)
+            gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
     }
-    if (channel < layout.channels) for_each_in_row_part<1>(layout, channel, part, gradients);
+    if (channel < layout.channels)
+        for_each_in_row_part<Straight ? 2 : 1>(layout, channel, part, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;

@@ -124,6 +124,21 @@ ALPHA_DROPOUT = Operation(
     is_random=True,
 )
 
+SHARED_DROPOUT = Operation(
+    name="shared_dropout",
+    shapes=LARGE_IMAGES,
+    # All channels of a place in a sample, as all steps of time elsewhere.
+    forward=lambda a, last: ops.dropout_forward(
+        a["x"], _P, _SEED, _OFFSET, start=a["start"] // a["x"].shape[1], shared_axes=(1,)
+    ),
+    backward=ops.dropout_backward,
+    floor=_both(floors.dropout),
+    torch_bytes=_both(lambda s: s.elements(2)),
+    torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, *t["x"].shape[2:])), _P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, *a["x"].shape[2:])) >= _P) / (1 - _P)),
+    is_random=True,
+)
+
 # Of a half of the first 32, 64 and 256 samples.
 _HALF = 288
 
@@ -243,6 +258,41 @@ RELU_DROPOUT = replace(
     floor=_each(floors.activation_dropout, saves_bits=True),
     torch=lambda F, t: F.dropout(F.relu(t["x"]), _P, training=True),  # noqa: N803
     jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.relu(a["x"])}, last),
+)
+
+
+def _dropout_add(a: Arrays, activation: str | None, **options: Any) -> Any:
+    return ops.dropout_add_forward(
+        a["x"], a["residual"], _P, _SEED, _OFFSET, bias=a["beta"], activation=activation, start=a["start"], **options
+    )
+
+
+DROPOUT_ADD = Operation(
+    name="dropout_add",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: _dropout_add(a, None),
+    backward=ops.dropout_add_backward,
+    floor=_each(floors.dropout_add, activation=None, bias=True),
+    # Three kernels forward, and the mask; backward dropout and the sums.
+    torch_bytes={FORWARD: lambda s: s.elements(7) + s.inputs, BACKWARD: lambda s: s.elements(3) + s.inputs},
+    torch=lambda F, t: t["residual"] + F.dropout(t["x"] + t["beta"].to(t["x"].dtype), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: a["residual"] + _dropout_jax(jax, {"x": (a["x"] + a["beta"]).astype(a["x"].dtype)}, last),
+    per_channel=("beta",),
+    like_x=("residual",),
+    is_random=True,
+)
+
+GELU_DROPOUT_ADD = replace(
+    DROPOUT_ADD,
+    name="gelu_dropout_add",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: _dropout_add(a, "gelu"),
+    floor=_each(floors.dropout_add, activation="gelu", bias=True),
+    torch_bytes={FORWARD: lambda s: s.elements(9) + s.inputs, BACKWARD: lambda s: s.elements(6) + s.inputs},
+    torch=lambda F, t: t["residual"] + F.dropout(F.gelu(t["x"] + t["beta"].to(t["x"].dtype)), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: (
+        a["residual"] + _dropout_jax(jax, {"x": jax.nn.gelu(a["x"] + a["beta"], approximate=False)}, last)
+    ),
 )
 
 # Batch normalisation
@@ -645,6 +695,9 @@ OPERATIONS: tuple[Operation, ...] = (
     FEATURE_ALPHA_DROPOUT,
     DROPOUT_ACTIVATION,
     DROPOUT_MOMENTS,
+    DROPOUT_ADD,
+    GELU_DROPOUT_ADD,
+    SHARED_DROPOUT,
 )
 
 #: What most networks spend their time on: measured first, and against what takes long to compile.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpu_layers.kernels.activation import empty_bits
+from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
-from gpu_layers.kernels.batch_norm_passes import activation_number
+from gpu_layers.kernels.batch_norm_passes import EXACT_GRADIENT, activation_number
 from gpu_layers.kernels.batch_norm_plan import STRUCTS as LAYOUTS
 from gpu_layers.kernels.batch_norm_plan import elementwise_plan
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
@@ -19,6 +19,8 @@ from gpu_layers.runtime.program import Launcher
 
 _OCTET, _WARP = 8, 32
 _SOURCE = "dropout_add.cu"
+# Whether a kernel is of no activation or ReLU, and decisions that are simply numbered, or of everything else.
+_STRAIGHT = ("true", "false")
 _CALL = (
     "int activation, int first, DropoutRule<A> rule, unsigned long long seed, unsigned long long offset, "
     "const unsigned long long* draw, unsigned long long start, DecisionRows rows, const long long* sample_ids"
@@ -28,7 +30,7 @@ _FORWARD = KernelTemplate(
     "dropout_add_forward",
     "const T* x, const A* bias, const T* residual, T* y, unsigned char* gradient_bits, long long n, "
     f"Divisor64 features, {_CALL}",
-    combinations(T=ELEMENT_TYPES),
+    combinations(T=ELEMENT_TYPES, Straight=_STRAIGHT),
     STRUCTS,
 )
 _BACKWARD = KernelTemplate(
@@ -36,7 +38,12 @@ _BACKWARD = KernelTemplate(
     "dropout_add_backward",
     "const T* dy, const T* x, const A* bias, const unsigned char* gradient_bits, T* dx, A* sums, "
     f"{_CALL}, RowLayout layout",
-    [{"T": c_name(dtype), "Width": str(width)} for dtype in FLOAT_DTYPES for width in (vector_width(dtype), 1)],
+    [
+        {"T": c_name(dtype), "Width": str(width), "Straight": straight}
+        for dtype in FLOAT_DTYPES
+        for width in (vector_width(dtype), 1)
+        for straight in _STRAIGHT
+    ],
     {**STRUCTS, **LAYOUTS},
 )
 _MERGE = KernelTemplate(
@@ -101,6 +108,11 @@ def _call(
     return activation_number(activation), int(dropout_first), of_rule, seed, offset, draw, start, rows, ids
 
 
+def _straight(activation: str, ids: Any | None, run: int, digits: Any) -> str:
+    is_straight = activation in EXACT_GRADIENT and ids is None and run == 1 and not digits
+    return _STRAIGHT[0 if is_straight else 1]
+
+
 @Launcher
 def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
     x, bias, residual, draw, ids, out = operands
@@ -109,7 +121,9 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
     bits = empty_bits(x) if activation == "relu" else None
     features = divisor(1 if bias is None else bias.size)
     call = _call(x, draw, ids, numbers, activation, *of_mask)
-    kernel, blocks = _FORWARD(T=element_type(x)), blocks_for(x.size, THREADS * _OCTET)
+    straight = _straight(activation, ids, *of_mask[-2:])
+    kernel = _FORWARD(T=element_type(x), Straight=straight)
+    blocks = octet_blocks(x) if straight == _STRAIGHT[0] else blocks_for(x.size, THREADS * _OCTET)
     return filled(
         out, x, lambda y: launch(kernel, blocks, THREADS, (x, bias, residual, y, bits, x.size, features, *call))
     ), bits
@@ -129,9 +143,11 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
         return empty(dy.shape, dy.dtype, dy), dbias
     plan = elementwise_plan((math.prod(dy.shape[:-1]), features), dy.dtype.itemsize, True)
     sums = empty((features, plan.parts), wide, dy) if sums_rows and plan.parts > 1 else dbias
-    # What the bits say leaves nothing of the activation.
-    call = _call(dy, draw, ids, numbers, activation if bits is None else "identity", *of_call)
-    kernel = _BACKWARD(T=element, Width=str(plan.width))
+    if bits is not None:
+        # What they say leaves nothing of the activation, and nothing of the mask.
+        activation, ids, of_call[-2:] = "identity", None, (1, ())
+    call = _call(dy, draw, ids, numbers, activation, *of_call)
+    kernel = _BACKWARD(T=element, Width=str(plan.width), Straight=_straight(activation, ids, *of_call[-2:]))
     arguments = (*call, plan.layout)
     dx = filled(None, dy, lambda dx: launch(kernel, plan.blocks, plan.block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
