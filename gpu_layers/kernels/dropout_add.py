@@ -119,7 +119,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
     x, residual = ready(x), ready(residual)
     bias, ids = (None if one is None else ready(one) for one in (bias, ids))
     bits = empty_bits(x) if activation == "relu" else None
-    features = divisor(1 if bias is None else bias.size)
+    features = divisor(1 if bias is None else max(bias.size, 1))
     call = _call(x, draw, ids, numbers, activation, *of_mask)
     straight = _straight(activation, ids, *of_mask[-2:])
     kernel = _FORWARD(T=element_type(x), Straight=straight)
