@@ -17,6 +17,7 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.verification import floors
 from gpu_layers.verification.batch_norm_variants_traffic import finding_bytes, packing_bytes
+from gpu_layers.verification.inputs import launched_nowhere
 from profiling.operation import (
     BACKWARD,
     FORWARD,
@@ -669,6 +670,62 @@ MAX_UNPOOL = Operation(
     output_shape=lambda shape: (*shape[:2], *(2 * size for size in shape[2:])),
 )
 
+
+@cache
+def _second_taps(module: Any, shape: Shape, channels_last: bool) -> ops.MaxPoolSaved:
+    """Of a pooling by windows of 2 x 2, of which each chose its second element."""
+    _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
+    return replace(saved, taps=module.ones(saved.taps.shape, np.uint8))
+
+
+def _gathered(x: Any) -> Any:
+    saved = _second_taps(array_module(x), x.shape, False)
+    return ops.max_pool_gather(x, replace(saved, dtype=x.dtype))
+
+
+MAX_POOL_GATHER = Operation(
+    name="max_pool_gather",
+    shapes=LARGE_IMAGES,
+    forward=lambda a, last: (_gathered(a["x"]), None),
+    backward=None,
+    # Of the windows of 2 x 2 the first row.
+    floor={FORWARD: lambda s: s.elements(0, 1) + s.outputs + s.itemsize * s.inputs // 2},
+    torch_bytes={FORWARD: lambda s: s.elements(0, 1) + 8 * s.outputs + s.itemsize * s.inputs // 2},
+    output_shape=_pooled(_AVG_WINDOW),
+    is_training=False,
+)
+
+
+@cache
+def _unit_statistics(module: Any, channels: int, dtype: Any) -> Any:
+    """Mean 0, variance 1, gamma 1, beta 0."""
+    statistics = module.zeros((5, channels), dtype)
+    statistics[1:4] = 1
+    return statistics
+
+
+def _double_backward(a: Arrays, last: bool) -> Any:
+    x, gamma, beta = a["x"], a["gamma"], a["beta"]
+    statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
+    saved = ops.BatchNormSaved(x, statistics, last, None, "relu")
+    return ops.batch_norm_double_backward(a["ddx"], gamma, beta, a["gradient"], saved), None
+
+
+BATCH_NORM_DOUBLE_BACKWARD = Operation(
+    name="batch_norm_double_backward",
+    shapes=LARGE_IMAGES[:1],
+    forward=_double_backward,
+    backward=None,
+    floor={FORWARD: floors.batch_norm_double_backward},
+    # PyTorch's is a formula of some thirty operations on whole arrays, of three each.
+    torch_bytes={FORWARD: lambda s: s.elements(90)},
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    like_x=("ddx", "gradient"),
+    independent="channels",
+    is_training=False,
+)
+
 OPERATIONS: tuple[Operation, ...] = (
     DROPOUT,
     RELU,
@@ -698,6 +755,8 @@ OPERATIONS: tuple[Operation, ...] = (
     DROPOUT_ADD,
     GELU_DROPOUT_ADD,
     SHARED_DROPOUT,
+    MAX_POOL_GATHER,
+    BATCH_NORM_DOUBLE_BACKWARD,
 )
 
 #: What most networks spend their time on: measured first, and against what takes long to compile.

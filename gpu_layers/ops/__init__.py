@@ -10,6 +10,7 @@ from gpu_layers.ops.avg_pool import AvgPoolSaved, adaptive_avg_pool_forward, avg
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
+    batch_norm_double_backward,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
@@ -38,6 +39,7 @@ from gpu_layers.ops.max_pool import (
     adaptive_max_pool_forward,
     max_pool_backward,
     max_pool_forward,
+    max_pool_gather,
     max_pool_indices,
 )
 from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
@@ -63,6 +65,7 @@ __all__ = [
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
@@ -82,6 +85,7 @@ __all__ = [
     "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
+    "max_pool_gather",
     "max_pool_indices",
     "max_unpool_backward",
     "max_unpool_forward",

@@ -11,7 +11,7 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.nvrtc import Architecture, options
 from gpu_layers.verification.activation_dropout import activation_dropout_cases, dropout_add_cases
-from gpu_layers.verification.batch_norm import batch_norm_cases
+from gpu_layers.verification.batch_norm import batch_norm_cases, double_backward_cases
 from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
 from gpu_layers.verification.batch_norm_variants import (
     ghost_batch_norm_cases,
@@ -44,6 +44,7 @@ _CASES = (
     activation_dropout_cases,
     dropout_add_cases,
     batch_norm_cases,
+    double_backward_cases,
     batch_norm_max_pool_cases,
     padded_batch_norm_cases,
     ghost_batch_norm_cases,

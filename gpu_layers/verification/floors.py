@@ -101,6 +101,14 @@ def batch_norm(s: Sizes, direction: str, *, reads: int = 1, residual: bool = Fal
     return s.elements((2 + residual) * reads + 1 + residual) + (_READ + 2) * s.statistic
 
 
+def batch_norm_double_backward(s: Sizes, *, residual: bool = False) -> int:
+    """The gradients of dx and dgamma and dbeta, dy, x, twice; results of their shapes.
+
+    With a residual, it and the gradient of its gradient too, the latter once.
+    """
+    return s.elements(8 + 3 * residual) + (_READ + 3) * s.statistic
+
+
 def batch_norm_inference(s: Sizes, *, affine: bool = False) -> int:
     """Of a channel mean and variance, gamma and beta, and what is kept of them."""
     return s.elements(2) + (2 + 2 * affine + _KEPT) * s.statistic

@@ -268,7 +268,16 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         floor = floors.batch_norm_max_pool(pooled_sizes(y), BACKWARD, taps=taps, reads=backward_reads)
         return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
 
+    def double_backward() -> tuple[Callable[[], Any], int]:
+        x, ddx, dy = (in_layout(shape, dtype, layout, name) for name in ("x", "ddx", "dy"))
+        _, saved = ops.batch_norm_forward(x, None, None, activation="relu", **options)
+        run = lambda: ops.batch_norm_double_backward(ddx, saved.gamma, saved.beta, dy, saved)  # noqa: E731
+        return run, floors.batch_norm_double_backward(sizes)
+
+    # Of few values a channel the eleven numbers that lie between the two reads count.
+    limit = 1.05 if len(shape) == 4 else 1.2
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
+    yield TrafficCase("batch_norm double backward", dtype, shape, layout, double_backward, limit)
     if len(shape) == 4:
         yield TrafficCase("batch_norm max_pool forward", dtype, shape, layout, pooled, 1.1)
     if len(shape) == 4 and (layout == "NHWC" or shape[-1] % 8 == 0):
@@ -303,6 +312,19 @@ def _pools(
         y, saved = ops.max_pool_forward(x, kernel, **options)
         return lambda: ops.max_pool_backward(y, saved), _pool_floor(x, y, saved)
 
+    def gather() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        y, saved = ops.max_pool_forward(x, kernel, **options)
+        indices, (samples, channels) = ops.max_pool_indices(saved), shape[:2]
+        if layout == "NHWC":
+            places = _places_of_channels_last(indices, math.prod(shape[2:]))
+        else:
+            first = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(shape[2:])
+            places = first + indices
+        read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
+        floor = floors.max_unpool(Sizes(y.size, x.size, x.itemsize), BACKWARD, saved.taps.itemsize, read)
+        return lambda: ops.max_pool_gather(x, saved), floor
+
     def avg_forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.avg_pool_forward(x, kernel, **options)
@@ -317,6 +339,7 @@ def _pools(
     kept = math.prod(shape) * dtype.itemsize
     yield TrafficCase(f"max_pool {name} forward", dtype, shape, layout, max_forward, limit, kept + 8 * outputs)
     yield TrafficCase(f"max_pool {name} backward", dtype, shape, layout, max_backward, limit)
+    yield TrafficCase(f"max_pool {name} gather", dtype, shape, layout, gather, limit)
     yield TrafficCase(f"avg_pool {name} forward", dtype, shape, layout, avg_forward, limit, kept)
     yield TrafficCase(f"avg_pool {name} backward", dtype, shape, layout, avg_backward, limit)
 
@@ -418,8 +441,7 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
         y, saved = ops.max_unpool_forward(x, indices, size, channels_last=last)
         # Of the gradient, the sectors that an index points into.
         if last:
-            sample = np.arange(samples).reshape(-1, 1, 1, 1) * math.prod(size)
-            places = (sample + indices) * channels + np.arange(channels)
+            places = _places_of_channels_last(indices, math.prod(size))
         else:
             places = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(size) + indices
         read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
@@ -427,6 +449,12 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
 
     yield TrafficCase("max_unpool forward", dtype, shape, layout, forward, torch_saved=8 * math.prod(shape))
     yield TrafficCase("max_unpool backward", dtype, shape, layout, backward)
+
+
+def _places_of_channels_last(indices: np.ndarray, plane: int) -> np.ndarray:
+    """Places in the whole array of indices in a plane."""
+    sample, channels = np.arange(len(indices)).reshape(-1, 1, 1, 1) * plane, indices.shape[-1]
+    return (sample + indices) * channels + np.arange(channels)
 
 
 def _saved_bytes(saved: Any) -> int:

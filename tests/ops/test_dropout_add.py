@@ -178,7 +178,9 @@ def test_nothing_is_dropped_and_everything_is(backend):
 def test_any_shape(shape, activation, backend):
     x = np.full(shape, 0.5, np.float32)
     with gl.use_backend(backend):
-        y, dx, _, dbias, _ = run(x, x, x, p=0.0, activation=activation, bias=np.ones(shape[1], np.float32) if len(shape) == 2 else None)
+        y, dx, _, dbias, _ = run(
+            x, x, x, p=0.0, activation=activation, bias=np.ones(shape[1], np.float32) if len(shape) == 2 else None
+        )
     assert y.shape == dx.shape == shape
     if len(shape) == 2:
         assert dbias.tolist() == [0.0] * shape[1]
