@@ -24,6 +24,7 @@ from gpu_layers.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    Checkpoint,
     Conv2d,
     Dropout,
     Dropout1d,
@@ -51,6 +52,7 @@ from gpu_layers.layers import (
     Sequential,
     SyncBatchNorm,
 )
+from gpu_layers.layers.checkpoint import checkpoint
 from gpu_layers.random import (
     CudaGraphGenerator,
     Generator,
@@ -80,6 +82,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Checkpoint",
     "Conv2d",
     "CudaGraphGenerator",
     "DropPath",
@@ -111,6 +114,7 @@ __all__ = [
     "SyncBatchNorm",
     "__version__",
     "capture",
+    "checkpoint",
     "default_generator",
     "distributed",
     "fold_batch_norm",

@@ -15,6 +15,7 @@ from gpu_layers.layers.adaptive_pool import (
 from gpu_layers.layers.avg_pool import AvgPool1d, AvgPool2d, AvgPool3d
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gpu_layers.layers.checkpoint import Checkpoint
 from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.dropout import (
     AlphaDropout,
@@ -49,6 +50,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Checkpoint",
     "Conv2d",
     "DropPath",
     "Dropout",

@@ -64,11 +64,13 @@ def taken_of(layer: Any, number: int) -> Any:
 
 
 def keep_taken(layer: Any, number: int, taken: Any) -> None:
-    """Keep for later calls what :meth:`Generator.advance` gave for this one."""
+    """Keep for later calls what :meth:`Generator.advance` gave for this one, if it gave anything."""
+    if taken is None:
+        return
     if number == 0:
         if taken is not layer._taken:
             layer._taken = taken
-    elif taken is not None:
+    else:
         again = layer._taken_again
         layer._taken_again = (*again[: number - 1], taken, *again[number:])
 

@@ -85,6 +85,35 @@ def test_rows_and_parts_of_a_batch_have_the_masks_of_the_whole():
     assert_same_bits(np.ascontiguousarray(again[::-1]), by_ids)
 
 
+def test_twice_in_a_network_is_like_two():
+    class Twice(gl.Layer):
+        def __init__(self, first, second):
+            super().__init__()
+            self.both = [first, second]
+
+        def forward(self, x):
+            y = self.both[0](x, x)
+            return self.both[1](y, x)
+
+        def backward(self, dy):
+            dy, dx = self.both[1].backward(dy)
+            return dx + sum(self.both[0].backward(dy))
+
+    def made():
+        return gl.DropoutAdd(0.5, "gelu", num_features=8, generator=gl.Generator(3))
+
+    one, first, second = made(), made(), made()
+    second.generator = first.generator
+    shared, apart = Twice(one, one), Twice(first, second)
+    x = normal((5, 8), np.float32)
+    for _ in range(2):
+        y = apart(x)
+        assert_same_bits(shared(x), y)
+        assert_same_bits(shared.backward(y), apart.backward(y))
+        total = second.gradients["bias"] + first.gradients["bias"]
+        assert_same_bits(one.gradients["bias"], total)
+
+
 def test_uncertainty_finds_it():
     layer = gl.DropoutAdd(0.5, generator=gl.Generator(3)).eval()
     x = np.ones((2, 8), np.float32)
