@@ -285,6 +285,30 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
     }
 }
 
+// Decides over elements that share decisions along any axes: locked dropout, and what is not runs alone.
+//   rows   see DecisionRows
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_apply_shared(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                         unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                         unsigned long long start, DecisionRows rows) {
+    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    constexpr int width = kVectorWidth<T>;
+    map_vectors(
+        x, y, n,
+        [&](Vector<T>& values, long long first) {
+            const unsigned int kept = kept_in_rows<width>(rule, stream, start, rows, nullptr,
+                                                          static_cast<unsigned long long>(first));
+#pragma unroll
+            for (int i = 0; i < width; ++i)
+                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+        },
+        [&](accumulate_t<T> value, long long i) {
+            return rule.choose(value, kept_in_rows<1>(rule, stream, start, rows, nullptr,
+                                                      static_cast<unsigned long long>(i)) != 0);
+        });
+}
+
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
 // that the number of calls that keep it tells both. Where the one that is kept is not finite, the mean is
 // that value, and the variance NaN. A thread owns the four decisions of one Philox block of

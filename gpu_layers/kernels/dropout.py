@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
-from gpu_layers.mask import DropoutMask
+from gpu_layers.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.reference.philox import sample_seed
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -28,7 +28,16 @@ _RULES = {
     )
     for name in ACCUMULATE_TYPES
 }
-STRUCTS = {"Divisor64": DIVISOR, **_RULES}
+_ROWS = np.dtype(
+    [
+        ("row", DIVISOR),
+        ("sizes", DIVISOR, (MOST_DIGITS,)),
+        ("weights", np.uint64, (MOST_DIGITS,)),
+        ("digits", np.int32),
+        ("is_shared", np.int32),
+    ]
+)
+STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 _SIGNATURE = (
     "const T* x, T* y, long long n, DropoutRule<A> rule, "
     "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
@@ -37,6 +46,9 @@ _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_runs", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
+_APPLY_SHARED = KernelTemplate(
+    "dropout.cu", "dropout_apply_shared", f"{_SIGNATURE}, DecisionRows rows", _TYPES, STRUCTS
+)
 _APPLY_ROWS = KernelTemplate(
     "dropout.cu", "dropout_apply_rows", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
 )
@@ -75,6 +87,31 @@ def divisor(value: int) -> np.ndarray:
     return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
 
 
+def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, size: int = 0) -> np.ndarray:
+    """``DecisionRows`` of ``dropout_rule.cuh``.
+
+    Parameters
+    ----------
+    run, digits
+        Of the mask.
+    rows : int
+        Of an array of ``size`` elements, where each has consecutive decisions from the first on.
+    """
+    packed = np.zeros((), _ROWS)
+    if run > 1:
+        # A run is a row; where runs are counted, their number is the only digit.
+        packed["row"], packed["is_shared"] = divisor(run), 1
+        digits = digits or ((2**62, 1),)
+    elif digits:
+        packed["row"], digits = divisor(digits[0][0]), digits[1:]
+    elif rows > 1:
+        packed["row"] = divisor(size // rows)
+    for index, (length, weight) in enumerate(digits):
+        packed["sizes"][index], packed["weights"][index] = divisor(length), weight
+    packed["digits"] = len(digits)
+    return packed
+
+
 def rule(drop_below: int, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
     """``DropoutRule`` of ``dropout_rule.cuh``."""
     numbers = (max(drop_below - 1, 0), drop_below > 0, scale, shift, dropped)
@@ -101,7 +138,7 @@ def dropout_forward(
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
-    arguments = (mask.drop_below, mask.run, mask.start % 4, factors, channels_last)
+    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 4, factors, channels_last)
     return _apply((x, mask.sample_ids, mask.draw, out, residual), arguments, call_numbers(mask))
 
 
@@ -110,7 +147,14 @@ _FACTORS = struct.Struct("3d")
 
 @Launcher
 def _apply(
-    operands: Any, numbers: Any, drop_below: int, run: int, phase: int, factors: bytes, channels_last: bool
+    operands: Any,
+    numbers: Any,
+    drop_below: int,
+    run: int,
+    digits: Any,
+    phase: int,
+    factors: bytes,
+    channels_last: bool,
 ) -> Any:
     """phase: of the first decision within its Philox block."""
     x, ids, draw, out, residual = operands
@@ -126,6 +170,8 @@ def _apply(
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
         elif ids is not None:
             _launch_samples(element, arguments, ready(ids), phase)
+        elif digits:
+            launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:

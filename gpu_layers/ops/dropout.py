@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
@@ -78,6 +79,7 @@ def dropout_forward(
     start: int = 0,
     scale: float | None = None,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
     draw: Any = None,
     residual: Any = None,
@@ -104,7 +106,11 @@ def dropout_forward(
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
     mask_axes : int, optional
         Leading axes that the mask has: elements that agree in them share a decision, and ``g`` counts these. 2 drops
-        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
+        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default. The same as all others in
+        ``shared_axes``.
+    shared_axes : sequence of int, optional
+        Axes along which elements share a decision, from the end if negative: ``g`` counts the elements of the shape in
+        which these have the length 1. 1 of ``(N, T, C)`` gives all steps of time one mask.
     sample_ids : array of int64, shape (x.shape[0],), optional
         Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
         index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
@@ -131,15 +137,17 @@ def dropout_forward(
     TypeError
         For an array, dtype or number of the wrong type.
     ValueError
-        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range; for a residual
-        of another shape, or one that is out; or for what does not go together.
+        For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range;
+        for a residual of another shape, or one that is out; or for what does not go together.
     """
     backend = backend_for(x, optional=(out, sample_ids, draw, residual))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None, channels_last)
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw)
+    drop_below, factor, run, digits = _checked_dropout(
+        x, p, start, scale, mask_axes, shared_axes, sample_ids is not None, channels_last
+    )
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits)
     channels_last = bool(channels_last)
     if residual is not None:
-        _check_residual(residual, x, run, sample_ids, out)
+        _check_residual(residual, x, run, digits, sample_ids, out)
     if out is None:
         y = backend.dropout_forward(x, mask, factor, residual=residual, channels_last=channels_last)
     else:
@@ -160,25 +168,36 @@ def _checked_dropout(
     start: int,
     scale: float | None,
     mask_axes: int | None,
+    shared_axes: Sequence[int],
     by_samples: bool,
     channels_last: bool,
-) -> tuple[int, float, int]:
-    """Threshold, factor, and elements that share a decision."""
+) -> tuple[int, float, int, tuple[tuple[int, int], ...]]:
+    """Threshold, factor, and run and digits of the mask."""
     check_dtype(x)
     probability = check_probability(p)
+    axes = check_shared_axes(shared_axes, x.ndim)
     if channels_last:
-        _check_channels_last(x, mask_axes, by_samples)
-    run, decisions = _decisions(_first_channels(x.shape) if channels_last else x.shape, mask_axes, by_samples)
+        _check_channels_last(x, mask_axes, axes, by_samples)
+    if mask_axes is not None:
+        if axes:
+            raise ValueError("mask_axes and shared_axes say the same thing: pass one of them")
+        axes = tuple(range(check_integer(mask_axes, "mask_axes", 1, x.ndim), x.ndim))
+    if by_samples and axes:
+        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes and shared_axes away")
+    shape = _first_channels(x.shape) if channels_last else x.shape
+    run, digits, decisions = shared_decisions(shape[1:] if by_samples else shape, axes)
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
-    return drop_threshold(probability), factor, run
+    return drop_threshold(probability), factor, run, digits
 
 
-def _check_channels_last(x: Any, mask_axes: int | None, by_samples: bool) -> None:
+def _check_channels_last(x: Any, mask_axes: int | None, shared_axes: tuple[int, ...], by_samples: bool) -> None:
     if x.ndim < 2:
         raise ValueError(f"channels_last takes x of at least 2 axes, (N, *spatial, C), got {x.ndim}")
-    if by_samples:
-        raise ValueError("sample_ids do not go with channels_last")
+    if by_samples or shared_axes:
+        raise ValueError("sample_ids and shared_axes do not go with channels_last")
     if mask_axes not in (None, 1, 2, x.ndim):
         raise ValueError(f"with channels_last mask_axes must be 1 (samples), 2 (channels) or None, got {mask_axes}")
 
@@ -187,25 +206,36 @@ def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[-1], *shape[1:-1])
 
 
-def _check_residual(residual: Any, x: Any, run: int, sample_ids: Any, out: Any) -> None:
+def _check_residual(residual: Any, x: Any, run: int, digits: Any, sample_ids: Any, out: Any) -> None:
     if residual.dtype != x.dtype:
         raise TypeError(f"residual must have x's dtype {described(x.dtype)}, got {described(residual.dtype)}")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
-    if run > 1 or sample_ids is not None:
+    if run > 1 or digits or sample_ids is not None:
         raise ValueError("a residual goes with a mask over all axes, without sample_ids")
     if out is not None and out is not residual and array_module(x).may_share_memory(out, residual):
         raise ValueError("out must be the residual itself, or lie apart from it")
 
 
-def _decisions(shape: tuple[int, ...], mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
-    """Elements that share a decision, and how many decisions there are (for a sample)."""
-    axes = len(shape) if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, len(shape))
-    if not by_samples:
-        return max(math.prod(shape[axes:]), 1), math.prod(shape[:axes])
-    if axes != len(shape):
-        raise ValueError("sample_ids go with a mask over all axes: leave mask_axes away")
-    return 1, math.prod(shape[1:])
+def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, ...]:
+    """Different axes of an array of this rank, from 0 on, or of one that is not known yet, as they are.
+
+    Raises
+    ------
+    TypeError
+        If they are no sequence of integers.
+    ValueError
+        If there is no such axis, or one comes twice.
+    """
+    if isinstance(shared_axes, str) or not isinstance(shared_axes, Sequence):
+        raise TypeError(f"shared_axes must be a sequence of integers, got {type(shared_axes).__name__}")
+    most = 64 if rank is None else rank
+    axes = tuple(check_integer(axis, "shared_axes", -most, most - 1) for axis in shared_axes)
+    if rank is not None:
+        axes = tuple(axis % rank for axis in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"shared_axes must be different axes, got {list(shared_axes)}")
+    return axes
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
@@ -269,7 +299,7 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are no such number.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None, False)
+    drop_below, factor, run, _ = _checked_dropout(x, p, start, scale, None, (), sample_ids is not None, False)
     mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
@@ -287,6 +317,7 @@ def alpha_dropout_forward(
     *,
     start: int = 0,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     draw: Any = None,
     channels_last: bool = False,
     out: Any = None,
@@ -298,7 +329,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, draw, channels_last, out
+    x, p, seed, offset, start, mask_axes, shared_axes, draw, channels_last, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -314,8 +345,8 @@ def alpha_dropout_forward(
         As :func:`dropout_forward`.
     """
     backend = backend_for(x, optional=(out, draw))
-    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes, channels_last)
-    mask = _mask(x, drop_below, seed, offset, start, run, None, draw)
+    drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes, channels_last)
+    mask = _mask(x, drop_below, seed, offset, start, run, None, draw, digits)
     channels_last = bool(channels_last)
     if out is None:
         y = backend.dropout_forward(x, mask, *numbers, channels_last=channels_last)
@@ -330,14 +361,14 @@ def alpha_dropout_forward(
 
 @Checked
 def _checked_alpha_dropout(
-    x: Any, p: float, start: int, mask_axes: int | None, channels_last: bool
-) -> tuple[int, tuple[float, float, float], int]:
-    """Threshold, the numbers of the affine map, and elements that share a decision."""
-    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False, channels_last)
+    x: Any, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int], channels_last: bool
+) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
+    """Threshold, the numbers of the affine map, and run and digits of the mask."""
+    drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
     p = float(p)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run
+    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run, digits
 
 
 #: The constants of the affine map have no gradient.
@@ -391,6 +422,7 @@ def _mask(
     run: int,
     sample_ids: Any,
     draw: Any,
+    digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
     if draw is not None:
@@ -403,7 +435,7 @@ def _mask(
         # A copy: who changes the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
-    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw)
+    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
 
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
@@ -416,11 +448,20 @@ def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
 
 
 def element_mask(
-    x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
+    x: Any,
+    p: float,
+    seed: int | None,
+    offset: int | None,
+    start: int = 0,
+    draw: Any = None,
+    shared_axes: Sequence[int] = (),
+    sample_ids: Any = None,
 ) -> tuple[DropoutMask, float]:
-    """The mask over single elements of x, checked, and the factor of what is kept."""
-    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False, False)
-    return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
+    """The mask over elements of x, checked, and the factor of what is kept."""
+    drop_below, factor, run, digits = _checked_dropout(
+        x, p, start, None, None, shared_axes, sample_ids is not None, False
+    )
+    return _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits), factor
 
 
 def inverted_scale(p: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_gradient
+from gpu_layers.ops.checks import check_gradient, described
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
@@ -181,6 +181,49 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
     return filled(
         out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.max_pool_backward(*arguments, target)
+    )[0]
+
+
+def max_pool_gather(x: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
+    """Of each window the element that a forward chose: of another array, with the choice of that forward.
+
+    Linear in x, and the transpose of :func:`max_pool_backward`: the backward of that, and the derivative of
+    :func:`max_pool_forward` in a direction x.
+
+    Parameters
+    ----------
+    x : array
+        Shape and dtype of the forward's input.
+    saved : MaxPoolSaved
+    out : array, optional
+        Where to write the result; apart from x.
+
+    Returns
+    -------
+    array
+        Shape of the forward's y; +0 for a window with no tap that counts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless x has the dtype and shape of the forward's input, and out, if there is one, those of its output.
+    """
+    backend = backend_for(x, saved.taps, optional=(out,))
+    shape = output_shape(saved.taps, saved.window.input_shape, True, saved.channels_last)
+    shape = shape if saved.batched else shape[1:]
+    if x.dtype != saved.dtype:
+        raise TypeError(f"x must have the input's dtype {saved.dtype}, got {described(x.dtype)}")
+    if x.shape != shape:
+        raise ValueError(f"x must have the input's shape {list(shape)}, got {list(x.shape)}")
+    batch = x if saved.batched else x[None]
+    arguments = (batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    return filled(
+        out,
+        saved.output_shape,
+        x.dtype,
+        (x,),
+        saved.batched,
+        lambda target: backend.max_pool_gather(*arguments, target),
     )[0]
 
 

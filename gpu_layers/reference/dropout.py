@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,6 +145,9 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         for chunk, words in _sample_chunks(mask, size):
             yield chunk, words >= drop_below
         return
+    if mask.digits:
+        yield from _shared_chunks(mask, size)
+        return
     for chunk in chunks(size):
         first, last = chunk.start // mask.run, (chunk.stop - 1) // mask.run
         kept = random_words(mask.seed, mask.offset, mask.start + first, last - first + 1) >= drop_below
@@ -151,6 +155,21 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
             edges = np.clip(np.arange(first, last + 2) * mask.run, chunk.start, chunk.stop)
             kept = np.repeat(kept, edges[1:] - edges[:-1])
         yield chunk, kept
+
+
+def _shared_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Where decisions are shared along axes between others: all decisions first, then which one each element has."""
+    decisions = math.prod(length for length, weight in mask.digits if weight)
+    kept = np.empty(decisions, bool)
+    for chunk, of_chunk in kept_chunks(mask._replace(run=1, digits=()), decisions):
+        kept[chunk] = of_chunk
+    for chunk in chunks(size):
+        number = np.arange(chunk.start, chunk.stop) // mask.run
+        decision = np.zeros_like(number)
+        for length, weight in mask.digits:
+            number, digit = np.divmod(number, length)
+            decision += digit * weight
+        yield chunk, kept[decision]
 
 
 def _sample_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:

@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="
 def test_the_code_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {"__name__": "page"}
     for block in blocks:
         exec(block, names)

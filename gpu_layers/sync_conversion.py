@@ -1,0 +1,114 @@
+"""Batch norms of a model that become those of all processes, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gpu_layers.distributed.communicator import Communicator, default_communicator
+from gpu_layers.layer_tree import layers_of
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
+from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
+from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.ops.sync_batch_norm import check_communicator
+from gpu_layers.plain_layers import replaced_methods
+
+_CONVERTED = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+
+
+def convert_sync_batch_norm(
+    model: Layer | Callable[..., Any],
+    communicator: Communicator | None = None,
+    *,
+    layers: Iterable[Layer] | None = None,
+) -> Any:
+    """Have every batch norm of a model take the statistics of all processes' batches: :class:`SyncBatchNorm`.
+
+    In place: the layers stay the same objects, with their parameters, buffers, switches and modes, wherever they are
+    referred to, also by an optimizer. :class:`GhostBatchNorm2d` and its like, which are for statistics of fewer
+    samples, stay what they are.
+
+    Parameters
+    ----------
+    model : Layer or callable
+        Layers inside are found in whatever its attributes hold, however deep.
+    communicator : gpu_layers.distributed.Communicator, optional
+        As of :class:`SyncBatchNorm`.
+    layers : iterable of Layer, optional
+        The layers to look at, where the model is a function that uses layers: it does not show which.
+
+    Returns
+    -------
+    Layer or callable
+        The model.
+
+    Raises
+    ------
+    TypeError
+        For a batch norm of a subclass, one of whose methods was replaced, or one fused with a max pooling (convert
+        first, then fuse); nothing is converted then.
+    ValueError
+        For a model that is no function and in which no layer is found.
+    RuntimeError
+        If ``mpirun`` started several processes, and mpi4py is missing.
+    """
+    if communicator is not None:
+        check_communicator(communicator)
+    found = [layer for layer in layers_of(model, layers) if isinstance(layer, BatchNormLayer)]
+    for layer in found:
+        name, replaced = type(layer).__name__, replaced_methods(layer)
+        if isinstance(layer, BatchNormMaxPool):
+            raise TypeError("a batch norm that is fused with a max pooling is not converted: convert first, then fuse")
+        if not type(layer)._of_this_library:
+            raise TypeError(f"{name} is a subclass, whose forward may be another: not converted")
+        if type(layer) in _CONVERTED and replaced:
+            raise TypeError(f"the {name}'s {', '.join(replaced)} was replaced: not converted")
+    engine = default_communicator() if communicator is None else communicator
+    for layer in found:
+        if type(layer) in _CONVERTED:
+            vars(layer).update(_before_conversion=type(layer), communicator=engine, _saved=None)
+            layer.__class__ = SyncBatchNorm
+    return model
+
+
+def revert_sync_batch_norm(
+    model: Layer | Callable[..., Any],
+    kind: type[BatchNormLayer] | None = None,
+    *,
+    layers: Iterable[Layer] | None = None,
+) -> Any:
+    """Undo :func:`convert_sync_batch_norm`: for evaluation, or to go on in one process.
+
+    Parameters
+    ----------
+    model, layers
+        As of :func:`convert_sync_batch_norm`.
+    kind : {BatchNorm1d, BatchNorm2d, BatchNorm3d}, optional
+        What becomes of those that were made as a SyncBatchNorm.
+
+    Returns
+    -------
+    Layer or callable
+        The model.
+
+    Raises
+    ------
+    TypeError
+        For another kind.
+    ValueError
+        For a SyncBatchNorm that was made as one, without a kind; nothing is converted then.
+    """
+    if kind is not None and kind not in _CONVERTED:
+        raise TypeError(f"kind must be one of {', '.join(one.__name__ for one in _CONVERTED)}, got {kind}")
+    found = [layer for layer in layers_of(model, layers) if type(layer) is SyncBatchNorm]
+    for layer in found:
+        if kind is None and "_before_conversion" not in vars(layer):
+            raise ValueError(f"{layer!r} was made as a SyncBatchNorm: say by kind= what it becomes")
+    for layer in found:
+        own = vars(layer)
+        before = own.pop("_before_conversion", kind)
+        del own["communicator"]
+        own["_saved"] = None
+        layer.__class__ = before
+    return model
