@@ -8,26 +8,8 @@
 //   not used seed, offset, draw, start   as in dropout.cu; start is any number
 // A thread owns eight neighbouring elements: two Philox blocks (three where start is no multiple of 4), one
 // byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
-#include "activation.cuh"
-#include "dropout_rule.cuh"
+#include "activation_dropout.cuh"
 #include "gradient_bits.cuh"
-
-// Elements at a time, of the eight: two doubles, for the registers that functions of double take.
-template <typename T>
-constexpr int kPart = sizeof(T) == 8 ? 2 : kOctet;
-
-// D(phi(x)) or phi(D(x)) of one element.
-template <typename Phi, typename A>
-__device__ __forceinline__ A forward_element(A x, bool is_kept, bool first, A scale) {
-    const A before = is_kept || !first ? x * (first ? scale : A(1)) : A(0);
-    return is_kept || first ? Phi::forward(before) * (first ? A(1) : scale) : A(0);
-}
-
-// Its gradient.
-template <typename Phi, typename A>
-__device__ __forceinline__ A backward_element(A dy, A x, bool is_kept, bool first, A scale) {
-    return is_kept ? Phi::backward(dy * scale, x * (first ? scale : A(1))) : A(0);
-}
 
 // y = D(phi(x)) or phi(D(x)).
 //   gradient_bits   [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and not <=

@@ -1,6 +1,7 @@
 // What a dropout decides, and by which random numbers.
 #pragma once
 
+#include "division64.cuh"
 #include "philox.cuh"
 
 // What drops an element, and what becomes of it.
@@ -68,4 +69,60 @@ __device__ __forceinline__ unsigned int kept_neighbours(const DropoutRule<A>& ru
     // They reach into one block more.
     if (lane + Width > 4 * blocks) kept |= kept_bits(rule, stream.block(block + blocks)) << 4 * blocks;
     return kept >> lane & all;
+}
+
+constexpr int kMostDigits = 8;
+
+// Which decision each element has, where they are not simply numbered. An array is rows of neighbours: those of
+// a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first, and
+// the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
+//   row         elements of a row; a divisor of 0: all elements are one row, with consecutive decisions
+//   is_shared   whether a row is one decision
+struct DecisionRows {
+    Divisor64 row;
+    Divisor64 sizes[kMostDigits];
+    unsigned long long weights[kMostDigits];
+    int digits;
+    int is_shared;
+
+    __device__ __forceinline__ unsigned long long first_decision(unsigned long long number) const {
+        unsigned long long decision = 0;
+#pragma unroll 1
+        for (int i = 0; i < digits; ++i) {
+            const unsigned long long rest = sizes[i].quotient(number);
+            decision += (number - rest * sizes[i].divisor) * weights[i];
+            number = rest;
+        }
+        return decision;
+    }
+};
+static_assert(sizeof(DecisionRows) == 288, "the launcher packs it with this size");
+
+// As kept_neighbours, of the Width neighbours from element i on, which may be of several rows.
+//   sample_ids   number of each row, whose stream it has then, or null; stream is that of sample 0 then
+template <int Width, typename A>
+__device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule, const DropoutStream& stream,
+                                                     unsigned long long start, const DecisionRows& rows,
+                                                     const long long* sample_ids, unsigned long long i) {
+    constexpr unsigned int all = (1u << Width) - 1;
+    if (rule.drops_any == 0) return all;
+    if (rows.row.divisor == 0) return kept_neighbours<Width>(rule, stream, start + i);
+    unsigned int kept = 0;
+    int done = 0;
+#pragma unroll 1
+    do {
+        const unsigned long long number = rows.row.quotient(i + done);
+        const unsigned long long place = i + done - number * rows.row.divisor;
+        const unsigned long long g =
+            start + rows.first_decision(number) + (rows.is_shared != 0 ? 0ull : place);
+        const DropoutStream of_row =
+            sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
+        unsigned int bits = kept_neighbours<Width>(rule, of_row, g);
+        if (rows.is_shared != 0) bits = bits & 1u ? all : 0u;
+        const int count = static_cast<int>(
+            min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
+        kept |= (bits & ((1u << count) - 1)) << done;
+        done += count;
+    } while (done < Width);
+    return kept;
 }

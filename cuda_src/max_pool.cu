@@ -47,6 +47,33 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
+// y = the value at the tap that each window chose, and +0 for a window that chose none: the map whose transpose is
+// max_pool_backward.
+//   x, taps, y, lengths   as above; the taps are those of another array
+// Launch: as max_pool_forward; units are outputs.
+template <typename T, int Width, typename Index>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
+    max_pool_gather(const T* x, const unsigned char* taps, T* y, const long long* lengths, PoolWindow window) {
+    const long long image_size = input_image(window);
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+        const T* image = x + output.image * image_size * Width;
+        const PoolExtent<Index> extent(window, lengths, output.image);
+        int chosen[Width];
+        load_taps<Width>(taps, unit, chosen, window.tap_bytes);
+        Vector<T, Width> result;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(accumulate_t<T>(0));
+        for_each_tap(window, output, extent, [&](int tap, Index i) {
+            const T* values = image + static_cast<long long>(i) * Width;
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                if (chosen[k] == tap) result[k] = values[k];
+            }
+        });
+        result.store(y + unit * Width);
+    });
+}
+
 // dx = sum of the gradients of the windows that chose the element, in the order of the taps.
 //   dy, taps   [images, output, groups] of Width T, window.tap_bytes; aligned to the vector
 //   dx         [images, input, groups] of Width T, likewise: every element is written once

@@ -5,7 +5,7 @@ from gpu_layers import _process  # noqa: F401 (first: an interrupt during the im
 # isort: split
 from gpu_layers import distributed, ops, random
 from gpu_layers._version import __version__
-from gpu_layers.folding import fold_batch_norm
+from gpu_layers.folding import fold_batch_norm, fold_batch_norm_arrays
 from gpu_layers.foreign import load_foreign_batch_norm
 from gpu_layers.fusing import fuse
 from gpu_layers.graphs import Graph, capture
@@ -24,11 +24,13 @@ from gpu_layers.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    Checkpoint,
     Conv2d,
     Dropout,
     Dropout1d,
     Dropout2d,
     Dropout3d,
+    DropoutAdd,
     DropPath,
     FeatureAlphaDropout,
     Flatten,
@@ -50,6 +52,7 @@ from gpu_layers.layers import (
     Sequential,
     SyncBatchNorm,
 )
+from gpu_layers.layers.checkpoint import checkpoint
 from gpu_layers.random import (
     CudaGraphGenerator,
     Generator,
@@ -59,6 +62,7 @@ from gpu_layers.random import (
 from gpu_layers.recalibration import recalibrate
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
+from gpu_layers.sync_conversion import convert_sync_batch_norm, revert_sync_batch_norm
 from gpu_layers.transaction import statistics_transaction
 from gpu_layers.uncertainty import (
     mc_dropout,
@@ -79,6 +83,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Checkpoint",
     "Conv2d",
     "CudaGraphGenerator",
     "DropPath",
@@ -86,6 +91,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutAdd",
     "FeatureAlphaDropout",
     "Flatten",
     "Generator",
@@ -109,9 +115,12 @@ __all__ = [
     "SyncBatchNorm",
     "__version__",
     "capture",
+    "checkpoint",
+    "convert_sync_batch_norm",
     "default_generator",
     "distributed",
     "fold_batch_norm",
+    "fold_batch_norm_arrays",
     "fuse",
     "load_foreign_batch_norm",
     "manual_seed",
@@ -120,6 +129,7 @@ __all__ = [
     "profile_ranges",
     "random",
     "recalibrate",
+    "revert_sync_batch_norm",
     "statistics_transaction",
     "use_backend",
 ]

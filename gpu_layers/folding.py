@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.ops.checks import check_dtype, check_eps, check_integer
 from gpu_layers.plain_layers import added_attributes, replaced_methods
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
 
 # Batch norms that evaluate alike, by the layer before them.
 _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {
@@ -25,7 +28,7 @@ _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {
 _KNOWN = (
     *("num_features", "dtype", "eps", "affine", "channels_last", "activation", "parameters", "buffers", "training"),
     *("momentum", "track_running_stats", "_use_batch_statistics", "_update_statistics", "train_affine"),
-    *("deferred", "skip_nonfinite", "_pending", "_skipped", "group_size", "communicator"),
+    *("deferred", "skip_nonfinite", "_pending", "_skipped", "group_size", "communicator", "_before_conversion"),
 )
 
 
@@ -63,20 +66,110 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     mean, var = batch_norm.buffers["running_mean"], batch_norm.buffers["running_var"]
     gamma, beta = batch_norm.parameters.get("weight"), batch_norm.parameters.get("bias")
     backend_for(weight, mean, optional=(bias, gamma, beta))
-    scale = 1 / np.sqrt(var.astype(np.float64) + batch_norm.eps)
-    if gamma is not None:
-        scale = scale * gamma
-    shift = -mean * scale if bias is None else (bias.astype(np.float64) - mean) * scale
-    if beta is not None:
-        shift = shift + beta
+    folded_weight, folded_bias = _folded(weight, bias, mean, var, gamma, beta, batch_norm.eps, _rows)
     # A shallow copy: all attributes except the dicts are numbers.
     folded = copy.copy(layer)
     folded.parameters = {
-        "weight": (weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))).astype(layer.dtype),
-        "bias": shift.astype(layer.dtype),
+        "weight": folded_weight,
+        "bias": folded_bias,
     }
     folded.gradients, folded.buffers, folded._saved = {}, {}, None
     return folded
+
+
+def fold_batch_norm_arrays(
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    transposed: bool = False,
+    groups: int = 1,
+) -> tuple[Any, Any]:
+    """:func:`fold_batch_norm` for a convolution or linear layer of any library: its weight and bias, as arrays.
+
+    Parameters
+    ----------
+    weight : array, shape (out_channels, in_channels / groups, *kernel), or (out_features, in_features)
+        PyTorch's layout; (in_channels, out_channels / groups, *kernel) of a transposed convolution. A floating dtype.
+    bias : array, shape (out_channels,), or None
+    running_mean, running_var : array, shape (out_channels,)
+    gamma, beta : array, shape (out_channels,), or None
+        Weight and bias of the batch norm.
+    eps : float
+    transposed : bool
+        Whether the weight is that of a transposed convolution.
+    groups : int
+        Of the convolution; only those of a transposed one make a difference.
+
+    Returns
+    -------
+    weight, bias : array
+        New ones, of weight's dtype: computed in float64 and rounded once.
+
+    Raises
+    ------
+    TypeError
+        For what is no array, arrays of several kinds, or a dtype that is not floating.
+    ValueError
+        For shapes that do not go together, or an eps that is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpu_layers as gl
+    >>> depthwise = np.ones((4, 1, 3, 3), np.float32)
+    >>> weight, bias = gl.fold_batch_norm_arrays(depthwise, None, np.zeros(4), np.full(4, 0.25), eps=1e-12)
+    >>> float(weight[0, 0, 0, 0])
+    2.0
+    """
+    backend_for(weight, running_mean, running_var, optional=(bias, gamma, beta))
+    check_dtype(weight, "weight")
+    eps = check_eps(eps, np.float64)
+    groups = check_integer(groups, "groups", 1, 2**63 - 1)
+    if weight.ndim < 2 or weight.shape[0] % groups:
+        raise ValueError(f"weight of shape {list(weight.shape)} is none of a layer with {groups} groups")
+    channels = weight.shape[1] * groups if transposed else weight.shape[0]
+    given = {"bias": bias, "running_mean": running_mean, "running_var": running_var, "gamma": gamma, "beta": beta}
+    for name, one in given.items():
+        if one is not None:
+            check_dtype(one, name)
+            if one.shape != (channels,):
+                raise ValueError(f"{name} must have the shape {[channels]}, got {list(one.shape)}")
+    along = _transposed_rows(groups) if transposed else _rows
+    return _folded(weight, bias, running_mean, running_var, gamma, beta, eps, along)
+
+
+def _folded(
+    weight: Any, bias: Any, mean: Any, var: Any, gamma: Any, beta: Any, eps: float, along: Callable[[Any, Any], Any]
+) -> tuple[Any, Any]:
+    """Weight and bias of both layers; ``along(scale, weight)`` is the scale as it is multiplied with the weight."""
+    with place_of(weight), np.errstate(over="ignore"):
+        scale = 1 / np.sqrt(var.astype(np.float64) + eps)
+        if gamma is not None:
+            scale = scale * gamma.astype(np.float64)
+        shift = ((0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64)) * scale
+        if beta is not None:
+            shift = shift + beta.astype(np.float64)
+        return (weight.astype(np.float64) * along(scale, weight)).astype(weight.dtype), shift.astype(weight.dtype)
+
+
+def _rows(scale: Any, weight: Any) -> Any:
+    """Output channels are the first axis."""
+    return scale.reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def _transposed_rows(groups: int) -> Callable[[Any, Any], Any]:
+    """Output channels are the second axis, those of a group for its input channels on the first."""
+
+    def along(scale: Any, weight: Any) -> Any:
+        by_input = scale.reshape(groups, weight.shape[1]).repeat(weight.shape[0] // groups, axis=0)
+        return by_input.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+
+    return along
 
 
 def _check(layer: Any, batch_norm: Any) -> None:

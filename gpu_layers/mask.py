@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+#: Most digits of a mask: as many groups of axes may take turns in sharing decisions. ``kMostDigits`` of
+#: ``dropout_rule.cuh``.
+MOST_DIGITS = 8
 
 
 class DropoutMask(NamedTuple):
     """Which elements a dropout call keeps.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
-    ``seed`` is below ``drop_below``. Element ``i`` (flat C-order index) has decision ``start + i // run``.
+    ``seed`` is below ``drop_below``. Element ``i`` (flat C-order index) has decision ``start + i // run``; with
+    ``digits`` not the number ``i // run`` itself is added, but each of its digits times a weight.
 
     With ``sample_ids`` each row (index of axis 0) has its own decisions: element ``j`` of the row has decision
     ``start + j``, under the key ``sample_seed(seed, number of the row)`` of
@@ -30,6 +37,9 @@ class DropoutMask(NamedTuple):
     draw : array of uint64, shape (3,), optional
         Seed, offset and the seed of sample 0, on the device of the elements. They replace the numbers above; kernels
         read them when they run.
+    digits : tuple of (int, int)
+        Size and weight of each digit of ``i // run``, the innermost first; axes that share decisions weigh 0. Empty if
+        ``i // run`` itself counts the decisions.
     """
 
     drop_below: int
@@ -39,3 +49,37 @@ class DropoutMask(NamedTuple):
     run: int = 1
     sample_ids: Any = None
     draw: Any = None
+    digits: tuple[tuple[int, int], ...] = ()
+
+
+def shared_decisions(shape: Sequence[int], shared_axes: Sequence[int]) -> tuple[int, tuple[tuple[int, int], ...], int]:
+    """Run and digits of the mask of elements that share decisions along axes, and how many decisions there are.
+
+    Decisions count the elements of the shape in which the shared axes have the length 1.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    shared_axes : sequence of int
+        In ``0 .. len(shape) - 1``.
+    """
+    # Neighbouring axes that share, or do not, are as one; the innermost first.
+    groups: list[tuple[int, bool]] = []
+    for axis in reversed(range(len(shape))):
+        size, shared = shape[axis], axis in shared_axes
+        if groups and (size == 1 or shared == groups[-1][1]):
+            groups[-1] = (groups[-1][0] * size, groups[-1][1])
+        elif size != 1:
+            groups.append((size, shared))
+    decisions = math.prod(size for size, shared in groups if not shared)
+    run = groups.pop(0)[0] if groups and groups[0][1] else 1
+    if not any(shared for _, shared in groups):
+        return max(run, 1), (), decisions
+    digits, weight = [], 1
+    for size, shared in groups:
+        digits.append((size, 0 if shared else weight))
+        weight *= 1 if shared else size
+    if digits[-1][1] == 0:
+        # Whatever it is, it does not count.
+        digits.pop()
+    return max(run, 1), tuple(digits), decisions

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -22,6 +24,8 @@ _WEIGHTS = int.from_bytes(b"weights", "big")
 
 #: Set by :func:`gpu_layers.capture`: the source of a captured step's masks, with a method ``call(generator, taken)``.
 device_draws: ContextVar[Any] = ContextVar("gpu_layers_device_draws", default=None)
+#: What notes the calls of a forward, or gives them out again: a :class:`CallRecord`, or None.
+_record: ContextVar[Any] = ContextVar("gpu_layers_call_record", default=None)
 
 
 class Generator:
@@ -136,6 +140,9 @@ class Generator:
         -------
         GeneratorCall
         """
+        record = _record.get()
+        if record is not None:
+            return record.call(self, taken)
         draws = device_draws.get()
         return GeneratorCall(self) if draws is None else draws.call(self, taken)
 
@@ -219,6 +226,80 @@ class GeneratorCall:
             self._generator.give_back(self.offset, 1)
 
 
+class CallRecord:
+    """The calls of generators within a block, whichever the generators, to be made once more with the same masks."""
+
+    def __init__(self) -> None:
+        self._calls: list[GeneratorCall] = []
+        self._again: Iterator[GeneratorCall] | None = None
+        self._outer: CallRecord | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what calls are made in a ``with`` block."""
+        self._calls, self._again = [], None
+        with self._in_use():
+            yield
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Give the calls out again, in their order; no generator is advanced."""
+        self._again = iter(self._calls)
+        with self._in_use():
+            yield
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._outer = _record.get()
+        token = _record.set(self)
+        try:
+            yield
+        finally:
+            _record.reset(token)
+            self._outer = None
+
+    def call(self, generator: Generator, taken: Any) -> GeneratorCall:
+        """A call of a layer, or the one that it stands for."""
+        if self._again is not None:
+            earlier = next(self._again, None)
+            if earlier is None:
+                raise RuntimeError("the forward that is run again draws more masks than it did at first")
+            return _RecalledCall(earlier)
+        # A block around this one notes the call too, or gives it out.
+        token = _record.set(self._outer)
+        try:
+            call = generator.call(taken)
+        finally:
+            _record.reset(token)
+        self._calls.append(call)
+        return call
+
+    @property
+    def draws(self) -> list[Any]:
+        """Where on the device the numbers of the calls lie, of those whose do."""
+        return [draw for draw in map(_kept_draw, self._calls) if draw is not None]
+
+
+def _kept_draw(call: GeneratorCall) -> Any:
+    """Where on the device the numbers of a call that is over lie, if they do."""
+    return call.draw if isinstance(call, _RecalledCall) else call.taken
+
+
+class _RecalledCall(GeneratorCall):
+    """A call with the numbers of an earlier one: they are where they were kept."""
+
+    def __init__(self, earlier: GeneratorCall) -> None:
+        self.seed, self.offset, self.draw = earlier.seed, earlier.offset, _kept_draw(earlier)
+
+    def __enter__(self) -> GeneratorCall:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
 class CudaGraphGenerator(Generator):
     """A generator whose offset is in device memory, for CUDA graphs.
 
@@ -299,7 +380,8 @@ class CudaGraphGenerator(Generator):
             :attr:`GeneratorCall.taken` of the caller's last call; it is used again, so that a captured graph stays
             valid.
         """
-        return CudaGraphCall(self, taken)
+        record = _record.get()
+        return CudaGraphCall(self, taken) if record is None else record.call(self, taken)
 
     def advance(self, taken: Any) -> Any:
         """Go on to the next offset, by a kernel.

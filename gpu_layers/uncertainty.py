@@ -12,6 +12,7 @@ from gpu_layers.layer_tree import layers_of, modes
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
+from gpu_layers.layers.dropout_add import DropoutAdd
 from gpu_layers.ops.dropout import check_passes, dropout_moments
 from gpu_layers.runtime.cuda import array_module
 
@@ -22,7 +23,8 @@ def mc_dropout(
     """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
 
     Dropout layers drop; all others, batch norm included, evaluate. Afterwards, also after an exception, every layer has
-    the mode that it had before. A single :class:`Dropout` layer needs one kernel launch for all passes.
+    the mode that it had before. A single :class:`Dropout` layer without shared axes needs one kernel launch for all
+    passes.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ def mc_dropout(
             "name its layers with layers="
         )
     generator = getattr(model, "generator", None) or random.default_generator
-    if type(model) is Dropout and inputs.keys() <= {"sample_ids"} and generator.draw is None:
+    alone = type(model) is Dropout and not model.shared_axes and generator.draw is None
+    if alone and isinstance(model, Dropout) and inputs.keys() <= {"sample_ids"}:
         scale = None if model.scaling == "inverted" else 1.0
         start = 0 if inputs.get("sample_ids") is not None else first_decision(x, model.first_sample)
         seed, offset = generator.take(passes)
@@ -103,4 +106,4 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
 
 
 def _drops(layer: Layer) -> bool:
-    return isinstance(layer, (DropoutLayer, ActivationDropout))
+    return isinstance(layer, (DropoutLayer, ActivationDropout, DropoutAdd))

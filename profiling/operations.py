@@ -17,6 +17,7 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.verification import floors
 from gpu_layers.verification.batch_norm_variants_traffic import finding_bytes, packing_bytes
+from gpu_layers.verification.inputs import launched_nowhere
 from profiling.operation import (
     BACKWARD,
     FORWARD,
@@ -121,6 +122,21 @@ ALPHA_DROPOUT = Operation(
     torch_bytes={FORWARD: lambda s: s.elements(15), BACKWARD: lambda s: s.elements(3)},
     torch=lambda F, t: F.alpha_dropout(t["x"], _P, training=True),  # noqa: N803
     independent="elements",
+    is_random=True,
+)
+
+SHARED_DROPOUT = Operation(
+    name="shared_dropout",
+    shapes=LARGE_IMAGES,
+    # All channels of a place in a sample, as all steps of time elsewhere.
+    forward=lambda a, last: ops.dropout_forward(
+        a["x"], _P, _SEED, _OFFSET, start=a["start"] // a["x"].shape[1], shared_axes=(1,)
+    ),
+    backward=ops.dropout_backward,
+    floor=_both(floors.dropout),
+    torch_bytes=_both(lambda s: s.elements(2)),
+    torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, *t["x"].shape[2:])), _P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, *a["x"].shape[2:])) >= _P) / (1 - _P)),
     is_random=True,
 )
 
@@ -243,6 +259,41 @@ RELU_DROPOUT = replace(
     floor=_each(floors.activation_dropout, saves_bits=True),
     torch=lambda F, t: F.dropout(F.relu(t["x"]), _P, training=True),  # noqa: N803
     jax=lambda jax, a, last: _dropout_jax(jax, {"x": jax.nn.relu(a["x"])}, last),
+)
+
+
+def _dropout_add(a: Arrays, activation: str | None, **options: Any) -> Any:
+    return ops.dropout_add_forward(
+        a["x"], a["residual"], _P, _SEED, _OFFSET, bias=a["beta"], activation=activation, start=a["start"], **options
+    )
+
+
+DROPOUT_ADD = Operation(
+    name="dropout_add",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: _dropout_add(a, None),
+    backward=ops.dropout_add_backward,
+    floor=_each(floors.dropout_add, activation=None, bias=True),
+    # Three kernels forward, and the mask; backward dropout and the sums.
+    torch_bytes={FORWARD: lambda s: s.elements(7) + s.inputs, BACKWARD: lambda s: s.elements(3) + s.inputs},
+    torch=lambda F, t: t["residual"] + F.dropout(t["x"] + t["beta"].to(t["x"].dtype), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: a["residual"] + _dropout_jax(jax, {"x": (a["x"] + a["beta"]).astype(a["x"].dtype)}, last),
+    per_channel=("beta",),
+    like_x=("residual",),
+    is_random=True,
+)
+
+GELU_DROPOUT_ADD = replace(
+    DROPOUT_ADD,
+    name="gelu_dropout_add",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: _dropout_add(a, "gelu"),
+    floor=_each(floors.dropout_add, activation="gelu", bias=True),
+    torch_bytes={FORWARD: lambda s: s.elements(9) + s.inputs, BACKWARD: lambda s: s.elements(6) + s.inputs},
+    torch=lambda F, t: t["residual"] + F.dropout(F.gelu(t["x"] + t["beta"].to(t["x"].dtype)), _P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: (
+        a["residual"] + _dropout_jax(jax, {"x": jax.nn.gelu(a["x"] + a["beta"], approximate=False)}, last)
+    ),
 )
 
 # Batch normalisation
@@ -619,6 +670,62 @@ MAX_UNPOOL = Operation(
     output_shape=lambda shape: (*shape[:2], *(2 * size for size in shape[2:])),
 )
 
+
+@cache
+def _second_taps(module: Any, shape: Shape, channels_last: bool) -> ops.MaxPoolSaved:
+    """Of a pooling by windows of 2 x 2, of which each chose its second element."""
+    _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
+    return replace(saved, taps=module.ones(saved.taps.shape, np.uint8))
+
+
+def _gathered(x: Any) -> Any:
+    saved = _second_taps(array_module(x), x.shape, False)
+    return ops.max_pool_gather(x, replace(saved, dtype=x.dtype))
+
+
+MAX_POOL_GATHER = Operation(
+    name="max_pool_gather",
+    shapes=LARGE_IMAGES,
+    forward=lambda a, last: (_gathered(a["x"]), None),
+    backward=None,
+    # Of the windows of 2 x 2 the first row.
+    floor={FORWARD: lambda s: s.elements(0, 1) + s.outputs + s.itemsize * s.inputs // 2},
+    torch_bytes={FORWARD: lambda s: s.elements(0, 1) + 8 * s.outputs + s.itemsize * s.inputs // 2},
+    output_shape=_pooled(_AVG_WINDOW),
+    is_training=False,
+)
+
+
+@cache
+def _unit_statistics(module: Any, channels: int, dtype: Any) -> Any:
+    """Mean 0, variance 1, gamma 1, beta 0."""
+    statistics = module.zeros((5, channels), dtype)
+    statistics[1:4] = 1
+    return statistics
+
+
+def _double_backward(a: Arrays, last: bool) -> Any:
+    x, gamma, beta = a["x"], a["gamma"], a["beta"]
+    statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
+    saved = ops.BatchNormSaved(x, statistics, last, None, "relu")
+    return ops.batch_norm_double_backward(a["ddx"], gamma, beta, a["gradient"], saved), None
+
+
+BATCH_NORM_DOUBLE_BACKWARD = Operation(
+    name="batch_norm_double_backward",
+    shapes=LARGE_IMAGES[:1],
+    forward=_double_backward,
+    backward=None,
+    floor={FORWARD: floors.batch_norm_double_backward},
+    # PyTorch's is a formula of some thirty operations on whole arrays, of three each.
+    torch_bytes={FORWARD: lambda s: s.elements(90)},
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    like_x=("ddx", "gradient"),
+    independent="channels",
+    is_training=False,
+)
+
 OPERATIONS: tuple[Operation, ...] = (
     DROPOUT,
     RELU,
@@ -645,6 +752,11 @@ OPERATIONS: tuple[Operation, ...] = (
     FEATURE_ALPHA_DROPOUT,
     DROPOUT_ACTIVATION,
     DROPOUT_MOMENTS,
+    DROPOUT_ADD,
+    GELU_DROPOUT_ADD,
+    SHARED_DROPOUT,
+    MAX_POOL_GATHER,
+    BATCH_NORM_DOUBLE_BACKWARD,
 )
 
 #: What most networks spend their time on: measured first, and against what takes long to compile.

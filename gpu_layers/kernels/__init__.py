@@ -17,6 +17,7 @@ from gpu_layers.kernels.batch_norm import (
     batch_norm_input_gradient,
     batch_norm_statistics,
 )
+from gpu_layers.kernels.batch_norm_double_backward import batch_norm_double_backward
 from gpu_layers.kernels.batch_norm_max_pool import (
     batch_norm_max_pool,
     batch_norm_max_pool_backward,
@@ -29,8 +30,9 @@ from gpu_layers.kernels.dropout import (
     dropout_forward,
     dropout_moments,
 )
+from gpu_layers.kernels.dropout_add import dropout_add_backward, dropout_add_forward
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
-from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward
+from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward, max_pool_gather
 from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
 from gpu_layers.reference.max_pool import max_pool_indices
 
@@ -41,6 +43,7 @@ __all__ = [
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_fold",
     "batch_norm_forward",
     "batch_norm_gradient_sums",
@@ -52,6 +55,8 @@ __all__ = [
     "batch_norm_max_pool_inference",
     "batch_norm_max_pool_inference_backward",
     "batch_norm_statistics",
+    "dropout_add_backward",
+    "dropout_add_forward",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",
@@ -59,6 +64,7 @@ __all__ = [
     "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
+    "max_pool_gather",
     "max_pool_indices",
     "max_unpool_backward",
     "max_unpool_forward",

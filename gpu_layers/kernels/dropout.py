@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
-from gpu_layers.mask import DropoutMask
+from gpu_layers.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.reference.philox import sample_seed
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -27,7 +28,16 @@ _RULES = {
     )
     for name in ACCUMULATE_TYPES
 }
-STRUCTS = {"Divisor64": DIVISOR, **_RULES}
+_ROWS = np.dtype(
+    [
+        ("row", DIVISOR),
+        ("sizes", DIVISOR, (MOST_DIGITS,)),
+        ("weights", np.uint64, (MOST_DIGITS,)),
+        ("digits", np.int32),
+        ("is_shared", np.int32),
+    ]
+)
+STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 _SIGNATURE = (
     "const T* x, T* y, long long n, DropoutRule<A> rule, "
     "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
@@ -36,6 +46,9 @@ _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_runs", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
+_APPLY_SHARED = KernelTemplate(
+    "dropout.cu", "dropout_apply_shared", f"{_SIGNATURE}, DecisionRows rows", _TYPES, STRUCTS
+)
 _APPLY_ROWS = KernelTemplate(
     "dropout.cu", "dropout_apply_rows", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
 )
@@ -44,6 +57,14 @@ _APPLY_BLOCKS = KernelTemplate(
     "dropout_apply_blocks",
     f"{_SIGNATURE}, const long long* sample_ids, long long features, Divisor64 row",
     _TYPES,
+    STRUCTS,
+)
+_APPLY_LAST = KernelTemplate(
+    "dropout.cu",
+    "dropout_apply_last",
+    f"{_SIGNATURE}, const T* residual, long long positions, long long channels, int by_channel, "
+    "Divisor64 vectors, Divisor64 groups",
+    [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
 )
 _MOMENTS = KernelTemplate(
@@ -66,6 +87,31 @@ def divisor(value: int) -> np.ndarray:
     return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
 
 
+def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, size: int = 0) -> np.ndarray:
+    """``DecisionRows`` of ``dropout_rule.cuh``.
+
+    Parameters
+    ----------
+    run, digits
+        Of the mask.
+    rows : int
+        Of an array of ``size`` elements, where each has consecutive decisions from the first on.
+    """
+    packed = np.zeros((), _ROWS)
+    if run > 1:
+        # A run is a row; where runs are counted, their number is the only digit.
+        packed["row"], packed["is_shared"] = divisor(run), 1
+        digits = digits or ((2**62, 1),)
+    elif digits:
+        packed["row"], digits = divisor(digits[0][0]), digits[1:]
+    elif rows > 1:
+        packed["row"] = divisor(size // rows)
+    for index, (length, weight) in enumerate(digits):
+        packed["sizes"][index], packed["weights"][index] = divisor(length), weight
+    packed["digits"] = len(digits)
+    return packed
+
+
 def rule(drop_below: int, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
     """``DropoutRule`` of ``dropout_rule.cuh``."""
     numbers = (max(drop_below - 1, 0), drop_below > 0, scale, shift, dropped)
@@ -86,21 +132,32 @@ def dropout_forward(
     shift: float = -0.0,
     dropped: float = 0.0,
     out: Any | None = None,
+    residual: Any | None = None,
+    channels_last: bool = False,
 ) -> Any:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
-    arguments = (mask.drop_below, mask.run, mask.start % 4, factors)
-    return _apply((x, mask.sample_ids, mask.draw, out), arguments, call_numbers(mask))
+    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 4, factors, channels_last)
+    return _apply((x, mask.sample_ids, mask.draw, out, residual), arguments, call_numbers(mask))
 
 
 _FACTORS = struct.Struct("3d")
 
 
 @Launcher
-def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, factors: bytes) -> Any:
+def _apply(
+    operands: Any,
+    numbers: Any,
+    drop_below: int,
+    run: int,
+    digits: Any,
+    phase: int,
+    factors: bytes,
+    channels_last: bool,
+) -> Any:
     """phase: of the first decision within its Philox block."""
-    x, ids, draw, out = operands
+    x, ids, draw, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
@@ -109,8 +166,12 @@ def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, f
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
-        if ids is not None:
+        if residual is not None or (channels_last and run < math.prod(x.shape[1:])):
+            _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
+        elif ids is not None:
             _launch_samples(element, arguments, ready(ids), phase)
+        elif digits:
+            launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:
@@ -118,6 +179,24 @@ def _apply(operands: Any, numbers: Any, drop_below: int, run: int, phase: int, f
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
+
+
+def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: int, channels_last: bool) -> None:
+    x, y, _, *of_call = arguments
+    if channels_last:
+        samples, channels = x.shape[0], x.shape[-1]
+        positions, by_channel = x.size // (samples * channels), run > 1
+    else:
+        # One sample of one position: its channels are the elements.
+        samples, channels, positions, by_channel = 1, x.size, 1, True
+    width = vector_width(x.dtype)
+    if channels % width:
+        width = 1
+    vectors, groups = channels // width, -(-positions // 4)
+    parts = samples * groups * vectors
+    shape = (positions, channels, int(by_channel), divisor(vectors), divisor(groups))
+    kernel = _APPLY_LAST(T=element, Width=str(width))
+    launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
 
 
 def _philox_blocks(phase: int, count: int) -> int:

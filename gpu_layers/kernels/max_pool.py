@@ -25,6 +25,7 @@ _FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* 
 _BACKWARD = general_template(
     "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* taps, T* dx, {_LAST}"
 )
+_GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* taps, T* y, {_LAST}")
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* taps, T* dx, PoolWindow window"
 )
@@ -60,6 +61,18 @@ def max_pool_backward(
     return backward((dy, taps, lengths, out), (window, channels_last))
 
 
+def max_pool_gather(
+    x: Any,
+    taps: Any,
+    window: Window,
+    channels_last: bool = False,
+    lengths: Any | None = None,
+    out: Any | None = None,
+) -> Any:
+    """``gpu_layers.reference.max_pool_gather``, as a kernel."""
+    return _gather((x, taps, lengths, out), (window, channels_last))
+
+
 @Launcher
 def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
     """Of ``max_pool_forward``."""
@@ -79,6 +92,17 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, y, taps.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
     return delivered(y, out), taps
+
+
+@Launcher
+def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+    x, taps, lengths, out = operands
+    x, taps = ready(x), ready(taps)
+    y = spatial_result(out, x, window.output_shape, channels_last)
+    plan = plan_for(x, window, "output", channels_last)
+    kernel = _GATHER(T=element_type(x), **plan.template_arguments)
+    plan.run(kernel, (x, taps.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
+    return delivered(y, out)
 
 
 @Launcher

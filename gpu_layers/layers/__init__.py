@@ -15,6 +15,7 @@ from gpu_layers.layers.adaptive_pool import (
 from gpu_layers.layers.avg_pool import AvgPool1d, AvgPool2d, AvgPool3d
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gpu_layers.layers.checkpoint import Checkpoint
 from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.dropout import (
     AlphaDropout,
@@ -25,6 +26,7 @@ from gpu_layers.layers.dropout import (
     DropPath,
     FeatureAlphaDropout,
 )
+from gpu_layers.layers.dropout_add import DropoutAdd
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from gpu_layers.layers.linear import Flatten, Linear
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
@@ -51,12 +53,14 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchStatistics",
+    "Checkpoint",
     "Conv2d",
     "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutAdd",
     "FeatureAlphaDropout",
     "Flatten",
     "GhostBatchNorm1d",

@@ -100,6 +100,11 @@ class _Backward(_Pass):
         self._waiting.setdefault(id(layer), []).append(saved)
         self._noted[id(layer)] = self._noted.get(id(layer), 0) + 1
 
+    def forget(self) -> None:
+        """The calls noted so far have no backward: they are made again."""
+        self._waiting.clear()
+        self._noted.clear()
+
     def choose(self, layer: Any) -> None:
         """The next backward of this layer uses what the caller assigned."""
         self._chosen.add(id(layer))
@@ -164,6 +169,27 @@ def _times(layer: Any, calls: Any) -> int:
     if not isinstance(calls, list):
         return 0
     return sum((called is layer) + _times(layer, saved.get("_noted_calls")) for called, saved in calls)
+
+
+def forget_calls() -> None:
+    """Of the pass that is under way, forget what its calls saved so far: they are to be made again in backward.
+
+    That there were these calls stays known: they are counted.
+    """
+    under_way = _under_way.get()
+    if under_way is not None:
+        under_way.calls[:] = _counted(under_way.calls)
+    if isinstance(under_way, _Backward):
+        under_way.forget()
+
+
+def _counted(calls: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Calls without what they saved, but for the calls within them."""
+    kept = []
+    for layer, saved in calls:
+        within = saved.get("_noted_calls")
+        kept.append((layer, {"_noted_calls": _counted(within)} if isinstance(within, list) else {}))
+    return kept
 
 
 def put(layer: Any, saved: dict[str, Any] | None) -> None:

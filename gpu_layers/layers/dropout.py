@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from gpu_layers.ops.dropout import (
     DropoutSaved,
     alpha_dropout_forward,
     check_sample_ids,
+    check_shared_axes,
     dropout_backward,
     dropout_forward,
 )
@@ -39,12 +41,15 @@ def check_generator(generator: Any) -> random.Generator | None:
     return generator
 
 
-def first_decision(x: Any, first_sample: int, mask_axes: int | None = None) -> int:
+def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shared_axes: Sequence[int] = ()) -> int:
     """Number of x's first decision, if its first sample has the number ``first_sample`` in the whole batch."""
     if first_sample == 0:
         return 0
     backend_for(x)
-    return first_sample * math.prod(x.shape[1:mask_axes])
+    shared = check_shared_axes(shared_axes, x.ndim)
+    if 0 in shared:
+        return 0
+    return first_sample * math.prod(size for axis, size in enumerate(x.shape[:mask_axes]) if axis not in (0, *shared))
 
 
 def taken_of(layer: Any, number: int) -> Any:
@@ -59,11 +64,13 @@ def taken_of(layer: Any, number: int) -> Any:
 
 
 def keep_taken(layer: Any, number: int, taken: Any) -> None:
-    """Keep for later calls the array that :meth:`Generator.advance` returned for this one."""
+    """Keep for later calls the array that :meth:`Generator.advance` returned for this one, if any."""
+    if taken is None:
+        return
     if number == 0:
         if taken is not layer._taken:
             layer._taken = taken
-    elif taken is not None:
+    else:
         again = layer._taken_again
         layer._taken_again = (*again[: number - 1], taken, *again[number:])
 
@@ -79,6 +86,8 @@ class DropoutLayer(Layer):
         Number of the input's first sample in the batch, if the input is a part of a batch. Each part then gets the
         masks that it would get in the whole batch. 0 at first.
     """
+
+    shared_axes: tuple[int, ...] = ()
 
     def __init__(self, p: float, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__()
@@ -153,7 +162,7 @@ class DropoutLayer(Layer):
         generator = self.generator or random.default_generator
         # Sample ids are already those of the whole batch.
         if self.first_sample and options.get("sample_ids") is None:
-            options["start"] = first_decision(x, self.first_sample, options["mask_axes"])
+            options["start"] = first_decision(x, self.first_sample, options["mask_axes"], self.shared_axes)
         if self.inplace:
             options["out"] = x
         number = earlier_calls(self) if generator.is_on_device else 0
@@ -192,14 +201,19 @@ class Dropout(DropoutLayer):
     inplace : bool
         Write the output into the input.
     scaling : {"inverted", "inference"}
+    shared_axes : sequence of int
+        Axes along which elements are dropped together, from the end if negative: 1 for one mask for all steps of
+        ``(N, T, C)``, 0 for one mask for the batch.
     generator : Generator, optional
         Source of the masks; ``gpu_layers.default_generator`` by default. Each training forward takes one offset,
         whatever p is. Evaluation and backward take none.
 
     Raises
     ------
+    TypeError
+        For shared_axes that are no integers.
     ValueError
-        For p outside [0, 1] or NaN, or an unknown scaling.
+        For p outside [0, 1] or NaN, an unknown scaling, or an axis that comes twice.
     """
 
     def __init__(
@@ -208,12 +222,13 @@ class Dropout(DropoutLayer):
         inplace: bool = False,
         *,
         scaling: str = "inverted",
+        shared_axes: Sequence[int] = (),
         generator: random.Generator | None = None,
     ) -> None:
         super().__init__(p, inplace, generator=generator)
         if scaling not in _SCALINGS:
             raise ValueError(f"scaling must be one of {', '.join(map(repr, _SCALINGS))}, got {scaling!r}")
-        self.scaling = scaling
+        self.scaling, self.shared_axes = scaling, check_shared_axes(shared_axes)
 
     def forward(self, x: Any, sample_ids: Any = None) -> Any:
         """Drop in training; the identity (or, with ``scaling="inference"``, ``x * (1 - p)``) in evaluation.
@@ -240,9 +255,14 @@ class Dropout(DropoutLayer):
             check_sample_ids(sample_ids, x)
         return self._forward(x, sample_ids=sample_ids)
 
+    def _mask_axes(self, x: Any) -> int | None:
+        if self.shared_axes:
+            check_shared_axes(self.shared_axes, _rank_of(x))
+        return None
+
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         scale = None if self.scaling == "inverted" else 1.0
-        return dropout_forward(x, self.p, seed, offset, scale=scale, **options)
+        return dropout_forward(x, self.p, seed, offset, scale=scale, shared_axes=self.shared_axes, **options)
 
     def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         if self.scaling == "inverted":
@@ -251,7 +271,8 @@ class Dropout(DropoutLayer):
 
     def _configuration(self) -> str:
         scaling = "" if self.scaling == "inverted" else f", scaling={self.scaling!r}"
-        return super()._configuration() + scaling
+        shared = f", shared_axes={self.shared_axes}" if self.shared_axes else ""
+        return super()._configuration() + scaling + shared
 
 
 _PARAMETERS = """

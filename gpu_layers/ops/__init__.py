@@ -10,6 +10,7 @@ from gpu_layers.ops.avg_pool import AvgPoolSaved, adaptive_avg_pool_forward, avg
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
+    batch_norm_double_backward,
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
@@ -30,6 +31,7 @@ from gpu_layers.ops.dropout import (
     dropout_mask,
     dropout_moments,
 )
+from gpu_layers.ops.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
 from gpu_layers.ops.ghost_batch_norm import GhostBatchNormSaved, ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
@@ -37,6 +39,7 @@ from gpu_layers.ops.max_pool import (
     adaptive_max_pool_forward,
     max_pool_backward,
     max_pool_forward,
+    max_pool_gather,
     max_pool_indices,
 )
 from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
@@ -47,6 +50,7 @@ __all__ = [
     "AvgPoolSaved",
     "BatchNormMaxPoolSaved",
     "BatchNormSaved",
+    "DropoutAddSaved",
     "DropoutSaved",
     "GhostBatchNormSaved",
     "LPPoolSaved",
@@ -63,6 +67,7 @@ __all__ = [
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_forward",
     "batch_norm_inference",
     "batch_norm_inference_backward",
@@ -70,6 +75,8 @@ __all__ = [
     "batch_norm_max_pool_forward",
     "batch_norm_max_pool_inference",
     "batch_norm_max_pool_inference_backward",
+    "dropout_add_backward",
+    "dropout_add_forward",
     "dropout_backward",
     "dropout_forward",
     "dropout_mask",
@@ -80,6 +87,7 @@ __all__ = [
     "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
+    "max_pool_gather",
     "max_pool_indices",
     "max_unpool_backward",
     "max_unpool_forward",

@@ -222,6 +222,79 @@ def batch_norm_backward_into(out: tuple[Any, Any], dy: Any, saved: BatchNormSave
     return _backward("batch_norm_backward", dy, saved, out=out)
 
 
+#: Activations whose derivative is constant on either side of 0.
+STRAIGHT = ("identity", "relu", "leaky_relu")
+
+
+def batch_norm_double_backward(
+    ddx: Any, ddgamma: Any, ddbeta: Any, dy: Any, saved: BatchNormSaved, *, ddresidual: Any = None
+) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`batch_norm_backward`, which maps dy, x and gamma to dx, dgamma, dbeta and dresidual.
+
+    Parameters
+    ----------
+    ddx : array or None
+        Gradient of dx: x's shape and dtype. None, here and below, is 0.
+    ddgamma, ddbeta : array, shape (C,), or None
+        Gradients of dgamma and dbeta; of the statistics' dtype.
+    dy : array
+        As in the backward.
+    saved : BatchNormSaved
+        Of a forward whose activation is identity, relu or leaky_relu.
+    ddresidual : array, optional
+        Gradient of dresidual, if there was a residual.
+
+    Returns
+    -------
+    ddy, dx : array
+        Gradients of dy and x, with their shape and dtype. The residual only decides where a ReLU clips: it has none.
+    dgamma : array, shape (C,)
+        Gradient of gamma; beta has none.
+
+    Raises
+    ------
+    TypeError
+        For a wrong array type or dtype.
+    ValueError
+        For a wrong shape, another activation, or a ddresidual without a residual.
+    RuntimeError
+        If this library has written to x or the residual since the forward.
+    """
+    given = (ddx, ddgamma, ddbeta, ddresidual)
+    backend = backend_for(dy, saved.x, optional=given)
+    check_gradient(dy, saved.x.shape, saved.x.dtype)
+    if saved.activation not in STRAIGHT:
+        raise ValueError(f"second derivatives need the activation {' or '.join(STRAIGHT)}, got {saved.activation}")
+    if ddresidual is not None and saved.residual is None:
+        raise ValueError("ddresidual was given, but the forward had no residual")
+    for name, one, like in zip(_GIVEN, given, (saved.x, saved.mean, saved.mean, saved.x), strict=True):
+        if one is not None and (one.dtype != like.dtype or one.shape != like.shape):
+            raise (TypeError if one.dtype != like.dtype else ValueError)(
+                f"{name} must be {like.dtype} of shape {list(like.shape)}, got {described(one.dtype)} of shape "
+                f"{list(one.shape)}"
+            )
+    saved.check_unwritten()
+    xp = array_module(dy)
+    with place_of(dy):
+        ddx, ddgamma, ddbeta = (
+            xp.zeros(like.shape, like.dtype) if one is None else one
+            for one, like in zip(given, (saved.x, saved.mean, saved.mean), strict=False)
+        )
+        if dy.size == 0:
+            return (
+                xp.empty(dy.shape, dy.dtype),
+                xp.empty(dy.shape, dy.dtype),
+                xp.zeros(saved.mean.shape, saved.mean.dtype),
+            )
+    return backend.batch_norm_double_backward(
+        *(ddx, ddgamma, ddbeta, ddresidual, dy, saved.x, saved.statistics, saved.channels_last),
+        *(saved.residual, saved.activation),
+    )
+
+
+_GIVEN = ("ddx", "ddgamma", "ddbeta", "ddresidual")
+
+
 def batch_norm_inference(
     x: Any,
     mean: Any,

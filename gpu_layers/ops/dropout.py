@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
@@ -23,7 +24,7 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
+from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
 # Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
@@ -43,6 +44,7 @@ class DropoutSaved:
         Factor of a kept element.
     shape : tuple of int
     dtype : numpy.dtype
+    channels_last : bool
     writes : int
         :func:`write_count` of the forward: a later call may use the array that holds the numbers.
     """
@@ -51,6 +53,7 @@ class DropoutSaved:
     scale: float
     shape: tuple[int, ...]
     dtype: np.dtype
+    channels_last: bool = False
     writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
@@ -76,11 +79,14 @@ def dropout_forward(
     start: int = 0,
     scale: float | None = None,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
     draw: Any = None,
+    residual: Any = None,
+    channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
-    """Drop with probability p, scale what is kept.
+    """Drop with probability p, scale what is kept; add a residual, if there is one.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
     ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the same bits for every dtype, layout,
@@ -100,12 +106,22 @@ def dropout_forward(
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
     mask_axes : int, optional
         Number of leading axes that the mask has. Elements that agree in them share a decision, and ``g`` counts these
-        decisions. 2 drops whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default.
+        decisions. 2 drops whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default. It is the same
+        as all other axes in ``shared_axes``.
+    shared_axes : sequence of int, optional
+        Axes along which elements share a decision, counted from the end if negative. ``g`` counts the elements of the
+        shape in which these axes have the length 1. 1 for ``(N, T, C)`` gives all steps of time one mask.
     sample_ids : array of int64, shape (x.shape[0],), optional
         Number of each row, in the array library of x. The row's mask then depends on seed, offset, this number and the
         index within the row alone, whatever the other rows and their order. ``start`` counts within the row.
     draw : array of uint64, shape (3,), optional
         Seed and offset in the memory of x's device, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
+    residual : array, optional
+        x's shape and dtype: added to the result, which is rounded once. Its gradient is dy. It needs a mask over all
+        axes, without sample_ids.
+    channels_last : bool
+        x is (N, *spatial, C), and its mask that of (N, C, *spatial): the same elements are dropped in either layout.
+        mask_axes counts axes of the latter: 1, 2 or all.
     out : array, optional
         Where to write the result; x itself for dropout in place.
 
@@ -121,39 +137,105 @@ def dropout_forward(
     TypeError
         For a wrong array type, dtype or number type.
     ValueError
-        For p outside [0, 1], or seed, offset, start, mask_axes or the length of sample_ids out of range.
+        For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range;
+        for a residual of another shape, or one that is out; or for what does not go together.
     """
-    backend = backend_for(x, optional=(out, sample_ids, draw))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, mask_axes, sample_ids is not None)
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw)
+    backend = backend_for(x, optional=(out, sample_ids, draw, residual))
+    drop_below, factor, run, digits = _checked_dropout(
+        x, p, start, scale, mask_axes, shared_axes, sample_ids is not None, channels_last
+    )
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits)
+    channels_last = bool(channels_last)
+    if residual is not None:
+        _check_residual(residual, x, run, digits, sample_ids, out)
     if out is None:
-        y = backend.dropout_forward(x, mask, factor)
+        y = backend.dropout_forward(x, mask, factor, residual=residual, channels_last=channels_last)
     else:
-        y = into(out, x, lambda target: backend.dropout_forward(x, mask, factor, out=target))
-    return y, DropoutSaved(mask, factor, x.shape, x.dtype)
+        y = into(
+            out,
+            x,
+            lambda target: backend.dropout_forward(
+                x, mask, factor, out=target, residual=residual, channels_last=channels_last
+            ),
+        )
+    return y, DropoutSaved(mask, factor, x.shape, x.dtype, channels_last)
 
 
 @Checked
 def _checked_dropout(
-    x: Any, p: float, start: int, scale: float | None, mask_axes: int | None, by_samples: bool
-) -> tuple[int, float, int]:
-    """Threshold, factor, and elements that share a decision."""
+    x: Any,
+    p: float,
+    start: int,
+    scale: float | None,
+    mask_axes: int | None,
+    shared_axes: Sequence[int],
+    by_samples: bool,
+    channels_last: bool,
+) -> tuple[int, float, int, tuple[tuple[int, int], ...]]:
+    """Threshold, factor, and run and digits of the mask."""
     check_dtype(x)
     probability = check_probability(p)
-    run, decisions = _decisions(x, mask_axes, by_samples)
+    axes = check_shared_axes(shared_axes, x.ndim)
+    if channels_last:
+        _check_channels_last(x, mask_axes, axes, by_samples)
+    if mask_axes is not None:
+        if axes:
+            raise ValueError("mask_axes and shared_axes say the same thing: pass one of them")
+        axes = tuple(range(check_integer(mask_axes, "mask_axes", 1, x.ndim), x.ndim))
+    if by_samples and axes:
+        raise ValueError("sample_ids need a mask over all axes: omit mask_axes and shared_axes")
+    shape = _first_channels(x.shape) if channels_last else x.shape
+    run, digits, decisions = shared_decisions(shape[1:] if by_samples else shape, axes)
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
-    return drop_threshold(probability), factor, run
+    return drop_threshold(probability), factor, run, digits
 
 
-def _decisions(x: Any, mask_axes: int | None, by_samples: bool) -> tuple[int, int]:
-    """Elements that share a decision, and how many decisions there are (for a sample)."""
-    axes = x.ndim if mask_axes is None else check_integer(mask_axes, "mask_axes", 1, x.ndim)
-    if not by_samples:
-        return max(math.prod(x.shape[axes:]), 1), math.prod(x.shape[:axes])
-    if axes != x.ndim:
-        raise ValueError("sample_ids need a mask over all axes: omit mask_axes")
-    return 1, math.prod(x.shape[1:])
+def _check_channels_last(x: Any, mask_axes: int | None, shared_axes: tuple[int, ...], by_samples: bool) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"channels_last takes x of at least 2 axes, (N, *spatial, C), got {x.ndim}")
+    if by_samples or shared_axes:
+        raise ValueError("sample_ids and shared_axes do not go with channels_last")
+    if mask_axes not in (None, 1, 2, x.ndim):
+        raise ValueError(f"with channels_last mask_axes must be 1 (samples), 2 (channels) or None, got {mask_axes}")
+
+
+def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def _check_residual(residual: Any, x: Any, run: int, digits: Any, sample_ids: Any, out: Any) -> None:
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must have x's dtype {described(x.dtype)}, got {described(residual.dtype)}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
+    if run > 1 or digits or sample_ids is not None:
+        raise ValueError("a residual goes with a mask over all axes, without sample_ids")
+    if out is not None and out is not residual and array_module(x).may_share_memory(out, residual):
+        raise ValueError("out must be the residual itself, or lie apart from it")
+
+
+def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, ...]:
+    """Different axes of an array of this rank, from 0 on, or of one that is not known yet, as they are.
+
+    Raises
+    ------
+    TypeError
+        If they are no sequence of integers.
+    ValueError
+        If there is no such axis, or one comes twice.
+    """
+    if isinstance(shared_axes, str) or not isinstance(shared_axes, Sequence):
+        raise TypeError(f"shared_axes must be a sequence of integers, got {type(shared_axes).__name__}")
+    most = 64 if rank is None else rank
+    axes = tuple(check_integer(axis, "shared_axes", -most, most - 1) for axis in shared_axes)
+    if rank is not None:
+        axes = tuple(axis % rank for axis in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"shared_axes must be different axes, got {list(shared_axes)}")
+    return axes
 
 
 def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
@@ -184,9 +266,14 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
     saved.check_unwritten()
+    last = saved.channels_last
     if out is None:
-        return backend.dropout_backward(dy, saved.mask, saved.scale)
-    return into(out, dy, lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target))
+        return backend.dropout_backward(dy, saved.mask, saved.scale, channels_last=last)
+    return into(
+        out,
+        dy,
+        lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target, channels_last=last),
+    )
 
 
 def dropout_moments(
@@ -222,7 +309,7 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are not an integer in that range.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    drop_below, factor, run = _checked_dropout(x, p, start, scale, None, sample_ids is not None)
+    drop_below, factor, run, _ = _checked_dropout(x, p, start, scale, None, (), sample_ids is not None, False)
     mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
@@ -240,7 +327,9 @@ def alpha_dropout_forward(
     *,
     start: int = 0,
     mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
     draw: Any = None,
+    channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
     """Dropout for SELU networks (Klambauer et al., 2017): it keeps mean 0 and variance 1.
@@ -250,7 +339,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, draw, out
+    x, p, seed, offset, start, mask_axes, shared_axes, draw, channels_last, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -266,25 +355,30 @@ def alpha_dropout_forward(
         As :func:`dropout_forward`.
     """
     backend = backend_for(x, optional=(out, draw))
-    drop_below, numbers, run = _checked_alpha_dropout(x, p, start, mask_axes)
-    mask = _mask(x, drop_below, seed, offset, start, run, None, draw)
+    drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes, channels_last)
+    mask = _mask(x, drop_below, seed, offset, start, run, None, draw, digits)
+    channels_last = bool(channels_last)
     if out is None:
-        y = backend.dropout_forward(x, mask, *numbers)
+        y = backend.dropout_forward(x, mask, *numbers, channels_last=channels_last)
     else:
-        y = into(out, x, lambda target: backend.dropout_forward(x, mask, *numbers, out=target))
-    return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype)
+        y = into(
+            out,
+            x,
+            lambda target: backend.dropout_forward(x, mask, *numbers, out=target, channels_last=channels_last),
+        )
+    return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype, channels_last)
 
 
 @Checked
 def _checked_alpha_dropout(
-    x: Any, p: float, start: int, mask_axes: int | None
-) -> tuple[int, tuple[float, float, float], int]:
-    """Threshold, the numbers of the affine map, and elements that share a decision."""
-    drop_below, _, run = _checked_dropout(x, p, start, None, mask_axes, False)
+    x: Any, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int], channels_last: bool
+) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
+    """Threshold, the numbers of the affine map, and run and digits of the mask."""
+    drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
     p = float(p)
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run
+    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run, digits
 
 
 #: The constants of the affine map have no gradient.
@@ -349,6 +443,7 @@ def _mask(
     run: int,
     sample_ids: Any,
     draw: Any,
+    digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
     if draw is not None:
@@ -361,7 +456,7 @@ def _mask(
         # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
-    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw)
+    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
 
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
@@ -374,11 +469,20 @@ def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
 
 
 def element_mask(
-    x: Any, p: float, seed: int | None, offset: int | None, start: int = 0, draw: Any = None
+    x: Any,
+    p: float,
+    seed: int | None,
+    offset: int | None,
+    start: int = 0,
+    draw: Any = None,
+    shared_axes: Sequence[int] = (),
+    sample_ids: Any = None,
 ) -> tuple[DropoutMask, float]:
-    """The mask over single elements of x, checked, and the factor of kept elements."""
-    drop_below, factor, run = _checked_dropout(x, p, start, None, None, False)
-    return _mask(x, drop_below, seed, offset, start, run, None, draw), factor
+    """The mask over elements of x, checked, and the factor of kept elements."""
+    drop_below, factor, run, digits = _checked_dropout(
+        x, p, start, None, None, shared_axes, sample_ids is not None, False
+    )
+    return _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits), factor
 
 
 def inverted_scale(p: float) -> float:

@@ -11,10 +11,10 @@ from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import record_write
 
 
-def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
+def into(out: Any | None, x: Any, compute: Callable[[Any], Any], *others: Any) -> Any:
     """``compute(target)``: target is out, or None if out is None or kernels cannot write to it directly.
 
-    They cannot write to an out of another layout, or to one that overlaps x without being x.
+    They cannot write to an out of another layout, or to one that overlaps an input without being that input.
 
     Parameters
     ----------
@@ -23,6 +23,8 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
     x : array
     compute : callable
         Takes a C-contiguous array to fill, or None to make one; returns the result.
+    *others : array
+        Inputs like x.
 
     Returns
     -------
@@ -33,7 +35,9 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any]) -> Any:
         return compute(None)
     check_out(out, x)
     writable_directly = out.flags.c_contiguous and getattr(out.flags, "aligned", True)
-    if writable_directly and (out is x or not array_module(x).may_share_memory(out, x)):
+    for one in (x, *others):
+        writable_directly = writable_directly and (out is one or not array_module(x).may_share_memory(out, one))
+    if writable_directly:
         compute(out)
     else:
         result = compute(None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.ops.checks import check_gradient
+from gpu_layers.ops.checks import check_gradient, described
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
@@ -185,6 +185,49 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
     return filled(
         out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.max_pool_backward(*arguments, target)
+    )[0]
+
+
+def max_pool_gather(x: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
+    """For each window, the element of another array that a forward chose.
+
+    It is linear in x and the transpose of :func:`max_pool_backward`: the backward of that, and the derivative of
+    :func:`max_pool_forward` in the direction x.
+
+    Parameters
+    ----------
+    x : array
+        Shape and dtype of the forward's input.
+    saved : MaxPoolSaved
+    out : array, optional
+        Where to write the result; must not overlap x.
+
+    Returns
+    -------
+    array
+        Shape of the forward's y; +0 for a window without any element that counts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x has another array type, dtype or shape than the forward's input, or out cannot take the result.
+    """
+    backend = backend_for(x, saved.taps, optional=(out,))
+    shape = output_shape(saved.taps, saved.window.input_shape, True, saved.channels_last)
+    shape = shape if saved.batched else shape[1:]
+    if x.dtype != saved.dtype:
+        raise TypeError(f"x must have the input's dtype {saved.dtype}, got {described(x.dtype)}")
+    if x.shape != shape:
+        raise ValueError(f"x must have the input's shape {list(shape)}, got {list(x.shape)}")
+    batch = x if saved.batched else x[None]
+    arguments = (batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    return filled(
+        out,
+        saved.output_shape,
+        x.dtype,
+        (x,),
+        saved.batched,
+        lambda target: backend.max_pool_gather(*arguments, target),
     )[0]
 
 

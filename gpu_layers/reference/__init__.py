@@ -9,6 +9,7 @@ from gpu_layers.reference.activation_dropout import (
 from gpu_layers.reference.avg_pool import avg_pool_backward, avg_pool_forward
 from gpu_layers.reference.batch_norm import (
     batch_norm_backward,
+    batch_norm_double_backward,
     batch_norm_fold,
     batch_norm_forward,
     batch_norm_gradient_sums,
@@ -29,8 +30,9 @@ from gpu_layers.reference.dropout import (
     dropout_forward,
     dropout_moments,
 )
+from gpu_layers.reference.dropout_add import dropout_add_backward, dropout_add_forward
 from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
-from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
+from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_gather, max_pool_indices
 from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_fold",
     "batch_norm_forward",
     "batch_norm_gradient_sums",
@@ -51,6 +54,8 @@ __all__ = [
     "batch_norm_max_pool_inference",
     "batch_norm_max_pool_inference_backward",
     "batch_norm_statistics",
+    "dropout_add_backward",
+    "dropout_add_forward",
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",
@@ -58,6 +63,7 @@ __all__ = [
     "lp_pool_forward",
     "max_pool_backward",
     "max_pool_forward",
+    "max_pool_gather",
     "max_pool_indices",
     "max_unpool_backward",
     "max_unpool_forward",

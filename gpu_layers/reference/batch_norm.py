@@ -307,6 +307,61 @@ def _gradients(x, dx, dgamma, dbeta, dz, residual, out=(None, None)):
 
 
 @ieee
+def batch_norm_double_backward(
+    ddx: np.ndarray,
+    ddgamma: np.ndarray,
+    ddbeta: np.ndarray,
+    ddresidual: np.ndarray | None,
+    dy: np.ndarray,
+    x: np.ndarray,
+    statistics: np.ndarray,
+    channels_last: bool = False,
+    residual: np.ndarray | None = None,
+    activation: str = "identity",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of ``sum(ddx * dx) + sum(ddgamma * dgamma) + sum(ddbeta * dbeta) + sum(ddresidual * dresidual)``.
+
+    Where ``dx``, ``dgamma``, ``dbeta`` and ``dresidual`` are those of :func:`batch_norm_backward`, as functions of
+    ``dy``, ``x`` and ``gamma``; the activation is straight on either side of 0.
+
+    Returns
+    -------
+    ddy, dx : ndarray
+        Of ``dy`` and ``x``: their shape and dtype.
+    dgamma : ndarray, shape (C,)
+        Of ``gamma``; statistics dtype.
+    """
+    _, _, inv_std, gamma, _ = statistics.astype(np.float64)
+    axes = _reduced_axes(x, channels_last)
+    w = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    v = ddx.astype(np.float64, order="C")
+    _, _, xhat = _parameter_gradients(w, x, statistics, channels_last)
+
+    def per_channel(values):
+        return _per_channel(np.asarray(values, np.float64), x, channels_last)
+
+    def mean(values):
+        return values.mean(axis=axes)
+
+    mean_v, mean_v_xhat, mean_w, mean_w_xhat = mean(v), mean(v * xhat), mean(w), mean(w * xhat)
+    scale = gamma * inv_std
+    # The backward is a symmetric map of w, of which dx is the image.
+    dw = per_channel(scale) * (v - per_channel(mean_v) - xhat * per_channel(mean_v_xhat))
+    dw += per_channel(ddgamma) * xhat + per_channel(ddbeta)
+    if ddresidual is not None:
+        dw += ddresidual.astype(np.float64)
+    ddy = _gradient_before_activation(dw, x, statistics, channels_last, residual, activation)
+    # Of xhat, by which x enters besides inv_std, and of inv_std.
+    dxhat = per_channel(ddgamma - scale * mean_v_xhat) * w - per_channel(scale * mean_w_xhat) * v
+    product = mean(v * w) - mean_v * mean_w - mean_v_xhat * mean_w_xhat
+    dx = dxhat - per_channel(mean(dxhat)) - xhat * per_channel(mean(dxhat * xhat) + scale * product)
+    dx *= per_channel(inv_std)
+    dgamma = inv_std * product * (x.size // gamma.size)
+    ddy, dx = (np.ascontiguousarray(one.astype(x.dtype)) for one in (ddy, dx))
+    return ddy, dx, dgamma.astype(statistics.dtype)
+
+
+@ieee
 def batch_norm_inference(
     x: np.ndarray,
     mean: np.ndarray,

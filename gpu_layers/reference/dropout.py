@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,10 @@ def dropout_forward(
     shift: float = -0.0,
     dropped: float = 0.0,
     out: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """``x * scale + shift`` where the mask keeps, ``dropped`` elsewhere.
+    """``x * scale + shift`` where the mask keeps, ``dropped`` elsewhere; plus the residual, if there is one.
 
     Parameters
     ----------
@@ -37,6 +40,10 @@ def dropout_forward(
         each. A shift of -0 changes no bit.
     out : ndarray, optional
         C-contiguous array to fill; may be ``x`` itself.
+    residual : ndarray, optional
+        x's shape and dtype; added in the accumulation dtype. With a run of 1.
+    channels_last : bool
+        x is (N, *spatial, C), and the mask is that of (N, C, *spatial).
 
     Returns
     -------
@@ -44,6 +51,12 @@ def dropout_forward(
         C-contiguous, x's shape and dtype. A dropped element is ``dropped`` whatever it was.
     """
     y = np.empty(x.shape, x.dtype) if out is None else out
+    if channels_last:
+        other = None if residual is None else np.moveaxis(residual, -1, 1)
+        found = dropout_forward(np.moveaxis(x, -1, 1), mask, scale, shift, dropped, residual=other)
+        y[...] = np.moveaxis(found, 1, -1)
+        return y
+    others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
@@ -51,6 +64,8 @@ def dropout_forward(
         values = source[chunk].astype(accumulate) * factor
         values += summand
         values[~kept] = constant
+        if others is not None:
+            values += others[chunk].astype(accumulate)
         target[chunk] = values
     return y
 
@@ -130,6 +145,9 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         for chunk, words in _sample_chunks(mask, size):
             yield chunk, words >= drop_below
         return
+    if mask.digits:
+        yield from _shared_chunks(mask, size)
+        return
     for chunk in chunks(size):
         first, last = chunk.start // mask.run, (chunk.stop - 1) // mask.run
         kept = random_words(mask.seed, mask.offset, mask.start + first, last - first + 1) >= drop_below
@@ -137,6 +155,21 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
             edges = np.clip(np.arange(first, last + 2) * mask.run, chunk.start, chunk.stop)
             kept = np.repeat(kept, edges[1:] - edges[:-1])
         yield chunk, kept
+
+
+def _shared_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Where decisions are shared along axes between others: all decisions first, then which one each element has."""
+    decisions = math.prod(length for length, weight in mask.digits if weight)
+    kept = np.empty(decisions, bool)
+    for chunk, of_chunk in kept_chunks(mask._replace(run=1, digits=()), decisions):
+        kept[chunk] = of_chunk
+    for chunk in chunks(size):
+        number = np.arange(chunk.start, chunk.stop) // mask.run
+        decision = np.zeros_like(number)
+        for length, weight in mask.digits:
+            number, digit = np.divmod(number, length)
+            decision += digit * weight
+        yield chunk, kept[decision]
 
 
 def _sample_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:

@@ -77,6 +77,49 @@ def _forward(
 
 
 @ieee
+def max_pool_gather(
+    x: np.ndarray,
+    taps: np.ndarray,
+    window: Window,
+    channels_last: bool = False,
+    lengths: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """The value at the tap that each window chose, and +0 for a window that chose none.
+
+    Parameters
+    ----------
+    x : ndarray
+        Shape of the input that the taps are of.
+    taps : ndarray
+        Shape of the output.
+    window, channels_last, lengths
+        As of :func:`max_pool_forward`.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, shape of the taps, x's dtype. Linear in x; :func:`max_pool_backward` is the transpose.
+    """
+    outputs = x.shape[1 if not channels_last else -1] * math.prod(window.output_shape)
+    y = by_samples(
+        lambda part, chosen, own: _gather(part, chosen, own, window, channels_last), (x, taps), lengths, outputs
+    )
+    return delivered(y, out)
+
+
+def _gather(
+    x: np.ndarray, taps: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
+) -> np.ndarray:
+    y = np.zeros(taps.shape, x.dtype)
+    inside = inside_lengths(lengths, window, channels_last)
+    for _, tap, outputs, inputs in window_taps(window, channels_last):
+        chosen = (taps[outputs] == tap) & select(inside, inputs, x.shape)
+        y[outputs] = np.where(chosen, x[inputs], y[outputs])
+    return y
+
+
+@ieee
 def max_pool_backward(
     dy: np.ndarray,
     taps: np.ndarray,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -74,8 +74,17 @@ def use_executor(executor: Any) -> Iterator[None]:
         yield
 
 
+#: What the innermost block around the caller forces, for :func:`back_on`; None outside of all.
+forced_backend = _forced.get
+
+
+def back_on(choice: _Choice | None) -> AbstractContextManager[None]:
+    """A block in which the same backend is forced as where :func:`forced_backend` gave this: for a backward."""
+    return _force(choice)
+
+
 @contextmanager
-def _force(choice: _Choice) -> Iterator[None]:
+def _force(choice: _Choice | None) -> Iterator[None]:
     token = _forced.set(choice)
     try:
         yield

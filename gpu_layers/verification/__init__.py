@@ -10,8 +10,8 @@ from typing import Any
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.nvrtc import Architecture, options
-from gpu_layers.verification.activation_dropout import activation_dropout_cases
-from gpu_layers.verification.batch_norm import batch_norm_cases
+from gpu_layers.verification.activation_dropout import activation_dropout_cases, dropout_add_cases
+from gpu_layers.verification.batch_norm import batch_norm_cases, double_backward_cases
 from gpu_layers.verification.batch_norm_max_pool import batch_norm_max_pool_cases
 from gpu_layers.verification.batch_norm_variants import (
     ghost_batch_norm_cases,
@@ -22,9 +22,12 @@ from gpu_layers.verification.comparison import Case, Difference, compare
 from gpu_layers.verification.dropout import (
     alpha_dropout_cases,
     channel_dropout_cases,
+    channels_last_dropout_cases,
     draw_cases,
     dropout_cases,
+    residual_dropout_cases,
     sample_dropout_cases,
+    shared_dropout_cases,
 )
 from gpu_layers.verification.elementwise import relu_cases
 from gpu_layers.verification.pooling import avg_pool_cases, lp_pool_cases, max_pool_cases, max_unpool_cases
@@ -35,12 +38,17 @@ __all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differ
 _CASES = (
     dropout_cases,
     channel_dropout_cases,
+    channels_last_dropout_cases,
+    residual_dropout_cases,
     alpha_dropout_cases,
     sample_dropout_cases,
+    shared_dropout_cases,
     draw_cases,
     relu_cases,
     activation_dropout_cases,
+    dropout_add_cases,
     batch_norm_cases,
+    double_backward_cases,
     batch_norm_max_pool_cases,
     padded_batch_norm_cases,
     ghost_batch_norm_cases,

@@ -1,4 +1,4 @@
-"""Cases of activation and dropout in one pass."""
+"""Cases of activation and dropout in one pass, and with a bias and a residual."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from gpu_layers import ops
 from gpu_layers.ops.activation_dropout import ORDERS
 from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.philox import random_words
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -110,6 +111,97 @@ def _at_words(dtype: Any) -> Case:
         return results
 
     return Case("activation_dropout", dtype, "p at a word", inputs, run)
+
+
+# Shape, and options of the call: features that make vectors and that make none; decisions shared along axes; rows with
+# masks of their own; a shard; dropout before the activation; nothing dropped, everything dropped, nothing there.
+_BRANCHES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((5, 16), {"bias": True}),
+    ((7, 11), {"bias": True, "order": "before", "start": 2**33 + 3}),
+    ((70, 40), {"bias": True, "shared_axes": (0,)}),
+    ((3, 4, 24), {"shared_axes": (1,), "order": "before"}),
+    ((6, 5, 7), {"bias": True, "shared_axes": (0, 2)}),
+    ((4, 37), {"bias": True, "sample_ids": True, "start": 1}),
+    ((2, 3, 8), {"sample_ids": True}),
+    ((9, 8), {"p": 0.0, "bias": True}),
+    ((9, 9), {"p": 1.0, "bias": True}),
+    ((3, 701), {}),
+    ((0, 8), {"bias": True}),
+    ((), {}),
+)
+
+
+def dropout_add_cases() -> Iterator[Case]:
+    """A residual and what dropout leaves of a branch; of the activations one of each kind."""
+    for dtype in FLOAT_DTYPES:
+        for activation in (None, "relu", "leaky_relu", "gelu"):
+            for bias_dtype in dict.fromkeys((dtype, statistics_dtype(dtype))):
+                yield _dropout_add(dtype, activation, bias_dtype)
+
+
+def _dropout_add(dtype, activation, bias_dtype) -> Case:
+    def inputs() -> Arrays:
+        x = with_special_values((normal((2804,), np.float32) * 4).astype(dtype))
+        others = {name: normal((2804,), dtype, name) for name in ("residual", "dy")}
+        return {
+            "x": x,
+            **others,
+            "bias": normal((40,), bias_dtype, "bias"),
+            "ids": np.array([-1, 2**62, 7, 7], np.int64),
+        }
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for shape, options in _BRANCHES:
+            x, residual, dy = (_runs(arrays[name], shape) for name in ("x", "residual", "dy"))
+            of_call = {"p": 0.4, "activation": activation, **options}
+            if options.get("bias"):
+                of_call["bias"] = arrays["bias"][: shape[-1]]
+            if "sample_ids" in options:
+                of_call["sample_ids"] = arrays["ids"][: shape[0]]
+            y, saved = ops.dropout_add_forward(x, residual, seed=_SEED, offset=_OFFSET, **of_call)
+            target = residual.copy()
+            ops.dropout_add_forward(x, target, seed=_SEED, offset=_OFFSET, out=target, **of_call)
+            dx, _, dbias = ops.dropout_add_backward(dy, saved)
+            name = f"{list(shape)} {options}"
+            results |= {f"y {name}": y, f"in place {name}": target, f"dx {name}": dx}
+            if dbias is not None:
+                results[f"dbias {name}"] = dbias
+            if saved.gradient_bits is not None:
+                results[f"bits {name}"] = saved.gradient_bits
+        return results
+
+    @ieee
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        allowed = {}
+        for shape, options in _BRANCHES:
+            name = f"{list(shape)} {options}"
+            x, residual, dy = (_runs(inputs[one], shape).astype(np.float64) for one in ("x", "residual", "dy"))
+            dx, p = expected[f"dx {name}"].astype(np.float64), options.get("p", 0.4)
+            wide, scale = statistics_dtype(dtype), 1 / (1 - p) if p < 1 else 0.0
+            error = np.zeros(shape)
+            if activation == "gelu":
+                x = x + inputs["bias"][: shape[-1]].astype(np.float64) if options.get("bias") else x
+                x = x * scale if options.get("order") == "before" else x
+                y = expected[f"y {name}"].astype(np.float64)
+                # The branch is no larger than y and the residual together, whose sum is rounded too.
+                size = np.abs(y) + np.abs(residual)
+                units = (_magnified(x, dtype) + 10) * size
+                allowed[f"y {name}"] = allowed[f"in place {name}"] = _rounded(units, y, dtype)
+                allowed[f"dx {name}"] = _error_of_backward(activation, x, dy * scale, dx, dtype)
+                error = _error_of_backward(activation, x, dy * scale, dx, wide)
+            if options.get("bias"):
+                dbias = expected[f"dbias {name}"].astype(np.float64)
+                # Whatever the order, each value passes through fewer additions than there are rows.
+                axes = tuple(range(len(shape) - 1))
+                depth = int(np.prod(shape[:-1])) + 1
+                sums = (error + depth * epsilon(wide) * np.abs(dx) * (1 + epsilon(dtype))).sum(axis=axes)
+                stored = np.abs(dbias) * epsilon(bias_dtype) + smallest(bias_dtype) if bias_dtype != wide else 0
+                allowed[f"dbias {name}"] = sums + stored + float(ml_dtypes.finfo(wide).smallest_normal)
+        return allowed
+
+    label = f"{activation}, bias of {np.dtype(bias_dtype)}"
+    return Case("dropout_add", dtype, label, inputs, run, bounds)
 
 
 def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any) -> np.ndarray:

@@ -37,6 +37,81 @@ _SHAPES = (
 _EPS = 1e-5
 
 
+def double_backward_cases() -> Iterator[Case]:
+    """Second derivatives, by statistics that are given: those of the input."""
+    for dtype in FLOAT_DTYPES:
+        for shape in ((3, 5, 9, 11), (2, 16, 8, 8), (33, 40), (3, 9), (70, 3, 1, 1)):
+            for activation, residual in (("identity", False), ("relu", True), ("leaky_relu", False)):
+                for channels_last in (False, True):
+                    yield _double_backward(dtype, shape, activation, residual, channels_last)
+
+
+def _double_backward(dtype, shape, activation, residual, channels_last) -> Case:
+    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+    axes = tuple(axis for axis in range(len(shape)) if axis != (len(shape) - 1 if channels_last else 1))
+    parameters = statistics_dtype(dtype)
+
+    def per_channel(values: Any) -> Any:
+        return values if channels_last else values.reshape(-1, *[1] * (len(shape) - 2))
+
+    def inputs() -> Arrays:
+        x, r = normal(in_memory, np.float64, mean=2.0), normal(in_memory, np.float64, "residual")
+        gamma, beta = (normal((shape[1],), parameters, name) + 1 for name in ("gamma", "beta"))
+        x = x.astype(dtype).astype(np.float64)
+        mean, var = x.mean(axis=axes), x.var(axis=axes)
+        statistics = np.stack([mean, var, 1 / np.sqrt(var + _EPS), gamma, beta]).astype(parameters)
+        mean, _, inv_std, gamma, beta = statistics.astype(np.float64)
+        # No value so near a kink that rounding decides: the residual is moved, or the element has no gradient.
+        z = (x - per_channel(mean)) * per_channel(gamma * inv_std) + per_channel(beta)
+        r = np.where(np.abs(z + r) < 0.1, r + 0.3, r).astype(dtype)
+        dy = np.where(np.abs(z) < 0.02, 0, normal(in_memory, np.float64, "dy")).astype(dtype)
+        given = {name: normal(in_memory, dtype, name) for name in ("ddx", "ddresidual")}
+        of_channels = {name: normal((shape[1],), parameters, name) for name in ("ddgamma", "ddbeta")}
+        return {"x": x.astype(dtype), "residual": r, "dy": dy, "statistics": statistics, **given, **of_channels}
+
+    def run(arrays: Arrays) -> Arrays:
+        added = arrays["residual"] if residual else None
+        saved = ops.BatchNormSaved(arrays["x"], arrays["statistics"], channels_last, added, activation)
+        ddresidual = arrays["ddresidual"] if residual else None
+        given = (arrays["ddx"], arrays["ddgamma"], arrays["ddbeta"], arrays["dy"])
+        ddy, dx, dgamma = ops.batch_norm_double_backward(*given, saved, ddresidual=ddresidual)
+        return {"ddy": ddy, "dx": dx, "dgamma": dgamma}
+
+    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
+        """Every sum of its terms' sizes: each term is rounded by the operations on its way, fewer than ``units``."""
+        wide = {name: np.abs(values.astype(np.float64)) for name, values in inputs.items()}
+        mean, _, inv_std, gamma, _ = inputs["statistics"].astype(np.float64)
+        v, w, x = wide["ddx"], wide["dy"], inputs["x"].astype(np.float64)
+        xhat = np.abs(x - per_channel(mean)) * per_channel(inv_std)
+        scale, m = np.abs(gamma) * inv_std, x.size // gamma.size
+        units = epsilon(parameters) * (m + 24)
+
+        def mean_of(values: Any) -> Any:
+            return values.mean(axis=axes)
+
+        v_xhat, w_xhat = mean_of(v * xhat), mean_of(w * xhat)
+        ddy = per_channel(scale) * (v + per_channel(mean_of(v)) + xhat * per_channel(v_xhat))
+        ddy += per_channel(wide["ddgamma"]) * xhat + per_channel(wide["ddbeta"]) + wide["ddresidual"]
+        dxhat = per_channel(wide["ddgamma"] + scale * v_xhat) * w + per_channel(scale * w_xhat) * v
+        product = mean_of(v * w) + mean_of(v) * mean_of(w) + v_xhat * w_xhat
+        dx = dxhat + per_channel(mean_of(dxhat)) + xhat * per_channel(mean_of(dxhat * xhat) + scale * product)
+        dx *= per_channel(inv_std)
+        allowed = {"ddy": units * ddy, "dx": units * dx, "dgamma": units * m * inv_std * product}
+        if dtype != parameters:
+            for name in ("ddy", "dx"):
+                stored = epsilon(dtype) * np.abs(expected[name].astype(np.float64)) + smallest(dtype)
+                allowed[name] = allowed[name] + stored
+        # A leaky gradient at a kink is off by as much as it is.
+        if activation != "identity" and not residual:
+            z = (x - per_channel(mean)) * per_channel(gamma * inv_std)
+            z += per_channel(inputs["statistics"][4].astype(np.float64))
+            allowed["ddy"] = allowed["ddy"] + np.where(np.abs(z) < 1e-3, ddy, 0)
+        return allowed
+
+    label = f"{list(in_memory)} {activation}{' of a sum' if residual else ''}{', channels_last' * channels_last}"
+    return Case("batch_norm_double_backward", dtype, label, inputs, run, bounds)
+
+
 def batch_norm_cases() -> Iterator[Case]:
     """Training and inference in both layouts, with a mean that is far from 0."""
     for dtype in FLOAT_DTYPES:

@@ -139,6 +139,45 @@ def channel_dropout_cases() -> Iterator[Case]:
             yield _channel_dropout("channel_dropout", dtype, start, ops.dropout_forward)
 
 
+# Shape and axes that share: steps of time, of whole vectors and not; the batch; the batch and the plane; runs of less
+# than a vector; three times in turn; all; none.
+_SHARED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((3, 5, 16), (1,)),
+    ((3, 70, 7), (-2,)),
+    ((9, 40), (0,)),
+    ((4, 11, 3, 5), (0, 2, 3)),
+    ((4, 5, 6, 2), (1, 3)),
+    ((2, 3, 2, 3, 2, 3), (0, 2, 4)),
+    ((5, 7), (0, 1)),
+    ((5, 7), ()),
+    ((3, 0, 4), (1,)),
+)
+
+
+def shared_dropout_cases() -> Iterator[Case]:
+    """Masks that elements share along any axes."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _shared_dropout(dtype, start)
+
+
+def _shared_dropout(dtype, start) -> Case:
+    def inputs() -> Arrays:
+        return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape, _ in _SHARED}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for shape, axes in _SHARED:
+            x, of_call = arrays[str(list(shape))], {"start": start, "shared_axes": axes}
+            for name, forward in (("dropout", ops.dropout_forward), ("alpha", ops.alpha_dropout_forward)):
+                y, saved = forward(x, 0.4, _SEED, _OFFSET, **of_call)
+                results[f"{name} y {list(shape)} {axes}"] = y
+                results[f"{name} dx {list(shape)} {axes}"] = ops.dropout_backward(x, saved)
+        return results
+
+    return Case("shared_dropout", dtype, f"start={start}", inputs, run)
+
+
 def alpha_dropout_cases() -> Iterator[Case]:
     """Dropped elements that are not 0, by elements and by channels."""
     for dtype in FLOAT_DTYPES:
@@ -165,6 +204,76 @@ def _channel_dropout(op, dtype, start, forward) -> Case:
         return results
 
     return Case(op, dtype, f"start={start}", inputs, run)
+
+
+# (N, *spatial, C): whole vectors of every dtype, and other numbers of channels; positions that are a multiple of 4, and
+# others; one position, one channel.
+_LAST: tuple[tuple[int, ...], ...] = (
+    (3, 4, 5, 16),
+    (2, 3, 7, 40),
+    (3, 9, 5),
+    (2, 3, 8),
+    (5, 1, 24),
+    (5, 24),
+    (2, 37, 1),
+    (2, 260, 16),
+    (0, 4, 8),
+)
+
+
+def channels_last_dropout_cases() -> Iterator[Case]:
+    """Masks that do not depend on the layout, over elements, channels and samples; with a residual; alpha dropout."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _channels_last_dropout(dtype, start)
+
+
+def _channels_last_dropout(dtype, start) -> Case:
+    def inputs() -> Arrays:
+        return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape in _LAST}
+
+    def run(arrays: Arrays) -> Arrays:
+        results = {}
+        for (name, x), p in zip(arrays.items(), (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=False):
+            for axes in (None, 2, 1):
+                of_call = {"start": start, "mask_axes": axes, "channels_last": True}
+                for kind, forward in (("", ops.dropout_forward), ("alpha ", ops.alpha_dropout_forward)):
+                    y, saved = forward(x, p, _SEED, _OFFSET, **of_call)
+                    results[f"{kind}y {name} by {axes}"] = y
+                    results[f"{kind}dx {name} by {axes}"] = ops.dropout_backward(x, saved)
+            in_place, of_call = x.copy(), {"start": start, "channels_last": True}
+            ops.dropout_forward(in_place, p, _SEED, _OFFSET, residual=x[..., ::-1], out=in_place, **of_call)
+            results[f"in place {name}"] = in_place
+        return results
+
+    return Case("dropout_last", dtype, f"start={start}", inputs, run)
+
+
+def residual_dropout_cases() -> Iterator[Case]:
+    """A residual that is added, of whole vectors and not, at the start of the whole array and within."""
+    for dtype in FLOAT_DTYPES:
+        for start in (0, 2**33 + 3):
+            yield _dropout_add(dtype, start)
+
+
+def _dropout_add(dtype, start) -> Case:
+    shapes = ((4, 64), (3, 37), (1,), (9001,), (0, 3))
+
+    def inputs() -> Arrays:
+        given = {f"x {list(shape)}": with_special_values(normal(shape, dtype)) for shape in shapes}
+        return given | {f"r {list(shape)}": normal(shape, dtype, "r") for shape in shapes}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for shape, p in zip(shapes, (0.3, 0.5, 0.7, 0.0, 1.0), strict=True):
+            x, residual = (arrays[f"{name} {list(shape)}"] for name in "xr")
+            y, _ = ops.dropout_forward(x, p, _SEED, _OFFSET, start=start, residual=residual)
+            into_residual = residual.copy()
+            ops.dropout_forward(x, p, _SEED, _OFFSET, start=start, residual=into_residual, out=into_residual)
+            results |= {f"y {list(shape)}": y, f"in place {list(shape)}": into_residual}
+        return results
+
+    return Case("residual_dropout", dtype, f"start={start}", inputs, run)
 
 
 def sample_dropout_cases() -> Iterator[Case]:
@@ -206,6 +315,7 @@ def _draw(dtype) -> Case:
         "elements": (ops.dropout_forward, {}),
         "shard": (ops.dropout_forward, {"start": 3}),
         "channels": (ops.dropout_forward, {"mask_axes": 2}),
+        "shared": (ops.dropout_forward, {"shared_axes": (1,)}),
         "samples": (ops.dropout_forward, {"sample_ids": True}),
         "samples, shard": (ops.dropout_forward, {"sample_ids": True, "start": 3}),
         "alpha": (ops.alpha_dropout_forward, {}),
@@ -223,11 +333,16 @@ def _draw(dtype) -> Case:
             forwards[name] = forward(x, 0.5, None, None, draw=draw, **of_call)
         y, relu = ops.activation_dropout_forward(x, "relu", 0.5, None, None, draw=draw)
         z, leaky_relu = ops.activation_dropout_forward(x, "leaky_relu", 0.5, None, None, draw=draw)
+        summed, added = ops.dropout_add_forward(
+            x, x, 0.5, None, None, bias=x[0, 0], draw=draw, sample_ids=arrays["ids"]
+        )
         taken = draw.copy()
         backend_for(draw).advance_draw(draw, taken)
         results = {"relu y": y, "leaky_relu y": z, "advanced": draw, "taken": taken}
         results["relu dx"] = ops.activation_dropout_backward(x, relu)
         results["leaky_relu dx"] = ops.activation_dropout_backward(x, leaky_relu.with_draw(taken))
+        results["dropout_add y"] = summed
+        results["dropout_add dx"], _, _ = ops.dropout_add_backward(x, added.with_draw(taken))
         for name, (y, saved) in forwards.items():
             results[f"{name} y"] = y
             results[f"{name} dx"] = ops.dropout_backward(x, saved.with_draw(taken))

@@ -73,6 +73,19 @@ def activation_dropout(s: Sizes, direction: str, saves_bits: bool) -> int:
     return s.elements(2 if direction == FORWARD else 3)
 
 
+def dropout_add(s: Sizes, direction: str, activation: str | None, *, bias: bool) -> int:
+    """A bias of a number of the last axis, of the type that is computed in; the residual's gradient is that of y.
+
+    The backward needs x, or, of ReLU, one bit an element, or nothing.
+    """
+    numbers = s.accumulated * s.shape[-1] if bias else 0
+    bits = s.inputs // 8 if activation == "relu" else 0
+    if direction == FORWARD:
+        return s.elements(3) + bits + numbers
+    keeps = activation not in (None, "relu")
+    return s.elements(3 if keeps else 2) + bits + numbers * (2 if keeps else 1)
+
+
 # Numbers of a channel that a forward of batch norm keeps: mean, variance, 1 / deviation, gamma, beta; and those of
 # them that its backward reads.
 _KEPT, _READ = 5, 4
@@ -86,6 +99,14 @@ def batch_norm(s: Sizes, direction: str, *, reads: int = 1, residual: bool = Fal
     if direction == FORWARD:
         return s.elements(reads + residual + 1) + (_KEPT + 2 * affine) * s.statistic
     return s.elements((2 + residual) * reads + 1 + residual) + (_READ + 2) * s.statistic
+
+
+def batch_norm_double_backward(s: Sizes, *, residual: bool = False) -> int:
+    """The gradients of dx and dgamma and dbeta, dy, x, twice; results of their shapes.
+
+    With a residual, it and the gradient of its gradient too, the latter once.
+    """
+    return s.elements(8 + 3 * residual) + (_READ + 3) * s.statistic
 
 
 def batch_norm_inference(s: Sizes, *, affine: bool = False) -> int:

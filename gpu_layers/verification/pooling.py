@@ -191,12 +191,13 @@ def _max_pool(dtype, label, shape, window) -> Case:
     def inputs() -> Arrays:
         x = with_special_values(with_ties(shape, dtype))
         y = launched_nowhere(lambda: _max_forward(_view(label, x), window)[0])
-        return {"x": x, "dy": normal(y.shape, dtype, "dy")}
+        return {"x": x, "dy": normal(y.shape, dtype, "dy"), "tangent": normal(shape, dtype, "tangent")}
 
     def run(arrays: Arrays) -> Arrays:
         y, saved = _max_forward(_view(label, arrays["x"]), window)
         dx = ops.max_pool_backward(arrays["dy"], saved)
-        return {"y": y, "taps": saved.taps, "indices": ops.max_pool_indices(saved), "dx": dx}
+        gathered = ops.max_pool_gather(_view(label, arrays["tangent"]), saved)
+        return {"y": y, "taps": saved.taps, "indices": ops.max_pool_indices(saved), "dx": dx, "gathered": gathered}
 
     return Case("max_pool", dtype, label, inputs, run)
 

@@ -88,6 +88,7 @@ def traffic_cases() -> Iterator[TrafficCase]:
     for dtype in FLOAT_DTYPES:
         yield from _dropout(dtype)
         yield from _activation_dropout(dtype, (16, 4096))
+        yield from _dropout_add(dtype, (512, 256))
         yield from _relu(dtype, (64, 4096))
         for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7), (64, 1000)):
             for layout in ("NCHW", "NHWC") if len(shape) == 4 else ("flat",):
@@ -108,6 +109,8 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
     yield from _dropout_passes(dtype, rows, "dropout by sample", elements, sample_ids=np.arange(16))
     yield from _dropout_passes(dtype, images, "channel dropout", elements, mask_axes=2)
     yield from _dropout_passes(dtype, (64, 1024), "drop path", elements, mask_axes=1)
+    yield from _dropout_passes(dtype, (4, 16, 16, 64), "dropout, channels last", elements, channels_last=True)
+    yield from _dropout_passes(dtype, images, "dropout of all steps", elements, shared_axes=(1,))
     yield from _dropout_passes(dtype, rows, "alpha dropout", alpha)
     yield from _dropout_passes(dtype, images, "feature alpha dropout", alpha, mask_axes=2)
 
@@ -117,7 +120,12 @@ def _dropout(dtype: Any) -> Iterator[TrafficCase]:
         assert mean.itemsize == _elementwise(x).accumulated
         return lambda: ops.dropout_moments(x, 0.5, 1, 2, passes=3), floors.dropout_moments(_elementwise(x))
 
+    def added() -> tuple[Callable[[], Any], int]:
+        x = normal(rows, dtype)
+        return lambda: ops.dropout_forward(x, 0.5, 1, 2, residual=x.copy()), _elementwise(x).elements(3)
+
     yield TrafficCase("dropout moments", dtype, rows, "flat", moments)
+    yield TrafficCase("dropout add forward", dtype, rows, "flat", added)
 
 
 def _elementwise(x: np.ndarray) -> Sizes:
@@ -163,6 +171,32 @@ def _activation_dropout_passes(dtype, shape, activation, order) -> Iterator[Traf
         return lambda: ops.activation_dropout_backward(x, saved), floor(x, BACKWARD)
 
     name = f"{activation} dropout" if order == "after" else f"dropout {activation}"
+    yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
+    yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
+
+
+def _dropout_add(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
+    for activation in (None, "relu", "gelu"):
+        yield from _dropout_add_passes(dtype, shape, activation)
+
+
+def _dropout_add_passes(dtype: Any, shape: tuple[int, ...], activation: str | None) -> Iterator[TrafficCase]:
+    def called(direction: str) -> tuple[Callable[[], Any], np.ndarray, int]:
+        x, residual = normal(shape, dtype), normal(shape, dtype, "residual")
+        bias = normal(shape[-1:], statistics_dtype(dtype))
+        floor = floors.dropout_add(_elementwise(x), direction, activation, bias=True)
+        return lambda: ops.dropout_add_forward(x, residual, 0.5, 1, 2, bias=bias, activation=activation), x, floor
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        run, _, floor = called(FORWARD)
+        return run, floor
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        run, dy, floor = called(BACKWARD)
+        _, saved = run()
+        return lambda: ops.dropout_add_backward(dy, saved), floor
+
+    name = f"bias {activation or ''} dropout add".replace("  ", " ")
     yield TrafficCase(f"{name} forward", dtype, shape, "flat", forward)
     yield TrafficCase(f"{name} backward", dtype, shape, "flat", backward)
 
@@ -240,7 +274,16 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
         floor = floors.batch_norm_max_pool(pooled_sizes(y), BACKWARD, taps=taps, reads=backward_reads)
         return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
 
+    def double_backward() -> tuple[Callable[[], Any], int]:
+        x, ddx, dy = (in_layout(shape, dtype, layout, name) for name in ("x", "ddx", "dy"))
+        _, saved = ops.batch_norm_forward(x, None, None, activation="relu", **options)
+        run = lambda: ops.batch_norm_double_backward(ddx, saved.gamma, saved.beta, dy, saved)  # noqa: E731
+        return run, floors.batch_norm_double_backward(sizes)
+
+    # Of few values a channel the eleven numbers that lie between the two reads count.
+    limit = 1.05 if len(shape) == 4 else 1.2
     yield TrafficCase("batch_norm inference", dtype, shape, layout, inference)
+    yield TrafficCase("batch_norm double backward", dtype, shape, layout, double_backward, limit)
     if len(shape) == 4:
         yield TrafficCase("batch_norm max_pool forward", dtype, shape, layout, pooled, 1.1)
     if len(shape) == 4 and (layout == "NHWC" or shape[-1] % 8 == 0):
@@ -275,6 +318,19 @@ def _pools(
         y, saved = ops.max_pool_forward(x, kernel, **options)
         return lambda: ops.max_pool_backward(y, saved), _pool_floor(x, y, saved)
 
+    def gather() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        y, saved = ops.max_pool_forward(x, kernel, **options)
+        indices, (samples, channels) = ops.max_pool_indices(saved), shape[:2]
+        if layout == "NHWC":
+            places = _places_of_channels_last(indices, math.prod(shape[2:]))
+        else:
+            first = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(shape[2:])
+            places = first + indices
+        read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
+        floor = floors.max_unpool(Sizes(y.size, x.size, x.itemsize), BACKWARD, saved.taps.itemsize, read)
+        return lambda: ops.max_pool_gather(x, saved), floor
+
     def avg_forward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.avg_pool_forward(x, kernel, **options)
@@ -289,6 +345,7 @@ def _pools(
     kept = math.prod(shape) * dtype.itemsize
     yield TrafficCase(f"max_pool {name} forward", dtype, shape, layout, max_forward, limit, kept + 8 * outputs)
     yield TrafficCase(f"max_pool {name} backward", dtype, shape, layout, max_backward, limit)
+    yield TrafficCase(f"max_pool {name} gather", dtype, shape, layout, gather, limit)
     yield TrafficCase(f"avg_pool {name} forward", dtype, shape, layout, avg_forward, limit, kept)
     yield TrafficCase(f"avg_pool {name} backward", dtype, shape, layout, avg_backward, limit)
 
@@ -390,8 +447,7 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
         y, saved = ops.max_unpool_forward(x, indices, size, channels_last=last)
         # Of the gradient, the sectors that an index points into.
         if last:
-            sample = np.arange(samples).reshape(-1, 1, 1, 1) * math.prod(size)
-            places = (sample + indices) * channels + np.arange(channels)
+            places = _places_of_channels_last(indices, math.prod(size))
         else:
             places = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(size) + indices
         read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
@@ -399,6 +455,12 @@ def _unpool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Traffic
 
     yield TrafficCase("max_unpool forward", dtype, shape, layout, forward, torch_saved=8 * math.prod(shape))
     yield TrafficCase("max_unpool backward", dtype, shape, layout, backward)
+
+
+def _places_of_channels_last(indices: np.ndarray, plane: int) -> np.ndarray:
+    """Places in the whole array of indices in a plane."""
+    sample, channels = np.arange(len(indices)).reshape(-1, 1, 1, 1) * plane, indices.shape[-1]
+    return (sample + indices) * channels + np.arange(channels)
 
 
 def _saved_bytes(saved: Any) -> int:

@@ -26,9 +26,13 @@ STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 KEPT_IN_MEMORY = {
     # Beside its sums, eight origins, and where the running statistics are.
     (12, 80): [f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
-    (12, 90): [f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
+    (12, 90): [
+        "dropout_add_forward<double, false>",
+        *(f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")),
+    ],
     (12, 100): [
         "activation_dropout_backward<double>",
+        *(f"dropout_add_backward<{width}, true>" for width in ("__half, 8", "__nv_bfloat16, 8", "double, 2")),
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, false, true>" for half in ("__half", "__nv_bfloat16")),
     ],
@@ -226,12 +230,44 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
     assert len(loop.instructions) / 64 <= most
 
 
+# Its Philox blocks are a loop within that over parts, so that all is counted, what runs once too: both blocks of four
+# positions, decisions over elements and over channels.
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("kernel", "most"), [("__nv_bfloat16, 8", 7.0), ("__half, 8", 7.0), ("float, 4", 4.5), ("double, 2", 3.5)]
+)
+def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
+    code = compiled("dropout.cu", capability)[f"dropout_apply_last<{kernel}>"]
+    accesses = [i.global_bytes for i in code.instructions if i.global_bytes]
+    # Seed and offset, where they lie in memory; x, residual and y at four positions.
+    assert sorted(accesses) == [8] * 2 + [16] * 12
+    assert not [i.opcode for i in code.instructions if i.mnemonic == "MUFU"]
+    assert len(code.instructions) / (12 * 16) <= most
+
+
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
     for name, kernel in compiled("activation_dropout.cu", capability).items():
         accesses = [i.global_bytes for i in kernel.hot_loop().instructions if i.global_bytes]
         assert accesses.count(1) <= accesses.count(16), name
         assert set(accesses) <= {1, 16}, name
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("element", "width", "most"), [("__half", 8, 6.0), ("__nv_bfloat16", 8, 6.0), ("float", 4, 3.5)]
+)
+def test_a_branch_is_added_to_a_residual_in_vectors(element, width, most, capability):
+    kernels = compiled("dropout_add.cu", capability)
+    for name in (f"dropout_add_forward<{element}, true>", f"dropout_add_backward<{element}, {width}, true>"):
+        loop = kernels[name].hot_loop()
+        # Beside vectors a byte of bits, of which others than ReLU have none, for as many octets.
+        accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
+        assert accesses.count(1) <= 2, name
+        # A bias of features that make no vectors is read one by one.
+        assert set(accesses) <= {1, 4, 16}, name
+        assert loop.instructions_per_byte <= most, name
+        assert not divisions(loop), name
 
 
 TILED = re.compile(r"(max|avg)_pool_(forward|backward)_tiled<(\w+), (\d), (\d), (\d), (\w+), (\w+)>")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import gpu_layers as gl
 from gpu_layers.layers.convolution import Conv2d
@@ -126,3 +127,73 @@ def test_what_is_folded_is_independent():
 def test_what_cannot_be_folded_is_refused(layer, norm, error, message):
     with pytest.raises(error, match=message):
         gl.fold_batch_norm(layer, norm)
+
+
+CONVOLUTIONS = {
+    "linear": (torch.nn.functional.linear, (6, 4), (5, 4), {}),
+    "1-D": (torch.nn.functional.conv1d, (6, 4, 3), (2, 4, 9), {}),
+    "grouped": (torch.nn.functional.conv2d, (6, 2, 3, 3), (2, 4, 7, 8), {"groups": 2}),
+    "depthwise": (torch.nn.functional.conv2d, (4, 1, 3, 3), (2, 4, 7, 8), {"groups": 4}),
+    "transposed": (torch.nn.functional.conv_transpose2d, (4, 6, 3, 3), (2, 4, 7, 8), {}),
+    "transposed 3-D": (torch.nn.functional.conv_transpose3d, (4, 6, 2, 2, 2), (2, 4, 3, 4, 3), {}),
+    "transposed grouped": (torch.nn.functional.conv_transpose1d, (4, 3, 3), (2, 4, 9), {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_arrays_of_any_convolution(name, has_bias, affine):
+    function, shape, input_shape, options = CONVOLUTIONS[name]
+    transposed = "transposed" in name
+    channels = shape[1] * options.get("groups", 1) if transposed else shape[0]
+    weight, x = normal(shape), torch.from_numpy(normal(input_shape, seed=1))
+    bias, mean, gamma, beta = (normal((channels,), seed=seed) for seed in range(2, 6))
+    var = normal((channels,), seed=6) ** 2 + 0.1
+    bias = bias if has_bias else None
+    gamma, beta = (gamma, beta) if affine else (None, None)
+    folded, shift = gl.fold_batch_norm_arrays(
+        weight, bias, mean, var, gamma, beta, eps=0.01, transposed=transposed, groups=options.get("groups", 1)
+    )
+
+    def run(weight, bias):
+        return function(x, torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias), **options)
+
+    tensors = [None if one is None else torch.from_numpy(one) for one in (mean, var, gamma, beta)]
+    expected = torch.nn.functional.batch_norm(run(weight, bias), *tensors, eps=0.01).numpy()
+    # Sums of up to 40 products of up to 10, times a scale of up to 10.
+    assert_within(run(folded, shift).numpy(), expected, 40 * 100 * 2.0**-52)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)
+def test_arrays_are_rounded_once_to_the_dtype_of_the_weight(dtype):
+    weight, var = normal((4, 3), dtype), np.array([0.5, 1, 2, 3], np.float32)
+    mean = normal((4,), np.float32, seed=1)
+    folded, bias = gl.fold_batch_norm_arrays(weight, None, mean, var, eps=0.25)
+    scale = 1 / np.sqrt(var.astype(np.float64) + 0.25)
+    np.testing.assert_array_equal(folded, (weight.astype(np.float64) * scale[:, None]).astype(dtype))
+    np.testing.assert_array_equal(bias, (-mean.astype(np.float64) * scale).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"weight": np.ones((4, 3), int)},
+            TypeError,
+            "weight must be float16, .* float64, got int64",
+        ),
+        ({"weight": [[1.0]]}, TypeError, "expected a numpy.ndarray"),
+        ({"weight": np.ones(4)}, ValueError, r"weight of shape \[4\] is none of a layer with 1 groups"),
+        ({"groups": 3}, ValueError, r"weight of shape \[4, 3\] is none of a layer with 3 groups"),
+        ({"bias": np.ones(3)}, ValueError, r"bias must have the shape \[4\], got \[3\]"),
+        ({"transposed": True}, ValueError, r"running_mean must have the shape \[3\], got \[4\]"),
+        ({"gamma": np.ones((4, 1))}, ValueError, r"gamma must have the shape \[4\], got \[4, 1\]"),
+        ({"eps": 0}, ValueError, "eps must be positive"),
+        ({"groups": 0}, ValueError, "groups must be in 1"),
+    ],
+)
+def test_arrays_that_cannot_be_folded_are_refused(change, error, message):
+    arguments = {"weight": np.ones((4, 3)), "bias": None, "running_mean": np.ones(4), "running_var": np.ones(4)}
+    with pytest.raises(error, match=message):
+        gl.fold_batch_norm_arrays(**(arguments | change))

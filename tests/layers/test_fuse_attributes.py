@@ -36,6 +36,7 @@ OTHER = {
     "generator": gl.Generator(99),
     "first_sample": 3,
     "scaling": "inference",
+    "shared_axes": (1,),
     "_taken": np.zeros(3, np.uint64),
     "_taken_again": (np.zeros(3, np.uint64),),
     "kernel_size": 2,

@@ -55,6 +55,7 @@ MAKERS = {
     "Conv2d": (affine(gl.Conv2d, 4, 4, 3, padding=1), 4),
     "SyncBatchNorm": (affine(gl.SyncBatchNorm, 4), 3),
     "Sequential": (lambda dtype, generator: gl.Sequential(gl.ReLU(), gl.Dropout(0.3, generator=generator)), 3),
+    "Checkpoint": (lambda dtype, generator: gl.checkpoint([gl.ReLU(), gl.Dropout(0.3, generator=generator)]), 3),
 }
 for _rank in (1, 2, 3):
     MAKERS[f"BatchNorm{_rank}d"] = (affine(getattr(gl, f"BatchNorm{_rank}d"), 4, activation="relu"), _rank + 2)
@@ -135,7 +136,9 @@ def check_like_separate_layers(form, make, x, training):
 
 def test_every_layer_is_tried():
     layers = {name for name in gl.layers.__all__ if issubclass(getattr(gl.layers, name), gl.Layer)}
-    assert layers - {"Layer", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"} == set(MAKERS)
+    # Those of two inputs: below, and in test_dropout_add.py.
+    of_two = {"DropoutAdd", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"}
+    assert layers - {"Layer", *of_two} == set(MAKERS)
 
 
 @each_dtype

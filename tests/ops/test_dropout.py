@@ -289,6 +289,7 @@ def test_saved_holds_numbers_and_no_array():
         "scale": 1 / 0.75,
         "shape": (2, 3),
         "dtype": np.dtype(np.float16),
+        "channels_last": False,
     }
     assert not hasattr(saved, "__dict__") or set(vars(saved)) == set(fields)
 

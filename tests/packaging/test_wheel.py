@@ -121,13 +121,28 @@ def test_every_module_imports_with_the_core_dependencies(environment, tmp_path):
         import importlib, pkgutil, sys
         import gpu_layers
         for module in pkgutil.walk_packages(gpu_layers.__path__, "gpu_layers."):
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith("__main__") and not module.name.startswith("gpu_layers.torch"):
                 importlib.import_module(module.name)
                 print(module.name)
         """,
         tmp_path,
     )
     assert {"gpu_layers.layers", "gpu_layers.kernels", "gpu_layers.training"} <= set(printed.split())
+
+
+def test_without_torch_its_package_says_what_to_install(environment, tmp_path):
+    in_environment(
+        environment,
+        """
+        try:
+            import gpu_layers.torch
+        except ImportError as error:
+            assert "pip install torch" in str(error), error
+        else:
+            raise AssertionError("no error")
+        """,
+        tmp_path,
+    )
 
 
 def test_works_without_the_checkout(environment, tmp_path):

@@ -199,9 +199,6 @@ from gpu_layers.runtime import headers, nvrtc
 from gpu_layers.runtime.kernel import all_kernels
 nvrtc._open_library(int(sys.argv[1]))
 nvrtc._open_library = lambda cuda: None
-# 13.5 takes constants that only lambdas and pragmas use for unused; CUDA 12, which compiles every kernel, does not.
-plain = nvrtc.options
-nvrtc.options = lambda architecture: [*plain(architecture), "--diag-suppress=177"]
 version = nvrtc.nvrtc().getVersion()
 # One kernel of each function: of fewer a file's constants are not all used, of which the compiler warns.
 last_of = sorted(all_kernels(), key=lambda kernel: "<__nv_bfloat16" in kernel.name)

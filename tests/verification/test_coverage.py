@@ -22,7 +22,7 @@ from profiling.launches import NoLaunches
 from profiling.operations import OPERATIONS
 
 #: What runs kernels, but for other names of the same function.
-PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward", "_inference", "_moments"))}
+PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward", "_inference", "_moments", "_gather"))}
 PASSES -= {"alpha_dropout_backward"}
 #: How a layer is told what is valid of a padded batch.
 PADDED = {"lengths", "mask"}

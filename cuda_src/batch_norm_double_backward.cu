@@ -1,0 +1,290 @@
+// Gradients of the gradients of batch norm in training, with an activation that is straight on either side of 0.
+//
+// The backward takes dy, x, gamma to dx, dgamma, dbeta. With w = phi'(z) * dy, v = ddx, d = x - mean,
+// xhat = d * inv_std, m values a channel and means over them:
+//   dx = gamma * inv_std * (w - mean(w) - xhat * mean(w * xhat)), dgamma = sum(w * xhat), dbeta = sum(w).
+// What follows is the gradient of sum(ddx * dx) + ddgamma * dgamma + ddbeta * dbeta + sum(ddresidual * w).
+//
+// In every kernel:
+//   ddx, dy, x   T, one shape and layout, as in batch_norm.cu; residual likewise, or null
+//   mean, inv_std, gamma, beta   [channels], of the forward
+//   activation   its number, or kNoActivation
+#include "batch_norm_rules.cuh"
+
+// Of a channel: of v, v * d, w, w * d, v * w.
+template <typename A>
+struct DoubleSums {
+    A v, v_d, w, w_d, v_w;
+
+    static __device__ __forceinline__ DoubleSums identity() { return {A(0), A(0), A(0), A(0), A(0)}; }
+
+    __device__ __forceinline__ void add(A v_i, A w_i, A d) {
+        v += v_i;
+        v_d += v_i * d;
+        w += w_i;
+        w_d += w_i * d;
+        v_w += v_i * w_i;
+    }
+
+    __device__ __forceinline__ DoubleSums combine(const DoubleSums& other) const {
+        return {v + other.v, v_d + other.v_d, w + other.w, w_d + other.w_d, v_w + other.v_w};
+    }
+
+    __device__ __forceinline__ DoubleSums shuffled_down(int delta) const {
+        return {__shfl_down_sync(kFullWarp, v, delta), __shfl_down_sync(kFullWarp, v_d, delta),
+                __shfl_down_sync(kFullWarp, w, delta), __shfl_down_sync(kFullWarp, w_d, delta),
+                __shfl_down_sync(kFullWarp, v_w, delta)};
+    }
+};
+constexpr int kDoubleSums = 5;
+
+// What the gradients of the elements of a channel are made of:
+//   ddy = phi'(z) * (v_scale * v + d_scale * d + shift + ddresidual)
+//   dx = d_scale * w + v_slope * v + d_slope * d + offset
+template <typename A>
+struct DoubleCoefficients {
+    A v_scale, d_scale, shift, v_slope, d_slope, offset;
+};
+
+// What an element is, before the sums are known.
+template <typename T, int Width, int Channels>
+struct DoubleInputs {
+    using A = accumulate_t<T>;
+    const T* ddx;
+    const T* dy;
+    const T* x;
+    const T* residual;
+    SlopedActivation<A> phi;
+    Normalization<A> rules[Channels];
+
+    // Calls take(v, w, d, z).
+    template <typename Take>
+    __device__ __forceinline__ void scalar(long long i, Take take) const {
+        const A value = to_accumulate(x[i]);
+        const A z = rules[0].apply(value) + residual_at(residual, i);
+        take(to_accumulate(ddx[i]), phi.backward(to_accumulate(dy[i]), z), value - rules[0].mean, z);
+    }
+
+    // Calls take(k, v, w, d, z) for value k of the vector at i.
+    template <typename Take>
+    __device__ __forceinline__ void vector(long long i, Take take) const {
+        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i), gradients = Vector<T, Width>::load(dy + i);
+        const Vector<T, Width> values = Vector<T, Width>::load(x + i);
+        const Vector<T, Width> added = residual_at<T, Width>(residual, i);
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            const Normalization<A>& rule = rules[channel_of<Channels>(k)];
+            const A value = to_accumulate(values[k]);
+            const A z = rule.apply(value) + to_accumulate(added[k]);
+            take(k, to_accumulate(v[k]), phi.backward(to_accumulate(gradients[k]), z), value - rule.mean, z);
+        }
+    }
+};
+
+template <typename T, int Width, int Channels>
+struct DoubleSummation {
+    using A = accumulate_t<T>;
+    DoubleInputs<T, Width, Channels> inputs;
+    DoubleSums<A> sums[Channels];
+
+    __device__ __forceinline__ void scalar(long long i) {
+        inputs.scalar(i, [&](A v, A w, A d, A) { sums[0].add(v, w, d); });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u)
+            inputs.vector(i + u * step,
+                          [&](int k, A v, A w, A d, A) { sums[channel_of<Channels>(k)].add(v, w, d); });
+    }
+};
+
+template <typename A>
+__device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums, long long channel,
+                                                  long long part, long long parts) {
+    A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+    partial[0] = sums.v;
+    partial[1] = sums.v_d;
+    partial[2] = sums.w;
+    partial[3] = sums.w_d;
+    partial[4] = sums.v_w;
+}
+
+// The sums of the parts.
+//   partial_sums   [channels, parts], see DoubleSums
+// Launch: as batch_norm.cu.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads, 2)
+    batch_norm_double_sums_planes(const T* ddx, const T* dy, const T* x, const T* residual,
+                                  accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
+                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                  const accumulate_t<T>* beta, int activation, PlaneLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
+    const PlaneBlock block(layout);
+    DoubleSummation<T, kVectorWidth<T>, 1> body{
+        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
+    body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
+    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+    const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
+    if (threadIdx.x == 0 && threadIdx.y == 0)
+        write_double_sums(sums, partial_sums, block.channel, block.part, layout.parts);
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads, 2)
+    batch_norm_double_sums_rows(const T* ddx, const T* dy, const T* x, const T* residual,
+                                accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
+                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                const accumulate_t<T>* beta, int activation, RowLayout layout) {
+    using A = accumulate_t<T>;
+    __shared__ DoubleSums<A> scratch[kColumnScratch<Width>];
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
+    DoubleSummation<T, Width, Width> body{{ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        body.sums[k] = DoubleSums<A>::identity();
+        if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+    }
+    if (channel < layout.channels) for_each_in_row_part<1>(layout, channel, part, body);
+    column_reduce(body.sums, scratch);
+    if (threadIdx.y != 0 || channel >= layout.channels) return;
+#pragma unroll
+    for (int k = 0; k < Width; ++k)
+        write_double_sums(body.sums[k], partial_sums, channel + k, part, layout.parts);
+}
+
+// From the sums of the parts what the elements are made of, and the gradient of gamma: a warp for each channel.
+//   partial_sums   [channels, parts], see DoubleSums
+//   ddgamma, ddbeta, dgamma   [channels]
+//   coefficients   [6, channels], see DoubleCoefficients
+//   inv_count      1 / m
+// Launch: 1-D, a multiple of 32 threads, a thread a lane.
+template <typename A>
+__global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma, const A* ddgamma,
+                                        const A* ddbeta, A* coefficients, A* dgamma, A inv_count,
+                                        long long channels, long long parts) {
+    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    if (channel >= channels) return;
+    DoubleSums<A> sums = DoubleSums<A>::identity();
+    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads) {
+        const A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+        sums = sums.combine({partial[0], partial[1], partial[2], partial[3], partial[4]});
+    }
+    sums = warp_reduce(sums);
+    if (threadIdx.x % kWarpThreads != 0) return;
+    const A s = inv_std[channel], scale = gamma[channel] * s, a = ddgamma[channel];
+    // Means of v, v * xhat, w, w * xhat.
+    const A mean_v = sums.v * inv_count, mean_v_xhat = sums.v_d * s * inv_count;
+    const A mean_w = sums.w * inv_count, mean_w_xhat = sums.w_d * s * inv_count;
+    // Of v times what dx is a multiple of.
+    const A product = sums.v_w * inv_count - mean_v * mean_w - mean_v_xhat * mean_w_xhat;
+    // q is the gradient of xhat: (a - scale * mean_v_xhat) * w - scale * mean_w_xhat * v.
+    const A of_w = a - scale * mean_v_xhat;
+    const A mean_q = of_w * mean_w - scale * mean_w_xhat * mean_v;
+    const A mean_q_xhat = of_w * mean_w_xhat - scale * mean_w_xhat * mean_v_xhat;
+    const DoubleCoefficients<A> result{scale,
+                                       of_w * s,
+                                       ddbeta[channel] - scale * mean_v,
+                                       -scale * mean_w_xhat * s,
+                                       -s * s * (mean_q_xhat + scale * product),
+                                       -s * mean_q};
+    A* column = coefficients + channel;
+    column[0] = result.v_scale;
+    column[channels] = result.d_scale;
+    column[2 * channels] = result.shift;
+    column[3 * channels] = result.v_slope;
+    column[4 * channels] = result.d_slope;
+    column[5 * channels] = result.offset;
+    dgamma[channel] = s * product / inv_count;
+}
+
+template <typename T, int Width, int Channels>
+struct DoubleGradients {
+    using A = accumulate_t<T>;
+    DoubleInputs<T, Width, Channels> inputs;
+    const T* ddresidual;
+    T* ddy;
+    T* dx;
+    DoubleCoefficients<A> of_channels[Channels];
+
+    __device__ __forceinline__ void load(int k, const A* coefficients, long long channel, long long channels) {
+        const A* column = coefficients + channel;
+        of_channels[k] = {column[0],           column[channels],     column[2 * channels],
+                          column[3 * channels], column[4 * channels], column[5 * channels]};
+    }
+
+    __device__ __forceinline__ A of_dy(const DoubleCoefficients<A>& c, A v, A d, A z, A added) const {
+        return inputs.phi.backward(fma(c.v_scale, v, fma(c.d_scale, d, c.shift + added)), z);
+    }
+
+    __device__ __forceinline__ A of_x(const DoubleCoefficients<A>& c, A v, A w, A d) const {
+        return fma(c.d_scale, w, fma(c.v_slope, v, fma(c.d_slope, d, c.offset)));
+    }
+
+    __device__ __forceinline__ void scalar(long long i) {
+        inputs.scalar(i, [&](A v, A w, A d, A z) {
+            ddy[i] = from_accumulate<T>(of_dy(of_channels[0], v, d, z, residual_at(ddresidual, i)));
+            dx[i] = from_accumulate<T>(of_x(of_channels[0], v, w, d));
+        });
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            const Vector<T, Width> added = residual_at<T, Width>(ddresidual, i + u * step);
+            Vector<T, Width> of_gradients, of_inputs;
+            inputs.vector(i + u * step, [&](int k, A v, A w, A d, A z) {
+                const DoubleCoefficients<A>& c = of_channels[channel_of<Channels>(k)];
+                of_gradients[k] = from_accumulate<T>(of_dy(c, v, d, z, to_accumulate(added[k])));
+                of_inputs[k] = from_accumulate<T>(of_x(c, v, w, d));
+            });
+            of_gradients.store(ddy + i + u * step);
+            of_inputs.store(dx + i + u * step);
+        }
+    }
+};
+
+// The gradients of dy and x.
+//   ddresidual      the gradient of that of the residual, or null
+//   coefficients    [6, channels], see DoubleCoefficients
+// Launch: as batch_norm.cu.
+template <typename T>
+__global__ void __launch_bounds__(kChannelThreads, 2)
+    batch_norm_double_gradient_planes(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+                                      const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
+                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                      const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
+                                      int activation, PlaneLayout layout) {
+    using A = accumulate_t<T>;
+    const PlaneBlock block(layout);
+    DoubleGradients<T, kVectorWidth<T>, 1> body{
+        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+    body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
+    body.load(0, coefficients, block.channel, layout.channels);
+    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kChannelThreads, 2)
+    batch_norm_double_gradient_rows(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+                                    const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
+                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                    const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
+                                    int activation, RowLayout layout) {
+    using A = accumulate_t<T>;
+    const int part = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, part);
+    if (channel >= layout.channels) return;
+    DoubleGradients<T, Width, Width> body{
+        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+#pragma unroll
+    for (int k = 0; k < Width; ++k) {
+        body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+        body.load(k, coefficients, channel + k, layout.channels);
+    }
+    for_each_in_row_part<1>(layout, channel, part, body);
+}

@@ -1,0 +1,78 @@
+"""Launching ``batch_norm_double_backward.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
+from gpu_layers.kernels.batch_norm_passes import OF_CHANNELS, Pass, Rule
+from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
+from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
+
+_SOURCE = "batch_norm_double_backward.cu"
+_WARP = 32
+# ``DoubleSums`` and ``DoubleCoefficients``.
+_SUMS, _COEFFICIENTS = 5, 6
+_SUMMATION = Pass(
+    _SOURCE,
+    "batch_norm_double_sums",
+    f"const T* ddx, const T* dy, const T* x, const T* residual, A* partial_sums, {OF_CHANNELS}, int activation",
+)
+_MERGE = KernelTemplate(
+    _SOURCE,
+    "batch_norm_double_merge",
+    "const A* partial_sums, const A* inv_std, const A* gamma, const A* ddgamma, const A* ddbeta, A* coefficients, "
+    "A* dgamma, A inv_count, long long channels, long long parts",
+    combinations(A=ACCUMULATE_TYPES),
+)
+_GRADIENT = Pass(
+    _SOURCE,
+    "batch_norm_double_gradient",
+    "const T* ddx, const T* ddresidual, const T* dy, const T* x, const T* residual, T* ddy, T* dx, "
+    f"{OF_CHANNELS}, const A* coefficients, int activation",
+)
+
+
+def batch_norm_double_backward(
+    ddx: Any,
+    ddgamma: Any,
+    ddbeta: Any,
+    ddresidual: Any | None,
+    dy: Any,
+    x: Any,
+    statistics: Any,
+    channels_last: bool = False,
+    residual: Any | None = None,
+    activation: str = "identity",
+) -> tuple[Any, Any, Any]:
+    """``gpu_layers.reference.batch_norm_double_backward``, as kernels."""
+    operands = (ddx, ddgamma, ddbeta, ddresidual, dy, x, statistics, residual)
+    return _double_backward(operands, (channels_last, activation))
+
+
+@Launcher
+def _double_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
+    ddx, ddgamma, ddbeta, ddresidual, dy, x, statistics, residual = operands
+    ddx, ddgamma, ddbeta, dy, x = (ready(one) for one in (ddx, ddgamma, ddbeta, dy, x))
+    ddresidual = None if ddresidual is None else ready(ddresidual)
+    rule = Rule.of(statistics, residual, activation)
+    plan, dtype = elementwise_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    partial_sums = empty((plan.channels, plan.parts, _SUMS), dtype, x)
+    coefficients, dgamma = empty((_COEFFICIENTS, plan.channels), dtype, x), empty((plan.channels,), dtype, x)
+    _SUMMATION.launch(plan, x, (ddx, dy, x, rule.residual, partial_sums, *rule.of_channels, rule.number))
+    launch(
+        _MERGE(A=c_name(dtype)),
+        -(-plan.channels // (THREADS // _WARP)),
+        THREADS,
+        (
+            *(partial_sums, rule.inv_std, rule.gamma, ddgamma, ddbeta, coefficients, dgamma),
+            *(1 / plan.count, plan.channels, plan.parts),
+        ),
+    )
+    ddy, dx = (empty(x.shape, x.dtype, x) for _ in range(2))
+    arguments = (ddx, ddresidual, dy, x, rule.residual, ddy, dx, *rule.of_channels, coefficients, rule.number)
+    _GRADIENT.launch(plan, x, arguments)
+    return ddy, dx, dgamma

@@ -1,0 +1,156 @@
+"""Launching ``dropout_add.cu``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpu_layers.kernels.activation import empty_bits, octet_blocks
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.batch_norm_passes import EXACT_GRADIENT, activation_number
+from gpu_layers.kernels.batch_norm_plan import STRUCTS as LAYOUTS
+from gpu_layers.kernels.batch_norm_plan import elementwise_plan
+from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
+from gpu_layers.mask import DropoutMask
+from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
+from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.program import Launcher
+
+_OCTET, _WARP = 8, 32
+_SOURCE = "dropout_add.cu"
+# Whether a kernel is of no activation or ReLU, and decisions that are simply numbered, or of everything else.
+_STRAIGHT = ("true", "false")
+_CALL = (
+    "int activation, int first, DropoutRule<A> rule, unsigned long long seed, unsigned long long offset, "
+    "const unsigned long long* draw, unsigned long long start, DecisionRows rows, const long long* sample_ids"
+)
+_FORWARD = KernelTemplate(
+    _SOURCE,
+    "dropout_add_forward",
+    "const T* x, const A* bias, const T* residual, T* y, unsigned char* gradient_bits, long long n, "
+    f"Divisor64 features, {_CALL}",
+    combinations(T=ELEMENT_TYPES, Straight=_STRAIGHT),
+    STRUCTS,
+)
+_BACKWARD = KernelTemplate(
+    _SOURCE,
+    "dropout_add_backward",
+    "const T* dy, const T* x, const A* bias, const unsigned char* gradient_bits, T* dx, A* sums, "
+    f"{_CALL}, RowLayout layout",
+    [
+        {"T": c_name(dtype), "Width": str(width), "Straight": straight}
+        for dtype in FLOAT_DTYPES
+        for width in (vector_width(dtype), 1)
+        for straight in _STRAIGHT
+    ],
+    {**STRUCTS, **LAYOUTS},
+)
+_MERGE = KernelTemplate(
+    _SOURCE,
+    "dropout_add_merge",
+    "const A* sums, A* dbias, long long features, long long parts",
+    combinations(A=ACCUMULATE_TYPES),
+)
+
+
+def dropout_add_forward(
+    x: Any,
+    bias: Any | None,
+    residual: Any,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    out: Any | None = None,
+) -> tuple[Any, Any | None]:
+    """``gpu_layers.reference.dropout_add_forward``, as a kernel."""
+    operands = (x, bias, residual, mask.draw, mask.sample_ids, out)
+    return _forward(operands, _arguments(activation, mask, scale, dropout_first), call_numbers(mask))
+
+
+def dropout_add_backward(
+    dy: Any,
+    x: Any | None,
+    bias: Any | None,
+    gradient_bits: Any | None,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    sums_rows: bool,
+) -> tuple[Any, Any | None]:
+    """``gpu_layers.reference.dropout_add_backward``, as kernels."""
+    operands = (dy, x, bias, gradient_bits, mask.draw, mask.sample_ids)
+    arguments = (*_arguments(activation, mask, scale, dropout_first), sums_rows)
+    return _backward(operands, arguments, call_numbers(mask))
+
+
+def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> tuple[Any, ...]:
+    return activation, mask.drop_below, scale, dropout_first, mask.run, mask.digits
+
+
+def _call(
+    x: Any,
+    draw: Any,
+    ids: Any | None,
+    numbers: Any,
+    activation: str,
+    drop_below: int,
+    scale: float,
+    dropout_first: bool,
+    run: int,
+    digits: tuple[tuple[int, int], ...],
+) -> tuple[Any, ...]:
+    seed, offset, start = numbers
+    of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
+    rows = decision_rows(run, digits, 1 if ids is None else ids.size, x.size)
+    return activation_number(activation), int(dropout_first), of_rule, seed, offset, draw, start, rows, ids
+
+
+def _straight(activation: str, ids: Any | None, run: int, digits: Any) -> str:
+    is_straight = activation in EXACT_GRADIENT and ids is None and run == 1 and not digits
+    return _STRAIGHT[0 if is_straight else 1]
+
+
+@Launcher
+def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
+    x, bias, residual, draw, ids, out = operands
+    x, residual = ready(x), ready(residual)
+    bias, ids = (None if one is None else ready(one) for one in (bias, ids))
+    bits = empty_bits(x) if activation == "relu" else None
+    features = divisor(1 if bias is None else max(bias.size, 1))
+    call = _call(x, draw, ids, numbers, activation, *of_mask)
+    straight = _straight(activation, ids, *of_mask[-2:])
+    kernel = _FORWARD(T=element_type(x), Straight=straight)
+    blocks = octet_blocks(x) if straight == _STRAIGHT[0] else blocks_for(x.size, THREADS * _OCTET)
+    return filled(
+        out, x, lambda y: launch(kernel, blocks, THREADS, (x, bias, residual, y, bits, x.size, features, *call))
+    ), bits
+
+
+@Launcher
+def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
+    dy, x, bias, bits, draw, ids = operands
+    *of_call, sums_rows = of_mask
+    dy = ready(dy)
+    x, bias, bits, ids = (None if one is None else ready(one) for one in (x, bias, bits, ids))
+    element = element_type(dy)
+    wide = C_TYPES[accumulate_name(element)]
+    features = dy.shape[-1] if dy.shape else 1
+    dbias = dy.program.allocate((features,), wide, zeroed=dy.size == 0) if sums_rows else None
+    if dy.size == 0:
+        return empty(dy.shape, dy.dtype, dy), dbias
+    plan = elementwise_plan((math.prod(dy.shape[:-1]), features), dy.dtype.itemsize, True)
+    sums = empty((features, plan.parts), wide, dy) if sums_rows and plan.parts > 1 else dbias
+    if bits is not None:
+        # What they say leaves nothing of the activation, and nothing of the mask.
+        activation, ids, of_call[-2:] = "identity", None, (1, ())
+    call = _call(dy, draw, ids, numbers, activation, *of_call)
+    kernel = _BACKWARD(T=element, Width=str(plan.width), Straight=_straight(activation, ids, *of_call[-2:]))
+    arguments = (*call, plan.layout)
+    dx = filled(None, dy, lambda dx: launch(kernel, plan.blocks, plan.block, (dy, x, bias, bits, dx, sums, *arguments)))
+    if sums is not dbias:
+        merge = _MERGE(A=c_name(wide))
+        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.parts))
+    return dx, dbias

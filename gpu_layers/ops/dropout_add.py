@@ -1,0 +1,206 @@
+"""Bias, activation, dropout and the sum with a residual as one stateless pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.ops.activation_dropout import check_order
+from gpu_layers.ops.checked import Checked
+from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, described
+from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, element_mask
+from gpu_layers.ops.elementwise_output import into
+from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
+from gpu_layers.runtime.writes import check_unwritten, write_count
+
+
+@dataclass(frozen=True)
+class DropoutAddSaved:
+    """What backward needs: numbers, and x and the bias if the gradient depends on them.
+
+    Attributes
+    ----------
+    activation, order : str
+    dropout : DropoutSaved
+        The mask as numbers.
+    x, bias : array or None
+        x itself, and the bias as the kernels take it, for activations other than relu and identity.
+    gradient_bits : array of uint8 or None
+        For relu one bit an element: kept and positive.
+    bias_dtype : dtype or None
+        Dtype of the bias, if there was one.
+    writes : int
+        :func:`write_count` of the forward.
+    """
+
+    activation: str
+    order: str
+    dropout: DropoutSaved
+    x: Any = None
+    bias: Any = None
+    gradient_bits: Any = None
+    bias_dtype: np.dtype | None = None
+    writes: int = field(default_factory=write_count)
+
+    def with_draw(self, draw: Any) -> DropoutAddSaved:
+        """The same, for the call whose numbers are in ``draw``."""
+        return replace(self, dropout=self.dropout.with_draw(draw))
+
+
+def dropout_add_forward(
+    x: Any,
+    residual: Any,
+    p: float,
+    seed: int | None,
+    offset: int | None,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+    order: str = "after",
+    start: int = 0,
+    shared_axes: Sequence[int] = (),
+    sample_ids: Any = None,
+    draw: Any = None,
+    out: Any = None,
+) -> tuple[Any, DropoutAddSaved]:
+    """``residual + D(phi(x + bias))`` in one kernel, with an activation phi and (inverted) dropout D.
+
+    Parameters
+    ----------
+    x : array
+        float16, bfloat16, float32 or float64, any shape and layout.
+    residual : array
+        x's shape and dtype.
+    p, seed, offset, start, shared_axes, sample_ids, draw
+        As in :func:`dropout_forward`: the mask is the same.
+    bias : array, shape (x.shape[-1],), optional
+        Along the last axis; of x's dtype, or float32 for half types.
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
+        phi, as in :func:`activation_dropout_forward`; None is the identity.
+    order : {"after", "before"}
+        Dropout after the activation, or before it: ``residual + phi(D(x + bias))``.
+    out : array, optional
+        Where to write y; may be x or the residual.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    saved : DropoutAddSaved
+        For :func:`dropout_add_backward`.
+
+    Raises
+    ------
+    TypeError
+        For a wrong array type, dtype or number type.
+    ValueError
+        For a wrong shape, an unknown activation or order, p outside [0, 1], or numbers out of range.
+    """
+    backend = backend_for(x, residual, optional=(bias, sample_ids, draw, out))
+    phi, order = _checked((x, residual, bias), activation, order)
+    mask, scale = element_mask(x, p, seed, offset, start, draw, shared_axes, sample_ids)
+    wide = _widened(bias, x)
+    bits = None
+
+    def compute(target: Any) -> Any:
+        nonlocal bits
+        y, bits = backend.dropout_add_forward(x, wide, residual, phi, mask, scale, order == "before", out=target)
+        return y
+
+    # Before out is written to: a backward that needs x then notices.
+    dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
+    keeps = phi not in ("relu", "identity")
+    writes = write_count()
+    y = into(out, x, compute, residual)
+    return y, DropoutAddSaved(
+        phi,
+        order,
+        dropout,
+        x if keeps else None,
+        wide if keeps else None,
+        bits,
+        None if bias is None else bias.dtype,
+        writes,
+    )
+
+
+def dropout_add_backward(dy: Any, saved: DropoutAddSaved) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`dropout_add_forward`; its mask is drawn again.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : DropoutAddSaved
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype, as in :func:`activation_dropout_backward`.
+    dresidual : array
+        dy itself, not a copy.
+    dbias : array or None
+        Sums of dx over all axes except the last, before dx is rounded, in an order that depends on the shape alone; of
+        the bias's dtype. None if there was no bias.
+
+    Raises
+    ------
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y.
+    RuntimeError
+        If the gradient depends on x and this library has written to x since the forward.
+    """
+    dropout = saved.dropout
+    has_bias = saved.bias_dtype is not None
+    if not has_bias and saved.activation == "identity":
+        return dropout_backward(dy, dropout), dy, None
+    mask = dropout.mask
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.draw, mask.sample_ids))
+    check_gradient(dy, dropout.shape, dropout.dtype)
+    if not has_bias and saved.gradient_bits is not None:
+        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale), dy, None
+    check_unwritten(saved.writes, x=saved.x, bias=saved.bias)
+    dropout.check_unwritten()
+    first = saved.order == "before"
+    dx, dbias = backend.dropout_add_backward(
+        dy, saved.x, saved.bias, saved.gradient_bits, saved.activation, mask, dropout.scale, first, has_bias
+    )
+    return dx, dy, _of_dtype(dbias, saved.bias_dtype)
+
+
+@Checked
+def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -> tuple[str, str]:
+    """Names of the activation and the order."""
+    x, residual, bias = arrays
+    check_dtype(x)
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
+    if bias is not None:
+        if bias.dtype not in (x.dtype, statistics_dtype(x.dtype)):
+            wanted = " or ".join(dict.fromkeys((str(x.dtype), str(statistics_dtype(x.dtype)))))
+            raise TypeError(f"bias must be {wanted} for {x.dtype} input, got {described(bias.dtype)}")
+        if x.ndim == 0 or bias.shape != x.shape[-1:]:
+            wanted = f"the shape {list(x.shape[-1:])}" if x.ndim else "an input with a last axis"
+            raise ValueError(f"bias must have {wanted}, got {list(bias.shape)}")
+    return check_activation("identity" if activation is None else activation), check_order(order)
+
+
+def _widened(bias: Any, x: Any) -> Any:
+    """The bias in the dtype of the computation."""
+    return bias if bias is None else _of_dtype(bias, statistics_dtype(x.dtype))
+
+
+def _of_dtype(array: Any, dtype: Any) -> Any:
+    if array is None or array.dtype == dtype:
+        return array
+    with place_of(array), np.errstate(over="ignore"):
+        return array.astype(dtype)

@@ -1,0 +1,137 @@
+"""A residual and what dropout leaves of a branch, in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.mask import DropoutMask
+from gpu_layers.reference.activation import ACTIVATIONS
+from gpu_layers.reference.dropout import chunks, kept_chunks
+from gpu_layers.reference.ieee import ieee
+
+
+@ieee
+def dropout_add_forward(
+    x: np.ndarray,
+    bias: np.ndarray | None,
+    residual: np.ndarray,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``residual + D(phi(x + bias))``, or ``residual + phi(D(x + bias))`` if ``dropout_first``.
+
+    Parameters
+    ----------
+    x, residual : ndarray
+        One shape and dtype.
+    bias : ndarray, shape (x.shape[-1],), or None
+        Of the accumulation dtype.
+    activation : str
+        A name in ``ACTIVATIONS``; one that is not exact is computed in float64, and all that follows.
+    mask : DropoutMask
+    scale : float
+        Of what is kept, rounded to the accumulation dtype.
+    dropout_first : bool
+    out : ndarray, optional
+        C-contiguous array to fill; may be x or residual.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's shape and dtype.
+    gradient_bits : ndarray of uint8, shape (ceil(size / 8),), or None
+        For ReLU: bit ``i & 7`` of byte ``i >> 3`` is set where element i is kept and not clipped.
+    """
+    phi = ACTIVATIONS[activation]
+    y = np.empty(x.shape, x.dtype) if out is None else out
+    passes = np.empty(x.size, bool) if activation == "relu" else None
+    source, added, target = (np.ascontiguousarray(one).reshape(-1) for one in (x, residual, y))
+    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    factor = accumulate(scale)
+    for chunk, kept in kept_chunks(mask, x.size):
+        values = _biased(source, bias, chunk, accumulate)
+        if passes is not None:
+            passes[chunk] = kept & ~(values <= 0)
+        if dropout_first:
+            values = np.where(kept, values * factor, accumulate(0))
+        values = phi.forward(values if phi.is_exact else values.astype(np.float64))
+        if not dropout_first:
+            values = np.where(kept, values * factor, values.dtype.type(0))
+        target[chunk] = values + added[chunk].astype(accumulate)
+    return y, None if passes is None else np.packbits(passes, bitorder="little")
+
+
+@ieee
+def dropout_add_backward(
+    dy: np.ndarray,
+    x: np.ndarray | None,
+    bias: np.ndarray | None,
+    gradient_bits: np.ndarray | None,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    sums_rows: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Gradients of x and of the bias; that of the residual is dy.
+
+    Parameters
+    ----------
+    dy : ndarray
+    x : ndarray or None
+        None where the gradient does not depend on it: for ReLU, whose ``gradient_bits`` the forward left, and identity.
+    bias, activation, mask, scale, dropout_first
+        Those of the forward.
+    sums_rows : bool
+        Whether the gradient of the bias is asked for.
+
+    Returns
+    -------
+    dx : ndarray
+        ``scale * phi'(z) * dy``, or ``scale * phi'(scale * z) * dy`` if ``dropout_first``, with ``z = x + bias``, where
+        kept; +0 elsewhere.
+    dbias : ndarray, shape (dy.shape[-1],), or None
+        Sums of dx, before it is rounded; of the accumulation dtype.
+    """
+    phi = ACTIVATIONS[activation]
+    dx = np.empty(dy.shape, dy.dtype)
+    accumulate: Any = np.float64 if dy.dtype == np.float64 else np.float32
+    factor = accumulate(scale)
+    gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
+    source = None if x is None else np.ascontiguousarray(x).reshape(-1)
+    features = dy.shape[-1] if dy.ndim else 1
+    total = np.zeros(features, np.float64)
+    pieces = (
+        kept_chunks(mask, dy.size)
+        if gradient_bits is None
+        else ((chunk, _passing(gradient_bits, chunk)) for chunk in chunks(dy.size))
+    )
+    for chunk, kept in pieces:
+        result = gradients[chunk].astype(accumulate) * factor
+        if source is not None:
+            values = _biased(source, bias, chunk, accumulate)
+            if dropout_first:
+                values = values * factor
+            result = result * phi.derivative(values if phi.is_exact else values.astype(np.float64))
+        result = np.where(kept, result, accumulate(0))
+        target[chunk] = result
+        if sums_rows:
+            total += np.bincount(np.arange(chunk.start, chunk.stop) % features, result, features)
+    return dx, total.astype(accumulate) if sums_rows else None
+
+
+def _biased(source: np.ndarray, bias: np.ndarray | None, chunk: slice, accumulate: Any) -> np.ndarray:
+    values = source[chunk].astype(accumulate)
+    if bias is not None:
+        values += bias[np.arange(chunk.start, chunk.stop) % bias.size]
+    return values
+
+
+def _passing(gradient_bits: np.ndarray, chunk: slice) -> np.ndarray:
+    bits = gradient_bits[chunk.start // 8 : -(-chunk.stop // 8)]
+    return np.unpackbits(bits, count=chunk.stop - chunk.start, bitorder="little").astype(bool)

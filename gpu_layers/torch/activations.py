@@ -1,0 +1,39 @@
+"""Activations and their slopes, of torch's differentiable operations: for second derivatives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def activated(z: torch.Tensor, activation: str) -> torch.Tensor:
+    """``phi(z)``, of the activations of :func:`gpu_layers.ops.activation_dropout_forward`."""
+    if activation == "relu":
+        return torch.relu(z)
+    if activation == "leaky_relu":
+        return torch.nn.functional.leaky_relu(z, 0.01)
+    if activation == "gelu":
+        return torch.nn.functional.gelu(z)
+    if activation == "silu":
+        return torch.nn.functional.silu(z)
+    return z if activation == "identity" else getattr(torch, activation)(z)
+
+
+def gradient_factor(z: torch.Tensor, activation: str) -> torch.Tensor:
+    """``phi'(z)``; of ReLU 0 where z is 0."""
+    if activation == "relu":
+        return torch.where(z <= 0, 0.0, 1.0).to(z.dtype)
+    if activation == "leaky_relu":
+        return torch.where(z > 0, 1.0, 0.01).to(z.dtype)
+    if activation == "sigmoid":
+        return torch.sigmoid(z) * torch.sigmoid(-z)
+    if activation == "tanh":
+        return 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z)
+    if activation == "silu":
+        s = torch.sigmoid(z)
+        return s + z * s * torch.sigmoid(-z)
+    if activation == "gelu":
+        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        return 0.5 * torch.special.erfc(z * -math.sqrt(0.5)) + z * density
+    return torch.ones_like(z)

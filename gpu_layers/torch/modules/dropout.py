@@ -1,0 +1,186 @@
+"""Dropout modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpu_layers.ops.activation_dropout import check_order
+from gpu_layers.random import Generator
+from gpu_layers.torch import functional
+from gpu_layers.torch.checks import check_probability, checked_activation
+from gpu_layers.torch.random import check_generator
+
+
+class _WithGenerator(nn.Module):
+    """What the dropout modules of torch get beside their own arguments.
+
+    Attributes
+    ----------
+    generator : gpu_layers.Generator or None
+        Where the masks come from; None for torch's default generator of the input's device.
+    """
+
+    # For modules that were made by torch.nn and retyped.
+    generator: Generator | None = None
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
+        super().__init__(p, inplace)
+        check_generator(generator)
+        self.generator = generator
+
+
+class Dropout(_WithGenerator, nn.Dropout):
+    """``torch.nn.Dropout``; keeps no mask for backward.
+
+    Parameters
+    ----------
+    p, inplace
+        As torch's.
+    generator : gpu_layers.Generator, optional
+        Where the masks come from: one offset a training forward, and the same bits on every device. By default torch's
+        default generator of the input's device decides, with one draw a training forward.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.dropout(input, self.p, self.training, self.inplace, generator=self.generator)
+
+
+class Dropout1d(_WithGenerator, nn.Dropout1d):
+    """``torch.nn.Dropout1d``: whole channels; parameters as :class:`Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.dropout1d(input, self.p, self.training, self.inplace, generator=self.generator)
+
+
+class Dropout2d(_WithGenerator, nn.Dropout2d):
+    """``torch.nn.Dropout2d``: whole channels; parameters as :class:`Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.dropout2d(input, self.p, self.training, self.inplace, generator=self.generator)
+
+
+class Dropout3d(_WithGenerator, nn.Dropout3d):
+    """``torch.nn.Dropout3d``: whole channels; parameters as :class:`Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.dropout3d(input, self.p, self.training, self.inplace, generator=self.generator)
+
+
+class AlphaDropout(_WithGenerator, nn.AlphaDropout):
+    """``torch.nn.AlphaDropout``, for SELU networks; parameters as :class:`Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.alpha_dropout(input, self.p, self.training, generator=self.generator)
+
+
+class FeatureAlphaDropout(_WithGenerator, nn.FeatureAlphaDropout):
+    """``torch.nn.FeatureAlphaDropout``: whole channels; parameters as :class:`Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.feature_alpha_dropout(input, self.p, self.training, generator=self.generator)
+
+
+class _Masking(nn.Module):
+    """What the modules that torch has none of share."""
+
+    def __init__(self, p: float, generator: Generator | None) -> None:
+        super().__init__()
+        check_generator(generator)
+        self.p = check_probability(p)
+        self.generator = generator
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        return f"p={self.p}"
+
+
+class DropPath(_Masking):
+    """Stochastic depth (Huang et al., 2016): drop whole samples with probability p, divide the others by ``1 - p``.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    generator : gpu_layers.Generator, optional
+        As of :class:`Dropout`.
+    """
+
+    def __init__(self, p: float = 0.0, *, generator: Generator | None = None) -> None:
+        super().__init__(p, generator)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return functional.drop_path(input, self.p, self.training, generator=self.generator)
+
+
+class DropoutAdd(_Masking):
+    """``residual + dropout(input)``, one kernel each way; parameters as :class:`Dropout`."""
+
+    def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
+        super().__init__(p, generator)
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
+        """``residual + dropout(input)``; in evaluation ``residual + input``."""
+        return functional.dropout_add(input, residual, self.p, self.training, generator=self.generator)
+
+
+class ActivationDropout(_Masking):
+    """Activation and dropout in one kernel each way, which keeps nothing but the input for backward.
+
+    Parameters
+    ----------
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
+        leaky_relu has a slope of 0.01, gelu is the exact one; None is the identity.
+    p : float
+        In [0, 1].
+    order : {"after", "before"}
+        Dropout after the activation, or before it.
+    generator : gpu_layers.Generator, optional
+        As of :class:`Dropout`.
+    """
+
+    def __init__(
+        self, activation: str, p: float = 0.5, *, order: str = "after", generator: Generator | None = None
+    ) -> None:
+        super().__init__(p, generator)
+        checked_activation(activation)
+        self.activation, self.order = activation, check_order(order)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Activate and drop; in evaluation activate."""
+        return functional.activation_dropout(
+            input, self.activation, self.p, self.training, order=self.order, generator=self.generator
+        )
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        order = "" if self.order == "after" else f", order={self.order!r}"
+        return f"activation={self.activation!r}, p={self.p}{order}"
+
+
+#: The class that takes the place of a torch.nn class.
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(torch.nn, one.__name__): one
+    for one in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout)
+}
+
+__all__: list[Any] = [
+    "ActivationDropout",
+    "AlphaDropout",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "DropoutAdd",
+    "FeatureAlphaDropout",
+]

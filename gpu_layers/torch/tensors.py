@@ -1,0 +1,229 @@
+"""Tensors as a kind of array that programs of kernels run on: memory from torch's allocator, on torch's streams.
+
+Kernels get the addresses of tensors; no array of another library lies between. On CPU tensors the same programs run
+emulated, within ``gpu_layers.use_backend("emulated")``: all but the launch itself is the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from gpu_layers.runtime.arrays import ALIGNMENT, Runner, register_kind
+from gpu_layers.runtime.backend import emulation
+from gpu_layers.runtime.copying import ready_copy
+from gpu_layers.runtime.gpu import bound_launch
+from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_NUMPY = {
+    getattr(torch, name): np.dtype(name)
+    for name in ["float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int32", "int64", "bool"]
+}
+_NUMPY[torch.bfloat16] = BFLOAT16
+_TORCH = {numpy: own for own, numpy in _NUMPY.items()}
+# What is filled with zeros, on every version of torch, in place of integers that it can do little with.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+_Step = Callable[[list[Any], list[int], Any], None]
+
+
+class Stream:
+    """A stream by its handle, as CuPy's functions take one."""
+
+    __slots__ = ("ptr",)
+
+    def __init__(self, handle: int) -> None:
+        self.ptr = handle
+
+
+class TensorArrays:
+    """On the tensors' device and torch's current stream of it; see :class:`gpu_layers.runtime.arrays.ArrayKind`."""
+
+    def signature(self, array: Any) -> tuple[Any, ...]:
+        """Shape, strides, dtype, alignment, and the number of the GPU (-1 for the host)."""
+        return array.shape, array.stride(), array.dtype, array.data_ptr() % ALIGNMENT, array.get_device()
+
+    def device(self, array: Any) -> int | None:
+        """Number of the GPU, or None for the host."""
+        return array.get_device() if array.is_cuda else None
+
+    def dtype(self, array: Any) -> np.dtype:
+        """As a NumPy dtype."""
+        return _NUMPY[array.dtype]
+
+    def is_contiguous(self, array: Any) -> bool:
+        """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
+        return array.is_contiguous()
+
+    def is_ready(self, array: Any) -> bool:
+        """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
+        return array.is_contiguous() and array.data_ptr() % ALIGNMENT == 0
+
+    def is_writeable(self, array: Any) -> bool:
+        """Tensors are never read-only."""
+        return True
+
+    def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
+        """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
+        return contextlib.nullcontext() if device is None else torch.cuda.device(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+        """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
+        return torch.empty(shape, dtype=_TORCH[np.dtype(dtype)], device=like.device)
+
+    def runner(self, program: Any) -> Runner:
+        """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
+        return _runner(program)
+
+
+def current_device() -> int:
+    """Number of the GPU that is current: of a torch with CUDA that has a tensor on one."""
+    return torch._C._cuda_getDevice()
+
+
+def current_stream(device: int) -> Stream:
+    """Torch's current stream of a GPU."""
+    handle = torch._C._cuda_getCurrentRawStream(device)
+    stream = _streams.get(handle)
+    if stream is None:
+        stream = _streams[handle] = Stream(handle)
+    return stream
+
+
+_streams: dict[int, Stream] = {}
+
+
+def _runner(program: Any) -> Runner:
+    device = program.device
+    bound: list[_Step] = []
+
+    def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        if not bound:
+            # Kernels are compiled and loaded here, when they are first needed.
+            bound[:] = [_bound(step, device) for step in program.steps]
+        objects = [*arrays, *numbers]
+        slots = [0 if array is None else array.data_ptr() for array in arrays]
+        slots += numbers
+        stream = None if device is None else current_stream(device)
+        for step in bound:
+            step(objects, slots, stream)
+        return program.results(objects)
+
+    if device is None:
+        return run
+
+    def run_there(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+        if current_device() == device:
+            return run(arrays, numbers)
+        with torch.cuda.device(device):
+            return run(arrays, numbers)
+
+    return run_there
+
+
+def _bound(step: Any, device: int | None) -> _Step:
+    """A step as a function of the tensors and numbers, of their addresses, and of the stream."""
+    if isinstance(step, Launch):
+        return _emulated(step) if device is None else _launched(step, device)
+    if isinstance(step, Deliver):
+        return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
+    if isinstance(step, Rows):
+
+        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
+            found = objects[step.of].unbind()
+            objects.extend(found)
+            slots.extend([one.data_ptr() for one in found])
+
+        return rows
+    made = _made(step, memory_of(device))
+
+    def make(objects: list[Any], slots: list[int], stream: Any) -> None:
+        tensor = made(objects)
+        objects.append(tensor)
+        slots.append(tensor.data_ptr())
+
+    return make
+
+
+def memory_of(device: int | None) -> torch.device:
+    """Where a program's memory comes from."""
+    return torch.device("cpu") if device is None else torch.device("cuda", device)
+
+
+def _made(step: Any, device: torch.device) -> Callable[[list[Any]], torch.Tensor]:
+    """What makes the tensor of a step."""
+    if isinstance(step, Allocate):
+        shape, dtype = step.shape, _TORCH[step.dtype]
+        if step.zeroed:
+            filled = _SIGNED.get(dtype, dtype)
+            return lambda objects: torch.zeros(shape, dtype=filled, device=device).view(dtype)
+        # Quicker than torch.empty, which reads a dtype and a device in each call.
+        new_empty = torch.empty(0, dtype=dtype, device=device).new_empty
+        return lambda objects: new_empty(shape)
+    if isinstance(step, Compute) and step.function is ready_copy:
+        # New memory, which torch aligns.
+        return lambda objects: objects[step.of[0]].clone(memory_format=torch.contiguous_format)
+    raise TypeError(f"{step} is no step of a program of tensors")
+
+
+def _launched(step: Launch, device: int) -> _Step:
+    start = bound_launch(step, device)
+    return lambda objects, slots, stream: start(slots, stream)
+
+
+def _emulated(step: Launch) -> _Step:
+    def launch(objects: list[Any], slots: list[int], stream: Any) -> None:
+        values = [
+            _value(argument, parameter.dtype, objects)
+            for argument, parameter in zip(step.arguments, step.kernel.parameters, strict=True)
+        ]
+        emulation().launch(step.kernel, step.grid, step.block, values, step.shared_bytes, step.cooperative)
+
+    return launch
+
+
+def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
+    """An argument of a launch as the emulator takes it."""
+    if not isinstance(argument, Slot):
+        return argument
+    value = objects[argument.index]
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value, dtype)
+    found = as_numpy(value)
+    return found.reshape(-1).view(np.uint8) if argument.as_bytes else found
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The NumPy array on a CPU tensor's memory, with its axes."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.int16).numpy(force=True).view(BFLOAT16)
+    try:
+        return tensor.numpy()
+    except RuntimeError:  # negated lazily: there is no memory that holds the values
+        return tensor.resolve_neg().numpy()
+
+
+_C_TYPES = {torch.float32: (ctypes.c_float, np.float32), torch.float64: (ctypes.c_double, np.float64)}
+
+
+def borrowed(tensor: torch.Tensor) -> np.ndarray:
+    """The NumPy array on the memory of a contiguous tensor, for as long as that lives.
+
+    Torch does not know of it: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
+    """
+    c_type, dtype = _C_TYPES[tensor.dtype]
+    count = tensor.numel()
+    return np.frombuffer((c_type * count).from_address(tensor.data_ptr()), dtype) if count else np.empty(0, dtype)
+
+
+for _type in (torch.Tensor, torch.nn.Parameter):
+    register_kind(_type, TensorArrays())

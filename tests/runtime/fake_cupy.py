@@ -1,0 +1,133 @@
+"""A stand-in for what of CuPy needs a GPU: notes what is loaded and launched; may run it, emulated, where it lies."""
+
+import ctypes
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+from gpu_layers.runtime import gpu, nvrtc
+from gpu_layers.runtime.emulation import Emulation
+from gpu_layers.runtime.kernel import all_kernels
+
+SHARED_BY_DEFAULT = 48 * 1024
+
+
+STATIC_SHARED = 200
+
+
+def _kernel():
+    return SimpleNamespace(
+        max_dynamic_shared_size_bytes=SHARED_BY_DEFAULT,
+        shared_size_bytes=STATIC_SHARED,
+        preferred_shared_memory_carveout=-1,
+    )
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's: begins with the name of the error."""
+
+
+class FakeCupy:
+    """One process with GPUs of some compute capability: notes what is loaded and launched, and which GPU is current."""
+
+    def __init__(self, capability="90", supported=(75, 80, 90, 100), shared_optin=227 * 1024, execute=None):
+        self.current, self.loaded, self.launches, self.refuses = None, [], [], None
+        functions = {}
+        cupy = self
+
+        class Device:
+            def __init__(self, number):
+                self.id = number
+                self.compute_capability = capability
+                self.attributes = {"MaxSharedMemoryPerBlockOptin": shared_optin, "MultiProcessorCount": 132}
+
+            def __enter__(self):
+                self.before, cupy.current = cupy.current, self.id
+
+            def __exit__(self, *_):
+                cupy.current = self.before
+
+        class RawModule:
+            def __init__(self, *, path, enable_cooperative_groups):
+                assert isinstance(path, str)
+                self.key = (path, enable_cooperative_groups, cupy.current)
+                cupy.loaded.append(self.key)
+
+            def get_function(self, symbol):
+                # CuPy loads a file once a device: the driver's function, and what was set for it, are shared.
+                key = (*self.key, symbol)
+                kernel = functions.setdefault(key, _kernel())
+
+                def function(grid, block, args, shared_bytes, stream, cooperative):
+                    if cooperative and cupy.refuses:
+                        raise CUDADriverError(cupy.refuses)
+                    launch = SimpleNamespace(symbol=symbol, grid=grid, block=block, shared_bytes=shared_bytes)
+                    # What the driver reads: 8 bytes behind each address.
+                    launch.args = [ctypes.c_uint64.from_address(pointer.ptr).value for pointer in args]
+                    launch.addresses = [pointer.ptr for pointer in args]
+                    launch.cooperative, launch.stream = cooperative, stream
+                    launch.device, launch.limit = cupy.current, kernel.max_dynamic_shared_size_bytes
+                    launch.carve_out = kernel.preferred_shared_memory_carveout
+                    cupy.launches.append(launch)
+                    if execute is not None:
+                        execute(launch)
+
+                function.ptr = 4711
+                kernel.kernel = function
+                return kernel
+
+        def occupancy(function, threads, shared_bytes):
+            assert function == 4711
+            return min(228 * 1024 // (shared_bytes + STATIC_SHARED + 1024), 2048 // threads)
+
+        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy, CUDADriverError=CUDADriverError)
+        nvrtc_module = SimpleNamespace(getSupportedArchs=lambda: supported)
+        function_module = SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address))
+        self.cuda = SimpleNamespace(Device=Device, nvrtc=nvrtc_module, driver=driver, function=function_module)
+        self.RawModule = RawModule
+
+
+_CACHED = (gpu._architecture, gpu._raw_kernel, gpu._function, gpu.resident_blocks_of_gpu)
+
+
+@contextmanager
+def stand_in(monkeypatch):
+    """Makes a stand-in for CuPy; forgets what was loaded before and after."""
+
+    def make(**facts):
+        cupy = FakeCupy(**facts)
+        monkeypatch.setattr(gpu, "import_cupy", lambda: cupy)
+        monkeypatch.setattr(nvrtc, "nvrtc", lambda: cupy.cuda.nvrtc)
+        compiled = lambda source, names, architecture: SimpleNamespace(  # noqa: E731
+            path=f"{source} {architecture}", symbols={name: f"_Z{name}" for name in names}
+        )
+        monkeypatch.setattr(gpu, "compiled_module", compiled)
+        return cupy
+
+    def forget():
+        for cached in _CACHED:
+            cached.cache_clear()
+        gpu._opted_in.clear()
+        gpu._refused.clear()
+
+    forget()
+    yield make
+    forget()
+
+
+def execute(launch):
+    """Run a launch on the memory that its arguments point to, as a driver does."""
+    kernel = next(one for one in all_kernels() if f"_Z{one.name}" == launch.symbol)
+    values = [
+        _at(argument if parameter.is_pointer else address, parameter.dtype)
+        for parameter, argument, address in zip(kernel.parameters, launch.args, launch.addresses, strict=True)
+    ]
+    Emulation().launch(kernel, launch.grid, launch.block, values, launch.shared_bytes, launch.cooperative)
+
+
+def _at(address, dtype):
+    """One element at an address; the emulator takes no more of an array than where it is."""
+    if not address:
+        return None
+    return np.ndarray(1, dtype, (ctypes.c_uint8 * dtype.itemsize).from_address(address))

@@ -1,0 +1,345 @@
+"""Gradients: first, second, only those needed; what is kept for them; torch.func; forward mode."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import gpu_layers as gl
+import gpu_layers.torch as glt
+from gpu_layers.torch import functional as F  # noqa: N812
+from tests.torch.layers import first, values
+
+X = values((2, 2, 3, 4)) / 4
+R = values((2, 2, 3, 4), seed=1) / 4
+W, B = torch.tensor([0.75, -1.25], dtype=torch.float64), torch.tensor([0.5, -0.25], dtype=torch.float64)
+MEAN, VAR = torch.tensor([0.25, -0.5], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
+ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu")
+
+
+def seeded(function):
+    def call(*inputs):
+        torch.manual_seed(1)
+        return function(*inputs)
+
+    return call
+
+
+def batch_norm(training, activation):
+    def call(x, w, b, r):
+        return F.batch_norm(x, MEAN.clone(), VAR.clone(), w, b, training, residual=r, activation=activation)
+
+    return call
+
+
+INDICES = torch.tensor([[[[0, 3]], [[2, 1]]]])
+FUNCTIONS = {
+    "dropout": (seeded(lambda x: F.dropout(x, 0.4)), X),
+    "dropout2d": (seeded(lambda x: F.dropout2d(x, 0.4)), X),
+    "alpha_dropout": (seeded(lambda x: F.alpha_dropout(x, 0.4, True)), X),
+    "drop_path": (seeded(lambda x: F.drop_path(x, 0.4)), X),
+    "dropout_add": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), X, R),
+    **{
+        f"{name} {order} dropout": (seeded(lambda x, a=name, o=order: F.activation_dropout(x, a, 0.4, order=o)), X)
+        for name in ACTIVATIONS
+        for order in ("after", "before")
+    },
+    **{
+        f"batch_norm {name} {training}": (batch_norm(training, name), X, W, B, R)
+        for name in (None, *ACTIVATIONS)
+        for training in (True, False)
+    },
+    "batch_norm without parameters": (lambda x: F.batch_norm(x, None, None, training=True), X),
+    "batch_norm without bias": (lambda x, w: F.batch_norm(x, None, None, w, training=True), X, W),
+    "max_pool2d": (lambda x: F.max_pool2d(x, (3, 2), (2, 1), (1, 1), 1, True), X),
+    "max_pool2d, dilated": (lambda x: F.max_pool2d(x, 2, 1, 0, (2, 1)), X),
+    "adaptive_max_pool2d": (lambda x: F.adaptive_max_pool2d(x, (2, 3)), X),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, (3, 2), (2, 1), (1, 1), True, False), X),
+    "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), X),
+    "lp_pool2d 1": (lambda x: F.lp_pool2d(x, 1, 2), X),
+    "lp_pool2d 2": (lambda x: F.lp_pool2d(x, 2, 2, 1), X),
+    "lp_pool2d 3.5, cut off": (lambda x: F.lp_pool2d(x, 3.5, 2, 2, True), X),
+    "lp_pool2d inf": (lambda x: F.lp_pool2d(x, float("inf"), 2, 1), X),
+    "max_unpool2d": (lambda x: F.max_unpool2d(x, INDICES, (2, 2), (2, 2), output_size=(3, 4)), X[:1, :, :1, :2]),
+}
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_first_and_second_derivatives(name):
+    function, *inputs = FUNCTIONS[name]
+    inputs = [one.detach().clone().requires_grad_() for one in inputs]
+    assert gradcheck(function, inputs, fast_mode=True)
+    assert gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["batch_norm gelu True", "lp_pool2d 3.5, cut off", "max_pool2d", "gelu after dropout"])
+def test_every_element_of_both_derivatives(name):
+    function, *inputs = FUNCTIONS[name]
+    inputs = [
+        one[..., :3].detach().clone().requires_grad_() if one.dim() > 1 else one.clone().requires_grad_()
+        for one in inputs
+    ]
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_two_backwards_have_the_same_bits(name):
+    function, *inputs = FUNCTIONS[name]
+    found = []
+    for _ in range(2):
+        given = (
+            [one.detach().float().requires_grad_() for one in inputs]
+            if "batch_norm" not in name
+            else [one.detach().clone().requires_grad_() for one in inputs]
+        )
+        y = function(*given)
+        found.append(torch.autograd.grad(y, given, values(tuple(y.shape), y.dtype, 3)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+KEPT = [
+    # Layer, inputs, and bytes an element of the output that are kept beside the module's own inputs.
+    (glt.Dropout(), 1, 0),
+    (glt.Dropout2d(), 1, 0),
+    (glt.AlphaDropout(), 1, 0),
+    (glt.DropPath(0.25), 1, 0),
+    (glt.ActivationDropout("relu"), 1, 0),
+    (glt.ActivationDropout("gelu"), 1, 0),
+    (glt.DropoutAdd(), 2, 0),
+    (glt.AvgPool2d(2), 1, 0),
+    (glt.AdaptiveAvgPool2d(2), 1, 0),
+    (glt.BatchNorm2d(8), 1, 0),
+    (glt.BatchNormAct2d(8), 2, 0),
+    (glt.BatchNormAct2d(8).eval(), 2, 0),
+    (glt.MaxPool2d(2), 1, 1),
+    (glt.AdaptiveMaxPool2d(4), 1, 1),
+    (glt.MaxPool2d(17, 1), 1, 2),
+]
+
+
+@pytest.mark.parametrize(("layer", "inputs", "bytes_an_output"), KEPT, ids=[repr(one[0]) for one in KEPT])
+def test_what_is_kept_for_backward(layer, inputs, bytes_an_output):
+    given = [torch.randn(3, 8, 20, 20, requires_grad=True) for _ in range(inputs)]
+    own = {one.data_ptr() for one in (*given, *layer.parameters())}
+    kept = []
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own:
+            kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(*given)
+    # 8 bytes are a seed; 5 x 4 bytes a channel are mean, variance, 1 / deviation, weight and bias.
+    assert sum(kept) <= bytes_an_output * y.numel() + max(8, 5 * 4 * 8)
+    y.sum().backward()
+
+
+def test_nothing_outlives_its_graph():
+    layer = glt.BatchNormAct2d(3)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    h = x * 1
+    alive = weakref.ref(h)
+    y = glt.MaxPool2d(2)(layer(h))
+    del h
+    y.sum().backward()
+    del y
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("layer", [glt.BatchNorm2d(3), glt.LPPool2d(2, 2), glt.ActivationDropout("gelu")])
+def test_an_input_changed_in_place_is_noticed(layer):
+    h = torch.randn(2, 3, 4, 4, requires_grad=True) * 1
+    y = layer(h)
+    h.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_running_statistics_may_change_before_backward():
+    layer = glt.BatchNorm2d(3).eval()
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    y = layer(x)
+    layer.train()(torch.randn(4, 3, 2, 2) * 9)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, torch.full_like(x, 1 / (1 + 1e-5) ** 0.5))
+    assert layer.running_mean._version == nn.BatchNorm2d(3).running_mean._version
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wanted", range(1, 16))
+def test_only_the_gradients_that_are_needed_are_computed(wanted, training, monkeypatch):
+    flags = [bool(wanted >> bit & 1) for bit in range(4)]
+    given = [one.detach().clone().requires_grad_(flag) for one, flag in zip((X, W, B, R), flags, strict=True)]
+    full = [one.detach().clone().requires_grad_() for one in (X, W, B, R)]
+    dy = values(tuple(X.shape), seed=5)
+    expected = torch.autograd.grad(batch_norm(training, "silu")(*full), full, dy)
+    called = []
+    for name in (
+        "batch_norm_backward",
+        "batch_norm_input_gradient",
+        "batch_norm_gradient_sums",
+        "batch_norm_inference_backward",
+    ):
+        function = getattr(gl.reference, name)
+        monkeypatch.setattr(gl.reference, name, lambda *a, f=function, n=name, **k: called.append(n) or f(*a, **k))
+    batch_norm(training, "silu")(*given).backward(dy)
+    for one, flag, other in zip(given, flags, expected, strict=True):
+        assert (one.grad is not None) == flag
+        if flag:
+            torch.testing.assert_close(one.grad, other, rtol=1e-12, atol=1e-12)
+    inputs, parameters = flags[0] or flags[3], flags[1] or flags[2]
+    if not inputs:
+        assert called == ["batch_norm_gradient_sums"]
+    elif not training:
+        assert called == ["batch_norm_inference_backward" if parameters else "batch_norm_input_gradient"]
+
+
+def test_results_are_no_views_that_a_layer_behind_could_not_change():
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(2, 3, 8, 8, dtype=dtype).to(memory_format=memory_format).requires_grad_()
+            for layer in (
+                glt.BatchNorm2d(3),
+                glt.BatchNorm2d(3).eval(),
+                glt.MaxPool2d(2),
+                glt.AvgPool2d(2),
+                glt.Dropout(),
+                glt.AdaptiveAvgPool2d(2),
+                glt.BatchNormAct2d(3),
+            ):
+                y = layer(x)
+                assert not y._is_view()
+                nn.ReLU(inplace=True)(y).sum().backward()
+    y = glt.MaxPool2d(2)(torch.randn(3, 8, 8, requires_grad=True))
+    assert not y._is_view()
+
+
+def test_backward_runs_where_its_forward_ran(monkeypatch):
+    from gpu_layers.runtime import launch as launches
+
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with gl.use_backend("emulated"):
+        emulated = glt.MaxPool2d(2)(x)
+    plain = glt.MaxPool2d(2)(x)
+    calls = []
+    original = gl.reference.max_pool_backward
+    monkeypatch.setattr(gl.reference, "max_pool_backward", lambda *a: calls.append(1) or original(*a))
+    assert launches is not None
+    emulated.sum().backward()
+    assert not calls
+    with gl.use_backend("emulated"):
+        plain.sum().backward()
+    assert calls
+
+
+# ---- torch.func
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        glt.BatchNorm2d(4, track_running_stats=False),
+        glt.MaxPool2d(2),
+        glt.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    ).double()
+
+
+def test_func_grad_and_vmap():
+    net, x = network(), torch.randn(3, 2, 3, 10, 10, dtype=torch.float64)
+    parameters = dict(net.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters, x[0])
+    loss(parameters, x[0]).backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.vmap(lambda one: loss(parameters, one))(x), torch.stack([loss(parameters, one) for one in x])
+    )
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    singly = [torch.func.grad(loss)(parameters, one) for one in x]
+    for name in each:
+        torch.testing.assert_close(each[name], torch.stack([one[name] for one in singly]))
+
+
+def test_func_second_derivatives():
+    def function(x):
+        return F.avg_pool2d(F.lp_pool2d(x.square(), 2.0, 2), 2).sum()
+
+    def theirs(x):
+        return nn.functional.avg_pool2d(nn.functional.lp_pool2d(x.square(), 2.0, 2), 2).sum()
+
+    x = torch.rand(1, 1, 4, 4, dtype=torch.float64) + 0.1
+    found = torch.func.jacrev(torch.func.jacrev(function))(x)
+    torch.testing.assert_close(found, torch.autograd.functional.hessian(theirs, x))
+
+
+def test_vmap_of_dropout_follows_randomness():
+    x = torch.ones(4, 1000)
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(F.dropout)(x)
+    same = torch.vmap(F.dropout, randomness="same")(x)
+    other = torch.vmap(F.dropout, randomness="different")(x)
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(other[0], other[1])
+
+
+def test_vmap_over_an_evaluating_batch_norm():
+    layer = glt.BatchNorm2d(3).eval()
+    x = torch.randn(5, 3, 4, 4)
+    found = torch.vmap(lambda one: layer(one[None])[0])(x)
+    torch.testing.assert_close(found, layer(x))
+
+
+FORWARD_MODE = {
+    "dropout": F.dropout,
+    "in place": lambda x: F.dropout(x * 1, inplace=True),
+    "dropout_add": lambda x: F.dropout_add(x, x),
+    "activation_dropout": lambda x: F.activation_dropout(x, "relu"),
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "batch_norm, evaluation": lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3)),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "lp_pool2d": lambda x: F.lp_pool2d(x, 2.0, 2),
+    "lp_pool2d inf": lambda x: F.lp_pool2d(x, float("inf"), 2),
+    "max_unpool2d": lambda x: F.max_unpool2d(x, torch.zeros(2, 3, 4, 4, dtype=torch.int64), 1),
+}
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("name", list(FORWARD_MODE))
+def test_forward_mode_is_refused_not_dropped(name, requires_grad):
+    function, x = FORWARD_MODE[name], torch.randn(2, 3, 4, 4, requires_grad=requires_grad)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError):
+        function(forward_ad.make_dual(x, torch.ones_like(x)))
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(function, (x.detach(),), (torch.ones_like(x),))
+
+
+def test_forward_mode_is_refused_within_a_compiled_graph():
+    def tangent(x):
+        return torch.func.jvp(FORWARD_MODE["max_pool2d"], (x,), (torch.ones_like(x),))[1]
+
+    with pytest.raises(RuntimeError, match="forward-mode"):
+        torch.compile(tangent, backend="aot_eager")(torch.randn(2, 3, 4, 4))
+
+
+def test_second_order_by_create_graph_in_half_types():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    layer = glt.BatchNormAct2d(3, activation="gelu")
+    (dx,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    assert dx.dtype is torch.bfloat16
+    dx.square().sum().backward()
+    assert x.grad.dtype is torch.bfloat16
+    assert first(x.grad).isfinite().all()

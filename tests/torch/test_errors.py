@@ -1,0 +1,96 @@
+"""PyTorch's own error samples of the functions: the same type, and the same words."""
+
+import pytest
+import torch
+from torch.nn import functional as theirs
+
+from gpu_layers.torch import functional as ours
+
+definitions = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")
+PREFIX = "nn.functional."
+OPS = [
+    info
+    for info in definitions.op_db
+    if info.name.startswith(PREFIX)
+    and hasattr(ours, info.name.removeprefix(PREFIX))
+    and info.error_inputs_func is not None
+]
+
+
+def raised(function, sample):
+    try:
+        function(sample.input, *sample.args, **sample.kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("info", OPS, ids=lambda info: info.name + info.variant_test_name)
+def test_pytorchs_error_samples(info):
+    name = info.name.removeprefix(PREFIX)
+    for case in info.error_inputs("cpu"):
+        sample = case.sample_input
+        if not (isinstance(sample.input, torch.Tensor) and sample.input.is_floating_point()):
+            continue  # another type's error is ours: test_modules.py
+        expected = raised(getattr(theirs, name), sample)
+        if expected is None:
+            continue
+        found = raised(getattr(ours, name), sample)
+        assert type(found) is type(expected), (sample, found)
+        assert str(found) == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "arguments"),
+    [
+        ("max_pool2d", (1, 2, 4, 4), (0,)),
+        ("max_pool2d", (1, 2, 4, 4), (2, 0)),
+        ("max_pool2d", (1, 2, 4, 4), (2, 2, -1)),
+        ("max_pool2d", (1, 2, 4, 4), (2, 2, 2)),
+        ("max_pool2d", (1, 2, 4, 4), (2, 2, 0, 0)),
+        ("max_pool2d", (1, 2, 4, 4), (5,)),
+        ("max_pool2d", (1, 2, 4, 4), ((2, 2, 2),)),
+        ("max_pool2d", (1, 2, 4, 4), ("two",)),
+        ("max_pool2d", (4, 4), (2,)),
+        ("avg_pool2d", (1, 0, 4, 4), (2,)),
+        ("avg_pool1d", (1, 2, 4), (5,)),
+        ("avg_pool3d", (1, 2, 4, 4, 4), (2, 1, 2)),
+        ("lp_pool2d", (1, 2, 4, 4), (2.0, 5)),
+        ("adaptive_avg_pool2d", (1, 2, 4, 4), ((3, -1),)),
+        ("adaptive_max_pool2d", (1, 2, 4, 0), (2,)),
+        ("adaptive_avg_pool1d", (4,), (2,)),
+        ("dropout1d", (4,), ()),
+        ("batch_norm", (2, 3, 4), (None, None)),
+        ("batch_norm", (1, 3, 1), (None, None, None, None, True)),
+    ],
+)
+def test_other_errors_are_torchs(name, shape, arguments):
+    x = torch.ones(shape)
+    with pytest.raises((RuntimeError, ValueError, TypeError)) as expected:
+        getattr(theirs, name)(x, *arguments)
+    with pytest.raises(expected.type) as found:
+        getattr(ours, name)(x, *arguments)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("index", [-1, 16, 99])
+def test_indices_outside_the_plane(index):
+    x, indices = torch.ones(1, 1, 2, 2), torch.tensor([[[[0, 1], [2, index]]]])
+    with pytest.raises(RuntimeError, match=f"Found an invalid max index: {index}"):
+        ours.max_unpool2d(x, indices, 2)
+
+
+def test_a_good_call_does_not_make_its_like_good():
+    x = torch.ones(1, 2, 4, 4)
+    ours.max_pool2d(x, 2), ours.adaptive_avg_pool2d(x, 1)
+    with pytest.raises(TypeError):
+        ours.max_pool2d(x, 2.0)
+    with pytest.raises(TypeError):
+        ours.adaptive_avg_pool2d(x, 1.0)
+
+
+def test_a_wrong_output_size():
+    x, indices = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+    for size in ((9, 4), (4,)):
+        with pytest.raises(ValueError, match="output_size"):
+            ours.max_unpool2d(x, indices, 2, output_size=size)

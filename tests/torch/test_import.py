@@ -1,0 +1,52 @@
+"""What importing the package brings in, and says."""
+
+import subprocess
+import sys
+
+import gpu_layers.torch as glt
+
+
+def run(code):
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_neither_cupy_nor_inductor_nor_a_warning():
+    code = """
+import sys, torch, gpu_layers.torch as glt
+x = torch.ones(2, 3, 4, 4, requires_grad=True)
+glt.convert(torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.MaxPool2d(2), torch.nn.Dropout()))(x).sum().backward()
+print(*sys.modules, sep="\\n")
+"""
+    loaded = run(code).split()
+    assert "gpu_layers.torch" in loaded
+    assert not {"cupy", "torch._inductor", "gpu_layers.runtime.emulation"} & set(loaded)
+
+
+def test_a_missing_torch_is_named():
+    run(
+        """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import gpu_layers
+try:
+    import gpu_layers.torch
+except ImportError as error:
+    assert "PyTorch" in str(error) and "pip install torch" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    )
+
+
+def test_public_names():
+    assert sorted(glt.__all__) == sorted(set(glt.__all__))
+    assert all(hasattr(glt, name) for name in glt.__all__)
+    assert all(hasattr(glt.functional, name) for name in glt.functional.__all__)
