@@ -1,13 +1,15 @@
 # What a contributor runs. Needs make and Python 3.10 or newer; everything else goes into a virtual environment.
 #
-#   make demo      train a network on handwritten digits
-#   make test      run the tests            (make test PYTEST_ARGS="-k dropout")
-#   make study     reproduce the claims of the field: writes docs/study, in some minutes
-#   make lint      check style and types
-#   make format    put the style right
-#   make results      write the README's table of performance from the newest run in profiling/results
+#   make demo         train a network on handwritten digits
+#   make test         run the tests (a part of them: make test PYTEST_ARGS="-k dropout")
+#   make quick        run the quick tests, on each change: a minute and a half on two cores
+#   make lint         check style and types
+#   make format       put the style right
+#   make docs         build the documentation's site into build/docs, and check its links
+#   make study        reproduce the claims of the field: writes docs/study, in some minutes
+#   make results      write the tables of performance from the newest run in profiling/results
 #   make bench-smoke  run the benchmark emulated, on toy sizes: tests it, measures nothing
-#   make clean     remove the virtual environment and all build results
+#   make clean        remove the virtual environment and all build results
 #
 # Another Python, beside the usual one: make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -19,10 +21,14 @@ BIN := $(VENV)/bin
 CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/host tests/emulator/kernels,\
 	$(foreach suffix,cu cuh h cpp,$(folder)/*.$(suffix))))
 
-.PHONY: demo test study lint format results bench-smoke clean
+.PHONY: help demo test quick lint format docs study results bench-smoke clean
+.DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # All targets share one virtual environment: pip must not run in it twice at a time.
 .NOTPARALLEL:
+
+help:
+	@sed -n 's/^#   make/  make/p; s/^# Another/Another/p' Makefile
 
 demo: $(VENV)/installed-train
 	$(BIN)/gpu-layers train --out runs/demo --overwrite
@@ -30,6 +36,10 @@ demo: $(VENV)/installed-train
 # A file at a time for each processor: what a file builds for its tests is built once.
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Which tests these are: tests/quick.py.
+quick: $(VENV)/installed-test
+	$(BIN)/python -m pytest --quick --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 study: $(VENV)/installed-study
 	$(BIN)/gpu-layers study all --device cpu --out docs/study
@@ -46,6 +56,9 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	@echo "$(BIN)/clang-format -i: $(words $(CUDA_SOURCES)) files"
 	@$(BIN)/clang-format -i $(CUDA_SOURCES)
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 results: $(VENV)/installed-test
 	$(BIN)/python -m profiling.readme_table

@@ -24,7 +24,7 @@ def is_command() -> bool:
         module = next((word for word in words if word.startswith("-m")), "")
         return (module[2:] or next(words, "")) == "gpu_layers"
     # A process that multiprocessing starts is told the name of the first one, but was not started with it.
-    return os.path.basename(program) == "gpu-layers" and program in sys.orig_argv
+    return os.path.basename(program) == "gpu-layers" and program in sys.orig_argv  # noqa: PTH119 (imports nothing)
 
 
 def end_interrupted(number: int, frame: FrameType | None) -> None:

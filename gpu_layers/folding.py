@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it, for inference."""
+"""Folding batch norm into the layer before it, for inference."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpu_layers.plain_layers import added_attributes, replaced_methods
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 
-# Those that evaluate alike, by what they stand behind.
+# Batch norms that evaluate alike, by the layer before them.
 _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {
     Conv2d: (BatchNorm2d, GhostBatchNorm2d, SyncBatchNorm),
     Linear: (BatchNorm1d, GhostBatchNorm1d, SyncBatchNorm),
 }
-# What a batch norm has that is looked at here, or makes no difference to evaluation.
+# Attributes of a batch norm that are used here, or do not affect evaluation.
 _KNOWN = (
     *("num_features", "dtype", "eps", "affine", "channels_last", "activation", "parameters", "buffers", "training"),
     *("momentum", "track_running_stats", "_use_batch_statistics", "_update_statistics", "train_affine"),
@@ -33,34 +33,33 @@ _KNOWN = (
 
 
 def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
-    """A single layer that computes ``batch_norm(layer(x))`` of evaluation.
+    """A single layer that computes ``batch_norm(layer(x))`` in evaluation.
 
-    With ``s = gamma / sqrt(running_var + eps)`` its weight is ``s * weight`` and its bias
-    ``(bias - running_mean) * s + beta``: what is left of an affine map after an affine map (Jacob et al., CVPR 2018,
-    section 3.2). Computed in float64 and rounded once. The result differs from that of both layers by a few roundings
-    of the sum that the layer takes.
+    With ``s = gamma / sqrt(running_var + eps)`` its weight is ``s * weight`` and its bias is
+    ``(bias - running_mean) * s + beta`` (Jacob et al., CVPR 2018, section 3.2). Both are computed in float64 and
+    rounded once. The result differs from that of both layers by a few roundings of the layer's sum.
 
     Parameters
     ----------
     layer : Conv2d or Linear
     batch_norm : BatchNorm2d for a Conv2d, BatchNorm1d for a Linear; a ghost one, or SyncBatchNorm
-        That evaluates by its running statistics, and has no activation, which no weight can take in.
+        It must evaluate by its running statistics, and have no activation.
 
     Returns
     -------
     Conv2d or Linear
-        A new one with a bias; both that are passed stay as they are.
+        A new layer with a bias; the given layers do not change.
 
     Raises
     ------
     TypeError
-        For other layers, subclasses, layers one of whose methods was replaced, a batch norm with an attribute that
-        would be lost; or if both have different dtypes or are in different places.
+        For other layers, subclasses, layers with a replaced method, or a batch norm with an attribute that would be
+        lost; or if both have different dtypes or are on different devices.
     ValueError
         For another number of channels, channels on the last axis of a convolution's output, no running statistics,
         evaluation by the batch (``use_batch_statistics``) or with updates (``update_statistics``), or an activation.
     RuntimeError
-        If statistics are pending: they are not in the running ones yet.
+        If statistics are pending: the running ones do not include them yet.
     """
     _check(layer, batch_norm)
     weight, bias = layer.parameters["weight"], layer.parameters.get("bias")
@@ -184,7 +183,8 @@ def _check(layer: Any, batch_norm: Any) -> None:
         )
     for one in (layer, batch_norm):
         if replaced_methods(one):
-            raise TypeError(f"the {type(one).__name__}'s {', '.join(replaced_methods(one))} was replaced: not folded")
+            replaced = ", ".join(replaced_methods(one))
+            raise TypeError(f"expected a plain {type(one).__name__}, got one whose {replaced} was replaced")
     fresh = type(batch_norm)(1, 1) if "group_size" in vars(batch_norm) else type(batch_norm)(1)
     added = added_attributes(batch_norm, fresh, _KNOWN)
     if added:

@@ -60,7 +60,7 @@ def load_foreign_batch_norm(
     eps: float | None = None,
     values_per_channel: int | None = None,
 ) -> None:
-    """Load the state of one batch norm of Keras, Flax or Chainer, and follow its conventions; all or nothing.
+    """Load the state of a batch norm of Keras, Flax or Chainer, with its conventions; all or nothing.
 
     ===========  ==========================================  ========================  ==============  =======
     library      keys                                        momentum, eps by default  running = ...   var is
@@ -70,27 +70,27 @@ def load_foreign_batch_norm(
     ``chainer``  gamma, beta, avg_mean, avg_var, N           decay 0.9, 2e-5           m r + (1 - m) b  unbiased
     ===========  ==========================================  ========================  ==============  =======
 
-    Keys may have a path in front, the same for all, as ``"block/bn/gamma"`` or Keras' ``"bn/gamma:0"``; Flax' may be
-    in its collections, ``{"params": {...}, "batch_stats": {...}}``. The layer's momentum becomes 1 minus theirs, and
-    its eps theirs, so that it evaluates as it did there. ``num_batches_tracked`` becomes Chainer's N, and 0 otherwise.
+    Keys may begin with a common path, as ``"block/bn/gamma"`` or Keras' ``"bn/gamma:0"``. Flax' may be in its
+    collections, ``{"params": {...}, "batch_stats": {...}}``. The layer's momentum becomes 1 minus theirs, and its eps
+    becomes theirs, so that it evaluates as it did there. ``num_batches_tracked`` becomes Chainer's N, otherwise 0.
 
     Parameters
     ----------
     layer : batch norm
-        With running statistics; with a weight and a bias exactly where the state has them.
+        With running statistics; with a weight and a bias exactly if the state has them.
     state : mapping of str to array_like
     library : {"keras", "flax", "chainer"}
     momentum, eps : float, optional
-        Theirs, as written there (Chainer's decay, Keras' and Flax' epsilon); the library's defaults otherwise.
+        The values of that library (Chainer's decay, Keras' and Flax' epsilon); its defaults otherwise.
     values_per_channel : int, optional
-        How many values a channel a batch had there, at least 2. Then a biased running variance becomes the unbiased
-        one that this library would have kept: larger by n / (n - 1), and so evaluation differs by as much. (Keras 2
-        kept the unbiased one of four-dimensional input, by TensorFlow's fused kernel: leave this out there.)
+        Number of values a channel in a batch there, at least 2. A biased running variance then becomes the unbiased
+        one that this library would have kept, which is larger by n / (n - 1); evaluation differs accordingly. (Keras 2
+        kept the unbiased variance of four-dimensional input, by TensorFlow's fused kernel: omit this there.)
 
     Raises
     ------
     TypeError
-        For a layer that is no batch norm, a state that is no mapping, or arrays that are not floating.
+        For a layer that is not a batch norm, a state that is not a mapping, or arrays that are not floating.
     ValueError
         For an unknown library, missing or foreign keys, wrong shapes, numbers out of range, or a layer without running
         statistics. Nothing is loaded then.
@@ -99,7 +99,7 @@ def load_foreign_batch_norm(
         raise TypeError(f"expected a batch norm layer, got {type(layer).__name__}")
     convention = _LIBRARIES[check_choice(library, "library", tuple(_LIBRARIES))]
     if not layer.track_running_stats:
-        raise ValueError("the layer keeps no running statistics: there is nowhere to load theirs")
+        raise ValueError("the layer keeps no running statistics: there is nowhere to load the state's")
     layer._check_buffers()
     kept = convention.kept if momentum is None else check_finite(momentum, "momentum")
     new_eps = convention.eps if eps is None else eps
@@ -128,16 +128,16 @@ def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
         elif key in convention.collections:
             flat.update({str(name): one for name, one in value.items()})
         else:
-            raise ValueError(f"{key!r} holds more than one array: pass the state of one {library} batch norm")
+            raise ValueError(f"expected the state of one {library} batch norm, got several arrays in {key!r}")
     return flat
 
 
 def _without_path(state: dict[str, Any], library: str) -> dict[str, Any]:
-    """Keys without the path that they share and without Keras' ``:0``."""
+    """Keys without their common path and without Keras' ``:0``."""
     parts = {key: key.removesuffix(":0").rpartition("/") for key in state}
     paths = sorted({path for path, _, _ in parts.values()})
     if len(paths) > 1:
-        raise ValueError(f"the state is that of several layers, {paths}: pass that of one {library} batch norm")
+        raise ValueError(f"expected the state of one {library} batch norm, got those of several layers: {paths}")
     return {parts[key][2]: value for key, value in state.items()}
 
 

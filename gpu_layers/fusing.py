@@ -1,4 +1,4 @@
-"""Layers in a row that one kernel can do."""
+"""Fusing neighbouring layers into one kernel."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ _OF_POOL = (
 
 
 class Absorbed(Layer):
-    """Stands where a layer was that the layer before it does too: the identity.
+    """The identity, in the place of a layer whose work the layer before it does.
 
-    The layers behind it keep their positions, and so parameters and buffers their names.
+    So the layers after it keep their positions, and parameters and buffers keep their names.
     """
 
     def forward(self, x: Any) -> Any:
-        """x itself."""
+        """``x`` itself."""
         return x
 
     def backward(self, dy: Any) -> Any:
-        """dy itself."""
+        """``dy`` itself."""
         return dy
 
 
 def fuse(sequential: Sequential) -> Sequential:
-    """The same function with fewer kernels: neighbours replaced by a layer that does the work of both.
+    """The same function with fewer kernels: neighbouring layers become one layer that does the work of both.
 
     =========================  ========================================================
     batch norm, ReLU, max      batch norm with ``activation="relu"`` and the pooling, in a
-    pooling                    kernel that writes no normalised value; so without ReLU
+    pooling                    kernel that writes no normalised value; also without ReLU
     batch norm, ReLU           batch norm with ``activation="relu"``
     batch norm, dropout, ReLU  batch norm with ``activation="relu"``, dropout
     ReLU, dropout              ``ActivationDropout("relu", p, order="after")``
     dropout, ReLU              ``ActivationDropout("relu", p, order="before")``
     =========================  ========================================================
 
-    So batch norm, ReLU, dropout becomes batch norm with ReLU, and dropout: as many kernels in training as with
-    ``ActivationDropout`` behind a plain batch norm, one fewer in evaluation, and nothing kept but x. A Sequential
+    So batch norm, ReLU, dropout becomes batch norm with ReLU, then dropout. That has as many kernels in training as
+    ``ActivationDropout`` after a plain batch norm, one fewer in evaluation, and saves nothing but x. A Sequential
     within the Sequential is fused too; a row that crosses its border is not.
 
-    Outputs are the same bits, in both modes, and so are the masks: the generators are the same objects. Gradients are
-    the same bits in float32 and float64. In half precision they differ at elements whose normalised value is positive
-    but rounds to 0: the fused ReLU passes their gradient, a separate one does not see them. Parameters and buffers are
-    shared with the original, under the same names; gradients are not. What worked in place may no longer do so. Layers
-    that have no part in a pattern are the same objects, so use one of the two at a time.
+    Outputs have the same bits in both modes. So have the masks: the generators are the same objects. Gradients have the
+    same bits in float32 and float64. In half precision they differ at elements whose normalised value is positive but
+    rounds to 0: the fused ReLU passes their gradient, a separate one does not. Parameters and buffers are shared with
+    the original, under the same names; gradients are not. Layers that worked in place may no longer do so. Layers that
+    are not part of a pattern are the same objects, so use one of the two networks at a time.
 
-    Only layers of exactly these types are fused, as they were made: a subclass, a layer one of whose methods was
-    replaced, one with an attribute that the fused layer would not have, and a batch norm that stands in several places
-    are left alone. Whatever else a layer holds is the fused one's: modes, switches, ``first_sample``, counts.
+    Only unchanged layers of exactly these types are fused. Subclasses, layers with a replaced method, layers with an
+    attribute that the fused layer would not have, and a batch norm in several places stay as they are. The fused layer
+    takes over everything else: modes, switches, ``first_sample``, counts.
 
     Parameters
     ----------
@@ -80,14 +80,14 @@ def fuse(sequential: Sequential) -> Sequential:
     Returns
     -------
     Sequential
-        A new one, in the mode of the original. Where a layer was merged into the one before it stands a placeholder.
+        A new one, in the mode of the original. A placeholder replaces each layer that was merged into the one before.
 
     Raises
     ------
     TypeError
-        If it is no Sequential, or one whose own forward is not known: of a subclass, or replaced.
+        If it is not a plain Sequential: also for subclasses, and if a method was replaced.
     RuntimeError
-        If a batch norm that is to be fused has statistics pending, which would count twice.
+        If a batch norm to be fused has pending statistics, which would count twice.
     """
     if not is_plain(sequential, (Sequential,)):
         replaced = replaced_methods(sequential) if type(sequential) is Sequential else []
@@ -98,7 +98,7 @@ def fuse(sequential: Sequential) -> Sequential:
 
 
 def _layers_of(sequential: Sequential) -> Iterator[Layer]:
-    """All layers in their places, those of Sequentials within included."""
+    """All layers, including those of Sequentials within."""
     for layer in sequential.layers:
         yield layer
         if is_plain(layer, (Sequential,)):
@@ -106,9 +106,10 @@ def _layers_of(sequential: Sequential) -> Iterator[Layer]:
 
 
 def _fused(sequential: Sequential, repeated: set[int]) -> Sequential:
-    layers: list[Layer] = []
-    for layer in sequential.layers:
-        layers.append(_fused(layer, repeated) if is_plain(layer, (Sequential,)) else layer)  # type: ignore[arg-type]
+    layers: list[Layer] = [
+        _fused(layer, repeated) if is_plain(layer, (Sequential,)) else layer  # type: ignore[arg-type]
+        for layer in sequential.layers
+    ]
     position = 0
     while position < len(layers):
         position += _fuse_at(layers, position, repeated)
@@ -120,7 +121,7 @@ def _fused(sequential: Sequential, repeated: set[int]) -> Sequential:
 
 
 def _fuse_at(layers: list[Layer], position: int, repeated: set[int]) -> int:
-    """Fuse the layers from this position on, if a pattern fits; returns how many are done with."""
+    """Fuse the layers from this position on, if a pattern fits; returns how many it took."""
     for pattern, replacement in _PATTERNS:
         row = layers[position : position + len(pattern)]
         fitting = len(row) == len(pattern) and all(fits(layer) for fits, layer in zip(pattern, row, strict=True))
@@ -134,7 +135,7 @@ def _fuse_at(layers: list[Layer], position: int, repeated: set[int]) -> int:
 
 
 def _shares_a_norm(row: list[Layer], repeated: set[int]) -> bool:
-    """Whether the row has a batch norm that stands elsewhere too: the two would no longer be one layer."""
+    """Whether the row has a batch norm that is also elsewhere: the two would no longer be one layer."""
     return any(isinstance(layer, BatchNormLayer) and id(layer) in repeated for layer in row)
 
 
@@ -155,7 +156,7 @@ def _is_fusable_dropout(layer: Layer) -> bool:
 
 
 def _with_relu(norm: Any) -> Any:
-    # A shallow copy: a layer of its own, whose dicts of parameters and buffers are the original's.
+    # A shallow copy: a new layer with the original's dicts of parameters and buffers.
     fused = copy.copy(norm)
     fused.activation = "relu"
     fused.gradients, fused._saved = {}, None
@@ -169,7 +170,7 @@ def _relu_dropout(dropout: Any, order: str) -> Layer:
 
 
 def _is_poolable_batch_norm(layer: Layer) -> bool:
-    # With an activation of its own too: max pooling comes after it.
+    # Also with an activation of its own: max pooling comes after it.
     return is_plain(layer, _POOLABLE)
 
 
@@ -179,7 +180,7 @@ def _is_max_pool(layer: Any) -> bool:
 
 
 def _absorbed(*layers: Layer) -> list[Layer]:
-    """What stands in the places of layers that have nothing left to do."""
+    """Placeholders for layers whose work is done elsewhere."""
     absorbed: list[Layer] = []
     for layer in layers:
         absorbed.append(Absorbed())
@@ -188,16 +189,16 @@ def _absorbed(*layers: Layer) -> list[Layer]:
 
 
 def _fit_together(row: list[Any]) -> bool:
-    """Whether the layouts of a batch norm and a max pooling, if the row has both, are the same."""
+    """Whether batch norm and max pooling have the same layout, if the row has both."""
     layouts = {layer.channels_last for layer in row if isinstance(layer, (BatchNormLayer, MaxPoolLayer))}
     return len(layouts) < 2
 
 
 _Fits = Callable[[Layer], bool]
 
-#: Rows of layers, and what stands in their places instead. The first that fits wins: the longer ones come first.
+#: Rows of layers, and their replacements. The first pattern that fits wins, so longer ones come first.
 _PATTERNS: tuple[tuple[tuple[_Fits, ...], Callable[..., list[Layer]]], ...] = (
-    # ReLU and dropout may be exchanged: both leave +0 where either makes it, and scaling keeps the sign.
+    # ReLU and dropout commute: both keep +0, and scaling keeps the sign.
     (
         (_is_plain_batch_norm, _is_dropout, _is_relu),
         lambda norm, dropout, relu: [_with_relu(norm), dropout, *_absorbed(relu)],

@@ -1,4 +1,4 @@
-"""Capturing a step as a CUDA graph: what its layers need is set up, kept, and brought up to date in each replay."""
+"""Capturing a step as a CUDA graph, with memory of its own and fresh masks in each replay."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gpu_layers.runtime.cuda import require_gpu
 def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
     """Capture a step as a CUDA graph, on the current device.
 
-    The step runs ``warmup`` times for good, as calls of it would (parameters, running statistics and generators go on):
-    kernels are compiled and loaded, and memory gets its size. Then it is recorded, which executes nothing. Everything
-    that a step allocates comes from a memory pool of the graph's own, which nobody else is given memory from.
+    The step first runs ``warmup`` times like plain calls (parameters, running statistics and generators advance). That
+    compiles and loads kernels and gives memory its size. Then the step is recorded, which executes nothing. Everything
+    that it allocates comes from a memory pool that belongs to the graph alone.
 
-    Masks are those of the layers' generators: a replay takes the offsets that a call of the step would take, and any
-    generator will do.
+    Masks are those of the layers' generators, of any kind: a replay takes the offsets that a call of the step would
+    take.
 
     Parameters
     ----------
     step : callable
-        Without arguments. It reads its input from arrays that are written to between replays, and enqueues the same
-        work in each call: nothing in it may wait for the device, or depend on values there.
+        Takes no arguments. It reads its input from arrays that the caller overwrites between replays. It must enqueue
+        the same work in each call: it may neither wait for the device nor depend on values there.
     warmup : int
         At least 1.
 
@@ -37,10 +37,11 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
     Raises
     ------
     RuntimeError
-        If there is no GPU, or the step does what a graph cannot hold: ``SyncBatchNorm``, padded batches (``lengths=``,
-        ``mask=`` of batch norm), ``MaxUnpool`` with checked indices, or reading a value back. Nothing is captured then.
+        If there is no GPU, or the step does something that a graph cannot hold: ``SyncBatchNorm``, padded batches
+        (``lengths=`` or ``mask=`` of batch norm), ``MaxUnpool`` with checked indices, or reading a value back. Nothing
+        is captured then.
     TypeError, ValueError
-        If warmup is no such number.
+        If warmup is not an integer of at least 1.
 
     Examples
     --------
@@ -65,7 +66,7 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
         try:
             result = step()
         except BaseException:
-            # What was recorded is of no use, and ending it may be an error too.
+            # The record is useless, and ending it may raise too.
             with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
                 stream.end_capture()
             raise
@@ -80,29 +81,29 @@ class Graph:
     Attributes
     ----------
     result : object
-        What the step returned when it was captured: arrays that each replay fills anew.
+        What the step returned when it was captured: each replay fills these arrays again.
     """
 
     def __init__(self, captured: Any, result: Any, draws: _DeviceDraws, pool: Any) -> None:
         self.result = result
         self._captured, self._draws = captured, draws
-        # The graph writes to this memory: it must belong to nobody else for as long.
+        # The graph writes to this memory, so it must belong to nobody else while the graph exists.
         self._pool = pool
 
     def replay(self) -> Any:
-        """Run the step once more, on CuPy's current stream, without waiting for it; gives :attr:`result`."""
+        """Run the step again on CuPy's current stream, without waiting for it; returns :attr:`result`."""
         self._draws.begin()
         self._captured.launch()
         return self.result
 
 
 class _DeviceDraws:
-    """Twins on the device of the generators that a step uses: kernels read offsets there, and advance them.
+    """For each generator that a step uses, a twin on the device, whose offset kernels read and advance.
 
     Attributes
     ----------
     are_known : bool
-        Whether the step has run, so that it is known how many offsets it takes of which generator.
+        Whether the step has run: then it is known how many offsets it takes from which generator.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ class _DeviceDraws:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let generators draw from their twins."""
+        """Make generators draw from their twins."""
         token = random.device_draws.set(self)
         try:
             yield
@@ -123,20 +124,20 @@ class _DeviceDraws:
         twin = self._twins.get(id(generator))
         if twin is None:
             if self.are_known:
-                raise RuntimeError("a captured step must do the same in each call: this one used another generator")
+                raise RuntimeError("a captured step must do the same in each call, got a call with another generator")
             twin = self._twins[id(generator)] = _Twin(generator)
         if not self.are_known:
             twin.count()
         return twin.on_device.call(taken)
 
     def begin(self) -> None:
-        """Take the offsets of another run of the step from the generators."""
+        """Take the offsets of one more run of the step from the generators."""
         for twin in self._twins.values():
             twin.begin()
 
 
 class _Twin:
-    """A generator on the device, of whose calls the host's generator is told run by run."""
+    """A generator on the device; the host's generator advances with it, run by run."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -150,12 +151,12 @@ class _Twin:
         self._take(1)
 
     def begin(self) -> None:
-        """All calls of another run."""
+        """All calls of one more run."""
         self._take(self._calls)
 
     def _take(self, calls: int) -> None:
         seed, offset = self._generator.take(calls)
         if (seed, offset) != self._next:
-            # Somebody else has drawn, or gone back to a state.
+            # Another call has drawn, or the state was set.
             self.on_device.set_state({"seed": seed, "offset": offset})
         self._next = (seed, (offset + calls) % 2**64)

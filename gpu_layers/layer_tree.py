@@ -1,4 +1,4 @@
-"""The layers in a model, and their modes for a while."""
+"""Finding the layers in a model, and setting their modes for a while."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import numpy as np
 from gpu_layers.layers.base import NO_LAYERS_IN, Layer
 from gpu_layers.runtime.cuda import is_cupy_array
 
-#: What refers to so much that looking into it would be looking everywhere, or to nothing.
+#: Objects that refer to nothing, or to so much that searching them would mean searching everything.
 _CLOSED = (type, types.ModuleType, str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
-#: Functions show neither what they use nor what that refers to.
+#: Functions do not show which objects they use.
 _CODE = (types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 
 
 def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:
-    """The layers of a model and those within these, each once, in the order in which they are found.
+    """The layers of a model and those within them, each once, in the order in which they are found.
 
     Parameters
     ----------
     model : Layer or callable
-        Looked through, however deep: attributes (those of ``__slots__`` and of classes too), lists, tuples, sets,
-        deques and dicts; the object whose method it is; the function and the arguments of a ``functools.partial``.
+        Searched at any depth: attributes (also of ``__slots__`` and of classes), lists, tuples, sets, deques and dicts;
+        the object of a bound method; the function and the arguments of a ``functools.partial``.
     layers : iterable of Layer, optional
-        Where to look instead: what a function uses cannot be seen from it.
+        Searched instead: a function does not show which layers it calls.
 
     Returns
     -------
     list of Layer
-        Empty only for a function, which shows none, or for empty ``layers``.
+        Empty only for a function, or for empty ``layers``.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there are none.
     """
     if layers is not None:
         return list(_layers_in(list(layers)))
@@ -50,7 +50,7 @@ def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:
 
 
 def _called(model: Any) -> Any:
-    """What runs when a partial function is called."""
+    """The function that a partial function calls."""
     while isinstance(model, functools.partial):
         model = model.func
     return model
@@ -59,7 +59,7 @@ def _called(model: Any) -> Any:
 def _layers_in(model: Any) -> Iterator[Layer]:
     seen: set[int] = set()
     waiting = [model]
-    # Ids are those of living objects only; what a __slots__ or a property gives may be nobody else's.
+    # Ids are unique among living objects only, and nothing else may hold what a slot or a property returns.
     alive = []
     while waiting:
         one = waiting.pop()
@@ -74,11 +74,11 @@ def _layers_in(model: Any) -> Iterator[Layer]:
 
 
 def _parts(one: Any) -> Iterator[Any]:
-    """What an object refers to, as far as it shows."""
+    """The objects that an object visibly refers to."""
     if isinstance(one, (list, tuple, set, frozenset, deque)):
         yield from one
     elif isinstance(one, (dict, types.MappingProxyType)):
-        # No other mappings: reading one may be loading a file.
+        # Not other mappings: reading one may load a file.
         yield from one.keys()
         yield from one.values()
     elif isinstance(one, functools.partial):
@@ -100,7 +100,7 @@ def _parts(one: Any) -> Iterator[Any]:
                 try:
                     yield value.__get__(one)
                 except AttributeError:
-                    # A slot that nothing was put into.
+                    # An empty slot.
                     continue
             elif isinstance(value, (Layer, list, tuple, set, frozenset, dict)) and not name.startswith("__"):
                 yield value
@@ -108,7 +108,7 @@ def _parts(one: Any) -> Iterator[Any]:
 
 @contextmanager
 def modes(layers: Iterable[Layer], training: Callable[[Layer], bool]) -> Iterator[None]:
-    """Put these layers, and none within them, into the mode that ``training`` says; back afterwards."""
+    """Set the mode of these layers, but not of those within them, to ``training(layer)``; restore it afterwards."""
     before = [(layer, layer.training) for layer in layers]
     try:
         for layer, _ in before:

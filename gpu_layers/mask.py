@@ -1,4 +1,4 @@
-"""A dropout mask as numbers: what every floor makes the same decisions from."""
+"""A dropout mask as numbers, from which every backend makes the same decisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DropoutMask(NamedTuple):
     ``seed`` is below ``drop_below``. Element ``i`` (flat C-order index) has decision ``start + i // run``; with
     ``digits`` not the number ``i // run`` itself is added, but each of its digits times a weight.
 
-    With ``sample_ids`` each row (index of axis 0) has decisions of its own: element ``j`` of the row has decision
+    With ``sample_ids`` each row (index of axis 0) has its own decisions: element ``j`` of the row has decision
     ``start + j``, under the key ``sample_seed(seed, number of the row)`` of
     ``gpu_layers.reference.philox``.
 
@@ -31,12 +31,12 @@ class DropoutMask(NamedTuple):
     start : int
         Number of the first decision in the whole (sharded) array.
     run : int
-        Neighbouring elements that share a decision: 1, or those of a channel or of a sample.
+        Number of neighbouring elements that share a decision: 1, or those of a channel or a sample.
     sample_ids : array of int64, optional
-        Number of each row, where the elements are; only with a run of 1.
+        Number of each row, on the device of the elements; only with a run of 1.
     draw : array of uint64, shape (3,), optional
-        Seed, offset and the seed of sample 0, where the elements are: instead of the numbers above, as they are when a
-        kernel runs.
+        Seed, offset and the seed of sample 0, on the device of the elements. They replace the numbers above; kernels
+        read them when they run.
     digits : tuple of (int, int)
         Size and weight of each digit of ``i // run``, the innermost first; those of axes that share decisions weigh 0.
         Empty where ``i // run`` counts the decisions itself.

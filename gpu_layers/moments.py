@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Of some values a channel.
+    """Moments of the values of each channel.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Moments:
 
     @classmethod
     def of(cls, count: int, mean: Any, var: Any) -> Moments:
-        """From a mean and a biased variance of any float dtype."""
+        """Moments from a mean and a biased variance of any float dtype."""
         return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a layer is what its class says, so that another can stand for it: none of it replaced, nothing added."""
+"""Whether a layer is unchanged from its class: nothing replaced, nothing added. Only then may another replace it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 from gpu_layers.layers.base import Layer
 
-#: What a layer has from its last passes: never another layer's.
-OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls"})
+#: Attributes that passes leave: another layer never takes them over.
+OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls", "_checked_arrays"})
 
 
 def is_plain(layer: Any, types: tuple[type[Layer], ...]) -> bool:
-    """Whether a layer is exactly of one of these types, no subclass, and none of its methods was replaced."""
+    """Whether a layer is of exactly one of these types, not a subclass, without a replaced method."""
     return type(layer) in types and not replaced_methods(layer)
 
 
 def replaced_methods(layer: Layer) -> list[str]:
-    """Methods that somebody has put another function in the place of, on this one layer."""
+    """Names of methods that were replaced on this layer."""
     return sorted(name for name in vars(layer) if callable(getattr(type(layer), name, None)))
 
 
 def added_attributes(layer: Layer, fresh: Layer, known: Iterable[str]) -> list[str]:
-    """Attributes that a layer would lose to whoever takes over only those that are known.
+    """Attributes of a layer that are not known, and so would be lost in another layer.
 
     Parameters
     ----------
     layer : Layer
     fresh : Layer
-        Of the same type, as it is made: what ``layer`` has like this one is not lost.
+        A new layer of the same type: attributes that are equal in both are not lost.
     known : iterable of str
-        Attributes that are taken over, or do not matter.
+        Attributes that the other layer takes over, or that do not matter.
     """
     known, defaults = OF_PASSES.union(known), vars(fresh)
     return sorted(

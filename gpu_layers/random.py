@@ -1,4 +1,4 @@
-"""Random numbers of the layers: a seed, and a counter that each training call of a dropout layer advances."""
+"""Random numbers of the layers: a seed, and a counter that each training forward of a dropout layer advances."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _LOW_32 = 0xFFFFFFFF
 #: "weights" in ASCII, as a number.
 _WEIGHTS = int.from_bytes(b"weights", "big")
 
-#: What a step that is captured as a graph draws from instead: :func:`gpu_layers.capture` sets it, with a method
-#: ``call(generator, taken)``.
+#: Set by :func:`gpu_layers.capture`: the source of a captured step's masks, with a method ``call(generator, taken)``.
 device_draws: ContextVar[Any] = ContextVar("gpu_layers_device_draws", default=None)
 #: What notes the calls of a forward, or gives them out again: a :class:`CallRecord`, or None.
 _record: ContextVar[Any] = ContextVar("gpu_layers_call_record", default=None)
@@ -35,14 +34,14 @@ class Generator:
     Parameters
     ----------
     seed : int, optional
-        In ``0 .. 2**64 - 1``; from the operating system's entropy by default.
+        In ``0 .. 2**64 - 1``; by default from the operating system's entropy.
     offset : int
         Number of the next call, in ``0 .. 2**64 - 1``.
 
     Raises
     ------
     TypeError, ValueError
-        If seed or offset is not such a number.
+        If seed or offset is not an integer in that range.
     """
 
     def __init__(self, seed: int | None = None, offset: int = 0) -> None:
@@ -52,7 +51,7 @@ class Generator:
         self._weights: np.random.Generator | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Locks are neither copied nor pickled: a copy has one of its own.
+        # Locks cannot be copied or pickled: a copy has its own.
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,12 +76,17 @@ class Generator:
         return self.take(1)[1]
 
     def take(self, calls: int) -> tuple[int, int]:
-        """Seed and the current offset; the next call gets the offset that so many calls later have.
+        """Take the offsets of several calls.
 
         Parameters
         ----------
         calls : int
-            Of one kernel launch that does the work of several.
+            How many calls one kernel launch does.
+
+        Returns
+        -------
+        seed, offset : int
+            The offset of the first of them.
         """
         with self._lock:
             current = self._offset
@@ -90,30 +94,38 @@ class Generator:
             return self._seed, current
 
     def give_back(self, offset: int, calls: int) -> None:
-        """Undo the :meth:`take` that gave this offset, unless the generator has gone on since."""
+        """Undo a :meth:`take`, unless the generator has gone on since.
+
+        Parameters
+        ----------
+        offset : int
+            The offset that it returned.
+        calls : int
+            As passed to it.
+        """
         with self._lock:
             if self._offset == (offset + calls) % 2**64:
                 self._offset = offset
 
     def weights(self) -> np.random.Generator:
-        """NumPy's generator of the initial weights that this seed gives; it takes no offset.
+        """NumPy's generator of initial weights for this seed; it takes no offset.
 
-        One for all calls, so that the next layer gets the next numbers. :meth:`set_state` starts it anew.
+        All calls return the same one, so that the next layer gets the next numbers. :meth:`set_state` restarts it.
         """
         with self._lock:
             if self._weights is None:
-                # A key of its own: else the numbers would be those of default_rng with the same seed.
+                # With a key of its own: otherwise the numbers would be those of default_rng with the same seed.
                 self._weights = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(_WEIGHTS,)))
             return self._weights
 
     @property
     def is_on_device(self) -> bool:
-        """Whether :meth:`call` gives numbers that lie in memory of the device."""
+        """Whether :meth:`call` gives numbers in device memory."""
         return self.draw is not None or device_draws.get() is not None
 
     @property
     def draw(self) -> Any:
-        """None; of a :class:`CudaGraphGenerator` the array that holds seed and offset."""
+        """None; for a :class:`CudaGraphGenerator` the array that holds seed and offset."""
         return None
 
     def call(self, taken: Any) -> GeneratorCall:
@@ -122,7 +134,11 @@ class Generator:
         Parameters
         ----------
         taken : array or None
-            What the caller's last call had in :attr:`GeneratorCall.taken`.
+            :attr:`GeneratorCall.taken` of the caller's last call.
+
+        Returns
+        -------
+        GeneratorCall
         """
         record = _record.get()
         if record is not None:
@@ -136,12 +152,12 @@ class Generator:
             return {"seed": self._seed, "offset": self._offset}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go back to a state.
+        """Go back to a ``state``.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not one that :meth:`get_state` gives; the generator is then unchanged.
+            If ``state`` is not one that :meth:`get_state` returns; the generator is then unchanged.
         """
         if not isinstance(state, dict):
             raise TypeError(f"generator state must be a dict, got {type(state).__name__}")
@@ -155,8 +171,12 @@ class Generator:
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams: the same ones for the same seed and offset.
 
-        The seeds are 64 Philox bits of this seed and offset plus multiples of an odd number, hence all different.
+        Their seeds are 64 Philox bits of this seed and offset plus multiples of an odd number, so all are different.
         This generator is not advanced.
+
+        Returns
+        -------
+        list of Generator
 
         Raises
         ------
@@ -175,16 +195,16 @@ class Generator:
 
 
 class GeneratorCall:
-    """One call of a layer: on entering it takes the generator's next offset; an exception within gives it back.
+    """One call of a layer. Entering it takes the generator's next offset; an exception gives the offset back.
 
     Attributes
     ----------
     seed, offset : int
-        Of the mask.
+        Numbers of the mask.
     draw : None
-        Where they lie instead, for a :class:`CudaGraphGenerator`.
+        For a :class:`CudaGraphGenerator`, the array that holds them instead.
     taken : None
-        Likewise, where the numbers of this call are kept for its backward, after the context.
+        For a :class:`CudaGraphGenerator`, after the context: the array that keeps them for backward.
     """
 
     seed: int | None = None
@@ -281,27 +301,27 @@ class _RecalledCall(GeneratorCall):
 
 
 class CudaGraphGenerator(Generator):
-    """A generator whose offset lies in device memory, for CUDA graphs.
+    """A generator whose offset is in device memory, for CUDA graphs.
 
-    Kernels read seed and offset where they lie, and a kernel advances the offset, in the order of the stream: each
-    replay of a captured graph draws fresh masks, and the backward captured with a forward draws the matching ones.
-    Threads may share one that is used on one stream.
+    Kernels read seed and offset there, and a kernel advances the offset, in the order of the stream. So each replay of
+    a captured graph draws fresh masks, and the backward that was captured with a forward draws the matching ones.
+    Threads may share a generator that is used on one stream.
 
-    Keep the generator and the layers for as long as the graph is used: it refers to their memory.
+    Keep the generator and the layers for as long as the graph: it refers to their memory.
 
     Parameters
     ----------
     seed : int, optional
-        In ``0 .. 2**64 - 1``; from the operating system's entropy by default.
+        In ``0 .. 2**64 - 1``; by default from the operating system's entropy.
     offset : int
         Number of the next call, in ``0 .. 2**64 - 1``.
     device : {"cuda", "cpu"}
-        CuPy's current device; or NumPy, where the same code runs on the reference and emulated.
+        "cuda" is CuPy's current device. With "cpu" the same code runs on NumPy, by the reference or emulated.
 
     Raises
     ------
     TypeError, ValueError
-        If seed or offset is not such a number, or for another device.
+        If seed or offset is not an integer in that range, or for another device.
     RuntimeError
         If there is no GPU or no CuPy.
     """
@@ -319,7 +339,7 @@ class CudaGraphGenerator(Generator):
 
     @property
     def offset(self) -> int:
-        """Number of the next call, read back from the device, which waits for the stream."""
+        """Number of the next call, read back from the device; this waits for the stream."""
         return int(self._draw[1])
 
     @property
@@ -328,11 +348,11 @@ class CudaGraphGenerator(Generator):
         return self._draw
 
     def next_offset(self) -> int:
-        """The current offset; the next call gets the one after. Waits for the stream: layers do not call it."""
+        """The current offset; the next call gets the one after. This waits for the stream; layers do not call it."""
         return super().next_offset()
 
     def take(self, calls: int) -> tuple[int, int]:
-        """As :meth:`Generator.take`; waits for the stream."""
+        """Take the offsets of several ``calls``, as :meth:`Generator.take`; this waits for the stream."""
         with self._lock:
             current = self.offset
             if calls:
@@ -340,7 +360,13 @@ class CudaGraphGenerator(Generator):
             return self._seed, current
 
     def give_back(self, offset: int, calls: int) -> None:
-        """As :meth:`Generator.give_back`; waits for the stream."""
+        """Undo a :meth:`take`, as :meth:`Generator.give_back`; this waits for the stream.
+
+        Parameters
+        ----------
+        offset, calls : int
+            As in :meth:`Generator.give_back`.
+        """
         with self._lock:
             if self.offset == (offset + calls) % 2**64:
                 self._write(self._seed, offset)
@@ -351,7 +377,7 @@ class CudaGraphGenerator(Generator):
         Parameters
         ----------
         taken : array or None
-            What the caller's last call had in :attr:`GeneratorCall.taken`; used again, so that a captured graph stays
+            :attr:`GeneratorCall.taken` of the caller's last call; it is used again, so that a captured graph stays
             valid.
         """
         record = _record.get()
@@ -363,11 +389,12 @@ class CudaGraphGenerator(Generator):
         Parameters
         ----------
         taken : array or None
-            Where to keep the numbers that the call took; a new array where there is none, or one elsewhere.
+            The array to keep the call's numbers in. A new one is made for None, or for an array on another device.
 
         Returns
         -------
         array of uint64, shape (3,)
+            That array.
         """
         if taken is None or array_module(taken) is not array_module(self._draw):
             taken = array_module(self._draw).empty_like(self._draw)
@@ -382,12 +409,12 @@ class CudaGraphGenerator(Generator):
             return {"seed": self._seed, "offset": self.offset}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Go back to a state; a graph captured before follows.
+        """Go back to a ``state``; a graph that was captured before follows.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not one that :meth:`get_state` gives; the generator is then unchanged.
+            If ``state`` is not one that :meth:`get_state` returns; the generator is then unchanged.
         """
         with self._lock:
             super().set_state(state)
@@ -405,15 +432,15 @@ class CudaGraphGenerator(Generator):
 
 
 class CudaGraphCall(GeneratorCall):
-    """One call of a layer, whose numbers lie on the device: the generator is advanced on leaving, unless by an error.
+    """One call of a layer, with its numbers on the device. Leaving it advances the generator, unless by an error.
 
     Attributes
     ----------
     seed, offset : None
     draw : array of uint64, shape (3,)
-        Where they lie as kernels run.
+        Holds them when kernels run.
     taken : array of uint64, shape (3,)
-        After the context: where the numbers of this call are kept for its backward.
+        After the context: keeps this call's numbers for its backward.
     """
 
     def __init__(self, generator: CudaGraphGenerator, taken: Any) -> None:
@@ -434,16 +461,26 @@ class CudaGraphCall(GeneratorCall):
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart :data:`default_generator` with a seed, at offset 0: masks, and weights of layers that are made from here.
+    """Restart :data:`default_generator`: its masks, and the weights of layers that are made from now on.
+
+    Parameters
+    ----------
+    seed : int
+        In ``0 .. 2**64 - 1``. The offset becomes 0.
 
     Returns
     -------
     Generator
         The default generator.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If seed is not an integer in that range.
     """
     default_generator.set_state({"seed": check_uint64(seed, "seed"), "offset": 0})
     return default_generator
 
 
-#: The generator of every layer that was given none.
+#: The generator of every layer without one of its own.
 default_generator = Generator()

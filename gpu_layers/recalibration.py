@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, estimated again over a data set."""
+"""Estimating the running statistics of batch norm over a data set."""
 
 from __future__ import annotations
 
@@ -29,42 +29,41 @@ def recalibrate(
 ) -> None:
     """Replace every batch norm's running statistics by the exact mean and unbiased variance over a data set.
 
-    Moving averages lag behind the weights, and they are averages over inputs to which dropout was applied: in
-    evaluation a batch norm after dropout sees a smaller variance than the one it divides by (the variance shift of Li,
-    Chen, Hu and Yang, CVPR 2019). Hence dropout, and all that is no batch norm, is in evaluation mode here.
+    Moving averages lag behind the weights. They also average inputs to which dropout was applied: in evaluation, a
+    batch norm after dropout sees a smaller variance than the one it divides by (the variance shift of Li, Chen, Hu and
+    Yang, CVPR 2019). So dropout and all other layers that are not batch norms are in evaluation mode here.
 
-    ``order="sequential"`` estimates one batch norm after the other, in the order in which the model calls them, all
-    others in evaluation: those before it have their new statistics already. Afterwards each has exactly the statistics
-    of what it receives in evaluation, which is what repairs a shift. That takes a pass over the data to see which batch
-    calls which batch norm how often, and one for each batch norm, only as far as that layer where every batch calls it
-    as often. ``order="joint"`` is PreciseBN (Wu and Johnson, "Rethinking 'Batch' in
-    BatchNorm", 2021): one pass with every batch norm normalising by the batch, and the batches' statistics pooled. It
-    is the cheaper one; deeper layers are then estimated on inputs that differ from those in evaluation, the more so
-    the smaller the batches are.
+    ``order="sequential"`` estimates one batch norm after the other, in the order in which the model calls them. All
+    others evaluate; those before it already have their new statistics. Afterwards each has exactly the statistics of
+    what it receives in evaluation, which repairs a shift. That takes one pass over the data to learn which batch calls
+    which batch norm how often, and one for each batch norm, which ends at that layer if every batch calls it equally
+    often. ``order="joint"`` is PreciseBN (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021): one pass in which
+    every batch norm normalises by the batch, and the statistics of all batches are pooled. It is cheaper. Deeper layers
+    are then estimated on inputs that differ from those in evaluation, the more so the smaller the batches are.
 
-    The batches are merged by their counts in float64 (Chan), so that how the data is cut into batches does not matter
-    (in the order "joint": to the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters
-    and modes stay as they are, and so does a batch norm that is not reached; what a forward saved for backward is
-    dropped. If anything fails, nothing is changed.
+    Batches are merged by their counts in float64 (Chan), so it does not matter how the data is cut into batches (in the
+    order "joint": for the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters and
+    modes do not change, nor does a batch norm that no batch reaches. What a forward saved for backward is dropped. If
+    anything fails, nothing has changed.
 
     Parameters
     ----------
     model : Layer or callable
-        Layers inside are found in whatever its attributes hold, however deep.
+        Layers are found in its attributes, at any depth.
     batches : iterable, or function that returns one
-        Each batch is what the model takes, or a tuple or list that begins with it. The order "sequential" needs
-        batches that can be gone through more than once: a list, or a function, but no generator.
+        Each batch is the model's input, or a tuple or list that begins with it. The order "sequential" goes through the
+        batches several times: pass a list or a function, not a generator.
     order : {"sequential", "joint"}
     layers : iterable of Layer, optional
-        The layers to look at, where the model is a function that uses layers: it does not show which.
+        The layers to use, if the model is a function: it does not show which layers it calls.
 
     Raises
     ------
     TypeError
-        For a model that cannot be called, or batches that cannot be gone through (twice, if need be).
+        For a model that cannot be called, or batches that cannot be iterated (several times, if needed).
     ValueError
-        For an unknown order, a model without running statistics, no batch, a batch norm that receives fewer than two
-        values a channel, or statistics that are not finite; or whatever the model raises.
+        For an unknown order, a model without running statistics, no batches, a batch norm that receives fewer than two
+        values a channel, or statistics that are not finite; also whatever the model raises.
     """
     if not callable(model):
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
@@ -82,7 +81,7 @@ def recalibrate(
 
 
 class _Run:
-    """The model over the batches, as often as asked for."""
+    """Runs of the model over the batches."""
 
     def __init__(self, model: Callable[..., Any], batches: Any, copies: bool) -> None:
         if not callable(batches) and not hasattr(batches, "__iter__"):
@@ -97,7 +96,7 @@ class _Run:
         return callable(self._batches) or iter(self._batches) is not self._batches
 
     def batches(self) -> Iterator[Any]:
-        """All of them once more."""
+        """All of them, again."""
         for batch in self._batches() if callable(self._batches) else self._batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             # A layer that works in place would change the caller's data.
@@ -108,7 +107,7 @@ class _Run:
 
 
 class _Pool:
-    """What a batch norm has received so far."""
+    """The values that a batch norm has received so far."""
 
     def __init__(self) -> None:
         self.moments: Moments | None = None
@@ -139,14 +138,14 @@ def _estimate_jointly(run: _Run, layers: list[BatchNormLayer]) -> None:
 
 
 class _Enough(BaseException):
-    """The rest of a forward is not needed. No Exception, so that no model catches it."""
+    """The rest of a forward is not needed. It is not an Exception, so that no model catches it."""
 
 
 def _estimate_in_order(run: _Run, layers: list[BatchNormLayer]) -> None:
     pools = []
     with ExitStack() as stack:
         for layer in layers:
-            # In evaluation none may change its statistics, whatever its switch says.
+            # In evaluation no layer may change its statistics, whatever its switch says.
             stack.enter_context(_attribute(layer, "_update_statistics", None))
         for layer, calls in _calls_in_order(run, layers):
             pool = _Pool()
@@ -169,9 +168,10 @@ def _check_any(pools: list[_Pool]) -> None:
 
 
 def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callable[..., Any]:
-    """What the layer's forward does to what it takes, beneath whatever stands in the place of ``forward``.
+    """The layer's inner forward, which also pools the moments of its input.
 
-    It keeps the moments of that, and ends the model's forward after so many calls, if the number is known.
+    It ends the model's forward after so many calls, if the number is known. It works below ``forward``, which may have
+    been replaced.
     """
     forward = layer._forward
 
@@ -185,14 +185,14 @@ def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callabl
 
 
 def _calls_in_order(run: _Run, layers: list[BatchNormLayer]) -> list[tuple[BatchNormLayer, int | None]]:
-    """The layers in the order in which the batches call them, and the calls of each in a batch, if always as many."""
+    """The layers in the order of their calls, and the number of calls in a batch, if it is always the same."""
     if not run.repeats:
         if len(layers) == 1:
-            # Looking at the batches would use them up. Without a number of calls a forward runs to its end.
+            # Counting calls would use up the batches. Without a number of calls a forward runs to its end.
             return [(layers[0], None)]
         raise TypeError(
-            "order='sequential' goes through the batches again for each batch norm: pass a list, or a function that "
-            "returns an iterator, instead of an iterator; or order='joint'"
+            "order='sequential' goes through the batches again for each batch norm, got an iterator: pass a list, or a "
+            "function that returns an iterator, or order='joint'"
         )
     called: Counter[int] = Counter()
     sequences: dict[tuple[int, ...], None] = {}
@@ -220,7 +220,7 @@ def _counting(layer: BatchNormLayer, index: int, called: Counter[int]) -> Callab
 
 
 def _merged(sequences: Iterable[tuple[int, ...]]) -> list[int]:
-    """One order for all: each after those before it anywhere; where these contradict, the first seen first."""
+    """One order for all: each after those that come before it anywhere; if these contradict, the first seen first."""
     before: dict[int, set[int]] = {}
     for sequence in sequences:
         for place, one in enumerate(sequence):
@@ -236,9 +236,7 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
     moments = pool.moments
     count = 0 if moments is None else moments.count
     if moments is None or count < 2:
-        raise ValueError(
-            f"{layer!r} received {count} values a channel in {batches} batches: a variance takes at least 2"
-        )
+        raise ValueError(f"a variance needs at least 2 values a channel, {layer!r} got {count} in {batches} batches")
     var = moments.unbiased_var
     if not bool(array_module(var).isfinite(moments.mean + var).all()):
         raise ValueError(f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not")

@@ -1,4 +1,4 @@
-"""Running statistics that a batch's are folded into: what both floors take."""
+"""Running statistics into which those of a batch are folded: an argument of both backends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class RunningStatistics(NamedTuple):
     Attributes
     ----------
     mean, var : array, shape (C,)
-        Changed in place; var is of unbiased variances.
+        Changed in place; var averages unbiased variances.
     batches : array of int64, of one element
-        How many batches are in them; changed in place.
+        Number of batches in them; changed in place.
     momentum : float or None
-        None: the average of all batches, each counted alike.
+        None averages all batches alike.
     values : int
-        Values a channel of the batch.
+        Values a channel in the batch.
     """
 
     mean: Any
@@ -28,5 +28,5 @@ class RunningStatistics(NamedTuple):
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:
-        """Those that are changed."""
+        """The arrays that are changed."""
         return self.mean, self.var, self.batches

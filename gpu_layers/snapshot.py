@@ -1,4 +1,4 @@
-"""The state of layers as it was, to be put back after a failure."""
+"""The state of layers, to restore after a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_layers.layers.running_statistics import RunningStatisticsLayer
 
 
 class Snapshot:
-    """Copies of layers' buffers, and the counts of skipped batches.
+    """Copies of the buffers of layers, and their counts of skipped batches.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ class Snapshot:
         self._kept = [_Kept(layer) for layer in layers]
 
     def restore(self) -> None:
-        """Put everything back: the same arrays, with the values that they had."""
+        """Restore everything: the same arrays, with their old values."""
         for kept in self._kept:
             kept.restore()
 
@@ -43,6 +43,6 @@ class _Kept:
             del buffers[name]
         for name, array, value in self._buffers:
             buffers[name] = array
-            # One that cannot be written to, which may be why this is needed, has not been.
+            # An array that cannot be written to has not changed.
             if getattr(array.flags, "writeable", True):
                 array[...] = value

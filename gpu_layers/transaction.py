@@ -1,4 +1,4 @@
-"""The statistics of a training step, folded in for all layers or for none."""
+"""The statistics of a training step: folded in for all layers or for none."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from gpu_layers.snapshot import Snapshot
 
 
 class _Transaction:
-    """A block that is being run: its layers, and how they were before something within it was folded in."""
+    """A running block: its layers, and their state before anything was folded in."""
 
     def __init__(self, layers: list[RunningStatisticsLayer]) -> None:
         self.layers = layers
         self._before: dict[int, Snapshot] = {}
 
     def fold_in(self, skip_nonfinite: bool) -> None:
-        """Commit what is pending, all of it or, after an exception, none."""
+        """Commit all pending statistics, or none after an exception."""
         pending = [layer for layer in self.layers if layer.pending is not None]
         for layer in pending:
             self._before.setdefault(id(layer), Snapshot([layer]))
         _commit(pending, skip_nonfinite)
 
     def undo(self) -> None:
-        """Make what was folded in undone."""
+        """Undo what was folded in."""
         for snapshot in self._before.values():
             snapshot.restore()
 
     def hand_over(self, outer: _Transaction) -> None:
-        """Have an outer block undo, should it fail, what this one has folded into its layers."""
+        """If an outer block fails, it undoes what this block has folded into their common layers."""
         for layer in outer.layers:
             if id(layer) in self._before:
                 outer._before.setdefault(id(layer), self._before[id(layer)])
@@ -46,30 +46,30 @@ _open: ContextVar[tuple[_Transaction, ...]] = ContextVar("gpu_layers_transaction
 def statistics_transaction(
     model: Callable[..., Any], *, skip_nonfinite: bool = False, layers: Iterable[Layer] | None = None
 ) -> Iterator[None]:
-    """Within the block running statistics wait; at its end all are updated, after an exception none is.
+    """Update running statistics at the end of the block: those of all layers, or none after an exception.
 
-    A forward that is computed again within the block, as recomputation of activations does, counts once: each layer
-    keeps what its last forward found.
+    A forward that is computed again within the block, as in activation checkpointing, counts once: each layer keeps the
+    statistics of its last forward.
 
-    Within another such block a block folds in at its own end; should the other one fail, that is undone for the layers
-    that both have. What is pending is copied before it is folded in, to be put back if that breaks off half way.
+    A block within another one folds in at its own end. If the outer block then fails, that is undone for the layers
+    that both have. Running statistics are copied before, and restored if folding in fails half way.
 
     Parameters
     ----------
     model : Layer or callable
-        Layers inside are found in whatever its attributes hold, however deep.
+        Layers are found in its attributes, at any depth.
     skip_nonfinite : bool
-        Update none if the statistics of any layer hold NaN or infinity; each layer's ``num_batches_skipped`` counts
-        that. Decided on the device, without waiting for it.
+        Update no layer if the statistics of any layer hold NaN or infinity; ``num_batches_skipped`` of each layer
+        counts that. The device decides; nothing waits for it.
     layers : iterable of Layer, optional
-        The layers to look at, where the model is a function that uses layers: it does not show which.
+        The layers to use, if the model is a function: it does not show which layers it calls.
 
     Raises
     ------
     ValueError
-        For a model that is no function and in which no layer is found.
+        For a model that is not a function and holds no layer.
     RuntimeError
-        If the statistics of an earlier forward still wait for ``commit()`` or ``rollback()``.
+        If statistics of an earlier forward are still pending.
     """
     found = [layer for layer in layers_of(model, layers) if isinstance(layer, RunningStatisticsLayer)]
     waiting = [layer for layer in found if layer.pending is not None]

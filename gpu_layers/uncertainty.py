@@ -22,36 +22,36 @@ def mc_dropout(
 ) -> tuple[Any, Any]:
     """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
 
-    Dropout layers drop; all others, batch norm among them, evaluate. Afterwards, and after an exception, every layer
-    has the mode that it had. A single :class:`Dropout` layer without shared axes takes one kernel
-    launch for all passes.
+    Dropout layers drop; all others, batch norm included, evaluate. Afterwards, also after an exception, every layer has
+    the mode that it had before. A single :class:`Dropout` layer without shared axes needs one kernel launch for all
+    passes.
 
     Parameters
     ----------
     model : Layer or callable
-        Takes x, returns an array. Layers inside are found in whatever its attributes hold, however deep; in a
-        ``functools.partial``, in its function and arguments.
+        Takes x, returns an array. Layers are found in its attributes, at any depth; for a ``functools.partial`` in its
+        function and arguments.
     x : array
     passes : int
         From 1 to ``2**24``; each takes one offset of each dropout layer's generator.
     layers : iterable of Layer, optional
-        The layers whose mode to set, where the model is a function that uses layers: it does not show which. Without
-        this it runs in the modes that they have.
+        The layers whose mode to set, if the model is a function: it does not show which layers it calls. Without this
+        argument they keep their modes.
     **inputs
-        Passed on to the model, e.g. ``sample_ids``.
+        Passed on to the model, such as ``sample_ids``.
 
     Returns
     -------
     mean, variance : array
-        The output's shape; float64 for float64, float32 for all others. The variance is that of the population: divided
-        by ``passes``. Both are of the outputs as the model gives them, rounded to its dtype: where one of them is
-        infinite or NaN, so is the mean, and the variance is NaN.
+        The output's shape; float64 for float64, float32 for all others. The variance is divided by ``passes``. Both are
+        computed from the outputs as the model returns them, rounded to its dtype. If one of these is infinite or NaN,
+        so is the mean, and the variance is NaN.
 
     Raises
     ------
     TypeError, ValueError
-        For passes that are no such number, a model that cannot be called, a model that is no function and in which no
-        dropout layer is found, or whatever the model raises.
+        For passes out of range, a model that cannot be called, or a model that is not a function and holds no dropout
+        layer; also whatever the model raises.
     """
     passes = check_passes(passes)
     if not callable(model):
@@ -80,10 +80,10 @@ def mc_dropout(
 
 
 def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
-    """Running mean and variance (Welford): none of the outputs is kept.
+    """Running mean and variance (Welford); no output is kept.
 
-    Where an output is not finite, as one of half precision that overflowed, the mean is what the outputs that are not
-    add up to, and the variance NaN.
+    If an output is not finite, such as a half-precision one that overflowed, the mean is the sum of those outputs and
+    the variance is NaN.
     """
     mean: Any = None
     variance: Any = None

@@ -1,4 +1,4 @@
-"""The sliding window of a pooling layer: one description, computed once, used by every floor."""
+"""The sliding window of a pooling layer: one description, computed once, used by all backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Sizes = tuple[int, ...]
-#: Padding before and after, one pair a spatial axis.
+#: Padding before and after, one pair for each spatial axis.
 Sides = tuple[tuple[int, int], ...]
 
 
@@ -22,7 +22,7 @@ class Window:
     Attributes
     ----------
     kernel, stride, dilation : tuple of int
-        One a spatial axis. Of adaptive windows, ``kernel`` is the size of the largest.
+        One for each spatial axis. For adaptive windows, ``kernel`` is the size of the largest.
     pad_before, pad_after : tuple of int
         Padding at the start and at the end of each axis.
     input_shape, output_shape : tuple of int
@@ -60,14 +60,14 @@ class Window:
 
     @property
     def is_global(self) -> bool:
-        """Whether there is one window, and its taps are the whole plane."""
+        """Whether there is a single window, which is the whole plane."""
         dense = all(k == 1 or d == 1 for k, d in zip(self.kernel, self.dilation, strict=True))
         one = set(self.output_shape) == {1} and not any(self.pad_before)
         return dense and one and self.kernel == self.input_shape
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether a sliding window reaches beyond the padded extent, as ceil mode lets it."""
+        """Whether a sliding window reaches beyond the padded extent, which ceil mode allows."""
         return not self.adaptive and any(
             (outputs - 1) * stride + dilation * (kernel - 1) + 1 > before + size + after
             for outputs, stride, dilation, kernel, before, size, after in zip(
@@ -87,7 +87,7 @@ class Window:
 
         Returns
         -------
-        ndarray of int64, one an output position
+        ndarray of int64, one for each output position
         """
         outputs = np.arange(self.output_shape[axis], dtype=np.int64)
         if self.adaptive:
@@ -99,7 +99,7 @@ class Window:
 
         Returns
         -------
-        ndarray of int64, one an output position
+        ndarray of int64, one for each output position
         """
         outputs = self.output_shape[axis]
         if not self.adaptive:
@@ -117,7 +117,7 @@ class Window:
         count_include_pad : bool
             Count the taps within the padded extent, not only those within the input.
         lengths : ndarray of int64, optional
-            Size along the axis that each sample has for itself; the input's by default.
+            Size of each sample along the axis; the input's by default.
 
         Returns
         -------
@@ -137,7 +137,7 @@ class Window:
 def _output_size(size: int, kernel: int, stride: int, dilation: int, before: int, after: int, ceil: bool) -> int:
     span = size + before + after - dilation * (kernel - 1) - 1
     steps = -(-span // stride) if ceil else span // stride
-    # In ceil mode the last window must start inside the input or the padding in front of it.
+    # In ceil mode the last window must start inside the input or the padding before it.
     if ceil and steps * stride >= size + before:
         steps -= 1
     return steps + 1
@@ -176,9 +176,9 @@ def sliding_window(
 
 @lru_cache(maxsize=1024)
 def adaptive_window(output_shape: Sizes, input_shape: Sizes) -> Window:
-    """The windows that cut an input shape into an output shape of any size.
+    """The windows that reduce an input shape to an output shape of any size.
 
-    Where every output size divides the input size they are ordinary windows, side by side.
+    If every output size divides the input size, they are ordinary windows, side by side.
     """
     ones, zeros = (1,) * len(input_shape), (0,) * len(input_shape)
     pairs = list(zip(input_shape, output_shape, strict=True))
@@ -191,17 +191,17 @@ def adaptive_window(output_shape: Sizes, input_shape: Sizes) -> Window:
 
 
 def same_padding(kernel: Sizes, stride: Sizes, dilation: Sizes, input_shape: Sizes, upper: bool) -> Sides:
-    """Padding for which the output has ``ceil(input / stride)`` positions an axis.
+    """Padding for which the output has ``ceil(input / stride)`` positions along each axis.
 
     Parameters
     ----------
     kernel, stride, dilation, input_shape : tuple of int
     upper : bool
-        Put the odd one at the end of an axis, not at its start.
+        Put an odd element at the end of an axis, not at its start.
 
     Returns
     -------
-    tuple of (before, after), one a spatial axis
+    tuple of (before, after), one for each spatial axis
     """
     sides = []
     for k, s, d, size in zip(kernel, stride, dilation, input_shape, strict=True):

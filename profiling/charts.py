@@ -45,6 +45,27 @@ def save_charts(run: Run, folder: Path | str) -> list[Path]:
     return paths
 
 
+def save_bars(run: Run, path: Path) -> None:
+    """Draw how much of a copy's rate each implementation reaches.
+
+    Raises
+    ------
+    RuntimeError
+        Without matplotlib.
+    """
+    save_figure(_bars(load_pyplot(), run, [row for row in run.rows if "ours" in row.timings]), path)
+
+
+def save_figure(figure: Any, path: Path | str) -> None:
+    """Write a figure, in a folder that is made if need be; an SVG has the same bytes each time."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyplot = load_pyplot()
+    with pyplot.rc_context({"svg.hashsalt": "gpu_layers", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
 def load_pyplot() -> Any:
     """matplotlib's, drawing to files; RuntimeError without it."""
     try:
@@ -104,7 +125,7 @@ def row_label(row: Row) -> str:
 def largest_rows(rows: list[Row]) -> list[Row]:
     """Of each operation, pass, dtype and layout the row with most bytes; the dtype that most rows have."""
     dtypes = [row.dtype for row in rows]
-    dtype = max(dict.fromkeys(dtypes), key=dtypes.count)
+    dtype = max(dict.fromkeys(dtypes), key=dtypes.count, default=None)
     best: dict[tuple, Row] = {}
     for row in rows:
         key = (row.op, row.direction, row.channels_last)

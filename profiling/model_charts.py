@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiling.charts import COLOURS, largest_rows, load_pyplot, row_label
+from profiling.charts import COLOURS, largest_rows, load_pyplot, row_label, save_figure
 from profiling.results import Run
 
 
@@ -30,12 +30,11 @@ def save_model_chart(run: Run, path: Path | str) -> None:
     axis.axvline(1.0, color="black", linewidth=1)
     axis.set_yticks(list(positions), [row_label(row) for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("speed, as a part of a plain copy's of the fewest bytes (line: 1); longer is better")
+    axis.set_xlabel(
+        "time of a plain copy of the fewest bytes, over the time of the call (1: perfect); longer is faster"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     gpu = rows[0].model["gpu"] if rows and rows[0].model else "GPU"
     figure.suptitle(f"MODELLED for an {gpu}, never run on a GPU", fontsize=11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save_figure(figure, path)

@@ -1,17 +1,32 @@
-"""``make results``: the README's section on performance, from the newest run in ``profiling/results``."""
+"""``make results``: the tables and the picture of performance, from the newest run in ``profiling/results``.
+
+The README has seven rows and their picture; docs/performance.md has a row for each case.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from profiling.charts import largest_rows
+from profiling.charts import largest_rows, save_bars
+from profiling.model_charts import save_model_chart
 from profiling.results import ResultsError, Row, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- performance: written by make results -->"
 END = "<!-- end of performance -->"
+#: The README's rows: what most networks call, and one that is slow.
+HEADLINES = (
+    ("dropout", "forward"),
+    ("relu_dropout", "backward"),
+    ("batch_norm", "forward"),
+    ("batch_norm", "backward"),
+    ("max_pool", "forward"),
+    ("avg_pool", "backward"),
+    ("adaptive_avg_pool", "backward"),
+)
 _MODEL = "modelled.json"
 _PEERS = {"torch": "PyTorch", "torch.compile": "torch.compile", "jax": "JAX"}
 
@@ -29,43 +44,79 @@ def newest(results: Path) -> Run | None:
     return max(measured, key=lambda run: str(run.environment.get("date")), default=None)
 
 
-def section(results: Path) -> str:
-    """The section's text.
+def section(results: Path, headlines: bool = False) -> str:
+    """The text of a page's section: all rows, or the README's.
 
     Raises
     ------
     ResultsError
         If there is no result, or one cannot be read.
     """
+    run, model = _runs(results)
+    if run is not None:
+        return _measured(run, model, headlines)
+    assert model is not None
+    return _modelled(model, headlines)
+
+
+def save_picture(results: Path, path: Path) -> None:
+    """Draw the README's rows.
+
+    Raises
+    ------
+    ResultsError
+        If there is no result, or one cannot be read.
+    RuntimeError
+        Without matplotlib.
+    """
+    run, model = _runs(results)
+    shown = run or model
+    assert shown is not None
+    shown = replace(shown, rows=_chosen(shown.rows, headlines=True))
+    if run is not None:
+        save_bars(shown, path)
+    else:
+        save_model_chart(shown, path)
+
+
+def _runs(results: Path) -> tuple[Run | None, Run | None]:
+    """The newest measured run and the model; at least one of them."""
     path = results / _MODEL
     model = Run.load(path) if path.exists() else None
     run = newest(results)
-    if run is not None:
-        return _measured(run, model)
-    if model is None:
+    if run is None and model is None:
         raise ResultsError(
             f"{results} holds no measured run and no {_MODEL}: run python -m profiling.model --json {path}"
         )
-    return _modelled(model)
+    return run, model
 
 
-def _measured(run: Run, model: Run | None) -> str:
+def _chosen(rows: list[Row], headlines: bool) -> list[Row]:
+    rows = largest_rows(rows)
+    if not headlines:
+        return rows
+    first = {(row.op, row.direction): row for row in reversed(rows)}
+    return [first[key] for key in HEADLINES if key in first]
+
+
+def _measured(run: Run, model: Run | None, headlines: bool) -> str:
     facts = run.environment
     modelled = {row.case: row.model["fraction"] for row in (model.rows if model else []) if row.model}
     rows = [row for row in run.rows if "ours" in row.timings]
     peers = [peer for peer in _PEERS if any(peer in row.timings for row in rows)]
     lines = [
         f"Measured on {facts.get('gpu')}: driver {facts.get('driver')}, CUDA {facts.get('cuda')}, "
-        f"CuPy {facts.get('cupy')}, PyTorch {facts.get('torch')}, commit {facts.get('commit')}, "
-        f"{str(facts.get('date'))[:10]}. A plain copy of a gigabyte reaches {run.copy_gb_per_s:,.0f} GB/s.",
+        f"CuPy {facts.get('cupy')},",
+        f"PyTorch {facts.get('torch')}, commit {facts.get('commit')}, {str(facts.get('date'))[:10]}. "
+        f"A plain copy of a gigabyte reaches {run.copy_gb_per_s:,.0f} GB/s.",
         "",
-        "*of copy* is the least number of bytes over the time, as a part of that rate; *x PyTorch* is PyTorch's time",
-        "over ours. The cache is cold, times are medians. *modelled* is what was predicted without a GPU.",
+        "*of copy* is the fewest bytes over the time, as a part of that rate. *x PyTorch* is PyTorch's time",
+        "over ours. The cache is cold; times are medians. *modelled* is what was predicted without a GPU.",
         "",
         "| | µs | of copy | modelled |" + "".join(f" x {_PEERS[peer]} |" for peer in peers),
         "|---|---|---|---|" + "---|" * len(peers),
     ]
-    for row in largest_rows(rows):
+    for row in _chosen(rows, headlines):
         fraction, predicted = row.fraction(run.copy_gb_per_s), modelled.get(row.case)
         cells = [_name(row), f"{row.timings['ours'].median:,.1f}", _number(fraction), _number(predicted)]
         lines.append(f"| {' | '.join(cells + [_number(row.ratio(peer)) for peer in peers])} |")
@@ -75,17 +126,17 @@ def _measured(run: Run, model: Run | None) -> str:
     return "\n".join(lines)
 
 
-def _modelled(model: Run) -> str:
-    rows = largest_rows(model.rows)
-    gpu = rows[0].model["gpu"] if rows[0].model else "GPU"
+def _modelled(model: Run, headlines: bool) -> str:
+    rows = _chosen(model.rows, headlines)
+    gpu = next((row.model["gpu"] for row in model.rows if row.model), "GPU")
     lines = [
-        f"The kernels are **not measured on a GPU yet**. What follows is *modelled* for an {gpu}. *of copy* is the",
-        "speed as a part of a plain copy's of the fewest bytes (1.00 is perfect), from bytes, instructions and waits",
-        "that are counted by emulation; *limit* is what the call's longest launch needs most of; *moved* is bytes over",
-        "the fewest.",
-        "Of PyTorch's kernels only the bytes are known, by their algorithm: the most that they can reach.",
+        f"**Modelled for an {gpu}, not measured**: no kernel has run on a GPU yet. *of copy* is the time of a",
+        "plain copy of the fewest bytes over ours; 1.00 is perfect. It follows from bytes, instructions and",
+        "waits, which are counted by emulation. *limit* is what the longest launch needs most. *moved* is our",
+        "bytes over the fewest. PyTorch's column is an upper bound: it counts only the bytes that its",
+        "algorithm moves.",
         "",
-        "| modelled, not measured | of copy | limit | moved | PyTorch: of copy, at most | launches |",
+        "| modelled, not measured | of copy | limit | moved | PyTorch, at most | launches |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -106,7 +157,7 @@ def _number(value: float | None) -> str:
 
 
 def replaced(text: str, new: str) -> str:
-    """The README's text with another section.
+    """A page's text with another section.
 
     Raises
     ------
@@ -114,32 +165,38 @@ def replaced(text: str, new: str) -> str:
         If the two comments that stand around it are missing.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ResultsError(f"README.md needs the lines {BEGIN} and {END}, once each, in this order")
+        raise ResultsError(f"the page needs the lines {BEGIN} and {END}, once each, in this order")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Rewrite the section.
+    """Rewrite both sections, and draw the picture.
 
     Returns
     -------
     int
-        0; 2 if a result or the section cannot be read.
+        0; 2 if a result or a section cannot be read.
     """
     parser = argparse.ArgumentParser(prog="python -m profiling.readme_table", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "profiling" / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "figures" / "performance.svg")
     options = parser.parse_args(arguments)
     try:
-        old = options.readme.read_text(encoding="utf-8")
-        new = replaced(old, section(options.results))
+        pages = {options.readme: section(options.results, headlines=True), options.page: section(options.results)}
+        old = {page: page.read_text(encoding="utf-8") for page in pages}
+        new = {page: replaced(old[page], text) for page, text in pages.items()}
+        save_picture(options.results, options.picture)
     except (OSError, ResultsError) as error:
         print(f"profiling.readme_table: error: {error}", file=sys.stderr)
         return 2
-    if new != old:
-        options.readme.write_text(new, encoding="utf-8")
-    print(f"{options.readme}: {'as it was' if new == old else 'rewritten'}")
+    for page in pages:
+        if new[page] != old[page]:
+            page.write_text(new[page], encoding="utf-8")
+        print(f"{page}: {'as it was' if new[page] == old[page] else 'rewritten'}")
+    print(f"{options.picture}: drawn")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -129,7 +128,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(self._json(), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
 
     def _json(self) -> str:
         """A line a row."""

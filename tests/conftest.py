@@ -41,8 +41,26 @@ def _turn(item):
 
 
 def pytest_addoption(parser):
-    """One option of our own."""
+    """Options of our own."""
     parser.addoption("--strict-skips", action="store_true", help="fail what is skipped for a reason that is not listed")
+    parser.addoption("--quick", action="store_true", help="run the quick tier, which tests/quick.py describes")
+
+
+def pytest_configure(config):
+    """The quick tier is collected unless files are named."""
+    if config.option.quick and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        from tests import quick
+
+        config.args = quick.arguments()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files that the quick tier leaves out."""
+    if not config.option.quick:
+        return None
+    from tests import quick
+
+    return collection_path in quick.ignored() or None
 
 
 def _judged(report, config):
@@ -70,11 +88,27 @@ def pytest_make_collect_report(collector):
 def pytest_collection_modifyitems(config, items):
     """The longest files first; leave out what takes minutes, unless it is asked for: -m slow."""
     items.sort(key=_turn)
+    if config.option.quick:
+        _deselect_parity_cases(config, items)
     if "slow" in config.option.markexpr:
         return
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: ask for it with -m slow"))
+
+
+def _deselect_parity_cases(config, items):
+    """Of the parity tests leave the quick tier's cases."""
+    from tests import quick
+
+    names = quick.parity_cases()
+    left_out = [
+        item
+        for item in items
+        if item.path == quick.ROOT / quick.PARITY and str(item.callspec.params["case"]) not in names
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Types of command line arguments: text to value, or a message that argparse puts the option's name before."""
+"""Types of command line arguments: they turn text into a value, or raise a message for argparse."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def positive(text: str) -> float:
 
 
 def file(text: str) -> Path:
-    """The path of a file; the empty text is none."""
+    """The path of a file; empty text is an error."""
     if not text:
         raise argparse.ArgumentTypeError("must name a file, got ''")
     return Path(text)
 
 
 def folder(text: str) -> Path:
-    """The path of a folder; the empty text is none, although Python takes it for the working directory."""
+    """The path of a folder; empty text is an error, although Python takes it for the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("must name a folder, got '' (. is the working directory)")
     return Path(text)

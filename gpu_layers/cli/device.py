@@ -1,4 +1,4 @@
-"""Which device a command uses, for the choices ``auto``, ``cpu`` and ``cuda``."""
+"""The device of a command, for the choices ``auto``, ``cpu`` and ``cuda``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CHOICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Device:
-    """What was chosen.
+    """The chosen device.
 
     Attributes
     ----------
     name : {"cpu", "cuda"}
     note : str
-        One line that says why it is not the GPU; empty where nothing is to be said.
+        One line that says why it is not the GPU, or empty.
     """
 
     name: str
@@ -30,12 +30,12 @@ def choose_device(choice: str) -> Device:
     Parameters
     ----------
     choice : {"auto", "cpu", "cuda"}
-        ``auto``: the GPU, or the CPU where there is no GPU or CuPy does not work, whatever the reason.
+        ``auto``: the GPU, or the CPU if there is no GPU or CuPy does not work.
 
     Raises
     ------
     RuntimeError
-        For ``cuda`` where there is no GPU, or CuPy does not work.
+        For ``cuda`` if there is no GPU or CuPy does not work.
     """
     if choice == "cpu":
         return Device("cpu")

@@ -1,4 +1,4 @@
-"""Where the command starts, and where every error becomes one line and an exit status."""
+"""The start of the command; every error becomes one line and an exit status."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         arguments = _parser().parse_args(argv)
         status = arguments.run(arguments)
-        # Here, where a full disk behind the standard output is still an error message.
+        # Here a full disk under the standard output still becomes an error message.
         sys.stdout.flush()
         return status
     except SystemExit as done:  # --help and --version
@@ -97,32 +97,32 @@ def _message(error: BaseException) -> str:
 
 
 def _complain(message: str) -> None:
-    # A message may hold line breaks; the error is one line all the same.
-    with suppress(OSError):  # where nobody can be told, the exit status tells
+    # A message may hold line breaks; the error must be one line.
+    with suppress(OSError):  # then the exit status is all there is
         print("gpu-layers:", " ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def _repair_streams() -> None:
-    """Let streams that were closed when the process began (``>&-``) lead nowhere, and names in any script be printed.
+    """Replace streams that were closed when the process began (``>&-``), and let names in any script be printed.
 
-    Python leaves None in place of such a stream; and the next file that is opened, a checkpoint, would get its number
-    and what libraries print.
+    Python sets such a stream to None. The next file that is opened, such as a checkpoint, would get its number, and
+    with it what libraries print.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115 (as long as the process lives)
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123 (as long as the process lives)
             try:
                 os.fstat(number)
             except OSError:
                 os.dup2(stream.fileno(), number)
             setattr(sys, name, stream)
-    # Letters that an ASCII output lacks, and bytes of file names that are none, are escaped, as on standard error.
+    # Letters that an ASCII output lacks, and undecodable bytes of file names, are escaped, as on standard error.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:
-    """Let what is still buffered go nowhere: Python would fail to write it once more at exit, with a traceback."""
+    """Drop what is still buffered: at exit Python would fail to write it again, with a traceback."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""``gpu-layers info``: what this machine has of what the package can use."""
+"""``gpu-layers info``: what is installed on this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpu_layers.runtime.nvrtc import nvrtc
 
 _TRAIN_PACKAGES = ("scikit-learn", "matplotlib", "rich", "safetensors", "threadpoolctl", "filelock")
 _TRAIN_ADVICE = "pip install 'gpu-layers[train]'"
-# Of what `study` needs, what `train` does not.
+# Packages that `study` needs and `train` does not.
 _STUDY_PACKAGES = ("Jinja2",)
 _STUDY_ADVICE = "pip install 'gpu-layers[study]'"
 
@@ -47,12 +47,12 @@ def add_command(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what there is.
+    """Print what is installed.
 
     Returns
     -------
     int
-        0, whatever is missing.
+        Always 0.
     """
     if arguments.plan is not None:
         rows = batch_norm_plans(arguments.plan)
@@ -71,7 +71,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    """What ``info --plan`` prints: a row each dtype, layout and pass.
+    """The rows of ``info --plan``: one for each dtype, layout and pass.
 
     Parameters
     ----------
@@ -97,12 +97,15 @@ def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
 def _plans_as_text(rows: list[dict[str, Any]]) -> str:
     lines = [f"{row['dtype']:<9} {row['layout']:<5} {row['pass']:<9} {row['plan']}" for row in rows]
     return "\n".join(
-        [*lines, "One read needs what it keeps resident: where a GPU is too small, the same in two reads."]
+        [
+            *lines,
+            "One read keeps its data in shared memory. A GPU that is too small takes two reads, with the same bits.",
+        ]
     )
 
 
 def machine_facts() -> dict[str, Any]:
-    """What ``info --json`` prints.
+    """The content of ``info --json``.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def machine_facts() -> dict[str, Any]:
     compiler, no_compiler = _tried(lambda: find_compiler().version.splitlines()[0])
     _, no_emulation = _tried(lambda: (find_compiler(), find_cuda_headers()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what CuPy says of its surroundings is said below
+        warnings.simplefilter("ignore")  # the report below covers what CuPy warns of
         cupy, no_cupy = _tried(import_cupy)
         compiler_version, no_nvrtc = _tried(lambda: nvrtc().getVersion())
         runtime_version, _ = _tried(lambda: import_cupy().cuda.runtime.runtimeGetVersion())
@@ -164,11 +167,11 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _problems(no_cupy: str | None) -> list[dict[str, str]]:
-    """What is there and does not work, and how to mend it."""
+    """What is installed but does not work, and how to fix it."""
     packages = _cupy_packages()
     problems = []
     if len(packages) > 1:
-        # They share the folder cupy: taking one away takes files of the other.
+        # They share the folder cupy: removing one removes files of the other.
         advice = f"pip uninstall {' '.join(packages)}; then one of them: {INSTALL_ADVICE}"
         problems.append({"what": f"{len(packages)} packages of CuPy: {', '.join(packages)}", "advice": advice})
     elif packages and no_cupy:
@@ -184,10 +187,10 @@ def _cupy_packages() -> list[str]:
 
 
 def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What looking finds, or None and the reason."""
+    """The result of ``look()``, or None and the reason."""
     try:
         return look(), None
-    # A broken installation of CuPy raises whatever its libraries do; showing it is what this command is for.
+    # A broken installation of CuPy may raise anything; this command shows it.
     except Exception as error:
         return None, " ".join(str(error).split()) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpu_layers.training.trainer import Progress
 
 
 class PlainProgress:
-    """One line an epoch."""
+    """One line for each epoch."""
 
     def begin_epoch(self, epoch: int) -> Callable[[Progress], None]:
-        """What to call after each batch of an epoch."""
+        """A function to call after each batch of an epoch."""
         return lambda progress: None
 
     def line(self, text: str) -> None:
@@ -24,7 +24,7 @@ class PlainProgress:
 
 
 class BarProgress:
-    """A bar for the epoch under way, below one line for each that is done.
+    """A bar for the running epoch, below one line for each finished epoch.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class BarProgress:
         self._task = bar.add_task("", total=images, numbers="")
 
     def begin_epoch(self, epoch: int) -> Callable[[Progress], None]:
-        """What to call after each batch of an epoch."""
+        """A function to call after each batch of an epoch."""
         self._bar.reset(self._task, description=f"epoch {epoch}", numbers="")
 
         def report(progress: Progress) -> None:
@@ -57,7 +57,7 @@ class BarProgress:
 
 @contextmanager
 def progress_display(images: int) -> Iterator[PlainProgress | BarProgress]:
-    """The display that suits the standard output.
+    """The display for the standard output.
 
     Parameters
     ----------

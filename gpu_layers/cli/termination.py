@@ -1,4 +1,4 @@
-"""SIGTERM: how a scheduler, a container or an administrator asks a long run to end."""
+"""SIGTERM, by which a scheduler, a container or an administrator asks a run to end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Terminated(Exception):  # noqa: N818 (not an error)
-    """The run ended early because it was asked to; the message says what it left behind."""
+    """The run ended early on request; the message says what it wrote."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def termination_requests() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def deaf_to_termination() -> Iterator[None]:
-    """Within the block SIGTERM is ignored: another process of the run answers it for all."""
+    """Within the block SIGTERM is ignored: another process of the run handles it for all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -26,8 +26,8 @@ _DESCRIPTION = """
 Trains Conv-BN-ReLU-Dropout-MaxPool twice, then Linear-BN-ReLU-Dropout-Linear, on the 1,797 handwritten digits that
 come with scikit-learn, or on the images of a file. The same seed gives the same weights, bit for bit, on the same
 machine. A run that was stopped continues with --resume from its last checkpoint, one after each epoch and one when
-SIGTERM ends it, and ends with exactly the weights of a run that was never stopped; with more --epochs it goes on
-longer. Nothing of an earlier run is replaced without --overwrite. Several processes share each batch: with
+SIGTERM ends it. It ends with exactly the weights of a run that was never stopped; more --epochs make it longer. It
+replaces nothing of an earlier run without --overwrite. Several processes share each batch: with
 "mpirun -n 2 gpu-layers train" masks are those of a single process, and losses the same to rounding.
 """
 
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0; everything that goes wrong is an exception.
+        0; every failure is an exception.
     """
     data_file: Path | None = getattr(arguments, "data", None)
     packages = ("rich", "safetensors", "matplotlib", "threadpoolctl", "filelock")
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(trainer: Trainer, dataset: Dataset, run_folder: RunFolder, device: Device, resume: bool) -> None:
-    """The run as the first process does it, or the only one: it writes and reports."""
+    """The run in the first or only process, which writes and reports."""
     settings, communicator = trainer.settings, trainer.communicator
     planned = run_folder.begin(trainer, resume=resume)
     communicator.gather(np.array([planned is not None], np.int64))
@@ -187,7 +187,7 @@ def _train(trainer: Trainer, dataset: Dataset, run_folder: RunFolder, device: De
         try:
             run_folder.save_curves(trainer, dataset)
             written.append(run_folder.curves)
-        # Whatever fonts and settings do: the model is safe, and there is nothing to do again.
+        # Fonts and settings may raise anything; the model is already written.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"gpu-layers: warning: {run_folder.curves.name} is not drawn: {reason}", file=sys.stderr)
@@ -197,7 +197,7 @@ def _train(trainer: Trainer, dataset: Dataset, run_folder: RunFolder, device: De
 
 
 def _position(trainer: Trainer) -> str:
-    """How far a run is, in words."""
+    """The progress of a run in words."""
     begun = trainer.batches_of_next_epoch
     return f"epoch {trainer.epoch}" + (f" and {begun} batches of the next," if begun else "")
 
@@ -209,7 +209,7 @@ def _other_plan(planned: int, settings: Settings) -> str:
 
 
 def _train_along(trainer: Trainer, run_folder: RunFolder) -> None:
-    """The run as the other processes do it: in silence, from the checkpoint that the first one took."""
+    """The run in the other processes: silent, from the checkpoint of the first process."""
     with deaf_to_termination():
         resumed = trainer.communicator.gather(np.array([False], np.int64))[0]
         if resumed:
@@ -219,6 +219,6 @@ def _train_along(trainer: Trainer, run_folder: RunFolder) -> None:
 
 
 def _use_own_gpu() -> None:
-    """Have each process of a machine use another one of its GPUs, as far as there are enough."""
+    """Make each process of a machine use its own GPU, if there are enough."""
     cupy = require_gpu()
     cupy.cuda.Device(local_rank() % cupy.cuda.runtime.getDeviceCount()).use()

@@ -1,4 +1,4 @@
-"""Several processes, each with a part of every batch: what they tell each other."""
+"""Several processes, each with a part of every batch, and how they exchange numbers."""
 
 from gpu_layers.distributed.communicator import Communicator, SingleProcess, default_communicator, shard
 from gpu_layers.distributed.mpi import MpiCommunicator

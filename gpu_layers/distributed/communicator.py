@@ -1,4 +1,4 @@
-"""What the library asks of an engine that connects processes, and which engine there is."""
+"""The interface of engines that connect processes, and the default engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from gpu_layers.runtime.cuda import array_module
 
-#: Number of processes, as the starters of MPI programs announce it: Open MPI, and MPICH and its relatives.
+#: Number of processes, as Open MPI and MPICH announce it.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _LOCAL_RANK_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 
 
 class Communicator:
-    """Processes of which each has a number.
+    """Several processes, each with a number.
 
-    Everything goes through :meth:`gather`: who receives all parts can add them in the order of the ranks, which gives
-    the same bits everywhere and in every run; engines' own sums promise neither.
+    Everything goes through :meth:`gather`: a process that has all parts can add them in the order of the ranks. That
+    gives the same bits everywhere and in every run; the engines' own sums promise neither.
 
     Attributes
     ----------
@@ -30,12 +30,12 @@ class Communicator:
     size: int
 
     def gather(self, values: Any) -> Any:
-        """Every process's array, in the order of their ranks, in all processes.
+        """The arrays of all processes, in the order of their ranks.
 
         Parameters
         ----------
         values : array
-            Of the same shape and dtype everywhere. All processes must call this, and as often.
+            Of the same shape and dtype in all processes. All must call this equally often.
 
         Returns
         -------
@@ -52,7 +52,7 @@ class Communicator:
         """End all processes, with exit status 1: the others would wait for this one."""
         raise TypeError(f"{type(self).__name__} defines no abort")
 
-    # A connection is one: copies of a layer speak through it too.
+    # There is one connection: copies of a layer use it too.
     def __copy__(self) -> Communicator:
         return self
 
@@ -60,7 +60,7 @@ class Communicator:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Nor does it go into a file, or to another process: there the default one takes its place.
+        # It cannot go into a file or to another process: the default one replaces it there.
         was_default = bool(default_communicator.cache_info().currsize) and self is default_communicator()
         return _default_instead, (type(self).__name__, self.size, was_default)
 
@@ -71,7 +71,7 @@ class SingleProcess(Communicator):
     rank, size = 0, 1
 
     def gather(self, values: Any) -> Any:
-        """The values, on a new first axis."""
+        """The ``values`` on a new first axis."""
         return array_module(values).stack([values])
 
     def abort(self) -> None:
@@ -83,7 +83,7 @@ class SingleProcess(Communicator):
 
 
 def started_processes() -> int:
-    """How many processes ``mpirun`` says that it started; 1 without it."""
+    """Number of processes that ``mpirun`` started; 1 without it."""
     return max(int(os.environ.get(name, "1")) for name in _SIZE_VARIABLES)
 
 
@@ -99,18 +99,18 @@ def default_communicator() -> Communicator:
     Raises
     ------
     RuntimeError
-        If ``mpirun`` started several, and mpi4py or an MPI library is missing.
+        If ``mpirun`` started several and mpi4py or an MPI library is missing.
     """
     if started_processes() == 1:
         return SingleProcess()
-    # Here, not above: that module is built on this one.
+    # Imported here: that module imports this one.
     from gpu_layers.distributed.mpi import MpiCommunicator
 
     return MpiCommunicator()
 
 
 def _default_instead(kind: str, size: int, was_default: bool) -> Communicator:
-    """What a pickled communicator becomes; a warning where that is another one."""
+    """The communicator that replaces a pickled one; a warning if it is another one."""
     here = default_communicator()
     if not (was_default and here.size == size):
         warnings.warn(
@@ -123,6 +123,17 @@ def _default_instead(kind: str, size: int, was_default: bool) -> Communicator:
 
 
 def shard(samples: int, communicator: Communicator) -> slice:
-    """This process's part of a batch: consecutive samples, as many as the others have or one more or fewer."""
+    """This process's part of a batch: consecutive samples. The parts differ by at most one sample.
+
+    Parameters
+    ----------
+    samples : int
+        Samples in the batch.
+    communicator : Communicator
+
+    Returns
+    -------
+    slice
+    """
     first, last = (samples * rank // communicator.size for rank in (communicator.rank, communicator.rank + 1))
     return slice(first, last)

@@ -22,9 +22,9 @@ class MpiCommunicator(Communicator):
 
     CuPy arrays go through the host's memory; :class:`NcclCommunicator` keeps them on the GPUs.
 
-    A process that ends by a signal takes the others with it: ``mpirun`` sees to that. One that stops at an exception
-    would leave them waiting: start programs with ``mpirun ... python -m mpi4py program.py``, which then ends all of
-    them. Whoever waits all the same gets an error after ``timeout``.
+    If a process ends by a signal, ``mpirun`` ends the others. If one stops at an exception, the others would wait:
+    start programs with ``mpirun ... python -m mpi4py program.py``, which then ends all of them. Otherwise a process
+    that waits gets an error after ``timeout`` seconds.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class MpiCommunicator(Communicator):
     RuntimeError
         If mpi4py or an MPI library is missing.
     TypeError, ValueError
-        For a timeout that is no positive number.
+        For a timeout that is not a positive number.
     """
 
     def __init__(self, communicator: Any = None, *, timeout: float = 600.0) -> None:
@@ -49,7 +49,7 @@ class MpiCommunicator(Communicator):
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
 
     def gather(self, values: Any) -> Any:
-        """As :meth:`Communicator.gather`."""
+        """Gather ``values`` as :meth:`Communicator.gather`."""
         host = np.asarray(values.get() if is_cupy_array(values) else values, order="C")
         everything = np.empty((self.size, *host.shape), host.dtype)
         # As bytes: MPI has no name for bfloat16.

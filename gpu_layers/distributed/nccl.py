@@ -38,7 +38,7 @@ class NcclCommunicator(Communicator):
         self.rank = check_integer(rank, "rank", 0, self.size - 1)
 
     def gather(self, values: Any) -> Any:
-        """As :meth:`Communicator.gather`; of float32 and float64 arrays."""
+        """Gather ``values`` as :meth:`Communicator.gather`; float32 and float64 only."""
         if values.dtype not in (np.float32, np.float64):
             raise TypeError(f"NCCL gathers float32 and float64 here, got {values.dtype}")
         xp = array_module(values)
@@ -49,5 +49,5 @@ class NcclCommunicator(Communicator):
         return everything
 
     def abort(self) -> None:
-        """End this process at once; whoever started the others has to end them."""
+        """End this process at once; the program that started the others has to end them."""
         os._exit(1)

@@ -17,7 +17,7 @@ ACCUMULATE_TYPES = ("float", "double")
 
 
 def empty(shape: Any, dtype: Any, like: Any) -> Any:
-    """An uninitialised C-contiguous array: of the program of the operand ``like``, or beside the array ``like``."""
+    """An uninitialised C-contiguous array: in the program of an operand ``like``, or on the device of an array."""
     if isinstance(like, Operand):
         return like.program.allocate(shape, dtype)
     return kind_of(like).empty(shape, np.dtype(dtype), like)

@@ -120,7 +120,7 @@ def rule(drop_below: int, scale: float, shift: float, dropped: float, element: s
 
 
 def call_numbers(mask: DropoutMask) -> tuple[int, int, int]:
-    """Seed (of sample 0, where samples have masks of their own), offset and start: what is new in each call."""
+    """Seed (of sample 0, if samples have their own masks), offset and start: the numbers that change in each call."""
     seed = mask.seed if mask.sample_ids is None else sample_seed(mask.seed)
     return seed, mask.offset, mask.start
 

@@ -14,7 +14,7 @@ _UNROLL = 2
 
 
 def blocks_for(units: int, units_per_block: int) -> int:
-    """Blocks for this many units of work, at least one and at most what a grid takes."""
+    """Blocks for this many units of work, at least one and at most those of a grid."""
     return max(1, min(-(-units // units_per_block), limits().max_blocks))
 
 

@@ -267,7 +267,7 @@ def _tiled_plan(
     below: int,
     full_grid: int,
 ) -> TiledPlan | None:
-    # Of height and width; along one axis there is no height.
+    # Height and width; one axis has no height.
     plane = slice(-2, None) if window.rank > 1 else slice(-1, None)
     known = {
         (kernel, stride, pad, dilation)
@@ -332,7 +332,7 @@ def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> 
 
 
 def spatial_empty(array: Any, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
-    """An uninitialised array beside another one, with other spatial sizes."""
+    """An uninitialised array on the device of another one, with other spatial sizes."""
     shape = spatial_shape(array, spatial, channels_last)
     return empty(shape, array.dtype if dtype is None else dtype, array)
 

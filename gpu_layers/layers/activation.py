@@ -22,12 +22,46 @@ class ReLU(Layer):
         self.inplace = bool(inplace)
 
     def forward(self, x: Any) -> Any:
-        """``max(x, 0)`` for an array of any shape; NaN stays NaN."""
+        """``max(x, 0)``; NaN stays NaN.
+
+        Parameters
+        ----------
+        x : array
+            Any shape.
+
+        Returns
+        -------
+        array
+            x's shape and dtype; x itself if inplace.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type or dtype, or an input that cannot be changed in place.
+        """
         y, self._saved = relu_forward(x, out=x if self.inplace else None)
         return y
 
     def backward(self, dy: Any) -> Any:
-        """``dy`` where the output was positive, 0 elsewhere."""
+        """``dy`` where the input was positive (or NaN), 0 elsewhere.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return relu_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:

@@ -19,8 +19,8 @@ from gpu_layers.ops.checks import check_activation, check_probability
 class ActivationDropout(Layer):
     """An activation phi and dropout D in one kernel each way; in evaluation the activation alone.
 
-    ReLU, leaky ReLU and identity are positively homogeneous: with these both orders are the same function. Dropout
-    before a sigmoid makes a dropped element 1/2, not 0; docs/dropout.md says what follows.
+    ReLU, leaky ReLU and identity are positively homogeneous: both orders are then the same function. Dropout before a
+    sigmoid makes a dropped element 1/2, not 0, which shifts the mean of the next layer's input.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class ActivationDropout(Layer):
     order : {"after", "before"}
         ``D(phi(x))`` or ``phi(D(x))``.
     generator : Generator, optional
-        Where the masks come from; ``gpu_layers.default_generator`` by default. Each training forward takes one
-        offset, whatever p is; evaluation and backward none.
+        Source of the masks; ``gpu_layers.default_generator`` by default. Each training forward takes one offset,
+        whatever p is. Evaluation and backward take none.
 
     Attributes
     ----------
     first_sample : int
-        As :class:`Dropout`'s: where the input is a part of a batch, the number of the part's first sample.
+        Number of the input's first sample in the batch, if the input is a part of a batch; 0 at first.
 
     Raises
     ------
@@ -57,7 +57,23 @@ class ActivationDropout(Layer):
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
-        """Activation and, in training, dropout, for an array of any shape."""
+        """Activation and, in training, dropout.
+
+        Parameters
+        ----------
+        x : array
+            Any shape.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type or dtype; the generator then stays as it was.
+        """
         if self.training:
             generator = self.generator or random.default_generator
             start = first_decision(x, self.first_sample)
@@ -73,7 +89,25 @@ class ActivationDropout(Layer):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of the input, by the mask of the last forward."""
+        """Gradient of x, by the mask of the last forward.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if the gradient depends on x and this library has written to x since.
+        """
         return activation_dropout_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:

@@ -1,4 +1,4 @@
-"""Adaptive pooling layers: the output's size is given, the windows follow."""
+"""Adaptive pooling layers: the windows follow from the output's size."""
 
 from __future__ import annotations
 
@@ -26,45 +26,78 @@ class _AdaptivePool(Layer):
 
 
 class _AdaptiveAvgPool(_AdaptivePool):
-    """Mean of each window, of windows that give the output its size.
+    """Mean of each window; the windows follow from the output's size.
 
     Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
 
     Parameters
     ----------
     output_size : int, None, or tuple of int or None
-        One for all spatial axes, or one an axis; None keeps the input's size.
+        One for all spatial axes, or one for each; None keeps the input's size.
     channels_last : bool
         Input is (N, *spatial, C) instead of (N, C, *spatial).
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none.
+        For sizes that are not valid.
     """
 
     def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
 
     def forward(self, x: Any) -> Any:
-        """Pool a batch, or one sample without its batch axis."""
+        """Pool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+
+        Returns
+        -------
+        array
+            x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
+        """
         y, self._saved = adaptive_avg_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return y
 
     def backward(self, dy: Any) -> Any:
-        """Each gradient, spread over the elements of its window."""
+        """Spread each gradient over the elements of its window.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return avg_pool_backward(dy, self._saved_by_forward())
 
 
 class _AdaptiveMaxPool(_AdaptivePool):
-    """Largest value of each window, of windows that give the output its size.
+    """Largest value of each window; the windows follow from the output's size.
 
     Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
 
     Parameters
     ----------
     output_size : int, None, or tuple of int or None
-        One for all spatial axes, or one an axis; None keeps the input's size.
+        One for all spatial axes, or one for each; None keeps the input's size.
     return_indices : bool
         Whether forward also returns the flat index in the input plane of each maximum (int64).
     channels_last : bool
@@ -73,7 +106,7 @@ class _AdaptiveMaxPool(_AdaptivePool):
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none.
+        For sizes that are not valid.
     """
 
     def __init__(self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False) -> None:
@@ -83,17 +116,45 @@ class _AdaptiveMaxPool(_AdaptivePool):
     def forward(self, x: Any) -> Any:
         """Pool a batch, or one sample without its batch axis.
 
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+
         Returns
         -------
         y : array
+            x's dtype.
         indices : array of int64
             Only if return_indices.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
         """
         y, self._saved = adaptive_max_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
     def backward(self, dy: Any) -> Any:
-        """Each gradient at the element that won its window."""
+        """Send each gradient to the element that won its window.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return max_pool_backward(dy, self._saved_by_forward())
 
 

@@ -1,4 +1,4 @@
-"""The arrays of a layer that holds layers: by dotted names, each once."""
+"""The arrays of a layer and the layers within it, by dotted names, each array once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gpu_layers.runtime.cuda import is_cupy_array
 
 
 def memory_of(array: Any) -> Any:
-    """The same for arrays that are one: of the same memory and dtype, each element once, in any order of the axes.
+    """A key that is equal for equal arrays: of the same memory and dtype, each element once, in any order of axes.
 
-    For arrays that live as long as what this gives is compared.
+    The arrays must live as long as their keys are compared.
     """
     root = getattr(array, "base", None)
     if root is None:
@@ -29,7 +29,7 @@ def _place(array: Any) -> tuple[Any, ...]:
 
 
 def turned(values: Any, owner: Any, other: Any) -> Any:
-    """A view of what belongs to an array, for another that is the same memory: for its transpose the transpose."""
+    """Values that belong to an array, in the axes of another array of the same memory, such as its transpose."""
     here, there = _axes(owner), _axes(other)
     if here == there:
         return values
@@ -37,22 +37,22 @@ def turned(values: Any, owner: Any, other: Any) -> Any:
 
 
 def _axes(array: Any) -> list[int]:
-    """The axes from the outermost in memory to the innermost."""
+    """The axes in the order of memory, outermost first."""
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
 def added(one: Any, other: Any) -> Any:
-    """The sum of two gradients, a new array; None is none."""
+    """The sum of two gradients, a new array; None counts as no gradient."""
     if one is None or other is None:
         return one if other is None else other
     return one + other
 
 
 class LayerArrays(dict[str, Any]):
-    """Parameters, gradients or buffers of a layer and of all that it holds, as they are now.
+    """Current parameters, gradients or buffers of a layer and of all layers within.
 
-    A dict whose items belong to the layers: assigning to an item assigns to its layer's. A parameter that several
-    layers share, or a layer that is held twice, is there once, under the first of its names; its gradient is the sum.
+    The items belong to the layers: assigning to an item assigns to its layer's array. A parameter that several layers
+    share, and one of a layer that is held twice, is there once, under its first name; its gradient is the sum.
 
     Parameters
     ----------
@@ -75,17 +75,17 @@ class LayerArrays(dict[str, Any]):
                     found[full] = array
                 elif kind == "gradients" and array is not None:
                     before = found[first]
-                    # A backward of the whole has added them already: then each is the sum.
+                    # A backward of the whole has already added them: then each is the sum.
                     if before is None or memory_of(before) != memory_of(array):
                         found[first] = added(before, turned(array, owner, first_owner))
         super().__init__(found)
 
     def refreshed(self) -> Any:
-        """The same as it is by now: after a move, or with layers that came later."""
+        """The same, read again: after a move, or with layers that were added."""
         return getattr(self._layer, self._kind)
 
     def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
-        """The dict that has, or is to have, the item, and its name there."""
+        """The dict for the item, and its name there."""
         own: dict[str, Any] = vars(self._layer)[self._kind]
         if name in own:
             return own, name
@@ -110,7 +110,7 @@ class LayerArrays(dict[str, Any]):
         self.update(other)
         return self
 
-    # Those of dict would change this dict and no layer.
+    # The methods of dict would change this dict, but no layer.
     update = MutableMapping.update
     setdefault = MutableMapping.setdefault
     pop = MutableMapping.pop

@@ -15,13 +15,13 @@ class _AvgPool(WindowPool):
     Parameters
     ----------
     kernel_size : int or tuple of int
-        One for all spatial axes, or one an axis.
+        One for all spatial axes, or one for each.
     stride : int or tuple of int, optional
         kernel_size by default.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
-        Zeros. Integers: at most half the effective kernel size; pairs, one an axis: at most the effective kernel
-        size minus one; "same_upper", "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd one at
-        the end or at the start.
+        Zeros. Integers: at most half the effective kernel size. Pairs, one for each axis: at most the effective kernel
+        size minus one. "same_upper", "same_lower": as much as makes ``ceil(input / stride)`` outputs; an odd element
+        goes to the end or to the start.
     ceil_mode : bool
         Round the output size up.
     count_include_pad : bool
@@ -35,7 +35,7 @@ class _AvgPool(WindowPool):
     Raises
     ------
     TypeError, ValueError
-        For numbers that make no window, or a zero divisor.
+        For numbers that do not make a window, or a divisor of 0.
     """
 
     def __init__(
@@ -61,7 +61,17 @@ class _AvgPool(WindowPool):
         ----------
         x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
-            Size that each sample of a padded batch has for itself: taps beyond do not count.
+            Size of each sample of a padded batch. Elements beyond do not count.
+
+        Returns
+        -------
+        array
+            x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
         """
         y, self._saved = avg_pool_forward(
             x,
@@ -78,7 +88,25 @@ class _AvgPool(WindowPool):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """Each gradient, spread over the elements of its window."""
+        """Spread each gradient over the elements of its window.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return avg_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
@@ -90,8 +118,20 @@ class AvgPool1d(_AvgPool):
     __doc__ = _AvgPool.__doc__
     _rank = 1
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *args: Any, **kwargs: Any) -> None:
-        super().__init__(kernel_size, stride, padding, *args, **kwargs)
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        *,
+        dilation: Any = 1,
+        channels_last: bool = False,
+    ) -> None:
+        numbers = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        super().__init__(*numbers, dilation=dilation, channels_last=channels_last)
         # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
         self.kernel_size, self.stride = self._kernel, per_axis(self.stride, 1, "stride")
         if isinstance(padding, int):

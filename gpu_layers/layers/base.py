@@ -1,4 +1,4 @@
-"""What every layer has: a mode, parameters and gradients, a state, a place, a backward, and layers that it holds."""
+"""The base of all layers: mode, parameters and gradients, state, device, backward, and the layers within."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_LAYERS_IN = frozenset(
 
 
 def _entered_once(method: _Method) -> _Method:
-    """A method that calls itself on layers within, and does nothing for one that is being visited already."""
+    """A method that calls itself on the layers within; it does nothing for a layer that it is visiting already."""
     visited: set[tuple[int, int]] = set()
 
     @functools.wraps(method)
@@ -49,27 +49,27 @@ def _entered_once(method: _Method) -> _Method:
 class Layer:
     """A layer: ``y = layer(x)`` and then ``dx = layer.backward(dy)``.
 
-    A layer owns the layers in its attributes, and those in lists, tuples and dicts there: :meth:`train`, :meth:`eval`,
+    A layer owns the layers in its attributes, and those in lists, tuples and dicts there. :meth:`train`, :meth:`eval`,
     :meth:`to`, :meth:`state_dict`, :meth:`load_state_dict`, ``parameters``, ``gradients``, ``buffers`` and the repr
-    take them in, under dotted names as PyTorch's: ``"norm.weight"``, ``"blocks.0.norm.weight"``. A list that repeats
+    include them, under PyTorch's dotted names: ``"norm.weight"``, ``"blocks.0.norm.weight"``. A list that repeats
     layers which have an attribute of their own gives them no second name.
 
-    In its backward a layer calls the backward of what its forward called, for each layer the last call first. Then a
-    layer may be called any number of times: each backward is that of its call, and gradients add up, also those of an
-    array that is a parameter of several layers. Whatever a forward assigns to attributes is kept for its backward, and
-    so are the items of dicts there.
+    The backward of a layer calls the backwards of the layers that its forward called, for each layer the last call
+    first. Then a layer may be called any number of times: each backward is that of its call, and gradients add up, also
+    those of an array that is a parameter of several layers. What a forward assigns to attributes is kept for its
+    backward, and so are the items of dicts there.
 
     Attributes
     ----------
     training : bool
         Mode of the next forward; see :meth:`train` and :meth:`eval`.
     parameters : dict of str to array
-        What an optimizer changes, in place.
+        Arrays that an optimizer changes in place.
     gradients : dict of str to array or None
-        The same keys, once backward has run; assigned anew by each backward. None for one that is not trained, or that
-        had no part in what was computed.
+        The same keys, after backward has run; each backward assigns them anew. None for a parameter that is not
+        trained, or that had no part in the computation.
     buffers : dict of str to array
-        What else belongs to the state: running statistics.
+        The rest of the state: running statistics.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Layer:
     >>> list(layer.gradients)
     ['linear.weight', 'linear.bias', 'norms.0.weight', 'norms.0.bias', 'norms.1.weight', 'norms.1.bias']
 
-    Where the order of the backwards is another one, ``last_call`` says which call is meant:
+    If backwards run in another order, ``last_call`` says which call is meant:
 
     >>> relu = gl.ReLU()
     >>> y, first = relu(x), relu.last_call
@@ -118,7 +118,7 @@ class Layer:
     _saved: Any
 
     def __new__(cls: type[_Self], *args: Any, **kwargs: Any) -> _Self:
-        """A layer without parameters, in training mode, also of a class that never calls this one's constructor."""
+        """A layer without parameters, in training mode, also if its class never calls this constructor."""
         layer = super().__new__(cls)
         # The layer's own arrays have the names of the properties, which come before them.
         vars(layer).update(training=True, parameters={}, gradients={}, buffers={}, _saved=None)
@@ -128,7 +128,7 @@ class Layer:
         super().__init_subclass__(**options)
         cls._of_this_library = cls.__module__.startswith("gpu_layers.")
         for name, noting in (("__call__", recording), ("forward", recording), ("backward", replaying)):
-            # Its own, or what it has from a class that is no layer.
+            # The class's own method, or one that it inherits from a class that is not a layer.
             method = getattr(cls, name)
             if method is not getattr(Layer, name) and not hasattr(method, "noted"):
                 setattr(cls, name, noting(method))
@@ -138,16 +138,16 @@ class Layer:
         if isinstance(value, (Layer, list, tuple, dict, set, frozenset)) and name not in NO_LAYERS_IN:
             self._note_layer_holder(name, value)
         elif value is None and name == "_saved":
-            # Who forgets what a layer saved forgets what its calls of others saved.
+            # Forgetting what a layer saved also forgets what its calls of other layers saved.
             vars(self).pop("_noted_calls", None)
         object.__setattr__(self, name, value)
 
     def _note_layer_holder(self, name: str, value: Any) -> None:
         if isinstance(value, (set, frozenset)):
             if any(isinstance(one, Layer) for one in value):
-                raise TypeError(f"{name} is a set of layers, which has no order to name them by: use a list or a dict")
+                raise TypeError(f"{name} must hold layers in an order, got a set: use a list or a dict")
             return
-        # Lists and dicts may get layers later; a tuple has them, or has none.
+        # Lists and dicts may get layers later; a tuple cannot.
         if name not in self._layer_holders and not (isinstance(value, tuple) and not _may_hold(value)):
             # A new tuple, as shallow copies share it.
             object.__setattr__(self, "_layer_holders", (*self._layer_holders, name))
@@ -157,7 +157,7 @@ class Layer:
         return self.forward(x, *args, **kwargs)
 
     def forward(self, x: Any) -> Any:
-        """The layer's output; keeps what :meth:`backward` needs."""
+        """The layer's output for ``x``; it saves what :meth:`backward` needs."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def backward(self, dy: Any) -> Any:
@@ -168,17 +168,22 @@ class Layer:
         dy : array
             Gradient of the last forward's output, of its shape and dtype.
 
+        Returns
+        -------
+        array
+            Of the shape and dtype of x.
+
         Raises
         ------
         RuntimeError
-            Before any forward; if a forward ended in an exception after it had called other layers; or for more
-            backwards of a layer within than its forward has calls of it.
+            Before any forward; if a forward ended in an exception after it had called other layers; or if a layer
+            within has more backwards than its forward had calls.
         """
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Of this layer and those within it."""
+        """Of this layer and those within."""
         return self._arrays_by_name("parameters")
 
     @parameters.setter
@@ -187,7 +192,7 @@ class Layer:
 
     @property
     def gradients(self) -> dict[str, Any]:
-        """Of this layer and those within it."""
+        """Of this layer and those within."""
         return self._arrays_by_name("gradients")
 
     @gradients.setter
@@ -196,7 +201,7 @@ class Layer:
 
     @property
     def buffers(self) -> dict[str, Any]:
-        """Of this layer and those within it."""
+        """Of this layer and those within."""
         return self._arrays_by_name("buffers")
 
     @buffers.setter
@@ -210,7 +215,7 @@ class Layer:
         return own
 
     def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
-        """Other arrays for the layer's own; those with the name of a layer within go there."""
+        """Replace the layer's own arrays; arrays with the name of a layer within go there."""
         own, within = arrays, {}
         if self._layer_holders:
             layers = dict(self.named_layers(remove_duplicate=False))
@@ -224,14 +229,14 @@ class Layer:
 
     @property
     def last_call(self) -> dict[str, Any]:
-        """What the last forward keeps for :meth:`backward`; put back later, backward is that of this forward again.
+        """What the last forward saved for :meth:`backward`. Assigned again later, backward is that of this forward.
 
-        Setting None forgets what layers of this library keep, and frees its memory.
+        Assigning None forgets what the layers of this library saved, and frees its memory.
         """
         own = vars(self)
         if self._of_this_library:
             return {name: own.get(name) for name in self._kept_names}
-        # All attributes: which of them forwards assign is known for certain only after the last one.
+        # All attributes: only after the last forward is it certain which of them forwards assign.
         return {
             name: dict(value) if isinstance(value, dict) else value
             for name, value in own.items()
@@ -248,7 +253,7 @@ class Layer:
                 vars(self).pop("_noted_calls", None)
 
     def _kept_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """Of all attributes at the end of a forward those that forwards assign."""
+        """From all attributes at the end of a forward, those that forwards assign."""
         return {name: saved[name] for name in self._kept_names if name in saved}
 
     def _saved_by_forward(self) -> Any:
@@ -257,11 +262,11 @@ class Layer:
         return self._saved
 
     def _calls_no_layers(self) -> bool:
-        """Whether a pass of this layer is certain to be no pass of others: then there is nothing to note."""
+        """Whether it is certain that a pass of this layer calls no other layer: then there is nothing to note."""
         return self._of_this_library and not self._layer_holders
 
     def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
-        """Of the attributes that forwards have assigned so far, given those before this one; dicts may be filled."""
+        """The attributes that forwards have assigned so far; ``before`` are those before this forward."""
         absent = object()
         changed = (
             name
@@ -273,12 +278,12 @@ class Layer:
         return tuple(dict.fromkeys((*self._kept_names, *changed)))
 
     def named_children(self) -> Iterator[tuple[str, Layer]]:
-        """The layers that this one holds, with their names; one that is held twice comes twice.
+        """The layers that this one holds, with their names. A layer that is held twice comes twice.
 
         Raises
         ------
         ValueError
-            For keys of a dict that make no name: with a dot, or the same in writing.
+            For keys of a dict that cannot be names: with a dot, or equal as text.
         """
         if not self._layer_holders:
             return
@@ -302,12 +307,27 @@ class Layer:
             This layer's own name.
         remove_duplicate : bool
             Whether a layer that is held several times comes once, under its first name.
+
+        Returns
+        -------
+        iterator of (str, Layer)
         """
         yield from _walk(self, prefix, set() if remove_duplicate else None, ())
 
     @_entered_once
     def train(self, mode: bool = True) -> Layer:
-        """Switch to training mode (or, with False, to evaluation), with all layers within; returns the layer."""
+        """Switch to training mode, with all layers within; with ``mode=False`` to evaluation.
+
+        Returns
+        -------
+        Layer
+            This layer.
+
+        Raises
+        ------
+        TypeError
+            If mode is not a bool.
+        """
         if not isinstance(mode, (bool, np.bool_)):
             raise TypeError(f"training mode is expected to be boolean, got {type(mode).__name__}")
         self.training = bool(mode)
@@ -320,7 +340,7 @@ class Layer:
         return self.train(False)
 
     def _named_state(self) -> dict[str, Any]:
-        """The arrays themselves, layer by layer; of a layer that is held twice under both names, as PyTorch's."""
+        """The arrays themselves; those of a layer that is held twice under both names, as in PyTorch."""
         return {
             f"{prefix}.{name}" if prefix else name: array
             for prefix, layer in self.named_layers(remove_duplicate=False)
@@ -332,15 +352,15 @@ class Layer:
         return {name: value.copy() for name, value in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """Take over parameters and buffers, copied to where the layer is; all or nothing.
+        """Copy parameters and buffers into the layer's arrays; all or nothing.
 
         Parameters
         ----------
         state : mapping of str to array
-            The keys and shapes of :meth:`state_dict`; NumPy or CuPy arrays or PyTorch tensors, wherever they are, or
-            what ``numpy.load`` and ``cupy.load`` give for an ``.npz`` file. Floating numbers of any dtype are rounded
-            to the layer's. ``num_batches_tracked`` may be missing, as from checkpoints of before PyTorch 0.4.1: beside
-            running statistics it then counts as 0.
+            The keys and shapes of :meth:`state_dict`. Values are NumPy or CuPy arrays or PyTorch tensors, on any
+            device; the results of ``numpy.load`` and ``cupy.load`` for an ``.npz`` file work too. Floating numbers of
+            any dtype are rounded to the layer's. ``num_batches_tracked`` may be missing beside running statistics, as
+            in checkpoints from before PyTorch 0.4.1; it then counts as 0.
         strict : bool
             Whether missing and unexpected keys are an error.
 
@@ -352,16 +372,16 @@ class Layer:
         Raises
         ------
         ValueError
-            For missing or unexpected keys or wrong shapes, all named; for a fractional number of batches; where an
-            array of the layer is read-only; for two values for one array that two layers share. Nothing is loaded then.
+            For missing or unexpected keys or wrong shapes, all named; for a fractional number of batches; if an array
+            of the layer is read-only; for different values for an array that two layers share. Nothing is loaded then.
         TypeError
-            For another dtype, or a state that is no mapping; nothing is loaded then.
+            For another dtype, or a state that is not a mapping; nothing is loaded then.
         """
         return load_arrays_into(self._named_state(), state, bool(strict), type(self).__name__)
 
     @_entered_once
     def to(self, device: str) -> Layer:
-        """Move parameters and buffers, with all layers within; what a forward saved for backward is dropped.
+        """Move parameters and buffers, with all layers within, to ``device``. What a forward saved is dropped.
 
         Layers that share an array share it afterwards too.
 
@@ -397,7 +417,7 @@ class Layer:
         return self
 
     def _shared_arrays(self) -> list[list[tuple[dict[str, Any], str, Any]]]:
-        """Where the same array is, for each that is in several places."""
+        """The places of each array that is in several places."""
         places: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
         for _, layer in self.named_layers():
             for kind in ("parameters", "gradients", "buffers"):
@@ -408,7 +428,7 @@ class Layer:
         return [each for each in places.values() if len(each) > 1]
 
     def _configuration(self) -> str:
-        """What stands between the parentheses of the repr."""
+        """The text between the parentheses of the repr."""
         return ""
 
     @reprlib.recursive_repr("...")
@@ -430,7 +450,7 @@ def _holds_layers(value: Any) -> bool:
 
 
 def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    """The layers in lists, tuples and dicts, and their names part by part."""
+    """The layers in lists, tuples and dicts, and the parts of their names."""
     if isinstance(value, Layer):
         yield name, value
         return
@@ -443,7 +463,7 @@ def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> 
         else:
             found = list(_layers_within(one, (*name, str(key)), (*path, id(value))))
         if found and ("." in str(key) or str(key) in names):
-            raise ValueError(f"{key!r} in {'.'.join(name)} is no name of a layer: it has a dot, or is there twice")
+            raise ValueError(f"names of layers in {'.'.join(name)} must be unique and have no dot, got {key!r}")
         if found:
             names.add(str(key))
             yield from found
@@ -451,7 +471,7 @@ def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> 
 
 def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...]) -> Iterator[tuple[str, Layer]]:
     if seen is None:
-        # A layer that refers back to one it is within is no part of itself.
+        # A layer that refers to one it is within is not part of itself.
         if any(layer is one for one in path):
             return
     elif id(layer) in seen:

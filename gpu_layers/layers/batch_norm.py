@@ -35,13 +35,13 @@ from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 
-#: The output, the operation of its backward and what that saved; and the batch's statistics.
+#: The output, the backward's operation and what the forward saved for it; and the statistics of the batch.
 Normalised = tuple[Any, Callable[..., Any], Any]
 NormalisedByBatch = tuple[Any, Callable[..., Any], Any, BatchStatistics | None]
 
 
 class BatchNormLayer(RunningStatisticsLayer):
-    """Normalise each channel: by the batch's statistics in training, by running averages in evaluation.
+    """Normalise each channel: by the statistics of the batch in training, by running averages in evaluation.
 
     ``y = phi(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` with the biased variance; the running variance
     averages the unbiased one: ``running = (1 - momentum) * running + momentum * batch``.
@@ -51,13 +51,13 @@ class BatchNormLayer(RunningStatisticsLayer):
     num_features : int
         Channels.
     eps : float
-        Added to the variance; greater than 0, also as a number of ``dtype``: at least ``2**-149`` in float32.
+        Added to the variance; positive, also after rounding to ``dtype``: at least ``2**-149`` in float32.
     momentum : float or None
-        Weight of the newest batch in the running averages, any finite number; None for their plain mean.
+        Weight of the newest batch in the running averages, any finite number; None averages all batches alike.
     affine : bool
         Whether to have a weight and a bias.
     track_running_stats : bool
-        Whether to keep running averages; without them evaluation uses the batch's statistics too.
+        Whether to keep running averages; without them evaluation uses the statistics of the batch too.
     bias : bool
         Whether an affine layer has a bias.
     channels_last : bool
@@ -65,18 +65,22 @@ class BatchNormLayer(RunningStatisticsLayer):
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
         phi, applied in the same kernels; None is the identity.
     dtype : {"float32", "float64"}
-        Of parameters and statistics: float64 for float64 input, float32 for all others.
+        Dtype of parameters and statistics: float64 for float64 input, float32 for all others.
 
     Attributes
     ----------
     use_batch_statistics, update_statistics : bool or None
-        Whether a forward normalises by the batch, and whether it updates the running statistics; None, as at first,
-        follows the mode. :meth:`train` and :meth:`eval` do not touch them.
+        Whether a forward normalises by the batch, and whether it updates the running statistics. None, the initial
+        value, follows the mode. :meth:`train` and :meth:`eval` do not change them.
     train_affine : bool
-        Whether backward gives gradients of weight and bias; without, they are None, and an optimizer leaves the two
+        Whether backward gives gradients of weight and bias. Otherwise they are None, and an optimizer leaves the two
         alone.
-    deferred, skip_nonfinite : bool
-        See :class:`RunningStatisticsLayer`; both False at first.
+    deferred : bool
+        Whether a training forward leaves its statistics in ``pending`` until ``commit()`` folds them in or
+        ``rollback()`` forgets them. False at first.
+    skip_nonfinite : bool
+        Whether a batch whose statistics hold NaN or infinity is left out and counted in ``num_batches_skipped``. False
+        at first.
 
     Raises
     ------
@@ -119,9 +123,8 @@ class BatchNormLayer(RunningStatisticsLayer):
     def forward(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Any:
         """Normalise, add the residual, activate.
 
-        In a padded batch only valid positions count: y and the gradients are +0 elsewhere. The valid values are
-        gathered into the rows of a matrix, which is normalised, and scattered back: a read and a write more of each
-        array that goes in or comes out.
+        In a padded batch only valid positions count; y and the gradients are +0 elsewhere. The valid values are
+        gathered into the rows of a matrix, normalised, and scattered back: each array is read and written once more.
 
         Parameters
         ----------
@@ -129,17 +132,25 @@ class BatchNormLayer(RunningStatisticsLayer):
         residual : array, optional
             x's shape and dtype; backward then returns its gradient too.
         lengths : array_like of int, shape (N, spatial axes), or (N,) for one spatial axis; optional
-            Size that each sample of a padded batch has for itself.
+            Size of each sample of a padded batch.
         mask : array of bool, shape (N, *spatial), optional
             True where a padded batch is valid; instead of lengths.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
 
         Raises
         ------
         TypeError
-            For a float64 input in a float32 layer, or the reverse; for lengths or a mask of a wrong type.
+            For a wrong array type; for a float64 input in a float32 layer, or the reverse; for lengths or a mask of a
+            wrong type.
         ValueError
-            For a wrong rank or channel count, a residual of another shape, in training one value a channel, lengths
-            beyond the input's size, or lengths or a mask of a wrong shape.
+            For a wrong rank or number of channels, a residual of another shape, a single value a channel in training,
+            lengths beyond the input's size, or lengths or a mask of a wrong shape.
+        RuntimeError
+            If running statistics are needed and missing, or for a padded batch while a graph is captured.
         """
         self._check_input(x, residual)
         if lengths is None and mask is None:
@@ -150,7 +161,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             return packing.unpack(self._forward(packing.pack(x), rows, packing))
 
     def _forward(self, x: Any, residual: Any, packing: Packing | None) -> Any:
-        """:meth:`forward` of a whole batch, or of the rows of a packed one, that has been checked."""
+        """:meth:`forward` of a checked batch, or of the rows of a packed one."""
         batch: BatchStatistics | None = None
         if self._uses_batch():
             y, backward, saved, batch = self._normalise_by_batch(x, residual, packing)
@@ -164,7 +175,25 @@ class BatchNormLayer(RunningStatisticsLayer):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x, or the pair of those of x and residual; assigns those of weight and bias."""
+        """Gradient of x; assigns :attr:`gradients` of weight and bias.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array, or tuple of two arrays
+            Gradient of x; with a residual, those of x and of the residual.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if this library has written to x, or with an activation to the residual, since.
+        """
         backward, saved, packing = self._saved_by_forward()
         if packing is not None:
             backend_for(dy, saved.x)
@@ -182,15 +211,32 @@ class BatchNormLayer(RunningStatisticsLayer):
         return inputs if dresidual else inputs[0]
 
     def batch_moments(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Moments:
-        """Of what :meth:`forward` would normalise, in float64; the residual is no part of it."""
+        """Moments of the values that :meth:`forward` would normalise, in float64.
+
+        Parameters
+        ----------
+        x, lengths, mask
+            As in :meth:`forward`.
+        residual
+            Ignored: it is added after normalising.
+
+        Returns
+        -------
+        gpu_layers.moments.Moments
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`forward`.
+        """
         self._check_input(x)
         packing = packing_of(x, lengths, mask, self.channels_last)
         return self._moments(x if packing is None else packing.pack(x), packing)
 
     def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
-        """The output, the operation of its backward and what that saved, and the batch's statistics.
+        """The output, the backward's operation and what the forward saved for it, and the statistics of the batch.
 
-        None in their place where the kernels have folded them in.
+        The statistics are None if the kernels have folded them in.
         """
         count = x.size // max(self.num_features, 1)
         if count == 1:
@@ -210,7 +256,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         return y, batch_norm_backward, saved, None if running else BatchStatistics(saved.count, saved.statistics)
 
     def _normalise_by_running(self, x: Any, residual: Any, packing: Packing | None) -> Normalised:
-        """The output, the operation of its backward and what that saved."""
+        """The output, the backward's operation and what the forward saved for it."""
         buffers = vars(self)["buffers"]
         y, saved = checked_inference(
             backend_for(x),
@@ -226,7 +272,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         return y, batch_norm_inference_backward, saved
 
     def _options(self, residual: Any, packing: Packing | None) -> dict[str, Any]:
-        """What operations take by name."""
+        """Keyword arguments of the operations."""
         return {
             "eps": self.eps,
             "residual": residual,
@@ -253,7 +299,7 @@ class BatchNormLayer(RunningStatisticsLayer):
     def _check_input(self, x: Any, residual: Any = None) -> None:
         """Raise unless x and the residual fit, and the layer's own arrays are as it made them.
 
-        The own ones are looked at again only where they are others than at the last call.
+        The layer's arrays are checked again only if they are not those of the last call.
         """
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
@@ -299,7 +345,7 @@ def _check_layer_input(
     activation: str | None,
     eps: float,
 ) -> None:
-    """Raise unless x and the residual fit a layer."""
+    """Raise unless x and the residual fit the layer."""
     x, residual = arrays
     check_dtype(x)
     if x.ndim not in input_ranks:
@@ -310,7 +356,7 @@ def _check_layer_input(
         raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
     if (x.dtype == np.float64) != (np.dtype(dtype) == np.float64):
         needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {np.dtype(dtype)}")
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {np.dtype(dtype)}")
     check_input(x, None, None, channels_last, residual, activation)
     check_eps(eps, np.dtype(dtype))
 

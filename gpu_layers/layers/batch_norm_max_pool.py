@@ -1,4 +1,4 @@
-"""Batch norm and max pooling in one layer: what ``gpu_layers.fuse`` puts in the place of the two."""
+"""Batch norm and max pooling in one layer: ``gpu_layers.fuse`` replaces the two by it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gpu_layers.ops.packing import Packing
 
 
 class BatchNormMaxPool(BatchNormLayer):
-    """Max pooling of what a batch norm gives, which is not written: the same bits as of the two in a row.
+    """Max pooling of a batch norm's output, which is never written. It has the bits of the two layers in a row.
 
     Parameters
     ----------
     norm : BatchNormLayer
-        Its parameters, buffers, numbers and mode are this layer's: the arrays themselves.
+        This layer takes over its parameters, buffers, numbers and mode, without copying the arrays.
     pool : MaxPoolLayer
-        Of the same layout, with no indices to return.
+        Of the same layout, and without return_indices.
     """
 
     def __init__(self, norm: BatchNormLayer, pool: MaxPoolLayer) -> None:
-        # Not the base's constructor, which would make parameters and buffers of its own.
+        # The base's constructor would make new parameters and buffers.
         vars(self).update(vars(copy.copy(norm)))
         self._input_ranks = (pool.rank + 2,)
         self.gradients, self._saved = {}, None
@@ -37,7 +37,24 @@ class BatchNormMaxPool(BatchNormLayer):
         self._described = f"{norm!r}, {pool!r}"
 
     def forward(self, x: Any) -> Any:  # type: ignore[override]
-        """Normalise, activate, pool: of x, shape (N, C, *spatial), or (N, *spatial, C) if channels_last."""
+        """Normalise, activate and pool.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
+
+        Returns
+        -------
+        array
+            x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the forwards of both layers.
+        RuntimeError
+            If running statistics are needed and missing.
+        """
         self._check_input(x)
         return self._forward(x, None, None)
 

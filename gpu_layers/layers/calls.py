@@ -1,11 +1,11 @@
-"""What each call of a layer saved: so one layer may be called several times within another.
+"""What each call of a layer saved, so that one layer may be called several times within another.
 
-A layer's forward overwrites what its forward before had saved. Where a layer calls others, every call within its
-forward is therefore noted, with what it saved; during its backward each call's part is put back before the backward of
-that call, the last call first, and the gradients of a layer's calls are added.
+A forward of a layer overwrites what its last forward saved. So if a layer calls others, every call within its forward
+is noted, with what it saved. During its backward, the part of each call is put back before the backward of that call,
+the last call first, and the gradients of a layer's calls are added.
 
-The notes are those of the last forward, and are dropped with it: they hold what the same number of separate layers
-would hold. Which forward or backward is under way is known for each thread (and task) by itself.
+The notes belong to the last forward and are dropped with it. They hold what the same number of separate layers would
+hold. The forward or backward that is running is known for each thread (and task) separately.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gpu_layers.layers.arrays import added, memory_of, turned
 
 
 class Calls(Enum):
-    """What stands in the place of a layer's calls where they are of no use."""
+    """Replaces the calls of a layer if they are of no use."""
 
-    #: An exception ended the forward after it had called others: what they saved is that of two forwards.
+    #: An exception ended the forward after it had called other layers: what they saved belongs to two forwards.
     INTERRUPTED = "interrupted"
 
 
 class _Pass:
-    """A forward or backward that is under way.
+    """A forward or backward that is running.
 
     Attributes
     ----------
     layer, inside : Layer
-        Whose pass it is, and the one that is working at the moment: its own ``super().forward`` is no other call.
+        The layer of the pass, and the layer that is working now: its own ``super().forward`` is not another call.
     within : _Pass or None
         The pass that called this one.
     calls : list of (Layer, dict)
@@ -47,23 +47,23 @@ class _Pass:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
 
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
-        """A call of this layer has ended, and this is what it saved."""
+        """Note that a call of this layer has ended, and what it saved."""
         self.calls.append((layer, saved))
 
 
 class _Forward(_Pass):
-    """A forward: its calls are those that the layer's backward replays."""
+    """A forward; the layer's backward replays its calls."""
 
     __slots__ = ()
 
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
         if not self.calls:
-            # From here on the calls of the forward before are out of date, and their memory is wanted.
+            # From here on the calls of the last forward are out of date; this frees their memory.
             vars(self.layer)["_noted_calls"] = Calls.INTERRUPTED
         self.calls.append((layer, saved))
 
     def replace(self, layer: Any, saved: dict[str, Any] | None) -> None:
-        """Keep something else, or nothing, of the last call of this layer."""
+        """Replace what the last call of this layer saved, or drop it."""
         for index in range(len(self.calls) - 1, -1, -1):
             if self.calls[index][0] is layer:
                 self.calls[index : index + 1] = [] if saved is None else [(layer, saved)]
@@ -71,14 +71,14 @@ class _Forward(_Pass):
 
 
 class _Backward(_Pass):
-    """A backward: it hands out what each call saved, and adds up gradients.
+    """A backward: it hands out what each call saved, and adds gradients.
 
     Attributes
     ----------
     totals : dict of int to (Layer, dict)
         The gradients of each layer that had a backward within this one, added over its calls.
     before : list of (Layer, dict) or None
-        Gradients of an earlier backward, to go back to if this one fails before it has any.
+        Gradients of an earlier backward, restored if this one fails before it has any.
     """
 
     __slots__ = ("_chosen", "_noted", "_waiting", "before", "totals")
@@ -90,12 +90,12 @@ class _Backward(_Pass):
         self._chosen: set[int] = set()
         self.totals: dict[int, tuple[Any, dict[str, Any]]] = {}
         self.before: list[tuple[Any, dict[str, Any]]] | None = None
-        # Here too they keep the layers alive, of which the ids are used.
+        # These references keep the layers alive, whose ids are used.
         for called, saved in calls:
             self.note(called, saved)
 
     def note(self, layer: Any, saved: dict[str, Any]) -> None:
-        # Also a forward that is run again in backward: the next backward of its layer is that of this call.
+        # Also for a forward that runs again in backward: the next backward of its layer is that of this call.
         self.calls.append((layer, saved))
         self._waiting.setdefault(id(layer), []).append(saved)
         self._noted[id(layer)] = self._noted.get(id(layer), 0) + 1
@@ -106,11 +106,11 @@ class _Backward(_Pass):
         self._noted.clear()
 
     def choose(self, layer: Any) -> None:
-        """The next backward of this layer is of what was put into it by hand."""
+        """The next backward of this layer uses what the caller assigned."""
         self._chosen.add(id(layer))
 
     def next_saved(self, layer: Any) -> dict[str, Any] | None:
-        """What the call saved whose backward comes next; None for a layer that the forward did not call.
+        """What the call saved whose backward is next; None for a layer that the forward did not call.
 
         A layer's only call may have its backward several times, for parts of dy.
         """
@@ -124,8 +124,8 @@ class _Backward(_Pass):
             return waiting[0]
         if not waiting:
             raise RuntimeError(
-                f"{type(self.layer).__name__}.forward called {layer!r} {self._noted[id(layer)]} times, and backward "
-                "asks for one backward more: each call has one, the last call first"
+                f"expected a backward for each call of {layer!r}, the last call first: "
+                f"{type(self.layer).__name__}.forward called it {self._noted[id(layer)]} times, got one backward more"
             )
         return waiting.pop()
 
@@ -134,7 +134,7 @@ class _Backward(_Pass):
         self.before = None
         if within is not None:
             for one, _ in within.totals.values():
-                # As they are by now: the layer may have clipped them.
+                # Their current values: the layer may have clipped them.
                 self._collect(one, vars(one)["gradients"])
         gradients = vars(layer)["gradients"]
         if id(layer) in self.totals:
@@ -156,7 +156,7 @@ _under_way: ContextVar[_Pass | None] = ContextVar("gpu_layers_pass", default=Non
 
 
 def earlier_calls(layer: Any) -> int:
-    """How often this layer was called before within the outermost pass that is under way; 0 outside any."""
+    """How often this layer was called so far within the outermost running pass; 0 outside any."""
     count, under_way = 0, _under_way.get()
     while under_way is not None:
         count += _times(layer, under_way.calls)
@@ -165,7 +165,7 @@ def earlier_calls(layer: Any) -> int:
 
 
 def _times(layer: Any, calls: Any) -> int:
-    """How often a layer is among calls, and the calls within these."""
+    """How often a layer is among these calls and the calls within them."""
     if not isinstance(calls, list):
         return 0
     return sum((called is layer) + _times(layer, saved.get("_noted_calls")) for called, saved in calls)
@@ -193,7 +193,7 @@ def _counted(calls: Any) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def put(layer: Any, saved: dict[str, Any] | None) -> None:
-    """Note that a layer's saved part was replaced by hand, within the pass that is under way."""
+    """Note that the caller replaced what a layer saved, within the running pass."""
     under_way = _under_way.get()
     if isinstance(under_way, _Forward):
         under_way.replace(layer, saved)
@@ -202,7 +202,7 @@ def put(layer: Any, saved: dict[str, Any] | None) -> None:
 
 
 def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that notes what it saved with the layer that calls it, and what its own calls saved."""
+    """A forward that notes what it saved in the pass that calls it, and what its own calls saved."""
 
     @functools.wraps(forward)
     def forward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -220,7 +220,7 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
         if outer is not None and outer.inside is self:
             return forward(self, *args, **kwargs)
         own = vars(self)
-        # What was kept before is kept again, changed or not: holding on to the old value would hold its memory.
+        # Attributes that were kept before are kept again, changed or not: holding old values would hold their memory.
         before = {name: value for name, value in own.items() if name not in self._kept_names}
         this = _Forward(self, outer)
         token = _under_way.set(this)
@@ -240,7 +240,7 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward of the call whose turn it is, which gives each call within it what that call saved."""
+    """A backward of the next call, which gives each call within it what that call saved."""
 
     @functools.wraps(backward)
     def backward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +249,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
         if outer.inside is self if outer is not None else plain:
             return backward(self, *args, **kwargs)
         if not isinstance(outer, _Backward):
-            # A backward by itself: of the last forward. Layers within it assign anew, what they had is out of date.
+            # An outermost backward is of the last forward. Layers within assign gradients anew; old ones are dropped.
             return backward(self, *args, **kwargs) if plain else _outermost(self, backward, *args, **kwargs)
         own = vars(self)
         saved = outer.next_saved(self) or {}
@@ -266,7 +266,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
             raise
         finally:
             for name, value in present:
-                # A bare backward stays that of the last forward; what this one changed itself stays changed.
+                # A bare backward stays that of the last forward; what this backward changed stays changed.
                 if own.get(name) is saved[name]:
                     if value is _ABSENT:
                         del own[name]
@@ -282,7 +282,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
 def _plain(
     layer: Any, saved: dict[str, Any], outer: _Backward, backward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """The backward of a layer that calls no others: the same in less time."""
+    """The backward of a layer that calls no others: the same, faster."""
     own = vars(layer)
     present, gradients = own["_saved"], own["gradients"]
     own["gradients"] = {}

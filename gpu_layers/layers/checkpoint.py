@@ -16,10 +16,31 @@ from gpu_layers.runtime.writes import check_unwritten, write_count
 
 
 class Checkpoint(Sequential):
-    """A :class:`Sequential` that keeps its input alone: see :func:`checkpoint`."""
+    """A :class:`Sequential` that keeps only its input: see :func:`checkpoint`.
+
+    Parameters
+    ----------
+    *layers : Layer, or one dict of str to Layer
+        As of :class:`Sequential`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`Sequential`.
+    """
 
     def forward(self, x: Any, **options: Any) -> Any:
         """As :meth:`Sequential.forward`; what the layers save for backward is dropped.
+
+        Parameters
+        ----------
+        x : array
+        **options
+            As of :meth:`Sequential.forward`.
+
+        Returns
+        -------
+        array
 
         Raises
         ------
@@ -41,6 +62,16 @@ class Checkpoint(Sequential):
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x; assigns every layer's gradients. Runs the forward again, with its modes and masks.
+
+        Parameters
+        ----------
+        dy : array
+            Shape and dtype of the output.
+
+        Returns
+        -------
+        dx : array
+            Shape and dtype of x.
 
         Raises
         ------

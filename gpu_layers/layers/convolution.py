@@ -27,9 +27,9 @@ class Conv2d(Layer):
         Zeros on each side.
     bias : bool
     dtype : {"float32", "float64"}
-        Of the parameters: float64 for float64 input, float32 for all others.
+        Dtype of the parameters: float64 for float64 input, float32 for all others.
     seed : int or numpy.random.Generator, optional
-        Of the initial weight, shape (out_channels, in_channels, kh, kw); the initial bias is 0. By default
+        Seed of the initial weight, shape (out_channels, in_channels, kh, kw); the initial bias is 0. By default
         :func:`gpu_layers.manual_seed` decides.
 
     Raises
@@ -82,7 +82,7 @@ class Conv2d(Layer):
         Raises
         ------
         TypeError, ValueError
-            For an input of another place, dtype or shape, or smaller than the kernel.
+            For an input of another array type, dtype or shape than the layer's, or smaller than the kernel.
         """
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 4, self.in_channels)
@@ -90,15 +90,30 @@ class Conv2d(Layer):
         y = self._filters(weight) @ self._columns(x, output_size)
         if bias is not None:
             y += bias[:, None]
-        # The columns are made again in backward: keeping them would take kernel-area times the input's memory.
+        # Backward makes the columns again: keeping them would take the input's memory times the kernel's area.
         self._saved = (x, weight, write_count())
         y = y.reshape(self.out_channels, x.shape[0], *output_size)
         return rounded(y.transpose(1, 0, 2, 3), x.dtype)
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns those of weight and bias.
+        """Gradient of x; assigns :attr:`gradients` of weight and bias.
 
-        RuntimeError if x or weight has been written to since the forward, by a layer in place or an optimizer.
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
         """
         x, weight, writes = self._saved_by_forward()
         backend_for(dy, x)
@@ -127,7 +142,7 @@ class Conv2d(Layer):
         return height, width
 
     def _columns(self, x: Any, output_size: tuple[int, int]) -> Any:
-        """What each output sees, as a matrix (in_channels * kh * kw, N * OH * OW) in the parameters' dtype."""
+        """The inputs of each output as a matrix (in_channels * kh * kw, N * OH * OW) in the parameters' dtype."""
         xp = array_module(x)
         (samples, channels, height, width), (pad_h, pad_w) = x.shape, self.padding
         padded = xp.zeros((samples, channels, height + 2 * pad_h, width + 2 * pad_w), self.dtype)
@@ -141,7 +156,7 @@ class Conv2d(Layer):
         return windows.reshape(channels * self.kernel_size[0] * self.kernel_size[1], samples * np.prod(output_size))
 
     def _sum_of_columns(self, columns: Any, shape: tuple[int, ...], output_size: tuple[int, int]) -> Any:
-        """The transpose of :meth:`_columns`: each element sums what the outputs that saw it say, tap by tap."""
+        """The transpose of :meth:`_columns`: each input sums its outputs' gradients, offset by offset."""
         xp = array_module(columns)
         (samples, channels, height, width), (pad_h, pad_w) = shape, self.padding
         columns = columns.reshape(channels, *self.kernel_size, samples, *output_size)

@@ -28,21 +28,21 @@ _SCALINGS = ("inverted", "inference")
 
 @dataclass(frozen=True)
 class _IdentitySaved:
-    """What the backward of an identity needs, to check dy."""
+    """What the backward of an identity needs to check dy."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def check_generator(generator: Any) -> random.Generator | None:
-    """A generator, or None; TypeError for anything else."""
+    """The generator, or None; TypeError for anything else."""
     if not (generator is None or isinstance(generator, random.Generator)):
         raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
     return generator
 
 
 def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shared_axes: Sequence[int] = ()) -> int:
-    """Number of x's first decision, where index 0 of its first axis is ``first_sample`` of the whole batch."""
+    """Number of x's first decision, if its first sample has the number ``first_sample`` in the whole batch."""
     if first_sample == 0:
         return 0
     backend_for(x)
@@ -53,10 +53,10 @@ def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shar
 
 
 def taken_of(layer: Any, number: int) -> Any:
-    """Where the numbers of this call of the layer are kept: those of its first call, or of one more after that.
+    """The array that keeps the numbers of this call of the layer, or None.
 
-    A layer that is called several times within another keeps the numbers of each call apart, and each in one place for
-    ever: a captured graph refers to them.
+    A layer that is called several times within another keeps the numbers of each call in an array of its own. These
+    arrays stay the same for ever, as a captured graph refers to them.
     """
     if number == 0:
         return layer._taken
@@ -64,7 +64,7 @@ def taken_of(layer: Any, number: int) -> Any:
 
 
 def keep_taken(layer: Any, number: int, taken: Any) -> None:
-    """Keep for later calls what :meth:`Generator.advance` gave for this one, if it gave anything."""
+    """Keep for later calls the array that :meth:`Generator.advance` returned for this one, if any."""
     if taken is None:
         return
     if number == 0:
@@ -76,15 +76,15 @@ def keep_taken(layer: Any, number: int, taken: Any) -> None:
 
 
 class DropoutLayer(Layer):
-    """What the layers of the family share: p, generator, and the identity in evaluation.
+    """What all dropout layers share: p, generator, and the identity in evaluation.
 
     Subclasses say how many leading axes the mask has: elements that agree in them are dropped together.
 
     Attributes
     ----------
     first_sample : int
-        Where the input is a part of a batch, the number in the batch of the part's first sample: it gets the masks that
-        it would get there. 0 at first.
+        Number of the input's first sample in the batch, if the input is a part of a batch. Each part then gets the
+        masks that it would get in the whole batch. 0 at first.
     """
 
     shared_axes: tuple[int, ...] = ()
@@ -99,16 +99,22 @@ class DropoutLayer(Layer):
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Any) -> Any:
-        """Drop in training; the identity, which returns x itself, in evaluation.
+        """Drop in training; return x itself in evaluation.
 
         Parameters
         ----------
         x : array
+            float16, bfloat16, float32 or float64.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
 
         Raises
         ------
         TypeError, ValueError
-            For what is no such array; the generator then stays where it was.
+            For a wrong array type, dtype or rank; the generator then stays as it was.
         """
         return self._forward(x)
 
@@ -125,7 +131,25 @@ class DropoutLayer(Layer):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """The mask and scale of the last forward, applied to dy."""
+        """Apply the mask and scale of the last forward to dy.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if a later call has overwritten the numbers of a :class:`CudaGraphGenerator`.
+        """
         saved = self._saved_by_forward()
         if isinstance(saved, _IdentitySaved):
             backend_for(dy)
@@ -134,9 +158,9 @@ class DropoutLayer(Layer):
         return dropout_backward(dy, saved)
 
     def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
-        """Drop by the generator's next mask; an error leaves the generator where it was."""
+        """Drop by the generator's next mask; an error leaves the generator as it was."""
         generator = self.generator or random.default_generator
-        # Sample ids are those of the whole already.
+        # Sample ids are already those of the whole batch.
         if self.first_sample and options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"], self.shared_axes)
         if self.inplace:
@@ -156,7 +180,7 @@ class DropoutLayer(Layer):
         return x, _IdentitySaved(x.shape, x.dtype)
 
     def _mask_axes(self, x: Any) -> int | None:
-        """Leading axes of the mask, None for all; TypeError unless x is a float array, ValueError for a wrong rank."""
+        """Leading axes of the mask, None for all. TypeError unless x is a float array, ValueError for a wrong rank."""
         return None
 
     def _configuration(self) -> str:
@@ -166,9 +190,9 @@ class DropoutLayer(Layer):
 class Dropout(DropoutLayer):
     """Drop each element with probability p in training.
 
-    With ``scaling="inverted"`` the kept ones are divided by ``1 - p``, so that the expectation is the input and
-    evaluation is the identity. With ``scaling="inference"`` (Srivastava et al., 2014) they are kept as they are, and
-    evaluation multiplies by ``1 - p`` instead.
+    With ``scaling="inverted"`` kept elements are divided by ``1 - p``: the expectation is the input, and evaluation is
+    the identity. With ``scaling="inference"`` (Srivastava et al., 2014) kept elements stay as they are, and evaluation
+    multiplies by ``1 - p``.
 
     Parameters
     ----------
@@ -181,8 +205,8 @@ class Dropout(DropoutLayer):
         Axes along which elements are dropped together, from the end if negative: 1 for one mask for all steps of
         ``(N, T, C)``, 0 for one mask for the batch.
     generator : Generator, optional
-        Where the masks come from; ``gpu_layers.default_generator`` by default. Each training forward takes one
-        offset, whatever p is; evaluation and backward none.
+        Source of the masks; ``gpu_layers.default_generator`` by default. Each training forward takes one offset,
+        whatever p is. Evaluation and backward take none.
 
     Raises
     ------
@@ -212,15 +236,20 @@ class Dropout(DropoutLayer):
         Parameters
         ----------
         x : array
-            Any shape. The result of an identity is x itself.
+            Any shape.
         sample_ids : array of int64, shape (x.shape[0],), optional
-            Number of each row, which the row's mask then depends on instead of the row's place in the batch; see
+            Number of each row. The row's mask then depends on this number instead of the row's place in the batch; see
             :func:`gpu_layers.ops.dropout_forward`.
+
+        Returns
+        -------
+        array
+            x's shape and dtype; x itself if it is not changed, or inplace.
 
         Raises
         ------
         TypeError, ValueError
-            For what is no such array; the generator then stays where it was.
+            For a wrong array type or dtype, or sample_ids that do not fit; the generator then stays as it was.
         """
         if sample_ids is not None:
             check_sample_ids(sample_ids, x)
@@ -255,7 +284,7 @@ _PARAMETERS = """
     inplace : bool
         Write the output into the input.
     generator : Generator, optional
-        Where the masks come from, as in :class:`Dropout`.
+        Source of the masks, as in :class:`Dropout`.
 
     Raises
     ------
@@ -265,14 +294,14 @@ _PARAMETERS = """
 
 
 def _rank_of(x: Any) -> int:
-    """Number of axes; TypeError unless x is a float array."""
+    """Number of axes. TypeError unless x is a float array."""
     backend_for(x)
     check_dtype(x)
     return int(x.ndim)
 
 
 class _ChannelDropout(DropoutLayer):
-    """Drop whole channels. The axes before the spatial ones have a mask: ``(N, C)``, or ``(C,)`` of one sample."""
+    """Drop whole channels. The mask has the axes before the spatial ones: ``(N, C)``, or ``(C,)`` for one sample."""
 
     _mask_axes_of_rank: ClassVar[dict[int, int]]
 
@@ -296,8 +325,8 @@ class Dropout1d(_ChannelDropout):
 
 class Dropout2d(_ChannelDropout):
     __doc__ = (
-        "Drop whole channels of ``(N, C, H, W)`` input. A 3-D input is ``(N, C, L)``, as in PyTorch, which warns of it:"
-        "\n    use :class:`Dropout1d` to say so." + _PARAMETERS
+        "Drop whole channels of ``(N, C, H, W)`` input. A 3-D input is ``(N, C, L)``, as in PyTorch, which warns of it."
+        "\n    :class:`Dropout1d` is clearer there." + _PARAMETERS
     )
     _mask_axes_of_rank: ClassVar = {3: 2, 4: 2}
 
@@ -309,7 +338,7 @@ class Dropout3d(_ChannelDropout):
 
 class AlphaDropout(DropoutLayer):
     __doc__ = (
-        "Dropout for SELU networks: mean 0 and variance 1 stay; see :func:`gpu_layers.ops.alpha_dropout_forward`."
+        "Dropout for SELU networks: keeps mean 0 and variance 1; see :func:`gpu_layers.ops.alpha_dropout_forward`."
         + _PARAMETERS
     )
 
@@ -337,7 +366,7 @@ class DropPath(DropoutLayer):
     p : float
         In [0, 1].
     generator : Generator, optional
-        Where the masks come from, as in :class:`Dropout`.
+        Source of the masks, as in :class:`Dropout`.
 
     Raises
     ------

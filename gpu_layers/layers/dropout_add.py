@@ -88,10 +88,15 @@ class DropoutAdd(Layer):
         sample_ids : array of int64, shape (x.shape[0],), optional
             As :meth:`Dropout.forward`'s.
 
+        Returns
+        -------
+        array
+            Shape and dtype of x.
+
         Raises
         ------
         TypeError, ValueError
-            For what are no such arrays; the generator then stays where it was.
+            For arrays of a wrong type, dtype or shape; the generator then stays where it was.
         """
         options: dict[str, Any] = {
             "bias": self.parameters.get("bias"),
@@ -112,7 +117,24 @@ class DropoutAdd(Layer):
         return y
 
     def backward(self, dy: Any) -> tuple[Any, Any]:
-        """Gradients of x and of the residual, which is dy itself; assigns that of the bias."""
+        """Gradients of x and of the residual, which is dy itself; assigns that of the bias.
+
+        Parameters
+        ----------
+        dy : array
+            Shape and dtype of the output.
+
+        Returns
+        -------
+        dx, dresidual : array
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another dtype or shape than the output.
+        RuntimeError
+            Before any forward, or if this library has written to what backward reads since then.
+        """
         dx, dresidual, dbias = dropout_add_backward(dy, self._saved_by_forward())
         self.gradients = {} if dbias is None else {"bias": dbias}
         return dx, dresidual

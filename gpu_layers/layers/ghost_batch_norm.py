@@ -12,21 +12,21 @@ from gpu_layers.ops.packing import Packing
 
 
 class _GhostBatchNorm(BatchNormLayer):
-    """Batch norm in training by groups of samples, as small batches would be (Hoffer, Hubara and Soudry, 2017).
+    """Batch norm by groups of samples in training, as if they were small batches (Hoffer, Hubara and Soudry, 2017).
 
-    Each group of ``group_size`` consecutive samples is normalised by its own statistics; the last one may be smaller.
-    A group with a single value a channel has no variance: it joins the one before it, the first the one after.
+    Each group of ``group_size`` consecutive samples is normalised by its own statistics; the last group may be smaller.
+    A group with a single value a channel has no variance: it joins the group before it; the first joins the next.
 
-    The running statistics are those of the whole batch, whatever the groups: its mean, and its unbiased variance,
-    merged from the groups in float64, folded in once. So evaluation does not depend on the size of the groups. (Hoffer
-    et al. fold in one group after the other, which weights the last groups of a batch most.)
+    The running statistics are those of the whole batch: its mean and its unbiased variance, merged from the groups in
+    float64 and folded in once. So evaluation does not depend on the group size. (Hoffer et al. fold in one group after
+    the other, which weights the last groups of a batch most.)
 
     Parameters
     ----------
     num_features : int
         Channels.
     group_size : int
-        Samples a group, at least 1.
+        Samples in a group, at least 1.
     eps, momentum, affine, track_running_stats, bias, channels_last, activation, dtype
         As :class:`BatchNorm2d`.
 
@@ -36,8 +36,22 @@ class _GhostBatchNorm(BatchNormLayer):
         For a wrong type or value of these.
     """
 
-    def __init__(self, num_features: int, group_size: int, *args: Any, **options: Any) -> None:
-        super().__init__(num_features, *args, **options)
+    def __init__(
+        self,
+        num_features: int,
+        group_size: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        channels_last: bool = False,
+        activation: str | None = None,
+        dtype: Any = "float32",
+    ) -> None:
+        options = {"bias": bias, "channels_last": channels_last, "activation": activation, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
     def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
@@ -54,7 +68,7 @@ class _GhostBatchNorm(BatchNormLayer):
 
 
 def _joined(starts: list[int], end: int, least: int) -> tuple[int, ...]:
-    """The bounds of groups that begin there, of at least so many rows each, if there are so many."""
+    """Bounds of the groups that begin at these rows; each has at least so many rows, if the batch does."""
     bounds = [0]
     for start in starts:
         if start - bounds[-1] >= least:

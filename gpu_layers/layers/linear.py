@@ -1,4 +1,4 @@
-"""The fully connected layer, and what brings images into its shape."""
+"""The fully connected layer, and the layer that brings images into its shape."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Linear(Layer):
     in_features, out_features : int
     bias : bool
     dtype : {"float32", "float64"}
-        Of the parameters: float64 for float64 input, float32 for all others.
+        Dtype of the parameters: float64 for float64 input, float32 for all others.
     seed : int or numpy.random.Generator, optional
-        Of the initial weight, shape (out_features, in_features); the initial bias is 0. By default
+        Seed of the initial weight, shape (out_features, in_features); the initial bias is 0. By default
         :func:`gpu_layers.manual_seed` decides.
 
     Raises
@@ -66,7 +66,7 @@ class Linear(Layer):
         Raises
         ------
         TypeError, ValueError
-            For an input of another place, dtype or shape.
+            For an input of another array type, dtype or shape than the layer's.
         """
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 2, self.in_features)
@@ -77,9 +77,24 @@ class Linear(Layer):
         return rounded(y, x.dtype)
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns those of weight and bias.
+        """Gradient of x; assigns :attr:`gradients` of weight and bias.
 
-        RuntimeError if x or weight has been written to since the forward, by a layer in place or an optimizer.
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
         """
         x, weight, writes = self._saved_by_forward()
         backend_for(dy, x)
@@ -98,8 +113,26 @@ class Linear(Layer):
 class Flatten(Layer):
     """All axes but the first as one: ``(N, C, H, W)`` becomes ``(N, C * H * W)``."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Any) -> Any:
-        """The same values, shape (N, features), for an array of at least one axis."""
+        """The same values, shape (N, features).
+
+        Parameters
+        ----------
+        x : array
+            Of at least one axis.
+
+        Returns
+        -------
+        array, shape (N, features)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type or dtype, or an input without axes.
+        """
         backend_for(x)
         check_dtype(x)
         if x.ndim < 1:
@@ -109,7 +142,25 @@ class Flatten(Layer):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """``dy`` in the input's shape."""
+        """``dy`` in the input's shape.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         shape, dtype = self._saved_by_forward()
         backend_for(dy)
         check_gradient(dy, (shape[0], int(np.prod(shape[1:]))), dtype)

@@ -16,13 +16,13 @@ class _LPPool(WindowPool):
     norm_type : float
         p, above 0; inf takes the largest ``|x|``.
     kernel_size : int or tuple of int
-        One for all spatial axes, or one an axis.
+        One for all spatial axes, or one for each.
     stride : int or tuple of int, optional
         kernel_size by default.
     ceil_mode : bool
-        Round the output size up. Of a window that is cut off, the sum is scaled up to that of a whole one.
+        Round the output size up. The sum of a window that is cut off is scaled up to that of a whole one.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
-        Zeros; as of the other poolings.
+        Zeros, as in :class:`MaxPool2d`.
     dilation : int or tuple of int
     channels_last : bool
         Input is (N, *spatial, C) instead of (N, C, *spatial).
@@ -30,7 +30,7 @@ class _LPPool(WindowPool):
     Raises
     ------
     TypeError, ValueError
-        For numbers that make no window, or a p of 0 or less.
+        For numbers that do not make a window, or a p of 0 or less.
     """
 
     def __init__(
@@ -50,7 +50,22 @@ class _LPPool(WindowPool):
         self.stride = stride  # PyTorch keeps, and shows, None here, unlike in the other poolings
 
     def forward(self, x: Any) -> Any:
-        """Pool a batch, or one sample without its batch axis."""
+        """Pool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+
+        Returns
+        -------
+        array
+            x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
+        """
         y, self._saved = lp_pool_forward(
             x,
             self.norm_type,
@@ -64,7 +79,25 @@ class _LPPool(WindowPool):
         return y
 
     def backward(self, dy: Any) -> Any:
-        """The gradient of x, which must be as it was in the forward; 0 where x is 0."""
+        """Gradient of x, which must hold the values that it had in the forward; 0 where x is 0.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if this library has written to x since.
+        """
         return lp_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:

@@ -14,13 +14,13 @@ class MaxPoolLayer(WindowPool):
     Parameters
     ----------
     kernel_size : int or tuple of int
-        One for all spatial axes, or one an axis.
+        One for all spatial axes, or one for each.
     stride : int or tuple of int, optional
         kernel_size by default.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
-        Never chosen. Integers: at most half the effective kernel size; pairs, one an axis: at most the effective
-        kernel size minus one; "same_upper", "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd
-        one at the end or at the start.
+        Never chosen. Integers: at most half the effective kernel size. Pairs, one for each axis: at most the effective
+        kernel size minus one. "same_upper", "same_lower": as much as makes ``ceil(input / stride)`` outputs; an odd
+        element goes to the end or to the start.
     dilation : int or tuple of int
     return_indices : bool
         Whether forward also returns the flat index in the input plane of each maximum (int64).
@@ -32,7 +32,7 @@ class MaxPoolLayer(WindowPool):
     Raises
     ------
     TypeError, ValueError
-        For numbers that make no window.
+        For numbers that do not make a window.
     """
 
     def __init__(
@@ -56,20 +56,26 @@ class MaxPoolLayer(WindowPool):
         ----------
         x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
-            Size that each sample of a padded batch has for itself: taps beyond do not count.
+            Size of each sample of a padded batch. Elements beyond do not count.
 
         Returns
         -------
         y : array
+            x's dtype.
         indices : array of int64
             Only if return_indices.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
         """
         y, self._saved = max_pool_forward(x, **self.window_arguments, channels_last=self.channels_last, lengths=lengths)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
     @property
     def window_arguments(self) -> dict[str, Any]:
-        """The window, as :func:`max_pool_forward` takes it."""
+        """The window as arguments of :func:`gpu_layers.ops.max_pool_forward`."""
         return {
             "kernel_size": self._kernel,
             "stride": self.stride,
@@ -80,11 +86,29 @@ class MaxPoolLayer(WindowPool):
 
     @property
     def rank(self) -> int:
-        """Spatial axes."""
+        """Number of spatial axes."""
         return self._rank
 
     def backward(self, dy: Any) -> Any:
-        """Each gradient at the element that won its window."""
+        """Send each gradient to the element that won its window.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return max_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:

@@ -11,19 +11,20 @@ from gpu_layers.ops.pool_arguments import per_axis
 
 
 class _MaxUnpool(Layer):
-    """Each value at its index in a larger plane, and 0 elsewhere.
+    """Put each value at its index in a larger plane, and 0 elsewhere.
 
     Parameters
     ----------
     kernel_size, stride, padding : int or tuple of int
-        Of the max pooling that made the indices: they give the output's size. ``stride`` is kernel_size by default.
+        Those of the max pooling that made the indices: they give the output's size. ``stride`` is kernel_size by
+        default.
     channels_last : bool
-        Input is (N, *spatial, C) instead of (N, C, *spatial), as that of the max pooling.
+        Input is (N, *spatial, C) instead of (N, C, *spatial), as for the max pooling.
 
     Raises
     ------
     TypeError, ValueError
-        For numbers that make no window.
+        For numbers that do not make a window.
     """
 
     _rank: int
@@ -49,23 +50,48 @@ class _MaxUnpool(Layer):
         ----------
         x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         indices : array of int64, x's shape
-            As the max pooling layer returns them. Of equal ones the last counts.
+            As the max pooling layer returns them. Of equal indices the last counts.
         output_size : sequence of int, optional
-            Of the output, with or without N and C: several sizes may pool to one.
+            Size of the output, with or without N and C: several sizes may pool to the same one.
         check : bool
-            Refuse an index outside the plane; on a GPU this waits for one flag.
+            Raise for an index outside the plane; on a GPU this waits for one flag.
+
+        Returns
+        -------
+        array
+            x's dtype.
 
         Raises
         ------
         TypeError, ValueError
-            For a wrong dtype, shape or output size, or an index outside the plane.
+            For a wrong array type, dtype, shape or output size, or an index outside the plane.
+        RuntimeError
+            With ``check=True`` while a graph is captured.
         """
         sizes = self._output_size(x, output_size)
         y, self._saved = max_unpool_forward(x, indices, sizes, channels_last=self.channels_last, check=check)
         return y
 
     def backward(self, dy: Any) -> Any:
-        """The gradient at each index."""
+        """The gradient at each index.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward.
+        """
         return max_unpool_backward(dy, self._saved_by_forward())
 
     def _output_size(self, x: Any, output_size: Sequence[int] | None) -> tuple[int, ...]:
@@ -76,11 +102,11 @@ class _MaxUnpool(Layer):
             for size, kernel, stride, pad in zip(spatial, self.kernel_size, self.stride, self.padding, strict=False)
         )
         if output_size is None:
-            # An empty or missing axis is the operation's to refuse.
+            # The operation refuses an empty or missing axis.
             if min(default, default=1) < 1 and 0 not in shape:
                 raise ValueError(
-                    f"a max pooling with {self._configuration()} gives no output of spatial sizes {list(spatial)}: its "
-                    f"input would have been of sizes {list(default)}"
+                    f"no input of a max pooling with {self._configuration()} has an output of spatial sizes "
+                    f"{list(spatial)}, got these: the input's sizes would be {list(default)}"
                 )
             return default
         sizes = tuple(output_size)

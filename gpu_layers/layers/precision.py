@@ -1,9 +1,9 @@
-"""In which precision the layers of this folder work.
+"""The precision in which layers with weights work.
 
 Parameters, their gradients and the optimizer's state are float32, or float64 in a layer made for float64 input. The
 activations between layers may be float16, bfloat16, float32 (float64). A layer converts its input to the dtype of its
-parameters, multiplies there, and rounds the result once, to the dtype of its input. So a small update is not lost in
-a half-precision weight, sums do not overflow, and NumPy, which multiplies half types without a BLAS, stays fast.
+parameters, multiplies, and rounds the result once, to the dtype of its input. So a small update is not lost in a
+half-precision weight, sums do not overflow, and NumPy, which has no BLAS for half types, stays fast.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def parameter_dtype(dtype: Any) -> np.dtype:
 
 
 def check_input(x: Any, weight: Any, rank: int, channels: int) -> None:
-    """Raise unless x is an array that a layer with this weight takes: its place, dtype, rank and second axis.
+    """Raise unless a layer with this weight takes x: its array type, dtype, rank and second axis.
 
     Raises
     ------
     TypeError
-        If x is no array, is not where the weight is, or has another dtype than the layer works in.
+        If x is not an array of the weight's type, or has a dtype that the layer does not take.
     ValueError
         For a wrong rank or number of channels.
     """
@@ -45,7 +45,7 @@ def check_input(x: Any, weight: Any, rank: int, channels: int) -> None:
     check_dtype(x)
     if (x.dtype == np.float64) != (weight.dtype == np.float64):
         needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, this one has {weight.dtype.name}")
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {weight.dtype.name}")
     if x.ndim != rank:
         raise ValueError(f"expected {rank}D input (got {x.ndim}D input)")
     if x.shape[1] != channels:
@@ -53,6 +53,6 @@ def check_input(x: Any, weight: Any, rank: int, channels: int) -> None:
 
 
 def rounded(values: Any, dtype: np.dtype) -> Any:
-    """The values in another dtype, C-contiguous; what is too large for it becomes infinity."""
+    """The values in another dtype, C-contiguous; values that are too large for it become infinity."""
     with np.errstate(over="ignore"):
         return array_module(values).ascontiguousarray(values.astype(dtype, copy=False))

@@ -18,7 +18,7 @@ from gpu_layers.runtime.cuda import array_module, place_of
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """Of one batch.
+    """Statistics of one batch.
 
     Attributes
     ----------
@@ -33,17 +33,17 @@ class BatchStatistics:
 
     @property
     def mean(self) -> Any:
-        """Shape (C,)."""
+        """Mean, shape (C,)."""
         return self.statistics[0]
 
     @property
     def var(self) -> Any:
-        """The biased variance."""
+        """Biased variance, shape (C,)."""
         return self.statistics[1]
 
 
 def batch_statistics(moments: Moments, dtype: np.dtype) -> BatchStatistics:
-    """Moments in the dtype of a layer's statistics; those of no values are 0."""
+    """Moments in the dtype of a layer's statistics; without values they are 0."""
     with place_of(moments.mean):
         var = moments.var if moments.count else moments.squares
         return BatchStatistics(moments.count, array_module(var).stack([moments.mean, var]).astype(dtype))
@@ -60,7 +60,7 @@ def _buffer_kinds(num_features: int, dtype: np.dtype) -> dict[str, tuple[tuple[i
 
 
 def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype) -> None:
-    """Raise if somebody put other arrays in the place of running statistics."""
+    """Raise if the running statistics were replaced by arrays of another shape or dtype."""
     expected = _buffer_kinds(num_features, dtype)
     for name, buffer in buffers.items():
         shape, dtype = expected[name]
@@ -78,7 +78,7 @@ class RunningStatisticsLayer(Layer):
     deferred : bool
         Whether a training forward leaves its statistics in :attr:`pending` until :meth:`commit`.
     skip_nonfinite : bool
-        Whether a batch whose statistics hold NaN or infinity is left out and counted in :attr:`num_batches_skipped`.
+        Whether to leave out a batch whose statistics hold NaN or infinity; :attr:`num_batches_skipped` counts them.
     """
 
     def __init__(self, num_features: int, momentum: float | None, track_running_stats: bool, dtype: np.dtype) -> None:
@@ -90,16 +90,16 @@ class RunningStatisticsLayer(Layer):
         self._update_statistics: bool | None = None
         self.deferred = self.skip_nonfinite = False
         self._pending: BatchStatistics | None = None
-        # On the device, as soon as batches may be left out.
+        # On the device, once batches may be left out.
         self._skipped: Any = None
         if self.track_running_stats:
             self.reset_running_stats()
 
     def reset_running_stats(self) -> None:
-        """Start the running averages anew: mean 0, variance 1, no batch seen; without running averages do nothing.
+        """Reset the running averages: mean 0, variance 1, no batches. Without running averages it does nothing.
 
-        The buffers are overwritten where they are, so that a captured graph stays valid; those that are missing, or are
-        not as this layer needs them, are made beside the parameters.
+        The buffers are overwritten in place, so that a captured graph stays valid. Buffers that are missing, or of a
+        wrong shape or dtype, are made on the device of the parameters.
         """
         if not self.track_running_stats:
             return
@@ -138,7 +138,7 @@ class RunningStatisticsLayer(Layer):
         return None if value is None else bool(value)
 
     def _check_places(self) -> None:
-        """Raise unless there are buffers for the running statistics that can be written to."""
+        """Raise unless the running statistics have buffers that can be written to."""
         buffers = vars(self)["buffers"]
         if self.track_running_stats and len(buffers) < len(RUNNING_STATISTICS):
             missing = next(name for name in RUNNING_STATISTICS if name not in buffers)
@@ -151,7 +151,7 @@ class RunningStatisticsLayer(Layer):
                 check_overlap(buffer)
 
     def _check_buffers(self) -> None:
-        """Raise if somebody put other arrays in the place of the running statistics, or asked for them too late."""
+        """Raise if the running statistics are missing, or of another shape or dtype."""
         self._check_places()
         check_buffers(self.buffers, self.num_features, self.dtype)
 
@@ -167,25 +167,25 @@ class RunningStatisticsLayer(Layer):
 
     @property
     def pending(self) -> BatchStatistics | None:
-        """What the last updating forward of a deferred layer found, until :meth:`commit` or :meth:`rollback`.
+        """Statistics of a deferred layer's last updating forward, until :meth:`commit` or :meth:`rollback`.
 
-        Each forward replaces it, so that a batch that is computed again before the commit counts once.
+        Each forward replaces them, so a batch that is computed again before the commit counts once.
         """
         return self._pending
 
     @property
     def num_batches_skipped(self) -> int:
-        """Batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
+        """Number of batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
         return 0 if self._skipped is None else int(self._skipped)
 
     def commit(self, accepted: Any = None) -> None:
-        """Fold what is pending into the running statistics; without anything pending, do nothing.
+        """Fold the pending statistics into the running ones; without any it does nothing.
 
         Parameters
         ----------
         accepted : boolean array of one element, optional
-            Whether to, decided on the device; if not, the batch is counted as skipped. With :attr:`skip_nonfinite`
-            it must be finite besides.
+            Whether to fold them in, decided on the device; if not, the batch counts as skipped. With
+            :attr:`skip_nonfinite` they must also be finite.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -199,11 +199,11 @@ class RunningStatisticsLayer(Layer):
         return xp.isfinite(self._pending.statistics[:2]).all()
 
     def rollback(self) -> None:
-        """Forget what is pending."""
+        """Forget the pending statistics."""
         self._pending = None
 
     def to(self, device: str) -> Layer:
-        """As :meth:`Layer.to`; what is pending is kept."""
+        """Move to ``device`` as :meth:`Layer.to`; pending statistics are kept."""
         super().to(device)
         xp, pending = device_module(device), self._pending
         if self._skipped is not None:
@@ -213,9 +213,10 @@ class RunningStatisticsLayer(Layer):
         return self
 
     def _running(self, count: int) -> RunningStatistics | None:
-        """Where a forward folds in the statistics of a batch of so many values a channel; None if it must not.
+        """The running statistics for a forward's kernel to fold a batch of so many values a channel into, or None.
 
-        That is so unless they have to wait, or depend on more than one channel, or somebody else takes them.
+        None if the statistics have to wait, if folding in depends on more than one channel, or if :meth:`_take_batch`
+        was replaced.
         """
         waits = self.deferred or self.skip_nonfinite or self.momentum is None or "_take_batch" in vars(self)
         return None if waits or not self._updates() else self._running_statistics(count)
@@ -226,7 +227,7 @@ class RunningStatisticsLayer(Layer):
         return RunningStatistics(*arrays, self.momentum, count)
 
     def _take_batch(self, batch: BatchStatistics) -> None:
-        """Fold in the statistics of a batch, or keep them pending."""
+        """Fold in the statistics of a batch, or leave them pending."""
         self._pending = batch
         if not self.deferred:
             self.commit()
@@ -238,8 +239,7 @@ class RunningStatisticsLayer(Layer):
         ----------
         batch : BatchStatistics
         accepted : boolean array or None
-            Whether the batch is to be folded in at all, decided on the device; with :attr:`skip_nonfinite` it must be
-            finite besides.
+            Whether to fold the batch in, decided on the device; with :attr:`skip_nonfinite` it must also be finite.
         """
         running = self._running_statistics(batch.count)
         with place_of(running.batches):

@@ -13,9 +13,9 @@ from gpu_layers.layers.base import Layer
 class Sequential(Layer):
     """Layers applied one after the other, themselves a layer.
 
-    As ``torch.nn.Sequential``: parameters, gradients and buffers have the layer's position in front of their name,
-    ``"0.weight"``, or the name that a mapping gives it; ``network[0]`` is a layer, ``network[1:3]`` a Sequential of the
-    same layers under the same names; ``len`` and iteration go over the layers. A layer may be there several times.
+    As ``torch.nn.Sequential``: names of parameters, gradients and buffers begin with the layer's position,
+    ``"0.weight"``, or with its name in a mapping. ``network[0]`` is a layer; ``network[1:3]`` is a Sequential of the
+    same layers under the same names. ``len`` and iteration go over the layers. A layer may be there several times.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Sequential(Layer):
     Raises
     ------
     TypeError
-        If one is no layer.
+        If one is not a layer.
     ValueError
         If a name is empty or has a dot.
 
@@ -50,7 +50,7 @@ class Sequential(Layer):
             named = {str(position): layer for position, layer in enumerate(layers)}
         for name, layer in named.items():
             if not name or "." in name:
-                raise ValueError(f"the name of a layer must have characters, and no dot, got {name!r}")
+                raise ValueError(f"the name of a layer must have characters and no dot, got {name!r}")
             _check_layer(layer)
         self._layers: dict[str, Layer] = named
 
@@ -66,15 +66,19 @@ class Sequential(Layer):
         ----------
         x : array
         sample_ids, lengths, mask : optional
-            Handed on to the layers whose forward takes an argument of this name: see :class:`Dropout`,
+            Passed on to the layers whose forward has an argument of this name: see :class:`Dropout`,
             :class:`BatchNorm2d` and :class:`MaxPool2d`.
+
+        Returns
+        -------
+        array
 
         Raises
         ------
         TypeError
-            For one of these that no layer takes; or whatever the layers raise.
+            If no layer takes one of these arguments; also whatever the layers raise.
         ValueError
-            For lengths or a mask that would reach a layer after the spatial size has changed: they are those of x.
+            If lengths or a mask would reach a layer after the spatial size has changed: they belong to x.
         """
         options = {"sample_ids": sample_ids, "lengths": lengths, "mask": mask}
         options = {name: value for name, value in options.items() if value is not None}
@@ -86,30 +90,76 @@ class Sequential(Layer):
             taken = {option: value for option, value in options.items() if _takes(layer, option)}
             if taken.keys() - {"sample_ids"} and _without_channels(layer, x.shape) != _without_channels(layer, size):
                 raise ValueError(
-                    f"lengths and mask are those of the input, of shape {list(size)}; what layer {name}, {layer!r}, "
-                    f"gets has the shape {list(x.shape)}: call the layers one by one, with lengths of their own"
+                    f"lengths and mask belong to the input of shape {list(size)}, but layer {name}, {layer!r}, got an "
+                    f"input of shape {list(x.shape)}: call the layers one by one, with lengths for each"
                 )
             x = layer(x, **taken)
         return x
 
     def backward(self, dy: Any) -> Any:
-        """Gradient of x; assigns every layer's gradients."""
+        """Gradient of x; assigns the gradients of every layer.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            Whatever the backwards of the layers raise.
+        """
         for layer in reversed(self.layers):
             dy = layer.backward(dy)
         return dy
 
     def append(self, layer: Layer) -> Sequential:
-        """One more layer at the end; returns the Sequential."""
+        """Add a layer at the end.
+
+        Parameters
+        ----------
+        layer : Layer
+
+        Returns
+        -------
+        Sequential
+            This one.
+
+        Raises
+        ------
+        TypeError
+            If it is not a layer.
+        """
         _check_layer(layer)
         number = len(self._layers)
-        # A slice has the names of the whole: its length may be the name of one of its layers.
+        # A slice keeps the names of the whole: its length may be the name of one of its layers.
         while str(number) in self._layers:
             number += 1
         self._layers[str(number)] = layer
         return self
 
     def extend(self, layers: Iterable[Layer]) -> Sequential:
-        """More layers at the end; returns the Sequential."""
+        """Add layers at the end.
+
+        Parameters
+        ----------
+        layers : iterable of Layer
+
+        Returns
+        -------
+        Sequential
+            This one.
+
+        Raises
+        ------
+        TypeError
+            If one is not a layer; those before it have been added.
+        """
         for layer in layers:
             self.append(layer)
         return self
@@ -135,7 +185,7 @@ class Sequential(Layer):
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 
-    # An empty one is a layer all the same.
+    # An empty Sequential is a layer too.
     def __bool__(self) -> bool:
         return True
 
@@ -148,7 +198,7 @@ class Sequential(Layer):
 
 def _check_layer(layer: Any) -> None:
     if not isinstance(layer, Layer):
-        raise TypeError(f"{type(layer).__name__} is not a Layer")
+        raise TypeError(f"expected a Layer, got {type(layer).__name__}")
 
 
 def _takes(layer: Layer, option: str) -> bool:

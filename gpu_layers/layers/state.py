@@ -1,4 +1,4 @@
-"""Taking over a state: what is given, converted and checked, before anything is written."""
+"""Loading a state: its values are converted and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNTER = "num_batches_tracked"
 
 
 class IncompatibleKeys(NamedTuple):
-    """What a state lacked, and what it had beside, as ``torch.nn.Module.load_state_dict`` returns it."""
+    """Keys that a state lacks, and keys that do not belong to it, as PyTorch's ``load_state_dict`` returns them."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -29,14 +29,14 @@ class IncompatibleKeys(NamedTuple):
 
 
 def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: str) -> IncompatibleKeys:
-    """Write a state into arrays: all of it, or nothing where anything does not fit.
+    """Write a state into arrays: all of it, or nothing if anything does not fit.
 
     Parameters
     ----------
     own : mapping of str to array
         Written in place.
     state : mapping of str to array
-        NumPy, CuPy or torch; of any floating dtype where ``own`` is floating.
+        NumPy, CuPy or torch; of any floating dtype if ``own`` is floating.
     strict : bool
         Whether a missing or unexpected key is an error.
     owner : str
@@ -51,11 +51,11 @@ def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: st
     ValueError
         For missing or unexpected keys, wrong shapes, a fractional count, or an array of ``own`` that is read-only.
     TypeError
-        For a state that is no mapping, or values of a dtype that cannot be taken.
+        For a state that is not a mapping, or values of a dtype that does not fit.
     """
     keys = _keys(state)
     taken = [name for name in own if name in keys]
-    # PyTorch before 0.4.1 counted no batches; a checkpoint of those days has the averages alone.
+    # PyTorch before 0.4.1 did not count batches: its checkpoints have the averages alone.
     uncounted = [name for name in own if name not in keys and name.rpartition(".")[2] == _COUNTER]
     missing = [name for name in own if name not in keys and name not in uncounted]
     unexpected = [name for name in keys if name not in own]
@@ -65,7 +65,7 @@ def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: st
         )
     arrays = {name: as_array(state[name], name) for name in taken}
     _check_shapes(arrays, own, owner)
-    # Copies: what is given may be the arrays that are written to, in another order.
+    # Copies: the values may be the very arrays that are written to, in another order.
     ready = {name: converted(value, own[name], name, owner) for name, value in arrays.items()}
     for name in uncounted:
         if any(name.removesuffix(_COUNTER) + sibling in ready for sibling in ("running_mean", "running_var")):
@@ -80,7 +80,7 @@ def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: st
 def _keys(state: Any) -> list[str]:
     if isinstance(state, Mapping) or (hasattr(state, "keys") and hasattr(state, "__getitem__")):
         return list(state.keys())
-    # What cupy.load makes of an .npz file has items and no keys.
+    # The result of cupy.load for an .npz file has items but no keys.
     names = getattr(getattr(state, "npz_file", None), "files", None)
     if names is None:
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state)}.")
@@ -88,12 +88,12 @@ def _keys(state: Any) -> list[str]:
 
 
 def as_array(value: Any, name: str) -> Any:
-    """A value of a state as an array of NumPy or CuPy; one of torch keeps its memory where it can.
+    """A value of a state as an array of NumPy or CuPy; a tensor keeps its memory if possible.
 
     Raises
     ------
     TypeError
-        For a tensor that has no values, or is sparse or quantized.
+        For a tensor without values, or a sparse or quantized one.
     """
     if is_cupy_array(value):
         return value
@@ -103,7 +103,7 @@ def as_array(value: Any, name: str) -> Any:
     try:
         tensor = value.detach().cpu()
         if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
-            # bfloat16 and smaller: NumPy does not know them, and float32 holds each of their values.
+            # NumPy does not know bfloat16 and smaller types; float32 holds all of their values.
             tensor = tensor.float()
         return tensor.resolve_neg().numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -122,32 +122,32 @@ def _check_shapes(arrays: Mapping[str, Any], own: Mapping[str, Any], owner: str)
 
 
 def converted(value: Any, own: Any, name: str, owner: str) -> Any:
-    """A copy in the dtype of ``own`` and where that is: floating numbers rounded, counts exact."""
-    # Of either byte order; bfloat16 is no floating dtype to NumPy.
+    """A copy in the dtype and on the device of ``own``: floating numbers are rounded, counts are exact."""
+    # In either byte order; for NumPy bfloat16 is not a floating dtype.
     floating = value.dtype.kind == "f" or value.dtype in FLOAT_DTYPES
     counts = own.dtype not in FLOAT_DTYPES
     if not (floating or (counts and value.dtype.kind in "iu")):
-        raise TypeError(f"dtype mismatch for {name}: {value.dtype} given, {own.dtype} in {owner}")
+        raise TypeError(f"dtype mismatch for {name}: {owner} has {own.dtype}, got {value.dtype}")
     xp = array_module(own)
     with np.errstate(over="ignore", invalid="ignore"):
         copy = value.astype(own.dtype)
     if counts and floating and not bool((copy == value).all()):
-        raise ValueError(f"{name} counts, and cannot be {value.tolist()}")
+        raise ValueError(f"{name} must be a whole number, got {value.tolist()}")
     if xp is np:
         return copy.get() if is_cupy_array(copy) else copy
     return xp.asarray(copy)
 
 
 def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise unless everything can be written, and to each memory one value."""
+    """Raise unless all arrays can be written, each with one value."""
     locked = [name for name in ready if isinstance(own[name], np.ndarray) and not own[name].flags.writeable]
     if locked:
-        raise ValueError(f"{', '.join(locked)}: the layer's own array is read-only; put a copy into its place first")
+        raise ValueError(f"{', '.join(locked)}: the layer's own array is read-only; replace it by a copy first")
     first: dict[Any, str] = {}
     for name, value in ready.items():
         other = first.setdefault(memory_of(own[name]), name)
         if other != name and not _equal(turned(ready[other], own[other], own[name]), value):
-            raise ValueError(f"{other} and {name} are one array here, and differ in the state")
+            raise ValueError(f"{other} and {name} are the same array here, but differ in the state")
 
 
 def _equal(one: Any, other: Any) -> bool:

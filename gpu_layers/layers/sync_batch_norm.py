@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of several processes."""
+"""Batch normalisation over the parts of a batch in several processes."""
 
 from __future__ import annotations
 
@@ -18,37 +18,51 @@ from gpu_layers.ops.sync_batch_norm import (
 
 
 class SyncBatchNorm(BatchNormLayer):
-    """Batch norm of input of 2 to 5 axes, in training by the statistics of all processes' batches.
+    """Batch norm of input with 2 to 5 axes, in training by the statistics of all processes.
 
-    The processes hold parts of a batch, of any sizes, also empty ones: y, dx and the running statistics are those of
-    one process with all of it. Gradients of weight and bias are sums over the own part, as those of every other
-    layer, and to be added over the processes. All processes must run the same forwards and backwards.
+    The processes hold parts of a batch, of any size, also empty ones. y, dx and the running statistics are those of one
+    process with the whole batch. Gradients of weight and bias are sums over the process's own part: add them over the
+    processes, like those of all other layers. All processes must run the same forwards and backwards.
 
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, bias, channels_last, activation, dtype
         As :class:`BatchNorm2d`.
     communicator : gpu_layers.distributed.Communicator, optional
-        The processes that ``mpirun`` started by default; without it this one alone.
+        By default the processes that ``mpirun`` started, or this process alone.
 
     Raises
     ------
     TypeError, ValueError
         For a wrong type or value of these.
     RuntimeError
-        If ``mpirun`` started several processes, and mpi4py is missing.
+        If ``mpirun`` started several processes and mpi4py is missing.
     """
 
     _input_ranks = (2, 3, 4, 5)
 
-    def __init__(self, num_features: int, *args: Any, communicator: Communicator | None = None, **options: Any) -> None:
-        super().__init__(num_features, *args, **options)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        channels_last: bool = False,
+        activation: str | None = None,
+        dtype: Any = "float32",
+        communicator: Communicator | None = None,
+    ) -> None:
+        options = {"bias": bias, "channels_last": channels_last, "activation": activation, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         if communicator is not None:
             check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator
 
     def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
-        # As in PyTorch, a layer without running statistics evaluates each process's batch for itself.
+        # As in PyTorch, a layer without running statistics evaluates each process's part by itself.
         if not self.training and self.use_batch_statistics is None:
             return super()._normalise_by_batch(x, residual, packing)
         y, saved = sync_batch_norm_forward(

@@ -32,7 +32,7 @@ from gpu_layers.ops.dropout import (
     dropout_moments,
 )
 from gpu_layers.ops.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
-from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
+from gpu_layers.ops.ghost_batch_norm import GhostBatchNormSaved, ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
     MaxPoolSaved,
@@ -43,7 +43,7 @@ from gpu_layers.ops.max_pool import (
     max_pool_indices,
 )
 from gpu_layers.ops.max_unpool import MaxUnpoolSaved, max_unpool_backward, max_unpool_forward
-from gpu_layers.ops.sync_batch_norm import sync_batch_norm_backward, sync_batch_norm_forward
+from gpu_layers.ops.sync_batch_norm import SyncBatchNormSaved, sync_batch_norm_backward, sync_batch_norm_forward
 
 __all__ = [
     "ActivationDropoutSaved",
@@ -52,10 +52,12 @@ __all__ = [
     "BatchNormSaved",
     "DropoutAddSaved",
     "DropoutSaved",
+    "GhostBatchNormSaved",
     "LPPoolSaved",
     "MaxPoolSaved",
     "MaxUnpoolSaved",
     "ReluSaved",
+    "SyncBatchNormSaved",
     "activation_dropout_backward",
     "activation_dropout_forward",
     "adaptive_avg_pool_forward",

@@ -14,13 +14,13 @@ from gpu_layers.runtime.backend import backend_for
 
 @dataclass(slots=True)
 class ReluSaved:
-    """What backward needs, of no array that the caller has: the output may be written over.
+    """What backward needs. It shares no memory with the caller's arrays: the output may be overwritten.
 
     Attributes
     ----------
     gradient_bits : array of uint8
-        One bit an element: whether the input was positive, or NaN. Over forward and backward that moves fewer bytes
-        than reading the output again.
+        One bit an element: whether the input was positive, or NaN. That moves fewer bytes than reading the output
+        again.
     shape : tuple of int
     dtype : numpy.dtype
     """
@@ -43,7 +43,9 @@ def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
     Returns
     -------
     y : array
+        Shape and dtype of x.
     saved : ReluSaved
+        For :func:`relu_backward`.
 
     Raises
     ------
@@ -66,7 +68,26 @@ def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
 
 
 def relu_backward(dy: Any, saved: ReluSaved) -> Any:
-    """``dy`` where the input was positive (or NaN), 0 elsewhere, as PyTorch has it."""
+    """Gradient of :func:`relu_forward`: ``dy`` where the input was positive (or NaN), 0 elsewhere, as in PyTorch.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : ReluSaved
+
+    Returns
+    -------
+    array
+        Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y.
+    """
     backend = backend_for(dy, saved.gradient_bits)
     check_gradient(dy, saved.shape, saved.dtype)
     return backend.relu_backward(dy, saved.gradient_bits)

@@ -23,11 +23,10 @@ class ActivationDropoutSaved:
     dropout : DropoutSaved
         The mask as numbers.
     x : array or None
-        The input itself: what this library writes to it before backward is noticed there. None for relu and identity.
+        The input itself. Backward notices what this library has written to it. None for relu and identity.
     gradient_bits : array of uint8 or None
-        For relu one bit an element instead: kept and not clipped. Over forward and backward that moves fewer bytes
-        than reading the output again (8.25 an element of bfloat16, not 10), and keeps fewer, unless the output is kept
-        anyway.
+        For relu, one bit an element instead: kept and positive. That moves fewer bytes than reading the output again
+        (8.25 an element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
     writes : int
         :func:`write_count` of the forward.
     """
@@ -40,7 +39,7 @@ class ActivationDropoutSaved:
     writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> ActivationDropoutSaved:
-        """The same, of the call whose numbers lie in ``draw``."""
+        """The same, for the call whose numbers are in ``draw``."""
         return replace(self, dropout=self.dropout.with_draw(draw))
 
 
@@ -71,7 +70,8 @@ def activation_dropout_forward(
     p, seed, offset, start, draw
         As in :func:`dropout_forward`: the mask is the same.
     order : {"after", "before"}
-        Dropout after the activation, where a dropped element is +0 whatever it was, or before it, where it is phi(0).
+        Dropout after the activation (a dropped element is +0 whatever it was) or before it (a dropped element is
+        phi(0)).
 
     Returns
     -------
@@ -83,7 +83,7 @@ def activation_dropout_forward(
     Raises
     ------
     TypeError
-        For an array, dtype or number of the wrong type.
+        For a wrong array type, dtype or number type.
     ValueError
         For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
     """
@@ -102,7 +102,7 @@ def activation_dropout_forward(
 def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     """Gradient of :func:`activation_dropout_forward`, in one kernel.
 
-    With the mask m ``m / (1 - p) * phi'(x) * dy`` for the order "after", ``phi'(D(x)) * m / (1 - p) * dy`` for
+    With the mask m it is ``m / (1 - p) * phi'(x) * dy`` for the order "after" and ``phi'(D(x)) * m / (1 - p) * dy`` for
     "before"; +0 where an element was dropped.
 
     Parameters
@@ -114,11 +114,16 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     Returns
     -------
     array
+        Shape and dtype of x.
 
     Raises
     ------
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y.
     RuntimeError
-        If this library has written to x since the forward, where the gradient depends on x.
+        If the gradient depends on x and this library has written to x since the forward.
     """
     dropout = saved.dropout
     if saved.activation == "identity":

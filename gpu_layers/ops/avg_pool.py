@@ -41,7 +41,7 @@ class AvgPoolSaved:
 
 
 def check_divisor(divisor_override: Any) -> int | None:
-    """A divisor, or None: TypeError unless an integer, ValueError if 0."""
+    """A divisor, or None. TypeError unless it is an integer, ValueError for 0."""
     if divisor_override is None:
         return None
     divisor = check_integer(divisor_override, "divisor_override", -(2**31), 2**31 - 1)
@@ -64,8 +64,10 @@ def avg_pool_forward(
     lengths: Any = None,
     out: Any = None,
 ) -> tuple[Any, AvgPoolSaved]:
-    """Mean of each window: its sum, over ``divisor_override``, else over its taps within the padded extent if
-    ``count_include_pad``, else over its taps inside the input.
+    """Mean of each window.
+
+    The sum is divided by ``divisor_override``, if given. Otherwise it is divided by the number of the window's elements
+    within the padded extent, if ``count_include_pad``, else by the number of those inside the input.
 
     Parameters
     ----------
@@ -75,17 +77,17 @@ def avg_pool_forward(
     divisor_override : int, optional
         Not 0.
     lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
-        Size that each sample of a padded batch has for itself, with its padding around it: taps beyond count neither
-        in the sum nor in the divisor, and gradients there are 0.
+        Size of each sample of a padded batch; padding lies around it. Elements beyond count neither in the sum nor in
+        the divisor, and get no gradient.
     out : array, optional
-        Where to write y; apart from x.
+        Where to write y; must not overlap x.
 
     Returns
     -------
     y : array
-        Summed in float32 for half types.
+        x's dtype; half types are summed in float32.
     saved : AvgPoolSaved
-        Shapes only.
+        For :func:`avg_pool_backward`; it holds shapes only.
 
     Raises
     ------
@@ -102,7 +104,7 @@ def avg_pool_forward(
 def adaptive_avg_pool_forward(
     x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
 ) -> tuple[Any, AvgPoolSaved]:
-    """Mean of each window, of windows that give the output its size.
+    """Mean of each window; the windows follow from the output's size.
 
     Parameters
     ----------
@@ -147,7 +149,7 @@ def _forward(
 
 
 def avg_pool_backward(dy: Any, saved: AvgPoolSaved, *, out: Any = None) -> Any:
-    """Spread each gradient evenly over its window's taps inside the input.
+    """Spread each gradient evenly over its window's elements inside the input.
 
     Parameters
     ----------
@@ -155,7 +157,7 @@ def avg_pool_backward(dy: Any, saved: AvgPoolSaved, *, out: Any = None) -> Any:
         Shape and dtype of y.
     saved : AvgPoolSaved
     out : array, optional
-        Where to write the result; apart from dy.
+        Where to write the result; must not overlap dy.
 
     Returns
     -------
@@ -164,8 +166,10 @@ def avg_pool_backward(dy: Any, saved: AvgPoolSaved, *, out: Any = None) -> Any:
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape, and out, if there is one, x's.
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
     """
     backend = backend_for(dy, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)

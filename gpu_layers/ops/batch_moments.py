@@ -1,4 +1,4 @@
-"""The statistics of a batch without its normalisation."""
+"""The statistics of a batch, without normalising it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
-        One value a channel is fine here, and so is none.
+        A single value a channel is allowed here, and so is an empty batch.
     channels_last : bool
+
+    Returns
+    -------
+    Moments
 
     Raises
     ------
-    TypeError, ValueError
-        For what is no such array.
+    TypeError
+        For a wrong array type or dtype.
+    ValueError
+        For an input of fewer than two axes.
     """
     backend = backend_for(x)
     check_dtype(x)

@@ -1,4 +1,4 @@
-"""Batch normalisation as stateless pairs: with the statistics of the batch, and with given ones."""
+"""Batch normalisation as stateless pairs: by the statistics of the batch, and by given ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class BatchNormSaved:
     Attributes
     ----------
     x : array
-        The input itself: what this library writes to it before backward is noticed there.
+        The input itself. Backward notices what this library has written to it.
     statistics : array, shape (5, C)
-        Rows :attr:`mean`, :attr:`var`, :attr:`inv_std`, :attr:`gamma`, :attr:`beta`, as they were in the forward: who
-        changes parameters or running statistics before backward does not change these. float64 for float64 input,
-        float32 for all others.
+        Rows :attr:`mean`, :attr:`var`, :attr:`inv_std`, :attr:`gamma` and :attr:`beta`, copied in the forward: changing
+        parameters or running statistics before backward does not change them. float64 for float64 input, float32 for
+        all others.
     channels_last : bool
     residual : array or None
-        What was added before the activation, itself; the input of the activation is computed again from this and x.
+        What was added before the activation, not copied. Backward computes the activation's input from this and x.
     activation : str
     writes : int
         :func:`write_count` of the forward.
@@ -42,18 +42,18 @@ class BatchNormSaved:
     writes: int = field(default_factory=write_count)
 
     def check_unwritten(self) -> None:
-        """RuntimeError if this library has written to what backward reads, since the forward."""
+        """RuntimeError if this library has written to an array that backward reads, since the forward."""
         residual = None if self.activation == "identity" else self.residual
         check_unwritten(self.writes, x=self.x, residual=residual)
 
     @property
     def mean(self) -> Any:
-        """Of the batch in training, given in inference; shape (C,)."""
+        """Mean: of the batch in training, the given one in inference; shape (C,)."""
         return self.statistics[0]
 
     @property
     def var(self) -> Any:
-        """The biased variance, likewise."""
+        """Biased variance: of the batch in training, the given one in inference; shape (C,)."""
         return self.statistics[1]
 
     @property
@@ -63,12 +63,12 @@ class BatchNormSaved:
 
     @property
     def gamma(self) -> Any:
-        """1 where none was given."""
+        """Weight, shape (C,); 1 if there was none."""
         return self.statistics[3]
 
     @property
     def beta(self) -> Any:
-        """0 where none was given."""
+        """Bias, shape (C,); 0 if there was none."""
         return self.statistics[4]
 
     @property
@@ -88,7 +88,7 @@ def batch_norm_forward(
     channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
-    """Normalise each channel with its own mean and biased variance over the batch; then add, then activate.
+    """Normalise each channel by its mean and biased variance over the batch; then add the residual; then activate.
 
     ``y = phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` (Ioffe and Szegedy, 2015).
 
@@ -99,33 +99,35 @@ def batch_norm_forward(
     gamma, beta : array, shape (C,), or None
         float64 if x is, float32 for all others.
     eps : float
-        Greater than 0, also as a number of the statistics' dtype, to which it is rounded.
+        Positive, also after rounding to the dtype of the statistics.
     residual : array, optional
         x's shape and dtype.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"} or None
         phi, as in :func:`activation_dropout_forward`; None is the identity.
     channels_last : bool
     out : array, optional
-        Where to write y; apart from x and residual.
+        Where to write y; must not overlap x or residual.
 
     Returns
     -------
     y : array
         x's shape and dtype.
     saved : BatchNormSaved
+        For :func:`batch_norm_backward`.
 
     Raises
     ------
     TypeError
         For a wrong array type or dtype.
     ValueError
-        For a wrong shape, an unknown activation, or one value a channel, whose variance does not exist.
+        For a wrong shape, an eps that is not positive, an unknown activation, an out that cannot take the result, or a
+        single value a channel, which has no variance.
     """
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
         check_result(out, x.shape, x.dtype, x, residual)
-        # Before it is saved that nothing has been written to since.
+        # Recorded before the forward notes the number of writes.
         record_write(out)
     return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out)
 
@@ -146,7 +148,7 @@ def _checked_forward(
 def _checked_inference(
     arrays: tuple[Any, ...], activation: str | None, channels_last: bool, eps: float
 ) -> tuple[str, float]:
-    """Likewise."""
+    """The activation's name, and eps."""
     x, mean, var, gamma, beta, residual = arrays
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     check_statistics(x, mean, var, channels)
@@ -165,9 +167,9 @@ def checked_forward(
     out: Any = None,
     running: RunningStatistics | None = None,
 ) -> tuple[Any, BatchNormSaved]:
-    """:func:`batch_norm_forward` of what has been checked.
+    """:func:`batch_norm_forward` of checked arguments.
 
-    y is written to ``out``, and the statistics are folded into ``running``, if there are these.
+    If they are given, y is written to ``out``, and the statistics are folded into ``running``.
     """
     if x.size == 0:
         with place_of(x):
@@ -199,16 +201,18 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     -------
     dx : array
     dgamma, dbeta : array, shape (C,)
-        Also where gamma and beta are None.
+        Also if gamma and beta are None.
     dresidual : array
         Only if there was a residual.
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape.
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y.
     RuntimeError
-        If this library has written to x, or to a residual that an activation's gradient needs, since the forward.
+        If this library has written since the forward to x, or to a residual that the activation's gradient needs.
     """
     return batch_norm_backward_into((None, None), dy, saved)
 
@@ -304,21 +308,28 @@ def batch_norm_inference(
     channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
-    """Normalise each channel with a given mean and variance; then add, then activate.
+    """Normalise each channel by a given mean and variance; then add the residual; then activate.
 
     Parameters
     ----------
     x, gamma, beta, eps, residual, activation, channels_last
-        As in :func:`batch_norm_forward`; one value a channel is fine here.
+        As in :func:`batch_norm_forward`; a single value a channel is allowed here.
     mean, var : array, shape (C,)
-        Such as running averages.
+        Running averages, for example; float64 if x is, float32 for all others.
     out : array, optional
-        Where to write y; apart from x and residual.
+        Where to write y; must not overlap x or residual.
 
     Returns
     -------
     y : array
+        x's shape and dtype.
     saved : BatchNormSaved
+        For :func:`batch_norm_inference_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`batch_norm_forward`, and for a mean or variance of a wrong dtype or shape.
     """
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
     phi, eps = _checked_inference((x, mean, var, gamma, beta, residual), activation, channels_last, eps)
@@ -351,9 +362,20 @@ def checked_inference(
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : BatchNormSaved
+
     Returns
     -------
-    dx, dgamma, dbeta, dresidual
+    dx, dgamma, dbeta, dresidual : array
+        As :func:`batch_norm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
     return _backward("batch_norm_inference_backward", dy, saved)
@@ -377,7 +399,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tupl
 
 
 def _statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
-    """What an empty batch keeps."""
+    """The statistics that an empty batch saves."""
     statistics = array_module(x).zeros((5, channels), statistics_dtype(x.dtype))
     statistics[2] = eps**-0.5
     return statistics
@@ -399,19 +421,19 @@ def check_input(
 
 
 def check_count(x: Any, channels: int) -> None:
-    """Raise for a single value a channel, which has no variance."""
+    """ValueError for a single value a channel, which has no variance."""
     if x.size == channels and channels:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
 
 
 def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
-    """Raise unless given statistics have x's number of channels, and their dtype."""
+    """Raise unless mean and variance have x's number of channels, and the statistics' dtype."""
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)
 
 
 def _check_residual(residual: Any, x: Any) -> None:
-    """Raise unless the residual, if there is one, has x's dtype and shape."""
+    """Raise unless the residual is None or has x's dtype and shape."""
     if residual is None:
         return
     if residual.dtype != x.dtype:

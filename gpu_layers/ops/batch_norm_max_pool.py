@@ -1,4 +1,4 @@
-"""Batch normalisation, activation and max pooling as stateless pairs, without the values in between."""
+"""Batch normalisation, activation and max pooling as stateless pairs; the values in between are never written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpu_layers.window import Window
 
 @dataclass(frozen=True)
 class BatchNormMaxPoolSaved:
-    """What backward needs: no normalised values among it.
+    """What backward needs. It holds no normalised values.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def batch_norm_max_pool_forward(
 ) -> tuple[Any, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_forward`: the same bits.
 
-    The normalised values are not written: on kernels the statistics read x, and the pooling reads it again.
+    The kernels do not write the normalised values: the statistics read x, and the pooling reads it again.
 
     Parameters
     ----------
@@ -69,11 +69,12 @@ def batch_norm_max_pool_forward(
     -------
     y : array
     saved : BatchNormMaxPoolSaved
+        For the backward of the same name.
 
     Raises
     ------
     TypeError, ValueError
-        As these two.
+        As both of these.
     """
     arguments = (kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last)
     return batch_norm_max_pool_running(x, gamma, beta, None, *arguments)
@@ -93,14 +94,14 @@ def batch_norm_max_pool_running(
     ceil_mode: bool,
     channels_last: bool,
 ) -> tuple[Any, BatchNormMaxPoolSaved]:
-    """:func:`batch_norm_max_pool_forward` that folds the statistics into running ones, if there are any."""
+    """:func:`batch_norm_max_pool_forward` that also folds the statistics into running ones, if given."""
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
     eps = check_eps(eps, statistics_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
-        # Nothing to normalise, or an error: as the first of the two says.
+        # Nothing to normalise, or an error of batch norm.
         check_count(x, channels)
         normalised, norm = checked_forward(backend, x, gamma, beta, eps, None, activation, channels_last, None, running)
         return _pooled(normalised, norm, window_arguments, ceil_mode)
@@ -109,10 +110,10 @@ def batch_norm_max_pool_running(
 
 
 def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
-    """Gradients of :func:`batch_norm_max_pool_forward`: the bits of its two steps' backwards, one after the other.
+    """Gradients of :func:`batch_norm_max_pool_forward`: the bits of the backwards of its two steps.
 
     Kernels take the gradient of each normalised value from the windows over it, at most two along height and width
-    (``kernel_size <= 2 * stride``), and write nothing in between; for other windows they take the two steps.
+    (``kernel_size <= 2 * stride``), and write nothing in between. Other windows take the two steps.
 
     Parameters
     ----------
@@ -122,13 +123,14 @@ def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple
 
     Returns
     -------
-    dx, dgamma, dbeta
+    dx : array
+    dgamma, dbeta : array, shape (C,)
         As of :func:`batch_norm_backward`.
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape.
+    TypeError, ValueError, RuntimeError
+        As :func:`batch_norm_backward`.
     """
     return _backward("batch_norm_max_pool_backward", dy, saved, batch_norm_backward)
 
@@ -154,7 +156,7 @@ def batch_norm_max_pool_inference(
     Parameters
     ----------
     mean, var : array, shape (C,)
-        Such as running averages.
+        Running averages, for example.
     x, gamma, beta, kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last
         As of :func:`batch_norm_max_pool_forward`.
 
@@ -162,11 +164,12 @@ def batch_norm_max_pool_inference(
     -------
     y : array
     saved : BatchNormMaxPoolSaved
+        For the backward of the same name.
 
     Raises
     ------
     TypeError, ValueError
-        As these two.
+        As both of these.
     """
     backend = backend_for(x, mean, var, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
@@ -193,7 +196,25 @@ def _saved(
 
 
 def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
-    """Gradients of :func:`batch_norm_max_pool_inference`, as :func:`batch_norm_max_pool_backward`."""
+    """Gradients of :func:`batch_norm_max_pool_inference`; the statistics are constants.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : BatchNormMaxPoolSaved
+
+    Returns
+    -------
+    dx : array
+    dgamma, dbeta : array, shape (C,)
+        As of :func:`batch_norm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As :func:`batch_norm_backward`.
+    """
     return _backward("batch_norm_max_pool_inference_backward", dy, saved, batch_norm_inference_backward)
 
 

@@ -1,4 +1,4 @@
-"""Checks that depend on shapes, dtypes and arguments alone: made once for each of them."""
+"""Checks that depend on shapes, dtypes and arguments alone: done once for each combination."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 _PLAIN = {int, float, bool, str, type(None), tuple, list}
-# Of one check; the oldest go first.
+# Results that one check keeps; the oldest go first.
 _MOST = 4096
 
 
 class Checked(Generic[Result]):
-    """A check, and what it found for each shape, dtype and arguments.
+    """A check, and its results by shapes, dtypes and arguments.
 
     Parameters
     ----------
     check : callable
-        ``check(arrays, *arguments)`` raises, or gives what follows from the shapes and dtypes of arrays (one, or a
-        tuple of them and of Nones) and from the arguments. Used as a decorator.
+        ``check(arrays, *arguments)`` raises, or returns what follows from the shapes and dtypes of the arrays (one, or
+        a tuple of arrays and Nones) and from the arguments. Used as a decorator.
     """
 
     def __init__(self, check: Callable[..., Result]) -> None:
@@ -29,9 +29,9 @@ class Checked(Generic[Result]):
         self.__doc__ = check.__doc__
 
     def __call__(self, arrays: Any, *arguments: Any) -> Result:
-        """What the check gives."""
+        """The check's result."""
         try:
-            # Bytes tell what is equal but not alike, as 1, 1.0 and True; and lists have them too.
+            # Bytes distinguish values that are equal but not alike, such as 1, 1.0 and True, in lists too.
             key: Any = marshal.dumps(arguments, 2)
         except ValueError:
             return self._check(arrays, *arguments)
@@ -42,7 +42,7 @@ class Checked(Generic[Result]):
         found = self._found.get(key, self)
         if found is self:
             found = self._check(arrays, *arguments)
-            # Numbers of NumPy have bytes that others have too.
+            # NumPy's numbers may have the bytes of other objects.
             if _is_plain(arguments):
                 if len(self._found) >= _MOST:
                     self._found.pop(next(iter(self._found)), None)

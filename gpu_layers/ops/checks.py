@@ -1,4 +1,4 @@
-"""Checks of arguments, before anything is launched or written. The messages are PyTorch's where it has one."""
+"""Checks of arguments, before anything is launched or written. Messages are PyTorch's where it has one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
 def described(dtype: Any) -> str:
-    """A dtype for a message; of one in the other byte order that, and how to convert it."""
+    """A dtype for a message; if its byte order is not the machine's, it says so and how to convert it."""
     dtype = np.dtype(dtype)
     if dtype.isnative:
         return str(dtype)
@@ -43,7 +43,7 @@ def check_probability(p: Any) -> float:
     Raises
     ------
     TypeError
-        If it is no real number.
+        If it is not a real number.
     ValueError
         If it is outside [0, 1] or NaN.
     """
@@ -54,14 +54,14 @@ def check_probability(p: Any) -> float:
 
 
 def check_number(value: Any, name: str) -> float:
-    """A real number as a float; TypeError if it is none."""
+    """A real number as a float; TypeError for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
 
 
 def check_finite(value: Any, name: str) -> float:
-    """A finite number as a float: TypeError if it is no real number, ValueError for NaN and infinity."""
+    """A finite number as a float. TypeError if it is not a real number, ValueError for NaN and infinity."""
     number = check_number(value, name)
     if not abs(number) < float("inf"):
         raise ValueError(f"{name} must be finite, got {value}")
@@ -69,12 +69,12 @@ def check_finite(value: Any, name: str) -> float:
 
 
 def check_eps(eps: Any, dtype: Any) -> float:
-    """Batch norm's eps, rounded to the dtype that it is computed in.
+    """Batch norm's eps, rounded to the dtype of the statistics.
 
     Raises
     ------
     TypeError
-        If it is no real number.
+        If it is not a real number.
     ValueError
         Unless it is positive and finite, before and after rounding: ``2**-149`` is the smallest float32.
     """
@@ -95,7 +95,7 @@ def check_integer(value: Any, name: str, low: int, high: int) -> int:
     Raises
     ------
     TypeError
-        If it is no integer.
+        If it is not an integer.
     ValueError
         If it is out of range.
     """
@@ -116,7 +116,7 @@ def check_uint64(value: Any, name: str) -> int:
 
 
 def check_out(out: Any, x: Any) -> None:
-    """Raise unless out can take a result of x's shape and dtype; out is x where a layer works in place."""
+    """Raise unless out can take a result of x's shape and dtype; out is x if a layer works in place."""
     if out.dtype != x.dtype:
         raise TypeError(f"out must have the input's dtype {x.dtype}, got {described(out.dtype)}")
     if out.shape != x.shape:
@@ -128,7 +128,7 @@ def check_out(out: Any, x: Any) -> None:
 
 
 def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
-    """Raise unless out can take a result of this shape and dtype, and overlaps none of what it is computed from."""
+    """Raise unless out can take a result of this shape and dtype, and overlaps none of the inputs."""
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {np.dtype(dtype)}, got {described(out.dtype)}")
     if out.shape != tuple(shape):
@@ -138,11 +138,11 @@ def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any
         raise ValueError("out is read-only")
     for one in inputs:
         if one is not None and array_module(out).may_share_memory(out, one):
-            raise ValueError("out must not overlap an input: the operation reads its input after it has begun to write")
+            raise ValueError("out must not overlap an input: the operation still reads its input while it writes")
 
 
 def check_overlap(out: Any) -> None:
-    """ValueError for an array that is to be written to, and has elements that share memory."""
+    """ValueError for an output whose elements share memory."""
     if not out.flags.c_contiguous and overlaps_itself(out.shape, out.strides, out.dtype.itemsize):
         raise ValueError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory "
@@ -162,7 +162,7 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int)
     if 0 in shape:
         return False
     axes = sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1)
-    # An axis that steps over all that the smaller ones reach adds no overlap: so it is in slices of dense arrays.
+    # An axis that steps beyond everything that smaller axes reach adds no overlap: true for slices of dense arrays.
     reach = [itemsize]
     for stride, size in axes:
         reach.append(reach[-1] + stride * (size - 1))
@@ -172,7 +172,7 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int)
         return False
     if axes[0][0] == 0:
         return True
-    # What is left are views with overlapping steps, which may still be apart: ask each element where it is.
+    # The remaining views have overlapping steps, and may still not overlap: compare the address of each element.
     places = np.zeros(1, np.int64)
     for stride, size in axes:
         places = np.add.outer(places, np.arange(size) * stride).reshape(-1)
@@ -181,12 +181,12 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int)
 
 
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    """The value, if it is one of these names; ValueError for any other."""
+    """The value, if it is one of these names; otherwise ValueError."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
 def check_activation(activation: Any) -> str:
-    """The name of an activation; ValueError for any other."""
+    """The name of an activation; ValueError for an unknown one."""
     return check_choice(activation, "activation", tuple(ACTIVATIONS))

@@ -1,4 +1,4 @@
-"""Dropout as stateless pairs: the mask is regenerated from a few numbers, never stored."""
+"""Dropout as stateless pairs: the mask is drawn again from a few numbers, never stored."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
-# Minus the value that SELU saturates at: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
+# Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766
 
 
 @dataclass(slots=True)
 class DropoutSaved:
-    """What backward needs: numbers only (and the numbers of the samples, where these were given).
+    """What backward needs: a few numbers, and a copy of the sample ids if there were any.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class DropoutSaved:
     dtype : numpy.dtype
     channels_last : bool
     writes : int
-        :func:`write_count` of the forward: the numbers may lie in an array that a later call takes too.
+        :func:`write_count` of the forward: a later call may use the array that holds the numbers.
     """
 
     mask: DropoutMask
@@ -57,16 +57,16 @@ class DropoutSaved:
     writes: int = field(default_factory=write_count)
 
     def with_draw(self, draw: Any) -> DropoutSaved:
-        """The same, of the call whose numbers lie in ``draw``."""
+        """The same, for the call whose numbers are in ``draw``."""
         return replace(self, mask=self.mask._replace(draw=draw), writes=write_count())
 
     def check_unwritten(self) -> None:
-        """RuntimeError if a later call has put its numbers where this one's were."""
+        """RuntimeError if a later call has overwritten this call's numbers."""
         check_unwritten(self.writes, draw=self.mask.draw)
 
 
 def drop_threshold(p: float) -> int:
-    """``round(p * 2**32)``: the number of 32-bit words, of ``2**32``, that drop an element."""
+    """``round(p * 2**32)``: how many of the ``2**32`` words drop an element."""
     return round(p * 2**32)
 
 
@@ -101,23 +101,23 @@ def dropout_forward(
     seed, offset : int
         In ``0 .. 2**64 - 1``; None if draw is given.
     start : int
-        Number of x's first decision in the whole array, where x is a shard of one.
+        Number of x's first decision, if x is a shard of a larger array.
     scale : float, optional
         Factor of the kept elements; ``1 / (1 - p)`` by default (inverted dropout).
     mask_axes : int, optional
-        Leading axes that the mask has: elements that agree in them share a decision, and ``g`` counts these. 2 drops
-        whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default. The same as all others in
-        ``shared_axes``.
+        Number of leading axes that the mask has. Elements that agree in them share a decision, and ``g`` counts these
+        decisions. 2 drops whole channels of ``(N, C, *spatial)``, 1 whole samples. All axes by default. The same as all
+        other axes in ``shared_axes``.
     shared_axes : sequence of int, optional
         Axes along which elements share a decision, from the end if negative: ``g`` counts the elements of the shape in
-        which these have the length 1. 1 of ``(N, T, C)`` gives all steps of time one mask.
+        which these have the length 1. 1 of ``(N, T, C)`` gives all time steps one mask.
     sample_ids : array of int64, shape (x.shape[0],), optional
-        Number of each row, where x is (NumPy or CuPy). The row's mask then depends on seed, offset, this number and the
-        index within the row alone (``start`` counts within the row): whatever other rows there are, in whatever order.
+        Number of each row, in the array library of x. The row's mask then depends on seed, offset, this number and the
+        index within the row alone, whatever the other rows and their order. ``start`` counts within the row.
     draw : array of uint64, shape (3,), optional
-        Seed and offset in memory where x is, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
+        Seed and offset in the memory of x's device, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
     residual : array, optional
-        x's shape and dtype: what is added to the result, which is rounded once. Its gradient is dy. With a mask over
+        x's shape and dtype. It is added to the result, which is rounded once; its gradient is dy. It needs a mask over
         all axes, without sample_ids.
     channels_last : bool
         x is (N, *spatial, C), and its mask that of (N, C, *spatial): the same elements are dropped in either layout.
@@ -130,12 +130,12 @@ def dropout_forward(
     y : array
         x's shape and dtype; dropped elements are +0 whatever they were.
     saved : DropoutSaved
-        For :func:`dropout_backward`; holds no array but sample_ids.
+        For :func:`dropout_backward`; it holds no array but sample_ids.
 
     Raises
     ------
     TypeError
-        For an array, dtype or number of the wrong type.
+        For a wrong array type, dtype or number type.
     ValueError
         For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range;
         for a residual of another shape, or one that is out; or for what does not go together.
@@ -252,6 +252,16 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     Returns
     -------
     array
+        Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
+    RuntimeError
+        If a later call has overwritten the numbers of a :class:`gpu_layers.CudaGraphGenerator`.
     """
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
     check_gradient(dy, saved.shape, saved.dtype)
@@ -296,7 +306,7 @@ def dropout_moments(
     Raises
     ------
     TypeError, ValueError
-        As :func:`dropout_forward`, and for passes that are no such number.
+        As :func:`dropout_forward`, and for passes that are not an integer in that range.
     """
     backend = backend_for(x, optional=(sample_ids,))
     drop_below, factor, run, _ = _checked_dropout(x, p, start, scale, None, (), sample_ids is not None, False)
@@ -322,7 +332,7 @@ def alpha_dropout_forward(
     channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
-    """Dropout for SELU networks (Klambauer et al., 2017): mean 0 and variance 1 stay as they are.
+    """Dropout for SELU networks (Klambauer et al., 2017): it keeps mean 0 and variance 1.
 
     ``y = a * (x if kept else -alpha) + alpha * a * p`` with ``alpha = 1.7580993408473766`` and
     ``a = 1 / sqrt((1 - p) * (1 + p * alpha**2))``; for ``p = 1`` zeros, as in PyTorch.
@@ -381,12 +391,15 @@ def check_sample_ids(sample_ids: Any, x: Any) -> None:
     if sample_ids.dtype != np.int64:
         raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
     if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
-        needed = f"[{x.shape[0]}], one number a row" if x.ndim else "a row each, which a 0-d input has none of"
-        raise ValueError(f"sample_ids must have the shape {needed}, got {list(sample_ids.shape)}")
+        if x.ndim == 0:
+            raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
+        raise ValueError(
+            f"sample_ids must have the shape [{x.shape[0]}], one number a row, got {list(sample_ids.shape)}"
+        )
 
 
 def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np.ndarray:
-    """Which elements ``g = start .. start + n - 1`` a dropout call keeps.
+    """Which of the elements ``g = start .. start + n - 1`` a dropout call keeps.
 
     Parameters
     ----------
@@ -399,6 +412,14 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
     Returns
     -------
     numpy.ndarray of bool, shape (n,)
+        True where the element is kept.
+
+    Raises
+    ------
+    TypeError
+        If one of these is not a number of its type.
+    ValueError
+        For p outside [0, 1], or n, seed, offset or start out of range.
     """
     n = check_integer(n, "n", 0, 2**63 - 1)
     mask = DropoutMask(
@@ -432,7 +453,7 @@ def _mask(
         seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
-        # A copy: who changes the numbers before backward does not change the mask.
+        # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
@@ -465,5 +486,5 @@ def element_mask(
 
 
 def inverted_scale(p: float) -> float:
-    """Factor of what is kept, by which the expectation stays the input."""
+    """Factor of kept elements, for which the expectation is the input."""
     return 1 / (1 - p) if p < 1 else 0.0

@@ -1,4 +1,4 @@
-"""Writing an elementwise result into an array that the caller names."""
+"""Writing an elementwise result into an array of the caller."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpu_layers.runtime.writes import record_write
 
 
 def into(out: Any | None, x: Any, compute: Callable[[Any], Any], *others: Any) -> Any:
-    """``compute(target)``, where target is out, or None if out is None or one that kernels do not write to directly.
+    """``compute(target)``: target is out, or None if out is None or kernels cannot write to it directly.
 
-    Those are an out of another layout, and one that overlaps an input without being it: written early, read late.
+    They cannot write to an out of another layout, or to one that overlaps an input without being that input.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def into(out: Any | None, x: Any, compute: Callable[[Any], Any], *others: Any) -
     Returns
     -------
     array
-        out if there is one.
+        out, if given.
     """
     if out is None:
         return compute(None)

@@ -31,7 +31,7 @@ class GhostBatchNormSaved:
     bounds : tuple of int
         Where groups begin and end on the first axis.
     groups : tuple of BatchNormSaved
-        One a group.
+        One for each group.
     """
 
     x: Any
@@ -39,7 +39,7 @@ class GhostBatchNormSaved:
     groups: tuple[BatchNormSaved, ...]
 
     def moments(self) -> Moments:
-        """Of the whole batch, merged from the groups in their order."""
+        """Moments of the whole batch, merged from the groups in their order."""
         with place_of(self.x):
             parts = [Moments.of(group.count, group.mean, group.var) for group in self.groups]
             return merged(parts) or parts[0]
@@ -57,27 +57,30 @@ def ghost_batch_norm_forward(
     activation: str | None = None,
     channels_last: bool = False,
 ) -> tuple[Any, GhostBatchNormSaved]:
-    """:func:`batch_norm_forward` of each group for itself, in the order of the groups.
+    """:func:`batch_norm_forward` of each group of samples, in the order of the groups.
 
-    Kernels read and write each group where it lies in the whole arrays, unless it begins at an address that is no
-    multiple of 16 bytes: then it is copied.
+    Kernels read and write each group in place in the whole arrays, if its address is a multiple of 16 bytes. Otherwise
+    the group is copied.
 
     Parameters
     ----------
     x, gamma, beta, eps, residual, activation, channels_last
-        As there.
+        As in :func:`batch_norm_forward`.
     bounds : tuple of int
         From 0 to ``x.shape[0]``, ascending: group g is ``x[bounds[g]:bounds[g + 1]]``.
 
     Returns
     -------
     y : array
+        x's shape and dtype.
     saved : GhostBatchNormSaved
+        For :func:`ghost_batch_norm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As there, also for a group of one value a channel, and for bounds of anything else than all of x.
+        As :func:`batch_norm_forward`, also for a group with a single value a channel, and for bounds that do not cover
+        all of x.
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
@@ -102,11 +105,22 @@ def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
 
 @placed
 def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any, ...]:
-    """Gradients of :func:`ghost_batch_norm_forward`: those of each group; dgamma and dbeta are summed in float64.
+    """Gradients of :func:`ghost_batch_norm_forward`: those of each group. dgamma and dbeta are summed in float64.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : GhostBatchNormSaved
 
     Returns
     -------
-    dx, dgamma, dbeta, dresidual
+    dx, dgamma, dbeta, dresidual : array
+        As :func:`batch_norm_backward`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
     backend_for(dy, saved.x)

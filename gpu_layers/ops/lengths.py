@@ -1,4 +1,4 @@
-"""The sizes that the samples of a padded batch have for themselves."""
+"""The sizes of the samples of a padded batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_layers.runtime.cuda import array_module, place_of
 
 
 def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> Any:
-    """The sizes that each sample has for itself, as an int64 array of its own, (N, spatial axes), beside x.
+    """The size of each sample as a new int64 array, (N, spatial axes), on the device of x.
 
     Parameters
     ----------
@@ -21,10 +21,14 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
     spatial : tuple of int
         Size of the padded batch.
 
+    Returns
+    -------
+    array of int64, shape (N, spatial axes)
+
     Raises
     ------
     TypeError
-        If they are no integers.
+        If they are not integers.
     ValueError
         If their shape is wrong, or one is below 0 or above the input's size.
     """
@@ -32,7 +36,7 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
     try:
         values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
     except ValueError:
-        raise ValueError("lengths must have as many sizes for every sample") from None
+        raise ValueError("lengths must have the same number of sizes for every sample") from None
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths must be integers, got {values.dtype}")
     samples = x.shape[0] if batched else 1

@@ -25,13 +25,13 @@ class LPPoolSaved:
     Attributes
     ----------
     x : array
-        The (batched) input itself, not a copy: it must hold the same values until the backward is done. What this
-        library writes to it is noticed there.
+        The (batched) input itself, not a copy: it must keep its values until backward is done. Backward notices what
+        this library has written to it.
     taps : array of unsigned integers, or None
-        Shape of the (batched) output. For p = inf: number of the tap that won.
+        Shape of the (batched) output. For p = inf: number of the winning element within its window.
     largest, slopes : array, or None
-        Likewise, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients of
-        its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
+        The same shape, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients
+        of its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
         float64). The output itself is not needed.
     window : Window
     norm_type : float
@@ -56,7 +56,7 @@ class LPPoolSaved:
 
 
 def check_norm_type(norm_type: Any) -> float:
-    """The p of a norm as a float: TypeError unless a number, ValueError unless positive."""
+    """The p of a norm as a float. TypeError unless it is a number, ValueError unless it is positive."""
     p = check_number(norm_type, "norm_type")
     if not p > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
@@ -77,9 +77,10 @@ def lp_pool_forward(
 ) -> tuple[Any, LPPoolSaved]:
     """``(sum |x|^p)^(1/p)`` of each window, as ONNX defines it; PyTorch's for ``x >= 0``.
 
-    In ceil mode a window may reach beyond the padding: its sum is multiplied by the taps of the kernel over its taps
-    within the padded extent, as PyTorch does. The largest ``|x|`` is taken out before powers are, so that they
-    neither overflow nor vanish. For a p of at least 1, y and the gradient are within 4 half units in the last place.
+    In ceil mode a window may reach beyond the padding. Its sum is then multiplied by the number of the kernel's
+    elements over that of its elements within the padded extent, as in PyTorch. The largest ``|x|`` is factored out
+    before powers are taken, so that they neither overflow nor vanish. For p of at least 1, y and the gradient are
+    within 4 half units in the last place.
 
     Parameters
     ----------
@@ -91,7 +92,9 @@ def lp_pool_forward(
     Returns
     -------
     y : array
+        x's dtype.
     saved : LPPoolSaved
+        For :func:`lp_pool_backward`.
 
     Raises
     ------
@@ -130,8 +133,8 @@ def _checked(x: Any, norm_type: float, *arguments: Any) -> tuple[float, bool, Wi
 def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
     """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element.
 
-    The y of a window that is cut off by ceil mode comes with the factor of its sum. Where x is 0 the gradient is 0.
-    For p = inf each gradient goes to the first of the largest. x must hold what it held in the forward.
+    The y of a window that ceil mode cuts off includes the factor of its sum. Where x is 0 the gradient is 0. For p =
+    inf each gradient goes to the first of the largest. x must hold the values that it had in the forward.
 
     Parameters
     ----------
@@ -139,7 +142,7 @@ def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
         Shape and dtype of y.
     saved : LPPoolSaved
     out : array, optional
-        Where to write the result; apart from dy and x.
+        Where to write the result; must not overlap dy or x.
 
     Returns
     -------
@@ -148,8 +151,10 @@ def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape, and out, if there is one, x's.
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
     RuntimeError
         If this library has written to x since the forward.
     """

@@ -22,8 +22,8 @@ class MaxPoolSaved:
 
     Attributes
     ----------
-    taps : array of uint8 (uint16, uint32 for windows of more than 256, 65,536 taps)
-        Shape of the (batched) output: number of the tap that won.
+    taps : array of uint8 (uint16, uint32 for windows of more than 256, 65,536 elements)
+        Shape of the (batched) output: number of the winning element within its window.
     window : Window
     output_shape : tuple of int
     dtype : numpy.dtype
@@ -55,36 +55,38 @@ def max_pool_forward(
 ) -> tuple[Any, MaxPoolSaved]:
     """Largest value of each window.
 
-    Padding is never chosen; the first of equal maxima wins (taps in order, last axis fastest); NaN propagates, and
-    of several the last one is taken.
+    Padding is never chosen. The first of equal maxima wins, in the order of the window's elements, last axis fastest.
+    NaN propagates; the last of several NaN is taken.
 
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64.
     kernel_size : tuple of int
-        One a spatial axis.
+        One for each spatial axis.
     stride : int or tuple of int, optional
         kernel_size by default.
     padding : int, tuple of int, tuple of (before, after), "same_upper" or "same_lower"
         Integers: at most half the effective kernel size. Pairs: at most the effective kernel size minus one.
-        "same_upper" and "same_lower": whatever makes ``ceil(input / stride)`` outputs, an odd one at the end or at
-        the start.
+        "same_upper" and "same_lower": as much as makes ``ceil(input / stride)`` outputs; an odd element goes to the end
+        or to the start.
     dilation : int or tuple of int
     ceil_mode : bool
         Round the output size up; the last window still starts inside the input or its leading padding.
     channels_last : bool
     lengths : array_like of int, shape (N, spatial axes), or (N,) for one axis; optional
-        Size that each sample of a padded batch has for itself: taps beyond do not count, gradients there are 0, and
-        a window with no tap that counts gives 0.
+        Size of each sample of a padded batch. Elements beyond do not count and get no gradient; a window without any
+        element that counts gives 0.
     out : array, optional
-        Where to write y; apart from x.
+        Where to write y; must not overlap x.
 
     Returns
     -------
     y : array
+        x's dtype.
     saved : MaxPoolSaved
-        One byte an output for windows of at most 256 taps; :func:`max_pool_indices` decodes it.
+        For :func:`max_pool_backward`. It keeps one byte an output for windows of at most 256 elements, which
+        :func:`max_pool_indices` decodes.
 
     Raises
     ------
@@ -102,7 +104,7 @@ def max_pool_forward(
 def adaptive_max_pool_forward(
     x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
 ) -> tuple[Any, MaxPoolSaved]:
-    """Largest value of each window, of windows that give the output its size.
+    """Largest value of each window; the windows follow from the output's size.
 
     Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
 
@@ -111,7 +113,7 @@ def adaptive_max_pool_forward(
     x, channels_last, out
         As in :func:`max_pool_forward`.
     output_size : tuple of int or None
-        One a spatial axis; None keeps the input's size.
+        One for each spatial axis; None keeps the input's size.
 
     Returns
     -------
@@ -159,7 +161,7 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
         Shape and dtype of y.
     saved : MaxPoolSaved
     out : array, optional
-        Where to write the result; apart from dy.
+        Where to write the result; must not overlap dy.
 
     Returns
     -------
@@ -168,8 +170,10 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape, and out, if there is one, x's.
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
     """
     backend = backend_for(dy, saved.taps, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
@@ -230,10 +234,19 @@ def max_pool_gather(x: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
 def max_pool_indices(saved: MaxPoolSaved) -> Any:
     """Flat index in the input plane of each maximum, as PyTorch's ``return_indices=True`` gives it.
 
+    Parameters
+    ----------
+    saved : MaxPoolSaved
+
     Returns
     -------
     array of int64
-        y's shape; -1 for a window with no tap that counts.
+        y's shape; -1 for a window without any element that counts.
+
+    Raises
+    ------
+    TypeError
+        If a forced backend does not take the saved array.
     """
     backend = backend_for(saved.taps)
     with place_of(saved.taps):

@@ -52,19 +52,22 @@ def max_unpool_forward(
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64.
     indices : array of int64, x's shape
-        Flat in the output plane, as :func:`max_pool_indices` gives them. Of equal ones the last counts, in C order.
+        Flat in the output plane, as :func:`max_pool_indices` gives them. Of equal indices the last counts, in C order.
     output_size : tuple of int
-        Spatial.
+        One for each spatial axis.
     channels_last : bool
     check : bool
-        Refuse an index outside the plane; on a GPU this waits for one flag. Without, such a value is left out.
+        Raise for an index outside the plane; on a GPU this waits for one flag. Without the check such values are left
+        out.
     out : array, optional
-        Where to write y; apart from x and the indices.
+        Where to write y; must not overlap x or the indices.
 
     Returns
     -------
     y : array
+        x's dtype.
     saved : MaxUnpoolSaved
+        For :func:`max_unpool_backward`.
 
     Raises
     ------
@@ -73,13 +76,13 @@ def max_unpool_forward(
     ValueError
         For a wrong rank or shape, or an index outside the plane; nothing is written then.
     RuntimeError
-        If the indices are to be checked while a graph is captured.
+        With ``check=True`` while a graph is captured.
     """
     backend = backend_for(x, indices, optional=(out,))
     batched, sizes, plane = _checked((x, indices), output_size)
     channels_last = bool(channels_last)
     if check and is_capturing(x):
-        raise RuntimeError("MaxUnpool cannot be captured with check=True: a flag is read back")
+        raise RuntimeError("MaxUnpool with check=True cannot be captured: it reads a flag back")
     batch = x if batched else x[None]
     own = indices if batched else indices[None]
     # A copy: what is checked is what is used, and the caller may change its own before backward.
@@ -106,7 +109,7 @@ def max_unpool_forward(
 
 @Checked
 def _checked(arrays: tuple[Any, Any], output_size: Any) -> tuple[bool, tuple[int, ...], int]:
-    """Whether x is batched, the sizes of the output, and its places."""
+    """Whether x is batched, the output's sizes, and the size of its plane."""
     x, indices = arrays
     check_dtype(x)
     if indices.dtype != np.int64:
@@ -135,7 +138,7 @@ def _checked(arrays: tuple[Any, Any], output_size: Any) -> tuple[bool, tuple[int
 
 
 def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved, *, out: Any = None) -> Any:
-    """The gradient at each index, as PyTorch's: also where several indices are equal.
+    """The gradient at each index, as in PyTorch, also if several indices are equal.
 
     Parameters
     ----------
@@ -143,7 +146,7 @@ def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved, *, out: Any = None) -> A
         Shape and dtype of y.
     saved : MaxUnpoolSaved
     out : array, optional
-        Where to write the result; apart from dy and the indices.
+        Where to write the result; must not overlap dy or the indices.
 
     Returns
     -------
@@ -152,8 +155,10 @@ def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved, *, out: Any = None) -> A
 
     Raises
     ------
-    TypeError, ValueError
-        Unless dy has y's dtype and shape, and out, if there is one, x's.
+    TypeError
+        If dy has another array type or dtype than y.
+    ValueError
+        If dy has another shape than y, or out cannot take the result.
     """
     backend = backend_for(dy, saved.indices, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)

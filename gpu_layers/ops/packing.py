@@ -16,15 +16,15 @@ from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 class Packing:
     """Which positions of a batch are valid.
 
-    Packing and unpacking move each valid value once, by a gather and a scatter of the array library, beside 8 bytes a
-    position and axis for the indices.
+    Packing and unpacking move each valid value once, by a gather and a scatter of the array library, and 8 bytes of
+    indices for each position and axis.
 
     Attributes
     ----------
     shape : tuple of int
-        Of the batch.
+        Shape of the batch.
     channels_last : bool
-    positions : tuple of int64 array, one for each axis but the channels'
+    positions : tuple of int64 array, one for each axis except the channels'
         In C order.
     """
 
@@ -59,24 +59,25 @@ def _as_bits(x: Any) -> Any:
 
 @placed
 def packing_of(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Packing | None:
-    """Where a padded batch is valid; None if it has neither lengths nor a mask. On a GPU this waits for the device.
+    """Where a padded batch is valid; None without lengths and mask. On a GPU this waits for the device.
 
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
     lengths : array_like of int, shape (N, spatial axes), or (N,) for one spatial axis, or None
-        Size that each sample has for itself, from 0; its positions below are valid.
+        Size of each sample, from 0; positions below it are valid.
     mask : array of bool, shape (N, *spatial), or None
-        True where valid; beside x.
+        True where valid; on the device of x.
 
     Raises
     ------
     TypeError
-        If the lengths are no integers, or the mask is not boolean or not where x is.
+        If the lengths are not integers, or the mask is not boolean or of another array type than x.
     RuntimeError
         While a graph is captured.
     ValueError
-        For both, a wrong shape, lengths of an input without spatial axes, or a length beyond the input's size.
+        If both are given, for a wrong shape, for lengths of an input without spatial axes, or a length beyond the
+        input's size.
     """
     if lengths is None and mask is None:
         return None

@@ -1,4 +1,4 @@
-"""What the pooling operations take: checked, and made into a window. The messages are PyTorch's where it has one."""
+"""Arguments of the pooling operations: checked, and made into a window. Messages are PyTorch's where it has one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpu_layers.ops.checks import check_dtype, check_integer
 from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 
-#: An int, one an axis, a (before, after) pair an axis, "same_upper" or "same_lower".
+#: An int, one for each axis, a (before, after) pair for each axis, "same_upper" or "same_lower".
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | str
 _SAME = ("same_upper", "same_lower")
 _INT32 = (-(2**31), 2**31 - 1)
@@ -22,7 +22,7 @@ def per_axis(value: int | Sequence[int], rank: int, name: str) -> Sizes:
     Parameters
     ----------
     value : int or sequence of int
-        One for all axes (alone in a sequence too, as PyTorch takes it), or one an axis.
+        One for all axes (also alone in a sequence, as in PyTorch), or one for each axis.
     rank : int
         Number of spatial axes.
     name : str
@@ -43,7 +43,7 @@ def per_axis(value: int | Sequence[int], rank: int, name: str) -> Sizes:
 
 
 def check_window(kernel: Sizes, stride: Sizes, padding: Padding, dilation: Sizes) -> Sides | str:
-    """The padding of each side, or the name of its rule.
+    """The padding of each side, or the name of the rule for it.
 
     Raises
     ------
@@ -104,8 +104,8 @@ def place_window(
     Raises
     ------
     TypeError, ValueError
-        For another dtype than the four, numbers that make no window, a wrong rank, an empty channel or spatial axis, or
-        a window that does not fit.
+        For another dtype than the four, numbers that do not make a window, a wrong rank, an empty channel or spatial
+        axis, or a window that does not fit.
     """
     check_dtype(x)
     if not isinstance(kernel_size, (tuple, list)):
@@ -132,7 +132,7 @@ def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_la
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none, a wrong rank, or an empty channel or spatial axis.
+        For sizes that are not valid, a wrong rank, or an empty channel or spatial axis.
     """
     check_dtype(x)
     if not isinstance(output_size, (tuple, list)):
@@ -152,7 +152,7 @@ def check_output_size(output_size: Any, rank: int) -> tuple[int | None, ...]:
     Raises
     ------
     TypeError, ValueError
-        For sizes that are none.
+        For sizes that are not valid.
     """
     values = tuple(output_size) if isinstance(output_size, (tuple, list)) else (output_size,) * rank
     if len(values) != rank:
@@ -188,14 +188,14 @@ def spatial_shape(x: Any, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
 
 
 def check_taps(window: Window) -> None:
-    """ValueError if the taps of a window are more than 32 bits number: which of them won could not be saved."""
+    """ValueError for a window with more elements than 32 bits can number: the winner could not be saved."""
     if window.taps > 2**32:
         raise ValueError(
-            f"kernel_size has {window.taps} elements, of which the largest is saved as a number of at most 32 bits: "
-            f"give at most {2**32}, got kernel_size={list(window.kernel)}"
+            f"kernel_size must have at most {2**32} elements, as the largest is saved by a number of 32 bits, "
+            f"got {window.taps}: kernel_size={list(window.kernel)}"
         )
 
 
 def check_lengths(lengths: Any, x: Any, batched: bool, window: Window) -> Any:
-    """The sizes that each sample has for itself, or None; as :func:`sample_lengths`."""
+    """The size of each sample, or None; see :func:`sample_lengths`."""
     return None if lengths is None else sample_lengths(lengths, x, batched, window.input_shape)

@@ -1,4 +1,4 @@
-"""Results of pooling operations that the caller names an array for."""
+"""Writing results of pooling operations into arrays of the caller."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def output_shape(x: Any, spatial: tuple[int, ...], batched: bool, channels_last:
 def filled(
     out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: tuple[Any, ...], batched: bool, fill: Callable[..., Any]
 ) -> Any:
-    """What ``fill(array)`` gives, with ``out`` in place of its result, or with its new array.
+    """The result of ``fill``, written to ``out`` if it is given, and what else ``fill`` returns.
 
     Parameters
     ----------
     out : array or None
     shape, dtype
-        That it must have.
+        Shape and dtype that out must have.
     inputs : tuple of array
-        That it must not overlap.
+        Arrays that out must not overlap.
     batched : bool
         Whether the result has a batch axis; fill's always has one.
     fill : callable
-        Takes an array with a batch axis to write to, or None to make one; gives it, or a tuple that begins with it.
+        Takes an array with a batch axis to write to, or None to make one; returns it, or a tuple that begins with it.
 
     Returns
     -------
     (array, others)
-        The result, and what else fill gives.
+        The result, and what else fill returns.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Batch norm with the statistics of several processes' batches as a stateless pair."""
+"""Batch norm by the statistics of all processes' parts of a batch, as a stateless pair."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SyncBatchNormSaved:
     Attributes
     ----------
     local : BatchNormSaved
-        Of this process's part, with the statistics of all.
+        This process's part, with the statistics of all.
     moments : Moments
         Of all parts.
     communicator : Communicator
@@ -49,9 +49,20 @@ def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = 
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
-        N may be another one in each process, also 0.
+        N may differ between processes, and may be 0.
     communicator : Communicator
     channels_last : bool
+
+    Returns
+    -------
+    Moments
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong array type, dtype or rank.
+    RuntimeError
+        If the other processes do not answer.
     """
     own = batch_norm_moments(x, channels_last=channels_last)
     xp, channels = array_module(x), own.mean.size
@@ -76,28 +87,30 @@ def sync_batch_norm_forward(
     activation: str | None = None,
     channels_last: bool = False,
 ) -> tuple[Any, SyncBatchNormSaved]:
-    """:func:`batch_norm_forward` of the batch whose parts the processes have.
+    """:func:`batch_norm_forward` of a batch that is split between processes.
 
-    x is read twice, for its statistics before the exchange, and to be normalised after it.
+    x is read twice: for its statistics before the exchange, and for normalising after it.
 
     Parameters
     ----------
     x, gamma, beta, eps, residual, activation, channels_last
-        As there; all processes call this with parts of one batch.
+        As in :func:`batch_norm_forward`; all processes call this with parts of one batch.
     communicator : Communicator
 
     Returns
     -------
     y : array
-        Of this process's part.
+        This process's part, x's shape and dtype.
     saved : SyncBatchNormSaved
+        For :func:`sync_batch_norm_backward`.
 
     Raises
     ------
     TypeError, ValueError
-        As there, before anything is exchanged; for one value a channel in all parts together in every process.
+        As :func:`batch_norm_forward`, before anything is exchanged. A single value a channel in all parts together is
+        an error in every process.
     RuntimeError
-        If the other processes do not answer.
+        If the other processes do not answer, or while a graph is captured.
     """
     backend_for(x, optional=(gamma, beta, residual))
     check_input(x, gamma, beta, channels_last, residual, activation)
@@ -131,19 +144,30 @@ def sync_batch_norm_forward(
 def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, ...]:
     """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums a channel, added in rank order.
 
-    dy, x and a residual are read twice, for the sums before the exchange, and for the gradients after it.
+    dy, x and a residual are read twice: for the sums before the exchange, and for the gradients after it.
 
     With ``dbeta = sum dz`` and ``dgamma = sum dz * xhat`` over all processes and m values a channel in all of them:
     ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. The sums are exchanged and added in float64.
+
+    Parameters
+    ----------
+    dy : array
+        Shape and dtype of y.
+    saved : SyncBatchNormSaved
 
     Returns
     -------
     dx : array
     dgamma, dbeta : array, shape (C,)
-        Sums over this process's part alone, as PyTorch's: the gradients of all processes are to be added, these like
-        those of any other layer.
+        Sums over this process's part alone, as in PyTorch: add them over the processes, like the gradients of all other
+        layers.
     dresidual : array
         Only if there was a residual.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As :func:`batch_norm_backward`; RuntimeError also if the other processes do not answer.
     """
     local = saved.local
     backend = backend_for(dy, local.x)
@@ -170,7 +194,7 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
 
 
 def check_communicator(communicator: Any) -> None:
-    """TypeError for what is no communicator."""
+    """TypeError unless it is a communicator."""
     if not isinstance(communicator, Communicator):
         raise TypeError(
             f"communicator must be a gpu_layers.distributed.Communicator, got {type(communicator).__name__}"

@@ -16,7 +16,7 @@ from gpu_layers.reference.ieee import ieee
 def activation_dropout_forward(
     x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """``D(phi(x))``, or ``phi(D(x))`` if ``dropout_first``, where D drops and scales what is kept.
+    """``D(phi(x))``, or ``phi(D(x))`` if ``dropout_first``, where D drops and scales kept elements.
 
     Parameters
     ----------

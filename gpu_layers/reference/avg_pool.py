@@ -63,7 +63,7 @@ def avg_pool_forward(
     divisor_override : int, optional
         Divide by this instead.
     lengths : ndarray of int64, shape (N, spatial axes), optional
-        Size that each sample has for itself: values beyond do not count, nor do taps beyond it and its padding.
+        Size of each sample: values beyond do not count, nor do taps beyond it and its padding.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def _windows_one_by_one(x: np.ndarray, window: Window, channels_last: bool, shap
     for output in np.ndindex(*window.output_shape):
         inputs = (*lead, *window_inputs(window, output))
         values = x[inputs]
-        # NumPy sums neighbours pairwise, not what is apart.
+        # NumPy sums neighbours pairwise, but not strided values.
         planes = np.moveaxis(values, -1, 1) if channels_last else values
         planes = np.ascontiguousarray(planes.reshape(*planes.shape[:2], -1), np.float64)
         place = (*lead, *output)

@@ -107,7 +107,7 @@ def batch_norm_statistics(
     channels_last: bool = False,
     running: RunningStatistics | None = None,
 ) -> np.ndarray:
-    """The statistics of a batch, and the parameters that go with them: what a forward keeps of the channels.
+    """The statistics and the parameters of the channels, which a forward saves.
 
     Mean, variance and ``inv_std`` are NaN for a channel with an infinity or NaN. A variance beyond the dtype is
     infinite; mean and inv_std are right then.
@@ -137,7 +137,7 @@ def batch_norm_statistics(
 
 def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and biased variance along axes, in float64."""
-    # Two passes, accumulated in float64 whatever the input: no cancellation. The mean is taken relative to
+    # Two passes, accumulated in float64 for any input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
     shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
     shift = shift.astype(np.float64)

@@ -70,7 +70,7 @@ def dropout_forward(
     return y
 
 
-# The gradient of what is kept is multiplied by the scale, that of what is dropped is 0: the same map, of dy.
+# Gradients of kept elements are multiplied by the scale, those of dropped ones are 0: the same map, applied to dy.
 dropout_backward = dropout_forward
 
 

@@ -98,7 +98,7 @@ def _norms(
     sums = share * total.value()
     norms = np.sqrt(sums) if norm_type == 2 else sums ** (1 / sums.dtype.type(norm_type))
     # A window of zeros, or with an infinity or NaN, is its largest; of one with an infinity only that one's
-    # derivative is no number.
+    # derivative is not a number.
     finite = (largest > 0) & np.isfinite(largest)
     y = np.where(finite, scale.undo(norms), largest).astype(x.dtype)
     slopes = np.where(finite, share * (norms / sums), np.where(np.isnan(largest), np.nan, 0))
@@ -190,5 +190,5 @@ def _backward(
             if scale is not None:
                 slope = slope * scale.apply(np.abs(x[inputs]), outputs) ** (norm_type - 1)
             dx[inputs] += dy[outputs] * slope
-    # Not by the sign alone: 0 times an infinite gradient is no number.
+    # Not by the sign alone: 0 times an infinite gradient is not a number.
     return np.where(x == 0, 0, np.sign(x.astype(np.float64)) * dx).astype(dy.dtype)

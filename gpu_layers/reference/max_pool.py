@@ -44,7 +44,7 @@ def max_pool_forward(
     window : Window
     channels_last : bool
     lengths : ndarray of int64, shape (N, spatial axes), optional
-        Size that each sample has for itself: taps beyond do not count.
+        Size of each sample: taps beyond do not count.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from gpu_layers.reference.results import delivered
 
 
 def max_unpool_keep(indices: np.ndarray, plane: int) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of the indices, and flags, of which one is set if an index is outside ``0 .. plane - 1``."""
+    """A copy of the indices, and flags; one is set if an index is outside ``0 .. plane - 1``."""
     kept = indices.copy()
     return kept, np.atleast_1d(((kept < 0) | (kept >= plane)).any())
 

@@ -1,4 +1,4 @@
-"""Philox4x32-10: the counter-based generator behind every dropout mask.
+"""Philox4x32-10: the counter-based generator of all dropout masks.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 """
@@ -84,7 +84,7 @@ def random_words(seed: int, offset: int, start: int, count: int) -> np.ndarray:
 
 
 def _counters(start: int, count: int, offset: int) -> np.ndarray:
-    """Counters of the blocks in which the elements ``start .. start + count - 1`` lie."""
+    """Counters of the blocks with the elements ``start .. start + count - 1``."""
     first_block = start >> 2
     blocks = ((start + count + 3) >> 2) - first_block
     index = np.arange(blocks, dtype=np.uint64) + np.uint64(first_block)

@@ -28,7 +28,7 @@ def accumulation_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def spatial_axes(rank: int, channels_last: bool) -> slice:
-    """Where the spatial axes of a batched array stand."""
+    """The positions of the spatial axes of a batched array."""
     return slice(1, 1 + rank) if channels_last else slice(2, 2 + rank)
 
 
@@ -82,7 +82,7 @@ def _touching_taps(window: Window, axis: int) -> list[int]:
     if window.adaptive or window.kernel[axis] <= _FEW_TAPS:
         return list(range(window.kernel[axis]))
     size, dilation = window.input_shape[axis], window.dilation[axis]
-    # Of each window those from the first that is not before the input to the last that is not behind it.
+    # From each window's first tap that is not before the input to its last that is not after it.
     origins = window.origins(axis)
     first = np.maximum(-(origins // dilation), 0)
     last = np.minimum((size - 1 - origins) // dilation, window.kernel[axis] - 1)
@@ -156,7 +156,7 @@ def _covering(window: Window, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CompensatedSum:
-    """Sums, and of their rounding errors beside them (Knuth, TAOCP 2, 4.2.2, theorem B).
+    """Sums, with separate sums of their rounding errors (Knuth, TAOCP 2, 4.2.2, theorem B).
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class CompensatedSum:
         self._sum[outputs] = total
 
     def value(self) -> np.ndarray:
-        """The sums; where one is not finite, its errors are no numbers."""
+        """The sums. If a sum is not finite, its errors are not numbers."""
         return np.where(np.isfinite(self._sum), self._sum + self._lost, self._sum)
 
 
@@ -207,7 +207,7 @@ _PART, _MOST_PARTS = 2**19, 16
 
 
 def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: Any, elements: int) -> Any:
-    """``compute(*arrays, lengths)`` for some samples at a time, so that what it needs beside its results is small.
+    """``compute(*arrays, lengths)`` for some samples at a time, so that its temporary memory is small.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: An
 
 
 def select(array: np.ndarray | None, index: tuple, shape: tuple[int, ...]) -> Any:
-    """A part of a mask that broadcasts against ``shape``; True where there is no mask."""
+    """A part of a mask that broadcasts against ``shape``; True without a mask."""
     return True if array is None else np.broadcast_to(array, shape)[index]
 
 

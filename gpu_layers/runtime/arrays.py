@@ -1,6 +1,6 @@
-"""Kinds of arrays that programs run on: what is read of an array, where new ones come from, how steps are run.
+"""Kinds of arrays that programs run on: reading their properties, allocating new ones, running steps.
 
-NumPy arrays and CuPy arrays are here. Another library's arrays (tensors) join by :func:`register_kind`.
+NumPy and CuPy arrays are here. :func:`register_kind` adds the arrays (tensors) of another library.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from gpu_layers.runtime.cuda import import_cupy, is_cupy_array
 from gpu_layers.runtime.gpu import runner_on_gpu
 from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
 
-#: Bytes of the widest access, and so the alignment of every array.
+#: Bytes of the widest access, hence the alignment of every array.
 ALIGNMENT = 16
 
 
-#: ``run(arrays, numbers)``: the results.
+#: ``run(arrays, numbers)`` returns the results.
 Runner = Callable[[Sequence[Any], tuple[int, ...]], Any]
 
 
 class ArrayKind(Protocol):
-    """What programs need of a library's arrays."""
+    """What programs need from an array library."""
 
     def signature(self, array: Any) -> tuple[Any, ...]:
-        """All that a program depends on: shape, strides, dtype, alignment, place."""
+        """Everything that a program depends on: shape, strides, dtype, alignment, device."""
 
     def device(self, array: Any) -> int | None:
         """Number of the GPU, or None for the host."""
 
     def dtype(self, array: Any) -> np.dtype:
-        """As a NumPy dtype."""
+        """The dtype as NumPy's."""
 
     def is_contiguous(self, array: Any) -> bool:
-        """Whether it is in C order, without gaps."""
+        """Whether the array is in C order, without gaps."""
 
     def is_ready(self, array: Any) -> bool:
         """Whether kernels can use the array as it is: C-contiguous, at a multiple of 16 bytes."""
@@ -50,14 +50,14 @@ class ArrayKind(Protocol):
         """A context in which this GPU is the current one."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-        """An uninitialised array beside another one."""
+        """An uninitialised array on the device of another one."""
 
     def runner(self, program: Any) -> Runner:
-        """What runs the steps of a program."""
+        """A function that runs the steps of a program."""
 
 
 class NumpyArrays:
-    """In the host's memory: kernels are emulated."""
+    """Arrays in the host's memory; kernels are emulated."""
 
     def signature(self, array: Any) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
@@ -84,15 +84,15 @@ class NumpyArrays:
         return array.flags.writeable
 
     def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
-        """Nothing to be done."""
+        """A context that does nothing."""
         return contextlib.nullcontext()
 
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-        """NumPy takes its memory from malloc, which aligns to 16 bytes wherever the emulator runs."""
+        """See :class:`ArrayKind`; malloc aligns to 16 bytes wherever the emulator runs."""
         return np.empty(shape, dtype)
 
     def runner(self, program: Any) -> Runner:
-        """See :class:`ArrayKind`; kernels run where :func:`gpu_layers.use_backend` says."""
+        """See :class:`ArrayKind`; :func:`gpu_layers.use_backend` decides how kernels run."""
         return lambda arrays, numbers: self._run(program, arrays, numbers)
 
     def _run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
@@ -150,7 +150,7 @@ class CupyArrays:
         return array.flags.c_contiguous and array.data.ptr % ALIGNMENT == 0
 
     def is_writeable(self, array: Any) -> bool:
-        """CuPy has no arrays that are read-only."""
+        """True: CuPy has no read-only arrays."""
         return True
 
     def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
@@ -185,7 +185,7 @@ def kind_of(array: Any) -> ArrayKind:
     Raises
     ------
     TypeError
-        If it is none that programs run on.
+        If programs do not run on its type.
     """
     kind = _KINDS.get(type(array))
     if kind is None:

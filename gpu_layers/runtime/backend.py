@@ -1,4 +1,4 @@
-"""Which floor an operation runs on: the NumPy reference, or the kernels, on a GPU or emulated."""
+"""The backend of an operation: the NumPy reference, or the kernels, on a GPU or emulated."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ _forced: ContextVar[_Choice | None] = ContextVar("gpu_layers_backend", default=N
 
 @contextmanager
 def use_backend(name: str, **options: Any) -> Iterator[None]:
-    """Force the backend of every operation in a ``with`` block (of this thread or task).
+    """Force the backend of every operation in a ``with`` block, in this thread or task.
 
     Parameters
     ----------
     name : {"reference", "emulated", "cuda"}
-        NumPy reference, the kernels executed on the CPU, or the kernels on a GPU.
+        The NumPy reference, the kernels executed on the CPU, or the kernels on a GPU.
     **options
-        Of the emulated backend: the fields of ``gpu_layers.runtime.emulation.Emulation``.
+        Of the emulated backend: ``check`` (bool) checks every memory access and finds data races; ``schedule``
+        (Schedule) orders threads and blocks; ``sanitizer`` ("asan" or "ubsan") runs under a sanitizer; ``record``
+        (callable) is called with the kernel and its Trace after each checked launch.
 
     Raises
     ------
     ValueError
-        If there is no such backend.
+        If there is no such backend, or for options that exclude each other.
     TypeError
-        If there is no such option.
+        If the backend has no such option.
     RuntimeError
-        If the backend is missing on this machine; says what to install.
+        If the backend is missing on this machine; the message says what to install.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
@@ -61,12 +63,12 @@ def use_backend(name: str, **options: Any) -> Iterator[None]:
 
 @contextmanager
 def use_executor(executor: Any) -> Iterator[None]:
-    """Send the launches of NumPy arrays in a ``with`` block elsewhere than to the emulator: to be listed, or timed.
+    """Send the launches of NumPy arrays in a ``with`` block to an object that lists or times them.
 
     Parameters
     ----------
     executor : object
-        Has a method ``launch`` that takes what ``gpu_layers.runtime.emulation.Emulation.launch`` does.
+        Has a method ``launch`` with the arguments of ``gpu_layers.runtime.emulation.Emulation.launch``.
     """
     with _force(_Choice("emulated", executor)):
         yield
@@ -91,7 +93,7 @@ def _force(choice: _Choice | None) -> Iterator[None]:
 
 
 def emulation() -> Any:
-    """What runs kernels on NumPy arrays here.
+    """The object that runs kernels on NumPy arrays here.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def emulation() -> Any:
 
 
 def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> ModuleType:
-    """The floor for these arrays: ``gpu_layers.reference`` or ``gpu_layers.kernels``.
+    """The backend for these arrays: the module ``gpu_layers.reference`` or ``gpu_layers.kernels``.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> Mod
     Raises
     ------
     TypeError
-        If one is no array, the kinds are mixed, or the forced backend does not take them.
+        If one is not an array, if kinds are mixed, or if the forced backend does not take them.
     """
     kind = type(array)
     floor = _FLOORS.get(kind)
@@ -134,7 +136,7 @@ def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> Mod
     return _floor_for(array, others, optional)
 
 
-#: Of arrays that no ``with`` block sends elsewhere, by their type.
+#: The backend by type of array, outside any ``with`` block.
 _FLOORS: dict[type, ModuleType] = {}
 
 
@@ -165,7 +167,7 @@ def _kind(array: Any) -> str:
         return "cupy"
     kind = type(array)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    # Subclasses give the operators other meanings (masked arrays, matrices): never guess which one is wanted.
+    # Subclasses give operators other meanings (masked arrays, matrices): never guess.
     if isinstance(array, np.ma.MaskedArray):
         advice = ", and numpy.asarray(x) would drop its mask: say what masked elements are, by x.filled(value)"
     else:

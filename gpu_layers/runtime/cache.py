@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Folder in it of what runs on GPUs.
+#: Its folder for kernels of GPUs.
 CUBINS = "cubin"
 _PARTIAL = ".partial"
 _VARIABLE = "GPU_LAYERS_CACHE_DIR"
@@ -17,15 +17,15 @@ _VARIABLE = "GPU_LAYERS_CACHE_DIR"
 
 @dataclass(frozen=True)
 class CacheContents:
-    """What is in the cache folder.
+    """Contents of the cache folder.
 
     Attributes
     ----------
     folder : Path
     size : int
-        Bytes of all files.
+        Size of all files in bytes.
     kernels : int
-        Files of compiled kernels for GPUs.
+        Number of files of compiled kernels for GPUs.
     """
 
     folder: Path
@@ -39,11 +39,11 @@ def cache_folder() -> Path:
     Raises
     ------
     RuntimeError
-        If there is no home folder to put it into, or the user whom a ``~`` names does not exist.
+        If there is no home folder for it, or the user of a ``~`` does not exist.
     """
     chosen, base = (os.environ.get(name) for name in (_VARIABLE, "XDG_CACHE_HOME"))
     try:
-        # Not every shell does it: in GPU_LAYERS_CACHE_DIR="~/x", or in a file of settings, the ~ stays.
+        # In GPU_LAYERS_CACHE_DIR="~/x", or in a file of settings, the shell leaves the ~.
         if chosen:
             return Path(chosen).expanduser()
         return Path(base or "~/.cache").expanduser() / "gpu_layers"
@@ -52,7 +52,7 @@ def cache_folder() -> Path:
 
 
 def writable_cache_folder(name: str) -> Path:
-    """A folder in the cache folder, made if need be.
+    """A folder in the cache folder, made if it is missing.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def writable_cache_folder(name: str) -> Path:
     Raises
     ------
     RuntimeError
-        If it cannot be made or written to; says which variable names another.
+        If it cannot be made or written to; the message names the variable for another one.
     """
     folder = cache_folder() / name
     try:
@@ -79,41 +79,41 @@ def writable_cache_folder(name: str) -> Path:
 
 
 def cache_contents() -> CacheContents:
-    """What is in the cache folder now; nothing where there is none yet, or where it cannot be read."""
+    """Current contents of the cache folder; nothing if it does not exist or cannot be read."""
     folder = cache_folder()
     size = kernels = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            # Another process may have removed it since.
+            # Another process may have removed it.
             with suppress(OSError):
-                size += os.stat(os.path.join(place, name)).st_size
+                size += Path(place, name).stat().st_size
                 kernels += place == str(folder / CUBINS) and name.endswith((".cubin", ".ptx"))
     return CacheContents(folder, size, kernels)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and a crash at any moment, see the old content or the new, nothing between.
+    """Write a file so that readers see either the old or the new content, also after a crash at any moment.
 
     Parameters
     ----------
     path : Path
-        Its folder is made if need be.
+        Its folder is made if it is missing.
     content : bytes
 
     Raises
     ------
     OSError
-        If it could not be written; an old file is then untouched.
+        If it could not be written; an old file then stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
     try:
-        # Not tempfile: its files are for their owner alone, and so would the result be.
-        with open(temporary, "xb") as file:
+        # Not tempfile: only the owner may read its files, and so the result.
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -121,13 +121,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what killed writes of this file left behind; not while another process may be writing it."""
+    """Remove the remains of killed writes of this file. Not while another process may be writing it."""
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{_PARTIAL}"):
         leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the file system can: some refuse to synchronise folders."""
+    """Make a rename survive a power cut, if the file system can: some refuse to synchronise folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

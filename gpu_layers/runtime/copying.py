@@ -1,4 +1,4 @@
-"""Copies of arrays that may be strided, and may lie off by a byte, by the array library."""
+"""Copies of arrays that may be strided or misaligned, by the array library."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def ready_copy(xp: Any, array: Any) -> Any:
-    """A contiguous and aligned copy, as kernels need it."""
+    """A contiguous and aligned copy, which kernels need."""
     copy = xp.ndarray(array.shape, array.dtype)
     copy_into(xp, copy, array)
     return copy
 
 
 def copy_into(xp: Any, target: Any, source: Any) -> None:
-    """``target[...] = source``, of one shape and dtype; the library is NumPy or CuPy."""
+    """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
     if xp is not np and not (_is_natural(target) and _is_natural(source)):
-        # CuPy's kernels read and write whole elements, which lie across their natural boundaries here.
+        # CuPy's kernels read and write whole elements, which are misaligned here.
         target, source = _bytes_of_elements(xp, target), _bytes_of_elements(xp, source)
     target[...] = source
 

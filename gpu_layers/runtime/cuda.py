@@ -1,4 +1,4 @@
-"""The one module that imports CuPy, and only when a CuPy array or the CUDA backend asks for it."""
+"""The only module that imports CuPy, when a CuPy array or the CUDA backend asks for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def import_cupy() -> Any:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(f"the CUDA backend needs CuPy ({error}): {INSTALL_ADVICE}") from error
-    # A broken installation, or a cache folder that cannot be made, raises whatever the libraries below do.
+    # A broken installation, or a cache folder that cannot be made, may raise anything.
     except Exception as error:
         raise RuntimeError(f"the CUDA backend needs CuPy, which does not load ({_told(error)})") from error
     if not hasattr(cupy, "ndarray"):  # a folder of that name, in the working directory for instance
@@ -36,26 +36,25 @@ def import_cupy() -> Any:
 
 
 def _told(error: Exception) -> str:
-    # Those of CUDA begin with their own names.
+    # Errors of CUDA begin with their names.
     return str(error) if str(error).startswith("cuda") else f"{type(error).__name__}: {error}"
 
 
 def is_cupy_array(x: object) -> bool:
-    """Whether ``x`` is a CuPy array; does not import CuPy (where there is such an array, it was imported)."""
-    # A module of that name need not be CuPy.
+    """Whether ``x`` is a CuPy array. It does not import CuPy: if there is such an array, CuPy has been imported."""
+    # Another module may have that name.
     return isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def array_module(x: object) -> Any:
-    """``numpy`` or ``cupy``, whichever made ``x``."""
+    """The module of ``x``: ``numpy`` or ``cupy``."""
     return sys.modules["cupy"] if is_cupy_array(x) else np
 
 
 def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which the array library works where x is: on its GPU, if it is on one.
+    """A context in which the array library works on the device of x.
 
-    Programs of kernels need none. What CuPy does itself takes place on the current device, and is refused there for
-    arrays of another one.
+    Programs of kernels do not need it. CuPy's own operations run on the current device and refuse arrays of another.
     """
     if not is_cupy_array(x) or x.data.device_id == sys.modules["cupy"].cuda.device.get_device_id():
         return _NOWHERE_ELSE
@@ -63,7 +62,7 @@ def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def placed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, run where its first argument is; see :func:`place_of`."""
+    """The function, run on the device of its first argument; see :func:`place_of`."""
 
     @functools.wraps(function)
     def run(x: Any, *arguments: Any, **options: Any) -> Any:
@@ -77,12 +76,12 @@ _NOWHERE_ELSE = contextlib.nullcontext()
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The array in the host's memory; waits for what is to be written to it."""
+    """The array in the host's memory; waits for pending writes."""
     return x.get() if is_cupy_array(x) else x
 
 
 def is_capturing(x: Any) -> bool:
-    """Whether x is on a GPU whose current stream is recording a graph: nothing may wait for the device then."""
+    """Whether x is on a GPU whose current stream records a graph; nothing may wait for the device then."""
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
 
 
@@ -97,7 +96,7 @@ def require_gpu() -> Any:
     cupy = import_cupy()
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    # A driver's answer, or that of a folder which is only called cupy.
+    # An error of the driver, or of a folder that is only named cupy.
     except Exception as error:
         raise RuntimeError(f"no usable GPU: {_told(error)}") from error
     if count == 0:
@@ -106,9 +105,9 @@ def require_gpu() -> Any:
 
 
 def gpu_is_lost() -> bool:
-    """Whether the current GPU does no more work for this process, as after an access outside of its memory.
+    """Whether the current GPU does no more work for this process, as after an access outside its memory.
 
-    Such an error stays: whatever is asked of the GPU from then on fails with it, in this process.
+    Such an error stays: everything that this process asks of the GPU then fails.
     """
     cupy = sys.modules.get("cupy")
     if cupy is None:

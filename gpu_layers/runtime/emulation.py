@@ -1,4 +1,4 @@
-"""Running kernels on NumPy arrays: which emulated module a kernel is in, and how it is run."""
+"""Running kernels on NumPy arrays: the emulated module of a kernel, and how it runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Emulation:
     Attributes
     ----------
     check : bool
-        Check and count every memory access, and find data races: some ten times slower.
+        Check and count every memory access, and find data races; some ten times slower.
     schedule : Schedule
         Order in which threads and blocks run.
     sanitizer : {"asan", "ubsan"}, optional
-        Run under a sanitizer, in a process that was started for it (see ``sanitizer_environment``).
+        Run under a sanitizer, in a process that was started for it; see ``sanitizer_environment``.
     record : callable, optional
-        Called after each launch, with the kernel and its ``Trace``: what the check counted.
+        Called after each checked launch with the kernel and its ``Trace``.
     """
 
     check: bool = False
@@ -45,7 +45,7 @@ class Emulation:
 
     @property
     def mode(self) -> str:
-        """Build of the emulator that this needs."""
+        """The emulator's build for these options."""
         return self.sanitizer or ("trace" if self.check else "fast")
 
     def launch(
@@ -57,7 +57,7 @@ class Emulation:
         shared_bytes: int,
         cooperative: bool,
     ) -> None:
-        """Run a kernel; ``values`` are bound and checked (see ``gpu_layers.runtime.launch``)."""
+        """Run a kernel on ``values``, which ``gpu_layers.runtime.launch`` has checked."""
         trace = emulated_module(kernel, self.mode).launch(
             kernel.name,
             grid,
@@ -75,7 +75,7 @@ class Emulation:
 
 @cache
 def emulated_module(kernel: Kernel, mode: str) -> EmulatedModule:
-    """The compiled kernel, with its kin: one compilation serves all kernels of a file and an element type."""
+    """The compiled module of a kernel: one compilation serves all kernels of a file and an element type."""
     names = [other.name for other in all_kernels() if _group(other) == _group(kernel)]
     return load(source_folder() / kernel.source, names, mode=mode)
 

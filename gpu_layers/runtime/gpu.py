@@ -1,4 +1,4 @@
-"""Running programs on a GPU: loading compiled kernels, binding launches to it, starting them."""
+"""Running programs on a GPU: loading compiled kernels, binding launches to them, starting them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, compiled_module
 from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows, Slot
 
-# What a launch may use of shared memory unless a function is told otherwise.
+# Shared memory that a launch may use unless a function opts in to more.
 _SHARED_BY_DEFAULT = 48 * 1024
-# All of the memory that a multiprocessor's L1 cache and its shared memory have together to shared memory, in percent.
+# Percent of the memory of L1 cache and shared memory that goes to shared memory.
 _CARVE_OUT = 100
 _POINTER = 8
-# Of the driver: too many blocks to be resident at once, and no such launches here.
+# Errors of the driver: too many blocks to be resident at once, or no cooperative launches here.
 _REFUSALS = (
     "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
     "CUDA_ERROR_NOT_SUPPORTED",
@@ -39,7 +39,7 @@ def _architecture(device: int) -> Architecture:
 
 @cache
 def _raw_kernel(kernel: Kernel, device: int, cooperative: bool) -> Any:
-    """The loaded kernel. The caller has made ``device`` current, in whose context the module is loaded."""
+    """The loaded kernel. The caller has made ``device`` current: the module is loaded in its context."""
     cupy = import_cupy()
     module = compiled_module(kernel.source, (kernel.name,), _architecture(device))
     raw_module = cupy.RawModule(path=str(module.path), enable_cooperative_groups=cooperative)
@@ -48,10 +48,10 @@ def _raw_kernel(kernel: Kernel, device: int, cooperative: bool) -> Any:
 
 @cache
 def _function(kernel: Kernel, device: int, cooperative: bool, shared_bytes: int) -> Any:
-    """The function that is launched with this much shared memory; likewise."""
+    """The function for launches with this much shared memory; the caller has made ``device`` current."""
     raw_kernel = _raw_kernel(kernel, device, cooperative)
-    # The limit is for static and dynamic shared memory together. It is the loaded function's, which every amount of
-    # dynamic shared memory shares: it only ever grows.
+    # The limit is for static and dynamic shared memory together. It belongs to the loaded function, for every amount of
+    # dynamic shared memory, so it only grows.
     beyond_default = raw_kernel.shared_size_bytes + shared_bytes > _SHARED_BY_DEFAULT
     if beyond_default and shared_bytes > _opted_in.get((kernel, device, cooperative), 0):
         raw_kernel.max_dynamic_shared_size_bytes = shared_bytes
@@ -65,9 +65,9 @@ _opted_in: dict[tuple[Kernel, int, bool], int] = {}
 
 @cache
 def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int, cooperative: bool) -> int:
-    """Blocks that ``device`` holds at once; 0 if it has not enough shared memory for one.
+    """Number of blocks that ``device`` holds at once; 0 if its shared memory is too small for one.
 
-    Of the function that a launch with ``cooperative`` takes: the other would be loaded for this alone.
+    It asks the function that a launch with this ``cooperative`` uses: the other would be loaded for this alone.
     """
     cupy = import_cupy()
     current = cupy.cuda.Device(device)
@@ -90,8 +90,8 @@ def is_refused(kernel: Kernel, device: int) -> bool:
 def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
     """A function that starts a launch: ``start(slots, stream)``, with pointers and numbers in their slots.
 
-    All arguments lie in one buffer. The constant ones are written to it once, the others in each call by one ``pack``;
-    CuPy takes addresses in the buffer.
+    All arguments are in one buffer. Constant ones are written to it once, the others in each call by one ``pack``. CuPy
+    takes addresses in the buffer.
     """
     function_of = import_cupy().cuda.function
     function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
@@ -101,7 +101,7 @@ def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
         for argument in step.arguments
         if not isinstance(argument, Slot)
     ]
-    # Every constant at a multiple of 16 bytes, at least what its type asks for.
+    # Every constant at a multiple of 16 bytes, which suffices for every type.
     size = _aligned(_POINTER * len(varying)) + sum(_aligned(len(constant)) for constant in constants)
     buffer = (ctypes.c_uint64 * (size // _POINTER))()
     base, next_varying, next_constant = ctypes.addressof(buffer), 0, _aligned(_POINTER * len(varying))
@@ -118,7 +118,7 @@ def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
     pointers = tuple(function_of.CPointer(address) for address in addresses)
     pack, pick = struct.Struct(f"{len(varying)}Q").pack_into, _picker(varying)
     grid, block, shared_bytes, cooperative = step.grid, step.block, step.shared_bytes, step.cooperative
-    # Of the buffer: the driver has copied the arguments when the launch returns, and lets other threads run meanwhile.
+    # The lock guards the buffer: the driver copies the arguments before the launch returns, and other threads may run.
     lock = Lock()
 
     def start(slots: list[int], stream: Any) -> None:
@@ -158,7 +158,7 @@ def _picker(indices: list[int]) -> Callable[[list[int]], tuple[int, ...]]:
 
 
 def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], Any]:
-    """What runs a program on CuPy arrays, on CuPy's current stream of their GPU."""
+    """A function that runs a program on CuPy arrays, on CuPy's current stream of their GPU."""
     cupy, device = import_cupy(), program.device
     current = cupy.cuda.device.get_device_id
     bound: list[Callable[[list[Any], list[int]], None]] | None = None
@@ -169,7 +169,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
             with cupy.cuda.Device(device):
                 return run(arrays, numbers)
         if bound is None:
-            # Kernels are compiled and loaded here, when they are first needed.
+            # Kernels are compiled and loaded here, at their first use.
             bound = [_bound(step, program, cupy) for step in program.steps]
         objects = [*arrays, *numbers]
         slots = [0 if array is None else array.data.ptr for array in arrays]
@@ -212,7 +212,7 @@ def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]
             copy_into(cupy, objects[step.target], objects[step.source])
 
         return deliver
-    raise TypeError(f"{type(step).__name__} is no step of a program")
+    raise TypeError(f"expected a step of a program, got {type(step).__name__}")
 
 
 def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> Callable[[list[Any], list[int]], None]:

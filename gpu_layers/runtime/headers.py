@@ -10,23 +10,23 @@ from pathlib import Path
 
 # Layouts of NVIDIA's wheels in site-packages: CUDA 13, CUDA 12.
 _WHEEL_FOLDERS = ("nvidia/cu13/include", "nvidia/cuda_runtime/include")
-# Who brings nv/target: NVIDIA's CCCL wheels (13, 12), CuPy's bundled copy.
+# Folders with nv/target: NVIDIA's CCCL wheels (13, 12), CuPy's bundled copy.
 _TARGET_FOLDERS = (
     "nvidia/cu13/include/cccl",
     "nvidia/cuda_cccl/include",
     "cupy/_core/include/cupy/_cccl/libcudacxx",
 )
-# Of them, those of another major version than the compiler's.
+# Those of another major version than the compiler's.
 _FOREIGN = {12: ("nvidia/cu13",), 13: ("nvidia/cuda_cccl",)}
 
 
 def _package_folders() -> list[Path]:
-    """Where packages are imported from: site-packages, the user's own, and what ``PYTHONPATH`` names."""
+    """The folders that packages are imported from: site-packages, the user's own, and those in ``PYTHONPATH``."""
     return list(dict.fromkeys(Path(folder) for folder in sys.path if folder))
 
 
 def _toolkits() -> list[Path]:
-    """Roots of toolkits outside of Python, those that the user names first."""
+    """Roots of toolkits outside of Python; those that the user names come first."""
     found = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME")]
     if conda := os.environ.get("CONDA_PREFIX"):
         found += [conda, f"{conda}/targets/x86_64-linux"]
@@ -48,19 +48,18 @@ def version_of_headers(folder: Path) -> tuple[int, int] | None:
 def cuda_header_folders(version: tuple[int, int] | None = None) -> list[Path]:
     """Include folders that hold ``cuda_fp16.h``, ``cuda_bf16.h`` and ``nv/target``.
 
-    pip's wheels first, then the toolkit that ``CUDA_PATH`` or ``CUDA_HOME`` names, then those of Conda, of the ``nvcc``
-    on the path, and ``/usr/local/cuda``. Several versions of CUDA may lie side by side in one environment: PyTorch's,
-    for example, beside CuPy's.
+    pip's wheels come first, then the toolkit in ``CUDA_PATH`` or ``CUDA_HOME``, then those of Conda, of the ``nvcc`` on
+    the path, and ``/usr/local/cuda``. One environment may hold several versions of CUDA, such as PyTorch's and CuPy's.
 
     Parameters
     ----------
     version : tuple of two int, optional
-        The compiler's: headers of this version go first, then those of its major version, then others.
+        The compiler's version: its headers come first, then those of its major version, then others.
 
     Returns
     -------
     list of Path
-        Empty where there are none.
+        Empty if there are none.
     """
     packages = _package_folders()
     candidates = [package / folder for package in packages for folder in _WHEEL_FOLDERS]
@@ -68,7 +67,7 @@ def cuda_header_folders(version: tuple[int, int] | None = None) -> list[Path]:
     candidates = [folder for folder in candidates if (folder / "cuda_fp16.h").is_file()]
     if not candidates:
         return []
-    # A stable choice: among equals the order above decides.
+    # The order above decides between equals.
     folder = min(candidates, key=lambda candidate: _distance(candidate, version)) if version else candidates[0]
     wheels = [name for name in _TARGET_FOLDERS if version is None or not name.startswith(_FOREIGN.get(version[0], ()))]
     targets = [folder, folder / "cccl"] + [package / name for package in packages for name in wheels]

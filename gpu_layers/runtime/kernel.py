@@ -1,4 +1,4 @@
-"""What a kernel is: which function of which ``.cu`` file, and what it takes."""
+"""Kernels: the function, its ``.cu`` file, and its parameters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-#: dtypes of the elements that every operation takes.
+#: The dtypes that every operation takes.
 FLOAT_DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 
-#: C++ spelling of every type that may stand in a kernel's parameter list or template arguments.
+#: C++ name of every type in the parameter lists and template arguments of kernels.
 C_TYPES: dict[str, np.dtype] = {
     "__half": np.dtype(np.float16),
     "__nv_bfloat16": BFLOAT16,
@@ -31,7 +31,7 @@ _C_NAMES = {dtype: name for name, dtype in C_TYPES.items()}
 
 
 def c_name(dtype: np.dtype) -> str:
-    """C++ spelling of a NumPy dtype, e.g. ``__half`` for float16."""
+    """C++ name of a NumPy dtype, e.g. ``__half`` for float16."""
     return _C_NAMES[np.dtype(dtype)]
 
 
@@ -46,7 +46,7 @@ class Parameter:
     c_type : str
         Its full C++ type, e.g. ``const float*`` or ``PoolWindow``.
     dtype : numpy.dtype
-        Of the elements pointed to, or of the value (a structured dtype for a struct).
+        Dtype of the elements, for a pointer, or of the value (a structured dtype for a struct).
     is_pointer, is_const : bool
         Whether it is an array, and whether the kernel only reads it.
     """
@@ -71,7 +71,7 @@ class Kernel:
     parameters : tuple of Parameter
         In order.
     initialised : tuple of str
-        Parameters that are written to and hold values before: what they hold may be read.
+        Parameters that the kernel writes and that hold values before, which it may read.
     """
 
     source: str
@@ -98,6 +98,10 @@ def parse_parameters(
         C++ types of the template parameters in it, e.g. ``{"T": "float"}``.
     structs : mapping of str to numpy.dtype, optional
         Layout of each struct passed by value.
+
+    Returns
+    -------
+    tuple of Parameter
     """
     structs = structs or {}
     parameters = []
@@ -119,7 +123,7 @@ def parse_parameters(
 
 
 class KernelTemplate:
-    """A ``__global__`` function template, and all of its instantiations that launchers use.
+    """A ``__global__`` function template, and all instantiations that launchers use.
 
     Parameters
     ----------
@@ -128,9 +132,9 @@ class KernelTemplate:
     function : str
         Name of the template.
     signature : str
-        Its parameters, as in the ``.cu`` file; ``A`` is the type that ``T`` is computed in.
+        Its parameters, as in the ``.cu`` file; ``A`` is the type in which ``T`` is computed.
     instantiations : iterable of dict of str to str
-        C++ arguments of each, in the order of the template's parameters; see :func:`combinations`.
+        C++ template arguments of each, in the order of the template's parameters; see :func:`combinations`.
     structs : mapping of str to numpy.dtype, optional
         Layout of each struct passed by value.
     initialised : sequence of str
@@ -161,10 +165,10 @@ class KernelTemplate:
         return self._kernels[frozenset(arguments.items())]
 
     def kernels_for(self, dtypes: Iterable[np.dtype]) -> list[Kernel]:
-        """Those that arrays of these element dtypes need: ``T`` is one of them, ``A`` what one is computed in."""
+        """The instantiations for arrays of these dtypes: ``T`` is one, ``A`` the type in which it is computed."""
         every = {c_name(dtype) for dtype in FLOAT_DTYPES}
         elements = {c_name(dtype) for dtype in dtypes}
-        # What is of no element dtype, as numbers for seeds, is needed by all.
+        # Kernels without an element dtype, such as those for seeds, are needed by all.
         others = {"T": every - elements, "A": every - {accumulate_name(element) for element in elements}}
         return [
             kernel
@@ -187,12 +191,12 @@ def combinations(**choices: Sequence[str]) -> list[dict[str, str]]:
 
 
 def accumulate_name(element: str) -> str:
-    """C++ type that an element type is computed in: ``accumulate_t`` of ``numeric.cuh``."""
+    """C++ type in which an element type is computed: ``accumulate_t`` of ``numeric.cuh``."""
     return "double" if element == "double" else "float"
 
 
 def all_kernels(dtypes: Iterable[np.dtype] | None = None) -> list[Kernel]:
-    """Every instantiation of every template that has been declared, or those that some element dtypes need."""
+    """Every instantiation of every declared template, or those for some dtypes."""
     if dtypes is None:
         return [kernel for template in _templates for kernel in template.kernels]
     chosen = tuple(dtypes)

@@ -1,4 +1,4 @@
-"""The one seam through which every kernel starts, on a GPU or emulated."""
+"""The one function that starts every kernel, on a GPU or emulated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_BLOCK_THREADS = 1024
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
 MAX_SHARED_BYTES = 227 * 1024
-#: Two on each of 132 multiprocessors.
+#: Two blocks on each of 132 multiprocessors.
 EMULATED_RESIDENT_BLOCKS = 264
 
 
@@ -37,13 +37,13 @@ def _fits(sizes: tuple[int, int, int], limits: tuple[int, int, int]) -> bool:
 
 def _check_geometry(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> None:
     if not _fits(grid, _MAX_GRID):
-        raise ValueError(f"{kernel}: grid {grid} is outside 1 .. {_MAX_GRID}")
+        raise ValueError(f"{kernel}: grid must be in 1 .. {_MAX_GRID}, got {grid}")
     if not _fits(block, _MAX_BLOCK):
-        raise ValueError(f"{kernel}: block {block} is outside 1 .. {_MAX_BLOCK}")
+        raise ValueError(f"{kernel}: block must be in 1 .. {_MAX_BLOCK}, got {block}")
     if block[0] * block[1] * block[2] > _MAX_BLOCK_THREADS:
-        raise ValueError(f"{kernel}: block {block} has more than {_MAX_BLOCK_THREADS} threads")
+        raise ValueError(f"{kernel}: block must have at most {_MAX_BLOCK_THREADS} threads, got {block}")
     if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
-        raise ValueError(f"{kernel}: {shared_bytes} bytes of shared memory are outside 0 .. {MAX_SHARED_BYTES}")
+        raise ValueError(f"{kernel}: shared_bytes must be in 0 .. {MAX_SHARED_BYTES}, got {shared_bytes}")
 
 
 def _where(kernel: Kernel, parameter: Parameter) -> str:
@@ -62,7 +62,7 @@ def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
 
 
 def _scalar(kernel: Kernel, parameter: Parameter, value: Any) -> np.ndarray:
-    """A scalar or struct, as an array of one element of exactly the declared type."""
+    """A scalar or struct as an array of one element of the declared type."""
     if isinstance(value, Operand) or (isinstance(value, np.ndarray) and value.size != 1):
         raise TypeError(f"{_where(kernel, parameter)} needs a scalar, got an array")
     if parameter.dtype.kind in "iu" and not isinstance(value, (int, np.integer)):
@@ -70,7 +70,7 @@ def _scalar(kernel: Kernel, parameter: Parameter, value: Any) -> np.ndarray:
     try:
         return np.asarray(value, dtype=parameter.dtype)
     except OverflowError as error:
-        raise ValueError(f"{_where(kernel, parameter)} does not hold {value}") from error
+        raise ValueError(f"{_where(kernel, parameter)} is out of range, got {value}") from error
 
 
 def launch(
@@ -82,26 +82,26 @@ def launch(
     shared_bytes: int = 0,
     cooperative: bool = False,
 ) -> None:
-    """Start a kernel, asynchronously on a GPU, where its arrays are.
+    """Start a kernel on the device of its arrays; on a GPU asynchronously.
 
     Parameters
     ----------
     kernel : Kernel
     grid, block : int or sequence of up to three int
-        Blocks, and threads a block.
+        Number of blocks, and of threads in a block.
     args : sequence
-        One a parameter: an operand of a program (or None, a null pointer) for a pointer; a number, a structured scalar
-        or a :class:`Number` of the program else. Every number is converted to the declared type, which the GPU itself
-        would not check. With arrays in place of operands the kernel is started at once.
+        One for each parameter. For a pointer: an operand of a program, or None, a null pointer. Otherwise: a number, a
+        structured scalar, or a :class:`Number` of the program. Every number is converted to the declared type, which
+        the GPU itself would not check. With arrays instead of operands the kernel starts at once.
     shared_bytes : int
-        Dynamic shared memory a block.
+        Dynamic shared memory of a block.
     cooperative : bool
-        All blocks resident at once, so that they may wait for each other.
+        All blocks are resident at once, so they may wait for each other.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what the kernel declares, or the geometry is beyond what any GPU takes.
+        If an argument does not fit its declaration, or no GPU takes the geometry.
     """
     grid, block = _three(grid), _three(block)
     _check_geometry(kernel, grid, block, shared_bytes)
@@ -132,11 +132,11 @@ def _launch_arrays(
     places = [index for index, parameter in enumerate(kernel.parameters) if parameter.is_pointer]
     for index in places:
         if args[index] is not None and not (isinstance(args[index], np.ndarray) or is_cupy_array(args[index])):
-            # As of an operand.
+            # The error of an operand.
             _check_operand(kernel, kernel.parameters[index], args[index])
     arrays = [args[index] for index in places if args[index] is not None]
     if not arrays:
-        raise ValueError(f"{kernel}: a launch needs an array, which says where it runs")
+        raise ValueError(f"{kernel}: a launch needs at least one array, whose device it runs on, got none")
     program = Program(kind_of(arrays[0]), arrays, 0)
     operands = iter(program.operands)
     bound = [next(operands) if index in places and value is not None else value for index, value in enumerate(args)]
@@ -148,15 +148,19 @@ def _launch_arrays(
 def resident_blocks(
     kernel: Kernel, block: int | Sequence[int], shared_bytes: int, like: Operand, *, cooperative: bool
 ) -> int:
-    """Blocks of a launch that can be resident at once, which is all that a cooperative one may have.
+    """Number of blocks of a launch that can be resident at once: the most that a cooperative launch may have.
 
     Parameters
     ----------
     kernel : Kernel
     block, shared_bytes, cooperative
-        As of :func:`launch`.
+        As in :func:`launch`.
     like : Operand
-        On the GPU in question; for NumPy arrays the emulator's, which are those of an H100.
+        An operand on the GPU in question. For NumPy arrays it is the emulator's number, that of an H100.
+
+    Returns
+    -------
+    int
     """
     x, y, z = _three(block)
     device = like.program.device

@@ -1,4 +1,4 @@
-"""Limits of launches, which tests lower so that small arrays take the paths of large ones."""
+"""Limits of launches. Tests lower them, so that small arrays take the paths of large ones."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a launch may use.
+    """The limits of a launch.
 
     Attributes
     ----------
     max_blocks : int
-        Blocks of a grid; kernels that have more work walk over it in steps of the grid.
+        Most blocks of a grid; kernels with more work walk over it in steps of the grid.
     index32_below : int
-        Arrays of at least this many vectors an image are indexed with 64 bits.
+        Arrays with at least this many vectors in an image are indexed with 64 bits.
     full_grid : int
-        A thread takes more than the least it can only where so many blocks are left.
+        A thread takes more than its least work only if this many blocks remain.
     one_read : bool
-        Whether batch norm may keep what it reads, and so read it once.
+        Whether batch norm may keep what it reads, so that it reads it once.
     """
 
     # A step of the grid beyond this many blocks costs nothing measurable, and leaves room below the 2**31 - 1
     # blocks that a grid may have.
     max_blocks: int = 2**30
-    # Below 2**31 by more than a block's threads, which an index may be beyond the end of an image.
+    # Below 2**31 by more than the threads of a block: an index may be that far beyond the end of an image.
     index32_below: int = 2**31 - 1024
-    # Two rounds of all the blocks of 256 threads that 132 multiprocessors hold at a time.
+    # Two rounds of all blocks of 256 threads that 132 multiprocessors hold at once.
     full_grid: int = 1024
     one_read: bool = True
 
@@ -46,18 +46,18 @@ def limits() -> Limits:
 def force_limits(
     *, max_blocks: int | None = None, index64: bool = False, full_grid: int | None = None, two_reads: bool = False
 ) -> Iterator[None]:
-    """Lower the limits in a ``with`` block: the same results, by the code that large arrays run.
+    """Lower the limits in a ``with`` block: the same results, by the code for large arrays.
 
     Parameters
     ----------
     max_blocks : int, optional
-        Blocks of a grid at most.
+        Most blocks of a grid.
     index64 : bool
-        Index with 64 bits whatever the size.
+        Index with 64 bits, whatever the size.
     full_grid : int, optional
-        Blocks from which on a thread takes more than the least.
+        Number of blocks that must remain before a thread takes more than its least work.
     two_reads : bool
-        Read everything twice, as batch norm does where a GPU does not hold what would be kept.
+        Read everything twice, as batch norm does if a GPU cannot keep what it reads.
     """
     current = limits()
     token = _limits.set(

@@ -21,7 +21,7 @@ from gpu_layers.runtime.sources import source_folder, sources_digest
 
 @dataclass(frozen=True)
 class Architecture:
-    """What to compile for.
+    """The target of a compilation.
 
     Attributes
     ----------
@@ -36,17 +36,21 @@ class Architecture:
 
 
 def architecture_for(capability: int) -> Architecture:
-    """What a GPU runs: its own machine code, or, if it is newer than the compiler, PTX of the newest that is known.
+    """The target for a GPU: its own machine code, or PTX of the newest known architecture if it is newer than that.
 
     Parameters
     ----------
     capability : int
         10 times the compute capability.
 
+    Returns
+    -------
+    Architecture
+
     Raises
     ------
     RuntimeError
-        If this version of CUDA compiles for no GPU as old as that, or CuPy is missing.
+        If this version of CUDA does not support a GPU as old as that, or CuPy is missing.
     """
     supported = [known for known in nvrtc().getSupportedArchs() if known <= capability]
     if not supported:
@@ -70,12 +74,12 @@ class CompiledModule:
     symbols: dict[str, str]
 
 
-# Where pip's wheels put NVRTC, by CUDA's major version.
+# NVRTC in pip's wheels, by CUDA's major version.
 _WHEEL_LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
 
 
 def nvrtc() -> Any:
-    """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version behind it where that can be had.
+    """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version if it can be found.
 
     Raises
     ------
@@ -89,22 +93,22 @@ def nvrtc() -> Any:
 
 @cache
 def _open_library(cuda: int) -> None:
-    """Open NVRTC of a major version of CUDA, before CuPy does, which then takes it.
+    """Open NVRTC of a major version of CUDA before CuPy does; CuPy then uses it.
 
-    Beside another package that brings NVRTC of a newer CUDA, as PyTorch does, CuPy would take that one, whose machine
-    code an older driver refuses.
+    If another package brings NVRTC of a newer CUDA, as PyTorch does, CuPy would use that one, and an older driver would
+    refuse its machine code.
     """
     for folder in sys.path if cuda in _WHEEL_LIBRARIES else ():
         path = Path(folder, _WHEEL_LIBRARIES[cuda])
         if path.is_file():
-            # Where it does not load, CuPy looks elsewhere, and says what it misses.
+            # If it does not load, CuPy looks elsewhere, and says what is missing.
             with suppress(OSError):
                 ctypes.CDLL(str(path))
             return
 
 
 def options(architecture: Architecture) -> list[str]:
-    """NVRTC's options: the same for every kernel, whoever compiles it.
+    """NVRTC's options, the same for every kernel and every caller.
 
     Subnormals are kept (``-ftz=false``), and a product and a sum become one rounding only where the source says
     ``fma`` (``-fmad=false``), so that the bits do not depend on the compiler's version, the GPU, or there being one.
@@ -141,7 +145,7 @@ def compile_source(
         C++ name expressions.
     architecture : Architecture
     warnings_as_errors : bool
-        Take what the compiler warns of for an error.
+        Treat the compiler's warnings as errors.
 
     Returns
     -------
@@ -177,14 +181,14 @@ def compile_source(
     symbols = {name: s.decode() if isinstance(s, bytes) else s for name, s in symbols.items()}
     if isinstance(code, str):
         code = code.encode()
-    # CuPy takes the data for a C string and drops its last byte, a NUL that a cubin's reader needs.
+    # CuPy treats the data as a C string and drops its last byte, a NUL that readers of a cubin need.
     return (code if architecture.ptx else code + b"\0"), symbols
 
 
 def cached_module(
     source: str, names: tuple[str, ...], architecture: Architecture, *, warnings_as_errors: bool = False
 ) -> CompiledModule | None:
-    """What :func:`compiled_module` finds in the cache; None if it would have to compile."""
+    """The module that :func:`compiled_module` finds in the cache; None if it would have to compile."""
     path, index = _files(source, names, architecture, warnings_as_errors)
     symbols = _kept_symbols(path, index)
     return None if symbols is None else CompiledModule(path, symbols)
@@ -210,7 +214,7 @@ def compiled_module(
 def _files(
     source: str, names: tuple[str, ...], architecture: Architecture, warnings_as_errors: bool
 ) -> tuple[Path, Path]:
-    """Where the code and its symbols lie: by all that they depend on."""
+    """Paths of the code and of its symbols; the names hash everything that they depend on."""
     identity = [sources_digest(), source, names, options(architecture), nvrtc().getVersion(), warnings_as_errors]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     stem = cache_folder() / CUBINS / f"{Path(source).stem}-{key}"
@@ -218,7 +222,7 @@ def _files(
 
 
 def _kept_symbols(path: Path, index: Path) -> dict[str, str] | None:
-    """The symbols of a compiled module; None where it is not there, or not as it was written."""
+    """The symbols of a compiled module; None if it is missing or damaged."""
     try:
         facts = json.loads(index.read_text())
         whole = facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()

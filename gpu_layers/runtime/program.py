@@ -1,9 +1,9 @@
-"""Programs: what an operation does to arrays of one signature, recorded once and run in each call.
+"""Programs: the work of an operation on arrays of one signature, recorded once and run in each call.
 
 A launcher of ``gpu_layers.kernels`` computes grids, blocks and the structs that kernels take from shapes, dtypes and
-arguments alone. So it runs once for each of them, on operands, which have a shape and a dtype but no memory, and what
-it asks for is recorded: arrays to allocate, kernels to launch. A call then looks the program up and runs it. Allocation
-is the business of the arrays' library, in one place (``gpu_layers.runtime.arrays``).
+arguments alone. So it runs once for each of them, on operands, which have a shape and a dtype but no memory. What it
+asks for is recorded: arrays to allocate, kernels to launch. A call then looks the program up and runs it. The arrays'
+library allocates, in one place (``gpu_layers.runtime.arrays``).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefused
 
 
 class Operand:
-    """An array of a program: what is known of it before there is one.
+    """An array of a program, before it exists.
 
     Attributes
     ----------
     program : Program
     slot : int
-        Which of the program's arrays.
+        Its number among the program's arrays.
     shape : tuple of int
     dtype : numpy.dtype
     is_ready : bool
         Whether kernels can use it as it is: C-contiguous, at a multiple of 16 bytes.
     is_contiguous, is_writeable : bool
     of_bytes : bool
-        Whether these are the bytes of the array, whatever its dtype.
+        Whether it stands for the bytes of the array, whatever its dtype.
     """
 
     __slots__ = ("dtype", "is_contiguous", "is_ready", "is_writeable", "of_bytes", "program", "shape", "slot")
@@ -77,7 +77,7 @@ class Operand:
         )
 
     def as_bytes(self) -> Operand:
-        """The same memory, as bytes."""
+        """The same memory as bytes."""
         shape = (self.size * self.dtype.itemsize,)
         bytes_of = np.dtype(np.uint8)
         return Operand(self.program, self.slot, shape, bytes_of, is_writeable=self.is_writeable, of_bytes=True)
@@ -85,7 +85,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Number:
-    """An unsigned 64-bit number that is another one in each call."""
+    """An unsigned 64-bit number that changes from call to call."""
 
     program: Program
     slot: int
@@ -98,9 +98,9 @@ class Program:
     ----------
     kind : ArrayKind
     arrays : sequence of array or None
-        Of the first call: their shapes, dtypes and layouts are what is recorded for.
+        Those of the first call: the program is recorded for their shapes, dtypes and layouts.
     numbers : int
-        How many numbers each call brings.
+        Number of numbers that each call passes.
 
     Attributes
     ----------
@@ -143,7 +143,7 @@ class Program:
         return operand
 
     def rows(self, operand: Operand) -> list[Operand]:
-        """The rows of an array of two axes: the same memory."""
+        """The rows of an array of two axes, in the same memory."""
         count, length = operand.shape
         size = length * operand.dtype.itemsize
         self.steps.append(Rows(operand.slot, count, size))
@@ -153,7 +153,7 @@ class Program:
     def compute(
         self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: Any
     ) -> Operand:
-        """``function(xp, *arrays)``, of this shape and dtype, by the array library xp."""
+        """The result of ``function(xp, *arrays)``, of this shape and dtype; ``xp`` is the array library."""
         result = Operand(self, self._new_slot(), shape, np.dtype(dtype))
         self.steps.append(Compute(result.slot, function, tuple(operand.slot for operand in operands)))
         return result
@@ -182,7 +182,7 @@ class Program:
         self.steps.append(Launch(kernel, grid, block, arguments, shared_bytes, cooperative))
 
     def returns(self, result: Any) -> None:
-        """What each call returns: an operand, None, or a tuple of such."""
+        """Set what each call returns: an operand, None, or a tuple of these."""
         self._take_shapes(result)
         self.result = result
         self.steps = [
@@ -204,9 +204,9 @@ class Program:
             self.results = lambda objects: objects[slot]
         used = [step.of for step in self.steps if isinstance(step, Compute)]
         used += [(step.source,) for step in self.steps if isinstance(step, Deliver)]
-        #: Slots of what must be arrays of the library; memory is enough for the others.
+        #: Slots that must be arrays of the library; memory is enough for the others.
         self.needs_array = frozenset(self._shapes).union(*used)
-        #: Runs the steps on arrays of the signature that was recorded for: ``run(arrays, numbers)``.
+        #: Runs the steps on arrays of the recorded signature: ``run(arrays, numbers)``.
         self.run = self.kind.runner(self)
 
     def _new_slot(self) -> int:
@@ -227,12 +227,12 @@ class Launcher:
     Parameters
     ----------
     record : callable
-        ``record(operands, numbers, *arguments)`` asks for what is to be done, and gives the operands that the call
-        returns. It may depend on the operands' shapes, dtypes and layouts, on the arguments and on the limits in force,
-        and on nothing else.
+        ``record(operands, numbers, *arguments)`` asks for arrays and launches, and returns the operands that the call
+        returns. It may depend on shapes, dtypes and layouts of the operands, on the arguments and on the limits in
+        force, and on nothing else.
     """
 
-    # Programs that are kept; the oldest goes first. Some kilobytes each.
+    # Programs that are kept, of some kilobytes each; the oldest goes first.
     MOST = 4096
 
     def __init__(self, record: Callable[..., Any]) -> None:
@@ -245,11 +245,16 @@ class Launcher:
         Parameters
         ----------
         arrays : sequence of array or None
-            Of one kind and on one device; the first is an array.
+            Of one kind and on one device; the first must not be None.
         arguments : tuple of hashable
-            What the program may depend on.
+            The program may depend on these.
         numbers : tuple of int
-            What it may not depend on.
+            The program may not depend on these.
+
+        Returns
+        -------
+        array, tuple or None
+            What the program returns.
         """
         first = arrays[0]
         if type(first) is Operand:
@@ -262,7 +267,7 @@ class Launcher:
         try:
             return program.run(arrays, numbers)
         except CooperativeLaunchRefusedError:
-            # Nothing was written: the kernels that need no such launch are recorded instead.
+            # Nothing was written: record the kernels that need no cooperative launch.
             return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
 
     def _recorded(

@@ -1,7 +1,6 @@
-"""Named ranges around every layer's forward and backward, for a profiler's time line.
+"""Named ranges around the forward and backward of every layer, for a profiler's time line.
 
-Switched off, layers run as if this did not exist: their methods are wrapped when it is switched on, and put back when
-it is switched off.
+Switching ranges on wraps the methods of layers; switching them off restores the plain methods.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _VARIABLE = "GPU_LAYERS_PROFILE_RANGES"
 
 
 class _State:
-    """Which classes there are, and how ranges are begun and ended."""
+    """The layer classes, and the functions that begin and end a range."""
 
     def __init__(self) -> None:
         self.classes: list[type] = []
@@ -34,7 +33,7 @@ _state = _State()
 
 
 def add_layer_class(layer_class: type) -> None:
-    """Have ranges around this class's own forward and backward, whenever they are on."""
+    """Put ranges around the forward and backward of this class whenever they are on."""
     _state.classes.append(layer_class)
     if os.environ.get(_VARIABLE) == "1" and not _state.is_on:
         profile_ranges(True)
@@ -43,7 +42,7 @@ def add_layer_class(layer_class: type) -> None:
 
 
 def profile_ranges(enabled: bool = True) -> None:
-    """Put NVTX ranges, such as ``BatchNorm2d.forward``, around what layers do; Nsight Systems and Compute show them.
+    """Put NVTX ranges such as ``BatchNorm2d.forward`` around the passes of layers, for Nsight Systems and Compute.
 
     ``GPU_LAYERS_PROFILE_RANGES=1`` in the environment does the same from the start. Switched off they cost nothing.
 

@@ -1,4 +1,4 @@
-"""Where the CUDA sources are, and what identifies their state."""
+"""The folder of the CUDA sources, and a digest of their content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def source_folder() -> Path:
     Raises
     ------
     RuntimeError
-        If neither holds any: a broken installation.
+        If neither holds them: the installation is broken.
     """
     package = Path(__file__).resolve().parent.parent
     candidates = (package / "cuda_src", package.parent / "cuda_src")

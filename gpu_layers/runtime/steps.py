@@ -1,4 +1,4 @@
-"""The steps of a program: what is done to its arrays, which have numbers (slots) in the order in which they appear."""
+"""The steps of a program. Its arrays have numbers (slots), in the order in which they appear."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpu_layers.runtime.kernel import Kernel
 
 @dataclass(frozen=True)
 class Slot:
-    """An argument of a launch that is another one in each call: an array, or its bytes, or a number."""
+    """An argument of a launch that changes from call to call: an array, its bytes, or a number."""
 
     index: int
     as_bytes: bool = False
@@ -21,14 +21,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch, but for the arrays and numbers of a call.
+    """A launch of a kernel, without the arrays and numbers of a call.
 
     Attributes
     ----------
     kernel : Kernel
     grid, block : tuple of int
     arguments : tuple
-        One a parameter: a :class:`Slot`, None for a null pointer, or an array of one element of the declared type.
+        One for each parameter: a :class:`Slot`, None for a null pointer, or an array of one element of the declared
+        type.
     shared_bytes : int
     cooperative : bool
     """
@@ -43,7 +44,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Allocate:
-    """A new array, for a result or for what kernels hand on; of zeros where it says so."""
+    """A new array, for a result or for values that kernels pass on; zeroed if asked for."""
 
     slot: int
     shape: tuple[int, ...]
@@ -53,7 +54,7 @@ class Allocate:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an array, of so many bytes each: slots of their own, in order."""
+    """The rows of an array, of ``size`` bytes each, as new slots in order."""
 
     of: int
     count: int
@@ -71,11 +72,11 @@ class Compute:
 
 @dataclass(frozen=True)
 class Deliver:
-    """A copy of a result into an array of the caller that kernels could not write to."""
+    """A copy of a result into an array of the caller to which kernels cannot write."""
 
     source: int
     target: int
 
 
 class CooperativeLaunchRefusedError(RuntimeError):
-    """The driver does not launch a kernel whose blocks wait for each other: it has fewer places than it said."""
+    """The driver refused to launch a kernel whose blocks wait for each other."""

@@ -1,8 +1,8 @@
-"""Writes into memory that others may have saved: so a backward notices that what it needs has been overwritten.
+"""Writes into memory that operations may have saved, so that a backward notices if its arrays were overwritten.
 
-Operations save their large inputs by reference. This library writes into arrays of callers where it is told to (layers
-in place, ``out=``, optimizers, loading a state); each such write is recorded here, and a backward compares. What a
-caller writes by other means, as ``x += 1``, cannot be seen.
+Operations save their large inputs by reference. This library writes into arrays of callers if it is told to (layers in
+place, ``out=``, optimizers, loading a state). Each such write is recorded here, and a backward compares. Writes of the
+caller, such as ``x += 1``, cannot be seen.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gpu_layers.runtime.cuda import is_cupy_array
 
 
 class _Writes:
-    """The last write into each piece of memory, oldest first; forgotten when the memory is freed."""
+    """The last write into each range of memory, oldest first; dropped when the memory is freed."""
 
     def __init__(self) -> None:
         self.count = 0
         self.ranges: dict[tuple[int, int], tuple[int, Any]] = {}
-        # Reentrant: collecting an array while the lock is held calls back.
+        # Reentrant: freeing an array while the lock is held calls back.
         self.lock = threading.RLock()
 
 
@@ -30,7 +30,7 @@ _writes = _Writes()
 
 
 def write_count() -> int:
-    """Writes recorded so far: what a forward keeps, to say when it saved its arrays."""
+    """Number of writes recorded so far; a forward keeps it as the time at which it saved its arrays."""
     return _writes.count
 
 
@@ -48,7 +48,7 @@ def record_write(array: Any) -> None:
     reference = weakref.ref(_owner(array), forget)
     with _writes.lock:
         _writes.count += 1
-        # Taken out first, so that it becomes the last.
+        # Removed first, so that it becomes the last.
         _writes.ranges.pop(place, None)
         _writes.ranges[place] = (_writes.count, reference)
 
@@ -59,9 +59,9 @@ def check_unwritten(since: int, **arrays: Any) -> None:
     Parameters
     ----------
     since : int
-        :func:`write_count` of when they were saved.
+        :func:`write_count` when they were saved.
     **arrays
-        By name; None is skipped.
+        The arrays by name; None is skipped.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def check_unwritten(since: int, **arrays: Any) -> None:
 
 
 def _addresses(array: Any) -> tuple[int, int]:
-    """From the first byte of its elements to behind the last. One address space has the CPU's and all GPUs'."""
+    """Addresses of the first byte of its elements and after the last. The CPU and all GPUs share one address space."""
     first = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
     last = first + array.dtype.itemsize
     for size, stride in zip(array.shape, array.strides, strict=True):
@@ -101,7 +101,7 @@ def _addresses(array: Any) -> tuple[int, int]:
 
 
 def _owner(array: Any) -> Any:
-    """The array that lives as long as its memory is used."""
+    """The array that owns the memory."""
     while isinstance(array.base, np.ndarray) or is_cupy_array(array.base):
         array = array.base
     return array

@@ -1,4 +1,4 @@
-"""What ``gpu-layers train`` needs and the core does not: layers with weights, loss, optimizers, data, checkpoints."""
+"""Training: loss, optimizers, data and the trainer of ``gpu-layers train``."""
 
 from gpu_layers.layers import Conv2d, Flatten, Linear, Sequential
 from gpu_layers.training.dataset import Dataset, digits, load_npz

@@ -1,4 +1,4 @@
-"""In which order and portions an epoch goes through the samples."""
+"""The order and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A shuffle of ``0 .. n - 1`` that depends on seed and epoch alone: a run that starts again there repeats it."""
-    # The spawn key keeps these streams apart from that of the initial weights.
+    """A shuffle of ``0 .. n - 1`` that depends on seed and epoch alone, so that a resumed run repeats it."""
+    # The spawn key separates these streams from that of the initial weights.
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(n)
 
 
@@ -21,7 +21,7 @@ def batch_count(n: int, batch_size: int) -> int:
 def batches(n: int, batch_size: int) -> Iterator[slice]:
     """Consecutive slices of ``batch_size`` samples; the last takes what remains.
 
-    A single remaining sample joins the batch before it: batch norm has no variance of one value.
+    A single remaining sample joins the batch before it: one value has no variance for batch norm.
     """
     start = 0
     while start < n:

@@ -1,7 +1,7 @@
-"""Arrays and facts in one file, which is either whole or refused.
+"""Arrays and facts in one file; a damaged file is refused.
 
-A safetensors file: no code in it, readable by others. All facts are one JSON text under the single metadata key
-``gpu_layers`` (the order of several would differ from file to file), and hold a SHA-256 of everything.
+It is a safetensors file: it holds no code, and other programs can read it. All facts are one JSON text under the single
+metadata key ``gpu_layers`` (the order of several keys would vary), and include a SHA-256 of everything.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _VERSION = 1
 
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write a file atomically: a reader, or a crash at any moment, finds the old one or the new one.
+    """Write a file atomically: readers find the old or the new content, also after a crash at any moment.
 
     Parameters
     ----------
     path : Path
     kind : str
-        What the file is, e.g. "checkpoint"; :func:`load_arrays` asks for it.
+        Kind of the file, e.g. "checkpoint", which :func:`load_arrays` compares.
     arrays : mapping of str to ndarray
     facts : mapping of str to object
-        Whatever JSON takes.
+        Anything that JSON can hold.
 
     Raises
     ------
     OSError
-        If it could not be written; an old file is then untouched.
+        If it could not be written; an old file then stays.
     RuntimeError
         If safetensors is not installed.
     """
@@ -48,7 +48,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], facts: 
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what :func:`save_arrays` wrote.
+    """Read a file of :func:`save_arrays`.
 
     Returns
     -------
@@ -69,9 +69,9 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         arrays = safetensors.load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    # Whatever a damaged file makes the reader raise.
+    # A damaged file may make the reader raise anything.
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no {kind} file ({error})") from error
+        raise ValueError(f"{path} is damaged or not a {kind} file ({error})") from error
     try:
         header = json.loads(metadata[_KEY])
         checksum = header.pop("sha256")
@@ -79,7 +79,9 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a {kind} file of gpu-layers") from error
     if (found, version) != (kind, _VERSION):
-        raise ValueError(f"{path} is a {found} file of version {version}, expected a {kind} file of version {_VERSION}")
+        raise ValueError(
+            f"expected a {kind} file of version {_VERSION}, got a {found} file of version {version}: {path}"
+        )
     if checksum != _checksum(arrays, {"kind": found, "version": version, **header}):
         raise ValueError(f"{path} is damaged: its checksum does not match its content")
     return arrays, header

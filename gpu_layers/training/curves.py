@@ -20,7 +20,7 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
     history : sequence of dict
         ``Trainer.history``, at least one epoch.
     title : str
-        Drawn as it is; a letter that matplotlib's font lacks becomes a box.
+        Drawn as it is; letters that matplotlib's font lacks become boxes.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
     with fixed_settings():
         figure = import_extra("matplotlib.figure").Figure(figsize=(10, 4), layout="constrained")
         _paint(figure, history)
-        # As it is written: a dollar sign in a file's name begins no formula.
+        # As it is written: a dollar sign in a file's name does not begin a formula.
         figure.suptitle(title, parse_math=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, backend="agg")

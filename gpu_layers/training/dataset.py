@@ -1,4 +1,4 @@
-"""Labelled images, split into training and test: scikit-learn's digits, or a file."""
+"""Labelled images, split into training and test: scikit-learn's digits, or those of a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from gpu_layers.training.extras import import_extra
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
-# Fixed: which digits are for testing is part of the task, not of a run.
+# Fixed: the test images are part of the task, not of a run.
 _DIGITS_SPLIT_SEED = 0
 _DIGITS_TEST_SHARE = 0.2
 LAYOUTS = ("auto", "nchw", "nhwc")
-#: Sizes that an axis of channels has: grey, colours, colours and opacity. Images of a real height are larger.
+#: Sizes of a channel axis: grey, colours, colours and opacity. Real heights are larger.
 _CHANNELS = (1, 3, 4)
-#: Pixels of 8 bits are 255 times those from 0 to 1; parts of one data set are well below this.
+#: Pixels of 8 bits are 255 times those from 0 to 1; parts of one data set differ far less.
 _SCALES_APART = 32
-#: Where one part has negative pixels and the other has none: this share of them, and as many images, is no accident.
+#: If one part has negative pixels and the other has none: this share, in so many images, is not an accident.
 _SHARE_OF_SIGNS, _MANY_IMAGES = 0.1, 8
 
 
@@ -39,7 +39,7 @@ class Dataset:
     classes : tuple of int or of str
         The labels of the training images, ascending.
     mean, std : float
-        Of all training images together.
+        Mean and standard deviation over all training images.
     """
 
     name: str
@@ -66,7 +66,11 @@ class Dataset:
 
 
 def digits() -> Dataset:
-    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn; a fifth of each class for testing.
+    """The 1,797 handwritten digits of 8 x 8 pixels from scikit-learn; a fifth of each class is for testing.
+
+    Returns
+    -------
+    Dataset
 
     Raises
     ------
@@ -91,12 +95,12 @@ def load_npz(path: Path, layout: str = "auto") -> Dataset:
     Parameters
     ----------
     path : Path
-        Of a file with the arrays ``x_train``, ``x_test``: booleans, integers or floating numbers of any byte order, of
-        shape (N, H, W), (N, C, H, W) or (N, H, W, C); and ``y_train``, ``y_test``: integers, whole floating numbers,
-        booleans or texts of shape (N,) or (N, 1), or one-hot rows, shape (N, classes).
+        A file with four arrays. ``x_train`` and ``x_test``: booleans, integers or floating numbers of any byte order,
+        of shape (N, H, W), (N, C, H, W) or (N, H, W, C). ``y_train`` and ``y_test``: integers, whole floating numbers,
+        booleans or texts of shape (N,) or (N, 1), or one-hot rows of shape (N, classes).
     layout : {"auto", "nchw", "nhwc"}
-        Of images with four axes. "auto": the channels are the one axis, of the second and the last, whose size is 1, 3
-        or 4.
+        Layout of images with four axes. "auto": the channels are the second or the last axis, whichever has the size 1,
+        3 or 4.
 
     Returns
     -------
@@ -107,7 +111,7 @@ def load_npz(path: Path, layout: str = "auto") -> Dataset:
     OSError
         If the file cannot be opened.
     ValueError
-        If it is damaged, holds something else, or does not tell its layout; says what to do.
+        If it is damaged, holds something else, or has an unclear layout; the message says what to do.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -122,20 +126,20 @@ def load_npz(path: Path, layout: str = "auto") -> Dataset:
 
 
 def _printable(name: str) -> str:
-    """The name of a file, which may be any bytes, with whatever is no letter escaped."""
+    """The name of a file, which may be any bytes, with unprintable letters escaped."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(
-                f"{path} is damaged or not an .npz file: it is no archive, as numpy.savez(path, x_train=..., ...) "
+                f"{path} is damaged or not an .npz file: it is not an archive, as numpy.savez(path, x_train=..., ...) "
                 "writes one"
             )
         file.seek(0)
         arrays = {}
-        # A damaged file makes NumPy, zipfile and zlib raise almost anything, MemoryError for a huge shape included.
+        # A damaged file makes NumPy, zipfile and zlib raise almost anything, also MemoryError for a huge shape.
         try:
             loaded: Any = np.load(file, allow_pickle=False)
             present = [key for key in _KEYS if key in loaded.files]
@@ -144,7 +148,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         for key in present:
             try:
                 arrays[key] = loaded[key]
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203 (says which array it is)
                 if "allow_pickle" in str(error):
                     raise ValueError(
                         f"{path} is damaged or not an .npz file of plain arrays: {key} holds Python objects; "
@@ -165,16 +169,14 @@ def _dataset(
         )
     y_train, y_test = _checked_labels(y_train, "y_train", len(x_train)), _checked_labels(y_test, "y_test", len(x_test))
     if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
-        raise ValueError(
-            "of y_train and y_test one holds texts, the other numbers: the same classes need the same names"
-        )
+        raise ValueError("y_train and y_test must both hold texts or both hold numbers, got one of each")
     classes = np.unique(y_train)
     if classes.size < 2:
         raise ValueError(f"y_train holds the single class {classes[0]}: there is nothing to tell apart")
     unknown = np.setdiff1d(y_test, classes)
     if unknown.size:
         raise ValueError(f"y_test holds the label {unknown[0]}, which y_train does not")
-    # Wide: the sum of many small or large pixels must not lose them.
+    # In float64: the sum of many small or large pixels must not lose them.
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = float(x_train.mean(dtype=np.float64)), float(x_train.std(dtype=np.float64))
     if std == 0:
@@ -202,9 +204,9 @@ def _dataset(
 
 
 def _check_scales(x_train: np.ndarray, x_test: np.ndarray) -> None:
-    """Raise where one part is 0 to 255 and the other 0 to 1, or one has both signs and the other has one.
+    """Raise if one part is 0 to 255 and the other 0 to 1, or if only one part has both signs.
 
-    Parts of one data set may differ in dark images, or in one bright pixel: both the largest and the mean size of the
+    Parts of one data set may differ in dark images or in one bright pixel, so both the largest and the mean size of the
     pixels must be far apart.
     """
     ends = [(float(part.min()), float(part.max())) for part in (x_train, x_test)]
@@ -263,7 +265,7 @@ def _layout(shape: tuple[int, ...], name: str, layout: str) -> str:
 
 
 def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
-    """Labels (N,): int64, or texts."""
+    """Labels as int64 or texts, shape (N,)."""
     if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == count and labels.dtype.kind in "biuf":
         return _from_one_hot(labels, name)
     if labels.shape not in ((count,), (count, 1)):
@@ -277,7 +279,7 @@ def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
             return labels.astype(str)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f'{name} holds bytes that are no ASCII: decode them, e.g. numpy.char.decode({name}, "utf-8")'
+                f'{name} holds bytes that are not ASCII: decode them, e.g. numpy.char.decode({name}, "utf-8")'
             ) from error
     if kind not in "biuf":
         raise ValueError(f"{name} must hold integers or texts, got {labels.dtype}: convert it, e.g. {name}.astype(int)")
@@ -285,10 +287,10 @@ def _checked_labels(labels: np.ndarray, name: str, count: int) -> np.ndarray:
     if not whole.all():
         raise ValueError(
             f"{name} must hold integers or texts, got {labels.dtype} with {labels[~whole][0]:g}: a class is a whole "
-            f"number; of scores or measured values make some first, e.g. numpy.digitize({name}, bounds)"
+            f"number; turn scores or measured values into classes first, e.g. numpy.digitize({name}, bounds)"
         )
     largest = np.iinfo(np.int64).max
-    # Compared as Python's integers: a floating number cannot tell 2**63 from the number before it.
+    # Compared as Python's integers: floating numbers cannot distinguish 2**63 from the number before it.
     for value in (labels.max(), labels.min()):
         if not -largest - 1 <= int(value) <= largest:
             raise ValueError(f"{name} holds {value}, which does not fit 64 bits with a sign")
@@ -301,7 +303,7 @@ def _from_one_hot(labels: np.ndarray, name: str) -> np.ndarray:
     if wrong.any():
         raise ValueError(
             f"{name} must have shape [{len(labels)}], one label an image, or hold one-hot rows, each a single 1 among "
-            f"zeros, got {list(labels.shape)} with row {int(wrong.argmax())} otherwise; of scores take "
+            f"zeros, got {list(labels.shape)} with row {int(wrong.argmax())} otherwise; for scores take "
             f"{name}.argmax(axis=1)"
         )
     return labels.argmax(axis=1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""matplotlib as the commands draw with it: the same picture whatever the user's settings are."""
+"""matplotlib for the commands: the same picture, whatever the user's settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu_layers.training.extras import import_extra
 
-#: What makes the import read neither a backend that this Python lacks nor a file of settings that cannot be read.
+#: With these the import reads neither a backend that this Python lacks nor an unreadable file of settings.
 _NEUTRAL = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
@@ -19,7 +19,7 @@ _NEUTRAL = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "train") -> Iterator[Any]:
     """matplotlib with its own defaults and this style, until the end of the block.
 
-    The user's settings may ask for TeX, for a notebook's backend or for fonts that are not there. Draw with
+    The user's settings may ask for TeX, for a notebook's backend or for missing fonts. Draw with
     ``Figure.savefig(..., backend="agg")`` or ``"svg"``, not with pyplot: no window system, no global state.
 
     Parameters
@@ -27,7 +27,7 @@ def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "trai
     style : mapping of str to object, optional
         Settings by matplotlib's names.
     extra : {"train", "study"}
-        Which extra brings matplotlib.
+        The extra that brings matplotlib.
 
     Yields
     ------
@@ -41,9 +41,9 @@ def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "trai
     """
     matplotlib = _matplotlib(extra)
     with warnings.catch_warnings():
-        # One for each letter that its own font lacks, a Chinese file name's: it draws a box instead.
+        # A warning for each letter that its font lacks, such as in a Chinese file name: it draws a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # Of defaults that are on their way out; which backend is used is told to savefig.
+        # Warnings of deprecated defaults; savefig is told the backend.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib")
         defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
         with matplotlib.rc_context({**defaults, **(style or {})}):
@@ -55,9 +55,9 @@ def _matplotlib(extra: str) -> Any:
         return import_extra("matplotlib", extra=extra)
     except (RuntimeError, MemoryError):
         raise
-    # The user's settings, which its import reads, may be anything.
+    # The import reads the user's settings, which may be anything.
     except Exception:
-        # What it has left behind would take the place of what a second import makes.
+        # A second import would find the modules that the first one left.
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
             del sys.modules[name]
         before = {name: os.environ.get(name) for name in _NEUTRAL}

@@ -1,4 +1,4 @@
-"""What the commands need and the core does not: the packages of the extras ``train`` and ``study``."""
+"""Packages that the commands need and the core does not: those of the extras ``train`` and ``study``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def import_extra(module: str, *, extra: str = "train") -> Any:
     Raises
     ------
     RuntimeError
-        If it is not installed; says what to do.
+        If it is not installed; the message says what to do.
     """
     try:
         return importlib.import_module(module)
@@ -29,7 +29,7 @@ def import_extra(module: str, *, extra: str = "train") -> Any:
 
 
 def require_extras(*packages: str, extra: str = "train") -> None:
-    """RuntimeError unless all of these packages are installed; imports none, so it costs nothing to ask early."""
+    """RuntimeError unless all of these packages are installed. It imports none, so it costs nothing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise RuntimeError(f"{_WHO_NEEDS[extra]} needs {', '.join(missing)}: {_advice(extra)}")

@@ -39,11 +39,11 @@ def image_classifier(
     placement : {"after", "before"}
         Whether dropout comes after or before the activation.
     seed : int
-        Of the initial weights and of the dropout masks; each dropout layer has a stream of its own.
+        Seed of the initial weights and of the dropout masks; each dropout layer has its own stream.
     dtype : numpy.dtype
-        Of the activations. Parameters are float64 for float64, float32 for all others.
+        Dtype of the activations. Parameters are float64 for float64, float32 for all others.
     communicator : Communicator, optional
-        Of several processes that share each batch: batch norm is then that of all of them.
+        Processes that share each batch: batch norm then uses the statistics of all of them.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def image_classifier(
             Conv2d(channels, filters, 3, padding=1, bias=False, dtype=parameters, seed=weights),
             batch_norm(BatchNorm2d, filters),
             *activation(),
-            # Rounded up, so that an image of a single row or column stays one.
+            # Rounded up, so that an image of a single row or column keeps one.
             MaxPool2d(2, ceil_mode=True),
         ]
         channels, height, width = filters, -(-height // 2), -(-width // 2)

@@ -1,4 +1,4 @@
-"""Optimizers: they change parameters in place. The formulas are PyTorch's."""
+"""Optimizers, which change parameters in place. The formulas are PyTorch's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gpu_layers.runtime.writes import record_write
 
 
 class Optimizer:
-    """What optimizers share: the parameters, one or more arrays of state for each, and the number of steps taken.
+    """The base of optimizers: parameters, one or more arrays of state for each, and the number of steps.
 
     Parameters
     ----------
     parameters : mapping of str to array
         float32 or float64, changed in place by :meth:`step`. A network's ``parameters`` are read anew at each step: the
-        optimizer may be made before the network is moved, and its state follows. A copy of them is not: it keeps the
-        arrays of now. An array under several names, or its transpose, is one parameter.
+        optimizer may be made before the network is moved, and its state follows. A copy of them keeps the current
+        arrays. An array under several names, or its transpose, is one parameter.
     lr : float
         Learning rate, at least 0; may be set between steps.
     weight_decay : float
@@ -52,7 +52,7 @@ class Optimizer:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """As they are now."""
+        """The current parameters."""
         refreshed = getattr(self._given, "refreshed", None)
         return dict(self._given if refreshed is None else refreshed())
 
@@ -76,7 +76,9 @@ class Optimizer:
         parameters = self.parameters
         if gradients.keys() != parameters.keys():
             different = sorted(gradients.keys() ^ parameters.keys())
-            raise ValueError(f"gradients and parameters differ in {different}; step comes after backward")
+            raise ValueError(
+                f"gradients must have the parameters' names, got a difference in {different}: call backward first"
+            )
         firsts = _first_names(parameters)
         given: dict[str, Any] = {}
         for name, gradient in gradients.items():
@@ -99,7 +101,7 @@ class Optimizer:
             record_write(parameter)
 
     def _place_state(self, parameters: Mapping[str, Any] | None = None) -> None:
-        """Have the state of every parameter, of no other, where the parameter is; a new one starts at 0."""
+        """Put the state of each parameter on its device; new states start at 0, others are dropped."""
         parameters = self.parameters if parameters is None else parameters
         firsts = _first_names(parameters)
         before, self._state = self._state, {}
@@ -111,15 +113,15 @@ class Optimizer:
                 self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
-        """What to subtract from a parameter; updates its state."""
+        """The number to subtract from a parameter; updates its state."""
         raise TypeError(f"{type(self).__name__} defines no step")
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of steps and state of every parameter; copies. The rates are configuration and not in it."""
+        """Copies of the number of steps and of the state of every parameter. Rates are not in it."""
         return {name: value.copy() for name, value in self._own().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; all or nothing.
+        """Load a ``state``; all or nothing.
 
         Parameters
         ----------
@@ -129,7 +131,7 @@ class Optimizer:
         Raises
         ------
         ValueError, TypeError
-            If it is not of this kind of optimizer with these parameters.
+            If it belongs to another kind of optimizer or to other parameters.
         """
         own = self._own()
         try:
@@ -209,7 +211,7 @@ class Adam(Optimizer):
 
 
 def _first_names(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """For every name the first one of the same array."""
+    """For each name, the first name of the same array."""
     firsts: dict[Any, str] = {}
     return {name: firsts.setdefault(memory_of(value), name) for name, value in parameters.items()}
 
@@ -223,9 +225,9 @@ def _check_alike(name: str, gradient: Any, parameter: Any) -> None:
         raise TypeError(f"dtype mismatch for {name}: got {gradient.dtype}, expected {parameter.dtype}")
     if array_module(gradient) is not array_module(parameter):
         raise TypeError(
-            f"the gradient of {name} is a {type(gradient).__module__} array, the parameter a "
-            f"{type(parameter).__module__} one: make the optimizer of network.parameters itself, which it reads anew "
-            "after a move, or after the move"
+            f"the gradient of {name} must be a {type(parameter).__module__} array like the parameter, got a "
+            f"{type(gradient).__module__} array: pass network.parameters itself to the optimizer, or make it after the "
+            "move"
         )
     if isinstance(parameter, np.ndarray) and not parameter.flags.writeable:
         raise ValueError(f"parameter {name} is read-only")

@@ -1,4 +1,4 @@
-"""The folder of a run: the checkpoint it continues from, and what it leaves behind."""
+"""The folder of a run: its checkpoint and its results."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gpu_layers.training.trainer import Trainer
 
 
 class RunFolder:
-    """Files of a run. Each is replaced atomically, so none is ever half written.
+    """The files of a run. Each is replaced atomically, so none is ever half written.
 
-    A new run in the folder of an old one replaces the old one's checkpoint when it begins, so that the two cannot be
-    mixed up when it is resumed, and each other file when its own is complete.
+    A new run in the folder of an old one replaces the old checkpoint when it begins, so that a resumed run cannot
+    continue the wrong one. It replaces each other file when its own is complete.
 
     Parameters
     ----------
     path : Path
-        Made by :meth:`reserved` if need be.
+        Made by :meth:`reserved` if it is missing.
 
     Attributes
     ----------
@@ -43,19 +43,19 @@ class RunFolder:
         self.curves = path / "curves.png"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raise unless a run may begin here: nothing of an earlier one is lost by mistake. Writes nothing.
+        """Raise unless a run may begin here without losing an earlier one by mistake. It writes nothing.
 
         Parameters
         ----------
         resume : bool
-            Continue the folder's run. One that was stopped before it had a checkpoint begins anew.
+            Continue the folder's run. A run that was stopped before its first checkpoint starts again.
         overwrite : bool
             Replace it.
 
         Raises
         ------
         ValueError
-            If the folder holds files of a run that would be replaced; says which, and what to do.
+            If the folder holds files of a run that would be replaced; the message names them and says what to do.
         """
         found = [file.name for file in self._files() if file.exists()]
         if not found or overwrite or (resume and self.checkpoint.exists()):
@@ -71,17 +71,17 @@ class RunFolder:
 
     @contextmanager
     def reserved(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Make the folder, and keep other runs out of it until the end of the block.
+        """Make the folder, and keep other runs out of it during the block.
 
         Parameters
         ----------
         resume, overwrite : bool
-            As for :meth:`check`, which is asked again: another run may have ended here meanwhile.
+            As for :meth:`check`, which is repeated: another run may have ended here meanwhile.
 
         Raises
         ------
         OSError
-            If the folder cannot be written to: found here rather than after an epoch.
+            If the folder cannot be written to, found now rather than after an epoch.
         RuntimeError
             If another run is using it, or filelock is not installed.
         ValueError
@@ -111,19 +111,19 @@ class RunFolder:
         return self.checkpoint, self.model, self.metrics, self.curves
 
     def begin(self, trainer: Trainer, *, resume: bool) -> int | None:
-        """Make the folder that of this run.
+        """Make the folder belong to this run.
 
         Parameters
         ----------
         trainer : Trainer
-            Takes over the checkpoint, where there is one to resume.
+            Loads the checkpoint, if there is one to resume.
         resume : bool
             Whether to continue from the folder's checkpoint.
 
         Returns
         -------
         int or None
-            How many epochs the run was to have that is continued; None for a new one.
+            The number of epochs that a continued run was started with; None for a new run.
 
         Raises
         ------
@@ -138,17 +138,17 @@ class RunFolder:
         return None
 
     def restore(self, trainer: Trainer) -> int:
-        """Let the trainer take over the checkpoint.
+        """Load the checkpoint into the trainer.
 
         Returns
         -------
         int
-            How many epochs its run was to have.
+            The number of epochs that its run was started with.
 
         Raises
         ------
         OSError, ValueError
-            If there is none, or it is damaged, foreign, or of a run with other settings or data.
+            If there is none, or if it is damaged, foreign, or of a run with other settings or data.
         """
         try:
             return trainer.restore(*load_arrays(self.checkpoint, "checkpoint"))
@@ -161,7 +161,7 @@ class RunFolder:
         Raises
         ------
         OSError
-            If it could not be written; the old checkpoint is then untouched.
+            If it could not be written; the old checkpoint then stays.
         """
         arrays, facts = trainer.state()
         save_arrays(self.checkpoint, "checkpoint", arrays, facts)
@@ -174,7 +174,7 @@ class RunFolder:
         Raises
         ------
         OSError
-            If one could not be written; what was there is then untouched.
+            If one could not be written; the old file then stays.
         """
         described = _description(trainer, dataset)
         preparation = {key: described["data"][key] for key in ("classes", "mean", "std")}
@@ -185,7 +185,7 @@ class RunFolder:
         write_atomically(self.metrics, (text + "\n").encode())
 
     def save_curves(self, trainer: Trainer, dataset: Dataset) -> None:
-        """Draw the history, after :meth:`save_outputs`: no picture is worth a model.
+        """Draw the history. It comes after :meth:`save_outputs`, so that a failure cannot lose the model.
 
         Raises
         ------
@@ -197,7 +197,7 @@ class RunFolder:
         try:
             picture = curves_png(trainer.history, title)
         except Exception:
-            # That of an earlier run, whose model is replaced: no picture is better.
+            # The picture is of an earlier run, whose model was replaced: none is better.
             self.curves.unlink(missing_ok=True)
             raise
         write_atomically(self.curves, picture)

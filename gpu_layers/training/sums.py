@@ -1,4 +1,4 @@
-"""What the processes of a run add up after each step."""
+"""Adding the numbers of all processes after each step."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gpu_layers.runtime.cuda import array_module
 def added(
     communicator: Communicator, loss: float, hits: int, gradients: Mapping[str, Any]
 ) -> tuple[float, int, dict[str, Any]]:
-    """Loss, hits and gradients of all processes' parts of a batch: one exchange, added in float64 in rank order.
+    """Sums of loss, hits and gradients over all processes: one exchange, added in float64 in the order of the ranks.
 
     Parameters
     ----------
     communicator : Communicator
     loss, hits : float, int
-        This process's share of them.
+        Those of this process.
     gradients : mapping of str to array
         The same keys and shapes in all processes.
 
     Returns
     -------
     loss, hits, gradients
-        The same bits in all processes; gradients in the dtypes that they had.
+        The same bits in all processes; gradients keep their dtypes.
     """
     names = list(gradients)
     xp = array_module(gradients[names[0]])

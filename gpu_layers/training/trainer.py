@@ -1,4 +1,4 @@
-"""A training run: what it is made of, one epoch of it, and its state between epochs."""
+"""A training run: network, optimizer, epochs, and the state between epochs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EVALUATION_BATCH = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the weights a run ends with, beside the machine and the data.
+    """Everything that decides the weights of a run, except the machine and the data.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Part:
-    """The begun part of an epoch that was stopped.
+    """The finished part of an epoch that was stopped.
 
     Attributes
     ----------
@@ -166,7 +166,7 @@ class Trainer:
 
     @property
     def batches_of_next_epoch(self) -> int:
-        """Number of batches that are done of the epoch after the finished ones: not 0 where it was stopped."""
+        """Number of finished batches of the next epoch: not 0 if it was stopped in between."""
         return self._part.batches if self._part else 0
 
     def train_epoch(
@@ -181,8 +181,8 @@ class Trainer:
         report : callable
             Called after each batch.
         stop : callable
-            Asked after each batch but the last. Once it is true the epoch ends there; the next call, or that of a
-            trainer with this one's :meth:`state`, does the rest, and both together do what one would have done.
+            Called after each batch except the last. If it returns True the epoch ends there. The next call, or that of
+            a trainer with this one's :meth:`state`, does the rest; both together do what one call would have done.
 
         Returns
         -------
@@ -261,17 +261,23 @@ class Trainer:
         return {name: _on_cpu(value) for name, value in arrays.items()}, facts
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> int:
-        """Go back to a :meth:`state`, possibly that of a run that was to have another number of epochs.
+        """Go back to a :meth:`state`, possibly of a run with another number of epochs.
+
+        Parameters
+        ----------
+        arrays, facts
+            As :meth:`state` returned them.
 
         Returns
         -------
         int
-            How many it was to have. The learning rate follows this trainer's number from here on.
+            The number of epochs of that run. From now on the learning rate follows this trainer's number.
 
         Raises
         ------
         ValueError
-            If it belongs to a run with other settings or data, which are named, or has more epochs than this run.
+            If it belongs to a run with other settings or data, which the message names, or has more epochs than this
+            run.
         """
         now, then = asdict(self.settings), facts["settings"]
         different = [

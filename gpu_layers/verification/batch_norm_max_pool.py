@@ -1,4 +1,4 @@
-"""Cases of batch norm and max pooling in one kernel, on numbers of which every result is exact."""
+"""Cases of batch norm and max pooling in one kernel, on numbers for which every result is exact."""
 
 from __future__ import annotations
 

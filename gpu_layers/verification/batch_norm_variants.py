@@ -113,7 +113,7 @@ def _joined(of_groups: list[Arrays]) -> Arrays:
 
 
 def padded_batch_norm_cases() -> Iterator[Case]:
-    """Lengths of one and of two axes, with samples of which nothing is valid; masks; of the other variants too."""
+    """Lengths of one and of two axes, also with samples without valid positions; masks; also for the other variants."""
     for dtype in FLOAT_DTYPES:
         ragged, planes = [7, 0, 3, 1, 6], [[9, 5], [4, 11], [0, 3]]
         yield _padded(dtype, (5, 3, 7), False, BatchNorm1d, {"lengths": ragged}, "relu")
@@ -234,7 +234,7 @@ class _OneOf(Communicator):
 
 
 class _Listening(SingleProcess):
-    """Takes down what is sent, and answers as though a second process had sent the same."""
+    """Records what is sent, and answers as if a second process had sent the same."""
 
     size = 2
 
@@ -248,7 +248,7 @@ class _Listening(SingleProcess):
 
 
 def sync_batch_norm_cases() -> Iterator[Case]:
-    """One process, and several one after the other, with unequal parts, of which some have nothing."""
+    """One process, and several one after the other, with unequal parts, some of them empty."""
     for dtype in FLOAT_DTYPES:
         yield _sync(dtype, (6, 5, 9, 11), False, (0, 6), "relu")
         yield _sync(dtype, (7, 5, 9, 11), False, (0, 4, 4, 7), "relu")

@@ -76,7 +76,7 @@ def epsilon(dtype: Any) -> float:
 
 
 def smallest(dtype: Any) -> float:
-    """Smallest positive number of a dtype: what a rounding may be off by near 0."""
+    """Smallest positive number of a dtype: the largest rounding error near 0."""
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)
 
 

@@ -47,7 +47,7 @@ def with_several_nan(x: np.ndarray) -> np.ndarray:
 
 
 def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Small whole numbers, of which many are equal."""
+    """Small whole numbers, many of them equal."""
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)
 
 
@@ -57,6 +57,6 @@ class _Nowhere:
 
 
 def launched_nowhere(run: Callable[[], Any]) -> Any:
-    """What an operation returns, of which only shape and dtype are meant: no kernel runs, nor does the reference."""
+    """Shapes and dtypes of an operation's results: neither a kernel nor the reference runs."""
     with use_executor(_Nowhere()):
         return run()

@@ -266,7 +266,7 @@ def _avg_pool(dtype, label, shape, window) -> Case:
 # Of the windows above, those that are enough: the kernels are the general ones, whose geometry is tested there.
 _LP_CASES = [case for case in _CASES if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
 _POWERS = (1.0, 2.0, 2.5, 3.0, 100.0, 2000.0, np.inf)
-# Windows cut off in front by padding and behind by ceil mode; values whose squares are beyond float32, infinities, NaN.
+# Windows cut off before by padding and after by ceil mode; values whose squares are beyond float32, infinities, NaN.
 _LP_CUT_OFF: tuple[tuple[int, ...], dict[str, Any]] = (
     (2, 2, 8, 10),
     {"kernel_size": (3, 4), "stride": (2, 3), "padding": ((1, 0), (0, 2)), "dilation": (2, 1), "ceil_mode": True},

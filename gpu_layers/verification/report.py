@@ -20,7 +20,7 @@ class Row:
     op, dtype : str
     cases : int
     worst : float
-        Largest error, as a part of what is allowed; 0 where all bits are equal.
+        Largest error, as a part of the allowed error; 0 if all bits are equal.
     failures : list of str
         A message a wrong result, or a case that raised an error.
     """
@@ -62,7 +62,7 @@ def verify(
     progress : callable
         Takes the number of cases done, and of all.
     report : callable
-        Takes each message of a failure, as soon as it is known.
+        Called with the message of each failure, as soon as it is known.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def verify(
     Raises
     ------
     ValueError
-        If ``only`` is no regular expression, or finds no case.
+        If ``only`` is not a regular expression, or finds no case.
     ToolchainError
         If what the emulated backend compiles with is missing.
     DeviceLostError
@@ -91,7 +91,7 @@ def verify(
                     row.failures.append(f"{case}: {difference.message}")
         except ToolchainError:  # nothing can run here
             raise
-        except Exception as error:  # whatever a case raises is a result: it is said, and the others are run
+        except Exception as error:  # an exception of a case is a result: it is reported, and the others run
             row.worst = math.inf
             row.failures.append(f"{case}: {type(error).__name__}: {' '.join(str(error).split())}")
             lost = backend.is_lost()

@@ -15,7 +15,7 @@ def named_like(cases: Iterable[T], only: str | None) -> list[T]:
     Raises
     ------
     ValueError
-        If ``only`` is no regular expression, or finds no case.
+        If ``only`` is not a regular expression, or finds no case.
     """
     try:
         wanted = re.compile(only or "")

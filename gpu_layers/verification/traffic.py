@@ -506,7 +506,7 @@ def count_all(
     Raises
     ------
     ValueError
-        If ``only`` is no regular expression, or finds no case.
+        If ``only`` is not a regular expression, or finds no case.
     """
     cases = named_like(traffic_cases(), only)
     rows = []

@@ -16,7 +16,7 @@ SECTOR = 32
 
 @dataclass(frozen=True)
 class TrafficCase:
-    """One pass of an operation, of which the floor is known.
+    """One pass of an operation, with its floor.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class TrafficCase:
     limit : float
         Most bytes that it may move, as a multiple of the floor.
     by_arrays : int
-        Bytes that the array library moves besides, by the sizes of its arrays.
+        Bytes that the array library also moves, by the sizes of its arrays.
     torch_saved : int or None
         Of a forward: bytes that PyTorch's keeps alive for its backward, of its input too.
     """

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_out_of_memory(capsys, data, monkeypatch):
 
 
 def test_output_to_a_full_disk(data):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         finished = subprocess.run(
             [sys.executable, "-m", "gpu_layers", "info"],
             stdout=full,

@@ -118,7 +118,7 @@ def test_a_build_under_way_is_left_alone(project, tmp_path):
     folder = tmp_path / "cache" / "emulator"
     scratch = folder / "building-other-fast-0123.abcd"
     scratch.mkdir()
-    with open(folder / "other-fast-0123.lock", "w") as lock:
+    with (folder / "other-fast-0123.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert scaled(project) == 2
         assert scratch.exists()
@@ -364,4 +364,4 @@ def test_headers_come_from_the_wheels():
     assert folder == headers.cuda_header_folders()[0]
     assert (folder / "cuda_fp16.h").is_file()
     assert re.fullmatch("[0-9a-f]{64}", toolchain.headers_digest(folder))
-    assert os.path.isabs(folder)
+    assert folder.is_absolute()

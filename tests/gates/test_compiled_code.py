@@ -82,10 +82,11 @@ def divisions(loop):
 
 
 def hot_loop_problems(kernel, widths=(0, 16)):
-    problems = []
-    for instruction in kernel.hot_loop().instructions:
-        if instruction.global_bytes not in widths:
-            problems.append(f"{instruction.opcode} moves {instruction.global_bytes} bytes")
+    problems = [
+        f"{instruction.opcode} moves {instruction.global_bytes} bytes"
+        for instruction in kernel.hot_loop().instructions
+        if instruction.global_bytes not in widths
+    ]
     return problems + divisions(kernel.hot_loop())
 
 

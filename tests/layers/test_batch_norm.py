@@ -280,10 +280,14 @@ def test_state_is_copied_both_ways():
         ({"more": np.ones(3)}, ValueError, r"unexpected keys \['more'\]"),
         ({"bias": np.ones(4, np.float32)}, ValueError, r"size mismatch for bias: .*\[4\].*\[3\]"),
         ({"bias": np.ones((3, 1), np.float32)}, ValueError, "size mismatch for bias"),
-        ({"running_var": np.ones(3, int)}, TypeError, "dtype mismatch for running_var: int64 given, float32"),
+        (
+            {"running_var": np.ones(3, int)},
+            TypeError,
+            "dtype mismatch for running_var: BatchNorm1d has float32, got int64",
+        ),
         ({"running_mean": np.ones(4, np.float32)}, ValueError, r"size mismatch for running_mean: .*\[4\].*\[3\]"),
         ({"running_mean": None, "mean": np.ones(3)}, ValueError, r"\['running_mean'\], unexpected keys \['mean'\]"),
-        ({"running_var": torch.ones(3) * 1j}, TypeError, "dtype mismatch for running_var: complex64"),
+        ({"running_var": torch.ones(3) * 1j}, TypeError, "dtype mismatch for running_var: .* got complex64"),
         ({"running_var": "ones"}, (TypeError, ValueError), "running_var"),
         ({"num_batches_tracked": np.ones(1, np.int64)}, ValueError, "size mismatch for num_batches_tracked"),
     ],
@@ -335,7 +339,7 @@ def test_reset_running_stats():
             "BatchNorm1d",
             np.ones((2, 3)),
             TypeError,
-            "^float64 input needs a layer of dtype='float64', this one has float32$",
+            "^float64 input needs a layer of dtype='float64', got a layer of float32$",
         ),
         (
             "BatchNorm1d",
@@ -427,7 +431,7 @@ def test_what_goes_with_x_is_checked_before_anything_is_launched(make, uses_batc
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)
 def test_a_float64_layer_takes_float64_only(dtype):
     layer = gl.BatchNorm1d(3, dtype="float64")
-    with pytest.raises(TypeError, match="input needs a layer of dtype='float32', this one has float64"):
+    with pytest.raises(TypeError, match="input needs a layer of dtype='float32', got a layer of float64"):
         layer(np.ones((2, 3), dtype))
     assert layer.buffers["num_batches_tracked"] == 0
 

@@ -171,7 +171,7 @@ class NoLaunch:
         ({"lengths": [3]}, ValueError, r"^lengths must have the shape \[2, 1\] or \[2\], got \[1\]$"),
         ({"lengths": [1.0, 2.0]}, TypeError, "^lengths must be integers, got float64$"),
         ({"lengths": [True, False]}, TypeError, "^lengths must be integers, got bool$"),
-        ({"lengths": [[3], [1, 2]]}, ValueError, "^lengths must have as many sizes for every sample$"),
+        ({"lengths": [[3], [1, 2]]}, ValueError, "^lengths must have the same number of sizes for every sample$"),
         ({"lengths": 3}, ValueError, r"^lengths must have the shape \[2, 1\] or \[2\], got \[\]$"),
         ({"lengths": [1, 0]}, ValueError, r"^Expected more than 1 value per channel when training, .* \[1, 3\]"),
         ({"mask": np.ones((2, 7))}, TypeError, "^mask must be boolean, got float64$"),

@@ -74,6 +74,7 @@ def test_names_and_state_are_torchs():
 
 
 def test_training_is_torchs():
+    torch.manual_seed(0)  # some weights bring values so close to ReLU's step that float32 and float64 differ
     ours, theirs = Net(), TorchNet()
     ours.load_state_dict(theirs.state_dict())
     ours.heads["pair"][0].p = 0.0
@@ -204,7 +205,7 @@ def test_one_layer_under_two_names():
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert list(ours.parameters) == [name for name, _ in theirs.named_parameters()]
     state = ours.state_dict()
-    with pytest.raises(ValueError, match=r"a\.weight and b\.weight are one array here, and differ in the state"):
+    with pytest.raises(ValueError, match=r"a\.weight and b\.weight are the same array here, but differ in the state"):
         ours.load_state_dict(state | {"a.weight": state["a.weight"] + 1})
     assert_same_bits(ours.a.parameters["weight"], state["a.weight"])
     # What diverged is equal to itself, too.
@@ -259,7 +260,7 @@ def test_circles():
 @pytest.mark.parametrize("held", [{gl.ReLU()}, frozenset([gl.ReLU()])])
 def test_a_set_gives_no_names(held):
     layer = gl.Layer()
-    with pytest.raises(TypeError, match="odd is a set of layers, which has no order to name them by"):
+    with pytest.raises(TypeError, match="odd must hold layers in an order, got a set"):
         layer.odd = held
     layer.fine = {1, 2}
     assert list(layer.named_children()) == []
@@ -269,7 +270,7 @@ def test_a_set_gives_no_names(held):
 def test_keys_that_are_no_names(held):
     layer = gl.Layer()
     layer.parts = held
-    with pytest.raises(ValueError, match="in parts is no name of a layer"):
+    with pytest.raises(ValueError, match="names of layers in parts must be unique and have no dot, got"):
         layer.state_dict()
 
 
@@ -358,9 +359,9 @@ def test_a_sequential_is_a_sequence():
     relu = gl.ReLU(True)
     network[1] = relu
     assert network[1] is relu
-    with pytest.raises(TypeError, match="int is not a Layer"):
+    with pytest.raises(TypeError, match="expected a Layer, got int"):
         network[1] = 3
-    with pytest.raises(TypeError, match="int is not a Layer"):
+    with pytest.raises(TypeError, match="expected a Layer, got int"):
         network.append(3)
 
 
@@ -384,9 +385,9 @@ def test_names_of_a_mapping():
     x = normal((5, 3), np.float32)
     assert_same_bits(network(x), np.maximum(network[0](x), 0))
     for name in ("", "a.b"):
-        with pytest.raises(ValueError, match="the name of a layer must have characters, and no dot"):
+        with pytest.raises(ValueError, match="the name of a layer must have characters and no dot"):
             gl.Sequential({name: gl.ReLU()})
-    with pytest.raises(TypeError, match="int is not a Layer"):
+    with pytest.raises(TypeError, match="expected a Layer, got int"):
         gl.Sequential({"a": 3})
 
 
@@ -430,7 +431,7 @@ def test_lengths_and_masks_reach_the_layers_that_take_them(channels_last):
         layer.reset_running_stats()
     assert_same_bits(network[:4](x, mask=mask), network[:4](x, lengths=lengths))
     network.append(gl.BatchNorm1d(4, channels_last=channels_last))
-    with pytest.raises(ValueError, match=r"lengths and mask are those of the input, of shape .* what layer 5, BatchN"):
+    with pytest.raises(ValueError, match=r"lengths and mask belong to the input of shape .* but layer 5, BatchN"):
         network(x, lengths=lengths)
 
 

@@ -53,6 +53,9 @@ def test_one_layer_does_the_work_of_both(make, options, bias):
     dy = normal(y.shape, seed=3)
     assert_within(folded.backward(dy), layer.backward(norm.backward(dy)), 30 * 1000 * 2.0**-53)
     assert list(folded.parameters) == ["weight", "bias"]
+    # After passes too.
+    again = gl.fold_batch_norm(layer, norm)
+    assert (again.parameters["weight"] == folded.parameters["weight"]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)

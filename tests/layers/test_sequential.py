@@ -94,7 +94,7 @@ def test_to():
 
 
 def test_refuses_what_is_no_layer():
-    with pytest.raises(TypeError, match="int is not a Layer"):
+    with pytest.raises(TypeError, match="expected a Layer, got int"):
         Sequential(Flatten(), 3)
 
 

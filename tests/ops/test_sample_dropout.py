@@ -109,8 +109,8 @@ def test_empty(shape):
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
-        (np.ones(()), {}, r"a row each, which a 0-d input has none of, got \[2\]"),
-        (np.ones((2, 3)), {"mask_axes": 1}, "sample_ids go with a mask over all axes"),
+        (np.ones(()), {}, r"^sample_ids need an input with rows, got a 0-d input and \[2\]$"),
+        (np.ones((2, 3)), {"mask_axes": 1}, "sample_ids need a mask over all axes"),
         (np.ones((3, 3)), {}, r"sample_ids must have the shape \[3\], one number a row, got \[2\]"),
     ],
 )

@@ -100,8 +100,10 @@ def test_sdist_builds_the_same_wheel(wheel, sdist_and_its_wheel):
 def test_sdist_holds_tests_and_documents(sdist_and_its_wheel, tree):
     with tarfile.open(sdist_and_its_wheel[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {"Makefile", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
-    expected |= {str(path.relative_to(tree)) for path in (tree / "tests").rglob("*") if path.is_file()}
+    expected = {"Makefile", "README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
+    expected |= {"CITATION.cff", "RELEASING.md", "SECURITY.md", "mkdocs.yml"}
+    for folder in ("tests", "examples", "docs"):
+        expected |= {str(path.relative_to(tree)) for path in (tree / folder).rglob("*") if path.is_file()}
     assert expected <= names
 
 

@@ -1,8 +1,8 @@
-"""The README's section: from the newest measured run, or modelled and saying so."""
+"""The sections on performance: from the newest measured run, or modelled and saying so."""
 
 import pytest
 
-from profiling.readme_table import BEGIN, END, ROOT, main, newest, replaced, section
+from profiling.readme_table import BEGIN, END, HEADLINES, ROOT, main, newest, replaced, save_picture, section
 from profiling.results import ResultsError, Row, Run
 from profiling.statistics import Timing
 from tests.profiling.sample_run import sample_run
@@ -24,8 +24,7 @@ def measured(date, us=2.0):
 def test_without_a_run_it_says_not_measured(tmp_path):
     modelled().save(tmp_path / "modelled.json")
     text = section(tmp_path)
-    assert "**not measured on a GPU yet**" in text
-    assert "*modelled* for an H200" in text
+    assert text.startswith("**Modelled for an H200, not measured**: no kernel has run on a GPU yet.")
     assert "| relu forward, 8x8 float32 | 0.66 | issue | 1.51 | 0.67 | 1 |" in text
     assert "µs" not in text
 
@@ -35,7 +34,7 @@ def test_the_newest_measured_run_with_its_prediction(tmp_path):
     measured("2026-01-01T00:00:00Z", us=9.0).save(tmp_path / "z-older" / "bench.json")
     measured("2026-02-01T00:00:00Z").save(tmp_path / "a-newer" / "bench.json")
     text = section(tmp_path)
-    assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14, PyTorch 2.1, commit abc, 2026-02-01." in text
+    assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14,\nPyTorch 2.1, commit abc, 2026-02-01." in text
     assert "not measured" not in text
     assert "| | µs | of copy | modelled | x PyTorch |" in text
     # 3 MB in 2 us are 1,500 GB/s, half of the copy's; PyTorch takes 3 us.
@@ -64,10 +63,37 @@ def test_every_case_has_a_line(tmp_path):
     assert len(lines) == len({(row.op, row.direction, row.channels_last) for row in sample_run().rows})
 
 
+def test_the_readme_has_the_headlines_alone(tmp_path):
+    sample_run().save(tmp_path / "run" / "bench.json")
+    lines = [line for line in section(tmp_path, headlines=True).splitlines() if "bfloat16" in line]
+    assert [tuple(line.split(",")[0].removeprefix("| ").split()) for line in lines] == list(HEADLINES)
+    assert len(HEADLINES) == 7
+    assert set(lines) <= set(section(tmp_path).splitlines())
+
+
+@pytest.mark.parametrize("kind", ["modelled", "measured"])
+def test_a_picture_of_the_headlines(tmp_path, kind):
+    run = sample_run(kind)
+    if kind == "modelled":
+        for row in run.rows:
+            row.model = {"gpu": "H200", "fraction": 0.5}
+        run.save(tmp_path / "modelled.json")
+    else:
+        run.save(tmp_path / "run" / "bench.json")
+    save_picture(tmp_path, tmp_path / "one.svg")
+    save_picture(tmp_path, tmp_path / "two.svg")
+    picture = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert picture == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    assert ("MODELLED for an H200" in picture) == (kind == "modelled")
+    for op, direction in HEADLINES:
+        assert f"{op} {direction}" in picture
+    assert "lp_pool" not in picture
+
+
 def test_only_the_section_changes():
     text = f"# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n"
     assert replaced(text, "new") == f"# Title\n\n{BEGIN}\nnew\n{END}\n\nmore\n"
-    with pytest.raises(ResultsError, match=r"README\.md needs the lines"):
+    with pytest.raises(ResultsError, match="the page needs the lines"):
         replaced("# Title\n", "new")
 
 
@@ -78,6 +104,20 @@ def test_a_file_of_another_version_is_one_line(tmp_path, capsys):
     assert "has version 7 of the results, this is version 2" in capsys.readouterr().err
 
 
-def test_the_readme_is_up_to_date():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(readme, section(ROOT / "profiling" / "results")) == readme, "run make results"
+def test_both_pages_are_written(tmp_path, capsys):
+    modelled().save(tmp_path / "modelled.json")
+    pages = [tmp_path / "README.md", tmp_path / "page.md"]
+    for page in pages:
+        page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    options = ["--results", tmp_path, "--readme", pages[0], "--page", pages[1], "--picture", tmp_path / "p.svg"]
+    assert main([str(option) for option in options]) == 0
+    assert "relu forward" not in pages[0].read_text(encoding="utf-8")
+    assert "relu forward" in pages[1].read_text(encoding="utf-8")
+    assert (tmp_path / "p.svg").exists()
+    assert capsys.readouterr().out.count("rewritten") == 2
+
+
+@pytest.mark.parametrize(("page", "headlines"), [("README.md", True), ("docs/performance.md", False)])
+def test_the_pages_are_up_to_date(page, headlines):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert replaced(text, section(ROOT / "profiling" / "results", headlines)) == text, "run make results"

@@ -61,7 +61,7 @@ def test_every_flipped_bit_and_every_missing_byte_is_noticed(tmp_path):
         assert all(arrays[name].tobytes() == value.tobytes() for name, value in ARRAYS.items())
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="damaged or no checkpoint file"):
+        with pytest.raises(ValueError, match="damaged or not a checkpoint file"):
             load_arrays(path, "checkpoint")
 
 
@@ -74,7 +74,7 @@ def test_refuses_foreign_files(tmp_path):
     with pytest.raises(ValueError, match="is not a checkpoint file of gpu-layers"):
         load_arrays(path, "checkpoint")
     save_arrays(path, "model", ARRAYS, FACTS)
-    with pytest.raises(ValueError, match="is a model file of version 1, expected a checkpoint file of version 1"):
+    with pytest.raises(ValueError, match="expected a checkpoint file of version 1, got a model file of version 1"):
         load_arrays(path, "checkpoint")
 
 

@@ -93,9 +93,9 @@ def test_other_data_has_another_digest(tmp_path):
         ({"y_train": np.r_[np.arange(41.0), 2.0**63]}, "does not fit 64 bits"),
         ({"y_train": np.zeros(42)}, "y_train holds the single class 0"),
         ({"y_train": np.zeros(42, complex)}, r"y_train must hold integers or texts, got complex128: convert it"),
-        ({"y_train": np.full(42, b"\xff")}, r"y_train holds bytes that are no ASCII: decode them"),
-        ({"y_test": np.full(9, "0")}, "one holds texts, the other numbers"),
-        ({"y_train": np.full((42, 3), 1 / 3)}, r"one-hot rows, .* row 0 otherwise; of scores take y_train\.argmax"),
+        ({"y_train": np.full(42, b"\xff")}, r"y_train holds bytes that are not ASCII: decode them"),
+        ({"y_test": np.full(9, "0")}, "must both hold texts or both hold numbers"),
+        ({"y_train": np.full((42, 3), 1 / 3)}, r"one-hot rows, .* row 0 otherwise; for scores take y_train\.argmax"),
         ({"y_train": np.r_[np.eye(3)[np.arange(41) % 3], [[1, 1, 0]]]}, "with row 41 otherwise"),
         ({"y_train": np.eye(3)[np.arange(42) % 3] * 2}, "with row 0 otherwise"),
         ({"y_train": np.zeros((42, 3, 1))}, r"y_train must have shape \[42\]"),
@@ -121,7 +121,9 @@ def test_bad_content(tmp_path, changes, message):
 def test_a_file_that_is_no_archive(tmp_path, content):
     path = tmp_path / "images.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged or not an \.npz file: it is no archive, as numpy\.savez") as caught:
+    with pytest.raises(
+        ValueError, match=r"damaged or not an \.npz file: it is not an archive, as numpy\.savez"
+    ) as caught:
         load_npz(path)
     assert "pickle" not in str(caught.value)
 

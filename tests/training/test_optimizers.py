@@ -85,8 +85,8 @@ def test_refuses_gradients_that_do_not_fit():
     optimizer, start = SGD(parameters), _parameters(np.float32)
     gradients = _parameters(np.float32, seed=5)
     for broken, error, message in (
-        ({}, ValueError, "step comes after backward"),
-        ({**gradients, "more": gradients["0.bias"]}, ValueError, "differ in ..more"),
+        ({}, ValueError, "call backward first"),
+        ({**gradients, "more": gradients["0.bias"]}, ValueError, "got a difference in ..more"),
         ({**gradients, "1.scale": np.zeros(2, np.float32)}, ValueError, "size mismatch for 1.scale"),
         ({**gradients, "1.scale": np.zeros(())}, TypeError, "dtype mismatch for 1.scale"),
     ):

@@ -18,7 +18,7 @@ __all__ = ["ALL_SCHEDULES", "EmulatedModule", "EmulationError", "Schedule", "Tra
 
 
 class _DamagedModuleError(Exception):
-    """A module in the cache is not what was once built."""
+    """A module in the cache is damaged."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -56,7 +56,7 @@ def _modules_folder() -> pathlib.Path:
 
 
 def _folder_state(folder: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of each source in a folder: what can be had without reading any."""
+    """Name, size and time of each source in a folder; it reads none of them."""
     with os.scandir(folder) as entries:
         sources = [entry for entry in entries if entry.name.endswith(_SOURCE_SUFFIXES) and entry.is_file()]
         return tuple(sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in sources))
@@ -91,19 +91,19 @@ def _write_manifest(folder: pathlib.Path) -> None:
 
 
 def is_whole(folder: pathlib.Path, *, to_the_byte: bool = True) -> bool:
-    """Whether every file of a finished build is there as it was written, or at least in its size."""
+    """Whether every file of a finished build is as it was written, or at least has its size."""
     try:
         entries = json.loads((folder / _MANIFEST).read_text())
         return all(
             (folder / name).stat().st_size == size and (not to_the_byte or _sha256(folder / name) == digest)
             for name, (size, digest) in entries.items()
         )
-    except (OSError, ValueError, TypeError, AttributeError):  # whatever became of the manifest
+    except (OSError, ValueError, TypeError, AttributeError):  # a damaged manifest
         return False
 
 
 def mark_damaged(folder: pathlib.Path) -> None:
-    """Have the next :func:`build` replace a finished build."""
+    """Make the next :func:`build` replace a finished build."""
     (folder / _MANIFEST).unlink(missing_ok=True)
 
 
@@ -120,15 +120,15 @@ def _lock_file(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _remove_killed_builds(folder: pathlib.Path) -> None:
-    """Remove scratch folders whose builder is gone: whoever builds holds the lock of what it builds."""
+    """Remove scratch folders whose builder has ended: a running builder holds the lock of its target."""
     for scratch in folder.glob(f"{_SCRATCH}*"):
         name, _, _ = scratch.name.removeprefix(_SCRATCH).rpartition(".")
         lock = _lock_file(folder, name)
         if name and lock.exists():
-            with open(lock, "w") as file:
+            with lock.open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:  # somebody builds
+                except OSError:  # it is being built
                     continue
                 _remove(scratch)
         else:
@@ -139,11 +139,11 @@ def _remove_killed_builds(folder: pathlib.Path) -> None:
 def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """A scratch folder that becomes ``target`` when the block succeeds; None if another process was first.
 
-    The lock only saves work: what makes two builds safe is the rename, which is atomic. A damaged target is replaced.
+    The lock only saves work; the atomic rename makes two builds safe. A damaged target is replaced.
     """
     folder = writable_cache_folder(_FOLDER)
     _remove_killed_builds(folder)
-    with open(_lock_file(folder, target.name), "w") as lock:
+    with _lock_file(folder, target.name).open("w") as lock:
         with contextlib.suppress(OSError):  # not every file system has locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         if is_whole(target):
@@ -155,10 +155,10 @@ def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
             _write_manifest(scratch)
             if target.exists() or target.is_symlink():
                 damaged = scratch.with_name(f"{scratch.name}-damaged")
-                with contextlib.suppress(OSError):  # somebody without our lock was faster
+                with contextlib.suppress(OSError):  # a process without our lock was faster
                     target.rename(damaged)
                 _remove(damaged)
-            with contextlib.suppress(OSError):  # likewise
+            with contextlib.suppress(OSError):  # a process without our lock was faster
                 scratch.rename(target)
         finally:
             _remove(scratch)
@@ -188,9 +188,9 @@ def _write_forwarding_headers(folder: pathlib.Path) -> None:
 def _runtime_objects(
     compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path, mode: str
 ) -> pathlib.Path:
-    """The folder with what every module of a mode shares: the compiled runtime, and the preamble."""
+    """The folder that all modules of a mode share: the compiled runtime and the preamble."""
     module_flags = flags
-    flags = [flag for flag in flags if not flag.startswith("-g")]  # nobody steps through it, and it doubles the time
+    flags = [flag for flag in flags if not flag.startswith("-g")]  # not debugged, and it doubles the time
     if mode == "trace":  # the runtime does not watch itself, and does most of the work
         flags = [flag for flag in flags if flag != "-fsanitize=thread"] + ["-O2"]
     key = _digest(
@@ -232,7 +232,7 @@ def _wrapper(source: pathlib.Path, names: Sequence[tuple[int, str]]) -> str:
 
 
 def _with_red_zones(assembly: str) -> str:
-    """Leave a gap behind each static shared array, so that an overrun meets nobody's memory."""
+    """Leave a gap after each static shared array, so that an overrun hits no other array."""
     lines = assembly.split("\n")
     in_shared_segment = False
     for i, line in enumerate(lines):

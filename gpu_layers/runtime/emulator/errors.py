@@ -1,10 +1,10 @@
-"""What can go wrong in an emulated kernel, as Python exceptions."""
+"""Errors of emulated kernels, as Python exceptions."""
 
 from __future__ import annotations
 
 
 class EmulationError(RuntimeError):
-    """A kernel did what no GPU defines, or could not be built or run on the CPU."""
+    """A kernel did something undefined, or could not be built or run on the CPU."""
 
 
 class ToolchainError(EmulationError):
@@ -24,7 +24,7 @@ class WarpError(EmulationError):
 
 
 class DeadlockError(EmulationError):
-    """No thread of a block can go on."""
+    """No thread of a block can continue."""
 
 
 class CrashError(EmulationError):
@@ -40,7 +40,7 @@ class OutOfBoundsError(EmulationError):
 
 
 class MisalignedError(EmulationError):
-    """A vector access at an address that is no multiple of its size."""
+    """A vector access at an address that is not a multiple of its size."""
 
 
 class ReadOnlyError(EmulationError):
@@ -48,7 +48,7 @@ class ReadOnlyError(EmulationError):
 
 
 class UninitialisedError(EmulationError):
-    """A load of memory that nobody has written."""
+    """A load of memory that was never written."""
 
 
 class RaceError(EmulationError):

@@ -1,4 +1,4 @@
-"""The limits a driver puts on a launch."""
+"""The limits of a driver for a launch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def extent(what: str, sizes: Sequence[int], limits: Sequence[int]) -> tuple[int,
     Raises
     ------
     ValueError
-        Where the driver would refuse the launch.
+        If the driver would refuse the launch.
     """
     given = tuple(int(size) for size in sizes)
     if not 1 <= len(given) <= 3:

@@ -36,7 +36,7 @@ class EmulatedModule:
     library : pathlib.Path
         The compiled module.
     hidden_folders : sequence of pathlib.Path
-        Folders whose lines are of no interest in messages.
+        Folders whose lines messages leave out.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EmulatedModule:
         return tuple(ParameterType.from_record(record.parameters[i]) for i in range(record.parameter_count))
 
     def parameters(self, name: str) -> tuple[ParameterType, ...]:
-        """What the compiled function ``name`` takes, from its C++ type.
+        """The parameters of the compiled function ``name``, from its C++ type.
 
         Raises
         ------
@@ -116,10 +116,10 @@ class EmulatedModule:
             All blocks are resident at once and may use ``grid.sync()``.
         schedule : Schedule, optional
         initialised : collection of int or str, optional
-            Checked mode: which arrays besides the const ones hold values that the kernel may read before it
-            writes them, by position or name. An array that shares memory with a const argument does.
+            Checked mode: the arrays, other than const ones, with values that the kernel may read before it writes
+            them, by position or name. An array that shares memory with a const argument is one of them.
         argument_names : sequence of str, optional
-            What messages and counters call the arguments.
+            Names of the arguments in messages and counters.
         max_shared_bytes, max_cooperative_blocks : int, optional
             Limits of the device to imitate.
 
@@ -131,9 +131,9 @@ class EmulatedModule:
         Raises
         ------
         TypeError, ValueError
-            For what the kernel or a driver does not take; nothing has run then.
+            For arguments that the kernel or a driver does not take; nothing has run then.
         EmulationError
-            For what the kernel does wrong. Checked and sanitizer modes then leave the arrays as they were.
+            For errors of the kernel. Checked and sanitizer modes then leave the arrays as they were.
         """
         parameters = self.parameters(name)
         names = _argument_names(len(parameters), argument_names)
@@ -261,9 +261,9 @@ def _initialised_positions(
     positions = {i for i, parameter in enumerate(parameters) if parameter.is_pointer and parameter.is_const}
     for item in given:
         if isinstance(item, str) and item not in names:
-            raise ValueError(f"initialised names {item!r}, but the arguments are {', '.join(names)}")
+            raise ValueError(f"initialised must be among {', '.join(names)}, got {item!r}")
         position = names.index(item) if isinstance(item, str) else int(item)
         if not (0 <= position < len(parameters) and parameters[position].is_pointer):
-            raise ValueError(f"initialised names {item!r}, which is no array argument")
+            raise ValueError(f"initialised must name array arguments, got {item!r}")
         positions.add(position)
     return positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 from .errors import EmulationError, ToolchainError
 from .toolchain import find_compiler
@@ -15,7 +16,7 @@ _MARKER = "GPU_LAYERS_SANITIZER"
 def _library(compiler: tuple[str, ...], name: str) -> str:
     finished = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
     path = finished.stdout.strip()
-    if not os.path.isabs(path):
+    if not Path(path).is_absolute():
         raise ToolchainError(f"{shlex.join(compiler)} has no {name}: install the sanitizers of this compiler")
     return os.path.realpath(path)
 
