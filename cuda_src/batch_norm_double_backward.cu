@@ -54,7 +54,7 @@ struct DoubleInputs {
     const T* dy;
     const T* x;
     const T* residual;
-    SlopedActivation<A> phi;
+    PiecewiseLinearActivation<A> phi;
     Normalization<A> rules[Channels];
 
     // Calls take(v, w, d, z).
@@ -119,14 +119,14 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     batch_norm_double_sums_planes(const T* ddx, const T* dy, const T* x, const T* residual,
                                   accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                  const accumulate_t<T>* beta, int activation, PlaneLayout layout) {
+                                  const accumulate_t<T>* beta, int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     DoubleSummation<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.part, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0)
         write_double_sums(sums, partial_sums, block.channel, block.part, layout.parts);
@@ -137,18 +137,18 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     batch_norm_double_sums_rows(const T* ddx, const T* dy, const T* x, const T* residual,
                                 accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                 const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                const accumulate_t<T>* beta, int activation, RowLayout layout) {
+                                const accumulate_t<T>* beta, int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> scratch[kColumnScratch<Width>];
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    DoubleSummation<T, Width, Width> body{{ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {}};
+    DoubleSummation<T, Width, Width> body{{ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         body.sums[k] = DoubleSums<A>::identity();
         if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
     }
-    if (channel < layout.channels) for_each_in_row_part<1>(layout, channel, part, body);
+    if (channel < layout.channels) for_each_in_nhwc_block<1>(layout, channel, part, body);
     column_reduce(body.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
@@ -258,14 +258,14 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
                                       const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                       const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                       const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                      int activation, PlaneLayout layout) {
+                                      int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     DoubleGradients<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
     body.load(0, coefficients, block.channel, layout.channels);
-    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.part, body);
 }
 
 template <typename T, int Width>
@@ -274,17 +274,17 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
                                     const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                    int activation, RowLayout layout) {
+                                    int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     if (channel >= layout.channels) return;
     DoubleGradients<T, Width, Width> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
         body.load(k, coefficients, channel + k, layout.channels);
     }
-    for_each_in_row_part<1>(layout, channel, part, body);
+    for_each_in_nhwc_block<1>(layout, channel, part, body);
 }

@@ -4,7 +4,7 @@
 // The values that are compared are rounded to T, as batch norm would write them: outputs and taps are those
 // of the two in a row, to the last bit.
 #include "batch_norm_rules.cuh"
-#include "pool_taps.cuh"
+#include "argmax.cuh"
 #include "pool_window.cuh"
 
 // The rules of Width neighbouring channels.
@@ -22,17 +22,17 @@ struct ChannelRules {
 // y = largest phi(gamma * (x - mean) * inv_std + beta) of each window, as max_pool_forward of max_pool.cu.
 //   x                            [images, input, groups] of Width T, aligned to the vector
 //   mean, inv_std, gamma, beta   [channels]; gamma, beta may be null: 1, 0
-//   activation                   none, ReLU or leaky ReLU: its number, see SlopedActivation
-//   y, taps                      [images, output, groups] of Width T, window.tap_bytes; likewise
+//   activation                   none, ReLU or leaky ReLU: its number, see PiecewiseLinearActivation
+//   y, argmax                      [images, output, groups] of Width T, window.argmax_bytes; likewise
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kSloped>)
+__global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kPiecewiseLinear>)
     batch_norm_max_pool_forward(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, int activation,
-                                T* y, unsigned char* taps, PoolWindow window) {
+                                T* y, unsigned char* argmax, PoolWindow window) {
     using A = accumulate_t<T>;
     const long long image_size = input_image(window);
-    const SlopedActivation<A> phi(activation);
+    const PiecewiseLinearActivation<A> phi(activation);
     // Images and channels can be counted in 32 bits: their arrays are larger than any memory otherwise.
     const int channels = static_cast<int>(window.channels);
     for_each_unit<int>(window, [&](const PoolPosition<int>& output, long long unit) {
@@ -65,6 +65,6 @@ __global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kSloped>)
             found = true;
         });
         best.store(y + unit * Width);
-        store_taps<Width>(taps, unit, chosen, window.tap_bytes);
+        store_argmax<Width>(argmax, unit, chosen, window.argmax_bytes);
     });
 }

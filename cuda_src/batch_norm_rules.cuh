@@ -1,6 +1,6 @@
 // What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
-// normalisation with residual and activation, gradients. The bodies are what for_each_in_plane_part and
-// for_each_in_row_part call: a thread has vectors of Width values, which are of `Channels` channels: of 1 in
+// normalisation with residual and activation, gradients. The bodies are what for_each_in_nchw_block and
+// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1 in
 // planes, of Width in rows.
 #pragma once
 
@@ -276,7 +276,7 @@ struct Statistics {
 
 // The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
 // rare, values are taken once more, lowered.
-//   walk(body)   takes them: calls for_each_in_plane_part or for_each_in_row_part, one vector at a time
+//   walk(body)   takes them: calls for_each_in_nchw_block or for_each_in_nhwc_block, one vector at a time
 template <typename T, int Width, int Channels, typename Walk>
 __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
                                                const accumulate_t<T> (&origins)[Channels],
@@ -320,22 +320,22 @@ struct Normalization {
 
 // What is done to the normalised values in the same pass: nothing; a residual is added, and an activation
 // that is straight on either side of 0 is applied; or any other one.
-enum Fusion { kPlain, kSloped, kCurved };
+enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
 
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
-template <Fusion Fused>
-constexpr int kFusedBlocks = Fused == kPlain ? kChannelBlocks : (Fused == kSloped ? 3 : 2);
+template <Epilogue Fused>
+constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
 // Vectors in flight, as kReductionLoads.
-template <Fusion Fused>
-constexpr int kFusedLoads = Fused == kCurved ? 1 : 2;
+template <Epilogue Fused>
+constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
 
 // f(activation) for the activation of this number, one of those of Fused.
-template <typename T, Fusion Fused, typename Function>
+template <typename T, Epilogue Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
-    if (Fused == kCurved) {
+    if (Fused == kSmooth) {
         with_curved_activation<T>(number, f);
     } else {
-        f(SlopedActivation<accumulate_t<T>>(number));
+        f(PiecewiseLinearActivation<accumulate_t<T>>(number));
     }
 }
 
@@ -353,9 +353,9 @@ __device__ __forceinline__ accumulate_t<T> residual_at(const T* residual, long l
     return residual != nullptr ? to_accumulate(residual[i]) : accumulate_t<T>(-0.0);
 }
 
-// y = z, or, unless kPlain, phi(z + residual).
-//   residual, activation   as in batch_norm.cu; not used if kPlain
-template <typename T, int Width, int Channels, Fusion Fused>
+// y = z, or, unless kIdentity, phi(z + residual).
+//   residual, activation   as in batch_norm.cu; not used if kIdentity
+template <typename T, int Width, int Channels, Epilogue Fused>
 struct Normalize {
     using A = accumulate_t<T>;
     const T* x;
@@ -366,7 +366,7 @@ struct Normalize {
 
     __device__ __forceinline__ void scalar(long long i) {
         A z = rules[0].apply(to_accumulate(x[i]));
-        if (Fused != kPlain) {
+        if (Fused != kIdentity) {
             z += residual_at(residual, i);
             with_fused_activation<T, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
         }
@@ -379,9 +379,9 @@ struct Normalize {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             values[u] = Vector<T, Width>::load(x + i + u * step);
-            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+            if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
-        if (Fused != kPlain) {
+        if (Fused != kIdentity) {
             with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values,
                              [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });

@@ -15,7 +15,7 @@ constexpr int kChannelBlocks = 4;
 // fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
 
-struct PlaneLayout {
+struct NchwLayout {
     long long channels;
     long long plane;               // values of a channel in one sample
     long long segment;             // values of a segment at most; a multiple of the vector width
@@ -25,16 +25,16 @@ struct PlaneLayout {
     long long parts;               // blocks of a channel
 };
 
-static_assert(sizeof(PlaneLayout) == 56, "the launcher packs it with this size");
+static_assert(sizeof(NchwLayout) == 56, "the launcher packs it with this size");
 
-struct RowLayout {
+struct NhwcLayout {
     long long rows;
     long long channels;
     long long tiles;          // blocks side by side, to cover the channels
     long long rows_per_part;  // of a block
     long long parts;          // blocks of a tile
 };
-static_assert(sizeof(RowLayout) == 40, "the launcher packs it with this size");
+static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
 // one, at least one if it has any, and then groups of Unroll: the hot loop, of the groups, is thus never a
@@ -56,7 +56,7 @@ struct Share {
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
 //   Launch: threads x, a power of two, walk along a segment, threads y take segments in turn.
 template <typename T, int Unroll, bool Whole = false, typename Body>
-__device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout, long long channel,
+__device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout, long long channel,
                                                        long long part, Body& body) {
     constexpr int width = kVectorWidth<T>;
     const long long begin = part * layout.segments_per_part;
@@ -90,10 +90,10 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
 }
 
 // The channel and part of a block that has one part of one channel.
-struct PlaneBlock {
+struct NchwBlock {
     int channel, part;
 
-    __device__ __forceinline__ explicit PlaneBlock(const PlaneLayout& layout)
+    __device__ __forceinline__ explicit NchwBlock(const NchwLayout& layout)
         : channel(blockIdx.x / static_cast<int>(layout.parts)),
           part(blockIdx.x - channel * static_cast<int>(layout.parts)) {}
 };
@@ -108,7 +108,7 @@ __device__ __forceinline__ long long channel_of_tile(int tile) {
 
 // The same in a block of part `part`.
 template <int Width>
-__device__ __forceinline__ long long first_channel(const RowLayout& layout, int part) {
+__device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int part) {
     return channel_of_tile<Width>(static_cast<int>(blockIdx.x) - part * static_cast<int>(layout.tiles));
 }
 
@@ -117,7 +117,7 @@ __device__ __forceinline__ long long first_channel(const RowLayout& layout, int 
 //   channel   first channel of this thread; the caller has checked that it exists
 //   Launch: threads x stand side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, typename Body>
-__device__ __forceinline__ void for_each_in_row_part(const RowLayout& layout, long long channel,
+__device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
                                                      long long part, Body& body) {
     const long long begin = part * layout.rows_per_part;
     const int rows = static_cast<int>(min(layout.rows_per_part, layout.rows - begin));

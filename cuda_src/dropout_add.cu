@@ -70,11 +70,11 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
     dropout_add_forward(const T* x, const accumulate_t<T>* bias, const T* residual, T* y,
                         unsigned char* gradient_bits, long long n, Divisor64 features, int activation,
                         int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                        unsigned long long offset, const unsigned long long* draw, unsigned long long start,
+                        unsigned long long offset, const unsigned long long* rng_state, unsigned long long start,
                         DecisionRows rows, const long long* sample_ids) {
     using A = accumulate_t<T>;
     constexpr int part_width = kPart<T>, unroll = Straight ? kOctetUnroll<T> : 1;
-    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const bool is_first = first != 0, clips = activation == 0;
     const long long octets = n / kOctet;
     const long long tile = static_cast<long long>(kElementwiseThreads) * unroll;
@@ -167,7 +167,7 @@ struct Sum {
     }
 };
 
-// What for_each_in_row_part calls: gradients of Width neighbours in a row, added up for each feature.
+// What for_each_in_nhwc_block calls: gradients of Width neighbours in a row, added up for each feature.
 template <typename T, int Width, bool Straight>
 struct BranchGradients {
     using A = accumulate_t<T>;
@@ -242,17 +242,17 @@ struct BranchGradients {
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
 //   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or null
 //   sums            [features, parts], or null: nobody asks for them
-// Launch: as for_each_in_row_part.
+// Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
 __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                         unsigned long long offset, const unsigned long long* draw, unsigned long long start,
-                         DecisionRows rows, const long long* sample_ids, RowLayout layout) {
+                         unsigned long long offset, const unsigned long long* rng_state, unsigned long long start,
+                         DecisionRows rows, const long long* sample_ids, NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Sum<A> scratch[kColumnScratch<Width>];
-    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
     BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
             gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
     }
     if (channel < layout.channels)
-        for_each_in_row_part<Straight ? 2 : 1>(layout, channel, part, gradients);
+        for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, part, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;

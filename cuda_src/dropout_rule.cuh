@@ -32,14 +32,14 @@ struct DropoutRule {
 // Step between the seeds of samples with neighbouring numbers: 2^64 / golden ratio, rounded to odd.
 constexpr unsigned long long kSampleStep = 0x9E3779B97F4A7C15ull;
 
-// The words of a call: by its numbers, or, where draw is not null, by those that lie in device memory.
-//   draw   [3] seed, offset, and the seed of sample 0
+// The words of a call: by its numbers, or, where rng_state is not null, by those that lie in device memory.
+//   rng_state   [3] seed, offset, and the seed of sample 0
 //   by_sample   whether the seed is to be that of sample 0
 __device__ __forceinline__ DropoutStream dropout_stream(unsigned long long seed, unsigned long long offset,
-                                                        const unsigned long long* draw,
+                                                        const unsigned long long* rng_state,
                                                         bool by_sample = false) {
-    if (draw == nullptr) return DropoutStream{seed, offset};
-    return DropoutStream{draw[by_sample ? 2 : 0], draw[1]};
+    if (rng_state == nullptr) return DropoutStream{seed, offset};
+    return DropoutStream{rng_state[by_sample ? 2 : 0], rng_state[1]};
 }
 
 // The words of one sample: those of a call with a seed of its own.

@@ -1,5 +1,5 @@
 // Max pooling with common windows: the kernels of max_pool.cu, by tiles.
-#include "pool_taps.cuh"
+#include "argmax.cuh"
 #include "pool_tile.cuh"
 
 // The largest of the values seen by each of Width windows, and their taps. The values stay what they are, so
@@ -154,7 +154,7 @@ __device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
 //   Deep         windows have several taps along depth
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are strips of tiles of outputs.
 template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* taps, int strip,
+__device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* argmax, int strip,
                                                const PoolWindow& window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kLanes = Tile::kLanes;
@@ -237,7 +237,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
         const auto write = [&](int row, const Best& best) {
             const long long start = before + output.row(tile.at[0], row);
             store_tile<Whole, kWidth>(best.values(), y + start, column, output.width, output.groups);
-            store_tile<Whole, kWidth>(best.taps(), taps + start, column, output.width, output.groups);
+            store_tile<Whole, kWidth>(best.taps(), argmax + start, column, output.width, output.groups);
         };
         if constexpr (!Deep) {
             walk_down<Tile, Best>(
@@ -280,20 +280,20 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads, 4)
-    max_pool_forward_tiled(const T* x, T* y, unsigned char* taps, int strip, PoolWindow window) {
+    max_pool_forward_tiled(const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
-        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, taps, strip,
+        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, argmax, strip,
                                                                                            window);
     });
 }
 
 // As max_pool_backward, for height and width known when compiled.
-//   dy, taps, dx   as there; one byte a tap
+//   dy, argmax, dx   as there; one byte a tap
 //   strip          of a thread: so many times Stride rows of inputs
 //   Deep           an input may be in several windows along depth
 // Launch: as max_pool_forward_tiled; units are strips of tiles of inputs, which no two threads share.
 template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
+__device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,
                                               const PoolWindow& window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kBody = Tile::kBody;
@@ -325,7 +325,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) row.gradients[j][k] = widened(gradients.at[j], k);
             }
-            row.taps.template load<Whole, -Tile::kFirst, kColumns>(taps + start, column, output.width,
+            row.taps.template load<Whole, -Tile::kFirst, kColumns>(argmax + start, column, output.width,
                                                                    output.groups, inside, no_tap);
             return row;
         };
@@ -376,11 +376,11 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
 
 // As max_pool_backward, for windows of Kernel x Kernel side by side, of which an input has at most one: each
 // is read once, and all of its inputs written from there.
-//   dy, taps, dx   as there; one byte a tap
+//   dy, argmax, dx   as there; one byte a tap
 //   strip          of a thread: so many times Kernel rows of inputs
 // Launch: as gather_strips.
 template <bool Whole, typename T, int Kernel, bool ChannelsLast>
-__device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
+__device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,
                                                const PoolWindow& window) {
     using A = accumulate_t<T>;
     using Tile = PoolTile<T, Kernel, Kernel, 0, ChannelsLast>;
@@ -405,7 +405,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char*
             PoolRow<unsigned char, kColumns, kWidth> chosen;
             gradients.template load<Whole, 0, kColumns>(dy + start, column, output.width, output.groups,
                                                         inside, nothing);
-            chosen.template load<Whole, 0, kColumns>(taps + start, column, output.width, output.groups,
+            chosen.template load<Whole, 0, kColumns>(argmax + start, column, output.width, output.groups,
                                                      inside, no_tap);
 #pragma unroll
             for (int r = 0; r < Kernel; ++r) {
@@ -435,13 +435,13 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char*
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads,
                                   (PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks))
-    max_pool_backward_tiled(const T* dy, const unsigned char* taps, T* dx, int strip, PoolWindow window) {
+    max_pool_backward_tiled(const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
         constexpr bool kWhole = decltype(whole)::value;
         if constexpr (Kernel == Stride && Pad == 0) {
-            scatter_strips<kWhole, T, Kernel, ChannelsLast>(dy, taps, dx, strip, window);
+            scatter_strips<kWhole, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, window);
         } else {
-            gather_strips<kWhole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, taps, dx, strip, window);
+            gather_strips<kWhole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, argmax, dx, strip, window);
         }
     });
 }

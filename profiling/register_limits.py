@@ -9,7 +9,7 @@ _MOST = 64
 
 _GATHERS_EIGHT_CHANNELS = re.compile(
     r"(max|avg)_pool_backward_tiled<__(half|nv_bfloat16), 3, \d, 1, true, "
-    r"|batch_norm_max_pool_(gradient_sums|input_gradient)_rows<__(half|nv_bfloat16), 8>"
+    r"|batch_norm_max_pool_(gradient_sums|input_gradient)_nhwc<__(half|nv_bfloat16), 8>"
 )
 
 
@@ -26,7 +26,7 @@ def most_registers(kernel_name: str) -> int:
     """
     if _GATHERS_EIGHT_CHANNELS.match(kernel_name):
         return 2 * _MOST
-    if kernel_name.endswith(("long long>", "kCurved>")) or "_resident_" in kernel_name or "_double_" in kernel_name:
+    if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST
     three_blocks = ("batch_norm_max_pool_", "activation_dropout_backward<double>", "dropout_add_")
-    return 80 if kernel_name.endswith("kSloped>") or kernel_name.startswith(three_blocks) else _MOST
+    return 80 if kernel_name.endswith("kPiecewiseLinear>") or kernel_name.startswith(three_blocks) else _MOST

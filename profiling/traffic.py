@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
-from gpu_layers.runtime.emulator import Trace
 from profiling.cases import DTYPES, Case
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice

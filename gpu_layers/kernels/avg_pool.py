@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
@@ -17,7 +18,6 @@ from gpu_layers.kernels.pool_plan import (
     tiled_template,
 )
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
-from gpu_layers.kernels.batch_norm_passes import OF_CHANNELS, Pass, Rule
+from gpu_layers.kernels.batch_norm_common import OF_CHANNELS, Pass, Rule
 from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -59,7 +59,7 @@ def _double_backward(operands: Any, numbers: Any, channels_last: bool, activatio
     ddx, ddgamma, ddbeta, dy, x = (ready(one) for one in (ddx, ddgamma, ddbeta, dy, x))
     ddresidual = None if ddresidual is None else ready(ddresidual)
     rule = Rule.of(statistics, residual, activation)
-    plan, dtype = elementwise_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    plan, dtype = elementwise_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     partial_sums = empty((plan.channels, plan.parts, _SUMS), dtype, x)
     coefficients, dgamma = empty((_COEFFICIENTS, plan.channels), dtype, x), empty((plan.channels,), dtype, x)
     _SUMMATION.launch(plan, x, (ddx, dy, x, rule.residual, partial_sums, *rule.of_channels, rule.number))

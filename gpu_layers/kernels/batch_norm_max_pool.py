@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.window import Window
 from gpu_layers.kernels import batch_norm, max_pool
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm import (
@@ -16,12 +20,12 @@ from gpu_layers.kernels.batch_norm import (
     of_running_statistics,
     statistics_of_batch,
 )
-from gpu_layers.kernels.batch_norm_passes import (
+from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     OF_CHANNELS,
-    SLOPED_ACTIVATIONS,
+    PIECEWISE_LINEAR,
     Pass,
-    ResidentPass,
+    PersistentKernel,
     Rule,
     activation_number,
     merge_gradients,
@@ -29,19 +33,15 @@ from gpu_layers.kernels.batch_norm_passes import (
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
 from gpu_layers.kernels.pool_plan import STRUCTS, Plan, plan_for, spatial_empty
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.reference.pool_taps import tap_dtype
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 _FORWARD = KernelTemplate(
     "batch_norm_max_pool.cu",
     "batch_norm_max_pool_forward",
     "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
-    "unsigned char* taps, PoolWindow window",
+    "unsigned char* argmax, PoolWindow window",
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
 )
@@ -49,12 +49,12 @@ _FORWARD = KernelTemplate(
 # Kernel, stride and padding that the backward of planes knows when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
 _BACKWARD: dict[str, Any] = {
-    "of_planes": [
+    "of_nchw": [
         {"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _WINDOWS_OF_PLANES
     ],
     "structs": STRUCTS,
 }
-_GRADIENT = f"const T* dy, const unsigned char* taps, const T* x, {OF_CHANNELS}, int activation"
+_GRADIENT = f"const T* dy, const unsigned char* argmax, const T* x, {OF_CHANNELS}, int activation"
 _GRADIENT_SUMS = Pass(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_gradient_sums",
@@ -69,9 +69,9 @@ _INPUT_GRADIENT = Pass(
     single_channels=False,
     **_BACKWARD,
 )
-_BACKWARD_RESIDENT = ResidentPass(
+_BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_max_pool_backward.cu",
-    "batch_norm_max_pool_backward_resident",
+    "batch_norm_max_pool_backward_persistent",
     f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* arrived, A inv_count, int places_of_x, "
     "PoolWindow window",
     **_BACKWARD,
@@ -129,25 +129,25 @@ def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels
     x, mean, var, gamma, beta = operands
     x = ready(x)
     channels = x.shape[-1 if channels_last else 1]
-    statistics = keep_statistics(mean, var, gamma, beta, eps, channels, statistics_dtype(x.dtype))
+    statistics = keep_statistics(mean, var, gamma, beta, eps, channels, accumulation_dtype(x.dtype))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
 def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
     """The pooled values of x, normalised and activated, and which tap each is."""
     plan = plan_for(x, window, "output", channels_last)
-    if activation not in SLOPED_ACTIVATIONS or plan.template_arguments["Index"] != "int":
+    if activation not in PIECEWISE_LINEAR or plan.template_arguments["Index"] != "int":
         # Rare: what takes longer to compute than to read, and planes of 2**31 elements.
         normalised = empty(x.shape, x.dtype, x)
         launch_normalize(x, statistics, normalised, channels_last, activation)
         return max_pool.forward((normalised, None, None), (window, channels_last))
     y = spatial_empty(x, window.output_shape, channels_last)
-    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
     kernel = _FORWARD(T=element_type(x), Width=plan.template_arguments["Width"])
     mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
-    arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, taps.as_bytes())
+    arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, argmax.as_bytes())
     plan.run(kernel, (*arrays, plan.struct))
-    return y, taps
+    return y, argmax
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _gather(
     vectors = int(np.prod(shape, dtype=object)) // width
     axes = list(zip(window.kernel, window.stride, window.pad_before, strict=True))
     few = all(kernel <= 2 * stride for kernel, stride, _ in axes) and set(window.dilation) == {1}
-    if activation not in SLOPED_ACTIVATIONS or window.rank > 2 or window.adaptive or not few:
+    if activation not in PIECEWISE_LINEAR or window.rank > 2 or window.adaptive or not few:
         return None
-    if tap_dtype(window) != np.uint8 or vectors >= below:
+    if argmax_dtype(window) != np.uint8 or vectors >= below:
         return None
     if channels_last:
         if shape[-1] % width:
@@ -201,7 +201,7 @@ def _gather(
 
 def batch_norm_max_pool_backward(
     dy: Any,
-    taps: Any,
+    argmax: Any,
     x: Any,
     statistics: Any,
     window: Window,
@@ -209,12 +209,12 @@ def batch_norm_max_pool_backward(
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    return _backward((dy, taps, x, statistics), (window, channels_last, activation, True))
+    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
     dy: Any,
-    taps: Any,
+    argmax: Any,
     x: Any,
     statistics: Any,
     window: Window,
@@ -222,7 +222,7 @@ def batch_norm_max_pool_inference_backward(
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    return _backward((dy, taps, x, statistics), (window, channels_last, activation, False))
+    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, False))
 
 
 @Launcher
@@ -230,18 +230,18 @@ def _backward(
     operands: Any, numbers: Any, window: Window, channels_last: bool, activation: str, depends: bool
 ) -> tuple[Any, Any, Any]:
     """``depends``: whether the statistics are those of x."""
-    dy, taps, x, statistics = operands
-    dy, taps, x = ready(dy), ready(taps), ready(x)
+    dy, argmax, x, statistics = operands
+    dy, argmax, x = ready(dy), ready(argmax), ready(x)
     shape, itemsize = x.shape, x.dtype.itemsize
     gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
     if gather is None:
-        dz = max_pool.backward((dy, taps, None, None), (window, channels_last))
+        dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
     rule = Rule.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
-    source = (dy, taps.as_bytes(), x, *rule.of_channels, rule.number)
+    source = (dy, argmax.as_bytes(), x, *rule.of_channels, rule.number)
     if depends and rule.activation in EXACT_GRADIENT:
         last = (1 / plan.count, plan.places, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):

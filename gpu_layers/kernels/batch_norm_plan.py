@@ -23,10 +23,10 @@ _VECTOR_BYTES = 16
 _TARGET_BLOCKS = 2112
 # Resident blocks of an H100, of two a multiprocessor, each with half of the 228 KB of shared memory but for 1 KB that
 # the system takes and, of rows, 12 KB of scratch: so many places of 16 bytes a thread.
-RESIDENT_BLOCKS = 264
+PERSISTENT_BLOCKS = 264
 _PLACES_OF_PLANES, _PLACES_OF_ROWS = 27, 25
 # Groups of so many blocks leave none over.
-_GROUP_SIZES = tuple(size for size in range(1, RESIDENT_BLOCKS + 1) if RESIDENT_BLOCKS % size == 0)
+_GROUP_SIZES = tuple(size for size in range(1, PERSISTENT_BLOCKS + 1) if PERSISTENT_BLOCKS % size == 0)
 # What the parts of a channel may add to the traffic.
 _WORKSPACE_SHARE = 0.03
 
@@ -42,8 +42,8 @@ _ROW_LAYOUT = np.dtype(
 )
 #: Structs of the kernels' parameters.
 STRUCTS = {
-    "PlaneLayout": _PLANE_LAYOUT,
-    "RowLayout": _ROW_LAYOUT,
+    "NchwLayout": _PLANE_LAYOUT,
+    "NhwcLayout": _ROW_LAYOUT,
     **{
         f"FoldingRule<{c_name(dtype)}>": np.dtype([(name, dtype) for name in ("old", "newest", "unbiased")])
         for dtype in (np.dtype(np.float32), np.dtype(np.float64))
@@ -62,7 +62,7 @@ class Plan:
     block : tuple of int
         Threads side by side, and those that take segments or rows in turn.
     layout : ndarray
-        ``PlaneLayout`` or ``RowLayout``.
+        ``NchwLayout`` or ``NhwcLayout``.
     channels : int
     tiles : int
         What a group of blocks shares: channels, or of rows tiles of neighbouring channels.
@@ -124,17 +124,19 @@ def backward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) ->
 def elementwise_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
     """The plan of what sums nothing: evaluation, and the second of two reads."""
     if channels_last or len(shape) == 2:
-        return _two_reads_of_rows(math.prod(shape[:-1]), shape[-1], itemsize, 1)
-    return _two_reads_of_planes(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
+        return _two_reads_of_nhwc(math.prod(shape[:-1]), shape[-1], itemsize, 1)
+    return _two_reads_of_nchw(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
 
 
 def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int) -> Plan:
     if channels_last or len(shape) == 2:
         rows, channels = math.prod(shape[:-1]), shape[-1]
-        return _resident_rows(rows, channels, itemsize, arrays) or _two_reads_of_rows(rows, channels, itemsize, arrays)
+        return _persistent_nhwc(rows, channels, itemsize, arrays) or _two_reads_of_nhwc(
+            rows, channels, itemsize, arrays
+        )
     batch, channels, plane = shape[0], shape[1], math.prod(shape[2:])
-    resident = _resident_planes(batch, channels, plane, itemsize, arrays)
-    return resident or _two_reads_of_planes(batch, channels, plane, itemsize, arrays)
+    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays)
+    return resident or _two_reads_of_nchw(batch, channels, plane, itemsize, arrays)
 
 
 def _power_of_two_up_to(value: float) -> int:
@@ -154,7 +156,7 @@ def _group_size(parts: int, most: int) -> int:
 # ---- one read --------------------------------------------------------------------------------------------------------
 
 
-def _resident_planes(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     budget = _PLACES_OF_PLANES // arrays
     best: tuple[Any, ...] | None = None
@@ -165,7 +167,7 @@ def _resident_planes(batch: int, channels: int, plane: int, itemsize: int, array
             continue
         segments_per_part = THREADS // along * (budget // places)
         needed = -(-batch * pieces // segments_per_part)
-        if needed > RESIDENT_BLOCKS:
+        if needed > PERSISTENT_BLOCKS:
             continue
         # Few parts; then a loop with several loads in flight (see Share in channel_layout.cuh); then long rows.
         rank = (needed, min(-(-plane // (width * along * pieces)), 6) * -1, -along)
@@ -177,7 +179,7 @@ def _resident_planes(batch: int, channels: int, plane: int, itemsize: int, array
     # More blocks where there are few channels, up to what a GPU holds; but each reads what all of a group leave.
     slab = batch * plane * itemsize * arrays
     most = int(math.sqrt(_WORKSPACE_SHARE * slab / (4 * _number_bytes(itemsize))))
-    parts = max(needed, min(RESIDENT_BLOCKS // max(channels, 1), most))
+    parts = max(needed, min(PERSISTENT_BLOCKS // max(channels, 1), most))
     slots = THREADS // along
     if parts > -(-batch * pieces // slots):
         # Shorter segments, of two vectors a thread at least.
@@ -215,15 +217,15 @@ def _pieces(plane: int, along: int, width: int, budget: int) -> tuple[int, int]:
     return pieces, _places(_segment(plane, pieces, width), plane, along, width)
 
 
-def _resident_rows(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         return None
     budget = _PLACES_OF_ROWS // arrays
     vectors = channels // width
     # 128 bytes of a row, or the 64 that still are whole sectors where this leaves room for a second group, or for one.
-    half = RESIDENT_BLOCKS // 2
-    for widest, most in ((8, half), (4, half), (8, RESIDENT_BLOCKS), (4, RESIDENT_BLOCKS)):
+    half = PERSISTENT_BLOCKS // 2
+    for widest, most in ((8, half), (4, half), (8, PERSISTENT_BLOCKS), (4, PERSISTENT_BLOCKS)):
         along = min(_power_of_two_up_to(2 * vectors - 1), widest)
         slots = THREADS // along
         needed = -(-rows // (slots * budget))
@@ -234,7 +236,7 @@ def _resident_rows(rows: int, channels: int, itemsize: int, arrays: int) -> Plan
     tiles = -(-vectors // along)
     count_bytes = rows * itemsize * arrays
     most_parts = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
-    parts = max(needed, min(RESIDENT_BLOCKS // tiles, most_parts, -(-rows // slots)))
+    parts = max(needed, min(PERSISTENT_BLOCKS // tiles, most_parts, -(-rows // slots)))
     parts = _group_size(parts, -(-rows // slots)) if parts > 1 else 1
     rows_per_part = -(-rows // parts)
     parts = -(-rows // rows_per_part)
@@ -253,7 +255,7 @@ def _most_parts(count: int, itemsize: int) -> int:
     return max(1, int(_WORKSPACE_SHARE * 3 * itemsize * count / (2 * 4 * _number_bytes(itemsize))))
 
 
-def _two_reads_of_planes(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan:
+def _two_reads_of_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan:
     width = _VECTOR_BYTES // itemsize
     # Threads along a segment: enough for some six vectors each, so that the loop with several loads in flight
     # is entered and what is left over stays small.
@@ -276,7 +278,7 @@ def _two_reads_of_planes(batch: int, channels: int, plane: int, itemsize: int, a
     return Plan(None, (along, slots), layout, channels, channels, parts, batch * plane, None, arrays)
 
 
-def _two_reads_of_rows(rows: int, channels: int, itemsize: int, arrays: int) -> Plan:
+def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         width = 1

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.window import Window
 
 THREADS = 256
 
@@ -28,7 +28,7 @@ _WINDOW = np.dtype(
         ("dilation", np.int32, 3),
         ("pad", np.int32, 3),
         ("adaptive", np.int32),
-        ("tap_bytes", np.int32),
+        ("argmax_bytes", np.int32),
         ("input", np.int64, 3),
         ("output", np.int64, 3),
         ("images", np.int64),
@@ -130,7 +130,7 @@ class Plan:
             self.struct[name] = (1,) * (3 - len(values)) + values
         for name in ("stride", "dilation", "input", "output", "units"):
             self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
-        self.struct["adaptive"], self.struct["tap_bytes"] = window.adaptive, tap_dtype(window).itemsize
+        self.struct["adaptive"], self.struct["argmax_bytes"] = window.adaptive, argmax_dtype(window).itemsize
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpu_layers.layer_tree import modes
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.calls import forget_calls
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
 from gpu_layers.layers.sequential import Sequential
+from gpu_layers.models.layer_tree import modes
 from gpu_layers.random import CallRecord
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
@@ -82,7 +82,7 @@ class Checkpoint(Sequential):
         # From before the forward on, for a layer may have worked in place; its masks are of the forward itself.
         check_unwritten(before, x=x, **self.parameters)
         for draw in record.draws:
-            check_unwritten(after, draw=draw)
+            check_unwritten(after, rng_state=rng_state)
         layers = [layer for layer, _ in in_modes]
         by_layer = {id(layer): training for layer, training in in_modes}
         forget_calls()

@@ -25,7 +25,7 @@ from gpu_layers.reference.batch_norm_max_pool import (
     batch_norm_max_pool_inference_backward,
 )
 from gpu_layers.reference.dropout import (
-    advance_draw,
+    advance_rng_state,
     dropout_backward,
     dropout_forward,
     dropout_moments,
@@ -38,7 +38,7 @@ from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forw
 __all__ = [
     "activation_dropout_backward",
     "activation_dropout_forward",
-    "advance_draw",
+    "advance_rng_state",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_layers.window import Window
+from gpu_layers.core.window import Window
 
 
-def tap_dtype(window: Window) -> np.dtype:
+def argmax_dtype(window: Window) -> np.dtype:
     """Smallest unsigned dtype that numbers the taps of a window."""
     return np.min_scalar_type(window.taps - 1)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gpu_layers.kernels import batch_norm_plan
-from gpu_layers.kernels.batch_norm_plan import RESIDENT_BLOCKS, THREADS, backward_plan, elementwise_plan, forward_plan
+from gpu_layers.kernels.batch_norm_plan import PERSISTENT_BLOCKS, THREADS, backward_plan, elementwise_plan, forward_plan
 
 PLANES = [
     (256, 64, 112, 112),
@@ -71,7 +71,7 @@ def test_parts_and_tiles_cover_all_rows_and_channels_once(shape, planned, itemsi
 
 
 def visits(plan, channel, part, thread_x, thread_y, plane, itemsize):
-    """Vectors and single values of one thread, counted as ``for_each_in_plane_part`` walks."""
+    """Vectors and single values of one thread, counted as ``for_each_in_nchw_block`` walks."""
     layout, width = plan.layout, 16 // itemsize
     along, slots = plan.block
     begin = part * int(layout["segments_per_part"])
@@ -115,7 +115,7 @@ def test_what_is_kept_fits_into_half_of_the_shared_memory(planned, arrays, items
         # 228 KB of a multiprocessor, 1 KB of it the system's for each block, 13 KB of static scratch for rows.
         assert plan.shared_bytes == plan.places * arrays * THREADS * 16
         assert 2 * (plan.shared_bytes + 1024 + (0 if plan.width is None else 12.5 * 1024)) <= 228 * 1024
-        assert plan.parts <= RESIDENT_BLOCKS
+        assert plan.parts <= PERSISTENT_BLOCKS
     values = batch_norm_plan.forward_plan((256, 64, 112, 112), 4, False)
     assert values.places is not None
     assert "one read" in str(values)
@@ -153,7 +153,7 @@ def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, mos
         return planned(shape, 4, channels_last)
 
     fits, beyond = plan(most), plan(most + step)
-    assert (fits.places, fits.parts) == (places, RESIDENT_BLOCKS)
+    assert (fits.places, fits.parts) == (places, PERSISTENT_BLOCKS)
     assert beyond.places is None
     # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
     scratch = 1024 if fits.width is None else 13 * 1024

@@ -22,11 +22,11 @@ def both(x, dy, gamma, beta, kernel, window, training, channels_last, activation
     fused = getattr(gl.ops, f"batch_norm_max_pool_{name}")
     backwards = "backward" if training else "inference_backward"
     y, saved = fused(x, *statistics, gamma, beta, kernel, **window, **options)
-    one = [y, saved.pool.taps, *getattr(gl.ops, f"batch_norm_max_pool_{backwards}")(dy(y), saved)]
+    one = [y, saved.pool.argmax, *getattr(gl.ops, f"batch_norm_max_pool_{backwards}")(dy(y), saved)]
     z, saved_norm = norm(x, *statistics, gamma, beta, **options)
     y, saved_pool = gl.ops.max_pool_forward(z, kernel, **window, channels_last=channels_last)
     dz = gl.ops.max_pool_backward(dy(y), saved_pool)
-    return one, [y, saved_pool.taps, *getattr(gl.ops, f"batch_norm_{backwards}")(dz, saved_norm)]
+    return one, [y, saved_pool.argmax, *getattr(gl.ops, f"batch_norm_{backwards}")(dz, saved_norm)]
 
 
 @each_window
@@ -75,7 +75,7 @@ def test_no_normalised_value_is_written_and_x_is_read_twice():
     assert pooling.total("x", "load").bytes == x.nbytes
     assert pooling.total("y", "store").bytes == y.nbytes == x.nbytes // 4
     stored = sum(trace.total(None, "store").bytes for trace in traces.values())
-    assert stored < y.nbytes + saved.pool.taps.nbytes + 4096
+    assert stored < y.nbytes + saved.pool.argmax.nbytes + 4096
 
 
 @each_mode

@@ -10,7 +10,7 @@
 //   arrived   [groups], 0: see group_barrier. Unused, and may be null, where a channel has a single part
 // Launch: blockDim as in batch_norm.cu; parts blocks a group, any number of groups; cooperative if parts > 1;
 // dynamic shared memory for what each thread keeps, kVectorBytes for a vector or a single value.
-#include "batch_norm_resident.cuh"
+#include "batch_norm_persistent.cuh"
 
 // ---- forward ---------------------------------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ struct NormalizeKept {
     using A = accumulate_t<T>;
     Kept<T, Width> kept;
     const T* residual;
-    SlopedActivation<A> phi;
+    PiecewiseLinearActivation<A> phi;
     T* y;
     Normalization<A> rules[Channels];
 
@@ -69,19 +69,19 @@ struct NormalizeKept {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_forward_resident_planes(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        const T* residual, int activation, T* y,
                                        accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                        accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                        long long* batches, unsigned int* arrived,
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                       PlaneLayout layout) {
+                                       NchwLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     __shared__ ChannelStatistics<A> of_channel;
-    RESIDENT_SHARED(places);
+    PERSISTENT_SHARED(places);
     const GroupBlock block(layout.parts);
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
@@ -90,10 +90,10 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
     for (int channel = block.group; channel < layout.channels; channel += block.groups) {
         A origin[1] = {to_accumulate(x[channel * layout.plane])};
         KeepStatistics<T, kWidth, 1> keep{{x, {}, 0}, Kept<T, kWidth>(places)};
-        for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, keep);
+        for_each_in_nchw_block<T, kReductionLoads>(layout, channel, block.part, keep);
         Moments<A> of_part[1];
         finish_moments(keep.statistics, origin, of_part, [&](auto& lowered) {
-            for_each_in_plane_part<T, 1>(layout, channel, block.part, lowered);
+            for_each_in_nchw_block<T, 1>(layout, channel, block.part, lowered);
         });
         Moments<A> moments = block_reduce(of_part[0], warp_values);
         if (layout.parts > 1) {
@@ -110,24 +110,24 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         }
         __syncthreads();
         NormalizeKept<T, kWidth, 1> normalize{
-            Kept<T, kWidth>(places), residual, SlopedActivation<A>(activation), y, {}};
+            Kept<T, kWidth>(places), residual, PiecewiseLinearActivation<A>(activation), y, {}};
         normalize.rules[0].set(of_channel.mean, of_channel.inv_std, gamma, beta, channel);
-        for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, normalize);
+        for_each_in_nchw_block<T, kReductionLoads>(layout, channel, block.part, normalize);
     }
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_forward_resident_rows(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                      const T* residual, int activation, T* y,
                                      accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                      accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                      long long* batches, unsigned int* arrived,
                                      FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                     RowLayout layout) {
+                                     NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    RESIDENT_SHARED(places);
+    PERSISTENT_SHARED(places);
     const GroupBlock block(layout.parts);
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
@@ -138,13 +138,13 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         const long long channel = channel_of_tile<Width>(tile);
         const bool exists = channel < layout.channels;
         KeepStatistics<T, Width, Width> keep{{x, {}, 0}, Kept<T, Width>(places)};
-        if (exists) for_each_in_row_part<kReductionLoads>(layout, channel, block.part, keep);
+        if (exists) for_each_in_nhwc_block<kReductionLoads>(layout, channel, block.part, keep);
         Moments<A> moments[Width];
         A origins[Width];
 #pragma unroll
         for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(x[channel + k]) : A(0);
         finish_moments(keep.statistics, origins, moments,
-                       [&](auto& lowered) { for_each_in_row_part<1>(layout, channel, block.part, lowered); });
+                       [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, block.part, lowered); });
         column_reduce(moments, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
@@ -167,13 +167,13 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
         }
         if (!exists) continue;
         NormalizeKept<T, Width, Width> normalize{
-            Kept<T, Width>(places), residual, SlopedActivation<A>(activation), y, {}};
+            Kept<T, Width>(places), residual, PiecewiseLinearActivation<A>(activation), y, {}};
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
             normalize.rules[k].load(statistics, statistics + kInvStd * layout.channels, gamma, beta,
                                     channel + k);
         }
-        for_each_in_row_part<kReductionLoads>(layout, channel, block.part, normalize);
+        for_each_in_nhwc_block<kReductionLoads>(layout, channel, block.part, normalize);
     }
 }
 
@@ -181,29 +181,29 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
 
 //   activation   none or ReLU, of which a gradient is exact; shared memory: what is kept of x, and then of dz
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_backward_resident_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                         const accumulate_t<T>* beta, const T* residual, int activation,
                                         accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                         accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
-                                        accumulate_t<T> inv_count, int places_of_x, PlaneLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_planes<T, kFusedLoads<kSloped>, GradientArray<T, kVectorWidth<T>>>(
+                                        accumulate_t<T> inv_count, int places_of_x, NchwLayout layout) {
+    PERSISTENT_SHARED(places);
+    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, arrived, inv_count, places_of_x, places, layout);
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_backward_resident_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                       const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                       const accumulate_t<T>* beta, const T* residual, int activation,
                                       accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                       accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
-                                      accumulate_t<T> inv_count, int places_of_x, RowLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_rows<T, Width, GradientArray<T, Width>>(
+                                      accumulate_t<T> inv_count, int places_of_x, NhwcLayout layout) {
+    PERSISTENT_SHARED(places);
+    backward_persistent_nhwc<T, Width, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, arrived, inv_count, places_of_x, places, layout);
 }

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.runtime.emulator import ALL_SCHEDULES
 from gpu_layers.runtime.limits import force_limits
 from tests.inputs import DTYPES, assert_same_bits, normal
 
@@ -42,7 +42,7 @@ def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activat
     assert all(plan.places is not None and plan.parts > 1 for plan in plans)
     with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
         once = passes(arrays, channels_last, activation, with_residual)
-    resident = ["_resident_" in name for name in launched]
+    resident = ["_persistent_" in name for name in launched]
     # The gradient of a leaky ReLU is not exact in the type of dy: its backward reads twice.
     assert resident == ([True, True] if activation != "leaky_relu" else [True, False, False, False])
     # No group of blocks fits.

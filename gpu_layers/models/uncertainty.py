@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
-from gpu_layers.layer_tree import layers_of, modes
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.layers.dropout_add import DropoutAdd
+from gpu_layers.models.layer_tree import layers_of, modes
 from gpu_layers.ops.dropout import check_passes, dropout_moments
 from gpu_layers.runtime.cuda import array_module
 
@@ -63,7 +63,7 @@ def mc_dropout(
             "name its layers with layers="
         )
     generator = getattr(model, "generator", None) or random.default_generator
-    alone = type(model) is Dropout and not model.shared_axes and generator.draw is None
+    alone = type(model) is Dropout and not model.shared_axes and generator.rng_state is None
     if alone and isinstance(model, Dropout) and inputs.keys() <= {"sample_ids"}:
         scale = None if model.scaling == "inverted" else 1.0
         start = 0 if inputs.get("sample_ids") is not None else first_decision(x, model.first_sample)

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
-#: Those of ``SlopedActivation`` there.
-SLOPED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
+#: Those of ``PiecewiseLinearActivation`` there.
+PIECEWISE_LINEAR = ("identity", "relu", "leaky_relu")
 #: Those whose gradient is dy or 0, which the type of dy holds.
 EXACT_GRADIENT = ("identity", "relu")
 #: Running statistics, which the statistics of a batch are folded into, if there are any.
@@ -42,7 +42,7 @@ class Pass:
     ----------
     source, name, parameters : str
         Of its templates, whose names end in ``_planes`` and ``_rows`` and whose parameters in a layout.
-    of_planes, of_rows : sequence of dict of str to str
+    of_nchw, of_nhwc : sequence of dict of str to str
         Template arguments behind ``T``, or ``T`` and ``Width``.
     single_channels : bool
         Whether rows of channels that make no vectors are taken too.
@@ -58,24 +58,26 @@ class Pass:
         name: str,
         parameters: str,
         *,
-        of_planes: Sequence[dict[str, str]] = ({},),
-        of_rows: Sequence[dict[str, str]] = ({},),
+        of_nchw: Sequence[dict[str, str]] = ({},),
+        of_nhwc: Sequence[dict[str, str]] = ({},),
         single_channels: bool = True,
         structs: Mapping[str, np.dtype] | None = None,
         initialised: Sequence[str] = (),
     ) -> None:
-        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_planes]
+        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_nchw]
         rows = [
             {"T": c_name(dtype), "Width": str(width), **more}
             for dtype in FLOAT_DTYPES
             for width in ((vector_width(dtype), 1) if single_channels else (vector_width(dtype),))
-            for more in of_rows
+            for more in of_nhwc
         ]
         known = {**STRUCTS, **(structs or {})}
         self._planes = KernelTemplate(
-            source, f"{name}_planes", f"{parameters}, PlaneLayout layout", planes, known, initialised
+            source, f"{name}_planes", f"{parameters}, NchwLayout layout", planes, known, initialised
         )
-        self._rows = KernelTemplate(source, f"{name}_rows", f"{parameters}, RowLayout layout", rows, known, initialised)
+        self._rows = KernelTemplate(
+            source, f"{name}_rows", f"{parameters}, NhwcLayout layout", rows, known, initialised
+        )
 
     def kernel(self, element: str, width: int | None, **more: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
@@ -87,7 +89,7 @@ class Pass:
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
 
 
-class ResidentPass(Pass):
+class PersistentKernel(Pass):
     """A kernel that reads once. ``arrived`` in its parameters counts the blocks of each group."""
 
     def __init__(self, source: str, name: str, parameters: str, **options: Any) -> None:
@@ -190,7 +192,7 @@ class Rule:
 
 def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:
     """Where the parts of each channel leave their sums, if there are several; dgamma, dbeta."""
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
     return workspace(plan, 2, dtype, x), dgamma, dbeta
 

@@ -7,7 +7,7 @@
 //   taps    aligned to 16 bytes
 //   bytes   of a tap: 1, 2 or 4; 1 where Width > 1
 template <int Width>
-__device__ __forceinline__ void load_taps(const unsigned char* taps, long long i, int (&chosen)[Width],
+__device__ __forceinline__ void load_argmax(const unsigned char* taps, long long i, int (&chosen)[Width],
                                           int bytes) {
     if (Width == 1 && bytes == 2) {
         chosen[0] = reinterpret_cast<const unsigned short*>(taps)[i];
@@ -22,7 +22,7 @@ __device__ __forceinline__ void load_taps(const unsigned char* taps, long long i
 }
 
 template <int Width>
-__device__ __forceinline__ void store_taps(unsigned char* taps, long long i, const int (&chosen)[Width],
+__device__ __forceinline__ void store_argmax(unsigned char* taps, long long i, const int (&chosen)[Width],
                                            int bytes) {
     if (Width == 1 && bytes == 2) {
         reinterpret_cast<unsigned short*>(taps)[i] = static_cast<unsigned short>(chosen[0]);
@@ -45,7 +45,7 @@ __device__ __forceinline__ bool is_tap(const Vector<unsigned char, Count>& taps,
         // In the word that it is in: no byte has to be taken out.
         constexpr int kWordBytes = Count < 4 ? Count : 4;
         using Word = typename MemoryWord<kWordBytes>::type;
-        const unsigned int word = reinterpret_cast<const Word*>(taps.words)[k / kWordBytes];
+        const unsigned int word = reinterpret_cast<const Word*>(argmax.words)[k / kWordBytes];
         return ((word ^ tap * 0x01010101u) & 0xffu << k % kWordBytes * 8) == 0;
     }
 }

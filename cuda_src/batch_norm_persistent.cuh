@@ -1,19 +1,19 @@
 // What the kernels that read once share: where a block keeps what it read, and the backward from any source
-// of gradients. See batch_norm_resident.cu.
+// of gradients. See batch_norm_persistent.cu.
 #pragma once
 
 #include "batch_norm_backward.cuh"
 #include "group_barrier.cuh"
 
 // Two blocks, of half of the shared memory each: while one waits the other works.
-constexpr int kResidentBlocks = 2;
+constexpr int kPersistentBlocks = 2;
 
 #ifdef GPU_LAYERS_EMULATED
-#define RESIDENT_SHARED(name)                \
+#define PERSISTENT_SHARED(name)                \
     GPU_LAYERS_DYNAMIC_SHARED(name##_bytes); \
     uint4* const name = reinterpret_cast<uint4*>(name##_bytes)
 #else
-#define RESIDENT_SHARED(name) extern __shared__ uint4 name[]
+#define PERSISTENT_SHARED(name) extern __shared__ uint4 name[]
 #endif
 
 // This block's group and part.
@@ -56,7 +56,7 @@ struct Kept {
 
 // The channels of a tile whose parts this warp merges: calls merge(channel).
 template <int Width, typename Merge>
-__device__ __forceinline__ void for_each_channel_to_merge(const RowLayout& layout, int tile, int part,
+__device__ __forceinline__ void for_each_channel_to_merge(const NhwcLayout& layout, int tile, int part,
                                                           Merge merge) {
     const long long first = static_cast<long long>(tile) * blockDim.x * Width;
     const int channels =
@@ -156,10 +156,10 @@ struct InputGradientsKept {
 //   places       those of x, and then those of dz
 //   Loads        vectors in flight
 template <typename T, int Loads, typename Source>
-__device__ __forceinline__ void backward_resident_planes(
+__device__ __forceinline__ void backward_persistent_nchw(
     const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
     int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual, unsigned int* arrived,
-    accumulate_t<T> inv_count, int places_of_x, uint4* places, const PlaneLayout& layout) {
+    accumulate_t<T> inv_count, int places_of_x, uint4* places, const NchwLayout& layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
@@ -177,7 +177,7 @@ __device__ __forceinline__ void backward_resident_planes(
                                                  {},
                                                  {GradientSums<A>::identity()}};
         of_channels.load(keep.rules[0], channel);
-        for_each_in_plane_part<T, Loads, Source::kWhole>(layout, channel, block.part, keep);
+        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.part, keep);
         GradientSums<A> sums = block_reduce(keep.sums[0], warp_values);
         if (layout.parts > 1) {
             if (linear_thread() == 0) result.write_partial(sums, channel, block.part, layout.parts);
@@ -195,15 +195,15 @@ __device__ __forceinline__ void backward_resident_planes(
             Kept<T, kWidth>(places), Kept<T, kWidth>(places_of_dz), dx, dresidual, {keep.rules[0]}, {}};
         gradients.input_rules[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
                                      inv_count);
-        for_each_in_plane_part<T, Loads, Source::kWhole>(layout, channel, block.part, gradients);
+        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.part, gradients);
     }
 }
 
 template <typename T, int Width, typename Source>
-__device__ __forceinline__ void backward_resident_rows(
+__device__ __forceinline__ void backward_persistent_nhwc(
     const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
     int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual, unsigned int* arrived,
-    accumulate_t<T> inv_count, int places_of_x, uint4* places, const RowLayout& layout) {
+    accumulate_t<T> inv_count, int places_of_x, uint4* places, const NhwcLayout& layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     uint4* const places_of_dz = places + places_of_x * kChannelThreads;
@@ -226,7 +226,7 @@ __device__ __forceinline__ void backward_resident_rows(
             keep.sums[k] = GradientSums<A>::identity();
             if (exists) of_channels.load(keep.rules[k], channel + k);
         }
-        if (exists) for_each_in_row_part<1>(layout, channel, block.part, keep);
+        if (exists) for_each_in_nhwc_block<1>(layout, channel, block.part, keep);
         column_reduce(keep.sums, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
@@ -252,6 +252,6 @@ __device__ __forceinline__ void backward_resident_rows(
             gradients.input_rules[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
                                           channel + k);
         }
-        for_each_in_row_part<1>(layout, channel, block.part, gradients);
+        for_each_in_nhwc_block<1>(layout, channel, block.part, gradients);
     }
 }

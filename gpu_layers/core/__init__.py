@@ -1,0 +1,1 @@
+"""What both floors need: windows, masks, moments, dtypes, Philox."""
