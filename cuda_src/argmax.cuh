@@ -8,7 +8,7 @@
 //   bytes   of a tap: 1, 2 or 4; 1 where Width > 1
 template <int Width>
 __device__ __forceinline__ void load_argmax(const unsigned char* taps, long long i, int (&chosen)[Width],
-                                          int bytes) {
+                                            int bytes) {
     if (Width == 1 && bytes == 2) {
         chosen[0] = reinterpret_cast<const unsigned short*>(taps)[i];
     } else if (Width == 1 && bytes == 4) {
@@ -23,7 +23,7 @@ __device__ __forceinline__ void load_argmax(const unsigned char* taps, long long
 
 template <int Width>
 __device__ __forceinline__ void store_argmax(unsigned char* taps, long long i, const int (&chosen)[Width],
-                                           int bytes) {
+                                             int bytes) {
     if (Width == 1 && bytes == 2) {
         reinterpret_cast<unsigned short*>(taps)[i] = static_cast<unsigned short>(chosen[0]);
     } else if (Width == 1 && bytes == 4) {

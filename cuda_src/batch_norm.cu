@@ -20,10 +20,10 @@
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_statistics_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                 accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                 accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                 long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                 NchwLayout layout) {
+                               accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                               accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                               long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                               NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     const NchwBlock block(layout);
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     batch_norm_normalize_nchw(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
-                                const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                                int activation, T* y, accumulate_t<T>* statistics, double eps,
-                                NchwLayout layout) {
+                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
+                              int activation, T* y, accumulate_t<T>* statistics, double eps,
+                              NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ A inv_std;
     const NchwBlock block(layout);
@@ -208,10 +208,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     batch_norm_gradient_sums_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                    const accumulate_t<T>* beta, const T* residual, int activation,
-                                    accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                    accumulate_t<T>* dbeta, NchwLayout layout) {
+                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                  const accumulate_t<T>* beta, const T* residual, int activation,
+                                  accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                  accumulate_t<T>* dbeta, NchwLayout layout) {
     using Source = GradientArray<T, kVectorWidth<T>>;
     sum_gradients_of_nchw<T, Fused, kFusedLoads<Fused>, Source>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
@@ -252,10 +252,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     batch_norm_input_gradient_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                     const accumulate_t<T>* beta, const T* residual, int activation,
-                                     const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                     T* dresidual, accumulate_t<T> inv_count, NchwLayout layout) {
+                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                   const accumulate_t<T>* beta, const T* residual, int activation,
+                                   const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                                   T* dresidual, accumulate_t<T> inv_count, NchwLayout layout) {
     input_gradients_of_nchw<T, Fused, GradientArray<T, kVectorWidth<T>>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
         inv_count, layout);

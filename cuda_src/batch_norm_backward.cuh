@@ -137,7 +137,7 @@ struct InputGradients {
     __device__ __forceinline__ A apply(A dz, A x, int c) const {
         // A slope of 0 would not do: x may be infinite. A sum, for zeros are +0, as of a normalisation of dz.
         return Fused != kIdentity && !depends ? fma(dz, rules[c].scale, A(0))
-                                           : input_rules[c].apply(dz, x, rules[c]);
+                                              : input_rules[c].apply(dz, x, rules[c]);
     }
 
     __device__ __forceinline__ void scalar(long long i) {

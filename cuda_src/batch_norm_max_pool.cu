@@ -3,8 +3,8 @@
 //
 // The values that are compared are rounded to T, as batch norm would write them: outputs and taps are those
 // of the two in a row, to the last bit.
-#include "batch_norm_rules.cuh"
 #include "argmax.cuh"
+#include "batch_norm_rules.cuh"
 #include "pool_window.cuh"
 
 // The rules of Width neighbouring channels.

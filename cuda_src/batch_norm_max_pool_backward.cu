@@ -8,8 +8,8 @@
 // without dilation. Arguments are those of batch_norm.cu and batch_norm_persistent.cu, and
 //   dy, argmax   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
 //   window     of max_pool.cu; units are vectors of x, of which all images have fewer than 2^31
-#include "batch_norm_persistent.cuh"
 #include "argmax.cuh"
+#include "batch_norm_persistent.cuh"
 #include "pool_window.cuh"
 
 // Vector number `unit` of x: its image, and its place there.
@@ -209,11 +209,11 @@ constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kPiecewiseLinear>;
 template <typename T, int Kernel, int Stride, int Pad>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
     batch_norm_max_pool_gradient_sums_nchw(const T* dy, const unsigned char* argmax, const T* x,
-                                             const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                             const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                             int activation, accumulate_t<T>* partial_sums,
-                                             accumulate_t<T>* dgamma, accumulate_t<T>* dbeta,
-                                             PoolWindow window, NchwLayout layout) {
+                                           const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                           const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                           int activation, accumulate_t<T>* partial_sums,
+                                           accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
+                                           NchwLayout layout) {
     sum_gradients_of_nchw<T, kPiecewiseLinear, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
@@ -235,11 +235,11 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
 template <typename T, int Kernel, int Stride, int Pad>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
     batch_norm_max_pool_input_gradient_nchw(const T* dy, const unsigned char* argmax, const T* x,
-                                              const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                              int activation, const accumulate_t<T>* dgamma,
-                                              const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                              PoolWindow window, NchwLayout layout) {
+                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                            int activation, const accumulate_t<T>* dgamma,
+                                            const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
+                                            PoolWindow window, NchwLayout layout) {
     input_gradients_of_nchw<T, kPiecewiseLinear, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
@@ -270,7 +270,8 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  unsigned int* arrived, accumulate_t<T> inv_count,
                                                  int places_of_x, PoolWindow window, NchwLayout layout) {
     PERSISTENT_SHARED(places);
-    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>,
+                             PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
 }
@@ -278,12 +279,12 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_max_pool_backward_persistent_nhwc(const T* dy, const unsigned char* argmax, const T* x,
-                                               const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                               int activation, accumulate_t<T>* partial_sums,
-                                               accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                               unsigned int* arrived, accumulate_t<T> inv_count,
-                                               int places_of_x, PoolWindow window, NhwcLayout layout) {
+                                                 const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                                 int activation, accumulate_t<T>* partial_sums,
+                                                 accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
+                                                 unsigned int* arrived, accumulate_t<T> inv_count,
+                                                 int places_of_x, PoolWindow window, NhwcLayout layout) {
     PERSISTENT_SHARED(places);
     backward_persistent_nhwc<T, Width, PooledGradientOfRows<T, Width>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,

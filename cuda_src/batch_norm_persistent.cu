@@ -119,12 +119,12 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                     const T* residual, int activation, T* y,
-                                     accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                     accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                     long long* batches, unsigned int* arrived,
-                                     FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                     NhwcLayout layout) {
+                                       const T* residual, int activation, T* y,
+                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                       long long* batches, unsigned int* arrived,
+                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                       NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
     PERSISTENT_SHARED(places);
@@ -143,8 +143,9 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
         A origins[Width];
 #pragma unroll
         for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(x[channel + k]) : A(0);
-        finish_moments(keep.statistics, origins, moments,
-                       [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, block.part, lowered); });
+        finish_moments(keep.statistics, origins, moments, [&](auto& lowered) {
+            for_each_in_nhwc_block<1>(layout, channel, block.part, lowered);
+        });
         column_reduce(moments, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
@@ -197,11 +198,11 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                      const accumulate_t<T>* beta, const T* residual, int activation,
-                                      accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                      accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
-                                      accumulate_t<T> inv_count, int places_of_x, NhwcLayout layout) {
+                                        const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                        const accumulate_t<T>* beta, const T* residual, int activation,
+                                        accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                        accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
+                                        accumulate_t<T> inv_count, int places_of_x, NhwcLayout layout) {
     PERSISTENT_SHARED(places);
     backward_persistent_nhwc<T, Width, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},

@@ -9,7 +9,7 @@
 constexpr int kPersistentBlocks = 2;
 
 #ifdef GPU_LAYERS_EMULATED
-#define PERSISTENT_SHARED(name)                \
+#define PERSISTENT_SHARED(name)              \
     GPU_LAYERS_DYNAMIC_SHARED(name##_bytes); \
     uint4* const name = reinterpret_cast<uint4*>(name##_bytes)
 #else

@@ -1,7 +1,7 @@
 // What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
 // normalisation with residual and activation, gradients. The bodies are what for_each_in_nchw_block and
-// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1 in
-// planes, of Width in rows.
+// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1
+// in planes, of Width in rows.
 #pragma once
 
 #include "activation.cuh"

@@ -118,7 +118,7 @@ __device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int
 //   Launch: threads x stand side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, typename Body>
 __device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
-                                                     long long part, Body& body) {
+                                                       long long part, Body& body) {
     const long long begin = part * layout.rows_per_part;
     const int rows = static_cast<int>(min(layout.rows_per_part, layout.rows - begin));
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                          unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                          unsigned long long start) {
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(
@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_blocks(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                         unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                         unsigned long long start, const long long* sample_ids, long long features,
-                         Divisor64 row) {
+                         unsigned long long seed, unsigned long long offset,
+                         const unsigned long long* rng_state, unsigned long long start,
+                         const long long* sample_ids, long long features, Divisor64 row) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const int skipped =
         static_cast<int>(start & 3);  // decisions of the first block that lie before the shard
@@ -114,8 +114,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                       unsigned long long start, const long long* sample_ids, Divisor64 row) {
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start,
+                          const long long* sample_ids, Divisor64 row) {
     constexpr int width = kVectorWidth<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const long long vectors = n / width;
@@ -148,9 +149,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 //   q       number of the decision over the first element
 //   place   of the first element among the run elements that it decides over; run is at least 2
 template <int Width, typename A>
-__device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rule, const DropoutStream& stream,
-                                                     unsigned long long q, unsigned long long place,
-                                                     unsigned long long run) {
+__device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rule,
+                                                       const DropoutStream& stream, unsigned long long q,
+                                                       unsigned long long place, unsigned long long run) {
     const int lane = static_cast<int>(q & 3);
     unsigned int decisions = kept_bits(rule, stream.block(q >> 2)) >> lane;
     if (place + Width <= run) return decisions & 1u ? (1u << Width) - 1 : 0;
@@ -175,8 +176,8 @@ __device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rul
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_grouped(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                       unsigned long long start, Divisor64 run) {
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start, Divisor64 run) {
     constexpr int width = kVectorWidth<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const long long vectors = n / width;
@@ -227,9 +228,10 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T, int Width>
 __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
     dropout_apply_last(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                       unsigned long long start, const T* residual, long long positions, long long channels,
-                       int by_channel, Divisor64 vectors, Divisor64 groups) {
+                       unsigned long long seed, unsigned long long offset,
+                       const unsigned long long* rng_state, unsigned long long start, const T* residual,
+                       long long positions, long long channels, int by_channel, Divisor64 vectors,
+                       Divisor64 groups) {
     using A = accumulate_t<T>;
     constexpr unsigned int kAll = (1ull << 4 * Width) - 1;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
@@ -290,8 +292,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shared(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                         unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state,
-                         unsigned long long start, DecisionRows rows) {
+                         unsigned long long seed, unsigned long long offset,
+                         const unsigned long long* rng_state, unsigned long long start, DecisionRows rows) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(

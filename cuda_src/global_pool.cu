@@ -1,6 +1,6 @@
 // Pooling of whole planes: one output for each, whatever its size.
-#include "division64.cuh"
 #include "argmax.cuh"
+#include "division64.cuh"
 #include "reduce.cuh"
 
 constexpr int kGlobalThreads = 256;
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_spread_nchw(const T* dy, const unsigned char* argmax, T* dx, accumulate_t<T> factor,
-                         Divisor64 by_positions, GlobalLayout layout) {
+                       Divisor64 by_positions, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     constexpr int kBlockElements = kGlobalThreads * kWidth;

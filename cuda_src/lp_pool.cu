@@ -119,9 +119,9 @@ struct PowerSum {
 // The sum of a window that is cut off is multiplied by the taps of a window over those within the padded
 // extent.
 //   x, y      [images, input, groups], [images, output, groups] T
-//   argmax      shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a finite p
-//   largest   shape of y: the largest |x|; null for p = 1, and with argmax
-//   slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
+//   argmax      shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a
+//   finite p largest   shape of y: the largest |x|; null for p = 1, and with argmax slopes    shape of y: s
+//   of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)

@@ -282,8 +282,8 @@ template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool D
 __global__ void __launch_bounds__(kPoolThreads, 4)
     max_pool_forward_tiled(const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
-        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, argmax, strip,
-                                                                                           window);
+        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, argmax,
+                                                                                           strip, window);
     });
 }
 
