@@ -12,8 +12,8 @@
 //   activation                          its number, see with_fused_activation
 //   Width                               of rows: channels a thread, of which channels is a multiple
 //   Fused                               whether residual, activation and dresidual are looked at
-// Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * parts
-// blocks, rows: tiles * parts.
+// Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * blocks
+// blocks, rows: tiles * blocks.
 #include "batch_norm_backward.cuh"
 
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
@@ -29,17 +29,17 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     const NchwBlock block(layout);
     const A origin[1] = {to_accumulate(x[block.channel * layout.plane])};
     Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
-    for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.part, values);
+    for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.rank, values);
     Moments<A> moments[1];
     finish_moments(values, origin, moments, [&](auto& lowered) {
-        for_each_in_nchw_block<T, 1>(layout, block.channel, block.part, lowered);
+        for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, lowered);
     });
     moments[0] = block_reduce(moments[0], warp_values);
     if (threadIdx.x != 0 || threadIdx.y != 0) return;
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    result.write(moments[0], origin[0], block.channel, block.part, layout.parts);
+    result.write(moments[0], origin[0], block.channel, block.rank, layout.blocks);
 }
 
 template <typename T, int Width>
@@ -51,37 +51,37 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     Statistics<T, Width, Width> values{x, {}, 0};
-    if (channel < layout.channels) for_each_in_nhwc_block<kReductionLoads>(layout, channel, part, values);
+    if (channel < layout.channels) for_each_in_nhwc_block<kReductionLoads>(layout, channel, rank, values);
     Moments<A> moments[Width];
     A origins[Width];
 #pragma unroll
     for (int k = 0; k < Width; ++k)
         origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
     finish_moments(values, origins, moments,
-                   [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, part, lowered); });
+                   [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, rank, lowered); });
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, part, layout.parts);
+    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, rank, layout.blocks);
 }
 
-// Statistics of each channel, from those of its parts; see StatisticsResult.
+// Statistics of each channel, from those of its blocks; see StatisticsResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, FoldingRule<A> rule,
-                                A eps, long long channels, long long parts) {
+                                A eps, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     A origin;
-    const Moments<A> moments = merged_moments(partial_moments, channel, parts, origin);
+    const Moments<A> moments = merged_moments(partial_moments, channel, blocks, origin);
     if (threadIdx.x % kWarpThreads != 0) return;
     const StatisticsResult<A> result{
         nullptr, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps, channels};
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     if (statistics != nullptr) {
         if (linear_thread() == 0) {
             inv_std = inverse_deviation(deviation[block.channel], eps);
-            if (block.part == 0) {
+            if (block.rank == 0) {
                 write_statistics(statistics, {mean[block.channel], deviation[block.channel], inv_std}, gamma,
                                  beta, block.channel, layout.channels);
             }
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     normalize.rules[0].set(mean ? mean[block.channel] : A(0),
                            statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
                            block.channel);
-    for_each_in_nchw_block<T, kFusedLoads<Fused>>(layout, block.channel, block.part, normalize);
+    for_each_in_nchw_block<T, kFusedLoads<Fused>>(layout, block.channel, block.rank, normalize);
 }
 
 template <typename T, int Width, Epilogue Fused>
@@ -127,14 +127,14 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     using A = accumulate_t<T>;
     // Of the tile's channels: a vector for each of at most kRowThreads<Width> threads side by side.
     __shared__ A inv_std[kRowThreads<Width> * Width];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (statistics != nullptr) {
         const int own = linear_thread();
         const long long staged = channel - static_cast<long long>(threadIdx.x) * Width + own;
         if (own < static_cast<int>(blockDim.x) * Width && staged < layout.channels) {
             inv_std[own] = inverse_deviation(deviation[staged], eps);
-            if (part == 0) {
+            if (rank == 0) {
                 write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]}, gamma, beta,
                                  staged, layout.channels);
             }
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
             statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
             channel + k);
     }
-    for_each_in_nhwc_block<kFusedLoads<Fused>>(layout, channel, part, normalize);
+    for_each_in_nhwc_block<kFusedLoads<Fused>>(layout, channel, rank, normalize);
 }
 
 // Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
@@ -232,15 +232,15 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
         layout);
 }
 
-// Gradients of the parameters of each channel, from the sums of its parts; see GradientResult.
+// Gradients of the parameters of each channel, from the sums of its blocks; see GradientResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_gradients(const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta,
-                               long long channels, long long parts) {
+                               long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
-    const GradientSums<A> sums = merged_sums(partial_sums, channel, parts);
+    const GradientSums<A> sums = merged_sums(partial_sums, channel, blocks);
     if (threadIdx.x % kWarpThreads != 0) return;
     const GradientResult<A> result{nullptr, inv_std, dgamma, dbeta};
     result.write(result.finished(sums, channel), channel);

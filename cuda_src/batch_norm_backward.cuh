@@ -187,9 +187,9 @@ __device__ __forceinline__ void sum_gradients_of_nchw(
     ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
         gradient, {}, {GradientSums<A>::identity()}};
     of_channels.load(gradients.rules[0], block.channel);
-    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.part, gradients);
+    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients);
     const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.part, layout.parts);
+    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
 }
 
 template <typename T, int Width, Epilogue Fused, int Loads, typename Source>
@@ -199,19 +199,19 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
     const NhwcLayout& layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     ParameterGradients<T, Width, Width, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = GradientSums<A>::identity();
         if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, part, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients);
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, part, layout.parts);
+    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, rank, layout.blocks);
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
@@ -225,7 +225,7 @@ __device__ __forceinline__ void input_gradients_of_nchw(
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
     gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.part, gradients);
+    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients);
 }
 
 template <typename T, int Width, Epilogue Fused, typename Source>
@@ -233,8 +233,8 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
     const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout) {
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (channel >= layout.channels) return;
     InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
                                                              dgamma != nullptr, dx, dresidual};
@@ -243,5 +243,5 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    for_each_in_nhwc_block<1>(layout, channel, part, gradients);
+    for_each_in_nhwc_block<1>(layout, channel, rank, gradients);
 }

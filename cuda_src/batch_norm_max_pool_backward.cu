@@ -267,13 +267,14 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                                  int activation, accumulate_t<T>* partial_sums,
                                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                                 unsigned int* arrived, accumulate_t<T> inv_count,
-                                                 int places_of_x, PoolWindow window, NchwLayout layout) {
-    PERSISTENT_SHARED(places);
+                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                                 int slots_of_x, PoolWindow window, NchwLayout layout) {
+    PERSISTENT_SHARED(slots);
     backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>,
                              PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
-        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
+        layout);
 }
 
 template <typename T, int Width>
@@ -283,10 +284,11 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                                  int activation, accumulate_t<T>* partial_sums,
                                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                                 unsigned int* arrived, accumulate_t<T> inv_count,
-                                                 int places_of_x, PoolWindow window, NhwcLayout layout) {
-    PERSISTENT_SHARED(places);
+                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                                 int slots_of_x, PoolWindow window, NhwcLayout layout) {
+    PERSISTENT_SHARED(slots);
     backward_persistent_nhwc<T, Width, PooledGradientOfRows<T, Width>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
-        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
+        layout);
 }

@@ -59,9 +59,9 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 }
 
 // Where the statistics of each channel go.
-//   partial_moments   [channels, parts] count, mean - origin, variance, origin: the channel's first value,
+//   partial_moments   [channels, blocks] count, mean - origin, variance, origin: the channel's first value,
 //   see
-//                     Moments. Unused, and may be null, where a channel has a single part
+//                     Moments. Unused, and may be null, where a channel has a single block
 //   statistics        [5, channels], see StatisticsRow
 //   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
@@ -74,8 +74,8 @@ struct StatisticsResult {
     long long channels;
 
     __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
-                                                  long long part, long long parts) const {
-        A* partial = partial_moments + 4 * (channel * parts + part);
+                                                  long long rank, long long blocks) const {
+        A* partial = partial_moments + 4 * (channel * blocks + rank);
         partial[0] = moments.count;
         partial[1] = moments.mean;
         partial[2] = moments.var;
@@ -99,11 +99,11 @@ struct StatisticsResult {
 
     // Of a part, which may be the only one.
     __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
-                                          long long part, long long parts) const {
-        if (parts == 1) {
+                                          long long rank, long long blocks) const {
+        if (blocks == 1) {
             write(finished(moments, origin), channel);
         } else {
-            write_partial(moments, origin, channel, part, parts);
+            write_partial(moments, origin, channel, rank, blocks);
         }
     }
 };
@@ -115,7 +115,7 @@ struct ChannelGradients {
 };
 
 // Where the sums of the gradients of each channel go.
-//   partial_sums    [channels, parts] of dz, of dz * (x - mean). Unused, and may be null, as above
+//   partial_sums    [channels, blocks] of dz, of dz * (x - mean). Unused, and may be null, as above
 //   inv_std         [channels]
 //   dgamma, dbeta   [channels], see ChannelGradients
 template <typename A>
@@ -125,8 +125,8 @@ struct GradientResult {
     A *dgamma, *dbeta;
 
     __device__ __forceinline__ void write_partial(const GradientSums<A>& sums, long long channel,
-                                                  long long part, long long parts) const {
-        A* partial = partial_sums + 2 * (channel * parts + part);
+                                                  long long rank, long long blocks) const {
+        A* partial = partial_sums + 2 * (channel * blocks + rank);
         partial[0] = sums.dy;
         partial[1] = sums.dy_deviation;
     }
@@ -141,27 +141,27 @@ struct GradientResult {
         dbeta[channel] = gradients.dbeta;
     }
 
-    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
-                                          long long parts) const {
-        if (parts == 1) {
+    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long rank,
+                                          long long blocks) const {
+        if (blocks == 1) {
             write(finished(sums, channel), channel);
         } else {
-            write_partial(sums, channel, part, parts);
+            write_partial(sums, channel, rank, blocks);
         }
     }
 };
 
 __device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
-// Of a channel, from those of its parts, in lane 0 of the warp.
+// Of a channel, from those of its blocks, in lane 0 of the warp.
 //   origin   is set there too
 template <typename A>
 __device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, long long channel,
-                                                     long long parts, A& origin) {
-    const A* partial = partial_moments + 4 * channel * parts;
+                                                     long long blocks, A& origin) {
+    const A* partial = partial_moments + 4 * channel * blocks;
     Moments<A> moments = Moments<A>::identity();
-    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
-        moments = moments.combine({partial[4 * part], partial[4 * part + 1], partial[4 * part + 2]});
+    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
     origin = partial[3];
     return warp_reduce(moments);
 }
@@ -169,11 +169,11 @@ __device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, l
 // Likewise.
 template <typename A>
 __device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, long long channel,
-                                                       long long parts) {
-    const A* partial = partial_sums + 2 * channel * parts;
+                                                       long long blocks) {
+    const A* partial = partial_sums + 2 * channel * blocks;
     GradientSums<A> sums = GradientSums<A>::identity();
-    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
-        sums = sums.combine({partial[2 * part], partial[2 * part + 1]});
+    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
     return warp_reduce(sums);
 }
 

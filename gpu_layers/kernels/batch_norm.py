@@ -18,9 +18,9 @@ from gpu_layers.kernels.batch_norm_common import (
     ROWS,
     RUNNING,
     RUNNING_ARRAYS,
-    Pass,
+    LayoutPair,
+    Normalization,
     PersistentKernel,
-    Rule,
     activation_number,
     merge_gradients,
     merge_statistics,
@@ -44,14 +44,14 @@ from gpu_layers.runtime.program import Launcher
 _FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
 _RULE = f"{OF_CHANNELS}, const T* residual, int activation"
-_STATISTICS = Pass(
+_STATISTICS = LayoutPair(
     "batch_norm.cu",
     "batch_norm_statistics",
     f"const T* x, const A* gamma, const A* beta, A* partial_moments, A* statistics, {RUNNING}, FoldingRule<A> rule, "
     "A eps",
     initialised=RUNNING_ARRAYS,
 )
-_NORMALIZE = Pass(
+_NORMALIZE = LayoutPair(
     "batch_norm.cu",
     "batch_norm_normalize",
     "const T* x, const A* mean, const A* deviation, const A* gamma, const A* beta, const T* residual, int activation, "
@@ -73,13 +73,13 @@ _KEEP_STATISTICS = KernelTemplate(
     "const A* mean, const A* var, const A* gamma, const A* beta, A* statistics, double eps, long long channels",
     combinations(A=ACCUMULATE_TYPES),
 )
-_GRADIENT_SUMS = Pass(
+_GRADIENT_SUMS = LayoutPair(
     "batch_norm.cu",
     "batch_norm_gradient_sums",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta",
     **_FUSED,
 )
-_INPUT_GRADIENT = Pass(
+_INPUT_GRADIENT = LayoutPair(
     "batch_norm.cu",
     "batch_norm_input_gradient",
     f"const T* dy, const T* x, {_RULE}, const A* dgamma, const A* dbeta, T* dx, T* dresidual, A inv_count",
@@ -89,17 +89,17 @@ _FORWARD_RESIDENT = PersistentKernel(
     "batch_norm_persistent.cu",
     "batch_norm_forward_persistent",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
-    f"A* statistics, {RUNNING}, unsigned int* arrived, FoldingRule<A> rule, A eps",
+    f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps",
 )
 _BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_persistent.cu",
     "batch_norm_backward_persistent",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
-    "unsigned int* arrived, A inv_count, int places_of_x",
+    "unsigned int* barrier_count, A inv_count, int slots_of_x",
 )
 
 
-def _arguments(rule: Rule) -> tuple[Any, ...]:
+def _arguments(rule: Normalization) -> tuple[Any, ...]:
     return *rule.of_channels, rule.residual, rule.number
 
 
@@ -109,7 +109,7 @@ def _fusion(residual: Any | None, activation: str) -> str:
     return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
 
 
-def _of_inputs(x: Any, rule: Rule, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
+def _of_inputs(x: Any, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
     """Where dx and dresidual go, if there is a residual."""
     return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
 
@@ -271,7 +271,7 @@ def forward(
             return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
     _deliver(running, of_running)
-    _launch_normalize(x, Rule.of(statistics, residual, activation), y, channels_last)
+    _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last)
     return delivered(y, out), statistics
 
 
@@ -332,10 +332,10 @@ def keep_statistics(
 
 def launch_normalize(x: Any, statistics: Any, y: Any, channels_last: bool, activation: str) -> None:
     """Fill y with phi of the normalised values."""
-    _launch_normalize(x, Rule.of(statistics, None, activation), y, channels_last)
+    _launch_normalize(x, Normalization.of(statistics, None, activation), y, channels_last)
 
 
-def _launch_normalize(x: Any, rule: Rule, y: Any, channels_last: bool) -> None:
+def _launch_normalize(x: Any, rule: Normalization, y: Any, channels_last: bool) -> None:
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (x, *rule.of_channels, rule.residual, rule.number, y, None, 0.0)
     _NORMALIZE.launch(plan, x, arguments, Epilogue=_fusion(rule.residual, rule.activation))
@@ -345,10 +345,10 @@ def _launch_normalize(x: Any, rule: Rule, y: Any, channels_last: bool) -> None:
 def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_backward``."""
     dy, x, statistics, residual, *out = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), _of_inputs(x, rule, out)
-    arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.places)
+    arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.slots)
     if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last):
         _parameter_gradients(plan, dy, x, rule, sums)
         _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
@@ -363,7 +363,7 @@ def _gradients(inputs: tuple[Any, Any], out: Sequence[Any], sums: tuple[Any, Any
 @Launcher
 def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, residual = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums = sums_of_channels(plan, x)
     _parameter_gradients(plan, dy, x, rule, sums)
@@ -373,7 +373,7 @@ def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation:
 @Launcher
 def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, dgamma, dbeta, residual = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     inputs = _of_inputs(x, rule)
     _input_gradients(dy, x, rule, (ready(dgamma), ready(dbeta)), count, inputs, channels_last)
     return inputs
@@ -383,7 +383,7 @@ def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool
 def inference_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_inference_backward``."""
     dy, x, statistics, residual, *out = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), _of_inputs(x, rule, out)
     _parameter_gradients(plan, dy, x, rule, sums)
@@ -407,7 +407,7 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
     _deliver((mean, var, batches, skipped), changed)
 
 
-def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Rule, sums: tuple[Any | None, Any, Any]) -> None:
+def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
     _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=_fusion(rule.residual, rule.activation))
     merge_gradients(plan, rule, sums)
 
@@ -415,7 +415,7 @@ def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Rule, sums: tuple[An
 def _input_gradients(
     dy: Any,
     x: Any,
-    rule: Rule,
+    rule: Normalization,
     sums: tuple[Any | None, Any | None],
     count: int,
     inputs: tuple[Any, Any | None],

@@ -24,15 +24,15 @@ from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     OF_CHANNELS,
     PIECEWISE_LINEAR,
-    Pass,
+    LayoutPair,
+    Normalization,
     PersistentKernel,
-    Rule,
     activation_number,
     merge_gradients,
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
-from gpu_layers.kernels.pool_plan import STRUCTS, Plan, plan_for, spatial_empty
+from gpu_layers.kernels.pool_plan import STRUCTS, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
@@ -46,6 +46,14 @@ _FORWARD = KernelTemplate(
     STRUCTS,
 )
 
+_FORWARD_TILED = TiledKernels(
+    "batch_norm_max_pool.cu",
+    "batch_norm_max_pool_forward_tiled",
+    "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
+    "unsigned char* argmax, int strip, PoolWindow window",
+    overlapping_planes=False,
+)
+
 # Kernel, stride and padding that the backward of planes knows when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
 _BACKWARD: dict[str, Any] = {
@@ -55,14 +63,14 @@ _BACKWARD: dict[str, Any] = {
     "structs": STRUCTS,
 }
 _GRADIENT = f"const T* dy, const unsigned char* argmax, const T* x, {OF_CHANNELS}, int activation"
-_GRADIENT_SUMS = Pass(
+_GRADIENT_SUMS = LayoutPair(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_gradient_sums",
     f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, PoolWindow window",
     single_channels=False,
     **_BACKWARD,
 )
-_INPUT_GRADIENT = Pass(
+_INPUT_GRADIENT = LayoutPair(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_input_gradient",
     f"{_GRADIENT}, const A* dgamma, const A* dbeta, T* dx, A inv_count, PoolWindow window",
@@ -72,8 +80,8 @@ _INPUT_GRADIENT = Pass(
 _BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_backward_persistent",
-    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* arrived, A inv_count, int places_of_x, "
-    "PoolWindow window",
+    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* barrier_count, A inv_count, "
+    "int slots_of_x, PoolWindow window",
     **_BACKWARD,
 )
 
@@ -135,19 +143,30 @@ def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels
 
 def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
     """The pooled values of x, normalised and activated, and which tap each is."""
-    plan = plan_for(x, window, "output", channels_last)
-    if activation not in PIECEWISE_LINEAR or plan.template_arguments["Index"] != "int":
-        # Rare: what takes longer to compute than to read, and planes of 2**31 elements.
+    element, plan = element_type(x), plan_for(x, window, "output", channels_last)
+    tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last)
+    if activation not in PIECEWISE_LINEAR or not (tiled or _is_normalised_once(window, plan)):
+        # What takes longer to compute, or to compute again for each window, than to write and read.
         normalised = empty(x.shape, x.dtype, x)
         launch_normalize(x, statistics, normalised, channels_last, activation)
         return max_pool.forward((normalised, None, None), (window, channels_last))
     y = spatial_empty(x, window.output_shape, channels_last)
     argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
-    kernel = _FORWARD(T=element_type(x), Width=plan.template_arguments["Width"])
     mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
     arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, argmax.as_bytes())
-    plan.run(kernel, (*arrays, plan.struct))
+    if tiled is not None:
+        tiled.run(arrays)
+    else:
+        plan.run(_FORWARD(T=element, Width=plan.template_arguments["Width"]), (*arrays, plan.struct))
     return y, argmax
+
+
+def _is_normalised_once(window: Window, plan: Plan) -> bool:
+    """Whether the general kernel, which has a value normalised by each window that sees it, is the faster way.
+
+    It has no code for planes of 2**31 elements.
+    """
+    return apart(window, None) and plan.template_arguments["Index"] == "int"
 
 
 @dataclass(frozen=True)
@@ -238,12 +257,12 @@ def _backward(
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
-    rule = Rule.of(statistics, None, activation)
+    rule = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
     source = (dy, argmax.as_bytes(), x, *rule.of_channels, rule.number)
     if depends and rule.activation in EXACT_GRADIENT:
-        last = (1 / plan.count, plan.places, gather.window)
+        last = (1 / plan.count, plan.slots, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)

@@ -42,11 +42,11 @@ def _template(function: str, signature: str) -> KernelTemplate:
 
 _MAX = {
     name: _template(f"global_max_{name}", "const T* x, T* y, unsigned char* argmax, GlobalLayout layout")
-    for name in ("planes", "rows")
+    for name in ("nchw", "nhwc")
 }
 _AVG = {
     name: _template(f"global_avg_{name}", "const T* x, T* y, A factor, GlobalLayout layout")
-    for name in ("planes", "rows")
+    for name in ("nchw", "nhwc")
 }
 _SPREAD_PLANES = _template(
     "global_spread_nchw",
@@ -73,13 +73,13 @@ def _layout(array: Any, window: Window, channels_last: bool, argmax_bytes: int) 
         vectors = array.shape[-1] // vector_width(array.dtype)
         lanes = min(1 << (vectors - 1).bit_length(), _WARP)
         blocks = array.shape[0] * -(-vectors // lanes)
-        return "rows", blocks, np.array((vectors, window.taps, array.shape[0], lanes, argmax_bytes), _LAYOUT)
+        return "nhwc", blocks, np.array((vectors, window.taps, array.shape[0], lanes, argmax_bytes), _LAYOUT)
     planes = array.shape[0] * array.shape[1]
     lanes = _THREADS
     if window.taps < _BLOCK_PLANE:
         lanes = min(1 << (max(window.taps // _VALUES_A_LANE, 1) - 1).bit_length(), _WARP)
     layout = np.array((planes, window.taps, 1, lanes, argmax_bytes), _LAYOUT)
-    return "planes", blocks_for(planes, _THREADS // lanes), layout
+    return "nchw", blocks_for(planes, _THREADS // lanes), layout
 
 
 def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_last: bool) -> None:

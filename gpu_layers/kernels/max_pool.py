@@ -9,14 +9,13 @@ from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    TiledKernels,
     apart,
     general_template,
     plan_for,
     ready_lengths,
     spatial_empty,
     spatial_result,
-    tiled_plan_for,
-    tiled_template,
 )
 from gpu_layers.runtime.program import Launcher
 
@@ -30,15 +29,17 @@ _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
 
-_FORWARD_TILED = tiled_template(
+_FORWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_forward_tiled",
     "const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window",
+    large=True,
 )
-_BACKWARD_TILED = tiled_template(
+_BACKWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_backward_tiled",
     "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
+    large=True,
 )
 
 
@@ -83,10 +84,9 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     if global_pool.takes(x, window, channels_last, lengths):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
         return delivered(y, out), argmax
-    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
-    if tiles is not None:
-        kernel = _FORWARD_TILED(T=element_type(x), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (x, y, argmax.as_bytes(), tiles.strip, tiles.plan.struct))
+    tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((x, y, argmax.as_bytes()))
         return delivered(y, out), argmax
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
@@ -119,10 +119,9 @@ def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last:
     if global_pool.takes(dy, window, channels_last, lengths):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)
         return
-    tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
-    if tiles is not None:
-        kernel = _BACKWARD_TILED(T=element_type(dy), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (dy, argmax.as_bytes(), dx, tiles.strip, tiles.plan.struct))
+    tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((dy, argmax.as_bytes(), dx))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
@@ -89,7 +90,7 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
     variance: Any = None
     others: Any = None
     for count, output in enumerate(outputs, 1):
-        y = output.astype(np.float64 if output.dtype == np.float64 else np.float32)
+        y = output.astype(accumulation_dtype(output.dtype))
         xp = array_module(y)
         is_finite, zero = xp.isfinite(y), y.dtype.type(0)
         finite, other = xp.where(is_finite, y, zero), xp.where(is_finite, zero, y)

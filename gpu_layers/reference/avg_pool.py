@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
     CompensatedSum,
     Step,
-    accumulation_dtype,
     by_samples,
     covering_windows,
     divisors,

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered
-
-
-def accumulation_dtype(dtype: np.dtype) -> np.dtype:
-    """dtype of statistics and parameters for an input dtype: float64 for float64, float32 for all others."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def _channel_axis(x: np.ndarray, channels_last: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.philox import random_words, sample_words
 from gpu_layers.reference.ieee import ieee
@@ -58,7 +59,7 @@ def dropout_forward(
         return y
     others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
     for chunk, kept in kept_chunks(mask, source.size):
         values = source[chunk].astype(accumulate) * factor
@@ -96,7 +97,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     mean, variance : ndarray
         C-contiguous, of the accumulation dtype. The variance is that of the population: divided by ``passes``.
     """
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     mean, variance = np.empty(x.shape, accumulate), np.empty(x.shape, accumulate)
     counts = np.zeros(x.size, np.int32)
     for number in range(passes):

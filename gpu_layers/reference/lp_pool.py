@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.reference.pool_taps import (
     CompensatedSum,
-    accumulation_dtype,
     by_samples,
     covering_windows,
     divisors,

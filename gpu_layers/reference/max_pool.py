@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
-    accumulation_dtype,
-    argmax_dtype,
     by_samples,
     covering_windows,
-    flat_indices,
     inside_lengths,
     masked,
     select,
@@ -22,7 +20,6 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
-from gpu_layers.runtime.cuda import array_module
 
 
 @ieee
@@ -158,14 +155,3 @@ def _backward(
     for _, tap, outputs, inputs in covering_windows(window, channels_last):
         dx[inputs] += np.where(argmax[outputs] == tap, dy[outputs], dy.dtype.type(0))
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
-
-
-def max_pool_indices(argmax: Any, window: Window, channels_last: bool = False, lengths: Any = None) -> Any:
-    """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
-
-    Returns
-    -------
-    array of int64
-        ``argmax``'s shape and kind, NumPy or CuPy; -1 for a window with no tap that counts.
-    """
-    return flat_indices(argmax, window, channels_last, lengths, array_module(argmax))

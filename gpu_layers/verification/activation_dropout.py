@@ -245,7 +245,7 @@ def _distribution(x: np.ndarray) -> np.ndarray:
 
 
 def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
-    accumulate = np.float64 if dtype == np.float64 else np.float32
+    accumulate = accumulation_dtype(dtype)
     # The reference's own functions are no better than the kernels' where both compute in double; what underflows may
     # become 0.
     own = 2 if dtype == np.float64 else 1

@@ -200,13 +200,13 @@ def test_instructions_per_byte(name, most, capability):
 # of their loops; x, its gradient, and of the pooled gradient and taps a quarter.
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("element", "width", "planes", "rows"),
+    ("element", "width", "nchw", "nhwc"),
     [("__half", 8, 10.0, 12.0), ("__nv_bfloat16", 8, 11.0, 13.0), ("float", 4, 6.0, 7.0), ("double", 2, 4.5, 6.5)],
 )
-def test_instructions_of_a_gathered_gradient(element, width, planes, rows, capability):
+def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capability):
     kernels = compiled("batch_norm_max_pool_backward.cu", capability)
     moved = 16 + 16 + (16 + width) / 4
-    for name, most in ((f"planes<{element}, 3, 2, 1>", planes), (f"rows<{element}, {width}>", rows)):
+    for name, most in ((f"nchw<{element}, 3, 2, 1>", nchw), (f"nhwc<{element}, {width}>", nhwc)):
         kernel = kernels[f"batch_norm_max_pool_backward_persistent_{name}"]
         took = 0.0
         for access in ("STS.128", "LDS.128"):

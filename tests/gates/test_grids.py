@@ -36,10 +36,10 @@ def test_blocks_of_what_streams(shape, channels_last, dtype):
 @pytest.mark.parametrize("plan", [forward_plan, backward_plan])
 def test_blocks_of_sums(shape, channels_last, dtype, plan):
     plan = planned(plan, shape, dtype, channels_last)
-    if plan.places is None:
+    if plan.slots is None:
         assert plan.blocks >= MULTIPROCESSORS * PERSISTENT_BLOCKS
         return
     # Two blocks on a multiprocessor, as groups that are there all at once: few blocks are left over.
-    groups = min(plan.tiles, 2 * MULTIPROCESSORS // plan.parts)
+    groups = min(plan.tiles, 2 * MULTIPROCESSORS // plan.blocks_per_group)
     assert groups >= 1
-    assert groups * plan.parts >= (0.7 if channels_last else 0.9) * 2 * MULTIPROCESSORS
+    assert groups * plan.blocks_per_group >= (0.7 if channels_last else 0.9) * 2 * MULTIPROCESSORS

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from gpu_layers.core.dtypes import accumulation_dtype
 
 import gpu_layers as gl
 from gpu_layers import kernels, reference
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
@@ -107,14 +107,14 @@ def test_one_read_gives_the_bits_of_two_steps(shape, channels_last, dtype, kerne
 
 @pytest.mark.parametrize(("shape", "channels_last"), [SHAPES[1], SHAPES[3]], ids=str)
 def test_several_parts_a_channel(shape, channels_last):
-    assert backward_plan(shape, 4, channels_last).parts > 1
+    assert backward_plan(shape, 4, channels_last).blocks_per_group > 1
     saved, outputs = pooled(inputs(shape, channels_last, np.float32), *OVERLAPPING, channels_last=channels_last)
     dy = normal(outputs, np.float32, seed=5)
     results = [one_and_two(dy, saved, schedule=schedule)[0] for schedule in ALL_SCHEDULES]
     for result in results[1:]:
         assert_all_same(result, results[0])
     # As many groups as fit, which take the channels in turn.
-    with force_limits(max_blocks=backward_plan(shape, 4, channels_last).parts):
+    with force_limits(max_blocks=backward_plan(shape, 4, channels_last).blocks_per_group):
         assert_all_same(one_and_two(dy, saved)[0], results[0])
 
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from gpu_layers.core.argmax import argmax_dtype
 
+from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.window import sliding_window
 
 
