@@ -104,8 +104,8 @@ struct DoubleSummation {
 
 template <typename A>
 __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums,
-                                                  long long channel, long long part, long long parts) {
-    A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+                                                  long long channel, long long rank, long long blocks) {
+    A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
     partial[0] = sums.v;
     partial[1] = sums.v_d;
     partial[2] = sums.w;
@@ -113,8 +113,8 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
     partial[4] = sums.v_w;
 }
 
-// The sums of the parts.
-//   partial_sums   [channels, parts], see DoubleSums
+// The sums of the blocks.
+//   partial_sums   [channels, blocks], see DoubleSums
 // Launch: as batch_norm.cu.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
@@ -128,10 +128,10 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     DoubleSummation<T, kVectorWidth<T>, 1> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_nchw_block<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0)
-        write_double_sums(sums, partial_sums, block.channel, block.part, layout.parts);
+        write_double_sums(sums, partial_sums, block.channel, block.rank, layout.blocks);
 }
 
 template <typename T, int Width>
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
                                 const accumulate_t<T>* beta, int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     DoubleSummation<T, Width, Width> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {}};
 #pragma unroll
@@ -151,17 +151,17 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         body.sums[k] = DoubleSums<A>::identity();
         if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<1>(layout, channel, part, body);
+    if (channel < layout.channels) for_each_in_nhwc_block<1>(layout, channel, rank, body);
     column_reduce(body.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
     for (int k = 0; k < Width; ++k)
-        write_double_sums(body.sums[k], partial_sums, channel + k, part, layout.parts);
+        write_double_sums(body.sums[k], partial_sums, channel + k, rank, layout.blocks);
 }
 
-// From the sums of the parts what the elements are made of, and the gradient of gamma: a warp for each
+// From the sums of the blocks what the elements are made of, and the gradient of gamma: a warp for each
 // channel.
-//   partial_sums   [channels, parts], see DoubleSums
+//   partial_sums   [channels, blocks], see DoubleSums
 //   ddgamma, ddbeta, dgamma   [channels]
 //   coefficients   [6, channels], see DoubleCoefficients
 //   inv_count      1 / m
@@ -169,12 +169,12 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
 template <typename A>
 __global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma,
                                         const A* ddgamma, const A* ddbeta, A* coefficients, A* dgamma,
-                                        A inv_count, long long channels, long long parts) {
+                                        A inv_count, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     DoubleSums<A> sums = DoubleSums<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads) {
-        const A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+    for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads) {
+        const A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
         sums = sums.combine({partial[0], partial[1], partial[2], partial[3], partial[4]});
     }
     sums = warp_reduce(sums);
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
     body.load(0, coefficients, block.channel, layout.channels);
-    for_each_in_nchw_block<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
 }
 
 template <typename T, int Width>
@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
                                     const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
                                     int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (channel >= layout.channels) return;
     DoubleGradients<T, Width, Width> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
@@ -295,5 +295,5 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
         body.load(k, coefficients, channel + k, layout.channels);
     }
-    for_each_in_nhwc_block<1>(layout, channel, part, body);
+    for_each_in_nhwc_block<1>(layout, channel, rank, body);
 }

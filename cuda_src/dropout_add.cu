@@ -244,7 +244,7 @@ struct BranchGradients {
 // and +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
 //   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or
-//   null sums            [features, parts], or null: nobody asks for them
+//   null sums            [features, blocks], or null: nobody asks for them
 // Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
 __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
@@ -257,8 +257,8 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     using A = accumulate_t<T>;
     __shared__ Sum<A> scratch[kColumnScratch<Width>];
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     BranchGradients<T, Width, Straight> gradients{
         dy, x, gradient_bits, dx, activation, first != 0, rule, stream, start, rows, sample_ids, {}, {}};
 #pragma unroll
@@ -267,25 +267,25 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
         if (!Straight)
             gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, part, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, rank, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k) sums[(channel + k) * layout.parts + part] = gradients.sums[k].value;
+    for (int k = 0; k < Width; ++k) sums[(channel + k) * layout.blocks + rank] = gradients.sums[k].value;
 }
 
-// The gradient of the bias, from the sums of the parts: a warp for each feature.
-//   sums    [features, parts]
+// The gradient of the bias, from the sums of the blocks: a warp for each feature.
+//   sums    [features, blocks]
 //   dbias   [features]
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
-__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long parts) {
+__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long blocks) {
     const long long feature = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (feature >= features) return;
     Sum<A> total = Sum<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
-        total.value += sums[feature * parts + part];
+    for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        total.value += sums[feature * blocks + rank];
     total = warp_reduce(total);
     if (threadIdx.x % kWarpThreads == 0) dbias[feature] = total.value;
 }

@@ -277,7 +277,7 @@ class CallRecord:
     @property
     def draws(self) -> list[Any]:
         """Where on the device the numbers of the calls lie, of those whose do."""
-        return [draw for draw in map(_kept_draw, self._calls) if rng_state is not None]
+        return [rng_state for rng_state in map(_kept_draw, self._calls) if rng_state is not None]
 
 
 def _kept_draw(call: GeneratorCall) -> Any:

@@ -49,7 +49,7 @@ _BACKWARD = KernelTemplate(
 _MERGE = KernelTemplate(
     _SOURCE,
     "dropout_add_merge",
-    "const A* sums, A* dbias, long long features, long long parts",
+    "const A* sums, A* dbias, long long features, long long blocks",
     combinations(A=ACCUMULATE_TYPES),
 )
 
@@ -142,7 +142,7 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
     if dy.size == 0:
         return empty(dy.shape, dy.dtype, dy), dbias
     plan = elementwise_plan((math.prod(dy.shape[:-1]), features), dy.dtype.itemsize, True)
-    sums = empty((features, plan.parts), wide, dy) if sums_rows and plan.parts > 1 else dbias
+    sums = empty((features, plan.blocks_per_group), wide, dy) if sums_rows and plan.blocks_per_group > 1 else dbias
     if bits is not None:
         # What they say leaves nothing of the activation, and nothing of the mask.
         activation, ids, of_call[-2:] = "identity", None, (1, ())
@@ -152,5 +152,5 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
     dx = filled(None, dy, lambda dx: launch(kernel, plan.blocks, plan.block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
         merge = _MERGE(A=c_name(wide))
-        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.parts))
+        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.blocks_per_group))
     return dx, dbias

@@ -71,7 +71,7 @@ def max_pool_gather(
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
-    return _gather((x, taps, lengths, out), (window, channels_last))
+    return _gather((x, argmax, lengths, out), (window, channels_last))
 
 
 @Launcher
@@ -96,7 +96,7 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
 
 @Launcher
 def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
-    x, taps, lengths, out = operands
+    x, argmax, lengths, out = operands
     x, argmax = ready(x), ready(argmax)
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)

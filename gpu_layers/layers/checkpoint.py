@@ -81,7 +81,7 @@ class Checkpoint(Sequential):
         x, options, in_modes, record, before, after = self._saved_by_forward()
         # From before the forward on, for a layer may have worked in place; its masks are of the forward itself.
         check_unwritten(before, x=x, **self.parameters)
-        for draw in record.draws:
+        for rng_state in record.draws:
             check_unwritten(after, rng_state=rng_state)
         layers = [layer for layer, _ in in_modes]
         by_layer = {id(layer): training for layer, training in in_modes}

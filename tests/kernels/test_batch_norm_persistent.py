@@ -64,7 +64,7 @@ def test_a_block_takes_channels_in_turn(shape, channels_last, dtype):
     """No other block waits for it: nothing but its own barriers keeps one channel's sums from the next one's."""
     arrays = inputs(shape, channels_last, dtype)
     plans = [plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan)]
-    assert all(plan.places is not None and plan.parts == 1 and plan.tiles > 2 for plan in plans)
+    assert all(plan.slots is not None and plan.blocks_per_group == 1 and plan.tiles > 2 for plan in plans)
     with gl.use_backend("emulated"):
         expected = passes(arrays, channels_last, "relu", True)
     for schedule in (ALL_SCHEDULES[0], ALL_SCHEDULES[-1]):

@@ -157,8 +157,8 @@ def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, mos
         return planned(shape, 4, channels_last)
 
     fits, beyond = plan(most), plan(most + step)
-    assert (fits.places, fits.parts) == (places, PERSISTENT_BLOCKS)
-    assert beyond.places is None
+    assert (fits.slots, fits.blocks_per_group) == (places, PERSISTENT_BLOCKS)
+    assert beyond.slots is None
     # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
     scratch = 1024 if fits.width is None else 13 * 1024
     assert 2 * (fits.shared_bytes + scratch) <= 228 * 1024

@@ -245,5 +245,5 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
     start(slots[0], None)
     threads[0].join()
     for number, (rng_state, following, taken) in enumerate(draws, 1):
-        assert taken.values.tolist() == draw.values.tolist() == [number] * 3
+        assert taken.values.tolist() == rng_state.values.tolist() == [number] * 3
         assert following.values.tolist() == [number, number + 1, number]

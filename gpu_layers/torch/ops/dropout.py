@@ -40,7 +40,7 @@ def _on_device(seed: torch.Tensor, offset: int) -> Any:
     rng_state[0] = seed
     if offset:
         rng_state[1] = offset
-    return draw.view(torch.uint64)
+    return rng_state.view(torch.uint64)
 
 
 def _numbers(kind: str, p: float) -> tuple[float, ...]:

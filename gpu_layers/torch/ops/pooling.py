@@ -80,14 +80,14 @@ class Placing:
 
     @cached_property
     def argmax_dtype(self) -> torch.dtype:
-        """Smallest dtype that numbers the taps, of ``reference.pool_taps.argmax_dtype``."""
-        argmax: Any = 1
+        """Smallest dtype that numbers the taps, of ``core.argmax.argmax_dtype``."""
+        taps: Any = 1
         kernel, *_, output_size = self.numbers
         if kernel:
-            argmax = math.prod(kernel)
+            taps = math.prod(kernel)
         else:
             for size, outputs in zip(self.spatial, output_size, strict=True):
-                argmax = taps * _most_taps(size, outputs)
+                taps = taps * _most_taps(size, outputs)
         if taps <= 2**8:
             return torch.uint8
         return torch.uint16 if taps <= 2**16 else torch.uint32
@@ -151,7 +151,7 @@ def _run_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
         y, argmax = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
     else:
         (y,), (argmax,) = place.floor.max_pool_forward(batch[None], placing.window, channels_last, None)
-    return place.tensor(y, channels_last), place.tensor(taps, channels_last)
+    return place.tensor(y, channels_last), place.tensor(argmax, channels_last)
 
 
 def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
@@ -186,11 +186,11 @@ max_pool = define(
 )
 
 
-def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     if not dy.numel():
         return _fake_max_backward(dy, argmax, placing, channels_last).zero_()
     place = arrays.here(dy)
-    batch, chosen = place.array(dy, channels_last), place.array(taps, channels_last)
+    batch, chosen = place.array(dy, channels_last), place.array(argmax, channels_last)
     if dy.dim() > placing.rank + 1:
         found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
     else:
@@ -198,12 +198,12 @@ def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_las
     return place.tensor(found, channels_last)
 
 
-def _fake_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+def _fake_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
 
 
 def _setup_max_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, taps, *ctx.rest = inputs
+    _, argmax, *ctx.rest = inputs
     ctx.save_for_backward(argmax)
 
 
@@ -212,7 +212,7 @@ def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 
 
 max_pool_backward = define(
-    f"max_pool_backward(Tensor grad, Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_backward(Tensor grad, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_max_backward,
     _fake_max_backward,
     _setup_max_backward,
@@ -221,17 +221,17 @@ max_pool_backward = define(
 )
 
 
-def _run_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    y, rank = _fake_gather(x, taps, placing, channels_last), placing.rank
+def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    y, rank = _fake_gather(x, argmax, placing, channels_last), placing.rank
     if not y.numel():
         return y
-    indices = _run_indices(taps, placing, channels_last).flatten(-rank)
+    indices = _run_indices(argmax, placing, channels_last).flatten(-rank)
     # A window with no tap inside the input has no value, and no gradient: index -1.
     found = x.flatten(-rank).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
     return y.copy_(found.reshape(y.shape))
 
 
-def _fake_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     return arrays.empty(_shape(x, argmax.shape[-placing.rank :]), x.dtype, x, channels_last)
 
 
@@ -240,7 +240,7 @@ def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
 
 
 max_pool_gather = define(
-    f"max_pool_gather(Tensor input, Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_gather(Tensor input, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_gather,
     _fake_gather,
     _setup_max_backward,
@@ -249,12 +249,12 @@ max_pool_gather = define(
 )
 
 
-def _run_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    found = _fake_indices(taps, placing, channels_last)
-    if not taps.numel():
+def _run_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    found = _fake_indices(argmax, placing, channels_last)
+    if not argmax.numel():
         return found
     window = placing.window
-    flat, inside, number, step = 0, True, taps.to(torch.int64), 1
+    flat, inside, number, step = 0, True, argmax.to(torch.int64), 1
     for axis in reversed(range(window.rank)):
         at = _origins(window, axis, argmax) + number % window.kernel[axis] * window.dilation[axis]
         number = number // window.kernel[axis]
@@ -275,12 +275,12 @@ def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
     return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
 
 
-def _fake_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(argmax.shape, torch.int64, taps, channels_last)
+def _fake_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(argmax.shape, torch.int64, argmax, channels_last)
 
 
 max_pool_indices = define(
-    f"max_pool_indices(Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_indices(Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_indices,
     _fake_indices,
     **_packed(1, with_spatial=True),
@@ -440,7 +440,7 @@ def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_l
     size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)[0]
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
-    # The transpose of an average with c = taps / taps inside before it: by 1 / taps inside, and by all taps.
+    # The transpose of an average with c = argmax / argmax inside before it: by 1 / argmax inside, and by all argmax.
     weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(placing.numbers[0])
     spread = avg_pool_backward(weights, placing, True, None, channels_last)
     base = torch.where(size == 0, 1.0, size)
