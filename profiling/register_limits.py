@@ -19,13 +19,13 @@ _CARRIES_ROWS = re.compile(
 def most_registers(kernel_name: str) -> int:
     """Registers of a thread, at most, of a kernel by its C++ name.
 
-    The kernels of 64-bit indices, for images of 2**31 elements and more, those with an activation that is not straight,
-    where arithmetic limits, those of second derivatives, with nine numbers of every channel, and those that keep what
-    they read, of whose blocks shared memory holds two, may take twice as many. So may those that carry much from row to
-    row: the float32 sums of gradients for eight channels of half types, also through batch norm; the largest of five
-    rows; and, of channels-last batch norm before a pooling, the numbers of its channels. Those that hold numbers of every channel for the statistics and for what is fused, the
-    derivatives in double, and those that add a branch to a residual, with numbers of every feature, as many as 768
-    threads.
+    The kernels of 64-bit indices, for images of 2**31 elements and more, those with an activation that is not
+    straight, where arithmetic limits, those of second derivatives, with nine numbers of every channel, and those
+    that keep what they read, of whose blocks shared memory holds two, may take twice as many. So may those that
+    carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
+    norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
+    Those that hold numbers of every channel for the statistics and for what is fused, the derivatives in double,
+    and those that add a branch to a residual, with numbers of every feature, as many as 768 threads.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST

@@ -1,1 +1,1 @@
-"""What both floors need: windows, masks, moments, dtypes, Philox."""
+"""What the reference and the kernels both need: windows, masks, moments, dtypes, Philox, the GPU of the plans."""
