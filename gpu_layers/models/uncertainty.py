@@ -13,7 +13,7 @@ from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.layers.dropout_add import DropoutAdd
-from gpu_layers.models.layer_tree import layers_of, modes
+from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.ops.dropout import check_passes, dropout_moments
 from gpu_layers.runtime.cuda import array_module
 
