@@ -118,7 +118,7 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
 // Launch: as batch_norm.cu.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_planes(const T* ddx, const T* dy, const T* x, const T* residual,
+    batch_norm_double_sums_nchw(const T* ddx, const T* dy, const T* x, const T* residual,
                                   accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                   const accumulate_t<T>* beta, int activation, NchwLayout layout) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_rows(const T* ddx, const T* dy, const T* x, const T* residual,
+    batch_norm_double_sums_nhwc(const T* ddx, const T* dy, const T* x, const T* residual,
                                 accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                 const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                 const accumulate_t<T>* beta, int activation, NhwcLayout layout) {
@@ -263,7 +263,7 @@ struct DoubleGradients {
 // Launch: as batch_norm.cu.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_planes(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+    batch_norm_double_gradient_nchw(const T* ddx, const T* ddresidual, const T* dy, const T* x,
                                       const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                       const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                       const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_rows(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+    batch_norm_double_gradient_nhwc(const T* ddx, const T* ddresidual, const T* dy, const T* x,
                                     const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
