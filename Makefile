@@ -18,7 +18,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/runtime/emulator/host tests/emulator/kernels,\
+CUDA_SOURCES = $(wildcard $(foreach folder,cuda_src gpu_layers/emulator/host tests/emulator/kernels,\
 	$(foreach suffix,cu cuh h cpp,$(folder)/*.$(suffix))))
 
 .PHONY: help demo test quick lint format docs study results bench-smoke clean

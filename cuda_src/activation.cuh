@@ -186,11 +186,11 @@ constexpr int kNoActivation = -1;
 
 // The activations that are a straight line on either side of 0, none among them, without a branch.
 template <typename A>
-struct SlopedActivation {
+struct PiecewiseLinearActivation {
     A slope;     // where x is negative
     bool clips;  // ReLU: results are +0 there, were x infinite
 
-    __device__ __forceinline__ explicit SlopedActivation(int number)
+    __device__ __forceinline__ explicit PiecewiseLinearActivation(int number)
         : slope(number == kNoActivation ? A(1) : A(0.01)), clips(number == 0) {}
 
     __device__ __forceinline__ A forward(A x) const { return x <= A(0) ? (clips ? A(0) : x * slope) : x; }

@@ -5,7 +5,7 @@
 //   activation     its number, see with_activation
 //   first          1: dropout before the activation, phi(D(x)); 0: after it, D(phi(x))
 //   rule           what drops, and the scale of what is kept; its shift and what dropped elements become are
-//   not used seed, offset, draw, start   as in dropout.cu; start is any number
+//   not used seed, offset, rng_state, start   as in dropout.cu; start is any number
 // A thread owns eight neighbouring elements: two Philox blocks (three where start is no multiple of 4), one
 // byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation_dropout.cuh"
@@ -19,10 +19,10 @@ template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads, 4)
     activation_dropout_forward(const T* x, T* y, unsigned char* gradient_bits, long long n, int activation,
                                int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                               unsigned long long offset, const unsigned long long* draw,
+                               unsigned long long offset, const unsigned long long* rng_state,
                                unsigned long long start) {
     using A = accumulate_t<T>;
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const bool is_first = first != 0;
     const long long octets = n / kOctet;
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
@@ -73,9 +73,9 @@ template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
     activation_dropout_backward(const T* dy, const T* x, T* dx, long long n, int activation, int first,
                                 DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                                unsigned long long offset, const unsigned long long* draw,
+                                unsigned long long offset, const unsigned long long* rng_state,
                                 unsigned long long start) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const bool is_first = first != 0;
     const long long octets = n / kOctet;
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;

@@ -12,76 +12,76 @@
 //   activation                          its number, see with_fused_activation
 //   Width                               of rows: channels a thread, of which channels is a multiple
 //   Fused                               whether residual, activation and dresidual are looked at
-// Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * parts
-// blocks, rows: tiles * parts.
+// Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * blocks
+// blocks, rows: tiles * blocks.
 #include "batch_norm_backward.cuh"
 
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_planes(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                 accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                 accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                 long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                 PlaneLayout layout) {
+    batch_norm_statistics_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                               accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                               accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                               long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                               NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     const A origin[1] = {to_accumulate(x[block.channel * layout.plane])};
     Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
-    for_each_in_plane_part<T, kReductionLoads>(layout, block.channel, block.part, values);
+    for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.rank, values);
     Moments<A> moments[1];
     finish_moments(values, origin, moments, [&](auto& lowered) {
-        for_each_in_plane_part<T, 1>(layout, block.channel, block.part, lowered);
+        for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, lowered);
     });
     moments[0] = block_reduce(moments[0], warp_values);
     if (threadIdx.x != 0 || threadIdx.y != 0) return;
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    result.write(moments[0], origin[0], block.channel, block.part, layout.parts);
+    result.write(moments[0], origin[0], block.channel, block.rank, layout.blocks);
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_rows(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+    batch_norm_statistics_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                               RowLayout layout) {
+                               NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     Statistics<T, Width, Width> values{x, {}, 0};
-    if (channel < layout.channels) for_each_in_row_part<kReductionLoads>(layout, channel, part, values);
+    if (channel < layout.channels) for_each_in_nhwc_block<kReductionLoads>(layout, channel, rank, values);
     Moments<A> moments[Width];
     A origins[Width];
 #pragma unroll
     for (int k = 0; k < Width; ++k)
         origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
     finish_moments(values, origins, moments,
-                   [&](auto& lowered) { for_each_in_row_part<1>(layout, channel, part, lowered); });
+                   [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, rank, lowered); });
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, part, layout.parts);
+    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, rank, layout.blocks);
 }
 
-// Statistics of each channel, from those of its parts; see StatisticsResult.
+// Statistics of each channel, from those of its blocks; see StatisticsResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, FoldingRule<A> rule,
-                                A eps, long long channels, long long parts) {
+                                A eps, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     A origin;
-    const Moments<A> moments = merged_moments(partial_moments, channel, parts, origin);
+    const Moments<A> moments = merged_moments(partial_moments, channel, blocks, origin);
     if (threadIdx.x % kWarpThreads != 0) return;
     const StatisticsResult<A> result{
         nullptr, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps, channels};
@@ -92,19 +92,19 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 //   deviation    inv_std, or the variance if there are statistics to write
 //   statistics   [5, channels], see StatisticsRow: from given running statistics, which may change later; or
 //   null eps          added to the variance; inv_std is rounded once
-template <typename T, Fusion Fused>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_planes(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
-                                const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                                int activation, T* y, accumulate_t<T>* statistics, double eps,
-                                PlaneLayout layout) {
+    batch_norm_normalize_nchw(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
+                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
+                              int activation, T* y, accumulate_t<T>* statistics, double eps,
+                              NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ A inv_std;
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     if (statistics != nullptr) {
         if (linear_thread() == 0) {
             inv_std = inverse_deviation(deviation[block.channel], eps);
-            if (block.part == 0) {
+            if (block.rank == 0) {
                 write_statistics(statistics, {mean[block.channel], deviation[block.channel], inv_std}, gamma,
                                  beta, block.channel, layout.channels);
             }
@@ -115,26 +115,26 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
     normalize.rules[0].set(mean ? mean[block.channel] : A(0),
                            statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
                            block.channel);
-    for_each_in_plane_part<T, kFusedLoads<Fused>>(layout, block.channel, block.part, normalize);
+    for_each_in_nchw_block<T, kFusedLoads<Fused>>(layout, block.channel, block.rank, normalize);
 }
 
-template <typename T, int Width, Fusion Fused>
+template <typename T, int Width, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_rows(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
+    batch_norm_normalize_nhwc(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                               int activation, T* y, accumulate_t<T>* statistics, double eps,
-                              RowLayout layout) {
+                              NhwcLayout layout) {
     using A = accumulate_t<T>;
     // Of the tile's channels: a vector for each of at most kRowThreads<Width> threads side by side.
     __shared__ A inv_std[kRowThreads<Width> * Width];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (statistics != nullptr) {
         const int own = linear_thread();
         const long long staged = channel - static_cast<long long>(threadIdx.x) * Width + own;
         if (own < static_cast<int>(blockDim.x) * Width && staged < layout.channels) {
             inv_std[own] = inverse_deviation(deviation[staged], eps);
-            if (part == 0) {
+            if (rank == 0) {
                 write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]}, gamma, beta,
                                  staged, layout.channels);
             }
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
             statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
             channel + k);
     }
-    for_each_in_row_part<kFusedLoads<Fused>>(layout, channel, part, normalize);
+    for_each_in_nhwc_block<kFusedLoads<Fused>>(layout, channel, rank, normalize);
 }
 
 // Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
@@ -205,42 +205,42 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 }
 
 // Gradients of the parameters: final ones, or partial ones to be merged, see GradientResult.
-template <typename T, Fusion Fused>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_gradient_sums_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                    const accumulate_t<T>* beta, const T* residual, int activation,
-                                    accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                    accumulate_t<T>* dbeta, PlaneLayout layout) {
-    using Source = GradientArray<T, kVectorWidth<T>>;
-    sum_gradients_of_planes<T, Fused, kFusedLoads<Fused>, Source>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
-        layout);
-}
-
-template <typename T, int Width, Fusion Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_gradient_sums_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
+    batch_norm_gradient_sums_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                   const accumulate_t<T>* beta, const T* residual, int activation,
                                   accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                  accumulate_t<T>* dbeta, RowLayout layout) {
-    // What is fused takes the registers of a second one.
-    constexpr int kLoads = Fused == kPlain ? kFusedLoads<Fused> : 1;
-    sum_gradients_of_rows<T, Width, Fused, kLoads, GradientArray<T, Width>>(
+                                  accumulate_t<T>* dbeta, NchwLayout layout) {
+    using Source = GradientArray<T, kVectorWidth<T>>;
+    sum_gradients_of_nchw<T, Fused, kFusedLoads<Fused>, Source>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
         layout);
 }
 
-// Gradients of the parameters of each channel, from the sums of its parts; see GradientResult.
+template <typename T, int Width, Epilogue Fused>
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+    batch_norm_gradient_sums_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                  const accumulate_t<T>* beta, const T* residual, int activation,
+                                  accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                  accumulate_t<T>* dbeta, NhwcLayout layout) {
+    // What is fused takes the registers of a second one.
+    constexpr int kLoads = Fused == kIdentity ? kFusedLoads<Fused> : 1;
+    sum_gradients_of_nhwc<T, Width, Fused, kLoads, GradientArray<T, Width>>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
+        layout);
+}
+
+// Gradients of the parameters of each channel, from the sums of its blocks; see GradientResult.
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_gradients(const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta,
-                               long long channels, long long parts) {
+                               long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
-    const GradientSums<A> sums = merged_sums(partial_sums, channel, parts);
+    const GradientSums<A> sums = merged_sums(partial_sums, channel, blocks);
     if (threadIdx.x % kWarpThreads != 0) return;
     const GradientResult<A> result{nullptr, inv_std, dgamma, dbeta};
     result.write(result.finished(sums, channel), channel);
@@ -249,26 +249,26 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 // Gradients of x and of the residual.
 //   dgamma, dbeta   may be null: the statistics were given
 //   inv_count       1 / values of a channel
-template <typename T, Fusion Fused>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_input_gradient_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                     const accumulate_t<T>* beta, const T* residual, int activation,
-                                     const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                     T* dresidual, accumulate_t<T> inv_count, PlaneLayout layout) {
-    input_gradients_of_planes<T, Fused, GradientArray<T, kVectorWidth<T>>>(
+    batch_norm_input_gradient_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                   const accumulate_t<T>* beta, const T* residual, int activation,
+                                   const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                                   T* dresidual, accumulate_t<T> inv_count, NchwLayout layout) {
+    input_gradients_of_nchw<T, Fused, GradientArray<T, kVectorWidth<T>>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
         inv_count, layout);
 }
 
-template <typename T, int Width, Fusion Fused>
+template <typename T, int Width, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_input_gradient_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
+    batch_norm_input_gradient_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                    const accumulate_t<T>* beta, const T* residual, int activation,
                                    const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                   T* dresidual, accumulate_t<T> inv_count, RowLayout layout) {
-    input_gradients_of_rows<T, Width, Fused, GradientArray<T, Width>>(
+                                   T* dresidual, accumulate_t<T> inv_count, NhwcLayout layout) {
+    input_gradients_of_nhwc<T, Width, Fused, GradientArray<T, Width>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
         inv_count, layout);
 }

@@ -21,10 +21,10 @@ struct GradientArray {
     __device__ __forceinline__ const Vector<T, Width>& of(const Loaded& loaded) const { return loaded; }
 };
 
-// The gradient of the activation's input, which if kPlain is that of y.
+// The gradient of the activation's input, which if kIdentity is that of y.
 //   source                    of dy
-//   x, residual, activation   as in batch_norm.cu; the last two are not used if kPlain
-template <typename T, int Width, Fusion Fused, typename Source>
+//   x, residual, activation   as in batch_norm.cu; the last two are not used if kIdentity
+template <typename T, int Width, Epilogue Fused, typename Source>
 struct GradientBeforeActivation {
     using A = accumulate_t<T>;
     Source source;
@@ -37,7 +37,7 @@ struct GradientBeforeActivation {
     __device__ __forceinline__ void scalar(long long i, const Normalization<A>& rule, Take take) const {
         const A value = to_accumulate(x[i]);
         A gradient = to_accumulate(source.scalar(i));
-        if (Fused != kPlain) {
+        if (Fused != kIdentity) {
             const A z = rule.apply(value) + residual_at(residual, i);
             with_fused_activation<T, Fused>(activation,
                                             [&](auto phi) { gradient = phi.backward(gradient, z); });
@@ -55,7 +55,7 @@ struct GradientBeforeActivation {
         for (int u = 0; u < Count; ++u) {
             loaded[u] = source.load(i + u * step);
             values[u] = Vector<T, Width>::load(x + i + u * step);
-            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+            if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
         const auto each = [&](auto backward) {
 #pragma unroll
@@ -68,7 +68,7 @@ struct GradientBeforeActivation {
                 }
             }
         };
-        if (Fused == kPlain) {
+        if (Fused == kIdentity) {
             each([](A gradient, A, int, int) { return gradient; });
             return;
         }
@@ -81,11 +81,11 @@ struct GradientBeforeActivation {
     }
 };
 
-template <typename T, int Width, int Channels, Fusion Fused, typename Source>
+template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct ParameterGradients {
     using A = accumulate_t<T>;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
-    Normalization<A> rules[Channels];  // if kPlain only the mean is used
+    Normalization<A> rules[Channels];  // if kIdentity only the mean is used
     GradientSums<A> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i) {
@@ -123,12 +123,12 @@ struct InputGradient {
 };
 
 //   depends     whether the statistics depend on x
-//   dresidual   as in batch_norm.cu; may be null, and is not written to if kPlain
-template <typename T, int Width, int Channels, Fusion Fused, typename Source>
+//   dresidual   as in batch_norm.cu; may be null, and is not written to if kIdentity
+template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct InputGradients {
     using A = accumulate_t<T>;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
-    Normalization<A> rules[Channels];  // if kPlain the shift is not used
+    Normalization<A> rules[Channels];  // if kIdentity the shift is not used
     InputGradient<A> input_rules[Channels];
     bool depends;
     T* dx;
@@ -136,14 +136,14 @@ struct InputGradients {
 
     __device__ __forceinline__ A apply(A dz, A x, int c) const {
         // A slope of 0 would not do: x may be infinite. A sum, for zeros are +0, as of a normalisation of dz.
-        return Fused != kPlain && !depends ? fma(dz, rules[c].scale, A(0))
-                                           : input_rules[c].apply(dz, x, rules[c]);
+        return Fused != kIdentity && !depends ? fma(dz, rules[c].scale, A(0))
+                                              : input_rules[c].apply(dz, x, rules[c]);
     }
 
     __device__ __forceinline__ void scalar(long long i) {
         gradient.scalar(i, rules[0], [&](A dz, A x) {
             dx[i] = from_accumulate<T>(apply(dz, x, 0));
-            if (Fused != kPlain && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
+            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
         });
     }
 
@@ -152,12 +152,12 @@ struct InputGradients {
         Vector<T, Width> results[Count], passed[Count];
         gradient.template vectors<Count>(i, step, rules, [&](int u, int k, A dz, A x) {
             results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
-            if (Fused != kPlain) passed[u][k] = from_accumulate<T>(dz);
+            if (Fused != kIdentity) passed[u][k] = from_accumulate<T>(dz);
         });
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             results[u].store(dx + i + u * step);
-            if (Fused != kPlain && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
+            if (Fused != kIdentity && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
         }
     }
 };
@@ -176,65 +176,65 @@ struct ChannelArrays {
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
-template <typename T, Fusion Fused, int Loads, typename Source>
-__device__ __forceinline__ void sum_gradients_of_planes(
+template <typename T, Epilogue Fused, int Loads, typename Source>
+__device__ __forceinline__ void sum_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const PlaneLayout& layout) {
+    const NchwLayout& layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
         gradient, {}, {GradientSums<A>::identity()}};
     of_channels.load(gradients.rules[0], block.channel);
-    for_each_in_plane_part<T, Loads, Source::kWhole>(layout, block.channel, block.part, gradients);
+    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients);
     const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.part, layout.parts);
+    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
 }
 
-template <typename T, int Width, Fusion Fused, int Loads, typename Source>
-__device__ __forceinline__ void sum_gradients_of_rows(
+template <typename T, int Width, Epilogue Fused, int Loads, typename Source>
+__device__ __forceinline__ void sum_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const RowLayout& layout) {
+    const NhwcLayout& layout) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     ParameterGradients<T, Width, Width, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = GradientSums<A>::identity();
         if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
     }
-    if (channel < layout.channels) for_each_in_row_part<Loads>(layout, channel, part, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients);
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, part, layout.parts);
+    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, rank, layout.blocks);
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
-template <typename T, Fusion Fused, typename Source>
-__device__ __forceinline__ void input_gradients_of_planes(
+template <typename T, Epilogue Fused, typename Source>
+__device__ __forceinline__ void input_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const PlaneLayout& layout) {
-    const PlaneBlock block(layout);
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout) {
+    const NchwBlock block(layout);
     InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
     gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_plane_part<T, 1, Source::kWhole>(layout, block.channel, block.part, gradients);
+    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients);
 }
 
-template <typename T, int Width, Fusion Fused, typename Source>
-__device__ __forceinline__ void input_gradients_of_rows(
+template <typename T, int Width, Epilogue Fused, typename Source>
+__device__ __forceinline__ void input_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const RowLayout& layout) {
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout) {
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (channel >= layout.channels) return;
     InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
                                                              dgamma != nullptr, dx, dresidual};
@@ -243,5 +243,5 @@ __device__ __forceinline__ void input_gradients_of_rows(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    for_each_in_row_part<1>(layout, channel, part, gradients);
+    for_each_in_nhwc_block<1>(layout, channel, rank, gradients);
 }

@@ -1,4 +1,5 @@
-// Gradients of the gradients of batch norm in training, with an activation that is straight on either side of 0.
+// Gradients of the gradients of batch norm in training, with an activation that is straight on either side of
+// 0.
 //
 // The backward takes dy, x, gamma to dx, dgamma, dbeta. With w = phi'(z) * dy, v = ddx, d = x - mean,
 // xhat = d * inv_std, m values a channel and means over them:
@@ -54,7 +55,7 @@ struct DoubleInputs {
     const T* dy;
     const T* x;
     const T* residual;
-    SlopedActivation<A> phi;
+    PiecewiseLinearActivation<A> phi;
     Normalization<A> rules[Channels];
 
     // Calls take(v, w, d, z).
@@ -68,7 +69,8 @@ struct DoubleInputs {
     // Calls take(k, v, w, d, z) for value k of the vector at i.
     template <typename Take>
     __device__ __forceinline__ void vector(long long i, Take take) const {
-        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i), gradients = Vector<T, Width>::load(dy + i);
+        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i),
+                               gradients = Vector<T, Width>::load(dy + i);
         const Vector<T, Width> values = Vector<T, Width>::load(x + i);
         const Vector<T, Width> added = residual_at<T, Width>(residual, i);
 #pragma unroll
@@ -101,9 +103,9 @@ struct DoubleSummation {
 };
 
 template <typename A>
-__device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums, long long channel,
-                                                  long long part, long long parts) {
-    A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+__device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums,
+                                                  long long channel, long long rank, long long blocks) {
+    A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
     partial[0] = sums.v;
     partial[1] = sums.v_d;
     partial[2] = sums.w;
@@ -111,66 +113,68 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
     partial[4] = sums.v_w;
 }
 
-// The sums of the parts.
-//   partial_sums   [channels, parts], see DoubleSums
+// The sums of the blocks.
+//   partial_sums   [channels, blocks], see DoubleSums
 // Launch: as batch_norm.cu.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_planes(const T* ddx, const T* dy, const T* x, const T* residual,
+    batch_norm_double_sums_nchw(const T* ddx, const T* dy, const T* x, const T* residual,
                                   accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                  const accumulate_t<T>* beta, int activation, PlaneLayout layout) {
+                                  const accumulate_t<T>* beta, int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     DoubleSummation<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0)
-        write_double_sums(sums, partial_sums, block.channel, block.part, layout.parts);
+        write_double_sums(sums, partial_sums, block.channel, block.rank, layout.blocks);
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_rows(const T* ddx, const T* dy, const T* x, const T* residual,
+    batch_norm_double_sums_nhwc(const T* ddx, const T* dy, const T* x, const T* residual,
                                 accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                                 const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                const accumulate_t<T>* beta, int activation, RowLayout layout) {
+                                const accumulate_t<T>* beta, int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> scratch[kColumnScratch<Width>];
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
-    DoubleSummation<T, Width, Width> body{{ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {}};
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
+    DoubleSummation<T, Width, Width> body{
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         body.sums[k] = DoubleSums<A>::identity();
         if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
     }
-    if (channel < layout.channels) for_each_in_row_part<1>(layout, channel, part, body);
+    if (channel < layout.channels) for_each_in_nhwc_block<1>(layout, channel, rank, body);
     column_reduce(body.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
     for (int k = 0; k < Width; ++k)
-        write_double_sums(body.sums[k], partial_sums, channel + k, part, layout.parts);
+        write_double_sums(body.sums[k], partial_sums, channel + k, rank, layout.blocks);
 }
 
-// From the sums of the parts what the elements are made of, and the gradient of gamma: a warp for each channel.
-//   partial_sums   [channels, parts], see DoubleSums
+// From the sums of the blocks what the elements are made of, and the gradient of gamma: a warp for each
+// channel.
+//   partial_sums   [channels, blocks], see DoubleSums
 //   ddgamma, ddbeta, dgamma   [channels]
 //   coefficients   [6, channels], see DoubleCoefficients
 //   inv_count      1 / m
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
-__global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma, const A* ddgamma,
-                                        const A* ddbeta, A* coefficients, A* dgamma, A inv_count,
-                                        long long channels, long long parts) {
+__global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma,
+                                        const A* ddgamma, const A* ddbeta, A* coefficients, A* dgamma,
+                                        A inv_count, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     DoubleSums<A> sums = DoubleSums<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads) {
-        const A* partial = partial_sums + kDoubleSums * (channel * parts + part);
+    for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads) {
+        const A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
         sums = sums.combine({partial[0], partial[1], partial[2], partial[3], partial[4]});
     }
     sums = warp_reduce(sums);
@@ -210,10 +214,15 @@ struct DoubleGradients {
     T* dx;
     DoubleCoefficients<A> of_channels[Channels];
 
-    __device__ __forceinline__ void load(int k, const A* coefficients, long long channel, long long channels) {
+    __device__ __forceinline__ void load(int k, const A* coefficients, long long channel,
+                                         long long channels) {
         const A* column = coefficients + channel;
-        of_channels[k] = {column[0],           column[channels],     column[2 * channels],
-                          column[3 * channels], column[4 * channels], column[5 * channels]};
+        of_channels[k] = {column[0],
+                          column[channels],
+                          column[2 * channels],
+                          column[3 * channels],
+                          column[4 * channels],
+                          column[5 * channels]};
     }
 
     __device__ __forceinline__ A of_dy(const DoubleCoefficients<A>& c, A v, A d, A z, A added) const {
@@ -254,37 +263,37 @@ struct DoubleGradients {
 // Launch: as batch_norm.cu.
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_planes(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+    batch_norm_double_gradient_nchw(const T* ddx, const T* ddresidual, const T* dy, const T* x,
                                       const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                       const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                       const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                      int activation, PlaneLayout layout) {
+                                      int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
-    const PlaneBlock block(layout);
+    const NchwBlock block(layout);
     DoubleGradients<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
     body.load(0, coefficients, block.channel, layout.channels);
-    for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
+    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_rows(const T* ddx, const T* ddresidual, const T* dy, const T* x,
+    batch_norm_double_gradient_nhwc(const T* ddx, const T* ddresidual, const T* dy, const T* x,
                                     const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                    int activation, RowLayout layout) {
+                                    int activation, NhwcLayout layout) {
     using A = accumulate_t<T>;
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
     if (channel >= layout.channels) return;
     DoubleGradients<T, Width, Width> body{
-        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
+        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
         body.load(k, coefficients, channel + k, layout.channels);
     }
-    for_each_in_row_part<1>(layout, channel, part, body);
+    for_each_in_nhwc_block<1>(layout, channel, rank, body);
 }

@@ -5,11 +5,11 @@
 // in a row, to the last bit.
 //
 // Windows are over height and width, at most two of them over an input along either: kernel <= 2 * stride,
-// without dilation. Arguments are those of batch_norm.cu and batch_norm_resident.cu, and
-//   dy, taps   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
+// without dilation. Arguments are those of batch_norm.cu and batch_norm_persistent.cu, and
+//   dy, argmax   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
 //   window     of max_pool.cu; units are vectors of x, of which all images have fewer than 2^31
-#include "batch_norm_resident.cuh"
-#include "pool_taps.cuh"
+#include "argmax.cuh"
+#include "batch_norm_persistent.cuh"
 #include "pool_window.cuh"
 
 // Vector number `unit` of x: its image, and its place there.
@@ -65,13 +65,13 @@ struct PooledGradientOfRows {
     // Of window 2 * i + j: i back in height, j back in width, so that taps ascend.
     struct Loaded {
         Vector<T, Width> gradients[4];
-        Vector<unsigned char, Width> taps[4];
+        Vector<unsigned char, Width> argmax[4];
         int tap;  // of window 0, by which it covers the input
         bool covers[4];
     };
 
     const T* dy;
-    const unsigned char* taps;
+    const unsigned char* argmax;
     const PoolWindow& window;
 
     __device__ __forceinline__ Loaded load(long long i) const {
@@ -89,7 +89,7 @@ struct PooledGradientOfRows {
             if (!loaded.covers[n]) continue;
             const long long first = static_cast<long long>(vector - (back * width + beside) * groups) * Width;
             loaded.gradients[n] = Vector<T, Width>::load(dy + first);
-            loaded.taps[n] = Vector<unsigned char, Width>::load(taps + first);
+            loaded.argmax[n] = Vector<unsigned char, Width>::load(argmax + first);
         }
         return loaded;
     }
@@ -104,7 +104,7 @@ struct PooledGradientOfRows {
                 loaded.tap + n / 2 * window.stride[1] * window.kernel[2] + n % 2 * window.stride[2];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                if (is_tap(loaded.taps[n], k, tap)) sum[k] += value_of(loaded.gradients[n], k);
+                if (is_tap(loaded.argmax[n], k, tap)) sum[k] += value_of(loaded.gradients[n], k);
             }
         }
         Vector<T, Width> result;
@@ -134,14 +134,14 @@ struct PooledGradientOfPlanes {
 
     struct Loaded {
         Vector<T, kOwn> gradients[kRows];
-        Vector<unsigned char, kOwn> taps[kRows];
+        Vector<unsigned char, kOwn> argmax[kRows];
         T more_gradients[kRows];
-        int more_taps[kRows];
+        int more_argmax[kRows];
         int tap[kRows];  // the first of those by which they cover the vector's row; negative: they do not
     };
 
     const T* dy;
-    const unsigned char* taps;
+    const unsigned char* argmax;
     const PoolWindow& window;
 
     __device__ __forceinline__ Loaded load(long long i) const {
@@ -156,15 +156,15 @@ struct PooledGradientOfPlanes {
 #pragma unroll
         for (int back = 0; back < kRows; ++back) {
             loaded.tap[back] = -1;
-            loaded.more_taps[back] = -1;
+            loaded.more_argmax[back] = -1;
             if (!rows.covers(back)) continue;
             loaded.tap[back] = (rows.tap + back * Stride) * Kernel;
             const long long first = static_cast<long long>(vector - back * (width / kOwn)) * kOwn;
             loaded.gradients[back] = Vector<T, kOwn>::load(dy + first);
-            loaded.taps[back] = Vector<unsigned char, kOwn>::load(taps + first);
+            loaded.argmax[back] = Vector<unsigned char, kOwn>::load(argmax + first);
             if (kMore > 0 && column + kOwn < width) {
                 loaded.more_gradients[back] = dy[first + kOwn];
-                loaded.more_taps[back] = taps[first + kOwn];
+                loaded.more_argmax[back] = argmax[first + kOwn];
             }
         }
         return loaded;
@@ -188,7 +188,7 @@ struct PooledGradientOfPlanes {
                     if (kw < 0 || kw >= Kernel) continue;
                     const int tap = loaded.tap[back] + kw;
                     const bool chosen =
-                        own ? is_tap(loaded.taps[back], j % kOwn, tap) : loaded.more_taps[back] == tap;
+                        own ? is_tap(loaded.argmax[back], j % kOwn, tap) : loaded.more_argmax[back] == tap;
                     if (chosen) sum[k] += gradient;
                 }
             }
@@ -204,88 +204,91 @@ struct PooledGradientOfPlanes {
 
 // Blocks that must fit on a multiprocessor at once: four windows of eight channels take registers.
 template <int Width>
-constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kSloped>;
+constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kPiecewiseLinear>;
 
 template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kSloped>)
-    batch_norm_max_pool_gradient_sums_planes(const T* dy, const unsigned char* taps, const T* x,
-                                             const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                             const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                             int activation, accumulate_t<T>* partial_sums,
-                                             accumulate_t<T>* dgamma, accumulate_t<T>* dbeta,
-                                             PoolWindow window, PlaneLayout layout) {
-    sum_gradients_of_planes<T, kSloped, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
-        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
+    batch_norm_max_pool_gradient_sums_nchw(const T* dy, const unsigned char* argmax, const T* x,
+                                           const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                           const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                           int activation, accumulate_t<T>* partial_sums,
+                                           accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
+                                           NchwLayout layout) {
+    sum_gradients_of_nchw<T, kPiecewiseLinear, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
-    batch_norm_max_pool_gradient_sums_rows(const T* dy, const unsigned char* taps, const T* x,
+    batch_norm_max_pool_gradient_sums_nhwc(const T* dy, const unsigned char* argmax, const T* x,
                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                            int activation, accumulate_t<T>* partial_sums,
                                            accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
-                                           RowLayout layout) {
-    sum_gradients_of_rows<T, Width, kSloped, 1, PooledGradientOfRows<T, Width>>(
-        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
+                                           NhwcLayout layout) {
+    sum_gradients_of_nhwc<T, Width, kPiecewiseLinear, 1, PooledGradientOfRows<T, Width>>(
+        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
 
 template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kSloped>)
-    batch_norm_max_pool_input_gradient_planes(const T* dy, const unsigned char* taps, const T* x,
-                                              const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                              int activation, const accumulate_t<T>* dgamma,
-                                              const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                              PoolWindow window, PlaneLayout layout) {
-    input_gradients_of_planes<T, kSloped, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
-        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
+    batch_norm_max_pool_input_gradient_nchw(const T* dy, const unsigned char* argmax, const T* x,
+                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                            int activation, const accumulate_t<T>* dgamma,
+                                            const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
+                                            PoolWindow window, NchwLayout layout) {
+    input_gradients_of_nchw<T, kPiecewiseLinear, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
 }
 
 template <typename T, int Width>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
-    batch_norm_max_pool_input_gradient_rows(const T* dy, const unsigned char* taps, const T* x,
+    batch_norm_max_pool_input_gradient_nhwc(const T* dy, const unsigned char* argmax, const T* x,
                                             const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                             const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                             int activation, const accumulate_t<T>* dgamma,
                                             const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                            PoolWindow window, RowLayout layout) {
-    input_gradients_of_rows<T, Width, kSloped, PooledGradientOfRows<T, Width>>(
-        {{dy, taps, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+                                            PoolWindow window, NhwcLayout layout) {
+    input_gradients_of_nhwc<T, Width, kPiecewiseLinear, PooledGradientOfRows<T, Width>>(
+        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
 }
 
 // ---- one read --------------------------------------------------------------------------------------------
 
 template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_max_pool_backward_resident_planes(const T* dy, const unsigned char* taps, const T* x,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_max_pool_backward_persistent_nchw(const T* dy, const unsigned char* argmax, const T* x,
                                                  const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                                  const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                                  int activation, accumulate_t<T>* partial_sums,
                                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                                 unsigned int* arrived, accumulate_t<T> inv_count,
-                                                 int places_of_x, PoolWindow window, PlaneLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_planes<T, kFusedLoads<kSloped>, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
-        {dy, taps, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
-        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                                 int slots_of_x, PoolWindow window, NchwLayout layout) {
+    PERSISTENT_SHARED(slots);
+    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>,
+                             PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+        {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
+        layout);
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_max_pool_backward_resident_rows(const T* dy, const unsigned char* taps, const T* x,
-                                               const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                               int activation, accumulate_t<T>* partial_sums,
-                                               accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                               unsigned int* arrived, accumulate_t<T> inv_count,
-                                               int places_of_x, PoolWindow window, RowLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_rows<T, Width, PooledGradientOfRows<T, Width>>(
-        {dy, taps, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
-        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, arrived, inv_count, places_of_x, places, layout);
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_max_pool_backward_persistent_nhwc(const T* dy, const unsigned char* argmax, const T* x,
+                                                 const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                                 int activation, accumulate_t<T>* partial_sums,
+                                                 accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
+                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                                 int slots_of_x, PoolWindow window, NhwcLayout layout) {
+    PERSISTENT_SHARED(slots);
+    backward_persistent_nhwc<T, Width, PooledGradientOfRows<T, Width>>(
+        {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
+        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
+        layout);
 }

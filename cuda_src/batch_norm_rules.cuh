@@ -1,7 +1,7 @@
 // What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
-// normalisation with residual and activation, gradients. The bodies are what for_each_in_plane_part and
-// for_each_in_row_part call: a thread has vectors of Width values, which are of `Channels` channels: of 1 in
-// planes, of Width in rows.
+// normalisation with residual and activation, gradients. The bodies are what for_each_in_nchw_block and
+// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1
+// in planes, of Width in rows.
 #pragma once
 
 #include "activation.cuh"
@@ -59,9 +59,9 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 }
 
 // Where the statistics of each channel go.
-//   partial_moments   [channels, parts] count, mean - origin, variance, origin: the channel's first value,
+//   partial_moments   [channels, blocks] count, mean - origin, variance, origin: the channel's first value,
 //   see
-//                     Moments. Unused, and may be null, where a channel has a single part
+//                     Moments. Unused, and may be null, where a channel has a single block
 //   statistics        [5, channels], see StatisticsRow
 //   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
@@ -74,8 +74,8 @@ struct StatisticsResult {
     long long channels;
 
     __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
-                                                  long long part, long long parts) const {
-        A* partial = partial_moments + 4 * (channel * parts + part);
+                                                  long long rank, long long blocks) const {
+        A* partial = partial_moments + 4 * (channel * blocks + rank);
         partial[0] = moments.count;
         partial[1] = moments.mean;
         partial[2] = moments.var;
@@ -99,11 +99,11 @@ struct StatisticsResult {
 
     // Of a part, which may be the only one.
     __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
-                                          long long part, long long parts) const {
-        if (parts == 1) {
+                                          long long rank, long long blocks) const {
+        if (blocks == 1) {
             write(finished(moments, origin), channel);
         } else {
-            write_partial(moments, origin, channel, part, parts);
+            write_partial(moments, origin, channel, rank, blocks);
         }
     }
 };
@@ -115,7 +115,7 @@ struct ChannelGradients {
 };
 
 // Where the sums of the gradients of each channel go.
-//   partial_sums    [channels, parts] of dz, of dz * (x - mean). Unused, and may be null, as above
+//   partial_sums    [channels, blocks] of dz, of dz * (x - mean). Unused, and may be null, as above
 //   inv_std         [channels]
 //   dgamma, dbeta   [channels], see ChannelGradients
 template <typename A>
@@ -125,8 +125,8 @@ struct GradientResult {
     A *dgamma, *dbeta;
 
     __device__ __forceinline__ void write_partial(const GradientSums<A>& sums, long long channel,
-                                                  long long part, long long parts) const {
-        A* partial = partial_sums + 2 * (channel * parts + part);
+                                                  long long rank, long long blocks) const {
+        A* partial = partial_sums + 2 * (channel * blocks + rank);
         partial[0] = sums.dy;
         partial[1] = sums.dy_deviation;
     }
@@ -141,27 +141,27 @@ struct GradientResult {
         dbeta[channel] = gradients.dbeta;
     }
 
-    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long part,
-                                          long long parts) const {
-        if (parts == 1) {
+    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long rank,
+                                          long long blocks) const {
+        if (blocks == 1) {
             write(finished(sums, channel), channel);
         } else {
-            write_partial(sums, channel, part, parts);
+            write_partial(sums, channel, rank, blocks);
         }
     }
 };
 
 __device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
-// Of a channel, from those of its parts, in lane 0 of the warp.
+// Of a channel, from those of its blocks, in lane 0 of the warp.
 //   origin   is set there too
 template <typename A>
 __device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, long long channel,
-                                                     long long parts, A& origin) {
-    const A* partial = partial_moments + 4 * channel * parts;
+                                                     long long blocks, A& origin) {
+    const A* partial = partial_moments + 4 * channel * blocks;
     Moments<A> moments = Moments<A>::identity();
-    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
-        moments = moments.combine({partial[4 * part], partial[4 * part + 1], partial[4 * part + 2]});
+    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
     origin = partial[3];
     return warp_reduce(moments);
 }
@@ -169,11 +169,11 @@ __device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, l
 // Likewise.
 template <typename A>
 __device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, long long channel,
-                                                       long long parts) {
-    const A* partial = partial_sums + 2 * channel * parts;
+                                                       long long blocks) {
+    const A* partial = partial_sums + 2 * channel * blocks;
     GradientSums<A> sums = GradientSums<A>::identity();
-    for (long long part = linear_thread() % kWarpThreads; part < parts; part += kWarpThreads)
-        sums = sums.combine({partial[2 * part], partial[2 * part + 1]});
+    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
     return warp_reduce(sums);
 }
 
@@ -276,7 +276,7 @@ struct Statistics {
 
 // The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
 // rare, values are taken once more, lowered.
-//   walk(body)   takes them: calls for_each_in_plane_part or for_each_in_row_part, one vector at a time
+//   walk(body)   takes them: calls for_each_in_nchw_block or for_each_in_nhwc_block, one vector at a time
 template <typename T, int Width, int Channels, typename Walk>
 __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
                                                const accumulate_t<T> (&origins)[Channels],
@@ -320,22 +320,22 @@ struct Normalization {
 
 // What is done to the normalised values in the same pass: nothing; a residual is added, and an activation
 // that is straight on either side of 0 is applied; or any other one.
-enum Fusion { kPlain, kSloped, kCurved };
+enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
 
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
-template <Fusion Fused>
-constexpr int kFusedBlocks = Fused == kPlain ? kChannelBlocks : (Fused == kSloped ? 3 : 2);
+template <Epilogue Fused>
+constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
 // Vectors in flight, as kReductionLoads.
-template <Fusion Fused>
-constexpr int kFusedLoads = Fused == kCurved ? 1 : 2;
+template <Epilogue Fused>
+constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
 
 // f(activation) for the activation of this number, one of those of Fused.
-template <typename T, Fusion Fused, typename Function>
+template <typename T, Epilogue Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
-    if (Fused == kCurved) {
+    if (Fused == kSmooth) {
         with_curved_activation<T>(number, f);
     } else {
-        f(SlopedActivation<accumulate_t<T>>(number));
+        f(PiecewiseLinearActivation<accumulate_t<T>>(number));
     }
 }
 
@@ -353,9 +353,9 @@ __device__ __forceinline__ accumulate_t<T> residual_at(const T* residual, long l
     return residual != nullptr ? to_accumulate(residual[i]) : accumulate_t<T>(-0.0);
 }
 
-// y = z, or, unless kPlain, phi(z + residual).
-//   residual, activation   as in batch_norm.cu; not used if kPlain
-template <typename T, int Width, int Channels, Fusion Fused>
+// y = z, or, unless kIdentity, phi(z + residual).
+//   residual, activation   as in batch_norm.cu; not used if kIdentity
+template <typename T, int Width, int Channels, Epilogue Fused>
 struct Normalize {
     using A = accumulate_t<T>;
     const T* x;
@@ -366,7 +366,7 @@ struct Normalize {
 
     __device__ __forceinline__ void scalar(long long i) {
         A z = rules[0].apply(to_accumulate(x[i]));
-        if (Fused != kPlain) {
+        if (Fused != kIdentity) {
             z += residual_at(residual, i);
             with_fused_activation<T, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
         }
@@ -379,9 +379,9 @@ struct Normalize {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             values[u] = Vector<T, Width>::load(x + i + u * step);
-            if (Fused != kPlain) added[u] = residual_at<T, Width>(residual, i + u * step);
+            if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
-        if (Fused != kPlain) {
+        if (Fused != kIdentity) {
             with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values,
                              [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });

@@ -1,7 +1,7 @@
 // How a block walks over the values of its channel, or channels.
 //
 // Planes: (batch, channels, plane), the values of a channel are `batch` runs of `plane` neighbours. A block
-// has one channel and a part of its segments: a segment is a run, or a piece of a long one. Rows: (rows,
+// has one channel and a part of its chunks: a chunk is a run, or a piece of a long one. Rows: (rows,
 // channels), a value of every channel in each row. A block has a tile of channels, a vector of neighbours for
 // each thread along x, and a part of the rows.
 #pragma once
@@ -15,26 +15,26 @@ constexpr int kChannelBlocks = 4;
 // fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
 
-struct PlaneLayout {
+struct NchwLayout {
     long long channels;
-    long long plane;               // values of a channel in one sample
-    long long segment;             // values of a segment at most; a multiple of the vector width
-    long long segments_per_plane;  // ceil(plane / segment)
-    long long segments;            // of a channel: batch * segments_per_plane
-    long long segments_per_part;   // of a block
-    long long parts;               // blocks of a channel
+    long long plane;             // values of a channel in one sample
+    long long chunk;             // values of a chunk at most; a multiple of the vector width
+    long long chunks_per_plane;  // ceil(plane / chunk)
+    long long chunks;            // of a channel: batch * chunks_per_plane
+    long long chunks_per_block;  // of a block
+    long long blocks;            // blocks of a channel
 };
 
-static_assert(sizeof(PlaneLayout) == 56, "the launcher packs it with this size");
+static_assert(sizeof(NchwLayout) == 56, "the launcher packs it with this size");
 
-struct RowLayout {
+struct NhwcLayout {
     long long rows;
     long long channels;
-    long long tiles;          // blocks side by side, to cover the channels
-    long long rows_per_part;  // of a block
-    long long parts;          // blocks of a tile
+    long long tiles;           // blocks side by side, to cover the channels
+    long long rows_per_block;  // of a block
+    long long blocks;          // blocks of a tile
 };
-static_assert(sizeof(RowLayout) == 40, "the launcher packs it with this size");
+static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
 // one, at least one if it has any, and then groups of Unroll: the hot loop, of the groups, is thus never a
@@ -50,23 +50,23 @@ struct Share {
     }
 };
 
-// Calls body for all values of channel `channel` in part `part`: body.vectors<Count>(i, step) for Count whole
-// aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the others; i is the index
-// in the array.
+// Calls body for all values of channel `channel` in the block of rank `rank`: body.vectors<Count>(i, step)
+// for Count whole aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the
+// others; i is the index in the array.
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
-//   Launch: threads x, a power of two, walk along a segment, threads y take segments in turn.
+//   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
 template <typename T, int Unroll, bool Whole = false, typename Body>
-__device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout, long long channel,
-                                                       long long part, Body& body) {
+__device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout, long long channel,
+                                                       long long rank, Body& body) {
     constexpr int width = kVectorWidth<T>;
-    const long long begin = part * layout.segments_per_part;
-    const long long end = min(begin + layout.segments_per_part, layout.segments);
+    const long long begin = rank * layout.chunks_per_block;
+    const long long end = min(begin + layout.chunks_per_block, layout.chunks);
 #pragma unroll 1
     for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
-        const long long sample = s / layout.segments_per_plane;
-        const long long first = (s - sample * layout.segments_per_plane) * layout.segment;
+        const long long sample = s / layout.chunks_per_plane;
+        const long long first = (s - sample * layout.chunks_per_plane) * layout.chunk;
         const long long base = (sample * layout.channels + channel) * layout.plane + first;
-        const int length = static_cast<int>(min(layout.segment, layout.plane - first));
+        const int length = static_cast<int>(min(layout.chunk, layout.plane - first));
         // Planes of an odd size start anywhere: up to the first whole vector, and after the last, one by one.
         const int head = Whole ? 0 : min(length, static_cast<int>((width - base % width) % width));
         const int vectors = (length - head) / width;
@@ -90,12 +90,12 @@ __device__ __forceinline__ void for_each_in_plane_part(const PlaneLayout& layout
 }
 
 // The channel and part of a block that has one part of one channel.
-struct PlaneBlock {
-    int channel, part;
+struct NchwBlock {
+    int channel, rank;
 
-    __device__ __forceinline__ explicit PlaneBlock(const PlaneLayout& layout)
-        : channel(blockIdx.x / static_cast<int>(layout.parts)),
-          part(blockIdx.x - channel * static_cast<int>(layout.parts)) {}
+    __device__ __forceinline__ explicit NchwBlock(const NchwLayout& layout)
+        : channel(blockIdx.x / static_cast<int>(layout.blocks)),
+          rank(blockIdx.x - channel * static_cast<int>(layout.blocks)) {}
 };
 
 // First of this thread's Width channels in a tile; there may be no such channel.
@@ -106,21 +106,22 @@ __device__ __forceinline__ long long channel_of_tile(int tile) {
            Width;
 }
 
-// The same in a block of part `part`.
+// The same in a block of rank `rank`.
 template <int Width>
-__device__ __forceinline__ long long first_channel(const RowLayout& layout, int part) {
-    return channel_of_tile<Width>(static_cast<int>(blockIdx.x) - part * static_cast<int>(layout.tiles));
+__device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int rank) {
+    return channel_of_tile<Width>(static_cast<int>(blockIdx.x) - rank * static_cast<int>(layout.tiles));
 }
 
-// Calls body.vectors<Count>(i, step) for this thread's channels in all rows of part `part`: Count rows at
-// once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first channel.
+// Calls body.vectors<Count>(i, step) for this thread's channels in all rows of the block of rank `rank`:
+// Count rows at once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first
+// channel.
 //   channel   first channel of this thread; the caller has checked that it exists
 //   Launch: threads x stand side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, typename Body>
-__device__ __forceinline__ void for_each_in_row_part(const RowLayout& layout, long long channel,
-                                                     long long part, Body& body) {
-    const long long begin = part * layout.rows_per_part;
-    const int rows = static_cast<int>(min(layout.rows_per_part, layout.rows - begin));
+__device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
+                                                       long long rank, Body& body) {
+    const long long begin = rank * layout.rows_per_block;
+    const int rows = static_cast<int>(min(layout.rows_per_block, layout.rows - begin));
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
     long long i = (begin + threadIdx.y) * layout.channels + channel;
     const long long step = blockDim.y * layout.channels;

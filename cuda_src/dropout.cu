@@ -4,7 +4,7 @@
 //   x, y     [n] T, 16-byte aligned; y may be x
 //   rule     what drops an element, and what becomes of it
 //   seed, offset   Philox key and call number;
-//   draw     [3] where they lie in device memory instead, or null (see dropout_stream)
+//   rng_state     [3] where they lie in device memory instead, or null (see dropout_stream)
 //   start    number of the first decision in the whole (sharded) array
 // The mask depends on (seed, offset, number of the decision) alone: any launch gives the same bits.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
@@ -40,8 +40,8 @@ __device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, c
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                  unsigned long long offset, const unsigned long long* draw, unsigned long long start) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+                  unsigned long long offset, const unsigned long long* rng_state, unsigned long long start) {
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     map_vectors(
         x, y, n,
         [&](Vector<T>& values, long long i) {
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                          unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                          unsigned long long start) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start) {
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(
         x, y, n,
@@ -83,10 +83,10 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_blocks(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                         unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                         unsigned long long start, const long long* sample_ids, long long features,
-                         Divisor64 row) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw, true);
+                         unsigned long long seed, unsigned long long offset,
+                         const unsigned long long* rng_state, unsigned long long start,
+                         const long long* sample_ids, long long features, Divisor64 row) {
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const int skipped =
         static_cast<int>(start & 3);  // decisions of the first block that lie before the shard
     const long long blocks = n / features * static_cast<long long>(row.divisor);
@@ -113,11 +113,12 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 //   row          vectors of a row
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    dropout_apply_rows(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                       unsigned long long start, const long long* sample_ids, Divisor64 row) {
+    dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start,
+                          const long long* sample_ids, Divisor64 row) {
     constexpr int width = kVectorWidth<T>;
-    const DropoutStream stream = dropout_stream(seed, offset, draw, true);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const long long vectors = n / width;
     const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
     for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
@@ -148,9 +149,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 //   q       number of the decision over the first element
 //   place   of the first element among the run elements that it decides over; run is at least 2
 template <int Width, typename A>
-__device__ __forceinline__ unsigned int kept_in_runs(const DropoutRule<A>& rule, const DropoutStream& stream,
-                                                     unsigned long long q, unsigned long long place,
-                                                     unsigned long long run) {
+__device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rule,
+                                                       const DropoutStream& stream, unsigned long long q,
+                                                       unsigned long long place, unsigned long long run) {
     const int lane = static_cast<int>(q & 3);
     unsigned int decisions = kept_bits(rule, stream.block(q >> 2)) >> lane;
     if (place + Width <= run) return decisions & 1u ? (1u << Width) - 1 : 0;
@@ -174,11 +175,11 @@ __device__ __forceinline__ unsigned int kept_in_runs(const DropoutRule<A>& rule,
 //   run   elements of a run, at least 2; start counts runs
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    dropout_apply_runs(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                       unsigned long long start, Divisor64 run) {
+    dropout_apply_grouped(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+                          unsigned long long seed, unsigned long long offset,
+                          const unsigned long long* rng_state, unsigned long long start, Divisor64 run) {
     constexpr int width = kVectorWidth<T>;
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const long long vectors = n / width;
     const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
     for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
             if (v >= vectors) break;
             const unsigned long long i = static_cast<unsigned long long>(v) * width;
             const unsigned long long q = run.quotient(i);
-            kept[u] = kept_in_runs<width>(rule, stream, start + q, i - q * run.divisor, run.divisor);
+            kept[u] = kept_in_groups<width>(rule, stream, start + q, i - q * run.divisor, run.divisor);
             if (kept[u] != 0) values[u] = Vector<T>::load(x + i);
         }
 #pragma unroll
@@ -227,12 +228,13 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <typename T, int Width>
 __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
     dropout_apply_last(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                       unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                       unsigned long long start, const T* residual, long long positions, long long channels,
-                       int by_channel, Divisor64 vectors, Divisor64 groups) {
+                       unsigned long long seed, unsigned long long offset,
+                       const unsigned long long* rng_state, unsigned long long start, const T* residual,
+                       long long positions, long long channels, int by_channel, Divisor64 vectors,
+                       Divisor64 groups) {
     using A = accumulate_t<T>;
     constexpr unsigned int kAll = (1ull << 4 * Width) - 1;
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
     for (long long part = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; part < n;
          part += step) {
@@ -290,9 +292,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shared(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
-                         unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
-                         unsigned long long start, DecisionRows rows) {
-    const DropoutStream stream = dropout_stream(seed, offset, draw);
+                         unsigned long long seed, unsigned long long offset,
+                         const unsigned long long* rng_state, unsigned long long start, DecisionRows rows) {
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(
         x, y, n,
@@ -366,12 +368,12 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
 }
 
 // Takes the numbers of a generator, and advances it: one call, one offset.
-//   draw    [3] seed, offset, seed of sample 0
-//   next    draw again, to be written
+//   rng_state    [3] seed, offset, seed of sample 0
+//   next    rng_state again, to be written
 //   taken   [3] the numbers as they were
 // Launch: one thread.
 template <typename T>
-__global__ void advance_draw(const T* draw, T* next, T* taken) {
-    for (int i = 0; i < 3; ++i) taken[i] = draw[i];
+__global__ void advance_rng_state(const T* rng_state, T* next, T* taken) {
+    for (int i = 0; i < 3; ++i) taken[i] = rng_state[i];
     next[1] = taken[1] + 1;
 }

@@ -1,5 +1,6 @@
 // A residual and what dropout leaves of a branch in one pass: y = residual + D(phi(x + bias)), or
-// residual + phi(D(x + bias)); and backward with the sums that are the bias's gradient. The mask is regenerated.
+// residual + phi(D(x + bias)); and backward with the sums that are the bias's gradient. The mask is
+// regenerated.
 //
 // In every kernel, besides what activation_dropout.cu says:
 //   bias               [features], along the last axis of x, of what T is computed in; or null
@@ -9,10 +10,11 @@
 #include "batch_norm_rules.cuh"
 #include "gradient_bits.cuh"
 
-// Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory. With
-// these activations both orders are the same, and the gradient needs one bit an element at most.
+// Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory.
+// With these activations both orders are the same, and the gradient needs one bit an element at most.
 //
-// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a thread.
+// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a
+// thread.
 constexpr int kBranchBlocks = 3;
 
 // The identity, as an activation.
@@ -62,7 +64,8 @@ __device__ __forceinline__ void load_bias(A (&values)[Count], const A* bias, uns
 
 // y, and what the backward of ReLU needs.
 //   x, residual, y   [n] T, 16-byte aligned; y may be either of the others
-//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x + bias
+//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x +
+//   bias
 //                    is not <= 0. Bits beyond n are 0.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride); a thread owns eight neighbours.
 template <typename T, bool Straight>
@@ -70,11 +73,11 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
     dropout_add_forward(const T* x, const accumulate_t<T>* bias, const T* residual, T* y,
                         unsigned char* gradient_bits, long long n, Divisor64 features, int activation,
                         int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                        unsigned long long offset, const unsigned long long* draw, unsigned long long start,
-                        DecisionRows rows, const long long* sample_ids) {
+                        unsigned long long offset, const unsigned long long* rng_state,
+                        unsigned long long start, DecisionRows rows, const long long* sample_ids) {
     using A = accumulate_t<T>;
     constexpr int part_width = kPart<T>, unroll = Straight ? kOctetUnroll<T> : 1;
-    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const bool is_first = first != 0, clips = activation == 0;
     const long long octets = n / kOctet;
     const long long tile = static_cast<long long>(kElementwiseThreads) * unroll;
@@ -115,7 +118,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                         const A z = widened(values[u], i) + biases[i];
                         if (clips && z <= A(0)) clipped |= 1u << (part + i);
                         values[u][i] = from_accumulate<T>(
-                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) + widened(added[u], i));
+                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) +
+                            widened(added[u], i));
                     }
                     values[u].store(y + base + part);
                 }
@@ -131,8 +135,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     });
                 });
             }
-            if (gradient_bits != nullptr)
-                gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
+            if (gradient_bits != nullptr) gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
         }
     }
     // What is left, less than an octet: by one thread, which writes its byte of bits.
@@ -167,7 +170,7 @@ struct Sum {
     }
 };
 
-// What for_each_in_row_part calls: gradients of Width neighbours in a row, added up for each feature.
+// What for_each_in_nhwc_block calls: gradients of Width neighbours in a row, added up for each feature.
 template <typename T, int Width, bool Straight>
 struct BranchGradients {
     using A = accumulate_t<T>;
@@ -237,54 +240,52 @@ struct BranchGradients {
     }
 };
 
-// dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept, and
-// +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
+// dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept,
+// and +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
-//   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or null
-//   sums            [features, parts], or null: nobody asks for them
-// Launch: as for_each_in_row_part.
+//   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or
+//   null sums            [features, blocks], or null: nobody asks for them
+// Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
 __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                         unsigned long long offset, const unsigned long long* draw, unsigned long long start,
-                         DecisionRows rows, const long long* sample_ids, RowLayout layout) {
+                         unsigned long long offset, const unsigned long long* rng_state,
+                         unsigned long long start, DecisionRows rows, const long long* sample_ids,
+                         NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Sum<A> scratch[kColumnScratch<Width>];
-    const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
-    const int part = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, part);
-    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
-                                                  rule, stream, start,         rows, sample_ids, {},
-                                                  {}};
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
+    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank);
+    BranchGradients<T, Width, Straight> gradients{
+        dy, x, gradient_bits, dx, activation, first != 0, rule, stream, start, rows, sample_ids, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = Sum<A>::identity();
         if (!Straight)
             gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
     }
-    if (channel < layout.channels)
-        for_each_in_row_part<Straight ? 2 : 1>(layout, channel, part, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, rank, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k) sums[(channel + k) * layout.parts + part] = gradients.sums[k].value;
+    for (int k = 0; k < Width; ++k) sums[(channel + k) * layout.blocks + rank] = gradients.sums[k].value;
 }
 
-// The gradient of the bias, from the sums of the parts: a warp for each feature.
-//   sums    [features, parts]
+// The gradient of the bias, from the sums of the blocks: a warp for each feature.
+//   sums    [features, blocks]
 //   dbias   [features]
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
-__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long parts) {
-    const long long feature =
-        (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long blocks) {
+    const long long feature = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (feature >= features) return;
     Sum<A> total = Sum<A>::identity();
-    for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)
-        total.value += sums[feature * parts + part];
+    for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads)
+        total.value += sums[feature * blocks + rank];
     total = warp_reduce(total);
     if (threadIdx.x % kWarpThreads == 0) dbias[feature] = total.value;
 }

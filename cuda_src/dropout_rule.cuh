@@ -32,14 +32,14 @@ struct DropoutRule {
 // Step between the seeds of samples with neighbouring numbers: 2^64 / golden ratio, rounded to odd.
 constexpr unsigned long long kSampleStep = 0x9E3779B97F4A7C15ull;
 
-// The words of a call: by its numbers, or, where draw is not null, by those that lie in device memory.
-//   draw   [3] seed, offset, and the seed of sample 0
+// The words of a call: by its numbers, or, where rng_state is not null, by those that lie in device memory.
+//   rng_state   [3] seed, offset, and the seed of sample 0
 //   by_sample   whether the seed is to be that of sample 0
 __device__ __forceinline__ DropoutStream dropout_stream(unsigned long long seed, unsigned long long offset,
-                                                        const unsigned long long* draw,
+                                                        const unsigned long long* rng_state,
                                                         bool by_sample = false) {
-    if (draw == nullptr) return DropoutStream{seed, offset};
-    return DropoutStream{draw[by_sample ? 2 : 0], draw[1]};
+    if (rng_state == nullptr) return DropoutStream{seed, offset};
+    return DropoutStream{rng_state[by_sample ? 2 : 0], rng_state[1]};
 }
 
 // The words of one sample: those of a call with a seed of its own.
@@ -73,9 +73,9 @@ __device__ __forceinline__ unsigned int kept_neighbours(const DropoutRule<A>& ru
 
 constexpr int kMostDigits = 8;
 
-// Which decision each element has, where they are not simply numbered. An array is rows of neighbours: those of
-// a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first, and
-// the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
+// Which decision each element has, where they are not simply numbered. An array is rows of neighbours: those
+// of a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first,
+// and the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
 //   row         elements of a row; a divisor of 0: all elements are one row, with consecutive decisions
 //   is_shared   whether a row is one decision
 struct DecisionRows {
@@ -119,8 +119,8 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
             sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
         unsigned int bits = kept_neighbours<Width>(rule, of_row, g);
         if (rows.is_shared != 0) bits = bits & 1u ? all : 0u;
-        const int count = static_cast<int>(
-            min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
+        const int count =
+            static_cast<int>(min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
         kept |= (bits & ((1u << count) - 1)) << done;
         done += count;
     } while (done < Width);

@@ -1,6 +1,6 @@
 // Pooling of whole planes: one output for each, whatever its size.
+#include "argmax.cuh"
 #include "division64.cuh"
-#include "pool_taps.cuh"
 #include "reduce.cuh"
 
 constexpr int kGlobalThreads = 256;
@@ -11,7 +11,7 @@ struct GlobalLayout {
     long long positions;  // of a plane
     long long samples;    // rows only
     int lanes;            // threads of a plane, a power of two: a part of a warp, or the block; of a row
-    int tap_bytes;
+    int argmax_bytes;
 };
 
 static_assert(sizeof(GlobalLayout) == 32, "the launcher packs it with this size");
@@ -20,7 +20,7 @@ static_assert(sizeof(GlobalLayout) == 32, "the launcher packs it with this size"
 // whatever the order they come in.
 template <typename A>
 struct Largest {
-    static constexpr int kTakes = 1024;  // see reduce_planes
+    static constexpr int kTakes = 1024;  // see reduce_nchw
     A value;
     int position;
 
@@ -72,7 +72,7 @@ struct Sum {
 // A thread combines the values of kTakes elements each.
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename Value, typename T, typename Finish>
-__device__ __forceinline__ void reduce_planes(const T* x, const GlobalLayout& layout, Finish finish) {
+__device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layout, Finish finish) {
     __shared__ Value warp_values[kGlobalThreads / kWarpThreads];
     constexpr int kWidth = kVectorWidth<T>;
     const int lane = threadIdx.x & (layout.lanes - 1);
@@ -120,16 +120,16 @@ __device__ __forceinline__ void reduce_planes(const T* x, const GlobalLayout& la
 // y = largest value of each plane, and its position.
 //   x      [planes, positions] T, aligned to 16 bytes
 //   y      [planes] T
-//   taps   [planes], layout.tap_bytes each
+//   argmax   [planes], layout.argmax_bytes each
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_planes(const T* x, T* y, unsigned char* taps, GlobalLayout layout) {
+    global_max_nchw(const T* x, T* y, unsigned char* argmax, GlobalLayout layout) {
     using A = accumulate_t<T>;
-    reduce_planes<Largest<A>>(x, layout, [&](long long plane, const Largest<A>& largest) {
+    reduce_nchw<Largest<A>>(x, layout, [&](long long plane, const Largest<A>& largest) {
         const int chosen[1] = {largest.position};
         y[plane] = from_accumulate<T>(largest.value);
-        store_taps<1>(taps, plane, chosen, layout.tap_bytes);
+        store_argmax<1>(argmax, plane, chosen, layout.argmax_bytes);
     });
 }
 
@@ -140,9 +140,9 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_planes(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    global_avg_nchw(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
     using A = accumulate_t<T>;
-    reduce_planes<Sum<A>>(x, layout, [&](long long plane, const Sum<A>& sum) {
+    reduce_nchw<Sum<A>>(x, layout, [&](long long plane, const Sum<A>& sum) {
         y[plane] = from_accumulate<T>(sum.times(factor));
     });
 }
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 // Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
 template <typename Value, typename T, typename Finish>
-__device__ __forceinline__ void reduce_rows(const T* x, const GlobalLayout& layout, Finish finish) {
+__device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Value partial[kGlobalThreads][kWidth];
     const int lanes = layout.lanes, slots = kGlobalThreads / lanes;
@@ -191,38 +191,38 @@ __device__ __forceinline__ void reduce_rows(const T* x, const GlobalLayout& layo
     finish(sample * layout.planes + vector, values);
 }
 
-// As global_max_planes, of channels side by side.
+// As global_max_nchw, of channels side by side.
 //   x      [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y      [samples, planes] of Width T, likewise
-//   taps   [samples, planes] of Width; layout.tap_bytes each
+//   argmax   [samples, planes] of Width; layout.argmax_bytes each
 // Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_rows(const T* x, T* y, unsigned char* taps, GlobalLayout layout) {
+    global_max_nhwc(const T* x, T* y, unsigned char* argmax, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
-    reduce_rows<Largest<A>>(x, layout, [&](long long vector, const Largest<A>(&largest)[kWidth]) {
+    reduce_nhwc<Largest<A>>(x, layout, [&](long long vector, const Largest<A>(&largest)[kWidth]) {
         Vector<T> result;
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {
             const int chosen[1] = {largest[k].position};
             result[k] = from_accumulate<T>(largest[k].value);
-            store_taps<1>(taps, vector * kWidth + k, chosen, layout.tap_bytes);
+            store_argmax<1>(argmax, vector * kWidth + k, chosen, layout.argmax_bytes);
         }
         result.store(y + vector * kWidth);
     });
 }
 
-// As global_avg_planes, of channels side by side.
+// As global_avg_nchw, of channels side by side.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y   [samples, planes] of Width T, likewise
 // Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_rows(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    global_avg_nhwc(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
-    reduce_rows<Sum<A>>(x, layout, [&](long long vector, const Sum<A>(&sums)[kWidth]) {
+    reduce_nhwc<Sum<A>>(x, layout, [&](long long vector, const Sum<A>(&sums)[kWidth]) {
         Vector<T> result;
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sums[k].times(factor));
@@ -230,15 +230,15 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     });
 }
 
-// dx = dy * factor at every position of the plane; with taps, at the one that was chosen, and 0 elsewhere.
+// dx = dy * factor at every position of the plane; with argmax, at the one that was chosen, and 0 elsewhere.
 //   dy      [planes] T
-//   taps    [planes], layout.tap_bytes each, or null
+//   argmax    [planes], layout.argmax_bytes each, or null
 //   dx      [planes, positions] T, aligned to 16 bytes: every element is written once
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_spread_planes(const T* dy, const unsigned char* taps, T* dx, accumulate_t<T> factor,
-                         Divisor64 by_positions, GlobalLayout layout) {
+    global_spread_nchw(const T* dy, const unsigned char* argmax, T* dx, accumulate_t<T> factor,
+                       Divisor64 by_positions, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     constexpr int kBlockElements = kGlobalThreads * kWidth;
@@ -261,9 +261,9 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
             }
             if ((k == 0 || at == 0) && plane < layout.planes) {
                 gradient = fma(to_accumulate(dy[plane]), factor, A(0));
-                if (taps != nullptr) load_taps<1>(taps, plane, chosen, layout.tap_bytes);
+                if (argmax != nullptr) load_argmax<1>(argmax, plane, chosen, layout.argmax_bytes);
             }
-            result[k] = from_accumulate<T>(taps != nullptr && chosen[0] != at ? A(0) : gradient);
+            result[k] = from_accumulate<T>(argmax != nullptr && chosen[0] != at ? A(0) : gradient);
         }
         if (start + kWidth <= total) {
             result.store(dx + start);
@@ -276,14 +276,14 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     }
 }
 
-// As global_spread_planes, of channels side by side.
-//   dy, taps   [samples, planes] of Width T, aligned to 16 bytes, and of Width taps
+// As global_spread_nchw, of channels side by side.
+//   dy, argmax   [samples, planes] of Width T, aligned to 16 bytes, and of Width taps
 //   dx         [samples, positions, planes] of Width T, likewise
 //   chunks     blocks that share the positions of a sample
 // Launch: 1-D, kGlobalThreads, `chunks` blocks for each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_spread_rows(const T* dy, const unsigned char* taps, T* dx, accumulate_t<T> factor, int chunks,
+    global_spread_nhwc(const T* dy, const unsigned char* argmax, T* dx, accumulate_t<T> factor, int chunks,
                        GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     for (int k = 0; k < kWidth; ++k) {
         share[k] = from_accumulate<T>(fma(widened(gradients, k), factor, A(0)));
         int tap[1] = {0};
-        if (taps != nullptr) load_taps<1>(taps, vector * kWidth + k, tap, layout.tap_bytes);
+        if (argmax != nullptr) load_argmax<1>(argmax, vector * kWidth + k, tap, layout.argmax_bytes);
         chosen[k] = tap[0];
     }
     const int positions = static_cast<int>(layout.positions);
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 #pragma unroll 1
     for (int at = chunk * rows + threadIdx.x / lanes; at < positions; at += chunks * rows) {
         Vector<T> result = share;
-        if (taps != nullptr) {
+        if (argmax != nullptr) {
 #pragma unroll
             for (int k = 0; k < kWidth; ++k) {
                 if (chosen[k] != at) result[k] = from_accumulate<T>(A(0));

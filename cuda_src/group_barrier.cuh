@@ -28,15 +28,15 @@ __device__ __forceinline__ unsigned int load_acquire(const unsigned int* counter
 // included. What a block wrote to global memory before it, all others see after it: __syncthreads() orders
 // the writes of the block before the arrival of its first thread, and its reads after what that thread has
 // seen.
-//   arrived   in global memory, 0 when the launch begins; of this group alone
+//   barrier_count   in global memory, 0 when the launch begins; of this group alone
 // Only in a cooperative launch, whose blocks are all resident: otherwise those that wait might keep the
 // others from starting. All threads of the block must call it.
-__device__ __forceinline__ void group_barrier(unsigned int* arrived, unsigned int expected) {
+__device__ __forceinline__ void group_barrier(unsigned int* barrier_count, unsigned int expected) {
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-        add_release(arrived, 1u);
+        add_release(barrier_count, 1u);
         // Reading alone does not hold up those that still arrive.
-        while (load_acquire(arrived) < expected) __nanosleep(32);
+        while (load_acquire(barrier_count) < expected) __nanosleep(32);
     }
     __syncthreads();
 }

@@ -1,5 +1,5 @@
 // Power-average pooling: (sum |x|^p)^(1/p) of each window, or the largest |x|.
-#include "pool_taps.cuh"
+#include "argmax.cuh"
 #include "pool_window.cuh"
 
 // What powers of a type are computed in. A power multiplies a relative error by p: half types leave float
@@ -115,17 +115,17 @@ struct PowerSum {
     __device__ __forceinline__ C lost() const { return (sum - value()) + rest; }
 };
 
-// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; the largest |x|, and its tap, with taps.
+// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; the largest |x|, and its tap, with argmax.
 // The sum of a window that is cut off is multiplied by the taps of a window over those within the padded
 // extent.
 //   x, y      [images, input, groups], [images, output, groups] T
-//   taps      shape of y, window.tap_bytes each: the first of equal ones, the last NaN; null for a finite p
-//   largest   shape of y: the largest |x|; null for p = 1, and with taps
-//   slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
+//   argmax      shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a
+//   finite p largest   shape of y: the largest |x|; null for p = 1, and with argmax slopes    shape of y: s
+//   of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    lp_pool_forward(const T* x, T* y, unsigned char* taps, T* largest, accumulate_t<T>* slopes,
+    lp_pool_forward(const T* x, T* y, unsigned char* argmax, T* largest, accumulate_t<T>* slopes,
                     PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
     using C = power_t<T>;
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
             }
             found = true;
         });
-        if (taps != nullptr) {
-            store_taps<1>(taps, unit, chosen, window.tap_bytes);
+        if (argmax != nullptr) {
+            store_argmax<1>(argmax, unit, chosen, window.argmax_bytes);
             y[unit] = from_accumulate<T>(most);
             return;
         }
@@ -189,14 +189,14 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 }
 
 // dx = sign(x) sum of dy dy/dx over the windows of the element, in the order of the taps; 0 where x is 0.
-// With taps, sign(x) times the gradients of the windows that chose it.
+// With argmax, sign(x) times the gradients of the windows that chose it.
 //   dy             [images, output, groups] T
 //   x, dx          [images, input, groups] T: every element is written once
-//   taps, largest, slopes   as lp_pool_forward gives them, or null
+//   argmax, largest, slopes   as lp_pool_forward gives them, or null
 // Launch: as lp_pool_forward; units are inputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    lp_pool_backward(const T* dy, const T* x, const unsigned char* taps, const T* largest,
+    lp_pool_backward(const T* dy, const T* x, const unsigned char* argmax, const T* largest,
                      const accumulate_t<T>* slopes, T* dx, PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
     using C = power_t<T>;
@@ -212,9 +212,9 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
         C sum = C(0);
         for_each_covering_window(window, input, [&](int tap, Index i, const Index(&output)[3]) {
             const C gradient = to_accumulate(dy[image + i]);
-            if (taps != nullptr) {
+            if (argmax != nullptr) {
                 int chosen[1];
-                load_taps<1>(taps, image + i, chosen, window.tap_bytes);
+                load_argmax<1>(argmax, image + i, chosen, window.argmax_bytes);
                 if (chosen[0] == tap) sum += gradient;
             } else if (slopes == nullptr) {
                 sum += gradient * rule.template share<C>(window, output);

@@ -1,299 +1,32 @@
 // Max pooling with common windows: the kernels of max_pool.cu, by tiles.
-#include "pool_taps.cuh"
-#include "pool_tile.cuh"
+#include "max_pool_tile.cuh"
 
-// The largest of the values seen by each of Width windows, and their taps. The values stay what they are, so
-// that a NaN keeps its bits.
-template <typename T, int Width>
-struct RunningMax {
-    static constexpr bool kInPairs = false;
-    T best[Width];
-    int chosen[Width];
-
-    //   taps   numbers of the values; where those are -inf, of the windows' first taps inside the input
-    template <typename Values>
-    __device__ __forceinline__ void start(Values values, const int (&taps)[Width]) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            best[k] = values(k);
-            chosen[k] = taps[k];
-        }
-    }
-    //   values   value number k
-    template <typename Values>
-    __device__ __forceinline__ void take(Values values, int tap) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) take_one(k, values(k), tap);
-    }
-    //   later   of later taps
-    __device__ __forceinline__ void take(const RunningMax& later) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) take_one(k, later.best[k], later.chosen[k]);
-    }
-    __device__ __forceinline__ void take_one(int k, T taken, int tap) {
-        const accumulate_t<T> value = to_accumulate(taken);
-        if (value > to_accumulate(best[k]) || value != value) {
-            best[k] = taken;
-            chosen[k] = tap;
-        }
-    }
-    __device__ __forceinline__ void renumber(int less) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) chosen[k] -= less;
-    }
-    __device__ __forceinline__ Vector<T, Width> values() const {
-        Vector<T, Width> values;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) values[k] = best[k];
-        return values;
-    }
-    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
-        Vector<unsigned char, Width> taps;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) taps[k] = static_cast<unsigned char>(chosen[k]);
-        return taps;
-    }
-};
-
-template <typename T>
-struct HalfPair;
-template <>
-struct HalfPair<__half> {
-    using type = __half2;
-    static constexpr unsigned int kNegativeInfinity = 0xfc00fc00;
-};
-template <>
-struct HalfPair<__nv_bfloat16> {
-    using type = __nv_bfloat162;
-    static constexpr unsigned int kNegativeInfinity = 0xff80ff80;
-};
-
-// All bits of each half of `value` that is larger than that of `best`, or NaN; values are pairs in words.
-template <typename T>
-__device__ __forceinline__ unsigned int larger_or_nan(unsigned int value, unsigned int best) {
-    typename HalfPair<T>::type pair, best_pair;
-    memcpy(&pair, &value, sizeof(pair));
-    memcpy(&best_pair, &best, sizeof(best_pair));
-    return __hgt2_mask(pair, best_pair) | __hneu2_mask(pair, pair);
-}
+// Blocks that must fit on a multiprocessor at once: threads keep the largest of a row for each row of a
+// window.
+template <int Kernel, bool ChannelsLast>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-// Of bfloat16 these are instructions since compute capability 9.0 only.
-template <>
-__device__ __forceinline__ unsigned int larger_or_nan<__nv_bfloat16>(unsigned int value, unsigned int best) {
-    const float low = __uint_as_float(value << 16), high = __uint_as_float(value & 0xffff0000u);
-    const bool low_larger = low > __uint_as_float(best << 16) || low != low;
-    const bool high_larger = high > __uint_as_float(best & 0xffff0000u) || high != high;
-    return (low_larger ? 0xffffu : 0u) | (high_larger ? 0xffff0000u : 0u);
-}
+constexpr int kForwardBlocks = Kernel > 3 ? 2 : 4;
+#else
+constexpr int kForwardBlocks = Kernel > 3 ? (ChannelsLast ? 2 : 3) : 4;
 #endif
-
-// Two half values at a time: a comparison makes a mask, a mask chooses values and taps.
-template <typename T, int Width>
-struct RunningPairMax {
-    static constexpr bool kInPairs = true;
-    static constexpr int kPairs = Width / 2;
-    unsigned int best[kPairs], chosen[kPairs];
-
-    //   pairs   pair number k in a word
-    template <typename Pairs>
-    __device__ __forceinline__ void start(Pairs pairs, const int (&taps)[Width]) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) {
-            best[k] = pairs(k);
-            chosen[k] = taps[2 * k] + static_cast<unsigned int>(taps[2 * k + 1]) * 0x10000u;
-        }
-    }
-    template <typename Pairs>
-    __device__ __forceinline__ void take(Pairs pairs, int tap) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) take_one(k, pairs(k), tap * 0x10001u);
-    }
-    __device__ __forceinline__ void take(const RunningPairMax& later) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) take_one(k, later.best[k], later.chosen[k]);
-    }
-    __device__ __forceinline__ void take_one(int k, unsigned int bits, unsigned int taps) {
-        const unsigned int mask = larger_or_nan<T>(bits, best[k]);
-        best[k] = (bits & mask) | (best[k] & ~mask);
-        chosen[k] = (taps & mask) | (chosen[k] & ~mask);
-    }
-    __device__ __forceinline__ void renumber(int less) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) chosen[k] -= less * 0x10001u;
-    }
-    __device__ __forceinline__ Vector<T, Width> values() const {
-        Vector<T, Width> values;
-        memcpy(&values, best, sizeof(values));
-        return values;
-    }
-    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
-        // The lower bytes of four halves.
-        unsigned int words[kPairs / 2];
-#pragma unroll
-        for (int i = 0; i < kPairs / 2; ++i) words[i] = __byte_perm(chosen[2 * i], chosen[2 * i + 1], 0x6420);
-        Vector<unsigned char, Width> taps;
-        memcpy(&taps, words, sizeof(taps));
-        return taps;
-    }
-};
-template <int Width>
-struct RunningMax<__half, Width> : RunningPairMax<__half, Width> {};
-template <int Width>
-struct RunningMax<__nv_bfloat16, Width> : RunningPairMax<__nv_bfloat16, Width> {};
-
-// Number of the tap in row 0 and column 0 of a window, in depth kd; less for one axis, whose taps are a row.
-template <int Kernel, int Pad>
-__device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
-    return kd * Kernel * Kernel - (window.kernel[1] < Kernel ? Pad * Kernel : 0);
-}
-
-// As max_pool_forward, for height and width known when compiled. A row of taps has its largest first, which
-// windows that overlap share.
-//   x, y, taps   as there; one byte a tap
-//   strip        rows of outputs of a thread
-//   Deep         windows have several taps along depth
-// Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are strips of tiles of outputs.
-template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* taps, int strip,
-                                               const PoolWindow& window) {
-    using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
-    constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kLanes = Tile::kLanes;
-    using Plane = PoolPlane<kWidth, ChannelsLast>;
-    const Plane input(window.input, window.groups), output(window.output, window.groups);
-    accumulate_t<T> infinity;
-    set_negative_infinity(infinity);
-    const Vector<T, 1> outside = filled<T, 1>(from_accumulate<T>(infinity));
-    struct Best : RunningMax<T, kLanes> {
-        // From one window to the next, whose rows are Stride further down.
-        __device__ __forceinline__ void carry() { this->renumber(Stride * Kernel); }
-    };
-    constexpr bool kInPairs = Best::kInPairs;
-    const auto nothing = [&] {
-        if constexpr (kInPairs) {
-            return HalfPair<T>::kNegativeInfinity;
-        } else {
-            return outside[0];
-        }
-    }();
-    // More would take too many registers.
-    constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
-    for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
-        const T* image = x + input.before(tile);
-        const long long before = output.before(tile);
-        const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
-        const int column = tile.at[2] * kColumns, left = column * Stride - Pad;
-        const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
-        // Row h of the input, at depth d: row j of the windows, whose taps in this depth begin with
-        // first_tap. A tap outside the input is replaced by the nearest inside, value and number: that one is
-        // seen twice, which changes nothing. Beside a row of channels first it is -inf, which is never
-        // larger, with the number of the first tap inside.
-        const auto row_max = [&](int d, int h, int j, int first_tap) {
-            const int nearest = min(max(h, 0), input.height - 1);
-            const int row_tap = first_tap + (j + nearest - h) * Kernel;
-            const T* start = image + input.row(d, nearest);
-            int first[kLanes];
-#pragma unroll
-            for (int k = 0; k < kLanes; ++k) {
-                const int offset = ChannelsLast ? 0 : k * Stride;
-                first[k] = row_tap + (offset < Pad ? max(-(left + offset), 0) : 0);
-            }
-            Best best;
-            const auto take = [&](int kw, int tap, auto values) {
-                if (kw == 0) {
-                    best.start(values, first);
-                } else {
-                    best.take(values, tap);
-                }
-            };
-            if constexpr (ChannelsLast) {
-#pragma unroll
-                for (int kw = 0; kw < Kernel; ++kw) {
-                    const int place = min(max(left + kw, 0), input.width - 1);
-                    const auto values = Vector<T, kWidth>::load(start + place * input.groups * kWidth);
-                    take(kw, row_tap + place - left, [&](int k) {
-                        if constexpr (kInPairs) {
-                            return reinterpret_cast<const unsigned int*>(values.words)[k];
-                        } else {
-                            return values[k];
-                        }
-                    });
-                }
-            } else if constexpr (kInPairs) {
-                PoolPairRow<T, Tile::kReach, Pad, Tile::kBody> values;
-                values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
-#pragma unroll
-                for (int kw = 0; kw < Kernel; ++kw)
-                    take(kw, row_tap + kw,
-                         [&](int k) { return values.pair(2 * k * Stride + kw, (2 * k + 1) * Stride + kw); });
-            } else {
-                PoolRow<T, Tile::kReach, 1> values;
-                values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
-#pragma unroll
-                for (int kw = 0; kw < Kernel; ++kw)
-                    take(kw, row_tap + kw, [&](int k) { return values.at[k * Stride + kw][0]; });
-            }
-            return best;
-        };
-        const auto write = [&](int row, const Best& best) {
-            const long long start = before + output.row(tile.at[0], row);
-            store_tile<Whole, kWidth>(best.values(), y + start, column, output.width, output.groups);
-            store_tile<Whole, kWidth>(best.taps(), taps + start, column, output.width, output.groups);
-        };
-        if constexpr (!Deep) {
-            walk_down<Tile, Best>(
-                begin, end,
-                [&](int j, int h) {
-                    return row_max(depth.origin, h, j, first_tap_of<Kernel, Pad>(window, 0));
-                },
-                [&](int row, Best(&rows)[Kernel]) {
-#pragma unroll
-                    for (int j = 1; j < Kernel; ++j) rows[0].take(rows[j]);
-                    write(row, rows[0]);
-                });
-        } else {
-#pragma unroll 1
-            for (int row = begin; row < end; ++row) {
-                const int top = row * Stride - Pad;
-                int first[kLanes] = {};
-                Best best;
-                best.start([&](int) { return nothing; }, first);
-#pragma unroll 1
-                for (int kd = depth.begin; kd < depth.end; ++kd) {
-                    const int d = depth.origin + kd * window.dilation[0];
-                    const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
-#pragma unroll kRowsAtOnce
-                    for (int j = 0; j < Kernel; ++j) {
-                        const Best row_best = row_max(d, top + j, j, first_tap);
-                        if (kd == depth.begin && j == 0) {
-                            best = row_best;
-                        } else {
-                            best.take(row_best);
-                        }
-                    }
-                }
-                write(row, best);
-            }
-        }
-    });
-}
 
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads, 4)
-    max_pool_forward_tiled(const T* x, T* y, unsigned char* taps, int strip, PoolWindow window) {
+__global__ void __launch_bounds__(kPoolThreads, Kernel <= 3 ? 4 : 2)
+    max_pool_forward_tiled(const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
-        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, taps, strip,
-                                                                                           window);
+        forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, argmax,
+                                                                                           strip, window);
     });
 }
 
 // As max_pool_backward, for height and width known when compiled.
-//   dy, taps, dx   as there; one byte a tap
+//   dy, argmax, dx   as there; one byte a tap
 //   strip          of a thread: so many times Stride rows of inputs
 //   Deep           an input may be in several windows along depth
 // Launch: as max_pool_forward_tiled; units are strips of tiles of inputs, which no two threads share.
 template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
+__device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,
                                               const PoolWindow& window) {
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kBody = Tile::kBody;
@@ -325,7 +58,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) row.gradients[j][k] = widened(gradients.at[j], k);
             }
-            row.taps.template load<Whole, -Tile::kFirst, kColumns>(taps + start, column, output.width,
+            row.taps.template load<Whole, -Tile::kFirst, kColumns>(argmax + start, column, output.width,
                                                                    output.groups, inside, no_tap);
             return row;
         };
@@ -376,11 +109,11 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
 
 // As max_pool_backward, for windows of Kernel x Kernel side by side, of which an input has at most one: each
 // is read once, and all of its inputs written from there.
-//   dy, taps, dx   as there; one byte a tap
+//   dy, argmax, dx   as there; one byte a tap
 //   strip          of a thread: so many times Kernel rows of inputs
 // Launch: as gather_strips.
 template <bool Whole, typename T, int Kernel, bool ChannelsLast>
-__device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* taps, T* dx, int strip,
+__device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,
                                                const PoolWindow& window) {
     using A = accumulate_t<T>;
     using Tile = PoolTile<T, Kernel, Kernel, 0, ChannelsLast>;
@@ -405,7 +138,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char*
             PoolRow<unsigned char, kColumns, kWidth> chosen;
             gradients.template load<Whole, 0, kColumns>(dy + start, column, output.width, output.groups,
                                                         inside, nothing);
-            chosen.template load<Whole, 0, kColumns>(taps + start, column, output.width, output.groups,
+            chosen.template load<Whole, 0, kColumns>(argmax + start, column, output.width, output.groups,
                                                      inside, no_tap);
 #pragma unroll
             for (int r = 0; r < Kernel; ++r) {
@@ -435,13 +168,13 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char*
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __global__ void __launch_bounds__(kPoolThreads,
                                   (PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks))
-    max_pool_backward_tiled(const T* dy, const unsigned char* taps, T* dx, int strip, PoolWindow window) {
+    max_pool_backward_tiled(const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
         constexpr bool kWhole = decltype(whole)::value;
         if constexpr (Kernel == Stride && Pad == 0) {
-            scatter_strips<kWhole, T, Kernel, ChannelsLast>(dy, taps, dx, strip, window);
+            scatter_strips<kWhole, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, window);
         } else {
-            gather_strips<kWhole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, taps, dx, strip, window);
+            gather_strips<kWhole, T, Kernel, Stride, Pad, ChannelsLast, Deep>(dy, argmax, dx, strip, window);
         }
     });
 }

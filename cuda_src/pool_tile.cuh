@@ -25,7 +25,9 @@ struct PoolTile {
     static constexpr int kCovering = kColumns + kLast - kFirst;
     // Blocks that must fit on a multiprocessor at once, whose threads keep what they gather and the gradients
     // of a row of windows.
-    static constexpr int kGatherBlocks = kBody * kWidth > 8 ? 2 : kCovering * kWidth > 12 ? 3 : 4;
+    static constexpr int kGathered = kCovering * kWidth;
+    static constexpr int kGatherBlocks =
+        kBody * kWidth > 8 || kGathered > 24 ? 2 : (Kernel > 3 || kGathered > 12 ? 3 : 4);
     // Those over input number `r` of Stride.
     static __device__ __forceinline__ constexpr int first_over(int r) {
         return -((Kernel - 1 - Pad - r) / Stride);
@@ -64,6 +66,17 @@ struct PoolRow {
             const bool within = (Whole && i < Lead) || place < size;
             at[i] = fill;
             if (inside && reached && within) at[i] = Vector<T, Width>::load(source + i * step);
+        }
+    }
+
+    // What places inside become, of a row that load has read: at[i][0] = f(at[i][0]).
+    template <bool Whole, int Lead, int Body, typename Function>
+    __device__ __forceinline__ void change(int first, int size, Function f) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            const int place = first + i;
+            const bool in_body = Whole && i >= Lead && i < Lead + Body;
+            if (in_body || (place >= 0 && place < size)) at[i][0] = f(at[i][0]);
         }
     }
 
@@ -125,6 +138,27 @@ struct PoolPairRow {
             } else {
                 word = half_of(i) ? (word & 0xffff) | value << 16 : (word & 0xffff0000) | value;
             }
+        }
+    }
+
+    // What places inside become, of a row that load has read: f gives a word for a word.
+    template <bool Whole, typename Function>
+    __device__ __forceinline__ void change(int first, int size, Function f) {
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) {
+            const bool in_body = w >= Lead && w < Lead + Body / 2;
+            if (Whole && in_body) {
+                words[w] = f(words[w]);
+                continue;
+            }
+            const int place = first + (w < Lead ? w : in_body ? Lead + 2 * (w - Lead) : w + Body / 2);
+            unsigned int inside = place >= 0 && place < size ? 0xffffu : 0u;
+            if (!in_body) {
+                inside |= inside << 16;
+            } else if (place + 1 >= 0 && place + 1 < size) {
+                inside |= 0xffff0000u;
+            }
+            if (inside != 0) words[w] = (f(words[w]) & inside) | (words[w] & ~inside);
         }
     }
 

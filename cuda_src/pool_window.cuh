@@ -17,8 +17,8 @@ constexpr int kPoolBlocks = sizeof(Index) == 4 ? 4 : 2;
 
 struct PoolWindow {
     int kernel[3], stride[3], dilation[3], pad[3];  // pad: before the first element
-    int adaptive;   // window i of an axis is floor(i L / o) .. ceil((i + 1) L / o) - 1 instead
-    int tap_bytes;  // of a saved tap: 1, 2 or 4
+    int adaptive;      // window i of an axis is floor(i L / o) .. ceil((i + 1) L / o) - 1 instead
+    int argmax_bytes;  // of a saved tap: 1, 2 or 4
     long long input[3], output[3];
     long long images;    // samples, or planes
     long long channels;  // images of a sample: 1, or its planes

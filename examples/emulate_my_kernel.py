@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_layers.runtime import emulator
-from gpu_layers.runtime.emulator import ALL_SCHEDULES, EmulationError
+from gpu_layers import emulator
+from gpu_layers.emulator import ALL_SCHEDULES, EmulationError
 
 # The sum of each block's 256 values. In the loop a thread reads what another one wrote in the turn before.
 SOURCE = """

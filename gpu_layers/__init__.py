@@ -5,9 +5,6 @@ from gpu_layers import _process  # noqa: F401 (first: an interrupt during the im
 # isort: split
 from gpu_layers import distributed, ops, random
 from gpu_layers._version import __version__
-from gpu_layers.folding import fold_batch_norm, fold_batch_norm_arrays
-from gpu_layers.foreign import load_foreign_batch_norm
-from gpu_layers.fusing import fuse
 from gpu_layers.graphs import Graph, capture
 from gpu_layers.layers import (
     ActivationDropout,
@@ -53,20 +50,23 @@ from gpu_layers.layers import (
     SyncBatchNorm,
 )
 from gpu_layers.layers.checkpoint import checkpoint
+from gpu_layers.models.folding import fold_batch_norm, fold_batch_norm_arrays
+from gpu_layers.models.foreign import load_foreign_batch_norm
+from gpu_layers.models.fusing import fuse
+from gpu_layers.models.recalibration import recalibrate
+from gpu_layers.models.transaction import statistics_transaction
+from gpu_layers.models.uncertainty import (
+    mc_dropout,
+)
 from gpu_layers.random import (
     CudaGraphGenerator,
     Generator,
     default_generator,
     manual_seed,
 )
-from gpu_layers.recalibration import recalibrate
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
 from gpu_layers.sync_conversion import convert_sync_batch_norm, revert_sync_batch_norm
-from gpu_layers.transaction import statistics_transaction
-from gpu_layers.uncertainty import (
-    mc_dropout,
-)
 
 __all__ = [
     "ActivationDropout",

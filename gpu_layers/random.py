@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.philox import SEED_STEP, philox4x32_10, sample_seed
 from gpu_layers.ops.checks import check_integer, check_uint64
-from gpu_layers.reference.philox import SEED_STEP, philox4x32_10, sample_seed
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, require_gpu
 from gpu_layers.runtime.writes import record_write
@@ -121,10 +121,10 @@ class Generator:
     @property
     def is_on_device(self) -> bool:
         """Whether :meth:`call` gives numbers in device memory."""
-        return self.draw is not None or device_draws.get() is not None
+        return self.rng_state is not None or device_draws.get() is not None
 
     @property
-    def draw(self) -> Any:
+    def rng_state(self) -> Any:
         """None; for a :class:`CudaGraphGenerator` the array that holds seed and offset."""
         return None
 
@@ -201,7 +201,7 @@ class GeneratorCall:
     ----------
     seed, offset : int
         Numbers of the mask.
-    draw : None
+    rng_state : None
         For a :class:`CudaGraphGenerator`, the array that holds them instead.
     taken : None
         For a :class:`CudaGraphGenerator`, after the context: the array that keeps them for backward.
@@ -209,7 +209,7 @@ class GeneratorCall:
 
     seed: int | None = None
     offset: int | None = None
-    draw: Any = None
+    rng_state: Any = None
     taken: Any = None
 
     def __init__(self, generator: Generator) -> None:
@@ -277,19 +277,19 @@ class CallRecord:
     @property
     def draws(self) -> list[Any]:
         """Where on the device the numbers of the calls lie, of those whose do."""
-        return [draw for draw in map(_kept_draw, self._calls) if draw is not None]
+        return [rng_state for rng_state in map(_kept_draw, self._calls) if rng_state is not None]
 
 
 def _kept_draw(call: GeneratorCall) -> Any:
     """Where on the device the numbers of a call that is over lie, if they do."""
-    return call.draw if isinstance(call, _RecalledCall) else call.taken
+    return call.rng_state if isinstance(call, _RecalledCall) else call.taken
 
 
 class _RecalledCall(GeneratorCall):
     """A call with the numbers of an earlier one: they are where they were kept."""
 
     def __init__(self, earlier: GeneratorCall) -> None:
-        self.seed, self.offset, self.draw = earlier.seed, earlier.offset, _kept_draw(earlier)
+        self.seed, self.offset, self.rng_state = earlier.seed, earlier.offset, _kept_draw(earlier)
 
     def __enter__(self) -> GeneratorCall:
         return self
@@ -331,7 +331,7 @@ class CudaGraphGenerator(Generator):
         if device not in ("cpu", "cuda"):
             raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
         self.device = device
-        self._draw = (np if device == "cpu" else require_gpu()).empty(3, np.uint64)
+        self._rng_state = (np if device == "cpu" else require_gpu()).empty(3, np.uint64)
         self._write(self._seed, self._offset)
 
     def __repr__(self) -> str:
@@ -340,12 +340,12 @@ class CudaGraphGenerator(Generator):
     @property
     def offset(self) -> int:
         """Number of the next call, read back from the device; this waits for the stream."""
-        return int(self._draw[1])
+        return int(self._rng_state[1])
 
     @property
-    def draw(self) -> Any:
+    def rng_state(self) -> Any:
         """Seed, offset and the seed of sample 0: three uint64 on the device."""
-        return self._draw
+        return self._rng_state
 
     def next_offset(self) -> int:
         """The current offset; the next call gets the one after. This waits for the stream; layers do not call it."""
@@ -396,10 +396,10 @@ class CudaGraphGenerator(Generator):
         array of uint64, shape (3,)
             That array.
         """
-        if taken is None or array_module(taken) is not array_module(self._draw):
-            taken = array_module(self._draw).empty_like(self._draw)
-        backend_for(self._draw).advance_draw(self._draw, taken)
-        record_write(self._draw)
+        if taken is None or array_module(taken) is not array_module(self._rng_state):
+            taken = array_module(self._rng_state).empty_like(self._rng_state)
+        backend_for(self._rng_state).advance_rng_state(self._rng_state, taken)
+        record_write(self._rng_state)
         record_write(taken)
         return taken
 
@@ -427,8 +427,8 @@ class CudaGraphGenerator(Generator):
 
     def _write(self, seed: int, offset: int) -> None:
         numbers = np.array([seed, offset, sample_seed(seed)], np.uint64)
-        self._draw[...] = array_module(self._draw).asarray(numbers)
-        record_write(self._draw)
+        self._rng_state[...] = array_module(self._rng_state).asarray(numbers)
+        record_write(self._rng_state)
 
 
 class CudaGraphCall(GeneratorCall):
@@ -437,14 +437,14 @@ class CudaGraphCall(GeneratorCall):
     Attributes
     ----------
     seed, offset : None
-    draw : array of uint64, shape (3,)
+    rng_state : array of uint64, shape (3,)
         Holds them when kernels run.
     taken : array of uint64, shape (3,)
         After the context: keeps this call's numbers for its backward.
     """
 
     def __init__(self, generator: CudaGraphGenerator, taken: Any) -> None:
-        self._graph_generator, self.draw, self.taken = generator, generator.draw, taken
+        self._graph_generator, self.rng_state, self.taken = generator, generator.rng_state, taken
 
     def __enter__(self) -> GeneratorCall:
         self._graph_generator._lock.acquire()

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gpu_layers.distributed.communicator import Communicator, default_communicator
-from gpu_layers.layer_tree import layers_of
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer
 from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
+from gpu_layers.layers.layer_tree import layers_of
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.models.plain_layers import replaced_methods
 from gpu_layers.ops.sync_batch_norm import check_communicator
-from gpu_layers.plain_layers import replaced_methods
 
 _CONVERTED = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.verification.comparison import epsilon
 from profiling.cases import DTYPES, Case
@@ -123,7 +124,7 @@ def error_ratio(case: Case, name: str, actual: np.ndarray, reference: np.ndarray
     if actual.shape != reference.shape:
         return math.inf
     dtype = DTYPES[case.dtype]
-    accumulate = np.float64 if case.dtype == "float64" else np.float32
+    accumulate = accumulation_dtype(case.dtype)
     between = 2 * epsilon(dtype) if case.operation.rounds_gradient and case.direction == BACKWARD else 0.0
     if name in ("dgamma", "dbeta"):
         # Sums of random signs, which may cancel to nearly nothing: their errors are those of a sum of count

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from profiling.cases import DTYPES, Case
 from profiling.devices import Device
 from profiling.operation import BACKWARD, Arrays
@@ -55,7 +56,7 @@ class InputMaker:
             arrays["dy"] = self.numbers(case.output_shape, dtype)
         for name in case.operation.like_x:
             arrays[name] = self.numbers(case.input_shape, dtype, away=_AWAY)
-        parameters = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
+        parameters = accumulation_dtype(case.dtype)
         for name in case.operation.per_channel:
             values = self.numbers((case.shape[1],), parameters)
             positive = name == "var" or (name == "gamma" and case.operation.takes_maximum)

@@ -479,9 +479,9 @@ PADDED_BATCH_NORM = Operation(
     independent="channels",
 )
 
-# Pooling: the window of ResNet's stem for the maximum, and halving for the mean.
+# Pooling: the windows of ResNet's stem and of spatial pyramids for the maximum, and halving for the mean.
 
-_MAX_WINDOW, _AVG_WINDOW = (3, 2, 1), (2, 2, 0)  # kernel, stride, padding
+_MAX_WINDOW, _PYRAMID_WINDOW, _AVG_WINDOW = (3, 2, 1), (5, 1, 2), (2, 2, 0)  # kernel, stride, padding
 
 
 def _pooled(window: tuple[int, int, int]) -> Any:
@@ -511,11 +511,14 @@ def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fi
     return views
 
 
-def _max_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
-    first, *others = _taps(xp, arrays["x"], _MAX_WINDOW, channels_last, -math.inf)
-    for tap in others:
-        first = xp.maximum(first, tap)
-    return first
+def _max_pool_expression(window: tuple[int, int, int]) -> Any:
+    def expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+        first, *others = _taps(xp, arrays["x"], window, channels_last, -math.inf)
+        for tap in others:
+            first = xp.maximum(first, tap)
+        return first
+
+    return expression
 
 
 def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
@@ -537,19 +540,25 @@ def _pool_bytes(extra: int) -> Any:
     return lambda s: s.elements(1, 1) + extra * s.outputs
 
 
-MAX_POOL = Operation(
-    name="max_pool",
-    shapes=_IMAGES,
-    forward=lambda a, last: ops.max_pool_forward(a["x"], (3, 3), 2, 1, channels_last=last),
-    backward=ops.max_pool_backward,
-    floor=_both(lambda s: floors.pool(s, 1)),
-    torch_bytes=_both(_pool_bytes(8)),
-    torch=lambda F, t: F.max_pool2d(t["x"], *_MAX_WINDOW),  # noqa: N803
-    expression=_max_pool_expression,
-    jax=lambda jax, a, last: _reduce_window(jax, a["x"], -math.inf, jax.lax.max, _MAX_WINDOW, last),
-    output_shape=_pooled(_MAX_WINDOW),
-    layouts=(False, True),
-)
+def _max_pool(name: str, window: tuple[int, int, int], shapes: tuple[Shape, ...]) -> Operation:
+    kernel, stride, padding = window
+    return Operation(
+        name=name,
+        shapes=shapes,
+        forward=lambda a, last: ops.max_pool_forward(a["x"], (kernel, kernel), stride, padding, channels_last=last),
+        backward=ops.max_pool_backward,
+        floor=_both(lambda s: floors.pool(s, 1)),
+        torch_bytes=_both(_pool_bytes(8)),
+        torch=lambda F, t: F.max_pool2d(t["x"], *window),  # noqa: N803
+        expression=_max_pool_expression(window),
+        jax=lambda jax, a, last: _reduce_window(jax, a["x"], -math.inf, jax.lax.max, window, last),
+        output_shape=_pooled(window),
+        layouts=(False, True),
+    )
+
+
+MAX_POOL = _max_pool("max_pool", _MAX_WINDOW, _IMAGES)
+PYRAMID_MAX_POOL = _max_pool("pyramid_max_pool", _PYRAMID_WINDOW, ((64, 256, 40, 40), (64, 512, 20, 20)))
 
 AVG_POOL = Operation(
     name="avg_pool",
@@ -675,7 +684,7 @@ MAX_UNPOOL = Operation(
 def _second_taps(module: Any, shape: Shape, channels_last: bool) -> ops.MaxPoolSaved:
     """Of a pooling by windows of 2 x 2, of which each chose its second element."""
     _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
-    return replace(saved, taps=module.ones(saved.taps.shape, np.uint8))
+    return replace(saved, taps=module.ones(saved.argmax.shape, np.uint8))
 
 
 def _gathered(x: Any) -> Any:
@@ -742,6 +751,7 @@ OPERATIONS: tuple[Operation, ...] = (
     GLOBAL_AVG_POOL,
     ADAPTIVE_AVG_POOL,
     ADAPTIVE_MAX_POOL,
+    PYRAMID_MAX_POOL,
     LP_POOL,
     MAX_UNPOOL,
     CHANNEL_DROPOUT,

@@ -23,6 +23,7 @@ from torch import nn
 
 import gpu_layers.torch as glt
 from gpu_layers.torch import arrays
+from profiling.overhead import python_calls
 
 _SHAPE = (2, 4, 4, 4)
 LAYERS: tuple[tuple[str, tuple], ...] = (
@@ -80,7 +81,7 @@ def _forward_backward(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor
 
 
 def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
-    """Forward, and forward and backward, of each layer: ours and torch's."""
+    """Of each layer, ours and torch's: microseconds of forward, of forward and backward, and Python calls of these."""
     entries = []
     x = torch.randn(_SHAPE, requires_grad=True)
     for name, arguments in LAYERS:
@@ -92,17 +93,22 @@ def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
             calls_of.append(partial(_forward_backward, module, x, gradient))
         with idle_floors():
             times = least_times(calls_of, rounds, calls)
-        keys = ("forward", "torch_forward", "both", "torch_both")
-        entries.append({"layer": name, **dict(zip(keys, times, strict=True))})
+            counts = [python_calls(call) for call in calls_of[2:]]
+        keys = ("forward", "torch_forward", "both", "torch_both", "calls", "torch_calls")
+        entries.append({"layer": name, **dict(zip(keys, (*times, *counts), strict=True))})
     return entries
 
 
 def table(entries: list[dict[str, Any]]) -> str:
     """The entries as text."""
-    lines = [f"{'':20}{'forward':>10}{'torch':>8}{'ratio':>7}{'both':>10}{'torch':>8}{'ratio':>7}   microseconds"]
+    lines = [
+        f"{'':20}{'forward':>10}{'torch':>8}{'ratio':>7}{'both':>10}{'torch':>8}{'ratio':>7}{'calls':>8}{'torch':>7}"
+        "   microseconds; Python calls of both"
+    ]
     for entry in entries:
-        a, b, c, d = (entry[key] for key in ("forward", "torch_forward", "both", "torch_both"))
-        lines.append(f"{entry['layer']:20}{a:10.1f}{b:8.1f}{a / b:7.2f}{c:10.1f}{d:8.1f}{c / d:7.2f}")
+        a, b, c, d, *counts = list(entry.values())[1:]
+        row = f"{entry['layer']:20}{a:10.1f}{b:8.1f}{a / b:7.2f}{c:10.1f}{d:8.1f}{c / d:7.2f}"
+        lines.append(row + "{:8}{:7}".format(*counts))
     return "\n".join(lines)
 
 

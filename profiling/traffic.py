@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
-from gpu_layers.runtime.emulator import Trace
 from profiling.cases import DTYPES, Case
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
@@ -56,7 +57,7 @@ def _untouched(case: Case) -> Arrays:
     for name in case.operation.like_x:
         arrays[name] = empty(case.input_shape, DTYPES[case.dtype], host)
     for name in case.operation.per_channel:
-        arrays[name] = np.ones(case.shape[1], np.float64 if case.dtype == "float64" else np.float32)
+        arrays[name] = np.ones(case.shape[1], accumulation_dtype(case.dtype))
     return arrays
 
 

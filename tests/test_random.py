@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.reference.philox import random_words
+from gpu_layers.core.philox import random_words
 
 
 def test_offset_counts_calls():

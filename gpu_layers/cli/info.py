@@ -13,10 +13,10 @@ from typing import Any
 
 from gpu_layers._version import __version__
 from gpu_layers.distributed.mpi import MPI_ADVICE
+from gpu_layers.emulator.toolchain import find_compiler, find_cuda_headers
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.cache import cache_contents
 from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
-from gpu_layers.runtime.emulator.toolchain import find_compiler, find_cuda_headers
 from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.runtime.nvrtc import nvrtc
@@ -89,7 +89,7 @@ def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
             laid_out = (shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape
             for name, planned in (("forward", forward_plan), ("backward", backward_plan)):
                 plan = planned(laid_out, dtype.itemsize, layout == "NHWC")
-                reads = 2 if plan.places is None else 1
+                reads = 2 if plan.slots is None else 1
                 rows.append({"dtype": str(dtype), "layout": layout, "pass": name, "reads": reads, "plan": str(plan)})
     return rows
 

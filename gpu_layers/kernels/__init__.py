@@ -1,5 +1,6 @@
 """The launchers of the CUDA kernels. Same functions as ``gpu_layers.reference``."""
 
+from gpu_layers.core.argmax import max_pool_indices
 from gpu_layers.kernels.activation import relu_backward, relu_forward
 from gpu_layers.kernels.activation_dropout import (
     activation_dropout_backward,
@@ -25,7 +26,7 @@ from gpu_layers.kernels.batch_norm_max_pool import (
     batch_norm_max_pool_inference_backward,
 )
 from gpu_layers.kernels.dropout import (
-    advance_draw,
+    advance_rng_state,
     dropout_backward,
     dropout_forward,
     dropout_moments,
@@ -34,12 +35,11 @@ from gpu_layers.kernels.dropout_add import dropout_add_backward, dropout_add_for
 from gpu_layers.kernels.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.kernels.max_pool import max_pool_backward, max_pool_forward, max_pool_gather
 from gpu_layers.kernels.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
-from gpu_layers.reference.max_pool import max_pool_indices
 
 __all__ = [
     "activation_dropout_backward",
     "activation_dropout_forward",
-    "advance_draw",
+    "advance_rng_state",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

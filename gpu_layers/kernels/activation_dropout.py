@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
-from gpu_layers.mask import DropoutMask
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -19,7 +19,7 @@ _OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
 _CALL = (
     "long long n, int activation, int first, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
+    "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"
 )
 _SOURCE = "activation_dropout.cu"
 _FORWARD = KernelTemplate(
@@ -40,14 +40,14 @@ def activation_dropout_forward(
     x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
-    return _forward((x, mask.draw), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
+    return _forward((x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def activation_dropout_backward(
     dy: Any, x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> Any:
     """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
-    return _backward((dy, x, mask.draw), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
+    return _backward((dy, x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
@@ -56,11 +56,11 @@ def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
 
 
 def _call(
-    x: Any, draw: Any, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
+    x: Any, rng_state: Any, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
 ) -> tuple[Any, ...]:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
-    return x.size, NUMBERS[activation], int(dropout_first), of_rule, seed, offset, draw, start
+    return x.size, NUMBERS[activation], int(dropout_first), of_rule, seed, offset, rng_state, start
 
 
 def _blocks(x: Any) -> int:
@@ -69,19 +69,19 @@ def _blocks(x: Any) -> int:
 
 @Launcher
 def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> Any:
-    x, draw = operands
+    x, rng_state = operands
     x = ready(x)
     bits = empty_bits(x) if activation == "relu" else None
-    call = _call(x, draw, numbers, activation, *of_dropout)
+    call = _call(x, rng_state, numbers, activation, *of_dropout)
     kernel = _FORWARD(T=element_type(x))
     return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
 
 
 @Launcher
 def _backward(operands: Any, numbers: Any, *of_call: Any) -> Any:
-    dy, x, draw = operands
+    dy, x, rng_state = operands
     dy, x = ready(dy), ready(x)
-    call = _call(x, draw, numbers, *of_call)
+    call = _call(x, rng_state, numbers, *of_call)
     kernel = _BACKWARD(T=element_type(x))
     return filled(None, dy, lambda dx: launch(kernel, _blocks(x), THREADS, (dy, x, dx, *call)))
 

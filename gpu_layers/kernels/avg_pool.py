@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    TiledKernels,
     apart,
     divisor_struct,
     general_template,
     plan_for,
     ready_lengths,
     spatial_result,
-    tiled_plan_for,
-    tiled_template,
 )
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")
@@ -27,8 +26,8 @@ _SCATTER = general_template(
 )
 
 _LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
-_FORWARD_TILED = tiled_template("avg_pool_tiled.cu", "avg_pool_forward_tiled", f"const T* x, T* y, {_LAST_TILED}")
-_BACKWARD_TILED = tiled_template("avg_pool_tiled.cu", "avg_pool_backward_tiled", f"const T* dy, T* dx, {_LAST_TILED}")
+_FORWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_forward_tiled", f"const T* x, T* y, {_LAST_TILED}")
+_BACKWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_backward_tiled", f"const T* dy, T* dx, {_LAST_TILED}")
 
 
 def avg_pool_forward(
@@ -74,10 +73,9 @@ def _forward(
         global_pool.global_avg_forward(x, y, window, channels_last, divisor_override)
         return delivered(y, out)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
-    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
-    if tiles is not None:
-        kernel = _FORWARD_TILED(T=element, **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (x, y, tiles.strip, tiles.plan.struct, divisor))
+    tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((x, y), (divisor,))
     else:
         plan = plan_for(x, window, "output", channels_last, window.taps)
         kernel = _FORWARD(T=element, **plan.template_arguments)
@@ -102,10 +100,9 @@ def _backward(
         global_pool.global_backward(dy, None, dx, window, channels_last, divisor_override)
         return delivered(dx, out)
     divisor = divisor_struct(window, element, count_include_pad, divisor_override, lengths)
-    tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
-    if tiles is not None:
-        kernel = _BACKWARD_TILED(T=element, **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (dy, dx, tiles.strip, tiles.plan.struct, divisor))
+    tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((dy, dx), (divisor,))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last, window.taps)
         kernel = _SCATTER(T=element, **plan.template_arguments)

@@ -1,4 +1,4 @@
-"""Launching ``batch_norm_resident.cu`` where a plan says so, else ``batch_norm.cu``."""
+"""Launching ``batch_norm_persistent.cu`` where a plan says so, else ``batch_norm.cu``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, delivered, destination, empty, ready
-from gpu_layers.kernels.batch_norm_passes import (
+from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     OF_CHANNELS,
+    PIECEWISE_LINEAR,
     ROWS,
     RUNNING,
     RUNNING_ARRAYS,
-    SLOPED_ACTIVATIONS,
-    Pass,
-    ResidentPass,
-    Rule,
+    LayoutPair,
+    Normalization,
+    PersistentKernel,
     activation_number,
     merge_gradients,
     merge_statistics,
@@ -34,24 +36,22 @@ from gpu_layers.kernels.batch_norm_plan import (
     forward_plan,
 )
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
-# ``Fusion`` of ``batch_norm_rules.cuh``.
-_FUSIONS = tuple({"Fused": name} for name in ("kPlain", "kSloped", "kCurved"))
-_FUSED: dict[str, Any] = {"of_planes": _FUSIONS, "of_rows": _FUSIONS}
+# ``Epilogue`` of ``batch_norm_rules.cuh``.
+_FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
+_FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
 _RULE = f"{OF_CHANNELS}, const T* residual, int activation"
-_STATISTICS = Pass(
+_STATISTICS = LayoutPair(
     "batch_norm.cu",
     "batch_norm_statistics",
     f"const T* x, const A* gamma, const A* beta, A* partial_moments, A* statistics, {RUNNING}, FoldingRule<A> rule, "
     "A eps",
     initialised=RUNNING_ARRAYS,
 )
-_NORMALIZE = Pass(
+_NORMALIZE = LayoutPair(
     "batch_norm.cu",
     "batch_norm_normalize",
     "const T* x, const A* mean, const A* deviation, const A* gamma, const A* beta, const T* residual, int activation, "
@@ -73,43 +73,43 @@ _KEEP_STATISTICS = KernelTemplate(
     "const A* mean, const A* var, const A* gamma, const A* beta, A* statistics, double eps, long long channels",
     combinations(A=ACCUMULATE_TYPES),
 )
-_GRADIENT_SUMS = Pass(
+_GRADIENT_SUMS = LayoutPair(
     "batch_norm.cu",
     "batch_norm_gradient_sums",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta",
     **_FUSED,
 )
-_INPUT_GRADIENT = Pass(
+_INPUT_GRADIENT = LayoutPair(
     "batch_norm.cu",
     "batch_norm_input_gradient",
     f"const T* dy, const T* x, {_RULE}, const A* dgamma, const A* dbeta, T* dx, T* dresidual, A inv_count",
     **_FUSED,
 )
-_FORWARD_RESIDENT = ResidentPass(
-    "batch_norm_resident.cu",
-    "batch_norm_forward_resident",
+_FORWARD_RESIDENT = PersistentKernel(
+    "batch_norm_persistent.cu",
+    "batch_norm_forward_persistent",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
-    f"A* statistics, {RUNNING}, unsigned int* arrived, FoldingRule<A> rule, A eps",
+    f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps",
 )
-_BACKWARD_RESIDENT = ResidentPass(
-    "batch_norm_resident.cu",
-    "batch_norm_backward_resident",
+_BACKWARD_RESIDENT = PersistentKernel(
+    "batch_norm_persistent.cu",
+    "batch_norm_backward_persistent",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
-    "unsigned int* arrived, A inv_count, int places_of_x",
+    "unsigned int* barrier_count, A inv_count, int slots_of_x",
 )
 
 
-def _arguments(rule: Rule) -> tuple[Any, ...]:
+def _arguments(rule: Normalization) -> tuple[Any, ...]:
     return *rule.of_channels, rule.residual, rule.number
 
 
 def _fusion(residual: Any | None, activation: str) -> str:
-    if activation not in SLOPED_ACTIVATIONS:
-        return "kCurved"
-    return "kPlain" if residual is None and activation == "identity" else "kSloped"
+    if activation not in PIECEWISE_LINEAR:
+        return "kSmooth"
+    return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
 
 
-def _of_inputs(x: Any, rule: Rule, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
+def _of_inputs(x: Any, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
     """Where dx and dresidual go, if there is a residual."""
     return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
 
@@ -260,18 +260,18 @@ def forward(
     x, gamma, beta, residual, *of_running, out = operands
     x = ready(x)
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
-    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     statistics = _new_statistics(x, plan, dtype)
     running, rule = _contiguous(of_running), _folding_rule(*(folding or (0.0, 2)), dtype)
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
-    if activation in SLOPED_ACTIVATIONS:
+    if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
         if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps)):
             _deliver(running, of_running)
             return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
     _deliver(running, of_running)
-    _launch_normalize(x, Rule.of(statistics, residual, activation), y, channels_last)
+    _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last)
     return delivered(y, out), statistics
 
 
@@ -287,7 +287,7 @@ def statistics_of_batch(
     x, gamma, beta, *of_running = operands
     x = ready(x)
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
-    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), statistics_dtype(x.dtype)
+    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     statistics = _new_statistics(x, plan, dtype)
     running, rule = _contiguous(of_running), _folding_rule(*(folding or (0.0, 2)), dtype)
     partial_moments = workspace(plan, 4, dtype, x)
@@ -307,7 +307,7 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
     x = ready(x)
     mean, var, gamma, beta = (None if one is None else ready(one) for one in (mean, var, gamma, beta))
     residual = None if residual is None else ready(residual)
-    y, dtype = destination(out, x), statistics_dtype(x.dtype)
+    y, dtype = destination(out, x), accumulation_dtype(x.dtype)
     if not x.size:
         channels = x.shape[-1 if channels_last else 1]
         return delivered(y, out), keep_statistics(mean, var, gamma, beta, eps, channels, dtype)
@@ -315,7 +315,7 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
     statistics = _new_statistics(x, plan, dtype)
     fused = _fusion(residual, activation)
     arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps)
-    _NORMALIZE.launch(plan, x, arguments, Fused=fused)
+    _NORMALIZE.launch(plan, x, arguments, Epilogue=fused)
     return delivered(y, out), statistics
 
 
@@ -332,23 +332,23 @@ def keep_statistics(
 
 def launch_normalize(x: Any, statistics: Any, y: Any, channels_last: bool, activation: str) -> None:
     """Fill y with phi of the normalised values."""
-    _launch_normalize(x, Rule.of(statistics, None, activation), y, channels_last)
+    _launch_normalize(x, Normalization.of(statistics, None, activation), y, channels_last)
 
 
-def _launch_normalize(x: Any, rule: Rule, y: Any, channels_last: bool) -> None:
+def _launch_normalize(x: Any, rule: Normalization, y: Any, channels_last: bool) -> None:
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (x, *rule.of_channels, rule.residual, rule.number, y, None, 0.0)
-    _NORMALIZE.launch(plan, x, arguments, Fused=_fusion(rule.residual, rule.activation))
+    _NORMALIZE.launch(plan, x, arguments, Epilogue=_fusion(rule.residual, rule.activation))
 
 
 @Launcher
 def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_backward``."""
     dy, x, statistics, residual, *out = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), _of_inputs(x, rule, out)
-    arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.places)
+    arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.slots)
     if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last):
         _parameter_gradients(plan, dy, x, rule, sums)
         _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
@@ -363,7 +363,7 @@ def _gradients(inputs: tuple[Any, Any], out: Sequence[Any], sums: tuple[Any, Any
 @Launcher
 def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, residual = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums = sums_of_channels(plan, x)
     _parameter_gradients(plan, dy, x, rule, sums)
@@ -373,7 +373,7 @@ def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation:
 @Launcher
 def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, dgamma, dbeta, residual = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     inputs = _of_inputs(x, rule)
     _input_gradients(dy, x, rule, (ready(dgamma), ready(dbeta)), count, inputs, channels_last)
     return inputs
@@ -383,11 +383,11 @@ def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool
 def inference_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_inference_backward``."""
     dy, x, statistics, residual, *out = operands
-    dy, x, rule = ready(dy), ready(x), Rule.of(statistics, residual, activation)
+    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), _of_inputs(x, rule, out)
     _parameter_gradients(plan, dy, x, rule, sums)
-    if _fusion(rule.residual, activation) != "kPlain":
+    if _fusion(rule.residual, activation) != "kIdentity":
         _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last)
     else:
         # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
@@ -407,15 +407,15 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
     _deliver((mean, var, batches, skipped), changed)
 
 
-def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Rule, sums: tuple[Any | None, Any, Any]) -> None:
-    _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Fused=_fusion(rule.residual, rule.activation))
+def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
+    _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=_fusion(rule.residual, rule.activation))
     merge_gradients(plan, rule, sums)
 
 
 def _input_gradients(
     dy: Any,
     x: Any,
-    rule: Rule,
+    rule: Normalization,
     sums: tuple[Any | None, Any | None],
     count: int,
     inputs: tuple[Any, Any | None],
@@ -424,4 +424,4 @@ def _input_gradients(
     """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (dy, x, *_arguments(rule), *sums, *inputs, 1 / count)
-    _INPUT_GRADIENT.launch(plan, x, arguments, Fused=_fusion(rule.residual, rule.activation))
+    _INPUT_GRADIENT.launch(plan, x, arguments, Epilogue=_fusion(rule.residual, rule.activation))

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.window import Window
 from gpu_layers.kernels import batch_norm, max_pool
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm import (
@@ -16,64 +20,68 @@ from gpu_layers.kernels.batch_norm import (
     of_running_statistics,
     statistics_of_batch,
 )
-from gpu_layers.kernels.batch_norm_passes import (
+from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     OF_CHANNELS,
-    SLOPED_ACTIVATIONS,
-    Pass,
-    ResidentPass,
-    Rule,
+    PIECEWISE_LINEAR,
+    LayoutPair,
+    Normalization,
+    PersistentKernel,
     activation_number,
     merge_gradients,
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
-from gpu_layers.kernels.pool_plan import STRUCTS, Plan, plan_for, spatial_empty
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.reference.pool_taps import tap_dtype
-from gpu_layers.running import RunningStatistics
+from gpu_layers.kernels.pool_plan import STRUCTS, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 _FORWARD = KernelTemplate(
     "batch_norm_max_pool.cu",
     "batch_norm_max_pool_forward",
     "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
-    "unsigned char* taps, PoolWindow window",
+    "unsigned char* argmax, PoolWindow window",
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
+)
+
+_FORWARD_TILED = TiledKernels(
+    "batch_norm_max_pool.cu",
+    "batch_norm_max_pool_forward_tiled",
+    "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
+    "unsigned char* argmax, int strip, PoolWindow window",
+    overlapping_planes=False,
 )
 
 # Kernel, stride and padding that the backward of planes knows when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
 _BACKWARD: dict[str, Any] = {
-    "of_planes": [
+    "of_nchw": [
         {"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _WINDOWS_OF_PLANES
     ],
     "structs": STRUCTS,
 }
-_GRADIENT = f"const T* dy, const unsigned char* taps, const T* x, {OF_CHANNELS}, int activation"
-_GRADIENT_SUMS = Pass(
+_GRADIENT = f"const T* dy, const unsigned char* argmax, const T* x, {OF_CHANNELS}, int activation"
+_GRADIENT_SUMS = LayoutPair(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_gradient_sums",
     f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, PoolWindow window",
     single_channels=False,
     **_BACKWARD,
 )
-_INPUT_GRADIENT = Pass(
+_INPUT_GRADIENT = LayoutPair(
     "batch_norm_max_pool_backward.cu",
     "batch_norm_max_pool_input_gradient",
     f"{_GRADIENT}, const A* dgamma, const A* dbeta, T* dx, A inv_count, PoolWindow window",
     single_channels=False,
     **_BACKWARD,
 )
-_BACKWARD_RESIDENT = ResidentPass(
+_BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_max_pool_backward.cu",
-    "batch_norm_max_pool_backward_resident",
-    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* arrived, A inv_count, int places_of_x, "
-    "PoolWindow window",
+    "batch_norm_max_pool_backward_persistent",
+    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* barrier_count, A inv_count, "
+    "int slots_of_x, PoolWindow window",
     **_BACKWARD,
 )
 
@@ -129,25 +137,36 @@ def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels
     x, mean, var, gamma, beta = operands
     x = ready(x)
     channels = x.shape[-1 if channels_last else 1]
-    statistics = keep_statistics(mean, var, gamma, beta, eps, channels, statistics_dtype(x.dtype))
+    statistics = keep_statistics(mean, var, gamma, beta, eps, channels, accumulation_dtype(x.dtype))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
 def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
     """The pooled values of x, normalised and activated, and which tap each is."""
-    plan = plan_for(x, window, "output", channels_last)
-    if activation not in SLOPED_ACTIVATIONS or plan.template_arguments["Index"] != "int":
-        # Rare: what takes longer to compute than to read, and planes of 2**31 elements.
+    element, plan = element_type(x), plan_for(x, window, "output", channels_last)
+    tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last)
+    if activation not in PIECEWISE_LINEAR or not (tiled or _is_normalised_once(window, plan)):
+        # What takes longer to compute, or to compute again for each window, than to write and read.
         normalised = empty(x.shape, x.dtype, x)
         launch_normalize(x, statistics, normalised, channels_last, activation)
         return max_pool.forward((normalised, None, None), (window, channels_last))
     y = spatial_empty(x, window.output_shape, channels_last)
-    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
-    kernel = _FORWARD(T=element_type(x), Width=plan.template_arguments["Width"])
+    argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
     mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
-    arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, taps.as_bytes())
-    plan.run(kernel, (*arrays, plan.struct))
-    return y, taps
+    arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, argmax.as_bytes())
+    if tiled is not None:
+        tiled.run(arrays)
+    else:
+        plan.run(_FORWARD(T=element, Width=plan.template_arguments["Width"]), (*arrays, plan.struct))
+    return y, argmax
+
+
+def _is_normalised_once(window: Window, plan: Plan) -> bool:
+    """Whether the general kernel, which has a value normalised by each window that sees it, is the faster way.
+
+    It has no code for planes of 2**31 elements.
+    """
+    return apart(window, None) and plan.template_arguments["Index"] == "int"
 
 
 @dataclass(frozen=True)
@@ -179,9 +198,9 @@ def _gather(
     vectors = int(np.prod(shape, dtype=object)) // width
     axes = list(zip(window.kernel, window.stride, window.pad_before, strict=True))
     few = all(kernel <= 2 * stride for kernel, stride, _ in axes) and set(window.dilation) == {1}
-    if activation not in SLOPED_ACTIVATIONS or window.rank > 2 or window.adaptive or not few:
+    if activation not in PIECEWISE_LINEAR or window.rank > 2 or window.adaptive or not few:
         return None
-    if tap_dtype(window) != np.uint8 or vectors >= below:
+    if argmax_dtype(window) != np.uint8 or vectors >= below:
         return None
     if channels_last:
         if shape[-1] % width:
@@ -201,7 +220,7 @@ def _gather(
 
 def batch_norm_max_pool_backward(
     dy: Any,
-    taps: Any,
+    argmax: Any,
     x: Any,
     statistics: Any,
     window: Window,
@@ -209,12 +228,12 @@ def batch_norm_max_pool_backward(
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    return _backward((dy, taps, x, statistics), (window, channels_last, activation, True))
+    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
     dy: Any,
-    taps: Any,
+    argmax: Any,
     x: Any,
     statistics: Any,
     window: Window,
@@ -222,7 +241,7 @@ def batch_norm_max_pool_inference_backward(
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    return _backward((dy, taps, x, statistics), (window, channels_last, activation, False))
+    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, False))
 
 
 @Launcher
@@ -230,20 +249,20 @@ def _backward(
     operands: Any, numbers: Any, window: Window, channels_last: bool, activation: str, depends: bool
 ) -> tuple[Any, Any, Any]:
     """``depends``: whether the statistics are those of x."""
-    dy, taps, x, statistics = operands
-    dy, taps, x = ready(dy), ready(taps), ready(x)
+    dy, argmax, x, statistics = operands
+    dy, argmax, x = ready(dy), ready(argmax), ready(x)
     shape, itemsize = x.shape, x.dtype.itemsize
     gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
     if gather is None:
-        dz = max_pool.backward((dy, taps, None, None), (window, channels_last))
+        dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
-    rule = Rule.of(statistics, None, activation)
+    rule = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
-    source = (dy, taps.as_bytes(), x, *rule.of_channels, rule.number)
+    source = (dy, argmax.as_bytes(), x, *rule.of_channels, rule.number)
     if depends and rule.activation in EXACT_GRADIENT:
-        last = (1 / plan.count, plan.places, gather.window)
+        last = (1 / plan.count, plan.slots, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)

@@ -13,37 +13,42 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES, WARP_THREADS, WARPS
 from gpu_layers.runtime.kernel import c_name
 
 #: Threads of a block: ``kChannelThreads`` of ``channel_layout.cuh``.
 THREADS = 256
 _VECTOR_BYTES = 16
-# Blocks that fill any GPU twice over (132 multiprocessors of 8 blocks of 256 threads), so that it is busy
-# whatever the number of channels. A constant, not the GPU's own number.
-_TARGET_BLOCKS = 2112
-# Resident blocks of an H100, of two a multiprocessor, each with half of the 228 KB of shared memory but for 1 KB that
-# the system takes and, of rows, 12 KB of scratch: so many places of 16 bytes a thread.
-RESIDENT_BLOCKS = 264
-_PLACES_OF_PLANES, _PLACES_OF_ROWS = 27, 25
+# Blocks that fill any GPU twice over, so that it is busy whatever the number of channels. A constant, not the GPU's
+# own number.
+_TARGET_BLOCKS = 2 * MULTIPROCESSORS * WARPS * WARP_THREADS // THREADS
+#: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
+PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
+# Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
+_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC = 2 * 1024, 12 * 1024
+_SLOTS_OF_NCHW, _SLOTS_OF_NHWC = (
+    (SHARED_BYTES // 2 - RESERVED_BYTES - scratch) // (THREADS * _VECTOR_BYTES)
+    for scratch in (_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC)
+)
 # Groups of so many blocks leave none over.
-_GROUP_SIZES = tuple(size for size in range(1, RESIDENT_BLOCKS + 1) if RESIDENT_BLOCKS % size == 0)
-# What the parts of a channel may add to the traffic.
+_GROUP_SIZES = tuple(size for size in range(1, PERSISTENT_BLOCKS + 1) if PERSISTENT_BLOCKS % size == 0)
+# What the blocks of a channel may add to the traffic.
 _WORKSPACE_SHARE = 0.03
 
-_PLANE_LAYOUT = np.dtype(
+_NCHW_LAYOUT = np.dtype(
     [
         (name, np.int64)
-        for name in ("channels", "plane", "segment", "segments_per_plane", "segments", "segments_per_part", "parts")
+        for name in ("channels", "plane", "chunk", "chunks_per_plane", "chunks", "chunks_per_block", "blocks")
     ],
     align=True,
 )
-_ROW_LAYOUT = np.dtype(
-    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_part", "parts")], align=True
+_NHWC_LAYOUT = np.dtype(
+    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_block", "blocks")], align=True
 )
 #: Structs of the kernels' parameters.
 STRUCTS = {
-    "PlaneLayout": _PLANE_LAYOUT,
-    "RowLayout": _ROW_LAYOUT,
+    "NchwLayout": _NCHW_LAYOUT,
+    "NhwcLayout": _NHWC_LAYOUT,
     **{
         f"FoldingRule<{c_name(dtype)}>": np.dtype([(name, dtype) for name in ("old", "newest", "unbiased")])
         for dtype in (np.dtype(np.float32), np.dtype(np.float64))
@@ -60,17 +65,17 @@ class Plan:
     width : int or None
         Of rows: channels a thread. None for planes.
     block : tuple of int
-        Threads side by side, and those that take segments or rows in turn.
+        Threads side by side, and those that take chunks or rows in turn.
     layout : ndarray
-        ``PlaneLayout`` or ``RowLayout``.
+        ``NchwLayout`` or ``NhwcLayout``.
     channels : int
     tiles : int
         What a group of blocks shares: channels, or of rows tiles of neighbouring channels.
-    parts : int
+    blocks_per_group : int
         Blocks of a group.
     count : int
         Values of a channel.
-    places : int or None
+    slots : int or None
         Of 16 bytes, that a thread needs to keep what it reads of each array; None where that does not fit, so that
         everything is read twice.
     arrays : int
@@ -82,28 +87,29 @@ class Plan:
     layout: Any
     channels: int
     tiles: int
-    parts: int
+    blocks_per_group: int
     count: int
-    places: int | None
+    slots: int | None
     arrays: int
 
     @property
     def blocks(self) -> int:
         """Blocks of each of the two reads."""
-        return self.tiles * self.parts
+        return self.tiles * self.blocks_per_group
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block that keeps what it reads."""
-        return (self.places or 0) * self.arrays * THREADS * _VECTOR_BYTES
+        return (self.slots or 0) * self.arrays * THREADS * _VECTOR_BYTES
 
     def __str__(self) -> str:
         kind = "planes" if self.width is None else f"rows of {self.width}-channel vectors"
-        groups = f"{self.tiles} group{'s' * (self.tiles > 1)} of {self.parts} block{'s' * (self.parts > 1)}"
+        of_blocks = f"{self.blocks_per_group} block{'s' * (self.blocks_per_group > 1)}"
+        groups = f"{self.tiles} group{'s' * (self.tiles > 1)} of {of_blocks}"
         threads = f"{self.block[0]} x {self.block[1]} threads"
-        if self.places is None:
+        if self.slots is None:
             return f"two reads, {kind}, {groups}, {threads}"
-        how = "cooperative" if self.parts > 1 else "plain launch"
+        how = "cooperative" if self.blocks_per_group > 1 else "plain launch"
         kept = f"{self.shared_bytes / 1024:.0f} KB of shared memory a block"
         return f"one read, {kind}, {groups}, {threads}, {kept}, {how}"
 
@@ -124,17 +130,19 @@ def backward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) ->
 def elementwise_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
     """The plan of what sums nothing: evaluation, and the second of two reads."""
     if channels_last or len(shape) == 2:
-        return _two_reads_of_rows(math.prod(shape[:-1]), shape[-1], itemsize, 1)
-    return _two_reads_of_planes(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
+        return _two_reads_of_nhwc(math.prod(shape[:-1]), shape[-1], itemsize, 1)
+    return _two_reads_of_nchw(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
 
 
 def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int) -> Plan:
     if channels_last or len(shape) == 2:
         rows, channels = math.prod(shape[:-1]), shape[-1]
-        return _resident_rows(rows, channels, itemsize, arrays) or _two_reads_of_rows(rows, channels, itemsize, arrays)
+        return _persistent_nhwc(rows, channels, itemsize, arrays) or _two_reads_of_nhwc(
+            rows, channels, itemsize, arrays
+        )
     batch, channels, plane = shape[0], shape[1], math.prod(shape[2:])
-    resident = _resident_planes(batch, channels, plane, itemsize, arrays)
-    return resident or _two_reads_of_planes(batch, channels, plane, itemsize, arrays)
+    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays)
+    return resident or _two_reads_of_nchw(batch, channels, plane, itemsize, arrays)
 
 
 def _power_of_two_up_to(value: float) -> int:
@@ -145,107 +153,109 @@ def _number_bytes(itemsize: int) -> int:
     return 8 if itemsize == 8 else 4
 
 
-def _group_size(parts: int, most: int) -> int:
+def _group_size(blocks: int, most: int) -> int:
     """The next size of a group that leaves no blocks over, if it is not more than ``most``."""
-    size = next(size for size in _GROUP_SIZES if size >= parts)
-    return size if size <= most else parts
+    size = next(size for size in _GROUP_SIZES if size >= blocks)
+    return size if size <= most else blocks
 
 
 # ---- one read --------------------------------------------------------------------------------------------------------
 
 
-def _resident_planes(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
-    budget = _PLACES_OF_PLANES // arrays
+    budget = _SLOTS_OF_NCHW // arrays
     best: tuple[Any, ...] | None = None
     # Neighbouring threads read 128 bytes together, where a plane has as many.
-    for along in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 128 else [])):
-        pieces, places = _pieces(plane, along, width, budget)
-        if places > budget:
+    for threads_x in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 128 else [])):
+        pieces, slots = _pieces(plane, threads_x, width, budget)
+        if slots > budget:
             continue
-        segments_per_part = THREADS // along * (budget // places)
-        needed = -(-batch * pieces // segments_per_part)
-        if needed > RESIDENT_BLOCKS:
+        chunks_per_block = THREADS // threads_x * (budget // slots)
+        needed = -(-batch * pieces // chunks_per_block)
+        if needed > PERSISTENT_BLOCKS:
             continue
-        # Few parts; then a loop with several loads in flight (see Share in channel_layout.cuh); then long rows.
-        rank = (needed, min(-(-plane // (width * along * pieces)), 6) * -1, -along)
+        # Few blocks; then a loop with several loads in flight (see Share in channel_layout.cuh); then long rows.
+        rank = (needed, min(-(-plane // (width * threads_x * pieces)), 6) * -1, -threads_x)
         if best is None or rank < best[0]:
-            best = (rank, along, pieces, needed)
+            best = (rank, threads_x, pieces, needed)
     if best is None:
         return None
-    _, along, pieces, needed = best
+    _, threads_x, pieces, needed = best
     # More blocks where there are few channels, up to what a GPU holds; but each reads what all of a group leave.
     slab = batch * plane * itemsize * arrays
     most = int(math.sqrt(_WORKSPACE_SHARE * slab / (4 * _number_bytes(itemsize))))
-    parts = max(needed, min(RESIDENT_BLOCKS // max(channels, 1), most))
-    slots = THREADS // along
-    if parts > -(-batch * pieces // slots):
-        # Shorter segments, of two vectors a thread at least.
-        pieces = max(pieces, min(-(-parts * slots // batch), plane // (2 * along * width)))
-        parts = max(1, min(parts, -(-batch * pieces // slots)))
-    segment = _segment(plane, pieces, width)
-    segments_per_plane = -(-plane // segment)
-    segments = batch * segments_per_plane
-    parts = _group_size(parts, segments) if parts > 1 else 1
-    segments_per_part = -(-segments // parts)
-    parts = -(-segments // segments_per_part)
-    places = -(-segments_per_part // slots) * _places(segment, plane, along, width)
-    values = (channels, plane, segment, segments_per_plane, segments, segments_per_part, parts)
-    layout = np.array(values, _PLANE_LAYOUT)
-    return Plan(None, (along, slots), layout, channels, channels, parts, batch * plane, places, arrays)
+    blocks = max(needed, min(PERSISTENT_BLOCKS // max(channels, 1), most))
+    threads_y = THREADS // threads_x
+    if blocks > -(-batch * pieces // threads_y):
+        # Shorter chunks, of two vectors a thread at least.
+        pieces = max(pieces, min(-(-blocks * threads_y // batch), plane // (2 * threads_x * width)))
+        blocks = max(1, min(blocks, -(-batch * pieces // threads_y)))
+    chunk = _chunk(plane, pieces, width)
+    chunks_per_plane = -(-plane // chunk)
+    chunks = batch * chunks_per_plane
+    blocks = _group_size(blocks, chunks) if blocks > 1 else 1
+    chunks_per_block = -(-chunks // blocks)
+    blocks = -(-chunks // chunks_per_block)
+    slots = -(-chunks_per_block // threads_y) * _slots(chunk, plane, threads_x, width)
+    values = (channels, plane, chunk, chunks_per_plane, chunks, chunks_per_block, blocks)
+    layout = np.array(values, _NCHW_LAYOUT)
+    return Plan(None, (threads_x, threads_y), layout, channels, channels, blocks, batch * plane, slots, arrays)
 
 
-def _segment(plane: int, pieces: int, width: int) -> int:
+def _chunk(plane: int, pieces: int, width: int) -> int:
     vectors = -(-plane // (pieces * width))
     return vectors * width
 
 
-def _places(segment: int, plane: int, along: int, width: int) -> int:
-    """Places that a thread needs for a segment: its vectors, and single values at both ends of odd planes."""
-    singles = 0 if plane % width == 0 else 2 * -(-(width - 1) // along)
-    return -(-segment // (width * along)) + singles
+def _slots(chunk: int, plane: int, threads_x: int, width: int) -> int:
+    """Slots that a thread needs for a chunk: its vectors, and single values at both ends of odd planes."""
+    singles = 0 if plane % width == 0 else 2 * -(-(width - 1) // threads_x)
+    return -(-chunk // (width * threads_x)) + singles
 
 
-def _pieces(plane: int, along: int, width: int, budget: int) -> tuple[int, int]:
-    """The fewest pieces of a plane of which each fits, and the places that one needs."""
-    singles = _places(0, plane, along, width)
+def _pieces(plane: int, threads_x: int, width: int, budget: int) -> tuple[int, int]:
+    """The fewest pieces of a plane of which each fits, and the slots that one needs."""
+    singles = _slots(0, plane, threads_x, width)
     if singles >= budget:
         return 1, budget + 1
-    pieces = -(-plane // ((budget - singles) * along * width))
-    return pieces, _places(_segment(plane, pieces, width), plane, along, width)
+    pieces = -(-plane // ((budget - singles) * threads_x * width))
+    return pieces, _slots(_chunk(plane, pieces, width), plane, threads_x, width)
 
 
-def _resident_rows(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         return None
-    budget = _PLACES_OF_ROWS // arrays
+    budget = _SLOTS_OF_NHWC // arrays
     vectors = channels // width
     # 128 bytes of a row, or the 64 that still are whole sectors where this leaves room for a second group, or for one.
-    half = RESIDENT_BLOCKS // 2
-    for widest, most in ((8, half), (4, half), (8, RESIDENT_BLOCKS), (4, RESIDENT_BLOCKS)):
-        along = min(_power_of_two_up_to(2 * vectors - 1), widest)
-        slots = THREADS // along
-        needed = -(-rows // (slots * budget))
+    half = PERSISTENT_BLOCKS // 2
+    for widest, most in ((8, half), (4, half), (8, PERSISTENT_BLOCKS), (4, PERSISTENT_BLOCKS)):
+        threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
+        threads_y = THREADS // threads_x
+        needed = -(-rows // (threads_y * budget))
         if needed <= most:
             break
     else:
         return None
-    tiles = -(-vectors // along)
+    tiles = -(-vectors // threads_x)
     count_bytes = rows * itemsize * arrays
-    most_parts = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
-    parts = max(needed, min(RESIDENT_BLOCKS // tiles, most_parts, -(-rows // slots)))
-    parts = _group_size(parts, -(-rows // slots)) if parts > 1 else 1
-    rows_per_part = -(-rows // parts)
-    parts = -(-rows // rows_per_part)
-    layout = np.array((rows, channels, tiles, rows_per_part, parts), _ROW_LAYOUT)
-    return Plan(width, (along, slots), layout, channels, tiles, parts, rows, -(-rows_per_part // slots), arrays)
+    most_blocks = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
+    blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
+    blocks = _group_size(blocks, -(-rows // threads_y)) if blocks > 1 else 1
+    rows_per_block = -(-rows // blocks)
+    blocks = -(-rows // rows_per_block)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
+    return Plan(
+        width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, -(-rows_per_block // threads_y), arrays
+    )
 
 
 # ---- two reads -------------------------------------------------------------------------------------------------------
 
 
-def _most_parts(count: int, itemsize: int) -> int:
+def _most_blocks(count: int, itemsize: int) -> int:
     """Parts of a channel whose four numbers each, written and read again, stay below 3 % of the traffic.
 
     A forward moves ``3 * itemsize * count`` bytes of a channel, and two times four numbers for each part.
@@ -253,30 +263,30 @@ def _most_parts(count: int, itemsize: int) -> int:
     return max(1, int(_WORKSPACE_SHARE * 3 * itemsize * count / (2 * 4 * _number_bytes(itemsize))))
 
 
-def _two_reads_of_planes(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan:
+def _two_reads_of_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan:
     width = _VECTOR_BYTES // itemsize
-    # Threads along a segment: enough for some six vectors each, so that the loop with several loads in flight
+    # Threads along a chunk: enough for some six vectors each, so that the loop with several loads in flight
     # is entered and what is left over stays small.
-    along = min(max(_power_of_two_up_to(plane / width / 6), 4), THREADS)
-    slots = THREADS // along
-    most_parts = min(-(-_TARGET_BLOCKS // channels), _most_parts(batch * plane, itemsize))
-    # Vectors of a thread in a segment: fewer where few channels would not make enough blocks; one more than the loop
+    threads_x = min(max(_power_of_two_up_to(plane / width / 6), 4), THREADS)
+    threads_y = THREADS // threads_x
+    most_blocks = min(-(-_TARGET_BLOCKS // channels), _most_blocks(batch * plane, itemsize))
+    # Vectors of a thread in a chunk: fewer where few channels would not make enough blocks; one more than the loop
     # with several loads in flight takes at a time.
     for vectors in (16, 5):
-        segment = -(-min(plane, along * width * vectors) // width) * width
-        segments_per_plane = -(-plane // segment)
-        segments = batch * segments_per_plane
-        parts = min(most_parts, -(-segments // slots))
-        if 2 * channels * parts >= _TARGET_BLOCKS:
+        chunk = -(-min(plane, threads_x * width * vectors) // width) * width
+        chunks_per_plane = -(-plane // chunk)
+        chunks = batch * chunks_per_plane
+        blocks = min(most_blocks, -(-chunks // threads_y))
+        if 2 * channels * blocks >= _TARGET_BLOCKS:
             break
-    segments_per_part = -(-segments // parts)
-    parts = -(-segments // segments_per_part)
-    values = (channels, plane, segment, segments_per_plane, segments, segments_per_part, parts)
-    layout = np.array(values, _PLANE_LAYOUT)
-    return Plan(None, (along, slots), layout, channels, channels, parts, batch * plane, None, arrays)
+    chunks_per_block = -(-chunks // blocks)
+    blocks = -(-chunks // chunks_per_block)
+    values = (channels, plane, chunk, chunks_per_plane, chunks, chunks_per_block, blocks)
+    layout = np.array(values, _NCHW_LAYOUT)
+    return Plan(None, (threads_x, threads_y), layout, channels, channels, blocks, batch * plane, None, arrays)
 
 
-def _two_reads_of_rows(rows: int, channels: int, itemsize: int, arrays: int) -> Plan:
+def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         width = 1
@@ -284,16 +294,16 @@ def _two_reads_of_rows(rows: int, channels: int, itemsize: int, arrays: int) -> 
     # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
     # to fill a GPU than there are; single channels by the warp.
     for widest in (8, 4) if width > 1 else (32,):
-        along = min(_power_of_two_up_to(2 * vectors - 1), widest)
-        slots = THREADS // along
-        tiles = -(-vectors // along)
-        parts = min(-(-_TARGET_BLOCKS // tiles), -(-rows // slots), _most_parts(rows, itemsize))
-        if 2 * tiles * parts >= _TARGET_BLOCKS:
+        threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
+        threads_y = THREADS // threads_x
+        tiles = -(-vectors // threads_x)
+        blocks = min(-(-_TARGET_BLOCKS // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
+        if 2 * tiles * blocks >= _TARGET_BLOCKS:
             break
-    rows_per_part = -(-rows // parts)
-    parts = -(-rows // rows_per_part)
-    layout = np.array((rows, channels, tiles, rows_per_part, parts), _ROW_LAYOUT)
-    return Plan(width, (along, slots), layout, channels, tiles, parts, rows, None, arrays)
+    rows_per_block = -(-rows // blocks)
+    blocks = -(-rows // rows_per_block)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
+    return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, None, arrays)
 
 
 def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
@@ -307,11 +317,11 @@ def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> 
 
 
 def _depth(plan: Plan) -> int:
-    along, slots = plan.block
+    threads_x, threads_y = plan.block
     if plan.width is None:
         layout = plan.layout
-        of_a_thread = -(-int(layout["segments_per_part"]) // slots) * (-(-int(layout["segment"]) // along) + 16)
+        of_a_thread = -(-int(layout["chunks_per_block"]) // threads_y) * (-(-int(layout["chunk"]) // threads_x) + 16)
     else:
-        of_a_thread = -(-int(plan.layout["rows_per_part"]) // slots)
+        of_a_thread = -(-int(plan.layout["rows_per_block"]) // threads_y)
     warp = 32
-    return of_a_thread + THREADS.bit_length() + -(-plan.parts // warp) + warp.bit_length()
+    return of_a_thread + THREADS.bit_length() + -(-plan.blocks_per_group // warp) + warp.bit_length()

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
+from gpu_layers.core.philox import sample_seed
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
-from gpu_layers.mask import MOST_DIGITS, DropoutMask
-from gpu_layers.reference.philox import sample_seed
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -40,17 +40,17 @@ _ROWS = np.dtype(
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 _SIGNATURE = (
     "const T* x, T* y, long long n, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, const unsigned long long* draw, unsigned long long start"
+    "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"
 )
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _SIGNATURE, _TYPES, STRUCTS)
-_APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_runs", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
+_APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_grouped", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
 _APPLY_SHARED = KernelTemplate(
     "dropout.cu", "dropout_apply_shared", f"{_SIGNATURE}, DecisionRows rows", _TYPES, STRUCTS
 )
 _APPLY_ROWS = KernelTemplate(
-    "dropout.cu", "dropout_apply_rows", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
+    "dropout.cu", "dropout_apply_samples", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
 )
 _APPLY_BLOCKS = KernelTemplate(
     "dropout.cu",
@@ -77,7 +77,7 @@ _MOMENTS = KernelTemplate(
     STRUCTS,
 )
 _ADVANCE = KernelTemplate(
-    "dropout.cu", "advance_draw", "const T* draw, T* next, T* taken", combinations(T=["unsigned long long"])
+    "dropout.cu", "advance_rng_state", "const T* rng_state, T* next, T* taken", combinations(T=["unsigned long long"])
 )
 
 
@@ -139,7 +139,7 @@ def dropout_forward(
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
     arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 4, factors, channels_last)
-    return _apply((x, mask.sample_ids, mask.draw, out, residual), arguments, call_numbers(mask))
+    return _apply((x, mask.sample_ids, mask.rng_state, out, residual), arguments, call_numbers(mask))
 
 
 _FACTORS = struct.Struct("3d")
@@ -157,12 +157,12 @@ def _apply(
     channels_last: bool,
 ) -> Any:
     """phase: of the first decision within its Philox block."""
-    x, ids, draw, out, residual = operands
+    x, ids, rng_state, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
     scale, shift, dropped = _FACTORS.unpack(factors)
-    of_call = (rule(drop_below, scale, shift, dropped, element), seed, offset, draw, start)
+    of_call = (rule(drop_below, scale, shift, dropped, element), seed, offset, rng_state, start)
 
     def fill(y: Any) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
@@ -239,15 +239,15 @@ def _moments(operands: Any, numbers: Any, drop_below: int, phase: int, scale: fl
     return mean, variance
 
 
-def advance_draw(draw: Any, taken: Any) -> None:
-    """``gpu_layers.reference.advance_draw``, as a kernel."""
-    _advance((draw, taken))
+def advance_rng_state(rng_state: Any, taken: Any) -> None:
+    """``gpu_layers.reference.advance_rng_state``, as a kernel."""
+    _advance((rng_state, taken))
 
 
 @Launcher
 def _advance(operands: Any, numbers: Any) -> None:
-    draw, taken = operands
-    launch(_ADVANCE(T="unsigned long long"), 1, 1, (draw, draw, taken))
+    rng_state, taken = operands
+    launch(_ADVANCE(T="unsigned long long"), 1, 1, (rng_state, rng_state, taken))
 
 
 # As in the reference: the same map, of dy.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
-from gpu_layers.kernels.batch_norm_passes import EXACT_GRADIENT, activation_number
+from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_number
 from gpu_layers.kernels.batch_norm_plan import STRUCTS as LAYOUTS
 from gpu_layers.kernels.batch_norm_plan import elementwise_plan
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
-from gpu_layers.mask import DropoutMask
 from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -23,7 +23,7 @@ _SOURCE = "dropout_add.cu"
 _STRAIGHT = ("true", "false")
 _CALL = (
     "int activation, int first, DropoutRule<A> rule, unsigned long long seed, unsigned long long offset, "
-    "const unsigned long long* draw, unsigned long long start, DecisionRows rows, const long long* sample_ids"
+    "const unsigned long long* rng_state, unsigned long long start, DecisionRows rows, const long long* sample_ids"
 )
 _FORWARD = KernelTemplate(
     _SOURCE,
@@ -37,7 +37,7 @@ _BACKWARD = KernelTemplate(
     _SOURCE,
     "dropout_add_backward",
     "const T* dy, const T* x, const A* bias, const unsigned char* gradient_bits, T* dx, A* sums, "
-    f"{_CALL}, RowLayout layout",
+    f"{_CALL}, NhwcLayout layout",
     [
         {"T": c_name(dtype), "Width": str(width), "Straight": straight}
         for dtype in FLOAT_DTYPES
@@ -49,7 +49,7 @@ _BACKWARD = KernelTemplate(
 _MERGE = KernelTemplate(
     _SOURCE,
     "dropout_add_merge",
-    "const A* sums, A* dbias, long long features, long long parts",
+    "const A* sums, A* dbias, long long features, long long blocks",
     combinations(A=ACCUMULATE_TYPES),
 )
 
@@ -65,7 +65,7 @@ def dropout_add_forward(
     out: Any | None = None,
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.dropout_add_forward``, as a kernel."""
-    operands = (x, bias, residual, mask.draw, mask.sample_ids, out)
+    operands = (x, bias, residual, mask.rng_state, mask.sample_ids, out)
     return _forward(operands, _arguments(activation, mask, scale, dropout_first), call_numbers(mask))
 
 
@@ -81,7 +81,7 @@ def dropout_add_backward(
     sums_rows: bool,
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.dropout_add_backward``, as kernels."""
-    operands = (dy, x, bias, gradient_bits, mask.draw, mask.sample_ids)
+    operands = (dy, x, bias, gradient_bits, mask.rng_state, mask.sample_ids)
     arguments = (*_arguments(activation, mask, scale, dropout_first), sums_rows)
     return _backward(operands, arguments, call_numbers(mask))
 
@@ -92,7 +92,7 @@ def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: 
 
 def _call(
     x: Any,
-    draw: Any,
+    rng_state: Any,
     ids: Any | None,
     numbers: Any,
     activation: str,
@@ -105,7 +105,7 @@ def _call(
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
     rows = decision_rows(run, digits, 1 if ids is None else ids.size, x.size)
-    return activation_number(activation), int(dropout_first), of_rule, seed, offset, draw, start, rows, ids
+    return activation_number(activation), int(dropout_first), of_rule, seed, offset, rng_state, start, rows, ids
 
 
 def _straight(activation: str, ids: Any | None, run: int, digits: Any) -> str:
@@ -115,12 +115,12 @@ def _straight(activation: str, ids: Any | None, run: int, digits: Any) -> str:
 
 @Launcher
 def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
-    x, bias, residual, draw, ids, out = operands
+    x, bias, residual, rng_state, ids, out = operands
     x, residual = ready(x), ready(residual)
     bias, ids = (None if one is None else ready(one) for one in (bias, ids))
     bits = empty_bits(x) if activation == "relu" else None
     features = divisor(1 if bias is None else max(bias.size, 1))
-    call = _call(x, draw, ids, numbers, activation, *of_mask)
+    call = _call(x, rng_state, ids, numbers, activation, *of_mask)
     straight = _straight(activation, ids, *of_mask[-2:])
     kernel = _FORWARD(T=element_type(x), Straight=straight)
     blocks = octet_blocks(x) if straight == _STRAIGHT[0] else blocks_for(x.size, THREADS * _OCTET)
@@ -131,7 +131,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
 
 @Launcher
 def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
-    dy, x, bias, bits, draw, ids = operands
+    dy, x, bias, bits, rng_state, ids = operands
     *of_call, sums_rows = of_mask
     dy = ready(dy)
     x, bias, bits, ids = (None if one is None else ready(one) for one in (x, bias, bits, ids))
@@ -142,15 +142,15 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
     if dy.size == 0:
         return empty(dy.shape, dy.dtype, dy), dbias
     plan = elementwise_plan((math.prod(dy.shape[:-1]), features), dy.dtype.itemsize, True)
-    sums = empty((features, plan.parts), wide, dy) if sums_rows and plan.parts > 1 else dbias
+    sums = empty((features, plan.blocks_per_group), wide, dy) if sums_rows and plan.blocks_per_group > 1 else dbias
     if bits is not None:
         # What they say leaves nothing of the activation, and nothing of the mask.
         activation, ids, of_call[-2:] = "identity", None, (1, ())
-    call = _call(dy, draw, ids, numbers, activation, *of_call)
+    call = _call(dy, rng_state, ids, numbers, activation, *of_call)
     kernel = _BACKWARD(T=element, Width=str(plan.width), Straight=_straight(activation, ids, *of_call[-2:]))
     arguments = (*call, plan.layout)
     dx = filled(None, dy, lambda dx: launch(kernel, plan.blocks, plan.block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
         merge = _MERGE(A=c_name(wide))
-        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.parts))
+        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.blocks_per_group))
     return dx, dbias

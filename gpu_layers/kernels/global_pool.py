@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, vector_width
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.window import Window
 
 _THREADS = 256
 _WARP = 32
@@ -29,7 +29,7 @@ _LAYOUT = np.dtype(
         ("positions", np.int64),
         ("samples", np.int64),
         ("lanes", np.int32),
-        ("tap_bytes", np.int32),
+        ("argmax_bytes", np.int32),
     ],
     align=True,
 )
@@ -41,20 +41,20 @@ def _template(function: str, signature: str) -> KernelTemplate:
 
 
 _MAX = {
-    name: _template(f"global_max_{name}", "const T* x, T* y, unsigned char* taps, GlobalLayout layout")
-    for name in ("planes", "rows")
+    name: _template(f"global_max_{name}", "const T* x, T* y, unsigned char* argmax, GlobalLayout layout")
+    for name in ("nchw", "nhwc")
 }
 _AVG = {
     name: _template(f"global_avg_{name}", "const T* x, T* y, A factor, GlobalLayout layout")
-    for name in ("planes", "rows")
+    for name in ("nchw", "nhwc")
 }
 _SPREAD_PLANES = _template(
-    "global_spread_planes",
-    "const T* dy, const unsigned char* taps, T* dx, A factor, Divisor64 by_positions, GlobalLayout layout",
+    "global_spread_nchw",
+    "const T* dy, const unsigned char* argmax, T* dx, A factor, Divisor64 by_positions, GlobalLayout layout",
 )
 _SPREAD_ROWS = _template(
-    "global_spread_rows",
-    "const T* dy, const unsigned char* taps, T* dx, A factor, int chunks, GlobalLayout layout",
+    "global_spread_nhwc",
+    "const T* dy, const unsigned char* argmax, T* dx, A factor, int chunks, GlobalLayout layout",
 )
 
 
@@ -67,26 +67,26 @@ def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None =
     return fits and not (channels_last and array.shape[-1] % vector_width(array.dtype))
 
 
-def _layout(array: Any, window: Window, channels_last: bool, tap_bytes: int) -> tuple[str, int, np.ndarray]:
+def _layout(array: Any, window: Window, channels_last: bool, argmax_bytes: int) -> tuple[str, int, np.ndarray]:
     """Which kind of kernel, its blocks, and what it takes."""
     if channels_last:
         vectors = array.shape[-1] // vector_width(array.dtype)
         lanes = min(1 << (vectors - 1).bit_length(), _WARP)
         blocks = array.shape[0] * -(-vectors // lanes)
-        return "rows", blocks, np.array((vectors, window.taps, array.shape[0], lanes, tap_bytes), _LAYOUT)
+        return "nhwc", blocks, np.array((vectors, window.taps, array.shape[0], lanes, argmax_bytes), _LAYOUT)
     planes = array.shape[0] * array.shape[1]
     lanes = _THREADS
     if window.taps < _BLOCK_PLANE:
         lanes = min(1 << (max(window.taps // _VALUES_A_LANE, 1) - 1).bit_length(), _WARP)
-    layout = np.array((planes, window.taps, 1, lanes, tap_bytes), _LAYOUT)
-    return "planes", blocks_for(planes, _THREADS // lanes), layout
+    layout = np.array((planes, window.taps, 1, lanes, argmax_bytes), _LAYOUT)
+    return "nchw", blocks_for(planes, _THREADS // lanes), layout
 
 
-def global_max_forward(x: Any, y: Any, taps: Any, window: Window, channels_last: bool) -> None:
+def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_last: bool) -> None:
     """Fill y and taps as ``max_pool_forward`` does."""
-    kind, blocks, layout = _layout(x, window, channels_last, taps.dtype.itemsize)
+    kind, blocks, layout = _layout(x, window, channels_last, argmax.dtype.itemsize)
     if y.size:
-        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, taps.as_bytes(), layout))
+        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, argmax.as_bytes(), layout))
 
 
 def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
@@ -98,24 +98,24 @@ def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divi
 
 
 def global_backward(
-    dy: Any, taps: Any | None, dx: Any, window: Window, channels_last: bool, divisor_override: int | None = None
+    dy: Any, argmax: Any | None, dx: Any, window: Window, channels_last: bool, divisor_override: int | None = None
 ) -> None:
     """Fill dx from the gradient of each plane: as the backward of max pooling if there are taps, else as that of
     average pooling."""
     if not dx.size:
         return
-    tap_bytes = 0 if taps is None else taps.dtype.itemsize
-    factor = _factor(window, divisor_override) if taps is None else 1.0
-    bytes_of_taps = None if taps is None else taps.as_bytes()
+    argmax_bytes = 0 if argmax is None else argmax.dtype.itemsize
+    factor = _factor(window, divisor_override) if argmax is None else 1.0
+    bytes_of_taps = None if argmax is None else argmax.as_bytes()
     if channels_last:
-        _, tiles, layout = _layout(dy, window, channels_last, tap_bytes)
+        _, tiles, layout = _layout(dy, window, channels_last, argmax_bytes)
         # Positions that a thread writes, one after another.
         rows = _THREADS // int(layout["lanes"])
         chunks = -(-window.taps // (rows * _VALUES_A_LANE))
         kernel = _SPREAD_ROWS(T=element_type(dy))
         launch(kernel, tiles * chunks, _THREADS, (dy, bytes_of_taps, dx, factor, chunks, layout))
         return
-    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, tap_bytes), _LAYOUT)
+    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, argmax_bytes), _LAYOUT)
     blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
     kernel = _SPREAD_PLANES(T=element_type(dy))
     launch(kernel, blocks, _THREADS, (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout))

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import STRUCTS, plan_for, spatial_empty, spatial_result
-from gpu_layers.reference.pool_taps import accumulation_dtype, tap_dtype
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 # The powers are what costs: 64-bit indices for all sizes, one kernel less for each type.
 _INDEX = "long long"
@@ -33,14 +34,14 @@ _STRUCTS = {**STRUCTS, "PowerRule": _RULE}
 _FORWARD = KernelTemplate(
     "lp_pool.cu",
     "lp_pool_forward",
-    "const T* x, T* y, unsigned char* taps, T* largest, A* slopes, PowerRule rule, PoolWindow window",
+    "const T* x, T* y, unsigned char* argmax, T* largest, A* slopes, PowerRule rule, PoolWindow window",
     _INSTANTIATIONS,
     _STRUCTS,
 )
 _BACKWARD = KernelTemplate(
     "lp_pool.cu",
     "lp_pool_backward",
-    "const T* dy, const T* x, const unsigned char* taps, const T* largest, const A* slopes, T* dx, PowerRule rule, "
+    "const T* dy, const T* x, const unsigned char* argmax, const T* largest, const A* slopes, T* dx, PowerRule rule, "
     "PoolWindow window",
     _INSTANTIATIONS,
     _STRUCTS,
@@ -57,7 +58,7 @@ def lp_pool_forward(
 def lp_pool_backward(
     dy: Any,
     x: Any,
-    taps: Any | None,
+    argmax: Any | None,
     largest: Any | None,
     slopes: Any | None,
     window: Window,
@@ -66,7 +67,7 @@ def lp_pool_backward(
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.lp_pool_backward``, as a kernel."""
-    return _backward((dy, x, taps, largest, slopes, out), (window, norm_type, channels_last))
+    return _backward((dy, x, argmax, largest, slopes, out), (window, norm_type, channels_last))
 
 
 @Launcher
@@ -74,26 +75,26 @@ def _forward(operands: Any, numbers: Any, window: Window, norm_type: float, chan
     x, out = operands
     x = ready(x)
     y = spatial_result(out, x, window.output_shape, channels_last)
-    taps = largest = slopes = None
+    argmax = largest = slopes = None
     if math.isinf(norm_type):
-        taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+        argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
     elif norm_type != 1:
         largest = spatial_empty(x, window.output_shape, channels_last)
         slopes = spatial_empty(x, window.output_shape, channels_last, accumulation_dtype(x.dtype))
     plan = plan_for(x, window, "output", channels_last, 0)
-    arguments = (x, y, _bytes(taps), largest, slopes, _rule(window, norm_type, x.dtype), plan.struct)
+    arguments = (x, y, _bytes(argmax), largest, slopes, _rule(window, norm_type, x.dtype), plan.struct)
     plan.run(_FORWARD(T=element_type(x), Index=_INDEX), arguments)
-    return delivered(y, out), taps, largest, slopes
+    return delivered(y, out), argmax, largest, slopes
 
 
 @Launcher
 def _backward(operands: Any, numbers: Any, window: Window, norm_type: float, channels_last: bool) -> Any:
-    dy, x, taps, largest, slopes, out = operands
+    dy, x, argmax, largest, slopes, out = operands
     dy, x = ready(dy), ready(x)
-    taps, largest, slopes = (None if one is None else ready(one) for one in (taps, largest, slopes))
+    argmax, largest, slopes = (None if one is None else ready(one) for one in (argmax, largest, slopes))
     dx = spatial_result(out, dy, window.input_shape, channels_last)
     plan = plan_for(dy, window, "input", channels_last, 0)
-    arguments = (dy, x, _bytes(taps), largest, slopes, dx, _rule(window, norm_type, dy.dtype), plan.struct)
+    arguments = (dy, x, _bytes(argmax), largest, slopes, dx, _rule(window, norm_type, dy.dtype), plan.struct)
     plan.run(_BACKWARD(T=element_type(dy), Index=_INDEX), arguments)
     return delivered(dx, out)
 
@@ -110,5 +111,5 @@ def _rule(window: Window, p: float, dtype: np.dtype) -> np.ndarray:
     return rule
 
 
-def _bytes(taps: Any | None) -> Any | None:
-    return None if taps is None else taps.as_bytes()
+def _bytes(argmax: Any | None) -> Any | None:
+    return None if argmax is None else argmax.as_bytes()

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    TiledKernels,
     apart,
     general_template,
     plan_for,
     ready_lengths,
     spatial_empty,
     spatial_result,
-    tiled_plan_for,
-    tiled_template,
 )
-from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.window import Window
 
 _LAST = "const long long* lengths, PoolWindow window"
-_FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* taps, {_LAST}")
+_FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* argmax, {_LAST}")
 _BACKWARD = general_template(
-    "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* taps, T* dx, {_LAST}"
+    "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* argmax, T* dx, {_LAST}"
 )
-_GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* taps, T* y, {_LAST}")
+_GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
 _SCATTER = general_template(
-    "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* taps, T* dx, PoolWindow window"
+    "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
 
-_FORWARD_TILED = tiled_template(
+_FORWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_forward_tiled",
-    "const T* x, T* y, unsigned char* taps, int strip, PoolWindow window",
+    "const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window",
+    large=True,
 )
-_BACKWARD_TILED = tiled_template(
+_BACKWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_backward_tiled",
-    "const T* dy, const unsigned char* taps, T* dx, int strip, PoolWindow window",
+    "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
+    large=True,
 )
 
 
@@ -51,26 +52,26 @@ def max_pool_forward(
 
 def max_pool_backward(
     dy: Any,
-    taps: Any,
+    argmax: Any,
     window: Window,
     channels_last: bool = False,
     lengths: Any | None = None,
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
-    return backward((dy, taps, lengths, out), (window, channels_last))
+    return backward((dy, argmax, lengths, out), (window, channels_last))
 
 
 def max_pool_gather(
     x: Any,
-    taps: Any,
+    argmax: Any,
     window: Window,
     channels_last: bool = False,
     lengths: Any | None = None,
     out: Any | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
-    return _gather((x, taps, lengths, out), (window, channels_last))
+    return _gather((x, argmax, lengths, out), (window, channels_last))
 
 
 @Launcher
@@ -79,55 +80,53 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     x, lengths, out = operands
     x = ready(x)
     y = spatial_result(out, x, window.output_shape, channels_last)
-    taps = spatial_empty(x, window.output_shape, channels_last, tap_dtype(window))
+    argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
     if global_pool.takes(x, window, channels_last, lengths):
-        global_pool.global_max_forward(x, y, taps, window, channels_last)
-        return delivered(y, out), taps
-    tiles = tiled_plan_for(x, window, "output", channels_last, lengths)
-    if tiles is not None:
-        kernel = _FORWARD_TILED(T=element_type(x), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (x, y, taps.as_bytes(), tiles.strip, tiles.plan.struct))
-        return delivered(y, out), taps
+        global_pool.global_max_forward(x, y, argmax, window, channels_last)
+        return delivered(y, out), argmax
+    tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((x, y, argmax.as_bytes()))
+        return delivered(y, out), argmax
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
-    plan.run(kernel, (x, y, taps.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
-    return delivered(y, out), taps
+    plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+    return delivered(y, out), argmax
 
 
 @Launcher
 def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
-    x, taps, lengths, out = operands
-    x, taps = ready(x), ready(taps)
+    x, argmax, lengths, out = operands
+    x, argmax = ready(x), ready(argmax)
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
-    plan.run(kernel, (x, taps.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
+    plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
     return delivered(y, out)
 
 
 @Launcher
 def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
     """Of ``max_pool_backward``."""
-    dy, taps, lengths, out = operands
-    dy, taps = ready(dy), ready(taps)
+    dy, argmax, lengths, out = operands
+    dy, argmax = ready(dy), ready(argmax)
     dx = spatial_result(out, dy, window.input_shape, channels_last)
-    _fill_gradient(dy, taps, dx, window, channels_last, lengths)
+    _fill_gradient(dy, argmax, dx, window, channels_last, lengths)
     return delivered(dx, out)
 
 
-def _fill_gradient(dy: Any, taps: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
+def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
     if global_pool.takes(dy, window, channels_last, lengths):
-        global_pool.global_backward(dy, taps, dx, window, channels_last)
+        global_pool.global_backward(dy, argmax, dx, window, channels_last)
         return
-    tiles = tiled_plan_for(dy, window, "input", channels_last, lengths)
-    if tiles is not None:
-        kernel = _BACKWARD_TILED(T=element_type(dy), **tiles.plan.template_arguments)
-        tiles.plan.run(kernel, (dy, taps.as_bytes(), dx, tiles.strip, tiles.plan.struct))
+    tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
+    if tiled is not None:
+        tiled.run((dy, argmax.as_bytes(), dx))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)
-        plan.run(kernel, (dy, taps.as_bytes(), dx, plan.struct))
+        plan.run(kernel, (dy, argmax.as_bytes(), dx, plan.struct))
     else:
         plan = plan_for(dy, window, "input", channels_last)
         kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
-        plan.run(kernel, (dy, taps.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))
+        plan.run(kernel, (dy, argmax.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))

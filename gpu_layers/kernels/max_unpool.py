@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import spatial_result
@@ -19,7 +20,7 @@ _WARPS = _THREADS // 32
 # Blocks that fill any GPU: each leaves one flag to read back.
 _KEEP_BLOCKS = 1024
 # Warps that keep any GPU busy; below that, several of them share a plane.
-_ENOUGH_WARPS = 132 * 32
+_ENOUGH_WARPS = MULTIPROCESSORS * WARPS // 2
 # Values of a plane's part at least: each part reads all indices.
 _LEAST_PART = 1024
 

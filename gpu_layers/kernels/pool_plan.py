@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.reference.pool_taps import tap_dtype
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.window import Window
 
 THREADS = 256
 
@@ -28,7 +28,7 @@ _WINDOW = np.dtype(
         ("dilation", np.int32, 3),
         ("pad", np.int32, 3),
         ("adaptive", np.int32),
-        ("tap_bytes", np.int32),
+        ("argmax_bytes", np.int32),
         ("input", np.int64, 3),
         ("output", np.int64, 3),
         ("images", np.int64),
@@ -130,7 +130,7 @@ class Plan:
             self.struct[name] = (1,) * (3 - len(values)) + values
         for name in ("stride", "dilation", "input", "output", "units"):
             self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
-        self.struct["adaptive"], self.struct["tap_bytes"] = window.adaptive, tap_dtype(window).itemsize
+        self.struct["adaptive"], self.struct["argmax_bytes"] = window.adaptive, argmax_dtype(window).itemsize
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)
@@ -198,7 +198,9 @@ def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:
 
 # Kernel, stride and padding of height and width that tiled kernels know when compiled.
 TileWindow = tuple[int, int, int]
-TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
+_SMALL_TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
+#: Those of spatial pyramids besides, over planes.
+_LARGE_TILES: tuple[TileWindow, ...] = ((5, 1, 2),)
 # Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
 _MOST_COLUMNS = 4
 _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
@@ -206,38 +208,11 @@ _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
 _STRIPS = (8, 4, 2)
 
 
-def tiled_template(source: str, function: str, signature: str) -> KernelTemplate:
-    """A kernel for common windows and types."""
-    instantiations = [
-        {"T": element, **_tile_arguments(window, last, deep)}
-        for element in _TILED_ELEMENTS
-        for window in TILES
-        for last in (False, True)
-        for deep in ((False, True) if window[0] > window[1] else (True,))
-    ]
-    return KernelTemplate(source, function, signature, instantiations, STRUCTS)
-
-
 def _tile_arguments(window: TileWindow, channels_last: bool, deep: bool) -> dict[str, str]:
     kernel, stride, pad = map(str, window)
     # Windows side by side share no rows: one kernel is for all depths.
     flags = {"ChannelsLast": channels_last, "Deep": deep or window[0] == window[1]}
     return {"Kernel": kernel, "Stride": stride, "Pad": pad, **{name: str(flag).lower() for name, flag in flags.items()}}
-
-
-@dataclass(frozen=True)
-class TiledPlan:
-    """A launch of a tiled kernel.
-
-    Attributes
-    ----------
-    plan : Plan
-    strip : int
-        Rows of tiles that a thread walks along.
-    """
-
-    plan: Plan
-    strip: int
 
 
 def _deep(window: Window, side: str) -> bool:
@@ -266,7 +241,8 @@ def _tiled_plan(
     channels_last: bool,
     below: int,
     full_grid: int,
-) -> TiledPlan | None:
+) -> tuple[Plan, int] | None:
+    """The plan, and rows of tiles that a thread walks along."""
     # Height and width; one axis has no height.
     plane = slice(-2, None) if window.rank > 1 else slice(-1, None)
     known = {
@@ -276,7 +252,13 @@ def _tiled_plan(
         )
     }
     kernel, stride, pad, dilation = known.pop()
-    if known or dilation > 1 or (kernel, stride, pad) not in TILES or window.adaptive or window.taps >= _RECIPROCALS:
+    if (
+        known
+        or dilation > 1
+        or (kernel, stride, pad) not in _SMALL_TILES + _LARGE_TILES
+        or window.adaptive
+        or window.taps >= _RECIPROCALS
+    ):
         return None
     deep = _deep(window, side)
     if (side == "input" and kernel == stride and deep) or not _begins_inside(window):
@@ -294,7 +276,7 @@ def _tiled_plan(
     strip = next((n for n in _STRIPS if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
     units = (depth, -(-rows // strip), tiles)
     arguments = _tile_arguments((kernel, stride, pad), channels_last, deep)
-    return TiledPlan(Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip)
+    return Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip
 
 
 def apart(window: Window, lengths: Any | None) -> bool:
@@ -305,24 +287,83 @@ def apart(window: Window, lengths: Any | None) -> bool:
     return all(kernel == 1 or (dilation == 1 and kernel <= stride) for kernel, stride, dilation in taps)
 
 
-def tiled_plan_for(array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None) -> TiledPlan | None:
-    """The plan of a tiled template; None if the general ones are to be taken.
+@dataclass(frozen=True)
+class TiledLaunch:
+    """A tiled kernel, and how it is launched.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    plan : Plan
+    strip : int
+        Rows of tiles that a thread walks along.
+    """
+
+    kernel: Kernel
+    plan: Plan
+    strip: int
+
+    def run(self, arguments: tuple[Any, ...], more: tuple[Any, ...] = ()) -> None:
+        """Launch it, with these arguments before the strip and the window, and more after them."""
+        self.plan.run(self.kernel, (*arguments, self.strip, self.plan.struct, *more))
+
+
+class TiledKernels:
+    """A kernel for common windows and types, by tiles.
 
     Parameters
     ----------
-    array : array
-    window : Window
-    side : {"output", "input"}
-        What a thread has tiles of.
-    channels_last : bool
-    lengths : array or None
+    source, function, signature : str
+        As of :class:`KernelTemplate`.
+    large : bool
+        Also for larger windows.
+    overlapping_planes : bool
+        Also for windows as far apart as inputs, and for overlapping ones that are deep.
     """
-    if lengths is not None or element_type(array) not in _TILED_ELEMENTS:
-        return None
-    shape, in_force = _samples_and_channels(array, channels_last), limits()
-    return _tiled_plan(
-        window, side, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.full_grid
-    )
+
+    def __init__(
+        self, source: str, function: str, signature: str, *, large: bool = False, overlapping_planes: bool = True
+    ) -> None:
+        windows = [
+            (window, deep)
+            for window in _SMALL_TILES
+            for deep in ((False, True) if window[0] > window[1] else (True,))
+            if overlapping_planes or (window[1] > 1 and deep == (window[0] == window[1]))
+        ]
+        windows += [(window, False) for window in _LARGE_TILES] if large else []
+        instantiations = [
+            {"T": element, **_tile_arguments(window, last, deep)}
+            for element in _TILED_ELEMENTS
+            for window, deep in windows
+            for last in (False, True)
+        ]
+        self._template = KernelTemplate(source, function, signature, instantiations, STRUCTS)
+
+    def launch_for(
+        self, array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None = None
+    ) -> TiledLaunch | None:
+        """How it is launched for an array; None if the general kernels are to be taken.
+
+        Parameters
+        ----------
+        array : array
+        window : Window
+        side : {"output", "input"}
+            What a thread has tiles of.
+        channels_last : bool
+        lengths : array or None
+        """
+        if lengths is not None:
+            return None
+        shape, in_force = _samples_and_channels(array, channels_last), limits()
+        planned = _tiled_plan(
+            window, side, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.full_grid
+        )
+        if planned is None:
+            return None
+        plan, strip = planned
+        kernel = self._template.get(T=element_type(array), **plan.template_arguments)
+        return None if kernel is None else TiledLaunch(kernel, plan, strip)
 
 
 def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:

@@ -80,10 +80,17 @@ class ActivationDropout(Layer):
             number = earlier_calls(self) if generator.is_on_device else 0
             with generator.call(taken_of(self, number)) as call:
                 y, saved = activation_dropout_forward(
-                    x, self.activation, self.p, call.seed, call.offset, order=self.order, start=start, draw=call.draw
+                    x,
+                    self.activation,
+                    self.p,
+                    call.seed,
+                    call.offset,
+                    order=self.order,
+                    start=start,
+                    rng_state=call.rng_state,
                 )
             keep_taken(self, number, call.taken)
-            self._saved = saved if call.taken is None else saved.with_draw(call.taken)
+            self._saved = saved if call.taken is None else saved.with_rng_state(call.taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y

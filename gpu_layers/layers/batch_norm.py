@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.moments import Moments
 from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
     batch_statistics,
 )
-from gpu_layers.moments import Moments
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
     batch_norm_backward,
@@ -222,7 +222,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
         Returns
         -------
-        gpu_layers.moments.Moments
+        gpu_layers.core.moments.Moments
 
         Raises
         ------

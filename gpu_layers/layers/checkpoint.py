@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpu_layers.layer_tree import modes
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.calls import forget_calls
+from gpu_layers.layers.layer_tree import modes
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import CallRecord
@@ -102,8 +102,8 @@ class Checkpoint(Sequential):
         x, options, in_modes, record, before, after = self._saved_by_forward()
         # x and parameters since before the forward, as a layer may have worked in place; masks since the forward.
         check_unwritten(before, x=x, **self.parameters)
-        for draw in record.draws:
-            check_unwritten(after, draw=draw)
+        for rng_state in record.draws:
+            check_unwritten(after, rng_state=rng_state)
         layers = [layer for layer, _ in in_modes]
         by_layer = {id(layer): training for layer, training in in_modes}
         forget_calls()

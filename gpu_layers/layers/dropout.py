@@ -167,11 +167,11 @@ class DropoutLayer(Layer):
             options["out"] = x
         number = earlier_calls(self) if generator.is_on_device else 0
         with generator.call(taken_of(self, number)) as call:
-            y, saved = self._drop(x, call.seed, call.offset, draw=call.draw, **options)
+            y, saved = self._drop(x, call.seed, call.offset, rng_state=call.rng_state, **options)
         if call.taken is None:
             return y, saved
         keep_taken(self, number, call.taken)
-        return y, saved.with_draw(call.taken)
+        return y, saved.with_rng_state(call.taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)

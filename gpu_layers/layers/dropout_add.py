@@ -116,9 +116,11 @@ class DropoutAdd(Layer):
         generator = self.generator or random.default_generator
         number = earlier_calls(self) if generator.is_on_device else 0
         with generator.call(taken_of(self, number)) as call:
-            y, saved = dropout_add_forward(x, residual, self.p, call.seed, call.offset, draw=call.draw, **options)
+            y, saved = dropout_add_forward(
+                x, residual, self.p, call.seed, call.offset, rng_state=call.rng_state, **options
+            )
         keep_taken(self, number, call.taken)
-        self._saved = saved if call.taken is None else saved.with_draw(call.taken)
+        self._saved = saved if call.taken is None else saved.with_rng_state(call.taken)
         return y
 
     def backward(self, dy: Any) -> tuple[Any, Any]:

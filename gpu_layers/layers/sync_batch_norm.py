@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.moments import Moments
 from gpu_layers.distributed.communicator import Communicator, default_communicator
 from gpu_layers.layers.batch_norm import BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import batch_statistics
-from gpu_layers.moments import Moments
 from gpu_layers.ops.packing import Packing
 from gpu_layers.ops.sync_batch_norm import (
     check_communicator,

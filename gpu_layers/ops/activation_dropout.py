@@ -38,9 +38,9 @@ class ActivationDropoutSaved:
     gradient_bits: Any = None
     writes: int = field(default_factory=write_count)
 
-    def with_draw(self, draw: Any) -> ActivationDropoutSaved:
-        """The same, for the call whose numbers are in ``draw``."""
-        return replace(self, dropout=self.dropout.with_draw(draw))
+    def with_rng_state(self, rng_state: Any) -> ActivationDropoutSaved:
+        """The same, for the call whose numbers are in ``rng_state``."""
+        return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
 
 def check_order(order: Any) -> str:
@@ -57,7 +57,7 @@ def activation_dropout_forward(
     *,
     order: str = "after",
     start: int = 0,
-    draw: Any = None,
+    rng_state: Any = None,
 ) -> tuple[Any, ActivationDropoutSaved]:
     """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
 
@@ -87,13 +87,13 @@ def activation_dropout_forward(
     ValueError
         For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
     """
-    backend = backend_for(x, optional=(draw,))
+    backend = backend_for(x, optional=(rng_state,))
     check_dtype(x)
     activation, order = check_activation(activation), check_order(order)
     if activation == "identity":
-        y, dropout = dropout_forward(x, p, seed, offset, start=start, draw=draw)
+        y, dropout = dropout_forward(x, p, seed, offset, start=start, rng_state=rng_state)
         return y, ActivationDropoutSaved(activation, order, dropout)
-    mask, scale = element_mask(x, p, seed, offset, start, draw)
+    mask, scale = element_mask(x, p, seed, offset, start, rng_state)
     y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
@@ -128,7 +128,7 @@ def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
     dropout = saved.dropout
     if saved.activation == "identity":
         return dropout_backward(dy, dropout)
-    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.draw))
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.rng_state))
     check_gradient(dy, dropout.shape, dropout.dtype)
     if saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)

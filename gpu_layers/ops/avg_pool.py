@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.window import Window
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.moments import Moments
+from gpu_layers.core.moments import Moments
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, placed

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_result, described
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
@@ -139,7 +139,7 @@ def _checked_forward(
     """The activation's name, and eps."""
     x, gamma, beta, residual = arrays
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps = check_eps(eps, statistics_dtype(x.dtype))
+    eps = check_eps(eps, accumulation_dtype(x.dtype))
     check_count(x, channels)
     return phi, eps
 
@@ -400,7 +400,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tupl
 
 def _statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
     """The statistics that an empty batch saves."""
-    statistics = array_module(x).zeros((5, channels), statistics_dtype(x.dtype))
+    statistics = array_module(x).zeros((5, channels), accumulation_dtype(x.dtype))
     statistics[2] = eps**-0.5
     return statistics
 
@@ -443,7 +443,7 @@ def _check_residual(residual: Any, x: Any) -> None:
 
 
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     if parameter.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {described(parameter.dtype)}")
     if parameter.ndim != 1:

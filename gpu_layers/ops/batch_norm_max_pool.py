@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.window import Window
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
@@ -19,10 +22,7 @@ from gpu_layers.ops.batch_norm import (
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.window import Window
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def batch_norm_max_pool_running(
     """:func:`batch_norm_max_pool_forward` that also folds the statistics into running ones, if given."""
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    eps = check_eps(eps, statistics_dtype(x.dtype))
+    eps = check_eps(eps, accumulation_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0 or x.size == channels:
@@ -105,8 +105,8 @@ def batch_norm_max_pool_running(
         check_count(x, channels)
         normalised, norm = checked_forward(backend, x, gamma, beta, eps, None, activation, channels_last, None, running)
         return _pooled(normalised, norm, window_arguments, ceil_mode)
-    y, taps, statistics = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation, running)
-    return y, _saved(x, y, taps, statistics, window, channels_last, activation)
+    y, argmax, statistics = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation, running)
+    return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
 
 def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
@@ -174,7 +174,7 @@ def batch_norm_max_pool_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
     check_statistics(x, mean, var, channels)
-    eps = check_eps(eps, statistics_dtype(x.dtype))
+    eps = check_eps(eps, accumulation_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
     window = _placed(x, *window_arguments, ceil_mode, channels_last)
     if x.size == 0:
@@ -182,17 +182,17 @@ def batch_norm_max_pool_inference(
             x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
         )
         return _pooled(normalised, norm, window_arguments, ceil_mode)
-    y, taps, statistics = backend.batch_norm_max_pool_inference(
+    y, argmax, statistics = backend.batch_norm_max_pool_inference(
         x, mean, var, gamma, beta, eps, window, channels_last, activation
     )
-    return y, _saved(x, y, taps, statistics, window, channels_last, activation)
+    return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
 
 def _saved(
-    x: Any, y: Any, taps: Any, statistics: Any, window: Window, channels_last: bool, activation: str
+    x: Any, y: Any, argmax: Any, statistics: Any, window: Window, channels_last: bool, activation: str
 ) -> BatchNormMaxPoolSaved:
     norm = BatchNormSaved(x, statistics, channels_last, None, activation)
-    return BatchNormMaxPoolSaved(norm, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, True))
+    return BatchNormMaxPoolSaved(norm, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, True))
 
 
 def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
@@ -227,7 +227,7 @@ def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Call
         dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
     else:
         dx, dgamma, dbeta = getattr(backend, name)(
-            dy, pool.taps, norm.x, norm.statistics, pool.window, norm.channels_last, norm.activation
+            dy, pool.argmax, norm.x, norm.statistics, pool.window, norm.channels_last, norm.activation
         )
     return dx, dgamma, dbeta
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import MOST_DIGITS, DropoutMask, shared_decisions
+from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
@@ -56,13 +56,13 @@ class DropoutSaved:
     channels_last: bool = False
     writes: int = field(default_factory=write_count)
 
-    def with_draw(self, draw: Any) -> DropoutSaved:
-        """The same, for the call whose numbers are in ``draw``."""
-        return replace(self, mask=self.mask._replace(draw=draw), writes=write_count())
+    def with_rng_state(self, rng_state: Any) -> DropoutSaved:
+        """The same, for the call whose numbers are in ``rng_state``."""
+        return replace(self, mask=self.mask._replace(rng_state=rng_state), writes=write_count())
 
     def check_unwritten(self) -> None:
         """RuntimeError if a later call has overwritten this call's numbers."""
-        check_unwritten(self.writes, draw=self.mask.draw)
+        check_unwritten(self.writes, rng_state=self.mask.rng_state)
 
 
 def drop_threshold(p: float) -> int:
@@ -81,7 +81,7 @@ def dropout_forward(
     mask_axes: int | None = None,
     shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
-    draw: Any = None,
+    rng_state: Any = None,
     residual: Any = None,
     channels_last: bool = False,
     out: Any = None,
@@ -99,7 +99,7 @@ def dropout_forward(
     p : float
         In [0, 1].
     seed, offset : int
-        In ``0 .. 2**64 - 1``; None if draw is given.
+        In ``0 .. 2**64 - 1``; None if rng_state is given.
     start : int
         Number of x's first decision, if x is a shard of a larger array.
     scale : float, optional
@@ -114,7 +114,7 @@ def dropout_forward(
     sample_ids : array of int64, shape (x.shape[0],), optional
         Number of each row, in the array library of x. The row's mask then depends on seed, offset, this number and the
         index within the row alone, whatever the other rows and their order. ``start`` counts within the row.
-    draw : array of uint64, shape (3,), optional
+    rng_state : array of uint64, shape (3,), optional
         Seed and offset in the memory of x's device, for CUDA graphs: see :class:`gpu_layers.CudaGraphGenerator`.
     residual : array, optional
         x's shape and dtype: added to the result, which is rounded once. Its gradient is dy. It needs a mask over all
@@ -140,11 +140,11 @@ def dropout_forward(
         For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range;
         for a residual of another shape, or one that is out; or for what does not go together.
     """
-    backend = backend_for(x, optional=(out, sample_ids, draw, residual))
+    backend = backend_for(x, optional=(out, sample_ids, rng_state, residual))
     drop_below, factor, run, digits = _checked_dropout(
         x, p, start, scale, mask_axes, shared_axes, sample_ids is not None, channels_last
     )
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits)
+    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
     channels_last = bool(channels_last)
     if residual is not None:
         _check_residual(residual, x, run, digits, sample_ids, out)
@@ -263,7 +263,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
     RuntimeError
         If a later call has overwritten the numbers of a :class:`gpu_layers.CudaGraphGenerator`.
     """
-    backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.draw))
+    backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.rng_state))
     check_gradient(dy, saved.shape, saved.dtype)
     saved.check_unwritten()
     last = saved.channels_last
@@ -328,7 +328,7 @@ def alpha_dropout_forward(
     start: int = 0,
     mask_axes: int | None = None,
     shared_axes: Sequence[int] = (),
-    draw: Any = None,
+    rng_state: Any = None,
     channels_last: bool = False,
     out: Any = None,
 ) -> tuple[Any, DropoutSaved]:
@@ -339,7 +339,7 @@ def alpha_dropout_forward(
 
     Parameters
     ----------
-    x, p, seed, offset, start, mask_axes, shared_axes, draw, channels_last, out
+    x, p, seed, offset, start, mask_axes, shared_axes, rng_state, channels_last, out
         As in :func:`dropout_forward`.
 
     Returns
@@ -354,9 +354,9 @@ def alpha_dropout_forward(
     TypeError, ValueError
         As :func:`dropout_forward`.
     """
-    backend = backend_for(x, optional=(out, draw))
+    backend = backend_for(x, optional=(out, rng_state))
     drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes, channels_last)
-    mask = _mask(x, drop_below, seed, offset, start, run, None, draw, digits)
+    mask = _mask(x, drop_below, seed, offset, start, run, None, rng_state, digits)
     channels_last = bool(channels_last)
     if out is None:
         y = backend.dropout_forward(x, mask, *numbers, channels_last=channels_last)
@@ -442,12 +442,12 @@ def _mask(
     start: int,
     run: int,
     sample_ids: Any,
-    draw: Any,
+    rng_state: Any,
     digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
-    if draw is not None:
-        _check_draw(draw, seed, offset)
+    if rng_state is not None:
+        _check_rng_state(rng_state, seed, offset)
         seed = offset = 0
     elif not (type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
         seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
@@ -456,16 +456,16 @@ def _mask(
         # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
-    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
+    return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 
-def _check_draw(draw: Any, seed: Any, offset: Any) -> None:
-    if draw.dtype != np.uint64:
-        raise TypeError(f"draw must be uint64, got {described(draw.dtype)}")
-    if draw.shape != (3,) or not draw.flags.c_contiguous:
-        raise ValueError(f"draw must be three contiguous numbers, got the shape {list(draw.shape)}")
+def _check_rng_state(rng_state: Any, seed: Any, offset: Any) -> None:
+    if rng_state.dtype != np.uint64:
+        raise TypeError(f"rng_state must be uint64, got {described(rng_state.dtype)}")
+    if rng_state.shape != (3,) or not rng_state.flags.c_contiguous:
+        raise ValueError(f"rng_state must be three contiguous numbers, got the shape {list(rng_state.shape)}")
     if seed is not None or offset is not None:
-        raise ValueError("seed and offset are in draw: pass None for both")
+        raise ValueError("seed and offset are in rng_state: pass None for both")
 
 
 def element_mask(
@@ -474,7 +474,7 @@ def element_mask(
     seed: int | None,
     offset: int | None,
     start: int = 0,
-    draw: Any = None,
+    rng_state: Any = None,
     shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
 ) -> tuple[DropoutMask, float]:
@@ -482,7 +482,7 @@ def element_mask(
     drop_below, factor, run, digits = _checked_dropout(
         x, p, start, None, None, shared_axes, sample_ids is not None, False
     )
-    return _mask(x, drop_below, seed, offset, start, run, sample_ids, draw, digits), factor
+    return _mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits), factor
 
 
 def inverted_scale(p: float) -> float:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, described
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, element_mask
 from gpu_layers.ops.elementwise_output import into
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
@@ -47,9 +47,9 @@ class DropoutAddSaved:
     bias_dtype: np.dtype | None = None
     writes: int = field(default_factory=write_count)
 
-    def with_draw(self, draw: Any) -> DropoutAddSaved:
-        """The same, for the call whose numbers are in ``draw``."""
-        return replace(self, dropout=self.dropout.with_draw(draw))
+    def with_rng_state(self, rng_state: Any) -> DropoutAddSaved:
+        """The same, for the call whose numbers are in ``rng_state``."""
+        return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
 
 def dropout_add_forward(
@@ -65,7 +65,7 @@ def dropout_add_forward(
     start: int = 0,
     shared_axes: Sequence[int] = (),
     sample_ids: Any = None,
-    draw: Any = None,
+    rng_state: Any = None,
     out: Any = None,
 ) -> tuple[Any, DropoutAddSaved]:
     """``residual + D(phi(x + bias))`` in one kernel, with an activation phi and (inverted) dropout D.
@@ -101,9 +101,9 @@ def dropout_add_forward(
     ValueError
         For a wrong shape, an unknown activation or order, p outside [0, 1], or numbers out of range.
     """
-    backend = backend_for(x, residual, optional=(bias, sample_ids, draw, out))
+    backend = backend_for(x, residual, optional=(bias, sample_ids, rng_state, out))
     phi, order = _checked((x, residual, bias), activation, order)
-    mask, scale = element_mask(x, p, seed, offset, start, draw, shared_axes, sample_ids)
+    mask, scale = element_mask(x, p, seed, offset, start, rng_state, shared_axes, sample_ids)
     wide = _widened(bias, x)
     bits = None
 
@@ -162,7 +162,7 @@ def dropout_add_backward(dy: Any, saved: DropoutAddSaved) -> tuple[Any, Any, Any
     if not has_bias and saved.activation == "identity":
         return dropout_backward(dy, dropout), dy, None
     mask = dropout.mask
-    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.draw, mask.sample_ids))
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.rng_state, mask.sample_ids))
     check_gradient(dy, dropout.shape, dropout.dtype)
     if not has_bias and saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale), dy, None
@@ -185,8 +185,8 @@ def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
     if bias is not None:
-        if bias.dtype not in (x.dtype, statistics_dtype(x.dtype)):
-            wanted = " or ".join(dict.fromkeys((str(x.dtype), str(statistics_dtype(x.dtype)))))
+        if bias.dtype not in (x.dtype, accumulation_dtype(x.dtype)):
+            wanted = " or ".join(dict.fromkeys((str(x.dtype), str(accumulation_dtype(x.dtype)))))
             raise TypeError(f"bias must be {wanted} for {x.dtype} input, got {described(bias.dtype)}")
         if x.ndim == 0 or bias.shape != x.shape[-1:]:
             wanted = f"the shape {list(x.shape[-1:])}" if x.ndim else "an input with a last axis"
@@ -196,7 +196,7 @@ def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -
 
 def _widened(bias: Any, x: Any) -> Any:
     """The bias in the dtype of the computation."""
-    return bias if bias is None else _of_dtype(bias, statistics_dtype(x.dtype))
+    return bias if bias is None else _of_dtype(bias, accumulation_dtype(x.dtype))
 
 
 def _of_dtype(array: Any, dtype: Any) -> Any:

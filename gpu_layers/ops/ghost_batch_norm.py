@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gpu_layers.moments import Moments, merged
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.moments import Moments, merged
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward_into,
@@ -15,7 +16,6 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of, placed
 
@@ -84,7 +84,7 @@ def ghost_batch_norm_forward(
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps, bounds = check_eps(eps, statistics_dtype(x.dtype)), _checked_bounds(bounds, x.shape[0])
+    eps, bounds = check_eps(eps, accumulation_dtype(x.dtype)), _checked_bounds(bounds, x.shape[0])
     for start, stop in pairwise(bounds):
         check_count(x[start:stop], channels)
     y = array_module(x).empty(x.shape, x.dtype)

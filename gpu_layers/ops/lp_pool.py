@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.window import Window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_gradient, check_number
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.writes import check_unwritten, write_count
-from gpu_layers.window import Window
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class LPPoolSaved:
     """
 
     x: Any
-    taps: Any
+    argmax: Any
     largest: Any
     slopes: Any
     window: Window
@@ -105,11 +105,11 @@ def lp_pool_forward(
     p, batched, window = _checked(x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     batch = x if batched else x[None]
     if out is None:
-        y, taps, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
+        y, argmax, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
         y = y if batched else y[0]
     else:
         shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, (taps, largest, slopes) = filled(
+        y, (argmax, largest, slopes) = filled(
             out,
             shape,
             x.dtype,
@@ -117,7 +117,7 @@ def lp_pool_forward(
             batched,
             lambda target: backend.lp_pool_forward(batch, window, p, channels_last, target),
         )
-    return y, LPPoolSaved(batch, taps, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
+    return y, LPPoolSaved(batch, argmax, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
 
 
 @Checked
@@ -162,7 +162,7 @@ def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
     check_gradient(dy, saved.output_shape, saved.dtype)
     check_unwritten(saved.writes, x=saved.x)
     batch = dy if saved.batched else dy[None]
-    kept = (saved.x, saved.taps, saved.largest, saved.slopes)
+    kept = (saved.x, saved.argmax, saved.largest, saved.slopes)
     arguments = (batch, *kept, saved.window, saved.norm_type, saved.channels_last)
     if out is None:
         dx = backend.lp_pool_backward(*arguments)

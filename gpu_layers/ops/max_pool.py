@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
-from gpu_layers.window import Window
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class MaxPoolSaved:
 
     Attributes
     ----------
-    taps : array of uint8 (uint16, uint32 for windows of more than 256, 65,536 elements)
+    argmax : array of uint8 (uint16, uint32 for windows of more than 256, 65,536 elements)
         Shape of the (batched) output: number of the winning element within its window.
     window : Window
     output_shape : tuple of int
@@ -32,7 +32,7 @@ class MaxPoolSaved:
         A copy, (samples, spatial axes).
     """
 
-    taps: Any
+    argmax: Any
     window: Window
     output_shape: tuple[int, ...]
     dtype: np.dtype
@@ -137,11 +137,11 @@ def _forward(
     check_taps(window)
     batch = x if batched else x[None]
     if out is None:
-        y, taps = backend.max_pool_forward(batch, window, channels_last, lengths)
+        y, argmax = backend.max_pool_forward(batch, window, channels_last, lengths)
         y = y if batched else y[0]
     else:
         shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, (taps,) = filled(
+        y, (argmax,) = filled(
             out,
             shape,
             x.dtype,
@@ -149,7 +149,7 @@ def _forward(
             batched,
             lambda target: backend.max_pool_forward(batch, window, channels_last, lengths, target),
         )
-    return y, MaxPoolSaved(taps, window, y.shape, x.dtype, channels_last, batched, lengths)
+    return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
 def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
@@ -175,10 +175,10 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     ValueError
         If dy has another shape than y, or out cannot take the result.
     """
-    backend = backend_for(dy, saved.taps, optional=(out,))
+    backend = backend_for(dy, saved.argmax, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
     batch = dy if saved.batched else dy[None]
-    arguments = (batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    arguments = (batch, saved.argmax, saved.window, saved.channels_last, saved.lengths)
     if out is None:
         dx = backend.max_pool_backward(*arguments)
         return dx if saved.batched else dx[0]
@@ -212,15 +212,15 @@ def max_pool_gather(x: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     TypeError, ValueError
         If x has another array type, dtype or shape than the forward's input, or out cannot take the result.
     """
-    backend = backend_for(x, saved.taps, optional=(out,))
-    shape = output_shape(saved.taps, saved.window.input_shape, True, saved.channels_last)
+    backend = backend_for(x, saved.argmax, optional=(out,))
+    shape = output_shape(saved.argmax, saved.window.input_shape, True, saved.channels_last)
     shape = shape if saved.batched else shape[1:]
     if x.dtype != saved.dtype:
         raise TypeError(f"x must have the input's dtype {saved.dtype}, got {described(x.dtype)}")
     if x.shape != shape:
         raise ValueError(f"x must have the input's shape {list(shape)}, got {list(x.shape)}")
     batch = x if saved.batched else x[None]
-    arguments = (batch, saved.taps, saved.window, saved.channels_last, saved.lengths)
+    arguments = (batch, saved.argmax, saved.window, saved.channels_last, saved.lengths)
     return filled(
         out,
         saved.output_shape,
@@ -248,7 +248,7 @@ def max_pool_indices(saved: MaxPoolSaved) -> Any:
     TypeError
         If a forced backend does not take the saved array.
     """
-    backend = backend_for(saved.taps)
-    with place_of(saved.taps):
-        indices = backend.max_pool_indices(saved.taps, saved.window, saved.channels_last, saved.lengths)
+    backend = backend_for(saved.argmax)
+    with place_of(saved.argmax):
+        indices = backend.max_pool_indices(saved.argmax, saved.window, saved.channels_last, saved.lengths)
     return indices if saved.batched else indices[0]

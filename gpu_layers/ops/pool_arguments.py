@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpu_layers.core.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_integer
 from gpu_layers.ops.lengths import sample_lengths
-from gpu_layers.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 
 #: An int, one for each axis, a (before, after) pair for each axis, "same_upper" or "same_lower".
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | str

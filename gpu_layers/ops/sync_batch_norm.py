@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.moments import Moments, merged
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.moments import Moments, merged
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import BatchNormSaved, batch_norm_inference, check_input
 from gpu_layers.ops.checks import check_eps, check_gradient
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
@@ -114,7 +114,7 @@ def sync_batch_norm_forward(
     """
     backend_for(x, optional=(gamma, beta, residual))
     check_input(x, gamma, beta, channels_last, residual, activation)
-    check_eps(eps, statistics_dtype(x.dtype))
+    check_eps(eps, accumulation_dtype(x.dtype))
     check_communicator(communicator)
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics by the host")
@@ -124,7 +124,7 @@ def sync_batch_norm_forward(
             f"Expected more than 1 value per channel when training, got input size {list(x.shape)} in process "
             f"{communicator.rank} of {communicator.size} and a single value in all of them"
         )
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     var = moments.var if moments.count else moments.squares
     y, local = batch_norm_inference(
         x,

@@ -1,5 +1,6 @@
 """The NumPy reference: short, readable, the definition of correct. Same functions as ``gpu_layers.kernels``."""
 
+from gpu_layers.core.argmax import max_pool_indices
 from gpu_layers.reference.activation import relu_backward, relu_forward
 from gpu_layers.reference.activation_dropout import (
     activation_dropout_backward,
@@ -25,20 +26,20 @@ from gpu_layers.reference.batch_norm_max_pool import (
     batch_norm_max_pool_inference_backward,
 )
 from gpu_layers.reference.dropout import (
-    advance_draw,
+    advance_rng_state,
     dropout_backward,
     dropout_forward,
     dropout_moments,
 )
 from gpu_layers.reference.dropout_add import dropout_add_backward, dropout_add_forward
 from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
-from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_gather, max_pool_indices
+from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_gather
 from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
 
 __all__ = [
     "activation_dropout_backward",
     "activation_dropout_forward",
-    "advance_draw",
+    "advance_rng_state",
     "avg_pool_backward",
     "avg_pool_forward",
     "batch_norm_backward",

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
@@ -92,5 +93,5 @@ def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: floa
 
 
 def _accumulate(x: np.ndarray, scale: float) -> tuple[Any, Any]:
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     return accumulate, accumulate(scale)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
     CompensatedSum,
     Step,
-    accumulation_dtype,
     by_samples,
     covering_windows,
     divisors,
@@ -24,7 +25,6 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
-from gpu_layers.window import Window
 
 # Windows of more taps inside the input are summed in float64, without an error that grows with them; likewise the
 # shares of an input that may be in more windows. ``kFew`` of ``avg_pool.cu``.

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered
-from gpu_layers.running import RunningStatistics
-
-
-def statistics_dtype(dtype: np.dtype) -> np.dtype:
-    """dtype of statistics and parameters for an input dtype: float64 for float64, float32 for all others."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def _channel_axis(x: np.ndarray, channels_last: bool) -> int:
@@ -129,7 +125,7 @@ def batch_norm_statistics(
         mean = np.where(beyond, np.where(np.isnan(low_var), np.nan, low_mean / down), mean)
         inv_std = np.where(beyond, down / np.sqrt(low_var + eps * down * down), inv_std)
         var = np.where(beyond, low_var / down / down, var)
-    statistics = _kept(mean, var, inv_std, gamma, beta, statistics_dtype(x.dtype))
+    statistics = _kept(mean, var, inv_std, gamma, beta, accumulation_dtype(x.dtype))
     if running is not None:
         batch_norm_fold(statistics, running)
     return statistics
@@ -297,7 +293,7 @@ def _parameter_gradients(dz, x, statistics, channels_last):
 
 
 def _gradients(x, dx, dgamma, dbeta, dz, residual, out=(None, None)):
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     inputs = (dx, None if residual is None else dz)
     dx, dresidual = (
         one if one is None else delivered(np.ascontiguousarray(one.astype(x.dtype)), place)
@@ -383,7 +379,7 @@ def batch_norm_inference(
         once.
     """
     inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
-    statistics = _kept(mean, var, inv_std, gamma, beta, statistics_dtype(x.dtype))
+    statistics = _kept(mean, var, inv_std, gamma, beta, accumulation_dtype(x.dtype))
     return _normalized(x, statistics, channels_last, residual, activation, out), statistics
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.window import Window
 from gpu_layers.reference.batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -11,8 +13,6 @@ from gpu_layers.reference.batch_norm import (
     batch_norm_inference_backward,
 )
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
-from gpu_layers.running import RunningStatistics
-from gpu_layers.window import Window
 
 
 def batch_norm_max_pool(
@@ -29,7 +29,7 @@ def batch_norm_max_pool(
 
     Returns
     -------
-    y, taps : ndarray
+    y, argmax : ndarray
         As ``max_pool_forward``.
     statistics : ndarray, shape (5, C)
         As ``batch_norm_forward``.
@@ -56,7 +56,7 @@ def batch_norm_max_pool_inference(
 
 def batch_norm_max_pool_backward(
     dy: np.ndarray,
-    taps: np.ndarray,
+    argmax: np.ndarray,
     x: np.ndarray,
     statistics: np.ndarray,
     window: Window,
@@ -70,13 +70,13 @@ def batch_norm_max_pool_backward(
     dx, dgamma, dbeta : ndarray
         As the latter.
     """
-    dz = max_pool_backward(dy, taps, window, channels_last)
+    dz = max_pool_backward(dy, argmax, window, channels_last)
     return batch_norm_backward(dz, x, statistics, channels_last, None, activation)[:3]
 
 
 def batch_norm_max_pool_inference_backward(
     dy: np.ndarray,
-    taps: np.ndarray,
+    argmax: np.ndarray,
     x: np.ndarray,
     statistics: np.ndarray,
     window: Window,
@@ -84,5 +84,5 @@ def batch_norm_max_pool_inference_backward(
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_inference_backward``: dx, dgamma, dbeta."""
-    dz = max_pool_backward(dy, taps, window, channels_last)
+    dz = max_pool_backward(dy, argmax, window, channels_last)
     return batch_norm_inference_backward(dz, x, statistics, channels_last, None, activation)[:3]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.mask import DropoutMask
+from gpu_layers.core.philox import random_words, sample_words
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.philox import random_words, sample_words
 
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
 # is what makes this fast, and what bounds the memory beyond the result.
@@ -58,7 +59,7 @@ def dropout_forward(
         return y
     others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
     for chunk, kept in kept_chunks(mask, source.size):
         values = source[chunk].astype(accumulate) * factor
@@ -86,7 +87,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     x : ndarray
         Any floating dtype and layout.
     mask : DropoutMask
-        Of single elements, of the first call; without a draw.
+        Of single elements, of the first call; without an rng_state.
     scale : float
     passes : int
         From 1 to ``2**24``.
@@ -96,7 +97,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     mean, variance : ndarray
         C-contiguous, of the accumulation dtype. The variance is that of the population: divided by ``passes``.
     """
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     mean, variance = np.empty(x.shape, accumulate), np.empty(x.shape, accumulate)
     counts = np.zeros(x.size, np.int32)
     for number in range(passes):
@@ -116,10 +117,10 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     return mean, variance
 
 
-def advance_draw(draw: np.ndarray, taken: np.ndarray) -> None:
+def advance_rng_state(rng_state: np.ndarray, taken: np.ndarray) -> None:
     """Copy a generator's numbers (see :class:`DropoutMask`) to ``taken``, and advance its offset."""
-    taken[...] = draw
-    draw[1:2] += np.uint64(1)  # an array: wraps around without a warning
+    taken[...] = rng_state
+    rng_state[1:2] += np.uint64(1)  # an array: wraps around without a warning
 
 
 def chunks(size: int) -> Iterator[slice]:
@@ -137,8 +138,8 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
     ndarray of bool
         True where its elements are kept.
     """
-    if mask.draw is not None:
-        mask = mask._replace(seed=int(mask.draw[0]), offset=int(mask.draw[1]), draw=None)
+    if mask.rng_state is not None:
+        mask = mask._replace(seed=int(mask.rng_state[0]), offset=int(mask.rng_state[1]), rng_state=None)
     # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
     drop_below = np.uint64(mask.drop_below)
     if mask.sample_ids is not None:

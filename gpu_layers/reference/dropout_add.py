@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee

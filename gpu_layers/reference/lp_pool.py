@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
 from gpu_layers.reference.pool_taps import (
     CompensatedSum,
-    accumulation_dtype,
     by_samples,
     covering_windows,
     divisors,
@@ -18,7 +19,6 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
-from gpu_layers.window import Window
 
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
@@ -44,7 +44,7 @@ def lp_pool_forward(
     -------
     y : ndarray
         C-contiguous, x's dtype; 0 for a window with no tap inside the input.
-    taps : ndarray or None
+    argmax : ndarray or None
         For p = inf, which tap won, as :func:`max_pool_forward` says.
     largest, slopes : ndarray or None
         For any p but 1 and inf, y's shape: the largest ``|x|``, in x's dtype; and, in the accumulation dtype,
@@ -53,8 +53,8 @@ def lp_pool_forward(
     """
     inputs = math.prod(x.shape[1:])
     if np.isinf(norm_type):
-        y, taps = by_samples(lambda part, own: _largest(part, window, channels_last), (x,), None, inputs)
-        return delivered(y, out), taps, None, None
+        y, argmax = by_samples(lambda part, own: _largest(part, window, channels_last), (x,), None, inputs)
+        return delivered(y, out), argmax, None, None
     if norm_type == 1:
         y = by_samples(lambda part, own: _sums_of_sizes(part, window, channels_last), (x,), None, inputs)
         return delivered(y, out), None, None, None
@@ -73,8 +73,8 @@ def _wide(dtype: np.dtype) -> type[np.floating]:
 
 
 def _largest(x: np.ndarray, window: Window, channels_last: bool) -> tuple[np.ndarray, np.ndarray]:
-    y, taps = max_pool_forward(np.abs(x), window, channels_last)
-    return np.maximum(y, y.dtype.type(0)), taps
+    y, argmax = max_pool_forward(np.abs(x), window, channels_last)
+    return np.maximum(y, y.dtype.type(0)), argmax
 
 
 def _sums_of_sizes(x: np.ndarray, window: Window, channels_last: bool) -> np.ndarray:
@@ -130,7 +130,7 @@ def _share(window: Window, channels_last: bool) -> np.ndarray:
 def lp_pool_backward(
     dy: np.ndarray,
     x: np.ndarray,
-    taps: np.ndarray | None,
+    argmax: np.ndarray | None,
     largest: np.ndarray | None,
     slopes: np.ndarray | None,
     window: Window,
@@ -144,7 +144,7 @@ def lp_pool_backward(
     ----------
     dy : ndarray
         Shape of the output.
-    x, taps, largest, slopes : ndarray or None
+    x, argmax, largest, slopes : ndarray or None
         What forward took and gave.
     window : Window
     norm_type : float
@@ -156,10 +156,10 @@ def lp_pool_backward(
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
     inputs = math.prod(x.shape[1:])
-    needed = (dy, x, taps, largest, slopes)
+    needed = (dy, x, argmax, largest, slopes)
     dx = by_samples(
-        lambda dy, x, taps, largest, slopes, own: _backward(
-            dy, x, taps, largest, slopes, window, norm_type, channels_last
+        lambda dy, x, argmax, largest, slopes, own: _backward(
+            dy, x, argmax, largest, slopes, window, norm_type, channels_last
         ),
         needed,
         None,
@@ -171,15 +171,15 @@ def lp_pool_backward(
 def _backward(
     dy: np.ndarray,
     x: np.ndarray,
-    taps: np.ndarray | None,
+    argmax: np.ndarray | None,
     largest: np.ndarray | None,
     slopes: np.ndarray | None,
     window: Window,
     norm_type: float,
     channels_last: bool,
 ) -> np.ndarray:
-    if taps is not None:
-        dx = max_pool_backward(dy.astype(np.float64), taps, window, channels_last)
+    if argmax is not None:
+        dx = max_pool_backward(dy.astype(np.float64), argmax, window, channels_last)
     else:
         wide = _wide(dy.dtype)
         dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), wide)

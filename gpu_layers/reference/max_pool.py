@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import (
-    accumulation_dtype,
     by_samples,
     covering_windows,
-    flat_indices,
     inside_lengths,
     masked,
     select,
-    tap_dtype,
     window_taps,
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
-from gpu_layers.runtime.cuda import array_module
-from gpu_layers.window import Window
 
 
 @ieee
@@ -50,12 +47,12 @@ def max_pool_forward(
     -------
     y : ndarray
         C-contiguous, x's dtype.
-    taps : ndarray of uint8 (uint16, uint32 for windows of more than 256, 65,536 taps)
+    argmax : ndarray of uint8 (uint16, uint32 for windows of more than 256, 65,536 argmax)
         y's shape. Number of the chosen tap; 0 for a window with no tap that counts.
     """
     outputs = x.shape[1 if not channels_last else -1] * math.prod(window.output_shape)
-    y, taps = by_samples(lambda part, own: _forward(part, own, window, channels_last), (x,), lengths, outputs)
-    return delivered(y, out), taps
+    y, argmax = by_samples(lambda part, own: _forward(part, own, window, channels_last), (x,), lengths, outputs)
+    return delivered(y, out), argmax
 
 
 def _forward(
@@ -63,7 +60,7 @@ def _forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = with_spatial(x.shape, window.output_shape, channels_last)
     y = np.full(shape, -np.inf if lengths is None else 0, x.dtype)
-    taps = np.zeros(shape, tap_dtype(window))
+    argmax = np.zeros(shape, argmax_dtype(window))
     found = np.zeros(shape, bool)
     inside = inside_lengths(lengths, window, channels_last)
     for _, tap, outputs, inputs in window_taps(window, channels_last):
@@ -71,15 +68,15 @@ def _forward(
         take = (candidate > y[outputs]) | np.isnan(candidate) | ~found[outputs]
         take &= select(inside, inputs, x.shape)
         y[outputs] = np.where(take, candidate, y[outputs])
-        taps[outputs] = np.where(take, taps.dtype.type(tap), taps[outputs])
+        argmax[outputs] = np.where(take, argmax.dtype.type(tap), argmax[outputs])
         found[outputs] |= select(inside, inputs, x.shape)
-    return y, taps
+    return y, argmax
 
 
 @ieee
 def max_pool_gather(
     x: np.ndarray,
-    taps: np.ndarray,
+    argmax: np.ndarray,
     window: Window,
     channels_last: bool = False,
     lengths: np.ndarray | None = None,
@@ -91,7 +88,7 @@ def max_pool_gather(
     ----------
     x : ndarray
         Shape of the input that the taps are of.
-    taps : ndarray
+    argmax : ndarray
         Shape of the output.
     window, channels_last, lengths
         As of :func:`max_pool_forward`.
@@ -99,22 +96,22 @@ def max_pool_gather(
     Returns
     -------
     y : ndarray
-        C-contiguous, shape of the taps, x's dtype. Linear in x; :func:`max_pool_backward` is the transpose.
+        C-contiguous, shape of the argmax, x's dtype. Linear in x; :func:`max_pool_backward` is the transpose.
     """
     outputs = x.shape[1 if not channels_last else -1] * math.prod(window.output_shape)
     y = by_samples(
-        lambda part, chosen, own: _gather(part, chosen, own, window, channels_last), (x, taps), lengths, outputs
+        lambda part, chosen, own: _gather(part, chosen, own, window, channels_last), (x, argmax), lengths, outputs
     )
     return delivered(y, out)
 
 
 def _gather(
-    x: np.ndarray, taps: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
+    x: np.ndarray, argmax: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
 ) -> np.ndarray:
-    y = np.zeros(taps.shape, x.dtype)
+    y = np.zeros(argmax.shape, x.dtype)
     inside = inside_lengths(lengths, window, channels_last)
     for _, tap, outputs, inputs in window_taps(window, channels_last):
-        chosen = (taps[outputs] == tap) & select(inside, inputs, x.shape)
+        chosen = (argmax[outputs] == tap) & select(inside, inputs, x.shape)
         y[outputs] = np.where(chosen, x[inputs], y[outputs])
     return y
 
@@ -122,7 +119,7 @@ def _gather(
 @ieee
 def max_pool_backward(
     dy: np.ndarray,
-    taps: np.ndarray,
+    argmax: np.ndarray,
     window: Window,
     channels_last: bool = False,
     lengths: np.ndarray | None = None,
@@ -132,7 +129,7 @@ def max_pool_backward(
 
     Parameters
     ----------
-    dy, taps : ndarray
+    dy, argmax : ndarray
         Shape of the output.
     window : Window
     channels_last : bool
@@ -145,27 +142,16 @@ def max_pool_backward(
     """
     inputs = dy.shape[1 if not channels_last else -1] * math.prod(window.input_shape)
     dx = by_samples(
-        lambda part, chosen, own: _backward(part, chosen, own, window, channels_last), (dy, taps), lengths, inputs
+        lambda part, chosen, own: _backward(part, chosen, own, window, channels_last), (dy, argmax), lengths, inputs
     )
     return delivered(dx, out)
 
 
 def _backward(
-    dy: np.ndarray, taps: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
+    dy: np.ndarray, argmax: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
 ) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
     for _, tap, outputs, inputs in covering_windows(window, channels_last):
-        dx[inputs] += np.where(taps[outputs] == tap, dy[outputs], dy.dtype.type(0))
+        dx[inputs] += np.where(argmax[outputs] == tap, dy[outputs], dy.dtype.type(0))
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
-
-
-def max_pool_indices(taps: Any, window: Window, channels_last: bool = False, lengths: Any = None) -> Any:
-    """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
-
-    Returns
-    -------
-    array of int64
-        ``taps``'s shape and kind, NumPy or CuPy; -1 for a window with no tap that counts.
-    """
-    return flat_indices(taps, window, channels_last, lengths, array_module(taps))

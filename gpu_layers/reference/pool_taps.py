@@ -14,17 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_layers.window import Window
-
-
-def tap_dtype(window: Window) -> np.dtype:
-    """Smallest unsigned dtype that numbers the taps of a window."""
-    return np.min_scalar_type(window.taps - 1)
-
-
-def accumulation_dtype(dtype: np.dtype) -> np.dtype:
-    """What values of a dtype are summed in: float32 for the half types."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+from gpu_layers.core.window import Window
 
 
 def spatial_axes(rank: int, channels_last: bool) -> slice:
@@ -236,25 +226,6 @@ def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: An
 def select(array: np.ndarray | None, index: tuple, shape: tuple[int, ...]) -> Any:
     """A part of a mask that broadcasts against ``shape``; True without a mask."""
     return True if array is None else np.broadcast_to(array, shape)[index]
-
-
-def flat_indices(taps: Any, window: Window, channels_last: bool, lengths: Any, xp: Any) -> Any:
-    """Flat index in the input plane of each chosen tap; -1 for a window with no tap that counts."""
-    axes = spatial_axes(window.rank, channels_last)
-    rest = taps.astype(np.int64)
-    flat, inside, step = xp.zeros_like(rest), xp.ones(taps.shape, bool), 1
-    for axis in reversed(range(window.rank)):
-        shape = [1] * taps.ndim
-        shape[axes.start + axis] = -1
-        origins = xp.asarray(window.origins(axis)).reshape(shape)
-        at = origins + rest % window.kernel[axis] * window.dilation[axis]
-        rest //= window.kernel[axis]
-        size = window.input_shape[axis]
-        limit = size if lengths is None else lengths[:, axis].reshape([-1] + [1] * (taps.ndim - 1))
-        inside &= (at >= 0) & (at < limit)
-        flat += at * step
-        step *= size
-    return xp.where(inside, flat, -1)
 
 
 def divisors(

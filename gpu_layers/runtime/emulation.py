@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from gpu_layers.runtime.emulator import EmulatedModule, Schedule, Trace, load
+from gpu_layers.emulator import EmulatedModule, Schedule, Trace, load
 from gpu_layers.runtime.kernel import Kernel, all_kernels
 from gpu_layers.runtime.sources import source_folder
 

@@ -164,6 +164,10 @@ class KernelTemplate:
         """The instantiation with these template arguments; KeyError if it was not declared."""
         return self._kernels[frozenset(arguments.items())]
 
+    def get(self, **arguments: str) -> Kernel | None:
+        """The same; None if it was not declared."""
+        return self._kernels.get(frozenset(arguments.items()))
+
     def kernels_for(self, dtypes: Iterable[np.dtype]) -> list[Kernel]:
         """The instantiations for arrays of these dtypes: ``T`` is one, ``A`` the type in which it is computed."""
         every = {c_name(dtype) for dtype in FLOAT_DTYPES}

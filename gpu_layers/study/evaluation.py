@@ -21,6 +21,7 @@ from gpu_layers.layers import (
 )
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
+from gpu_layers.models.uncertainty import mc_dropout
 from gpu_layers.random import Generator
 from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
 from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, draw
@@ -28,7 +29,6 @@ from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
 from gpu_layers.training.dataset import Dataset, digits
-from gpu_layers.uncertainty import mc_dropout
 
 _P = 0.5
 _WIDTH = 128

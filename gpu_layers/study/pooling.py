@@ -173,7 +173,7 @@ _CLAIMS = (
         "x = np.ones((8, 64, 56, 56), np.float16)\n"
         "y, saved = gl.ops.max_pool_forward(x, (2, 2))\n"
         "y, indices = gl.MaxPool2d(2, return_indices=True)(x)\n"
-        "print(saved.taps.nbytes / y.size, indices.nbytes / y.size)",
+        "print(saved.argmax.nbytes / y.size, indices.nbytes / y.size)",
     ),
 )
 
@@ -308,7 +308,7 @@ def _bytes(lab: Lab) -> list[tuple[str, float, float]]:
         x = lab.place(np.zeros((1, 2, 2 * kernel, 2 * kernel), np.float16))
         y, saved = max_pool_forward(x, (kernel, kernel))
         _, indices = MaxPool2d(kernel, return_indices=True)(x)
-        rows.append((name, saved.taps.nbytes / y.size, indices.nbytes / y.size))
+        rows.append((name, saved.argmax.nbytes / y.size, indices.nbytes / y.size))
     return rows
 
 

@@ -27,7 +27,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """dtype of statistics and of the arithmetic: float64 for float64, float32 for all others."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
@@ -43,7 +42,7 @@ def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = Non
     check_dtype(logits, "logits")
     _check_labels(logits, labels, may_be_empty=samples is not None)
     xp = array_module(logits)
-    wide = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    wide = logits.astype(accumulation_dtype(logits.dtype))
     if logits.shape[0] == 0:
         return 0.0, logits.copy()
     wide -= wide.max(axis=1, keepdims=True)

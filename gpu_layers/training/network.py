@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed import Communicator
 from gpu_layers.layers import BatchNorm1d, BatchNorm2d, Dropout, Layer, MaxPool2d, ReLU, SyncBatchNorm
 from gpu_layers.layers.batch_norm import BatchNormLayer
@@ -51,7 +52,7 @@ def image_classifier(
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be one of {', '.join(map(repr, PLACEMENTS))}, got {placement!r}")
-    parameters = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    parameters = accumulation_dtype(dtype)
     weights = np.random.default_rng(np.random.SeedSequence(seed))
     masks = iter(Generator(seed).spawn(len(_WIDTHS) + 1))
 

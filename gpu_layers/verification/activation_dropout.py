@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
 from gpu_layers.reference.activation import ACTIVATIONS
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.philox import random_words
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
 from gpu_layers.verification.dropout import EXTREME, EXTREME_WORDS, around
@@ -135,7 +135,7 @@ def dropout_add_cases() -> Iterator[Case]:
     """A residual and what dropout leaves of a branch; of the activations one of each kind."""
     for dtype in FLOAT_DTYPES:
         for activation in (None, "relu", "leaky_relu", "gelu"):
-            for bias_dtype in dict.fromkeys((dtype, statistics_dtype(dtype))):
+            for bias_dtype in dict.fromkeys((dtype, accumulation_dtype(dtype))):
                 yield _dropout_add(dtype, activation, bias_dtype)
 
 
@@ -178,7 +178,7 @@ def _dropout_add(dtype, activation, bias_dtype) -> Case:
             name = f"{list(shape)} {options}"
             x, residual, dy = (_runs(inputs[one], shape).astype(np.float64) for one in ("x", "residual", "dy"))
             dx, p = expected[f"dx {name}"].astype(np.float64), options.get("p", 0.4)
-            wide, scale = statistics_dtype(dtype), 1 / (1 - p) if p < 1 else 0.0
+            wide, scale = accumulation_dtype(dtype), 1 / (1 - p) if p < 1 else 0.0
             error = np.zeros(shape)
             if activation == "gelu":
                 x = x + inputs["bias"][: shape[-1]].astype(np.float64) if options.get("bias") else x
@@ -245,7 +245,7 @@ def _distribution(x: np.ndarray) -> np.ndarray:
 
 
 def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
-    accumulate = np.float64 if dtype == np.float64 else np.float32
+    accumulate = accumulation_dtype(dtype)
     # The reference's own functions are no better than the kernels' where both compute in double; what underflows may
     # become 0.
     own = 2 if dtype == np.float64 else 1

@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.layers.batch_norm import BatchNorm2d
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -49,7 +49,7 @@ def double_backward_cases() -> Iterator[Case]:
 def _double_backward(dtype, shape, activation, residual, channels_last) -> Case:
     in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
     axes = tuple(axis for axis in range(len(shape)) if axis != (len(shape) - 1 if channels_last else 1))
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
 
     def per_channel(values: Any) -> Any:
         return values if channels_last else values.reshape(-1, *[1] * (len(shape) - 2))
@@ -141,7 +141,7 @@ def batch_norm_cases() -> Iterator[Case]:
         yield _batch_norm(dtype, "non-contiguous", (4, 6, 10, 10), 2.0, False, stride=2)
         yield _constant(dtype)
         yield _running(dtype)
-        if dtype == statistics_dtype(dtype):
+        if dtype == accumulation_dtype(dtype):
             yield _fold(dtype)
         yield _of_negative_zeros(dtype, (3, 5, 9, 11), False)
         yield _of_negative_zeros(dtype, (3, 9, 7, 16), True)
@@ -166,7 +166,7 @@ def batch_norm_cases() -> Iterator[Case]:
 def _batch_norm(
     dtype, label, shape, mean, channels_last, *, affine=True, stride=1, activation=None, residual=False, scale=1.0
 ) -> Case:
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
     channels = shape[-1] if channels_last else shape[1]
 
     def inputs() -> Arrays:
@@ -257,7 +257,7 @@ _FOLDINGS: dict[str, dict[str, Any]] = {
 
 def _running(dtype) -> Case:
     """Running statistics, folded in in every way there is; a batch that is left out changes nothing."""
-    parameters, channels = statistics_dtype(dtype), 5
+    parameters, channels = accumulation_dtype(dtype), 5
 
     def inputs() -> Arrays:
         # Another batch each time: the weight of a batch that is folded in again does not show.
@@ -348,7 +348,7 @@ _CHANGED = ("mean", "var", "batches", "skipped")
 
 def _constant(dtype) -> Case:
     """Constant channels give exactly beta, variance 0 and their own value as the mean, to the last bit."""
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
         values = np.array([0.1, -3.3, 60000.0, 0.0, 7e-3], dtype)
@@ -395,7 +395,7 @@ def _largest(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
 
     An eps of that size counts.
     """
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
         size = np.abs(normal(shape, np.float64)) % 0.1 + 0.8
@@ -432,7 +432,7 @@ def _largest(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
 
 def _of_negative_zeros(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
     """Gradients of -0 where the statistics were given: dx is a product and a sum, and has no -0."""
-    parameters, channels = statistics_dtype(dtype), shape[-1 if channels_last else 1]
+    parameters, channels = accumulation_dtype(dtype), shape[-1 if channels_last else 1]
 
     def inputs() -> Arrays:
         of_channels = {name: normal((channels,), parameters, name) for name in ("mean", "gamma", "beta")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.batch_norm_plan import summation_depth
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.verification.comparison import Arrays, epsilon, smallest
 
 #: Of each activation its largest slope.
@@ -34,7 +34,7 @@ def batch_norm_bounds(
     x = inputs["x"].astype(np.float64)
     dy = inputs["dy"].astype(np.float64)
     dtype = inputs["x"].dtype
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
     unit, rounding = epsilon(parameters), epsilon(dtype)
     residual, channels = "residual" in inputs, expected["mean"].size
     axes = tuple(axis for axis in range(x.ndim) if axis != (x.ndim - 1 if channels_last else 1))

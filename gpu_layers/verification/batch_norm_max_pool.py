@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case
 from gpu_layers.verification.inputs import normal
@@ -34,7 +34,7 @@ def batch_norm_max_pool_cases() -> Iterator[Case]:
 
 def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_last: bool) -> Case:
     channels = shape[-1] if channels_last else shape[1]
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
         # Eighths below 8, with equal ones in many a window.
@@ -52,7 +52,7 @@ def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_l
         for kernel, window in _WINDOWS:
             options = {"eps": _EPS, "activation": activation, "channels_last": channels_last, **window}
             y, saved = ops.batch_norm_max_pool_inference(arrays["x"], *statistics, kernel, **options)
-            results[f"y {kernel}"], results[f"taps {kernel}"] = y, saved.pool.taps
+            results[f"y {kernel}"], results[f"argmax {kernel}"] = y, saved.pool.argmax
             trained, saved_by_training = ops.batch_norm_max_pool_forward(
                 arrays["x"], arrays["gamma"], arrays["beta"], kernel, **options
             )
@@ -67,7 +67,7 @@ def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_l
             )
             pooled, saved_by_pool = ops.max_pool_forward(normalised, kernel, channels_last=channels_last, **window)
             results[f"equal {kernel}"] = trained == pooled
-            results[f"equal taps {kernel}"] = saved_by_training.pool.taps == saved_by_pool.taps
+            results[f"equal argmax {kernel}"] = saved_by_training.pool.argmax == saved_by_pool.argmax
             dy = arrays["dy"].reshape(-1)[: y.size].reshape(y.shape)
             one = ops.batch_norm_max_pool_backward(dy, saved_by_training)
             two = ops.batch_norm_backward(ops.max_pool_backward(dy, saved_by_pool), saved_norm)

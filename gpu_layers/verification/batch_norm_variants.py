@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed.communicator import Communicator, SingleProcess
 from gpu_layers.kernels.batch_norm_plan import summation_depth
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.batch_norm_bounds import batch_norm_bounds
@@ -31,7 +31,7 @@ _MERGING = 8
 
 def _inputs(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Arrays:
     channels = (shape[-1 if channels_last else 1],)
-    parameters = {name: normal(channels, statistics_dtype(dtype), name) for name in ("gamma", "beta")}
+    parameters = {name: normal(channels, accumulation_dtype(dtype), name) for name in ("gamma", "beta")}
     arrays = {name: normal(shape, dtype, name, mean=2.0 * (name == "x")) for name in ("x", "dy", "residual")}
     return arrays | parameters
 
@@ -140,7 +140,7 @@ def _sync_of_one(channels: int, **options: Any) -> BatchNormLayer:
 def _padded(
     dtype: Any, shape: tuple[int, ...], channels_last: bool, make: Any, valid: dict[str, Any], activation: Any
 ) -> Case:
-    parameters = statistics_dtype(dtype)
+    parameters = accumulation_dtype(dtype)
     channels = shape[-1 if channels_last else 1]
     inside = _inside(shape, channels_last, valid)
 

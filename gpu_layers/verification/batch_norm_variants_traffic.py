@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed.communicator import SingleProcess
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.verification import floors
 from gpu_layers.verification.floors import BACKWARD, FORWARD, Sizes
 from gpu_layers.verification.traffic_case import TrafficCase, in_layout
@@ -36,7 +36,7 @@ def batch_norm_variants(dtype: Any) -> Iterator[TrafficCase]:
 def _reads(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> tuple[int, int]:
     """How often the forward must read x, and the backward dy and x, for an input of this shape in memory."""
     plans = (plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan))
-    forward, backward = (2 if plan.places is None else 1 for plan in plans)
+    forward, backward = (2 if plan.slots is None else 1 for plan in plans)
     return forward, backward
 
 
@@ -96,7 +96,7 @@ def _padded(dtype: Any, shape: tuple[int, ...], layout: str, lengths: list[list[
     rows = sum(math.prod(own) for own in lengths)
     whole, valid = itemsize * math.prod(shape), itemsize * rows * shape[1]
     lengths_bytes = _INDEX_BYTES * sum(map(len, lengths))
-    per_channel = shape[1] * statistics_dtype(dtype).itemsize
+    per_channel = shape[1] * accumulation_dtype(dtype).itemsize
     reads, backward_reads = _reads((rows, shape[1]), dtype, True)
     index = _INDEX_BYTES * (len(shape) - 1) * rows
     forward_arrays = finding_bytes(math.prod(shape) // shape[1], index) + packing_bytes(valid, whole, index, 1, 1)
@@ -111,7 +111,7 @@ def _padded(dtype: Any, shape: tuple[int, ...], layout: str, lengths: list[list[
             affine=False,
             track_running_stats=False,
             channels_last=layout == "NHWC",
-            dtype=statistics_dtype(dtype),
+            dtype=accumulation_dtype(dtype),
         )
 
     def forward() -> tuple[Callable[[], Any], int]:

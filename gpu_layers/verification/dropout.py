@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.reference.philox import random_words, sample_seed, sample_words
+from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case
@@ -323,29 +323,29 @@ def _draw(dtype) -> Case:
 
     def inputs() -> Arrays:
         numbers = np.array([_SEED, 2**64 - 1, sample_seed(_SEED)], np.uint64)
-        return {"x": normal((6, 4, 8), dtype), "draw": numbers, "ids": np.array([3, -1, 2**62, 0, 7, 7])}
+        return {"x": normal((6, 4, 8), dtype), "rng_state": numbers, "ids": np.array([3, -1, 2**62, 0, 7, 7])}
 
     def run(arrays: Arrays) -> Arrays:
-        x, draw = arrays["x"], arrays["draw"].copy()
+        x, rng_state = arrays["x"], arrays["rng_state"].copy()
         forwards = {}
         for name, (forward, options) in calls.items():
             of_call = options | ({"sample_ids": arrays["ids"]} if "sample_ids" in options else {})
-            forwards[name] = forward(x, 0.5, None, None, draw=draw, **of_call)
-        y, relu = ops.activation_dropout_forward(x, "relu", 0.5, None, None, draw=draw)
-        z, leaky_relu = ops.activation_dropout_forward(x, "leaky_relu", 0.5, None, None, draw=draw)
+            forwards[name] = forward(x, 0.5, None, None, rng_state=rng_state, **of_call)
+        y, relu = ops.activation_dropout_forward(x, "relu", 0.5, None, None, rng_state=rng_state)
+        z, leaky_relu = ops.activation_dropout_forward(x, "leaky_relu", 0.5, None, None, rng_state=rng_state)
         summed, added = ops.dropout_add_forward(
-            x, x, 0.5, None, None, bias=x[0, 0], draw=draw, sample_ids=arrays["ids"]
+            x, x, 0.5, None, None, bias=x[0, 0], rng_state=rng_state, sample_ids=arrays["ids"]
         )
-        taken = draw.copy()
-        backend_for(draw).advance_draw(draw, taken)
-        results = {"relu y": y, "leaky_relu y": z, "advanced": draw, "taken": taken}
+        taken = rng_state.copy()
+        backend_for(rng_state).advance_rng_state(rng_state, taken)
+        results = {"relu y": y, "leaky_relu y": z, "advanced": rng_state, "taken": taken}
         results["relu dx"] = ops.activation_dropout_backward(x, relu)
-        results["leaky_relu dx"] = ops.activation_dropout_backward(x, leaky_relu.with_draw(taken))
+        results["leaky_relu dx"] = ops.activation_dropout_backward(x, leaky_relu.with_rng_state(taken))
         results["dropout_add y"] = summed
-        results["dropout_add dx"], _, _ = ops.dropout_add_backward(x, added.with_draw(taken))
+        results["dropout_add dx"], _, _ = ops.dropout_add_backward(x, added.with_rng_state(taken))
         for name, (y, saved) in forwards.items():
             results[f"{name} y"] = y
-            results[f"{name} dx"] = ops.dropout_backward(x, saved.with_draw(taken))
+            results[f"{name} dx"] = ops.dropout_backward(x, saved.with_rng_state(taken))
         return results
 
     return Case("graph_dropout", dtype, "numbers in memory", inputs, run)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
-from gpu_layers.reference.batch_norm import statistics_dtype
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
 from gpu_layers.verification.inputs import (
@@ -160,7 +160,7 @@ def _max_pool_of_nan(dtype: Any) -> Case:
         results: Arrays = {}
         for label, _, window in _of_all_kernels():
             y, saved = _max_forward(arrays[label], window)
-            results |= {f"y {label}": y, f"taps {label}": saved.taps}
+            results |= {f"y {label}": y, f"argmax {label}": saved.argmax}
         return results
 
     return Case("max_pool", dtype, "several NaN", inputs, run)
@@ -197,7 +197,7 @@ def _max_pool(dtype, label, shape, window) -> Case:
         y, saved = _max_forward(_view(label, arrays["x"]), window)
         dx = ops.max_pool_backward(arrays["dy"], saved)
         gathered = ops.max_pool_gather(_view(label, arrays["tangent"]), saved)
-        return {"y": y, "taps": saved.taps, "indices": ops.max_pool_indices(saved), "dx": dx, "gathered": gathered}
+        return {"y": y, "argmax": saved.argmax, "indices": ops.max_pool_indices(saved), "dx": dx, "gathered": gathered}
 
     return Case("max_pool", dtype, label, inputs, run)
 
@@ -218,7 +218,7 @@ def avg_pool_cases() -> Iterator[Case]:
 
 
 def _avg_pool(dtype, label, shape, window) -> Case:
-    accumulate = statistics_dtype(dtype)
+    accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
         x = normal(shape, dtype, "x")
@@ -290,7 +290,7 @@ def lp_pool_cases() -> Iterator[Case]:
 
 
 def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
-    accumulate = statistics_dtype(dtype)
+    accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
         x = normal(shape, dtype, "x")
@@ -302,7 +302,7 @@ def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
     def run(arrays: Arrays) -> Arrays:
         y, saved = ops.lp_pool_forward(arrays["x"], p, **window)
         results = {"y": y, "dx": ops.lp_pool_backward(arrays["dy"], saved)}
-        return results if saved.taps is None else {**results, "taps": saved.taps}
+        return results if saved.argmax is None else {**results, "argmax": saved.argmax}
 
     def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
         if p == np.inf:
@@ -343,7 +343,7 @@ def _lp_pool_special(dtype: Any) -> Case:
         results: Arrays = {}
         for number, (_, window) in enumerate(_LP_CASES):
             y, saved = ops.lp_pool_forward(arrays[f"NaN {number}"], np.inf, **window)
-            results |= {f"y {number}": y, f"taps {number}": saved.taps}
+            results |= {f"y {number}": y, f"argmax {number}": saved.argmax}
             for p in _POWERS:
                 _, saved = ops.lp_pool_forward(arrays[f"x {number}"], p, **window)
                 results[f"dx {number} p={p:g}"] = ops.lp_pool_backward(arrays[f"dy {number}"], saved)

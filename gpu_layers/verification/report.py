@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gpu_layers.runtime.emulator.errors import ToolchainError
+from gpu_layers.emulator.errors import ToolchainError
 from gpu_layers.verification import Backend, all_cases, differences
 from gpu_layers.verification.selection import named_like
 

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.emulator import Trace
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.emulator import Trace
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel
 from gpu_layers.verification import floors
 from gpu_layers.verification.batch_norm_variants_traffic import batch_norm_variants
@@ -183,7 +183,7 @@ def _dropout_add(dtype: Any, shape: tuple[int, ...]) -> Iterator[TrafficCase]:
 def _dropout_add_passes(dtype: Any, shape: tuple[int, ...], activation: str | None) -> Iterator[TrafficCase]:
     def called(direction: str) -> tuple[Callable[[], Any], np.ndarray, int]:
         x, residual = normal(shape, dtype), normal(shape, dtype, "residual")
-        bias = normal(shape[-1:], statistics_dtype(dtype))
+        bias = normal(shape[-1:], accumulation_dtype(dtype))
         floor = floors.dropout_add(_elementwise(x), direction, activation, bias=True)
         return lambda: ops.dropout_add_forward(x, residual, 0.5, 1, 2, bias=bias, activation=activation), x, floor
 
@@ -219,11 +219,11 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     options: dict[str, Any] = {"channels_last": layout == "NHWC"}
     input_shape, itemsize = in_layout(shape, dtype, layout).shape, np.dtype(dtype).itemsize
     sizes = Sizes(math.prod(shape), math.prod(shape), itemsize, shape)
-    assert sizes.accumulated == statistics_dtype(dtype).itemsize
+    assert sizes.accumulated == accumulation_dtype(dtype).itemsize
     last = options["channels_last"]
     # How often the forward reads x, and the backward x, dy and the residual.
     reads, backward_reads = (
-        2 if plan(input_shape, itemsize, last).places is None else 1 for plan in (forward_plan, backward_plan)
+        2 if plan(input_shape, itemsize, last).slots is None else 1 for plan in (forward_plan, backward_plan)
     )
 
     def forward() -> tuple[Callable[[], Any], int]:
@@ -264,13 +264,13 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     def pooled() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
-        floor = floors.batch_norm_max_pool(pooled_sizes(y), FORWARD, taps=saved.pool.taps.nbytes // y.size)
+        floor = floors.batch_norm_max_pool(pooled_sizes(y), FORWARD, taps=saved.pool.argmax.nbytes // y.size)
         return lambda: ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options), floor
 
     def pooled_backward() -> tuple[Callable[[], Any], int]:
         x = in_layout(shape, dtype, layout)
         y, saved = ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu", **options)
-        taps = saved.pool.taps.nbytes // y.size
+        taps = saved.pool.argmax.nbytes // y.size
         floor = floors.batch_norm_max_pool(pooled_sizes(y), BACKWARD, taps=taps, reads=backward_reads)
         return lambda: ops.batch_norm_max_pool_backward(y, saved), floor
 
@@ -296,8 +296,8 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
 def _pool_floor(x: np.ndarray, y: np.ndarray, saved: Any, of_powers: str | None = None) -> int:
     """Of a pass of pooling; of one of powers, forward or backward."""
     taps = getattr(saved, "taps", None)
-    sizes, tap_bytes = Sizes(x.size, y.size, x.itemsize), 0 if taps is None else taps.nbytes // y.size
-    return floors.lp_pool(sizes, of_powers, tap_bytes) if of_powers else floors.pool(sizes, tap_bytes)
+    sizes, argmax_bytes = Sizes(x.size, y.size, x.itemsize), 0 if taps is None else taps.nbytes // y.size
+    return floors.lp_pool(sizes, of_powers, argmax_bytes) if of_powers else floors.pool(sizes, argmax_bytes)
 
 
 def _pools(
@@ -328,7 +328,7 @@ def _pools(
             first = np.arange(samples * channels).reshape(samples, channels, 1, 1) * math.prod(shape[2:])
             places = first + indices
         read = np.unique(places * x.itemsize // SECTOR).size * SECTOR
-        floor = floors.max_unpool(Sizes(y.size, x.size, x.itemsize), BACKWARD, saved.taps.itemsize, read)
+        floor = floors.max_unpool(Sizes(y.size, x.size, x.itemsize), BACKWARD, saved.argmax.itemsize, read)
         return lambda: ops.max_pool_gather(x, saved), floor
 
     def avg_forward() -> tuple[Callable[[], Any], int]:

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from gpu_layers.runtime import emulator
+from gpu_layers import emulator
 
 KERNELS = pathlib.Path(__file__).parent / "kernels"
 

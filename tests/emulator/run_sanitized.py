@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from gpu_layers.runtime import emulator
+from gpu_layers import emulator
 
 NAMES = [
     "block_sum",

@@ -14,10 +14,10 @@ import sys
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator, headers
+from gpu_layers import emulator, headers
+from gpu_layers.emulator import errors, toolchain
+from gpu_layers.emulator.build import is_whole
 from gpu_layers.runtime.cache import cache_folder
-from gpu_layers.runtime.emulator import errors, toolchain
-from gpu_layers.runtime.emulator.build import is_whole
 
 from .conftest import KERNELS
 
@@ -80,7 +80,7 @@ def test_two_processes_that_build_at_once_both_succeed(project, tmp_path):
 
 
 LAUNCH = (
-    "import sys, numpy as np; from gpu_layers.runtime import emulator\n"
+    "import sys, numpy as np; from gpu_layers import emulator\n"
     "y = np.zeros(4, np.float32)\n"
     "module = emulator.load(sys.argv[1], ['scale'])\n"
     "module.launch('scale', (1,), (4,), [np.ones(4, np.float32), y]); print(y[0])"
@@ -216,7 +216,7 @@ def test_a_read_only_cache_that_has_the_module_is_enough(project, tmp_path, monk
     assert scaled(project) == 2
     # Root may write to folders without that permission, so what would be written is what is looked at.
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
-    module = sys.modules["gpu_layers.runtime.emulator.build"]  # the package calls a function of it by that name
+    module = sys.modules["gpu_layers.emulator.build"]  # the package calls a function of it by that name
     monkeypatch.setattr(module, "writable_cache_folder", lambda name: pytest.fail("something was to be written"))
     assert scaled(project) == 2
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before

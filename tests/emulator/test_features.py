@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator
+from gpu_layers import emulator
 
 from .conftest import KERNELS
 

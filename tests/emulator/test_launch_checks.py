@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator
-from gpu_layers.runtime.emulator.parameters import Kind
+from gpu_layers import emulator
+from gpu_layers.emulator.parameters import Kind
 
 from .conftest import KERNELS
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator
+from gpu_layers import emulator
 
 from .conftest import KERNELS
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gpu_layers.runtime import emulator
+from gpu_layers import emulator
 
 SCRIPT = pathlib.Path(__file__).with_name("run_sanitized.py")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator
-from gpu_layers.runtime.emulator import errors
+from gpu_layers import emulator
+from gpu_layers.emulator import errors
 
 from .conftest import KERNELS, marked_line
 

@@ -7,9 +7,9 @@ import functools
 import numpy as np
 import pytest
 
-from gpu_layers.runtime import emulator
-from gpu_layers.runtime.emulator import errors
-from gpu_layers.runtime.emulator.trace import Footprint, Traffic
+from gpu_layers import emulator
+from gpu_layers.emulator import errors
+from gpu_layers.emulator.trace import Footprint, Traffic
 
 from .conftest import KERNELS, marked_line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_layers.runtime.emulator.errors import RaceError
+from gpu_layers.emulator.errors import RaceError
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 #: Those of PyTorch modules have tests in tests/torch.

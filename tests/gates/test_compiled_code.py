@@ -16,7 +16,7 @@ SOURCES = sorted({kernel.source for kernel in all_kernels()})
 STREAMING = (
     "dropout_apply<",
     "dropout_apply_shifted",
-    "dropout_apply_runs",
+    "dropout_apply_grouped",
     "relu_",
     "batch_norm_statistics",
     "batch_norm_normalize",
@@ -25,10 +25,10 @@ STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
 KEPT_IN_MEMORY = {
     # Beside its sums, eight origins, and where the running statistics are.
-    (12, 80): [f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
+    (12, 80): [f"batch_norm_statistics_nhwc<{half}, 8>" for half in ("__half", "__nv_bfloat16")],
     (12, 90): [
         "dropout_add_forward<double, false>",
-        *(f"batch_norm_statistics_rows<{half}, 8>" for half in ("__half", "__nv_bfloat16")),
+        *(f"batch_norm_statistics_nhwc<{half}, 8>" for half in ("__half", "__nv_bfloat16")),
     ],
     (12, 100): [
         "activation_dropout_backward<double>",
@@ -50,7 +50,7 @@ def compiled(source, capability):
 
 def streams(name):
     """Whether a kernel moves whole vectors: not those for samples, or for channels that make no vectors."""
-    return name.startswith(STREAMING) and not re.search(", 1[,>]|kCurved", name)
+    return name.startswith(STREAMING) and not re.search(", 1[,>]|kSmooth", name)
 
 
 def atomics(kernel):
@@ -96,7 +96,7 @@ def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
     problems = {
         name: memory_problems(kernel, most_registers(name)) for name, kernel in compiled(source, capability).items()
     }
-    problems = {name: without_barriers(found) if "_resident_" in name else found for name, found in problems.items()}
+    problems = {name: without_barriers(found) if "_persistent_" in name else found for name, found in problems.items()}
     for name in KEPT_IN_MEMORY.get((nvrtc().getVersion()[0], capability), ()):
         problems[name] = beyond_one_number(problems.get(name, []))
     assert not {name: found for name, found in problems.items() if found}
@@ -123,7 +123,7 @@ def moves_vectors(loop, access):
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_what_is_kept_moves_16_bytes_at_a_time(capability):
-    for name, kernel in compiled("batch_norm_resident.cu", capability).items():
+    for name, kernel in compiled("batch_norm_persistent.cu", capability).items():
         # The loop over vectors that keeps most, and the one that takes most back.
         for access, most in (("STS", 4.5), ("LDS", 3.6)):
             loops = [
@@ -161,10 +161,10 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
         ("dropout_apply_shifted<float>", 9.0),
         ("dropout_apply_shifted<double>", 9.0),
         # The way of a vector that spans several channels, which is the longest: two Philox blocks, and the data.
-        ("dropout_apply_runs<__nv_bfloat16>", 9.5),
-        ("dropout_apply_runs<__half>", 9.5),
-        ("dropout_apply_runs<float>", 7.0),
-        ("dropout_apply_runs<double>", 6.5),
+        ("dropout_apply_grouped<__nv_bfloat16>", 9.5),
+        ("dropout_apply_grouped<__half>", 9.5),
+        ("dropout_apply_grouped<float>", 7.0),
+        ("dropout_apply_grouped<double>", 6.5),
         ("relu_forward<__nv_bfloat16>", 3.0),
         ("relu_forward<__half>", 3.0),
         ("relu_forward<float>", 1.5),
@@ -173,20 +173,20 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
         ("relu_backward<__half>", 2.0),
         ("relu_backward<float>", 1.5),
         ("relu_backward<double>", 1.0),
-        ("batch_norm_statistics_planes<__nv_bfloat16>", 3.0),
-        ("batch_norm_statistics_planes<__half>", 3.0),
-        ("batch_norm_statistics_planes<float>", 3.0),
-        ("batch_norm_statistics_planes<double>", 3.0),
-        ("batch_norm_statistics_rows<__nv_bfloat16, 8>", 3.0),
-        ("batch_norm_statistics_rows<__half, 8>", 3.0),
-        ("batch_norm_statistics_rows<float, 4>", 3.0),
-        ("batch_norm_statistics_rows<double, 2>", 3.0),
-        ("batch_norm_normalize_planes<__nv_bfloat16, kSloped>", 3.0),
-        ("batch_norm_normalize_rows<__nv_bfloat16, 8, kSloped>", 3.0),
-        ("batch_norm_gradient_sums_planes<__nv_bfloat16, kSloped>", 4.0),
-        ("batch_norm_gradient_sums_rows<__nv_bfloat16, 8, kSloped>", 4.0),
-        ("batch_norm_input_gradient_planes<__nv_bfloat16, kSloped>", 3.0),
-        ("batch_norm_input_gradient_rows<__nv_bfloat16, 8, kSloped>", 3.0),
+        ("batch_norm_statistics_nchw<__nv_bfloat16>", 3.0),
+        ("batch_norm_statistics_nchw<__half>", 3.0),
+        ("batch_norm_statistics_nchw<float>", 3.0),
+        ("batch_norm_statistics_nchw<double>", 3.0),
+        ("batch_norm_statistics_nhwc<__nv_bfloat16, 8>", 3.0),
+        ("batch_norm_statistics_nhwc<__half, 8>", 3.0),
+        ("batch_norm_statistics_nhwc<float, 4>", 3.0),
+        ("batch_norm_statistics_nhwc<double, 2>", 3.0),
+        ("batch_norm_normalize_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
+        ("batch_norm_normalize_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
+        ("batch_norm_gradient_sums_nchw<__nv_bfloat16, kPiecewiseLinear>", 4.0),
+        ("batch_norm_gradient_sums_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 4.0),
+        ("batch_norm_input_gradient_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
+        ("batch_norm_input_gradient_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
     ],
 )
 def test_instructions_per_byte(name, most, capability):
@@ -200,14 +200,14 @@ def test_instructions_per_byte(name, most, capability):
 # of their loops; x, its gradient, and of the pooled gradient and taps a quarter.
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("element", "width", "planes", "rows"),
+    ("element", "width", "nchw", "nhwc"),
     [("__half", 8, 10.0, 12.0), ("__nv_bfloat16", 8, 11.0, 13.0), ("float", 4, 6.0, 7.0), ("double", 2, 4.5, 6.5)],
 )
-def test_instructions_of_a_gathered_gradient(element, width, planes, rows, capability):
+def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capability):
     kernels = compiled("batch_norm_max_pool_backward.cu", capability)
     moved = 16 + 16 + (16 + width) / 4
-    for name, most in ((f"planes<{element}, 3, 2, 1>", planes), (f"rows<{element}, {width}>", rows)):
-        kernel = kernels[f"batch_norm_max_pool_backward_resident_{name}"]
+    for name, most in ((f"nchw<{element}, 3, 2, 1>", nchw), (f"nhwc<{element}, {width}>", nhwc)):
+        kernel = kernels[f"batch_norm_max_pool_backward_persistent_{name}"]
         took = 0.0
         for access in ("STS.128", "LDS.128"):
             # Of x and of the gradient each.
@@ -222,7 +222,7 @@ def test_instructions_of_a_gathered_gradient(element, width, planes, rows, capab
     ("element", "most"), [("__nv_bfloat16", 7.2), ("__half", 7.2), ("float", 5.0), ("double", 5.2)]
 )
 def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, capability):
-    loop = compiled("dropout.cu", capability)[f"dropout_apply_rows<{element}>"].hot_loop()
+    loop = compiled("dropout.cu", capability)[f"dropout_apply_samples<{element}>"].hot_loop()
     accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
     assert sorted(accesses) == [8] * 2 + [16] * 4
     assert not [i.opcode for i in loop.instructions if i.mnemonic == "MUFU"]
@@ -351,7 +351,7 @@ def test_max_pooling_takes_few_instructions_for_each_byte_of_input(capability):
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize("element", ["__nv_bfloat16", "__half", "float", "double"])
 def test_gradients_of_whole_planes_of_channels_are_stored_in_vectors(element, capability):
-    kernel = compiled("global_pool.cu", capability)[f"global_spread_rows<{element}>"]
+    kernel = compiled("global_pool.cu", capability)[f"global_spread_nhwc<{element}>"]
     assert not hot_loop_problems(kernel)
     assert kernel.hot_loop().instructions_per_byte <= 3
 

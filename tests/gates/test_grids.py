@@ -7,7 +7,7 @@ from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan, 
 from profiling.devices import GPUS
 
 MULTIPROCESSORS = GPUS["H100"].multiprocessors
-RESIDENT_BLOCKS = 4  # of 256 threads with up to 64 registers each: what the kernels ask for with __launch_bounds__
+PERSISTENT_BLOCKS = 4  # of 256 threads with up to 64 registers each: what the kernels ask for with __launch_bounds__
 each_dtype = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 each_layout = pytest.mark.parametrize("channels_last", [False, True])
 each_shape = pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def planned(plan, shape, dtype, channels_last):
 @each_shape
 def test_blocks_of_what_streams(shape, channels_last, dtype):
     blocks = planned(elementwise_plan, shape, dtype, channels_last).blocks
-    assert blocks >= MULTIPROCESSORS * RESIDENT_BLOCKS
+    assert blocks >= MULTIPROCESSORS * PERSISTENT_BLOCKS
     # Not far more than fill it either: every block has a partial result to merge.
     assert blocks <= 100_000
 
@@ -36,10 +36,10 @@ def test_blocks_of_what_streams(shape, channels_last, dtype):
 @pytest.mark.parametrize("plan", [forward_plan, backward_plan])
 def test_blocks_of_sums(shape, channels_last, dtype, plan):
     plan = planned(plan, shape, dtype, channels_last)
-    if plan.places is None:
-        assert plan.blocks >= MULTIPROCESSORS * RESIDENT_BLOCKS
+    if plan.slots is None:
+        assert plan.blocks >= MULTIPROCESSORS * PERSISTENT_BLOCKS
         return
     # Two blocks on a multiprocessor, as groups that are there all at once: few blocks are left over.
-    groups = min(plan.tiles, 2 * MULTIPROCESSORS // plan.parts)
+    groups = min(plan.tiles, 2 * MULTIPROCESSORS // plan.blocks_per_group)
     assert groups >= 1
-    assert groups * plan.parts >= (0.7 if channels_last else 0.9) * 2 * MULTIPROCESSORS
+    assert groups * plan.blocks_per_group >= (0.7 if channels_last else 0.9) * 2 * MULTIPROCESSORS

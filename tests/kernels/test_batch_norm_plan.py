@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gpu_layers.kernels import batch_norm_plan
-from gpu_layers.kernels.batch_norm_plan import RESIDENT_BLOCKS, THREADS, backward_plan, elementwise_plan, forward_plan
+from gpu_layers.kernels.batch_norm_plan import PERSISTENT_BLOCKS, THREADS, backward_plan, elementwise_plan, forward_plan
 
 PLANES = [
     (256, 64, 112, 112),
@@ -47,13 +47,13 @@ def test_segments_cover_every_plane_once(shape, planned, itemsize):
     width = 16 // itemsize
     assert plan.width is None
     assert layout["plane"] == plane
-    assert layout["segment"] % width == 0
-    pieces = int(layout["segments_per_plane"])
-    assert (pieces - 1) * layout["segment"] < plane <= pieces * layout["segment"]
-    assert layout["segments"] == shape[0] * pieces
-    assert layout["parts"] == plan.parts
-    assert (plan.parts - 1) * layout["segments_per_part"] < layout["segments"]
-    assert layout["segments"] <= plan.parts * layout["segments_per_part"]
+    assert layout["chunk"] % width == 0
+    pieces = int(layout["chunks_per_plane"])
+    assert (pieces - 1) * layout["chunk"] < plane <= pieces * layout["chunk"]
+    assert layout["chunks"] == shape[0] * pieces
+    assert layout["blocks"] == plan.blocks_per_group
+    assert (plan.blocks_per_group - 1) * layout["chunks_per_block"] < layout["chunks"]
+    assert layout["chunks"] <= plan.blocks_per_group * layout["chunks_per_block"]
     assert math.prod(plan.block) == THREADS
 
 
@@ -66,21 +66,25 @@ def test_parts_and_tiles_cover_all_rows_and_channels_once(shape, planned, itemsi
     assert channels % plan.width == 0
     across = plan.block[0] * plan.width
     assert (plan.tiles - 1) * across < channels <= plan.tiles * across
-    assert (plan.parts - 1) * layout["rows_per_part"] < rows <= plan.parts * layout["rows_per_part"]
+    assert (
+        (plan.blocks_per_group - 1) * layout["rows_per_block"]
+        < rows
+        <= plan.blocks_per_group * layout["rows_per_block"]
+    )
     assert math.prod(plan.block) == THREADS
 
 
 def visits(plan, channel, part, thread_x, thread_y, plane, itemsize):
-    """Vectors and single values of one thread, counted as ``for_each_in_plane_part`` walks."""
+    """Vectors and single values of one thread, counted as ``for_each_in_nchw_block`` walks."""
     layout, width = plan.layout, 16 // itemsize
     along, slots = plan.block
-    begin = part * int(layout["segments_per_part"])
+    begin = part * int(layout["chunks_per_block"])
     count = 0
-    for s in range(begin + thread_y, min(begin + int(layout["segments_per_part"]), int(layout["segments"])), slots):
-        sample, piece = divmod(s, int(layout["segments_per_plane"]))
-        first = piece * int(layout["segment"])
+    for s in range(begin + thread_y, min(begin + int(layout["chunks_per_block"]), int(layout["chunks"])), slots):
+        sample, piece = divmod(s, int(layout["chunks_per_plane"]))
+        first = piece * int(layout["chunk"])
         base = (sample * plan.channels + channel) * plane + first
-        length = min(int(layout["segment"]), plane - first)
+        length = min(int(layout["chunk"]), plane - first)
         head = min(length, -base % width)
         vectors = (length - head) // width
         tail = length - head - vectors * width
@@ -94,36 +98,36 @@ def visits(plan, channel, part, thread_x, thread_y, plane, itemsize):
 @pytest.mark.parametrize("shape", [shape for shape in PLANES if math.prod(shape) < 2_000_000], ids=str)
 def test_there_is_a_place_for_everything_that_a_thread_keeps(shape, planned, itemsize):
     plan = planned(shape, itemsize, False)
-    assert plan.places is not None
+    assert plan.slots is not None
     corners = itertools.product(
         {0, min(1, plan.channels - 1), plan.channels - 1},
-        {0, plan.parts // 2, plan.parts - 1},
+        {0, plan.blocks_per_group // 2, plan.blocks_per_group - 1},
         {0, 1, plan.block[0] - 1},
         {0, plan.block[1] - 1},
     )
     most = max(visits(plan, *corner, math.prod(shape[2:]), itemsize) for corner in corners)
-    assert 1 <= most <= plan.places
+    assert 1 <= most <= plan.slots
 
 
 @each_itemsize
 @pytest.mark.parametrize(("planned", "arrays"), [(forward_plan, 1), (backward_plan, 2)])
 def test_what_is_kept_fits_into_half_of_the_shared_memory(planned, arrays, itemsize):
     kept = [planned(shape, itemsize, False) for shape in PLANES] + [planned(shape, itemsize, True) for shape in ROWS]
-    kept = [plan for plan in kept if plan.places is not None]
+    kept = [plan for plan in kept if plan.slots is not None]
     assert len(kept) > 10
     for plan in kept:
         # 228 KB of a multiprocessor, 1 KB of it the system's for each block, 13 KB of static scratch for rows.
-        assert plan.shared_bytes == plan.places * arrays * THREADS * 16
+        assert plan.shared_bytes == plan.slots * arrays * THREADS * 16
         assert 2 * (plan.shared_bytes + 1024 + (0 if plan.width is None else 12.5 * 1024)) <= 228 * 1024
-        assert plan.parts <= RESIDENT_BLOCKS
+        assert plan.blocks_per_group <= PERSISTENT_BLOCKS
     values = batch_norm_plan.forward_plan((256, 64, 112, 112), 4, False)
-    assert values.places is not None
+    assert values.slots is not None
     assert "one read" in str(values)
 
 
 def test_what_does_not_fit_is_read_twice():
     plan = forward_plan((256, 112, 112, 64), 2, True)
-    assert plan.places is None
+    assert plan.slots is None
     assert "two reads" in str(plan)
 
 
@@ -153,8 +157,8 @@ def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, mos
         return planned(shape, 4, channels_last)
 
     fits, beyond = plan(most), plan(most + step)
-    assert (fits.places, fits.parts) == (places, RESIDENT_BLOCKS)
-    assert beyond.places is None
+    assert (fits.slots, fits.blocks_per_group) == (places, PERSISTENT_BLOCKS)
+    assert beyond.slots is None
     # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
     scratch = 1024 if fits.width is None else 13 * 1024
     assert 2 * (fits.shared_bytes + scratch) <= 228 * 1024

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from gpu_layers.core.window import Window
 from gpu_layers.kernels.pool_plan import _general_plan, _tiled_plan, division
 from gpu_layers.runtime.limits import limits
-from gpu_layers.window import Window
 
 # No index may be beyond 32 bits, nor may one of a block's threads that is beyond the end of an image.
 BELOW = 2**31 - 1024

@@ -271,7 +271,7 @@ def test_offsets_of_a_captured_step_are_those_of_calls(emulated_graphs, warmup):
     assert random.device_draws.get() is None
     for _ in range(warmup):
         forward_and_backward(called, x)
-    moves = ("replay", "replay", "call", "replay", "back", "replay", "seed", "replay", "draw", "replay", "replay")
+    moves = ("replay", "replay", "call", "replay", "back", "replay", "seed", "replay", "rng_state", "replay", "replay")
     for number, move in enumerate(moves):
         assert [one.get_state() for one in generators] == [one.get_state() for one in others]
         if move in ("back", "seed"):
@@ -280,7 +280,7 @@ def test_offsets_of_a_captured_step_are_those_of_calls(emulated_graphs, warmup):
                 state = one.get_state()
                 one.set_state({**state, "seed": 9} if move == "seed" else {**state, "offset": 3})
             continue
-        if move == "draw":
+        if move == "rng_state":
             assert generators[1].next_offset() == others[1].next_offset()
             continue
         x[...] = normal(x.shape, x.dtype, number)

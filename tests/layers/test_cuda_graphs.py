@@ -94,7 +94,7 @@ def test_evaluation_takes_no_offset():
 
 def test_state_is_read_and_written_back():
     generator = device_generator(7)
-    place = generator.draw
+    place = generator.rng_state
     state = generator.get_state()
     assert state == {"seed": SEED, "offset": 7}
     layer = gl.Dropout(0.5, generator=generator)
@@ -104,7 +104,7 @@ def test_state_is_read_and_written_back():
     assert_same_bits(layer(X), y)
     generator.set_state({"seed": 5, "offset": 2**64 - 1})
     assert generator.seed == 5
-    assert generator.draw is place
+    assert generator.rng_state is place
     with pytest.raises(ValueError, match="offset must be in"):
         generator.set_state({"seed": 6, "offset": -1})
     assert generator.get_state() == {"seed": 5, "offset": 2**64 - 1}
@@ -129,11 +129,19 @@ def test_bad_arguments_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"draw": np.zeros(3)}, TypeError, "draw must be uint64, got float64"),
-        ({"draw": np.zeros(2, np.uint64)}, ValueError, r"draw must be three contiguous numbers, got the shape \[2\]"),
-        ({"draw": np.zeros(6, np.uint64)[::2]}, ValueError, "draw must be three contiguous numbers"),
-        ({"seed": 1, "draw": np.zeros(3, np.uint64)}, ValueError, "seed and offset are in draw: pass None for both"),
-        ({"draw": [1, 2, 3]}, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
+        ({"rng_state": np.zeros(3)}, TypeError, "rng_state must be uint64, got float64"),
+        (
+            {"rng_state": np.zeros(2, np.uint64)},
+            ValueError,
+            r"rng_state must be three contiguous numbers, got the shape \[2\]",
+        ),
+        ({"rng_state": np.zeros(6, np.uint64)[::2]}, ValueError, "rng_state must be three contiguous numbers"),
+        (
+            {"seed": 1, "rng_state": np.zeros(3, np.uint64)},
+            ValueError,
+            "seed and offset are in rng_state: pass None for both",
+        ),
+        ({"rng_state": [1, 2, 3]}, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
         ({}, TypeError, "seed must be an integer, got NoneType"),
     ],
 )
@@ -141,7 +149,7 @@ def test_bad_draws_are_refused(arguments, error, message):
     for forward in (
         gl.ops.dropout_forward,
         gl.ops.alpha_dropout_forward,
-        lambda x, *rest, **draw: gl.ops.activation_dropout_forward(x, "relu", *rest, **draw),
+        lambda x, *rest, **rng_state: gl.ops.activation_dropout_forward(x, "relu", *rest, **rng_state),
     ):
         with pytest.raises(error, match=message):
             forward(X, 0.5, **({"seed": None, "offset": None} | arguments))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.layer_tree import layers_of
+from gpu_layers.layers.layer_tree import layers_of
 from tests.inputs import assert_same_bits, normal
 
 pytestmark = pytest.mark.filterwarnings("error")

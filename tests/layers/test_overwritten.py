@@ -344,15 +344,15 @@ def test_an_earlier_forward_has_its_own_mask_or_none(backend, kind, on_device):
         if not on_device or kind == "ActivationDropout relu":
             assert_same_bits(layer.backward(dy), expected)
         else:
-            with pytest.raises(RuntimeError, match=MODIFIED.format(name="draw")):
+            with pytest.raises(RuntimeError, match=MODIFIED.format(name="rng_state")):
                 layer.backward(dy)
 
 
 def test_live_numbers_of_a_generator_are_not_those_of_an_earlier_call():
     generator = gl.CudaGraphGenerator(3, device="cpu")
-    _, saved = gl.ops.dropout_forward(X, 0.5, None, None, draw=generator.draw)
+    _, saved = gl.ops.dropout_forward(X, 0.5, None, None, rng_state=generator.rng_state)
     kept = gl.ops.dropout_backward(X, saved)
     taken = generator.advance(None)
-    with pytest.raises(RuntimeError, match=MODIFIED.format(name="draw")):
+    with pytest.raises(RuntimeError, match=MODIFIED.format(name="rng_state")):
         gl.ops.dropout_backward(X, saved)
-    assert_same_bits(gl.ops.dropout_backward(X, saved.with_draw(taken)), kept)
+    assert_same_bits(gl.ops.dropout_backward(X, saved.with_rng_state(taken)), kept)

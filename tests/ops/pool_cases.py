@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gpu_layers.window import sliding_window
+from gpu_layers.core.window import sliding_window
 
 TORCH_MAX_POOL = {
     1: torch.nn.functional.max_pool1d,

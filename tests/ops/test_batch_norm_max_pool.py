@@ -22,11 +22,11 @@ def both(x, dy, gamma, beta, kernel, window, training, channels_last, activation
     fused = getattr(gl.ops, f"batch_norm_max_pool_{name}")
     backwards = "backward" if training else "inference_backward"
     y, saved = fused(x, *statistics, gamma, beta, kernel, **window, **options)
-    one = [y, saved.pool.taps, *getattr(gl.ops, f"batch_norm_max_pool_{backwards}")(dy(y), saved)]
+    one = [y, saved.pool.argmax, *getattr(gl.ops, f"batch_norm_max_pool_{backwards}")(dy(y), saved)]
     z, saved_norm = norm(x, *statistics, gamma, beta, **options)
     y, saved_pool = gl.ops.max_pool_forward(z, kernel, **window, channels_last=channels_last)
     dz = gl.ops.max_pool_backward(dy(y), saved_pool)
-    return one, [y, saved_pool.taps, *getattr(gl.ops, f"batch_norm_{backwards}")(dz, saved_norm)]
+    return one, [y, saved_pool.argmax, *getattr(gl.ops, f"batch_norm_{backwards}")(dz, saved_norm)]
 
 
 @each_window
@@ -66,16 +66,53 @@ def test_nan_and_infinity_pass():
         assert np.isfinite(y).sum() == y.size - 2
 
 
-def test_no_normalised_value_is_written_and_x_is_read_twice():
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ((2, 2), "batch_norm_max_pool_forward_tiled<float, 2, 2, 0, false, true>"),
+        ((1, 4), "batch_norm_max_pool_forward<float, 1>"),
+    ],
+)
+def test_no_normalised_value_is_written_and_x_is_read_twice(kernel, name):
     x = normal((2, 8, 16, 24), np.float32)
     traces = {}
     with gl.use_backend("emulated", check=True, record=lambda kernel, trace: traces.update({kernel.name: trace})):
-        y, saved = gl.ops.batch_norm_max_pool_forward(x, None, None, (2, 2), activation="relu")
-    pooling = traces["batch_norm_max_pool_forward<float, 1>"]
+        y, saved = gl.ops.batch_norm_max_pool_forward(x, None, None, kernel, activation="relu")
+    pooling = traces[name]
     assert pooling.total("x", "load").bytes == x.nbytes
     assert pooling.total("y", "store").bytes == y.nbytes == x.nbytes // 4
     stored = sum(trace.total(None, "store").bytes for trace in traces.values())
-    assert stored < y.nbytes + saved.pool.taps.nbytes + 4096
+    assert stored < y.nbytes + saved.pool.argmax.nbytes + 4096
+
+
+@pytest.mark.parametrize(("channels_last", "columns"), [(False, 16), (False, 13), (True, 13)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_special_values_and_edges_in_tiles(dtype, channels_last, columns):
+    """Windows that are cut off on every side, NaN, infinities and equal values, by given statistics."""
+    x = normal((2, 8, 9, columns), dtype)
+    x[0, :, ::3, ::2], x[1, :, 4, 4], x[1, :, 5:7, 5] = 0.5, np.nan, -np.inf
+    x[1, :, -1, -1], x[0, :, 0, 0] = np.inf, -0.0
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if channels_last else x
+    mean, var = normal((8,), np.float32, seed=2), np.linspace(0.5, 2, 8, dtype=np.float32)
+    gamma, beta = normal((8,), np.float32, seed=3), normal((8,), np.float32, seed=4)
+    for activation in ("relu", "leaky_relu", None):
+        for kernel, stride, padding in (((3, 3), 2, 1), ((2, 2), 2, 0)):
+            results = []
+            for backend in ("reference", "emulated"):
+                with gl.use_backend(backend):
+                    z, _ = gl.ops.batch_norm_inference(
+                        x, mean, var, gamma, beta, activation=activation, channels_last=channels_last
+                    )
+                    window = {"stride": stride, "padding": padding, "ceil_mode": True, "channels_last": channels_last}
+                    expected = gl.ops.max_pool_forward(z, kernel, **window)
+                    ours = gl.ops.batch_norm_max_pool_inference(
+                        x, mean, var, gamma, beta, kernel, activation=activation, **window
+                    )
+                    results.append((expected[0], expected[1].argmax, ours[0], ours[1].pool.argmax))
+            for y, argmax, ours, own_argmax in results:
+                assert_same_bits(ours, y)
+                assert_same_bits(own_argmax, argmax)
+            assert np.isnan(results[1][0].astype(np.float32)).any()
 
 
 @each_mode

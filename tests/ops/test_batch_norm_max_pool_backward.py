@@ -5,9 +5,9 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import kernels, reference
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
-from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.runtime.emulator import ALL_SCHEDULES
 from gpu_layers.runtime.limits import force_limits
 from gpu_layers.verification.batch_norm_bounds import batch_norm_bounds
 from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, with_specials
@@ -55,7 +55,7 @@ IN_TWO_STEPS = [
 
 def inputs(shape, channels_last, dtype):
     channels = shape[-1] if channels_last else shape[1]
-    parameters = [normal((channels,), statistics_dtype(dtype), seed=seed) for seed in (2, 3)]
+    parameters = [normal((channels,), accumulation_dtype(dtype), seed=seed) for seed in (2, 3)]
     return normal(shape, dtype), *parameters
 
 
@@ -101,20 +101,20 @@ def test_one_read_gives_the_bits_of_two_steps(shape, channels_last, dtype, kerne
     saved, outputs = pooled(inputs(shape, channels_last, dtype), kernel, window, channels_last=channels_last)
     dy = normal(outputs, dtype, seed=5)
     one, two, launched = one_and_two(dy, saved)
-    assert_gathered(launched, "backward_resident")
+    assert_gathered(launched, "backward_persistent")
     assert_all_same(one, two)
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), [SHAPES[1], SHAPES[3]], ids=str)
 def test_several_parts_a_channel(shape, channels_last):
-    assert backward_plan(shape, 4, channels_last).parts > 1
+    assert backward_plan(shape, 4, channels_last).blocks_per_group > 1
     saved, outputs = pooled(inputs(shape, channels_last, np.float32), *OVERLAPPING, channels_last=channels_last)
     dy = normal(outputs, np.float32, seed=5)
     results = [one_and_two(dy, saved, schedule=schedule)[0] for schedule in ALL_SCHEDULES]
     for result in results[1:]:
         assert_all_same(result, results[0])
     # As many groups as fit, which take the channels in turn.
-    with force_limits(max_blocks=backward_plan(shape, 4, channels_last).parts):
+    with force_limits(max_blocks=backward_plan(shape, 4, channels_last).blocks_per_group):
         assert_all_same(one_and_two(dy, saved)[0], results[0])
 
 
@@ -137,7 +137,7 @@ def test_two_reads_give_the_bits_of_two_steps(shape, channels_last, dtype, train
 def test_any_window_of_rows_that_overlaps_with_one_other(kernel, window, dtype):
     saved, outputs = pooled(inputs(ROWS[0], True, dtype), kernel, window, channels_last=True)
     one, two, launched = one_and_two(normal(outputs, dtype, seed=5), saved)
-    assert_gathered(launched, "backward_resident")
+    assert_gathered(launched, "backward_persistent")
     assert_all_same(one, two)
 
 
@@ -149,9 +149,9 @@ def test_one_axis_and_256_taps(shape, kernel, window):
     # Every other channel ascends: of its windows the last tap is chosen.
     x = np.where(np.arange(8) % 2, x, np.arange(x.size // 8, dtype=np.float32).reshape(*shape[:-1], 1))
     saved, outputs = pooled((x, np.abs(gamma), beta), kernel, window, None, channels_last=True)
-    assert saved.pool.taps.max() == np.prod(kernel) - 1
+    assert saved.pool.argmax.max() == np.prod(kernel) - 1
     one, two, launched = one_and_two(normal(outputs, np.float32, seed=5), saved)
-    assert_gathered(launched, "backward_resident")
+    assert_gathered(launched, "backward_persistent")
     assert_all_same(one, two)
 
 
@@ -204,7 +204,7 @@ def test_non_contiguous_arrays(shape, channels_last):
     dy = normal((*outputs[:-1], 3 * outputs[-1]), np.float16, seed=5)[..., ::3]
     kept = dy.copy()
     one, two, launched = one_and_two(dy, saved)
-    assert_gathered(launched, "backward_resident")
+    assert_gathered(launched, "backward_persistent")
     assert_all_same(one, two)
     assert_same_bits(dy, kept)
 
@@ -215,12 +215,12 @@ def test_close_to_numpy(shape, channels_last, dtype):
     x, gamma, beta = inputs(shape, channels_last, dtype)
     saved, outputs = pooled((x, gamma, beta), *OVERLAPPING, channels_last=channels_last)
     norm, dy = saved.norm, normal(outputs, dtype, seed=5)
-    arguments = (dy, saved.pool.taps, x, norm.statistics, saved.pool.window, channels_last, "relu")
+    arguments = (dy, saved.pool.argmax, x, norm.statistics, saved.pool.window, channels_last, "relu")
     expected = reference.batch_norm_max_pool_backward(*arguments)
     with gl.use_backend("emulated"):
         actual = kernels.batch_norm_max_pool_backward(*arguments)
     names = ("dx", "dgamma", "dbeta")
-    dz = reference.max_pool_backward(dy, saved.pool.taps, saved.pool.window, channels_last)
+    dz = reference.max_pool_backward(dy, saved.pool.argmax, saved.pool.window, channels_last)
     bounds = batch_norm_bounds(
         {"x": x, "dy": dz, "gamma": gamma, "beta": beta},
         {"mean": norm.mean, "inv_std": norm.inv_std, **dict(zip(names, expected, strict=True))},
@@ -234,7 +234,7 @@ def test_close_to_numpy(shape, channels_last, dtype):
 @each_shape
 def test_what_is_read_and_written(shape, channels_last):
     saved, outputs = pooled(inputs(shape, channels_last, np.float32), *SIDE_BY_SIDE, channels_last=channels_last)
-    x, taps, dy = saved.norm.x, saved.pool.taps, normal(outputs, np.float32, seed=5)
+    x, argmax, dy = saved.norm.x, saved.pool.argmax, normal(outputs, np.float32, seed=5)
     traces = []
 
     def backward():
@@ -251,7 +251,7 @@ def test_what_is_read_and_written(shape, channels_last):
         assert trace.total("x", "load").bytes == x.nbytes
         assert trace.total("dy", "load").bytes in (in_windows // 4, in_windows // 2, in_windows)
         assert trace.footprints["dy"].bytes_loaded == dy.nbytes
-        assert trace.footprints["taps"].bytes_loaded == taps.nbytes
+        assert trace.footprints["argmax"].bytes_loaded == argmax.nbytes
     for trace in (once, twice[-1][1]):
         assert trace.total("dx", "store").bytes == x.nbytes
     assert len(twice) == 2

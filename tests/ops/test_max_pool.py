@@ -231,8 +231,8 @@ def test_what_is_saved_is_the_number_of_the_winning_tap(kernel, dtype):
     x = np.zeros((1, 1, *kernel), np.float32)
     x[..., -1, -1] = 1
     _, saved = gl.ops.max_pool_forward(x, kernel)
-    assert saved.taps.dtype == dtype
-    assert saved.taps.item() == kernel[0] * kernel[1] - 1
+    assert saved.argmax.dtype == dtype
+    assert saved.argmax.item() == kernel[0] * kernel[1] - 1
     assert gl.ops.max_pool_indices(saved).item() == kernel[0] * kernel[1] - 1
 
 
@@ -250,7 +250,7 @@ def test_backward_repeats_to_the_last_bit():
     x = normal((2, 3, 17, 19), np.float32)
     y, saved = gl.ops.max_pool_forward(x, (3, 3), 1, 1)
     dy = normal(y.shape, np.float32, seed=1)
-    with unchanged(saved.taps):
+    with unchanged(saved.argmax):
         first = gl.ops.max_pool_backward(dy, saved)
     assert_same_bits(gl.ops.max_pool_backward(dy, saved), first)
 

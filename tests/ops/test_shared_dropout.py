@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.mask import shared_decisions
+from gpu_layers.core.mask import shared_decisions
 from tests import philox_in_ints
 from tests.inputs import DTYPES, LAYOUTS, assert_same_bits, normal, unchanged, with_specials
 

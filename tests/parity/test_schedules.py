@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpu_layers.runtime.emulator import ALL_SCHEDULES
+from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.runtime.limits import force_limits
 from gpu_layers.verification import emulated_backend
 from tests.parity.cases import CASES, check, results

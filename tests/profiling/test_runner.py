@@ -223,9 +223,9 @@ def test_two_reads_are_other_kernels_with_the_same_bits(direction, channels_last
         with listed_launches() as launches:
             call()
         kernels.append([launch.kernel.name.split("<")[0] for launch in launches])
-    assert ["resident" in name for name in kernels[0]] == [True]
+    assert ["persistent" in name for name in kernels[0]] == [True]
     assert len(kernels[1]) >= 2
-    assert not any("resident" in name for name in kernels[1])
+    assert not any("persistent" in name for name in kernels[1])
     for name, value in results[0].items():
         np.testing.assert_array_equal(value, results[1][name])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu_layers.reference.philox import philox4x32_10, random_words, sample_seed, sample_words
+from gpu_layers.core.philox import philox4x32_10, random_words, sample_seed, sample_words
 from tests import philox_in_ints
 
 # The lines "philox4x32 10" of Random123's tests/kat_vectors (D. E. Shaw Research): counter, key, expected words.

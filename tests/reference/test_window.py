@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_layers.reference.pool_taps import tap_dtype
-from gpu_layers.window import sliding_window
+from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.window import sliding_window
 
 
 def window_of(size, kernel, stride, padding, dilation, ceil_mode):
@@ -83,4 +83,4 @@ def test_a_window_in_ceil_mode_starts_inside_the_input_or_its_leading_padding():
 def test_taps_take_the_fewest_bytes(kernel, dtype):
     ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
     window = sliding_window(kernel, ones, ones, zeros, zeros, False, kernel)
-    assert tap_dtype(window) == dtype
+    assert argmax_dtype(window) == dtype

@@ -177,17 +177,17 @@ def test_steps_of_every_kind():
 
 
 def test_numbers_of_a_call():
-    kernel = next(one for one in all_kernels() if one.name == "advance_draw<unsigned long long>")
+    kernel = next(one for one in all_kernels() if one.name == "advance_rng_state<unsigned long long>")
 
     @Launcher
     def advance(operands, numbers):
-        draw, taken = operands
-        launch(kernel, 1, 1, (draw, draw, taken))
+        rng_state, taken = operands
+        launch(kernel, 1, 1, (rng_state, rng_state, taken))
         return taken
 
-    draw = np.array([5, 2**64 - 1, 6], np.uint64)
-    taken = advance((draw, np.empty(3, np.uint64)), (), ())
-    assert (taken.tolist(), draw.tolist()) == ([5, 2**64 - 1, 6], [5, 0, 6])
+    rng_state = np.array([5, 2**64 - 1, 6], np.uint64)
+    taken = advance((rng_state, np.empty(3, np.uint64)), (), ())
+    assert (taken.tolist(), rng_state.tolist()) == ([5, 2**64 - 1, 6], [5, 0, 6])
     x = np.ones(64, np.float32)
     for seed, offset in ((3, 4), (2**64 - 1, 2**64 - 1), (0, 2**63)):
         y, _ = gl.ops.dropout_forward(x, 0.5, seed, offset)

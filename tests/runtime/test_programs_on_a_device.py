@@ -9,14 +9,14 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import kernels
+from gpu_layers.core.mask import DropoutMask
+from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.window import sliding_window
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.mask import DropoutMask
-from gpu_layers.running import RunningStatistics
 from gpu_layers.runtime import arrays, gpu, nvrtc
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 from gpu_layers.runtime.steps import Launch, Slot
-from gpu_layers.window import sliding_window
 from tests.inputs import BFLOAT16, WRITABLE_LAYOUTS, assert_same_bits, normal
 from tests.runtime.emulated_device import KERNELS, Array, EmulatedCupy
 
@@ -143,7 +143,7 @@ def test_the_cases_take_every_way(cupy):
         run, inputs = CASES[name]
         run(**{key: cupy.asarray(values) for key, values in inputs.items()})
     names = {kernel.split("<")[0] for kernel, _ in cupy.launched}
-    assert {f"batch_norm_{one}_resident_planes" for one in ("forward", "backward")} <= names
+    assert {f"batch_norm_{one}_persistent_nchw" for one in ("forward", "backward")} <= names
     assert {f"batch_norm_merge_{one}" for one in ("statistics", "gradients")} <= names
 
 
@@ -155,7 +155,7 @@ def test_a_refused_launch_is_made_without_waiting_blocks(cupy):
         results = run(**{key: cupy.asarray(values) for key, values in inputs.items()})
         for one, other in zip(results, expected, strict=True):
             assert_same_bits(one.values, other)
-    assert not any("_resident_" in name for name, _ in cupy.launched)
+    assert not any("_persistent_" in name for name, _ in cupy.launched)
 
 
 def test_arrays_of_two_gpus_are_refused(cupy):
@@ -226,7 +226,7 @@ def test_what_programs_are_of():
 
 def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
     """A launch lets other threads run, until the driver has copied what it was given."""
-    kernel = KERNELS["advance_draw<unsigned long long>"]
+    kernel = KERNELS["advance_rng_state<unsigned long long>"]
     step = Launch(kernel, (1, 1, 1), (1, 1, 1), (Slot(0), Slot(1), Slot(2)), 0, False)
     draws = [[cupy.asarray(np.full(3, number, np.uint64)) for _ in range(3)] for number in (1, 2)]
     slots = [[array.data.ptr for array in of] for of in draws]
@@ -244,6 +244,6 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
     start = gpu.bound_launch(step, 0)
     start(slots[0], None)
     threads[0].join()
-    for number, (draw, following, taken) in enumerate(draws, 1):
-        assert taken.values.tolist() == draw.values.tolist() == [number] * 3
+    for number, (rng_state, following, taken) in enumerate(draws, 1):
+        assert taken.values.tolist() == rng_state.values.tolist() == [number] * 3
         assert following.values.tolist() == [number, number + 1, number]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from gpu_layers.core.philox import random_words
 from gpu_layers.ops.dropout import drop_threshold
-from gpu_layers.reference.philox import random_words
 from tests.statistical.streams import CHUNK
 
 LAGS = (1, 2, 3, 4, 5, 8, 16, 4096)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpu_layers.reference.philox import philox4x32_10, random_words, sample_words
+from gpu_layers.core.philox import philox4x32_10, random_words, sample_words
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 CHUNK = 1 << 18

@@ -59,7 +59,8 @@ def test_work_follows_torchs_current_stream():
         torch.cuda.manual_seed(1)
         found = net[:4](late)
     side.synchronize()
-    assert torch.equal(found, copy.deepcopy(net)[:4](x))
+    # A convolution may add in another order; of zeros nothing of this would come.
+    torch.testing.assert_close(found, copy.deepcopy(net)[:4](x), rtol=1e-4, atol=1e-4)
 
 
 def test_backward_runs_on_the_stream_of_its_forward():
@@ -159,9 +160,11 @@ def test_a_captured_step_draws_fresh_masks_and_counts():
     assert int(net[1].num_batches_tracked) == counted + 3
     assert not torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[1], masks[2])
-    # The backward of a replay is that of its mask: no gradient where the pooled value was dropped.
-    kept = torch.autograd.grad(net[:4](x), x, y.detach().sign().abs())[0]
-    assert torch.equal(x.grad != 0, kept != 0)
+    # The backward of a replay is that of its mask: what was dropped passes no gradient.
+    pooled = net[:4](x)
+    factor = torch.where(pooled == 0, 0.0, y.detach() / pooled)
+    (expected,) = torch.autograd.grad(pooled, x, factor)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_a_generator_of_its_own_is_refused_by_a_graph():

@@ -106,7 +106,7 @@ def normalize(
 
 def _kernels_fold(input: Tensor, mean: Any, var: Any, batches: Tensor | None, momentum: float | None) -> bool:
     """Whether the kernel that normalises can fold a batch into running statistics such as these."""
-    if momentum is None or batches is None or not mean.dtype is var.dtype is arrays.statistics_dtype(input.dtype):
+    if momentum is None or batches is None or not mean.dtype is var.dtype is arrays.accumulation_dtype(input.dtype):
         return False
     return input.numel() > 0
 

@@ -112,8 +112,8 @@ def _max_pool(
 
 def _largest(input: Tensor, rank: int, placing: Placing, return_indices: bool) -> Any:
     channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
-    y, taps = pool_rows.max_pool(input, placing, channels_last)
-    return (y, pool_rows.max_pool_indices(taps, placing, channels_last)) if return_indices else y
+    y, argmax = pool_rows.max_pool(input, placing, channels_last)
+    return (y, pool_rows.max_pool_indices(argmax, placing, channels_last)) if return_indices else y
 
 
 def max_pool1d(

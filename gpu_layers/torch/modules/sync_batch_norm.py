@@ -81,7 +81,7 @@ class _Synchronized(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, eps: float, channels_last: bool, group: Any) -> tuple:
         """Two passes over x, the exchange between them."""
-        dtype, place, channels = arrays.statistics_dtype(x.dtype), arrays.here(x), x.shape[1]
+        dtype, place, channels = arrays.accumulation_dtype(x.dtype), arrays.here(x), x.shape[1]
         own = x.numel() // channels
         mean, square = (torch.zeros(channels, dtype=torch.float64, device=x.device) for _ in range(2))
         if own:

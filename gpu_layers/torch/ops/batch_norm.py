@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from gpu_layers.running import RunningStatistics
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
-from gpu_layers.torch.arrays import statistics_dtype
+from gpu_layers.torch.arrays import accumulation_dtype
 from gpu_layers.torch.registry import define, through
 
 _Tensor = Any
@@ -18,7 +18,7 @@ _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 def _new_statistics(x: _Tensor) -> torch.Tensor:
     """Of each channel: mean, variance, ``1 / sqrt(var + eps)``, weight, bias."""
-    return arrays.empty((5, x.shape[1]), statistics_dtype(x.dtype), x)
+    return arrays.empty((5, x.shape[1]), accumulation_dtype(x.dtype), x)
 
 
 def _run(
@@ -35,7 +35,7 @@ def _run(
         statistics = _new_statistics(x).zero_()
         statistics[2] = eps**-0.5
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
-    dtype, place = statistics_dtype(x.dtype), arrays.here(x)
+    dtype, place = accumulation_dtype(x.dtype), arrays.here(x)
     array, found = place.array, None
     if running is not None:
         mean, var, batches, momentum, values = running
@@ -128,7 +128,7 @@ def _composite(
     The three-term gradient of Ioffe and Szegedy (2015); with an eps the statistics are computed from x once more, as
     they depend on it.
     """
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [1 if axis != 1 else -1 for axis in range(x.dim())]
     wide, dy = x.to(dtype), dy.to(dtype)
@@ -185,7 +185,7 @@ def _run_inference(
     activation: str,
     channels_last: bool,
 ) -> tuple:
-    dtype = statistics_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     if not x.numel():
         statistics = _new_statistics(x)
         statistics[0], statistics[1], statistics[2] = running_mean, running_var, (running_var + eps).rsqrt()
@@ -300,7 +300,7 @@ def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[boo
     """Tensors for the four gradients; empty ones for those that nobody wants."""
 
     def of_channels(values: _Tensor, need: bool) -> torch.Tensor:
-        dtype = statistics_dtype(x.dtype) if values is None else values.dtype
+        dtype = accumulation_dtype(x.dtype) if values is None else values.dtype
         return arrays.empty((x.shape[1],) if need else (0,), dtype, x)
 
     def of_input(need: bool) -> torch.Tensor:

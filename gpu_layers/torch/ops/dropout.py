@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpu_layers.mask import DropoutMask
+from gpu_layers.core.mask import DropoutMask
 from gpu_layers.ops.dropout import inverted_scale
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
@@ -22,25 +22,25 @@ _MASK = "Tensor seed, int offset, float p"
 
 def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> DropoutMask:
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
-    run, draw = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
+    run, rng_state = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
     if isinstance(seed, torch.Tensor):
         if not seed.is_cpu:
-            seed, draw = 0, _on_device(seed, offset)
+            seed, rng_state = 0, _on_device(seed, offset)
         elif seed.dim():
             # Not one number, but seed and offset.
             seed, offset = seed.tolist()
         else:
             seed = seed.item()
-    return DropoutMask(round(p * 2**32), seed & _LOW_64, offset & _LOW_64, 0, run, None, draw)
+    return DropoutMask(round(p * 2**32), seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
 
 
 def _on_device(seed: torch.Tensor, offset: int) -> Any:
     """Seed and offset where kernels read them: nothing waits for the device."""
-    draw = seed.new_zeros(3)
-    draw[0] = seed
+    rng_state = seed.new_zeros(3)
+    rng_state[0] = seed
     if offset:
-        draw[1] = offset
-    return draw.view(torch.uint64)
+        rng_state[1] = offset
+    return rng_state.view(torch.uint64)
 
 
 def _numbers(kind: str, p: float) -> tuple[float, ...]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from gpu_layers.core.window import Window, adaptive_window, sliding_window
 from gpu_layers.torch import arrays, registry
-from gpu_layers.torch.arrays import statistics_dtype
+from gpu_layers.torch.arrays import accumulation_dtype
 from gpu_layers.torch.registry import define, through
-from gpu_layers.window import Window, adaptive_window, sliding_window
 
 _Tensor = Any
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, SymInt[] output_size"
@@ -79,8 +79,8 @@ class Placing:
         return not math.prod(self.outputs)
 
     @cached_property
-    def tap_dtype(self) -> torch.dtype:
-        """Smallest dtype that numbers the taps, of ``reference.pool_taps.tap_dtype``."""
+    def argmax_dtype(self) -> torch.dtype:
+        """Smallest dtype that numbers the taps, of ``core.argmax.argmax_dtype``."""
         taps: Any = 1
         kernel, *_, output_size = self.numbers
         if kernel:
@@ -148,26 +148,26 @@ def _run_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
     place = arrays.here(x)
     batch = place.array(x, channels_last)
     if x.dim() > placing.rank + 1:
-        y, taps = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
+        y, argmax = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
     else:
-        (y,), (taps,) = place.floor.max_pool_forward(batch[None], placing.window, channels_last, None)
-    return place.tensor(y, channels_last), place.tensor(taps, channels_last)
+        (y,), (argmax,) = place.floor.max_pool_forward(batch[None], placing.window, channels_last, None)
+    return place.tensor(y, channels_last), place.tensor(argmax, channels_last)
 
 
 def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
     shape = _shape(x, placing.outputs)
     return (
         arrays.empty(shape, x.dtype, x, channels_last),
-        arrays.empty(shape, placing.tap_dtype, x, channels_last),
+        arrays.empty(shape, placing.argmax_dtype, x, channels_last),
     )
 
 
 def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, ctx.placing, ctx.channels_last = inputs
-    taps = output[1]
-    ctx.mark_non_differentiable(taps)
+    argmax = output[1]
+    ctx.mark_non_differentiable(argmax)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(taps)
+    ctx.save_for_backward(argmax)
 
 
 def _backward_max(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple:
@@ -186,11 +186,11 @@ max_pool = define(
 )
 
 
-def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     if not dy.numel():
-        return _fake_max_backward(dy, taps, placing, channels_last).zero_()
+        return _fake_max_backward(dy, argmax, placing, channels_last).zero_()
     place = arrays.here(dy)
-    batch, chosen = place.array(dy, channels_last), place.array(taps, channels_last)
+    batch, chosen = place.array(dy, channels_last), place.array(argmax, channels_last)
     if dy.dim() > placing.rank + 1:
         found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
     else:
@@ -198,13 +198,13 @@ def _run_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_las
     return place.tensor(found, channels_last)
 
 
-def _fake_max_backward(dy: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+def _fake_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
     return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
 
 
 def _setup_max_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, taps, *ctx.rest = inputs
-    ctx.save_for_backward(taps)
+    _, argmax, *ctx.rest = inputs
+    ctx.save_for_backward(argmax)
 
 
 def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
@@ -212,7 +212,7 @@ def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 
 
 max_pool_backward = define(
-    f"max_pool_backward(Tensor grad, Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_backward(Tensor grad, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_max_backward,
     _fake_max_backward,
     _setup_max_backward,
@@ -221,18 +221,18 @@ max_pool_backward = define(
 )
 
 
-def _run_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    y, rank = _fake_gather(x, taps, placing, channels_last), placing.rank
+def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    y, rank = _fake_gather(x, argmax, placing, channels_last), placing.rank
     if not y.numel():
         return y
-    indices = _run_indices(taps, placing, channels_last).flatten(-rank)
+    indices = _run_indices(argmax, placing, channels_last).flatten(-rank)
     # A window with no tap inside the input has no value, and no gradient: index -1.
     found = x.flatten(-rank).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
     return y.copy_(found.reshape(y.shape))
 
 
-def _fake_gather(x: _Tensor, taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(_shape(x, taps.shape[-placing.rank :]), x.dtype, x, channels_last)
+def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(_shape(x, argmax.shape[-placing.rank :]), x.dtype, x, channels_last)
 
 
 def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
@@ -240,7 +240,7 @@ def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
 
 
 max_pool_gather = define(
-    f"max_pool_gather(Tensor input, Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_gather(Tensor input, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_gather,
     _fake_gather,
     _setup_max_backward,
@@ -249,14 +249,14 @@ max_pool_gather = define(
 )
 
 
-def _run_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    found = _fake_indices(taps, placing, channels_last)
-    if not taps.numel():
+def _run_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    found = _fake_indices(argmax, placing, channels_last)
+    if not argmax.numel():
         return found
     window = placing.window
-    flat, inside, number, step = 0, True, taps.to(torch.int64), 1
+    flat, inside, number, step = 0, True, argmax.to(torch.int64), 1
     for axis in reversed(range(window.rank)):
-        at = _origins(window, axis, taps) + number % window.kernel[axis] * window.dilation[axis]
+        at = _origins(window, axis, argmax) + number % window.kernel[axis] * window.dilation[axis]
         number = number // window.kernel[axis]
         inside = (at >= 0) & (at < window.input_shape[axis]) & inside
         flat = at * step + flat
@@ -275,12 +275,12 @@ def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
     return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
 
 
-def _fake_indices(taps: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(taps.shape, torch.int64, taps, channels_last)
+def _fake_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(argmax.shape, torch.int64, argmax, channels_last)
 
 
 max_pool_indices = define(
-    f"max_pool_indices(Tensor taps, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_indices(Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_indices,
     _fake_indices,
     **_packed(1, with_spatial=True),
@@ -378,11 +378,11 @@ def _run_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tupl
 
 
 def _nothing_kept(x: _Tensor) -> tuple:
-    return arrays.empty((0,), x.dtype, x), arrays.empty((0,), statistics_dtype(x.dtype), x)
+    return arrays.empty((0,), x.dtype, x), arrays.empty((0,), accumulation_dtype(x.dtype), x)
 
 
 def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tuple:
-    shape, wide = _shape(x, placing.outputs), statistics_dtype(x.dtype)
+    shape, wide = _shape(x, placing.outputs), accumulation_dtype(x.dtype)
     y = arrays.empty(shape, x.dtype, x, channels_last)
     if p == 1:
         return y, *_nothing_kept(x)
@@ -436,11 +436,11 @@ def _fake_lp_backward(
 
 def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
-    wide = x.to(statistics_dtype(x.dtype))
+    wide = x.to(accumulation_dtype(x.dtype))
     size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)[0]
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
-    # The transpose of an average with c = taps / taps inside before it: by 1 / taps inside, and by all taps.
+    # The transpose of an average with c = argmax / argmax inside before it: by 1 / argmax inside, and by all argmax.
     weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(placing.numbers[0])
     spread = avg_pool_backward(weights, placing, True, None, channels_last)
     base = torch.where(size == 0, 1.0, size)

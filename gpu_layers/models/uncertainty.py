@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
-from gpu_layers.layer_tree import layers_of, modes
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.layers.dropout_add import DropoutAdd
+from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.ops.dropout import check_passes, dropout_moments
 from gpu_layers.runtime.cuda import array_module
 
@@ -63,7 +64,7 @@ def mc_dropout(
             "name its layers with layers="
         )
     generator = getattr(model, "generator", None) or random.default_generator
-    alone = type(model) is Dropout and not model.shared_axes and generator.draw is None
+    alone = type(model) is Dropout and not model.shared_axes and generator.rng_state is None
     if alone and isinstance(model, Dropout) and inputs.keys() <= {"sample_ids"}:
         scale = None if model.scaling == "inverted" else 1.0
         start = 0 if inputs.get("sample_ids") is not None else first_decision(x, model.first_sample)
@@ -89,7 +90,7 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
     variance: Any = None
     others: Any = None
     for count, output in enumerate(outputs, 1):
-        y = output.astype(np.float64 if output.dtype == np.float64 else np.float32)
+        y = output.astype(accumulation_dtype(output.dtype))
         xp = array_module(y)
         is_finite, zero = xp.isfinite(y), y.dtype.type(0)
         finite, other = xp.where(is_finite, y, zero), xp.where(is_finite, zero, y)

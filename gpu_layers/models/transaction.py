@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from gpu_layers.layer_tree import layers_of
 from gpu_layers.layers.base import Layer
+from gpu_layers.layers.layer_tree import layers_of
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
-from gpu_layers.snapshot import Snapshot
+from gpu_layers.models.snapshot import Snapshot
 
 
 class _Transaction:

@@ -14,8 +14,8 @@ from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.models.plain_layers import added_attributes, replaced_methods
 from gpu_layers.ops.checks import check_dtype, check_eps, check_integer
-from gpu_layers.plain_layers import added_attributes, replaced_methods
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 

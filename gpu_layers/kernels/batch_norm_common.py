@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
-from gpu_layers.reference.batch_norm import statistics_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
-#: Those of ``SlopedActivation`` there.
-SLOPED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
+#: Those of ``PiecewiseLinearActivation`` there.
+PIECEWISE_LINEAR = ("identity", "relu", "leaky_relu")
 #: Those whose gradient is dy or 0, which the type of dy holds.
 EXACT_GRADIENT = ("identity", "relu")
 #: Running statistics, which the statistics of a batch are folded into, if there are any.
@@ -35,14 +35,14 @@ def activation_number(activation: str) -> int:
     return NUMBERS.get(activation, _NO_ACTIVATION)
 
 
-class Pass:
+class LayoutPair:
     """One kernel in both layouts.
 
     Parameters
     ----------
     source, name, parameters : str
-        Of its templates, whose names end in ``_planes`` and ``_rows`` and whose parameters in a layout.
-    of_planes, of_rows : sequence of dict of str to str
+        Of its templates, whose names end in ``_nchw`` and ``_nhwc`` and whose parameters in a layout.
+    of_nchw, of_nhwc : sequence of dict of str to str
         Template arguments behind ``T``, or ``T`` and ``Width``.
     single_channels : bool
         Whether rows of channels that make no vectors are taken too.
@@ -58,28 +58,30 @@ class Pass:
         name: str,
         parameters: str,
         *,
-        of_planes: Sequence[dict[str, str]] = ({},),
-        of_rows: Sequence[dict[str, str]] = ({},),
+        of_nchw: Sequence[dict[str, str]] = ({},),
+        of_nhwc: Sequence[dict[str, str]] = ({},),
         single_channels: bool = True,
         structs: Mapping[str, np.dtype] | None = None,
         initialised: Sequence[str] = (),
     ) -> None:
-        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_planes]
+        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_nchw]
         rows = [
             {"T": c_name(dtype), "Width": str(width), **more}
             for dtype in FLOAT_DTYPES
             for width in ((vector_width(dtype), 1) if single_channels else (vector_width(dtype),))
-            for more in of_rows
+            for more in of_nhwc
         ]
         known = {**STRUCTS, **(structs or {})}
-        self._planes = KernelTemplate(
-            source, f"{name}_planes", f"{parameters}, PlaneLayout layout", planes, known, initialised
+        self._nchw = KernelTemplate(
+            source, f"{name}_nchw", f"{parameters}, NchwLayout layout", planes, known, initialised
         )
-        self._rows = KernelTemplate(source, f"{name}_rows", f"{parameters}, RowLayout layout", rows, known, initialised)
+        self._nhwc = KernelTemplate(
+            source, f"{name}_nhwc", f"{parameters}, NhwcLayout layout", rows, known, initialised
+        )
 
     def kernel(self, element: str, width: int | None, **more: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
-        return self._planes(T=element, **more) if width is None else self._rows(T=element, Width=str(width), **more)
+        return self._nchw(T=element, **more) if width is None else self._nhwc(T=element, Width=str(width), **more)
 
     def launch(self, plan: Plan, x: Any, arguments: tuple[Any, ...], **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
@@ -87,33 +89,33 @@ class Pass:
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
 
 
-class ResidentPass(Pass):
-    """A kernel that reads once. ``arrived`` in its parameters counts the blocks of each group."""
+class PersistentKernel(LayoutPair):
+    """A kernel that reads once. ``barrier_count`` in its parameters counts the blocks of each group."""
 
     def __init__(self, source: str, name: str, parameters: str, **options: Any) -> None:
-        initialised = [name for name in ("arrived", *RUNNING_ARRAYS) if f" {name}," in f"{parameters},"]
+        initialised = [name for name in ("barrier_count", *RUNNING_ARRAYS) if f" {name}," in f"{parameters},"]
         super().__init__(source, name, parameters, single_channels=False, initialised=initialised, **options)
 
     def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
-        """Launch it, with these arguments before and after ``arrived``; False where it cannot be resident."""
-        if plan.places is None or not limits().one_read:
+        """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
+        if plan.slots is None or not limits().one_read:
             return False
         kernel = self.kernel(element_type(x), plan.width, **more)
         # With one part nobody waits for anybody.
-        cooperative = plan.parts > 1
+        cooperative = plan.blocks_per_group > 1
         resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x, cooperative=cooperative)
-        if resident < plan.parts:
+        if resident < plan.blocks_per_group:
             return False
         if cooperative:
-            groups = min(plan.tiles, resident // plan.parts)
-            arrived = x.program.allocate((groups,), np.uint32, zeroed=True)
+            groups = min(plan.tiles, resident // plan.blocks_per_group)
+            barrier_count = x.program.allocate((groups,), np.uint32, zeroed=True)
         else:
-            groups, arrived = min(plan.tiles, limits().max_blocks), None
+            groups, barrier_count = min(plan.tiles, limits().max_blocks), None
         launch(
             kernel,
-            groups * plan.parts,
+            groups * plan.blocks_per_group,
             plan.block,
-            (*before, arrived, *after, plan.layout),
+            (*before, barrier_count, *after, plan.layout),
             shared_bytes=plan.shared_bytes,
             cooperative=cooperative,
         )
@@ -124,7 +126,7 @@ _MERGE_STATISTICS = KernelTemplate(
     "batch_norm.cu",
     "batch_norm_merge_statistics",
     f"const A* partial_moments, const A* gamma, const A* beta, A* statistics, {RUNNING}, FoldingRule<A> rule, A eps, "
-    "long long channels, long long parts",
+    "long long channels, long long blocks",
     combinations(A=ACCUMULATE_TYPES),
     STRUCTS,
     RUNNING_ARRAYS,
@@ -132,26 +134,26 @@ _MERGE_STATISTICS = KernelTemplate(
 _MERGE_GRADIENTS = KernelTemplate(
     "batch_norm.cu",
     "batch_norm_merge_gradients",
-    "const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta, long long channels, long long parts",
+    "const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta, long long channels, long long blocks",
     combinations(A=ACCUMULATE_TYPES),
 )
 
 
 def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
-    if plan.parts > 1:
+    if plan.blocks_per_group > 1:
         blocks = -(-plan.channels // (THREADS // _WARP))
-        launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.parts))
+        launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
 
 
 def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> None:
-    """Merge the parts of each channel, if there are several; results: what the statistics' kernel takes after x."""
+    """Merge the blocks of each channel, if there are several; results: what the statistics' kernel takes after x."""
     gamma, beta, partial_moments, *others = results
     _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
 
 
 def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
-    """Where the parts of each channel leave this many numbers each, if there are several."""
-    return None if plan.parts == 1 else empty((plan.channels, plan.parts, numbers), dtype, like)
+    """Where the blocks of each channel leave this many numbers each, if there are several."""
+    return None if plan.blocks_per_group == 1 else empty((plan.channels, plan.blocks_per_group, numbers), dtype, like)
 
 
 #: Numbers of each channel that a forward keeps: the rows of its ``statistics``, ``StatisticsRow`` of
@@ -160,7 +162,7 @@ ROWS = ("mean", "var", "inv_std", "gamma", "beta")
 
 
 @dataclass(frozen=True)
-class Rule:
+class Normalization:
     """What gives y from x: the channels' numbers, and what is fused."""
 
     mean: Any
@@ -171,7 +173,7 @@ class Rule:
     activation: str
 
     @classmethod
-    def of(cls, statistics: Any, residual: Any | None = None, activation: str = "identity") -> Rule:
+    def of(cls, statistics: Any, residual: Any | None = None, activation: str = "identity") -> Normalization:
         """Of what a forward kept."""
         statistics = ready(statistics)
         mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
@@ -189,13 +191,13 @@ class Rule:
 
 
 def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:
-    """Where the parts of each channel leave their sums, if there are several; dgamma, dbeta."""
-    dtype = statistics_dtype(x.dtype)
+    """Where the blocks of each channel leave their sums, if there are several; dgamma, dbeta."""
+    dtype = accumulation_dtype(x.dtype)
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
     return workspace(plan, 2, dtype, x), dgamma, dbeta
 
 
-def merge_gradients(plan: Plan, rule: Rule, sums: tuple[Any | None, Any, Any]) -> None:
-    """Merge the parts of each channel, if there are several; sums: of :func:`sums_of_channels`."""
+def merge_gradients(plan: Plan, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
+    """Merge the blocks of each channel, if there are several; sums: of :func:`sums_of_channels`."""
     partial_sums, dgamma, dbeta = sums
     _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, rule.inv_std, dgamma, dbeta))

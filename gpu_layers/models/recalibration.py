@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from gpu_layers.layer_tree import layers_of, modes
+from gpu_layers.core.moments import Moments, merged
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNormLayer
+from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.layers.running_statistics import BatchStatistics
-from gpu_layers.moments import Moments, merged
+from gpu_layers.models.snapshot import Snapshot
 from gpu_layers.ops.checks import check_choice
 from gpu_layers.runtime.cuda import array_module
-from gpu_layers.snapshot import Snapshot
 
 _ORDERS = ("sequential", "joint")
 _NOTHING = object()

@@ -7,17 +7,18 @@
 // go from channel to channel on their own: while one waits or writes, another reads.
 //
 // Arguments are those of batch_norm.cu, and
-//   arrived   [groups], 0: see group_barrier. Unused, and may be null, where a channel has a single part
-// Launch: blockDim as in batch_norm.cu; parts blocks a group, any number of groups; cooperative if parts > 1;
-// dynamic shared memory for what each thread keeps, kVectorBytes for a vector or a single value.
-#include "batch_norm_resident.cuh"
+//   barrier_count   [groups], 0: see group_barrier. Unused, and may be null, where a channel has a single
+//   block
+// Launch: blockDim as in batch_norm.cu; blocks blocks a group, any number of groups; cooperative if blocks >
+// 1; dynamic shared memory for what each thread keeps, kVectorBytes for a vector or a single value.
+#include "batch_norm_persistent.cuh"
 
 // ---- forward ---------------------------------------------------------------------------------------------
 
 template <typename T, int Width, int Channels>
 struct KeepStatistics {
     Statistics<T, Width, Channels> statistics;
-    Kept<T, Width> kept;
+    SharedCache<T, Width> kept;
 
     __device__ __forceinline__ void scalar(long long i) {
         const T value = statistics.x[i];
@@ -37,11 +38,11 @@ struct KeepStatistics {
 };
 
 template <typename T, int Width, int Channels>
-struct NormalizeKept {
+struct NormalizeCached {
     using A = accumulate_t<T>;
-    Kept<T, Width> kept;
+    SharedCache<T, Width> kept;
     const T* residual;
-    SlopedActivation<A> phi;
+    PiecewiseLinearActivation<A> phi;
     T* y;
     Normalization<A> rules[Channels];
 
@@ -69,111 +70,112 @@ struct NormalizeKept {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_forward_resident_planes(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        const T* residual, int activation, T* y,
                                        accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                        accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                       long long* batches, unsigned int* arrived,
+                                       long long* batches, unsigned int* barrier_count,
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                       PlaneLayout layout) {
+                                       NchwLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
     __shared__ ChannelStatistics<A> of_channel;
-    RESIDENT_SHARED(places);
-    const GroupBlock block(layout.parts);
+    PERSISTENT_SHARED(slots);
+    const GroupBlock block(layout.blocks);
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
     unsigned int expected = 0;
     for (int channel = block.group; channel < layout.channels; channel += block.groups) {
         A origin[1] = {to_accumulate(x[channel * layout.plane])};
-        KeepStatistics<T, kWidth, 1> keep{{x, {}, 0}, Kept<T, kWidth>(places)};
-        for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, keep);
+        KeepStatistics<T, kWidth, 1> keep{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
+        for_each_in_nchw_block<T, kReductionLoads>(layout, channel, block.rank, keep);
         Moments<A> of_part[1];
         finish_moments(keep.statistics, origin, of_part, [&](auto& lowered) {
-            for_each_in_plane_part<T, 1>(layout, channel, block.part, lowered);
+            for_each_in_nchw_block<T, 1>(layout, channel, block.rank, lowered);
         });
         Moments<A> moments = block_reduce(of_part[0], warp_values);
-        if (layout.parts > 1) {
+        if (layout.blocks > 1) {
             if (linear_thread() == 0)
-                result.write_partial(moments, origin[0], channel, block.part, layout.parts);
-            expected += static_cast<unsigned int>(layout.parts);
-            group_barrier(arrived + block.group, expected);
+                result.write_partial(moments, origin[0], channel, block.rank, layout.blocks);
+            expected += static_cast<unsigned int>(layout.blocks);
+            group_barrier(barrier_count + block.group, expected);
             if (linear_thread() < kWarpThreads)
-                moments = merged_moments(partial_moments, channel, layout.parts, origin[0]);
+                moments = merged_moments(partial_moments, channel, layout.blocks, origin[0]);
         }
         if (linear_thread() == 0) {
             of_channel = result.finished(moments, origin[0]);
-            if (block.part == 0) result.write(of_channel, channel);
+            if (block.rank == 0) result.write(of_channel, channel);
         }
         __syncthreads();
-        NormalizeKept<T, kWidth, 1> normalize{
-            Kept<T, kWidth>(places), residual, SlopedActivation<A>(activation), y, {}};
+        NormalizeCached<T, kWidth, 1> normalize{
+            SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
         normalize.rules[0].set(of_channel.mean, of_channel.inv_std, gamma, beta, channel);
-        for_each_in_plane_part<T, kReductionLoads>(layout, channel, block.part, normalize);
+        for_each_in_nchw_block<T, kReductionLoads>(layout, channel, block.rank, normalize);
     }
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_forward_resident_rows(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                     const T* residual, int activation, T* y,
-                                     accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                     accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                     long long* batches, unsigned int* arrived,
-                                     FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                     RowLayout layout) {
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                       const T* residual, int activation, T* y,
+                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                       long long* batches, unsigned int* barrier_count,
+                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                       NhwcLayout layout) {
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    RESIDENT_SHARED(places);
-    const GroupBlock block(layout.parts);
+    PERSISTENT_SHARED(slots);
+    const GroupBlock block(layout.blocks);
     const StatisticsResult<A> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    const unsigned int parts = static_cast<unsigned int>(layout.parts);
+    const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
     unsigned int expected = 0;
     for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
         const long long channel = channel_of_tile<Width>(tile);
         const bool exists = channel < layout.channels;
-        KeepStatistics<T, Width, Width> keep{{x, {}, 0}, Kept<T, Width>(places)};
-        if (exists) for_each_in_row_part<kReductionLoads>(layout, channel, block.part, keep);
+        KeepStatistics<T, Width, Width> keep{{x, {}, 0}, SharedCache<T, Width>(slots)};
+        if (exists) for_each_in_nhwc_block<kReductionLoads>(layout, channel, block.rank, keep);
         Moments<A> moments[Width];
         A origins[Width];
 #pragma unroll
         for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(x[channel + k]) : A(0);
-        finish_moments(keep.statistics, origins, moments,
-                       [&](auto& lowered) { for_each_in_row_part<1>(layout, channel, block.part, lowered); });
+        finish_moments(keep.statistics, origins, moments, [&](auto& lowered) {
+            for_each_in_nhwc_block<1>(layout, channel, block.rank, lowered);
+        });
         column_reduce(moments, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
             for (int k = 0; k < Width; ++k)
-                result.write(moments[k], origins[k], channel + k, block.part, layout.parts);
+                result.write(moments[k], origins[k], channel + k, block.rank, layout.blocks);
         }
-        if (parts > 1) {
+        if (blocks > 1) {
             // Each block merges some of the channels for all of them: if all merged all, they would read more
             // than the data.
-            group_barrier(arrived + block.group, expected += parts);
-            for_each_channel_to_merge<Width>(layout, tile, block.part, [&](long long of_tile) {
+            group_barrier(barrier_count + block.group, expected += blocks);
+            for_each_channel_to_merge<Width>(layout, tile, block.rank, [&](long long of_tile) {
                 A origin;
-                const Moments<A> merged = merged_moments(partial_moments, of_tile, layout.parts, origin);
+                const Moments<A> merged = merged_moments(partial_moments, of_tile, layout.blocks, origin);
                 if (linear_thread() % kWarpThreads == 0)
                     result.write(result.finished(merged, origin), of_tile);
             });
-            group_barrier(arrived + block.group, expected += parts);
+            group_barrier(barrier_count + block.group, expected += blocks);
         } else {
             __syncthreads();
         }
         if (!exists) continue;
-        NormalizeKept<T, Width, Width> normalize{
-            Kept<T, Width>(places), residual, SlopedActivation<A>(activation), y, {}};
+        NormalizeCached<T, Width, Width> normalize{
+            SharedCache<T, Width>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
             normalize.rules[k].load(statistics, statistics + kInvStd * layout.channels, gamma, beta,
                                     channel + k);
         }
-        for_each_in_row_part<kReductionLoads>(layout, channel, block.part, normalize);
+        for_each_in_nhwc_block<kReductionLoads>(layout, channel, block.rank, normalize);
     }
 }
 
@@ -181,29 +183,31 @@ __global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
 
 //   activation   none or ReLU, of which a gradient is exact; shared memory: what is kept of x, and then of dz
 template <typename T>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_backward_resident_planes(const T* dy, const T* x, const accumulate_t<T>* mean,
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                         const accumulate_t<T>* beta, const T* residual, int activation,
                                         accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                        accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
-                                        accumulate_t<T> inv_count, int places_of_x, PlaneLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_planes<T, kFusedLoads<kSloped>, GradientArray<T, kVectorWidth<T>>>(
+                                        accumulate_t<T>* dbeta, T* dx, T* dresidual,
+                                        unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                        int slots_of_x, NchwLayout layout) {
+    PERSISTENT_SHARED(slots);
+    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
-        dx, dresidual, arrived, inv_count, places_of_x, places, layout);
+        dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kResidentBlocks)
-    batch_norm_backward_resident_rows(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                      const accumulate_t<T>* beta, const T* residual, int activation,
-                                      accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                      accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* arrived,
-                                      accumulate_t<T> inv_count, int places_of_x, RowLayout layout) {
-    RESIDENT_SHARED(places);
-    backward_resident_rows<T, Width, GradientArray<T, Width>>(
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                        const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                        const accumulate_t<T>* beta, const T* residual, int activation,
+                                        accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                        accumulate_t<T>* dbeta, T* dx, T* dresidual,
+                                        unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                        int slots_of_x, NhwcLayout layout) {
+    PERSISTENT_SHARED(slots);
+    backward_persistent_nhwc<T, Width, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
-        dx, dresidual, arrived, inv_count, places_of_x, places, layout);
+        dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
 }

@@ -17,7 +17,7 @@ from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2
 from gpu_layers.layers.max_pool import MaxPool1d, MaxPool2d, MaxPool3d, MaxPoolLayer
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
-from gpu_layers.plain_layers import added_attributes, is_plain, replaced_methods
+from gpu_layers.models.plain_layers import added_attributes, is_plain, replaced_methods
 
 # Batch norms whose kernels take in a max pooling: not those that take other statistics.
 _POOLABLE = (BatchNorm1d, BatchNorm2d, BatchNorm3d)

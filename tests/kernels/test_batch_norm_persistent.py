@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.runtime.emulator import ALL_SCHEDULES
 from gpu_layers.runtime.limits import force_limits
 from tests.inputs import DTYPES, assert_same_bits, normal
 
@@ -39,19 +39,19 @@ def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activat
     arrays, launched = inputs(shape, channels_last, dtype), []
     itemsize = np.dtype(dtype).itemsize
     plans = [plan(shape, itemsize, channels_last) for plan in (forward_plan, backward_plan)]
-    assert all(plan.places is not None and plan.parts > 1 for plan in plans)
+    assert all(plan.slots is not None and plan.blocks_per_group > 1 for plan in plans)
     with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
         once = passes(arrays, channels_last, activation, with_residual)
-    resident = ["_resident_" in name for name in launched]
+    persistent = ["_persistent_" in name for name in launched]
     # The gradient of a leaky ReLU is not exact in the type of dy: its backward reads twice.
-    assert resident == ([True, True] if activation != "leaky_relu" else [True, False, False, False])
+    assert persistent == ([True, True] if activation != "leaky_relu" else [True, False, False, False])
     # No group of blocks fits.
     with gl.use_backend("emulated"), force_limits(max_blocks=1):
         twice = passes(arrays, channels_last, activation, with_residual)
     for one, other in zip(once, twice, strict=True):
         assert_same_bits(one, other)
     # One group, which takes the channels in turn: what one of them leaves in shared memory meets the next.
-    groups = max(plan.parts for plan in plans)
+    groups = max(plan.blocks_per_group for plan in plans)
     with gl.use_backend("emulated", check=True), force_limits(max_blocks=groups):
         in_turn = passes(arrays, channels_last, activation, with_residual)
     for one, other in zip(once, in_turn, strict=True):
@@ -64,7 +64,7 @@ def test_a_block_takes_channels_in_turn(shape, channels_last, dtype):
     """No other block waits for it: nothing but its own barriers keeps one channel's sums from the next one's."""
     arrays = inputs(shape, channels_last, dtype)
     plans = [plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan)]
-    assert all(plan.places is not None and plan.parts == 1 and plan.tiles > 2 for plan in plans)
+    assert all(plan.slots is not None and plan.blocks_per_group == 1 and plan.tiles > 2 for plan in plans)
     with gl.use_backend("emulated"):
         expected = passes(arrays, channels_last, "relu", True)
     for schedule in (ALL_SCHEDULES[0], ALL_SCHEDULES[-1]):
@@ -93,7 +93,7 @@ def test_every_input_is_loaded_once(shape, channels_last):
     forward, backward = traces
     x, channels = arrays[0], arrays[3].size
     # Besides, the blocks of a channel load its first value: all threads of planes, of rows those that have the channel.
-    threads = forward_plan(shape, x.dtype.itemsize, channels_last).parts * channels
+    threads = forward_plan(shape, x.dtype.itemsize, channels_last).blocks_per_group * channels
     threads *= forward_plan(shape, x.dtype.itemsize, channels_last).block[1] if channels_last else 256
     assert forward.total("x", "load").bytes == x.nbytes + threads * x.dtype.itemsize
     for trace, name in ((forward, "residual"), (backward, "residual"), (backward, "x"), (backward, "dy")):

@@ -20,7 +20,7 @@ class DropoutMask(NamedTuple):
 
     With ``sample_ids`` each row (index of axis 0) has its own decisions: element ``j`` of the row has decision
     ``start + j``, under the key ``sample_seed(seed, number of the row)`` of
-    ``gpu_layers.reference.philox``.
+    ``gpu_layers.core.philox``.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class DropoutMask(NamedTuple):
         Number of neighbouring elements that share a decision: 1, or those of a channel or a sample.
     sample_ids : array of int64, optional
         Number of each row, on the device of the elements; only with a run of 1.
-    draw : array of uint64, shape (3,), optional
+    rng_state : array of uint64, shape (3,), optional
         Seed, offset and the seed of sample 0, on the device of the elements. They replace the numbers above; kernels
         read them when they run.
     digits : tuple of (int, int)
@@ -48,7 +48,7 @@ class DropoutMask(NamedTuple):
     start: int = 0
     run: int = 1
     sample_ids: Any = None
-    draw: Any = None
+    rng_state: Any = None
     digits: tuple[tuple[int, int], ...] = ()
 
 
