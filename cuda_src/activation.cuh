@@ -10,7 +10,7 @@
 __device__ __forceinline__ float quotient_of(float x, float y) { return __fdividef(x, y); }  // y in [1, 4]
 __device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
 
-// max(x, 0), of which every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
+// max(x, 0): every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
 struct Relu {
     static constexpr bool kGradientIsBit = true;
 

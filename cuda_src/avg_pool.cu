@@ -12,7 +12,7 @@ __device__ __forceinline__ void add_row(A (&row)[Width], A (&sum)[Width]) {
     }
 }
 
-// Windows of more taps inside are summed with compensation, some taps of a row at a time; likewise the shares
+// Windows of more taps inside are summed with compensation, some taps of a row at a time; so are the shares
 // of an input that may be in more windows.
 constexpr int kFew = 128, kAtOnce = 32;
 
@@ -36,9 +36,9 @@ __device__ __forceinline__ void add_row_compensated(A (&row)[Width], A (&sum)[Wi
     }
 }
 
-// y = sum of each window, of which each row of taps is summed first (see kFew), over its divisor.
+// y = sum of each window over its divisor; each row of taps is summed first (see kFew).
 //   x         [images, input, groups] of Width T, aligned to the vector
-//   y         [images, output, groups] of Width T, likewise
+//   y         [images, output, groups] of Width T
 //   lengths   [samples, 3], or null: sizes of each sample, beyond which nothing counts
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, int Width, typename Index>
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 
 // dx = sum of dy over its divisor of the windows over the element, each row of them first (see kFew).
 //   dy        [images, output, groups] of Width T, aligned to the vector
-//   dx        [images, input, groups] of Width T, likewise: every element is written once
+//   dx        [images, input, groups] of Width T: every element is written once
 //   lengths   [samples, 3], or null: elements beyond get 0
 // Launch: as avg_pool_forward; units are inputs.
 template <typename T, int Width, typename Index>

@@ -177,7 +177,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
     });
 }
 
-// As avg_pool_backward, for windows of Kernel x Kernel side by side, of which an input has at most one: each
+// As avg_pool_backward, for windows of Kernel x Kernel side by side. An input is in at most one of them: each
 // is read once, and all of its inputs written from there.
 //   dy, dx   as there
 //   strip    of a thread: so many times Kernel rows of inputs

@@ -10,7 +10,7 @@
 //                                       16-byte aligned. residual and dresidual may be null
 //   mean, inv_std, gamma, beta, ...     [channels]; mean, gamma, beta may be null: 0, 1, 0
 //   activation                          its number, see with_fused_activation
-//   Width                               of rows: channels a thread, of which channels is a multiple
+//   Width                               of rows: channels of a thread; it divides channels
 //   Fused                               whether residual, activation and dresidual are looked at
 // Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * blocks
 // blocks, rows: tiles * blocks.

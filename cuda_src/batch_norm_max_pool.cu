@@ -21,7 +21,7 @@ struct ChannelRules {
 //   x                            [images, input, groups] of Width T, aligned to the vector
 //   mean, inv_std, gamma, beta   [channels]; gamma, beta may be null: 1, 0
 //   activation                   none, ReLU or leaky ReLU: its number, see PiecewiseLinearActivation
-//   y, argmax                      [images, output, groups] of Width T, window.argmax_bytes; likewise
+//   y, argmax                      [images, output, groups] of Width T, window.argmax_bytes
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, int Width>
 __global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kPiecewiseLinear>)

@@ -7,7 +7,7 @@
 // Windows are over height and width, at most two of them over an input along either: kernel <= 2 * stride,
 // without dilation. Arguments are those of batch_norm.cu and batch_norm_persistent.cu, and
 //   dy, argmax   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
-//   window     of max_pool.cu; units are vectors of x, of which all images have fewer than 2^31
+//   window     of max_pool.cu; units are vectors of x; all images have fewer than 2^31
 #include "argmax.cuh"
 #include "batch_norm_persistent.cuh"
 #include "pool_window.cuh"

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
 
 // ---- backward --------------------------------------------------------------------------------------------
 
-//   activation   none or ReLU, of which a gradient is exact; shared memory: what is kept of x, and then of dz
+//   activation   none or ReLU, whose gradient is exact; shared memory: what is kept of x, then of dz
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,

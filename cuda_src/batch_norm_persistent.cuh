@@ -152,7 +152,7 @@ struct InputGradientsCached {
 };
 
 //   source       of dy, see batch_norm_backward.cuh
-//   activation   none or ReLU, of which a gradient is exact
+//   activation   none or ReLU, whose gradient is exact
 //   slots       those of x, and then those of dz
 //   Loads        vectors in flight
 template <typename T, int Loads, typename Source>

@@ -116,7 +116,7 @@ __device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int
 // Count rows at once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first
 // channel.
 //   channel   first channel of this thread; the caller has checked that it exists
-//   Launch: threads x stand side by side over channels, threads y, a power of two, take rows in turn.
+//   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, typename Body>
 __device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
                                                        long long rank, Body& body) {

@@ -4,7 +4,7 @@
 //   x, y     [n] T, 16-byte aligned; y may be x
 //   rule     what drops an element, and what becomes of it
 //   seed, offset   Philox key and call number;
-//   rng_state     [3] where they lie in device memory instead, or null (see dropout_stream)
+//   rng_state     [3] in device memory instead of them, or null (see dropout_stream)
 //   start    number of the first decision in the whole (sharded) array
 // The mask depends on (seed, offset, number of the decision) alone: any launch gives the same bits.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                          const unsigned long long* rng_state, unsigned long long start,
                          const long long* sample_ids, long long features, Divisor64 row) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
-    const int skipped =
-        static_cast<int>(start & 3);  // decisions of the first block that lie before the shard
+    const int skipped = static_cast<int>(start & 3);  // decisions of the first block before the shard
     const long long blocks = n / features * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
     for (long long b = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; b < blocks;
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// The decisions over a vector's elements, of which neighbours share one: bit i is set where element i is
+// The decisions over a vector's elements; neighbours share one. Bit i is set where element i is
 // kept.
 //   q       number of the decision over the first element
 //   place   of the first element among the run elements that it decides over; run is at least 2
@@ -214,7 +213,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// Decides over what lies in memory as (samples, positions, channels), by numbers that count in the order of
+// Decides over an array (samples, positions, channels) in memory, by numbers that count in the order of
 // (samples, channels, positions): over elements, or over whole channels of a sample. A thread owns Width
 // neighbouring channels at four neighbouring positions: each Philox block serves its four decisions.
 //   residual     [n] T, or null: added to what the rule makes, before that is rounded; y may be it
@@ -316,7 +315,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // that value, and the variance NaN. A thread owns the four decisions of one Philox block of
 // one row.
 //   x, features, row               as in dropout_apply_blocks
-//   sample_ids                     likewise, or null: there is one row then
+//   sample_ids                     or null: then there is one row
 //   mean, variance                 [n] of what T is computed in
 // rule's shift and what dropped elements become are not used.
 template <typename T>

@@ -32,7 +32,7 @@ struct DropoutRule {
 // Step between the seeds of samples with neighbouring numbers: 2^64 / golden ratio, rounded to odd.
 constexpr unsigned long long kSampleStep = 0x9E3779B97F4A7C15ull;
 
-// The words of a call: by its numbers, or, where rng_state is not null, by those that lie in device memory.
+// The words of a call: by its numbers, or, if rng_state is not null, by those in device memory.
 //   rng_state   [3] seed, offset, and the seed of sample 0
 //   by_sample   whether the seed is to be that of sample 0
 __device__ __forceinline__ DropoutStream dropout_stream(unsigned long long seed, unsigned long long offset,

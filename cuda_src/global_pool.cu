@@ -193,7 +193,7 @@ __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layo
 
 // As global_max_nchw, of channels side by side.
 //   x      [samples, positions, planes] of Width T, aligned to 16 bytes
-//   y      [samples, planes] of Width T, likewise
+//   y      [samples, planes] of Width T
 //   argmax   [samples, planes] of Width; layout.argmax_bytes each
 // Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
 template <typename T>
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 
 // As global_avg_nchw, of channels side by side.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
-//   y   [samples, planes] of Width T, likewise
+//   y   [samples, planes] of Width T
 // Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 
 // As global_spread_nchw, of channels side by side.
 //   dy, argmax   [samples, planes] of Width T, aligned to 16 bytes, and of Width taps
-//   dx         [samples, positions, planes] of Width T, likewise
+//   dx         [samples, positions, planes] of Width T
 //   chunks     blocks that share the positions of a sample
 // Launch: 1-D, kGlobalThreads, `chunks` blocks for each sample and each `lanes` of its vectors.
 template <typename T>

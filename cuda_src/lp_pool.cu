@@ -26,7 +26,7 @@ struct PowerRule {
     double taps;       // of a window
     int whole;         // p, where its powers are taken as products; 0: they are not
     int cuts_off;      // whether a window may reach beyond the padding
-    int pad_after[3];  // behind the last element
+    int pad_after[3];  // after the last element
 
     // Taps of the window at `output` over those within the padded extent.
     template <typename C>

@@ -5,7 +5,7 @@
 // y = largest value of each window: the first of equal ones, the last of several NaN; padding is never
 // chosen.
 //   x         [images, input, groups] of Width T, aligned to the vector
-//   y         [images, output, groups] of Width T, likewise
+//   y         [images, output, groups] of Width T
 //   argmax      shape of y, window.argmax_bytes each (1 where Width > 1): number of the tap chosen; 0 where
 //   none
 //             counts
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 
 // dx = sum of the gradients of the windows that chose the element, in the order of the taps.
 //   dy, argmax   [images, output, groups] of Width T, window.argmax_bytes; aligned to the vector
-//   dx         [images, input, groups] of Width T, likewise: every element is written once
+//   dx         [images, input, groups] of Width T: every element is written once
 //   lengths    [samples, 3], or null: elements beyond get 0
 // Launch: as max_pool_forward; units are inputs.
 template <typename T, int Width, typename Index>

@@ -107,7 +107,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
     });
 }
 
-// As max_pool_backward, for windows of Kernel x Kernel side by side, of which an input has at most one: each
+// As max_pool_backward, for windows of Kernel x Kernel side by side. An input is in at most one of them: each
 // is read once, and all of its inputs written from there.
 //   dy, argmax, dx   as there; one byte a tap
 //   strip          of a thread: so many times Kernel rows of inputs

@@ -181,7 +181,7 @@ __device__ __forceinline__ int covering_tap(const PoolWindow& window, int axis, 
     return tap * dilation == distance ? static_cast<int>(tap) : -1;
 }
 
-// Number of a tap, of which 32 bits are all that is saved. Averages have windows of more, and do not ask.
+// Number of a tap; at most 32 bits of it are saved. Averages allow windows of more taps, and do not use it.
 __device__ __forceinline__ int tap_number(const PoolWindow& window, int kd, int kh, int kw) {
     const unsigned int rows = static_cast<unsigned int>(window.kernel[1]);
     const unsigned int columns = static_cast<unsigned int>(window.kernel[2]);

@@ -227,7 +227,7 @@ class GeneratorCall:
 
 
 class CallRecord:
-    """The calls of generators within a block, whichever the generators, to be made once more with the same masks."""
+    """The calls of all generators within a block, which can be repeated with the same masks."""
 
     def __init__(self) -> None:
         self._calls: list[GeneratorCall] = []
@@ -236,14 +236,14 @@ class CallRecord:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note what calls are made in a ``with`` block."""
+        """Note the calls in a ``with`` block."""
         self._calls, self._again = [], None
         with self._in_use():
             yield
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Give the calls out again, in their order; no generator is advanced."""
+        """Repeat the calls in their order; no generator advances."""
         self._again = iter(self._calls)
         with self._in_use():
             yield
@@ -259,13 +259,13 @@ class CallRecord:
             self._outer = None
 
     def call(self, generator: Generator, taken: Any) -> GeneratorCall:
-        """A call of a layer, or the one that it stands for."""
+        """A new call of a layer, or the noted call that it repeats."""
         if self._again is not None:
             earlier = next(self._again, None)
             if earlier is None:
-                raise RuntimeError("the forward that is run again draws more masks than it did at first")
+                raise RuntimeError("expected the forward to draw the same masks again, got more of them")
             return _RecalledCall(earlier)
-        # A block around this one notes the call too, or gives it out.
+        # An outer block notes the call too, or repeats it.
         token = _record.set(self._outer)
         try:
             call = generator.call(taken)
@@ -276,17 +276,17 @@ class CallRecord:
 
     @property
     def draws(self) -> list[Any]:
-        """Where on the device the numbers of the calls lie, of those whose do."""
+        """The arrays on the device that hold the numbers of calls."""
         return [rng_state for rng_state in map(_kept_draw, self._calls) if rng_state is not None]
 
 
 def _kept_draw(call: GeneratorCall) -> Any:
-    """Where on the device the numbers of a call that is over lie, if they do."""
+    """The array on the device that holds the numbers of a finished call, or None."""
     return call.rng_state if isinstance(call, _RecalledCall) else call.taken
 
 
 class _RecalledCall(GeneratorCall):
-    """A call with the numbers of an earlier one: they are where they were kept."""
+    """A call with the numbers of an earlier one."""
 
     def __init__(self, earlier: GeneratorCall) -> None:
         self.seed, self.offset, self.rng_state = earlier.seed, earlier.offset, _kept_draw(earlier)

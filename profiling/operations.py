@@ -684,7 +684,7 @@ MAX_UNPOOL = Operation(
 def _second_taps(module: Any, shape: Shape, channels_last: bool) -> ops.MaxPoolSaved:
     """Of a pooling by windows of 2 x 2, of which each chose its second element."""
     _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
-    return replace(saved, taps=module.ones(saved.argmax.shape, np.uint8))
+    return replace(saved, argmax=module.ones(saved.argmax.shape, np.uint8))
 
 
 def _gathered(x: Any) -> Any:

@@ -15,9 +15,8 @@ from gpu_layers.runtime.cuda import array_module
 class NcclCommunicator(Communicator):
     """An engine of ``cupyx.distributed``, as ``cupyx.distributed.init_process_group(size, rank)`` returns it.
 
-    Arrays stay on the GPUs, and gathering is in the order of CuPy's current stream: it returns before it is done. So
-    nobody times it out here; NCCL reports lost processes as its own settings say. Not tested: this code has not run on
-    several GPUs yet.
+    Arrays stay on the GPUs. Gathering is asynchronous, in the order of CuPy's current stream, so there is no timeout
+    here: NCCL reports lost processes by its own settings. Not tested: this code has not run on several GPUs yet.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class SharedArray:
-    """A static shared array: its name, and where it lies in the module's shared segment."""
+    """A static shared array: its name, and its place in the module's shared segment."""
 
     name: str
     offset: int

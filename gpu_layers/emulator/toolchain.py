@@ -19,7 +19,7 @@ from .errors import ToolchainError
 #: The modes a module can be built for, and the flags that make them.
 MODE_FLAGS: dict[str, tuple[str, ...]] = {
     "fast": ("-O2",),
-    # Every load and store calls back into the runtime, which stands in for the sanitizer's own library.
+    # Every load and store calls back into the runtime, which replaces the sanitizer's own library.
     # Without SRA a 16-byte struct copy stays one access; debug information gives each access its line.
     "trace": (
         "-O1",

@@ -103,7 +103,7 @@ def fold_batch_norm_arrays(
     transposed : bool
         Whether the weight is that of a transposed convolution.
     groups : int
-        Of the convolution; only those of a transposed one make a difference.
+        Groups of the convolution; they only matter for a transposed one.
 
     Returns
     -------
@@ -113,9 +113,9 @@ def fold_batch_norm_arrays(
     Raises
     ------
     TypeError
-        For what is no array, arrays of several kinds, or a dtype that is not floating.
+        For a value that is not an array, arrays of several kinds, or a dtype that is not floating.
     ValueError
-        For shapes that do not go together, or an eps that is not positive.
+        For shapes that do not fit, or an eps that is not positive.
 
     Examples
     --------

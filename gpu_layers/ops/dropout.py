@@ -138,7 +138,7 @@ def dropout_forward(
         For a wrong array type, dtype or number type.
     ValueError
         For p outside [0, 1], or seed, offset, start, mask_axes, shared_axes or the length of sample_ids out of range;
-        for a residual of another shape, or one that is out; or for what does not go together.
+        for a residual of another shape, or one that is out; or for arguments that exclude each other.
     """
     backend = backend_for(x, optional=(out, sample_ids, rng_state, residual))
     drop_below, factor, run, digits = _checked_dropout(
@@ -212,20 +212,20 @@ def _check_residual(residual: Any, x: Any, run: int, digits: Any, sample_ids: An
     if residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
     if run > 1 or digits or sample_ids is not None:
-        raise ValueError("a residual goes with a mask over all axes, without sample_ids")
+        raise ValueError("a residual needs a mask over all axes, without sample_ids")
     if out is not None and out is not residual and array_module(x).may_share_memory(out, residual):
-        raise ValueError("out must be the residual itself, or lie apart from it")
+        raise ValueError("out must be the residual itself or not overlap it")
 
 
 def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, ...]:
-    """Different axes of an array of this rank, from 0 on, or of one that is not known yet, as they are.
+    """Different axes of an array of this rank, counted from 0; without a rank they are returned as they are.
 
     Raises
     ------
     TypeError
-        If they are no sequence of integers.
+        If they are not a sequence of integers.
     ValueError
-        If there is no such axis, or one comes twice.
+        If an axis does not exist or comes twice.
     """
     if isinstance(shared_axes, str) or not isinstance(shared_axes, Sequence):
         raise TypeError(f"shared_axes must be a sequence of integers, got {type(shared_axes).__name__}")

@@ -233,5 +233,5 @@ def test_a_forward_that_draws_more_masks_than_at_first_is_an_error():
 
     block = gl.checkpoint([Growing()])
     block(X)
-    with pytest.raises(RuntimeError, match="draws more masks than it did at first"):
+    with pytest.raises(RuntimeError, match="expected the forward to draw the same masks again, got more"):
         block.backward(X)

@@ -1,7 +1,7 @@
 // Checked mode: judges and counts every access of a kernel.
 //
 // The kernels are compiled as for a race detector of the compiler's: each load and store calls a hook.
-// The detector's own library is not linked; the hooks at the end of this file stand in for it.
+// The detector's own library is not linked; the hooks at the end of this file replace it.
 #include "checker.h"
 
 #if GPU_LAYERS_CHECKED
@@ -102,7 +102,7 @@ std::string describe(Access access, size_t bytes, const std::string& what, Site 
            site);
 }
 
-// One access that lies in one piece and is at most 16 bytes wide.
+// One access of contiguous bytes, at most 16 of them.
 void check(uintptr_t address, size_t bytes, Access access, bool is_aligned_type, Site site) {
     Region* region = memory_map::find(address);
     if (region == nullptr) {

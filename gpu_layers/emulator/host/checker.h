@@ -1,4 +1,4 @@
-// What checked mode wants to know of an execution. In every other mode these are nothing.
+// What checked mode records of an execution. In every other mode these are nothing.
 #ifndef GPU_LAYERS_EMULATOR_CHECKER_H_
 #define GPU_LAYERS_EMULATOR_CHECKER_H_
 

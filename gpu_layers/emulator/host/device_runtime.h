@@ -60,7 +60,7 @@ void sleep_thread(SourceLine where);
 // the one it waits for, and, in checked mode, checks and counts the access. `return_address` finds the line.
 void before_atomic(const volatile void* address, size_t size, const void* return_address);
 
-// A thread's earlier writes become visible to whoever sees a later atomic of it.
+// A thread's earlier writes become visible to threads that see a later atomic of it.
 void memory_fence();
 
 // The running block's dynamic shared memory.

@@ -369,7 +369,7 @@ void yield_thread() {
     atomics_since_switch = 0;
     if (block.ready.empty() && block.started == block.order.size()) return;
     Thread* self = running_thread;
-    // Behind the ready ones and, unlike a thread that was waited for, behind those that have not begun.
+    // After the ready ones and, unlike a thread that was waited for, after those that have not begun.
     if (block.started < block.order.size() && launch_schedule != kRandom) {
         Thread* next = block.ready.empty() ? &block.threads[block.order[block.started++]] : block.ready.pop();
         wake(block, *self);

@@ -23,7 +23,7 @@ std::string thread_name(uint64_t linear_block, unsigned linear_thread);
 std::string place(SourceLine where);
 std::string place(const void* return_address);
 
-// Records the error of the running launch and leaves every thread of it where it stands.
+// Records the error of the running launch and leaves every thread of it where it is.
 [[noreturn]] void fail(ErrorKind kind, const std::string& message);
 
 }  // namespace gpu_layers_emulator

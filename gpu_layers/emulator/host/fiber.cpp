@@ -133,7 +133,7 @@ void prepare_fiber(Fiber* fiber, FiberEntry entry) {
         fiber->stack_bytes = kStackBytes;
     }
 #if GPU_LAYERS_ASAN
-    // An abandoned thread leaves the red zones of its locals behind.
+    // An abandoned thread leaves the red zones of its locals.
     __asan_unpoison_memory_region(fiber->stack, fiber->stack_bytes);
 #endif
     fiber->sanitizer_state = nullptr;
@@ -165,7 +165,7 @@ void switch_fiber(Fiber* from, Fiber* to) {
 
 void adopt_main_fiber(Fiber* fiber) {
 #if GPU_LAYERS_ASAN
-    // The sanitizer wants to know the bounds of the stack it comes back to.
+    // The sanitizer needs the bounds of the stack it returns to.
     pthread_attr_t attributes;
     void* stack = nullptr;
     size_t bytes = 0;

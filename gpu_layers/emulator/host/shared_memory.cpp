@@ -45,7 +45,7 @@ void DynamicSharedMemory::resize(size_t bytes) {
     if (range_.bytes == bytes && allocation_ != nullptr) return;
     free(allocation_);
     allocation_ = nullptr;
-    // 1024 is what a device aligns to; no slack behind, so that AddressSanitizer sees an overrun.
+    // 1024 is what a device aligns to; no slack after it, so that AddressSanitizer sees an overrun.
     if (posix_memalign(&allocation_, 1024, bytes == 0 ? 1 : bytes) != 0) abort();
     range_ = {static_cast<unsigned char*>(allocation_), bytes};
 }

@@ -61,7 +61,7 @@ uint64_t count_units(const Request& request, unsigned unit) {
 }
 
 // Shared memory serves 32 banks of 4 bytes at a time. Wider accesses go by half or quarter warp; lanes
-// that want the same word share it, lanes that want different words of one bank wait for each other.
+// that need the same word share it, lanes that need different words of one bank wait for each other.
 void count_wavefronts(const Request& request, uint64_t* wavefronts, uint64_t* ideal) {
     const unsigned words_each = std::max(1u, request.bytes / kBankBytes);
     const unsigned lanes_each = kWarpSize / words_each;
