@@ -9,6 +9,8 @@ from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     TiledKernels,
+    adaptive_plan_for,
+    adaptive_template,
     apart,
     divisor_struct,
     general_template,
@@ -23,6 +25,9 @@ _FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* 
 _BACKWARD = general_template("avg_pool.cu", "avg_pool_backward", f"const T* dy, T* dx, {_LAST}")
 _SCATTER = general_template(
     "avg_pool.cu", "avg_pool_scatter", "const T* dy, T* dx, PoolWindow window, PoolDivisor<A> divisor"
+)
+_BACKWARD_ADAPTIVE = adaptive_template(
+    "avg_pool.cu", "avg_pool_backward_adaptive", "const T* dy, T* dx, PoolWindow window, PoolDivisor<A> divisor"
 )
 
 _LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
@@ -103,6 +108,8 @@ def _backward(
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:
         tiled.run((dy, dx), (divisor,))
+    elif (rows := adaptive_plan_for(dy, window, channels_last, lengths)) is not None:
+        rows.run(_BACKWARD_ADAPTIVE(T=element), (dy, dx, rows.struct, divisor))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last, window.taps)
         kernel = _SCATTER(T=element, **plan.template_arguments)

@@ -10,6 +10,8 @@ from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     TiledKernels,
+    adaptive_plan_for,
+    adaptive_template,
     apart,
     general_template,
     plan_for,
@@ -27,6 +29,9 @@ _BACKWARD = general_template(
 _GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
+)
+_BACKWARD_ADAPTIVE = adaptive_template(
+    "max_pool.cu", "max_pool_backward_adaptive", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
 
 _FORWARD_TILED = TiledKernels(
@@ -122,6 +127,8 @@ def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last:
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:
         tiled.run((dy, argmax.as_bytes(), dx))
+    elif (rows := adaptive_plan_for(dy, window, channels_last, lengths)) is not None:
+        rows.run(_BACKWARD_ADAPTIVE(T=element_type(dy)), (dy, argmax.as_bytes(), dx, rows.struct))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)

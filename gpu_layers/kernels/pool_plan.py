@@ -366,6 +366,32 @@ class TiledKernels:
         return None if kernel is None else TiledLaunch(kernel, plan, strip)
 
 
+# Windows over an element, along all axes, up to which a kernel adds their shares without compensation: ``kFew`` of
+# ``avg_pool.cu``.
+_FEW = 128
+
+
+def adaptive_template(source: str, function: str, signature: str) -> KernelTemplate:
+    """A kernel for adaptive windows, by element type."""
+    return KernelTemplate(source, function, signature, combinations(T=ELEMENT_TYPES), STRUCTS)
+
+
+def adaptive_plan_for(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> Plan | None:
+    """The plan of a backward over vectors of inputs in a row; None if the general kernels are to be taken.
+
+    Those are for channels-last arrays, rows that are no whole vectors, windows that are not adaptive, and many of them
+    over an element.
+    """
+    width = 16 // array.dtype.itemsize
+    few = math.prod(map(min, window.kernel, window.output_shape)) <= _FEW
+    if not window.adaptive or channels_last or lengths is not None or window.input_shape[-1] % width or not few:
+        return None
+    if _reach(window, 1) >= limits().index32_below:
+        return None
+    units = (*window.input_shape[:-1], window.input_shape[-1] // width)
+    return Plan(window, units, _samples_and_channels(array, False), 1, False, {})
+
+
 def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     """The shape of an array with other spatial sizes."""
     lead, channels = array.shape[0], array.shape[-1] if channels_last else array.shape[1]

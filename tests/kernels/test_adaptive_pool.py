@@ -1,0 +1,52 @@
+"""Backward of adaptive pooling over vectors of inputs: the bits of the general kernel, at every edge."""
+
+import numpy as np
+import pytest
+
+import gpu_layers as gl
+from gpu_layers.runtime.limits import force_limits
+from tests.inputs import DTYPES, assert_same_bits, normal
+
+# Spatial sizes of the input and of the output: uneven windows, one and three axes, windows of more than 256 taps, more
+# outputs than inputs, a single row of vectors, windows narrower than a vector.
+SHAPES = [
+    ((9, 16), (5, 5)),
+    ((31,), (4,)),
+    ((32,), (5,)),
+    ((5, 4, 24), (3, 3, 7)),
+    ((37, 40), (2, 3)),
+    ((3, 8), (7, 11)),
+    ((7, 48), (7, 31)),
+    ((1, 8), (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_of_the_general_kernel(dtype, inputs, outputs):
+    x = normal((2, 3, *inputs), dtype)
+    x[0, 1, ..., ::3], x[1, 2, ..., 1] = 0.5, np.nan
+    launched = []
+    for name in ("max", "avg"):
+        y, saved = getattr(gl.ops, f"adaptive_{name}_pool_forward")(x, outputs)
+        dy = np.repeat(normal(y.shape, dtype, seed=5), 2, axis=0)[::2]
+        dy[..., 0], dy[0, 0, ..., -1] = -0.0, np.inf
+        with gl.use_backend("emulated"), force_limits(index64=True):
+            expected = getattr(gl.ops, f"{name}_pool_backward")(dy, saved)
+        if name == "max":
+            assert_same_bits(gl.ops.max_pool_backward(dy, saved), expected)
+        with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
+            ours = getattr(gl.ops, f"{name}_pool_backward")(dy, saved)
+        assert_same_bits(ours, expected, name)
+    vectors = inputs[-1] % (16 // np.dtype(dtype).itemsize) == 0
+    assert ["_adaptive<" in name for name in launched] == [vectors, vectors]
+
+
+def test_many_windows_over_an_element_are_for_the_general_kernel():
+    """Of which the shares are added with compensation."""
+    x, launched = normal((1, 1, 2, 2, 4), np.float32), []
+    y, saved = gl.ops.adaptive_avg_pool_forward(x, (9, 9, 9))
+    dy = normal(y.shape, np.float32, seed=2)
+    with gl.use_backend("emulated", record=lambda kernel, trace: launched.append(kernel.name), check=True):
+        assert_same_bits(gl.ops.avg_pool_backward(dy, saved), gl.ops.avg_pool_backward(dy, saved))
+    assert all(name.startswith("avg_pool_backward") for name in launched)
