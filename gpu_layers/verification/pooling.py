@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers import ops
 from gpu_layers.reference.batch_norm import statistics_dtype
-from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
 from gpu_layers.verification.inputs import generator, launched_nowhere, normal, with_special_values, with_ties
 
@@ -105,6 +105,42 @@ def max_pool_cases() -> Iterator[Case]:
     for dtype in FLOAT_DTYPES:
         for label, shape, window in _shapes():
             yield _max_pool(dtype, label, shape, window)
+
+
+def integer_max_pool_cases() -> Iterator[Case]:
+    """Of whole numbers values and taps alone."""
+    for dtype in (*INTEGER_DTYPES, np.dtype(np.bool_)):
+        yield _integer_max_pool(dtype)
+
+
+def _integer_max_pool(dtype) -> Case:
+    windows: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+        ((2, 3, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
+        ((2, 5, 6, 16), {"kernel_size": (2, 2), "channels_last": True}),
+        ((1, 2, 20, 19), {"kernel_size": (17, 17), "stride": 2, "padding": 8}),
+        ((2, 4, 9), {"kernel_size": (2,), "dilation": 5, "padding": 1}),
+        ((1, 4, 5, 6, 7), {"output_size": (2, 3, 3)}),
+        ((2, 9, 8, 3), {"kernel_size": (2, 3), "stride": 2, "channels_last": True, "lengths": [[9, 8], [3, 0]]}),
+        ((0, 2, 4), {"kernel_size": (2,)}),
+    )
+
+    def inputs() -> Arrays:
+        low, high = (0, 1) if dtype == np.bool_ else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        values = generator("integers", dtype).integers(-3 if low else 0, 3, (400,)) % (2 if dtype == np.bool_ else 400)
+        x = values.astype(dtype)
+        x[::37], x[5::41] = low, high
+        return {"x": np.tile(x, 20)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for shape, window in windows:
+            x = arrays["x"][: math.prod(shape)].reshape(shape)
+            y, saved = _max_forward(x, window)
+            name = f"{list(shape)} {window}"
+            results |= {f"y {name}": y, f"taps {name}": saved.taps, f"indices {name}": ops.max_pool_indices(saved)}
+        return {name: one.view(np.uint8) if one.dtype == np.bool_ else one for name, one in results.items()}
+
+    return Case("max_pool", dtype, "whole numbers", inputs, run)
 
 
 def _max_pool(dtype, label, shape, window) -> Case:
