@@ -366,17 +366,24 @@ def _mask(
     digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
-    if draw is not None:
-        _check_draw(draw, seed, offset)
-        seed = offset = 0
-    elif not (type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
-        seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
+    if draw is not None or not (
+        type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64
+    ):
+        seed, offset = check_call_numbers(seed, offset, draw)
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
         # A copy: who changes the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, draw, digits)
+
+
+def check_call_numbers(seed: Any, offset: Any, draw: Any) -> tuple[int, int]:
+    """Seed and offset of a call; zeros, if they lie in draw."""
+    if draw is None:
+        return check_uint64(seed, "seed"), check_uint64(offset, "offset")
+    _check_draw(draw, seed, offset)
+    return 0, 0
 
 
 def _check_draw(draw: Any, seed: Any, offset: Any) -> None:

@@ -30,6 +30,7 @@ from gpu_layers.verification.dropout import (
 from gpu_layers.verification.elementwise import relu_cases
 from gpu_layers.verification.pooling import (
     avg_pool_cases,
+    fractional_max_pool_cases,
     integer_max_pool_cases,
     lp_pool_cases,
     max_pool_cases,
@@ -57,6 +58,7 @@ _CASES = (
     sync_batch_norm_cases,
     max_pool_cases,
     integer_max_pool_cases,
+    fractional_max_pool_cases,
     avg_pool_cases,
     lp_pool_cases,
     max_unpool_cases,

@@ -107,6 +107,55 @@ def max_pool_cases() -> Iterator[Case]:
             yield _max_pool(dtype, label, shape, window)
 
 
+# (N, C, *spatial), kernel, outputs: windows that overlap and leave gaps; one output; a whole axis; three axes; nothing.
+_FRACTIONAL: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = (
+    ((2, 3, 13, 11), (2, 3), (6, 5)),
+    ((2, 5, 9, 10), (3, 3), (7, 8)),
+    ((1, 4, 20, 19), (2, 2), (5, 4)),
+    ((2, 2, 6, 6), (2, 6), (1, 1)),
+    ((1, 3, 7, 8, 9), (2, 2, 3), (4, 5, 1)),
+    ((0, 3, 6, 6), (2, 2), (3, 3)),
+)
+
+
+def fractional_max_pool_cases() -> Iterator[Case]:
+    """Windows by samples that are given, and by random numbers of this library; both layouts."""
+    for dtype in FLOAT_DTYPES:
+        for shape, kernel, outputs in _FRACTIONAL:
+            for channels_last in (False, True):
+                yield _fractional_max_pool(dtype, shape, kernel, outputs, channels_last)
+
+
+def _fractional_max_pool(dtype, shape, kernel, outputs, channels_last) -> Case:
+    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+    out_shape = (shape[0], *outputs, shape[1]) if channels_last else (*shape[:2], *outputs)
+
+    def inputs() -> Arrays:
+        samples = generator("samples", shape).random((*shape[:2], len(kernel))).astype(statistics_dtype(dtype))
+        x = with_special_values(with_ties(in_memory, dtype))
+        draw = np.array([1, 2**64 - 1, 0], np.uint64)
+        return {"x": x, "dy": normal(out_shape, dtype, "dy"), "samples": samples, "draw": draw}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        calls: dict[str, dict[str, Any]] = {
+            "samples": {"samples": arrays["samples"]},
+            "numbers": {"seed": 2**63 + 1, "offset": 2**40},
+            "draw": {"draw": arrays["draw"]},
+        }
+        for name, options in calls.items():
+            y, saved = ops.fractional_max_pool_forward(
+                arrays["x"], kernel, outputs, channels_last=channels_last, **options
+            )
+            results |= {f"y {name}": y, f"taps {name}": saved.taps, f"starts {name}": saved.starts}
+            results[f"indices {name}"] = ops.fractional_max_pool_indices(saved)
+            results[f"dx {name}"] = ops.fractional_max_pool_backward(arrays["dy"], saved)
+        return results
+
+    label = f"{list(in_memory)} kernel_size={kernel} output_size={outputs}{', channels_last' * channels_last}"
+    return Case("fractional_max_pool", dtype, label, inputs, run)
+
+
 def integer_max_pool_cases() -> Iterator[Case]:
     """Of whole numbers values and taps alone."""
     for dtype in (*INTEGER_DTYPES, np.dtype(np.bool_)):
