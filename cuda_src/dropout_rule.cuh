@@ -73,9 +73,9 @@ __device__ __forceinline__ unsigned int kept_neighbours(const DropoutRule<A>& ru
 
 constexpr int kMostDigits = 8;
 
-// Which decision each element has, where they are not simply numbered. An array is rows of neighbours: those of
-// a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first, and
-// the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
+// Which decision each element has, where they are not simply numbered. An array is rows of neighbours: those
+// of a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first,
+// and the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
 //   row         elements of a row; a divisor of 0: all elements are one row, with consecutive decisions
 //   is_shared   whether a row is one decision
 struct DecisionRows {
@@ -119,8 +119,8 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
             sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
         unsigned int bits = kept_neighbours<Width>(rule, of_row, g);
         if (rows.is_shared != 0) bits = bits & 1u ? all : 0u;
-        const int count = static_cast<int>(
-            min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
+        const int count =
+            static_cast<int>(min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
         kept |= (bits & ((1u << count) - 1)) << done;
         done += count;
     } while (done < Width);

@@ -1,8 +1,9 @@
-// Fractional max pooling (Graham, 2014): windows of one size whose starts are drawn, for each plane by itself.
+// Fractional max pooling (Graham, 2014): windows of one size whose starts are drawn, for each plane by
+// itself.
 //
 // All ranks are three-dimensional; a missing depth has size 1. In every kernel:
-//   starts   [planes, starts of the outputs along depth, height, width]: first input of each window, ascending
-//   taps     [y's shape] number of the tap chosen; at most 256 taps
+//   starts   [planes, starts of the outputs along depth, height, width]: first input of each window,
+//   ascending taps     [y's shape] number of the tap chosen; at most 256 taps
 #include "division64.cuh"
 #include "dropout_rule.cuh"
 #include "numeric.cuh"
@@ -10,7 +11,7 @@
 constexpr int kFractionalThreads = 256;
 
 struct FractionalPool {
-    Divisor64 input[3], output[3];  // sizes
+    Divisor64 input[3], output[3];                          // sizes
     Divisor64 input_plane, output_plane, channels, starts;  // starts: of a plane, along all axes
     int kernel[3];
     int sample_of[3];  // which of a plane's samples is of the axis; unused where there is one output
@@ -26,13 +27,14 @@ static_assert(sizeof(FractionalPool) == 280, "the launcher packs it with this si
 // Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride).
 template <typename A>
 __global__ void __launch_bounds__(kFractionalThreads)
-    fractional_pool_starts(const A* samples, int* starts, A alpha_0, A alpha_1, A alpha_2, unsigned long long seed,
-                           unsigned long long offset, const unsigned long long* draw, FractionalPool pool) {
+    fractional_pool_starts(const A* samples, int* starts, A alpha_0, A alpha_1, A alpha_2,
+                           unsigned long long seed, unsigned long long offset, const unsigned long long* draw,
+                           FractionalPool pool) {
     const DropoutStream stream = dropout_stream(seed, offset, draw);
-    const unsigned long long total =
-        static_cast<unsigned long long>(pool.planes) * pool.starts.divisor;
+    const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.starts.divisor;
     const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n = blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
+    for (unsigned long long n =
+             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
          n < total; n += step) {
         const unsigned long long plane = pool.starts.quotient(n);
         unsigned long long i = n - plane * pool.starts.divisor;
@@ -55,9 +57,9 @@ __global__ void __launch_bounds__(kFractionalThreads)
         const unsigned long long g =
             plane * static_cast<unsigned long long>(pool.samples) + static_cast<unsigned long long>(of_axis);
         const A alpha = axis == 0 ? alpha_0 : axis == 1 ? alpha_1 : alpha_2;
-        const A u = samples != nullptr
-                        ? samples[g]
-                        : A(word_of(stream.block(g >> 2), static_cast<int>(g & 3)) >> 8) * A(5.9604644775390625e-8);
+        const A u = samples != nullptr ? samples[g]
+                                       : A(word_of(stream.block(g >> 2), static_cast<int>(g & 3)) >> 8) *
+                                             A(5.9604644775390625e-8);
         const int start = static_cast<int>((A(i) + u) * alpha) - static_cast<int>(u * alpha);
         starts[n] = min(start, last);
     }
@@ -100,11 +102,12 @@ struct FractionalPlane {
 // Launch: as fractional_pool_starts; a thread has outputs.
 template <typename T>
 __global__ void __launch_bounds__(kFractionalThreads)
-    fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* taps, FractionalPool pool) {
-    const unsigned long long total =
-        static_cast<unsigned long long>(pool.planes) * pool.output_plane.divisor;
+    fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* taps,
+                                FractionalPool pool) {
+    const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.output_plane.divisor;
     const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n = blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
+    for (unsigned long long n =
+             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
          n < total; n += step) {
         const FractionalPosition output(pool, pool.output_plane, n);
         const FractionalPlane inputs(pool, pool.input_plane, output.plane);
@@ -172,7 +175,8 @@ __global__ void __launch_bounds__(kFractionalThreads)
     using A = accumulate_t<T>;
     const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.input_plane.divisor;
     const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n = blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
+    for (unsigned long long n =
+             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
          n < total; n += step) {
         const FractionalPosition input(pool, pool.input_plane, n);
         const FractionalPlane outputs(pool, pool.output_plane, input.plane);
@@ -184,9 +188,12 @@ __global__ void __launch_bounds__(kFractionalThreads)
         const int* const starts_d = starts + input.plane * pool.starts.divisor;
         const int* const starts_h = starts_d + pool.output[0].divisor;
         const int* const starts_w = starts_h + pool.output[1].divisor;
-        const FractionalCover over_d(starts_d, static_cast<int>(pool.output[0].divisor), pool.kernel[0], at_d);
-        const FractionalCover over_h(starts_h, static_cast<int>(pool.output[1].divisor), pool.kernel[1], at_h);
-        const FractionalCover over_w(starts_w, static_cast<int>(pool.output[2].divisor), pool.kernel[2], at_w);
+        const FractionalCover over_d(starts_d, static_cast<int>(pool.output[0].divisor), pool.kernel[0],
+                                     at_d);
+        const FractionalCover over_h(starts_h, static_cast<int>(pool.output[1].divisor), pool.kernel[1],
+                                     at_h);
+        const FractionalCover over_w(starts_w, static_cast<int>(pool.output[2].divisor), pool.kernel[2],
+                                     at_w);
         A sum = A(0);
 #pragma unroll 1
         for (int d = over_d.first; d < over_d.end; ++d) {
@@ -195,7 +202,8 @@ __global__ void __launch_bounds__(kFractionalThreads)
                 const int before =
                     ((at_d - starts_d[d]) * pool.kernel[1] + at_h - starts_h[h]) * pool.kernel[2] + at_w;
                 const unsigned long long first =
-                    (d * pool.output[1].divisor + static_cast<unsigned long long>(h)) * pool.output[2].divisor;
+                    (d * pool.output[1].divisor + static_cast<unsigned long long>(h)) *
+                    pool.output[2].divisor;
 #pragma unroll 1
                 for (int w = over_w.first; w < over_w.end; ++w) {
                     const unsigned long long place = outputs.first + (first + w) * outputs.step;

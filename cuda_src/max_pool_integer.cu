@@ -21,7 +21,8 @@ __device__ __forceinline__ long long smallest_integer<long long>() {
 // Launch: as max_pool_forward; units are outputs.
 template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    max_pool_integer_forward(const T* x, T* y, unsigned char* taps, const long long* lengths, PoolWindow window) {
+    max_pool_integer_forward(const T* x, T* y, unsigned char* taps, const long long* lengths,
+                             PoolWindow window) {
     const long long image_size = input_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
