@@ -79,7 +79,4 @@ def shared_decisions(shape: Sequence[int], shared_axes: Sequence[int]) -> tuple[
     for size, shared in groups:
         digits.append((size, 0 if shared else weight))
         weight *= 1 if shared else size
-    if digits[-1][1] == 0:
-        # Whatever it is, it does not count.
-        digits.pop()
     return max(run, 1), tuple(digits), decisions

@@ -95,7 +95,7 @@ def test_p_0_p_1_and_nothing(backend):
 def test_decisions_are_counted():
     assert shared_decisions((3, 5, 8), (1,)) == (1, ((8, 1), (5, 0), (3, 8)), 24)
     assert shared_decisions((3, 5, 8), (1, 2)) == (40, (), 3)
-    assert shared_decisions((3, 5, 8), (0,)) == (1, ((40, 1),), 40)
+    assert shared_decisions((3, 5, 8), (0,)) == (1, ((40, 1), (3, 0)), 40)
     assert shared_decisions((3, 5, 8), (0, 1, 2)) == (120, (), 1)
 
 
