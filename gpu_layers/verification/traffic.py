@@ -101,6 +101,19 @@ def traffic_cases() -> Iterator[TrafficCase]:
         yield from _other_pools(dtype)
         for layout in ("NCHW", "NHWC"):
             yield from _fractional_pool(dtype, (2, 16, 64, 64), layout)
+    for dtype in (np.dtype(np.uint8), np.dtype(np.int32)):
+        for layout in ("NCHW", "NHWC"):
+            yield _integer_pool(dtype, (2, 16, 112, 112), layout)
+
+
+def _integer_pool(dtype: Any, shape: tuple[int, ...], layout: str) -> TrafficCase:
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = np.abs(in_layout(shape, np.float64, layout) * 50).astype(dtype)
+        options: dict[str, Any] = {"stride": 2, "padding": 1, "channels_last": layout == "NHWC"}
+        y, saved = ops.max_pool_forward(x, (3, 3), **options)
+        return lambda: ops.max_pool_forward(x, (3, 3), **options), _pool_floor(x, y, saved)
+
+    return TrafficCase("max_pool 3x3 s2 of integers", dtype, shape, layout, forward)
 
 
 def _fractional_pool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:

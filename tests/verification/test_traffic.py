@@ -8,7 +8,11 @@ from gpu_layers.ops.packing import packing_of
 from gpu_layers.verification.traffic import TrafficCase, count, traffic_cases, traffic_table
 
 # Of all but dropout two dtypes here; all four by `gpu-layers verify --traffic`.
-CASES = [case for case in traffic_cases() if str(case.dtype) in ("float32", "bfloat16") or "drop" in case.op]
+CASES = [
+    case
+    for case in traffic_cases()
+    if str(case.dtype) in ("float32", "bfloat16") or "drop" in case.op or case.dtype.kind in "iu"
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
