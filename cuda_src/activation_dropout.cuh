@@ -1,7 +1,7 @@
 // Activation and dropout of one element, in either order: what the kernels that fuse them share.
 //
-// The element is kept or not; `first` says whether dropout comes before the activation, phi(D(x)), or after
-// it, D(phi(x)).
+// The element is kept or not; `first` says whether dropout comes before the activation, phi(D(x)), or after it,
+// D(phi(x)).
 #pragma once
 
 #include "activation.cuh"

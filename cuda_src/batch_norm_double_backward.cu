@@ -1,5 +1,4 @@
-// Gradients of the gradients of batch norm in training, with an activation that is straight on either side of
-// 0.
+// Gradients of the gradients of batch norm in training, with an activation that is straight on either side of 0.
 //
 // The backward takes dy, x, gamma to dx, dgamma, dbeta. With w = phi'(z) * dy, v = ddx, d = x - mean,
 // xhat = d * inv_std, m values a channel and means over them:
@@ -69,8 +68,7 @@ struct DoubleInputs {
     // Calls take(k, v, w, d, z) for value k of the vector at i.
     template <typename Take>
     __device__ __forceinline__ void vector(long long i, Take take) const {
-        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i),
-                               gradients = Vector<T, Width>::load(dy + i);
+        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i), gradients = Vector<T, Width>::load(dy + i);
         const Vector<T, Width> values = Vector<T, Width>::load(x + i);
         const Vector<T, Width> added = residual_at<T, Width>(residual, i);
 #pragma unroll
@@ -103,8 +101,8 @@ struct DoubleSummation {
 };
 
 template <typename A>
-__device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums,
-                                                  long long channel, long long part, long long parts) {
+__device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums, long long channel,
+                                                  long long part, long long parts) {
     A* partial = partial_sums + kDoubleSums * (channel * parts + part);
     partial[0] = sums.v;
     partial[1] = sums.v_d;
@@ -125,8 +123,8 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
     const PlaneBlock block(layout);
-    DoubleSummation<T, kVectorWidth<T>, 1> body{{ddx, dy, x, residual, SlopedActivation<A>(activation), {}},
-                                                {DoubleSums<A>::identity()}};
+    DoubleSummation<T, kVectorWidth<T>, 1> body{
+        {ddx, dy, x, residual, SlopedActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
     for_each_in_plane_part<T, 1>(layout, block.channel, block.part, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
@@ -158,17 +156,16 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         write_double_sums(body.sums[k], partial_sums, channel + k, part, layout.parts);
 }
 
-// From the sums of the parts what the elements are made of, and the gradient of gamma: a warp for each
-// channel.
+// From the sums of the parts what the elements are made of, and the gradient of gamma: a warp for each channel.
 //   partial_sums   [channels, parts], see DoubleSums
 //   ddgamma, ddbeta, dgamma   [channels]
 //   coefficients   [6, channels], see DoubleCoefficients
 //   inv_count      1 / m
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
-__global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma,
-                                        const A* ddgamma, const A* ddbeta, A* coefficients, A* dgamma,
-                                        A inv_count, long long channels, long long parts) {
+__global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma, const A* ddgamma,
+                                        const A* ddbeta, A* coefficients, A* dgamma, A inv_count,
+                                        long long channels, long long parts) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     DoubleSums<A> sums = DoubleSums<A>::identity();
@@ -213,15 +210,10 @@ struct DoubleGradients {
     T* dx;
     DoubleCoefficients<A> of_channels[Channels];
 
-    __device__ __forceinline__ void load(int k, const A* coefficients, long long channel,
-                                         long long channels) {
+    __device__ __forceinline__ void load(int k, const A* coefficients, long long channel, long long channels) {
         const A* column = coefficients + channel;
-        of_channels[k] = {column[0],
-                          column[channels],
-                          column[2 * channels],
-                          column[3 * channels],
-                          column[4 * channels],
-                          column[5 * channels]};
+        of_channels[k] = {column[0],           column[channels],     column[2 * channels],
+                          column[3 * channels], column[4 * channels], column[5 * channels]};
     }
 
     __device__ __forceinline__ A of_dy(const DoubleCoefficients<A>& c, A v, A d, A z, A added) const {

@@ -1,6 +1,5 @@
 // A residual and what dropout leaves of a branch in one pass: y = residual + D(phi(x + bias)), or
-// residual + phi(D(x + bias)); and backward with the sums that are the bias's gradient. The mask is
-// regenerated.
+// residual + phi(D(x + bias)); and backward with the sums that are the bias's gradient. The mask is regenerated.
 //
 // In every kernel, besides what activation_dropout.cu says:
 //   bias               [features], along the last axis of x, of what T is computed in; or null
@@ -10,11 +9,10 @@
 #include "batch_norm_rules.cuh"
 #include "gradient_bits.cuh"
 
-// Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory.
-// With these activations both orders are the same, and the gradient needs one bit an element at most.
+// Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory. With
+// these activations both orders are the same, and the gradient needs one bit an element at most.
 //
-// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a
-// thread.
+// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a thread.
 constexpr int kBranchBlocks = 3;
 
 // The identity, as an activation.
@@ -64,8 +62,7 @@ __device__ __forceinline__ void load_bias(A (&values)[Count], const A* bias, uns
 
 // y, and what the backward of ReLU needs.
 //   x, residual, y   [n] T, 16-byte aligned; y may be either of the others
-//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x +
-//   bias
+//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x + bias
 //                    is not <= 0. Bits beyond n are 0.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride); a thread owns eight neighbours.
 template <typename T, bool Straight>
@@ -118,8 +115,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                         const A z = widened(values[u], i) + biases[i];
                         if (clips && z <= A(0)) clipped |= 1u << (part + i);
                         values[u][i] = from_accumulate<T>(
-                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) +
-                            widened(added[u], i));
+                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) + widened(added[u], i));
                     }
                     values[u].store(y + base + part);
                 }
@@ -135,7 +131,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     });
                 });
             }
-            if (gradient_bits != nullptr) gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
+            if (gradient_bits != nullptr)
+                gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
         }
     }
     // What is left, less than an octet: by one thread, which writes its byte of bits.
@@ -240,11 +237,11 @@ struct BranchGradients {
     }
 };
 
-// dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept,
-// and +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
+// dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept, and
+// +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
-//   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or
-//   null sums            [features, parts], or null: nobody asks for them
+//   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or null
+//   sums            [features, parts], or null: nobody asks for them
 // Launch: as for_each_in_row_part.
 template <typename T, int Width, bool Straight>
 __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
@@ -258,15 +255,17 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     const DropoutStream stream = dropout_stream(seed, offset, draw, sample_ids != nullptr);
     const int part = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, part);
-    BranchGradients<T, Width, Straight> gradients{
-        dy, x, gradient_bits, dx, activation, first != 0, rule, stream, start, rows, sample_ids, {}, {}};
+    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
+                                                  rule, stream, start,         rows, sample_ids, {},
+                                                  {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = Sum<A>::identity();
         if (!Straight)
             gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
     }
-    if (channel < layout.channels) for_each_in_row_part<Straight ? 2 : 1>(layout, channel, part, gradients);
+    if (channel < layout.channels)
+        for_each_in_row_part<Straight ? 2 : 1>(layout, channel, part, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
@@ -280,7 +279,8 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
 __global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long parts) {
-    const long long feature = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    const long long feature =
+        (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (feature >= features) return;
     Sum<A> total = Sum<A>::identity();
     for (long long part = threadIdx.x % kWarpThreads; part < parts; part += kWarpThreads)

@@ -47,14 +47,13 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
-// y = the value at the tap that each window chose, and +0 for a window that chose none: the map whose
-// transpose is max_pool_backward.
+// y = the value at the tap that each window chose, and +0 for a window that chose none: the map whose transpose is
+// max_pool_backward.
 //   x, taps, y, lengths   as above; the taps are those of another array
 // Launch: as max_pool_forward; units are outputs.
 template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
-    max_pool_gather(const T* x, const unsigned char* taps, T* y, const long long* lengths,
-                    PoolWindow window) {
+    max_pool_gather(const T* x, const unsigned char* taps, T* y, const long long* lengths, PoolWindow window) {
     const long long image_size = input_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
