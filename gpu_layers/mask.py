@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-#: Most digits of a mask: as many groups of axes may take turns in sharing decisions. ``kMostDigits`` of
-#: ``dropout_rule.cuh``.
+#: Most digits of a mask beside the last: one more groups of axes may take turns in sharing decisions.
+#: ``kMostDigits`` of ``dropout_rule.cuh``.
 MOST_DIGITS = 8
 
 

@@ -162,7 +162,8 @@ def _checked_dropout(
     if by_samples and axes:
         raise ValueError("sample_ids go with a mask over all axes: leave mask_axes and shared_axes away")
     run, digits, decisions = shared_decisions(x.shape[1:] if by_samples else x.shape, axes)
-    if len(digits) > MOST_DIGITS:
+    # The last one is not divided by.
+    if len(digits) > MOST_DIGITS + 1:
         raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")

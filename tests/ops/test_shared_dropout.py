@@ -121,6 +121,15 @@ def test_bad_arguments_are_refused(options, error, message):
             forward(x, 0.5, 1, 2, **options)
 
 
+@each_backend
+@pytest.mark.parametrize("axes", [(0, 2, 4, 6, 8), (1, 3, 5, 7)], ids=str)
+def test_nine_turns(axes, backend):
+    x = normal((2, 2, 3, 2, 2, 3, 2, 2, 2), np.float32)
+    with gl.use_backend(backend):
+        y, _ = gl.ops.dropout_forward(x, 0.5, SEED, OFFSET, shared_axes=axes)
+    assert_same_bits(y, dropped(x, kept(x.shape, axes, 0.5), 0.5))
+
+
 def test_more_turns_than_a_kernel_takes_are_refused():
     x = np.ones((2,) * 20, np.float32)
     with pytest.raises(ValueError, match="shared_axes take turns with others too often"):
