@@ -119,9 +119,9 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     batch_norm_double_sums_nchw(const T* ddx, const T* dy, const T* x, const T* residual,
-                                  accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
-                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                  const accumulate_t<T>* beta, int activation, NchwLayout layout) {
+                                accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
+                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                const accumulate_t<T>* beta, int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
     __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
     const NchwBlock block(layout);
@@ -264,10 +264,10 @@ struct DoubleGradients {
 template <typename T>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     batch_norm_double_gradient_nchw(const T* ddx, const T* ddresidual, const T* dy, const T* x,
-                                      const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
-                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                      const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                      int activation, NchwLayout layout) {
+                                    const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
+                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                    const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
+                                    int activation, NchwLayout layout) {
     using A = accumulate_t<T>;
     const NchwBlock block(layout);
     DoubleGradients<T, kVectorWidth<T>, 1> body{

@@ -17,6 +17,7 @@ from gpu_layers.kernels.pool_plan import (
     spatial_empty,
     spatial_result,
 )
+from gpu_layers.runtime.kernel import INTEGER_DTYPES, c_name
 from gpu_layers.runtime.program import Launcher
 
 _LAST = "const long long* lengths, PoolWindow window"
@@ -27,6 +28,13 @@ _BACKWARD = general_template(
 _GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
+)
+
+_FORWARD_INTEGER = general_template(
+    "max_pool_integer.cu",
+    "max_pool_integer_forward",
+    f"const T* x, T* y, unsigned char* argmax, {_LAST}",
+    tuple(c_name(dtype) for dtype in INTEGER_DTYPES),
 )
 
 _FORWARD_TILED = TiledKernels(
@@ -81,6 +89,11 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     x = ready(x)
     y = spatial_result(out, x, window.output_shape, channels_last)
     argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
+    if x.dtype.kind in "iu":
+        plan = plan_for(x, window, "output", channels_last)
+        kernel = _FORWARD_INTEGER(T=element_type(x), **plan.template_arguments)
+        plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+        return delivered(y, out), argmax
     if global_pool.takes(x, window, channels_last, lengths):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
         return delivered(y, out), argmax

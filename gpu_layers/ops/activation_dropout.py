@@ -67,7 +67,7 @@ def activation_dropout_forward(
         float16, bfloat16, float32 or float64, any shape and layout.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"}
         leaky_relu has a slope of 0.01, gelu is the exact one (by erf).
-    p, seed, offset, start, draw
+    p, seed, offset, start, rng_state
         As in :func:`dropout_forward`: the mask is the same.
     order : {"after", "before"}
         Dropout after the activation (a dropped element is +0 whatever it was) or before it (a dropped element is

@@ -76,7 +76,7 @@ def dropout_add_forward(
         float16, bfloat16, float32 or float64, any shape and layout.
     residual : array
         x's shape and dtype.
-    p, seed, offset, start, shared_axes, sample_ids, draw
+    p, seed, offset, start, shared_axes, sample_ids, rng_state
         As in :func:`dropout_forward`: the mask is the same.
     bias : array, shape (x.shape[-1],), optional
         Along the last axis; of x's dtype, or float32 for half types.
