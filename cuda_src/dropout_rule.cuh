@@ -77,11 +77,14 @@ constexpr int kMostDigits = 8;
 // of a row share one decision, or have consecutive ones. The number of a row has digits, the innermost first,
 // and the row's first decision is the sum of the digits times their weights: 0 for axes that share decisions.
 //   row         elements of a row; a divisor of 0: all elements are one row, with consecutive decisions
+//   sizes, weights, digits   of all digits but the last, whose size nobody needs
+//   rest        weight of the last digit
 //   is_shared   whether a row is one decision
 struct DecisionRows {
     Divisor64 row;
     Divisor64 sizes[kMostDigits];
     unsigned long long weights[kMostDigits];
+    unsigned long long rest;
     int digits;
     int is_shared;
 
@@ -93,10 +96,10 @@ struct DecisionRows {
             decision += (number - rest * sizes[i].divisor) * weights[i];
             number = rest;
         }
-        return decision;
+        return decision + number * rest;
     }
 };
-static_assert(sizeof(DecisionRows) == 288, "the launcher packs it with this size");
+static_assert(sizeof(DecisionRows) == 296, "the launcher packs it with this size");
 
 // As kept_neighbours, of the Width neighbours from element i on, which may be of several rows.
 //   sample_ids   number of each row, whose stream it has then, or null; stream is that of sample 0 then

@@ -680,6 +680,35 @@ MAX_UNPOOL = Operation(
 )
 
 
+def _half(shape: Shape) -> Shape:
+    return (*shape[:2], *(size // 2 for size in shape[2:]))
+
+
+def _starts_bytes(s: Sizes) -> int:
+    return 4 * math.prod(s.shape[:2]) * sum(size // 2 for size in s.shape[2:])
+
+
+FRACTIONAL_MAX_POOL = Operation(
+    name="fractional_max_pool",
+    shapes=LARGE_IMAGES[:1],
+    forward=lambda a, last: ops.fractional_max_pool_forward(
+        a["x"],
+        (2, 2),
+        _half((0, 0, *(a["x"].shape[1:-1] if last else a["x"].shape[2:])))[2:],
+        _SEED,
+        _OFFSET,
+        channels_last=last,
+    ),
+    backward=ops.fractional_max_pool_backward,
+    floor=_each(lambda s, direction: floors.fractional_max_pool(s, direction, _starts_bytes(s))),
+    torch_bytes=_both(_pool_bytes(8)),
+    torch=lambda F, t: F.fractional_max_pool2d(t["x"], 2, _half(t["x"].shape)[2:]),  # noqa: N803
+    output_shape=_half,
+    layouts=(False, True),
+    is_random=True,
+)
+
+
 @cache
 def _second_taps(module: Any, shape: Shape, channels_last: bool) -> ops.MaxPoolSaved:
     """Of a pooling by windows of 2 x 2, of which each chose its second element."""
@@ -765,6 +794,7 @@ OPERATIONS: tuple[Operation, ...] = (
     DROPOUT_ADD,
     GELU_DROPOUT_ADD,
     SHARED_DROPOUT,
+    FRACTIONAL_MAX_POOL,
     MAX_POOL_GATHER,
     BATCH_NORM_DOUBLE_BACKWARD,
 )

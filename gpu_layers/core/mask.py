@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-#: Most digits of a mask: as many groups of axes may take turns in sharing decisions. ``kMostDigits`` of
-#: ``dropout_rule.cuh``.
+#: Most digits of a mask beside the last: one more groups of axes may take turns in sharing decisions.
+#: ``kMostDigits`` of ``dropout_rule.cuh``.
 MOST_DIGITS = 8
 
 
@@ -79,7 +79,4 @@ def shared_decisions(shape: Sequence[int], shared_axes: Sequence[int]) -> tuple[
     for size, shared in groups:
         digits.append((size, 0 if shared else weight))
         weight *= 1 if shared else size
-    if digits[-1][1] == 0:
-        # Whatever it is, it does not count.
-        digits.pop()
     return max(run, 1), tuple(digits), decisions

@@ -33,6 +33,7 @@ _ROWS = np.dtype(
         ("row", DIVISOR),
         ("sizes", DIVISOR, (MOST_DIGITS,)),
         ("weights", np.uint64, (MOST_DIGITS,)),
+        ("rest", np.uint64),
         ("digits", np.int32),
         ("is_shared", np.int32),
     ]
@@ -101,14 +102,14 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
     if run > 1:
         # A run is a row; where runs are counted, their number is the only digit.
         packed["row"], packed["is_shared"] = divisor(run), 1
-        digits = digits or ((2**62, 1),)
+        digits = digits or ((1, 1),)
     elif digits:
         packed["row"], digits = divisor(digits[0][0]), digits[1:]
     elif rows > 1:
         packed["row"] = divisor(size // rows)
-    for index, (length, weight) in enumerate(digits):
+    for index, (length, weight) in enumerate(digits[:-1]):
         packed["sizes"][index], packed["weights"][index] = divisor(length), weight
-    packed["digits"] = len(digits)
+    packed["rest"], packed["digits"] = digits[-1][1] if digits else 0, max(len(digits) - 1, 0)
     return packed
 
 

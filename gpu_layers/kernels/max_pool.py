@@ -19,6 +19,7 @@ from gpu_layers.kernels.pool_plan import (
     spatial_empty,
     spatial_result,
 )
+from gpu_layers.runtime.kernel import INTEGER_DTYPES, c_name
 from gpu_layers.runtime.program import Launcher
 
 _LAST = "const long long* lengths, PoolWindow window"
@@ -32,6 +33,13 @@ _SCATTER = general_template(
 )
 _BACKWARD_ADAPTIVE = adaptive_template(
     "max_pool.cu", "max_pool_backward_adaptive", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
+)
+
+_FORWARD_INTEGER = general_template(
+    "max_pool_integer.cu",
+    "max_pool_integer_forward",
+    f"const T* x, T* y, unsigned char* argmax, {_LAST}",
+    tuple(c_name(dtype) for dtype in INTEGER_DTYPES),
 )
 
 _FORWARD_TILED = TiledKernels(
@@ -86,6 +94,11 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     x = ready(x)
     y = spatial_result(out, x, window.output_shape, channels_last)
     argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
+    if x.dtype.kind in "iu":
+        plan = plan_for(x, window, "output", channels_last)
+        kernel = _FORWARD_INTEGER(T=element_type(x), **plan.template_arguments)
+        plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+        return delivered(y, out), argmax
     if global_pool.takes(x, window, channels_last, lengths):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
         return delivered(y, out), argmax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -67,14 +68,16 @@ def _pool_divisor(accumulate: str) -> np.dtype:
 STRUCTS = {"PoolWindow": _WINDOW, **{f"PoolDivisor<{name}>": _pool_divisor(name) for name in ACCUMULATE_TYPES}}
 
 
-def general_template(source: str, function: str, signature: str) -> KernelTemplate:
-    """A kernel for any window.
+def general_template(
+    source: str, function: str, signature: str, elements: Sequence[str] = ELEMENT_TYPES
+) -> KernelTemplate:
+    """A kernel for any window, for some element types.
 
     Vectors of channels have images of fewer than 2**31 units and at most 256 taps; what is rarer than that goes by
     single channels, which keeps the number of kernels down.
     """
     instantiations = []
-    for element in ELEMENT_TYPES:
+    for element in elements:
         for width, index in ((vector_width(C_TYPES[element]), "int"), (1, "int"), (1, "long long")):
             instantiations += combinations(T=(element,), Width=(str(width),), Index=(index,))
     return KernelTemplate(source, function, signature, instantiations, STRUCTS)

@@ -27,6 +27,7 @@ from gpu_layers.layers.dropout import (
     FeatureAlphaDropout,
 )
 from gpu_layers.layers.dropout_add import DropoutAdd
+from gpu_layers.layers.fractional_max_pool import FractionalMaxPool2d, FractionalMaxPool3d
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from gpu_layers.layers.linear import Flatten, Linear
 from gpu_layers.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
@@ -63,6 +64,8 @@ __all__ = [
     "DropoutAdd",
     "FeatureAlphaDropout",
     "Flatten",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",

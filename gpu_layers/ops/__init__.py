@@ -32,6 +32,12 @@ from gpu_layers.ops.dropout import (
     dropout_moments,
 )
 from gpu_layers.ops.dropout_add import DropoutAddSaved, dropout_add_backward, dropout_add_forward
+from gpu_layers.ops.fractional_max_pool import (
+    FractionalMaxPoolSaved,
+    fractional_max_pool_backward,
+    fractional_max_pool_forward,
+    fractional_max_pool_indices,
+)
 from gpu_layers.ops.ghost_batch_norm import GhostBatchNormSaved, ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.lp_pool import LPPoolSaved, lp_pool_backward, lp_pool_forward
 from gpu_layers.ops.max_pool import (
@@ -52,6 +58,7 @@ __all__ = [
     "BatchNormSaved",
     "DropoutAddSaved",
     "DropoutSaved",
+    "FractionalMaxPoolSaved",
     "GhostBatchNormSaved",
     "LPPoolSaved",
     "MaxPoolSaved",
@@ -81,6 +88,9 @@ __all__ = [
     "dropout_forward",
     "dropout_mask",
     "dropout_moments",
+    "fractional_max_pool_backward",
+    "fractional_max_pool_forward",
+    "fractional_max_pool_indices",
     "ghost_batch_norm_backward",
     "ghost_batch_norm_forward",
     "lp_pool_backward",

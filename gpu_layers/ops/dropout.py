@@ -186,7 +186,8 @@ def _checked_dropout(
         raise ValueError("sample_ids need a mask over all axes: omit mask_axes and shared_axes")
     shape = _first_channels(x.shape) if channels_last else x.shape
     run, digits, decisions = shared_decisions(shape[1:] if by_samples else shape, axes)
-    if len(digits) > MOST_DIGITS:
+    # The last one is not divided by.
+    if len(digits) > MOST_DIGITS + 1:
         raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
@@ -446,17 +447,24 @@ def _mask(
     digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
-    if rng_state is not None:
-        _check_rng_state(rng_state, seed, offset)
-        seed = offset = 0
-    elif not (type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64):
-        seed, offset = check_uint64(seed, "seed"), check_uint64(offset, "offset")
+    if rng_state is not None or not (
+        type(seed) is int and type(offset) is int and 0 <= seed < 2**64 and 0 <= offset < 2**64
+    ):
+        seed, offset = check_call_numbers(seed, offset, rng_state)
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
         # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
             sample_ids = sample_ids.copy()
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
+
+
+def check_call_numbers(seed: Any, offset: Any, rng_state: Any) -> tuple[int, int]:
+    """Seed and offset of a call; zeros, if they lie in rng_state."""
+    if rng_state is None:
+        return check_uint64(seed, "seed"), check_uint64(offset, "offset")
+    _check_rng_state(rng_state, seed, offset)
+    return 0, 0
 
 
 def _check_rng_state(rng_state: Any, seed: Any, offset: Any) -> None:

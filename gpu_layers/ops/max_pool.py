@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,8 @@ def max_pool_forward(
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
-        float16, bfloat16, float32 or float64.
+        float16, bfloat16, float32 or float64; or integers of 8 to 64 bits or bool, which have values and indices, but
+        no gradient.
     kernel_size : tuple of int
         One for each spatial axis.
     stride : int or tuple of int, optional
@@ -97,7 +98,7 @@ def max_pool_forward(
         elements.
     """
     backend = backend_for(x, optional=(out,))
-    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last, True)
     return _forward(backend, x, batched, window, channels_last, check_lengths(lengths, x, batched, window), out)
 
 
@@ -127,7 +128,7 @@ def adaptive_max_pool_forward(
         As :func:`max_pool_forward`.
     """
     backend = backend_for(x, optional=(out,))
-    batched, window = place_adaptive_window(x, output_size, channels_last)
+    batched, window = place_adaptive_window(x, output_size, channels_last, True)
     return _forward(backend, x, batched, window, channels_last, None, out)
 
 
@@ -135,6 +136,11 @@ def _forward(
     backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Any
 ) -> tuple[Any, MaxPoolSaved]:
     check_taps(window)
+    if x.dtype.kind == "b":
+        # False and True are 0 and 1, byte by byte.
+        bytes_of, into = x.view(np.uint8), None if out is None else _bytes_of(out)
+        y, saved = _forward(backend, bytes_of, batched, window, channels_last, lengths, into)
+        return y.view(np.bool_) if out is None else out, replace(saved, dtype=x.dtype)
     batch = x if batched else x[None]
     if out is None:
         y, argmax = backend.max_pool_forward(batch, window, channels_last, lengths)
@@ -150,6 +156,11 @@ def _forward(
             lambda target: backend.max_pool_forward(batch, window, channels_last, lengths, target),
         )
     return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
+
+
+def _bytes_of(out: Any) -> Any:
+    """An array of bool as bytes; another one as it is, which is then refused."""
+    return out.view(np.uint8) if out.dtype.kind == "b" else out
 
 
 def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
@@ -176,6 +187,8 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
         If dy has another shape than y, or out cannot take the result.
     """
     backend = backend_for(dy, saved.argmax, optional=(out,))
+    if saved.dtype.kind in "biu":
+        raise TypeError(f"max pooling of {saved.dtype} has no gradient")
     check_gradient(dy, saved.output_shape, saved.dtype)
     batch = dy if saved.batched else dy[None]
     arguments = (batch, saved.argmax, saved.window, saved.channels_last, saved.lengths)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gpu_layers.core.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_integer
 from gpu_layers.ops.lengths import sample_lengths
+from gpu_layers.runtime.kernel import INTEGER_DTYPES
 
 #: An int, one for each axis, a (before, after) pair for each axis, "same_upper" or "same_lower".
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | str
@@ -89,6 +92,11 @@ def _pairs(padding: Any, rank: int) -> Sides:
     return tuple(zip(before, after, strict=True))
 
 
+def _check_dtype(x: Any, takes_integers: bool) -> None:
+    if not (takes_integers and (x.dtype == np.bool_ or x.dtype in INTEGER_DTYPES)):
+        check_dtype(x)
+
+
 @Checked
 def place_window(
     x: Any,
@@ -98,16 +106,17 @@ def place_window(
     dilation: int | Sequence[int],
     ceil_mode: bool,
     channels_last: bool,
+    takes_integers: bool = False,
 ) -> tuple[bool, Window]:
     """Whether x is batched, and the window over its spatial axes.
 
     Raises
     ------
     TypeError, ValueError
-        For another dtype than the four, numbers that do not make a window, a wrong rank, an empty channel or spatial
-        axis, or a window that does not fit.
+        For another dtype than the four (or integers and bool, if they are taken), numbers that make no window, a wrong
+        rank, an empty channel or spatial axis, or a window that does not fit.
     """
-    check_dtype(x)
+    _check_dtype(x, takes_integers)
     if not isinstance(kernel_size, (tuple, list)):
         raise TypeError(f"kernel_size must be a tuple, one int a spatial axis, got {type(kernel_size).__name__}")
     rank = len(kernel_size)
@@ -126,7 +135,9 @@ def place_window(
 
 
 @Checked
-def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_last: bool) -> tuple[bool, Window]:
+def place_adaptive_window(
+    x: Any, output_size: Sequence[int | None], channels_last: bool, takes_integers: bool = False
+) -> tuple[bool, Window]:
     """Whether x is batched, and the windows that give it this output size.
 
     Raises
@@ -134,7 +145,7 @@ def place_adaptive_window(x: Any, output_size: Sequence[int | None], channels_la
     TypeError, ValueError
         For sizes that are not valid, a wrong rank, or an empty channel or spatial axis.
     """
-    check_dtype(x)
+    _check_dtype(x, takes_integers)
     if not isinstance(output_size, (tuple, list)):
         raise TypeError(f"output_size must be a tuple, one int a spatial axis, got {type(output_size).__name__}")
     rank = len(output_size)

@@ -32,6 +32,11 @@ from gpu_layers.reference.dropout import (
     dropout_moments,
 )
 from gpu_layers.reference.dropout_add import dropout_add_backward, dropout_add_forward
+from gpu_layers.reference.fractional_max_pool import (
+    fractional_max_pool_backward,
+    fractional_max_pool_forward,
+    fractional_pool_starts,
+)
 from gpu_layers.reference.lp_pool import lp_pool_backward, lp_pool_forward
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward, max_pool_gather
 from gpu_layers.reference.max_unpool import max_unpool_backward, max_unpool_forward, max_unpool_keep
@@ -60,6 +65,9 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "dropout_moments",
+    "fractional_max_pool_backward",
+    "fractional_max_pool_forward",
+    "fractional_pool_starts",
     "lp_pool_backward",
     "lp_pool_forward",
     "max_pool_backward",

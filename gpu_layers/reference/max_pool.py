@@ -33,7 +33,8 @@ def max_pool_forward(
     """Largest value of each window, and which tap held it.
 
     The first of equal maxima wins, in the order of the taps (last axis fastest); of several NaN the last one.
-    A window with no tap inside the input gives -inf; one with none inside its sample's lengths gives 0.
+    A window with no tap inside the input gives -inf, of integers the smallest one; one with none inside its sample's
+    lengths gives 0.
 
     Parameters
     ----------
@@ -59,7 +60,8 @@ def _forward(
     x: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = with_spatial(x.shape, window.output_shape, channels_last)
-    y = np.full(shape, -np.inf if lengths is None else 0, x.dtype)
+    least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+    y = np.full(shape, least if lengths is None else 0, x.dtype)
     argmax = np.zeros(shape, argmax_dtype(window))
     found = np.zeros(shape, bool)
     inside = inside_lengths(lengths, window, channels_last)

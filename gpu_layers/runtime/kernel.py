@@ -21,6 +21,8 @@ C_TYPES: dict[str, np.dtype] = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "unsigned char": np.dtype(np.uint8),
+    "signed char": np.dtype(np.int8),
+    "short": np.dtype(np.int16),
     "unsigned short": np.dtype(np.uint16),
     "int": np.dtype(np.int32),
     "unsigned int": np.dtype(np.uint32),
@@ -28,6 +30,10 @@ C_TYPES: dict[str, np.dtype] = {
     "unsigned long long": np.dtype(np.uint64),
 }
 _C_NAMES = {dtype: name for name, dtype in C_TYPES.items()}
+
+
+#: Of whole numbers, which max pooling takes too.
+INTEGER_DTYPES = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32, 64) for sign in ("u", ""))
 
 
 def c_name(dtype: np.dtype) -> str:

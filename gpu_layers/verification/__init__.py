@@ -30,7 +30,14 @@ from gpu_layers.verification.dropout import (
     shared_dropout_cases,
 )
 from gpu_layers.verification.elementwise import relu_cases
-from gpu_layers.verification.pooling import avg_pool_cases, lp_pool_cases, max_pool_cases, max_unpool_cases
+from gpu_layers.verification.pooling import (
+    avg_pool_cases,
+    fractional_max_pool_cases,
+    integer_max_pool_cases,
+    lp_pool_cases,
+    max_pool_cases,
+    max_unpool_cases,
+)
 
 __all__ = ["Backend", "Case", "Difference", "all_cases", "cuda_backend", "differences", "emulated_backend"]
 
@@ -54,6 +61,8 @@ _CASES = (
     ghost_batch_norm_cases,
     sync_batch_norm_cases,
     max_pool_cases,
+    integer_max_pool_cases,
+    fractional_max_pool_cases,
     avg_pool_cases,
     lp_pool_cases,
     max_unpool_cases,

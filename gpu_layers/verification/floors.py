@@ -150,6 +150,11 @@ def pool(s: Sizes, taps: int = 0, seen: int | None = None) -> int:
     return s.itemsize * (s.inputs if seen is None else seen) + s.elements(0, 1) + taps * s.outputs
 
 
+def fractional_max_pool(s: Sizes, direction: str, starts: int, seen: int | None = None) -> int:
+    """``starts``: bytes of the windows' starts, which the forward writes besides; ``seen``: elements in a window."""
+    return pool(s, 1, seen) + (2 * starts if direction == FORWARD else starts)
+
+
 def lp_pool(s: Sizes, direction: str, taps: int = 0) -> int:
     """Kept of each output: of the largest value its place, of ``taps`` bytes; of a finite power above 1 the largest
     value and a slope of the type that is computed in. The backward reads x too."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers import ops
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.runtime.kernel import FLOAT_DTYPES
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
 from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
 from gpu_layers.verification.inputs import (
     generator,
@@ -185,6 +185,91 @@ def _of_negative_zeros(op: str, dtype: Any, forward: Callable[..., Any], backwar
         return results
 
     return Case(op, dtype, "gradients of -0", inputs, run)
+
+
+# (N, C, *spatial), kernel, outputs: windows that overlap and leave gaps; one output; a whole axis; three axes; nothing.
+_FRACTIONAL: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = (
+    ((2, 3, 13, 11), (2, 3), (6, 5)),
+    ((2, 5, 9, 10), (3, 3), (7, 8)),
+    ((1, 4, 20, 19), (2, 2), (5, 4)),
+    ((2, 2, 6, 6), (2, 6), (1, 1)),
+    ((1, 3, 7, 8, 9), (2, 2, 3), (4, 5, 1)),
+    ((0, 3, 6, 6), (2, 2), (3, 3)),
+)
+
+
+def fractional_max_pool_cases() -> Iterator[Case]:
+    """Windows by samples that are given, and by random numbers of this library; both layouts."""
+    for dtype in FLOAT_DTYPES:
+        for shape, kernel, outputs in _FRACTIONAL:
+            for channels_last in (False, True):
+                yield _fractional_max_pool(dtype, shape, kernel, outputs, channels_last)
+
+
+def _fractional_max_pool(dtype, shape, kernel, outputs, channels_last) -> Case:
+    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+    out_shape = (shape[0], *outputs, shape[1]) if channels_last else (*shape[:2], *outputs)
+
+    def inputs() -> Arrays:
+        samples = generator("samples", shape).random((*shape[:2], len(kernel))).astype(accumulation_dtype(dtype))
+        x = with_special_values(with_ties(in_memory, dtype))
+        rng_state = np.array([1, 2**64 - 1, 0], np.uint64)
+        return {"x": x, "dy": normal(out_shape, dtype, "dy"), "samples": samples, "rng_state": rng_state}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        calls: dict[str, dict[str, Any]] = {
+            "samples": {"samples": arrays["samples"]},
+            "numbers": {"seed": 2**63 + 1, "offset": 2**40},
+            "rng_state": {"rng_state": arrays["rng_state"]},
+        }
+        for name, options in calls.items():
+            y, saved = ops.fractional_max_pool_forward(
+                arrays["x"], kernel, outputs, channels_last=channels_last, **options
+            )
+            results |= {f"y {name}": y, f"taps {name}": saved.argmax, f"starts {name}": saved.starts}
+            results[f"indices {name}"] = ops.fractional_max_pool_indices(saved)
+            results[f"dx {name}"] = ops.fractional_max_pool_backward(arrays["dy"], saved)
+        return results
+
+    label = f"{list(in_memory)} kernel_size={kernel} output_size={outputs}{', channels_last' * channels_last}"
+    return Case("fractional_max_pool", dtype, label, inputs, run)
+
+
+def integer_max_pool_cases() -> Iterator[Case]:
+    """Of whole numbers values and taps alone."""
+    for dtype in (*INTEGER_DTYPES, np.dtype(np.bool_)):
+        yield _integer_max_pool(dtype)
+
+
+def _integer_max_pool(dtype) -> Case:
+    windows: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+        ((2, 3, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
+        ((2, 5, 6, 16), {"kernel_size": (2, 2), "channels_last": True}),
+        ((1, 2, 20, 19), {"kernel_size": (17, 17), "stride": 2, "padding": 8}),
+        ((2, 4, 9), {"kernel_size": (2,), "dilation": 5, "padding": 1}),
+        ((1, 4, 5, 6, 7), {"output_size": (2, 3, 3)}),
+        ((2, 9, 8, 3), {"kernel_size": (2, 3), "stride": 2, "channels_last": True, "lengths": [[9, 8], [3, 0]]}),
+        ((0, 2, 4), {"kernel_size": (2,)}),
+    )
+
+    def inputs() -> Arrays:
+        low, high = (0, 1) if dtype == np.bool_ else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        values = generator("integers", dtype).integers(-3 if low else 0, 3, (400,)) % (2 if dtype == np.bool_ else 400)
+        x = values.astype(dtype)
+        x[::37], x[5::41] = low, high
+        return {"x": np.tile(x, 20)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for shape, window in windows:
+            x = arrays["x"][: math.prod(shape)].reshape(shape)
+            y, saved = _max_forward(x, window)
+            name = f"{list(shape)} {window}"
+            results |= {f"y {name}": y, f"argmax {name}": saved.argmax, f"indices {name}": ops.max_pool_indices(saved)}
+        return {name: one.view(np.uint8) if one.dtype == np.bool_ else one for name, one in results.items()}
+
+    return Case("max_pool", dtype, "whole numbers", inputs, run)
 
 
 def _max_pool(dtype, label, shape, window) -> Case:

@@ -99,6 +99,44 @@ def traffic_cases() -> Iterator[TrafficCase]:
                 for size, stride, padding, limit in ((2, 2, 0, 1.05), (3, 2, 1, 1.10), (3, 1, 1, 1.10)):
                     yield from _pools(dtype, shape, layout, (size, stride, padding), limit)
         yield from _other_pools(dtype)
+        for layout in ("NCHW", "NHWC"):
+            yield from _fractional_pool(dtype, (2, 16, 64, 64), layout)
+    for dtype in (np.dtype(np.uint8), np.dtype(np.int32)):
+        for layout in ("NCHW", "NHWC"):
+            yield _integer_pool(dtype, (2, 16, 112, 112), layout)
+
+
+def _integer_pool(dtype: Any, shape: tuple[int, ...], layout: str) -> TrafficCase:
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = np.abs(in_layout(shape, np.float64, layout) * 50).astype(dtype)
+        options: dict[str, Any] = {"stride": 2, "padding": 1, "channels_last": layout == "NHWC"}
+        y, saved = ops.max_pool_forward(x, (3, 3), **options)
+        return lambda: ops.max_pool_forward(x, (3, 3), **options), _pool_floor(x, y, saved)
+
+    return TrafficCase("max_pool 3x3 s2 of integers", dtype, shape, layout, forward)
+
+
+def _fractional_pool(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[TrafficCase]:
+    """Windows of 3 x 3 that leave no gaps."""
+    options: dict[str, Any] = {"channels_last": layout == "NHWC"}
+    kernel, outputs = (3, 3), (32, 32)
+
+    def floor(x: np.ndarray, y: np.ndarray, saved: Any, direction: str) -> int:
+        return floors.fractional_max_pool(Sizes(x.size, y.size, x.itemsize), direction, saved.starts.nbytes)
+
+    def forward() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        y, saved = ops.fractional_max_pool_forward(x, kernel, outputs, 1, 2, **options)
+        run = lambda: ops.fractional_max_pool_forward(x, kernel, outputs, 1, 2, **options)  # noqa: E731
+        return run, floor(x, y, saved, FORWARD)
+
+    def backward() -> tuple[Callable[[], Any], int]:
+        x = in_layout(shape, dtype, layout)
+        y, saved = ops.fractional_max_pool_forward(x, kernel, outputs, 1, 2, **options)
+        return lambda: ops.fractional_max_pool_backward(y, saved), floor(x, y, saved, BACKWARD)
+
+    yield TrafficCase("fractional max_pool forward", dtype, shape, layout, forward)
+    yield TrafficCase("fractional max_pool backward", dtype, shape, layout, backward)
 
 
 def _dropout(dtype: Any) -> Iterator[TrafficCase]:
@@ -295,8 +333,8 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
 
 def _pool_floor(x: np.ndarray, y: np.ndarray, saved: Any, of_powers: str | None = None) -> int:
     """Of a pass of pooling; of one of powers, forward or backward."""
-    taps = getattr(saved, "taps", None)
-    sizes, argmax_bytes = Sizes(x.size, y.size, x.itemsize), 0 if taps is None else taps.nbytes // y.size
+    argmax = getattr(saved, "argmax", None)
+    sizes, argmax_bytes = Sizes(x.size, y.size, x.itemsize), 0 if argmax is None else argmax.nbytes // y.size
     return floors.lp_pool(sizes, of_powers, argmax_bytes) if of_powers else floors.pool(sizes, argmax_bytes)
 
 

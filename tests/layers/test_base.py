@@ -62,7 +62,7 @@ def test_backward_needs_a_forward(make, training):
 def test_a_forward_that_raised_is_no_forward(make, training):
     layer = make().train(training)
     with pytest.raises(TypeError):
-        layer(X.astype(int))
+        layer(X.astype(complex))
     with pytest.raises(RuntimeError, match="backward was called before forward"):
         layer.backward(X)
 

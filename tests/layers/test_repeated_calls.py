@@ -61,6 +61,11 @@ for _rank in (1, 2, 3):
     MAKERS[f"BatchNorm{_rank}d"] = (affine(getattr(gl, f"BatchNorm{_rank}d"), 4, activation="relu"), _rank + 2)
     MAKERS[f"GhostBatchNorm{_rank}d"] = (affine(getattr(gl, f"GhostBatchNorm{_rank}d"), 4, 2), _rank + 2)
     MAKERS[f"MaxPool{_rank}d"] = (plain(getattr(gl, f"MaxPool{_rank}d"), 2, 1), _rank + 2)
+    if _rank > 1:
+        MAKERS[f"FractionalMaxPool{_rank}d"] = (
+            random(getattr(gl, f"FractionalMaxPool{_rank}d"), 2, None, 0.6),
+            _rank + 2,
+        )
     MAKERS[f"AvgPool{_rank}d"] = (plain(getattr(gl, f"AvgPool{_rank}d"), 2, 1, 1), _rank + 2)
     MAKERS[f"LPPool{_rank}d"] = (plain(getattr(gl, f"LPPool{_rank}d"), 3.0, 2, 1), _rank + 2)
     MAKERS[f"AdaptiveMaxPool{_rank}d"] = (plain(getattr(gl, f"AdaptiveMaxPool{_rank}d"), 4), _rank + 2)

@@ -11,6 +11,8 @@ ONES = np.ones(2, np.float32)
 FORWARDS = {
     "dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2),
     "channel dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, mask_axes=2),
+    "shared dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, shared_axes=(1,)),
+    "dropout_add": lambda x: gl.ops.dropout_add_forward(x, x, 0.1, 1, 2, activation="gelu"),
     "dropout by samples": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, sample_ids=np.arange(2)),
     "alpha_dropout": lambda x: gl.ops.alpha_dropout_forward(x, 0.5, 1, 2),
     "activation_dropout": lambda x: gl.ops.activation_dropout_forward(x, "gelu", 0.1, 1, 2),
@@ -79,11 +81,24 @@ def test_the_message_names_the_type_and_the_remedy():
         gl.ops.relu_forward(NO_ARRAYS["masked array"])
 
 
-@each_call
+#: They take whole numbers too: tests/ops/test_integer_max_pool.py.
+OF_WHOLE_NUMBERS = {"max_pool", "adaptive_max_pool", "MaxPool2d"}
+
+
+OTHER_DTYPES = [np.int32, np.int64, np.uint8, bool, np.complex64, np.longdouble, ">f4", object, "U3"]
+
+
 @pytest.mark.parametrize(
-    "dtype", [np.int32, np.int64, np.uint8, bool, np.complex64, np.longdouble, ">f4", object, "U3"]
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in (*FORWARDS, *LAYERS)
+        for dtype in OTHER_DTYPES
+        if name not in OF_WHOLE_NUMBERS or np.dtype(dtype).kind not in "iub"
+    ],
 )
-def test_only_four_dtypes(call, dtype):
+def test_only_four_dtypes(name, dtype):
+    call = (FORWARDS | LAYERS)[name]
     with pytest.raises(TypeError, match=r"^input must be float16, bfloat16, float32 or float64, got "):
         call(np.ones((2, 2, 4, 4)).astype(dtype))
 

@@ -95,7 +95,7 @@ def test_p_0_p_1_and_nothing(backend):
 def test_decisions_are_counted():
     assert shared_decisions((3, 5, 8), (1,)) == (1, ((8, 1), (5, 0), (3, 8)), 24)
     assert shared_decisions((3, 5, 8), (1, 2)) == (40, (), 3)
-    assert shared_decisions((3, 5, 8), (0,)) == (1, ((40, 1),), 40)
+    assert shared_decisions((3, 5, 8), (0,)) == (1, ((40, 1), (3, 0)), 40)
     assert shared_decisions((3, 5, 8), (0, 1, 2)) == (120, (), 1)
 
 
@@ -119,6 +119,15 @@ def test_bad_arguments_are_refused(options, error, message):
             continue
         with unchanged(x), pytest.raises(error, match=message):
             forward(x, 0.5, 1, 2, **options)
+
+
+@each_backend
+@pytest.mark.parametrize("axes", [(0, 2, 4, 6, 8), (1, 3, 5, 7)], ids=str)
+def test_nine_turns(axes, backend):
+    x = normal((2, 2, 3, 2, 2, 3, 2, 2, 2), np.float32)
+    with gl.use_backend(backend):
+        y, _ = gl.ops.dropout_forward(x, 0.5, SEED, OFFSET, shared_axes=axes)
+    assert_same_bits(y, dropped(x, kept(x.shape, axes, 0.5), 0.5))
 
 
 def test_more_turns_than_a_kernel_takes_are_refused():

@@ -1,0 +1,159 @@
+"""Fractional max pooling in NumPy: the definition of correct."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.fractional_window import FractionalWindow
+from gpu_layers.core.philox import random_words
+from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.pool_taps import with_spatial
+from gpu_layers.reference.results import delivered
+
+
+@ieee
+def fractional_pool_starts(
+    like: np.ndarray,
+    planes: int,
+    window: FractionalWindow,
+    samples: np.ndarray | None,
+    seed: int,
+    offset: int,
+    rng_state: np.ndarray | None,
+) -> np.ndarray:
+    """First input of each window along each axis: ``floor((i + u) * alpha) - floor(u * alpha)``, the last at the end.
+
+    With ``alpha = (input - kernel) / (output - 1)``, in the accumulation dtype of ``like``.
+
+    Parameters
+    ----------
+    like : ndarray
+        Gives the dtype, and the place.
+    planes : int
+        Samples times channels.
+    window : FractionalWindow
+    samples : ndarray, shape (planes, window.samples), or None
+        u in [0, 1), of the accumulation dtype.
+    seed, offset, rng_state
+        Where there are no samples: number g has the upper 24 bits of word g of this call, times 2**-24.
+
+    Returns
+    -------
+    ndarray of int32, shape (planes, sum(output_shape))
+        Axis after axis, ascending in each.
+    """
+    dtype = accumulation_dtype(like.dtype)
+    if samples is None:
+        if rng_state is not None:
+            seed, offset = int(rng_state[0]), int(rng_state[1])
+        words = random_words(seed, offset, 0, planes * window.samples).reshape(planes, window.samples)
+        samples = (words >> np.uint32(8)).astype(dtype) * dtype.type(2.0**-24)
+    starts = []
+    for axis, number in enumerate(window.sample_of):
+        inputs, outputs, kernel = window.input_shape[axis], window.output_shape[axis], window.kernel[axis]
+        last = inputs - kernel
+        u = samples[:, number : number + 1]
+        alpha = dtype.type(last) / dtype.type(max(outputs - 1, 1))
+        own = ((np.arange(outputs, dtype=dtype) + u) * alpha).astype(np.int32) - (u * alpha).astype(np.int32)
+        own = np.minimum(own, last)
+        own[:, -1] = last
+        starts.append(own)
+    return np.concatenate(starts, axis=1).astype(np.int32)
+
+
+@ieee
+def fractional_max_pool_forward(
+    x: np.ndarray,
+    starts: np.ndarray,
+    window: FractionalWindow,
+    channels_last: bool = False,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest value of each window, the first of equal ones, of several NaN the last; and which tap held it.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's dtype.
+    argmax : ndarray of uint8
+        y's shape.
+    """
+    planes = _planes(x, window.input_shape, channels_last)
+    number = np.arange(len(planes)).reshape(-1, 1, 1, 1)
+    first = _starts_of_axes(starts, window)
+    y = np.empty((len(planes), *window.output_shape), x.dtype)
+    argmax = np.zeros(y.shape, np.uint8)
+    for tap, position in enumerate(itertools.product(*map(range, window.kernel))):
+        places = tuple(axis + k for axis, k in zip(first, position, strict=True))
+        candidate = planes[(number, places[0], places[1], places[2])]
+        take = np.ones(y.shape, bool) if tap == 0 else (candidate > y) | np.isnan(candidate)
+        y[take], argmax[take] = candidate[take], tap
+    return delivered(_batch(y, x, channels_last), out), _batch(argmax, x, channels_last)
+
+
+@ieee
+def fractional_max_pool_backward(
+    dy: np.ndarray,
+    argmax: np.ndarray,
+    starts: np.ndarray,
+    window: FractionalWindow,
+    channels_last: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Send each gradient to the element that won its window; contributions are added in the order of the outputs."""
+    gradients = _planes(dy, window.output_shape, channels_last)
+    indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, np)
+    plane = math.prod(window.input_shape)
+    dx = np.zeros(len(gradients) * plane, accumulation_dtype(dy.dtype))
+    places = indices + np.arange(len(gradients)).reshape(-1, 1, 1, 1) * plane
+    np.add.at(dx, places.reshape(-1), gradients.astype(dx.dtype).reshape(-1))
+    dx = dx.astype(dy.dtype).reshape(len(gradients), *window.input_shape)
+    return delivered(_batch(dx, dy, channels_last), out)
+
+
+def fractional_max_pool_indices(
+    argmax: Any, starts: Any, window: FractionalWindow, channels_last: bool, xp: Any
+) -> Any:
+    """Flat index in the input plane of each maximum: int64, the argmax' shape and kind."""
+    indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, xp)
+    return xp.ascontiguousarray(_batch(indices, argmax, channels_last))
+
+
+def _indices(argmax: Any, starts: Any, window: FractionalWindow, xp: Any) -> Any:
+    rest, index, scale = argmax.astype(np.int64), 0, 1
+    for axis in (2, 1, 0):
+        rest, k = rest // window.kernel[axis], rest % window.kernel[axis]
+        index = index + (_starts_of_axes(starts, window)[axis] + k) * scale
+        scale *= window.input_shape[axis]
+    return index
+
+
+def _starts_of_axes(starts: Any, window: FractionalWindow) -> list[Any]:
+    """Of each axis, shaped so that they broadcast to (planes, *output_shape)."""
+    ends = list(itertools.accumulate(window.output_shape))
+    return [
+        starts[:, end - size : end].reshape(-1, *(size if one == axis else 1 for one in range(3)))
+        for axis, (size, end) in enumerate(zip(window.output_shape, ends, strict=True))
+    ]
+
+
+def _planes(x: Any, spatial: tuple[int, ...], channels_last: bool) -> Any:
+    """As (samples * channels, *spatial)."""
+    if channels_last:
+        x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
+    return x.reshape(x.shape[0] * x.shape[1], *spatial)
+
+
+def _batch(planes: Any, like: Any, channels_last: bool) -> Any:
+    """Planes in the layout of an array of the same samples and channels; C-contiguous."""
+    spatial = planes.shape[1:]
+    if not channels_last:
+        return planes.reshape(*like.shape[:2], *spatial)
+    result = planes.reshape(like.shape[0], like.shape[-1], *spatial)
+    result = result.transpose(0, *range(2, result.ndim), 1)
+    return result.copy().reshape(with_spatial(like.shape, spatial, True))
