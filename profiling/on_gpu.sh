@@ -36,7 +36,7 @@ names=(compile verify bits bench compiled reads more overhead tests memcheck rac
 asked=(others)
 beside_each_other=' memcheck racecheck initcheck synccheck '
 declare -A seconds=(
-    [compile]=60 [verify]=60 [bits]=30 [bench]=105 [compiled]=60 [reads]=25 [more]=50 [overhead]=25
+    [compile]=54 [verify]=60 [bits]=30 [bench]=111 [compiled]=60 [reads]=25 [more]=50 [overhead]=25
     [tests]=60 [memcheck]=120 [racecheck]=120 [initcheck]=120 [synccheck]=120 [ncu]=90 [others]=240
 )
 declare -A what=(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed.communicator import SingleProcess
 from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.runtime.backend import use_backend
@@ -272,7 +273,8 @@ DROPOUT_ADD = Operation(
     name="dropout_add",
     shapes=(*LARGE_ROWS, *SMALL_ROWS),
     forward=lambda a, last: _dropout_add(a, None),
-    backward=ops.dropout_add_backward,
+    # The gradient of the bias is no sum over a part of the rows.
+    backward=lambda dy, saved: ops.dropout_add_backward(dy, saved)[0],
     floor=_each(floors.dropout_add, activation=None, bias=True),
     # Three kernels forward, and the mask; backward dropout and the sums.
     torch_bytes={FORWARD: lambda s: s.elements(7) + s.inputs, BACKWARD: lambda s: s.elements(3) + s.inputs},
@@ -688,6 +690,13 @@ def _starts_bytes(s: Sizes) -> int:
     return 4 * math.prod(s.shape[:2]) * sum(size // 2 for size in s.shape[2:])
 
 
+@cache
+def _samples(module: Any, images: int, channels: int, dtype: Any) -> Any:
+    """Numbers of the windows, the same of every image: drawn ones are those of the whole batch."""
+    of_an_image = np.random.default_rng(_SEED).random((1, channels, 2), np.float32).astype(accumulation_dtype(dtype))
+    return module.asarray(np.repeat(of_an_image, images, axis=0))
+
+
 FRACTIONAL_MAX_POOL = Operation(
     name="fractional_max_pool",
     shapes=LARGE_IMAGES[:1],
@@ -695,8 +704,7 @@ FRACTIONAL_MAX_POOL = Operation(
         a["x"],
         (2, 2),
         _half((0, 0, *(a["x"].shape[1:-1] if last else a["x"].shape[2:])))[2:],
-        _SEED,
-        _OFFSET,
+        samples=_samples(array_module(a["x"]), a["x"].shape[0], a["x"].shape[-1 if last else 1], a["x"].dtype),
         channels_last=last,
     ),
     backward=ops.fractional_max_pool_backward,
@@ -705,6 +713,7 @@ FRACTIONAL_MAX_POOL = Operation(
     torch=lambda F, t: F.fractional_max_pool2d(t["x"], 2, _half(t["x"].shape)[2:]),  # noqa: N803
     output_shape=_half,
     layouts=(False, True),
+    # PyTorch draws numbers of its own.
     is_random=True,
 )
 
@@ -746,7 +755,8 @@ def _double_backward(a: Arrays, last: bool) -> Any:
     x, gamma, beta = a["x"], a["gamma"], a["beta"]
     statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
     saved = ops.BatchNormSaved(x, statistics, last, None, "relu")
-    return ops.batch_norm_double_backward(a["ddx"], gamma, beta, a["gradient"], saved), None
+    # Of the results the gradient of dy, which is what is looked at.
+    return ops.batch_norm_double_backward(a["ddx"], gamma, beta, a["gradient"], saved)[0], None
 
 
 BATCH_NORM_DOUBLE_BACKWARD = Operation(

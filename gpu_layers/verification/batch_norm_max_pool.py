@@ -19,6 +19,7 @@ _WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((2, 2), {"stride": 2}),
     ((3, 3), {"stride": 2, "padding": 1}),
     ((2, 3), {"dilation": (2, 1), "ceil_mode": True}),
+    ((1, 4), {}),  # side by side, and not by tiles
 )
 
 

@@ -49,6 +49,8 @@ _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((1, 2, 20, 19), {"kernel_size": (17, 17), "stride": 2, "padding": 8}),
     ((2, 4, 33), {"kernel_size": (4,), "stride": 3, "padding": 2}),
     ((2, 8, 5, 6, 7), {"kernel_size": (2, 3, 3), "stride": (1, 2, 2), "padding": (1, 1, 0)}),
+    ((1, 8, 6, 13), {"kernel_size": (5, 5), "stride": 1, "padding": 2}),
+    ((1, 8, 5, 16), {"kernel_size": (5, 5), "stride": 1, "padding": 2}),
     ((0, 4, 6, 6), {"kernel_size": (2, 2)}),
     ((2, 4, 9, 7), {"kernel_size": (3, 2), "stride": 2, "padding": ((2, 0), (0, 1))}),
     ((1, 8, 10, 13), {"kernel_size": (3, 4), "stride": (2, 3), "padding": "same_lower"}),
@@ -67,11 +69,12 @@ _LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
 )
 
 # (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size; planes side by side
-# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector.
+# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector; rows of whole vectors.
 _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 8, 10, 13), (3, 4)),
     ((2, 3, 5, 4), (7, 4)),
     ((2, 4, 17), (5,)),
+    ((2, 3, 6, 16), (4, 5)),
     ((1, 8, 5, 6, 7), (2, None, 3)),
     ((3, 8, 7, 7), (1, 1)),
     ((1, 2, 129, 128), (1, 1)),

@@ -14,9 +14,10 @@ import sys
 import numpy as np
 import pytest
 
-from gpu_layers import emulator, headers
+from gpu_layers import emulator
 from gpu_layers.emulator import errors, toolchain
 from gpu_layers.emulator.build import is_whole
+from gpu_layers.runtime import headers
 from gpu_layers.runtime.cache import cache_folder
 
 from .conftest import KERNELS

@@ -65,7 +65,7 @@ BAD = {
     "size": lambda: ops.max_pool_forward(X, (7, 7)),
     "divisor": lambda: ops.avg_pool_forward(X, (2, 2), divisor_override=0),
     "rank": lambda: ops.avg_pool_forward(X[0, 0], (2, 2)),
-    "integers": lambda: ops.max_pool_forward(X.astype(np.int32), (2, 2)),
+    "integers": lambda: ops.avg_pool_forward(X.astype(np.int32), (2, 2)),
     "booleans": lambda: ops.adaptive_avg_pool_forward(X > 0, (2, 2)),
     "complex": lambda: ops.lp_pool_forward(X + 1j, 2, (2, 2)),
     "output size": lambda: ops.adaptive_max_pool_forward(X, (2, -1)),

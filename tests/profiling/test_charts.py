@@ -16,7 +16,7 @@ def test_two_pictures(tmp_path):
     for path in paths:
         data = path.read_bytes()
         assert data.startswith(b"\x89PNG")
-        assert 10_000 < len(data) < 500_000
+        assert 10_000 < len(data) < 800_000
 
 
 def test_bars_are_parts_of_the_copy():

@@ -138,7 +138,7 @@ def test_results_are_those_of_numpy_arrays(cupy, name, layout):
 
 def test_the_cases_take_every_way(cupy):
     """Groups of blocks that wait for each other, and workspace of two reads; else the cases show little."""
-    assert all(plan(X.shape, 4, False).parts > 1 for plan in (forward_plan, backward_plan))
+    assert all(plan(X.shape, 4, False).blocks_per_group > 1 for plan in (forward_plan, backward_plan))
     for name in ("batch norm", "batch norm, two reads"):
         run, inputs = CASES[name]
         run(**{key: cupy.asarray(values) for key, values in inputs.items()})
