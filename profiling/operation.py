@@ -76,6 +76,8 @@ class Operation:
         Whether others give other results by design.
     is_training : bool
         Whether a backward may follow, for which forward keeps what it needs.
+    is_modelled : bool
+        Whether the model can execute the kernels: where they read does not depend on what others have computed.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Operation:
     independent: str = "images"
     is_random: bool = False
     is_training: bool = True
+    is_modelled: bool = True
 
     def sizes(self, shape: Shape, itemsize: int) -> Sizes:
         """What byte counts of a shape (N, C, *spatial) are made of."""

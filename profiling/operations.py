@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -269,12 +269,17 @@ def _dropout_add(a: Arrays, activation: str | None, **options: Any) -> Any:
     )
 
 
+@wraps(ops.dropout_add_backward)
+def _dropout_add_backward(dy: Any, saved: Any) -> Any:
+    # That of the bias is no sum over a part of the rows, which is what is looked at.
+    return ops.dropout_add_backward(dy, saved)[0]
+
+
 DROPOUT_ADD = Operation(
     name="dropout_add",
     shapes=(*LARGE_ROWS, *SMALL_ROWS),
     forward=lambda a, last: _dropout_add(a, None),
-    # The gradient of the bias is no sum over a part of the rows.
-    backward=lambda dy, saved: ops.dropout_add_backward(dy, saved)[0],
+    backward=_dropout_add_backward,
     floor=_each(floors.dropout_add, activation=None, bias=True),
     # Three kernels forward, and the mask; backward dropout and the sums.
     torch_bytes={FORWARD: lambda s: s.elements(7) + s.inputs, BACKWARD: lambda s: s.elements(3) + s.inputs},
@@ -715,6 +720,8 @@ FRACTIONAL_MAX_POOL = Operation(
     layouts=(False, True),
     # PyTorch draws numbers of its own.
     is_random=True,
+    # A kernel computes the starts of the windows.
+    is_modelled=False,
 )
 
 
