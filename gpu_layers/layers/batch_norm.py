@@ -23,7 +23,6 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
     checked_inference,
 )
-from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_activation,
     check_dtype,
@@ -299,29 +298,40 @@ class BatchNormLayer(RunningStatisticsLayer):
     def _check_input(self, x: Any, residual: Any = None) -> None:
         """Raise unless x and the residual fit, and the layer's own arrays are as it made them.
 
-        The layer's arrays are checked again only if they are not those of the last call.
+        Nothing is checked again if shapes, dtypes, settings and the layer's arrays are those of the last call.
         """
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
-        backend_for(x, optional=(residual,))
+        arrays = [*parameters.values(), *buffers.values()]
+        found = (
+            type(x),
+            getattr(x, "shape", None),
+            getattr(x, "dtype", None),
+            None
+            if residual is None
+            else (type(residual), getattr(residual, "shape", None), getattr(residual, "dtype", None)),
+            self.num_features,
+            self.channels_last,
+            self.dtype,
+            self.activation,
+            self.eps,
+            self.track_running_stats,
+        )
+        before = own.get("_checked_arrays", (None, ()))
+        if before[0] == found and len(before[1]) == len(arrays) and all(map(is_, before[1], arrays)):
+            return
+        backend_for(x, optional=(residual, *arrays))
         _check_layer_input(
-            (x, residual),
+            x,
             "running_mean" if buffers else "weight" if parameters else "num_features",
             self.num_features,
             self.channels_last,
             self._input_ranks,
-            self.dtype.char,
-            self.activation,
-            self.eps,
+            self.dtype,
         )
-        arrays = [*parameters.values(), *buffers.values()]
-        found = (type(x), self.num_features, self.dtype.char, self.track_running_stats)
-        before = own.get("_checked_arrays", (None, ()))
-        if before[0] == found and len(before[1]) == len(arrays) and all(map(is_, before[1], arrays)):
-            return
-        backend_for(x, optional=tuple(arrays))
         self._check_buffers()
         check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
+        check_eps(self.eps, self.dtype)
         own["_checked_arrays"] = (found, arrays)
 
     def _configuration(self) -> str:
@@ -334,19 +344,10 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
 
 
-@Checked
 def _check_layer_input(
-    arrays: tuple[Any, Any],
-    first_array: str,
-    num_features: int,
-    channels_last: bool,
-    input_ranks: tuple[int, ...],
-    dtype: str,
-    activation: str | None,
-    eps: float,
+    x: Any, first_array: str, num_features: int, channels_last: bool, input_ranks: tuple[int, ...], dtype: np.dtype
 ) -> None:
-    """Raise unless x and the residual fit the layer."""
-    x, residual = arrays
+    """Raise unless x fits a layer; first_array: what a message says has the layer's number of channels."""
     check_dtype(x)
     if x.ndim not in input_ranks:
         ranks = " or ".join(f"{rank}D" for rank in input_ranks)
@@ -354,11 +355,9 @@ def _check_layer_input(
     channels = x.shape[-1] if channels_last else x.shape[1]
     if channels != num_features:
         raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
-    if (x.dtype == np.float64) != (np.dtype(dtype) == np.float64):
+    if (x.dtype == np.float64) != (dtype == np.float64):
         needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {np.dtype(dtype)}")
-    check_input(x, None, None, channels_last, residual, activation)
-    check_eps(eps, np.dtype(dtype))
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {dtype}")
 
 
 class BatchNorm1d(BatchNormLayer):

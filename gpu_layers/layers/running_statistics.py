@@ -218,13 +218,15 @@ class RunningStatisticsLayer(Layer):
         None if the statistics have to wait, if folding in depends on more than one channel, or if :meth:`_take_batch`
         was replaced.
         """
-        waits = self.deferred or self.skip_nonfinite or self.momentum is None or "_take_batch" in vars(self)
-        return None if waits or not self._updates() else self._running_statistics(count)
+        if not self._updates() or self.deferred or self.skip_nonfinite or self.momentum is None:
+            return None
+        return None if "_take_batch" in vars(self) else self._running_statistics(count)
 
     def _running_statistics(self, count: int) -> RunningStatistics:
         buffers = vars(self)["buffers"]
-        arrays = (buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"])
-        return RunningStatistics(*arrays, self.momentum, count)
+        return RunningStatistics(
+            buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], self.momentum, count
+        )
 
     def _take_batch(self, batch: BatchStatistics) -> None:
         """Fold in the statistics of a batch, or leave them pending."""
