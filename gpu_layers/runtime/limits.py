@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Limits:
     # Two rounds of all blocks of 256 threads that 132 multiprocessors hold at once.
     full_grid: int = 1024
     one_read: bool = True
+
+    # Each call looks its program up by these: the hash is computed once.
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.max_blocks, self.index32_below, self.full_grid, self.one_read))
 
 
 _limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=Limits())  # noqa: B039 - frozen
