@@ -33,7 +33,7 @@ def test_a_network_on_a_gpu():
         assert name == "steps" or isinstance(value, cupy.ndarray)
     for name, value in layer.parameters.items():
         assert_same_bits(value.get(), start[name].get() - np.float32(0.1))
-    with pytest.raises(TypeError, match="make the optimizer of network"):
+    with pytest.raises(TypeError, match="make it after the move"):
         SGD(network().parameters, 0.1).step(gradients | {"1.weight": gradients["0.bias"]})
     state = {name: normal(value.shape, value.dtype, seed=9) for name, value in layer.state_dict().items()}
     state["1.num_batches_tracked"] = np.array(12)
