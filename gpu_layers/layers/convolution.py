@@ -12,7 +12,7 @@ from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
 from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
 
@@ -87,13 +87,14 @@ class Conv2d(Layer):
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 4, self.in_channels)
         output_size = self._output_size(x.shape)
-        y = self._filters(weight) @ self._columns(x, output_size)
-        if bias is not None:
-            y += bias[:, None]
-        # Backward makes the columns again: keeping them would take the input's memory times the kernel's area.
-        self._saved = (x, weight, write_count())
-        y = y.reshape(self.out_channels, x.shape[0], *output_size)
-        return rounded(y.transpose(1, 0, 2, 3), x.dtype)
+        with place_of(x):
+            y = self._filters(weight) @ self._columns(x, output_size)
+            if bias is not None:
+                y += bias[:, None]
+            # Backward makes the columns again: keeping them would take the input's memory times the kernel's area.
+            self._saved = (x, weight, write_count())
+            y = y.reshape(self.out_channels, x.shape[0], *output_size)
+            return rounded(y.transpose(1, 0, 2, 3), x.dtype)
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
@@ -120,13 +121,14 @@ class Conv2d(Layer):
         output_size = self._output_size(x.shape)
         check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
         check_unwritten(writes, x=x, weight=weight)
-        wide = dy.astype(self.dtype, copy=False).transpose(1, 0, 2, 3)
-        wide = wide.reshape(self.out_channels, x.shape[0] * output_size[0] * output_size[1])
-        weight_gradient = wide @ self._columns(x, output_size).T
-        self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
-        if "bias" in self.parameters:
-            self.gradients["bias"] = wide.sum(axis=1)
-        return rounded(self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size), x.dtype)
+        with place_of(x):
+            wide = dy.astype(self.dtype, copy=False).transpose(1, 0, 2, 3)
+            wide = wide.reshape(self.out_channels, x.shape[0] * output_size[0] * output_size[1])
+            weight_gradient = wide @ self._columns(x, output_size).T
+            self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
+            if "bias" in self.parameters:
+                self.gradients["bias"] = wide.sum(axis=1)
+            return rounded(self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size), x.dtype)
 
     def _filters(self, weight: Any) -> Any:
         return weight.reshape(self.out_channels, -1)

@@ -11,6 +11,7 @@ from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
 
@@ -70,11 +71,12 @@ class Linear(Layer):
         """
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 2, self.in_features)
-        y = x.astype(self.dtype, copy=False) @ weight.T
-        if bias is not None:
-            y += bias
-        self._saved = (x, weight, write_count())
-        return rounded(y, x.dtype)
+        with place_of(x):
+            y = x.astype(self.dtype, copy=False) @ weight.T
+            if bias is not None:
+                y += bias
+            self._saved = (x, weight, write_count())
+            return rounded(y, x.dtype)
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
@@ -100,11 +102,12 @@ class Linear(Layer):
         backend_for(dy, x)
         check_gradient(dy, (x.shape[0], self.out_features), x.dtype)
         check_unwritten(writes, x=x, weight=weight)
-        wide = dy.astype(self.dtype, copy=False)
-        self.gradients = {"weight": wide.T @ x.astype(self.dtype, copy=False)}
-        if "bias" in self.parameters:
-            self.gradients["bias"] = wide.sum(axis=0)
-        return rounded(wide @ weight, x.dtype)
+        with place_of(x):
+            wide = dy.astype(self.dtype, copy=False)
+            self.gradients = {"weight": wide.T @ x.astype(self.dtype, copy=False)}
+            if "bias" in self.parameters:
+                self.gradients["bias"] = wide.sum(axis=0)
+            return rounded(wide @ weight, x.dtype)
 
     def _configuration(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={'bias' in self.parameters}"

@@ -8,9 +8,10 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, placed
 
 
+@placed
 def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = None) -> tuple[float, Any]:
     """Mean over samples of ``-log softmax(logits)[label]``, and its gradient.
 

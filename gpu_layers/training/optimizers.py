@@ -12,7 +12,7 @@ from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import record_write
 
 
@@ -90,14 +90,16 @@ class Optimizer:
             if first not in given:
                 given[first] = gradient
             elif memory_of(given[first]) != memory_of(gradient):
-                given[first] = given[first] + gradient
+                with place_of(gradient):
+                    given[first] = given[first] + gradient
         self._place_state(parameters)
         self.steps += 1
         for name, gradient in given.items():
             parameter = parameters[name]
-            if self.weight_decay:
-                gradient = gradient + self.weight_decay * parameter
-            parameter -= self._change(name, gradient)
+            with place_of(parameter):
+                if self.weight_decay:
+                    gradient = gradient + self.weight_decay * parameter
+                parameter -= self._change(name, gradient)
             record_write(parameter)
 
     def _place_state(self, parameters: Mapping[str, Any] | None = None) -> None:
@@ -110,7 +112,8 @@ class Optimizer:
                 key, parameter = f"{kind}.{name}", parameters[name]
                 xp, state = array_module(parameter), before.get(key)
                 fits = state is not None and (state.shape, state.dtype) == (parameter.shape, parameter.dtype)
-                self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
+                with place_of(parameter):
+                    self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
     def _change(self, name: str, gradient: Any) -> Any:
         """The number to subtract from a parameter; updates its state."""
