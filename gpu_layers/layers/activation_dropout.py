@@ -6,8 +6,8 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.calls import earlier_calls
-from gpu_layers.layers.dropout import check_generator, first_decision, keep_taken, taken_of
+from gpu_layers.layers.draws import check_generator, drawn
+from gpu_layers.layers.dropout import first_decision
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -75,22 +75,9 @@ class ActivationDropout(Layer):
             For a wrong array type or dtype; the generator then stays as it was.
         """
         if self.training:
-            generator = self.generator or random.default_generator
-            start = first_decision(x, self.first_sample)
-            number = earlier_calls(self) if generator.is_on_device else 0
-            with generator.call(taken_of(self, number)) as call:
-                y, saved = activation_dropout_forward(
-                    x,
-                    self.activation,
-                    self.p,
-                    call.seed,
-                    call.offset,
-                    order=self.order,
-                    start=start,
-                    rng_state=call.rng_state,
-                )
-            keep_taken(self, number, call.taken)
-            self._saved = saved if call.taken is None else saved.with_rng_state(call.taken)
+            options: dict[str, Any] = {"order": self.order, "start": first_decision(x, self.first_sample)}
+            (y, saved), taken = drawn(self, activation_dropout_forward, x, self.activation, self.p, **options)
+            self._saved = saved if taken is None else saved.with_rng_state(taken)
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y

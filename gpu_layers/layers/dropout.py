@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.calls import earlier_calls
+from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
 from gpu_layers.ops.dropout import (
     DropoutSaved,
@@ -34,13 +34,6 @@ class _IdentitySaved:
     dtype: np.dtype
 
 
-def check_generator(generator: Any) -> random.Generator | None:
-    """The generator, or None; TypeError for anything else."""
-    if not (generator is None or isinstance(generator, random.Generator)):
-        raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
-    return generator
-
-
 def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shared_axes: Sequence[int] = ()) -> int:
     """Number of x's first decision, if its first sample has the number ``first_sample`` in the whole batch."""
     if first_sample == 0:
@@ -50,29 +43,6 @@ def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shar
     if 0 in shared:
         return 0
     return first_sample * math.prod(size for axis, size in enumerate(x.shape[:mask_axes]) if axis not in (0, *shared))
-
-
-def taken_of(layer: Any, number: int) -> Any:
-    """The array that keeps the numbers of this call of the layer, or None.
-
-    A layer that is called several times within another keeps the numbers of each call in an array of its own. These
-    arrays stay the same for ever, as a captured graph refers to them.
-    """
-    if number == 0:
-        return layer._taken
-    return layer._taken_again[number - 1] if number <= len(layer._taken_again) else None
-
-
-def keep_taken(layer: Any, number: int, taken: Any) -> None:
-    """Keep for later calls the array that :meth:`Generator.advance` returned for this one, if any."""
-    if taken is None:
-        return
-    if number == 0:
-        if taken is not layer._taken:
-            layer._taken = taken
-    else:
-        again = layer._taken_again
-        layer._taken_again = (*again[: number - 1], taken, *again[number:])
 
 
 class DropoutLayer(Layer):
@@ -159,19 +129,13 @@ class DropoutLayer(Layer):
 
     def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
         """Drop by the generator's next mask; an error leaves the generator as it was."""
-        generator = self.generator or random.default_generator
         # Sample ids are already those of the whole batch.
         if self.first_sample and options.get("sample_ids") is None:
             options["start"] = first_decision(x, self.first_sample, options["mask_axes"], self.shared_axes)
         if self.inplace:
             options["out"] = x
-        number = earlier_calls(self) if generator.is_on_device else 0
-        with generator.call(taken_of(self, number)) as call:
-            y, saved = self._drop(x, call.seed, call.offset, rng_state=call.rng_state, **options)
-        if call.taken is None:
-            return y, saved
-        keep_taken(self, number, call.taken)
-        return y, saved.with_rng_state(call.taken)
+        (y, saved), taken = drawn(self, self._drop, x, **options)
+        return y, saved if taken is None else saved.with_rng_state(taken)
 
     def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)

@@ -9,8 +9,8 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.calls import earlier_calls
-from gpu_layers.layers.dropout import check_generator, first_decision, keep_taken, taken_of
+from gpu_layers.layers.draws import check_generator, drawn
+from gpu_layers.layers.dropout import first_decision
 from gpu_layers.layers.precision import parameter_dtype
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checks import check_activation, check_integer, check_probability
@@ -113,14 +113,8 @@ class DropoutAdd(Layer):
             return y
         start = 0 if sample_ids is not None else first_decision(x, self.first_sample, shared_axes=self.shared_axes)
         options |= {"shared_axes": self.shared_axes, "sample_ids": sample_ids, "start": start}
-        generator = self.generator or random.default_generator
-        number = earlier_calls(self) if generator.is_on_device else 0
-        with generator.call(taken_of(self, number)) as call:
-            y, saved = dropout_add_forward(
-                x, residual, self.p, call.seed, call.offset, rng_state=call.rng_state, **options
-            )
-        keep_taken(self, number, call.taken)
-        self._saved = saved if call.taken is None else saved.with_rng_state(call.taken)
+        (y, saved), taken = drawn(self, dropout_add_forward, x, residual, self.p, **options)
+        self._saved = saved if taken is None else saved.with_rng_state(taken)
         return y
 
     def backward(self, dy: Any) -> tuple[Any, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.layers.base import Layer
-from gpu_layers.layers.calls import earlier_calls
-from gpu_layers.layers.dropout import check_generator, keep_taken, taken_of
+from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.ops.checks import check_number
 from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_backward,
@@ -106,13 +105,7 @@ class _FractionalMaxPool(Layer):
         if samples is not None:
             y, self._saved = fractional_max_pool_forward(x, self._kernel, sizes, samples=samples, **options)
         else:
-            generator = self.generator or random.default_generator
-            number = earlier_calls(self) if generator.is_on_device else 0
-            with generator.call(taken_of(self, number)) as call:
-                y, self._saved = fractional_max_pool_forward(
-                    x, self._kernel, sizes, call.seed, call.offset, rng_state=call.rng_state, **options
-                )
-            keep_taken(self, number, call.taken)
+            (y, self._saved), _ = drawn(self, fractional_max_pool_forward, x, self._kernel, sizes, **options)
         return (y, fractional_max_pool_indices(self._saved)) if self.return_indices else y
 
     def _output_size(self, x: Any) -> tuple[int, ...]:

@@ -8,7 +8,15 @@ from typing import Any
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_result, described
+from gpu_layers.ops.checks import (
+    check_activation,
+    check_dtype,
+    check_eps,
+    check_gradient,
+    check_residual,
+    check_result,
+    described,
+)
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
@@ -416,7 +424,8 @@ def check_input(
     for name, parameter in (("gamma", gamma), ("beta", beta)):
         if parameter is not None:
             _check_parameter(parameter, name, channels, x)
-    _check_residual(residual, x)
+    if residual is not None:
+        check_residual(residual, x)
     return channels, "identity" if activation is None else check_activation(activation)
 
 
@@ -430,16 +439,6 @@ def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
     """Raise unless mean and variance have x's number of channels, and the statistics' dtype."""
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)
-
-
-def _check_residual(residual: Any, x: Any) -> None:
-    """Raise unless the residual is None or has x's dtype and shape."""
-    if residual is None:
-        return
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
-    if residual.shape != x.shape:
-        raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
 
 
 def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:

@@ -37,6 +37,14 @@ def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"dy must have the output's shape {list(shape)}, got {list(dy.shape)}")
 
 
+def check_residual(residual: Any, x: Any) -> None:
+    """Raise unless the residual has x's dtype and shape."""
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
+
+
 def check_probability(p: Any) -> float:
     """A dropout probability as a float.
 

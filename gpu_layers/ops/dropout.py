@@ -18,6 +18,7 @@ from gpu_layers.ops.checks import (
     check_integer,
     check_number,
     check_probability,
+    check_residual,
     check_uint64,
     described,
 )
@@ -208,10 +209,7 @@ def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_residual(residual: Any, x: Any, run: int, digits: Any, sample_ids: Any, out: Any) -> None:
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual must have x's dtype {described(x.dtype)}, got {described(residual.dtype)}")
-    if residual.shape != x.shape:
-        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
+    check_residual(residual, x)
     if run > 1 or digits or sample_ids is not None:
         raise ValueError("a residual needs a mask over all axes, without sample_ids")
     if out is not None and out is not residual and array_module(x).may_share_memory(out, residual):
@@ -376,10 +374,14 @@ def _checked_alpha_dropout(
 ) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
     """Threshold, the numbers of the affine map, and run and digits of the mask."""
     drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
-    p = float(p)
+    return drop_below, alpha_map(float(p)), run, digits
+
+
+def alpha_map(p: float) -> tuple[float, float, float]:
+    """Of alpha dropout: scale, shift, and what is written for a dropped element."""
     a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
     # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    return drop_below, (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0), run, digits
+    return a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0
 
 
 #: The constants of the affine map have no gradient.

@@ -11,7 +11,7 @@ import numpy as np
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, described
+from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, element_mask
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.runtime.backend import backend_for
@@ -180,10 +180,7 @@ def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -
     """Names of the activation and the order."""
     x, residual, bias = arrays
     check_dtype(x)
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
-    if residual.shape != x.shape:
-        raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
+    check_residual(residual, x)
     if bias is not None:
         if bias.dtype not in (x.dtype, accumulation_dtype(x.dtype)):
             wanted = " or ".join(dict.fromkeys((str(x.dtype), str(accumulation_dtype(x.dtype)))))

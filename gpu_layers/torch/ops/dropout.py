@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from gpu_layers.core.mask import DropoutMask
-from gpu_layers.ops.dropout import inverted_scale
+from gpu_layers.ops.dropout import alpha_map, drop_threshold, inverted_scale
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.registry import define, through
 
-# As in gpu_layers.ops.dropout: minus the value that SELU saturates at.
-_ALPHA = 1.7580993408473766
 _LOW_64 = 2**64 - 1
 _MASK = "Tensor seed, int offset, float p"
 
@@ -31,7 +29,7 @@ def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> Dropo
             seed, offset = seed.tolist()
         else:
             seed = seed.item()
-    return DropoutMask(round(p * 2**32), seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
+    return DropoutMask(drop_threshold(p), seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
 
 
 def _on_device(seed: torch.Tensor, offset: int) -> Any:
@@ -47,10 +45,8 @@ def _numbers(kind: str, p: float) -> tuple[float, ...]:
     """Scale, shift and what is written for a dropped element."""
     if kind == "inverted":
         return (inverted_scale(p),)
-    # Of alpha dropout (Klambauer et al., 2017): a * x + alpha * a * p, and its gradient a.
-    a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2)) if p < 1 else 0.0
-    # Without a shift (p = 0) not +0 but -0 is added, which leaves -0 as it is.
-    return (a,) if kind == "alpha_gradient" else (a, _ALPHA * a * p or -0.0, -_ALPHA * a * (1 - p) or 0.0)
+    numbers = alpha_map(p)
+    return numbers[:1] if kind == "alpha_gradient" else numbers
 
 
 def _applied(
