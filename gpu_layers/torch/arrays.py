@@ -67,6 +67,13 @@ class Reference:
         """Weight and bias of channels, in the dtype of the arithmetic."""
         return _parameter(weight, dtype), _parameter(bias, dtype)
 
+    def buffers(self, *tensors: torch.Tensor) -> Any:
+        """What the floor changes in place."""
+        return [
+            borrowed(one.data_ptr(), one.shape, one.dtype) if one.is_contiguous() else self.array(one)
+            for one in tensors
+        ]
+
     def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
         """The tensor on the memory of a contiguous result of the floor, of either order of axes; not a view."""
         if found.dtype == BFLOAT16:
@@ -84,7 +91,7 @@ def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
     if tensor is None:
         return None
     if tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg():
-        return borrowed(tensor)
+        return borrowed(tensor.data_ptr(), tensor.shape, dtype)
     return as_numpy(tensor.detach().to(dtype, copy=True).contiguous())
 
 
@@ -112,6 +119,10 @@ class Kernels:
         """Weight and bias of channels, in the dtype of the arithmetic."""
         given = None if weight is None else self.array(weight.to(dtype))
         return given, None if bias is None else self.array(bias.to(dtype))
+
+    def buffers(self, *tensors: torch.Tensor) -> Any:
+        """What the floor changes in place."""
+        return tensors
 
     def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
         """The result of the floor, contiguous in either order of axes, with a tensor's axes; not a view."""
@@ -174,10 +185,13 @@ def is_capturing(x: torch.Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether torch's layers would answer in channels_last or channels_last_3d: ``suggest_memory_format``."""
+def is_channels_last(x: torch.Tensor, spatial: int | None = None) -> bool:
+    """Whether torch's layers would answer in channels_last or channels_last_3d: ``suggest_memory_format``.
+
+    With a number of spatial axes never of a tensor that is no batch of so many.
+    """
     rank = x.dim()
-    if rank not in (4, 5):
+    if rank not in (4, 5) or (spatial is not None and rank != spatial + 2):
         return False
     if x.is_contiguous():
         # Both formats at once, where only sizes of 1 differ: torch goes by the strides.

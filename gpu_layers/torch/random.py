@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gpu_layers.random import Generator
 from gpu_layers.torch import arrays, registry
@@ -150,4 +150,4 @@ class _Again:
 
 def is_recomputation() -> bool:
     """Whether this forward runs within a backward pass: checkpointing, or FSDP, computes something again."""
-    return not is_compiling() and _backward_task() != -1
+    return not is_dynamo_compiling() and _backward_task() != -1

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gpu_layers.torch import arrays
 
@@ -46,7 +46,8 @@ def define(
     *,
     pack: Callable[[tuple], tuple] = _same,
     flat: Callable[[tuple], tuple] = _same,
-) -> Callable[..., Any]:
+    first: Callable[[tuple, tuple], Any] | None = None,
+) -> Any:
     """Register an operation, and get the function that calls it.
 
     Parameters
@@ -66,6 +67,9 @@ def define(
         Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
     pack, flat : callable, optional
         From the arguments that the schema has to those that all of the functions above take, tensors first, and back.
+    first : callable, optional
+        ``first(results, args)`` gives the first result, which alone has a gradient then; the others are what the
+        backward needs. ``call.first`` gives it too, and spares plain tensors the others: theirs is that of ``run``.
     """
     name = schema.partition("(")[0]
     qualified = f"gpu_layers::{name}"
@@ -82,6 +86,8 @@ def define(
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.place = arrays.place()
         setup(ctx, pack(inputs), output)
+        if first is not None:
+            _only_first_has_gradient(ctx, output)
 
     def gradients_there(ctx: Any, *gradients: Any) -> tuple:
         if ctx.place is place_of_call():
@@ -116,7 +122,15 @@ def define(
         output = run(*args)
         ctx.place = place_of_call()
         setup(ctx, args, output)
+        if first is not None:
+            _only_first_has_gradient(ctx, output)
         return output
+
+    def forward_first(ctx: Any, *args: Any) -> Any:
+        output = run(*args)
+        ctx.place = place_of_call()
+        setup(ctx, args, output)
+        return output[0]
 
     def backward_of_call(ctx: Any, *gradients: Any) -> tuple:
         if ctx.place is place_of_call():
@@ -126,39 +140,64 @@ def define(
                 found = backward(ctx, *gradients)
         return found + (None,) * (of_call - len(found))
 
-    function: Any = _function(name, forward=forward, backward=backward_of_call)
-    # Function.apply without the part that is there for torch.func, which does not come here.
-    apply, at_once = super(torch.autograd.Function, function).apply, eager or run
     places = _places_of_tensors(overload)
 
-    def call(*args: Any) -> Any:
-        if is_compiling():
-            return overload(*flat(args))
-        if _transforms_active():
-            return transform(*flat(args))
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(name, args)
-        if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
-            return overload(*flat(args))
-        with_gradient = False
-        for place in places:
-            arg = args[place]
-            kind = type(arg)
-            if kind is Tensor or kind is Parameter:
-                with_gradient = with_gradient or arg.requires_grad
-            elif isinstance(arg, Tensor):
-                return overload(*flat(args))
-        if with_gradient and _is_grad_enabled():
-            return apply(*args)
-        return at_once(*args)
+    def caller(forward: Callable[..., Any], at_once: Callable[..., Any], part: Callable[[Any, tuple], Any]) -> Any:
+        function: Any = _function(name, forward=forward, backward=backward_of_call)
+        # Function.apply without the part that is there for torch.func, which does not come here.
+        apply = super(torch.autograd.Function, function).apply
+        # What the engine calls, without the look for the backward that a Function has.
+        function._backward_cls.apply = backward_of_call
 
-    call.__name__ = name
+        def call(*args: Any) -> Any:
+            if is_dynamo_compiling():
+                return part(overload(*flat(args)), args)
+            if _transforms_active():
+                # While a graph is made of what torch.func transforms, the operation itself.
+                through_func = overload if is_compiling() else transform
+                return part(through_func(*flat(args)), args)
+            if forward_ad._current_level >= 0:
+                _refuse_tangents(name, args)
+            if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
+                return part(overload(*flat(args)), args)
+            recording, with_gradient = _is_grad_enabled(), False
+            for place in places:
+                arg = args[place]
+                kind = type(arg)
+                if kind is Tensor or kind is Parameter:
+                    if recording and arg.requires_grad:
+                        with_gradient = True
+                elif isinstance(arg, Tensor):
+                    return part(overload(*flat(args)), args)
+            return apply(*args) if with_gradient else at_once(*args)
+
+        call.__name__ = name
+        return call
+
+    at_once = eager or run
+    call: Any = caller(forward, at_once, _whole)
+    if first is not None:
+        call.first = caller(forward_first, lambda *args: at_once(*args)[0], first)
     return call
+
+
+def _whole(results: Any, args: tuple) -> Any:
+    return results
+
+
+def first_result(results: tuple, args: tuple) -> Any:
+    """``first`` of :func:`define`, where nothing is left to do."""
+    return results[0]
+
+
+def _only_first_has_gradient(ctx: Any, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
 def is_eager(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether an operation on these would compute at once, with plain tensors."""
-    if is_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
+    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
         return False
     for one in others:
         if one is not None and type(one) not in _PLAIN:
@@ -221,7 +260,7 @@ def _without_gradient(
     places = _places_of_tensors(overload)
 
     def call(*args: Any) -> Any:
-        if is_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
+        if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
             return overload(*flat(args))
         for place in places:
             arg = args[place]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -212,17 +213,17 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
         return tensor.resolve_neg().numpy()
 
 
-_C_TYPES = {torch.float32: (ctypes.c_float, np.float32), torch.float64: (ctypes.c_double, np.float64)}
-
-
-def borrowed(tensor: torch.Tensor) -> np.ndarray:
-    """The NumPy array on the memory of a contiguous tensor, for as long as that lives.
+@lru_cache(maxsize=4096)
+def borrowed(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    """The NumPy array on the memory of a contiguous tensor, to be used while that lives and never to be handed on.
 
     Torch does not know of it: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
     """
-    c_type, dtype = _C_TYPES[tensor.dtype]
-    count = tensor.numel()
-    return np.frombuffer((c_type * count).from_address(tensor.data_ptr()), dtype) if count else np.empty(0, dtype)
+    found = np.empty(shape, _NUMPY[dtype])
+    if not found.size:
+        return found
+    memory: Any = (ctypes.c_char * found.nbytes).from_address(address)
+    return np.frombuffer(memory, found.dtype).reshape(shape)
 
 
 for _type in (torch.Tensor, torch.nn.Parameter):

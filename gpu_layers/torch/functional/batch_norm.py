@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as reference
 
-from gpu_layers.torch import arrays, random, registry
+from gpu_layers.torch import arrays, random
 from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
@@ -85,30 +84,13 @@ def normalize(
         residual = checked_residual(residual, input)
     channels_last = arrays.is_channels_last(input)
     if not training:
-        rows = batch_norm_rows.batch_norm_inference
-        return rows(input, running_mean, running_var, weight, bias, residual, eps, name, channels_last)[0]
-    folds = running_mean is not None and not random.is_recomputation()
+        rows = batch_norm_rows.batch_norm_inference.first
+        return rows(input, running_mean, running_var, weight, bias, residual, eps, name, channels_last)
     running = None
-    if folds and not skip_nonfinite and _kernels_fold(input, running_mean, running_var, num_batches_tracked, momentum):
-        tensors = running_mean, running_var, num_batches_tracked
-        if registry.is_eager(input, weight, bias, residual, *tensors):
-            # Within the kernel that normalises.
-            running = (*tensors, momentum, input.numel() // input.shape[1])
-    rows = batch_norm_rows.batch_norm_training
-    y, statistics = rows(input, weight, bias, residual, eps, name, channels_last, running)
-    if folds and running is None:
-        count = input.numel() // input.shape[1]
-        batch_norm_rows.update_statistics(
-            running_mean, running_var, num_batches_tracked, statistics, count, momentum, skip_nonfinite
-        )
-    return y
-
-
-def _kernels_fold(input: Tensor, mean: Any, var: Any, batches: Tensor | None, momentum: float | None) -> bool:
-    """Whether the kernel that normalises can fold a batch into running statistics such as these."""
-    if momentum is None or batches is None or not mean.dtype is var.dtype is arrays.accumulation_dtype(input.dtype):
-        return False
-    return input.numel() > 0
+    if running_mean is not None and not random.is_recomputation():
+        running = running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite
+    rows = batch_norm_rows.batch_norm_training.first
+    return rows(input, weight, bias, residual, eps, name, channels_last, running)
 
 
 def check_batch_norm(

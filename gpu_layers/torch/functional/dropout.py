@@ -24,8 +24,10 @@ from gpu_layers.torch.ops import dropout as dropout_rows
 def _drop(
     input: Tensor, p: float, training: bool, inplace: bool, generator: Generator | None, axes: int, kind: str
 ) -> Tensor:
-    """Draw a mask whose decisions the elements behind the leading axes share, and drop; input itself in evaluation."""
-    check_tensor(input)
+    """Draw a mask whose decisions the elements behind the leading axes share, and drop; input itself in evaluation.
+
+    Callers have checked the input.
+    """
     p = check_probability(p)
     random.check_generator(generator)
     if not training:
@@ -89,6 +91,7 @@ def dropout(
     RuntimeError
         On a device without kernels.
     """
+    check_tensor(input)
     return _drop(input, p, training, inplace, generator, -1, "inverted")
 
 
@@ -101,6 +104,7 @@ def alpha_dropout(
     generator: Generator | None = None,
 ) -> Tensor:
     """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments as of :func:`dropout`."""
+    check_tensor(input)
     return _drop(input, p, training, inplace, generator, -1, "alpha")
 
 

@@ -107,13 +107,15 @@ def _max_pool(
             ceil_mode=ceil_mode,
             return_indices=return_indices,
         )
-    return _largest(input, rank, placing, return_indices)
+    channels_last = arrays.is_channels_last(input, rank)
+    if not return_indices:
+        return pool_rows.max_pool.first(input, placing, channels_last)
+    return _with_indices(input, placing, channels_last)
 
 
-def _largest(input: Tensor, rank: int, placing: Placing, return_indices: bool) -> Any:
-    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+def _with_indices(input: Tensor, placing: Placing, channels_last: bool) -> tuple[Tensor, Tensor]:
     y, argmax = pool_rows.max_pool(input, placing, channels_last)
-    return (y, pool_rows.max_pool_indices(argmax, placing, channels_last)) if return_indices else y
+    return y, pool_rows.max_pool_indices(argmax, placing, channels_last)
 
 
 def max_pool1d(
@@ -211,7 +213,7 @@ def _avg_pool(
         given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
         fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *given, *divisor)
-    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    channels_last = arrays.is_channels_last(input, rank)
     return pool_rows.avg_pool(input, placing, bool(count_include_pad), divisor_override, channels_last)
 
 
@@ -270,11 +272,12 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
     # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
     if norm_type == math.inf or norm_type == -math.inf:
         sign = 1 if norm_type > 0 else -1
-        return sign * _largest(sign * input.abs(), rank, placing, False)
+        x = sign * input.abs()
+        return sign * pool_rows.max_pool.first(x, placing, arrays.is_channels_last(x, rank))
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
-    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
-    return pool_rows.lp_pool(input, placing, norm_type, channels_last)[0]
+    channels_last = arrays.is_channels_last(input, rank)
+    return pool_rows.lp_pool.first(input, placing, norm_type, channels_last)
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
@@ -333,7 +336,10 @@ def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indice
             input,
             output_size,
         )
-    return _largest(input, rank, placing, return_indices)
+    channels_last = arrays.is_channels_last(input, rank)
+    if not return_indices:
+        return pool_rows.max_pool.first(input, placing, channels_last)
+    return _with_indices(input, placing, channels_last)
 
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
@@ -346,7 +352,7 @@ def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
             input,
             output_size,
         )
-    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    channels_last = arrays.is_channels_last(input, rank)
     return pool_rows.avg_pool(input, placing, True, None, channels_last)
 
 
@@ -419,7 +425,7 @@ def _max_unpool(
     if not pool_rows.indices_are_valid(indices, sizes):
         extent = "x".join(map(str, sizes))
         fail_as_torch(f"Found an invalid max index: output volumes are of size {extent}", *as_theirs[1:])
-    channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
+    channels_last = arrays.is_channels_last(input, rank)
     return pool_rows.max_unpool(input, indices, sizes, channels_last)
 
 

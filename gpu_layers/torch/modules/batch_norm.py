@@ -17,13 +17,14 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
     check_tensor(input)
     module._check_input_dim(input)
     mean, var, tracked, training = statistics_of(module)
+    weight, bias = parameters_of(module)
     return normalize(
         input,
         mean,
         var,
         tracked,
-        module.weight,
-        module.bias,
+        weight,
+        bias,
         training,
         module.momentum,
         module.eps,
@@ -35,12 +36,25 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
 
 def statistics_of(module: Any) -> tuple[Any, Any, Any, bool]:
     """Running mean and variance and the number of batches, as far as they are used, and whether the batch's are."""
-    mean, var = module.running_mean, module.running_var
+    held = module._buffers  # at once; a module's attributes are looked for in four places
+    try:
+        mean, var, tracked = held["running_mean"], held["running_var"], held["num_batches_tracked"]
+    except KeyError:
+        mean, var, tracked = module.running_mean, module.running_var, module.num_batches_tracked
     if not module.training:
         return mean, var, None, mean is None and var is None
     if module.track_running_stats:
-        return mean, var, module.num_batches_tracked, True
+        return mean, var, tracked, True
     return None, None, None, True
+
+
+def parameters_of(module: Any) -> tuple[Any, Any]:
+    """Weight and bias, which may be no parameters but computed from such."""
+    held = module._parameters
+    try:
+        return held["weight"], held["bias"]
+    except KeyError:
+        return module.weight, module.bias
 
 
 class _BatchNorm(nn.Module):

@@ -10,7 +10,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
-from gpu_layers.torch.registry import define, through
+from gpu_layers.torch.registry import define, first_result, through
 
 _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
@@ -34,12 +34,17 @@ def _run(
     if not x.numel():
         statistics = _new_statistics(x).zero_()
         statistics[2] = eps**-0.5
+        if running is not None:
+            _fold(_run_update, x, statistics, running)
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
-    dtype, place = accumulation_dtype(x.dtype), arrays.here(x)
+    place, dtype = arrays.here(x), accumulation_dtype(x.dtype)
     array, found = place.array, None
     if running is not None:
-        mean, var, batches, momentum, values = running
-        found = RunningStatistics(array(mean), array(var), array(batches), momentum, values)
+        mean, var, batches, momentum, skip_nonfinite = running
+        if not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype:
+            # Within the kernel that normalises.
+            mean, var, batches = place.buffers(mean, var, batches)
+            found = RunningStatistics(mean, var, batches, momentum, x.numel() // x.shape[1])
     y, statistics = place.floor.batch_norm_forward(
         array(x, channels_last),
         *place.parameters(weight, bias, dtype),
@@ -49,7 +54,25 @@ def _run(
         activation,
         found,
     )
-    return place.tensor(y, channels_last), place.tensor(statistics)
+    results = place.tensor(y, channels_last), place.tensor(statistics)
+    if running is not None and found is None:
+        _fold(_run_update, x, results[1], running)
+    return results
+
+
+def _fold(update: Any, x: _Tensor, statistics: _Tensor, running: tuple) -> None:
+    """Fold the statistics of a batch into running ones, by an operation of its own."""
+    mean, var, batches, momentum, skip_nonfinite = running
+    count = x.numel() // max(x.shape[1], 1)
+    update(mean, var, batches, statistics, count, momentum, skip_nonfinite)
+
+
+def _folded(results: tuple, args: tuple) -> torch.Tensor:
+    """The first result, once the statistics are folded into the running ones, which the operation has not got."""
+    y, statistics = results
+    if args[-1] is not None:
+        _fold(update_statistics, args[0], statistics, args[-1])
+    return y
 
 
 def _fake(
@@ -67,35 +90,23 @@ def _fake(
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last, _ = inputs
-    _keep(ctx, x, weight, bias, residual, output[1])
-
-
-def _keep(ctx: Any, x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, statistics: _Tensor) -> None:
-    """Save the module's inputs, as far as the gradient depends on them, and the statistics of each channel."""
-    ctx.mark_non_differentiable(statistics)
-    ctx.set_materialize_grads(False)
-    if ctx.activation == "identity":
-        residual = None
-    ctx.save_for_backward(x, weight, bias, residual, statistics)
+    # The gradient depends on a residual through the activation only.
+    ctx.save_for_backward(x, weight, bias, None if ctx.activation == "identity" else residual, output[1])
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    of_x, *others, _ = ctx.needs_input_grad[:5]
-    return _gradients(ctx, dy, True, of_x, *others)
+    return _gradients(ctx, dy, True, list(ctx.needs_input_grad[:4]))
 
 
-def _gradients(
-    ctx: Any, dy: torch.Tensor | None, training: bool, of_x: bool, of_weight: bool, of_bias: bool, of_residual: bool
-) -> tuple:
+def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: list[bool]) -> tuple:
     """Of x, weight, bias and residual, as far as they are asked for."""
     if dy is None:
         return (None,) * 4
     x, weight, bias, residual, statistics = ctx.saved_tensors
     dresidual = None
-    if ctx.activation == "identity" and of_residual:
+    if ctx.activation == "identity" and needed[3]:
         # The gradient of a sum: no kernel is needed.
-        dresidual, of_residual = dy, False
-    needed = [of_x, of_weight, of_bias, of_residual]
+        dresidual, needed[3] = dy, False
     inputs = dy, x, weight, bias, residual, statistics, ctx.activation, training
     found: Any = (None,) * 4
     if any(needed):
@@ -104,6 +115,7 @@ def _gradients(
         else:
             found = batch_norm_backward(*inputs, needed, ctx.channels_last)
     dx, dweight, dbias, other = found
+    of_x, of_weight, of_bias, of_residual = needed
     return (
         dx if of_x else None,
         dweight if of_weight else None,
@@ -171,6 +183,7 @@ batch_norm_training = define(
     # Running statistics are folded in within only where no graph is made: operations are pure.
     pack=lambda args: (*args, None),
     flat=lambda args: args[:-1],
+    first=_folded,
 )
 
 
@@ -221,13 +234,13 @@ def _fake_inference(
 
 
 def _setup_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, _, _, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last = inputs
-    _keep(ctx, x, weight, bias, residual, output[1])
+    x, _, _, weight, bias, residual, *numbers = inputs
+    _setup(ctx, (x, weight, bias, residual, *numbers, None), output)
 
 
 def _backward_inference(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
     of_x, _, _, *others = ctx.needs_input_grad[:6]
-    dx, *found = _gradients(ctx, dy, False, of_x, *others)
+    dx, *found = _gradients(ctx, dy, False, [of_x, *others])
     return dx, None, None, *found
 
 
@@ -238,6 +251,7 @@ batch_norm_inference = define(
     _fake_inference,
     _setup_inference,
     _backward_inference,
+    first=first_result,
 )
 
 
@@ -275,16 +289,15 @@ def _found_gradients(
     dx, dgamma, dbeta, dresidual = found
     return (
         place.tensor(dx, channels_last) if of_x else None,
-        _of_parameter(place, dgamma, weight) if of_weight else None,
-        _of_parameter(place, dbeta, bias) if of_bias else None,
+        _as_parameter(place.tensor(dgamma), weight) if of_weight else None,
+        _as_parameter(place.tensor(dbeta), bias) if of_bias else None,
         place.tensor(dresidual, channels_last) if of_residual else None,
     )
 
 
-def _of_parameter(place: Any, gradient: Any, parameter: _Tensor) -> torch.Tensor:
+def _as_parameter(gradient: torch.Tensor, parameter: _Tensor) -> torch.Tensor:
     """In the dtype of a weight or bias."""
-    found = place.tensor(gradient)
-    return found if parameter is None or parameter.dtype is found.dtype else found.to(parameter.dtype)
+    return gradient if parameter is None or parameter.dtype is gradient.dtype else gradient.to(parameter.dtype)
 
 
 def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:

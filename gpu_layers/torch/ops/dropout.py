@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ _LOW_64 = 2**64 - 1
 _MASK = "Tensor seed, int offset, float p"
 
 
-def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> DropoutMask:
+def _mask(x: torch.Tensor, seed: Any, offset: int, drop_below: int, axes: int) -> DropoutMask:
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
     run, rng_state = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
     if isinstance(seed, torch.Tensor):
@@ -29,7 +30,7 @@ def _mask(x: torch.Tensor, seed: Any, offset: int, p: float, axes: int) -> Dropo
             seed, offset = seed.tolist()
         else:
             seed = seed.item()
-    return DropoutMask(drop_threshold(p), seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
+    return DropoutMask(drop_below, seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
 
 
 def _on_device(seed: torch.Tensor, offset: int) -> Any:
@@ -41,18 +42,19 @@ def _on_device(seed: torch.Tensor, offset: int) -> Any:
     return rng_state.view(torch.uint64)
 
 
-def _numbers(kind: str, p: float) -> tuple[float, ...]:
-    """Scale, shift and what is written for a dropped element."""
+@lru_cache(maxsize=1024)
+def _numbers(kind: str, p: float) -> tuple:
+    """The threshold of the words; scale, shift and what is written for a dropped element."""
     if kind == "inverted":
-        return (inverted_scale(p),)
+        return drop_threshold(p), inverted_scale(p)
     numbers = alpha_map(p)
-    return numbers[:1] if kind == "alpha_gradient" else numbers
+    return drop_threshold(p), *(numbers[:1] if kind == "alpha_gradient" else numbers)
 
 
 def _applied(
     x: torch.Tensor,
     mask: DropoutMask,
-    numbers: tuple[float, ...],
+    numbers: list[float],
     channels_last: bool,
     residual: torch.Tensor | None = None,
     into: torch.Tensor | None = None,
@@ -73,13 +75,15 @@ def _applied(
 def _run(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> torch.Tensor:
     if not x.numel():
         return _fake(x, seed, offset, p, axes, kind, channels_last)
-    return _applied(x, _mask(x, seed, offset, p, axes), _numbers(kind, p), channels_last)
+    drop_below, *numbers = _numbers(kind, p)
+    return _applied(x, _mask(x, seed, offset, drop_below, axes), numbers, channels_last)
 
 
 def _fill_in_place(x: Any, seed: Any, offset: int, p: float, axes: int, kind: str, channels_last: bool) -> None:
     if not x.numel():
         return
-    mask, numbers = _mask(x, seed, offset, p, axes), _numbers(kind, p)
+    drop_below, *numbers = _numbers(kind, p)
+    mask = _mask(x, seed, offset, drop_below, axes)
     if arrays.is_dense(x, channels_last):
         _applied(x, mask, numbers, channels_last, into=x)
     else:
@@ -154,7 +158,8 @@ class DropoutInPlace(torch.autograd.Function):
 def _run_add(x: Any, residual: Any, seed: Any, offset: int, p: float, channels_last: bool) -> torch.Tensor:
     if not x.numel():
         return _fake_add(x, residual, seed, offset, p, channels_last)
-    return _applied(x, _mask(x, seed, offset, p, -1), _numbers("inverted", p), channels_last, residual)
+    drop_below, scale = _numbers("inverted", p)
+    return _applied(x, _mask(x, seed, offset, drop_below, -1), [scale], channels_last, residual)
 
 
 def _fake_add(x: Any, residual: Any, seed: Any, offset: int, p: float, channels_last: bool) -> torch.Tensor:
@@ -187,11 +192,10 @@ def _run_activation(
     y = arrays.empty(x.shape, x.dtype, x, channels_last)
     if not y.numel():
         return y
-    mask = _mask(x, seed, offset, p, -1)
+    drop_below, scale = _numbers("inverted", p)
+    mask = _mask(x, seed, offset, drop_below, -1)
     place = arrays.here(x)
-    found, _ = place.floor.activation_dropout_forward(
-        place.array(x), activation, mask, inverted_scale(p), dropout_first
-    )
+    found, _ = place.floor.activation_dropout_forward(place.array(x), activation, mask, scale, dropout_first)
     return place.store(y, found) if channels_last else place.tensor(found)
 
 
@@ -234,10 +238,11 @@ def _run_activation_backward(
     dx = arrays.empty(x.shape, x.dtype, x, channels_last)
     if not dx.numel():
         return dx
-    mask = _mask(x, seed, offset, p, -1)
+    drop_below, scale = _numbers("inverted", p)
+    mask = _mask(x, seed, offset, drop_below, -1)
     place = arrays.here(x)
     found = place.floor.activation_dropout_backward(
-        place.array(dy), place.array(x), activation, mask, inverted_scale(p), dropout_first
+        place.array(dy), place.array(x), activation, mask, scale, dropout_first
     )
     return place.store(dx, found) if channels_last else place.tensor(found)
 

@@ -14,7 +14,7 @@ import torch
 from gpu_layers.core.window import Window, adaptive_window, sliding_window
 from gpu_layers.torch import arrays, registry
 from gpu_layers.torch.arrays import accumulation_dtype
-from gpu_layers.torch.registry import define, through
+from gpu_layers.torch.registry import define, first_result, through
 
 _Tensor = Any
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, SymInt[] output_size"
@@ -164,13 +164,10 @@ def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
 
 def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, ctx.placing, ctx.channels_last = inputs
-    argmax = output[1]
-    ctx.mark_non_differentiable(argmax)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(argmax)
+    ctx.save_for_backward(output[1])
 
 
-def _backward_max(ctx: Any, dy: torch.Tensor | None, _: Any) -> tuple:
+def _backward_max(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
     if dy is None:
         return (None,)
     return (max_pool_backward(dy, *ctx.saved_tensors, ctx.placing, ctx.channels_last),)
@@ -182,6 +179,7 @@ max_pool = define(
     _fake_max,
     _setup_max,
     _backward_max,
+    first=first_result,
     **_packed(1),
 )
 
@@ -391,10 +389,7 @@ def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tup
 
 def _setup_lp(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, *ctx.rest = inputs
-    _, largest, slopes = output
-    ctx.mark_non_differentiable(largest, slopes)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, largest, slopes)
+    ctx.save_for_backward(x, *output[1:])
 
 
 def _backward_lp(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
@@ -412,6 +407,7 @@ lp_pool = define(
     _fake_lp,
     _setup_lp,
     _backward_lp,
+    first=first_result,
     **_packed(1),
 )
 
@@ -437,7 +433,7 @@ def _fake_lp_backward(
 def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
     wide = x.to(accumulation_dtype(x.dtype))
-    size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)[0]
+    size, norm = wide.abs(), lp_pool.first(wide, placing, p, channels_last)
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
     # The transpose of an average with c = argmax / argmax inside before it: by 1 / argmax inside, and by all argmax.
