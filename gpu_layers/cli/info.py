@@ -13,7 +13,8 @@ from typing import Any
 
 from gpu_layers._version import __version__
 from gpu_layers.distributed.mpi import MPI_ADVICE
-from gpu_layers.emulator.toolchain import find_compiler, find_cuda_headers
+from gpu_layers.emulator.defaults import cuda_headers
+from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.cache import cache_contents
 from gpu_layers.runtime.cuda import INSTALL_ADVICE, import_cupy, require_gpu
@@ -116,7 +117,7 @@ def machine_facts() -> dict[str, Any]:
         ``memory_gib``. ``missing`` and ``problems``: lists of ``what``, ``advice``.
     """
     compiler, no_compiler = _tried(lambda: find_compiler().version.splitlines()[0])
-    _, no_emulation = _tried(lambda: (find_compiler(), find_cuda_headers()))
+    _, no_emulation = _tried(lambda: (find_compiler(), cuda_headers()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report below covers what CuPy warns of
         cupy, no_cupy = _tried(import_cupy)

@@ -1,4 +1,4 @@
-"""Compiling a ``.cu`` file for the host, once: finished modules are kept in the user's cache folder."""
+"""Compiling a ``.cu`` file for the host, once: finished modules are kept in a folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gpu_layers.runtime.cache import cache_folder, writable_cache_folder
-
 from . import toolchain
-from .errors import CompilationError
+from .errors import CacheError, CompilationError
 
 HOST_FOLDER = pathlib.Path(__file__).parent / "host"
 
@@ -43,16 +41,10 @@ _SOURCE_SUFFIXES = (".cu", ".cuh", ".h", ".hpp", ".cpp")
 _CHECKED_SOURCES = ("checker.cpp", "happens_before.cpp", "memory_map.cpp", "shadow_memory.cpp", "traffic.cpp")
 
 
-#: In the cache folder.
-_FOLDER = "emulator"
 #: Names of folders that are being built begin so.
 _SCRATCH = "building-"
 #: The last file of a build: size and SHA-256 of each of the others.
 _MANIFEST = "manifest.json"
-
-
-def _modules_folder() -> pathlib.Path:
-    return cache_folder() / _FOLDER
 
 
 def _folder_state(folder: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
@@ -135,13 +127,25 @@ def _remove_killed_builds(folder: pathlib.Path) -> None:
             _remove(scratch)
 
 
+def _make_writable(folder: pathlib.Path) -> None:
+    """Make a folder if it is missing; CacheError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written to"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise CacheError(f"compiled kernels cannot be kept in {folder} ({reason})")
+
+
 @contextlib.contextmanager
 def _building(target: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """A scratch folder that becomes ``target`` when the block succeeds; None if another process was first.
 
     The lock only saves work; the atomic rename makes two builds safe. A damaged target is replaced.
     """
-    folder = writable_cache_folder(_FOLDER)
+    folder = target.parent
+    _make_writable(folder)
     _remove_killed_builds(folder)
     with _lock_file(folder, target.name).open("w") as lock:
         with contextlib.suppress(OSError):  # not every file system has locks
@@ -186,7 +190,7 @@ def _write_forwarding_headers(folder: pathlib.Path) -> None:
 
 
 def _runtime_objects(
-    compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path, mode: str
+    compiler: toolchain.Compiler, flags: Sequence[str], headers: pathlib.Path, mode: str, cache: pathlib.Path
 ) -> pathlib.Path:
     """The folder that all modules of a mode share: the compiled runtime and the preamble."""
     module_flags = flags
@@ -205,7 +209,7 @@ def _runtime_objects(
         ],
         [HOST_FOLDER],
     )
-    target = _modules_folder() / f"runtime-{key}"
+    target = cache / f"runtime-{key}"
     if not is_whole(target):
         with _building(target) as scratch:
             if scratch is not None:
@@ -254,10 +258,20 @@ def _compile_part(compiler: toolchain.Compiler, flags: Sequence[str], part: path
     _run([*compiler.command, "-c", str(assembly), "-o", str(part.with_suffix(".o"))], what)
 
 
-def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pathlib.Path], mode: str) -> pathlib.Path:
-    """Compile ``source`` with these kernels, or find it compiled; return the shared object."""
+def build(
+    source: pathlib.Path,
+    names: Sequence[str],
+    include_dirs: Sequence[pathlib.Path],
+    mode: str,
+    *,
+    cache: pathlib.Path,
+    headers: pathlib.Path,
+) -> pathlib.Path:
+    """Compile ``source`` with these kernels, or find it compiled in ``cache``; return the shared object.
+
+    ``headers`` is a folder with ``cuda_fp16.h``.
+    """
     compiler = toolchain.find_compiler()
-    headers = toolchain.find_cuda_headers()
     flags = toolchain.compile_flags(mode, compiler)
     folders = [source.parent, *include_dirs]
     key = _digest(
@@ -273,9 +287,9 @@ def build(source: pathlib.Path, names: Sequence[str], include_dirs: Sequence[pat
         ],
         [HOST_FOLDER, *folders],
     )
-    target = _modules_folder() / f"{source.stem}-{mode}-{key}"
+    target = cache / f"{source.stem}-{mode}-{key}"
     if not is_whole(target, to_the_byte=False):
-        runtime = _runtime_objects(compiler, flags, headers, mode)
+        runtime = _runtime_objects(compiler, flags, headers, mode, cache)
         with _building(target) as scratch:
             if scratch is not None:
                 _build_module(compiler, flags, headers, runtime, source, names, folders, mode, scratch)

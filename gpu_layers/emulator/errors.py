@@ -11,6 +11,10 @@ class ToolchainError(EmulationError):
     """No C++ compiler, or no CUDA headers, on this machine."""
 
 
+class CacheError(EmulationError):
+    """Compiled modules cannot be kept in the folder for them."""
+
+
 class CompilationError(EmulationError):
     """The host compiler refused a ``.cu`` file."""
 

@@ -1,4 +1,4 @@
-"""The host compiler and the CUDA headers that emulation needs."""
+"""The host compiler that emulation needs, its flags, and the CUDA headers that it reads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
-
-from gpu_layers.runtime.headers import cuda_header_folders
 
 from .errors import ToolchainError
 
@@ -123,30 +121,6 @@ def find_compiler() -> Compiler:
     raise ToolchainError(
         "the emulated backend compiles kernels with a C++ compiler and found none: install one, "
         "e.g. `apt-get install g++`, or set CXX"
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _find_cuda_headers(*_environment: str | None) -> pathlib.Path | None:
-    folders = cuda_header_folders()
-    return folders[0] if folders else None
-
-
-def find_cuda_headers() -> pathlib.Path:
-    """The folder with ``cuda_fp16.h``: from a pip wheel, else from a CUDA toolkit.
-
-    Raises
-    ------
-    ToolchainError
-        If there is none; the message names the package to install.
-    """
-    folder = _find_cuda_headers(os.environ.get("CUDA_PATH"), os.environ.get("CUDA_HOME"))
-    if folder is not None:
-        return folder
-    raise ToolchainError(
-        "the emulated backend needs the CUDA headers (cuda_fp16.h) and found none: "
-        "`pip install nvidia-cuda-runtime` (CUDA 13) or `pip install nvidia-cuda-runtime-cu12`, "
-        "or set CUDA_PATH to a toolkit"
     )
 
 

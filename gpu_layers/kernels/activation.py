@@ -14,12 +14,8 @@ from gpu_layers.runtime.program import Launcher
 
 _OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
-_RELU_FORWARD = KernelTemplate(
-    "activation.cu", "relu_forward", "const T* x, T* y, unsigned char* gradient_bits, long long n", _TYPES
-)
-_RELU_BACKWARD = KernelTemplate(
-    "activation.cu", "relu_backward", "const T* dy, const unsigned char* gradient_bits, T* dx, long long n", _TYPES
-)
+_RELU_FORWARD = KernelTemplate("activation.cu", "relu_forward", _TYPES)
+_RELU_BACKWARD = KernelTemplate("activation.cu", "relu_backward", _TYPES)
 
 
 def octet_blocks(x: Any) -> int:

@@ -17,23 +17,10 @@ from gpu_layers.runtime.program import Launcher
 NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
 _OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
-_CALL = (
-    "long long n, int activation, int first, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"
-)
 _SOURCE = "activation_dropout.cu"
-_FORWARD = KernelTemplate(
-    _SOURCE, "activation_dropout_forward", f"const T* x, T* y, unsigned char* gradient_bits, {_CALL}", _TYPES, STRUCTS
-)
-_BACKWARD = KernelTemplate(
-    _SOURCE, "activation_dropout_backward", f"const T* dy, const T* x, T* dx, {_CALL}", _TYPES, STRUCTS
-)
-_RELU_BACKWARD = KernelTemplate(
-    _SOURCE,
-    "relu_dropout_backward",
-    "const T* dy, const unsigned char* gradient_bits, T* dx, long long n, A scale",
-    _TYPES,
-)
+_FORWARD = KernelTemplate(_SOURCE, "activation_dropout_forward", _TYPES, STRUCTS)
+_BACKWARD = KernelTemplate(_SOURCE, "activation_dropout_backward", _TYPES, STRUCTS)
+_RELU_BACKWARD = KernelTemplate(_SOURCE, "relu_dropout_backward", _TYPES)
 
 
 def activation_dropout_forward(

@@ -21,18 +21,14 @@ from gpu_layers.kernels.pool_plan import (
 from gpu_layers.runtime.program import Launcher
 
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
-_FORWARD = general_template("avg_pool.cu", "avg_pool_forward", f"const T* x, T* y, {_LAST}")
-_BACKWARD = general_template("avg_pool.cu", "avg_pool_backward", f"const T* dy, T* dx, {_LAST}")
-_SCATTER = general_template(
-    "avg_pool.cu", "avg_pool_scatter", "const T* dy, T* dx, PoolWindow window, PoolDivisor<A> divisor"
-)
-_BACKWARD_ADAPTIVE = adaptive_template(
-    "avg_pool.cu", "avg_pool_backward_adaptive", "const T* dy, T* dx, PoolWindow window, PoolDivisor<A> divisor"
-)
+_FORWARD = general_template("avg_pool.cu", "avg_pool_forward")
+_BACKWARD = general_template("avg_pool.cu", "avg_pool_backward")
+_SCATTER = general_template("avg_pool.cu", "avg_pool_scatter")
+_BACKWARD_ADAPTIVE = adaptive_template("avg_pool.cu", "avg_pool_backward_adaptive")
 
 _LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
-_FORWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_forward_tiled", f"const T* x, T* y, {_LAST_TILED}")
-_BACKWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_backward_tiled", f"const T* dy, T* dx, {_LAST_TILED}")
+_FORWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_forward_tiled")
+_BACKWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_backward_tiled")
 
 
 def avg_pool_forward(

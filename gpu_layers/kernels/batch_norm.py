@@ -13,10 +13,8 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, delivered, destination, empty, ready
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
-    OF_CHANNELS,
     PIECEWISE_LINEAR,
     ROWS,
-    RUNNING,
     RUNNING_ARRAYS,
     LayoutPair,
     Normalization,
@@ -27,14 +25,7 @@ from gpu_layers.kernels.batch_norm_common import (
     sums_of_channels,
     workspace,
 )
-from gpu_layers.kernels.batch_norm_plan import (
-    STRUCTS,
-    THREADS,
-    Plan,
-    backward_plan,
-    elementwise_plan,
-    forward_plan,
-)
+from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -43,60 +34,16 @@ from gpu_layers.runtime.program import Launcher
 # ``Epilogue`` of ``batch_norm_rules.cuh``.
 _FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
-_RULE = f"{OF_CHANNELS}, const T* residual, int activation"
-_STATISTICS = LayoutPair(
-    "batch_norm.cu",
-    "batch_norm_statistics",
-    f"const T* x, const A* gamma, const A* beta, A* partial_moments, A* statistics, {RUNNING}, FoldingRule<A> rule, "
-    "A eps",
-    initialised=RUNNING_ARRAYS,
-)
-_NORMALIZE = LayoutPair(
-    "batch_norm.cu",
-    "batch_norm_normalize",
-    "const T* x, const A* mean, const A* deviation, const A* gamma, const A* beta, const T* residual, int activation, "
-    "T* y, A* statistics, double eps",
-    **_FUSED,
-)
+_STATISTICS = LayoutPair("batch_norm.cu", "batch_norm_statistics", initialised=RUNNING_ARRAYS)
+_NORMALIZE = LayoutPair("batch_norm.cu", "batch_norm_normalize", **_FUSED)
 _FOLD = KernelTemplate(
-    "batch_norm.cu",
-    "batch_norm_fold",
-    f"const A* statistics, {RUNNING}, long long* skipped, const unsigned char* accepted, FoldingRule<A> rule, "
-    "int cumulative, int finite_only, int is_empty, long long channels",
-    combinations(A=ACCUMULATE_TYPES),
-    STRUCTS,
-    (*RUNNING_ARRAYS, "skipped"),
+    "batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, (*RUNNING_ARRAYS, "skipped")
 )
-_KEEP_STATISTICS = KernelTemplate(
-    "batch_norm.cu",
-    "batch_norm_keep_statistics",
-    "const A* mean, const A* var, const A* gamma, const A* beta, A* statistics, double eps, long long channels",
-    combinations(A=ACCUMULATE_TYPES),
-)
-_GRADIENT_SUMS = LayoutPair(
-    "batch_norm.cu",
-    "batch_norm_gradient_sums",
-    f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta",
-    **_FUSED,
-)
-_INPUT_GRADIENT = LayoutPair(
-    "batch_norm.cu",
-    "batch_norm_input_gradient",
-    f"const T* dy, const T* x, {_RULE}, const A* dgamma, const A* dbeta, T* dx, T* dresidual, A inv_count",
-    **_FUSED,
-)
-_FORWARD_RESIDENT = PersistentKernel(
-    "batch_norm_persistent.cu",
-    "batch_norm_forward_persistent",
-    "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
-    f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps",
-)
-_BACKWARD_RESIDENT = PersistentKernel(
-    "batch_norm_persistent.cu",
-    "batch_norm_backward_persistent",
-    f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
-    "unsigned int* barrier_count, A inv_count, int slots_of_x",
-)
+_KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
+_GRADIENT_SUMS = LayoutPair("batch_norm.cu", "batch_norm_gradient_sums", **_FUSED)
+_INPUT_GRADIENT = LayoutPair("batch_norm.cu", "batch_norm_input_gradient", **_FUSED)
+_FORWARD_RESIDENT = PersistentKernel("batch_norm_persistent.cu", "batch_norm_forward_persistent")
+_BACKWARD_RESIDENT = PersistentKernel("batch_norm_persistent.cu", "batch_norm_backward_persistent")
 
 
 def _arguments(rule: Normalization) -> tuple[Any, ...]:

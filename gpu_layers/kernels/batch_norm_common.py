@@ -22,11 +22,8 @@ _NO_ACTIVATION = -1
 PIECEWISE_LINEAR = ("identity", "relu", "leaky_relu")
 #: Those whose gradient is dy or 0, which the type of dy holds.
 EXACT_GRADIENT = ("identity", "relu")
-#: Running statistics, which the statistics of a batch are folded into, if there are any.
-RUNNING = "A* running_mean, A* running_var, long long* batches"
+#: Parameters for running statistics, which the statistics of a batch are folded into, if there are any.
 RUNNING_ARRAYS = ("running_mean", "running_var", "batches")
-#: Numbers of each channel that all but the statistics take.
-OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta"
 _WARP = 32
 
 
@@ -40,7 +37,7 @@ class LayoutPair:
 
     Parameters
     ----------
-    source, name, parameters : str
+    source, name : str
         Of its templates, whose names end in ``_nchw`` and ``_nhwc`` and whose parameters in a layout.
     of_nchw, of_nhwc : sequence of dict of str to str
         Template arguments behind ``T``, or ``T`` and ``Width``.
@@ -56,7 +53,6 @@ class LayoutPair:
         self,
         source: str,
         name: str,
-        parameters: str,
         *,
         of_nchw: Sequence[dict[str, str]] = ({},),
         of_nhwc: Sequence[dict[str, str]] = ({},),
@@ -72,12 +68,8 @@ class LayoutPair:
             for more in of_nhwc
         ]
         known = {**STRUCTS, **(structs or {})}
-        self._nchw = KernelTemplate(
-            source, f"{name}_nchw", f"{parameters}, NchwLayout layout", planes, known, initialised
-        )
-        self._nhwc = KernelTemplate(
-            source, f"{name}_nhwc", f"{parameters}, NhwcLayout layout", rows, known, initialised
-        )
+        self._nchw = KernelTemplate(source, f"{name}_nchw", planes, known, initialised)
+        self._nhwc = KernelTemplate(source, f"{name}_nhwc", rows, known, initialised)
 
     def kernel(self, element: str, width: int | None, **more: str) -> Kernel:
         """The kernel for rows, of this many channels a thread, or for planes."""
@@ -92,9 +84,9 @@ class LayoutPair:
 class PersistentKernel(LayoutPair):
     """A kernel that reads once. ``barrier_count`` in its parameters counts the blocks of each group."""
 
-    def __init__(self, source: str, name: str, parameters: str, **options: Any) -> None:
-        initialised = [name for name in ("barrier_count", *RUNNING_ARRAYS) if f" {name}," in f"{parameters},"]
-        super().__init__(source, name, parameters, single_channels=False, initialised=initialised, **options)
+    def __init__(self, source: str, name: str, **options: Any) -> None:
+        initialised = ("barrier_count", *RUNNING_ARRAYS)
+        super().__init__(source, name, single_channels=False, initialised=initialised, **options)
 
     def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
@@ -123,20 +115,9 @@ class PersistentKernel(LayoutPair):
 
 
 _MERGE_STATISTICS = KernelTemplate(
-    "batch_norm.cu",
-    "batch_norm_merge_statistics",
-    f"const A* partial_moments, const A* gamma, const A* beta, A* statistics, {RUNNING}, FoldingRule<A> rule, A eps, "
-    "long long channels, long long blocks",
-    combinations(A=ACCUMULATE_TYPES),
-    STRUCTS,
-    RUNNING_ARRAYS,
+    "batch_norm.cu", "batch_norm_merge_statistics", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
 )
-_MERGE_GRADIENTS = KernelTemplate(
-    "batch_norm.cu",
-    "batch_norm_merge_gradients",
-    "const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta, long long channels, long long blocks",
-    combinations(A=ACCUMULATE_TYPES),
-)
+_MERGE_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_merge_gradients", combinations(A=ACCUMULATE_TYPES))
 
 
 def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
@@ -181,7 +162,7 @@ class Normalization:
 
     @property
     def of_channels(self) -> tuple[Any, ...]:
-        """What ``OF_CHANNELS`` declares."""
+        """mean, inv_std, gamma and beta, which all kernels but those of the statistics take."""
         return self.mean, self.inv_std, self.gamma, self.beta
 
     @property

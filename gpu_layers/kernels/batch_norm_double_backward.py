@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
-from gpu_layers.kernels.batch_norm_common import OF_CHANNELS, LayoutPair, Normalization
+from gpu_layers.kernels.batch_norm_common import LayoutPair, Normalization
 from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -16,24 +16,9 @@ _SOURCE = "batch_norm_double_backward.cu"
 _WARP = 32
 # ``DoubleSums`` and ``DoubleCoefficients``.
 _SUMS, _COEFFICIENTS = 5, 6
-_SUMMATION = LayoutPair(
-    _SOURCE,
-    "batch_norm_double_sums",
-    f"const T* ddx, const T* dy, const T* x, const T* residual, A* partial_sums, {OF_CHANNELS}, int activation",
-)
-_MERGE = KernelTemplate(
-    _SOURCE,
-    "batch_norm_double_merge",
-    "const A* partial_sums, const A* inv_std, const A* gamma, const A* ddgamma, const A* ddbeta, A* coefficients, "
-    "A* dgamma, A inv_count, long long channels, long long blocks",
-    combinations(A=ACCUMULATE_TYPES),
-)
-_GRADIENT = LayoutPair(
-    _SOURCE,
-    "batch_norm_double_gradient",
-    "const T* ddx, const T* ddresidual, const T* dy, const T* x, const T* residual, T* ddy, T* dx, "
-    f"{OF_CHANNELS}, const A* coefficients, int activation",
-)
+_SUMMATION = LayoutPair(_SOURCE, "batch_norm_double_sums")
+_MERGE = KernelTemplate(_SOURCE, "batch_norm_double_merge", combinations(A=ACCUMULATE_TYPES))
+_GRADIENT = LayoutPair(_SOURCE, "batch_norm_double_gradient")
 
 
 def batch_norm_double_backward(

@@ -14,15 +14,9 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import batch_norm, max_pool
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
-from gpu_layers.kernels.batch_norm import (
-    keep_statistics,
-    launch_normalize,
-    of_running_statistics,
-    statistics_of_batch,
-)
+from gpu_layers.kernels.batch_norm import keep_statistics, launch_normalize, of_running_statistics, statistics_of_batch
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
-    OF_CHANNELS,
     PIECEWISE_LINEAR,
     LayoutPair,
     Normalization,
@@ -40,19 +34,11 @@ from gpu_layers.runtime.program import Launcher
 _FORWARD = KernelTemplate(
     "batch_norm_max_pool.cu",
     "batch_norm_max_pool_forward",
-    "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
-    "unsigned char* argmax, PoolWindow window",
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
 )
 
-_FORWARD_TILED = TiledKernels(
-    "batch_norm_max_pool.cu",
-    "batch_norm_max_pool_forward_tiled",
-    "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
-    "unsigned char* argmax, int strip, PoolWindow window",
-    overlapping_planes=False,
-)
+_FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_forward_tiled", overlapping_planes=False)
 
 # Kernel, stride and padding that the backward of planes knows when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
@@ -62,27 +48,14 @@ _BACKWARD: dict[str, Any] = {
     ],
     "structs": STRUCTS,
 }
-_GRADIENT = f"const T* dy, const unsigned char* argmax, const T* x, {OF_CHANNELS}, int activation"
 _GRADIENT_SUMS = LayoutPair(
-    "batch_norm_max_pool_backward.cu",
-    "batch_norm_max_pool_gradient_sums",
-    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, PoolWindow window",
-    single_channels=False,
-    **_BACKWARD,
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_gradient_sums", single_channels=False, **_BACKWARD
 )
 _INPUT_GRADIENT = LayoutPair(
-    "batch_norm_max_pool_backward.cu",
-    "batch_norm_max_pool_input_gradient",
-    f"{_GRADIENT}, const A* dgamma, const A* dbeta, T* dx, A inv_count, PoolWindow window",
-    single_channels=False,
-    **_BACKWARD,
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", single_channels=False, **_BACKWARD
 )
 _BACKWARD_RESIDENT = PersistentKernel(
-    "batch_norm_max_pool_backward.cu",
-    "batch_norm_max_pool_backward_persistent",
-    f"{_GRADIENT}, A* partial_sums, A* dgamma, A* dbeta, T* dx, unsigned int* barrier_count, A inv_count, "
-    "int slots_of_x, PoolWindow window",
-    **_BACKWARD,
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_backward_persistent", **_BACKWARD
 )
 
 

@@ -39,47 +39,21 @@ _ROWS = np.dtype(
     ]
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
-_SIGNATURE = (
-    "const T* x, T* y, long long n, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"
-)
 _TYPES = combinations(T=ELEMENT_TYPES)
-_APPLY = KernelTemplate("dropout.cu", "dropout_apply", _SIGNATURE, _TYPES, STRUCTS)
-_APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _SIGNATURE, _TYPES, STRUCTS)
-_APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_grouped", f"{_SIGNATURE}, Divisor64 run", _TYPES, STRUCTS)
-_APPLY_SHARED = KernelTemplate(
-    "dropout.cu", "dropout_apply_shared", f"{_SIGNATURE}, DecisionRows rows", _TYPES, STRUCTS
-)
-_APPLY_ROWS = KernelTemplate(
-    "dropout.cu", "dropout_apply_samples", f"{_SIGNATURE}, const long long* sample_ids, Divisor64 row", _TYPES, STRUCTS
-)
-_APPLY_BLOCKS = KernelTemplate(
-    "dropout.cu",
-    "dropout_apply_blocks",
-    f"{_SIGNATURE}, const long long* sample_ids, long long features, Divisor64 row",
-    _TYPES,
-    STRUCTS,
-)
+_APPLY = KernelTemplate("dropout.cu", "dropout_apply", _TYPES, STRUCTS)
+_APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _TYPES, STRUCTS)
+_APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_grouped", _TYPES, STRUCTS)
+_APPLY_SHARED = KernelTemplate("dropout.cu", "dropout_apply_shared", _TYPES, STRUCTS)
+_APPLY_ROWS = KernelTemplate("dropout.cu", "dropout_apply_samples", _TYPES, STRUCTS)
+_APPLY_BLOCKS = KernelTemplate("dropout.cu", "dropout_apply_blocks", _TYPES, STRUCTS)
 _APPLY_LAST = KernelTemplate(
     "dropout.cu",
     "dropout_apply_last",
-    f"{_SIGNATURE}, const T* residual, long long positions, long long channels, int by_channel, "
-    "Divisor64 vectors, Divisor64 groups",
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
 )
-_MOMENTS = KernelTemplate(
-    "dropout.cu",
-    "dropout_moments",
-    "const T* x, A* mean, A* variance, long long n, DropoutRule<A> rule, "
-    "unsigned long long seed, unsigned long long offset, unsigned long long start, int passes, "
-    "const long long* sample_ids, long long features, Divisor64 row",
-    _TYPES,
-    STRUCTS,
-)
-_ADVANCE = KernelTemplate(
-    "dropout.cu", "advance_rng_state", "const T* rng_state, T* next, T* taken", combinations(T=["unsigned long long"])
-)
+_MOMENTS = KernelTemplate("dropout.cu", "dropout_moments", _TYPES, STRUCTS)
+_ADVANCE = KernelTemplate("dropout.cu", "advance_rng_state", combinations(T=["unsigned long long"]))
 
 
 def divisor(value: int) -> np.ndarray:
@@ -148,14 +122,7 @@ _FACTORS = struct.Struct("3d")
 
 @Launcher
 def _apply(
-    operands: Any,
-    numbers: Any,
-    drop_below: int,
-    run: int,
-    digits: Any,
-    phase: int,
-    factors: bytes,
-    channels_last: bool,
+    operands: Any, numbers: Any, drop_below: int, run: int, digits: Any, phase: int, factors: bytes, channels_last: bool
 ) -> Any:
     """phase: of the first decision within its Philox block."""
     x, ids, rng_state, out, residual = operands

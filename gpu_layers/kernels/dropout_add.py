@@ -21,23 +21,10 @@ _OCTET, _WARP = 8, 32
 _SOURCE = "dropout_add.cu"
 # Whether a kernel is of no activation or ReLU, and decisions that are simply numbered, or of everything else.
 _STRAIGHT = ("true", "false")
-_CALL = (
-    "int activation, int first, DropoutRule<A> rule, unsigned long long seed, unsigned long long offset, "
-    "const unsigned long long* rng_state, unsigned long long start, DecisionRows rows, const long long* sample_ids"
-)
-_FORWARD = KernelTemplate(
-    _SOURCE,
-    "dropout_add_forward",
-    "const T* x, const A* bias, const T* residual, T* y, unsigned char* gradient_bits, long long n, "
-    f"Divisor64 features, {_CALL}",
-    combinations(T=ELEMENT_TYPES, Straight=_STRAIGHT),
-    STRUCTS,
-)
+_FORWARD = KernelTemplate(_SOURCE, "dropout_add_forward", combinations(T=ELEMENT_TYPES, Straight=_STRAIGHT), STRUCTS)
 _BACKWARD = KernelTemplate(
     _SOURCE,
     "dropout_add_backward",
-    "const T* dy, const T* x, const A* bias, const unsigned char* gradient_bits, T* dx, A* sums, "
-    f"{_CALL}, NhwcLayout layout",
     [
         {"T": c_name(dtype), "Width": str(width), "Straight": straight}
         for dtype in FLOAT_DTYPES
@@ -46,12 +33,7 @@ _BACKWARD = KernelTemplate(
     ],
     {**STRUCTS, **LAYOUTS},
 )
-_MERGE = KernelTemplate(
-    _SOURCE,
-    "dropout_add_merge",
-    "const A* sums, A* dbias, long long features, long long blocks",
-    combinations(A=ACCUMULATE_TYPES),
-)
+_MERGE = KernelTemplate(_SOURCE, "dropout_add_merge", combinations(A=ACCUMULATE_TYPES))
 
 
 def dropout_add_forward(

@@ -32,28 +32,9 @@ _POOL = np.dtype(
 )
 _STRUCTS = {**STRUCTS, "FractionalPool": _POOL}
 _TYPES = combinations(T=ELEMENT_TYPES)
-_STARTS = KernelTemplate(
-    _SOURCE,
-    "fractional_pool_starts",
-    "const A* samples, int* starts, A alpha_0, A alpha_1, A alpha_2, unsigned long long seed, "
-    "unsigned long long offset, const unsigned long long* rng_state, FractionalPool pool",
-    combinations(A=ACCUMULATE_TYPES),
-    _STRUCTS,
-)
-_FORWARD = KernelTemplate(
-    _SOURCE,
-    "fractional_max_pool_forward",
-    "const T* x, const int* starts, T* y, unsigned char* argmax, FractionalPool pool",
-    _TYPES,
-    _STRUCTS,
-)
-_BACKWARD = KernelTemplate(
-    _SOURCE,
-    "fractional_max_pool_backward",
-    "const T* dy, const unsigned char* argmax, const int* starts, T* dx, FractionalPool pool",
-    _TYPES,
-    _STRUCTS,
-)
+_STARTS = KernelTemplate(_SOURCE, "fractional_pool_starts", combinations(A=ACCUMULATE_TYPES), _STRUCTS)
+_FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUCTS)
+_BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
 
 def _struct(window: FractionalWindow, planes: int, channels: int, channels_last: bool) -> np.ndarray:
@@ -84,12 +65,7 @@ def fractional_max_pool_forward(
 
 
 def fractional_max_pool_backward(
-    dy: Any,
-    argmax: Any,
-    starts: Any,
-    window: FractionalWindow,
-    channels_last: bool = False,
-    out: Any | None = None,
+    dy: Any, argmax: Any, starts: Any, window: FractionalWindow, channels_last: bool = False, out: Any | None = None
 ) -> Any:
     """``gpu_layers.reference.fractional_max_pool_backward``, as a kernel."""
     return _backward((dy, argmax, starts, out), (window, channels_last))

@@ -36,26 +36,14 @@ _LAYOUT = np.dtype(
 _STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor64": DIVISOR}
 
 
-def _template(function: str, signature: str) -> KernelTemplate:
-    return KernelTemplate("global_pool.cu", function, signature, combinations(T=ELEMENT_TYPES), _STRUCTS)
+def _template(function: str) -> KernelTemplate:
+    return KernelTemplate("global_pool.cu", function, combinations(T=ELEMENT_TYPES), _STRUCTS)
 
 
-_MAX = {
-    name: _template(f"global_max_{name}", "const T* x, T* y, unsigned char* argmax, GlobalLayout layout")
-    for name in ("nchw", "nhwc")
-}
-_AVG = {
-    name: _template(f"global_avg_{name}", "const T* x, T* y, A factor, GlobalLayout layout")
-    for name in ("nchw", "nhwc")
-}
-_SPREAD_PLANES = _template(
-    "global_spread_nchw",
-    "const T* dy, const unsigned char* argmax, T* dx, A factor, Divisor64 by_positions, GlobalLayout layout",
-)
-_SPREAD_ROWS = _template(
-    "global_spread_nhwc",
-    "const T* dy, const unsigned char* argmax, T* dx, A factor, int chunks, GlobalLayout layout",
-)
+_MAX = {name: _template(f"global_max_{name}") for name in ("nchw", "nhwc")}
+_AVG = {name: _template(f"global_avg_{name}") for name in ("nchw", "nhwc")}
+_SPREAD_PLANES = _template("global_spread_nchw")
+_SPREAD_ROWS = _template("global_spread_nhwc")
 
 
 def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None) -> bool:

@@ -31,21 +31,8 @@ _RULE = np.dtype(
 )
 _STRUCTS = {**STRUCTS, "PowerRule": _RULE}
 
-_FORWARD = KernelTemplate(
-    "lp_pool.cu",
-    "lp_pool_forward",
-    "const T* x, T* y, unsigned char* argmax, T* largest, A* slopes, PowerRule rule, PoolWindow window",
-    _INSTANTIATIONS,
-    _STRUCTS,
-)
-_BACKWARD = KernelTemplate(
-    "lp_pool.cu",
-    "lp_pool_backward",
-    "const T* dy, const T* x, const unsigned char* argmax, const T* largest, const A* slopes, T* dx, PowerRule rule, "
-    "PoolWindow window",
-    _INSTANTIATIONS,
-    _STRUCTS,
-)
+_FORWARD = KernelTemplate("lp_pool.cu", "lp_pool_forward", _INSTANTIATIONS, _STRUCTS)
+_BACKWARD = KernelTemplate("lp_pool.cu", "lp_pool_backward", _INSTANTIATIONS, _STRUCTS)
 
 
 def lp_pool_forward(

@@ -23,37 +23,18 @@ from gpu_layers.runtime.kernel import INTEGER_DTYPES, c_name
 from gpu_layers.runtime.program import Launcher
 
 _LAST = "const long long* lengths, PoolWindow window"
-_FORWARD = general_template("max_pool.cu", "max_pool_forward", f"const T* x, T* y, unsigned char* argmax, {_LAST}")
-_BACKWARD = general_template(
-    "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* argmax, T* dx, {_LAST}"
-)
-_GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
-_SCATTER = general_template(
-    "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
-)
-_BACKWARD_ADAPTIVE = adaptive_template(
-    "max_pool.cu", "max_pool_backward_adaptive", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
-)
+_FORWARD = general_template("max_pool.cu", "max_pool_forward")
+_BACKWARD = general_template("max_pool.cu", "max_pool_backward")
+_GATHER = general_template("max_pool.cu", "max_pool_gather")
+_SCATTER = general_template("max_pool.cu", "max_pool_scatter")
+_BACKWARD_ADAPTIVE = adaptive_template("max_pool.cu", "max_pool_backward_adaptive")
 
 _FORWARD_INTEGER = general_template(
-    "max_pool_integer.cu",
-    "max_pool_integer_forward",
-    f"const T* x, T* y, unsigned char* argmax, {_LAST}",
-    tuple(c_name(dtype) for dtype in INTEGER_DTYPES),
+    "max_pool_integer.cu", "max_pool_integer_forward", tuple(c_name(dtype) for dtype in INTEGER_DTYPES)
 )
 
-_FORWARD_TILED = TiledKernels(
-    "max_pool_tiled.cu",
-    "max_pool_forward_tiled",
-    "const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window",
-    large=True,
-)
-_BACKWARD_TILED = TiledKernels(
-    "max_pool_tiled.cu",
-    "max_pool_backward_tiled",
-    "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
-    large=True,
-)
+_FORWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_forward_tiled", large=True)
+_BACKWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_backward_tiled", large=True)
 
 
 def max_pool_forward(
@@ -76,12 +57,7 @@ def max_pool_backward(
 
 
 def max_pool_gather(
-    x: Any,
-    argmax: Any,
-    window: Window,
-    channels_last: bool = False,
-    lengths: Any | None = None,
-    out: Any | None = None,
+    x: Any, argmax: Any, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Any | None = None
 ) -> Any:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
     return _gather((x, argmax, lengths, out), (window, channels_last))

@@ -24,39 +24,11 @@ _ENOUGH_WARPS = MULTIPROCESSORS * WARPS // 2
 # Values of a plane's part at least: each part reads all indices.
 _LEAST_PART = 1024
 
-_KEEP = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_keep",
-    "const long long* indices, long long* kept, Found* found, long long plane, long long n",
-    combinations(Found=("unsigned char",)),
-)
-_FORWARD = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_forward",
-    "const T* x, const long long* indices, T* y, long long planes, long long values, long long plane, "
-    "long long segments",
-    combinations(T=ELEMENT_TYPES),
-)
-_BACKWARD = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_backward",
-    "const T* dy, const long long* indices, T* dx, long long planes, long long values, long long plane",
-    combinations(T=ELEMENT_TYPES),
-)
-_FORWARD_LAST = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_forward_last",
-    "const T* x, const long long* indices, T* y, long long samples, long long channels, long long values, "
-    "long long plane, long long segments",
-    combinations(T=ELEMENT_TYPES),
-)
-_BACKWARD_LAST = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_backward_last",
-    "const T* dy, const long long* indices, T* dx, long long samples, long long channels, long long values, "
-    "long long plane",
-    combinations(T=ELEMENT_TYPES),
-)
+_KEEP = KernelTemplate("max_unpool.cu", "max_unpool_keep", combinations(Found=("unsigned char",)))
+_FORWARD = KernelTemplate("max_unpool.cu", "max_unpool_forward", combinations(T=ELEMENT_TYPES))
+_BACKWARD = KernelTemplate("max_unpool.cu", "max_unpool_backward", combinations(T=ELEMENT_TYPES))
+_FORWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_forward_last", combinations(T=ELEMENT_TYPES))
+_BACKWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_backward_last", combinations(T=ELEMENT_TYPES))
 
 
 def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:

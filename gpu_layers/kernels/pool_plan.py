@@ -68,9 +68,7 @@ def _pool_divisor(accumulate: str) -> np.dtype:
 STRUCTS = {"PoolWindow": _WINDOW, **{f"PoolDivisor<{name}>": _pool_divisor(name) for name in ACCUMULATE_TYPES}}
 
 
-def general_template(
-    source: str, function: str, signature: str, elements: Sequence[str] = ELEMENT_TYPES
-) -> KernelTemplate:
+def general_template(source: str, function: str, elements: Sequence[str] = ELEMENT_TYPES) -> KernelTemplate:
     """A kernel for any window, for some element types.
 
     Vectors of channels have images of fewer than 2**31 units and at most 256 taps; what is rarer than that goes by
@@ -80,7 +78,7 @@ def general_template(
     for element in elements:
         for width, index in ((vector_width(C_TYPES[element]), "int"), (1, "int"), (1, "long long")):
             instantiations += combinations(T=(element,), Width=(str(width),), Index=(index,))
-    return KernelTemplate(source, function, signature, instantiations, STRUCTS)
+    return KernelTemplate(source, function, instantiations, STRUCTS)
 
 
 def division(value: int) -> tuple[int, int, int]:
@@ -237,13 +235,7 @@ def _begins_inside(window: Window) -> bool:
 
 @lru_cache(maxsize=1024)
 def _tiled_plan(
-    window: Window,
-    side: str,
-    shape: tuple[int, int],
-    itemsize: int,
-    channels_last: bool,
-    below: int,
-    full_grid: int,
+    window: Window, side: str, shape: tuple[int, int], itemsize: int, channels_last: bool, below: int, full_grid: int
 ) -> tuple[Plan, int] | None:
     """The plan, and rows of tiles that a thread walks along."""
     # Height and width; one axis has no height.
@@ -316,7 +308,7 @@ class TiledKernels:
 
     Parameters
     ----------
-    source, function, signature : str
+    source, function : str
         As of :class:`KernelTemplate`.
     large : bool
         Also for larger windows.
@@ -324,9 +316,7 @@ class TiledKernels:
         Also for windows as far apart as inputs, and for overlapping ones that are deep.
     """
 
-    def __init__(
-        self, source: str, function: str, signature: str, *, large: bool = False, overlapping_planes: bool = True
-    ) -> None:
+    def __init__(self, source: str, function: str, *, large: bool = False, overlapping_planes: bool = True) -> None:
         windows = [
             (window, deep)
             for window in _SMALL_TILES
@@ -340,7 +330,7 @@ class TiledKernels:
             for window, deep in windows
             for last in (False, True)
         ]
-        self._template = KernelTemplate(source, function, signature, instantiations, STRUCTS)
+        self._template = KernelTemplate(source, function, instantiations, STRUCTS)
 
     def launch_for(
         self, array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None = None
@@ -374,9 +364,9 @@ class TiledKernels:
 _FEW = 128
 
 
-def adaptive_template(source: str, function: str, signature: str) -> KernelTemplate:
+def adaptive_template(source: str, function: str) -> KernelTemplate:
     """A kernel for adaptive windows, by element type."""
-    return KernelTemplate(source, function, signature, combinations(T=ELEMENT_TYPES), STRUCTS)
+    return KernelTemplate(source, function, combinations(T=ELEMENT_TYPES), STRUCTS)
 
 
 def adaptive_plan_for(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> Plan | None:

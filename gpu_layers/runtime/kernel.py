@@ -1,4 +1,4 @@
-"""Kernels: the function, its ``.cu`` file, and its parameters."""
+"""Kernels: the function, its ``.cu`` file, and its parameters, which are read there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import ml_dtypes
 import numpy as np
+
+from gpu_layers.runtime.sources import source_folder
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: The dtypes that every operation takes.
@@ -89,6 +92,27 @@ class Kernel:
         return self.name
 
 
+@cache
+def _text(source: str) -> str:
+    """A ``.cu`` file without its comments."""
+    return re.sub(r"//.*", "", (source_folder() / source).read_text(encoding="utf-8"))
+
+
+def declared_parameters(source: str, function: str) -> str:
+    """The parameter list of a ``__global__`` function template in a ``.cu`` file.
+
+    Raises
+    ------
+    ValueError
+        If the file declares no such function.
+    """
+    declaration = rf"__global__[^;{{}}]*?\b{function}\(([^)]*)\)\s*\{{"
+    found = re.search(declaration, _text(source))
+    if found is None:
+        raise ValueError(f"{source} has no __global__ function {function}")
+    return found[1].replace("accumulate_t<T>", "A")
+
+
 def parse_parameters(
     signature: str,
     types: Mapping[str, str],
@@ -134,37 +158,43 @@ class KernelTemplate:
     Parameters
     ----------
     source : str
-        File in ``cuda_src/``.
+        File in ``cuda_src/``, where its parameters are read when it is first asked for.
     function : str
         Name of the template.
-    signature : str
-        Its parameters, as in the ``.cu`` file; ``A`` is the type in which ``T`` is computed.
     instantiations : iterable of dict of str to str
         C++ template arguments of each, in the order of the template's parameters; see :func:`combinations`.
     structs : mapping of str to numpy.dtype, optional
-        Layout of each struct passed by value.
+        Layout of each struct passed by value; ``A`` in its name is the type in which ``T`` is computed.
     initialised : sequence of str
-        See :class:`Kernel`.
+        Of those of its parameters: see :class:`Kernel`.
     """
 
     def __init__(
         self,
         source: str,
         function: str,
-        signature: str,
         instantiations: Iterable[Mapping[str, str]],
         structs: Mapping[str, np.dtype] | None = None,
         initialised: Sequence[str] = (),
     ) -> None:
-        self._kernels: dict[frozenset[tuple[str, str]], Kernel] = {}
-        for arguments in instantiations:
+        self._source, self._function = source, function
+        self._instantiations = [dict(arguments) for arguments in instantiations]
+        self._structs, self._initialised = structs, initialised
+        _templates.append(self)
+
+    @cached_property
+    def _kernels(self) -> dict[frozenset[tuple[str, str]], Kernel]:
+        signature = declared_parameters(self._source, self._function)
+        made = {}
+        for arguments in self._instantiations:
             types = dict(arguments)
             if "T" in types:
                 types["A"] = accumulate_name(types["T"])
-            name = f"{function}<{', '.join(arguments.values())}>"
-            kernel = Kernel(source, name, parse_parameters(signature, types, structs), tuple(initialised))
-            self._kernels[frozenset(arguments.items())] = kernel
-        _templates.append(self)
+            name = f"{self._function}<{', '.join(arguments.values())}>"
+            parameters = parse_parameters(signature, types, self._structs)
+            held = tuple(one.name for one in parameters if one.name in self._initialised)
+            made[frozenset(arguments.items())] = Kernel(self._source, name, parameters, held)
+        return made
 
     def __call__(self, **arguments: str) -> Kernel:
         """The instantiation with these template arguments; KeyError if it was not declared."""

@@ -9,7 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpu_layers.emulator.toolchain import find_compiler, find_cuda_headers
+from gpu_layers.emulator.defaults import cuda_headers
+from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.layers import Dropout
 from gpu_layers.ops import dropout_forward, dropout_mask
 from gpu_layers.random import Generator
@@ -98,7 +99,7 @@ def _checksum(mask: np.ndarray) -> str:
 def _backends() -> Iterator[tuple[str, Any, str | None]]:
     """Each backend's name, what places an array for it, and why it is missing."""
     yield "reference", np.asarray, None
-    yield "emulated", np.asarray, _reason(lambda: (find_compiler(), find_cuda_headers()))
+    yield "emulated", np.asarray, _reason(lambda: (find_compiler(), cuda_headers()))
     yield "cuda", lambda array: require_gpu().asarray(array), _reason(require_gpu)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpu_layers import emulator
-from gpu_layers.emulator import errors, toolchain
+from gpu_layers.emulator import defaults, errors, toolchain
 from gpu_layers.emulator.build import is_whole
 from gpu_layers.runtime import headers
 from gpu_layers.runtime.cache import cache_folder
@@ -218,9 +218,25 @@ def test_a_read_only_cache_that_has_the_module_is_enough(project, tmp_path, monk
     # Root may write to folders without that permission, so what would be written is what is looked at.
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
     module = sys.modules["gpu_layers.emulator.build"]  # the package calls a function of it by that name
-    monkeypatch.setattr(module, "writable_cache_folder", lambda name: pytest.fail("something was to be written"))
+    monkeypatch.setattr(module, "_make_writable", lambda folder: pytest.fail("something was to be written"))
     assert scaled(project) == 2
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before
+
+
+def test_folders_may_be_named(project, tmp_path, compiled_runtimes):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for runtime in compiled_runtimes:
+        (elsewhere / runtime.name).symlink_to(runtime)
+    headers = defaults.cuda_headers()
+    module = emulator.load(project / "scale.cu", ["scale"], cache_dir=elsewhere, header_dir=headers)
+    y = np.zeros(4, np.float32)
+    module.launch("scale", (1,), (4,), [np.ones(4, np.float32), y])
+    assert y.tolist() == [2] * 4
+    assert [path.name for path in elsewhere.glob("scale-fast-*") if path.is_dir()]
+    assert not modules(tmp_path)
+    with pytest.raises(errors.CacheError, match=r"cannot be kept in /proc/nonexistent \("):
+        emulator.load(project / "scale.cu", ["scale"], cache_dir="/proc/nonexistent")
 
 
 def test_the_compiler_may_have_a_launcher_and_flags(project, tmp_path, monkeypatch):
@@ -299,7 +315,7 @@ def test_a_wrong_cxx_is_named(project, monkeypatch):
 
 
 def test_without_the_cuda_headers_the_package_to_install_is_named(project, monkeypatch):
-    monkeypatch.setattr(toolchain, "cuda_header_folders", list)
+    monkeypatch.setattr(defaults, "cuda_header_folders", list)
     monkeypatch.setenv("CUDA_PATH", "/nonexistent")
     with pytest.raises(errors.ToolchainError, match="pip install nvidia-cuda-runtime"):
         scaled(project)
@@ -361,7 +377,7 @@ def test_the_portable_context_switch_gives_the_same_results(project, monkeypatch
 
 def test_headers_come_from_the_wheels():
     """The cache key holds their content: another CUDA version is another module."""
-    folder = toolchain.find_cuda_headers()
+    folder = defaults.cuda_headers()
     assert folder == headers.cuda_header_folders()[0]
     assert (folder / "cuda_fp16.h").is_file()
     assert re.fullmatch("[0-9a-f]{64}", toolchain.headers_digest(folder))

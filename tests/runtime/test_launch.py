@@ -90,14 +90,26 @@ def test_parameters_are_read_as_written():
     assert [parameter.is_const for parameter in parameters] == [True, False, False, False]
 
 
-def test_templates_know_their_instantiations(monkeypatch):
+def test_templates_know_their_instantiations(monkeypatch, tmp_path):
     monkeypatch.setattr("gpu_layers.runtime.kernel._templates", [])
-    template = KernelTemplate("a.cu", "f", "const T* x, A y", combinations(T=("__half", "double"), Width=("1", "4")))
+    monkeypatch.setattr("gpu_layers.runtime.kernel.source_folder", lambda: tmp_path)
+    (tmp_path / "a.cu").write_text(
+        "template <typename T, int Width>\n__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2)\n"
+        "    first(T* x) {}\n"
+        "template <typename T, int Width>\n__global__ void __launch_bounds__(256)\n"
+        "    f(const T* x,  // what is read (and never written)\n      accumulate_t<T> y) {\n    first(x);\n}\n"
+    )
+    template = KernelTemplate("a.cu", "f", combinations(T=("__half", "double"), Width=("1", "4")), None, ("x", "z"))
     assert [kernel.name for kernel in template.kernels] == [
         "f<__half, 1>", "f<__half, 4>", "f<double, 1>", "f<double, 4>"
     ]  # fmt: skip
     kernel = template(T="double", Width="4")
     assert isinstance(kernel, Kernel)
+    assert [parameter.name for parameter in kernel.parameters] == ["x", "y"]
+    assert kernel.parameters[0].is_const
     assert kernel.parameters[1].dtype == np.float64
+    assert kernel.initialised == ("x",)
+    with pytest.raises(ValueError, match=r"a\.cu has no __global__ function g"):
+        KernelTemplate("a.cu", "g", combinations(T=("float",))).kernels  # noqa: B018
     with pytest.raises(KeyError):
         template(T="float", Width="4")
