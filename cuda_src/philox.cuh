@@ -19,7 +19,11 @@ __device__ __forceinline__ uint4 philox4x32_10(uint4 counter, uint2 key) {
     return counter;
 }
 
-// The words of one dropout call: element g has word g & 3 of block g >> 2.
+// The words of one dropout call: decision g has word g & 3 of block g >> 2. In cuRAND's words `offset` is
+// the subsequence and g the offset: curand_init(seed, offset, g, &state), then curand(&state).
+//
+//     const uint4 block = DropoutStream{seed, offset}.block(g >> 2);
+//     const bool dropped = word_of(block, g & 3) < drop_below;
 struct DropoutStream {
     unsigned long long seed;
     unsigned long long offset;
