@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gpu_layers.catalogue import HEADLINE, OPERATIONS
 from profiling.cases import DTYPES, Case, all_cases, in_rounds, selected
 from profiling.charts import save_charts
 from profiling.comparison import compare
 from profiling.devices import CudaDevice, Device, EmulatedDevice
 from profiling.environment import environment
 from profiling.implementations import COMPILED, JAX, PEERS, Implementation
-from profiling.operations import HEADLINE, OPERATIONS
 from profiling.progress import Progress
 from profiling.results import ResultsError, Run
 from profiling.runner import DeviceLostError, Effort, Runner, copy_bandwidth

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import ml_dtypes
 import numpy as np
 
-from profiling.operation import BACKWARD, Operation, Shape, Sizes
+from gpu_layers.catalogue.operation import BACKWARD, Operation, Shape, Sizes
 
 #: In the order of what matters to training.
 DTYPES: dict[str, np.dtype] = {
@@ -58,18 +58,18 @@ class Case:
     @property
     def floor_bytes(self) -> int:
         """Each input once and each output once."""
-        return self.operation.floor[self.direction](self.sizes)
+        return self.operation.floor(self.sizes, self.direction)
 
     @property
     def torch_bytes(self) -> int:
         """What PyTorch's own kernels move."""
-        return self.operation.torch_bytes[self.direction](self.sizes)
+        return self.operation.torch_bytes(self.sizes, self.direction)
 
     @property
     def bytes_by_arrays(self) -> int:
         """What the array library moves beside our kernels, by the sizes of its arrays."""
-        of_pass = self.operation.by_arrays.get(self.direction)
-        return 0 if of_pass is None else of_pass(self.sizes)
+        by_arrays = self.operation.by_arrays
+        return 0 if by_arrays is None else by_arrays(self.sizes, self.direction)
 
     def in_memory(self, shape: Shape) -> Shape:
         """A shape (N, C, *spatial) in the order of memory."""

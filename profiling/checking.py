@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays, epsilon
+from gpu_layers.catalogue.operation import BACKWARD, FORWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.verification.comparison import epsilon
 from profiling.cases import DTYPES, Case
-from profiling.operation import BACKWARD, FORWARD, Arrays
 
 # Elements of a part: a fraction of a second in float64.
 _PART = 2**20

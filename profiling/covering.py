@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.runtime.backend import use_executor
 from gpu_layers.runtime.kernel import Kernel, Parameter, all_kernels
 from gpu_layers.runtime.limits import force_limits
-from gpu_layers.verification import Case
-from gpu_layers.verification.comparison import Arrays
 
 
 class _Names:

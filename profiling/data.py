@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.operation import BACKWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from profiling.cases import DTYPES, Case
 from profiling.devices import Device
-from profiling.operation import BACKWARD, Arrays
 
 # 64 MB of float32: more than an L2 cache, so that repeating it makes no input warm.
 _BLOCK = 2**24

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.operation import FORWARD
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.limits import force_limits
 from profiling.cases import DTYPES, Case
 from profiling.checking import named
 from profiling.data import InputMaker
 from profiling.devices import Device
-from profiling.operation import FORWARD, Arrays
 
 OURS, TORCH, COMPILED, JAX, CUPY, COPY = "ours", "torch", "torch.compile", "jax", "cupy", "copy"
 TWO_READS = "two reads"

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import DTYPES, Case, all_cases, selected
 from profiling.charts import largest_rows
 from profiling.devices import GPUS, MODELLED, Gpu
 from profiling.environment import environment
 from profiling.model_charts import save_model_chart
 from profiling.occupancy import occupancy
-from profiling.operations import OPERATIONS
 from profiling.prediction import Counted, LaunchTime, Prediction, count_case, timed
 from profiling.progress import Progress
 from profiling.register_limits import most_registers

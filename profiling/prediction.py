@@ -25,6 +25,8 @@ from functools import cache
 
 import numpy as np
 
+from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue.operation import FORWARD, Shape
 from gpu_layers.runtime.kernel import Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from profiling.cases import Case
@@ -33,8 +35,6 @@ from profiling.devices import GPUS, MODELLED, Gpu
 from profiling.launches import Launch
 from profiling.machine import Execution, execute
 from profiling.occupancy import resident_blocks
-from profiling.operation import FORWARD, Shape
-from profiling.operations import OPERATIONS
 from profiling.traffic import launches_of, modelled_bytes
 
 #: The machine code that is counted, whatever the GPU.
@@ -152,7 +152,7 @@ def predict(
     Parameters
     ----------
     operation : str
-        A name of ``profiling.operations``.
+        A name of ``gpu_layers.catalogue``.
     shape : tuple of int
         (N, C, *spatial) of x.
     dtype : {"bfloat16", "float16", "float32", "float64"}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays
 from profiling.cases import Case
 from profiling.checking import Part, error_ratio, expected, parts, roughly_equal
 from profiling.data import InputMaker
 from profiling.devices import Device
 from profiling.implementations import PEERS, Copy, Implementation, NotThereError, Ours, bytes_of_a_call
-from profiling.operation import Arrays
 from profiling.results import Row
 from profiling.timing import Subject, measure
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.operation import FORWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
@@ -18,7 +20,6 @@ from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.launches import Launch, NoLaunches, listed_launches
 from profiling.machine import FOLD
-from profiling.operation import FORWARD, Arrays
 
 _SECTOR = 32
 # Elements of what is counted; the emulator takes some million a second.

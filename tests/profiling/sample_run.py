@@ -2,8 +2,8 @@
 
 import zlib
 
+from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import all_cases
-from profiling.operations import OPERATIONS
 from profiling.results import Row, Run
 from profiling.statistics import Timing
 

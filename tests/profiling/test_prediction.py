@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("cupy")
 
+from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import Case
 from profiling.devices import GPUS
 from profiling.launches import Launch
 from profiling.machine import execute
-from profiling.operations import OPERATIONS
 from profiling.prediction import (
     CACHED,
     IDLE,

@@ -6,13 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue.activation import RELU
+from gpu_layers.catalogue.batch_norm import BATCH_NORM
+from gpu_layers.catalogue.batch_norm_max_pool import BATCH_NORM_RELU_MAX_POOL
+from gpu_layers.catalogue.dropout import DROPOUT
+from gpu_layers.catalogue.pooling import MAX_POOL
 from profiling.cases import Case, all_cases
 from profiling.checking import error_ratio, expected, parts
 from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.implementations import CompiledTorch, Copy, CuPy, Jax, NotThereError, Ours, Torch, TwoReads
 from profiling.launches import listed_launches
-from profiling.operations import BATCH_NORM, BATCH_NORM_RELU_MAX_POOL, DROPOUT, MAX_POOL, OPERATIONS, RELU
 from profiling.runner import Effort, Runner, copy_bandwidth
 
 SHORT = Effort(samples=3, seconds=0.01)
