@@ -15,6 +15,8 @@ from gpu_layers.ops.fractional_max_pool import (
 )
 from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
 
+__all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
+
 
 class _FractionalMaxPool(Layer):
     """Largest value of each window, of windows that overlap by chance (Graham, 2014): sizes shrink by any ratio.

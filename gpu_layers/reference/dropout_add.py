@@ -11,6 +11,8 @@ from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
 
+__all__ = ["dropout_add_backward", "dropout_add_forward"]
+
 
 @ieee
 def dropout_add_forward(

@@ -167,7 +167,7 @@ def test_list(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "lstm"], "no case is named like 'lstm': the operations are dropout, relu"),
+        (["--only", "lstm"], "no case is named like 'lstm': the operations are dropout, channel_dropout"),
         (
             ["--peers", "lstm"],
             "no peer is named like 'lstm': there are copy, torch, torch.compile, jax, cupy, two reads",
