@@ -7,6 +7,7 @@ from here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from gpu_layers.catalogue import (
@@ -25,21 +26,19 @@ from gpu_layers.catalogue.case import Case
 from gpu_layers.catalogue.operation import LayerExample, Operation
 from gpu_layers.catalogue.traffic import TrafficCase
 
-_FAMILIES = (
-    dropout,
-    activation,
-    activation_dropout,
-    batch_norm,
-    batch_norm_max_pool,
-    batch_norm_variants,
-    pooling,
-    fractional_max_pool,
-    lp_pool,
-    max_unpool,
-)
-OPERATIONS: tuple[Operation, ...] = tuple(
-    one for family in _FAMILIES for one in vars(family).values() if isinstance(one, Operation)
-)
+#: The modules of each page of the documents.
+_FAMILIES = {
+    "dropout": (dropout, activation_dropout),
+    "networks": (activation,),
+    "batch_norm": (batch_norm, batch_norm_max_pool, batch_norm_variants),
+    "pooling": (pooling, fractional_max_pool, lp_pool, max_unpool),
+}
+#: Their operations, by these pages.
+FAMILIES: dict[str, tuple[Operation, ...]] = {
+    page: tuple(one for module in modules for one in vars(module).values() if isinstance(one, Operation))
+    for page, modules in _FAMILIES.items()
+}
+OPERATIONS: tuple[Operation, ...] = tuple(itertools.chain(*FAMILIES.values()))
 #: What most networks spend their time on: measured first, and against what takes long to compile.
 HEADLINE: tuple[Operation, ...] = (
     batch_norm.BATCH_NORM,

@@ -374,6 +374,8 @@ def _add_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
             shape,
             forward=lambda x, activation=activation: run(x, activation),
             floor=lambda s, direction, saved, activation=activation: _add_floor(s, direction, activation),
+            # The sums of the bias's gradient are merged by a second.
+            launches=(1, 2),
         )
 
 

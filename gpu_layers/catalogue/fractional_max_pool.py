@@ -100,6 +100,8 @@ def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
                 channels_last=layout == "NHWC",
             ),
             floor=lambda s, direction, saved: _floor(s, direction, saved.starts.nbytes),
+            # The starts of the windows are drawn by a first.
+            launches=(2, 1),
         )
 
 

@@ -40,6 +40,8 @@ class TrafficCase:
         Bytes that the array library also moves, by the sizes of its arrays.
     torch_saved : int or None
         Of a forward: bytes that PyTorch's keeps alive for its backward, of its input too.
+    launches : int
+        How many kernels the pass starts.
     """
 
     op: str
@@ -50,6 +52,7 @@ class TrafficCase:
     limit: float = 1.05
     torch_saved: int | None = None
     by_arrays: int = 0
+    launches: int = 1
 
     def __str__(self) -> str:
         return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
@@ -71,6 +74,7 @@ def passes(
     floor: Callable[..., int] | None = None,
     limit: float = 1.05,
     torch_saved: int | None = None,
+    launches: tuple[int, int] = (1, 1),
     **arrays: Any,
 ) -> Iterator[TrafficCase]:
     """The forward of an operation and, if it has one, its backward, of the result in place of a gradient.
@@ -79,8 +83,8 @@ def passes(
     ----------
     operation : Operation
     name : str
-    dtype, shape, layout, limit, torch_saved
-        As in :class:`TrafficCase`.
+    dtype, shape, layout, limit, torch_saved, launches
+        As in :class:`TrafficCase`; launches of each pass.
     forward : callable, optional
         ``x -> (y, saved)``; the operation's own, of x and ``arrays``, by default.
     floor : callable, optional
@@ -102,6 +106,7 @@ def passes(
         assert backward is not None
         return lambda: backward(y, saved), fewest
 
-    for direction in operation.passes:
+    for direction, count in zip(operation.passes, launches, strict=False):
         kept = torch_saved if direction == FORWARD else None
-        yield TrafficCase(f"{name} {direction}", dtype, shape, layout, partial(prepare, direction), limit, kept)
+        run_it = partial(prepare, direction)
+        yield TrafficCase(f"{name} {direction}", dtype, shape, layout, run_it, limit, kept, launches=count)
