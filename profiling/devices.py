@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpu_layers.core import reference_gpu
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from profiling.timing import HostTimer, Timer
@@ -48,10 +49,10 @@ class Gpu:
     copy_rate: float
     bytes_in_flight: int
     l2_bytes: int
-    threads: int = 2048
+    threads: int = reference_gpu.WARPS * reference_gpu.WARP_THREADS
     blocks: int = 32
     registers: int = 65536
-    shared_bytes: int = 228 * 1024
+    shared_bytes: int = reference_gpu.SHARED_BYTES
     lanes: int = 128
 
     @property
@@ -77,8 +78,8 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, 40 * 2**20, shared_bytes=164 * 1024),
-        Gpu("H100", 90, 132, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
-        Gpu("H200", 90, 132, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
+        Gpu("H100", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
+        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
         Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000, 126 * 2**20),
     )
 }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: The dtypes that every operation takes.
 FLOAT_DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
@@ -202,7 +204,7 @@ def combinations(**choices: Sequence[str]) -> list[dict[str, str]]:
 
 def accumulate_name(element: str) -> str:
     """C++ type in which an element type is computed: ``accumulate_t`` of ``numeric.cuh``."""
-    return "double" if element == "double" else "float"
+    return c_name(accumulation_dtype(C_TYPES[element]))
 
 
 def all_kernels(dtypes: Iterable[np.dtype] | None = None) -> list[Kernel]:
