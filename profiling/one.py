@@ -7,8 +7,7 @@ import sys
 from typing import Any
 
 from gpu_layers.catalogue import HEADLINE, OPERATIONS
-from profiling.cases import DTYPES, Case
-from profiling.data import InputMaker
+from profiling.cases import DTYPES, Case, InputMaker
 from profiling.devices import CudaDevice, Device, EmulatedDevice
 from profiling.implementations import Ours
 from profiling.results import ResultsError

@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_layers.catalogue import FAMILIES
-from profiling.charts import largest_rows, save_bars
-from profiling.model_charts import save_model_chart
+from profiling.charts import largest_rows, save_bars, save_model_chart
 from profiling.results import ResultsError, Row, Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ import zlib
 from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import all_cases
 from profiling.results import Row, Run
-from profiling.statistics import Timing
+from profiling.timing import Timing
 
 
 def sample_run(kind="measured"):

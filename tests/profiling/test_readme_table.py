@@ -15,7 +15,7 @@ from profiling.readme_table import (
     with_layers,
 )
 from profiling.results import ResultsError, Row, Run
-from profiling.statistics import Timing
+from profiling.timing import Timing
 from tests.profiling.sample_run import sample_run
 
 

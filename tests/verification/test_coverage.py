@@ -16,12 +16,12 @@ from gpu_layers.runtime import ranges
 from gpu_layers.runtime.backend import use_backend, use_executor
 from gpu_layers.verification import all_cases
 from gpu_layers.verification.traffic import traffic_cases
+from profiling.cases import InputMaker
 from profiling.cases import all_cases as benchmark_cases
-from profiling.covering import kernels_of
-from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.implementations import Ours
-from profiling.launches import NoLaunches
+from profiling.small_run import kernels_of
+from profiling.traffic import NoLaunches
 
 #: What runs kernels, but for other names of the same function.
 PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward", "_inference", "_moments", "_gather"))}
