@@ -97,17 +97,18 @@ def _examples() -> str:
 
 def _reference(title: str, module: str, names: tuple[str, ...] | None) -> str:
     """A page with the docstrings of a module's public names."""
-    if names is None:
-        names = _exported(ROOT / Path(*module.split(".")) / "__init__.py")
-    return "\n\n".join([f"# {title}", *(f"::: {module}.{name}" for name in names)])
+    paths = _exported(module) if names is None else [f"{module}.{name}" for name in names]
+    return "\n\n".join([f"# {title}", *(f"::: {path}" for path in paths)])
 
 
-def _exported(path: Path) -> tuple[str, ...]:
-    """``__all__`` of a module, without importing it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return tuple(ast.literal_eval(node.value))
-    raise ValueError(f"{path} has no __all__")
+def _exported(package: str) -> list[str]:
+    """Where the names stand that the modules of a package list in ``__all__``: without importing it, by name."""
+    found = {}
+    for path in (ROOT / Path(*package.split("."))).glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                found |= {name: f"{package}.{path.stem}.{name}" for name in ast.literal_eval(node.value)}
+    return [found[name] for name in sorted(found)]
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -3,54 +3,12 @@
 from gpu_layers import _process  # noqa: F401 (first: an interrupt during the imports below)
 
 # isort: split
-from gpu_layers import distributed, ops, random
+from typing import TYPE_CHECKING
+
+from gpu_layers import distributed, layers, ops, random
 from gpu_layers._version import __version__
 from gpu_layers.graphs import Graph, capture
-from gpu_layers.layers import (
-    ActivationDropout,
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AlphaDropout,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    Checkpoint,
-    Conv2d,
-    Dropout,
-    Dropout1d,
-    Dropout2d,
-    Dropout3d,
-    DropoutAdd,
-    DropPath,
-    FeatureAlphaDropout,
-    Flatten,
-    FractionalMaxPool2d,
-    FractionalMaxPool3d,
-    GhostBatchNorm1d,
-    GhostBatchNorm2d,
-    GhostBatchNorm3d,
-    Layer,
-    Linear,
-    LPPool1d,
-    LPPool2d,
-    LPPool3d,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-    MaxUnpool1d,
-    MaxUnpool2d,
-    MaxUnpool3d,
-    ReLU,
-    Sequential,
-    SyncBatchNorm,
-)
+from gpu_layers.layers import *
 from gpu_layers.layers.checkpoint import checkpoint
 from gpu_layers.models.folding import fold_batch_norm, fold_batch_norm_arrays
 from gpu_layers.models.foreign import load_foreign_batch_norm
@@ -71,52 +29,9 @@ from gpu_layers.runtime.ranges import profile_ranges
 from gpu_layers.sync_conversion import convert_sync_batch_norm, revert_sync_batch_norm
 
 __all__ = [
-    "ActivationDropout",
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveAvgPool3d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AdaptiveMaxPool3d",
-    "AlphaDropout",
-    "AvgPool1d",
-    "AvgPool2d",
-    "AvgPool3d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Checkpoint",
-    "Conv2d",
     "CudaGraphGenerator",
-    "DropPath",
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "DropoutAdd",
-    "FeatureAlphaDropout",
-    "Flatten",
-    "FractionalMaxPool2d",
-    "FractionalMaxPool3d",
     "Generator",
-    "GhostBatchNorm1d",
-    "GhostBatchNorm2d",
-    "GhostBatchNorm3d",
     "Graph",
-    "LPPool1d",
-    "LPPool2d",
-    "LPPool3d",
-    "Layer",
-    "Linear",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "MaxUnpool1d",
-    "MaxUnpool2d",
-    "MaxUnpool3d",
-    "ReLU",
-    "Sequential",
-    "SyncBatchNorm",
     "__version__",
     "capture",
     "checkpoint",
@@ -137,3 +52,5 @@ __all__ = [
     "statistics_transaction",
     "use_backend",
 ]
+if not TYPE_CHECKING:
+    __all__ += layers.__all__

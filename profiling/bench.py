@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gpu_layers.catalogue import HEADLINE, OPERATIONS
 from profiling.cases import DTYPES, Case, all_cases, in_rounds, selected
 from profiling.charts import save_charts
-from profiling.comparison import compare
-from profiling.devices import CudaDevice, Device, EmulatedDevice
-from profiling.environment import environment
+from profiling.devices import CudaDevice, Device, EmulatedDevice, environment
 from profiling.implementations import COMPILED, JAX, PEERS, Implementation
-from profiling.operations import HEADLINE, OPERATIONS
-from profiling.progress import Progress
-from profiling.results import ResultsError, Run
+from profiling.results import ResultsError, Run, compare, table
 from profiling.runner import DeviceLostError, Effort, Runner, copy_bandwidth
-from profiling.table import table
+from profiling.timing import Progress
 
 _COPY_BYTES = 2**30
 _QUICK = Effort(samples=20, seconds=0.4)

@@ -18,9 +18,9 @@ from gpu_layers.runtime.cache import write_atomically
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.verification import Backend, Case, all_cases, cuda_backend, emulated_backend
 from gpu_layers.verification.comparison import compare
-from profiling.covering import covering
-from profiling.environment import environment
+from profiling.devices import environment
 from profiling.results import ResultsError
+from profiling.small_run import covering
 
 _SECONDS_A_FILE = 3
 

@@ -1,16 +1,30 @@
-"""Where kernels are timed, a GPU or, to test the benchmark, the emulated one; and the GPUs that are modelled."""
+"""Where kernels are timed, a GPU or, to test the benchmark, the emulated one; the GPUs that are modelled, and what a
+measurement must say of where it was taken.
+"""
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from gpu_layers._version import __version__
+from gpu_layers.core import reference_gpu
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
+from gpu_layers.runtime.sources import sources_digest
 from profiling.timing import HostTimer, Timer
 
 # For float16 and bfloat16, which DLPack and older CuPy do not carry everywhere.
@@ -48,10 +62,10 @@ class Gpu:
     copy_rate: float
     bytes_in_flight: int
     l2_bytes: int
-    threads: int = 2048
+    threads: int = reference_gpu.WARPS * reference_gpu.WARP_THREADS
     blocks: int = 32
     registers: int = 65536
-    shared_bytes: int = 228 * 1024
+    shared_bytes: int = reference_gpu.SHARED_BYTES
     lanes: int = 128
 
     @property
@@ -77,8 +91,8 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, 40 * 2**20, shared_bytes=164 * 1024),
-        Gpu("H100", 90, 132, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
-        Gpu("H200", 90, 132, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
+        Gpu("H100", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
+        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
         Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000, 126 * 2**20),
     )
 }
@@ -247,3 +261,124 @@ class CudaDevice:
         """A CUDA tensor in the same memory."""
         tensor = torch.from_dlpack(array.view(_BITS[array.dtype.itemsize]))
         return tensor.view(getattr(torch, array.dtype.name))
+
+
+# ---- What a run was made with ----------------------------------------------------------------------------------------
+
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("numpy", "torch", "triton", "jax")
+
+
+def environment(gpu: bool) -> dict[str, Any]:
+    """Facts about this machine and this source tree.
+
+    Parameters
+    ----------
+    gpu : bool
+        Whether to ask for the GPU's.
+
+    Returns
+    -------
+    dict
+        ``date`` (UTC), ``commit``, ``sources`` (digest of ``cuda_src``), ``python``, the versions of packages (None if
+        missing), ``platform``; with a GPU ``gpu``, ``driver``, ``cuda``, ``cupy``, ``memory_gib``, ``l2_mib``,
+        ``multiprocessors``, ``compute_capability``.
+    """
+    facts: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit(),
+        "sources": str(sources_digest())[:16],
+        "gpu_layers": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+    return facts | (_gpu_facts() if gpu else {"cpu": _cpu(), "cores": os.cpu_count()})
+
+
+def commit() -> str:
+    """Of the source tree, with a ``+`` if it was changed since; ``$GPU_LAYERS_COMMIT`` in a tree without git."""
+    given = os.environ.get("GPU_LAYERS_COMMIT")
+    if given:
+        return given
+    try:
+        found = _output("git", "-C", str(_ROOT), "rev-parse", "--short=12", "HEAD")
+        changed = _output("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found + ("+" if changed else "")
+
+
+def folder_name(facts: dict[str, Any]) -> str:
+    """Name of a run's folder in ``profiling/results``: sorts by date, and says which GPU and commit."""
+    gpu = re.sub(r"[^a-z0-9]+", "-", str(facts.get("gpu", "no gpu")).lower()).strip("-")
+    date = re.sub(r"[:]", "", str(facts["date"]))
+    return f"{date}-{gpu}-{str(facts['commit']).rstrip('+')}"
+
+
+def _gpu_facts() -> dict[str, Any]:
+    cupy = require_gpu()
+    device = cupy.cuda.Device()
+    properties = cupy.cuda.runtime.getDeviceProperties(device.id)
+    runtime = cupy.cuda.runtime.runtimeGetVersion()
+    return {
+        "gpu": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": int(properties["multiProcessorCount"]),
+        "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
+        "l2_mib": round(properties["l2CacheSize"] / 2**20, 1),
+        "driver": _driver(),
+        "cuda": f"{runtime // 1000}.{runtime % 1000 // 10}",
+        "cupy": cupy.__version__,
+    }
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    try:
+        return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the folder name of a run on this GPU.
+
+    Returns
+    -------
+    int
+        0, or 2 without a GPU (and the reason on standard error).
+    """
+    parser = argparse.ArgumentParser(prog="python -m profiling.devices", description=main.__doc__)
+    parser.parse_args(arguments)
+    try:
+        print(folder_name(environment(gpu=True)))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

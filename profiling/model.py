@@ -2,7 +2,22 @@
 
 For every operation, pass and shape of the benchmark: the launches that the launchers make, registers and occupancy from
 the compiled machine code, the bytes that must cross the memory bus (:mod:`profiling.traffic`), the instructions that
-are issued, and the time that follows (:mod:`profiling.prediction`).
+are issued, and the time that follows. It can be wrong.
+
+A launch takes about as long as what it needs most of, and the launches of a call follow each other:
+
+- the memory: bytes that cross the bus, over the rate of a large copy;
+- issue: instructions that warps issue, each for 32 lanes whether they have work or not, over the issue rate. They are
+  counted by executing the machine code of a sample of the launch's own blocks, with its own arguments
+  (:mod:`profiling.machine`), so that what comes before the loop, ragged ends and idle lanes are in it;
+- waiting: how often a warp waits for memory and at barriers, one after the other, for as many rounds of blocks as there
+  are. By Little's law this is the same as too few bytes in flight.
+
+The first two are shared by the blocks of a round (what the GPU holds at once), and the last round is one even if it is
+not full. What a call's fewest bytes take as a copy, over the call's time, is its fraction of the copy; a copy is 1.
+
+Not in the model: what stays in the L2 cache between launches, clocks below the highest, instructions that only a part
+of the lanes of a multiprocessor can execute, and conflicts in shared memory.
 """
 
 from __future__ import annotations
@@ -10,20 +25,27 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue.operation import FORWARD, Shape
+from gpu_layers.runtime.kernel import Kernel, all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from profiling.cases import DTYPES, Case, all_cases, selected
-from profiling.charts import largest_rows
-from profiling.devices import GPUS, MODELLED, Gpu
-from profiling.environment import environment
-from profiling.model_charts import save_model_chart
-from profiling.occupancy import occupancy
-from profiling.operations import OPERATIONS
-from profiling.prediction import Counted, LaunchTime, Prediction, count_case, timed
-from profiling.progress import Progress
+from profiling.charts import largest_rows, save_model_chart
+from profiling.compiled_code import CompiledKernel, occupancy, read_cubin, resident_blocks
+from profiling.devices import GPUS, MODELLED, Gpu, environment
+from profiling.machine import Execution, execute
 from profiling.register_limits import most_registers
 from profiling.results import Row, Run
+from profiling.timing import Progress
+from profiling.traffic import Launch, launches_of, modelled_bytes
 
 _MOST_BYTES = 1.05
 _SMALL = 4e6
@@ -188,6 +210,240 @@ def main(arguments: list[str] | None = None) -> int:
         run.save(options.json)
     print(model_table(run))
     return 0
+
+
+# ---- The modelled time of an operation -------------------------------------------------------------------------------
+
+
+#: The machine code that is counted, whatever the GPU.
+_CAPABILITY = 90
+_LANES = 32
+# Threads that are executed to count a launch; NumPy takes some ten thousand instructions of them a second.
+_SAMPLE = 4096
+#: Seconds: between the end of a launch and the work of the next one; a read that hits a cache; a barrier of a block;
+#: one of all blocks. Orders of magnitude that are commonly measured for GPUs of these years, not of one of them.
+LAUNCH, CACHED, BARRIER, GRID_BARRIER = 1.5e-6, 50e-9, 30e-9, 1.5e-6
+#: A read from an idle memory, as a part of one from a busy memory.
+IDLE = 0.5
+#: How well the three needs of a launch overlap: their times are added as powers. Without end they would overlap wholly;
+#: with 4, two that are equal take 1.19 times as long as one of them.
+OVERLAP = 4
+MEMORY, ISSUE, WAITING = "memory", "issue", "waiting"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted of a launch. It does not depend on the GPU.
+
+    Attributes
+    ----------
+    launch : Launch
+    kernel : CompiledKernel
+    moved : float
+        Bytes that must cross the memory bus.
+    execution : Execution
+        Of the blocks that were executed.
+    """
+
+    launch: Launch
+    kernel: CompiledKernel
+    moved: float
+    execution: Execution
+
+    @property
+    def blocks(self) -> int:
+        """Of the whole launch."""
+        return math.prod(self.launch.grid)
+
+    @property
+    def thread_instructions(self) -> float:
+        """Of the whole launch, with those of idle lanes."""
+        return _LANES * self.execution.warp_instructions / self.execution.blocks * self.blocks
+
+    def resident(self, gpu: Gpu) -> int:
+        """Blocks that a multiprocessor holds at once."""
+        return resident_blocks(self.kernel.resources, math.prod(self.launch.block), self.launch.shared_bytes, gpu)
+
+
+@dataclass(frozen=True)
+class LaunchTime:
+    """The modelled time of a launch.
+
+    Attributes
+    ----------
+    seconds : float
+    limit : {"memory", "issue", "waiting"}
+        What it needs most of.
+    """
+
+    seconds: float
+    limit: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The modelled time of a call.
+
+    Attributes
+    ----------
+    gpu : Gpu
+    counted : tuple of Counted
+        Its launches.
+    times : tuple of LaunchTime
+    seconds : float
+        Of the call.
+    copy_seconds : float
+        Of a copy of the fewest bytes that the call must move.
+    note : str
+        Empty, or what was not counted.
+    """
+
+    gpu: Gpu
+    counted: tuple[Counted, ...]
+    times: tuple[LaunchTime, ...]
+    seconds: float
+    copy_seconds: float
+    note: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """The call's speed, as a part of a copy's: 1 is perfect."""
+        return self.copy_seconds / self.seconds
+
+    @property
+    def limit(self) -> str:
+        """What the longest launch needs most of."""
+        return max(self.times, key=lambda time: time.seconds).limit if self.times else MEMORY
+
+
+def predict(
+    operation: str,
+    shape: Shape,
+    dtype: str = "bfloat16",
+    *,
+    direction: str = FORWARD,
+    channels_last: bool = False,
+    gpu: str = MODELLED.name,
+) -> Prediction:
+    """The modelled time of an operation of the benchmark, e.g. ``predict("dropout", (8192, 4096)).fraction``.
+
+    Parameters
+    ----------
+    operation : str
+        A name of ``gpu_layers.catalogue``.
+    shape : tuple of int
+        (N, C, *spatial) of x.
+    dtype : {"bfloat16", "float16", "float32", "float64"}
+    direction : {"forward", "backward"}
+    channels_last : bool
+    gpu : {"A100", "H100", "H200", "B200"}
+
+    Raises
+    ------
+    ValueError
+        If there is no such operation, pass or GPU.
+    """
+    found = [candidate for candidate in OPERATIONS if candidate.name == operation]
+    if not found or direction not in found[0].passes:
+        names = ", ".join(f"{o.name} ({' and '.join(o.passes)})" for o in OPERATIONS)
+        raise ValueError(f"there is no operation {operation!r} {direction}: there are {names}")
+    if gpu not in GPUS:
+        raise ValueError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
+    return predict_case(Case(found[0], direction, tuple(shape), dtype, channels_last), GPUS[gpu])
+
+
+def predict_case(case: Case, gpu: Gpu = MODELLED) -> Prediction:
+    """The modelled time of a case."""
+    counted, note = count_case(case)
+    return timed(counted, case.floor_bytes, gpu, by_arrays=case.bytes_by_arrays, note=note)
+
+
+def count_case(case: Case) -> tuple[list[Counted], str]:
+    """What there is to count of a case's launches, and a note on what could not be counted."""
+    launches = launches_of(case, filled=True)
+    moved, note = modelled_bytes(case, launches)
+    return [count_launch(*pair) for pair in zip(launches, moved, strict=True)], note
+
+
+def count_launch(launch: Launch, moved: float) -> Counted:
+    """Execute a sample of a launch's blocks: all of them if they are few, else one at a random place of equal parts."""
+    kernel, blocks = compiled(launch.kernel), math.prod(launch.grid)
+    wanted = max(4, _SAMPLE // math.prod(launch.block))
+    chosen: Sequence[int] = range(blocks)
+    if blocks > wanted:
+        # Random, so that no period of the work (an image has so many blocks, say) meets one of the sample.
+        places = np.random.default_rng(2026).random(wanted)
+        chosen = sorted({int((part + place) * blocks / wanted) for part, place in enumerate(places)})
+    execution = execute(
+        kernel, launch.grid, launch.block, launch.values, dynamic_shared=launch.shared_bytes, blocks=chosen
+    )
+    return Counted(launch, kernel, moved, execution)
+
+
+def timed(
+    counted: Sequence[Counted], floor_bytes: int, gpu: Gpu = MODELLED, *, by_arrays: int = 0, note: str = ""
+) -> Prediction:
+    """The time that counted launches should take, one after the other.
+
+    Parameters
+    ----------
+    counted : sequence of Counted
+    floor_bytes : int
+        The fewest bytes that the call must move.
+    gpu : Gpu
+    by_arrays : int
+        Bytes that the array library moves besides, at a copy's rate.
+    note : str
+        Of the result.
+    """
+    times = tuple(launch_time(launch, gpu) for launch in counted)
+    seconds = sum(time.seconds for time in times) + by_arrays / gpu.copy_rate
+    return Prediction(gpu, tuple(counted), times, seconds, copy_seconds(floor_bytes, gpu), note)
+
+
+def copy_seconds(size: float, gpu: Gpu = MODELLED) -> float:
+    """What a copy of so many bytes, read and written, takes: one launch, which waits for the memory at least once."""
+    return LAUNCH + max(size / gpu.copy_rate, gpu.latency)
+
+
+def launch_time(counted: Counted, gpu: Gpu = MODELLED) -> LaunchTime:
+    """The time of one launch."""
+    execution, blocks = counted.execution, counted.blocks
+    held = max(1, counted.resident(gpu)) * gpu.multiprocessors
+    barriers = execution.cached_trips * CACHED + execution.barriers * BARRIER + execution.arrivals * GRID_BARRIER
+    issued = execution.warp_instructions / execution.blocks * _LANES / (gpu.lanes * gpu.clock)
+    needs = dict.fromkeys((MEMORY, ISSUE, WAITING), 0.0)
+    seconds = 0.0
+    rounds, rest = divmod(blocks, held)
+    for count, repeated in ((held, rounds), (rest, 1)):
+        if not count or not repeated:
+            continue
+        memory = counted.moved * count / blocks / gpu.copy_rate
+        issue = issued * math.ceil(count / gpu.multiprocessors)
+        waiting = barriers + _trips(execution.trips, max(memory, issue), memory, gpu)
+        seconds += repeated * (memory**OVERLAP + issue**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
+        for name, need in ((MEMORY, memory), (ISSUE, issue), (WAITING, waiting)):
+            needs[name] += repeated * need
+    return LaunchTime(LAUNCH + seconds, max(needs, key=lambda name: needs[name]))
+
+
+def _trips(trips: float, least: float, memory: float, gpu: Gpu) -> float:
+    """Seconds of so many reads one after the other; each takes the longer, the busier the memory is meanwhile.
+
+    Busy is the part of the round's time in which the memory works, and that time is at least ``least``: what is looked
+    for is the time t = trips * (idle + (loaded - idle) * memory / max(t, least)).
+    """
+    idle, loaded = IDLE * gpu.latency, gpu.latency
+    alone = (idle + math.sqrt(idle**2 + 4 * (loaded - idle) * memory / trips)) / 2 * trips if trips else 0.0
+    return alone if alone >= least else trips * (idle + (loaded - idle) * memory / least)
+
+
+@cache
+def compiled(kernel: Kernel) -> CompiledKernel:
+    """The machine code of a kernel."""
+    names = tuple(other.name for other in all_kernels() if other.source == kernel.source)
+    module = compiled_module(kernel.source, names, Architecture(_CAPABILITY), warnings_as_errors=True)
+    return read_cubin(module.path)[module.symbols[kernel.name]]
 
 
 if __name__ == "__main__":

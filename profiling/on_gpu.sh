@@ -125,7 +125,7 @@ left() { echo $((deadline - reserve - ($(now) - begin))); }
 # Where it was said, not where the steps run.
 out=${1:+$(realpath -m -- "$1")}
 cd "$root" || exit 2
-if ! run=$("$python" -m profiling.environment); then
+if ! run=$("$python" -m profiling.devices); then
     echo "profiling/on_gpu.sh needs a GPU and CuPy; nothing was run." >&2
     exit 2
 fi

@@ -6,11 +6,10 @@ import argparse
 import sys
 from typing import Any
 
-from profiling.cases import DTYPES, Case
-from profiling.data import InputMaker
+from gpu_layers.catalogue import HEADLINE, OPERATIONS
+from profiling.cases import DTYPES, Case, InputMaker
 from profiling.devices import CudaDevice, Device, EmulatedDevice
 from profiling.implementations import Ours
-from profiling.operations import HEADLINE, OPERATIONS
 from profiling.results import ResultsError
 
 #: In place of an operation: those that matter most.

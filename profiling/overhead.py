@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import gpu_layers as gl
+from gpu_layers.catalogue import HEADLINE, OPERATIONS
+from gpu_layers.catalogue.batch_norm import BATCH_NORM
+from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.dropout import DROPOUT
+from gpu_layers.catalogue.operation import Operation
+from gpu_layers.catalogue.pooling import MAX_POOL
 from gpu_layers.runtime.backend import use_executor
-from profiling.cases import Case
-from profiling.data import InputMaker
-from profiling.devices import CudaDevice, Device, EmulatedDevice
-from profiling.environment import environment
+from profiling.cases import Case, InputMaker
+from profiling.devices import CudaDevice, Device, EmulatedDevice, environment
 from profiling.implementations import Implementation, NotThereError, Ours, Torch
-from profiling.launches import NoLaunches
-from profiling.operation import Arrays, Operation
-from profiling.operations import BATCH_NORM, DROPOUT, HEADLINE, MAX_POOL, OPERATIONS
 from profiling.results import Run
+from profiling.traffic import NoLaunches
 
 _SHAPES = {2: (4, 32), 4: (2, 8, 8, 8)}
 # Many short turns rather than few long ones: of these one in which the host did nothing else is likely.

@@ -1,17 +1,19 @@
 """``make results``: the tables and the picture of performance, from the newest run in ``profiling/results``.
 
-The README has seven rows and their picture; docs/performance.md has a row for each case.
+The README has seven rows and their picture; docs/performance.md has a row for each case. The READMEs also name the
+layers of each family, from the catalogue.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from profiling.charts import largest_rows, save_bars
-from profiling.model_charts import save_model_chart
+from gpu_layers.catalogue import FAMILIES
+from profiling.charts import largest_rows, save_bars, save_model_chart
 from profiling.results import ResultsError, Row, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,8 +172,23 @@ def replaced(text: str, new: str) -> str:
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
 
+_LAYERS = re.compile(r"^(\| [^`|]+ \| )(?:`\w+`(?:, )?)+( \| \[.*\]\(docs/(\w+)\.md\) \|)$", re.MULTILINE)
+
+
+def with_layers(text: str) -> str:
+    """A README with the layers of each family whose page a row links to."""
+
+    def row(match: re.Match[str]) -> str:
+        if match[3] == "networks":  # most of them have no kernels, and are not in the catalogue
+            return match[0]
+        names = [f"`{one.kind.__name__}`" for operation in FAMILIES[match[3]] for one in operation.layers]
+        return f"{match[1]}{', '.join(names)}{match[2]}"
+
+    return _LAYERS.sub(row, text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Rewrite both sections, and draw the picture.
+    """Rewrite the sections and the names of layers, and draw the picture.
 
     Returns
     -------
@@ -187,12 +204,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pages = {options.readme: section(options.results, headlines=True), options.page: section(options.results)}
         old = {page: page.read_text(encoding="utf-8") for page in pages}
-        new = {page: replaced(old[page], text) for page, text in pages.items()}
+        new = {page: with_layers(replaced(old[page], text)) for page, text in pages.items()}
+        translation = options.readme.with_suffix(".zh-CN.md")
+        if translation.exists():
+            old[translation] = translation.read_text(encoding="utf-8")
+            new[translation] = with_layers(old[translation])
         save_picture(options.results, options.picture)
     except (OSError, ResultsError) as error:
         print(f"profiling.readme_table: error: {error}", file=sys.stderr)
         return 2
-    for page in pages:
+    for page in new:
         if new[page] != old[page]:
             page.write_text(new[page], encoding="utf-8")
         print(f"{page}: {'as it was' if new[page] == old[page] else 'rewritten'}")

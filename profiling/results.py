@@ -1,4 +1,4 @@
-"""A run of the benchmark, or of the model of cost, as JSON and CSV: both have one shape."""
+"""A run of the benchmark, or of the model of cost, as JSON and CSV: both have one shape. As text, and two compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from profiling.statistics import Timing
+from profiling.implementations import COPY, PEERS
+from profiling.timing import Timing, verdict
 
 #: Raised whenever the meaning of a field changes.
 SCHEMA = 2
@@ -190,3 +191,83 @@ def _row(data: dict[str, Any]) -> Row:
     if unknown:
         raise TypeError(f"unknown fields {sorted(unknown)}")
     return Row(timings=timings, **data)
+
+
+# ---- Two runs --------------------------------------------------------------------------------------------------------
+
+
+def compare(old: Run, new: Run) -> str:
+    """A table of the cases of both runs whose time changed, and how many did not.
+
+    Raises
+    ------
+    ResultsError
+        If the runs are of different kinds: an emulated time says nothing of a measured one.
+    """
+    if old.kind != new.kind:
+        raise ResultsError(f"results that are {new.kind} cannot be compared with those that are {old.kind}")
+    before = {row.case: row for row in old.rows}
+    lines, same, alone = [], 0, 0
+    for row in new.rows:
+        earlier = before.get(row.case)
+        if earlier is None or earlier.shape != row.shape or _OURS not in row.timings or _OURS not in earlier.timings:
+            alone += 1
+            continue
+        was, now = earlier.timings[_OURS], row.timings[_OURS]
+        found = verdict(was, now)
+        if found == "same":
+            same += 1
+            continue
+        change = now.median / was.median - 1
+        lines.append(f"{found:<7} {row.case:<62} {was.median:>10.1f} us -> {now.median:>9.1f} us  {change:+.0%}")
+    lines.sort()
+    gpus = [str(run.environment.get("gpu", run.kind)) for run in (old, new)]
+    head = f"{old.environment.get('commit')} ({gpus[0]}) -> {new.environment.get('commit')} ({gpus[1]})"
+    summary = f"{len(lines)} changed beyond noise, {same} did not, {alone} in one run only"
+    return "\n".join([head, *lines, summary])
+
+
+# ---- A run as text ---------------------------------------------------------------------------------------------------
+
+
+_HEAD = {
+    "measured": "Measured on {gpu}, driver {driver}, CUDA {cuda}, CuPy {cupy}, PyTorch {torch}, commit {commit}.",
+    "emulated": "EMULATED on {cpu}: these times test the benchmark and say nothing of a GPU. Commit {commit}.",
+    "modelled": "MODELLED, never run on a GPU: bytes counted by emulation, no times. Commit {commit}.",
+}
+
+
+def table(run: Run) -> str:
+    """One line a case: time and spread, rate, fraction of the copy's, and the time of each peer over ours."""
+    facts = {key: "-" if value is None else value for key, value in run.environment.items()}
+    lines = [_HEAD[run.kind].format_map(_Dashes(facts))]
+    if run.copy_gb_per_s:
+        lines.append(f"A large copy from device to device: {run.copy_gb_per_s:,.0f} GB/s, read and written.")
+    lines.append("Rates count floor bytes: each input once, each output once. Peers: their time over ours.")
+    width = max([4, *(len(row.case) for row in run.rows)])
+    names = [peer.name for peer in PEERS if peer.name != COPY]
+    head = f"{'case':<{width}} {'us':>9} {'spread':>6} {'GB/s':>6} {'of copy':>7}"
+    lines.append(head + "".join(f" {name:>13}" for name in names))
+    lines += [_line(row, run.copy_gb_per_s, width, names) for row in run.rows]
+    if run.left_off:
+        lines.append(f"The time did not suffice for {len(run.left_off)} more: {run.left_off[0]}, ...")
+    return "\n".join(lines)
+
+
+def _line(row: Row, copy: float | None, width: int, names: list[str]) -> str:
+    ours = row.timings.get("ours")
+    cells = f"{row.case:<{width}} "
+    if ours is None:
+        return cells + "; ".join(row.notes)
+    fraction = row.fraction(copy)
+    cells += f"{ours.median:>9.1f} {ours.spread:>6.0%} {row.gb_per_s:>6.0f} "
+    cells += f"{'-':>7}" if fraction is None else f"{fraction:>7.2f}"
+    for name in names:
+        ratio = row.ratio(name)
+        cells += f" {'-':>13}" if ratio is None else f" {ratio:>12.2f}x"
+    return f"{cells}  {'; '.join(row.notes)}".rstrip()
+
+
+class _Dashes(dict):
+    def __missing__(self, key: str) -> str:
+        return "-"

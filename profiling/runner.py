@@ -7,12 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiling.cases import Case
-from profiling.checking import Part, error_ratio, expected, parts, roughly_equal
-from profiling.data import InputMaker
+from gpu_layers.catalogue.case import Arrays
+from profiling.cases import Case, InputMaker
 from profiling.devices import Device
-from profiling.implementations import PEERS, Copy, Implementation, NotThereError, Ours, bytes_of_a_call
-from profiling.operation import Arrays
+from profiling.implementations import (
+    PEERS,
+    Copy,
+    Implementation,
+    NotThereError,
+    Ours,
+    Part,
+    bytes_of_a_call,
+    error_ratio,
+    expected,
+    parts,
+    roughly_equal,
+)
 from profiling.results import Row
 from profiling.timing import Subject, measure
 

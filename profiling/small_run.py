@@ -1,13 +1,24 @@
-"""``python -m profiling.small_run``: launch every kernel on small arrays, under a sanitizer for example."""
+"""``python -m profiling.small_run``: launch every kernel on small arrays, under a sanitizer for example.
+
+Few of the verification's cases launch all of them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
-from gpu_layers.runtime.kernel import all_kernels
+import numpy as np
+
+from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.runtime.backend import use_executor
+from gpu_layers.runtime.kernel import Kernel, Parameter, all_kernels
+from gpu_layers.runtime.limits import force_limits
 from gpu_layers.verification import all_cases, cuda_backend, emulated_backend
-from profiling.covering import covering
 
 _CASES_A_LINE = 25
 
@@ -60,6 +71,77 @@ def _separate_allocations() -> None:
     import cupy
 
     cupy.cuda.set_allocator(None)
+
+
+# ---- Few cases that launch every kernel ------------------------------------------------------------------------------
+
+
+class _Names:
+    """Takes launches: keeps the kernel's name, and writes zeros where the kernel would have written."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def launch(self, kernel: Kernel, grid: Any, block: Any, values: list[Any], *rest: Any) -> None:
+        self.names.add(kernel.name)
+        for parameter, value in zip(kernel.parameters, values, strict=True):
+            if _is_written(parameter) and value is not None:
+                value.reshape(-1).view(np.uint8)[...] = 0
+
+
+def _is_written(parameter: Parameter) -> bool:
+    return parameter.is_pointer and not parameter.is_const
+
+
+def kernels_of(case: Case) -> set[str]:
+    """Names of the kernels that a case launches."""
+    executor = _Names()
+    inputs = case.inputs()
+    # Zeros may be what no kernel gives, and the host may refuse to go on with them: what was launched counts.
+    with use_executor(executor), contextlib.suppress(Exception):
+        case.run(inputs)
+    return executor.names
+
+
+def with_index64(case: Case) -> Case:
+    """The same case, by the kernels that arrays of 2**31 elements and more need."""
+
+    return _limited(case, "64-bit indices", index64=True)
+
+
+def with_one_block(case: Case) -> Case:
+    """The same case, by the kernels for arrays of which a GPU does not hold enough blocks at once."""
+    return _limited(case, "one block", max_blocks=1)
+
+
+def _limited(case: Case, label: str, **limits: Any) -> Case:
+    def run(arrays: Arrays) -> Arrays:
+        with force_limits(**limits):
+            return case.run(arrays)
+
+    return replace(case, label=f"{case.label}, {label}", run=run)
+
+
+def covering(cases: Iterable[Case]) -> tuple[list[Case], set[str]]:
+    """The cases that launch a kernel that none before them does: as they are, with 64-bit indices, with one block.
+
+    Returns
+    -------
+    list of Case
+    set of str
+        Names of the kernels that they launch.
+    """
+    chosen: list[Case] = []
+    covered: set[str] = set()
+    cases, everything = list(cases), {kernel.name for kernel in all_kernels()}
+    for case in (*cases, *map(with_index64, cases), *map(with_one_block, cases)):
+        if covered >= everything:
+            break
+        names = kernels_of(case)
+        if not names <= covered:
+            covered |= names
+            chosen.append(case)
+    return chosen, covered
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ away and the device is kept busy for longer.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
-
-from profiling.statistics import Timing, summarize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
 
 
 class Timer(Protocol):
@@ -174,3 +174,121 @@ def measure(
         for subject in subjects:
             subject.sample(timer, buffers, calls)
     return {subject.name: subject.timing() for subject in subjects}
+
+
+# ---- How far a run is ------------------------------------------------------------------------------------------------
+
+
+_WIDTH = 24
+
+
+class Progress:
+    """One line that is written over; on a file or a pipe a line now and then.
+
+    Parameters
+    ----------
+    total : int
+    stream : file
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(self, total: int, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._stream, self._clock = total, stream, clock
+        self._begin = clock()
+        self._last = -1e9
+        self._longest = 0
+
+    def show(self, done: int, what: str) -> None:
+        """Say that so many are done, and what is next."""
+        now = self._clock()
+        line = f"{self._bar(done)} {done}/{self._total} {self._left(done, now)}  {what}"
+        if self._stream.isatty():
+            self._longest = max(self._longest, len(line))
+            self._stream.write(f"\r{line:<{self._longest}}")
+        elif now - self._last >= 10:
+            self._last = now
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Remove the line."""
+        if self._stream.isatty():
+            self._stream.write(f"\r{'':<{self._longest}}\r")
+            self._stream.flush()
+
+    def _bar(self, done: int) -> str:
+        full = _WIDTH * done // max(self._total, 1)
+        return f"[{'=' * full}{' ' * (_WIDTH - full)}]"
+
+    def _left(self, done: int, now: float) -> str:
+        if not done:
+            return "  ?:?? left"
+        seconds = round((now - self._begin) / done * (self._total - done))
+        return f"{seconds // 60:>3}:{seconds % 60:02} left"
+
+
+# ---- Samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated timings of one call, in microseconds.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Half of the samples are below the median, a tenth below ``low``, a tenth above ``high``.
+    samples : int
+    clock : {"events", "host"}
+        Events on the device's own time line, or the host's clock around synchronised calls.
+    steady : bool
+        Whether the host was ahead of the device in every sample, so that no waiting for the host is in the numbers.
+    """
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    clock: str = "events"
+    steady: bool = True
+
+    @property
+    def spread(self) -> float:
+        """Distance from ``low`` to ``high``, as a part of the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+
+def quantile(ordered: Sequence[float], part: float) -> float:
+    """The value that this part of the ordered samples is below, between two samples in proportion."""
+    place = part * (len(ordered) - 1)
+    before = math.floor(place)
+    after = min(before + 1, len(ordered) - 1)
+    return ordered[before] + (place - before) * (ordered[after] - ordered[before])
+
+
+def summarize(seconds: Sequence[float], clock: str = "events", steady: bool = True) -> Timing:
+    """Middle and spread of samples in seconds.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not seconds:
+        raise ValueError("no samples")
+    ordered = sorted(1e6 * value for value in seconds)
+    median, low, high = (quantile(ordered, part) for part in (0.5, 0.1, 0.9))
+    return Timing(median, low, high, len(ordered), clock, steady)
+
+
+def verdict(old: Timing, new: Timing, at_least: float = 0.03) -> str:
+    """``"faster"``, ``"slower"`` or ``"same"``: beyond the spread of both, and by 3 % or more.
+
+    Two runs of one version differ by a few percent whatever their samples say (clocks, other memory addresses).
+    """
+    if abs(new.median - old.median) < at_least * old.median:
+        return "same"
+    if new.high < old.low:
+        return "faster"
+    return "slower" if new.low > old.high else "same"

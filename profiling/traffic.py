@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.operation import FORWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
-from profiling.cases import DTYPES, Case
-from profiling.data import InputMaker
+from gpu_layers.runtime.kernel import Kernel
+from profiling.cases import DTYPES, Case, InputMaker
 from profiling.devices import EmulatedDevice
-from profiling.launches import Launch, NoLaunches, listed_launches
 from profiling.machine import FOLD
-from profiling.operation import FORWARD, Arrays
 
 _SECTOR = 32
 # Elements of what is counted; the emulator takes some million a second.
@@ -150,3 +151,68 @@ def call_of(case: Case, arrays: Arrays) -> Callable[[], Any]:
     backward, (_, saved) = operation.backward, operation.forward(arrays, last)
     assert backward is not None
     return lambda: backward(arrays["dy"], saved)
+
+
+# ---- Which launches an operation makes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    grid, block : tuple of three int
+    shared_bytes : int
+        Dynamic shared memory a block.
+    cooperative : bool
+    array_bytes : dict of str to int
+        Size of each array that it is given, by parameter.
+    values : list
+        What it is given: arrays, None for a null pointer, numbers.
+    """
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    cooperative: bool
+    array_bytes: dict[str, int]
+    values: list[Any] = field(default_factory=list, repr=False)
+
+
+class NoLaunches:
+    """Takes launches, and does nothing: what remains is the host's work."""
+
+    def launch(self, *launch: Any) -> None:
+        """Nothing."""
+
+
+class _Listed:
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        values: list[Any],
+        shared_bytes: int,
+        cooperative: bool,
+    ) -> None:
+        sizes = {
+            parameter.name: value.nbytes
+            for parameter, value in zip(kernel.parameters, values, strict=True)
+            if parameter.is_pointer and value is not None
+        }
+        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, list(values)))
+
+
+@contextmanager
+def listed_launches() -> Iterator[list[Launch]]:
+    """A list that grows with each launch of NumPy arrays in a ``with`` block. Results hold whatever was in memory."""
+    executor = _Listed()
+    with use_executor(executor):
+        yield executor.launches

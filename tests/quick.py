@@ -66,7 +66,7 @@ def ignored() -> list[Path]:
 def parity_cases() -> set[str]:
     """Names of the cases that are run."""
     from gpu_layers.verification import all_cases
-    from profiling.covering import kernels_of
+    from profiling.small_run import kernels_of
 
     chosen, covered = set(), set()
     for case in all_cases():

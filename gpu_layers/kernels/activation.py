@@ -12,6 +12,8 @@ from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["relu_backward", "relu_forward"]
+
 _OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
 _RELU_FORWARD = KernelTemplate("activation.cu", "relu_forward", _TYPES)

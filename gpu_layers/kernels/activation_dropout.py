@@ -13,6 +13,8 @@ from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
+
 #: Numbers of the activations in ``with_activation`` of ``activation.cuh``.
 NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
 _OCTET = 8

@@ -20,6 +20,8 @@ from gpu_layers.kernels.pool_plan import (
 )
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["avg_pool_backward", "avg_pool_forward"]
+
 _LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward")
 _BACKWARD = general_template("avg_pool.cu", "avg_pool_backward")

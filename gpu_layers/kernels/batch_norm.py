@@ -31,6 +31,17 @@ from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_fold",
+    "batch_norm_forward",
+    "batch_norm_gradient_sums",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "batch_norm_input_gradient",
+    "batch_norm_statistics",
+]
+
 # ``Epilogue`` of ``batch_norm_rules.cuh``.
 _FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}

@@ -12,6 +12,8 @@ from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["batch_norm_double_backward"]
+
 _SOURCE = "batch_norm_double_backward.cu"
 _WARP = 32
 # ``DoubleSums`` and ``DoubleCoefficients``.

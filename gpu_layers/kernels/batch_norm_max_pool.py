@@ -31,6 +31,13 @@ from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
 
+__all__ = [
+    "batch_norm_max_pool",
+    "batch_norm_max_pool_backward",
+    "batch_norm_max_pool_inference",
+    "batch_norm_max_pool_inference_backward",
+]
+
 _FORWARD = KernelTemplate(
     "batch_norm_max_pool.cu",
     "batch_norm_max_pool_forward",

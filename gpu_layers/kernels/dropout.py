@@ -16,6 +16,8 @@ from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, 
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
+
 DIVISOR = np.dtype([("divisor", np.uint64), ("multiplier", np.uint64), ("shift", np.uint64)])
 _RULES = {
     f"DropoutRule<{name}>": np.dtype(

@@ -17,6 +17,8 @@ from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, acc
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["dropout_add_backward", "dropout_add_forward"]
+
 _OCTET, _WARP = 8, 32
 _SOURCE = "dropout_add.cu"
 # Whether a kernel is of no activation or ReLU, and decisions that are simply numbered, or of everything else.

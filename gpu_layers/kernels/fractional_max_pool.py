@@ -16,6 +16,8 @@ from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, 
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
+
 _SOURCE, _THREADS = "fractional_max_pool.cu", 256
 _POOL = np.dtype(
     [

@@ -15,6 +15,8 @@ from gpu_layers.kernels.pool_plan import STRUCTS, plan_for, spatial_empty, spati
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["lp_pool_backward", "lp_pool_forward"]
+
 # The powers are what costs: 64-bit indices for all sizes, one kernel less for each type.
 _INDEX = "long long"
 _INSTANTIATIONS = combinations(T=ELEMENT_TYPES, Index=(_INDEX,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
@@ -21,6 +21,8 @@ from gpu_layers.kernels.pool_plan import (
 )
 from gpu_layers.runtime.kernel import INTEGER_DTYPES, c_name
 from gpu_layers.runtime.program import Launcher
+
+__all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
 
 _LAST = "const long long* lengths, PoolWindow window"
 _FORWARD = general_template("max_pool.cu", "max_pool_forward")

@@ -15,6 +15,8 @@ from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
+__all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
+
 _THREADS = 256
 _WARPS = _THREADS // 32
 # Blocks that fill any GPU: each leaves one flag to read back.

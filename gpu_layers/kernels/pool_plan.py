@@ -53,7 +53,7 @@ _RECIPROCALS = 128
 
 
 def _pool_divisor(accumulate: str) -> np.dtype:
-    number = np.float64 if accumulate == "double" else np.float32
+    number = C_TYPES[accumulate]
     fields: list[Any] = [
         ("reciprocal", number),
         ("count", np.int32),

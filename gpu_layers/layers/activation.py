@@ -7,6 +7,8 @@ from typing import Any
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.activation import relu_backward, relu_forward
 
+__all__ = ["ReLU"]
+
 
 class ReLU(Layer):
     """``max(x, 0)``.

@@ -15,6 +15,8 @@ from gpu_layers.ops.activation_dropout import (
 )
 from gpu_layers.ops.checks import check_activation, check_probability
 
+__all__ = ["ActivationDropout"]
+
 
 class ActivationDropout(Layer):
     """An activation phi and dropout D in one kernel each way; in evaluation the activation alone.

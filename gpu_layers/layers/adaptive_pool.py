@@ -9,6 +9,15 @@ from gpu_layers.ops.avg_pool import adaptive_avg_pool_forward, avg_pool_backward
 from gpu_layers.ops.max_pool import adaptive_max_pool_forward, max_pool_backward, max_pool_indices
 from gpu_layers.ops.pool_arguments import check_output_size
 
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+]
+
 
 class _AdaptivePool(Layer):
     """What both kinds share."""

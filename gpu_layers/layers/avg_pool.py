@@ -8,6 +8,8 @@ from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.avg_pool import avg_pool_backward, avg_pool_forward, check_divisor
 from gpu_layers.ops.pool_arguments import per_axis
 
+__all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d"]
+
 
 class _AvgPool(WindowPool):
     """Mean of each window.

@@ -16,6 +16,8 @@ from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
 from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
 from gpu_layers.runtime.ranges import add_layer_class
 
+__all__ = ["Layer"]
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _Self = TypeVar("_Self", bound="Layer")
 

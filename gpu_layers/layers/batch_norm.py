@@ -34,6 +34,8 @@ from gpu_layers.ops.packing import Packing, packing_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
 #: The output, the backward's operation and what the forward saved for it; and the statistics of the batch.
 Normalised = tuple[Any, Callable[..., Any], Any]
 NormalisedByBatch = tuple[Any, Callable[..., Any], Any, BatchStatistics | None]

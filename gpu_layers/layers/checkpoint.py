@@ -14,6 +14,8 @@ from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import CallRecord
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["Checkpoint"]
+
 
 class Checkpoint(Sequential):
     """A :class:`Sequential` that keeps only its input; see :func:`checkpoint`.

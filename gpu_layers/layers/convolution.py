@@ -15,6 +15,8 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["Conv2d"]
+
 
 class Conv2d(Layer):
     """Cross-correlation of images with learned filters, as in ``torch.nn.Conv2d``.

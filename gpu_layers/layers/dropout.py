@@ -23,6 +23,8 @@ from gpu_layers.ops.dropout import (
 )
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = ["AlphaDropout", "DropPath", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout"]
+
 _SCALINGS = ("inverted", "inference")
 
 

@@ -17,6 +17,8 @@ from gpu_layers.ops.checks import check_activation, check_integer, check_probabi
 from gpu_layers.ops.dropout import check_shared_axes
 from gpu_layers.ops.dropout_add import dropout_add_backward, dropout_add_forward
 
+__all__ = ["DropoutAdd"]
+
 
 class DropoutAdd(Layer):
     """``residual + D(phi(x + bias))`` in one kernel each way, as at the end of a branch of a transformer.

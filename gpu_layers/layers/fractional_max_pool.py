@@ -14,6 +14,9 @@ from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_indices,
 )
 from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
+from gpu_layers.runtime.backend import backend_for
+
+__all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
 
 
 class _FractionalMaxPool(Layer):
@@ -109,6 +112,7 @@ class _FractionalMaxPool(Layer):
         return (y, fractional_max_pool_indices(self._saved)) if self.return_indices else y
 
     def _output_size(self, x: Any) -> tuple[int, ...]:
+        backend_for(x)  # which only takes arrays
         _, spatial = spatial_shape(x, self._rank, self.channels_last)
         return tuple(int(size * ratio) for size, ratio in zip(spatial, self._ratios or (), strict=True))
 

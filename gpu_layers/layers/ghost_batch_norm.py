@@ -10,6 +10,8 @@ from gpu_layers.ops.checks import check_integer
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 from gpu_layers.ops.packing import Packing
 
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
+
 
 class _GhostBatchNorm(BatchNormLayer):
     """Batch norm by groups of samples in training, as if they were small batches (Hoffer, Hubara and Soudry, 2017).

@@ -14,6 +14,8 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["Flatten", "Linear"]
+
 
 class Linear(Layer):
     """``y = x @ weight.T + bias``.

@@ -7,6 +7,8 @@ from typing import Any
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.lp_pool import check_norm_type, lp_pool_backward, lp_pool_forward
 
+__all__ = ["LPPool1d", "LPPool2d", "LPPool3d"]
+
 
 class _LPPool(WindowPool):
     """``(sum |x|^p)^(1/p)`` of each window.

@@ -7,6 +7,8 @@ from typing import Any
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 
+__all__ = ["MaxPool1d", "MaxPool2d", "MaxPool3d"]
+
 
 class MaxPoolLayer(WindowPool):
     """Largest value of each window.

@@ -9,6 +9,8 @@ from gpu_layers.layers.base import Layer
 from gpu_layers.ops.max_unpool import max_unpool_backward, max_unpool_forward
 from gpu_layers.ops.pool_arguments import per_axis
 
+__all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"]
+
 
 class _MaxUnpool(Layer):
     """Put each value at its index in a larger plane, and 0 elsewhere.

@@ -15,6 +15,8 @@ from gpu_layers.ops.checks import check_finite, check_overlap, described
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 
+__all__ = ["BatchStatistics"]
+
 
 @dataclass(frozen=True)
 class BatchStatistics:

@@ -9,6 +9,8 @@ from typing import Any, overload
 
 from gpu_layers.layers.base import Layer
 
+__all__ = ["Sequential"]
+
 
 class Sequential(Layer):
     """Layers applied one after the other, themselves a layer.

@@ -13,6 +13,8 @@ from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.runtime.writes import record_write
 
+__all__ = ["IncompatibleKeys"]
+
 _COUNTER = "num_batches_tracked"
 
 

@@ -16,6 +16,8 @@ from gpu_layers.ops.sync_batch_norm import (
     sync_batch_norm_moments,
 )
 
+__all__ = ["SyncBatchNorm"]
+
 
 class SyncBatchNorm(BatchNormLayer):
     """Batch norm of input with 2 to 5 axes, in training by the statistics of all processes.

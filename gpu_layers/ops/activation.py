@@ -11,6 +11,8 @@ from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = ["ReluSaved", "relu_backward", "relu_forward"]
+
 
 @dataclass(slots=True)
 class ReluSaved:

@@ -10,6 +10,8 @@ from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forwa
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_dropout_forward"]
+
 ORDERS = ("after", "before")
 
 

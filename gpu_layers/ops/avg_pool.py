@@ -14,6 +14,8 @@ from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive
 from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = ["AvgPoolSaved", "adaptive_avg_pool_forward", "avg_pool_backward", "avg_pool_forward"]
+
 
 @dataclass(slots=True)
 class AvgPoolSaved:

@@ -21,6 +21,15 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
 
+__all__ = [
+    "BatchNormSaved",
+    "batch_norm_backward",
+    "batch_norm_double_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+]
+
 
 @dataclass(slots=True)
 class BatchNormSaved:

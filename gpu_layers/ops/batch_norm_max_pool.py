@@ -24,6 +24,14 @@ from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_fo
 from gpu_layers.ops.pool_arguments import Padding, place_window
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = [
+    "BatchNormMaxPoolSaved",
+    "batch_norm_max_pool_backward",
+    "batch_norm_max_pool_forward",
+    "batch_norm_max_pool_inference",
+    "batch_norm_max_pool_inference_backward",
+]
+
 
 @dataclass(frozen=True)
 class BatchNormMaxPoolSaved:

@@ -28,6 +28,16 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = [
+    "DropoutSaved",
+    "alpha_dropout_backward",
+    "alpha_dropout_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "dropout_mask",
+    "dropout_moments",
+]
+
 # Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766

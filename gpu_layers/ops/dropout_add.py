@@ -18,6 +18,8 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["DropoutAddSaved", "dropout_add_backward", "dropout_add_forward"]
+
 
 @dataclass(frozen=True)
 class DropoutAddSaved:

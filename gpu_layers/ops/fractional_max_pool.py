@@ -19,6 +19,13 @@ from gpu_layers.reference.fractional_max_pool import fractional_max_pool_indices
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
 
+__all__ = [
+    "FractionalMaxPoolSaved",
+    "fractional_max_pool_backward",
+    "fractional_max_pool_forward",
+    "fractional_max_pool_indices",
+]
+
 _MOST_TAPS = 256
 
 

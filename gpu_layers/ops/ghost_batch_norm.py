@@ -19,6 +19,8 @@ from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of, placed
 
+__all__ = ["GhostBatchNormSaved", "ghost_batch_norm_backward", "ghost_batch_norm_forward"]
+
 
 @dataclass(frozen=True)
 class GhostBatchNormSaved:

@@ -17,6 +17,8 @@ from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
+__all__ = ["LPPoolSaved", "lp_pool_backward", "lp_pool_forward"]
+
 
 @dataclass(slots=True)
 class LPPoolSaved:

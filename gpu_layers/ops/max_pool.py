@@ -15,6 +15,15 @@ from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 
+__all__ = [
+    "MaxPoolSaved",
+    "adaptive_max_pool_forward",
+    "max_pool_backward",
+    "max_pool_forward",
+    "max_pool_gather",
+    "max_pool_indices",
+]
+
 
 @dataclass(slots=True)
 class MaxPoolSaved:

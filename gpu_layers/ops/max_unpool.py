@@ -15,6 +15,8 @@ from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import is_capturing, place_of, to_host
 
+__all__ = ["MaxUnpoolSaved", "max_unpool_backward", "max_unpool_forward"]
+
 
 @dataclass(slots=True)
 class MaxUnpoolSaved:

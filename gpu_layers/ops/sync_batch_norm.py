@@ -16,6 +16,8 @@ from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
+__all__ = ["SyncBatchNormSaved", "sync_batch_norm_backward", "sync_batch_norm_forward"]
+
 
 @dataclass(frozen=True)
 class SyncBatchNormSaved:

@@ -11,6 +11,8 @@ import numpy as np
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered
 
+__all__ = ["relu_backward", "relu_forward"]
+
 
 @ieee
 def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
 
+__all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
+
 
 @ieee
 def activation_dropout_forward(

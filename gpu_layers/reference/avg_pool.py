@@ -26,6 +26,8 @@ from gpu_layers.reference.pool_taps import (
 )
 from gpu_layers.reference.results import delivered
 
+__all__ = ["avg_pool_backward", "avg_pool_forward"]
+
 # Windows of more taps inside the input are summed in float64, without an error that grows with them; likewise the
 # shares of an input that may be in more windows. ``kFew`` of ``avg_pool.cu``.
 _FEW = 128

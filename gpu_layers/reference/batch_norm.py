@@ -13,6 +13,18 @@ from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered
 
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_double_backward",
+    "batch_norm_fold",
+    "batch_norm_forward",
+    "batch_norm_gradient_sums",
+    "batch_norm_inference",
+    "batch_norm_inference_backward",
+    "batch_norm_input_gradient",
+    "batch_norm_statistics",
+]
+
 
 def _channel_axis(x: np.ndarray, channels_last: bool) -> int:
     return x.ndim - 1 if channels_last else 1

@@ -14,6 +14,13 @@ from gpu_layers.reference.batch_norm import (
 )
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
 
+__all__ = [
+    "batch_norm_max_pool",
+    "batch_norm_max_pool_backward",
+    "batch_norm_max_pool_inference",
+    "batch_norm_max_pool_inference_backward",
+]
+
 
 def batch_norm_max_pool(
     x: np.ndarray,

@@ -13,6 +13,8 @@ from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.philox import random_words, sample_words
 from gpu_layers.reference.ieee import ieee
 
+__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
+
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
 # is what makes this fast, and what bounds the memory beyond the result.
 _CHUNK = 1 << 16

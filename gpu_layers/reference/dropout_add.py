@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
+
+__all__ = ["dropout_add_backward", "dropout_add_forward"]
 
 
 @ieee
@@ -51,7 +54,7 @@ def dropout_add_forward(
     y = np.empty(x.shape, x.dtype) if out is None else out
     passes = np.empty(x.size, bool) if activation == "relu" else None
     source, added, target = (np.ascontiguousarray(one).reshape(-1) for one in (x, residual, y))
-    accumulate: Any = np.float64 if x.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(x.dtype).type
     factor = accumulate(scale)
     for chunk, kept in kept_chunks(mask, x.size):
         values = _biased(source, bias, chunk, accumulate)
@@ -100,7 +103,7 @@ def dropout_add_backward(
     """
     phi = ACTIVATIONS[activation]
     dx = np.empty(dy.shape, dy.dtype)
-    accumulate: Any = np.float64 if dy.dtype == np.float64 else np.float32
+    accumulate: Any = accumulation_dtype(dy.dtype).type
     factor = accumulate(scale)
     gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
     source = None if x is None else np.ascontiguousarray(x).reshape(-1)

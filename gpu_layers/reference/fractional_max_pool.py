@@ -15,6 +15,8 @@ from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.pool_taps import with_spatial
 from gpu_layers.reference.results import delivered
 
+__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
+
 
 @ieee
 def fractional_pool_starts(

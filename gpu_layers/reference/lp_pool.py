@@ -20,6 +20,8 @@ from gpu_layers.reference.pool_taps import (
 )
 from gpu_layers.reference.results import delivered
 
+__all__ = ["lp_pool_backward", "lp_pool_forward"]
+
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
@@ -20,6 +20,8 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
+
+__all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
 
 
 @ieee

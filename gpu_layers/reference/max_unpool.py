@@ -8,6 +8,8 @@ import numpy as np
 
 from gpu_layers.reference.results import delivered
 
+__all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
+
 
 def max_unpool_keep(indices: np.ndarray, plane: int) -> tuple[np.ndarray, np.ndarray]:
     """A copy of the indices, and flags; one is set if an index is outside ``0 .. plane - 1``."""

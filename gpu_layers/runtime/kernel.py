@@ -11,6 +11,7 @@ from functools import cache, cached_property
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.sources import source_folder
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -232,7 +233,7 @@ def combinations(**choices: Sequence[str]) -> list[dict[str, str]]:
 
 def accumulate_name(element: str) -> str:
     """C++ type in which an element type is computed: ``accumulate_t`` of ``numeric.cuh``."""
-    return "double" if element == "double" else "float"
+    return c_name(accumulation_dtype(C_TYPES[element]))
 
 
 def all_kernels(dtypes: Iterable[np.dtype] | None = None) -> list[Kernel]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.reference_gpu import MULTIPROCESSORS
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES
 from gpu_layers.runtime.arrays import kind_of
 from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.gpu import is_refused, resident_blocks_of_gpu
@@ -19,7 +19,7 @@ from gpu_layers.runtime.steps import Slot
 _MAX_BLOCK_THREADS = 1024
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
-MAX_SHARED_BYTES = 227 * 1024
+MAX_SHARED_BYTES = SHARED_BYTES - RESERVED_BYTES
 #: Two on each multiprocessor.
 EMULATED_RESIDENT_BLOCKS = 2 * MULTIPROCESSORS
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gpu_layers as gl
+from gpu_layers.catalogue import LAYERS, LayerExample
 from gpu_layers.runtime import ranges
 from gpu_layers.training import SGD, Adam
 from tests.inputs import BFLOAT16, assert_same_bits, normal, unchanged
@@ -21,55 +22,31 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SIZES = (3, 4, 7, 6, 5)
 
 
-def affine(kind, *arguments, **options):
+def made(example):
+    """How a layer is made, with parameters of any values."""
+
     def make(dtype, generator):
-        layer = kind(*arguments, dtype="float64" if dtype == np.float64 else "float32", **options)
-        for seed, values in enumerate(layer.parameters.values()):
+        layer = example.make(dtype, generator)
+        for seed, values in enumerate(vars(layer).get("parameters", {}).values()):
             values[...] = normal(values.shape, seed=20 + seed)
         return layer
 
-    return make
+    return make, example.axes
 
 
-def random(kind, *arguments, **options):
-    return lambda dtype, generator: kind(*arguments, generator=generator, **options)
-
-
-def plain(kind, *arguments, **options):
-    return lambda dtype, generator: kind(*arguments, **options)
+def two_layers(dtype, generator):
+    return gl.ReLU(), gl.Dropout(0.3, generator=generator)
 
 
 #: Every layer that takes one array: how it is made, and the axes of its input.
 MAKERS = {
-    "ActivationDropout": (random(gl.ActivationDropout, "gelu", 0.4, order="before"), 2),
-    "AlphaDropout": (random(gl.AlphaDropout, 0.3), 3),
-    "Dropout": (random(gl.Dropout, 0.4), 2),
-    "Dropout1d": (random(gl.Dropout1d, 0.4), 3),
-    "Dropout2d": (random(gl.Dropout2d, 0.4), 4),
-    "Dropout3d": (random(gl.Dropout3d, 0.4), 5),
-    "DropPath": (random(gl.DropPath, 0.4), 3),
-    "FeatureAlphaDropout": (random(gl.FeatureAlphaDropout, 0.4), 3),
-    "ReLU": (plain(gl.ReLU), 2),
-    "Flatten": (plain(gl.Flatten), 4),
-    "Linear": (affine(gl.Linear, 4, 4), 2),
-    "Conv2d": (affine(gl.Conv2d, 4, 4, 3, padding=1), 4),
-    "SyncBatchNorm": (affine(gl.SyncBatchNorm, 4), 3),
-    "Sequential": (lambda dtype, generator: gl.Sequential(gl.ReLU(), gl.Dropout(0.3, generator=generator)), 3),
-    "Checkpoint": (lambda dtype, generator: gl.checkpoint([gl.ReLU(), gl.Dropout(0.3, generator=generator)]), 3),
+    **{name: made(example) for name, example in LAYERS.items() if example.inputs == 1},
+    "Flatten": made(LayerExample(gl.Flatten, axes=4)),
+    "Linear": made(LayerExample(gl.Linear, (4, 4))),
+    "Conv2d": made(LayerExample(gl.Conv2d, (4, 4, 3), {"padding": 1}, axes=4)),
+    "Sequential": (lambda *made: gl.Sequential(*two_layers(*made)), 3),
+    "Checkpoint": (lambda *made: gl.checkpoint(list(two_layers(*made))), 3),
 }
-for _rank in (1, 2, 3):
-    MAKERS[f"BatchNorm{_rank}d"] = (affine(getattr(gl, f"BatchNorm{_rank}d"), 4, activation="relu"), _rank + 2)
-    MAKERS[f"GhostBatchNorm{_rank}d"] = (affine(getattr(gl, f"GhostBatchNorm{_rank}d"), 4, 2), _rank + 2)
-    MAKERS[f"MaxPool{_rank}d"] = (plain(getattr(gl, f"MaxPool{_rank}d"), 2, 1), _rank + 2)
-    if _rank > 1:
-        MAKERS[f"FractionalMaxPool{_rank}d"] = (
-            random(getattr(gl, f"FractionalMaxPool{_rank}d"), 2, None, 0.6),
-            _rank + 2,
-        )
-    MAKERS[f"AvgPool{_rank}d"] = (plain(getattr(gl, f"AvgPool{_rank}d"), 2, 1, 1), _rank + 2)
-    MAKERS[f"LPPool{_rank}d"] = (plain(getattr(gl, f"LPPool{_rank}d"), 3.0, 2, 1), _rank + 2)
-    MAKERS[f"AdaptiveMaxPool{_rank}d"] = (plain(getattr(gl, f"AdaptiveMaxPool{_rank}d"), 4), _rank + 2)
-    MAKERS[f"AdaptiveAvgPool{_rank}d"] = (plain(getattr(gl, f"AdaptiveAvgPool{_rank}d"), 4), _rank + 2)
 
 
 class Own(gl.Layer):

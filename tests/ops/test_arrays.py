@@ -6,43 +6,29 @@ import pytest
 import torch
 
 import gpu_layers as gl
+from gpu_layers import catalogue
+from gpu_layers.catalogue import OPERATIONS
 
-ONES = np.ones(2, np.float32)
-FORWARDS = {
-    "dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2),
-    "channel dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, mask_axes=2),
-    "shared dropout": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, shared_axes=(1,)),
-    "dropout_add": lambda x: gl.ops.dropout_add_forward(x, x, 0.1, 1, 2, activation="gelu"),
-    "dropout by samples": lambda x: gl.ops.dropout_forward(x, 0.5, 1, 2, sample_ids=np.arange(2)),
-    "alpha_dropout": lambda x: gl.ops.alpha_dropout_forward(x, 0.5, 1, 2),
-    "activation_dropout": lambda x: gl.ops.activation_dropout_forward(x, "gelu", 0.1, 1, 2),
-    "relu": gl.ops.relu_forward,
-    "batch_norm": lambda x: gl.ops.batch_norm_forward(x, None, None),
-    "batch_norm_inference": lambda x: gl.ops.batch_norm_inference(x, ONES, ONES, None, None),
-    "max_pool": lambda x: gl.ops.max_pool_forward(x, (2, 2)),
-    "avg_pool": lambda x: gl.ops.avg_pool_forward(x, (2, 2)),
-    "adaptive_max_pool": lambda x: gl.ops.adaptive_max_pool_forward(x, (3, 3)),
-    "adaptive_avg_pool": lambda x: gl.ops.adaptive_avg_pool_forward(x, (3, 3)),
-    "lp_pool": lambda x: gl.ops.lp_pool_forward(x, 3, (2, 2)),
-}
+ONES = np.ones(4, np.float32)
+
+
+def call_of(operation):
+    def call(x):
+        others = dict.fromkeys(operation.per_channel, ONES) | dict.fromkeys(operation.like_x, x)
+        return operation.forward({"x": x, "start": 0, **others}, False)
+
+    return call
+
+
+#: Those whose call in the catalogue looks at x before the operation does.
+LOOKED_AT = {"sample_dropout", "ghost_batch_norm", "padded_batch_norm", "batch_norm_double_backward"}
+LOOKED_AT |= {"max_pool_gather", "fractional_max_pool", "max_unpool"}
+FORWARDS = {one.name: call_of(one) for one in OPERATIONS if one.name not in LOOKED_AT}
 LAYERS = {
-    "Dropout": gl.Dropout(),
-    "Dropout in evaluation": gl.Dropout().eval(),
-    "Dropout of Srivastava in evaluation": gl.Dropout(scaling="inference").eval(),
-    "Dropout2d": gl.Dropout2d(),
-    "Dropout2d in evaluation": gl.Dropout2d().eval(),
-    "DropPath": gl.DropPath(0.5, generator=gl.Generator(1)),
-    "AlphaDropout": gl.AlphaDropout(),
-    "FeatureAlphaDropout": gl.FeatureAlphaDropout(0.2, generator=gl.Generator(1)),
-    "ActivationDropout": gl.ActivationDropout("silu", 0.1, generator=gl.Generator(1)),
-    "ActivationDropout in evaluation": gl.ActivationDropout("relu").eval(),
-    "ReLU": gl.ReLU(),
-    "BatchNorm2d": gl.BatchNorm2d(2),
-    "BatchNorm2d in evaluation": gl.BatchNorm2d(2).eval(),
-    "BatchNorm1d": gl.BatchNorm1d(2),
-    "MaxPool2d": gl.MaxPool2d(2),
-    "AvgPool2d": gl.AvgPool2d(2),
-    "LPPool2d": gl.LPPool2d(2, 2),
+    f"{name}{' in evaluation' * evaluated}": example.make(np.float32, gl.Generator(1)).train(not evaluated)
+    for name, example in catalogue.LAYERS.items()
+    for evaluated in (False, True)
+    if example.inputs == 1 and example.axes in (2, 4)
 }
 CALLS = FORWARDS | LAYERS
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -52,14 +38,14 @@ class Subclass(np.ndarray):
     pass
 
 
-X = np.ones((2, 2, 4, 4), np.float32)
+X = np.ones((2, 4, 4, 4), np.float32)
 NO_ARRAYS = {
     "list": X.tolist(),
     "float": 1.0,
     "NumPy scalar": np.float32(1),
     "None": None,
     "string": "x",
-    "torch tensor": torch.ones(2, 2, 4, 4),
+    "torch tensor": torch.ones(2, 4, 4, 4),
     "masked array": np.ma.masked_array(X),
     "subclass": X.view(Subclass),
 }
@@ -82,7 +68,7 @@ def test_the_message_names_the_type_and_the_remedy():
 
 
 #: They take whole numbers too: tests/ops/test_integer_max_pool.py.
-OF_WHOLE_NUMBERS = {"max_pool", "adaptive_max_pool", "MaxPool2d"}
+OF_WHOLE_NUMBERS = {"max_pool", "pyramid_max_pool", "adaptive_max_pool", "MaxPool2d", "AdaptiveMaxPool2d"}
 
 
 OTHER_DTYPES = [np.int32, np.int64, np.uint8, bool, np.complex64, np.longdouble, ">f4", object, "U3"]
@@ -94,13 +80,13 @@ OTHER_DTYPES = [np.int32, np.int64, np.uint8, bool, np.complex64, np.longdouble,
         (name, dtype)
         for name in (*FORWARDS, *LAYERS)
         for dtype in OTHER_DTYPES
-        if name not in OF_WHOLE_NUMBERS or np.dtype(dtype).kind not in "iub"
+        if name.removesuffix(" in evaluation") not in OF_WHOLE_NUMBERS or np.dtype(dtype).kind not in "iub"
     ],
 )
 def test_only_four_dtypes(name, dtype):
     call = (FORWARDS | LAYERS)[name]
     with pytest.raises(TypeError, match=r"^input must be float16, bfloat16, float32 or float64, got "):
-        call(np.ones((2, 2, 4, 4)).astype(dtype))
+        call(np.ones((2, 4, 4, 4)).astype(dtype))
 
 
 @pytest.fixture
@@ -117,7 +103,7 @@ def test_arrays_of_two_kinds_are_refused(on_a_gpu):
     mixtures = [
         lambda: gl.ops.batch_norm_forward(on_a_gpu, ONES, None),
         lambda: gl.ops.batch_norm_inference(on_a_gpu, ONES, ONES, None, None),
-        lambda: gl.BatchNorm2d(2)(on_a_gpu),
+        lambda: gl.BatchNorm2d(4)(on_a_gpu),
         lambda: gl.ops.dropout_forward(X, 0.5, 1, 2, out=on_a_gpu),
         lambda: gl.ops.dropout_backward(X, dropout, out=on_a_gpu),
         lambda: gl.ops.relu_forward(X, out=on_a_gpu),
@@ -149,11 +135,7 @@ def test_an_unknown_backend_is_refused():
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_alarms_of_numpy_are_not_ours(call):
     # A caller who makes every floating-point event an error still gets infinities and NaN as values.
-    # BatchNorm1d takes other ranks.
-    if call is LAYERS["BatchNorm1d"]:
-        x = np.array([[np.nan, -1e-40], [np.inf, 1e-40], [-np.inf, 3e38]], np.float32)
-    else:
-        x = np.resize(np.array([np.nan, np.inf, -np.inf, 1e-40, -1e-40, 3e38, -3e38], np.float32), (2, 2, 4, 4))
+    x = np.resize(np.array([np.nan, np.inf, -np.inf, 1e-40, -1e-40, 3e38, -3e38], np.float32), X.shape)
     with np.errstate(all="raise"):
         y = call(x)
         y = y[0] if isinstance(y, tuple) else y

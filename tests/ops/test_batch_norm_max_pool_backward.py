@@ -5,11 +5,11 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import kernels, reference
+from gpu_layers.catalogue.batch_norm_bounds import batch_norm_bounds
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
-from gpu_layers.verification.batch_norm_bounds import batch_norm_bounds
 from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, with_specials
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.catalogue.dropout import EXTREME, EXTREME_WORDS
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.ops.dropout import drop_threshold
-from gpu_layers.verification.dropout import EXTREME, EXTREME_WORDS
 from tests import philox_in_ints
 from tests.gradients import transposed
 from tests.inputs import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "gpu_layers"
-ON_TOP = {"cli", "study", "training", "verification"}
+ON_TOP = {"catalogue", "cli", "study", "training", "verification"}
 #: Of each package the others that it may not import.
 FORBIDDEN = {
     "core": {"distributed", "emulator", "kernels", "layers", "models", "ops", "reference", "torch", *ON_TOP},

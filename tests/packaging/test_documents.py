@@ -92,6 +92,16 @@ def test_the_table_names_every_layer(page):
     assert layers >= WITHOUT_KERNELS
 
 
+def test_the_tables_of_operations_name_every_pair():
+    """What an operation saves is said on its family's page."""
+    pages = "\n".join(text_of(f"docs/{family}.md") for family in ("dropout", "batch_norm", "pooling", "operations"))
+    tables = re.findall(r"`(\w+)`", "\n".join(line for line in pages.splitlines() if "Saved`" in line))
+    pairs = {name for name in gl.ops.__all__ if name.endswith(("_forward", "_inference", "_backward", "Saved"))}
+    assert pairs - {"batch_norm_double_backward", "relu_forward", "relu_backward"} == {
+        name for name in tables if name in pairs and not name.startswith("relu_")
+    }
+
+
 @pytest.mark.parametrize("page", READMES)
 def test_the_readmes_are_short(page):
     assert len(text_of(page).splitlines()) <= 120

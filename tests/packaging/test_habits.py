@@ -8,7 +8,7 @@ import pytest
 
 from gpu_layers import __version__
 from gpu_layers.verification import all_cases
-from profiling.covering import kernels_of
+from profiling.small_run import kernels_of
 from tests import quick
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,10 +2,10 @@
 
 import zlib
 
+from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import all_cases
-from profiling.operations import OPERATIONS
 from profiling.results import Row, Run
-from profiling.statistics import Timing
+from profiling.timing import Timing
 
 
 def sample_run(kind="measured"):

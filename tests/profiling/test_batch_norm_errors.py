@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from profiling.batch_norm_errors import rows
+from tests.statistical.batch_norm_errors import rows
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "batch_norm.md").read_text(encoding="utf-8")
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from gpu_layers.catalogue import HEADLINE
+from gpu_layers.catalogue.pooling import MAX_POOL
 from profiling.bench import _left_out, main, parser
 from profiling.cases import Case
 from profiling.devices import EmulatedDevice
 from profiling.implementations import CompiledTorch, Torch
-from profiling.operations import HEADLINE, MAX_POOL
 from profiling.results import Run
 from profiling.runner import Runner
 
@@ -166,7 +167,7 @@ def test_list(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "lstm"], "no case is named like 'lstm': the operations are dropout, relu"),
+        (["--only", "lstm"], "no case is named like 'lstm': the operations are dropout, channel_dropout"),
         (
             ["--peers", "lstm"],
             "no peer is named like 'lstm': there are copy, torch, torch.compile, jax, cupy, two reads",

@@ -4,7 +4,7 @@ import pytest
 
 from profiling.charts import _bars, main, save_charts
 from profiling.results import Run
-from profiling.statistics import Timing
+from profiling.timing import Timing
 from tests.profiling.sample_run import sample_run
 
 pytest.importorskip("matplotlib")

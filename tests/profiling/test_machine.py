@@ -5,15 +5,14 @@ import pytest
 
 pytest.importorskip("cupy")
 
+from gpu_layers.catalogue import OPERATIONS
 from gpu_layers.runtime.backend import use_executor
 from gpu_layers.runtime.emulation import Emulation
-from profiling.cases import Case
-from profiling.data import InputMaker
+from profiling.cases import Case, InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.instructions import UnknownInstructionError
 from profiling.machine import MachineError, execute
-from profiling.operations import OPERATIONS
-from profiling.prediction import compiled as project_kernel
+from profiling.model import compiled as project_kernel
 from profiling.traffic import call_of
 from tests.profiling.sources import CHAIN, COPY, compiled
 

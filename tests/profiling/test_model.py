@@ -3,25 +3,17 @@
 import numpy as np
 import pytest
 
+from gpu_layers.catalogue.activation import RELU
+from gpu_layers.catalogue.batch_norm import BATCH_NORM_INFERENCE
+from gpu_layers.catalogue.batch_norm_variants import GHOST_BATCH_NORM, PADDED_BATCH_NORM, SYNC_BATCH_NORM
+from gpu_layers.catalogue.dropout import DROP_PATH, DROPOUT
+from gpu_layers.catalogue.pooling import MAX_POOL
 from profiling.cases import Case
-from profiling.compiled_code import Resources
+from profiling.compiled_code import Resources, occupancy, resident_blocks
 from profiling.devices import GPUS
-from profiling.launches import listed_launches
-from profiling.model import failed_gates, main, model
-from profiling.occupancy import occupancy, resident_blocks
-from profiling.operations import (
-    BATCH_NORM_INFERENCE,
-    DROP_PATH,
-    DROPOUT,
-    GHOST_BATCH_NORM,
-    MAX_POOL,
-    PADDED_BATCH_NORM,
-    RELU,
-    SYNC_BATCH_NORM,
-)
-from profiling.prediction import predict_case
+from profiling.model import failed_gates, main, model, predict_case
 from profiling.results import Run
-from profiling.traffic import launches_of, modelled_bytes
+from profiling.traffic import launches_of, listed_launches, modelled_bytes
 
 
 @pytest.mark.parametrize(

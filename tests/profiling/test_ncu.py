@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from gpu_layers.catalogue import HEADLINE
 from profiling.ncu_table import COMMON, SPECIAL, main, metrics_of, read, table
 from profiling.one import chosen
 from profiling.one import main as one
-from profiling.operations import HEADLINE
 from profiling.results import ResultsError
 
 SAMPLE = Path(__file__).with_name("ncu_sample.csv")

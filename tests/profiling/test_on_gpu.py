@@ -22,7 +22,7 @@ STEPS = [*MEASURED, "tests", *SANITIZERS, "ncu"]
 PYTHON = r"""#!/bin/bash
 folder=$(dirname "$0")
 case "$*" in
-    "-m profiling.environment") name=environment; echo 2026-01-02-made-up-gpu-0123abc ;;
+    "-m profiling.devices") name=environment; echo 2026-01-02-made-up-gpu-0123abc ;;
     "-c import pytest") name=has_pytest ;;
     "-m pytest"*) name=tests ;;
     "-m gpu_layers verify"*) name=verify ;;

@@ -4,12 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 
+from gpu_layers.catalogue.activation import RELU
+from gpu_layers.catalogue.batch_norm import BATCH_NORM_INFERENCE
 from profiling import overhead
 from profiling.devices import EmulatedDevice
-from profiling.launches import NoLaunches, listed_launches
-from profiling.operations import BATCH_NORM_INFERENCE, RELU
 from profiling.overhead import measure_overhead, overhead_head, overhead_line, python_calls
 from profiling.results import Run
+from profiling.traffic import NoLaunches, listed_launches
 from tests.profiling.fake_device import FakeTimer
 
 

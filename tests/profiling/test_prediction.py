@@ -8,12 +8,11 @@ import pytest
 
 pytest.importorskip("cupy")
 
+from gpu_layers.catalogue import OPERATIONS
 from profiling.cases import Case
 from profiling.devices import GPUS
-from profiling.launches import Launch
 from profiling.machine import execute
-from profiling.operations import OPERATIONS
-from profiling.prediction import (
+from profiling.model import (
     CACHED,
     IDLE,
     ISSUE,
@@ -28,7 +27,7 @@ from profiling.prediction import (
     predict,
     timed,
 )
-from profiling.traffic import launches_of
+from profiling.traffic import Launch, launches_of
 from tests.profiling import sources
 
 H200 = GPUS["H200"]

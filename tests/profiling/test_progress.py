@@ -2,7 +2,7 @@
 
 import io
 
-from profiling.progress import Progress
+from profiling.timing import Progress
 
 
 class Terminal(io.StringIO):

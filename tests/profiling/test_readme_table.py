@@ -2,9 +2,20 @@
 
 import pytest
 
-from profiling.readme_table import BEGIN, END, HEADLINES, ROOT, main, newest, replaced, save_picture, section
+from profiling.readme_table import (
+    BEGIN,
+    END,
+    HEADLINES,
+    ROOT,
+    main,
+    newest,
+    replaced,
+    save_picture,
+    section,
+    with_layers,
+)
 from profiling.results import ResultsError, Row, Run
-from profiling.statistics import Timing
+from profiling.timing import Timing
 from tests.profiling.sample_run import sample_run
 
 
@@ -121,3 +132,10 @@ def test_both_pages_are_written(tmp_path, capsys):
 def test_the_pages_are_up_to_date(page, headlines):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert replaced(text, section(ROOT / "profiling" / "results", headlines)) == text, "run make results"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_name_the_layers_of_the_catalogue(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_layers(text) == text, "run make results"
+    assert with_layers(text.replace("`LPPool1d`, ", "")) == text

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from profiling.comparison import compare
-from profiling.results import ResultsError, Row, Run
-from profiling.statistics import Timing
+from profiling.results import ResultsError, Row, Run, compare
+from profiling.timing import Timing
 
 
 def row(case="relu forward 8x8 float32", ours=10.0, **others):

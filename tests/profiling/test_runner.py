@@ -6,14 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from profiling.cases import Case, all_cases
-from profiling.checking import error_ratio, expected, parts
-from profiling.data import InputMaker
+from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue.activation import RELU
+from gpu_layers.catalogue.batch_norm import BATCH_NORM
+from gpu_layers.catalogue.batch_norm_max_pool import BATCH_NORM_RELU_MAX_POOL
+from gpu_layers.catalogue.dropout import DROPOUT
+from gpu_layers.catalogue.pooling import MAX_POOL
+from profiling.cases import Case, InputMaker, all_cases
 from profiling.devices import EmulatedDevice
-from profiling.implementations import CompiledTorch, Copy, CuPy, Jax, NotThereError, Ours, Torch, TwoReads
-from profiling.launches import listed_launches
-from profiling.operations import BATCH_NORM, BATCH_NORM_RELU_MAX_POOL, DROPOUT, MAX_POOL, OPERATIONS, RELU
+from profiling.implementations import (
+    CompiledTorch,
+    Copy,
+    CuPy,
+    Jax,
+    NotThereError,
+    Ours,
+    Torch,
+    TwoReads,
+    error_ratio,
+    expected,
+    parts,
+)
 from profiling.runner import Effort, Runner, copy_bandwidth
+from profiling.traffic import listed_launches
 
 SHORT = Effort(samples=3, seconds=0.01)
 TOYS = list({str(c.toy()): c.toy() for c in all_cases(OPERATIONS, ("float32",))}.values())
@@ -180,7 +195,7 @@ def test_a_gradient_that_is_rounded_on_its_way_has_a_larger_bound():
 
 
 def test_parts_reach_both_ends(monkeypatch):
-    monkeypatch.setattr("profiling.checking._PART", 100)
+    monkeypatch.setattr("profiling.implementations._PART", 100)
     assert [part.label for part in parts(Case(DROPOUT, "forward", (6, 40), "float32"))] == [
         "elements 0 to 100",
         "elements 140 to 240",
@@ -202,7 +217,7 @@ def test_a_part_is_computed_as_within_the_whole(case, monkeypatch):
     ours = Ours(case, device)
     with device.activate():
         results = ours.results(ours.prepare(inputs)())
-    monkeypatch.setattr("profiling.checking._PART", 100)
+    monkeypatch.setattr("profiling.implementations._PART", 100)
     for part in parts(case):
         for name, reference in expected(case, part, inputs, np.asarray).items():
             assert error_ratio(case, name, part.take_result(name, results[name]), reference) <= 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiling.statistics import Timing, quantile, summarize, verdict
+from profiling.timing import Timing, quantile, summarize, verdict
 
 
 def test_quantiles_lie_between_samples_in_proportion():

@@ -9,7 +9,7 @@ from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from gpu_layers.verification import all_cases, emulated_backend
 from profiling import bit_equality, environment, probe, small_run
-from profiling.covering import covering, kernels_of, with_index64
+from profiling.small_run import covering, kernels_of, with_index64
 
 
 def cases(text):

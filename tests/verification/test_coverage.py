@@ -1,6 +1,8 @@
 """Nothing public is left out: every operation is verified, its traffic counted, and it is in the benchmark."""
 
 import contextlib
+import inspect
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,18 +10,18 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
+from gpu_layers.catalogue import OPERATIONS
 from gpu_layers.layers import batch_norm as batch_norm_layers
 from gpu_layers.runtime import ranges
 from gpu_layers.runtime.backend import use_backend, use_executor
 from gpu_layers.verification import all_cases
 from gpu_layers.verification.traffic import traffic_cases
+from profiling.cases import InputMaker
 from profiling.cases import all_cases as benchmark_cases
-from profiling.covering import kernels_of
-from profiling.data import InputMaker
 from profiling.devices import EmulatedDevice
 from profiling.implementations import Ours
-from profiling.launches import NoLaunches
-from profiling.operations import OPERATIONS
+from profiling.small_run import kernels_of
+from profiling.traffic import NoLaunches
 
 #: What runs kernels, but for other names of the same function.
 PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward", "_inference", "_moments", "_gather"))}
@@ -35,19 +37,15 @@ EVALUATED = {
 
 
 @pytest.fixture
-def called(monkeypatch) -> set[str]:
+def called(monkeypatch) -> Iterator[set[str]]:
     """Grows with the name of every operation that is called, and with how padded batches are told."""
     names: set[str] = set()
+    codes = {inspect.unwrap(getattr(ops, name)).__code__: name for name in PASSES}
 
-    def recorded(name, function):
-        def record(*args, **kwargs):
-            names.add(name)
-            return function(*args, **kwargs)
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code in codes:
+            names.add(codes[frame.f_code])
 
-        return record
-
-    for name in PASSES:
-        monkeypatch.setattr(ops, name, recorded(name, getattr(ops, name)))
     right = batch_norm_layers.packing_of
 
     def packing_of(x, lengths, mask, channels_last):
@@ -55,7 +53,9 @@ def called(monkeypatch) -> set[str]:
         return right(x, lengths, mask, channels_last)
 
     monkeypatch.setattr(batch_norm_layers, "packing_of", packing_of)
-    return names
+    sys.setprofile(note)
+    yield names
+    sys.setprofile(None)
 
 
 def test_every_operation_is_verified_in_every_dtype(called):
@@ -90,7 +90,6 @@ def test_every_operation_is_in_the_benchmark_and_in_the_model(called):
         with nothing_runs():
             Ours(case, device).prepare(inputs)()
         assert case.floor_bytes > 0
-    called |= {operation.backward.__name__ for operation in OPERATIONS if operation.backward}
     assert (PASSES - EVALUATED | {"lengths"}) - called == set()
 
 

@@ -5,78 +5,12 @@ Names and arguments are torch's; keyword arguments are added: ``generator=`` to 
 in any memory format.
 """
 
-from gpu_layers.torch.functional.batch_norm import batch_norm
-from gpu_layers.torch.functional.dropout import (
-    activation_dropout,
-    alpha_dropout,
-    drop_path,
-    dropout,
-    dropout1d,
-    dropout2d,
-    dropout3d,
-    dropout_add,
-    feature_alpha_dropout,
-)
-from gpu_layers.torch.functional.pooling import (
-    adaptive_avg_pool1d,
-    adaptive_avg_pool2d,
-    adaptive_avg_pool3d,
-    adaptive_max_pool1d,
-    adaptive_max_pool1d_with_indices,
-    adaptive_max_pool2d,
-    adaptive_max_pool2d_with_indices,
-    adaptive_max_pool3d,
-    adaptive_max_pool3d_with_indices,
-    avg_pool1d,
-    avg_pool2d,
-    avg_pool3d,
-    lp_pool1d,
-    lp_pool2d,
-    lp_pool3d,
-    max_pool1d,
-    max_pool1d_with_indices,
-    max_pool2d,
-    max_pool2d_with_indices,
-    max_pool3d,
-    max_pool3d_with_indices,
-    max_unpool1d,
-    max_unpool2d,
-    max_unpool3d,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "activation_dropout",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool1d_with_indices",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool2d_with_indices",
-    "adaptive_max_pool3d",
-    "adaptive_max_pool3d_with_indices",
-    "alpha_dropout",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "batch_norm",
-    "drop_path",
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "dropout_add",
-    "feature_alpha_dropout",
-    "lp_pool1d",
-    "lp_pool2d",
-    "lp_pool3d",
-    "max_pool1d",
-    "max_pool1d_with_indices",
-    "max_pool2d",
-    "max_pool2d_with_indices",
-    "max_pool3d",
-    "max_pool3d_with_indices",
-    "max_unpool1d",
-    "max_unpool2d",
-    "max_unpool3d",
-]
+from gpu_layers.core.exports import exported
+from gpu_layers.torch.functional.batch_norm import *
+from gpu_layers.torch.functional.dropout import *
+from gpu_layers.torch.functional.pooling import *
+
+if not TYPE_CHECKING:
+    __all__ = list(exported(__name__))

@@ -12,6 +12,8 @@ from gpu_layers.torch import arrays, random
 from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
+__all__ = ["batch_norm"]
+
 
 def batch_norm(
     input: Tensor,

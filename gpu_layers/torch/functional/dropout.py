@@ -20,6 +20,18 @@ from gpu_layers.torch.checks import (
 )
 from gpu_layers.torch.ops import dropout as dropout_rows
 
+__all__ = [
+    "activation_dropout",
+    "alpha_dropout",
+    "drop_path",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "dropout_add",
+    "feature_alpha_dropout",
+]
+
 
 def _drop(
     input: Tensor, p: float, training: bool, inplace: bool, generator: Generator | None, axes: int, kind: str

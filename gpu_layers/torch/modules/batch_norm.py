@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gpu_layers.torch.checks import check_tensor, checked_activation
 from gpu_layers.torch.functional.batch_norm import normalize
 
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
+
 
 def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     """What ``forward`` does, of a module with the attributes of ``torch.nn.BatchNorm2d``."""
@@ -231,12 +233,3 @@ WITH_ACTIVATION: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm2d: BatchNormAct2d,
     BatchNorm3d: BatchNormAct3d,
 }
-
-__all__: list[Any] = [
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "BatchNormAct1d",
-    "BatchNormAct2d",
-    "BatchNormAct3d",
-]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +10,18 @@ from gpu_layers.random import Generator
 from gpu_layers.torch import functional
 from gpu_layers.torch.checks import check_probability, checked_activation
 from gpu_layers.torch.random import check_generator
+
+__all__ = [
+    "ActivationDropout",
+    "AlphaDropout",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "DropoutAdd",
+    "FeatureAlphaDropout",
+]
 
 
 class _WithGenerator(nn.Module):
@@ -172,15 +182,3 @@ COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     getattr(torch.nn, one.__name__): one
     for one in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout)
 }
-
-__all__: list[Any] = [
-    "ActivationDropout",
-    "AlphaDropout",
-    "DropPath",
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "DropoutAdd",
-    "FeatureAlphaDropout",
-]

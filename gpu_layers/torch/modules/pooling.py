@@ -8,6 +8,27 @@ from torch import Tensor, nn
 
 from gpu_layers.torch import functional
 
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
+]
+
 
 class _Max(nn.Module):
     """``torch.nn``'s, which keeps one byte an output for backward, for windows of at most 256 taps."""
@@ -223,5 +244,3 @@ COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
         MaxUnpool3d,
     )
 }
-
-__all__: list[Any] = [one.__name__ for one in COUNTERPARTS.values()]

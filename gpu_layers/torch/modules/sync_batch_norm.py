@@ -13,6 +13,8 @@ from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
 from gpu_layers.torch.modules.batch_norm import statistics_of
 
+__all__ = ["SyncBatchNorm"]
+
 
 class SyncBatchNorm(nn.SyncBatchNorm):
     """``torch.nn.SyncBatchNorm``, on CPU tensors too: y, dx and running statistics are those of one process with all.

@@ -1,25 +1,39 @@
-"""Cases of batch normalisation."""
+"""Batch normalisation: in training, with given statistics, and its second derivatives."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpu_layers import ops
+from gpu_layers import layers, ops
+from gpu_layers.catalogue.batch_norm_bounds import STEEPEST, batch_norm_bounds
+from gpu_layers.catalogue.case import Arrays, Case, epsilon, smallest
+from gpu_layers.catalogue.inputs import negative_zeros, normal, with_special_values
+from gpu_layers.catalogue.operation import (
+    BACKWARD,
+    FORWARD,
+    IMAGES,
+    LARGE_IMAGES,
+    SMALL_ROWS,
+    Operation,
+    Shape,
+    Sizes,
+    of_ranks,
+)
+from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import is_cupy_array
+from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.verification.batch_norm_bounds import STEEPEST, batch_norm_bounds
-from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
-from gpu_layers.verification.inputs import negative_zeros, normal, with_special_values
 
 # (N, C, *spatial): odd planes and planes of whole vectors; planes shorter than a vector; a long plane; few values
 # of many channels and the reverse; two-dimensional input; channels that do and do not make 16-byte vectors.
@@ -452,3 +466,236 @@ def _of_negative_zeros(dtype: Any, shape: tuple[int, ...], channels_last: bool) 
 
     label = f"gradients of -0{', channels_last' if channels_last else ''}"
     return Case("batch_norm", dtype, label, inputs, run)
+
+
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+#: Numbers of a channel that a forward of batch norm keeps: mean, variance, 1 / deviation, gamma, beta; and those of
+#: them that its backward reads.
+KEPT, READ = 5, 4
+_SHAPES_TIMED = (*IMAGES[:4], *SMALL_ROWS)
+
+
+def batch_norm_floor(s: Sizes, direction: str, *, reads: int = 1, residual: bool = False, affine: bool = True) -> int:
+    """In training; of a channel what the forward keeps, or what of it the backward reads, and two gradients.
+
+    Each input as often as ``reads`` says: twice where the values cannot be kept until the statistics are known. With a
+    residual, ReLU follows, and the residual has a gradient too. ``affine``: gamma and beta are given.
+    """
+    if direction == FORWARD:
+        return s.elements(reads + residual + 1) + (KEPT + 2 * affine) * s.statistic
+    return s.elements((2 + residual) * reads + 1 + residual) + (READ + 2) * s.statistic
+
+
+def reads_of(s: Sizes, direction: str) -> int:
+    """How often a pass must read an input of these sizes, by its plan."""
+    shape = (s.shape[0], *s.shape[2:], s.shape[1]) if s.channels_last else s.shape
+    plan = backward_plan if direction == BACKWARD else forward_plan
+    return 2 if plan(shape, s.itemsize, s.channels_last).slots is None else 1
+
+
+#: Shapes of images whose bytes are counted, each in both layouts, and of rows.
+COUNTED = tuple(
+    (shape, layout) for shape in ((2, 16, 112, 112), (4, 32, 56, 56), (8, 64, 7, 7)) for layout in ("NCHW", "NHWC")
+)
+_COUNTED = (*COUNTED, ((64, 1000), "flat"))
+
+
+def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    for shape, layout in _COUNTED:
+        yield from passes(operation, "batch_norm", dtype, shape, layout, floor=_by_plan)
+
+
+def _sum_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    floor = partial(_by_plan, residual=True)
+    for shape, layout in _COUNTED:
+        residual = in_layout(shape, dtype, layout)
+        yield from passes(operation, "batch_norm sum relu", dtype, shape, layout, floor=floor, residual=residual)
+
+
+def _by_plan(s: Sizes, direction: str, saved: Any, **options: Any) -> int:
+    """The floor without gamma and beta, by what the plan says of an array of these sizes."""
+    return batch_norm_floor(s, direction, reads=reads_of(s, direction), affine=False, **options)
+
+
+def _inference_floor(s: Sizes, direction: str, affine: bool = True) -> int:
+    # Of a channel mean and variance, gamma and beta, and what is kept of them.
+    return s.elements(2) + (2 + 2 * affine + KEPT) * s.statistic
+
+
+def _inference_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    for shape, layout in _COUNTED:
+        prepare = partial(_given_statistics, dtype, shape, layout)
+        yield TrafficCase("batch_norm inference", dtype, shape, layout, prepare)
+
+
+def _given_statistics(dtype: Any, shape: Shape, layout: str) -> Prepared:
+    x = in_layout(shape, dtype, layout)
+    options: dict[str, Any] = {"channels_last": layout == "NHWC"}
+    _, saved = ops.batch_norm_forward(x, None, None, **options)
+    run = partial(ops.batch_norm_inference, x, saved.mean, saved.var, None, None, **options)
+    return run, _inference_floor(Sizes(x.size, x.size, x.itemsize, shape), FORWARD, affine=False)
+
+
+def _training(a: Arrays, channels_last: bool, **options: Any) -> Any:
+    return ops.batch_norm_forward(
+        a["x"], a.get("gamma"), a.get("beta"), eps=_EPS, channels_last=channels_last, **options
+    )
+
+
+def batch_norm_torch(F: Any, t: Arrays) -> Any:  # noqa: N803 - its usual name
+    """PyTorch's batch norm in training."""
+    return F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS)
+
+
+def _channel_axis(x: Any, channels_last: bool) -> int:
+    return x.ndim - 1 if channels_last else 1
+
+
+def _other_axes(x: Any, channels_last: bool) -> tuple[int, ...]:
+    return tuple(axis for axis in range(x.ndim) if axis != _channel_axis(x, channels_last))
+
+
+def _along_channels(values: Any, x: Any, channels_last: bool) -> Any:
+    return values.reshape([-1 if axis == _channel_axis(x, channels_last) else 1 for axis in range(x.ndim)])
+
+
+def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    x = arrays["x"].astype(xp.result_type(arrays["x"], arrays["gamma"]))
+    axes = _other_axes(x, channels_last)
+    mean, var = (arrays.get(name) for name in ("mean", "var"))
+    if mean is None:
+        mean, var = x.mean(axes), x.var(axes)
+    gamma, beta, mean, var = (
+        _along_channels(v, x, channels_last) for v in (arrays["gamma"], arrays["beta"], mean, var)
+    )
+    return ((x - mean) / xp.sqrt(var + _EPS) * gamma + beta).astype(arrays["x"].dtype)
+
+
+def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    x, dy = (arrays[name].astype(xp.result_type(arrays[name], arrays["gamma"])) for name in ("x", "dy"))
+    axes = _other_axes(x, channels_last)
+    gamma = _along_channels(arrays["gamma"], x, channels_last)
+    inv_std = 1 / xp.sqrt(x.var(axes, keepdims=True) + _EPS)
+    xhat = (x - x.mean(axes, keepdims=True)) * inv_std
+    inner = dy - dy.mean(axes, keepdims=True) - xhat * (dy * xhat).mean(axes, keepdims=True)
+    return (gamma * inv_std * inner).astype(arrays["x"].dtype)
+
+
+def _sum_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    z = _expression(xp, arrays, channels_last) + arrays["residual"]
+    return xp.where(z > 0, z, xp.zeros_like(z))
+
+
+BATCH_NORM = Operation(
+    name="batch_norm",
+    shapes=_SHAPES_TIMED,
+    forward=_training,
+    backward=ops.batch_norm_backward,
+    floor=batch_norm_floor,
+    # Two passes over x, and over dy and x.
+    torch_bytes=lambda s, direction: batch_norm_floor(s, direction, reads=2),
+    cases=(batch_norm_cases,),
+    traffic=_traffic,
+    layers=of_ranks(
+        layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d, arguments=(4,), options={"activation": "relu"}
+    ),
+    torch=batch_norm_torch,
+    expression=_expression,
+    gradient=_gradient,
+    jax=lambda jax, a, last: _expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+BATCH_NORM_INFERENCE = Operation(
+    name="batch_norm_inference",
+    shapes=_SHAPES_TIMED,
+    forward=lambda a, last: ops.batch_norm_inference(
+        a["x"], a["mean"], a["var"], a["gamma"], a["beta"], eps=_EPS, channels_last=last
+    ),
+    backward=None,
+    floor=_inference_floor,
+    torch_bytes=_inference_floor,
+    traffic=_inference_traffic,
+    torch=lambda F, t: F.batch_norm(t["x"], t["mean"], t["var"], t["gamma"], t["beta"], False, 0.1, _EPS),  # noqa: N803
+    expression=_expression,
+    jax=lambda jax, a, last: _expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta", "mean", "var"),
+    independent="channels",
+    is_training=False,
+)
+
+BATCH_NORM_SUM_RELU = Operation(
+    name="batch_norm_sum_relu",
+    shapes=_SHAPES_TIMED,
+    forward=lambda a, last: _training(a, last, residual=a["residual"], activation="relu"),
+    backward=ops.batch_norm_backward,
+    floor=lambda s, direction: batch_norm_floor(s, direction, residual=True),
+    # Batch norm, a sum, and ReLU: 3, 3 and 2; backwards 3 of ReLU, whose gradient is the residual's too, and 5.
+    torch_bytes=lambda s, direction: s.elements(8),
+    traffic=_sum_traffic,
+    torch=lambda F, t: F.relu(batch_norm_torch(F, t) + t["residual"]),  # noqa: N803
+    expression=_sum_expression,
+    jax=lambda jax, a, last: _sum_expression(jax.numpy, a, last),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    like_x=("residual",),
+    independent="channels",
+)
+
+
+@cache
+def _unit_statistics(module: Any, channels: int, dtype: Any) -> Any:
+    """Mean 0, variance 1, gamma 1, beta 0."""
+    statistics = module.zeros((5, channels), dtype)
+    statistics[1:4] = 1
+    return statistics
+
+
+def _second_derivatives(a: Arrays, last: bool) -> Any:
+    x, gamma, beta = a["x"], a["gamma"], a["beta"]
+    statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
+    saved = ops.BatchNormSaved(x, statistics, last, None, "relu")
+    # Of the results the gradient of dy, which is what is looked at.
+    return ops.batch_norm_double_backward(a["ddx"], gamma, beta, a["gradient"], saved)[0], None
+
+
+def _double_floor(s: Sizes, direction: str) -> int:
+    # The gradient of dx, dy and x, twice; results of dy's and x's shapes; of channels two gradients given and one made.
+    return s.elements(8) + (READ + 3) * s.statistic
+
+
+def _double_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    for shape, layout in _COUNTED:
+        # Of few values a channel the eleven numbers that lie between the two reads count.
+        limit = 1.05 if len(shape) == 4 else 1.2
+        prepare = partial(_saved_for_second_derivatives, dtype, shape, layout)
+        yield TrafficCase("batch_norm double backward", dtype, shape, layout, prepare, limit)
+
+
+def _saved_for_second_derivatives(dtype: Any, shape: Shape, layout: str) -> Prepared:
+    x, ddx, dy = (in_layout(shape, dtype, layout, name) for name in ("x", "ddx", "dy"))
+    _, saved = ops.batch_norm_forward(x, None, None, activation="relu", channels_last=layout == "NHWC")
+    run = partial(ops.batch_norm_double_backward, ddx, saved.gamma, saved.beta, dy, saved)
+    return run, _double_floor(Sizes(x.size, x.size, x.itemsize, shape), FORWARD)
+
+
+BATCH_NORM_DOUBLE_BACKWARD = Operation(
+    name="batch_norm_double_backward",
+    shapes=LARGE_IMAGES[:1],
+    forward=_second_derivatives,
+    backward=None,
+    floor=_double_floor,
+    # PyTorch's is a formula of some thirty operations on whole arrays, of three each.
+    torch_bytes=lambda s, direction: s.elements(90),
+    cases=(double_backward_cases,),
+    traffic=_double_traffic,
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    like_x=("ddx", "gradient"),
+    independent="channels",
+    is_training=False,
+)

@@ -1,4 +1,4 @@
-"""Errors of batch norm against float64, beside PyTorch's on a CPU: ``python -m profiling.batch_norm_errors``.
+"""Errors of batch norm against float64, beside PyTorch's on a CPU: ``python -m tests.statistical.batch_norm_errors``.
 
 Prints the table of docs/batch_norm.md. The kernels run emulated, so the numbers are those of the source, whatever the
 machine; they are errors, not times.

@@ -1,15 +1,36 @@
-"""Cases of batch normalisation by groups of samples, of padded batches, and of a batch in several processes."""
+"""Batch normalisation by groups of samples, of padded batches, and of a batch in several processes."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
-from gpu_layers import ops
+from gpu_layers import layers, ops
+from gpu_layers.catalogue.batch_norm import KEPT, READ, batch_norm_floor, batch_norm_torch, reads_of
+from gpu_layers.catalogue.batch_norm_bounds import batch_norm_bounds
+from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.catalogue.inputs import normal
+from gpu_layers.catalogue.operation import (
+    BACKWARD,
+    FORWARD,
+    LARGE_IMAGES,
+    SMALL_IMAGES,
+    SMALL_ROWS,
+    LayerExample,
+    Operation,
+    Shape,
+    Sizes,
+    of_ranks,
+    per_pass,
+)
+from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed.communicator import Communicator, SingleProcess
 from gpu_layers.kernels.batch_norm_plan import summation_depth
@@ -18,9 +39,6 @@ from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.verification.batch_norm_bounds import batch_norm_bounds
-from gpu_layers.verification.comparison import Arrays, Case
-from gpu_layers.verification.inputs import normal
 
 T = TypeVar("T")
 
@@ -317,3 +335,210 @@ def _exchanged(run: Callable[[int, Communicator], T], count: int) -> list[T]:
         run(rank, listening)
         sent.append(listening.heard)
     return [run(rank, _OneOf(rank, sent)) for rank in range(count)]
+
+
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+# Samples of a group, but for the last one: 64, 128 and 32 samples are 3, 6 and 2 groups.
+_GROUP = 24
+
+
+def _groups(samples: int) -> tuple[int, ...]:
+    size = max(1, min(_GROUP, samples - 1))
+    return (*range(0, samples, size), samples)
+
+
+def _ghost_floor(s: Sizes, direction: str, bounds: tuple[int, ...] = (), by_plan: bool = False) -> int:
+    """Groups of samples: a batch of its own each. ``by_plan``: read as often as plans say; without gamma and beta."""
+    total = 0
+    for start, stop in pairwise(bounds or _groups(s.shape[0])):
+        elements = (stop - start) * (s.inputs // s.shape[0])
+        group = replace(s, inputs=elements, outputs=elements, shape=(stop - start, *s.shape[1:]))
+        reads = reads_of(group, direction) if by_plan else 1
+        total += batch_norm_floor(group, direction, reads=reads, affine=not by_plan)
+    return total
+
+
+def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
+    options: dict[str, Any] = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
+    return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
+
+
+def _ghost_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    """Groups of samples with a smaller last one."""
+    images, of_images, of_rows = (8, 32, 28, 28), (0, 3, 6, 8), (0, 100, 200, 256)
+    for shape, layout, bounds in (
+        (images, "NCHW", of_images),
+        (images, "NHWC", of_images),
+        ((256, 512), "flat", of_rows),
+    ):
+        yield from passes(
+            operation,
+            "ghost batch_norm",
+            dtype,
+            shape,
+            layout,
+            forward=lambda x, call=(layout == "NHWC", bounds): _ghost_call({"x": x}, *call),
+            floor=lambda s, direction, saved, bounds=bounds: _ghost_floor(s, direction, bounds, by_plan=True),
+        )
+
+
+GHOST_BATCH_NORM = Operation(
+    name="ghost_batch_norm",
+    shapes=(LARGE_IMAGES[0], *SMALL_IMAGES),
+    forward=lambda a, last: _ghost_call(a, last, _groups(len(a["x"]))),
+    backward=ops.ghost_batch_norm_backward,
+    floor=_ghost_floor,
+    # In chunks, of which the results are put together by a copy.
+    torch_bytes=per_pass(lambda s: s.elements(3 + 2), lambda s: s.elements(5 + 2)),
+    cases=(ghost_batch_norm_cases,),
+    traffic=_ghost_traffic,
+    layers=of_ranks(layers.GhostBatchNorm1d, layers.GhostBatchNorm2d, layers.GhostBatchNorm3d, arguments=(4, 2)),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+
+def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: bool = True) -> int:
+    """One of several processes: what it kept is lost in the exchange, which the statistics stand on both sides of.
+
+    So each input is read twice whatever its size; the statistics do not need the residual. The numbers of channels that
+    are exchanged are not counted.
+    """
+    inputs = 2 if residual else 1
+    if direction == FORWARD:
+        return s.elements(2 + inputs) + (KEPT + 2 + 2 * affine + KEPT) * s.statistic
+    return s.elements(2 * (1 + inputs) + inputs) + 2 * (READ + 2) * s.statistic
+
+
+def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
+    options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, **fused}
+    return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
+
+
+def _sync_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    images = itertools.product(((2, 16, 112, 112), (4, 32, 28, 28)), ("NCHW", "NHWC"))
+    for (shape, layout), summed in itertools.product((*images, ((64, 1000), "flat")), (False, True)):
+        residual = in_layout(shape, dtype, layout, "residual") if summed else None
+        fused = {"residual": residual, "activation": "relu"} if summed else {}
+        yield from passes(
+            operation,
+            f"sync batch_norm{' sum relu' if summed else ''}",
+            dtype,
+            shape,
+            layout,
+            forward=lambda x, last=layout == "NHWC", fused=fused: _sync_call({"x": x}, last, **fused),
+            floor=lambda s, direction, saved, summed=summed: _sync_floor(s, direction, residual=summed, affine=False),
+        )
+
+
+SYNC_BATCH_NORM = Operation(
+    name="sync_batch_norm",
+    shapes=(LARGE_IMAGES[0], *SMALL_IMAGES, *SMALL_ROWS),
+    forward=_sync_call,
+    backward=ops.sync_batch_norm_backward,
+    # All of one process's work.
+    floor=_sync_floor,
+    torch_bytes=_sync_floor,
+    cases=(sync_batch_norm_cases,),
+    traffic=_sync_traffic,
+    layers=(LayerExample(layers.SyncBatchNorm, (4,), axes=3),),
+    # What PyTorch's SyncBatchNorm runs where there is one process.
+    torch=batch_norm_torch,
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)
+
+_INDEX_BYTES = 8
+
+
+def _padded_floor(s: Sizes, direction: str, valid: int | None = None, *, reads: int = 1, affine: bool = True) -> int:
+    """``valid`` elements of the inputs (three quarters by default), as often as the plan of so many rows says, and all
+    of the outputs, whose padding is to be 0. The lengths are apart."""
+    arrays = reads if direction == FORWARD else 2 * reads
+    numbers = KEPT + 2 * affine if direction == FORWARD else READ + 2
+    return s.itemsize * arrays * (3 * s.inputs // 4 if valid is None else valid) + s.elements(1) + numbers * s.statistic
+
+
+def _packing_bytes(s: Sizes, direction: str, rows: int, positions: int) -> int:
+    """What the array library moves of a pass with so many valid rows, whose positions have so many numbers.
+
+    Each of its operations reads its arguments once and writes its result once: a forward finds the valid positions by a
+    mask, which is written and read; each pass gathers an array, and fills another with zeros and scatters to it.
+    """
+    index, valid = _INDEX_BYTES * positions * rows, s.itemsize * rows * s.shape[1]
+    finding = 2 * s.positions + index if direction == FORWARD else 0
+    return finding + (index + 2 * valid) + (index + s.elements(1) + 2 * valid)
+
+
+def _padded_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    images, squares = (4, 32, 28, 28), [[28, 28], [14, 28], [28, 14], [28, 28]]
+    ragged = [[256 - 8 * sample] for sample in range(16)]
+    for (shape, layout, lengths), direction in itertools.product(
+        ((images, "NCHW", squares), (images, "NHWC", squares), ((16, 40, 256), "NCHW", ragged)), (FORWARD, BACKWARD)
+    ):
+        sizes = Sizes(math.prod(shape), math.prod(shape), dtype.itemsize, shape)
+        rows, arrays = sum(math.prod(own) for own in lengths), 1 if direction == FORWARD else 2
+        reads = reads_of(replace(sizes, shape=(rows, shape[1]), channels_last=True), direction)
+        floor = _padded_floor(sizes, direction, rows * shape[1], reads=reads, affine=False)
+        if direction == FORWARD:
+            floor += _INDEX_BYTES * sum(map(len, lengths))
+        by_arrays = _packing_bytes(sizes, direction, rows, len(shape) - 1)
+        # The kernels may move what packed rows need at least, and 5 % more.
+        valid = (arrays * reads + 1) * sizes.itemsize * rows * shape[1]
+        limit = (1.05 * (valid + (2 + arrays) * sizes.statistic) + by_arrays) / floor
+        prepare = partial(_padded_pass, dtype, shape, layout, lengths, direction, floor)
+        name = f"padded batch_norm {direction}"
+        yield TrafficCase(name, dtype, shape, layout, prepare, limit, by_arrays=by_arrays)
+
+
+def _padded_pass(dtype: Any, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
+    x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
+    options: dict[str, Any] = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
+    layer = kind(shape[1], affine=False, track_running_stats=False, **options)
+    if direction == FORWARD:
+        return lambda: layer(x, lengths=lengths), floor
+    layer(x, lengths=lengths)
+    return lambda: layer.backward(x), floor
+
+
+def _lengths(shape: Shape, channels_last: bool) -> list[tuple[int, int]]:
+    """Every other sample has all rows, the others half of them: three quarters are valid."""
+    rows, columns = shape[1:3] if channels_last else shape[2:]
+    return [(rows // 2 if sample % 2 else rows, columns) for sample in range(shape[0])]
+
+
+def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Any, BatchNorm2d]:
+    x, gamma = arrays["x"], arrays["gamma"]
+    layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
+    layer.parameters = {"weight": gamma, "bias": arrays["beta"]}
+    return layer(x, lengths=_lengths(x.shape, channels_last)), layer
+
+
+def _padded_backward(dy: Any, layer: BatchNorm2d) -> tuple[Any, ...]:
+    return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
+
+
+def _three_quarters(s: Sizes, direction: str) -> int:
+    return _packing_bytes(s, direction, 3 * s.positions // 4, 3)
+
+
+PADDED_BATCH_NORM = Operation(
+    name="padded_batch_norm",
+    shapes=(LARGE_IMAGES[0], SMALL_IMAGES[0]),
+    forward=_padded_forward,
+    backward=_padded_backward,
+    floor=_padded_floor,
+    # Packed and unpacked in the same way, with batch norm between.
+    torch_bytes=lambda s, direction: (
+        _three_quarters(s, direction) + s.elements(3 * (3 if direction == FORWARD else 5)) // 4
+    ),
+    cases=(padded_batch_norm_cases,),
+    traffic=_padded_traffic,
+    by_arrays=_three_quarters,
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)

@@ -1,24 +1,37 @@
-"""Cases of activation and dropout in one pass, and with a bias and a residual."""
+"""Activation and dropout in one pass, alone and with a bias and a residual."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpu_layers import ops
+from gpu_layers import layers, ops
+from gpu_layers.catalogue.case import Arrays, Case, epsilon, smallest
+from gpu_layers.catalogue.dropout import EXTREME, EXTREME_WORDS, TIMED, P, around, dropout_jax
+from gpu_layers.catalogue.inputs import normal, with_special_values
+from gpu_layers.catalogue.operation import (
+    FORWARD,
+    LARGE_IMAGES,
+    LARGE_ROWS,
+    SMALL_IMAGES,
+    SMALL_ROWS,
+    LayerExample,
+    Operation,
+    Sizes,
+    per_pass,
+)
+from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
-from gpu_layers.verification.dropout import EXTREME, EXTREME_WORDS, around
-from gpu_layers.verification.inputs import normal, with_special_values
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 # Size, p and start: less than the eight elements of a thread, no whole number of them, more than a block's; a shard
@@ -255,3 +268,143 @@ def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
     own = 2 if dtype == np.float64 else 1
     error = units * own * epsilon(accumulate) + float(ml_dtypes.finfo(accumulate).smallest_normal)
     return error if dtype == accumulate else error + np.abs(result) * epsilon(dtype) + smallest(dtype)
+
+
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+
+def _floor(s: Sizes, direction: str) -> int:
+    # The backward needs x.
+    return s.elements(2 if direction == FORWARD else 3)
+
+
+def _relu_floor(s: Sizes, direction: str) -> int:
+    # Of ReLU one bit an element is enough.
+    return s.elements(2) + s.inputs // 8
+
+
+def _call(x: Any, activation: str, order: str = "after", start: int = 0) -> Any:
+    return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, start=start)
+
+
+def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    floors = {"relu": _relu_floor, "gelu": _floor}
+    for activation, order in itertools.product(floors, ORDERS):
+        yield from passes(
+            operation,
+            f"{activation} dropout" if order == "after" else f"dropout {activation}",
+            dtype,
+            (16, 4096),
+            forward=lambda x, call=(activation, order): _call(x, *call),
+            floor=lambda s, direction, saved, floor=floors[activation]: floor(s, direction),
+        )
+
+
+ACTIVATION_DROPOUT = Operation(
+    name="activation_dropout",
+    shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS),
+    forward=lambda a, last: _call(a["x"], "gelu", start=a["start"]),
+    backward=ops.activation_dropout_backward,
+    floor=_floor,
+    # Two kernels each way, and the mask.
+    torch_bytes=per_pass(lambda s: s.elements(4) + s.inputs, lambda s: s.elements(5) + s.inputs),
+    cases=(activation_dropout_cases,),
+    traffic=_traffic,
+    layers=(LayerExample(layers.ActivationDropout, ("gelu", 0.4), {"order": "before"}),),
+    torch=lambda F, t: F.dropout(F.gelu(t["x"]), P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: dropout_jax(jax, {"x": jax.nn.gelu(a["x"], approximate=False)}, last),
+    independent="elements",
+    is_random=True,
+)
+
+RELU_DROPOUT = ACTIVATION_DROPOUT.called(
+    "relu_dropout",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: _call(a["x"], "relu", start=a["start"]),
+    floor=_relu_floor,
+    torch=lambda F, t: F.dropout(F.relu(t["x"]), P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: dropout_jax(jax, {"x": jax.nn.relu(a["x"])}, last),
+)
+
+DROPOUT_ACTIVATION = ACTIVATION_DROPOUT.called(
+    "dropout_activation",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: _call(a["x"], "gelu", "before", a["start"]),
+    torch=lambda F, t: F.gelu(F.dropout(t["x"], P, training=True)),  # noqa: N803
+    jax=lambda jax, a, last: jax.nn.gelu(dropout_jax(jax, a, last), approximate=False),
+)
+
+
+def _add_floor(s: Sizes, direction: str, activation: str | None = None) -> int:
+    """With a bias: a number of the last axis, of the type that is computed in; the residual's gradient is that of y.
+
+    The backward needs x, or, of ReLU, one bit an element, or nothing.
+    """
+    numbers = s.accumulated * s.shape[-1]
+    bits = s.inputs // 8 if activation == "relu" else 0
+    if direction == FORWARD:
+        return s.elements(3) + bits + numbers
+    keeps = activation not in (None, "relu")
+    return s.elements(3 if keeps else 2) + bits + numbers * (2 if keeps else 1)
+
+
+def _add(a: Arrays, activation: str | None) -> Any:
+    options = {"bias": a["beta"], "activation": activation, "start": a["start"]}
+    return ops.dropout_add_forward(a["x"], a["residual"], P, *TIMED, **options)
+
+
+@wraps(ops.dropout_add_backward)
+def _add_backward(dy: Any, saved: Any) -> Any:
+    # That of the bias is no sum over a part of the rows, which is what is looked at.
+    return ops.dropout_add_backward(dy, saved)[0]
+
+
+def _add_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    shape = (512, 256)
+
+    def run(x: Any, activation: str | None) -> Any:
+        bias = normal(shape[-1:], accumulation_dtype(x.dtype))
+        return _add({"x": x, "residual": normal(shape, x.dtype, "residual"), "beta": bias, "start": 0}, activation)
+
+    for activation in (None, "relu", "gelu"):
+        yield from passes(
+            operation,
+            f"bias {activation or ''} dropout add".replace("  ", " "),
+            dtype,
+            shape,
+            forward=lambda x, activation=activation: run(x, activation),
+            floor=lambda s, direction, saved, activation=activation: _add_floor(s, direction, activation),
+            # The sums of the bias's gradient are merged by a second.
+            launches=(1, 2),
+        )
+
+
+DROPOUT_ADD = Operation(
+    name="dropout_add",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=lambda a, last: _add(a, None),
+    backward=_add_backward,
+    floor=_add_floor,
+    # Three kernels forward, and the mask; backward dropout and the sums.
+    torch_bytes=per_pass(lambda s: s.elements(7) + s.inputs, lambda s: s.elements(3) + s.inputs),
+    cases=(dropout_add_cases,),
+    traffic=_add_traffic,
+    layers=(LayerExample(layers.DropoutAdd, (0.4,), inputs=2),),
+    torch=lambda F, t: t["residual"] + F.dropout(t["x"] + t["beta"].to(t["x"].dtype), P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: a["residual"] + dropout_jax(jax, {"x": (a["x"] + a["beta"]).astype(a["x"].dtype)}, last),
+    per_channel=("beta",),
+    like_x=("residual",),
+    is_random=True,
+)
+
+GELU_DROPOUT_ADD = DROPOUT_ADD.called(
+    "gelu_dropout_add",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: _add(a, "gelu"),
+    floor=lambda s, direction: _add_floor(s, direction, "gelu"),
+    torch_bytes=per_pass(lambda s: s.elements(9) + s.inputs, lambda s: s.elements(6) + s.inputs),
+    torch=lambda F, t: t["residual"] + F.dropout(F.gelu(t["x"] + t["beta"].to(t["x"].dtype)), P, training=True),  # noqa: N803
+    jax=lambda jax, a, last: (
+        a["residual"] + dropout_jax(jax, {"x": jax.nn.gelu(a["x"] + a["beta"], approximate=False)}, last)
+    ),
+)

@@ -1,17 +1,22 @@
-"""Cases of batch norm and max pooling in one kernel, on numbers for which every result is exact."""
+"""Batch norm and max pooling in one kernel: cases on numbers for which every result is exact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gpu_layers import ops
+from gpu_layers.catalogue.batch_norm import COUNTED, KEPT, READ, batch_norm_torch, reads_of
+from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.catalogue.inputs import normal
+from gpu_layers.catalogue.operation import FORWARD, IMAGES, Operation, Sizes, per_pass
+from gpu_layers.catalogue.pooling import MAX_WINDOW, argmax_bytes, pooled
+from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.verification.comparison import Arrays, Case
-from gpu_layers.verification.inputs import normal
 
 # 1 / sqrt(var + eps) is then 1/2 or 1/4, without rounding.
 _EPS = 2.0**-10
@@ -80,3 +85,55 @@ def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_l
 
     layout = ", channels_last" if channels_last else ""
     return Case("batch_norm_max_pool", dtype, f"{list(shape)} {activation}{layout}", inputs, run)
+
+
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+
+def _floor(s: Sizes, direction: str, *, taps: int = 1, reads: int = 1, affine: bool = True) -> int:
+    """Forward always reads x twice: it writes nothing that is as large as it. ``taps``: bytes of a maximum's place."""
+    of_outputs = s.elements(0, 1) + taps * s.outputs
+    if direction == FORWARD:
+        return s.elements(2) + of_outputs + (KEPT + 2 * affine) * s.statistic
+    return reads * (s.elements(1) + of_outputs) + s.elements(1) + (READ + 2) * s.statistic
+
+
+def _forward(a: Arrays, channels_last: bool) -> Any:
+    kernel, stride, padding = MAX_WINDOW
+    options: dict[str, Any] = {"eps": 1e-5, "activation": "relu", "channels_last": channels_last}
+    return ops.batch_norm_max_pool_forward(
+        a["x"], a.get("gamma"), a.get("beta"), (kernel, kernel), stride, padding, **options
+    )
+
+
+def _by_plan(s: Sizes, direction: str, saved: Any) -> int:
+    return _floor(s, direction, taps=argmax_bytes(saved.pool), reads=reads_of(s, direction), affine=False)
+
+
+def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    for shape, layout in COUNTED:
+        forward, backward = passes(operation, "batch_norm max_pool", dtype, shape, layout, floor=_by_plan)
+        yield replace(forward, limit=1.1)
+        if layout == "NHWC" or shape[-1] % 8 == 0:
+            # Of other planes it is two passes.
+            yield backward
+
+
+BATCH_NORM_RELU_MAX_POOL = Operation(
+    name="batch_norm_relu_max_pool",
+    shapes=IMAGES[:4],
+    forward=_forward,
+    backward=ops.batch_norm_max_pool_backward,
+    floor=_floor,
+    # Batch norm 3 forward and 5 backward, ReLU 2 and 3, and the pooling.
+    torch_bytes=per_pass(lambda s: s.elements(6, 1) + 8 * s.outputs, lambda s: s.elements(9, 1) + 8 * s.outputs),
+    cases=(batch_norm_max_pool_cases,),
+    traffic=_traffic,
+    takes_maximum=True,
+    rounds_gradient=True,
+    torch=lambda F, t: F.max_pool2d(F.relu(batch_norm_torch(F, t)), *MAX_WINDOW),  # noqa: N803
+    output_shape=pooled(MAX_WINDOW),
+    layouts=(False, True),
+    per_channel=("gamma", "beta"),
+    independent="channels",
+)

@@ -1,18 +1,19 @@
-"""Cases of the poolings."""
+"""Max and average pooling: by windows, adaptive, and of the whole plane."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from gpu_layers import ops
-from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
-from gpu_layers.verification.comparison import Arrays, Case, epsilon, smallest
-from gpu_layers.verification.inputs import (
+from gpu_layers import layers, ops
+from gpu_layers.catalogue.case import Arrays, Case, epsilon, smallest
+from gpu_layers.catalogue.inputs import (
     generator,
     launched_nowhere,
     negative_zeros,
@@ -21,10 +22,15 @@ from gpu_layers.verification.inputs import (
     with_special_values,
     with_ties,
 )
+from gpu_layers.catalogue.operation import IMAGES, LARGE_IMAGES, Bytes, Operation, Shape, Sizes, of_ranks, per_pass
+from gpu_layers.catalogue.traffic import SECTOR, Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.runtime.cuda import array_module
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
 
 # (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
 # channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
-_CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((2, 3, 8, 10), {"kernel_size": (2, 2)}),
     ((2, 8, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
     ((1, 16, 7, 30), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
@@ -88,7 +94,7 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
 
 
 def _shapes() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
-    for shape, window in _CASES:
+    for shape, window in WINDOWS:
         label = f"{list(shape)} {', '.join(f'{name}={value}' for name, value in window.items())}"
         yield label, shape, window
         yield f"{label}, channels_last", (shape[0], *shape[2:], shape[1]), {**window, "channels_last": True}
@@ -188,55 +194,6 @@ def _of_negative_zeros(op: str, dtype: Any, forward: Callable[..., Any], backwar
         return results
 
     return Case(op, dtype, "gradients of -0", inputs, run)
-
-
-# (N, C, *spatial), kernel, outputs: windows that overlap and leave gaps; one output; a whole axis; three axes; nothing.
-_FRACTIONAL: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = (
-    ((2, 3, 13, 11), (2, 3), (6, 5)),
-    ((2, 5, 9, 10), (3, 3), (7, 8)),
-    ((1, 4, 20, 19), (2, 2), (5, 4)),
-    ((2, 2, 6, 6), (2, 6), (1, 1)),
-    ((1, 3, 7, 8, 9), (2, 2, 3), (4, 5, 1)),
-    ((0, 3, 6, 6), (2, 2), (3, 3)),
-)
-
-
-def fractional_max_pool_cases() -> Iterator[Case]:
-    """Windows by samples that are given, and by random numbers of this library; both layouts."""
-    for dtype in FLOAT_DTYPES:
-        for shape, kernel, outputs in _FRACTIONAL:
-            for channels_last in (False, True):
-                yield _fractional_max_pool(dtype, shape, kernel, outputs, channels_last)
-
-
-def _fractional_max_pool(dtype, shape, kernel, outputs, channels_last) -> Case:
-    in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
-    out_shape = (shape[0], *outputs, shape[1]) if channels_last else (*shape[:2], *outputs)
-
-    def inputs() -> Arrays:
-        samples = generator("samples", shape).random((*shape[:2], len(kernel))).astype(accumulation_dtype(dtype))
-        x = with_special_values(with_ties(in_memory, dtype))
-        rng_state = np.array([1, 2**64 - 1, 0], np.uint64)
-        return {"x": x, "dy": normal(out_shape, dtype, "dy"), "samples": samples, "rng_state": rng_state}
-
-    def run(arrays: Arrays) -> Arrays:
-        results: Arrays = {}
-        calls: dict[str, dict[str, Any]] = {
-            "samples": {"samples": arrays["samples"]},
-            "numbers": {"seed": 2**63 + 1, "offset": 2**40},
-            "rng_state": {"rng_state": arrays["rng_state"]},
-        }
-        for name, options in calls.items():
-            y, saved = ops.fractional_max_pool_forward(
-                arrays["x"], kernel, outputs, channels_last=channels_last, **options
-            )
-            results |= {f"y {name}": y, f"taps {name}": saved.argmax, f"starts {name}": saved.starts}
-            results[f"indices {name}"] = ops.fractional_max_pool_indices(saved)
-            results[f"dx {name}"] = ops.fractional_max_pool_backward(arrays["dy"], saved)
-        return results
-
-    label = f"{list(in_memory)} kernel_size={kernel} output_size={outputs}{', channels_last' * channels_last}"
-    return Case("fractional_max_pool", dtype, label, inputs, run)
 
 
 def integer_max_pool_cases() -> Iterator[Case]:
@@ -351,129 +308,278 @@ def _avg_pool(dtype, label, shape, window) -> Case:
     return Case("avg_pool", dtype, label, inputs, run, bounds)
 
 
-# Of the windows above, those that are enough: the kernels are the general ones, whose geometry is tested there.
-_LP_CASES = [case for case in _CASES if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
-_POWERS = (1.0, 2.0, 2.5, 3.0, 100.0, 2000.0, np.inf)
-# Windows cut off before by padding and after by ceil mode; values whose squares are beyond float32, infinities, NaN.
-_LP_CUT_OFF: tuple[tuple[int, ...], dict[str, Any]] = (
-    (2, 2, 8, 10),
-    {"kernel_size": (3, 4), "stride": (2, 3), "padding": ((1, 0), (0, 2)), "dilation": (2, 1), "ceil_mode": True},
-)
-_LP_SIZES = {"tiny": 1e-30, "large": 1e30, "special": 1.0}
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+# Kernel, stride, padding: the windows of ResNet's stem and of spatial pyramids for the maximum, and halving.
+MAX_WINDOW, _PYRAMID_WINDOW, HALVING = (3, 2, 1), (5, 1, 2), (2, 2, 0)
 
 
-def lp_pool_cases() -> Iterator[Case]:
-    """Sums in the order of the reference; powers as good as CUDA promises."""
-    for dtype in FLOAT_DTYPES:
-        for p in _POWERS:
-            for shape, window in (*_LP_CASES, _LP_CUT_OFF):
-                yield _lp_pool(dtype, p, shape, window)
-            (batch, channels, *spatial), window = _LP_CASES[1]
-            yield _lp_pool(dtype, p, (batch, *spatial, channels), {**window, "channels_last": True})
-        if dtype != np.float16:
-            for p in (2.0, 20.0):
-                for sizes in _LP_SIZES:
-                    yield _lp_pool(dtype, p, *_LP_CASES[0], sizes)
-        yield _lp_pool_special(dtype)
+def pooled(window: tuple[int, int, int]) -> Callable[[Shape], Shape]:
+    """The shape of a pooling's result by that of its input."""
+    kernel, stride, padding = window
+    return lambda shape: (*shape[:2], *((size + 2 * padding - kernel) // stride + 1 for size in shape[2:]))
 
 
-def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
-    accumulate = accumulation_dtype(dtype)
-
-    def inputs() -> Arrays:
-        x = normal(shape, dtype, "x")
-        x = (x * x.dtype.type(_LP_SIZES.get(sizes, 1.0))).astype(dtype)
-        x = with_special_values(x) if sizes == "special" else x
-        y = launched_nowhere(lambda: ops.lp_pool_forward(x, p, **window)[0])
-        return {"x": x, "dy": normal(y.shape, dtype, "dy")}
-
-    def run(arrays: Arrays) -> Arrays:
-        y, saved = ops.lp_pool_forward(arrays["x"], p, **window)
-        results = {"y": y, "dx": ops.lp_pool_backward(arrays["dy"], saved)}
-        return results if saved.argmax is None else {**results, "argmax": saved.argmax}
-
-    def bounds(inputs: Arrays, expected: Arrays) -> Arrays:
-        if p == np.inf:
-            return {}  # nothing but what IEEE 754 defines to the last bit
-        # The reference computes in float64, and rounds. So does the kernel of float32: the results may fall to either
-        # side, which is a unit in the last place. Half types are computed in float32, with p products of 2 roundings
-        # each, of which forward's root leaves the p-th part, and a root within 4 units. In float64 pow is within 1 unit
-        # here and there; so are a quotient, a root, and what they are multiplied by. Its values are rounded before
-        # powers are taken only if p is beyond 900.
-        half = dtype not in (np.float32, np.float64)
-        power = epsilon(np.float32) if half else epsilon(np.float64)
-        y = np.abs(expected["y"].astype(np.float64)) * (epsilon(dtype) + 8 * power) + smallest(dtype)
-        # The gradient has a power of p - 1, and slopes that are kept in the accumulation dtype.
-        _, saved = ops.lp_pool_forward(inputs["x"].astype(np.float64), p, **window)
-        total = np.abs(ops.lp_pool_backward(np.abs(inputs["dy"].astype(np.float64)), saved))
-        products = 0 if dtype == np.float64 and p <= 900 else 2 * p
-        dx = total * (epsilon(accumulate) + (products + 16) * power) + smallest(dtype)
-        dx = dx + np.abs(expected["dx"].astype(np.float64)) * epsilon(dtype)
-        return {"y": y, "dx": dx}
-
-    options = ", ".join(f"{name}={value}" for name, value in window.items())
-    return Case("lp_pool", dtype, f"{list(shape)} p={p:g}, {options}{sizes and ', '}{sizes}", inputs, run, bounds)
+def pool_floor(s: Sizes, taps: int = 0, seen: int | None = None) -> int:
+    """A pass of pooling: ``taps`` bytes for each maximum, ``seen`` elements of x, if not all, that lie in a window."""
+    return s.itemsize * (s.inputs if seen is None else seen) + s.elements(0, 1) + taps * s.outputs
 
 
-def _lp_pool_special(dtype: Any) -> Case:
-    """The last of several NaN is the largest; a gradient of -0 is a sum, and has the sign of x."""
-
-    def inputs() -> Arrays:
-        arrays: Arrays = {}
-        for number, (shape, window) in enumerate(_LP_CASES):
-            x = normal(shape, dtype, "x")
-            y = launched_nowhere(lambda: ops.lp_pool_forward(x, 2.0, **window)[0])  # noqa: B023
-            arrays |= {f"x {number}": x, f"dy {number}": negative_zeros(y.shape, dtype)}
-            arrays[f"NaN {number}"] = with_several_nan(with_ties(shape, dtype))
-        return arrays
-
-    def run(arrays: Arrays) -> Arrays:
-        results: Arrays = {}
-        for number, (_, window) in enumerate(_LP_CASES):
-            y, saved = ops.lp_pool_forward(arrays[f"NaN {number}"], np.inf, **window)
-            results |= {f"y {number}": y, f"argmax {number}": saved.argmax}
-            for p in _POWERS:
-                _, saved = ops.lp_pool_forward(arrays[f"x {number}"], p, **window)
-                results[f"dx {number} p={p:g}"] = ops.lp_pool_backward(arrays[f"dy {number}"], saved)
-        return results
-
-    return Case("lp_pool", dtype, "several NaN, gradients of -0", inputs, run)
+def pool_bytes(extra: int) -> Bytes:
+    """x and y, and this many bytes of state for each output."""
+    return lambda s, direction: s.elements(1, 1) + extra * s.outputs
 
 
-# (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.
-_UNPOOL_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-    ((2, 3, 4, 5), (9, 11)),
-    ((1, 2, 40, 33), (81, 66)),
-    ((3, 2, 70), (20,)),
-    ((1, 2, 2, 3, 3), (4, 6, 6)),
-    ((0, 2, 3), (6,)),
-)
+def argmax_bytes(saved: Any) -> int:
+    """Bytes that are kept of the place of each maximum, if any are."""
+    argmax = getattr(saved, "argmax", None)
+    return 0 if argmax is None else argmax.itemsize
 
 
-def max_unpool_cases() -> Iterator[Case]:
-    """Values move: every bit must be the reference's. Some indices are equal, some are outside the plane."""
-    for dtype in FLOAT_DTYPES:
-        for shape, size in _UNPOOL_CASES:
-            for channels_last in (False, True):
-                yield _max_unpool(dtype, shape, size, channels_last)
-
-
-def _max_unpool(dtype, shape, size, channels_last) -> Case:
-    plane = math.prod(size)
-    wide = (*shape[:2], *size)
+def touched_bytes(indices: np.ndarray, plane: int, itemsize: int, channels_last: bool) -> int:
+    """Bytes of the sectors that indices in planes of this many elements point into."""
     if channels_last:
-        shape, wide = ((*sizes[:1], *sizes[2:], sizes[1]) for sizes in (shape, wide))
+        channels = indices.shape[-1]
+        samples = np.arange(len(indices)).reshape(-1, 1, 1, 1) * plane
+        places = (samples + indices) * channels + np.arange(channels)
+    else:
+        places = np.arange(math.prod(indices.shape[:2])).reshape(*indices.shape[:2], 1, 1) * plane + indices
+    return np.unique(places * itemsize // SECTOR).size * SECTOR
 
-    def inputs() -> Arrays:
-        indices = generator("indices", shape).integers(-1, plane + 1, shape)
-        values = {"x": normal(shape, dtype, "x"), "dy": normal(wide, dtype, "dy")}
-        return {name: with_special_values(array) for name, array in values.items()} | {"indices": indices}
 
-    def run(arrays: Arrays) -> Arrays:
-        x, indices, layout = arrays["x"], arrays["indices"], {"channels_last": channels_last}
-        y, saved = ops.max_unpool_forward(x, indices, size, check=False, **layout)
-        checked, _ = ops.max_unpool_forward(x, indices.clip(0, plane - 1), size, **layout)
-        return {"y": y, "checked": checked, "dx": ops.max_unpool_backward(arrays["dy"], saved)}
+def _floor_of_saved(s: Sizes, direction: str, saved: Any) -> int:
+    return pool_floor(s, argmax_bytes(saved))
 
-    label = f"{list(shape)} to {list(size)}{', channels_last' if channels_last else ''}"
-    return Case("max_unpool", dtype, label, inputs, run)
+
+# Shape and layouts, of two, one and three axes; kernel, stride, padding, and the most that may be moved.
+_COUNTED: tuple[tuple[Shape, tuple[str, ...]], ...] = (
+    ((2, 16, 112, 112), ("NCHW", "NHWC")),
+    ((2, 16, 56, 56), ("NCHW", "NHWC")),
+    ((4, 16, 1024), ("NCHW",)),
+    ((1, 16, 8, 16, 32), ("NCHW",)),
+)
+_COUNTED_WINDOWS = ((2, 2, 0, 1.05), (3, 2, 1, 1.10), (3, 1, 1, 1.10))
+
+
+def _window_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+    kind = operation.name.partition("_")[0]
+    for (shape, layouts), window in itertools.product(_COUNTED, _COUNTED_WINDOWS):
+        (size, stride, padding, limit), rank = window, len(shape) - 2
+        if rank != 2 and stride == 1:
+            continue
+        name = f"{kind}_pool {size}x{size} s{stride}" if rank == 2 else f"{kind}_pool{rank}d {size} s{stride}"
+        kept = _kept_by_torch(kind, shape, dtype, pooled((size, stride, padding))(shape))
+        for layout in layouts:
+            run = partial(
+                getattr(ops, f"{kind}_pool_forward"),
+                kernel_size=(size,) * rank,
+                stride=stride,
+                padding=padding,
+                channels_last=layout == "NHWC",
+            )
+            options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
+            yield from passes(operation, name, dtype, shape, layout, forward=run, **options)
+            if kind == "max" and rank == 2:
+                prepare = partial(_gather, run, shape, dtype, layout)
+                yield TrafficCase(f"{name} gather", dtype, shape, layout, prepare, limit)
+
+
+def _kept_by_torch(kind: str, shape: Shape, dtype: np.dtype, outputs: Shape) -> int:
+    """Its input, and for a maximum an index of 8 bytes."""
+    return math.prod(shape) * dtype.itemsize + (8 * math.prod(outputs) if kind == "max" else 0)
+
+
+def _gather(run: Callable[[Any], Any], shape: Shape, dtype: Any, layout: str) -> Prepared:
+    x = in_layout(shape, dtype, layout)
+    y, saved = run(x)
+    read = touched_bytes(ops.max_pool_indices(saved), math.prod(shape[2:]), x.itemsize, layout == "NHWC")
+    return lambda: ops.max_pool_gather(x, saved), y.nbytes + saved.argmax.nbytes + read
+
+
+def _max_pool_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+    if dtype.kind not in "iu":
+        yield from _window_traffic(operation, dtype)
+        return
+    for layout in ("NCHW", "NHWC"):
+        prepare = partial(_of_integers, (2, 16, 112, 112), dtype, layout)
+        yield TrafficCase("max_pool 3x3 s2 of integers", dtype, (2, 16, 112, 112), layout, prepare)
+
+
+def _of_integers(shape: Shape, dtype: Any, layout: str) -> Prepared:
+    x = np.abs(in_layout(shape, np.float64, layout) * 50).astype(dtype)
+    run = partial(ops.max_pool_forward, x, (3, 3), 2, 1, channels_last=layout == "NHWC")
+    y, saved = run()
+    return run, pool_floor(Sizes(x.size, y.size, x.itemsize), argmax_bytes(saved))
+
+
+def _adaptive_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+    kind, shape, calls = "avg" if "avg" in operation.name else "max", (2, 32, 32, 32), []
+    if operation.name != "adaptive_avg_pool":
+        calls.append(("global", (1, 1), 1.05))
+    if operation.name != "global_avg_pool":
+        calls.append(("adaptive", (5, 6), 1.10))
+    for (name, outputs, limit), layout in itertools.product(calls, ("NCHW", "NHWC")):
+        forward = getattr(ops, f"adaptive_{kind}_pool_forward")
+        run = partial(forward, output_size=outputs, channels_last=layout == "NHWC")
+        # PyTorch takes the mean of the whole plane as a sum, which needs nothing.
+        mean_of_all = operation.name == "global_avg_pool"
+        kept = None if mean_of_all else _kept_by_torch(kind, shape, dtype, (*shape[:2], *outputs))
+        options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
+        yield from passes(operation, f"{name} {kind}", dtype, shape, layout, forward=run, **options)
+
+
+def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Any]:
+    """For each tap of the window, what it sees at every output: a strided view of the padded array."""
+    kernel, stride, padding = window
+    first = 1 if channels_last else 2
+    pads = [(padding, padding) if axis in (first, first + 1) else (0, 0) for axis in range(4)]
+    padded = xp.pad(x, pads, constant_values=fill)
+    rows, columns = ((x.shape[first + i] + 2 * padding - kernel) // stride + 1 for i in range(2))
+    views = []
+    for row in range(kernel):
+        for column in range(kernel):
+            place = (
+                slice(row, row + stride * (rows - 1) + 1, stride),
+                slice(column, column + stride * (columns - 1) + 1, stride),
+            )
+            views.append(padded[(slice(None),) * first + place])
+    return views
+
+
+def _max_pool_expression(window: tuple[int, int, int]) -> Any:
+    def expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+        first, *others = _taps(xp, arrays["x"], window, channels_last, -math.inf)
+        for tap in others:
+            first = xp.maximum(first, tap)
+        return first
+
+    return expression
+
+
+def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    return sum(_taps(xp, arrays["x"], HALVING, channels_last, 0.0)) / HALVING[0] ** 2
+
+
+def _reduce_window(jax: Any, x: Any, start: float, by: Any, window: tuple[int, int, int], channels_last: bool) -> Any:
+    kernel, stride, padding = window
+
+    def spatial(value: Any, rest: Any) -> tuple:
+        return (rest, value, value, rest) if channels_last else (rest, rest, value, value)
+
+    pads = spatial((padding, padding), (0, 0))
+    return jax.lax.reduce_window(x, x.dtype.type(start), by, spatial(kernel, 1), spatial(stride, 1), pads)
+
+
+def _max_pool_timed(window: tuple[int, int, int], shapes: tuple[Shape, ...]) -> dict[str, Any]:
+    kernel, stride, padding = window
+    return {
+        "shapes": shapes,
+        "forward": lambda a, last: ops.max_pool_forward(a["x"], (kernel, kernel), stride, padding, channels_last=last),
+        "torch": lambda F, t: F.max_pool2d(t["x"], *window),  # noqa: N803
+        "expression": _max_pool_expression(window),
+        "jax": lambda jax, a, last: _reduce_window(jax, a["x"], -math.inf, jax.lax.max, window, last),
+        "output_shape": pooled(window),
+    }
+
+
+MAX_POOL = Operation(
+    name="max_pool",
+    **_max_pool_timed(MAX_WINDOW, IMAGES),
+    backward=ops.max_pool_backward,
+    floor=lambda s, direction: pool_floor(s, 1),
+    torch_bytes=pool_bytes(8),
+    cases=(max_pool_cases, integer_max_pool_cases),
+    traffic=_max_pool_traffic,
+    dtypes=(*FLOAT_DTYPES, np.dtype(np.uint8), np.dtype(np.int32)),
+    layers=of_ranks(layers.MaxPool1d, layers.MaxPool2d, layers.MaxPool3d, arguments=(2, 1)),
+    layouts=(False, True),
+)
+
+PYRAMID_MAX_POOL = MAX_POOL.called(
+    "pyramid_max_pool", **_max_pool_timed(_PYRAMID_WINDOW, ((64, 256, 40, 40), (64, 512, 20, 20)))
+)
+
+
+@cache
+def _second_taps(module: Any, shape: Shape) -> ops.MaxPoolSaved:
+    """Of a pooling by windows of 2 x 2, of which each chose its second element."""
+    _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
+    return replace(saved, argmax=module.ones(saved.argmax.shape, np.uint8))
+
+
+def _gathered(x: Any) -> Any:
+    return ops.max_pool_gather(x, replace(_second_taps(array_module(x), x.shape), dtype=x.dtype))
+
+
+MAX_POOL_GATHER = Operation(
+    name="max_pool_gather",
+    shapes=LARGE_IMAGES,
+    forward=lambda a, last: (_gathered(a["x"]), None),
+    backward=None,
+    # Of the windows of 2 x 2 the first row.
+    floor=lambda s, direction: s.elements(0, 1) + s.outputs + s.itemsize * s.inputs // 2,
+    torch_bytes=lambda s, direction: s.elements(0, 1) + 8 * s.outputs + s.itemsize * s.inputs // 2,
+    output_shape=pooled(HALVING),
+    is_training=False,
+)
+
+ADAPTIVE_MAX_POOL = Operation(
+    name="adaptive_max_pool",
+    shapes=IMAGES[:3],
+    forward=lambda a, last: ops.adaptive_max_pool_forward(a["x"], (5, 5), channels_last=last),
+    backward=ops.max_pool_backward,
+    floor=lambda s, direction: pool_floor(s, 1),
+    torch_bytes=pool_bytes(8),
+    traffic=_adaptive_traffic,
+    layers=of_ranks(layers.AdaptiveMaxPool1d, layers.AdaptiveMaxPool2d, layers.AdaptiveMaxPool3d, arguments=(4,)),
+    torch=lambda F, t: F.adaptive_max_pool2d(t["x"], 5),  # noqa: N803
+    output_shape=lambda shape: (*shape[:2], 5, 5),
+    layouts=(False, True),
+)
+
+AVG_POOL = Operation(
+    name="avg_pool",
+    shapes=IMAGES,
+    forward=lambda a, last: ops.avg_pool_forward(a["x"], (2, 2), channels_last=last),
+    backward=ops.avg_pool_backward,
+    # Forward reads what lies in a window: of an odd plane not the last row and column.
+    floor=per_pass(lambda s: pool_floor(s, seen=4 * s.outputs), pool_floor),
+    torch_bytes=per_pass(lambda s: s.elements(0, 5), lambda s: s.elements(1, 1)),
+    cases=(avg_pool_cases,),
+    traffic=_window_traffic,
+    layers=of_ranks(layers.AvgPool1d, layers.AvgPool2d, layers.AvgPool3d, arguments=(2, 1, 1)),
+    torch=lambda F, t: F.avg_pool2d(t["x"], *HALVING),  # noqa: N803
+    expression=_avg_pool_expression,
+    jax=lambda jax, a, last: _reduce_window(jax, a["x"], 0.0, jax.lax.add, HALVING, last) / HALVING[0] ** 2,
+    output_shape=pooled(HALVING),
+    layouts=(False, True),
+)
+
+ADAPTIVE_AVG_POOL = Operation(
+    name="adaptive_avg_pool",
+    shapes=IMAGES[:3],
+    forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (5, 5), channels_last=last),
+    backward=ops.avg_pool_backward,
+    floor=pool_bytes(0),
+    torch_bytes=pool_bytes(0),
+    traffic=_adaptive_traffic,
+    layers=of_ranks(layers.AdaptiveAvgPool1d, layers.AdaptiveAvgPool2d, layers.AdaptiveAvgPool3d, arguments=(4,)),
+    torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 5),  # noqa: N803
+    output_shape=lambda shape: (*shape[:2], 5, 5),
+    layouts=(False, True),
+)
+
+GLOBAL_AVG_POOL = Operation(
+    name="global_avg_pool",
+    shapes=IMAGES,
+    forward=lambda a, last: ops.adaptive_avg_pool_forward(a["x"], (1, 1), channels_last=last),
+    backward=ops.avg_pool_backward,
+    floor=pool_bytes(0),
+    torch_bytes=pool_bytes(0),
+    traffic=_adaptive_traffic,
+    torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 1),  # noqa: N803
+    expression=lambda xp, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
+    jax=lambda jax, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
+    output_shape=lambda shape: (*shape[:2], 1, 1),
+    layouts=(False, True),
+)

@@ -1,19 +1,38 @@
-"""Cases of the dropout family: every bit must be the reference's."""
+"""The dropout family. Of every case each bit must be the reference's."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from gpu_layers import ops
+from gpu_layers import layers, ops
+from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.catalogue.inputs import ELEMENTWISE_SIZES, normal, with_special_values
+from gpu_layers.catalogue.operation import (
+    FORWARD,
+    IMAGES,
+    LARGE_IMAGES,
+    LARGE_ROWS,
+    SINGLE_IMAGE,
+    SMALL_IMAGES,
+    SMALL_ROWS,
+    LayerExample,
+    Operation,
+    Shape,
+    Sizes,
+    of_ranks,
+    per_pass,
+)
+from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
-from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.backend import backend_for, use_backend
+from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.verification.comparison import Arrays, Case
-from gpu_layers.verification.inputs import ELEMENTWISE_SIZES, normal, with_special_values
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 
@@ -349,3 +368,222 @@ def _draw(dtype) -> Case:
         return results
 
     return Case("graph_dropout", dtype, "numbers in memory", inputs, run)
+
+
+# ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------
+
+#: Probability, seed and offset: the same masks in the benchmark, in the model and where bytes are counted.
+P, TIMED = 0.5, (1, 2)
+_ROWS, _IMAGES = (16, 4096), (4, 64, 256)
+
+
+def _floor(s: Sizes, direction: str, kept: float = 1.0) -> int:
+    # What is dropped with its neighbours need not be read: `kept` is the rest's part.
+    return s.elements(1) + round(kept * s.elements(1))
+
+
+def _traffic(name: str, shape: Shape, **options: Any) -> Callable[[Operation, Any], Iterator[TrafficCase]]:
+    return lambda operation, dtype: passes(operation, name, dtype, shape, **options)
+
+
+def _elements(forward: Callable[..., Any], **options: Any) -> Callable[[Arrays, bool], Any]:
+    return lambda a, last: forward(a["x"], P, *TIMED, start=a["start"], **options)
+
+
+@cache
+def _kept(decisions: int, offset: int) -> float:
+    with use_backend("reference"):
+        return float(ops.dropout_mask(decisions, P, TIMED[0], offset).mean())
+
+
+def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) -> dict[str, Any]:
+    """How elements with the same indices on the first axes, which are dropped together, are run; what is read."""
+
+    def run(a: Arrays, channels_last: bool) -> Any:
+        # A decision for each of these indices: that is what the operation counts.
+        start = a["start"] and a["start"] // math.prod(a["x"].shape[axes:])
+        return forward(a["x"], P, TIMED[0], offset, start=start, mask_axes=axes)
+
+    def kept(shape: Shape) -> float:
+        return _kept(math.prod(shape[:axes]), offset)
+
+    return {"forward": run, "kept": kept, "floor": lambda s, direction: _floor(s, direction, kept(s.shape))}
+
+
+def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Any:
+    """Dropout in JAX."""
+    x = arrays["x"]
+    kept = jax.random.bernoulli(jax.random.PRNGKey(TIMED[0]), 1 - P, x.shape)
+    return jax.numpy.where(kept, x / (1 - P), 0).astype(x.dtype)
+
+
+def _dropout_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    def channels_last(x: Any) -> Any:
+        return ops.dropout_forward(x, P, *TIMED, channels_last=True)
+
+    def with_residual() -> Prepared:
+        x = normal(_ROWS, dtype)
+        return lambda: ops.dropout_forward(x, P, *TIMED, residual=x.copy()), 3 * x.nbytes
+
+    yield from passes(operation, "dropout", dtype, _ROWS)
+    yield from passes(operation, "dropout of a shard", dtype, _ROWS, start=2**33 + 3)
+    yield from passes(operation, "dropout, channels last", dtype, (4, 16, 16, 64), forward=channels_last)
+    yield TrafficCase("dropout add forward", dtype, _ROWS, "flat", with_residual)
+
+
+DROPOUT = Operation(
+    name="dropout",
+    shapes=(*LARGE_ROWS, *LARGE_IMAGES, *SMALL_IMAGES, *SMALL_ROWS, *SINGLE_IMAGE),
+    forward=_elements(ops.dropout_forward),
+    backward=ops.dropout_backward,
+    floor=_floor,
+    torch_bytes=lambda s, direction: s.elements(2) + s.inputs,  # and a mask of one byte
+    cases=(dropout_cases, channels_last_dropout_cases, residual_dropout_cases, draw_cases),
+    traffic=_dropout_traffic,
+    layers=(LayerExample(layers.Dropout, (0.4,)),),
+    torch=lambda F, t: F.dropout(t["x"], P, training=True),  # noqa: N803 - its usual name
+    expression=lambda xp, a, last: xp.where(xp.random.random(a["x"].shape) >= P, a["x"] / (1 - P), 0),
+    jax=dropout_jax,
+    independent="elements",
+    is_random=True,
+)
+
+CHANNEL_DROPOUT = Operation(
+    name="channel_dropout",
+    shapes=IMAGES,
+    **_together(2, ops.dropout_forward),
+    backward=ops.dropout_backward,
+    torch_bytes=lambda s, direction: s.elements(2),
+    cases=(channel_dropout_cases,),
+    traffic=_traffic("channel dropout", _IMAGES),
+    layers=of_ranks(layers.Dropout1d, layers.Dropout2d, layers.Dropout3d, arguments=(0.4,)),
+    torch=lambda F, t: F.dropout2d(t["x"], P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: xp.where(xp.random.random((*a["x"].shape[:2], 1, 1)) >= P, a["x"] / (1 - P), 0),
+    is_random=True,
+)
+
+ALPHA_DROPOUT = Operation(
+    name="alpha_dropout",
+    shapes=(*LARGE_ROWS, *SMALL_ROWS),
+    forward=_elements(ops.alpha_dropout_forward),
+    backward=ops.dropout_backward,
+    floor=_floor,
+    # Draws noise (1), makes shift (6) and scale (2) of it, multiplies (3) and adds (3); the backward multiplies.
+    torch_bytes=per_pass(lambda s: s.elements(15), lambda s: s.elements(3)),
+    cases=(alpha_dropout_cases,),
+    traffic=_traffic("alpha dropout", _ROWS),
+    layers=(LayerExample(layers.AlphaDropout, (0.3,), axes=3),),
+    torch=lambda F, t: F.alpha_dropout(t["x"], P, training=True),  # noqa: N803
+    independent="elements",
+    is_random=True,
+)
+
+
+@cache
+def _numbers(xp: Any, first: int, count: int) -> Any:
+    return xp.arange(first, first + count, dtype=np.int64)
+
+
+def _by_sample(a: Arrays, channels_last: bool) -> Any:
+    x = a["x"]
+    ids = _numbers(array_module(x), a["start"] // math.prod(x.shape[1:]), len(x))
+    return ops.dropout_forward(x, P, *TIMED, sample_ids=ids)
+
+
+SAMPLE_DROPOUT = Operation(
+    name="sample_dropout",
+    shapes=LARGE_ROWS,
+    forward=_by_sample,
+    backward=ops.dropout_backward,
+    floor=_floor,
+    torch_bytes=lambda s, direction: s.elements(2) + s.inputs,  # of a dropout that knows no samples
+    cases=(sample_dropout_cases,),
+    traffic=_traffic("dropout by sample", _ROWS),
+    is_random=True,
+)
+
+
+def _shared(a: Arrays, channels_last: bool) -> Any:
+    # All channels of a place in a sample, as all steps of time elsewhere.
+    start = a["start"] and a["start"] // a["x"].shape[1]
+    return ops.dropout_forward(a["x"], P, *TIMED, start=start, shared_axes=(1,))
+
+
+SHARED_DROPOUT = Operation(
+    name="shared_dropout",
+    shapes=LARGE_IMAGES,
+    forward=_shared,
+    backward=ops.dropout_backward,
+    floor=_floor,
+    torch_bytes=lambda s, direction: s.elements(2),
+    cases=(shared_dropout_cases,),
+    traffic=_traffic("dropout of all steps", _IMAGES),
+    torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, *t["x"].shape[2:])), P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, *a["x"].shape[2:])) >= P) / (1 - P)),
+    is_random=True,
+)
+
+# Numbers that keep a half of the first 32, 64 and 256 samples; where bytes are counted, the numbers of the others.
+_HALF, _COUNTED = _together(1, ops.dropout_forward, 288), _together(1, ops.dropout_forward)
+
+DROP_PATH = Operation(
+    name="drop_path",
+    shapes=(*LARGE_IMAGES, *SMALL_IMAGES[:1]),
+    **_HALF,
+    backward=ops.dropout_backward,
+    torch_bytes=lambda s, direction: s.elements(2),
+    traffic=_traffic(
+        "drop path",
+        (64, 1024),
+        forward=lambda x: _COUNTED["forward"]({"x": x, "start": 0}, False),
+        floor=lambda s, direction, saved: _COUNTED["floor"](s, direction),
+    ),
+    layers=(LayerExample(layers.DropPath, (0.4,), axes=3),),
+    torch=lambda F, t: t["x"] * F.dropout(t["x"].new_ones((len(t["x"]), 1, 1, 1)), P, training=True),  # noqa: N803
+    expression=lambda xp, a, last: a["x"] * ((xp.random.random((len(a["x"]), 1, 1, 1)) >= P) / (1 - P)),
+    is_random=True,
+)
+
+FEATURE_ALPHA_DROPOUT = Operation(
+    name="feature_alpha_dropout",
+    shapes=LARGE_IMAGES[:1],
+    **_together(2, ops.alpha_dropout_forward),
+    backward=ops.dropout_backward,
+    # The noise is of channels: what is left is to multiply and to add.
+    torch_bytes=per_pass(lambda s: s.elements(4), lambda s: s.elements(2)),
+    traffic=_traffic("feature alpha dropout", _IMAGES),
+    layers=(LayerExample(layers.FeatureAlphaDropout, (0.4,), axes=3),),
+    torch=lambda F, t: F.feature_alpha_dropout(t["x"], P, training=True),  # noqa: N803
+    is_random=True,
+)
+
+_PASSES = 8
+
+
+def _moments_floor(s: Sizes, direction: str) -> int:
+    # Mean and variance are of the type that is computed in.
+    return s.elements(1) + 2 * s.accumulated * s.inputs
+
+
+def _moments_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+    def prepare() -> Prepared:
+        x = normal(_ROWS, dtype)
+        floor = _moments_floor(Sizes(x.size, x.size, x.itemsize), FORWARD)
+        return lambda: ops.dropout_moments(x, P, *TIMED, passes=3), floor
+
+    yield TrafficCase("dropout moments", dtype, _ROWS, "flat", prepare)
+
+
+DROPOUT_MOMENTS = Operation(
+    name="dropout_moments",
+    shapes=LARGE_ROWS,
+    forward=lambda a, last: (_elements(ops.dropout_moments, passes=_PASSES)(a, last)[0], None),
+    backward=None,
+    floor=_moments_floor,
+    # The passes, their copies in float32, and Welford's five operations on three arrays each.
+    torch_bytes=lambda s, direction: _PASSES * (s.elements(3) + s.inputs + 16 * s.accumulated * s.inputs),
+    traffic=_moments_traffic,
+    independent="elements",
+    is_random=True,
+    is_training=False,
+)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.catalogue.case import Arrays, epsilon, smallest
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.batch_norm_plan import summation_depth
-from gpu_layers.verification.comparison import Arrays, epsilon, smallest
 
 #: Of each activation its largest slope.
 STEEPEST = {"identity": 1.0, "relu": 1.0, "leaky_relu": 1.0, "sigmoid": 0.25, "tanh": 1.0, "gelu": 1.13, "silu": 1.1}
