@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -62,6 +63,7 @@ def _tanh_derivative(x: np.ndarray) -> np.ndarray:
 
 
 def _normal_distribution(x: np.ndarray) -> np.ndarray:
+    """To the last bits of float64; the curve of :func:`_gelu` is 10 times as fast."""
     # NumPy has no erfc; erfc, other than 1 + erf, keeps its precision where x is far below 0.
     exact = x * -np.sqrt(np.longdouble(0.5))
     z = exact.astype(x.dtype)
@@ -77,6 +79,73 @@ def _normal_density(x: np.ndarray) -> np.ndarray:
     return (np.exp(exponent) / np.sqrt(2 * np.longdouble(math.pi))).astype(x.dtype)
 
 
+# The ratio of the normal distribution to exp(-y^2 / 2), at -y, is tabulated so many times in a unit, up to where the
+# distribution is 0 in float64.
+_NODES = 256
+_LAST_NODE = 39
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+# Values that fit into a processor's cache with all that is computed of them.
+_CHUNK = 1 << 13
+
+
+def _ratio(y: float) -> float:
+    """``P(-y) exp(y^2 / 2)``, P the normal distribution."""
+    if y < 37:
+        return 0.5 * math.erfc(y * math.sqrt(0.5)) * math.exp(y * y / 2)
+    # Of the asymptotic series the next term is below 2^-42 of the first.
+    return _DENSITY / y * (1 - 1 / y**2 + 3 / y**4 - 15 / y**6 + 105 / y**8)
+
+
+@cache
+def _ratios() -> np.ndarray:
+    return np.array([_ratio(node / _NODES) for node in range(_LAST_NODE * _NODES + 1)])
+
+
+def _distribution_and_bell(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The normal distribution, and ``exp(-x^2 / 2)``, of some float64 values, to a relative error of 2^-40.
+
+    The ratio m of the two is smooth: ``m' = y m - 1 / sqrt(2 pi)``, from which all derivatives follow. Of Taylor's
+    series around the nearest node, at most 1 / 512 away, the first term that is left out is 2^-49.
+    """
+    y = np.minimum(np.abs(x), float(_LAST_NODE))
+    node = np.rint(np.fmin(y, _LAST_NODE) * _NODES)
+    first = _ratios()[node.astype(np.int32)]
+    node *= 1 / _NODES
+    d = y - node
+    second = node * first - _DENSITY
+    third = first + node * second
+    fourth = 2 * second + node * third
+    fifth = 3 * third + node * fourth
+    ratio = first + d * (second + d * (third * (1 / 2) + d * (fourth * (1 / 6) + d * (fifth * (1 / 24)))))
+    bell = np.exp(y * y * -0.5)
+    tail = bell * ratio
+    # 1 - tail on the right. np.where takes as long as all of the above.
+    right = (x > 0).astype(np.float64)
+    return right + tail * (1 - 2 * right), bell
+
+
+def _in_chunks(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The function of values, some at a time: each array of temporary values stays in the processor's cache."""
+    found = np.empty(x.shape, x.dtype)
+    source, target = np.ascontiguousarray(x).reshape(-1), found.reshape(-1)
+    for first in range(0, source.size, _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        target[chunk] = function(source[chunk])
+    return found
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return x * _distribution_and_bell(x)[0]
+
+
+def _gelu_derivative(x: np.ndarray) -> np.ndarray:
+    distribution, bell = _distribution_and_bell(x)
+    return distribution + x * (bell * _DENSITY)
+
+
+_Function = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Activation:
     """An elementwise function.
@@ -87,11 +156,30 @@ class Activation:
         Of an array.
     is_exact : bool
         Whether it moves or scales values: computed in the accumulation dtype then, and otherwise in float64.
+    rounded : tuple of callable, optional
+        Both, of float64 values, for results that are rounded to a smaller type: with a relative error of 2^-40.
     """
 
-    forward: Callable[[np.ndarray], np.ndarray]
-    derivative: Callable[[np.ndarray], np.ndarray]
+    forward: _Function
+    derivative: _Function
     is_exact: bool = False
+    rounded: tuple[_Function, _Function] | None = None
+
+    def forward_of(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Of values of the accumulation dtype that belong to elements of a dtype."""
+        return self._of(values, dtype, 0)
+
+    def derivative_of(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """As :meth:`forward_of`."""
+        return self._of(values, dtype, 1)
+
+    def _of(self, values: np.ndarray, dtype: np.dtype, which: int) -> np.ndarray:
+        functions = (self.forward, self.derivative)
+        if self.is_exact:
+            return functions[which](values)
+        if self.rounded is not None and dtype != np.float64:
+            functions = self.rounded
+        return _in_chunks(functions[which], values.astype(np.float64, copy=False))
 
 
 #: By name; leaky_relu has a slope of 0.01.
@@ -107,7 +195,9 @@ ACTIVATIONS = {
     "sigmoid": Activation(_sigmoid, _sigmoid_derivative),
     "tanh": Activation(np.tanh, _tanh_derivative),
     "gelu": Activation(
-        lambda x: x * _normal_distribution(x), lambda x: _normal_distribution(x) + x * _normal_density(x)
+        lambda x: x * _normal_distribution(x),
+        lambda x: _normal_distribution(x) + x * _normal_density(x),
+        rounded=(_gelu, _gelu_derivative),
     ),
     "silu": Activation(lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) + x * _sigmoid_derivative(x)),
     "identity": Activation(lambda x: x, np.ones_like, True),

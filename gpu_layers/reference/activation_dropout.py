@@ -52,7 +52,7 @@ def activation_dropout_forward(
             bits[chunk.start // 8 : -(-chunk.stop // 8)] = np.packbits(kept & ~(values <= 0), bitorder="little")
         if dropout_first:
             values = np.where(kept, values * factor, accumulate(0))
-        values = phi.forward(values if phi.is_exact else values.astype(np.float64))
+        values = phi.forward_of(values, x.dtype)
         if not dropout_first:
             values = np.where(kept, values * factor, values.dtype.type(0))
         target[chunk] = values
@@ -76,7 +76,7 @@ def activation_dropout_backward(
         values = source[chunk].astype(accumulate)
         if dropout_first:
             values *= factor
-        slope = phi.derivative(values if phi.is_exact else values.astype(np.float64))
+        slope = phi.derivative_of(values, x.dtype)
         target[chunk] = np.where(kept, gradients[chunk].astype(accumulate) * factor * slope, accumulate(0))
     return dx
 

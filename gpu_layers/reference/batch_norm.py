@@ -5,13 +5,15 @@ Source: Ioffe and Szegedy, "Batch normalization", ICML 2015; the backward is its
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.results import delivered
 
 __all__ = [
     "batch_norm_backward",
@@ -42,6 +44,19 @@ def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.n
     return values.reshape(shape)
 
 
+# What is computed in float64 takes several times the memory of its channels: so many at a time, each an eighth.
+_PARTS = 8
+
+
+def _parts(x: np.ndarray, channels_last: bool) -> Iterator[tuple[slice, tuple[Any, ...]]]:
+    """Some channels at a time: their numbers, and where they are in arrays like x."""
+    channels = x.shape[_channel_axis(x, channels_last)]
+    step = max(-(-channels // _PARTS), 1)
+    for first in range(0, channels, step):
+        part = slice(first, first + step)
+        yield part, ((..., part) if channels_last else (slice(None), part))
+
+
 def _before_activation(x, statistics, channels_last, residual):
     mean, _, inv_std, gamma, beta = statistics
     scale = _per_channel(gamma * inv_std, x, channels_last)
@@ -50,11 +65,6 @@ def _before_activation(x, statistics, channels_last, residual):
     if residual is not None:
         z += residual.astype(mean.dtype)
     return z
-
-
-def _activated(z, activation, dtype):
-    phi = ACTIVATIONS[activation]
-    return np.ascontiguousarray(phi.forward(z if phi.is_exact else z.astype(np.float64)).astype(dtype))
 
 
 @ieee
@@ -102,8 +112,13 @@ def batch_norm_forward(
 
 
 def _normalized(x, statistics, channels_last, residual, activation, out):
-    z = _before_activation(x, statistics, channels_last, residual)
-    return delivered(_activated(z, activation, x.dtype), out)
+    phi = ACTIVATIONS[activation]
+    y = np.empty(x.shape, x.dtype) if out is None else out
+    for part, place in _parts(x, channels_last):
+        added = None if residual is None else residual[place]
+        z = _before_activation(x[place], statistics[:, part], channels_last, added)
+        y[place] = phi.forward_of(z, x.dtype)
+    return y
 
 
 @ieee
@@ -126,7 +141,17 @@ def batch_norm_statistics(
         Rows ``mean``, biased ``var``, ``inv_std = 1 / sqrt(var + eps)``, gamma (1 without one), beta (0 without one);
         statistics dtype.
     """
-    axes = _reduced_axes(x, channels_last)
+    statistics = np.empty((5, x.shape[_channel_axis(x, channels_last)]), accumulation_dtype(x.dtype))
+    for part, place in _parts(x, channels_last):
+        statistics[:3, part] = _moments_and_deviation(x[place], eps, _reduced_axes(x, channels_last))
+    _keep_parameters(statistics, gamma, beta)
+    if running is not None:
+        batch_norm_fold(statistics, running)
+    return statistics
+
+
+def _moments_and_deviation(x, eps, axes):
+    """Mean, variance and ``1 / sqrt(var + eps)``, in float64."""
     mean, var = _moments(x, axes)
     inv_std = 1 / np.sqrt(var + eps)
     if not np.isfinite(var).all():
@@ -137,10 +162,7 @@ def batch_norm_statistics(
         mean = np.where(beyond, np.where(np.isnan(low_var), np.nan, low_mean / down), mean)
         inv_std = np.where(beyond, down / np.sqrt(low_var + eps * down * down), inv_std)
         var = np.where(beyond, low_var / down / down, var)
-    statistics = _kept(mean, var, inv_std, gamma, beta, accumulation_dtype(x.dtype))
-    if running is not None:
-        batch_norm_fold(statistics, running)
-    return statistics
+    return mean, var, inv_std
 
 
 def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,12 +179,9 @@ def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     return mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
-def _kept(mean, var, inv_std, gamma, beta, dtype):
-    kept = np.empty((5, mean.size), dtype)
-    kept[0], kept[1], kept[2] = mean, var, inv_std
-    kept[3] = 1 if gamma is None else gamma
-    kept[4] = 0 if beta is None else beta
-    return kept
+def _keep_parameters(statistics, gamma, beta):
+    statistics[3] = 1 if gamma is None else gamma
+    statistics[4] = 0 if beta is None else beta
 
 
 @ieee
@@ -232,11 +251,14 @@ def batch_norm_backward(
     dresidual : ndarray or None
         x's shape and dtype; None without a residual.
     """
-    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
-    dgamma, dbeta, xhat = _parameter_gradients(dz, x, statistics, channels_last)
     count = max(x.size // max(statistics.shape[1], 1), 1)
-    dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, statistics, channels_last)
-    return _gradients(x, dx, dgamma, dbeta, dz, residual, out)
+
+    def in_float64(x, dz, statistics, part):
+        dgamma, dbeta, xhat = _parameter_gradients(dz, x, statistics, channels_last)
+        dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, statistics, channels_last)
+        return dx, dgamma, dbeta
+
+    return _gradients(in_float64, dy, x, statistics, channels_last, residual, activation, out)
 
 
 @ieee
@@ -249,9 +271,10 @@ def batch_norm_gradient_sums(
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
-    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
-    dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
-    return dgamma.astype(statistics.dtype), dbeta.astype(statistics.dtype)
+    sums = np.empty((2, statistics.shape[1]), statistics.dtype)
+    for part, dz, (values, known) in _parts_before_activation(dy, x, statistics, channels_last, residual, activation):
+        sums[0, part], sums[1, part], _ = _parameter_gradients(dz, values, known, channels_last)
+    return sums[0], sums[1]
 
 
 @ieee
@@ -267,11 +290,14 @@ def batch_norm_input_gradient(
     activation: str = "identity",
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
-    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
-    _, _, xhat = _parameter_gradients(dz, x, statistics, channels_last)
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
-    dx = _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, statistics, channels_last)
-    dx, _, _, dresidual = _gradients(x, dx, dgamma, dbeta, dz, residual)
+
+    def in_float64(x, dz, statistics, part):
+        xhat = _normalized_values(x, statistics, channels_last)
+        dx = _input_gradient(x, dz, xhat, mean_dz_xhat[part], mean_dz[part], statistics, channels_last)
+        return dx, dgamma[part], dbeta[part]
+
+    dx, _, _, dresidual = _gradients(in_float64, dy, x, statistics, channels_last, residual, activation)
     return dx, dresidual
 
 
@@ -280,7 +306,10 @@ def _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, statistics, channels_las
     _, _, inv_std, gamma, _ = statistics
     scale = gamma * inv_std
     mean_dz_xhat, mean_dz, scale = (_per_channel(one, x, channels_last) for one in (mean_dz_xhat, mean_dz, scale))
-    return (dz - mean_dz - xhat * mean_dz_xhat) * scale
+    dx = dz - mean_dz
+    dx -= np.multiply(xhat, mean_dz_xhat, out=xhat)
+    dx *= scale
+    return dx
 
 
 def _gradient_before_activation(dy, x, statistics, channels_last, residual, activation):
@@ -288,30 +317,63 @@ def _gradient_before_activation(dy, x, statistics, channels_last, residual, acti
     dy = dy.astype(np.float64, order="C")
     if activation == "identity":
         return dy
-    phi = ACTIVATIONS[activation]
     z = _before_activation(x, statistics, channels_last, residual)
-    slope = phi.derivative(z if phi.is_exact else z.astype(np.float64))
+    slope = ACTIVATIONS[activation].derivative_of(z, x.dtype)
     # Not by multiplying: a clipped unit passes no gradient, were it infinite.
     return np.where(slope == 0, 0, dy * slope)
 
 
+def _parts_before_activation(dy, x, statistics, channels_last, residual, activation):
+    """Of some channels at a time: their numbers, the gradient of the activation's input, x and the statistics."""
+    for part, place in _parts(x, channels_last):
+        given = x[place], statistics[:, part]
+        added = None if residual is None else residual[place]
+        yield part, _gradient_before_activation(dy[place], *given, channels_last, added, activation), given
+
+
+def _normalized_values(x, statistics, channels_last):
+    """``xhat``, in float64."""
+    mean, _, inv_std, _, _ = statistics
+    xhat = x.astype(np.float64, order="C")
+    xhat -= _per_channel(mean.astype(np.float64), x, channels_last)
+    xhat *= _per_channel(inv_std, x, channels_last)
+    return xhat
+
+
 def _parameter_gradients(dz, x, statistics, channels_last):
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
-    mean, _, inv_std, _, _ = statistics
     axes = _reduced_axes(x, channels_last)
-    exact_mean = _per_channel(mean.astype(np.float64), x, channels_last)
-    xhat = (x.astype(np.float64, order="C") - exact_mean) * _per_channel(inv_std, x, channels_last)
+    xhat = _normalized_values(x, statistics, channels_last)
     return (dz * xhat).sum(axis=axes), dz.sum(axis=axes), xhat
 
 
-def _gradients(x, dx, dgamma, dbeta, dz, residual, out=(None, None)):
-    dtype = accumulation_dtype(x.dtype)
-    inputs = (dx, None if residual is None else dz)
-    dx, dresidual = (
-        one if one is None else delivered(np.ascontiguousarray(one.astype(x.dtype)), place)
-        for one, place in zip(inputs, out, strict=True)
-    )
-    return dx, dgamma.astype(dtype), dbeta.astype(dtype), dresidual
+def _gradients(
+    in_float64: Callable[..., tuple[Any, Any, Any]],
+    dy: np.ndarray,
+    x: np.ndarray,
+    statistics: np.ndarray,
+    channels_last: bool,
+    residual: np.ndarray | None,
+    activation: str,
+    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Gradients of x, gamma, beta and the residual, of some channels at a time.
+
+    ``in_float64(x, dz, statistics, part)`` gives the first three.
+    """
+    dx, dresidual = out
+    dx = np.empty(x.shape, x.dtype) if dx is None else dx
+    if residual is None:
+        dresidual = None
+    elif dresidual is None:
+        dresidual = np.empty(x.shape, x.dtype)
+    sums = np.empty((2, statistics.shape[1]), accumulation_dtype(x.dtype))
+    parts = _parts_before_activation(dy, x, statistics, channels_last, residual, activation)
+    for (part, dz, given), (_, place) in zip(parts, _parts(x, channels_last), strict=True):
+        dx[place], sums[0, part], sums[1, part] = in_float64(given[0], dz, given[1], part)
+        if dresidual is not None:
+            dresidual[place] = dz
+    return dx, sums[0], sums[1], dresidual
 
 
 @ieee
@@ -390,8 +452,9 @@ def batch_norm_inference(
         As :func:`batch_norm_forward`; the latter are copies of what was given, with ``1 / sqrt(var + eps)``, rounded
         once.
     """
-    inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
-    statistics = _kept(mean, var, inv_std, gamma, beta, accumulation_dtype(x.dtype))
+    statistics = np.empty((5, mean.size), accumulation_dtype(x.dtype))
+    statistics[0], statistics[1], statistics[2] = mean, var, 1 / np.sqrt(var.astype(np.float64) + eps)
+    _keep_parameters(statistics, gamma, beta)
     return _normalized(x, statistics, channels_last, residual, activation, out), statistics
 
 
@@ -412,9 +475,12 @@ def batch_norm_inference_backward(
     dx, dgamma, dbeta, dresidual
         As :func:`batch_norm_backward`.
     """
-    dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
-    dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
-    # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
-    _, _, inv_std, gamma, _ = statistics
-    dx = dz * _per_channel(gamma * inv_std, x, channels_last) + 0.0
-    return _gradients(x, dx, dgamma, dbeta, dz, residual, out)
+
+    def in_float64(x, dz, statistics, part):
+        dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
+        _, _, inv_std, gamma, _ = statistics
+        # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
+        dx = dz * _per_channel(gamma * inv_std, x, channels_last) + 0.0
+        return dx, dgamma, dbeta
+
+    return _gradients(in_float64, dy, x, statistics, channels_last, residual, activation, out)

@@ -62,7 +62,7 @@ def dropout_add_forward(
             passes[chunk] = kept & ~(values <= 0)
         if dropout_first:
             values = np.where(kept, values * factor, accumulate(0))
-        values = phi.forward(values if phi.is_exact else values.astype(np.float64))
+        values = phi.forward_of(values, x.dtype)
         if not dropout_first:
             values = np.where(kept, values * factor, values.dtype.type(0))
         target[chunk] = values + added[chunk].astype(accumulate)
@@ -120,7 +120,7 @@ def dropout_add_backward(
             values = _biased(source, bias, chunk, accumulate)
             if dropout_first:
                 values = values * factor
-            result = result * phi.derivative(values if phi.is_exact else values.astype(np.float64))
+            result = result * phi.derivative_of(values, dy.dtype)
         result = np.where(kept, result, accumulate(0))
         target[chunk] = result
         if sums_rows:
