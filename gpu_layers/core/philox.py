@@ -5,6 +5,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,13 +25,14 @@ SEED_STEP = 0x9E3779B97F4A7C15
 _SAMPLE_DOMAIN = 0x80000000
 
 
-def philox4x32_10(counter: np.ndarray, key: tuple[Any, Any]) -> np.ndarray:
+def philox4x32_10(counter: Sequence[Any] | np.ndarray, key: tuple[Any, Any]) -> np.ndarray:
     """Encrypt counters.
 
     Parameters
     ----------
-    counter : ndarray of uint32, shape (4, n)
-        One counter a column, least significant word first.
+    counter : ndarray of uint32, shape (4, n), or sequence of four
+        Words of 32 bits of n counters, the least significant first: an array for each of them, or, but for the first,
+        one number for all counters.
     key : tuple of two int, or of two ndarrays of uint64, shape (n,)
         Two 32-bit words, for all counters or for each.
 
@@ -40,26 +42,28 @@ def philox4x32_10(counter: np.ndarray, key: tuple[Any, Any]) -> np.ndarray:
         Four random words for each counter.
     """
     # 32-bit words live in 64-bit lanes, so that a product holds both of its halves.
-    c0, c1, c2, c3 = (np.array(word, dtype=np.uint64) for word in counter)
-    product_0, product_1 = np.empty_like(c0), np.empty_like(c0)
+    words = [np.asarray(word, dtype=np.uint64) for word in counter]
+    c0, c1, c2, c3, product_0, product_1 = (np.empty(words[0].size, np.uint64) for _ in range(6))
     key_0, key_1 = (word if isinstance(word, np.ndarray) else np.uint64(word) for word in key)
+    before = words
     for _ in range(_ROUNDS):
-        np.multiply(c0, _MULTIPLIER_0, out=product_0)
-        np.multiply(c2, _MULTIPLIER_1, out=product_1)
+        np.multiply(before[0], _MULTIPLIER_0, out=product_0)
+        np.multiply(before[2], _MULTIPLIER_1, out=product_1)
         # c0, c1, c2, c3 = hi(p1) ^ c1 ^ k0, lo(p1), hi(p0) ^ c3 ^ k1, lo(p0)
         np.right_shift(product_1, _SHIFT_32, out=c0)
-        np.bitwise_xor(c0, c1, out=c0)
+        np.bitwise_xor(c0, before[1], out=c0)
         np.bitwise_xor(c0, key_0, out=c0)
         np.bitwise_and(product_1, _LOW_32, out=c1)
         np.right_shift(product_0, _SHIFT_32, out=c2)
-        np.bitwise_xor(c2, c3, out=c2)
+        np.bitwise_xor(c2, before[3], out=c2)
         np.bitwise_xor(c2, key_1, out=c2)
         np.bitwise_and(product_0, _LOW_32, out=c3)
+        before = [c0, c1, c2, c3]
         key_0, key_1 = (key_0 + _WEYL_0) & _LOW_32, (key_1 + _WEYL_1) & _LOW_32
-    words = np.empty((c0.size, 4), dtype=np.uint32)
-    for lane, word in enumerate((c0, c1, c2, c3)):
-        words[:, lane] = word
-    return words
+    found = np.empty((c0.size, 4), dtype=np.uint32)
+    for lane, word in enumerate(before):
+        found[:, lane] = word
+    return found
 
 
 def random_words(seed: int, offset: int, start: int, count: int) -> np.ndarray:
@@ -83,17 +87,16 @@ def random_words(seed: int, offset: int, start: int, count: int) -> np.ndarray:
     return words[start & 3 :][:count]
 
 
-def _counters(start: int, count: int, offset: int) -> np.ndarray:
-    """Counters of the blocks with the elements ``start .. start + count - 1``."""
-    first_block = start >> 2
-    blocks = ((start + count + 3) >> 2) - first_block
-    index = np.arange(blocks, dtype=np.uint64) + np.uint64(first_block)
-    counter = np.empty((4, blocks), dtype=np.uint32)
-    counter[0] = index & _LOW_32
-    counter[1] = index >> _SHIFT_32
-    counter[2] = offset & 0xFFFFFFFF
-    counter[3] = offset >> 32
-    return counter
+def _counters(start: int, count: int, offset: int) -> list[Any]:
+    """Words of the counters of the blocks with the elements ``start .. start + count - 1``."""
+    first_block, last_block = start >> 2, ((start + count + 3) >> 2) - 1
+    low = np.arange(last_block - first_block + 1, dtype=np.uint64)
+    low += np.uint64(first_block)
+    high: Any = first_block >> 32
+    if last_block >> 32:
+        high = low >> _SHIFT_32
+        low &= _LOW_32
+    return [low, high, offset & 0xFFFFFFFF, offset >> 32]
 
 
 @lru_cache(maxsize=64)
@@ -122,9 +125,10 @@ def sample_words(seed: int, offset: int, sample_ids: np.ndarray, start: int, cou
     ndarray of uint32, shape (n, count)
         Row i is ``random_words(sample_seed(seed, sample_ids[i]), offset, start, count)``.
     """
-    counter = _counters(start, count, offset)
-    blocks = counter.shape[1]
+    low, high, *numbers = _counters(start, count, offset)
+    blocks = low.size
     seeds = sample_ids.astype(np.uint64) * np.uint64(SEED_STEP) + np.uint64(sample_seed(seed))
     of_block = np.repeat(seeds, blocks)
-    words = philox4x32_10(np.tile(counter, (1, seeds.size)), (of_block & _LOW_32, of_block >> _SHIFT_32))
+    counter = [np.tile(low, seeds.size), np.tile(high, seeds.size) if np.ndim(high) else high, *numbers]
+    words = philox4x32_10(counter, (of_block & _LOW_32, of_block >> _SHIFT_32))
     return words.reshape(seeds.size, 4 * blocks)[:, start & 3 :][:, :count]

@@ -95,8 +95,8 @@ class Conv2d(Layer):
                 y += bias[:, None]
             # Backward makes the columns again: keeping them would take the input's memory times the kernel's area.
             self._saved = (x, weight, write_count())
-            y = y.reshape(self.out_channels, x.shape[0], *output_size)
-            return rounded(y.transpose(1, 0, 2, 3), x.dtype)
+            y = y.reshape(self.out_channels, *output_size, x.shape[0])
+            return rounded(y.transpose(3, 0, 1, 2), x.dtype)
 
     def backward(self, dy: Any) -> Any:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
@@ -124,8 +124,8 @@ class Conv2d(Layer):
         check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
         check_unwritten(writes, x=x, weight=weight)
         with place_of(x):
-            wide = dy.astype(self.dtype, copy=False).transpose(1, 0, 2, 3)
-            wide = wide.reshape(self.out_channels, x.shape[0] * output_size[0] * output_size[1])
+            wide = dy.astype(self.dtype, copy=False).transpose(1, 2, 3, 0)
+            wide = wide.reshape(self.out_channels, output_size[0] * output_size[1] * x.shape[0])
             weight_gradient = wide @ self._columns(x, output_size).T
             self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
             if "bias" in self.parameters:
@@ -146,30 +146,33 @@ class Conv2d(Layer):
         return height, width
 
     def _columns(self, x: Any, output_size: tuple[int, int]) -> Any:
-        """The inputs of each output as a matrix (in_channels * kh * kw, N * OH * OW) in the parameters' dtype."""
+        """The inputs of each output as a matrix (in_channels * kh * kw, OH * OW * N) in the parameters' dtype.
+
+        Samples lie side by side: what is copied at a time is as long as there are samples, however small images are.
+        """
         xp = array_module(x)
         (samples, channels, height, width), (pad_h, pad_w) = x.shape, self.padding
-        padded = xp.zeros((samples, channels, height + 2 * pad_h, width + 2 * pad_w), self.dtype)
-        padded[:, :, pad_h : pad_h + height, pad_w : pad_w + width] = x
-        n, c, h, w = padded.strides
+        padded = xp.zeros((channels, height + 2 * pad_h, width + 2 * pad_w, samples), self.dtype)
+        padded[:, pad_h : pad_h + height, pad_w : pad_w + width] = x.transpose(1, 2, 3, 0)
+        c, h, w, n = padded.strides
         windows = xp.lib.stride_tricks.as_strided(
             padded,
-            shape=(channels, *self.kernel_size, samples, *output_size),
-            strides=(c, h, w, n, h * self.stride[0], w * self.stride[1]),
+            shape=(channels, *self.kernel_size, *output_size, samples),
+            strides=(c, h, w, h * self.stride[0], w * self.stride[1], n),
         )
-        return windows.reshape(channels * self.kernel_size[0] * self.kernel_size[1], samples * np.prod(output_size))
+        return windows.reshape(channels * self.kernel_size[0] * self.kernel_size[1], np.prod(output_size) * samples)
 
     def _sum_of_columns(self, columns: Any, shape: tuple[int, ...], output_size: tuple[int, int]) -> Any:
         """The transpose of :meth:`_columns`: each input sums its outputs' gradients, offset by offset."""
         xp = array_module(columns)
         (samples, channels, height, width), (pad_h, pad_w) = shape, self.padding
-        columns = columns.reshape(channels, *self.kernel_size, samples, *output_size)
-        padded = xp.zeros((channels, samples, height + 2 * pad_h, width + 2 * pad_w), self.dtype)
+        columns = columns.reshape(channels, *self.kernel_size, *output_size, samples)
+        padded = xp.zeros((channels, height + 2 * pad_h, width + 2 * pad_w, samples), self.dtype)
         rows, cols = (s * (size - 1) + 1 for s, size in zip(self.stride, output_size, strict=True))
         for i in range(self.kernel_size[0]):
             for j in range(self.kernel_size[1]):
-                padded[:, :, i : i + rows : self.stride[0], j : j + cols : self.stride[1]] += columns[:, i, j]
-        return padded[:, :, pad_h : pad_h + height, pad_w : pad_w + width].transpose(1, 0, 2, 3)
+                padded[:, i : i + rows : self.stride[0], j : j + cols : self.stride[1]] += columns[:, i, j]
+        return padded[:, pad_h : pad_h + height, pad_w : pad_w + width].transpose(3, 0, 1, 2)
 
     def _configuration(self) -> str:
         return (

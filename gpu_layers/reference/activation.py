@@ -11,6 +11,7 @@ import numpy as np
 
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered
+from gpu_layers.reference.select import kept_values
 
 __all__ = ["relu_backward", "relu_forward"]
 
@@ -32,20 +33,16 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarr
     gradient_bits : ndarray of uint8, shape (ceil(size / 8),)
         Bit ``i & 7`` of byte ``i >> 3`` is set where element i (flat, C order) is positive, or NaN.
     """
-    y = np.empty(x.shape, x.dtype) if out is None else out
-    clipped = x <= 0
+    passes = ~(x <= 0)
     # Not np.maximum: which zero that returns for -0 is unspecified, and here a result of 0 is always +0.
-    y[...] = np.where(clipped, x.dtype.type(0), x)
-    return y, np.packbits(~clipped, bitorder="little")
+    return delivered(kept_values(x, passes), out), np.packbits(passes, bitorder="little")
 
 
 @ieee
 def relu_backward(dy: np.ndarray, gradient_bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``dy`` where the forward set the element's bit, +0 elsewhere."""
     passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").astype(bool)
-    dx = np.empty(dy.shape, dy.dtype)
-    dx[...] = np.where(passes.reshape(dy.shape), dy, dy.dtype.type(0))
-    return delivered(dx, out)
+    return delivered(kept_values(dy, passes.reshape(dy.shape)), out)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -184,9 +181,7 @@ class Activation:
 
 #: By name; leaky_relu has a slope of 0.01.
 ACTIVATIONS = {
-    "relu": Activation(
-        lambda x: np.where(x <= 0, x.dtype.type(0), x), lambda x: np.where(x <= 0, 0, 1).astype(x.dtype), True
-    ),
+    "relu": Activation(lambda x: kept_values(x, ~(x <= 0)), lambda x: (~(x <= 0)).astype(x.dtype), True),
     "leaky_relu": Activation(
         lambda x: np.where(x > 0, x, x * x.dtype.type(0.01)),
         lambda x: np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01)),

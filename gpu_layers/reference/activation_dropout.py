@@ -11,6 +11,7 @@ from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.select import kept_values
 
 __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
 
@@ -51,10 +52,10 @@ def activation_dropout_forward(
         if bits is not None:
             bits[chunk.start // 8 : -(-chunk.stop // 8)] = np.packbits(kept & ~(values <= 0), bitorder="little")
         if dropout_first:
-            values = np.where(kept, values * factor, accumulate(0))
+            values = kept_values(values * factor, kept)
         values = phi.forward_of(values, x.dtype)
         if not dropout_first:
-            values = np.where(kept, values * factor, values.dtype.type(0))
+            values = kept_values(values * factor, kept)
         target[chunk] = values
     return y, bits
 
@@ -77,7 +78,7 @@ def activation_dropout_backward(
         if dropout_first:
             values *= factor
         slope = phi.derivative_of(values, x.dtype)
-        target[chunk] = np.where(kept, gradients[chunk].astype(accumulate) * factor * slope, accumulate(0))
+        target[chunk] = kept_values(gradients[chunk].astype(accumulate) * factor * slope, kept)
     return dx
 
 
@@ -90,7 +91,7 @@ def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: floa
     for chunk in chunks(dy.size):
         bits = gradient_bits[chunk.start // 8 : -(-chunk.stop // 8)]
         passes = np.unpackbits(bits, count=chunk.stop - chunk.start, bitorder="little").astype(bool)
-        target[chunk] = np.where(passes, gradients[chunk].astype(accumulate) * factor, accumulate(0))
+        target[chunk] = kept_values(gradients[chunk].astype(accumulate) * factor, passes)
     return dx
 
 

@@ -14,6 +14,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.select import kept_values
 
 __all__ = [
     "batch_norm_backward",
@@ -44,14 +45,16 @@ def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.n
     return values.reshape(shape)
 
 
-# What is computed in float64 takes several times the memory of its channels: so many at a time, each an eighth.
-_PARTS = 8
+# What is computed in float64 takes several times the memory of its channels: some at a time, of at least so many
+# values, and at most so many times.
+_LEAST_VALUES, _MOST_PARTS = 1 << 15, 8
 
 
 def _parts(x: np.ndarray, channels_last: bool) -> Iterator[tuple[slice, tuple[Any, ...]]]:
     """Some channels at a time: their numbers, and where they are in arrays like x."""
     channels = x.shape[_channel_axis(x, channels_last)]
-    step = max(-(-channels // _PARTS), 1)
+    parts = min(max(x.size // _LEAST_VALUES, 1), _MOST_PARTS)
+    step = max(-(-channels // parts), 1)
     for first in range(0, channels, step):
         part = slice(first, first + step)
         yield part, ((..., part) if channels_last else (slice(None), part))
@@ -320,7 +323,7 @@ def _gradient_before_activation(dy, x, statistics, channels_last, residual, acti
     z = _before_activation(x, statistics, channels_last, residual)
     slope = ACTIVATIONS[activation].derivative_of(z, x.dtype)
     # Not by multiplying: a clipped unit passes no gradient, were it infinite.
-    return np.where(slope == 0, 0, dy * slope)
+    return kept_values(dy * slope, slope != 0)
 
 
 def _parts_before_activation(dy, x, statistics, channels_last, residual, activation):

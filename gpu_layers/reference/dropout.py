@@ -12,6 +12,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.philox import random_words, sample_words
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.select import chosen_values, kept_values
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
 
@@ -66,7 +67,10 @@ def dropout_forward(
     for chunk, kept in kept_chunks(mask, source.size):
         values = source[chunk].astype(accumulate) * factor
         values += summand
-        values[~kept] = constant
+        if constant:
+            values = chosen_values(kept, values, np.broadcast_to(constant, values.shape))
+        else:
+            values = kept_values(values, kept)
         if others is not None:
             values += others[chunk].astype(accumulate)
         target[chunk] = values
@@ -142,8 +146,8 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
     """
     if mask.rng_state is not None:
         mask = mask._replace(seed=int(mask.rng_state[0]), offset=int(mask.rng_state[1]), rng_state=None)
-    # drop_below = 2**32 does not fit a word: compare as 64-bit integers.
-    drop_below = np.uint64(mask.drop_below)
+    # drop_below = 2**32 does not fit a word: it is compared as 64-bit integers, which takes longer.
+    drop_below: Any = (np.uint32 if mask.drop_below < 2**32 else np.uint64)(mask.drop_below)
     if mask.sample_ids is not None:
         for chunk, words in _sample_chunks(mask, size):
             yield chunk, words >= drop_below

@@ -11,6 +11,7 @@ from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.select import kept_values
 
 __all__ = ["dropout_add_backward", "dropout_add_forward"]
 
@@ -61,10 +62,10 @@ def dropout_add_forward(
         if passes is not None:
             passes[chunk] = kept & ~(values <= 0)
         if dropout_first:
-            values = np.where(kept, values * factor, accumulate(0))
+            values = kept_values(values * factor, kept)
         values = phi.forward_of(values, x.dtype)
         if not dropout_first:
-            values = np.where(kept, values * factor, values.dtype.type(0))
+            values = kept_values(values * factor, kept)
         target[chunk] = values + added[chunk].astype(accumulate)
     return y, None if passes is None else np.packbits(passes, bitorder="little")
 
@@ -121,7 +122,7 @@ def dropout_add_backward(
             if dropout_first:
                 values = values * factor
             result = result * phi.derivative_of(values, dy.dtype)
-        result = np.where(kept, result, accumulate(0))
+        result = kept_values(result, kept)
         target[chunk] = result
         if sums_rows:
             total += np.bincount(np.arange(chunk.start, chunk.stop) % features, result, features)

@@ -20,6 +20,7 @@ from gpu_layers.reference.pool_taps import (
     with_spatial,
 )
 from gpu_layers.reference.results import delivered
+from gpu_layers.reference.select import chosen_values, kept_values
 
 __all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
 
@@ -66,14 +67,20 @@ def _forward(
     y = np.full(shape, least if lengths is None else 0, x.dtype)
     argmax = np.zeros(shape, argmax_dtype(window))
     found = np.zeros(shape, bool)
+    all_found = False
     inside = inside_lengths(lengths, window, channels_last)
     for _, tap, outputs, inputs in window_taps(window, channels_last):
         candidate = x[inputs]
-        take = (candidate > y[outputs]) | np.isnan(candidate) | ~found[outputs]
-        take &= select(inside, inputs, x.shape)
-        y[outputs] = np.where(take, candidate, y[outputs])
-        argmax[outputs] = np.where(take, argmax.dtype.type(tap), argmax[outputs])
-        found[outputs] |= select(inside, inputs, x.shape)
+        taken = candidate > y[outputs]
+        taken |= np.isnan(candidate)
+        if not all_found:
+            taken |= ~found[outputs]
+            taken &= select(inside, inputs, x.shape)
+            found[outputs] |= select(inside, inputs, x.shape)
+            all_found = inside is None and candidate.shape == shape
+        y[outputs] = chosen_values(taken, candidate, y[outputs])
+        tap = np.broadcast_to(argmax.dtype.type(tap), taken.shape)
+        argmax[outputs] = chosen_values(taken, tap, argmax[outputs])
     return y, argmax
 
 
@@ -116,7 +123,7 @@ def _gather(
     inside = inside_lengths(lengths, window, channels_last)
     for _, tap, outputs, inputs in window_taps(window, channels_last):
         chosen = (argmax[outputs] == tap) & select(inside, inputs, x.shape)
-        y[outputs] = np.where(chosen, x[inputs], y[outputs])
+        y[outputs] = chosen_values(chosen, x[inputs], y[outputs])
     return y
 
 
@@ -157,5 +164,5 @@ def _backward(
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
     for _, tap, outputs, inputs in covering_windows(window, channels_last):
-        dx[inputs] += np.where(argmax[outputs] == tap, dy[outputs], dy.dtype.type(0))
+        dx[inputs] += kept_values(dy[outputs], argmax[outputs] == tap)
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
