@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from gpu_layers.catalogue import HEADLINE, OPERATIONS
+from gpu_layers.verification.selection import named_like
 from profiling.cases import DTYPES, Case, all_cases, in_rounds, selected
 from profiling.charts import save_charts
 from profiling.devices import CudaDevice, Device, EmulatedDevice, environment
@@ -107,13 +107,8 @@ def _cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _peers(only: str | None) -> list[type[Implementation]]:
-    try:
-        found = [peer for peer in PEERS if re.search(only or "", peer.name)]
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    if not found:
-        raise ValueError(f"no peer is named like {only!r}: there are {', '.join(peer.name for peer in PEERS)}")
-    return found
+    hint = f": there are {', '.join(peer.name for peer in PEERS)}"
+    return named_like(PEERS, only, "peer", lambda peer: peer.name, hint)
 
 
 def _left_out(options: argparse.Namespace, case: Case) -> Callable[[type[Implementation]], str | None]:

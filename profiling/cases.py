@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +14,7 @@ import numpy as np
 from gpu_layers.catalogue.case import Arrays
 from gpu_layers.catalogue.operation import BACKWARD, Operation, Shape, Sizes
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.verification.selection import named_like
 from profiling.devices import Device
 
 #: In the order of what matters to training.
@@ -188,15 +188,8 @@ def selected(cases: Iterable[Case], only: str | None) -> list[Case]:
         If it is none, or finds none; says which operations there are.
     """
     cases = list(cases)
-    try:
-        wanted = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    found = [case for case in cases if wanted.search(str(case))]
-    if not found:
-        names = ", ".join(dict.fromkeys(case.operation.name for case in cases))
-        raise ValueError(f"no case is named like {only!r}: the operations are {names}")
-    return found
+    names = ", ".join(dict.fromkeys(case.operation.name for case in cases))
+    return named_like(cases, only, hint=f": the operations are {names}")
 
 
 # ---- Inputs ----------------------------------------------------------------------------------------------------------

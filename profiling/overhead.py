@@ -9,10 +9,9 @@ the others are NumPy's addition and PyTorch's CPU operations.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -24,14 +23,15 @@ from gpu_layers.catalogue import HEADLINE, OPERATIONS
 from gpu_layers.catalogue.batch_norm import BATCH_NORM
 from gpu_layers.catalogue.case import Arrays
 from gpu_layers.catalogue.dropout import DROPOUT
+from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.catalogue.operation import Operation
 from gpu_layers.catalogue.pooling import MAX_POOL
 from gpu_layers.runtime.backend import use_executor
+from gpu_layers.verification.selection import named_like
 from profiling.cases import Case, InputMaker
 from profiling.devices import CudaDevice, Device, EmulatedDevice, environment
 from profiling.implementations import Implementation, NotThereError, Ours, Torch
 from profiling.results import Run
-from profiling.traffic import NoLaunches
 
 _SHAPES = {2: (4, 32), 4: (2, 8, 8, 8)}
 # Many short turns rather than few long ones: of these one in which the host did nothing else is likely.
@@ -289,15 +289,8 @@ def _replayed(replay: Callable[[], Any], implementation: Implementation, stream:
 
 
 def _chosen(device: Device, every: bool, only: str | None) -> list[Operation]:
-    try:
-        wanted = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    known: Iterable[Operation] = (*(OPERATIONS if every else HEADLINE), *layer_operations(device))
-    found = [operation for operation in known if wanted.search(operation.name)]
-    if not found:
-        raise ValueError(f"no operation is named like {only!r}")
-    return found
+    known = (*(OPERATIONS if every else HEADLINE), *layer_operations(device))
+    return named_like(known, only, "operation", lambda operation: operation.name)
 
 
 def main(arguments: list[str] | None = None) -> int:

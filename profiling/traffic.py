@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays
+from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.catalogue.operation import FORWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import Trace
@@ -180,13 +181,6 @@ class Launch:
     cooperative: bool
     array_bytes: dict[str, int]
     values: list[Any] = field(default_factory=list, repr=False)
-
-
-class NoLaunches:
-    """Takes launches, and does nothing: what remains is the host's work."""
-
-    def launch(self, *launch: Any) -> None:
-        """Nothing."""
 
 
 class _Listed:

@@ -131,3 +131,10 @@ def unchanged(*arrays: np.ndarray) -> Iterator[None]:
     before = [array.tobytes() for array in arrays]
     yield
     assert [array.tobytes() for array in arrays] == before
+
+
+class NoLaunch:
+    """Takes no launch: for what must be refused before."""
+
+    def launch(self, *launch):
+        raise AssertionError("a kernel was launched")

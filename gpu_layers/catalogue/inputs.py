@@ -51,12 +51,14 @@ def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)
 
 
-class _Nowhere:
-    def launch(self, *_: Any) -> None:
-        pass
+class NoLaunches:
+    """Takes launches, and does nothing: what remains is the host's work."""
+
+    def launch(self, *launch: Any) -> None:
+        """Nothing."""
 
 
 def launched_nowhere(run: Callable[[], Any]) -> Any:
     """Shapes and dtypes of an operation's results: neither a kernel nor the reference runs."""
-    with use_executor(_Nowhere()):
+    with use_executor(NoLaunches()):
         return run()

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, cached_module, compiled_module
+from gpu_layers.verification.selection import named_like
 
 _DTYPES = {str(dtype): dtype for dtype in FLOAT_DTYPES}
 _SECONDS_A_LINE = 10
@@ -95,14 +95,7 @@ def chosen_kernels(only: str | None, dtypes: Sequence[str] | None) -> list[Kerne
         If it is no regular expression, or finds no kernel.
     """
     kernels = all_kernels(None if dtypes is None else [np.dtype(_DTYPES[name]) for name in dtypes])
-    try:
-        wanted = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"{only!r} is not a regular expression: {error}") from error
-    found = [kernel for kernel in kernels if wanted.search(kernel.name)]
-    if not found:
-        raise ValueError(f"no kernel is named like {only!r}")
-    return found
+    return named_like(kernels, only, "kernel", lambda kernel: kernel.name)
 
 
 def _capabilities_here() -> list[int]:

@@ -10,6 +10,7 @@ from tests.inputs import (
     BFLOAT16,
     DTYPES,
     UNIT_ROUNDOFF,
+    NoLaunch,
     accumulation_dtype,
     assert_same_bits,
     assert_within,
@@ -396,11 +397,6 @@ def test_running_statistics_that_do_not_fit_are_refused_and_nothing_is_updated(
     for options in ({}, {"mask": np.ones(5, bool)}):
         with unchanged(*arrays), use_executor(NoLaunch()), pytest.raises(error, match=message):
             layer(normal((5, 3), np.float32), **options)
-
-
-class NoLaunch:
-    def launch(self, *_):
-        raise AssertionError("a kernel was launched")
 
 
 @pytest.mark.parametrize("padded", [{}, {"mask": np.ones((5, 4), bool)}], ids=["whole", "padded"])

@@ -10,6 +10,7 @@ from tests.inputs import (
     BFLOAT16,
     LAYOUTS,
     UNIT_ROUNDOFF,
+    NoLaunch,
     assert_same_bits,
     assert_within,
     normal,
@@ -156,11 +157,6 @@ def test_switches_and_recalibration_see_valid_positions_only():
         layer.reset_running_stats()
         gl.recalibrate(lambda x: layer(x, lengths=lengths), [x, x], layers=[layer], order=order)
         assert_within(layer.buffers["running_var"], np.concatenate([valid, valid]).var(axis=0, ddof=1), BOUND)
-
-
-class NoLaunch:
-    def launch(self, *_):
-        raise AssertionError("a kernel was launched")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import gpu_layers as gl
 from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     BFLOAT16,
+    NoLaunch,
     assert_same_bits,
     assert_within,
     normal,
@@ -106,11 +107,6 @@ def test_empty_and_single_batches():
     layer(np.ones((3, 3)))
     with pytest.raises(ValueError, match=r"dy must have the output's shape \[3, 3\], got \[2, 3\]"):
         layer.backward(np.ones((2, 3)))
-
-
-class NoLaunch:
-    def launch(self, *_):
-        raise AssertionError("a kernel was launched")
 
 
 @pytest.mark.parametrize(

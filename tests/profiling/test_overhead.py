@@ -6,11 +6,12 @@ import pytest
 
 from gpu_layers.catalogue.activation import RELU
 from gpu_layers.catalogue.batch_norm import BATCH_NORM_INFERENCE
+from gpu_layers.catalogue.inputs import NoLaunches
 from profiling import overhead
 from profiling.devices import EmulatedDevice
 from profiling.overhead import measure_overhead, overhead_head, overhead_line, python_calls
 from profiling.results import Run
-from profiling.traffic import NoLaunches, listed_launches
+from profiling.traffic import listed_launches
 from tests.profiling.fake_device import FakeTimer
 
 

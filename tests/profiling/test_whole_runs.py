@@ -8,7 +8,7 @@ import pytest
 from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from gpu_layers.verification import all_cases, emulated_backend
-from profiling import bit_equality, environment, probe, small_run
+from profiling import bit_equality, devices, probe, small_run
 from profiling.small_run import covering, kernels_of, with_index64
 
 
@@ -175,7 +175,7 @@ def test_damaged_machine_code_is_compiled_again(monkeypatch, tmp_path, suffix, c
     assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
 
 
-@pytest.mark.parametrize("module", [small_run, bit_equality, environment])
+@pytest.mark.parametrize("module", [small_run, bit_equality, devices])
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():
@@ -218,11 +218,11 @@ def test_the_probe_runs(capsys):
 
 def test_folder_name():
     facts = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-01-02T03:04:05Z", "commit": "0123abc+"}
-    assert environment.folder_name(facts) == "2026-01-02T030405Z-nvidia-h100-80gb-hbm3-0123abc"
+    assert devices.folder_name(facts) == "2026-01-02T030405Z-nvidia-h100-80gb-hbm3-0123abc"
 
 
 def test_commit_of_a_tree_without_git(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "_ROOT", tmp_path)
-    assert environment.commit() == "unknown"
+    monkeypatch.setattr(devices, "_ROOT", tmp_path)
+    assert devices.commit() == "unknown"
     monkeypatch.setenv("GPU_LAYERS_COMMIT", "0123abc")
-    assert environment.commit() == "0123abc"
+    assert devices.commit() == "0123abc"

@@ -4,7 +4,6 @@ Time depends on the machine; the number of calls does not. It is counted on NumP
 the way that CuPy arrays take too, up to the steps of a program.
 """
 
-import sys
 from functools import partial
 
 import numpy as np
@@ -12,18 +11,13 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
+from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.runtime.backend import use_executor
+from profiling.overhead import python_calls
 from tests.inputs import normal
 
 X = normal((2, 8, 8, 8), np.float32)
 OF_CHANNELS = [np.ones(8, np.float32) for _ in range(4)]
-
-
-class Nowhere:
-    """Takes launches, and does nothing."""
-
-    def launch(self, *launch):
-        pass
 
 
 def _backward(forward, backward):
@@ -86,29 +80,13 @@ CASES = {
 }
 
 
-def calls_of(function):
-    """Python functions that are called, this one not counted."""
-    count = 0
-
-    def note(frame, event, argument):
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(note)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count - 1
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_calls_of_an_operation_whose_plan_is_known(name):
     prepare, most = CASES[name]
-    with use_executor(Nowhere()):
+    with use_executor(NoLaunches()):
         function = prepare()
-        first = calls_of(function)
-        second, third = calls_of(function), calls_of(function)
+        first = python_calls(function) - 1
+        second, third = python_calls(function) - 1, python_calls(function) - 1
     assert second == third <= most
     # What is worked out is worked out once; some of it by the forward before.
     assert first >= second

@@ -11,6 +11,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers import ops
 from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.layers import batch_norm as batch_norm_layers
 from gpu_layers.runtime import ranges
 from gpu_layers.runtime.backend import use_backend, use_executor
@@ -21,7 +22,6 @@ from profiling.cases import all_cases as benchmark_cases
 from profiling.devices import EmulatedDevice
 from profiling.implementations import Ours
 from profiling.small_run import kernels_of
-from profiling.traffic import NoLaunches
 
 #: What runs kernels, but for other names of the same function.
 PASSES = {name for name in ops.__all__ if name.endswith(("_forward", "_backward", "_inference", "_moments", "_gather"))}
