@@ -32,7 +32,7 @@ from gpu_layers.kernels.batch_norm_common import (
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
-from gpu_layers.kernels.pool_plan import STRUCTS, Plan, TiledKernels, apart, plan_for, spatial_empty
+from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
@@ -51,7 +51,7 @@ _FORWARD_TILED = TiledKernels(
     "batch_norm_max_pool_forward_tiled",
     "const T* x, const A* mean, const A* inv_std, const A* gamma, const A* beta, int activation, T* y, "
     "unsigned char* argmax, int strip, PoolWindow window",
-    overlapping_planes=False,
+    TWO_APART,
 )
 
 # Kernel, stride and padding that the backward of planes knows when compiled.

@@ -9,6 +9,7 @@ from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    ALL_TILES,
     TiledKernels,
     adaptive_plan_for,
     adaptive_template,
@@ -46,13 +47,13 @@ _FORWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_forward_tiled",
     "const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window",
-    large=True,
+    ALL_TILES,
 )
 _BACKWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_backward_tiled",
     "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
-    large=True,
+    ALL_TILES,
 )
 
 

@@ -201,9 +201,15 @@ def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:
 
 # Kernel, stride and padding of height and width that tiled kernels know when compiled.
 TileWindow = tuple[int, int, int]
-_SMALL_TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
+# Of tiled kernels: a window, and whether it is deep (as ``_tile_arguments`` has it).
+Tiles = tuple[tuple[TileWindow, bool], ...]
+#: Windows side by side; those two apart, and deep only where they are side by side; all.
+SIDE_BY_SIDE: Tiles = (((2, 2, 0), True),)
+TWO_APART: Tiles = (*SIDE_BY_SIDE, ((3, 2, 1), False))
+SMALL_TILES: Tiles = (*TWO_APART, ((3, 2, 1), True), ((3, 1, 1), False), ((3, 1, 1), True))
 #: Those of spatial pyramids besides, over planes.
-_LARGE_TILES: tuple[TileWindow, ...] = ((5, 1, 2),)
+ALL_TILES: Tiles = (*SMALL_TILES, ((5, 1, 2), False))
+_TILES = {window for window, _ in ALL_TILES}
 # Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
 _MOST_COLUMNS = 4
 _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
@@ -255,13 +261,7 @@ def _tiled_plan(
         )
     }
     kernel, stride, pad, dilation = known.pop()
-    if (
-        known
-        or dilation > 1
-        or (kernel, stride, pad) not in _SMALL_TILES + _LARGE_TILES
-        or window.adaptive
-        or window.taps >= _RECIPROCALS
-    ):
+    if known or dilation > 1 or (kernel, stride, pad) not in _TILES or window.adaptive or window.taps >= _RECIPROCALS:
         return None
     deep = _deep(window, side)
     if (side == "input" and kernel == stride and deep) or not _begins_inside(window):
@@ -318,22 +318,11 @@ class TiledKernels:
     ----------
     source, function, signature : str
         As of :class:`KernelTemplate`.
-    large : bool
-        Also for larger windows.
-    overlapping_planes : bool
-        Also for windows as far apart as inputs, and for overlapping ones that are deep.
+    windows : tuple
+        Windows that it is for.
     """
 
-    def __init__(
-        self, source: str, function: str, signature: str, *, large: bool = False, overlapping_planes: bool = True
-    ) -> None:
-        windows = [
-            (window, deep)
-            for window in _SMALL_TILES
-            for deep in ((False, True) if window[0] > window[1] else (True,))
-            if overlapping_planes or (window[1] > 1 and deep == (window[0] == window[1]))
-        ]
-        windows += [(window, False) for window in _LARGE_TILES] if large else []
+    def __init__(self, source: str, function: str, signature: str, windows: Tiles = SMALL_TILES) -> None:
         instantiations = [
             {"T": element, **_tile_arguments(window, last, deep)}
             for element in _TILED_ELEMENTS

@@ -156,12 +156,8 @@ def fractional_max_pool(s: Sizes, direction: str, starts: int, seen: int | None 
 
 
 def lp_pool(s: Sizes, direction: str, taps: int = 0) -> int:
-    """Kept of each output: of the largest value its place, of ``taps`` bytes; of a finite power above 1 the largest
-    value and a slope of the type that is computed in. The backward reads x too."""
-    kept = taps * s.outputs if taps else s.elements(0, 1) + s.accumulated * s.outputs
-    if direction == FORWARD:
-        return s.elements(1, 1) + kept
-    return s.elements(2, 1) + kept
+    """Kept of each output: of the largest value its place, of ``taps`` bytes. The backward reads x too."""
+    return s.elements(1 if direction == FORWARD else 2, 1) + taps * s.outputs
 
 
 def max_unpool(s: Sizes, direction: str, index: int = 8, touched: int | None = None) -> int:

@@ -274,7 +274,7 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
     channels_last = input.dim() == rank + 2 and arrays.is_channels_last(input)
-    return pool_rows.lp_pool(input, placing, norm_type, channels_last)[0]
+    return pool_rows.lp_pool(input, placing, norm_type, channels_last)
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
