@@ -74,14 +74,14 @@ struct PowerSum {
     __device__ __forceinline__ C lost() const { return (sum - value()) + rest; }
 };
 
-// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; with argmax the largest |x|, and its tap. Or,
-// of a window, what the gradients of its elements have in common. The sum of a window that is cut off is
+// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; with argmax the largest |x|, and its tap.
+// Or, of a window, what the gradients of its elements have in common. The sum of a window that is cut off is
 // multiplied by the taps of a window over those within the padded extent.
 //   x         [images, input, groups] T
 //   y         [images, output, groups] T, or null
-//   argmax    shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a finite p
-//   largest   shape of y: the largest |x|; null unless slopes are wanted, of a p that is neither 1 nor infinite
-//   slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
+//   argmax    shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a finite
+//   p largest   shape of y: the largest |x|; null unless slopes are wanted, of a p that is neither 1 nor
+//   infinite slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)

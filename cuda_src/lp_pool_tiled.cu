@@ -9,7 +9,8 @@ constexpr bool kScalesSquares = false;
 template <>
 constexpr bool kScalesSquares<__nv_bfloat16> = true;
 
-// By what the values of a window are multiplied before they are squared: a power of two, which rounds nothing.
+// By what the values of a window are multiplied before they are squared: a power of two, which rounds
+// nothing.
 template <typename T>
 struct SquareScale {
     using C = power_t<T>;
@@ -171,8 +172,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const T* x, T* dx, i
                             if constexpr (Norm == 2)
                                 part *= kScalesSquares<T> ? fabs(C(value)) * scale.factor : fabs(C(value));
                             // A sum, for it makes +0 of -0. Of no window it is 0, whatever the norm is.
-                            const C sum =
-                                covered ? fma(C(widened(gradients.at[c], k)), part, C(0)) : C(0);
+                            const C sum = covered ? fma(C(widened(gradients.at[c], k)), part, C(0)) : C(0);
                             values[k] = from_accumulate<T>(signed_as(value, static_cast<A>(sum)));
                         }
                     }
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     lp_pool_backward_tiled(const T* dy, const T* x, T* dx, int strip, PoolWindow window, int power) {
     static_assert(Kernel == Stride && Pad == 0, "windows side by side");
     by_power<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(power, window, [&](auto whole, auto norm) {
-        scatter_strips<decltype(whole)::value, decltype(norm)::value, T, Kernel, ChannelsLast>(
-            dy, x, dx, strip, window);
+        scatter_strips<decltype(whole)::value, decltype(norm)::value, T, Kernel, ChannelsLast>(dy, x, dx,
+                                                                                               strip, window);
     });
 }
