@@ -100,7 +100,7 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
         kernel = _FORWARD_INTEGER(T=element_type(x), **plan.template_arguments)
         plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
         return delivered(y, out), argmax
-    if global_pool.takes(x, window, channels_last, lengths):
+    if global_pool.takes(x, window, channels_last, lengths, numbered=True):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
         return delivered(y, out), argmax
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
@@ -135,7 +135,7 @@ def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -
 
 
 def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
-    if global_pool.takes(dy, window, channels_last, lengths):
+    if global_pool.takes(dy, window, channels_last, lengths, numbered=True):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)
         return
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)

@@ -69,7 +69,8 @@ _LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
 )
 
 # (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size; planes side by side
-# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector; rows of whole vectors.
+# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector; rows of whole vectors;
+# planes in parts, one after another and side by side; one that is no whole vectors, too large to be staged.
 _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 8, 10, 13), (3, 4)),
     ((2, 3, 5, 4), (7, 4)),
@@ -82,6 +83,8 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 3, 40, 30), (1, 1)),
     ((2, 328, 4, 4), (1, 1)),
     ((1, 3, 5, 5), (1, 1)),
+    ((1, 264, 17, 17), (1, 1)),
+    ((1, 3, 23, 25), (1, 1)),
     ((5, 16, 1), (1,)),
     ((0, 2, 5), (2,)),
 )
