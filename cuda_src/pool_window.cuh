@@ -27,10 +27,10 @@ struct PoolWindow {
     // them (depth, height, width, groups).
     long long units[3];
     Divisor32 by_units[3], by_image, by_groups;  // by numbers of units, where those are below 2^31
-    Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3];
+    Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3], by_kernel[3];
 };
 
-static_assert(sizeof(PoolWindow) == 360, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 392, "the launcher packs it with this size");
 
 // Position of a unit in an array of images.
 template <typename Index>

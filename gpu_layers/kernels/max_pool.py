@@ -29,6 +29,11 @@ _BACKWARD = general_template(
     "max_pool.cu", "max_pool_backward", f"const T* dy, const unsigned char* argmax, T* dx, {_LAST}"
 )
 _GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
+# Outputs of a thread: ``kGatherOutputs`` of ``max_pool.cu``.
+_GATHER_OUTPUTS = 8
+_GATHER_PLANES = adaptive_template(
+    "max_pool.cu", "max_pool_gather_planes", "const T* x, const unsigned char* argmax, T* y, PoolWindow window"
+)
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
@@ -119,6 +124,11 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     x, argmax = ready(x), ready(argmax)
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
+    if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
+        plan.run(
+            _GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS
+        )
+        return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
     return delivered(y, out)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like, vector_width
+from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import spatial_result
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
@@ -40,8 +41,10 @@ _FORWARD = KernelTemplate(
 _BACKWARD = KernelTemplate(
     "max_unpool.cu",
     "max_unpool_backward",
-    "const T* dy, const long long* indices, T* dx, long long planes, long long values, long long plane",
+    "const T* dy, const long long* indices, T* dx, long long total, long long channels, long long plane, "
+    "Divisor64 by_sample, Divisor64 by_channel",
     combinations(T=ELEMENT_TYPES),
+    {"Divisor64": DIVISOR},
 )
 _FORWARD_LAST = KernelTemplate(
     "max_unpool.cu",
@@ -50,14 +53,6 @@ _FORWARD_LAST = KernelTemplate(
     "long long plane, long long segments",
     combinations(T=ELEMENT_TYPES),
 )
-_BACKWARD_LAST = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_backward_last",
-    "const T* dy, const long long* indices, T* dx, long long samples, long long channels, long long values, "
-    "long long plane",
-    combinations(T=ELEMENT_TYPES),
-)
-
 
 def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_unpool_keep``, as a kernel: a flag for each of its blocks."""
@@ -119,10 +114,11 @@ def _backward(operands: Any, numbers: Any, channels_last: bool) -> Any:
     if dx.size:
         samples, channels, values = _sizes(indices.shape, channels_last)
         _, _, plane = _sizes(dy.shape, channels_last)
-        blocks = blocks_for(dx.size, _THREADS)
-        kernel = (_BACKWARD_LAST if channels_last else _BACKWARD)(T=element_type(dy))
-        planes = (samples, channels) if channels_last else (samples * channels,)
-        launch(kernel, blocks, _THREADS, (dy, indices, dx, *planes, values, plane))
+        # Planes one after another are samples of one channel.
+        samples, channels = (samples, channels) if channels_last else (samples * channels, 1)
+        divisors = divisor(values * channels), divisor(channels)
+        blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
+        launch(_BACKWARD(T=element_type(dy)), blocks, _THREADS, (dy, indices, dx, dx.size, channels, plane, *divisors))
     return delivered(dx, out)
 
 

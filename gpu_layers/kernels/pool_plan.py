@@ -43,6 +43,7 @@ _WINDOW = np.dtype(
         ("by_dilation", DIVISION, 3),
         ("by_output", DIVISION, 3),
         ("by_input", DIVISION, 3),
+        ("by_kernel", DIVISION, 3),
     ],
     align=True,
 )
@@ -131,17 +132,17 @@ class Plan:
             ("units", units),
         ):
             self.struct[name] = (1,) * (3 - len(values)) + values
-        for name in ("stride", "dilation", "input", "output", "units"):
+        for name in ("stride", "dilation", "input", "output", "kernel", "units"):
             self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
         self.struct["adaptive"], self.struct["argmax_bytes"] = window.adaptive, argmax_dtype(window).itemsize
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)
 
-    def run(self, kernel: Kernel, arguments: tuple[Any, ...]) -> None:
-        """Launch a kernel over all units, if there are any."""
+    def run(self, kernel: Kernel, arguments: tuple[Any, ...], at_a_time: int = 1) -> None:
+        """Launch a kernel over all units, of which a thread has so many at a time, if there are any."""
         if self.units:
-            launch(kernel, blocks_for(self.units, THREADS), THREADS, arguments)
+            launch(kernel, blocks_for(self.units, THREADS * at_a_time), THREADS, arguments)
 
 
 def _reach(window: Window, per_position: int) -> int:
