@@ -2,7 +2,7 @@
 #include "argmax.cuh"
 #include "division64.cuh"
 #include "fast_division.cuh"
-#include "reduce.cuh"
+#include "pool_reduction.cuh"
 
 constexpr int kGlobalThreads = 256;
 // Vectors of a thread, of one plane after another, that are in flight together.
@@ -24,73 +24,6 @@ struct GlobalLayout {
 
 static_assert(sizeof(GlobalLayout) == 48, "the launcher packs it with this size");
 
-// The largest of some values and its position: the first of equal ones, the last of several NaN. The same
-// whatever the order they come in.
-template <typename A>
-struct Largest {
-    static constexpr int kTakes = 1024;  // see take_strided
-    static constexpr int kAtOnce = 2;    // vectors of channels in flight: more would take too many registers
-    A value;
-    int position;
-
-    static __device__ __forceinline__ Largest identity() {
-        Largest none;
-        set_negative_infinity(none.value);
-        none.position = 0x7fffffff;
-        return none;
-    }
-    __device__ __forceinline__ void take(A other, long long at) {
-        // Of later positions only.
-        if (other > value || other != other || position == 0x7fffffff) {
-            value = other;
-            position = static_cast<int>(at);
-        }
-    }
-    __device__ __forceinline__ Largest combine(const Largest& other) const {
-        const bool nan = value != value, other_nan = other.value != other.value;
-        bool keep = value > other.value || (value == other.value && position < other.position);
-        if (nan || other_nan) keep = nan && !(other_nan && other.position > position);
-        return keep ? *this : other;
-    }
-    __device__ __forceinline__ Largest shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, position, delta)};
-    }
-    // Number i of those of parts.
-    static __device__ __forceinline__ Largest load(const unsigned char* parts, long long i) {
-        const Largest& part = reinterpret_cast<const Largest*>(parts)[i];
-        return {part.value, part.position};
-    }
-    __device__ __forceinline__ void store(unsigned char* parts, long long i) const {
-        reinterpret_cast<Largest*>(parts)[i].value = value;
-        reinterpret_cast<Largest*>(parts)[i].position = position;
-    }
-};
-
-// A sum. Values that are taken are added as they are, sums that are combined with compensation.
-template <typename A>
-struct Sum {
-    static constexpr int kTakes = 32, kAtOnce = 4;
-    A value, lost;
-
-    static __device__ __forceinline__ Sum identity() { return {A(0), A(0)}; }
-    __device__ __forceinline__ void take(A other, long long) { value += other; }
-    __device__ __forceinline__ Sum combine(const Sum& other) const {
-        Sum both{value, lost + other.lost};
-        add_compensated(both.value, both.lost, other.value);
-        return both;
-    }
-    __device__ __forceinline__ Sum shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, lost, delta)};
-    }
-    __device__ __forceinline__ A times(A factor) const { return compensated(value, lost) * factor; }
-    static __device__ __forceinline__ Sum load(const unsigned char* parts, long long i) {
-        return reinterpret_cast<const Sum*>(parts)[i];
-    }
-    __device__ __forceinline__ void store(unsigned char* parts, long long i) const {
-        reinterpret_cast<Sum*>(parts)[i] = *this;
-    }
-};
-
 // Takes vectors first, first + step, ... of the values before `end`. Values of kTakes elements are combined
 // with what was there before.
 //   source   aligned to a vector of Width, as are first and step
@@ -105,7 +38,7 @@ __device__ __forceinline__ void take_strided(const T* source, int first, int end
     };
 #pragma unroll 1
     for (int i = first; i < end;) {
-        Value some = Value::identity();
+        Value some = Value::from(before + i);
         int round = 0;
 #pragma unroll 1
         for (; round < kRounds && i + (kGlobalAtOnce - 1) * step < end; round += kGlobalAtOnce) {
@@ -194,7 +127,8 @@ __device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& la
         if (rest < count) staged[rest] = source[rest];
         __syncthreads();
         Value value = Value::identity();
-        if (plane < here) {
+        if (plane < here && lane < positions) {
+            value = Value::from(lane);
 #pragma unroll 4
             for (int i = lane; i < positions; i += lanes)
                 value.take(to_accumulate(staged[plane * positions + i]), i);
@@ -238,7 +172,7 @@ __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layo
         for (int i = slot; i < end;) {
             Value some[kWidth];
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) some[k] = Value::identity();
+            for (int k = 0; k < kWidth; ++k) some[k] = Value::from(before + i);
 #pragma unroll 1
             for (int round = 0; round < Value::kTakes && i < end; round += Value::kAtOnce) {
                 Vector<T> loaded[Value::kAtOnce];

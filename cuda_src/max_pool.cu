@@ -187,54 +187,6 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
-// As max_pool_backward, of adaptive windows and of planes: a thread has a vector of neighbours in a row, and
-// looks at each window over one of them once.
-//   dy, argmax   [images, output], window.argmax_bytes
-//   dx           [images, input], whose rows are whole vectors
-// Launch: as max_pool_forward; units are vectors along the width.
-template <typename T>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window) {
-    using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
-    for_each_unit<int>(window, [&](const PoolPosition<int>& input, long long unit) {
-        const long long image = input.image * output_image(window);
-        const int left = input.at[2] * kWidth;
-        const CoveringWindows<int> depth(window, 0, input.at[0]), height(window, 1, input.at[1]);
-        const int first = CoveringWindows<int>(window, 2, left).first;
-        const int last = CoveringWindows<int>(window, 2, left + kWidth - 1).last;
-        A sum[kWidth] = {};
-#pragma unroll 1
-        for (int d = depth.last; d >= depth.first; --d) {
-            const int kd = covering_tap(window, 0, input.at[0], d);
-#pragma unroll 1
-            for (int h = height.last; h >= height.first; --h) {
-                const int begin = tap_number(window, kd, covering_tap(window, 1, input.at[1], h), 0);
-#pragma unroll 1
-                for (int w = last; w >= first; --w) {
-                    const long long at = image + (d * rows + h) * columns + w;
-                    int chosen[1];
-                    load_argmax<1>(argmax, at, chosen, window.argmax_bytes);
-                    // Of the row of taps that lies in the row of inputs, and of the vector.
-                    const int column = chosen[0] - begin;
-                    if (column < 0 || column >= window.kernel[2]) continue;
-                    const int place = column - covering_tap(window, 2, left, w);
-                    const A gradient = to_accumulate(dy[at]);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        if (place == k) sum[k] += gradient;
-                    }
-                }
-            }
-        }
-        Vector<T> result;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-        result.store(dx + unit * kWidth);
-    });
-}
-
 // As max_pool_backward, of windows that do not overlap: each is read once, and all of its inputs written from
 // there.
 //   dy, argmax, dx   as there

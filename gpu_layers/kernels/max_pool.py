@@ -11,11 +11,13 @@ from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
     TiledKernels,
-    adaptive_plan_for,
+    adaptive_backward_plan,
+    adaptive_forward_plan,
     adaptive_template,
     apart,
     general_template,
     plan_for,
+    planes_template,
     ready_lengths,
     spatial_empty,
     spatial_result,
@@ -31,14 +33,17 @@ _BACKWARD = general_template(
 _GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const unsigned char* argmax, T* y, {_LAST}")
 # Outputs of a thread: ``kGatherOutputs`` of ``max_pool.cu``.
 _GATHER_OUTPUTS = 8
-_GATHER_PLANES = adaptive_template(
+_GATHER_PLANES = planes_template(
     "max_pool.cu", "max_pool_gather_planes", "const T* x, const unsigned char* argmax, T* y, PoolWindow window"
 )
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
+_FORWARD_ADAPTIVE = adaptive_template(
+    "max_pool_forward_adaptive", "const T* x, T* y, unsigned char* argmax, int lanes, PoolWindow window"
+)
 _BACKWARD_ADAPTIVE = adaptive_template(
-    "max_pool.cu", "max_pool_backward_adaptive", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
+    "max_pool_backward_adaptive", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
 )
 
 _FORWARD_INTEGER = general_template(
@@ -112,6 +117,10 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     if tiled is not None:
         tiled.run((x, y, argmax.as_bytes()))
         return delivered(y, out), argmax
+    adaptive = adaptive_forward_plan(x, window, channels_last, lengths)
+    if adaptive is not None:
+        adaptive.run(_FORWARD_ADAPTIVE, x, (x, y, argmax.as_bytes(), adaptive.lanes))
+        return delivered(y, out), argmax
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
@@ -125,9 +134,7 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
     if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
-        plan.run(
-            _GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS
-        )
+        plan.run(_GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS)
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
@@ -151,8 +158,8 @@ def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last:
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:
         tiled.run((dy, argmax.as_bytes(), dx))
-    elif (rows := adaptive_plan_for(dy, window, channels_last, lengths)) is not None:
-        rows.run(_BACKWARD_ADAPTIVE(T=element_type(dy)), (dy, argmax.as_bytes(), dx, rows.struct))
+    elif (adaptive := adaptive_backward_plan(dy, window, channels_last, lengths)) is not None:
+        adaptive.run(_BACKWARD_ADAPTIVE, dy, (dy, argmax.as_bytes(), dx))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)

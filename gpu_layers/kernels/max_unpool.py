@@ -54,6 +54,7 @@ _FORWARD_LAST = KernelTemplate(
     combinations(T=ELEMENT_TYPES),
 )
 
+
 def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_unpool_keep``, as a kernel: a flag for each of its blocks."""
     return _keep((indices,), (plane,))

@@ -364,25 +364,99 @@ class TiledKernels:
 _FEW = 128
 
 
-def adaptive_template(source: str, function: str, signature: str) -> KernelTemplate:
-    """A kernel for adaptive windows, by element type."""
+def planes_template(source: str, function: str, signature: str) -> KernelTemplate:
+    """A kernel for planes, by element type."""
     return KernelTemplate(source, function, signature, combinations(T=ELEMENT_TYPES), STRUCTS)
 
 
-def adaptive_plan_for(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> Plan | None:
-    """The plan of a backward over vectors of inputs in a row; None if the general kernels are to be taken.
+def adaptive_template(function: str, signature: str) -> KernelTemplate:
+    """A kernel for adaptive windows, by element type and layout."""
+    instantiations = combinations(T=ELEMENT_TYPES, ChannelsLast=("false", "true"))
+    return KernelTemplate("adaptive_pool.cu", function, signature, instantiations, STRUCTS)
 
-    Those are for channels-last arrays, rows that are no whole vectors, windows that are not adaptive, and many of them
-    over an element.
+
+# Taps from which on sums are compensated, so that their order is free.
+_LARGE = 129
+
+
+@dataclass(frozen=True)
+class AdaptivePlan:
+    """How a kernel for adaptive windows is launched.
+
+    Attributes
+    ----------
+    plan : Plan
+    blocks : int
+    lanes : int
+        Vectors of channels that a block has side by side; 0 for planes.
+    channels_last : str
+        As template arguments have it.
+    """
+
+    plan: Plan
+    blocks: int
+    lanes: int
+    channels_last: str
+
+    def run(self, template: KernelTemplate, array: Any, before: tuple[Any, ...], after: tuple[Any, ...] = ()) -> None:
+        """Launch the instantiation for an array's type, with these arguments before and after the window."""
+        if self.plan.units:
+            kernel = template(T=element_type(array), ChannelsLast=self.channels_last)
+            launch(kernel, self.blocks, THREADS, (*before, self.plan.struct, *after))
+
+
+def adaptive_forward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+    """The plan of a forward by large adaptive windows; None if the general kernels are to be taken."""
+    if not window.adaptive or lengths is not None or window.taps < _LARGE:
+        return None
+    shape = _samples_and_channels(array, channels_last)
+    in_force = limits()
+    return _adaptive_forward_plan(
+        window, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.max_blocks
+    )
+
+
+@lru_cache(maxsize=1024)
+def _adaptive_forward_plan(
+    window: Window, shape: tuple[int, int], itemsize: int, channels_last: bool, below: int, max_blocks: int
+) -> AdaptivePlan | None:
+    width, columns = 16 // itemsize, window.input_shape[-1]
+    if _reach(window, shape[1] if channels_last else 1) >= below or window.taps >= 2**31:
+        return None
+    if channels_last:
+        if shape[1] % width:
+            return None
+        groups = shape[1] // width
+        lanes = min(1 << (groups - 1).bit_length(), 32)
+        plan = Plan(window, window.output_shape, shape, width, True, {})
+        blocks = shape[0] * math.prod(window.output_shape) * -(-groups // lanes)
+        return AdaptivePlan(plan, blocks, lanes, "true") if blocks <= max_blocks else None
+    vectors = columns if columns % width else columns // width
+    if vectors > THREADS:
+        return None
+    plan = Plan(window, (*window.output_shape[:-1], vectors), shape, 1, False, {})
+    return AdaptivePlan(plan, blocks_for(plan.units // vectors, THREADS // vectors), 0, "false")
+
+
+def adaptive_backward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+    """The plan of a backward by adaptive windows; None if the general kernels are to be taken.
+
+    Those are for rows or channels that are no whole vectors, and for many windows over an element.
     """
     width = 16 // array.dtype.itemsize
     few = math.prod(map(min, window.kernel, window.output_shape)) <= _FEW
-    if not window.adaptive or channels_last or lengths is not None or window.input_shape[-1] % width or not few:
+    shape = _samples_and_channels(array, channels_last)
+    whole = (shape[1] if channels_last else window.input_shape[-1]) % width == 0
+    if not window.adaptive or lengths is not None or not whole or not few:
         return None
-    if _reach(window, 1) >= limits().index32_below:
+    if _reach(window, shape[1] if channels_last else 1) >= limits().index32_below:
         return None
-    units = (*window.input_shape[:-1], window.input_shape[-1] // width)
-    return Plan(window, units, _samples_and_channels(array, False), 1, False, {})
+    columns = window.input_shape[-1] if channels_last else window.input_shape[-1] // width
+    # Rows of inputs are those of windows; one axis has one row.
+    lead = (1,) * (3 - window.rank)
+    depth, rows = (*lead, *window.input_shape)[0], (*lead, *window.output_shape)[1]
+    plan = Plan(window, (depth, rows, columns), shape, width if channels_last else 1, channels_last, {})
+    return AdaptivePlan(plan, blocks_for(plan.units, THREADS), 0, str(channels_last).lower())
 
 
 def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
