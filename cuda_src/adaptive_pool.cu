@@ -7,13 +7,28 @@
 template <typename T>
 struct MaxOutput {
     using Value = Largest<accumulate_t<T>>;
+    const T* x;
     T* y;
     unsigned char* argmax;
+    int channels;  // side by side
 
-    __device__ __forceinline__ void operator()(const PoolWindow& window, const PoolPosition<int>&,
+    __device__ __forceinline__ void operator()(const PoolWindow& window, const PoolPosition<int>& output,
                                                long long i, const Value& largest) const {
         const int chosen[1] = {largest.position};
         y[i] = from_accumulate<T>(largest.value);
+        // A NaN keeps its bits.
+        if (largest.value != largest.value) {
+            const int rows = window.by_kernel[2].quotient(largest.position);
+            const int kd = window.by_kernel[1].quotient(rows);
+            const int tap[3] = {kd, rows - kd * window.kernel[1], largest.position - rows * window.kernel[2]};
+            long long place = output.image;
+#pragma unroll
+            for (int axis = 0; axis < 3; ++axis) {
+                const int origin = AdaptiveTaps(window, axis, output.at[axis]).origin;
+                place = place * window.input[axis] + origin + tap[axis];
+            }
+            y[i] = x[place * channels + i % channels];
+        }
         store_argmax<1>(argmax, i, chosen, window.argmax_bytes);
     }
 };
@@ -230,7 +245,10 @@ constexpr int kForwardBlocks = 3;
 template <typename T, bool ChannelsLast>
 __global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
     max_pool_forward_adaptive(const T* x, T* y, unsigned char* argmax, int lanes, PoolWindow window) {
-    reduce_adaptive<T, ChannelsLast>(x, window, MaxOutput<T>{y, argmax}, lanes);
+    reduce_adaptive<T, ChannelsLast>(
+        x, window,
+        MaxOutput<T>{x, y, argmax, ChannelsLast ? static_cast<int>(window.groups) * kVectorWidth<T> : 1},
+        lanes);
 }
 
 // As avg_pool_forward, of windows of so many taps that they are summed with compensation.

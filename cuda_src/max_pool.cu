@@ -6,9 +6,7 @@
 // chosen.
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T
-//   argmax      shape of y, window.argmax_bytes each (1 where Width > 1): number of the tap chosen; 0 where
-//   none
-//             counts
+//   argmax    shape of y, window.argmax_bytes each (1 where Width > 1): the tap chosen; 0 where none counts
 //   lengths   [samples, 3], or null: sizes of each sample
 // A window without a tap inside the image is -inf; without one inside the sample's sizes, 0.
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.

@@ -11,6 +11,7 @@ from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
     TiledKernels,
+    WideKernels,
     adaptive_backward_plan,
     adaptive_forward_plan,
     adaptive_template,
@@ -63,7 +64,11 @@ _BACKWARD_TILED = TiledKernels(
     "max_pool_tiled.cu",
     "max_pool_backward_tiled",
     "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
-    ALL_TILES,
+)
+_BACKWARD_WIDE = WideKernels(
+    "max_pool_wide.cu",
+    "max_pool_backward_wide",
+    "const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window",
 )
 
 
@@ -154,6 +159,8 @@ def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -
 def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
     if global_pool.takes(dy, window, channels_last, lengths, numbered=True):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)
+        return
+    if lengths is None and _BACKWARD_WIDE.run(dy, window, channels_last, (dy, argmax.as_bytes(), dx)):
         return
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:

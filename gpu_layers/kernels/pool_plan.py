@@ -283,6 +283,58 @@ def _tiled_plan(
     return Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip
 
 
+# Wide windows, 1 apart, whose gradients are scattered: ``WideTile`` of ``max_pool_wide.cu``.
+_WIDE = (5,)
+_WIDE_THREADS, _WIDE_COLUMNS = 128, 8
+# Rows that a thread walks along: it looks at four more.
+_WIDE_STRIPS = (20, 16, 12, 8, 4, 2)
+
+
+@lru_cache(maxsize=1024)
+def _wide_plan(
+    window: Window, shape: tuple[int, int], channels_last: bool, below: int, full_grid: int
+) -> tuple[Plan, int] | None:
+    """The plan, and rows of inputs that a thread walks along."""
+    if window.rank != 2 or window.adaptive or {*window.stride, *window.dilation} != {1}:
+        return None
+    kernel = window.kernel[0]
+    if set(window.kernel) != {kernel} or kernel not in _WIDE or window.input_shape != window.output_shape:
+        return None
+    if set(window.pad_before) != {kernel // 2} or _reach(window, shape[1] if channels_last else 1) >= below:
+        return None
+    height, width = window.input_shape
+    tiles = -(-width // _WIDE_COLUMNS)
+    images = shape[0] * shape[1]
+    strip = next((n for n in _WIDE_STRIPS if images * -(-height // n) * tiles >= full_grid * _WIDE_THREADS), 1)
+    return Plan(window, (1, -(-height // strip), tiles), shape, 1, channels_last, {}), strip
+
+
+class WideKernels:
+    """A kernel for the gradients of wide windows over planes, by type, window and layout."""
+
+    def __init__(self, source: str, function: str, signature: str) -> None:
+        instantiations = combinations(
+            T=_TILED_ELEMENTS, Kernel=tuple(map(str, _WIDE)), ChannelsLast=("false", "true")
+        )
+        self._template = KernelTemplate(source, function, signature, instantiations, STRUCTS)
+
+    def run(self, array: Any, window: Window, channels_last: bool, arguments: tuple[Any, ...]) -> bool:
+        """Launch it for an array of gradients, if it is for them."""
+        shape, in_force = _samples_and_channels(array, channels_last), limits()
+        planned = _wide_plan(window, shape, channels_last, in_force.index32_below, in_force.full_grid)
+        if planned is None:
+            return False
+        plan, strip = planned
+        layout = str(channels_last).lower()
+        kernel = self._template.get(T=element_type(array), Kernel=str(window.kernel[0]), ChannelsLast=layout)
+        if kernel is None:
+            return False
+        if plan.units:
+            blocks = blocks_for(plan.units, _WIDE_THREADS)
+            launch(kernel, blocks, _WIDE_THREADS, (*arguments, strip, plan.struct))
+        return True
+
+
 def apart(window: Window, lengths: Any | None) -> bool:
     """Whether no input is in two windows, as kernels know that scatter gradients."""
     if window.adaptive or lengths is not None or not _begins_inside(window):
