@@ -4,36 +4,48 @@
 
 #include "vector_io.cuh"
 
-// Width taps of vector number i.
+// Taps as they are saved, in Byte each.
+template <typename Byte, int Width>
+__device__ __forceinline__ void load_taps(const unsigned char* argmax, long long i, int (&chosen)[Width]) {
+    using Taps = Vector<Byte, Width>;
+    const Taps loaded = Taps::load(reinterpret_cast<const Byte*>(argmax) + i * Width);
+#pragma unroll
+    for (int k = 0; k < Width; ++k) chosen[k] = static_cast<int>(loaded[k]);
+}
+template <typename Byte, int Width>
+__device__ __forceinline__ void store_taps(unsigned char* argmax, long long i, const int (&chosen)[Width]) {
+    Vector<Byte, Width> stored;
+#pragma unroll
+    for (int k = 0; k < Width; ++k) stored[k] = static_cast<Byte>(chosen[k]);
+    stored.store(reinterpret_cast<Byte*>(argmax) + i * Width);
+}
+
+// Width taps of vector number i, as store_argmax has saved them:
+//   int chosen[4];
+//   load_argmax<4>(argmax, i, chosen, window.argmax_bytes);  // of elements 4 i .. 4 i + 3
 //   argmax   aligned to 16 bytes
-//   bytes    of a tap: 1, 2 or 4; 1 where Width > 1
+//   bytes    of a tap: 1, 2 or 4
 template <int Width>
 __device__ __forceinline__ void load_argmax(const unsigned char* argmax, long long i, int (&chosen)[Width],
                                             int bytes) {
-    if (Width == 1 && bytes == 2) {
-        chosen[0] = reinterpret_cast<const unsigned short*>(argmax)[i];
-    } else if (Width == 1 && bytes == 4) {
-        chosen[0] = reinterpret_cast<const int*>(argmax)[i];
+    if (bytes == 1) {
+        load_taps<unsigned char>(argmax, i, chosen);
+    } else if (bytes == 2) {
+        load_taps<unsigned short>(argmax, i, chosen);
     } else {
-        using Taps = Vector<unsigned char, Width>;
-        const Taps loaded = Taps::load(argmax + i * Width);
-#pragma unroll
-        for (int k = 0; k < Width; ++k) chosen[k] = loaded[k];
+        load_taps<int>(argmax, i, chosen);
     }
 }
 
 template <int Width>
 __device__ __forceinline__ void store_argmax(unsigned char* argmax, long long i, const int (&chosen)[Width],
                                              int bytes) {
-    if (Width == 1 && bytes == 2) {
-        reinterpret_cast<unsigned short*>(argmax)[i] = static_cast<unsigned short>(chosen[0]);
-    } else if (Width == 1 && bytes == 4) {
-        reinterpret_cast<int*>(argmax)[i] = chosen[0];
+    if (bytes == 1) {
+        store_taps<unsigned char>(argmax, i, chosen);
+    } else if (bytes == 2) {
+        store_taps<unsigned short>(argmax, i, chosen);
     } else {
-        Vector<unsigned char, Width> stored;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) stored[k] = static_cast<unsigned char>(chosen[k]);
-        stored.store(argmax + i * Width);
+        store_taps<int>(argmax, i, chosen);
     }
 }
 

@@ -122,51 +122,6 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
-// As avg_pool_backward, of adaptive windows of which few are over an element, and of planes: a thread has a
-// vector of neighbours in a row, and looks at each window over one of them once.
-//   dy   [images, output]
-//   dx   [images, input], whose rows are whole vectors
-// Launch: as avg_pool_forward; units are vectors along the width.
-template <typename T>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    avg_pool_backward_adaptive(const T* dy, T* dx, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
-    using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
-    for_each_unit<int>(window, [&](const PoolPosition<int>& input, long long unit) {
-        const T* image = dy + input.image * output_image(window);
-        const PoolExtent<int> extent(window, nullptr, input.image);
-        const int left = input.at[2] * kWidth;
-        const CoveringWindows<int> depth(window, 0, input.at[0]), height(window, 1, input.at[1]);
-        const int first = CoveringWindows<int>(window, 2, left).first;
-        const int last = CoveringWindows<int>(window, 2, left + kWidth - 1).last;
-        A sum[kWidth] = {}, row[kWidth] = {};
-#pragma unroll 1
-        for (int d = depth.last; d >= depth.first; --d) {
-#pragma unroll 1
-            for (int h = height.last; h >= height.first; --h) {
-#pragma unroll 1
-                for (int w = last; w >= first; --w) {
-                    const int output[3] = {d, h, w};
-                    const A share = to_accumulate(image[(d * rows + h) * columns + w]) *
-                                    divisor.of(window, output, extent);
-                    const AxisTaps<int> taps(window, 2, w, extent.size[2]);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        const int tap = left + k - taps.origin;
-                        if (tap >= 0 && tap < taps.end) row[k] += share;
-                    }
-                }
-                add_row(row, sum);
-            }
-        }
-        Vector<T> result;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-        result.store(dx + unit * kWidth);
-    });
-}
-
 // As avg_pool_backward, of windows that do not overlap: each is read once, and all of its inputs written from
 // there.
 //   dy, dx   as there

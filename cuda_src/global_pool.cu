@@ -1,180 +1,194 @@
 // Pooling of whole planes: one output for each, whatever its size.
 #include "argmax.cuh"
 #include "division64.cuh"
-#include "reduce.cuh"
+#include "fast_division.cuh"
+#include "pool_reduction.cuh"
 
 constexpr int kGlobalThreads = 256;
+// Vectors of a thread, of one plane after another, that are in flight together.
+constexpr int kGlobalAtOnce = 4;
+// Elements of small planes that a block keeps in shared memory.
+constexpr int kStaged = 4096;
 
 // Planes in memory one after another (channels first), or side by side (channels last, as vectors).
 struct GlobalLayout {
-    long long planes;     // of all samples; of one, for rows: vectors of channels
+    long long planes;     // of all samples; side by side: vectors of channels of a sample
     long long positions;  // of a plane
-    long long samples;    // rows only
-    int lanes;            // threads of a plane, a power of two: a part of a warp, or the block; of a row
+    long long samples;    // side by side only
+    long long chunk;  // positions of a part of a plane, whole vectors; parts are reduced apart, then merged
+    int chunks;       // parts of a plane
+    int lanes;        // threads of a part, a power of two: of a warp, or the block; side by side: of a row
     int argmax_bytes;
+    int staged;  // whether planes that are no whole vectors come by way of shared memory
 };
 
-static_assert(sizeof(GlobalLayout) == 32, "the launcher packs it with this size");
+static_assert(sizeof(GlobalLayout) == 48, "the launcher packs it with this size");
 
-// The largest of some values and its position: the first of equal ones, the last of several NaN. The same
-// whatever the order they come in.
-template <typename A>
-struct Largest {
-    static constexpr int kTakes = 1024;  // see reduce_nchw
-    A value;
-    int position;
-
-    static __device__ __forceinline__ Largest identity() {
-        Largest none;
-        set_negative_infinity(none.value);
-        none.position = 0x7fffffff;
-        return none;
-    }
-    __device__ __forceinline__ void take(A other, int at) {
-        // Of later positions only.
-        if (other > value || other != other || position == 0x7fffffff) {
-            value = other;
-            position = at;
+// Takes vectors first, first + step, ... of the values before `end`. Values of kTakes elements are combined
+// with what was there before.
+//   source   aligned to a vector of Width, as are first and step
+//   before   positions of the plane before source
+template <int Width, typename Value, typename T>
+__device__ __forceinline__ void take_strided(const T* source, int first, int end, int step, long long before,
+                                             Value& value) {
+    constexpr int kRounds = Value::kTakes / Width;
+    const auto take = [&](Value& some, const Vector<T, Width>& values, int i) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) some.take(widened(values, k), before + i + k);
+    };
+#pragma unroll 1
+    for (int i = first; i < end;) {
+        Value some = Value::from(before + i);
+        int round = 0;
+#pragma unroll 1
+        for (; round < kRounds && i + (kGlobalAtOnce - 1) * step < end; round += kGlobalAtOnce) {
+            Vector<T, Width> values[kGlobalAtOnce];
+#pragma unroll
+            for (int u = 0; u < kGlobalAtOnce; ++u) values[u] = Vector<T, Width>::load(source + i + u * step);
+#pragma unroll
+            for (int u = 0; u < kGlobalAtOnce; ++u) take(some, values[u], i + u * step);
+            i += kGlobalAtOnce * step;
         }
+#pragma unroll 1
+        for (; round < kRounds && i < end; ++round, i += step)
+            take(some, Vector<T, Width>::load(source + i), i);
+        value = value.combine(some);
     }
-    __device__ __forceinline__ Largest combine(const Largest& other) const {
-        const bool nan = value != value, other_nan = other.value != other.value;
-        bool keep = value > other.value || (value == other.value && position < other.position);
-        if (nan || other_nan) keep = nan && !(other_nan && other.position > position);
-        return keep ? *this : other;
-    }
-    __device__ __forceinline__ Largest shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, position, delta)};
-    }
-};
+}
 
-// A sum. Values that are taken are added as they are, sums that are combined with compensation.
-template <typename A>
-struct Sum {
-    static constexpr int kTakes = 32;
-    A value, lost;
-
-    static __device__ __forceinline__ Sum identity() { return {A(0), A(0)}; }
-    __device__ __forceinline__ void take(A other, int) { value += other; }
-    __device__ __forceinline__ Sum combine(const Sum& other) const {
-        Sum both{value, lost + other.lost};
-        add_compensated(both.value, both.lost, other.value);
-        return both;
+// Combines the values of each `lanes` threads; the first of them gets the result. All threads must call it.
+template <typename Value>
+__device__ __forceinline__ Value combine_lanes(Value value, int lanes) {
+    __shared__ Value warp_values[kGlobalThreads / kWarpThreads];
+    if (lanes == kGlobalThreads) {
+        value = block_reduce(value, warp_values);
+        __syncthreads();
+        return value;
     }
-    __device__ __forceinline__ Sum shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, lost, delta)};
-    }
-    __device__ __forceinline__ A times(A factor) const { return compensated(value, lost) * factor; }
-};
+    for (int delta = lanes / 2; delta > 0; delta /= 2) value = value.combine(value.shuffled_down(delta));
+    return value;
+}
 
-// Calls finish(plane, value) in one thread of each plane, with the value of all its elements.
+// Calls finish(part, value) in one thread of each part of a plane, with the value of all its elements.
 //   x   [planes, positions] T, aligned to 16 bytes
-// A thread combines the values of kTakes elements each.
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename Value, typename T, typename Finish>
-__device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layout, Finish finish) {
-    __shared__ Value warp_values[kGlobalThreads / kWarpThreads];
+__device__ __forceinline__ void reduce_strided(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
-    const int lane = threadIdx.x & (layout.lanes - 1);
-    const int planes_of_block = kGlobalThreads / layout.lanes;
-    const bool aligned = layout.positions % kWidth == 0;
-    for (long long first = static_cast<long long>(blockIdx.x) * planes_of_block; first < layout.planes;
-         first += static_cast<long long>(gridDim.x) * planes_of_block) {
-        const long long plane = first + threadIdx.x / layout.lanes;
-        const T* source = x + plane * layout.positions;
-        const int positions = plane < layout.planes ? static_cast<int>(layout.positions) : 0;
+    const int lanes = layout.lanes, lane = threadIdx.x & (lanes - 1);
+    const int parts_of_block = kGlobalThreads / lanes;
+    const long long parts = layout.planes * layout.chunks;
+    for (long long first = static_cast<long long>(blockIdx.x) * parts_of_block; first < parts;
+         first += static_cast<long long>(gridDim.x) * parts_of_block) {
+        const long long part = first + threadIdx.x / lanes;
+        const long long plane = layout.chunks == 1 ? part : part / layout.chunks;
+        const long long before = (part - plane * layout.chunks) * layout.chunk;
+        const T* source = x + plane * layout.positions + before;
+        const int end = part < parts ? static_cast<int>(min(layout.chunk, layout.positions - before)) : 0;
         Value value = Value::identity();
-        if (aligned) {
-            const int step = layout.lanes * kWidth;
-            for (int i = lane * kWidth; i < positions;) {
-                const int end = min(positions - i, step * (Value::kTakes / kWidth)) + i;
-                Value some = Value::identity();
-#pragma unroll 4
-                for (; i < end; i += step) {
-                    const Vector<T> values = Vector<T>::load(source + i);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) some.take(to_accumulate(values[k]), i + k);
-                }
-                value = value.combine(some);
-            }
+        if (layout.positions % kWidth == 0) {
+            take_strided<kWidth>(source, lane * kWidth, end, lanes * kWidth, before, value);
         } else {
-            for (int i = lane; i < positions;) {
-                const int end = min(positions - i, layout.lanes * Value::kTakes) + i;
-                Value some = Value::identity();
-#pragma unroll 4
-                for (; i < end; i += layout.lanes) some.take(to_accumulate(source[i]), i);
-                value = value.combine(some);
-            }
+            take_strided<1>(source, lane, end, lanes, before, value);
         }
-        if (layout.lanes == kGlobalThreads) {
-            value = block_reduce(value, warp_values);
-            __syncthreads();
-        } else {
-            for (int delta = layout.lanes / 2; delta > 0; delta /= 2)
-                value = value.combine(value.shuffled_down(delta));
-        }
-        if (lane == 0 && plane < layout.planes) finish(plane, value);
+        value = combine_lanes(value, lanes);
+        if (lane == 0 && part < parts) finish(part, value);
     }
 }
 
-// y = largest value of each plane, and its position.
-//   x      [planes, positions] T, aligned to 16 bytes
-//   y      [planes] T
-//   argmax   [planes], layout.argmax_bytes each
-// Launch: 1-D, kGlobalThreads, any number of blocks.
-template <typename T>
-__global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_nchw(const T* x, T* y, unsigned char* argmax, GlobalLayout layout) {
-    using A = accumulate_t<T>;
-    reduce_nchw<Largest<A>>(x, layout, [&](long long plane, const Largest<A>& largest) {
-        const int chosen[1] = {largest.position};
-        y[plane] = from_accumulate<T>(largest.value);
-        store_argmax<1>(argmax, plane, chosen, layout.argmax_bytes);
-    });
+// The same for whole planes of few positions, by way of shared memory: planes that are no whole vectors are
+// so together.
+//   layout   lanes at most 32, planes of a block at most kStaged elements
+template <typename Value, typename T, typename Finish>
+__device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& layout, Finish finish) {
+    constexpr int kWidth = kVectorWidth<T>, kVectors = kStaged / kWidth;
+    __shared__ uint4 stage[kVectors];
+    T* staged = reinterpret_cast<T*>(stage);
+    const int positions = static_cast<int>(layout.positions), lanes = layout.lanes;
+    const int planes = kGlobalThreads / lanes, plane = threadIdx.x / lanes;
+    const int lane = threadIdx.x & (lanes - 1);
+    for (long long first = static_cast<long long>(blockIdx.x) * planes; first < layout.planes;
+         first += static_cast<long long>(gridDim.x) * planes) {
+        const T* source = x + first * positions;
+        const int here = static_cast<int>(min(static_cast<long long>(planes), layout.planes - first));
+        const int count = here * positions, whole = count / kWidth;
+        Vector<T> loaded[kVectors / kGlobalThreads];
+#pragma unroll
+        for (int u = 0; u < kVectors / kGlobalThreads; ++u) {
+            const int v = u * kGlobalThreads + threadIdx.x;
+            if (v < whole) loaded[u] = Vector<T>::load(source + v * kWidth);
+        }
+#pragma unroll
+        for (int u = 0; u < kVectors / kGlobalThreads; ++u) {
+            const int v = u * kGlobalThreads + threadIdx.x;
+            if (v < whole) stage[v] = loaded[u].words[0];
+        }
+        const int rest = whole * kWidth + threadIdx.x;
+        if (rest < count) staged[rest] = source[rest];
+        __syncthreads();
+        Value value = Value::identity();
+        if (plane < here && lane < positions) {
+            value = Value::from(lane);
+#pragma unroll 4
+            for (int i = lane; i < positions; i += lanes)
+                value.take(to_accumulate(staged[plane * positions + i]), i);
+        }
+        value = combine_lanes(value, lanes);
+        if (lane == 0 && plane < here) finish(first + plane, value);
+        __syncthreads();
+    }
 }
 
-// y = sum of each plane times factor. In an order that depends on the plane's size alone: no value passes
-// through more additions than 32 without compensation.
-//   x   [planes, positions] T, aligned to 16 bytes
-//   y   [planes] T
-// Launch: 1-D, kGlobalThreads, any number of blocks.
-template <typename T>
-__global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_nchw(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
-    using A = accumulate_t<T>;
-    reduce_nchw<Sum<A>>(x, layout, [&](long long plane, const Sum<A>& sum) {
-        y[plane] = from_accumulate<T>(sum.times(factor));
-    });
+template <typename Value, typename T, typename Finish>
+__device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layout, Finish finish) {
+    if (layout.staged) {
+        reduce_staged<Value>(x, layout, finish);
+    } else {
+        reduce_strided<Value>(x, layout, finish);
+    }
 }
 
-// Calls finish(vector, values) in one thread of each vector of channels.
+// Calls finish(part, value) in one thread of each part of a channel's plane.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
-// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
 template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Value partial[kGlobalThreads][kWidth];
     const int lanes = layout.lanes, slots = kGlobalThreads / lanes;
     const int lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
-    const long long tiles = (layout.planes + lanes - 1) / lanes;
-    const long long sample = blockIdx.x / tiles;
-    const long long vector = (blockIdx.x - sample * tiles) * lanes + lane;
+    const int tiles = static_cast<int>((layout.planes + lanes - 1) / lanes);
+    const int block = blockIdx.x / layout.chunks, chunk = blockIdx.x - block * layout.chunks;
+    const int sample = block / tiles, vector = (block - sample * tiles) * lanes + lane;
     Value values[kWidth];
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) values[k] = Value::identity();
     if (vector < layout.planes) {
-        const T* source = x + (sample * layout.positions * layout.planes + vector) * kWidth;
-        const int positions = static_cast<int>(layout.positions);
-        for (int i = slot; i < positions;) {
-            const int end = min(positions - i, slots * Value::kTakes) + i;
+        const long long before = chunk * layout.chunk;
+        const int end = static_cast<int>(min(layout.chunk, layout.positions - before));
+        const long long step = slots * layout.planes * kWidth;
+        const T* source = x + ((sample * layout.positions + before + slot) * layout.planes + vector) * kWidth;
+#pragma unroll 1
+        for (int i = slot; i < end;) {
             Value some[kWidth];
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) some[k] = Value::identity();
-#pragma unroll 2
-            for (; i < end; i += slots) {
-                const Vector<T> loaded = Vector<T>::load(source + i * layout.planes * kWidth);
+            for (int k = 0; k < kWidth; ++k) some[k] = Value::from(before + i);
+#pragma unroll 1
+            for (int round = 0; round < Value::kTakes && i < end; round += Value::kAtOnce) {
+                Vector<T> loaded[Value::kAtOnce];
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) some[k].take(to_accumulate(loaded[k]), i);
+                for (int u = 0; u < Value::kAtOnce; ++u) {
+                    if (i + u * slots < end) loaded[u] = Vector<T>::load(source + u * step);
+                }
+#pragma unroll
+                for (int u = 0; u < Value::kAtOnce; ++u) {
+                    if (i + u * slots >= end) break;
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k)
+                        some[k].take(widened(loaded[u], k), before + i + u * slots);
+                }
+                i += Value::kAtOnce * slots;
+                source += Value::kAtOnce * step;
             }
 #pragma unroll
             for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(some[k]);
@@ -188,89 +202,215 @@ __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layo
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(partial[other * lanes + lane][k]);
     }
-    finish(sample * layout.planes + vector, values);
+    const long long plane = (static_cast<long long>(sample) * layout.planes + vector) * kWidth;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) finish((plane + k) * layout.chunks + chunk, values[k]);
+}
+
+// Calls finish(plane, value) in one thread of each plane, with the values of its parts combined in their
+// order.
+//   parts    [planes, chunks] Value
+//   layout   planes, chunks, lanes: threads of a plane
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename Value, typename Finish>
+__device__ __forceinline__ void merge_parts(const unsigned char* parts, const GlobalLayout& layout,
+                                            Finish finish) {
+    const int lanes = layout.lanes, lane = threadIdx.x & (lanes - 1);
+    const int planes_of_block = kGlobalThreads / lanes;
+    for (long long first = static_cast<long long>(blockIdx.x) * planes_of_block; first < layout.planes;
+         first += static_cast<long long>(gridDim.x) * planes_of_block) {
+        const long long plane = first + threadIdx.x / lanes;
+        Value value = Value::identity();
+        if (plane < layout.planes) {
+            for (int i = lane; i < layout.chunks; i += lanes)
+                value = value.combine(Value::load(parts, plane * layout.chunks + i));
+        }
+        value = combine_lanes(value, lanes);
+        if (lane == 0 && plane < layout.planes) finish(plane, value);
+    }
+}
+
+// What becomes of the largest value of a plane.
+template <typename T>
+struct MaxOutput {
+    T* y;
+    unsigned char *argmax, *parts;
+    int argmax_bytes;
+
+    __device__ __forceinline__ void operator()(long long i, const Largest<accumulate_t<T>>& largest) const {
+        if (parts != nullptr) {
+            largest.store(parts, i);
+            return;
+        }
+        const int chosen[1] = {largest.position};
+        y[i] = from_accumulate<T>(largest.value);
+        store_argmax<1>(argmax, i, chosen, argmax_bytes);
+    }
+};
+
+// What becomes of the sum of a plane.
+template <typename T>
+struct AvgOutput {
+    T* y;
+    accumulate_t<T> factor;
+    unsigned char* parts;
+
+    __device__ __forceinline__ void operator()(long long i, const Sum<accumulate_t<T>>& sum) const {
+        if (parts != nullptr) {
+            sum.store(parts, i);
+        } else {
+            y[i] = from_accumulate<T>(sum.times(factor));
+        }
+    }
+};
+
+// y = largest value of each plane, and its position.
+//   x        [planes, positions] T, aligned to 16 bytes
+//   y        [planes] T
+//   argmax   [planes], layout.argmax_bytes each
+//   parts    [planes, chunks] Largest, to be merged, instead of y and argmax; null if planes are whole
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_max_nchw(const T* x, T* y, unsigned char* argmax, unsigned char* parts, GlobalLayout layout) {
+    reduce_nchw<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, parts, layout.argmax_bytes});
 }
 
 // As global_max_nchw, of channels side by side.
-//   x      [samples, positions, planes] of Width T, aligned to 16 bytes
-//   y      [samples, planes] of Width T
-//   argmax   [samples, planes] of Width; layout.argmax_bytes each
-// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+//   x           [samples, positions, planes] of Width T, aligned to 16 bytes
+//   y, argmax   [samples, planes] of Width
+// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_nhwc(const T* x, T* y, unsigned char* argmax, GlobalLayout layout) {
-    using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    reduce_nhwc<Largest<A>>(x, layout, [&](long long vector, const Largest<A>(&largest)[kWidth]) {
-        Vector<T> result;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-            const int chosen[1] = {largest[k].position};
-            result[k] = from_accumulate<T>(largest[k].value);
-            store_argmax<1>(argmax, vector * kWidth + k, chosen, layout.argmax_bytes);
-        }
-        result.store(y + vector * kWidth);
-    });
+    global_max_nhwc(const T* x, T* y, unsigned char* argmax, unsigned char* parts, GlobalLayout layout) {
+    reduce_nhwc<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, parts, layout.argmax_bytes});
+}
+
+// y and argmax of planes that were reduced in parts.
+//   parts, y, argmax   as above, whichever the layout
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_max_merge(const unsigned char* parts, T* y, unsigned char* argmax, GlobalLayout layout) {
+    merge_parts<Largest<accumulate_t<T>>>(parts, layout,
+                                          MaxOutput<T>{y, argmax, nullptr, layout.argmax_bytes});
+}
+
+// y = sum of each plane times factor. In an order that depends on the array's shape alone: no value passes
+// through more additions than 32 without compensation.
+//   x       [planes, positions] T, aligned to 16 bytes
+//   y       [planes] T
+//   parts   [planes, chunks] Sum, to be merged, instead of y; null if planes are whole
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_avg_nchw(const T* x, T* y, unsigned char* parts, accumulate_t<T> factor, GlobalLayout layout) {
+    reduce_nchw<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, parts});
 }
 
 // As global_avg_nchw, of channels side by side.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y   [samples, planes] of Width T
-// Launch: 1-D, kGlobalThreads, one block for each sample and each `lanes` of its vectors.
+// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_nhwc(const T* x, T* y, accumulate_t<T> factor, GlobalLayout layout) {
-    using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    reduce_nhwc<Sum<A>>(x, layout, [&](long long vector, const Sum<A>(&sums)[kWidth]) {
-        Vector<T> result;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sums[k].times(factor));
-        result.store(y + vector * kWidth);
-    });
+    global_avg_nhwc(const T* x, T* y, unsigned char* parts, accumulate_t<T> factor, GlobalLayout layout) {
+    reduce_nhwc<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, parts});
+}
+
+// y of planes that were reduced in parts.
+//   parts, y   as above, whichever the layout
+// Launch: 1-D, kGlobalThreads, any number of blocks.
+template <typename T>
+__global__ void __launch_bounds__(kGlobalThreads, 4)
+    global_avg_merge(const unsigned char* parts, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    merge_parts<Sum<accumulate_t<T>>>(parts, layout, AvgOutput<T>{y, factor, nullptr});
 }
 
 // dx = dy * factor at every position of the plane; with argmax, at the one that was chosen, and 0 elsewhere.
-//   dy      [planes] T
-//   argmax    [planes], layout.argmax_bytes each, or null
-//   dx      [planes, positions] T, aligned to 16 bytes: every element is written once
+//   dy       [planes] T
+//   argmax   [planes], layout.argmax_bytes each, or null
+//   dx       [planes, positions] T, aligned to 16 bytes: every element is written once
+//   by_positions, by_few   divide by positions; by_few where those are below 2^31
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_spread_nchw(const T* dy, const unsigned char* argmax, T* dx, accumulate_t<T> factor,
-                       Divisor64 by_positions, GlobalLayout layout) {
+                       Divisor64 by_positions, Divisor32 by_few, GlobalLayout layout) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
-    constexpr int kBlockElements = kGlobalThreads * kWidth;
+    constexpr int kBlockElements = kGlobalThreads * kWidth * kGlobalAtOnce;
     const long long total = layout.planes * layout.positions;
-    const int positions = static_cast<int>(layout.positions);
     for (long long first = static_cast<long long>(blockIdx.x) * kBlockElements; first < total;
          first += static_cast<long long>(gridDim.x) * kBlockElements) {
-        const long long start = first + threadIdx.x * kWidth;
-        if (start >= total) break;
-        long long plane = static_cast<long long>(by_positions.quotient(start));
-        int at = static_cast<int>(start - plane * layout.positions);
-        Vector<T> result;
-        A gradient = A(0);
-        int chosen[1] = {0};
+        // The same for the whole block.
+        const long long first_plane = static_cast<long long>(by_positions.quotient(first));
+        const long long first_at = first - first_plane * layout.positions;
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k, ++at) {
-            if (at == positions) {
-                at = 0;
+        for (int u = 0; u < kGlobalAtOnce; ++u) {
+            const int offset = (u * kGlobalThreads + threadIdx.x) * kWidth;
+            const long long start = first + offset;
+            if (start >= total) break;
+            long long plane = first_plane, at = first_at + offset;
+            if (layout.positions <= kBlockElements) {
+                const int more = by_few.quotient(static_cast<int>(at));
+                plane += more;
+                at -= more * static_cast<int>(layout.positions);
+            } else if (at >= layout.positions) {
                 ++plane;
+                at -= layout.positions;
             }
-            if ((k == 0 || at == 0) && plane < layout.planes) {
-                gradient = fma(to_accumulate(dy[plane]), factor, A(0));
-                if (argmax != nullptr) load_argmax<1>(argmax, plane, chosen, layout.argmax_bytes);
-            }
-            result[k] = from_accumulate<T>(argmax != nullptr && chosen[0] != at ? A(0) : gradient);
-        }
-        if (start + kWidth <= total) {
-            result.store(dx + start);
-        } else {
+            // Positions of the plane that are left, at least one; of the vector `here` are the plane's.
+            const long long left = layout.positions - at;
+            const int here = static_cast<int>(min(left, static_cast<long long>(kWidth)));
+            const auto value_of = [&](long long which) {
+                return from_accumulate<T>(fma(to_accumulate(dy[which]), factor, A(0)));
+            };
+            // Of the plane, where it is chosen; counted from the vector's first value.
+            const auto place_of = [&](long long which, long long before) {
+                int chosen[1] = {0};
+                load_argmax<1>(argmax, which, chosen, layout.argmax_bytes);
+                const long long place = before + chosen[0];
+                return place >= 0 && place < kWidth ? static_cast<int>(place) : -1;
+            };
+            const T nothing = from_accumulate<T>(A(0));
+            Vector<T> result;
+            if (here == kWidth || (plane + 1 == layout.planes)) {
+                const T value = value_of(plane);
+                const int place = argmax == nullptr ? 0 : place_of(plane, -at);
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) {
-                if (start + k < total) dx[start + k] = result[k];
+                for (int k = 0; k < kWidth; ++k)
+                    result[k] = argmax == nullptr || k == place ? value : nothing;
+            } else if (layout.positions >= kWidth) {
+                const T value = value_of(plane), next = value_of(plane + 1);
+                const int place = argmax == nullptr ? 0 : place_of(plane, -at);
+                const int next_place = argmax == nullptr ? 0 : place_of(plane + 1, left);
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    const bool chosen = argmax == nullptr || k == (k < here ? place : next_place);
+                    result[k] = chosen ? (k < here ? value : next) : nothing;
+                }
+            } else {
+                int place = static_cast<int>(at);
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k, ++place) {
+                    if (place == static_cast<int>(layout.positions)) {
+                        place = 0;
+                        ++plane;
+                    }
+                    if (plane == layout.planes) break;
+                    int chosen[1] = {place};
+                    if (argmax != nullptr) load_argmax<1>(argmax, plane, chosen, layout.argmax_bytes);
+                    result[k] = chosen[0] == place ? value_of(plane) : nothing;
+                }
+            }
+            if (start + kWidth <= total) {
+                result.store(dx + start);
+            } else {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    if (start + k < total) dx[start + k] = result[k];
+                }
             }
         }
     }
@@ -304,10 +444,9 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
         if (argmax != nullptr) load_argmax<1>(argmax, vector * kWidth + k, tap, layout.argmax_bytes);
         chosen[k] = tap[0];
     }
-    const int positions = static_cast<int>(layout.positions);
     T* start = dx + (sample * layout.positions * layout.planes + plane) * kWidth;
 #pragma unroll 1
-    for (int at = chunk * rows + threadIdx.x / lanes; at < positions; at += chunks * rows) {
+    for (long long at = chunk * rows + threadIdx.x / lanes; at < layout.positions; at += chunks * rows) {
         Vector<T> result = share;
         if (argmax != nullptr) {
 #pragma unroll

@@ -1,48 +1,7 @@
 // Power-average pooling: (sum |x|^p)^(1/p) of each window, or the largest |x|.
 #include "argmax.cuh"
 #include "pool_window.cuh"
-
-// What powers of a type are computed in. A power multiplies a relative error by p: half types leave float
-// bits enough for that, float32 leaves none. Powers of float64 are of values that are scaled without a
-// rounding.
-template <typename T>
-struct Power {
-    using type = double;
-};
-template <>
-struct Power<__half> {
-    using type = float;
-};
-template <>
-struct Power<__nv_bfloat16> {
-    using type = float;
-};
-template <typename T>
-using power_t = typename Power<T>::type;
-
-// p, and what a window lacks.
-struct PowerRule {
-    double p, root;    // p and 1 / p
-    double taps;       // of a window
-    int whole;         // p, where its powers are taken as products; 0: they are not
-    int cuts_off;      // whether a window may reach beyond the padding
-    int pad_after[3];  // after the last element
-
-    // Taps of the window at `output` over those within the padded extent.
-    template <typename C>
-    __device__ __forceinline__ C share(const PoolWindow& window, const long long (&output)[3]) const {
-        if (!cuts_off) return C(1);
-        double inside = 1;
-#pragma unroll
-        for (int axis = 0; axis < 3; ++axis)
-            // The first window starts at -pad, so that no tap is before the padding.
-            inside *=
-                AxisTaps<long long>(window, axis, output[axis], window.input[axis] + pad_after[axis]).end;
-        return static_cast<C>(taps / inside);
-    }
-};
-
-static_assert(sizeof(PowerRule) == 48, "the launcher packs it with this size");
+#include "power_rule.cuh"
 
 // value^exponent for a value of at least 0.
 //   whole   the exponent, of at least 0, where products are as good; below 0: they are not
@@ -115,13 +74,14 @@ struct PowerSum {
     __device__ __forceinline__ C lost() const { return (sum - value()) + rest; }
 };
 
-// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; the largest |x|, and its tap, with argmax.
-// The sum of a window that is cut off is multiplied by the taps of a window over those within the padded
-// extent.
-//   x, y      [images, input, groups], [images, output, groups] T
-//   argmax      shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a
-//   finite p largest   shape of y: the largest |x|; null for p = 1, and with argmax slopes    shape of y: s
-//   of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
+// y = (sum |x|^p)^(1/p) of each window, in the order of the taps; with argmax the largest |x|, and its tap.
+// Or, of a window, what the gradients of its elements have in common. The sum of a window that is cut off is
+// multiplied by the taps of a window over those within the padded extent.
+//   x         [images, input, groups] T
+//   y         [images, output, groups] T, or null
+//   argmax    shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a finite
+//   p largest   shape of y: the largest |x|; null unless slopes are wanted, of a p that is neither 1 nor
+//   infinite slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
@@ -129,7 +89,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
                     PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
     using C = power_t<T>;
-    const Index image_size = input_image(window);
+    const long long image_size = input_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
         const T* image = x + output.image * image_size;
         const PoolExtent<Index> extent(window, nullptr, output.image);
@@ -182,9 +142,11 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
             result = scale.undo(norm);
             slope *= share;
         }
-        y[unit] = from_accumulate<T>(static_cast<A>(result));
-        largest[unit] = from_accumulate<T>(most);
-        slopes[unit] = static_cast<A>(slope);
+        if (y != nullptr) y[unit] = from_accumulate<T>(static_cast<A>(result));
+        if (slopes != nullptr) {
+            largest[unit] = from_accumulate<T>(most);
+            slopes[unit] = static_cast<A>(slope);
+        }
     });
 }
 
@@ -192,7 +154,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 // With argmax, sign(x) times the gradients of the windows that chose it.
 //   dy             [images, output, groups] T
 //   x, dx          [images, input, groups] T: every element is written once
-//   argmax, largest, slopes   as lp_pool_forward gives them, or null
+//   argmax, largest, slopes   as lp_pool_forward gives them, or null: of p = 1 all of them
 // Launch: as lp_pool_forward; units are inputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
@@ -200,9 +162,9 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
                      const accumulate_t<T>* slopes, T* dx, PowerRule rule, PoolWindow window) {
     using A = accumulate_t<T>;
     using C = power_t<T>;
-    const Index image_size = output_image(window);
+    const long long image_size = output_image(window);
     for_each_unit<Index>(window, [&](const PoolPosition<Index>& input, long long unit) {
-        const Index image = input.image * image_size;
+        const long long image = input.image * image_size;
         const A value = to_accumulate(x[unit]);
         const A size = fabs(value);
         if (size == A(0)) {
@@ -224,8 +186,6 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
                 sum += product(gradient, slope, C(slopes[image + i]));
             }
         });
-        // NaN has no sign.
-        const A sign = value != value ? value : (value > A(0) ? A(1) : A(-1));
-        dx[unit] = from_accumulate<T>(static_cast<A>(sign * sum));
+        dx[unit] = from_accumulate<T>(signed_as(value, static_cast<A>(sum)));
     });
 }

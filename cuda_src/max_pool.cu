@@ -6,9 +6,7 @@
 // chosen.
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T
-//   argmax      shape of y, window.argmax_bytes each (1 where Width > 1): number of the tap chosen; 0 where
-//   none
-//             counts
+//   argmax    shape of y, window.argmax_bytes each (1 where Width > 1): the tap chosen; 0 where none counts
 //   lengths   [samples, 3], or null: sizes of each sample
 // A window without a tap inside the image is -inf; without one inside the sample's sizes, 0.
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
@@ -76,6 +74,85 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
+// Outputs of a thread of max_pool_gather_planes.
+constexpr int kGatherOutputs = 8;
+
+// As max_pool_gather, of sliding windows over planes: a thread has neighbouring outputs, and finds the place
+// of the tap that each chose.
+//   x, argmax, y   as there; argmax and y aligned to 16 bytes
+// Launch: as max_pool_forward, kGatherOutputs a thread; units are outputs.
+template <typename T>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
+    max_pool_gather_planes(const T* x, const unsigned char* argmax, T* y, PoolWindow window) {
+    constexpr int kWidth = kGatherOutputs;
+    const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
+    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
+    const bool flat = window.kernel[0] == 1;
+    const long long image_size = input_image(window), total = pool_units(window);
+    const long long step = static_cast<long long>(gridDim.x) * kPoolThreads * kWidth;
+    for (long long first = (static_cast<long long>(blockIdx.x) * kPoolThreads + threadIdx.x) * kWidth;
+         first < total; first += step) {
+        const int count = static_cast<int>(min(total - first, static_cast<long long>(kWidth)));
+        const bool whole = count == kWidth;
+        int chosen[kWidth];
+        if (whole) {
+            load_argmax<kWidth>(argmax, first / kWidth, chosen, window.argmax_bytes);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                int one[1] = {0};
+                if (k < count) load_argmax<1>(argmax, first + k, one, window.argmax_bytes);
+                chosen[k] = one[0];
+            }
+        }
+        const PoolPosition<int> output = pool_position<int>(window, first, 0);
+        const T* image = x + output.image * image_size;
+        // Of the first taps. A place outside is what a window that chose none has.
+        int d = output.at[0] * window.stride[0] - window.pad[0];
+        int h = output.at[1] * window.stride[1] - window.pad[1];
+        int w = output.at[2] * window.stride[2] - window.pad[2];
+        int row = output.at[1], column = output.at[2], slice = output.at[0];
+        Vector<T, kWidth> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            int kh = window.by_kernel[2].quotient(chosen[k]), depth = d;
+            const int column_of_tap = w + (chosen[k] - kh * window.kernel[2]) * window.dilation[2];
+            if (!flat) {
+                const int kd = window.by_kernel[1].quotient(kh);
+                kh -= kd * window.kernel[1];
+                depth += kd * window.dilation[0];
+            }
+            const int row_of_tap = h + kh * window.dilation[1];
+            result[k] = from_accumulate<T>(accumulate_t<T>(0));
+            if (static_cast<unsigned>(row_of_tap) < static_cast<unsigned>(height) &&
+                static_cast<unsigned>(column_of_tap) < static_cast<unsigned>(width) &&
+                static_cast<unsigned>(depth) < static_cast<unsigned>(window.input[0]) && k < count)
+                result[k] = image[(depth * height + row_of_tap) * width + column_of_tap];
+            w += window.stride[2];
+            if (++column < columns) continue;
+            column = 0;
+            w = -window.pad[2];
+            h += window.stride[1];
+            if (++row < rows) continue;
+            row = 0;
+            h = -window.pad[1];
+            d += window.stride[0];
+            if (++slice < static_cast<int>(window.output[0])) continue;
+            slice = 0;
+            d = -window.pad[0];
+            image += image_size;
+        }
+        if (whole) {
+            result.store(y + first);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (first + k < total) y[first + k] = result[k];
+            }
+        }
+    }
+}
+
 // dx = sum of the gradients of the windows that chose the element, in the order of the taps.
 //   dy, argmax   [images, output, groups] of Width T, window.argmax_bytes; aligned to the vector
 //   dx         [images, input, groups] of Width T: every element is written once
@@ -105,54 +182,6 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 #pragma unroll
         for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(sum[k]);
         result.store(dx + unit * Width);
-    });
-}
-
-// As max_pool_backward, of adaptive windows and of planes: a thread has a vector of neighbours in a row, and
-// looks at each window over one of them once.
-//   dy, argmax   [images, output], window.argmax_bytes
-//   dx           [images, input], whose rows are whole vectors
-// Launch: as max_pool_forward; units are vectors along the width.
-template <typename T>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window) {
-    using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
-    for_each_unit<int>(window, [&](const PoolPosition<int>& input, long long unit) {
-        const long long image = input.image * output_image(window);
-        const int left = input.at[2] * kWidth;
-        const CoveringWindows<int> depth(window, 0, input.at[0]), height(window, 1, input.at[1]);
-        const int first = CoveringWindows<int>(window, 2, left).first;
-        const int last = CoveringWindows<int>(window, 2, left + kWidth - 1).last;
-        A sum[kWidth] = {};
-#pragma unroll 1
-        for (int d = depth.last; d >= depth.first; --d) {
-            const int kd = covering_tap(window, 0, input.at[0], d);
-#pragma unroll 1
-            for (int h = height.last; h >= height.first; --h) {
-                const int begin = tap_number(window, kd, covering_tap(window, 1, input.at[1], h), 0);
-#pragma unroll 1
-                for (int w = last; w >= first; --w) {
-                    const long long at = image + (d * rows + h) * columns + w;
-                    int chosen[1];
-                    load_argmax<1>(argmax, at, chosen, window.argmax_bytes);
-                    // Of the row of taps that lies in the row of inputs, and of the vector.
-                    const int column = chosen[0] - begin;
-                    if (column < 0 || column >= window.kernel[2]) continue;
-                    const int place = column - covering_tap(window, 2, left, w);
-                    const A gradient = to_accumulate(dy[at]);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        if (place == k) sum[k] += gradient;
-                    }
-                }
-            }
-        }
-        Vector<T> result;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-        result.store(dx + unit * kWidth);
     });
 }
 

@@ -1,4 +1,9 @@
-// Max pooling with common windows: the kernels of max_pool.cu, by tiles.
+// Max pooling with common windows: the kernels of max_pool.cu, by tiles (the picture is in pool_tile.cuh).
+//
+// Forward, a row of taps has its largest first, and windows that overlap share it (max_pool_tile.cuh).
+// Backward there are two ways:
+//   gather_strips    windows that overlap: a tile of inputs looks at the windows over it
+//   scatter_strips   windows side by side: a tile of windows writes the inputs that are theirs
 #include "max_pool_tile.cuh"
 
 // Blocks that must fit on a multiprocessor at once: threads keep the largest of a row for each row of a
@@ -20,10 +25,11 @@ __global__ void __launch_bounds__(kPoolThreads, Kernel <= 3 ? 4 : 2)
     });
 }
 
-// As max_pool_backward, for height and width known when compiled.
+// As max_pool_backward. Up its strip a thread takes each row of windows once, and adds the gradients of those
+// whose tap is the input's to the rows of inputs that they are over.
 //   dy, argmax, dx   as there; one byte a tap
-//   strip          of a thread: so many times Stride rows of inputs
-//   Deep           an input may be in several windows along depth
+//   strip            of a thread: so many times Stride rows of inputs
+//   Deep             an input may be in several windows along depth: rows are taken again for each
 // Launch: as max_pool_forward_tiled; units are strips of tiles of inputs, which no two threads share.
 template <bool Whole, typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
 __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,
@@ -62,7 +68,8 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                                                                    output.groups, inside, no_tap);
             return row;
         };
-        // Of a row of windows whose row of taps, from first_tap on, is the row of inputs.
+        // Adds to a row of inputs what a row of windows gives it, whose taps in that row begin with
+        // first_tap.
         const auto add = [&](const Chosen& row, int first_tap, Sums& sums) {
 #pragma unroll
             for (int j = Tile::kCovering - 1; j >= 0; --j) {
@@ -107,10 +114,10 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
     });
 }
 
-// As max_pool_backward, for windows of Kernel x Kernel side by side. An input is in at most one of them: each
-// is read once, and all of its inputs written from there.
+// As max_pool_backward, for windows of Kernel x Kernel side by side. An input is in at most one: each window
+// is read once, and all of its inputs are written from there.
 //   dy, argmax, dx   as there; one byte a tap
-//   strip          of a thread: so many times Kernel rows of inputs
+//   strip            of a thread: so many times Kernel rows of inputs
 // Launch: as gather_strips.
 template <bool Whole, typename T, int Kernel, bool ChannelsLast>
 __device__ __forceinline__ void scatter_strips(const T* dy, const unsigned char* argmax, T* dx, int strip,

@@ -1,9 +1,10 @@
 // The inverse of max pooling: values go back to where their maxima were.
-#include "numeric.cuh"
+#include "division64.cuh"
 #include "reduce.cuh"
+#include "vector_io.cuh"
 
 constexpr int kUnpoolThreads = 256;
-constexpr int kUnpoolAtOnce = 4;  // loads of indices in flight
+constexpr int kUnpoolAtOnce = 4;  // loads of indices and of values in flight
 
 // kept = indices, and found[block] = whether one of those that the block looked at is outside 0 .. plane - 1.
 //   indices, kept   [n]
@@ -23,10 +24,26 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
     if (threadIdx.x == 0) found[blockIdx.x] = static_cast<Found>(outside);
 }
 
+// y[first] .. y[last - 1] = 0, by the lanes of a warp.
+//   y   aligned to 16 bytes
+template <typename T>
+__device__ __forceinline__ void clear(T* y, long long first, long long last, int lane) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const T zero = from_accumulate<T>(0);
+    Vector<T> zeros;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) zeros[k] = zero;
+    const long long begin = min((first + kWidth - 1) / kWidth * kWidth, last);
+    const long long end = max(last / kWidth * kWidth, begin);
+    if (first + lane < begin) y[first + lane] = zero;
+    for (long long i = begin + lane * kWidth; i < end; i += kWarpThreads * kWidth) zeros.store(y + i);
+    if (end + lane < last) y[end + lane] = zero;
+}
+
 // y = 0, and each value at its index in the plane; of equal indices the last one counts, one outside the
 // plane does not.
 //   x, indices   [planes, values] T, int64
-//   y            [planes, plane] T
+//   y            [planes, plane] T, aligned to 16 bytes
 //   segments     a warp has one of so many parts of a plane: nothing is written by two
 // A warp reads the values of its plane in order, 32 at a time; of lanes with one index the last one writes.
 // Launch: 1-D, kUnpoolThreads, any number of blocks.
@@ -43,15 +60,27 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
         const long long begin = (part - image * segments) * size;
         const long long end = begin + size < plane ? begin + size : plane;
         T* target = y + image * plane;
-        for (long long i = begin + lane; i < end; i += kWarpThreads) target[i] = from_accumulate<T>(0);
+        if (begin < end) clear(y, image * plane + begin, image * plane + end, lane);
         __syncwarp();
-        for (long long first = 0; first < values; first += kWarpThreads) {
-            const long long i = first + lane;
-            const long long index = i < values ? indices[image * values + i] : -1;
-            const bool mine = index >= begin && index < end;
-            const unsigned int same = __match_any_sync(kFullWarp, index);
-            if (mine && (same >> lane) == 1) target[index] = x[image * values + i];
-            __syncwarp();
+        for (long long first = 0; first < values; first += kUnpoolAtOnce * kWarpThreads) {
+            long long index[kUnpoolAtOnce];
+            T value[kUnpoolAtOnce];
+#pragma unroll
+            for (int u = 0; u < kUnpoolAtOnce; ++u) {
+                const long long i = first + u * kWarpThreads + lane;
+                index[u] = -1;
+                if (i < values) {
+                    index[u] = indices[image * values + i];
+                    value[u] = x[image * values + i];
+                }
+            }
+#pragma unroll
+            for (int u = 0; u < kUnpoolAtOnce; ++u) {
+                const bool mine = index[u] >= begin && index[u] < end;
+                const unsigned int same = __match_any_sync(kFullWarp, index[u]);
+                if (mine && (same >> lane) == 1) target[index[u]] = value[u];
+                __syncwarp();
+            }
         }
     }
 }
@@ -94,38 +123,52 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
 }
 
 // dx = the gradient at each index; 0 for one outside the plane.
-//   dy        [planes, plane] T
-//   indices   [planes, values]
-//   dx        [planes, values] T
-// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
+//   dy          [samples, plane, channels] T; planes one after another are samples of one channel
+//   indices     [samples, values, channels], aligned to 16 bytes
+//   dx          [samples, values, channels] T, aligned to 16 bytes
+//   total       elements of dx
+//   by_sample   divides by those of a sample, by_channel by channels
+// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride); a thread has a vector of dx.
 template <typename T>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
-    max_unpool_backward(const T* dy, const long long* indices, T* dx, long long planes, long long values,
-                        long long plane) {
-    const long long total = planes * values;
-    for (long long i = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; i < total;
-         i += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
-        const long long index = indices[i];
-        const bool inside = index >= 0 && index < plane;
-        dx[i] = inside ? dy[i / values * plane + index] : from_accumulate<T>(0);
-    }
-}
-
-// The same for channels last.
-//   dy        [samples, plane, channels] T
-//   indices   [samples, values, channels]
-//   dx        [samples, values, channels]
-// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
-template <typename T>
-__global__ void __launch_bounds__(kUnpoolThreads, 4)
-    max_unpool_backward_last(const T* dy, const long long* indices, T* dx, long long samples,
-                             long long channels, long long values, long long plane) {
-    const long long sample_size = values * channels, total = samples * sample_size;
-    for (long long i = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; i < total;
-         i += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
-        const long long index = indices[i];
-        const bool inside = index >= 0 && index < plane;
-        const long long place = i / sample_size * plane + index;
-        dx[i] = inside ? dy[place * channels + i % channels] : from_accumulate<T>(0);
+    max_unpool_backward(const T* dy, const long long* indices, T* dx, long long total, long long channels,
+                        long long plane, Divisor64 by_sample, Divisor64 by_channel) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const long long vectors = (total + kWidth - 1) / kWidth;
+    const long long sample_size = static_cast<long long>(by_sample.divisor);
+    for (long long v = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; v < vectors;
+         v += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
+        const long long first = v * kWidth;
+        const bool whole = first + kWidth <= total;
+        Vector<long long, kWidth> index;
+        if (whole) {
+            index = Vector<long long, kWidth>::load(indices + first);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) index[k] = first + k < total ? indices[first + k] : -1;
+        }
+        const long long sample = static_cast<long long>(by_sample.quotient(first));
+        const T* image = dy + sample * plane * channels;
+        long long at = first - sample * sample_size;
+        long long channel = at - static_cast<long long>(by_channel.quotient(at)) * channels;
+        Vector<T> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            const bool inside = index[k] >= 0 && index[k] < plane;
+            result[k] = inside ? image[index[k] * channels + channel] : from_accumulate<T>(0);
+            if (++channel == channels) channel = 0;
+            if (++at == sample_size) {
+                at = 0;
+                image += plane * channels;
+            }
+        }
+        if (whole) {
+            result.store(dx + first);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (first + k < total) dx[first + k] = result[k];
+            }
+        }
     }
 }

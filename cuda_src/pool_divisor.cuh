@@ -31,7 +31,12 @@ struct PoolDivisor {
         long long taps = 1;
 #pragma unroll
         for (int axis = 0; axis < 3; ++axis) taps *= counted(window, axis, output[axis], extent.size[axis]);
-        if (taps == count) return reciprocal;
+        return of_taps(taps);
+    }
+
+    // 1 / divisor of a window of which so many taps count.
+    __device__ __forceinline__ A of_taps(long long taps) const {
+        if (count == 0 || taps == count) return reciprocal;
         // A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.
         return taps < kReciprocals ? reciprocals[max(static_cast<int>(taps), 0)]
                                    : A(1) / static_cast<A>(taps);

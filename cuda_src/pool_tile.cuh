@@ -1,5 +1,23 @@
-// Common windows, with height and width known when compiled: a thread has a tile of neighbouring outputs or
-// inputs of a row, reads what its windows share once, keeps it in registers, and walks down a strip of rows.
+// Common windows, whose height and width are known when compiled. A thread has a tile: some neighbours of a
+// row. It reads what their windows share once, keeps it in registers, and walks along a strip of rows.
+//
+// Kernel 3, Stride 2, Pad 1, four outputs a tile (kColumns = 4); what the thread of outputs 4 .. 7 reads:
+//
+//     column of the input    7 | 8   9  10  11  12  13  14  15 |
+//                         -----+--------------------------------+
+//     row 2 r - 1         halo |              body              |   one aligned vector, kBody = 8 values,
+//     row 2 r             halo |              body              |   and Pad before it: kReach = 9 in all
+//     row 2 r + 1         halo |              body              |
+//                         -----+--------------------------------+
+//     outputs of row r           4       5       6       7          4 is over columns 7 .. 9, 5 over 9 .. 11
+//
+// The next output below, of row r + 1, shares row 2 r + 1: it is read once and carried down (walk_down). For
+// channels last a tile is one column of a vector of channels. Backward the picture is the other way round:
+// the tile is the body, and it reads the windows over it, kCovering of a row (gather_up).
+//
+// A kernel is one line for each of these steps:
+//   using Tile = PoolTile<T, 3, 2, 1, false>;
+//   walk_down<Tile, Row>(begin, end, take_row, [&](int row, Row(&rows)[3]) { store_tile(...); });
 #pragma once
 
 #include "pool_window.cuh"
@@ -8,15 +26,15 @@
 // of PoolWindow. One axis is a plane of height 1, whose windows have their other rows outside.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
 struct PoolTile {
-    // Outputs of a tile: one vector of channels for channels last, else neighbours whose inputs, Stride
-    // apart, are 16 bytes; more than four would take too many registers.
+    // Outputs of a tile (see the picture): one vector of channels for channels last, else neighbours whose
+    // inputs are 16 bytes; more than four would take too many registers.
     static constexpr int kKernel = Kernel, kStride = Stride, kPad = Pad;
     static constexpr int kWidth = ChannelsLast ? kVectorWidth<T> : 1;
     static constexpr int kColumns = ChannelsLast                   ? 1
                                     : kVectorWidth<T> / Stride > 4 ? 4
                                                                    : kVectorWidth<T> / Stride;
     static constexpr int kLanes = kWidth * kColumns;
-    // Inputs of a row of the tile, and how many of them its windows reach, from Pad before.
+    // The body of a row, and how many values its windows reach, from Pad before it.
     static constexpr int kBody = kColumns * Stride;
     static constexpr int kReach = kBody - Stride + Kernel;
     // Windows over Stride neighbouring inputs, from kFirst to kLast past their own number.
@@ -36,6 +54,9 @@ struct PoolTile {
 };
 
 // A row of Count places in registers, Width values at each.
+//   PoolRow<T, Tile::kReach, 1> values;  // the body and the halo of a row of the input, 0 outside
+//   values.load<Whole, Tile::kPad, Tile::kBody>(row, left, width, 1, is_inside, zero);
+//   use(values.at[0][0]);
 template <typename T, int Count, int Width>
 struct PoolRow {
     Vector<T, Width> at[Count];
@@ -100,6 +121,9 @@ struct PoolRow {
 };
 
 // A row of half values in registers, two in a word, for windows over neighbouring values.
+//   PoolPairRow<T, Tile::kReach, Tile::kPad, Tile::kBody> values;
+//   values.load<Whole>(row, left, width, fill);
+//   use(values.pair(0, 2));  // the values at places 0 and 2, of two windows 2 apart, in one word
 template <typename T, int Count, int Lead, int Body>
 struct PoolPairRow {
     // One value in each of the first Lead and of the last words.
@@ -251,6 +275,8 @@ struct PoolPlane {
 
 // Walks down the outputs begin .. end - 1 of a strip, whose windows share rows of inputs: each of those is
 // taken once and carried to the windows below.
+//   walk_down<Tile, Sums>(begin, end, [&](int, int h) { return sums_of_row(h); },
+//                         [&](int row, Sums(&rows)[3]) { write(row, rows[0] + rows[1] + rows[2]); });
 //   take(j, h)          Row made of row h of the input, which is row j of a window
 //   finish(row, rows)   an output, made of the rows of its window
 template <typename Tile, typename Row, typename Take, typename Finish>
@@ -275,6 +301,8 @@ __device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish 
 // Walks up the blocks end - 1 .. begin of a strip, of kStride rows of inputs each: a row of windows is taken
 // once and gives to all rows of inputs that it is over, to which it comes in the order of the taps, from the
 // last window to the first.
+//   gather_up<Tile, Sums>(begin, end, height, [&](int h) { return gradients_of_row(h); },
+//                         [&](const auto& row, int kh, Sums& sums) { sums.add(row); }, write);
 //   take(h)             row h of windows
 //   add(row, kh, sum)   adds what it gives by row kh of its taps
 //   write(row, sum)     a row of inputs

@@ -27,10 +27,10 @@ struct PoolWindow {
     // them (depth, height, width, groups).
     long long units[3];
     Divisor32 by_units[3], by_image, by_groups;  // by numbers of units, where those are below 2^31
-    Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3];
+    Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3], by_kernel[3];
 };
 
-static_assert(sizeof(PoolWindow) == 360, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 392, "the launcher packs it with this size");
 
 // Position of a unit in an array of images.
 template <typename Index>
@@ -142,6 +142,20 @@ struct AxisTaps {
     }
 };
 
+// The same of an adaptive window, none of which is outside the image.
+//   const AdaptiveTaps rows(window, 1, output.at[1]);  // rows.origin .. rows.origin + rows.count - 1
+struct AdaptiveTaps {
+    int origin, count;
+
+    __device__ __forceinline__ AdaptiveTaps(const PoolWindow& window, int axis, int output) {
+        const int input = static_cast<int>(window.input[axis]);
+        const int before = output * input;
+        origin = window.by_output[axis].quotient(before);
+        count = window.by_output[axis].quotient(before + input + static_cast<int>(window.output[axis]) - 1) -
+                origin;
+    }
+};
+
 // The windows over one input element along one axis: outputs last, last - 1, ..., first.
 template <typename Index>
 struct CoveringWindows {
@@ -249,6 +263,31 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
                 const int tap = tap_number(window, kd, kh, kw);
                 const Index output[3] = {d, h, w};
                 visit(tap, (row + w) * static_cast<Index>(window.groups) + input.group, output);
+            }
+            end_row();
+        }
+    }
+}
+
+// The windows over a vector of neighbours in a row, at columns left .. left + Width - 1 of a row of inputs
+// whose windows along depth and height are known: calls visit(output) for them, from the last to the first,
+// in the order of the taps, and end_row() after each row of them.
+//   for_each_window_over_vector<8>(window, depth, height, left, [&](const int(&output)[3]) { ... });
+template <int Width, typename Visit, typename EndRow = Nothing>
+__device__ __forceinline__ void for_each_window_over_vector(const PoolWindow& window,
+                                                            const CoveringWindows<int>& depth,
+                                                            const CoveringWindows<int>& height, int left,
+                                                            Visit visit, EndRow end_row = EndRow()) {
+    const int first = CoveringWindows<int>(window, 2, left).first;
+    const int last = CoveringWindows<int>(window, 2, left + Width - 1).last;
+#pragma unroll 1
+    for (int d = depth.last; d >= depth.first; --d) {
+#pragma unroll 1
+        for (int h = height.last; h >= height.first; --h) {
+#pragma unroll 1
+            for (int w = last; w >= first; --w) {
+                const int output[3] = {d, h, w};
+                visit(output);
             }
             end_row();
         }

@@ -205,6 +205,7 @@ def _step(instruction: Instruction) -> _Step:
     operands = split(instruction.operands)
     read = operands if instruction.mnemonic in ("STG", "STS", "ST") else operands[1:]
     sources = {int(number) for text in read for number in re.findall(r"(?<!U)\bR(\d+)", text)}
+    # Numbers of 64 bits, and addresses.
     wide_sources = {row + 1 for row in sources}
     return _Step(
         instruction,
@@ -212,7 +213,7 @@ def _step(instruction: Instruction) -> _Step:
         action,
         "" if action else instruction.mnemonic,
         tuple(operands),
-        frozenset(sources | (wide_sources if instruction.mnemonic[0] in "DSL" else set())),
+        frozenset(sources | (wide_sources if instruction.mnemonic.startswith(("D", "LD", "ST")) else set())),
     )
 
 

@@ -11,6 +11,8 @@ _MOST = 64
 _CARRIES_ROWS = re.compile(
     r"(max|avg)_pool_backward_tiled<__(half|nv_bfloat16), 3, \d, 1, true, "
     r"|max_pool_(forward|backward)_tiled<\w+, 5, "
+    r"|max_pool_backward_wide<"
+    r"|(max|avg)_pool_forward_adaptive<"
     r"|batch_norm_max_pool_(gradient_sums|input_gradient)_nhwc<__(half|nv_bfloat16), 8>"
     r"|batch_norm_max_pool_forward_tiled<\w+, \d, \d, \d, true, "
 )

@@ -23,8 +23,14 @@ from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
-# Those that are enough: the kernels are the general ones, whose geometry max and average pooling test.
+# Those that are enough: most kernels are the general ones, whose geometry max and average pooling test.
 _LP_CASES = [case for case in WINDOWS if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
+# Windows side by side, by tiles: whole ones, of one axis with one input left, and of three axes.
+_LP_TILED: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    ((2, 8, 6, 16), {"kernel_size": (2, 2)}),
+    ((1, 8, 13), {"kernel_size": (2,)}),
+    ((1, 8, 3, 5, 8), {"kernel_size": (1, 2, 2)}),
+)
 _POWERS = (1.0, 2.0, 2.5, 3.0, 100.0, 2000.0, np.inf)
 # Windows cut off before by padding and after by ceil mode; values whose squares are beyond float32, infinities, NaN.
 _LP_CUT_OFF: tuple[tuple[int, ...], dict[str, Any]] = (
@@ -42,6 +48,10 @@ def lp_pool_cases() -> Iterator[Case]:
                 yield _lp_pool(dtype, p, shape, window)
             (batch, channels, *spatial), window = _LP_CASES[1]
             yield _lp_pool(dtype, p, (batch, *spatial, channels), {**window, "channels_last": True})
+        for p in (1.0, 2.0):
+            for (batch, channels, *spatial), window in _LP_TILED:
+                yield _lp_pool(dtype, p, (batch, channels, *spatial), window)
+                yield _lp_pool(dtype, p, (batch, *spatial, channels), {**window, "channels_last": True})
         if dtype != np.float16:
             for p in (2.0, 20.0):
                 for sizes in _LP_SIZES:
@@ -75,7 +85,7 @@ def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
         half = dtype not in (np.float32, np.float64)
         power = epsilon(np.float32) if half else epsilon(np.float64)
         y = np.abs(expected["y"].astype(np.float64)) * (epsilon(dtype) + 8 * power) + smallest(dtype)
-        # The gradient has a power of p - 1, and slopes that are kept in the accumulation dtype.
+        # The gradient has a power of p - 1, and slopes that may be rounded to the accumulation dtype.
         _, saved = ops.lp_pool_forward(inputs["x"].astype(np.float64), p, **window)
         total = np.abs(ops.lp_pool_backward(np.abs(inputs["dy"].astype(np.float64)), saved))
         products = 0 if dtype == np.float64 and p <= 900 else 2 * p
@@ -116,21 +126,20 @@ def _lp_pool_special(dtype: Any) -> Case:
 
 
 def _floor(s: Sizes, direction: str, argmax: int = 0) -> int:
-    """Kept of each output: of the largest value its place, of ``argmax`` bytes; of a finite power above 1 the largest
-    value and a slope of the type that is computed in. The backward reads x too."""
-    kept = argmax * s.outputs if argmax else s.elements(0, 1) + s.accumulated * s.outputs
-    return s.elements(1 if direction == FORWARD else 2, 1) + kept
+    """Kept of each output: of the largest value its place, of ``argmax`` bytes. The backward reads x too."""
+    return s.elements(1 if direction == FORWARD else 2, 1) + argmax * s.outputs
 
 
 def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
-    for p in (2.0, np.inf):
+    # Where windows overlap, the backward of a finite power leaves the norms to a second launch.
+    for p, window in ((2.0, ((2, 2),)), (np.inf, ((3, 3), 2, 1))):
         yield from passes(
             operation,
             f"lp_pool p={p:g}",
             dtype,
             (2, 4, 64, 64),
             "NCHW",
-            forward=lambda x, p=p: ops.lp_pool_forward(x, p, (3, 3), 2, 1),
+            forward=lambda x, p=p, window=window: ops.lp_pool_forward(x, p, *window),
             floor=lambda s, direction, saved: _floor(s, direction, argmax_bytes(saved)),
             limit=1.10,
         )

@@ -75,7 +75,9 @@ _LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
 )
 
 # (N, C, *spatial), output size: not divisible, more outputs than inputs, whole planes of any size; planes side by side
-# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector; rows of whole vectors.
+# that are no whole number of the 32 vectors of a block; a last plane that ends within a vector; rows of whole vectors;
+# planes in parts, one after another and side by side; one that is no whole vectors, too large to be staged; windows of
+# more than 128 taps, over rows of whole vectors and others, of three axes and of one.
 _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 8, 10, 13), (3, 4)),
     ((2, 3, 5, 4), (7, 4)),
@@ -88,6 +90,12 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
     ((2, 3, 40, 30), (1, 1)),
     ((2, 328, 4, 4), (1, 1)),
     ((1, 3, 5, 5), (1, 1)),
+    ((1, 264, 17, 17), (1, 1)),
+    ((1, 3, 23, 25), (1, 1)),
+    ((1, 8, 33, 40), (2, 3)),
+    ((1, 24, 40, 33), (2, 3)),
+    ((1, 8, 9, 10, 24), (2, 2, 3)),
+    ((2, 8, 400), (3,)),
     ((5, 16, 1), (1,)),
     ((0, 2, 5), (2,)),
 )

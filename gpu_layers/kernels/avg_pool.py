@@ -9,7 +9,8 @@ from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
     TiledKernels,
-    adaptive_plan_for,
+    adaptive_backward_plan,
+    adaptive_forward_plan,
     adaptive_template,
     apart,
     divisor_struct,
@@ -22,13 +23,12 @@ from gpu_layers.runtime.program import Launcher
 
 __all__ = ["avg_pool_backward", "avg_pool_forward"]
 
-_LAST = "const long long* lengths, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD = general_template("avg_pool.cu", "avg_pool_forward")
 _BACKWARD = general_template("avg_pool.cu", "avg_pool_backward")
 _SCATTER = general_template("avg_pool.cu", "avg_pool_scatter")
-_BACKWARD_ADAPTIVE = adaptive_template("avg_pool.cu", "avg_pool_backward_adaptive")
+_FORWARD_ADAPTIVE = adaptive_template("avg_pool_forward_adaptive")
+_BACKWARD_ADAPTIVE = adaptive_template("avg_pool_backward_adaptive")
 
-_LAST_TILED = "int strip, PoolWindow window, PoolDivisor<A> divisor"
 _FORWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_forward_tiled")
 _BACKWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_backward_tiled")
 
@@ -79,6 +79,8 @@ def _forward(
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
     if tiled is not None:
         tiled.run((x, y), (divisor,))
+    elif (adaptive := adaptive_forward_plan(x, window, channels_last, lengths)) is not None:
+        adaptive.run(_FORWARD_ADAPTIVE, x, (x, y, adaptive.lanes), (divisor,))
     else:
         plan = plan_for(x, window, "output", channels_last, window.taps)
         kernel = _FORWARD(T=element, **plan.template_arguments)
@@ -106,8 +108,8 @@ def _backward(
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:
         tiled.run((dy, dx), (divisor,))
-    elif (rows := adaptive_plan_for(dy, window, channels_last, lengths)) is not None:
-        rows.run(_BACKWARD_ADAPTIVE(T=element), (dy, dx, rows.struct, divisor))
+    elif (adaptive := adaptive_backward_plan(dy, window, channels_last, lengths)) is not None:
+        adaptive.run(_BACKWARD_ADAPTIVE, dy, (dy, dx), (divisor,))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last, window.taps)
         kernel = _SCATTER(T=element, **plan.template_arguments)

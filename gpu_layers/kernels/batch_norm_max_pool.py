@@ -26,7 +26,7 @@ from gpu_layers.kernels.batch_norm_common import (
     sums_of_channels,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
-from gpu_layers.kernels.pool_plan import STRUCTS, Plan, TiledKernels, apart, plan_for, spatial_empty
+from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
@@ -45,7 +45,7 @@ _FORWARD = KernelTemplate(
     STRUCTS,
 )
 
-_FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_forward_tiled", overlapping_planes=False)
+_FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_forward_tiled", TWO_APART)
 
 # Kernel, stride and padding that the backward of planes knows when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))

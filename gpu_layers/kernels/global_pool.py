@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
 from gpu_layers.core.window import Window
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, vector_width
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, vector_width
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.pool_plan import DIVISION, division
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 
 _THREADS = 256
 _WARP = 32
-# Positions of a plane are counted in 32 bits. Not one of ``limits()``: another kernel would add up in another order.
-_POSITIONS_BELOW = 2**30
+# Positions of the largest values are counted in 32 bits; others are not. Not of ``limits()``: another kernel would add
+# up in another order.
+_NUMBERED_BELOW = 2**31 - 1
 # What a thread reads at least before others help it with the plane.
 _VALUES_A_LANE = 8
-# From this size on a block has a plane, not a warp.
+# Of the gradients of planes one after another: ``kGlobalAtOnce``.
+_VECTORS_A_THREAD = 4
+# From this size on a block has a plane, or a part of it, not a warp.
 _BLOCK_PLANE = 16384
+# Elements that a thread adds up before it compensates: ``kTakes`` of ``Sum``. Parts of planes have a multiple of them.
+_TAKES = 32
+# Of these blocks a GPU holds no more than a quarter at once. If there are fewer, planes are reduced in parts.
+_ENOUGH_BLOCKS = 4 * MULTIPROCESSORS * WARPS // (_THREADS // _WARP)
+_MOST_OF_PART = 2**28
+# Small planes that are no whole vectors: positions for a thread, and elements of a block (``kStaged``).
+_STAGED_A_LANE = 16
+_STAGED_LANES = (4, _WARP)
 
 _LAYOUT = np.dtype(
     [
         ("planes", np.int64),
         ("positions", np.int64),
         ("samples", np.int64),
+        ("chunk", np.int64),
+        ("chunks", np.int32),
         ("lanes", np.int32),
         ("argmax_bytes", np.int32),
+        ("staged", np.int32),
     ],
     align=True,
 )
-_STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor64": DIVISOR}
+_STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor64": DIVISOR, "Divisor32": DIVISION}
 
 
 def _template(function: str) -> KernelTemplate:
@@ -42,47 +60,113 @@ def _template(function: str) -> KernelTemplate:
 
 _MAX = {name: _template(f"global_max_{name}") for name in ("nchw", "nhwc")}
 _AVG = {name: _template(f"global_avg_{name}") for name in ("nchw", "nhwc")}
+_MERGE_MAX = _template("global_max_merge")
+_MERGE_AVG = _template("global_avg_merge")
 _SPREAD_PLANES = _template("global_spread_nchw")
 _SPREAD_ROWS = _template("global_spread_nhwc")
 
 
-def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None) -> bool:
-    """Whether these kernels do a pooling: one window that is the plane, of fewer than 2**30 positions.
+def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None, numbered: bool = False) -> bool:
+    """Whether these kernels do a pooling: one window that is the plane.
 
-    Channels that make no vectors are left to the general kernels.
+    Channels that make no vectors are left to the general kernels, and planes of 2**31 - 1 positions and more where the
+    positions are numbered.
     """
-    fits = window.is_global and window.taps < _POSITIONS_BELOW and lengths is None
+    fits = window.is_global and lengths is None and not (numbered and window.taps >= _NUMBERED_BELOW)
     return fits and not (channels_last and array.shape[-1] % vector_width(array.dtype))
 
 
-def _layout(array: Any, window: Window, channels_last: bool, argmax_bytes: int) -> tuple[str, int, np.ndarray]:
-    """Which kind of kernel, its blocks, and what it takes."""
+def _power_of_two(value: int) -> int:
+    """The lowest one that is no less."""
+    return 1 << (max(value, 1) - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which kind of kernel, its blocks, and what it takes; and that for merging parts, if there are several."""
+
+    kind: str
+    blocks: int
+    layout: np.ndarray
+    merge_blocks: int
+    merge_layout: np.ndarray
+
+    def parts(self, array: Any) -> Any | None:
+        """Where the parts of planes go, if planes are reduced in parts."""
+        chunks = int(self.layout["chunks"])
+        if chunks == 1:
+            return None
+        count = int(self.merge_layout["planes"]) * chunks
+        return empty((count, 2), accumulation_dtype(array.dtype), array).as_bytes()
+
+
+def _chunk(positions: int, blocks: int, unit: int) -> int:
+    """Positions of a part of a plane, a multiple of ``unit``: so many that there are blocks enough."""
+    return min(unit * max(1, positions * blocks // (unit * _ENOUGH_BLOCKS)), _MOST_OF_PART)
+
+
+@lru_cache(maxsize=1024)
+def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: bool, argmax_bytes: int) -> _Plan:
+    layout = np.zeros((), _LAYOUT)
+    layout["positions"], layout["argmax_bytes"] = positions, argmax_bytes
+    chunk = positions
     if channels_last:
-        vectors = array.shape[-1] // vector_width(array.dtype)
-        lanes = min(1 << (vectors - 1).bit_length(), _WARP)
-        blocks = array.shape[0] * -(-vectors // lanes)
-        return "nhwc", blocks, np.array((vectors, window.taps, array.shape[0], lanes, argmax_bytes), _LAYOUT)
-    planes = array.shape[0] * array.shape[1]
-    lanes = _THREADS
-    if window.taps < _BLOCK_PLANE:
-        lanes = min(1 << (max(window.taps // _VALUES_A_LANE, 1) - 1).bit_length(), _WARP)
-    layout = np.array((planes, window.taps, 1, lanes, argmax_bytes), _LAYOUT)
-    return "nchw", blocks_for(planes, _THREADS // lanes), layout
+        kind, planes, vectors = "nhwc", shape[0] * shape[-1], shape[-1] // width
+        lanes = min(_power_of_two(vectors), _WARP)
+        blocks = shape[0] * -(-vectors // lanes)
+        layout["planes"], layout["samples"] = vectors, shape[0]
+        chunk = _chunk(positions, blocks, _THREADS // lanes * _TAKES)
+    else:
+        kind, planes = "nchw", shape[0] * shape[1]
+        layout["planes"], layout["samples"] = planes, 1
+        lanes = min(_power_of_two(positions // _VALUES_A_LANE), _WARP)
+        staged = max(_power_of_two(-(-positions // _STAGED_A_LANE)), _STAGED_LANES[0])
+        if positions % width and staged <= _STAGED_LANES[1]:
+            layout["staged"], lanes = 1, staged
+        elif positions >= _BLOCK_PLANE:
+            lanes, chunk = _THREADS, _chunk(positions, planes, _THREADS * _TAKES)
+        blocks = -(-planes * lanes // _THREADS)
+    chunks = max(1, -(-positions // chunk))
+    layout["chunk"], layout["chunks"], layout["lanes"] = chunk, chunks, lanes
+    merge = layout.copy()
+    merge_lanes = min(_power_of_two(chunks), _WARP if chunks <= _THREADS else _THREADS)
+    merge["planes"], merge["samples"], merge["lanes"] = planes, 1, merge_lanes
+    return _Plan(kind, blocks * chunks, layout, -(-planes * merge_lanes // _THREADS), merge)
+
+
+def _plan_for(array: Any, window: Window, channels_last: bool, argmax_bytes: int) -> _Plan:
+    return _plan(array.shape, window.taps, vector_width(array.dtype), channels_last, argmax_bytes)
+
+
+def _grid(plan: _Plan, blocks: int) -> int:
+    # Blocks of planes side by side have no others to go on with.
+    return blocks if plan.kind == "nhwc" else blocks_for(blocks, 1)
 
 
 def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_last: bool) -> None:
     """Fill y and taps as ``max_pool_forward`` does."""
-    kind, blocks, layout = _layout(x, window, channels_last, argmax.dtype.itemsize)
-    if y.size:
-        launch(_MAX[kind](T=element_type(x)), blocks, _THREADS, (x, y, argmax.as_bytes(), layout))
+    if not y.size:
+        return
+    plan = _plan_for(x, window, channels_last, argmax.dtype.itemsize)
+    element, parts = element_type(x), plan.parts(x)
+    arguments = (x, y, argmax.as_bytes(), parts, plan.layout)
+    launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
+    if parts is not None:
+        arguments = (parts, y, argmax.as_bytes(), plan.merge_layout)
+        launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, arguments)
 
 
 def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
     """Fill y as ``avg_pool_forward`` does."""
-    kind, blocks, layout = _layout(x, window, channels_last, 0)
-    if y.size:
-        factor = _factor(window, divisor_override)
-        launch(_AVG[kind](T=element_type(x)), blocks, _THREADS, (x, y, factor, layout))
+    if not y.size:
+        return
+    plan, factor = _plan_for(x, window, channels_last, 0), _factor(window, divisor_override)
+    element, parts = element_type(x), plan.parts(x)
+    arguments = (x, y, parts, factor, plan.layout)
+    launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
+    if parts is not None:
+        arguments = (parts, y, factor, plan.merge_layout)
+        launch(_MERGE_AVG(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, arguments)
 
 
 def global_backward(
@@ -96,17 +180,20 @@ def global_backward(
     factor = _factor(window, divisor_override) if argmax is None else 1.0
     bytes_of_taps = None if argmax is None else argmax.as_bytes()
     if channels_last:
-        _, tiles, layout = _layout(dy, window, channels_last, argmax_bytes)
+        layout = _plan_for(dy, window, channels_last, argmax_bytes).layout
+        lanes = int(layout["lanes"])
+        tiles = dy.shape[0] * -(-int(layout["planes"]) // lanes)
         # Positions that a thread writes, one after another.
-        rows = _THREADS // int(layout["lanes"])
+        rows = _THREADS // lanes
         chunks = -(-window.taps // (rows * _VALUES_A_LANE))
         kernel = _SPREAD_ROWS(T=element_type(dy))
         launch(kernel, tiles * chunks, _THREADS, (dy, bytes_of_taps, dx, factor, chunks, layout))
         return
-    layout = np.array((math.prod(dy.shape[:2]), window.taps, 1, 1, argmax_bytes), _LAYOUT)
-    blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
+    layout = _plan_for(dy, window, channels_last, argmax_bytes).layout
+    blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype) * _VECTORS_A_THREAD)
+    divisors = divisor(window.taps), np.array(division(window.taps), DIVISION)
     kernel = _SPREAD_PLANES(T=element_type(dy))
-    launch(kernel, blocks, _THREADS, (dy, bytes_of_taps, dx, factor, divisor(window.taps), layout))
+    launch(kernel, blocks, _THREADS, (dy, bytes_of_taps, dx, factor, *divisors, layout))
 
 
 def _factor(window: Window, divisor_override: int | None) -> float:

@@ -9,12 +9,16 @@ from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
 from gpu_layers.kernels.pool_plan import (
+    ALL_TILES,
     TiledKernels,
-    adaptive_plan_for,
+    WideKernels,
+    adaptive_backward_plan,
+    adaptive_forward_plan,
     adaptive_template,
     apart,
     general_template,
     plan_for,
+    planes_template,
     ready_lengths,
     spatial_empty,
     spatial_result,
@@ -24,19 +28,23 @@ from gpu_layers.runtime.program import Launcher
 
 __all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
 
-_LAST = "const long long* lengths, PoolWindow window"
 _FORWARD = general_template("max_pool.cu", "max_pool_forward")
 _BACKWARD = general_template("max_pool.cu", "max_pool_backward")
 _GATHER = general_template("max_pool.cu", "max_pool_gather")
+# Outputs of a thread: ``kGatherOutputs`` of ``max_pool.cu``.
+_GATHER_OUTPUTS = 8
+_GATHER_PLANES = planes_template("max_pool.cu", "max_pool_gather_planes")
 _SCATTER = general_template("max_pool.cu", "max_pool_scatter")
-_BACKWARD_ADAPTIVE = adaptive_template("max_pool.cu", "max_pool_backward_adaptive")
+_FORWARD_ADAPTIVE = adaptive_template("max_pool_forward_adaptive")
+_BACKWARD_ADAPTIVE = adaptive_template("max_pool_backward_adaptive")
 
 _FORWARD_INTEGER = general_template(
     "max_pool_integer.cu", "max_pool_integer_forward", tuple(c_name(dtype) for dtype in INTEGER_DTYPES)
 )
 
-_FORWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_forward_tiled", large=True)
-_BACKWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_backward_tiled", large=True)
+_FORWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_forward_tiled", ALL_TILES)
+_BACKWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_backward_tiled")
+_BACKWARD_WIDE = WideKernels("max_pool_wide.cu", "max_pool_backward_wide")
 
 
 def max_pool_forward(
@@ -77,12 +85,16 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
         kernel = _FORWARD_INTEGER(T=element_type(x), **plan.template_arguments)
         plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
         return delivered(y, out), argmax
-    if global_pool.takes(x, window, channels_last, lengths):
+    if global_pool.takes(x, window, channels_last, lengths, numbered=True):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
         return delivered(y, out), argmax
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last, lengths)
     if tiled is not None:
         tiled.run((x, y, argmax.as_bytes()))
+        return delivered(y, out), argmax
+    adaptive = adaptive_forward_plan(x, window, channels_last, lengths)
+    if adaptive is not None:
+        adaptive.run(_FORWARD_ADAPTIVE, x, (x, y, argmax.as_bytes(), adaptive.lanes))
         return delivered(y, out), argmax
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
@@ -96,6 +108,9 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     x, argmax = ready(x), ready(argmax)
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
+    if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
+        plan.run(_GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS)
+        return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
     return delivered(y, out)
@@ -112,14 +127,16 @@ def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -
 
 
 def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
-    if global_pool.takes(dy, window, channels_last, lengths):
+    if global_pool.takes(dy, window, channels_last, lengths, numbered=True):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)
+        return
+    if lengths is None and _BACKWARD_WIDE.run(dy, window, channels_last, (dy, argmax.as_bytes(), dx)):
         return
     tiled = _BACKWARD_TILED.launch_for(dy, window, "input", channels_last, lengths)
     if tiled is not None:
         tiled.run((dy, argmax.as_bytes(), dx))
-    elif (rows := adaptive_plan_for(dy, window, channels_last, lengths)) is not None:
-        rows.run(_BACKWARD_ADAPTIVE(T=element_type(dy)), (dy, argmax.as_bytes(), dx, rows.struct))
+    elif (adaptive := adaptive_backward_plan(dy, window, channels_last, lengths)) is not None:
+        adaptive.run(_BACKWARD_ADAPTIVE, dy, (dy, argmax.as_bytes(), dx))
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)

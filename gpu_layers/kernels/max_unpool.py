@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like, vector_width
+from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import spatial_result
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
@@ -26,11 +27,16 @@ _ENOUGH_WARPS = MULTIPROCESSORS * WARPS // 2
 # Values of a plane's part at least: each part reads all indices.
 _LEAST_PART = 1024
 
-_KEEP = KernelTemplate("max_unpool.cu", "max_unpool_keep", combinations(Found=("unsigned char",)))
+_KEEP = KernelTemplate(
+    "max_unpool.cu",
+    "max_unpool_keep",
+    combinations(Found=("unsigned char",)),
+)
 _FORWARD = KernelTemplate("max_unpool.cu", "max_unpool_forward", combinations(T=ELEMENT_TYPES))
-_BACKWARD = KernelTemplate("max_unpool.cu", "max_unpool_backward", combinations(T=ELEMENT_TYPES))
+_BACKWARD = KernelTemplate(
+    "max_unpool.cu", "max_unpool_backward", combinations(T=ELEMENT_TYPES), {"Divisor64": DIVISOR}
+)
 _FORWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_forward_last", combinations(T=ELEMENT_TYPES))
-_BACKWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_backward_last", combinations(T=ELEMENT_TYPES))
 
 
 def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:
@@ -93,10 +99,11 @@ def _backward(operands: Any, numbers: Any, channels_last: bool) -> Any:
     if dx.size:
         samples, channels, values = _sizes(indices.shape, channels_last)
         _, _, plane = _sizes(dy.shape, channels_last)
-        blocks = blocks_for(dx.size, _THREADS)
-        kernel = (_BACKWARD_LAST if channels_last else _BACKWARD)(T=element_type(dy))
-        planes = (samples, channels) if channels_last else (samples * channels,)
-        launch(kernel, blocks, _THREADS, (dy, indices, dx, *planes, values, plane))
+        # Planes one after another are samples of one channel.
+        samples, channels = (samples, channels) if channels_last else (samples * channels, 1)
+        divisors = divisor(values * channels), divisor(channels)
+        blocks = blocks_for(dx.size, _THREADS * vector_width(dx.dtype))
+        launch(_BACKWARD(T=element_type(dy)), blocks, _THREADS, (dy, indices, dx, dx.size, channels, plane, *divisors))
     return delivered(dx, out)
 
 

@@ -43,6 +43,7 @@ _WINDOW = np.dtype(
         ("by_dilation", DIVISION, 3),
         ("by_output", DIVISION, 3),
         ("by_input", DIVISION, 3),
+        ("by_kernel", DIVISION, 3),
     ],
     align=True,
 )
@@ -129,17 +130,17 @@ class Plan:
             ("units", units),
         ):
             self.struct[name] = (1,) * (3 - len(values)) + values
-        for name in ("stride", "dilation", "input", "output", "units"):
+        for name in ("stride", "dilation", "input", "output", "kernel", "units"):
             self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
         self.struct["adaptive"], self.struct["argmax_bytes"] = window.adaptive, argmax_dtype(window).itemsize
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)
 
-    def run(self, kernel: Kernel, arguments: tuple[Any, ...]) -> None:
-        """Launch a kernel over all units, if there are any."""
+    def run(self, kernel: Kernel, arguments: tuple[Any, ...], at_a_time: int = 1) -> None:
+        """Launch a kernel over all units, of which a thread has so many at a time, if there are any."""
         if self.units:
-            launch(kernel, blocks_for(self.units, THREADS), THREADS, arguments)
+            launch(kernel, blocks_for(self.units, THREADS * at_a_time), THREADS, arguments)
 
 
 def _reach(window: Window, per_position: int) -> int:
@@ -199,9 +200,15 @@ def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:
 
 # Kernel, stride and padding of height and width that tiled kernels know when compiled.
 TileWindow = tuple[int, int, int]
-_SMALL_TILES: tuple[TileWindow, ...] = ((2, 2, 0), (3, 2, 1), (3, 1, 1))
+# Of tiled kernels: a window, and whether it is deep (as ``_tile_arguments`` has it).
+Tiles = tuple[tuple[TileWindow, bool], ...]
+#: Windows side by side; those two apart, and deep only where they are side by side; all.
+SIDE_BY_SIDE: Tiles = (((2, 2, 0), True),)
+TWO_APART: Tiles = (*SIDE_BY_SIDE, ((3, 2, 1), False))
+SMALL_TILES: Tiles = (*TWO_APART, ((3, 2, 1), True), ((3, 1, 1), False), ((3, 1, 1), True))
 #: Those of spatial pyramids besides, over planes.
-_LARGE_TILES: tuple[TileWindow, ...] = ((5, 1, 2),)
+ALL_TILES: Tiles = (*SMALL_TILES, ((5, 1, 2), False))
+_TILES = {window for window, _ in ALL_TILES}
 # Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
 _MOST_COLUMNS = 4
 _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
@@ -247,13 +254,7 @@ def _tiled_plan(
         )
     }
     kernel, stride, pad, dilation = known.pop()
-    if (
-        known
-        or dilation > 1
-        or (kernel, stride, pad) not in _SMALL_TILES + _LARGE_TILES
-        or window.adaptive
-        or window.taps >= _RECIPROCALS
-    ):
+    if known or dilation > 1 or (kernel, stride, pad) not in _TILES or window.adaptive or window.taps >= _RECIPROCALS:
         return None
     deep = _deep(window, side)
     if (side == "input" and kernel == stride and deep) or not _begins_inside(window):
@@ -272,6 +273,56 @@ def _tiled_plan(
     units = (depth, -(-rows // strip), tiles)
     arguments = _tile_arguments((kernel, stride, pad), channels_last, deep)
     return Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip
+
+
+# Wide windows, 1 apart, whose gradients are scattered: ``WideTile`` of ``max_pool_wide.cu``.
+_WIDE = (5,)
+_WIDE_THREADS, _WIDE_COLUMNS = 128, 8
+# Rows that a thread walks along: it looks at four more.
+_WIDE_STRIPS = (20, 16, 12, 8, 4, 2)
+
+
+@lru_cache(maxsize=1024)
+def _wide_plan(
+    window: Window, shape: tuple[int, int], channels_last: bool, below: int, full_grid: int
+) -> tuple[Plan, int] | None:
+    """The plan, and rows of inputs that a thread walks along."""
+    if window.rank != 2 or window.adaptive or {*window.stride, *window.dilation} != {1}:
+        return None
+    kernel = window.kernel[0]
+    if set(window.kernel) != {kernel} or kernel not in _WIDE or window.input_shape != window.output_shape:
+        return None
+    if set(window.pad_before) != {kernel // 2} or _reach(window, shape[1] if channels_last else 1) >= below:
+        return None
+    height, width = window.input_shape
+    tiles = -(-width // _WIDE_COLUMNS)
+    images = shape[0] * shape[1]
+    strip = next((n for n in _WIDE_STRIPS if images * -(-height // n) * tiles >= full_grid * _WIDE_THREADS), 1)
+    return Plan(window, (1, -(-height // strip), tiles), shape, 1, channels_last, {}), strip
+
+
+class WideKernels:
+    """A kernel for the gradients of wide windows over planes, by type, window and layout."""
+
+    def __init__(self, source: str, function: str) -> None:
+        instantiations = combinations(T=_TILED_ELEMENTS, Kernel=tuple(map(str, _WIDE)), ChannelsLast=("false", "true"))
+        self._template = KernelTemplate(source, function, instantiations, STRUCTS)
+
+    def run(self, array: Any, window: Window, channels_last: bool, arguments: tuple[Any, ...]) -> bool:
+        """Launch it for an array of gradients, if it is for them."""
+        shape, in_force = _samples_and_channels(array, channels_last), limits()
+        planned = _wide_plan(window, shape, channels_last, in_force.index32_below, in_force.full_grid)
+        if planned is None:
+            return False
+        plan, strip = planned
+        layout = str(channels_last).lower()
+        kernel = self._template.get(T=element_type(array), Kernel=str(window.kernel[0]), ChannelsLast=layout)
+        if kernel is None:
+            return False
+        if plan.units:
+            blocks = blocks_for(plan.units, _WIDE_THREADS)
+            launch(kernel, blocks, _WIDE_THREADS, (*arguments, strip, plan.struct))
+        return True
 
 
 def apart(window: Window, lengths: Any | None) -> bool:
@@ -310,20 +361,11 @@ class TiledKernels:
     ----------
     source, function : str
         As of :class:`KernelTemplate`.
-    large : bool
-        Also for larger windows.
-    overlapping_planes : bool
-        Also for windows as far apart as inputs, and for overlapping ones that are deep.
+    windows : tuple
+        Windows that it is for.
     """
 
-    def __init__(self, source: str, function: str, *, large: bool = False, overlapping_planes: bool = True) -> None:
-        windows = [
-            (window, deep)
-            for window in _SMALL_TILES
-            for deep in ((False, True) if window[0] > window[1] else (True,))
-            if overlapping_planes or (window[1] > 1 and deep == (window[0] == window[1]))
-        ]
-        windows += [(window, False) for window in _LARGE_TILES] if large else []
+    def __init__(self, source: str, function: str, windows: Tiles = SMALL_TILES) -> None:
         instantiations = [
             {"T": element, **_tile_arguments(window, last, deep)}
             for element in _TILED_ELEMENTS
@@ -364,25 +406,99 @@ class TiledKernels:
 _FEW = 128
 
 
-def adaptive_template(source: str, function: str) -> KernelTemplate:
-    """A kernel for adaptive windows, by element type."""
+def planes_template(source: str, function: str) -> KernelTemplate:
+    """A kernel for planes, by element type."""
     return KernelTemplate(source, function, combinations(T=ELEMENT_TYPES), STRUCTS)
 
 
-def adaptive_plan_for(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> Plan | None:
-    """The plan of a backward over vectors of inputs in a row; None if the general kernels are to be taken.
+def adaptive_template(function: str) -> KernelTemplate:
+    """A kernel for adaptive windows, by element type and layout."""
+    instantiations = combinations(T=ELEMENT_TYPES, ChannelsLast=("false", "true"))
+    return KernelTemplate("adaptive_pool.cu", function, instantiations, STRUCTS)
 
-    Those are for channels-last arrays, rows that are no whole vectors, windows that are not adaptive, and many of them
-    over an element.
+
+# Taps from which on sums are compensated, so that their order is free.
+_LARGE = 129
+
+
+@dataclass(frozen=True)
+class AdaptivePlan:
+    """How a kernel for adaptive windows is launched.
+
+    Attributes
+    ----------
+    plan : Plan
+    blocks : int
+    lanes : int
+        Vectors of channels that a block has side by side; 0 for planes.
+    channels_last : str
+        As template arguments have it.
+    """
+
+    plan: Plan
+    blocks: int
+    lanes: int
+    channels_last: str
+
+    def run(self, template: KernelTemplate, array: Any, before: tuple[Any, ...], after: tuple[Any, ...] = ()) -> None:
+        """Launch the instantiation for an array's type, with these arguments before and after the window."""
+        if self.plan.units:
+            kernel = template(T=element_type(array), ChannelsLast=self.channels_last)
+            launch(kernel, self.blocks, THREADS, (*before, self.plan.struct, *after))
+
+
+def adaptive_forward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+    """The plan of a forward by large adaptive windows; None if the general kernels are to be taken."""
+    if not window.adaptive or lengths is not None or window.taps < _LARGE:
+        return None
+    shape = _samples_and_channels(array, channels_last)
+    in_force = limits()
+    return _adaptive_forward_plan(
+        window, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.max_blocks
+    )
+
+
+@lru_cache(maxsize=1024)
+def _adaptive_forward_plan(
+    window: Window, shape: tuple[int, int], itemsize: int, channels_last: bool, below: int, max_blocks: int
+) -> AdaptivePlan | None:
+    width, columns = 16 // itemsize, window.input_shape[-1]
+    if _reach(window, shape[1] if channels_last else 1) >= below or window.taps >= 2**31:
+        return None
+    if channels_last:
+        if shape[1] % width:
+            return None
+        groups = shape[1] // width
+        lanes = min(1 << (groups - 1).bit_length(), 32)
+        plan = Plan(window, window.output_shape, shape, width, True, {})
+        blocks = shape[0] * math.prod(window.output_shape) * -(-groups // lanes)
+        return AdaptivePlan(plan, blocks, lanes, "true") if blocks <= max_blocks else None
+    vectors = columns if columns % width else columns // width
+    if vectors > THREADS:
+        return None
+    plan = Plan(window, (*window.output_shape[:-1], vectors), shape, 1, False, {})
+    return AdaptivePlan(plan, blocks_for(plan.units // vectors, THREADS // vectors), 0, "false")
+
+
+def adaptive_backward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+    """The plan of a backward by adaptive windows; None if the general kernels are to be taken.
+
+    Those are for rows or channels that are no whole vectors, and for many windows over an element.
     """
     width = 16 // array.dtype.itemsize
     few = math.prod(map(min, window.kernel, window.output_shape)) <= _FEW
-    if not window.adaptive or channels_last or lengths is not None or window.input_shape[-1] % width or not few:
+    shape = _samples_and_channels(array, channels_last)
+    whole = (shape[1] if channels_last else window.input_shape[-1]) % width == 0
+    if not window.adaptive or lengths is not None or not whole or not few:
         return None
-    if _reach(window, 1) >= limits().index32_below:
+    if _reach(window, shape[1] if channels_last else 1) >= limits().index32_below:
         return None
-    units = (*window.input_shape[:-1], window.input_shape[-1] // width)
-    return Plan(window, units, _samples_and_channels(array, False), 1, False, {})
+    columns = window.input_shape[-1] if channels_last else window.input_shape[-1] // width
+    # Rows of inputs are those of windows; one axis has one row.
+    lead = (1,) * (3 - window.rank)
+    depth, rows = (*lead, *window.input_shape)[0], (*lead, *window.output_shape)[1]
+    plan = Plan(window, (depth, rows, columns), shape, width if channels_last else 1, channels_last, {})
+    return AdaptivePlan(plan, blocks_for(plan.units, THREADS), 0, str(channels_last).lower())
 
 
 def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:

@@ -29,12 +29,9 @@ class LPPoolSaved:
     x : array
         The (batched) input itself, not a copy: it must keep its values until backward is done. Backward notices what
         this library has written to it.
-    taps : array of unsigned integers, or None
-        Shape of the (batched) output. For p = inf: number of the winning element within its window.
-    largest, slopes : array, or None
-        The same shape, unless p is 1 or inf: the largest ``|x|`` of each window, in x's dtype, and what the gradients
-        of its elements have in common (see :func:`gpu_layers.reference.lp_pool_forward`), in float32 (float64 for
-        float64). The output itself is not needed.
+    argmax : array of unsigned integers, or None
+        Shape of the (batched) output. For p = inf: number of the winning element within its window. Else nothing but x
+        is kept: backward computes the norms again.
     window : Window
     norm_type : float
     output_shape : tuple of int
@@ -46,8 +43,6 @@ class LPPoolSaved:
 
     x: Any
     argmax: Any
-    largest: Any
-    slopes: Any
     window: Window
     norm_type: float
     output_shape: tuple[int, ...]
@@ -107,11 +102,11 @@ def lp_pool_forward(
     p, batched, window = _checked(x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     batch = x if batched else x[None]
     if out is None:
-        y, argmax, largest, slopes = backend.lp_pool_forward(batch, window, p, channels_last)
+        y, argmax = backend.lp_pool_forward(batch, window, p, channels_last)
         y = y if batched else y[0]
     else:
         shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, (argmax, largest, slopes) = filled(
+        y, (argmax,) = filled(
             out,
             shape,
             x.dtype,
@@ -119,7 +114,7 @@ def lp_pool_forward(
             batched,
             lambda target: backend.lp_pool_forward(batch, window, p, channels_last, target),
         )
-    return y, LPPoolSaved(batch, argmax, largest, slopes, window, p, y.shape, x.dtype, channels_last, batched)
+    return y, LPPoolSaved(batch, argmax, window, p, y.shape, x.dtype, channels_last, batched)
 
 
 @Checked
@@ -164,8 +159,7 @@ def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
     check_gradient(dy, saved.output_shape, saved.dtype)
     check_unwritten(saved.writes, x=saved.x)
     batch = dy if saved.batched else dy[None]
-    kept = (saved.x, saved.argmax, saved.largest, saved.slopes)
-    arguments = (batch, *kept, saved.window, saved.norm_type, saved.channels_last)
+    arguments = (batch, saved.x, saved.argmax, saved.window, saved.norm_type, saved.channels_last)
     if out is None:
         dx = backend.lp_pool_backward(*arguments)
         return dx if saved.batched else dx[0]

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.max_pool import max_pool_backward, max_pool_forward
@@ -22,13 +21,11 @@ from gpu_layers.reference.results import delivered
 
 __all__ = ["lp_pool_backward", "lp_pool_forward"]
 
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]
-
 
 @ieee
 def lp_pool_forward(
     x: np.ndarray, window: Window, norm_type: float, channels_last: bool = False, out: np.ndarray | None = None
-) -> Arrays:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """``(c sum |x|^p)^(1/p)`` of each window; the largest ``|x|`` for p = inf.
 
     c is the number of taps of a window over those within the padded extent: 1, but for windows that ceil mode cuts
@@ -48,22 +45,16 @@ def lp_pool_forward(
         C-contiguous, x's dtype; 0 for a window with no tap inside the input.
     argmax : ndarray or None
         For p = inf, which tap won, as :func:`max_pool_forward` says.
-    largest, slopes : ndarray or None
-        For any p but 1 and inf, y's shape: the largest ``|x|``, in x's dtype; and, in the accumulation dtype,
-        ``c (y / s)^(1-p)``, by which ``(|x| / s)^(p-1)`` is the derivative of y: s is the largest, or, for float64
-        and a p of at most 900, the power of two below it, so that no quotient is rounded.
     """
     inputs = math.prod(x.shape[1:])
     if np.isinf(norm_type):
         y, argmax = by_samples(lambda part, own: _largest(part, window, channels_last), (x,), None, inputs)
-        return delivered(y, out), argmax, None, None
+        return delivered(y, out), argmax
     if norm_type == 1:
         y = by_samples(lambda part, own: _sums_of_sizes(part, window, channels_last), (x,), None, inputs)
-        return delivered(y, out), None, None, None
-    y, largest, slopes = by_samples(
-        lambda part, own: _norms(part, window, norm_type, channels_last), (x,), None, inputs
-    )
-    return delivered(y, out), None, largest, slopes
+    else:
+        y = by_samples(lambda part, own: _norms(part, window, norm_type, channels_last), (x,), None, inputs)
+    return delivered(y, out), None
 
 
 def _wide(dtype: np.dtype) -> type[np.floating]:
@@ -86,9 +77,29 @@ def _sums_of_sizes(x: np.ndarray, window: Window, channels_last: bool) -> np.nda
     return (_share(window, channels_last) * total.value()).astype(x.dtype, copy=False)
 
 
-def _norms(
+def _norms(x: np.ndarray, window: Window, norm_type: float, channels_last: bool) -> np.ndarray:
+    largest, scale, _, norms = _scaled_norms(x, window, norm_type, channels_last)
+    # A window of zeros, or with an infinity or NaN, is its largest.
+    return np.where(_is_finite(largest), scale.undo(norms), largest).astype(x.dtype)
+
+
+def _slopes(x: np.ndarray, window: Window, norm_type: float, channels_last: bool) -> tuple[np.ndarray, _Scale]:
+    """``c (y / s)^(1-p)``, by which ``(|x| / s)^(p-1)`` is the derivative of y, and s."""
+    largest, scale, sums, norms = _scaled_norms(x, window, norm_type, channels_last)
+    np.divide(norms, sums, out=norms)
+    norms *= _share(window, channels_last)
+    # Of a window with an infinity only that one's derivative is not a number.
+    return np.where(_is_finite(largest), norms, np.where(np.isnan(largest), np.nan, 0)), scale
+
+
+def _is_finite(largest: np.ndarray) -> np.ndarray:
+    return (largest > 0) & np.isfinite(largest)
+
+
+def _scaled_norms(
     x: np.ndarray, window: Window, norm_type: float, channels_last: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, _Scale, np.ndarray, np.ndarray]:
+    """The largest ``|x|``, by what powers are scaled, their sums and the norms."""
     shape = with_spatial(x.shape, window.output_shape, channels_last)
     largest = np.zeros(shape, x.dtype)
     for *__, outputs, inputs in window_taps(window, channels_last):
@@ -98,17 +109,12 @@ def _norms(
         total.add(outputs, scale.apply(np.abs(x[inputs]), outputs) ** norm_type)
     share = _share(window, channels_last)
     sums = share * total.value()
-    norms = np.sqrt(sums) if norm_type == 2 else sums ** (1 / sums.dtype.type(norm_type))
-    # A window of zeros, or with an infinity or NaN, is its largest; of one with an infinity only that one's
-    # derivative is not a number.
-    finite = (largest > 0) & np.isfinite(largest)
-    y = np.where(finite, scale.undo(norms), largest).astype(x.dtype)
-    slopes = np.where(finite, share * (norms / sums), np.where(np.isnan(largest), np.nan, 0))
-    return y, largest, slopes.astype(accumulation_dtype(x.dtype))
+    return largest, scale, sums, np.sqrt(sums) if norm_type == 2 else sums ** (1 / sums.dtype.type(norm_type))
 
 
 class _Scale:
-    """What brings the largest of each window to 1, or, without a rounding, to [1, 2)."""
+    """What brings the largest of each window to 1, or, for float64 and a p of at most 900, to [1, 2) by a power of two,
+    so that no quotient is rounded."""
 
     def __init__(self, largest: np.ndarray, norm_type: float) -> None:
         self._largest = largest.astype(_wide(largest.dtype))
@@ -133,8 +139,6 @@ def lp_pool_backward(
     dy: np.ndarray,
     x: np.ndarray,
     argmax: np.ndarray | None,
-    largest: np.ndarray | None,
-    slopes: np.ndarray | None,
     window: Window,
     norm_type: float,
     channels_last: bool = False,
@@ -146,7 +150,7 @@ def lp_pool_backward(
     ----------
     dy : ndarray
         Shape of the output.
-    x, argmax, largest, slopes : ndarray or None
+    x, argmax : ndarray or None
         What forward took and gave.
     window : Window
     norm_type : float
@@ -158,12 +162,9 @@ def lp_pool_backward(
         C-contiguous, dy's dtype. Contributions are added in the order of the taps.
     """
     inputs = math.prod(x.shape[1:])
-    needed = (dy, x, argmax, largest, slopes)
     dx = by_samples(
-        lambda dy, x, argmax, largest, slopes, own: _backward(
-            dy, x, argmax, largest, slopes, window, norm_type, channels_last
-        ),
-        needed,
+        lambda dy, x, argmax, own: _backward(dy, x, argmax, window, norm_type, channels_last),
+        (dy, x, argmax),
         None,
         inputs,
     )
@@ -171,26 +172,23 @@ def lp_pool_backward(
 
 
 def _backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    argmax: np.ndarray | None,
-    largest: np.ndarray | None,
-    slopes: np.ndarray | None,
-    window: Window,
-    norm_type: float,
-    channels_last: bool,
+    dy: np.ndarray, x: np.ndarray, argmax: np.ndarray | None, window: Window, norm_type: float, channels_last: bool
 ) -> np.ndarray:
     if argmax is not None:
         dx = max_pool_backward(dy.astype(np.float64), argmax, window, channels_last)
     else:
         wide = _wide(dy.dtype)
+        scale, slopes = None, np.broadcast_to(_share(window, channels_last), dy.shape)
+        if norm_type != 1:
+            slopes, scale = _slopes(x, window, norm_type, channels_last)
         dx = np.zeros(with_spatial(dy.shape, window.input_shape, channels_last), wide)
-        scale = None if largest is None else _Scale(largest, norm_type)
-        slopes = np.broadcast_to(_share(window, channels_last), dy.shape) if slopes is None else slopes
         for *__, outputs, inputs in covering_windows(window, channels_last):
             slope = slopes[outputs].astype(wide)
             if scale is not None:
                 slope = slope * scale.apply(np.abs(x[inputs]), outputs) ** (norm_type - 1)
             dx[inputs] += dy[outputs] * slope
     # Not by the sign alone: 0 times an infinite gradient is not a number.
-    return np.where(x == 0, 0, np.sign(x.astype(np.float64)) * dx).astype(dy.dtype)
+    signs = x.astype(np.float64)
+    dx *= np.sign(signs, out=signs)
+    dx[x == 0] = 0
+    return dx.astype(dy.dtype)

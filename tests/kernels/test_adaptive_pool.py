@@ -1,11 +1,11 @@
-"""Backward of adaptive pooling over vectors of inputs: the bits of the general kernel, at every edge."""
+"""Adaptive pooling: the bits of the general kernels, at every edge."""
 
 import numpy as np
 import pytest
 
 import gpu_layers as gl
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_same_bits, normal
+from tests.inputs import DTYPES, assert_same_bits, normal, to_channels_last
 
 # Spatial sizes of the input and of the output: uneven windows, one and three axes, windows of more than 256 taps, more
 # outputs than inputs, a single row of vectors, windows narrower than a vector.
@@ -21,14 +21,24 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_of_the_general_kernel(dtype, inputs, outputs):
-    x = normal((2, 3, *inputs), dtype)
+def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
+    x = normal((2, 8, *inputs), dtype)
     x[0, 1, ..., ::3], x[1, 2, ..., 1] = 0.5, np.nan
+    # A plane of nothing but -inf; and NaN of which the last counts.
+    x[1, 3], x[0, 5, ..., -1:] = -np.inf, np.nan
+    x = to_channels_last(x) if channels_last else x
     launched = []
     for name in ("max", "avg"):
-        y, saved = getattr(gl.ops, f"adaptive_{name}_pool_forward")(x, outputs)
+        forward = getattr(gl.ops, f"adaptive_{name}_pool_forward")
+        y, saved = forward(x, outputs, channels_last=channels_last)
+        with gl.use_backend("emulated", check=True):
+            own_y, own_saved = forward(x, outputs, channels_last=channels_last)
+        if name == "max":
+            assert_same_bits(own_y, y)
+            assert_same_bits(own_saved.argmax, saved.argmax)
         dy = np.repeat(normal(y.shape, dtype, seed=5), 2, axis=0)[::2]
         dy[..., 0], dy[0, 0, ..., -1] = -0.0, np.inf
         with gl.use_backend("emulated"), force_limits(index64=True):
@@ -38,7 +48,7 @@ def test_bits_of_the_general_kernel(dtype, inputs, outputs):
         with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
             ours = getattr(gl.ops, f"{name}_pool_backward")(dy, saved)
         assert_same_bits(ours, expected, name)
-    vectors = inputs[-1] % (16 // np.dtype(dtype).itemsize) == 0
+    vectors = channels_last or inputs[-1] % (16 // np.dtype(dtype).itemsize) == 0
     assert ["_adaptive<" in name for name in launched] == [vectors, vectors]
 
 

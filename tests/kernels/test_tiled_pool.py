@@ -5,7 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_same_bits, assert_same_values, normal
+from tests.inputs import DTYPES, UNIT_ROUNDOFF, assert_same_bits, assert_same_values, normal
 
 WINDOWS = [((2, 2), 2, 0), ((3, 3), 2, 1), ((3, 3), 1, 1)]
 # Only of the maximum.
@@ -51,7 +51,46 @@ def test_edges_ties_and_special_values(dtype, plane, channels_last):
                 assert_same_bits(own_saved.argmax, saved.argmax)
                 assert_same_bits(gl.ops.max_pool_backward(dy, own_saved), dx)
     assert launched
-    assert all("_tiled<" in name or "global" in name for name in launched)
+    assert all("_tiled<" in name or "_wide<" in name or "global" in name for name in launched)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+@pytest.mark.parametrize("dtype", TILED_DTYPES, ids=str)
+def test_norms_of_windows_side_by_side(dtype, plane, channels_last):
+    launched, window = [], (2, 2) if plane[0] > 1 else (1, 2)
+    exponents = (0,) if dtype == np.float16 else (-130, -60, -40, 0, 50, 70, 126)
+    for p in (1, 2):
+        for exponent in exponents:
+            x = normal((2, *plane, 16) if channels_last else (2, 3, *plane), dtype)
+            x = (x / np.abs(x.astype(np.float64)).max() * 2.0**exponent).astype(dtype)
+            if exponent == 0:
+                x = mostly_special(x.shape, dtype)
+            # One axis is a plane of height 1 to tiles.
+            x = x.reshape(x.shape[0], -1, 16) if channels_last and plane[0] == 1 else x
+            x = x.reshape(*x.shape[:2], -1) if not channels_last and plane[0] == 1 else x
+            size = window if plane[0] > 1 else window[1:]
+            y, saved = gl.ops.lp_pool_forward(x, p, size, channels_last=channels_last)
+            dy = normal(y.shape, dtype, seed=5)
+            dx = gl.ops.lp_pool_backward(dy, saved)
+            found = []
+            for full_grid in (1, 10**6):
+                with (
+                    force_limits(full_grid=full_grid),
+                    gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
+                ):
+                    own_y, own_saved = gl.ops.lp_pool_forward(x, p, size, channels_last=channels_last)
+                    found.append((own_y, gl.ops.lp_pool_backward(dy, own_saved)))
+            for own, other in zip(*found, strict=True):
+                assert_same_bits(own, other)
+            # The reference is computed in float64, and rounded: half types in float32, whose errors move few of them.
+            smallest = float(np.finfo(np.float32).smallest_subnormal) if dtype == np.float32 else 0.0
+            for own, expected in zip(found[0], (y, dx), strict=True):
+                own, expected = own.astype(np.float64), expected.astype(np.float64)
+                np.testing.assert_allclose(own, expected, rtol=2 * UNIT_ROUNDOFF[dtype], atol=smallest)
+                assert_same_values(np.signbit(own[own == 0]), np.signbit(expected[expected == 0]))
+    assert launched
+    assert all("lp_pool" in name and "_tiled<" in name for name in launched)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

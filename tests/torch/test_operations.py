@@ -23,7 +23,7 @@ def arguments():
     seed = torch.tensor(-5)
     y, taps = OPS.max_pool(x.detach(), *SLIDING, False)
     dy = values(tuple(y.shape), torch.float32, 2).requires_grad_()
-    norms, largest, slopes = OPS.lp_pool(x.detach(), *SIDE_BY_SIDE, 3.0, False)
+    norms = OPS.lp_pool(x.detach(), *SIDE_BY_SIDE, 3.0, False)
     indices = OPS.max_pool_indices(taps, [6, 6], *SLIDING, False)
     counter = torch.tensor(0)
     return {
@@ -60,7 +60,7 @@ def arguments():
         "avg_pool_backward": (dy, [6, 6], *SLIDING, False, 3, False),
         "lp_pool": (x, *CUT_OFF, 3.0, False),
         "lp_pool, sums": (last, *CUT_OFF, 1.0, True),
-        "lp_pool_backward": (norms.clone().requires_grad_(), x, largest, slopes, [6, 6], *SIDE_BY_SIDE, 3.0, False),
+        "lp_pool_backward": (norms.clone().requires_grad_(), x, [6, 6], *SIDE_BY_SIDE, 3.0, False),
         "max_unpool": (dy, indices, [6, 6], False),
         "max_unpool_backward": (r, indices, 2, False),
     }

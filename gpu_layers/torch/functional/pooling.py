@@ -304,7 +304,7 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
     channels_last = arrays.is_channels_last(input, rank)
-    return pool_rows.lp_pool.first(input, placing, norm_type, channels_last)
+    return pool_rows.lp_pool(input, placing, norm_type, channels_last)
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:

@@ -365,75 +365,58 @@ avg_pool_backward = define(
 # ---- the norm of each window
 
 
-def _run_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tuple:
+def _run_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     if placing.is_empty or not x.numel():
         return _fake_lp(x, placing, p, channels_last)
     place, rank = arrays.here(x), placing.rank
     batch = _batched(place, x, rank, channels_last)
-    y, _, *kept = place.floor.lp_pool_forward(batch, placing.window, p, channels_last)
-    found = [_of_batch(place, one, x, rank, channels_last) for one in (y, *kept) if one is not None]
-    return tuple(found) if p != 1 else (*found, *_nothing_kept(x))
+    y, _ = place.floor.lp_pool_forward(batch, placing.window, p, channels_last)
+    return _of_batch(place, y, x, rank, channels_last)
 
 
-def _nothing_kept(x: _Tensor) -> tuple:
-    return arrays.empty((0,), x.dtype, x), arrays.empty((0,), accumulation_dtype(x.dtype), x)
+def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
+    return arrays.empty(_shape(x, placing.outputs), x.dtype, x, channels_last)
 
 
-def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> tuple:
-    shape, wide = _shape(x, placing.outputs), accumulation_dtype(x.dtype)
-    y = arrays.empty(shape, x.dtype, x, channels_last)
-    if p == 1:
-        return y, *_nothing_kept(x)
-    return y, arrays.empty(shape, x.dtype, x, channels_last), arrays.empty(shape, wide, x, channels_last)
-
-
-def _setup_lp(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup_lp(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     x, *ctx.rest = inputs
-    ctx.save_for_backward(x, *output[1:])
+    ctx.save_for_backward(x)
 
 
-def _backward_lp(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    if dy is None:
-        return (None,)
-    x, largest, slopes = ctx.saved_tensors
+def _backward_lp(ctx: Any, dy: torch.Tensor) -> tuple:
+    (x,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         return (_lp_gradient(dy, x, *ctx.rest),)
-    return (lp_pool_backward(dy, x, largest, slopes, *ctx.rest),)
+    return (lp_pool_backward(dy, x, *ctx.rest),)
 
 
 lp_pool = define(
-    f"lp_pool(Tensor input, {_WINDOW}, float norm_type, {_LAST}) -> (Tensor, Tensor, Tensor)",
+    f"lp_pool(Tensor input, {_WINDOW}, float norm_type, {_LAST}) -> Tensor",
     _run_lp,
     _fake_lp,
     _setup_lp,
     _backward_lp,
-    first=first_result,
     **_packed(1),
 )
 
 
-def _run_lp_backward(
-    dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, placing: Placing, p: float, channels_last: bool
-) -> torch.Tensor:
+def _run_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     if not dy.numel():
         return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
     place, rank = arrays.here(x), placing.rank
     given = [_batched(place, one, rank, channels_last) for one in (dy, x)]
-    kept = [_batched(place, one, rank, channels_last) if one.numel() else None for one in (largest, slopes)]
-    found = place.floor.lp_pool_backward(*given, None, *kept, placing.window, p, channels_last)
+    found = place.floor.lp_pool_backward(*given, None, placing.window, p, channels_last)
     return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_lp_backward(
-    dy: _Tensor, x: _Tensor, largest: _Tensor, slopes: _Tensor, placing: Placing, p: float, channels_last: bool
-) -> torch.Tensor:
+def _fake_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     return arrays.empty(x.shape, x.dtype, x, channels_last)
 
 
 def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
     wide = x.to(accumulation_dtype(x.dtype))
-    size, norm = wide.abs(), lp_pool.first(wide, placing, p, channels_last)
+    size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
     # The transpose of an average with c = argmax / argmax inside before it: by 1 / argmax inside, and by all argmax.
@@ -445,7 +428,7 @@ def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_l
 
 
 def _setup_lp_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    dy, x, _, _, *ctx.rest = inputs
+    dy, x, *ctx.rest = inputs
     ctx.save_for_backward(dy, x)
 
 
@@ -457,13 +440,12 @@ def _backward_lp_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 
 
 lp_pool_backward = define(
-    f"lp_pool_backward(Tensor grad, Tensor input, Tensor largest, Tensor slopes, SymInt[] spatial, {_WINDOW}, "
-    f"float norm_type, {_LAST}) -> Tensor",
+    f"lp_pool_backward(Tensor grad, Tensor input, SymInt[] spatial, {_WINDOW}, float norm_type, {_LAST}) -> Tensor",
     _run_lp_backward,
     _fake_lp_backward,
     _setup_lp_backward,
     _backward_lp_backward,
-    **_packed(4, with_spatial=True),
+    **_packed(2, with_spatial=True),
 )
 
 

@@ -1,0 +1,431 @@
+// Pooling by adaptive windows: large ones forward, and all that have few over an element backward.
+#include "argmax.cuh"
+#include "pool_divisor.cuh"
+#include "pool_reduction.cuh"
+
+// What becomes of a window's largest value, and of its sum.
+template <typename T>
+struct MaxOutput {
+    using Value = Largest<accumulate_t<T>>;
+    const T* x;
+    T* y;
+    unsigned char* argmax;
+    int channels;  // side by side
+
+    __device__ __forceinline__ void operator()(const PoolWindow& window, const PoolPosition<int>& output,
+                                               long long i, const Value& largest) const {
+        const int chosen[1] = {largest.position};
+        y[i] = from_accumulate<T>(largest.value);
+        // A NaN keeps its bits.
+        if (largest.value != largest.value) {
+            const int rows = window.by_kernel[2].quotient(largest.position);
+            const int kd = window.by_kernel[1].quotient(rows);
+            const int tap[3] = {kd, rows - kd * window.kernel[1], largest.position - rows * window.kernel[2]};
+            long long place = output.image;
+#pragma unroll
+            for (int axis = 0; axis < 3; ++axis) {
+                const int origin = AdaptiveTaps(window, axis, output.at[axis]).origin;
+                place = place * window.input[axis] + origin + tap[axis];
+            }
+            y[i] = x[place * channels + i % channels];
+        }
+        store_argmax<1>(argmax, i, chosen, window.argmax_bytes);
+    }
+};
+template <typename T>
+struct AvgOutput {
+    using Value = Sum<accumulate_t<T>>;
+    T* y;
+    const PoolDivisor<accumulate_t<T>>& divisor;
+
+    __device__ __forceinline__ void operator()(const PoolWindow& window, const PoolPosition<int>& output,
+                                               long long i, const Value& sum) const {
+        long long taps = 1;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis) taps *= AdaptiveTaps(window, axis, output.at[axis]).count;
+        y[i] = from_accumulate<T>(sum.times(divisor.of_taps(taps)));
+    }
+};
+
+// Of planes. A row of windows reads its rows of inputs once: a thread has a vector of columns and walks down
+// them, and what it found of each column is left in shared memory, where the windows of the row take it.
+//   x        [images, input] T, aligned to 16 bytes
+//   finish   called with the output's place and number, and its value
+// Launch: 1-D, kPoolThreads, any number of blocks; units are vectors of Width columns of the input's rows, of
+// each row of windows. A row has at most kPoolThreads of them.
+template <int Width, typename T, typename Finish>
+__device__ __forceinline__ void reduce_columns(const T* x, const PoolWindow& window, const Finish& finish,
+                                               typename Finish::Value* columns) {
+    using Value = typename Finish::Value;
+    constexpr int kAtOnce = 4;
+    const int vectors = static_cast<int>(window.units[2]), width = vectors * Width;
+    const int height = static_cast<int>(window.input[1]), outputs = static_cast<int>(window.output[2]);
+    const int rows_of_block = kPoolThreads / vectors;
+    const int own_row = window.by_units[2].quotient(static_cast<int>(threadIdx.x));
+    const int left = (static_cast<int>(threadIdx.x) - own_row * vectors) * Width;
+    const long long rows = pool_units(window) / vectors;
+    for (long long first = static_cast<long long>(blockIdx.x) * rows_of_block; first < rows;
+         first += static_cast<long long>(gridDim.x) * rows_of_block) {
+        if (own_row < rows_of_block && first + own_row < rows) {
+            const PoolPosition<int> output = pool_position<int>(window, (first + own_row) * vectors, 0);
+            const AdaptiveTaps depth(window, 0, output.at[0]);
+            const AdaptiveTaps taps(window, 1, output.at[1]);
+            const T* image = x + output.image * input_image(window) + left;
+            Value all[Width], some[Width];
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                all[k] = Value::identity();
+                some[k] = Value::from(0);
+            }
+            const auto fold = [&] {
+                if constexpr (Value::kFolds) {
+#pragma unroll
+                    for (int k = 0; k < Width; ++k) {
+                        all[k] = all[k].combine(some[k]);
+                        some[k] = Value::identity();
+                    }
+                }
+            };
+#pragma unroll 1
+            for (int kd = 0; kd < depth.count; ++kd) {
+                const T* source = image + ((depth.origin + kd) * height + taps.origin) * width;
+                const int tap = kd * window.kernel[1];
+#pragma unroll 1
+                for (int kh = 0; kh < taps.count; kh += kAtOnce) {
+                    Vector<T, Width> values[kAtOnce];
+#pragma unroll
+                    for (int u = 0; u < kAtOnce; ++u) {
+                        if (kh + u < taps.count)
+                            values[u] = Vector<T, Width>::load(source + (kh + u) * width);
+                    }
+#pragma unroll
+                    for (int u = 0; u < kAtOnce; ++u) {
+                        if (kh + u >= taps.count) break;
+#pragma unroll
+                        for (int k = 0; k < Width; ++k) some[k].take(widened(values[u], k), tap + kh + u);
+                    }
+                    if ((kh + kAtOnce) % Value::kTakes == 0) fold();
+                }
+                fold();
+            }
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                (Value::kFolds ? all[k] : some[k]).put(columns[own_row * width + left + k]);
+        }
+        __syncthreads();
+        const int here = static_cast<int>(min(static_cast<long long>(rows_of_block), rows - first));
+        for (int i = threadIdx.x; i < here * outputs; i += kPoolThreads) {
+            const int row = window.by_output[2].quotient(i), place = i - row * outputs;
+            const AdaptiveTaps taps(window, 2, place);
+            PoolPosition<int> output = pool_position<int>(window, (first + row) * vectors, 0);
+            output.at[2] = place;
+            Value value = Value::identity();
+            for (int k = 0; k < taps.count; ++k)
+                value = value.combine(columns[row * width + taps.origin + k].in_row(window.kernel[2], k));
+            finish(window, output, (first + row) * outputs + place, value);
+        }
+        __syncthreads();
+    }
+}
+
+// Of channels side by side: a block has a window, and each of its rows of threads a part of the positions.
+//   x       [images, input, groups] of Width T, aligned to 16 bytes
+//   lanes   vectors of channels of a block, a power of two up to 32
+// Launch: 1-D, kPoolThreads, one block for each window and each `lanes` of its vectors.
+template <typename T, typename Finish>
+__device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& window, const Finish& finish,
+                                               int lanes) {
+    using Value = typename Finish::Value;
+    constexpr int kWidth = kVectorWidth<T>, kAtOnce = 4;
+    __shared__ Value partial[kPoolThreads][kWidth];
+    const int slots = kPoolThreads / lanes, lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
+    const int groups = static_cast<int>(window.groups), tiles = (groups + lanes - 1) / lanes;
+    const int block = blockIdx.x / tiles, group = (blockIdx.x - block * tiles) * lanes + lane;
+    const PoolPosition<int> output = pool_position<int>(window, static_cast<long long>(block) * groups, 0);
+    Value all[kWidth], some[kWidth];
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) all[k] = some[k] = Value::identity();
+    const auto fold = [&] {
+        if constexpr (Value::kFolds) {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                all[k] = all[k].combine(some[k]);
+                some[k] = Value::identity();
+            }
+        }
+    };
+    if (group < groups) {
+        const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
+        const AdaptiveTaps depth(window, 0, output.at[0]);
+        const AdaptiveTaps rows(window, 1, output.at[1]), columns(window, 2, output.at[2]);
+        const T* image = x + (output.image * input_image(window) + group) * kWidth;
+        const int down = slots / columns.count, across = slots - down * columns.count;
+#pragma unroll 1
+        for (int kd = 0; kd < depth.count; ++kd) {
+            const int corner = ((depth.origin + kd) * height + rows.origin) * width + columns.origin;
+            int kh = slot / columns.count, kw = slot - kh * columns.count, taken = 0;
+            if (kd == 0 && kh < rows.count) {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) some[k] = Value::from(kh * window.kernel[2] + kw);
+            }
+            while (kh < rows.count) {
+                Vector<T> values[kAtOnce];
+                int tap[kAtOnce];
+#pragma unroll
+                for (int u = 0; u < kAtOnce; ++u) {
+                    tap[u] = kh < rows.count ? (kd * window.kernel[1] + kh) * window.kernel[2] + kw : -1;
+                    if (tap[u] >= 0)
+                        values[u] = Vector<T>::load(image + static_cast<long long>(corner + kh * width + kw) *
+                                                                (groups * kWidth));
+                    kh += down;
+                    kw += across;
+                    if (kw >= columns.count) {
+                        kw -= columns.count;
+                        ++kh;
+                    }
+                }
+#pragma unroll
+                for (int u = 0; u < kAtOnce; ++u) {
+                    if (tap[u] < 0) break;
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), tap[u]);
+                }
+                taken += kAtOnce;
+                if (taken < Value::kTakes) continue;
+                taken = 0;
+                fold();
+            }
+            fold();
+        }
+    }
+    if constexpr (!Value::kFolds) {
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) all[k] = some[k];
+    }
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) all[k].put(partial[threadIdx.x][k]);
+    // Two halves at a time.
+    for (int half = slots / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (slot >= half) continue;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            all[k] = all[k].combine(partial[threadIdx.x + half * lanes][k].in_row(1, 0));
+            all[k].put(partial[threadIdx.x][k]);
+        }
+    }
+    if (slot > 0 || group >= groups) return;
+    const long long first = (static_cast<long long>(block) * groups + group) * kWidth;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) finish(window, output, first + k, all[k]);
+}
+
+template <typename T, bool ChannelsLast, typename Finish>
+__device__ __forceinline__ void reduce_adaptive(const T* x, const PoolWindow& window, const Finish& finish,
+                                                int lanes) {
+    if constexpr (ChannelsLast) {
+        reduce_windows(x, window, finish, lanes);
+    } else {
+        __shared__ typename Finish::Value columns[kPoolThreads * kVectorWidth<T>];
+        if (static_cast<int>(window.units[2]) == static_cast<int>(window.input[2])) {
+            reduce_columns<1>(x, window, finish, columns);
+        } else {
+            reduce_columns<kVectorWidth<T>>(x, window, finish, columns);
+        }
+    }
+}
+
+// Blocks of the forward that must fit on a multiprocessor at once: its threads keep what they found of eight
+// columns, or channels, and the vectors that they wait for.
+constexpr int kForwardBlocks = 3;
+
+// As max_pool_forward, of large windows.
+//   x, y, argmax   as there
+// Launch: as reduce_columns, or as reduce_windows for channels last.
+template <typename T, bool ChannelsLast>
+__global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
+    max_pool_forward_adaptive(const T* x, T* y, unsigned char* argmax, int lanes, PoolWindow window) {
+    reduce_adaptive<T, ChannelsLast>(
+        x, window,
+        MaxOutput<T>{x, y, argmax, ChannelsLast ? static_cast<int>(window.groups) * kVectorWidth<T> : 1},
+        lanes);
+}
+
+// As avg_pool_forward, of windows of so many taps that they are summed with compensation.
+//   x, y   as there
+// Launch: as max_pool_forward_adaptive.
+template <typename T, bool ChannelsLast>
+__global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
+    avg_pool_forward_adaptive(const T* x, T* y, int lanes, PoolWindow window,
+                              PoolDivisor<accumulate_t<T>> divisor) {
+    reduce_adaptive<T, ChannelsLast>(x, window, AvgOutput<T>{y, divisor}, lanes);
+}
+
+// Writes the rows of inputs whose first window along height is the position's, a vector of each: neighbours
+// of a plane, or channels. Calls make(height, row) for the vector of a row where it may be another than that
+// above.
+//   dx          [images, input, groups]
+//   same(row)   whether a row under the position's windows alone is as the one above it
+template <bool ChannelsLast, typename T, typename Same, typename Make>
+__device__ __forceinline__ void write_own_rows(const PoolWindow& window, const PoolPosition<int>& position,
+                                               T* dx, Same same, Make make) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const int height = static_cast<int>(window.input[1]), rows = static_cast<int>(window.output[1]);
+    const int begin = window.by_output[1].quotient(position.at[1] * height + rows - 1);
+    const int end = window.by_output[1].quotient((position.at[1] + 1) * height + rows - 1);
+    const long long step = window.units[2] * window.groups * kWidth;
+    T* target = dx + position.image * input_image(window) * (ChannelsLast ? kWidth : 1) +
+                (position.at[0] * height + begin) * step +
+                (position.at[2] * static_cast<int>(window.groups) + position.group) * kWidth;
+    Vector<T> result;
+    int above = -1;
+#pragma unroll 1
+    for (int row = begin; row < end; ++row, target += step) {
+        CoveringWindows<int> over(window, 1, row);
+        over.first = position.at[1];
+        if (over.last != above || !same(row)) result = make(over, row);
+        above = over.last;
+        result.store(target);
+    }
+}
+
+// As avg_pool_backward, of adaptive windows of which few are over an element.
+//   dy, dx   as there
+// Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are vectors, of planes along the
+// width, of the rows of inputs of each row of windows.
+template <typename T, bool ChannelsLast>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
+    avg_pool_backward_adaptive(const T* dy, T* dx, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>, kColumns = ChannelsLast ? 1 : kWidth;
+    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
+    const int groups = static_cast<int>(window.groups);
+    for_each_unit<int>(window, [&](const PoolPosition<int>& position, long long) {
+        const T* image = dy + position.image * output_image(window) * (ChannelsLast ? kWidth : 1);
+        const CoveringWindows<int> depth(window, 0, position.at[0]);
+        const int left = position.at[2] * kColumns;
+        const auto make = [&](const CoveringWindows<int>& height, int) {
+            A sum[kWidth] = {}, row[kWidth] = {};
+            int known[2] = {-1, -1}, plane_taps = 0;
+            const auto visit = [&](const int (&output)[3]) {
+                if (output[0] != known[0] || output[1] != known[1]) {
+                    known[0] = output[0], known[1] = output[1];
+                    plane_taps =
+                        AdaptiveTaps(window, 0, output[0]).count * AdaptiveTaps(window, 1, output[1]).count;
+                }
+                const AdaptiveTaps taps(window, 2, output[2]);
+                const A factor = divisor.of_taps(static_cast<long long>(plane_taps) * taps.count);
+                const int place = (output[0] * rows + output[1]) * columns + output[2];
+                if constexpr (ChannelsLast) {
+                    const Vector<T> gradients =
+                        Vector<T>::load(image + (place * groups + position.group) * kWidth);
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) row[k] += widened(gradients, k) * factor;
+                } else {
+                    const A share = to_accumulate(image[place]) * factor;
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                        if (static_cast<unsigned>(left + k - taps.origin) < static_cast<unsigned>(taps.count))
+                            row[k] += share;
+                    }
+                }
+            };
+            for_each_window_over_vector<kColumns>(window, depth, height, left, visit, [&] {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    sum[k] += row[k];
+                    row[k] = A(0);
+                }
+            });
+            Vector<T> result;
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
+            return result;
+        };
+        write_own_rows<ChannelsLast>(window, position, dx, [](int) { return true; }, make);
+    });
+}
+
+// As max_pool_backward, of adaptive windows of which few are over an element.
+//   dy, argmax, dx   as there
+// Launch: as avg_pool_backward_adaptive.
+template <typename T, bool ChannelsLast>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
+    max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>, kColumns = ChannelsLast ? 1 : kWidth;
+    // Vectors at a place of an output.
+    constexpr int kValues = ChannelsLast ? kWidth : 1;
+    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
+    const int groups = static_cast<int>(window.groups);
+    for_each_unit<int>(window, [&](const PoolPosition<int>& position, long long) {
+        const long long before = position.image * output_image(window);
+        const CoveringWindows<int> depth(window, 0, position.at[0]);
+        const int left = position.at[2] * kColumns;
+        const auto number_of = [&](const int (&output)[3]) {
+            return before + ((output[0] * rows + output[1]) * columns + output[2]) * groups + position.group;
+        };
+        // Rows, of the first 64 of the position's, in which one of its windows chose a column of the vector.
+        unsigned long long chosen_rows = 0;
+        const int begin =
+            window.by_output[1].quotient(position.at[1] * static_cast<int>(window.input[1]) + rows - 1);
+        const int top = window.by_output[1].quotient(position.at[1] * static_cast<int>(window.input[1]));
+        CoveringWindows<int> own = depth;
+        own.first = own.last = position.at[1];
+        for_each_window_over_vector<kColumns>(window, depth, own, left, [&](const int (&output)[3]) {
+            int chosen[kValues];
+            load_argmax<kValues>(argmax, number_of(output), chosen, window.argmax_bytes);
+            const int kd = covering_tap(window, 0, position.at[0], output[0]);
+            const int kw = covering_tap(window, 2, left, output[2]);
+#pragma unroll
+            for (int k = 0; k < kValues; ++k) {
+                const int row = window.by_kernel[2].quotient(chosen[k]);
+                const int place = chosen[k] - row * window.kernel[2] - kw;
+                const int own_row = row - kd * window.kernel[1] + top - begin;
+                if (place >= 0 && place < kColumns && own_row >= 0 && own_row < 64)
+                    chosen_rows |= 1ull << own_row;
+            }
+        });
+        const auto make = [&](const CoveringWindows<int>& height, int row) {
+            A sum[kWidth] = {};
+            for_each_window_over_vector<kColumns>(window, depth, height, left, [&](const int (&output)[3]) {
+                const long long i = number_of(output);
+                const int tap = tap_number(window, covering_tap(window, 0, position.at[0], output[0]),
+                                           covering_tap(window, 1, row, output[1]), 0);
+                const int kw = covering_tap(window, 2, left, output[2]);
+                int chosen[kValues];
+                load_argmax<kValues>(argmax, i, chosen, window.argmax_bytes);
+                const Vector<T, kValues> gradients = Vector<T, kValues>::load(dy + i * kValues);
+                if constexpr (ChannelsLast) {
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                        if (chosen[k] == tap + kw) sum[k] += widened(gradients, k);
+                    }
+                } else {
+                    // Of the row of taps that lies in the row of inputs, and of the vector.
+                    const int column = chosen[0] - tap;
+                    const int place = column >= 0 && column < window.kernel[2] ? column - kw : -1;
+                    const A gradient = widened(gradients, 0);
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                        if (place == k) sum[k] += gradient;
+                    }
+                }
+            });
+            Vector<T> result;
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
+            return result;
+        };
+        bool was_chosen = true;
+        const auto same = [&](int row) {
+            // Nothing is chosen in it, nor was above.
+            const int own_row = row - begin;
+            const bool is_chosen = own_row >= 64 || (chosen_rows >> own_row & 1) != 0;
+            const bool is_same = !is_chosen && !was_chosen;
+            was_chosen = is_chosen;
+            return is_same;
+        };
+        write_own_rows<ChannelsLast>(window, position, dx, same, make);
+    });
+}
