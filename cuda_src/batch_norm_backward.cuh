@@ -46,13 +46,15 @@ struct GradientBeforeActivation {
     }
 
     // Calls take(u, k, gradient, x) for value k of vector u, at i + u * step.
-    template <int Count, int Channels, typename Take>
-    __device__ __forceinline__ void vectors(long long i, long long step,
+    //   some   which of the values count: of the others nothing is taken
+    template <int Count, int Channels, typename Some, typename Take>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some,
                                             const Normalization<A> (&rules)[Channels], Take take) const {
         typename Source::Loaded loaded[Count];
         Vector<T, Width> values[Count], added[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) continue;
             loaded[u] = source.load(i + u * step);
             values[u] = Vector<T, Width>::load(x + i + u * step);
             if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
@@ -63,6 +65,7 @@ struct GradientBeforeActivation {
                 const Vector<T, Width>& gradients = source.of(loaded[u]);
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
+                    if (!some.has(u, k)) continue;
                     const A value = to_accumulate(values[u][k]);
                     take(u, k, backward(to_accumulate(gradients[k]), value, u, k), value);
                 }
@@ -88,13 +91,13 @@ struct ParameterGradients {
     Normalization<A> rules[Channels];  // if kIdentity only the mean is used
     GradientSums<A> sums[Channels];
 
-    __device__ __forceinline__ void scalar(long long i) {
-        gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (counts) gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        gradient.template vectors<Count>(i, step, rules, [&](int, int k, A dz, A x) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
+        gradient.template vectors<Count>(i, step, some, rules, [&](int, int k, A dz, A x) {
             const int c = channel_of<Channels>(k);
             sums[c].add(dz, x - rules[c].mean);
         });
@@ -140,17 +143,30 @@ struct InputGradients {
                                               : input_rules[c].apply(dz, x, rules[c]);
     }
 
-    __device__ __forceinline__ void scalar(long long i) {
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            dx[i] = from_accumulate<T>(A(0));
+            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
+            return;
+        }
         gradient.scalar(i, rules[0], [&](A dz, A x) {
             dx[i] = from_accumulate<T>(apply(dz, x, 0));
             if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
         });
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
         Vector<T, Width> results[Count], passed[Count];
-        gradient.template vectors<Count>(i, step, rules, [&](int u, int k, A dz, A x) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                if (some.has(u, k)) continue;
+                results[u][k] = passed[u][k] = from_accumulate<T>(A(0));
+            }
+        }
+        gradient.template vectors<Count>(i, step, some, rules, [&](int u, int k, A dz, A x) {
             results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
             if (Fused != kIdentity) passed[u][k] = from_accumulate<T>(dz);
         });
@@ -176,27 +192,27 @@ struct ChannelArrays {
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
-template <typename T, Epilogue Fused, int Loads, typename Source>
+template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NchwLayout& layout) {
+    const NchwLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
     const NchwBlock block(layout);
     ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
         gradient, {}, {GradientSums<A>::identity()}};
     of_channels.load(gradients.rules[0], block.channel);
-    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients);
+    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
     const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
 }
 
-template <typename T, int Width, Epilogue Fused, int Loads, typename Source>
+template <typename T, int Width, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NhwcLayout& layout) {
+    const NhwcLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
@@ -207,7 +223,7 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
         gradients.sums[k] = GradientSums<A>::identity();
         if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid);
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
@@ -215,24 +231,26 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
-template <typename T, Epilogue Fused, typename Source>
+template <typename T, Epilogue Fused, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void input_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout) {
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout,
+    const Valid& valid = {}) {
     const NchwBlock block(layout);
     InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
     gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients);
+    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }
 
-template <typename T, int Width, Epilogue Fused, typename Source>
+template <typename T, int Width, Epilogue Fused, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void input_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout) {
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout,
+    const Valid& valid = {}) {
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, rank);
     if (channel >= layout.channels) return;
@@ -243,5 +261,5 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    for_each_in_nhwc_block<1>(layout, channel, rank, gradients);
+    for_each_in_nhwc_block<1>(layout, channel, rank, gradients, valid);
 }

@@ -41,9 +41,11 @@ struct SharedCache {
         *reinterpret_cast<T*>(slot) = value;
         slot += kChannelThreads;
     }
-    __device__ __forceinline__ Vector<T, Width> get_vector() {
+    __device__ __forceinline__ void skip() { slot += kChannelThreads; }
+    // exists   whether it was kept; if not, the values may be any
+    __device__ __forceinline__ Vector<T, Width> get_vector(bool exists = true) {
         Vector<T, Width> vector;
-        vector.words[0] = *slot;
+        if (exists) vector.words[0] = *slot;
         slot += kChannelThreads;
         return vector;
     }
@@ -67,6 +69,196 @@ __device__ __forceinline__ void for_each_channel_to_merge(const NhwcLayout& layo
         merge(first + c);
 }
 
+// ---- forward ---------------------------------------------------------------------------------------------
+
+template <typename T, int Width, int Channels>
+struct KeepStatistics {
+    Statistics<T, Width, Channels> statistics;
+    SharedCache<T, Width> kept;
+
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            kept.skip();
+            return;
+        }
+        const T value = statistics.x[i];
+        kept.put(value);
+        statistics.take(value);
+    }
+
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step) {
+        Vector<T, Width> loaded[Count];
+        load_and_keep(i, step, AllOfVectors{}, loaded);
+        statistics.take(loaded);
+    }
+    template <int Count>
+    __device__ __forceinline__ void vectors(long long i, long long step, const SomeOfVectors<Count>& some) {
+        Vector<T, Width> loaded[Count];
+        load_and_keep(i, step, some, loaded);
+        statistics.take(loaded, some);
+    }
+
+    template <int Count, typename Some>
+    __device__ __forceinline__ void load_and_keep(long long i, long long step, const Some& some,
+                                                  Vector<T, Width> (&loaded)[Count]) {
+        load_vectors(statistics.x, i, step, some, loaded);
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (some.any(u)) {
+                kept.put(loaded[u]);
+            } else {
+                kept.skip();
+            }
+        }
+    }
+};
+
+template <typename T, int Width, int Channels>
+struct NormalizeCached {
+    using A = accumulate_t<T>;
+    SharedCache<T, Width> kept;
+    const T* residual;
+    PiecewiseLinearActivation<A> phi;
+    T* y;
+    Normalization<A> rules[Channels];
+
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            kept.skip();
+            y[i] = from_accumulate<T>(A(0));
+            return;
+        }
+        const A z = rules[0].apply(to_accumulate(kept.get())) + residual_at(residual, i);
+        y[i] = from_accumulate<T>(phi.forward(z));
+    }
+
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
+        Vector<T, Width> added[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (some.any(u)) added[u] = residual_at<T, Width>(residual, i + u * step);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            Vector<T, Width> values = kept.get_vector(some.any(u));
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                A z(0);
+                if (some.has(u, k)) {
+                    z = rules[channel_of<Channels>(k)].apply(to_accumulate(values[k]));
+                    z = phi.forward(z + to_accumulate(added[u][k]));
+                }
+                values[k] = from_accumulate<T>(z);
+            }
+            values.store(y + i + u * step);
+        }
+    }
+};
+
+//   slots   of the block
+//   valid   as in batch_norm_forward.cuh
+template <typename T, typename Valid = AllPositions>
+__device__ __forceinline__ void forward_persistent_nchw(const T* x,
+                                                        const StatisticsResult<accumulate_t<T>>& result,
+                                                        const T* residual, int activation, T* y,
+                                                        unsigned int* barrier_count, uint4* slots,
+                                                        const NchwLayout& layout, const Valid& valid = {}) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
+    __shared__ ChannelStatistics<A> of_channel;
+    const GroupBlock block(layout.blocks);
+    unsigned int expected = 0;
+    for (int channel = block.group; channel < layout.channels; channel += block.groups) {
+        A origin[1] = {to_accumulate(x[first_in_nchw(layout, channel, valid)])};
+        KeepStatistics<T, kWidth, 1> keep{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
+        for_each_in_nchw_block<T, kStatisticsLoads<Valid>>(layout, channel, block.rank, keep, valid);
+        Moments<A> of_part[1];
+        finish_moments(keep.statistics, origin, of_part, [&](auto& lowered) {
+            for_each_in_nchw_block<T, 1>(layout, channel, block.rank, lowered, valid);
+        });
+        Moments<A> moments = block_reduce(of_part[0], warp_values);
+        if (layout.blocks > 1) {
+            if (linear_thread() == 0)
+                result.write_partial(moments, origin[0], channel, block.rank, layout.blocks);
+            expected += static_cast<unsigned int>(layout.blocks);
+            group_barrier(barrier_count + block.group, expected);
+            if (linear_thread() < kWarpThreads)
+                moments = merged_moments(result.partial_moments, channel, layout.blocks, origin[0]);
+        }
+        if (linear_thread() == 0) {
+            of_channel = result.finished(moments, origin[0]);
+            if (block.rank == 0) result.write(of_channel, channel);
+        }
+        __syncthreads();
+        NormalizeCached<T, kWidth, 1> normalize{
+            SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
+        normalize.rules[0].set(of_channel.mean, of_channel.inv_std, result.gamma, result.beta, channel);
+        for_each_in_nchw_block<T, kStatisticsLoads<Valid>>(layout, channel, block.rank, normalize, valid);
+    }
+}
+
+template <typename T, int Width, typename Valid = AllPositions>
+__device__ __forceinline__ void forward_persistent_nhwc(const T* x,
+                                                        const StatisticsResult<accumulate_t<T>>& result,
+                                                        const T* residual, int activation, T* y,
+                                                        unsigned int* barrier_count, uint4* slots,
+                                                        const NhwcLayout& layout, const Valid& valid = {}) {
+    using A = accumulate_t<T>;
+    __shared__ Moments<A> scratch[kColumnScratch<Width>];
+    const GroupBlock block(layout.blocks);
+    const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
+    unsigned int expected = 0;
+    for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
+        const long long channel = channel_of_tile<Width>(tile);
+        const bool exists = channel < layout.channels;
+        KeepStatistics<T, Width, Width> keep{{x, {}, 0}, SharedCache<T, Width>(slots)};
+        if (exists) for_each_in_nhwc_block<kStatisticsLoads<Valid>>(layout, channel, block.rank, keep, valid);
+        Moments<A> moments[Width];
+        A origins[Width];
+        const T* const first = x + first_in_nhwc(layout, valid) + channel;
+#pragma unroll
+        for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(first[k]) : A(0);
+        finish_moments(keep.statistics, origins, moments, [&](auto& lowered) {
+            for_each_in_nhwc_block<1>(layout, channel, block.rank, lowered, valid);
+        });
+        column_reduce(moments, scratch);
+        if (threadIdx.y == 0 && exists) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k)
+                result.write(moments[k], origins[k], channel + k, block.rank, layout.blocks);
+        }
+        if (blocks > 1) {
+            // Each block merges some of the channels for all of them: if all merged all, they would read more
+            // than the data.
+            group_barrier(barrier_count + block.group, expected += blocks);
+            for_each_channel_to_merge<Width>(layout, tile, block.rank, [&](long long of_tile) {
+                A origin;
+                const Moments<A> merged =
+                    merged_moments(result.partial_moments, of_tile, layout.blocks, origin);
+                if (linear_thread() % kWarpThreads == 0)
+                    result.write(result.finished(merged, origin), of_tile);
+            });
+            group_barrier(barrier_count + block.group, expected += blocks);
+        } else {
+            __syncthreads();
+        }
+        if (!exists) continue;
+        NormalizeCached<T, Width, Width> normalize{
+            SharedCache<T, Width>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            normalize.rules[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
+                                    result.gamma, result.beta, channel + k);
+        }
+        for_each_in_nhwc_block<kStatisticsLoads<Valid>>(layout, channel, block.rank, normalize, valid);
+    }
+}
+
+// ---- backward --------------------------------------------------------------------------------------------
+
 // Keeps x, and the gradient of the activation's input, which the type holds exactly: it is that of y, or 0.
 template <typename T, int Width, int Channels, typename Source>
 struct CacheGradients {
@@ -79,7 +271,12 @@ struct CacheGradients {
     Normalization<A> rules[Channels];
     GradientSums<A> sums[Channels];
 
-    __device__ __forceinline__ void scalar(long long i) {
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            cached_x.skip();
+            cached_dz.skip();
+            return;
+        }
         const T x_i = x[i];
         const A value = to_accumulate(x_i);
         const A dz =
@@ -89,22 +286,29 @@ struct CacheGradients {
         sums[0].add(dz, value - rules[0].mean);
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
         typename Source::Loaded loaded[Count];
         Vector<T, Width> values[Count], added[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) continue;
             loaded[u] = source.load(i + u * step);
             values[u] = Vector<T, Width>::load(x + i + u * step);
             added[u] = residual_at<T, Width>(residual, i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) {
+                cached_x.skip();
+                cached_dz.skip();
+                continue;
+            }
             cached_x.put(values[u]);
             Vector<T, Width> gradients = source.of(loaded[u]);
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
+                if (!some.has(u, k)) continue;
                 const int c = channel_of<Channels>(k);
                 const A value = to_accumulate(values[u][k]);
                 const A z = rules[c].apply(value) + to_accumulate(added[u][k]);
@@ -126,21 +330,32 @@ struct InputGradientsCached {
     Normalization<A> rules[Channels];
     InputGradient<A> input_rules[Channels];
 
-    __device__ __forceinline__ void scalar(long long i) {
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            cached_x.skip();
+            cached_dz.skip();
+            dx[i] = from_accumulate<T>(A(0));
+            if (dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
+            return;
+        }
         const A value = to_accumulate(cached_x.get());
         const T dz = cached_dz.get();
         dx[i] = from_accumulate<T>(input_rules[0].apply(to_accumulate(dz), value, rules[0]));
         if (dresidual != nullptr) dresidual[i] = dz;
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            Vector<T, Width> values = cached_x.get_vector();
-            const Vector<T, Width> gradients = cached_dz.get_vector();
+            Vector<T, Width> values = cached_x.get_vector(some.any(u));
+            Vector<T, Width> gradients = cached_dz.get_vector(some.any(u));
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
+                if (!some.has(u, k)) {
+                    values[k] = gradients[k] = from_accumulate<T>(A(0));
+                    continue;
+                }
                 const int c = channel_of<Channels>(k);
                 values[k] = from_accumulate<T>(
                     input_rules[c].apply(to_accumulate(gradients[k]), to_accumulate(values[k]), rules[c]));
@@ -155,14 +370,12 @@ struct InputGradientsCached {
 //   activation   none or ReLU, whose gradient is exact
 //   slots       those of x, and then those of dz
 //   Loads        vectors in flight
-template <typename T, int Loads, typename Source>
-__device__ __forceinline__ void backward_persistent_nchw(const Source& source, const T* x,
-                                                         const ChannelArrays<accumulate_t<T>>& of_channels,
-                                                         const T* residual, int activation,
-                                                         const GradientResult<accumulate_t<T>>& result, T* dx,
-                                                         T* dresidual, unsigned int* barrier_count,
-                                                         accumulate_t<T> inv_count, int slots_of_x,
-                                                         uint4* slots, const NchwLayout& layout) {
+template <typename T, int Loads, typename Source, typename Valid = AllPositions>
+__device__ __forceinline__ void backward_persistent_nchw(
+    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
+    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual,
+    unsigned int* barrier_count, accumulate_t<T> inv_count, int slots_of_x, uint4* slots,
+    const NchwLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
@@ -180,7 +393,7 @@ __device__ __forceinline__ void backward_persistent_nchw(const Source& source, c
                                                   {},
                                                   {GradientSums<A>::identity()}};
         of_channels.load(keep.rules[0], channel);
-        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, keep);
+        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, keep, valid);
         GradientSums<A> sums = block_reduce(keep.sums[0], warp_values);
         if (layout.blocks > 1) {
             if (linear_thread() == 0) result.write_partial(sums, channel, block.rank, layout.blocks);
@@ -202,18 +415,16 @@ __device__ __forceinline__ void backward_persistent_nchw(const Source& source, c
                                                      {}};
         gradients.input_rules[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
                                      inv_count);
-        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, gradients);
+        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, gradients, valid);
     }
 }
 
-template <typename T, int Width, typename Source>
-__device__ __forceinline__ void backward_persistent_nhwc(const Source& source, const T* x,
-                                                         const ChannelArrays<accumulate_t<T>>& of_channels,
-                                                         const T* residual, int activation,
-                                                         const GradientResult<accumulate_t<T>>& result, T* dx,
-                                                         T* dresidual, unsigned int* barrier_count,
-                                                         accumulate_t<T> inv_count, int slots_of_x,
-                                                         uint4* slots, const NhwcLayout& layout) {
+template <typename T, int Width, typename Source, typename Valid = AllPositions>
+__device__ __forceinline__ void backward_persistent_nhwc(
+    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
+    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual,
+    unsigned int* barrier_count, accumulate_t<T> inv_count, int slots_of_x, uint4* slots,
+    const NhwcLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
@@ -236,7 +447,7 @@ __device__ __forceinline__ void backward_persistent_nhwc(const Source& source, c
             keep.sums[k] = GradientSums<A>::identity();
             if (exists) of_channels.load(keep.rules[k], channel + k);
         }
-        if (exists) for_each_in_nhwc_block<1>(layout, channel, block.rank, keep);
+        if (exists) for_each_in_nhwc_block<1>(layout, channel, block.rank, keep, valid);
         column_reduce(keep.sums, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
@@ -263,6 +474,6 @@ __device__ __forceinline__ void backward_persistent_nhwc(const Source& source, c
             gradients.input_rules[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
                                           channel + k);
         }
-        for_each_in_nhwc_block<1>(layout, channel, block.rank, gradients);
+        for_each_in_nhwc_block<1>(layout, channel, block.rank, gradients, valid);
     }
 }

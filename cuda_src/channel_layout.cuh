@@ -14,6 +14,8 @@ constexpr int kChannelBlocks = 4;
 // Vectors that a thread of the statistics has in flight. A thread that reads several arrays, or writes, needs
 // fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
+// Blocks of the statistics of rows that must fit on a multiprocessor: sums of many channels take registers.
+constexpr int kRowStatisticsBlocks = 3;
 
 struct NchwLayout {
     long long channels;
@@ -50,14 +52,95 @@ struct Share {
     }
 };
 
+// Which of the values of some vectors count: all of them, ...
+struct AllOfVectors {
+    __device__ __forceinline__ constexpr bool any(int) const { return true; }
+    __device__ __forceinline__ constexpr bool has(int, int) const { return true; }
+};
+// ... or value k of vector u if bit k of bits[u] is set.
+template <int Count>
+struct SomeOfVectors {
+    unsigned int bits[Count];
+
+    __device__ __forceinline__ bool any(int u) const { return bits[u] != 0; }
+    __device__ __forceinline__ bool has(int u, int k) const { return bits[u] >> k & 1u; }
+};
+
+// Which positions of a batch count: all of them, ...
+struct AllPositions {};
+// ... or those whose bit is set, which is bit p & 31 of words[p >> 5] for position p: a place in a sample's
+// plane, or a row, counted over the batch. There is a word more than the positions need.
+//   first   of these positions
+struct SomePositions {
+    const unsigned int* words;
+    long long first;
+
+    // Bits of 32 positions, first of this one.
+    __device__ __forceinline__ unsigned int from(long long position) const {
+        const unsigned int* word = words + (position >> 5);
+        const unsigned long long both = static_cast<unsigned long long>(word[1]) << 32 | word[0];
+        return static_cast<unsigned int>(both >> (position & 31));
+    }
+    __device__ __forceinline__ bool has(long long position) const {
+        return words[position >> 5] >> (position & 31) & 1u;
+    }
+};
+
+// Vectors of a thread of the statistics in flight: which of their values count takes the registers of two.
+template <typename Valid>
+constexpr int kStatisticsLoads = kReductionLoads;
+template <>
+constexpr int kStatisticsLoads<SomePositions> = kReductionLoads / 2;
+
+// Calls body.vectors<Count>(i, step), where only some positions count with which of the vectors' values do.
+//   position   of the first value, and the step between those of two vectors, in a plane
+template <int Count, int Width, typename Body>
+__device__ __forceinline__ void take_vectors(Body& body, long long i, long long step, const AllPositions&,
+                                             long long) {
+    body.template vectors<Count>(i, step);
+}
+template <int Count, int Width, typename Body>
+__device__ __forceinline__ void take_vectors(Body& body, long long i, long long step,
+                                             const SomePositions& valid, long long position) {
+    SomeOfVectors<Count> some;
+#pragma unroll
+    for (int u = 0; u < Count; ++u) some.bits[u] = valid.from(position + u * step) & ((1u << Width) - 1u);
+    body.template vectors<Count>(i, step, some);
+}
+// The same of rows, of which all values count or none.
+template <int Count, typename Body>
+__device__ __forceinline__ void take_rows(Body& body, long long i, long long step, const AllPositions&,
+                                          long long, int) {
+    body.template vectors<Count>(i, step);
+}
+template <int Count, typename Body>
+__device__ __forceinline__ void take_rows(Body& body, long long i, long long step, const SomePositions& valid,
+                                          long long row, int rows_apart) {
+    SomeOfVectors<Count> some;
+#pragma unroll
+    for (int u = 0; u < Count; ++u) some.bits[u] = valid.has(row + u * rows_apart) ? ~0u : 0u;
+    body.template vectors<Count>(i, step, some);
+}
+template <typename Body>
+__device__ __forceinline__ void take_scalar(Body& body, long long i, const AllPositions&, long long) {
+    body.scalar(i);
+}
+template <typename Body>
+__device__ __forceinline__ void take_scalar(Body& body, long long i, const SomePositions& valid,
+                                            long long position) {
+    body.scalar(i, valid.has(position));
+}
+
 // Calls body for all values of channel `channel` in the block of rank `rank`: body.vectors<Count>(i, step)
 // for Count whole aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the
-// others; i is the index in the array.
+// others; i is the index in the array. Where only some positions count, body.vectors<Count>(i, step, some)
+// and body.scalar(i, counts), also for those that do not.
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
+//   valid   AllPositions or SomePositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
-template <typename T, int Unroll, bool Whole = false, typename Body>
+template <typename T, int Unroll, bool Whole = false, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout, long long channel,
-                                                       long long rank, Body& body) {
+                                                       long long rank, Body& body, const Valid& valid = {}) {
     constexpr int width = kVectorWidth<T>;
     const long long begin = rank * layout.chunks_per_block;
     const long long end = min(begin + layout.chunks_per_block, layout.chunks);
@@ -66,6 +149,8 @@ __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout,
         const long long sample = s / layout.chunks_per_plane;
         const long long first = (s - sample * layout.chunks_per_plane) * layout.chunk;
         const long long base = (sample * layout.channels + channel) * layout.plane + first;
+        // From an index in the array to its position.
+        const long long to_position = sample * layout.plane + first - base;
         const int length = static_cast<int>(min(layout.chunk, layout.plane - first));
         // Planes of an odd size start anywhere: up to the first whole vector, and after the last, one by one.
         const int head = Whole ? 0 : min(length, static_cast<int>((width - base % width) % width));
@@ -73,20 +158,39 @@ __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout,
         const int tail = head + vectors * width;
         if constexpr (!Whole) {
 #pragma unroll 1
-            for (int i = threadIdx.x; i < head; i += blockDim.x) body.scalar(base + i);
+            for (int i = threadIdx.x; i < head; i += blockDim.x)
+                take_scalar(body, base + i, valid, base + i + to_position);
         }
         const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
         long long i = base + head + static_cast<long long>(threadIdx.x) * width;
         const long long step = static_cast<long long>(blockDim.x) * width;
 #pragma unroll 1
-        for (int n = 0; n < share.singles; ++n, i += step) body.template vectors<1>(i, 0);
+        for (int n = 0; n < share.singles; ++n, i += step)
+            take_vectors<1, width>(body, i, 0, valid, i + to_position);
 #pragma unroll 1
-        for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
+        for (int n = 0; n < share.groups; ++n, i += Unroll * step)
+            take_vectors<Unroll, width>(body, i, step, valid, i + to_position);
         if constexpr (!Whole) {
 #pragma unroll 1
-            for (int i = tail + threadIdx.x; i < length; i += blockDim.x) body.scalar(base + i);
+            for (int i = tail + threadIdx.x; i < length; i += blockDim.x)
+                take_scalar(body, base + i, valid, base + i + to_position);
         }
     }
+}
+
+// Index of the first value that counts of a channel; of rows that of channel 0.
+__device__ __forceinline__ long long first_in_nchw(const NchwLayout& layout, long long channel,
+                                                   const AllPositions&) {
+    return channel * layout.plane;
+}
+__device__ __forceinline__ long long first_in_nchw(const NchwLayout& layout, long long channel,
+                                                   const SomePositions& valid) {
+    const long long sample = valid.first / layout.plane;
+    return (sample * layout.channels + channel - sample) * layout.plane + valid.first;
+}
+__device__ __forceinline__ long long first_in_nhwc(const NhwcLayout&, const AllPositions&) { return 0; }
+__device__ __forceinline__ long long first_in_nhwc(const NhwcLayout& layout, const SomePositions& valid) {
+    return valid.first * layout.channels;
 }
 
 // The channel and part of a block that has one part of one channel.
@@ -114,19 +218,24 @@ __device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int
 
 // Calls body.vectors<Count>(i, step) for this thread's channels in all rows of the block of rank `rank`:
 // Count rows at once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first
-// channel.
+// channel. Where only some rows count, body.vectors<Count>(i, step, some).
 //   channel   first channel of this thread; the caller has checked that it exists
+//   valid     AllPositions or SomePositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
-template <int Unroll, typename Body>
+template <int Unroll, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
-                                                       long long rank, Body& body) {
+                                                       long long rank, Body& body, const Valid& valid = {}) {
     const long long begin = rank * layout.rows_per_block;
     const int rows = static_cast<int>(min(layout.rows_per_block, layout.rows - begin));
+    const int apart = static_cast<int>(blockDim.y);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
-    long long i = (begin + threadIdx.y) * layout.channels + channel;
+    long long row = begin + threadIdx.y;
+    long long i = row * layout.channels + channel;
     const long long step = blockDim.y * layout.channels;
 #pragma unroll 1
-    for (int n = 0; n < share.singles; ++n, i += step) body.template vectors<1>(i, 0);
+    for (int n = 0; n < share.singles; ++n, i += step, row += apart)
+        take_rows<1>(body, i, 0, valid, row, apart);
 #pragma unroll 1
-    for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
+    for (int n = 0; n < share.groups; ++n, i += Unroll * step, row += Unroll * apart)
+        take_rows<Unroll>(body, i, step, valid, row, apart);
 }

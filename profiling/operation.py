@@ -49,7 +49,7 @@ class Operation:
         Of each pass, ``sizes -> bytes``: the fewest (``gpu_layers.verification.floors``); what PyTorch's own kernels
         move, by their algorithm.
     kept : callable or None
-        Of what drops elements together: shape (N, C, *spatial) -> the part of x that is not dropped, and read.
+        Of what drops elements together, or has padding: shape (N, C, *spatial) -> the part of x that is read.
     by_arrays : dict of str to callable
         Of each pass that is not made of our kernels alone, ``sizes -> bytes`` that the array library moves besides.
     torch : callable or None

@@ -17,7 +17,6 @@ from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.verification import floors
-from gpu_layers.verification.batch_norm_variants_traffic import finding_bytes, packing_bytes
 from gpu_layers.verification.inputs import launched_nowhere
 from profiling.operation import (
     BACKWARD,
@@ -445,6 +444,12 @@ def _lengths(shape: Shape, channels_last: bool) -> list[tuple[int, int]]:
     return [(rows // 2 if sample % 2 else rows, columns) for sample in range(shape[0])]
 
 
+def _valid_part(shape: Shape) -> float:
+    """What part of a padded batch is valid."""
+    samples, rows, columns = shape[0], *shape[2:]
+    return sum(height * width for height, width in _lengths(shape, False)) / (samples * rows * columns)
+
+
 def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Any, BatchNorm2d]:
     x, gamma = arrays["x"], arrays["gamma"]
     layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
@@ -457,12 +462,14 @@ def _padded_backward(dy: Any, layer: BatchNorm2d) -> tuple[Any, ...]:
 
 
 def _finding_and_packing(s: Sizes) -> int:
-    return finding_bytes(s.positions, _numbers_of_positions(s)) + _packing(s)
+    """Bytes of a mask, written and read, and of the valid positions' numbers, besides those of packing."""
+    return 2 * s.positions + _numbers_of_positions(s) + _packing(s)
 
 
 def _packing(s: Sizes) -> int:
-    """Bytes of packing an array and unpacking another."""
-    return packing_bytes(s.elements(3) // 4, s.elements(1), _numbers_of_positions(s), 1, 1)
+    """Bytes of gathering the valid values of an array into rows, and of scattering rows into one of zeros."""
+    valid, index = s.elements(3) // 4, _numbers_of_positions(s)
+    return (index + 2 * valid) + (index + s.elements(1) + 2 * valid)
 
 
 def _numbers_of_positions(s: Sizes) -> int:
@@ -475,12 +482,12 @@ PADDED_BATCH_NORM = Operation(
     forward=_padded_forward,
     backward=_padded_backward,
     floor=_each(lambda s, direction: floors.padded_batch_norm(s, direction, 3 * s.inputs // 4, affine=True)),
-    # Packed and unpacked in the same way, with batch norm between.
+    kept=_valid_part,
+    # Its batch norm is one of rows, into which valid values are packed, and from which they are unpacked.
     torch_bytes={
         FORWARD: lambda s: _finding_and_packing(s) + s.elements(3 * 3) // 4,
         BACKWARD: lambda s: _packing(s) + s.elements(3 * 5) // 4,
     },
-    by_arrays={FORWARD: _finding_and_packing, BACKWARD: _packing},
     layouts=(False, True),
     per_channel=("gamma", "beta"),
     independent="channels",

@@ -9,8 +9,10 @@ import numpy as np
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.padding import padded
 from gpu_layers.reference.results import delivered
 
 
@@ -46,6 +48,7 @@ def _activated(z, activation, dtype):
 
 
 @ieee
+@padded(0)
 def batch_norm_forward(
     x: np.ndarray,
     gamma: np.ndarray | None,
@@ -56,6 +59,7 @@ def batch_norm_forward(
     activation: str = "identity",
     running: RunningStatistics | None = None,
     out: np.ndarray | None = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
@@ -77,6 +81,8 @@ def batch_norm_forward(
         The statistics are folded in there; with a momentum.
     out : ndarray, optional
         Where y is written to.
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count: y is +0 at others.
 
     Returns
     -------
@@ -95,6 +101,7 @@ def _normalized(x, statistics, channels_last, residual, activation, out):
 
 
 @ieee
+@padded()
 def batch_norm_statistics(
     x: np.ndarray,
     gamma: np.ndarray | None,
@@ -102,6 +109,7 @@ def batch_norm_statistics(
     eps: float,
     channels_last: bool = False,
     running: RunningStatistics | None = None,
+    valid: ValidPositions | None = None,
 ) -> np.ndarray:
     """The statistics and the parameters of the channels, which a forward saves.
 
@@ -195,6 +203,7 @@ def batch_norm_fold(
 
 
 @ieee
+@padded(0, 3)
 def batch_norm_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -203,6 +212,7 @@ def batch_norm_backward(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
@@ -228,6 +238,7 @@ def batch_norm_backward(
 
 
 @ieee
+@padded()
 def batch_norm_gradient_sums(
     dy: np.ndarray,
     x: np.ndarray,
@@ -235,6 +246,7 @@ def batch_norm_gradient_sums(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
     dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
@@ -243,6 +255,7 @@ def batch_norm_gradient_sums(
 
 
 @ieee
+@padded(0, 1)
 def batch_norm_input_gradient(
     dy: np.ndarray,
     x: np.ndarray,
@@ -253,6 +266,7 @@ def batch_norm_input_gradient(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
     dz = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
@@ -358,6 +372,7 @@ def batch_norm_double_backward(
 
 
 @ieee
+@padded(0)
 def batch_norm_inference(
     x: np.ndarray,
     mean: np.ndarray,
@@ -369,6 +384,7 @@ def batch_norm_inference(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: np.ndarray | None = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with given statistics: ``phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
 
@@ -384,6 +400,7 @@ def batch_norm_inference(
 
 
 @ieee
+@padded(0, 3)
 def batch_norm_inference_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -392,6 +409,7 @@ def batch_norm_inference_backward(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 

@@ -121,6 +121,12 @@ def padded_batch_norm_cases() -> Iterator[Case]:
         yield _padded(dtype, (3, 9, 11, 8), True, BatchNorm2d, {"lengths": planes}, "gelu")
         yield _padded(dtype, (3, 5, 9, 11), False, BatchNorm2d, {"mask": _holes((3, 9, 11))}, "relu")
         yield _padded(dtype, (33, 16), False, BatchNorm1d, {"mask": _holes((33,))}, None)
+        yield _padded(dtype, (3, 8, 9, 11), False, BatchNorm2d, {"lengths": planes}, "gelu")
+        yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"mask": _holes((3, 9, 11))}, "gelu")
+        yield _padded(dtype, (3, 9, 11, 3), True, BatchNorm2d, {"lengths": planes}, "leaky_relu")
+        # Several blocks a channel.
+        yield _padded(dtype, (2, 3, 61, 70), False, BatchNorm2d, {"mask": _holes((2, 61, 70))}, "relu")
+        yield _padded(dtype, (2, 61, 70, 16), True, BatchNorm2d, {"lengths": [[0, 70], [61, 33]]}, None)
         yield _padded(dtype, (5, 3, 7), False, _ghost_of_two, {"lengths": ragged}, "relu")
         yield _padded(dtype, (3, 9, 11, 8), True, _sync_of_one, {"mask": _holes((3, 9, 11))}, "relu")
 
@@ -181,8 +187,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         options = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
-        # More than the merging of parts adds.
-        depth = summation_depth(rows["x"].shape, dtype, True) + _MERGING
+        depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
         if make is _ghost_of_two:
             samples = np.nonzero(inside)[0]

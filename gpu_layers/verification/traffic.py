@@ -7,13 +7,11 @@ normalise, each input is read twice where its plan says that the values cannot b
 - Several processes: between the statistics and what they are for stands an exchange, before which a kernel ends, and
   what it kept is lost. So each input is read twice whatever its size: x forward, dy and x (and the residual) backward.
   The numbers of channels that are exchanged are not counted.
-- Padded batches: of the inputs what is valid, as often as the plan of so many rows says; of the outputs everything,
-  for the padding is to be 0; and the lengths.
+- Padded batches: of the inputs what is valid, as often as the plan says; of the outputs everything, for the padding is
+  to be 0. The bits that say what is valid are not in the floor.
 
 What is counted is the distinct 32-byte sectors that each launch touches: what the DRAM moves, as long as the caches
-hold what neighbouring threads share. Packing and unpacking padded batches is the array library's work, which no
-emulator sees: each of its operations is taken to read its arguments once and to write its result once, and its bytes
-stand in a column of their own.
+hold what neighbouring threads share.
 """
 
 from __future__ import annotations

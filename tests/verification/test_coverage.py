@@ -48,13 +48,13 @@ def called(monkeypatch) -> set[str]:
 
     for name in PASSES:
         monkeypatch.setattr(ops, name, recorded(name, getattr(ops, name)))
-    right = batch_norm_layers.packing_of
+    right = batch_norm_layers.valid_positions
 
-    def packing_of(x, lengths, mask, channels_last):
+    def valid_positions(x, lengths, mask, channels_last):
         names.update({"lengths"} if lengths is not None else (), {"mask"} if mask is not None else ())
         return right(x, lengths, mask, channels_last)
 
-    monkeypatch.setattr(batch_norm_layers, "packing_of", packing_of)
+    monkeypatch.setattr(batch_norm_layers, "valid_positions", valid_positions)
     return names
 
 
