@@ -5,6 +5,7 @@
 //   load(i), of(loaded)  the vector of gradients in two steps, so that several loads are in flight
 //   scalar(i)            a single one, unless
 //   kWhole               planes consist of whole vectors
+//   kIsArray, array()    it is an array of x's shape
 #pragma once
 
 #include "batch_norm_rules.cuh"
@@ -12,10 +13,11 @@
 // dy, of x's shape.
 template <typename T, int Width>
 struct GradientArray {
-    static constexpr bool kWhole = false;
+    static constexpr bool kWhole = false, kIsArray = true;
     using Loaded = Vector<T, Width>;
     const T* dy;
 
+    __device__ __forceinline__ const T* array() const { return dy; }
     __device__ __forceinline__ T scalar(long long i) const { return dy[i]; }
     __device__ __forceinline__ Loaded load(long long i) const { return Loaded::load(dy + i); }
     __device__ __forceinline__ const Vector<T, Width>& of(const Loaded& loaded) const { return loaded; }

@@ -143,16 +143,16 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nchw<T>(x,
-                               {partial_moments,
-                                statistics,
-                                gamma,
-                                beta,
-                                {running_mean, running_var, batches, rule},
-                                eps,
-                                layout.channels},
-                               residual, activation, y, barrier_count, slots, layout,
-                               positions(valid, first_valid));
+    forward_persistent_nchw<T, kPiecewiseLinear>(x,
+                                                 {partial_moments,
+                                                  statistics,
+                                                  gamma,
+                                                  beta,
+                                                  {running_mean, running_var, batches, rule},
+                                                  eps,
+                                                  layout.channels},
+                                                 residual, activation, y, barrier_count, slots, layout,
+                                                 positions(valid, first_valid));
 }
 
 template <typename T, int Width>
@@ -166,16 +166,16 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nhwc<T, Width>(x,
-                                      {partial_moments,
-                                       statistics,
-                                       gamma,
-                                       beta,
-                                       {running_mean, running_var, batches, rule},
-                                       eps,
-                                       layout.channels},
-                                      residual, activation, y, barrier_count, slots, layout,
-                                      positions(valid, first_valid));
+    forward_persistent_nhwc<T, Width, kPiecewiseLinear>(x,
+                                                        {partial_moments,
+                                                         statistics,
+                                                         gamma,
+                                                         beta,
+                                                         {running_mean, running_var, batches, rule},
+                                                         eps,
+                                                         layout.channels},
+                                                        residual, activation, y, barrier_count, slots, layout,
+                                                        positions(valid, first_valid));
 }
 
 template <typename T>
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                const unsigned int* valid, unsigned long long values,
                                                NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
+    backward_persistent_nchw<T, kPiecewiseLinear, kFusedLoads<kPiecewiseLinear>,
+                             GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
         positions(valid));
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                const unsigned int* valid, unsigned long long values,
                                                NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nhwc<T, Width, GradientArray<T, Width>>(
+    backward_persistent_nhwc<T, Width, kPiecewiseLinear, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
         positions(valid));

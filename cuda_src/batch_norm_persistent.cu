@@ -15,7 +15,7 @@
 
 // ---- forward ---------------------------------------------------------------------------------------------
 
-template <typename T>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        const T* residual, int activation, T* y,
@@ -25,28 +25,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                        NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nchw<T>(x,
-                               {partial_moments,
-                                statistics,
-                                gamma,
-                                beta,
-                                {running_mean, running_var, batches, rule},
-                                eps,
-                                layout.channels},
-                               residual, activation, y, barrier_count, slots, layout);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                       const T* residual, int activation, T* y,
-                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                       long long* batches, unsigned int* barrier_count,
-                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                       NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
-    forward_persistent_nhwc<T, Width>(x,
+    forward_persistent_nchw<T, Fused>(x,
                                       {partial_moments,
                                        statistics,
                                        gamma,
@@ -57,10 +36,31 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                       residual, activation, y, barrier_count, slots, layout);
 }
 
+template <typename T, int Width, Epilogue Fused>
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                       const T* residual, int activation, T* y,
+                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                       long long* batches, unsigned int* barrier_count,
+                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                       NhwcLayout layout) {
+    PERSISTENT_SHARED(slots);
+    forward_persistent_nhwc<T, Width, Fused>(x,
+                                             {partial_moments,
+                                              statistics,
+                                              gamma,
+                                              beta,
+                                              {running_mean, running_var, batches, rule},
+                                              eps,
+                                              layout.channels},
+                                             residual, activation, y, barrier_count, slots, layout);
+}
+
 // ---- backward --------------------------------------------------------------------------------------------
 
 //   activation   none or ReLU, whose gradient is exact; shared memory: what is kept of x, then of dz
-template <typename T>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
@@ -70,12 +70,12 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                         unsigned int* barrier_count, accumulate_t<T> inv_count,
                                         int slots_of_x, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
+    backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
 }
 
-template <typename T, int Width>
+template <typename T, int Width, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                         unsigned int* barrier_count, accumulate_t<T> inv_count,
                                         int slots_of_x, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nhwc<T, Width, GradientArray<T, Width>>(
+    backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
 }

@@ -40,15 +40,17 @@ static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
 // one, at least one if it has any, and then groups of Unroll: the hot loop, of the groups, is thus never a
-// thread's first. All one by one if Unroll is 1.
+// thread's first. All have as many groups: lanes of a warp that disagree go through both loops for the most
+// that any of them has. All one by one if Unroll is 1.
 template <int Unroll>
 struct Share {
     int singles, groups;
 
     __device__ __forceinline__ Share(int count, int thread, int threads) {
-        const int own = (count - thread + threads - 1) >> (__ffs(threads) - 1);
-        groups = own > 0 && Unroll > 1 ? (own - 1) / Unroll : 0;
-        singles = own > 0 ? own - groups * Unroll : 0;
+        const int of_all = count >> (__ffs(threads) - 1);
+        const int own = of_all + (thread < (count & (threads - 1)) ? 1 : 0);
+        groups = of_all > 0 && Unroll > 1 ? (of_all - 1) / Unroll : 0;
+        singles = own - groups * Unroll;
     }
 };
 
@@ -146,14 +148,14 @@ __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout,
     const long long end = min(begin + layout.chunks_per_block, layout.chunks);
 #pragma unroll 1
     for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
-        const long long sample = s / layout.chunks_per_plane;
+        const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
         const long long first = (s - sample * layout.chunks_per_plane) * layout.chunk;
         const long long base = (sample * layout.channels + channel) * layout.plane + first;
         // From an index in the array to its position.
         const long long to_position = sample * layout.plane + first - base;
         const int length = static_cast<int>(min(layout.chunk, layout.plane - first));
         // Planes of an odd size start anywhere: up to the first whole vector, and after the last, one by one.
-        const int head = Whole ? 0 : min(length, static_cast<int>((width - base % width) % width));
+        const int head = Whole ? 0 : min(length, static_cast<int>(-base & (width - 1)));
         const int vectors = (length - head) / width;
         const int tail = head + vectors * width;
         if constexpr (!Whole) {

@@ -50,6 +50,7 @@ from gpu_layers.runtime.program import Launcher
 # ``Epilogue`` of ``batch_norm_rules.cuh``.
 _FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
+_STRAIGHT: dict[str, Any] = {"of_nchw": _FUSIONS[:2], "of_nhwc": _FUSIONS[:2]}
 _RULE = f"{OF_CHANNELS}, const T* residual, int activation"
 _STATISTICS = LayoutPair(
     "batch_norm.cu",
@@ -97,12 +98,14 @@ _FORWARD_RESIDENT = PersistentKernel(
     "batch_norm_forward_persistent",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
     f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps",
+    **_STRAIGHT,
 )
 _BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_persistent.cu",
     "batch_norm_backward_persistent",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
     "unsigned int* barrier_count, A inv_count, int slots_of_x",
+    **_STRAIGHT,
 )
 
 
@@ -272,7 +275,7 @@ def forward(
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps)):
+        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps), Epilogue=_fusion(residual, activation)):
             deliver(running, of_running)
             return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
@@ -351,7 +354,8 @@ def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) 
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
     arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.slots)
-    if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last):
+    fused = _fusion(residual, activation)
+    if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last, Epilogue=fused):
         _parameter_gradients(plan, dy, x, rule, sums)
         _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
     return gradients(inputs, out, sums)
