@@ -89,6 +89,7 @@ struct GradientBeforeActivation {
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct ParameterGradients {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
     Normalization<A> rules[Channels];  // if kIdentity only the mean is used
     GradientSums<A> sums[Channels];
@@ -132,6 +133,7 @@ struct InputGradient {
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct InputGradients {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
     Normalization<A> rules[Channels];  // if kIdentity the shift is not used
     InputGradient<A> input_rules[Channels];
@@ -174,6 +176,7 @@ struct InputGradients {
         });
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             results[u].store(dx + i + u * step);
             if (Fused != kIdentity && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
         }
@@ -244,7 +247,8 @@ __device__ __forceinline__ void input_gradients_of_nchw(
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
     gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
+    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
+    for_each_in_nchw_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }
 
 template <typename T, int Width, Epilogue Fused, typename Source, typename Valid = AllPositions>
@@ -263,5 +267,6 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    for_each_in_nhwc_block<1>(layout, channel, rank, gradients, valid);
+    constexpr int kLoads = Fused == kIdentity && Source::kIsArray && Width <= 4 ? 2 : 1;
+    for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);
 }

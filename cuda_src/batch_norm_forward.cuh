@@ -13,7 +13,7 @@ __device__ __forceinline__ void statistics_of_nchw(const T* x,
     const NchwBlock block(layout);
     const A origin[1] = {to_accumulate(x[first_in_nchw(layout, block.channel, valid)])};
     Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
-    for_each_in_nchw_block<T, kStatisticsLoads<Valid>>(layout, block.channel, block.rank, values, valid);
+    for_each_in_nchw_block<T, kStatisticsLoads<T, Valid>>(layout, block.channel, block.rank, values, valid);
     Moments<A> moments[1];
     finish_moments(values, origin, moments, [&](auto& lowered) {
         for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, lowered, valid);
@@ -33,7 +33,7 @@ __device__ __forceinline__ void statistics_of_nhwc(const T* x,
     const long long channel = first_channel<Width>(layout, rank);
     Statistics<T, Width, Width> values{x, {}, 0};
     if (channel < layout.channels)
-        for_each_in_nhwc_block<kStatisticsLoads<Valid>>(layout, channel, rank, values, valid);
+        for_each_in_nhwc_block<kStatisticsLoads<T, Valid>>(layout, channel, rank, values, valid);
     Moments<A> moments[Width];
     A origins[Width];
     const T* const first = x + first_in_nhwc(layout, valid) + channel;
@@ -72,7 +72,7 @@ __device__ __forceinline__ void normalize_of_nchw(const T* x, const accumulate_t
     normalize.rules[0].set(mean ? mean[block.channel] : A(0),
                            statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
                            block.channel);
-    for_each_in_nchw_block<T, kFusedLoads<Fused>>(layout, block.channel, block.rank, normalize, valid);
+    for_each_in_nchw_block<T, kNormalizeLoads<Fused>>(layout, block.channel, block.rank, normalize, valid);
 }
 
 template <typename T, int Width, Epilogue Fused, typename Valid = AllPositions>
@@ -108,5 +108,5 @@ __device__ __forceinline__ void normalize_of_nhwc(const T* x, const accumulate_t
             statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
             channel + k);
     }
-    for_each_in_nhwc_block<kFusedLoads<Fused>>(layout, channel, rank, normalize, valid);
+    for_each_in_nhwc_block<kNormalizeLoads<Fused>>(layout, channel, rank, normalize, valid);
 }

@@ -85,7 +85,9 @@ __device__ __forceinline__ void for_each_channel_to_merge(const NhwcLayout& layo
 // ---- forward ---------------------------------------------------------------------------------------------
 
 // Vectors that a thread starts to fetch at a time, and those that it takes from where it keeps them.
-constexpr int kFetched = 4, kTaken = 2;
+constexpr int kFetched = 4;
+template <Epilogue Fused>
+constexpr int kTaken = Fused == kIdentity ? 2 : 4;
 
 template <typename T, int Width>
 struct FetchArray {
@@ -115,6 +117,7 @@ struct FetchArray {
 
 template <typename T, int Width, int Channels>
 struct StatisticsOfCached {
+    static constexpr bool kTakesFew = true;
     Statistics<T, Width, Channels> statistics;
     SharedCache<T, Width> kept;
 
@@ -133,11 +136,13 @@ struct StatisticsOfCached {
         for (int u = 0; u < Count; ++u) loaded[u] = kept.get_vector();
         statistics.take(loaded);
     }
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long, long long, const SomeOfVectors<Count>& some) {
+    template <int Count, typename Some>
+    __device__ __forceinline__ void vectors(long long, long long, const Some& some) {
         Vector<T, Width> loaded[Count];
 #pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = kept.get_vector(some.any(u));
+        for (int u = 0; u < Count; ++u) {
+            if (some.exists(u)) loaded[u] = kept.get_vector(some.any(u));
+        }
         statistics.take(loaded, some);
     }
 };
@@ -207,7 +212,7 @@ __device__ __forceinline__ void forward_persistent_nchw(const T* x,
         for_each_in_nchw_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
         wait_for_copies();
         StatisticsOfCached<T, kWidth, 1> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
-        for_each_in_nchw_block<T, kStatisticsLoads<Valid>>(layout, channel, block.rank, values, valid);
+        for_each_in_nchw_block<T, kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
         Moments<A> of_part[1];
         finish_moments(values.statistics, origin, of_part, [&](auto& lowered) {
             for_each_in_nchw_block<T, 1>(layout, channel, block.rank, lowered, valid);
@@ -229,7 +234,7 @@ __device__ __forceinline__ void forward_persistent_nchw(const T* x,
         NormalizeCached<T, kWidth, 1, Fused> normalize{
             SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
         normalize.rules[0].set(of_channel.mean, of_channel.inv_std, result.gamma, result.beta, channel);
-        for_each_in_nchw_block<T, kTaken>(layout, channel, block.rank, normalize, valid);
+        for_each_in_nchw_block<T, kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
     }
 }
 
@@ -252,7 +257,7 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
             FetchArray<T, Width> fetch{x, SharedCache<T, Width>(slots)};
             for_each_in_nhwc_block<kFetched>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_nhwc_block<kStatisticsLoads<Valid>>(layout, channel, block.rank, values, valid);
+            for_each_in_nhwc_block<kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
         }
         Moments<A> moments[Width];
         A origins[Width];
@@ -291,7 +296,7 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
             normalize.rules[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
                                     result.gamma, result.beta, channel + k);
         }
-        for_each_in_nhwc_block<kTaken>(layout, channel, block.rank, normalize, valid);
+        for_each_in_nhwc_block<kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
     }
 }
 

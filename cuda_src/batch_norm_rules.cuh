@@ -237,6 +237,7 @@ __device__ __forceinline__ void load_vectors(const T* array, long long i, long l
 template <typename T, int Width, int Channels, bool Lowers = false>
 struct Statistics {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     const T* x;
     MomentsAccumulator<A> values[Channels];
     int count;  // of each channel
@@ -262,7 +263,7 @@ struct Statistics {
 
     template <int Count>
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
-        if (Count == 1 && count == 0) {
+        if (count == 0) {
 #pragma unroll
             for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
         }
@@ -275,6 +276,26 @@ struct Statistics {
             }
         }
         count += Count * (Width / Channels);
+    }
+
+    // Those of one vector after the other.
+    template <int Count>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count], const FirstOfVectors& few) {
+        if (few.count == 0) return;
+        if (count == 0) {
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (!few.any(u)) continue;
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                values[c].add(taken(loaded[u][k], c));
+            }
+        }
+        count += few.count * (Width / Channels);
     }
 
     // Of a thread's values that count the first may be any. Of rows all values of a vector count, or none.
@@ -310,8 +331,8 @@ struct Statistics {
         load_vectors(x, i, step, AllOfVectors{}, loaded);
         take(loaded);
     }
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step, const SomeOfVectors<Count>& some) {
+    template <int Count, typename Some>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some) {
         Vector<T, Width> loaded[Count];
         load_vectors(x, i, step, some, loaded);
         take(loaded, some);
@@ -372,6 +393,8 @@ constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPi
 // Vectors in flight, as kReductionLoads.
 template <Epilogue Fused>
 constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
+template <Epilogue Fused>
+constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
 
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>
@@ -402,6 +425,7 @@ __device__ __forceinline__ accumulate_t<T> residual_at(const T* residual, long l
 template <typename T, int Width, int Channels, Epilogue Fused>
 struct Normalize {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     const T* x;
     const T* residual;
     int activation;
@@ -439,7 +463,9 @@ struct Normalize {
             apply<Count>(values, some, [](A z, int, int) { return z; });
         }
 #pragma unroll
-        for (int u = 0; u < Count; ++u) values[u].store(y + i + u * step);
+        for (int u = 0; u < Count; ++u) {
+            if (some.exists(u)) values[u].store(y + i + u * step);
+        }
     }
 
     template <int Count, typename Some, typename Finish>

@@ -38,32 +38,43 @@ struct NhwcLayout {
 };
 static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
 
-// What one thread of `threads` (a power of two) has of `count` things that they take in turn: some one by
-// one, at least one if it has any, and then groups of Unroll: the hot loop, of the groups, is thus never a
-// thread's first. All have as many groups: lanes of a warp that disagree go through both loops for the most
-// that any of them has. All one by one if Unroll is 1.
+// What one thread of `threads` (a power of two) has of `count` things that they take in turn: groups of
+// Unroll, and some that are left. All have as many groups: lanes of a warp that disagree go through a loop
+// for the most that any of them has.
+//   left   Unroll at most
 template <int Unroll>
 struct Share {
-    int singles, groups;
+    int left, groups;
 
     __device__ __forceinline__ Share(int count, int thread, int threads) {
         const int of_all = count >> (__ffs(threads) - 1);
-        const int own = of_all + (thread < (count & (threads - 1)) ? 1 : 0);
-        groups = of_all > 0 && Unroll > 1 ? (of_all - 1) / Unroll : 0;
-        singles = own - groups * Unroll;
+        groups = Unroll > 1 ? of_all / Unroll : 0;
+        left = of_all - groups * Unroll + (thread < (count & (threads - 1)) ? 1 : 0);
     }
 };
 
 // Which of the values of some vectors count: all of them, ...
+//   exists     whether a vector is there at all: results are written for it
+//   any, has   whether any of its values counts, and whether value k does
 struct AllOfVectors {
+    __device__ __forceinline__ constexpr bool exists(int) const { return true; }
     __device__ __forceinline__ constexpr bool any(int) const { return true; }
     __device__ __forceinline__ constexpr bool has(int, int) const { return true; }
+};
+// ... those of the first vectors, as there are no more, ...
+struct FirstOfVectors {
+    int count;
+
+    __device__ __forceinline__ bool exists(int u) const { return u < count; }
+    __device__ __forceinline__ bool any(int u) const { return u < count; }
+    __device__ __forceinline__ bool has(int u, int) const { return u < count; }
 };
 // ... or value k of vector u if bit k of bits[u] is set.
 template <int Count>
 struct SomeOfVectors {
     unsigned int bits[Count];
 
+    __device__ __forceinline__ constexpr bool exists(int) const { return true; }
     __device__ __forceinline__ bool any(int u) const { return bits[u] != 0; }
     __device__ __forceinline__ bool has(int u, int k) const { return bits[u] >> k & 1u; }
 };
@@ -77,24 +88,30 @@ struct SomePositions {
     const unsigned int* words;
     long long first;
 
-    // Bits of 32 positions, first of this one.
+    // Bits of Width positions, first of this one.
+    template <int Width>
     __device__ __forceinline__ unsigned int from(long long position) const {
         const unsigned int* word = words + (position >> 5);
-        const unsigned long long both = static_cast<unsigned long long>(word[1]) << 32 | word[0];
-        return static_cast<unsigned int>(both >> (position & 31));
+        const int shift = static_cast<int>(position & 31);
+        unsigned int bits = word[0] >> shift;
+        if (shift > 32 - Width) bits |= word[1] << (32 - shift);
+        return bits & ((1u << Width) - 1u);
     }
     __device__ __forceinline__ bool has(long long position) const {
         return words[position >> 5] >> (position & 31) & 1u;
     }
 };
 
-// Vectors of a thread of the statistics in flight: which of their values count takes the registers of two.
 template <typename Valid>
-constexpr int kStatisticsLoads = kReductionLoads;
+constexpr bool kCountsAll = true;
 template <>
-constexpr int kStatisticsLoads<SomePositions> = kReductionLoads / 2;
+constexpr bool kCountsAll<SomePositions> = false;
+// Vectors of a thread of the statistics in flight: which of their values count takes the registers of two,
+// and so do wide sums.
+template <typename T, typename Valid>
+constexpr int kStatisticsLoads = kCountsAll<Valid> && sizeof(T) < 8 ? kReductionLoads : kReductionLoads / 2;
 
-// Calls body.vectors<Count>(i, step), where only some positions count with which of the vectors' values do.
+// Calls body.vectors<Count>(i, step), or, where not all of the vectors' values count, with which of them do.
 //   position   of the first value, and the step between those of two vectors, in a plane
 template <int Count, int Width, typename Body>
 __device__ __forceinline__ void take_vectors(Body& body, long long i, long long step, const AllPositions&,
@@ -105,9 +122,14 @@ template <int Count, int Width, typename Body>
 __device__ __forceinline__ void take_vectors(Body& body, long long i, long long step,
                                              const SomePositions& valid, long long position) {
     SomeOfVectors<Count> some;
+    unsigned int common = ~0u;
 #pragma unroll
-    for (int u = 0; u < Count; ++u) some.bits[u] = valid.from(position + u * step) & ((1u << Width) - 1u);
-    body.template vectors<Count>(i, step, some);
+    for (int u = 0; u < Count; ++u) common &= some.bits[u] = valid.from<Width>(position + u * step);
+    if (common == (1u << Width) - 1u) {
+        body.template vectors<Count>(i, step);
+    } else {
+        body.template vectors<Count>(i, step, some);
+    }
 }
 // The same of rows, of which all values count or none.
 template <int Count, typename Body>
@@ -119,9 +141,24 @@ template <int Count, typename Body>
 __device__ __forceinline__ void take_rows(Body& body, long long i, long long step, const SomePositions& valid,
                                           long long row, int rows_apart) {
     SomeOfVectors<Count> some;
+    unsigned int common = ~0u;
 #pragma unroll
-    for (int u = 0; u < Count; ++u) some.bits[u] = valid.has(row + u * rows_apart) ? ~0u : 0u;
-    body.template vectors<Count>(i, step, some);
+    for (int u = 0; u < Count; ++u) common &= some.bits[u] = valid.has(row + u * rows_apart) ? ~0u : 0u;
+    if (common) {
+        body.template vectors<Count>(i, step);
+    } else {
+        body.template vectors<Count>(i, step, some);
+    }
+}
+// Those that are left over by groups of Unroll: at once where all positions count and the body has
+// kTakesFew, which is to say that it takes FirstOfVectors; otherwise one by one.
+template <typename Body>
+__device__ __forceinline__ constexpr auto takes_few(int) -> decltype(Body::kTakesFew) {
+    return Body::kTakesFew;
+}
+template <typename>
+__device__ __forceinline__ constexpr bool takes_few(long) {
+    return false;
 }
 template <typename Body>
 __device__ __forceinline__ void take_scalar(Body& body, long long i, const AllPositions&, long long) {
@@ -134,9 +171,9 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
 }
 
 // Calls body for all values of channel `channel` in the block of rank `rank`: body.vectors<Count>(i, step)
-// for Count whole aligned vectors at i, i + step, ..., first for Count = 1, and body.scalar(i) for the
-// others; i is the index in the array. Where only some positions count, body.vectors<Count>(i, step, some)
-// and body.scalar(i, counts), also for those that do not.
+// for Count whole aligned vectors at i, i + step, ..., and body.scalar(i) for the others; i is the index in
+// the array. Where only some positions count, body.vectors<Count>(i, step, some) and body.scalar(i, counts),
+// also for those that do not.
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
 //   valid   AllPositions or SomePositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
@@ -166,9 +203,14 @@ __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout,
         const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
         long long i = base + head + static_cast<long long>(threadIdx.x) * width;
         const long long step = static_cast<long long>(blockDim.x) * width;
+        if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {
+            body.template vectors<Unroll>(i, step, FirstOfVectors{share.left});
+            i += share.left * step;
+        } else {
 #pragma unroll 1
-        for (int n = 0; n < share.singles; ++n, i += step)
-            take_vectors<1, width>(body, i, 0, valid, i + to_position);
+            for (int n = 0; n < share.left; ++n, i += step)
+                take_vectors<1, width>(body, i, 0, valid, i + to_position);
+        }
 #pragma unroll 1
         for (int n = 0; n < share.groups; ++n, i += Unroll * step)
             take_vectors<Unroll, width>(body, i, step, valid, i + to_position);
@@ -219,8 +261,8 @@ __device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int
 }
 
 // Calls body.vectors<Count>(i, step) for this thread's channels in all rows of the block of rank `rank`:
-// Count rows at once, at i, i + step, ..., first for Count = 1; i is the index in the array of the first
-// channel. Where only some rows count, body.vectors<Count>(i, step, some).
+// Count rows at once, at i, i + step, ...; i is the index in the array of the first channel. Where only some
+// rows count, body.vectors<Count>(i, step, some).
 //   channel   first channel of this thread; the caller has checked that it exists
 //   valid     AllPositions or SomePositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
@@ -234,9 +276,14 @@ __device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout,
     long long row = begin + threadIdx.y;
     long long i = row * layout.channels + channel;
     const long long step = blockDim.y * layout.channels;
+    if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {
+        body.template vectors<Unroll>(i, step, FirstOfVectors{share.left});
+        i += share.left * step;
+    } else {
 #pragma unroll 1
-    for (int n = 0; n < share.singles; ++n, i += step, row += apart)
-        take_rows<1>(body, i, 0, valid, row, apart);
+        for (int n = 0; n < share.left; ++n, i += step, row += apart)
+            take_rows<1>(body, i, 0, valid, row, apart);
+    }
 #pragma unroll 1
     for (int n = 0; n < share.groups; ++n, i += Unroll * step, row += Unroll * apart)
         take_rows<Unroll>(body, i, step, valid, row, apart);
