@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
         inverse<accumulate_t<T>>(values), layout, positions(valid));
 }
 
-template <typename T>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     padded_batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma,
                                               const accumulate_t<T>* beta, const T* residual, int activation,
@@ -143,19 +143,19 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nchw<T, kPiecewiseLinear>(x,
-                                                 {partial_moments,
-                                                  statistics,
-                                                  gamma,
-                                                  beta,
-                                                  {running_mean, running_var, batches, rule},
-                                                  eps,
-                                                  layout.channels},
-                                                 residual, activation, y, barrier_count, slots, layout,
-                                                 positions(valid, first_valid));
+    forward_persistent_nchw<T, Fused>(x,
+                                      {partial_moments,
+                                       statistics,
+                                       gamma,
+                                       beta,
+                                       {running_mean, running_var, batches, rule},
+                                       eps,
+                                       layout.channels},
+                                      residual, activation, y, barrier_count, slots, layout,
+                                      positions(valid, first_valid));
 }
 
-template <typename T, int Width>
+template <typename T, int Width, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     padded_batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma,
                                               const accumulate_t<T>* beta, const T* residual, int activation,
@@ -166,19 +166,19 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nhwc<T, Width, kPiecewiseLinear>(x,
-                                                        {partial_moments,
-                                                         statistics,
-                                                         gamma,
-                                                         beta,
-                                                         {running_mean, running_var, batches, rule},
-                                                         eps,
-                                                         layout.channels},
-                                                        residual, activation, y, barrier_count, slots, layout,
-                                                        positions(valid, first_valid));
+    forward_persistent_nhwc<T, Width, Fused>(x,
+                                             {partial_moments,
+                                              statistics,
+                                              gamma,
+                                              beta,
+                                              {running_mean, running_var, batches, rule},
+                                              eps,
+                                              layout.channels},
+                                             residual, activation, y, barrier_count, slots, layout,
+                                             positions(valid, first_valid));
 }
 
-template <typename T>
+template <typename T, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     padded_batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
                                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
@@ -189,14 +189,13 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                const unsigned int* valid, unsigned long long values,
                                                NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nchw<T, kPiecewiseLinear, kFusedLoads<kPiecewiseLinear>,
-                             GradientArray<T, kVectorWidth<T>>>(
+    backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
         positions(valid));
 }
 
-template <typename T, int Width>
+template <typename T, int Width, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     padded_batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
@@ -207,7 +206,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                const unsigned int* valid, unsigned long long values,
                                                NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nhwc<T, Width, kPiecewiseLinear, GradientArray<T, Width>>(
+    backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
         positions(valid));

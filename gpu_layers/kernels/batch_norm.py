@@ -19,6 +19,7 @@ from gpu_layers.kernels.batch_norm_common import (
     ROWS,
     RUNNING,
     RUNNING_ARRAYS,
+    STRAIGHT_FUSIONS,
     LayoutPair,
     Normalization,
     PersistentKernel,
@@ -26,6 +27,7 @@ from gpu_layers.kernels.batch_norm_common import (
     contiguous,
     deliver,
     folding_rule,
+    fusion,
     gradients,
     merge_gradients,
     merge_statistics,
@@ -47,10 +49,9 @@ from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
-# ``Epilogue`` of ``batch_norm_rules.cuh``.
-_FUSIONS = tuple({"Epilogue": name} for name in ("kIdentity", "kPiecewiseLinear", "kSmooth"))
+_FUSIONS = (*STRAIGHT_FUSIONS, {"Epilogue": "kSmooth"})
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
-_STRAIGHT: dict[str, Any] = {"of_nchw": _FUSIONS[:2], "of_nhwc": _FUSIONS[:2]}
+_STRAIGHT: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
 _RULE = f"{OF_CHANNELS}, const T* residual, int activation"
 _STATISTICS = LayoutPair(
     "batch_norm.cu",
@@ -111,12 +112,6 @@ _BACKWARD_RESIDENT = PersistentKernel(
 
 def _arguments(rule: Normalization) -> tuple[Any, ...]:
     return *rule.of_channels, rule.residual, rule.number
-
-
-def _fusion(residual: Any | None, activation: str) -> str:
-    if activation not in PIECEWISE_LINEAR:
-        return "kSmooth"
-    return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
 
 
 def of_running_statistics(running: RunningStatistics | None) -> tuple[tuple[Any, ...], tuple[float | None, int] | None]:
@@ -275,7 +270,7 @@ def forward(
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps), Epilogue=_fusion(residual, activation)):
+        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps), Epilogue=fusion(residual, activation)):
             deliver(running, of_running)
             return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
@@ -318,7 +313,7 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
         return delivered(y, out), keep_statistics(mean, var, gamma, beta, eps, channels, dtype)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     statistics = new_statistics(x, plan, dtype)
-    fused = _fusion(residual, activation)
+    fused = fusion(residual, activation)
     arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps)
     _NORMALIZE.launch(plan, x, arguments, Epilogue=fused)
     return delivered(y, out), statistics
@@ -343,7 +338,7 @@ def launch_normalize(x: Any, statistics: Any, y: Any, channels_last: bool, activ
 def _launch_normalize(x: Any, rule: Normalization, y: Any, channels_last: bool) -> None:
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (x, *rule.of_channels, rule.residual, rule.number, y, None, 0.0)
-    _NORMALIZE.launch(plan, x, arguments, Epilogue=_fusion(rule.residual, rule.activation))
+    _NORMALIZE.launch(plan, x, arguments, Epilogue=fusion(rule.residual, rule.activation))
 
 
 @Launcher
@@ -354,7 +349,7 @@ def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) 
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
     arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.slots)
-    fused = _fusion(residual, activation)
+    fused = fusion(residual, activation)
     if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last, Epilogue=fused):
         _parameter_gradients(plan, dy, x, rule, sums)
         _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
@@ -388,7 +383,7 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
     _parameter_gradients(plan, dy, x, rule, sums)
-    if _fusion(rule.residual, activation) != "kIdentity":
+    if fusion(rule.residual, activation) != "kIdentity":
         _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last)
     else:
         # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
@@ -409,7 +404,7 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
 
 
 def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
-    _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=_fusion(rule.residual, rule.activation))
+    _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=fusion(rule.residual, rule.activation))
     merge_gradients(plan, rule, sums)
 
 
@@ -425,4 +420,4 @@ def _input_gradients(
     """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (dy, x, *_arguments(rule), *sums, *inputs, 1 / count)
-    _INPUT_GRADIENT.launch(plan, x, arguments, Epilogue=_fusion(rule.residual, rule.activation))
+    _INPUT_GRADIENT.launch(plan, x, arguments, Epilogue=fusion(rule.residual, rule.activation))

@@ -39,6 +39,17 @@ OF_CHANNELS = "const A* mean, const A* inv_std, const A* gamma, const A* beta"
 _WARP = 32
 
 
+#: ``Epilogue`` of ``batch_norm_rules.cuh``, but for the curved activations.
+STRAIGHT_FUSIONS = ({"Epilogue": "kIdentity"}, {"Epilogue": "kPiecewiseLinear"})
+
+
+def fusion(residual: Any | None, activation: str) -> str:
+    """``Epilogue`` of ``batch_norm_rules.cuh``."""
+    if activation not in PIECEWISE_LINEAR:
+        return "kSmooth"
+    return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
+
+
 def activation_number(activation: str) -> int:
     """What kernels know an activation by."""
     return NUMBERS.get(activation, _NO_ACTIVATION)

@@ -19,6 +19,7 @@ from gpu_layers.kernels.batch_norm_common import (
     PIECEWISE_LINEAR,
     RUNNING,
     RUNNING_ARRAYS,
+    STRAIGHT_FUSIONS,
     LayoutPair,
     Normalization,
     PersistentKernel,
@@ -26,6 +27,7 @@ from gpu_layers.kernels.batch_norm_common import (
     contiguous,
     deliver,
     folding_rule,
+    fusion,
     gradients,
     merge_gradients,
     merge_statistics,
@@ -40,6 +42,7 @@ from gpu_layers.runtime.program import Launcher
 _SOURCE = "batch_norm_padded.cu"
 _FUSIONS = tuple({"Epilogue": name} for name in ("kPiecewiseLinear", "kSmooth"))
 _FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
+_STRAIGHT: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
 _RULE = f"{OF_CHANNELS}, const T* residual, int activation"
 _VALID, _FIRST, _COUNT = "const unsigned int* valid", "unsigned long long first_valid", "unsigned long long values"
 _STATISTICS = LayoutPair(
@@ -73,12 +76,14 @@ _FORWARD_RESIDENT = PersistentKernel(
     "padded_batch_norm_forward_persistent",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
     f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps, {_VALID}, {_FIRST}",
+    **_STRAIGHT,
 )
 _BACKWARD_RESIDENT = PersistentKernel(
     _SOURCE,
     "padded_batch_norm_backward_persistent",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
     f"unsigned int* barrier_count, int slots_of_x, {_VALID}, {_COUNT}",
+    **_STRAIGHT,
 )
 # The kernels count the values.
 _UNCOUNTED = 0
@@ -105,9 +110,11 @@ def _forward(
     statistics, running, rule = new_statistics(x, plan, dtype), contiguous(of_running), _rule(momentum, dtype)
     partial_moments, y, valid = workspace(plan, 4, dtype, x), destination(out, x), (words, *numbers)
     before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-    if activation in PIECEWISE_LINEAR and _FORWARD_RESIDENT.run(plan, x, before, (rule, eps, *valid)):
-        deliver(running, of_running)
-        return delivered(y, out), statistics
+    if activation in PIECEWISE_LINEAR:
+        fused = fusion(residual, activation)
+        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps, *valid), Epilogue=fused):
+            deliver(running, of_running)
+            return delivered(y, out), statistics
     _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps), valid)
     deliver(running, of_running)
     rules = Normalization.of(statistics, residual, activation)
@@ -179,7 +186,8 @@ def _backward(operands: Any, numbers: Any, channels_last: bool, activation: str)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
     arguments, valid = (dy, x, *rule.of_channels, rule.residual, rule.number, *sums, *inputs), (words, *numbers)
-    if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, (plan.slots, *valid)):
+    last, fused = (plan.slots, *valid), fusion(residual, activation)
+    if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last, Epilogue=fused):
         _parameter_gradients(plan, dy, x, rule, sums, words)
         _input_gradients(dy, x, rule, sums[1:], inputs, valid, channels_last)
     return gradients(inputs, out, sums)

@@ -124,6 +124,7 @@ def padded_batch_norm_cases() -> Iterator[Case]:
         yield _padded(dtype, (3, 8, 9, 11), False, BatchNorm2d, {"lengths": planes}, "gelu")
         yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"mask": _holes((3, 9, 11))}, "gelu")
         yield _padded(dtype, (3, 9, 11, 3), True, BatchNorm2d, {"lengths": planes}, "leaky_relu")
+        yield _padded(dtype, (3, 9, 11, 16), True, BatchNorm2d, {"lengths": planes}, "relu")
         # Several blocks a channel.
         yield _padded(dtype, (2, 3, 61, 70), False, BatchNorm2d, {"mask": _holes((2, 61, 70))}, "relu")
         yield _padded(dtype, (2, 61, 70, 16), True, BatchNorm2d, {"lengths": [[0, 70], [61, 33]]}, None)
@@ -149,6 +150,7 @@ def _padded(
     parameters = accumulation_dtype(dtype)
     channels = shape[-1 if channels_last else 1]
     inside = _inside(shape, channels_last, valid)
+    has_residual = activation is not None
 
     def layer(arrays: Arrays) -> BatchNormLayer:
         options = {"channels_last": channels_last, "activation": activation, "dtype": parameters}
@@ -168,23 +170,29 @@ def _padded(
     def run(arrays: Arrays) -> Arrays:
         made, xp = layer(arrays), array_module(arrays["x"])
         own = {name: xp.asarray(value) if name == "mask" else value for name, value in valid.items()}
-        y = made(arrays["x"], arrays["residual"], **own)
-        dx, dresidual = made.backward(arrays["dy"])
+        residual = arrays["residual"] if has_residual else None
+
+        def gradients(name: str) -> Arrays:
+            found = made.backward(arrays["dy"])
+            return dict(zip((f"{name}dx", f"{name}dresidual"), found if has_residual else (found,), strict=False))
+
+        results = {"y": made(arrays["x"], residual, **own), **gradients("")}
         found = made.pending
         assert found is not None
-        results = {"y": y, "dx": dx, "dresidual": dresidual, "mean": found.mean, "var": found.var}
+        results |= {"mean": found.mean, "var": found.var}
         results |= {"dgamma": made.gradients["weight"], "dbeta": made.gradients["bias"]}
         made.eval().buffers.update(running_mean=found.mean, running_var=found.var)
-        results["inference y"] = made(arrays["x"], arrays["residual"], **own)
-        results["inference dx"], results["inference dresidual"] = made.backward(arrays["dy"])
-        return results
+        results["inference y"] = made(arrays["x"], residual, **own)
+        return results | gradients("inference ")
 
     def allowed(inputs: Arrays, expected: Arrays) -> Arrays:
         def rows_of(arrays: Arrays, names: Sequence[str]) -> Arrays:
             return {name: _rows(arrays[name], channels_last)[inside] for name in names}
 
-        elements = ("y", "dx", "dresidual", "inference y", "inference dx", "inference dresidual")
+        elements = [name for name in expected if expected[name].ndim > 1]
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
+        if not has_residual:
+            del rows["residual"]
         options = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
