@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
 }
 
 template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kInputGradientBlocks<Fused>)
     batch_norm_input_gradient_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                    const accumulate_t<T>* beta, const T* residual, int activation,

@@ -242,7 +242,7 @@ __device__ __forceinline__ void input_gradients_of_nchw(
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
     const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout,
     const Valid& valid = {}) {
-    const NchwBlock block(layout);
+    const NchwBlock block(layout, number_from_the_end());
     InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
@@ -257,8 +257,9 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
     const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout,
     const Valid& valid = {}) {
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
+    const unsigned int number = number_from_the_end();
+    const int rank = number / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank, number);
     if (channel >= layout.channels) return;
     InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
                                                              dgamma != nullptr, dx, dresidual};
@@ -267,6 +268,6 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    constexpr int kLoads = Fused == kIdentity && Source::kIsArray && Width <= 4 ? 2 : 1;
+    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
     for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);
 }

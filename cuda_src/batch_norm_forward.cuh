@@ -57,7 +57,7 @@ __device__ __forceinline__ void normalize_of_nchw(const T* x, const accumulate_t
                                                   const NchwLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ A inv_std;
-    const NchwBlock block(layout);
+    const NchwBlock block(layout, number_from_the_end());
     if (statistics != nullptr) {
         if (linear_thread() == 0) {
             inv_std = inverse_deviation(deviation[block.channel], eps);
@@ -85,8 +85,9 @@ __device__ __forceinline__ void normalize_of_nhwc(const T* x, const accumulate_t
     using A = accumulate_t<T>;
     // Of the tile's channels: a vector for each of at most kRowThreads<Width> threads side by side.
     __shared__ A inv_std[kRowThreads<Width> * Width];
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
+    const unsigned int number = number_from_the_end();
+    const int rank = number / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank, number);
     if (statistics != nullptr) {
         const int own = linear_thread();
         const long long staged = channel - static_cast<long long>(threadIdx.x) * Width + own;

@@ -390,6 +390,9 @@ enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
 constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
+// Those of the input's gradient of rows, with six numbers of each of a thread's channels.
+template <Epilogue Fused>
+constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
 // Vectors in flight, as kReductionLoads.
 template <Epilogue Fused>
 constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;

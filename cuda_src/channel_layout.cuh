@@ -238,12 +238,13 @@ __device__ __forceinline__ long long first_in_nhwc(const NhwcLayout& layout, con
 }
 
 // The channel and part of a block that has one part of one channel.
+//   number   of the block
 struct NchwBlock {
     int channel, rank;
 
-    __device__ __forceinline__ explicit NchwBlock(const NchwLayout& layout)
-        : channel(blockIdx.x / static_cast<int>(layout.blocks)),
-          rank(blockIdx.x - channel * static_cast<int>(layout.blocks)) {}
+    __device__ __forceinline__ explicit NchwBlock(const NchwLayout& layout, unsigned int number = blockIdx.x)
+        : channel(number / static_cast<int>(layout.blocks)),
+          rank(number - channel * static_cast<int>(layout.blocks)) {}
 };
 
 // First of this thread's Width channels in a tile; there may be no such channel.
@@ -256,9 +257,14 @@ __device__ __forceinline__ long long channel_of_tile(int tile) {
 
 // The same in a block of rank `rank`.
 template <int Width>
-__device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int rank) {
-    return channel_of_tile<Width>(static_cast<int>(blockIdx.x) - rank * static_cast<int>(layout.tiles));
+__device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int rank,
+                                                   unsigned int number = blockIdx.x) {
+    return channel_of_tile<Width>(static_cast<int>(number) - rank * static_cast<int>(layout.tiles));
 }
+
+// Number of a block that takes the work from the end: what a launch before has read last is still in the
+// cache.
+__device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
 
 // Calls body.vectors<Count>(i, step) for this thread's channels in all rows of the block of rank `rank`:
 // Count rows at once, at i, i + step, ...; i is the index in the array of the first channel. Where only some
