@@ -15,6 +15,7 @@
 // Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * blocks
 // blocks, rows: tiles * blocks.
 #include "batch_norm_backward.cuh"
+#include "batch_norm_forward.cuh"
 
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
 template <typename T>
@@ -24,51 +25,33 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                NchwLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
-    const NchwBlock block(layout);
-    const A origin[1] = {to_accumulate(x[block.channel * layout.plane])};
-    Statistics<T, kVectorWidth<T>, 1> values{x, {}, 0};
-    for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.rank, values);
-    Moments<A> moments[1];
-    finish_moments(values, origin, moments, [&](auto& lowered) {
-        for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, lowered);
-    });
-    moments[0] = block_reduce(moments[0], warp_values);
-    if (threadIdx.x != 0 || threadIdx.y != 0) return;
-    const StatisticsResult<A> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    result.write(moments[0], origin[0], block.channel, block.rank, layout.blocks);
+    statistics_of_nchw<T>(x,
+                          {partial_moments,
+                           statistics,
+                           gamma,
+                           beta,
+                           {running_mean, running_var, batches, rule},
+                           eps,
+                           layout.channels},
+                          layout);
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+__global__ void __launch_bounds__(kChannelThreads, kRowStatisticsBlocks)
     batch_norm_statistics_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                NhwcLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    Statistics<T, Width, Width> values{x, {}, 0};
-    if (channel < layout.channels) for_each_in_nhwc_block<kReductionLoads>(layout, channel, rank, values);
-    Moments<A> moments[Width];
-    A origins[Width];
-#pragma unroll
-    for (int k = 0; k < Width; ++k)
-        origins[k] = channel < layout.channels ? to_accumulate(x[channel + k]) : A(0);
-    finish_moments(values, origins, moments,
-                   [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, rank, lowered); });
-    column_reduce(moments, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
-    const StatisticsResult<A> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-#pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, rank, layout.blocks);
+    statistics_of_nhwc<T, Width>(x,
+                                 {partial_moments,
+                                  statistics,
+                                  gamma,
+                                  beta,
+                                  {running_mean, running_var, batches, rule},
+                                  eps,
+                                  layout.channels},
+                                 layout);
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
@@ -98,24 +81,8 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                               int activation, T* y, accumulate_t<T>* statistics, double eps,
                               NchwLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ A inv_std;
-    const NchwBlock block(layout);
-    if (statistics != nullptr) {
-        if (linear_thread() == 0) {
-            inv_std = inverse_deviation(deviation[block.channel], eps);
-            if (block.rank == 0) {
-                write_statistics(statistics, {mean[block.channel], deviation[block.channel], inv_std}, gamma,
-                                 beta, block.channel, layout.channels);
-            }
-        }
-        __syncthreads();
-    }
-    Normalize<T, kVectorWidth<T>, 1, Fused> normalize{x, residual, activation, y, {}};
-    normalize.rules[0].set(mean ? mean[block.channel] : A(0),
-                           statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
-                           block.channel);
-    for_each_in_nchw_block<T, kFusedLoads<Fused>>(layout, block.channel, block.rank, normalize);
+    normalize_of_nchw<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps,
+                                layout);
 }
 
 template <typename T, int Width, Epilogue Fused>
@@ -124,33 +91,8 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                               int activation, T* y, accumulate_t<T>* statistics, double eps,
                               NhwcLayout layout) {
-    using A = accumulate_t<T>;
-    // Of the tile's channels: a vector for each of at most kRowThreads<Width> threads side by side.
-    __shared__ A inv_std[kRowThreads<Width> * Width];
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    if (statistics != nullptr) {
-        const int own = linear_thread();
-        const long long staged = channel - static_cast<long long>(threadIdx.x) * Width + own;
-        if (own < static_cast<int>(blockDim.x) * Width && staged < layout.channels) {
-            inv_std[own] = inverse_deviation(deviation[staged], eps);
-            if (rank == 0) {
-                write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]}, gamma, beta,
-                                 staged, layout.channels);
-            }
-        }
-        __syncthreads();
-    }
-    if (channel >= layout.channels) return;
-    Normalize<T, Width, Width, Fused> normalize{x, residual, activation, y, {}};
-#pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        normalize.rules[k].set(
-            mean ? mean[channel + k] : A(0),
-            statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
-            channel + k);
-    }
-    for_each_in_nhwc_block<kFusedLoads<Fused>>(layout, channel, rank, normalize);
+    normalize_of_nhwc<T, Width, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics,
+                                       eps, layout);
 }
 
 // Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
@@ -262,7 +204,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
 }
 
 template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kInputGradientBlocks<Fused>)
     batch_norm_input_gradient_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                    const accumulate_t<T>* beta, const T* residual, int activation,

@@ -5,6 +5,7 @@
 //   load(i), of(loaded)  the vector of gradients in two steps, so that several loads are in flight
 //   scalar(i)            a single one, unless
 //   kWhole               planes consist of whole vectors
+//   kIsArray, array()    it is an array of x's shape
 #pragma once
 
 #include "batch_norm_rules.cuh"
@@ -12,10 +13,11 @@
 // dy, of x's shape.
 template <typename T, int Width>
 struct GradientArray {
-    static constexpr bool kWhole = false;
+    static constexpr bool kWhole = false, kIsArray = true;
     using Loaded = Vector<T, Width>;
     const T* dy;
 
+    __device__ __forceinline__ const T* array() const { return dy; }
     __device__ __forceinline__ T scalar(long long i) const { return dy[i]; }
     __device__ __forceinline__ Loaded load(long long i) const { return Loaded::load(dy + i); }
     __device__ __forceinline__ const Vector<T, Width>& of(const Loaded& loaded) const { return loaded; }
@@ -46,13 +48,15 @@ struct GradientBeforeActivation {
     }
 
     // Calls take(u, k, gradient, x) for value k of vector u, at i + u * step.
-    template <int Count, int Channels, typename Take>
-    __device__ __forceinline__ void vectors(long long i, long long step,
+    //   some   which of the values count: of the others nothing is taken
+    template <int Count, int Channels, typename Some, typename Take>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some,
                                             const Normalization<A> (&rules)[Channels], Take take) const {
         typename Source::Loaded loaded[Count];
         Vector<T, Width> values[Count], added[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) continue;
             loaded[u] = source.load(i + u * step);
             values[u] = Vector<T, Width>::load(x + i + u * step);
             if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
@@ -63,6 +67,7 @@ struct GradientBeforeActivation {
                 const Vector<T, Width>& gradients = source.of(loaded[u]);
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
+                    if (!some.has(u, k)) continue;
                     const A value = to_accumulate(values[u][k]);
                     take(u, k, backward(to_accumulate(gradients[k]), value, u, k), value);
                 }
@@ -84,17 +89,18 @@ struct GradientBeforeActivation {
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct ParameterGradients {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
     Normalization<A> rules[Channels];  // if kIdentity only the mean is used
     GradientSums<A> sums[Channels];
 
-    __device__ __forceinline__ void scalar(long long i) {
-        gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (counts) gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        gradient.template vectors<Count>(i, step, rules, [&](int, int k, A dz, A x) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
+        gradient.template vectors<Count>(i, step, some, rules, [&](int, int k, A dz, A x) {
             const int c = channel_of<Channels>(k);
             sums[c].add(dz, x - rules[c].mean);
         });
@@ -127,6 +133,7 @@ struct InputGradient {
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct InputGradients {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
     Normalization<A> rules[Channels];  // if kIdentity the shift is not used
     InputGradient<A> input_rules[Channels];
@@ -140,22 +147,36 @@ struct InputGradients {
                                               : input_rules[c].apply(dz, x, rules[c]);
     }
 
-    __device__ __forceinline__ void scalar(long long i) {
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            dx[i] = from_accumulate<T>(A(0));
+            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
+            return;
+        }
         gradient.scalar(i, rules[0], [&](A dz, A x) {
             dx[i] = from_accumulate<T>(apply(dz, x, 0));
             if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
         });
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
         Vector<T, Width> results[Count], passed[Count];
-        gradient.template vectors<Count>(i, step, rules, [&](int u, int k, A dz, A x) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                if (some.has(u, k)) continue;
+                results[u][k] = passed[u][k] = from_accumulate<T>(A(0));
+            }
+        }
+        gradient.template vectors<Count>(i, step, some, rules, [&](int u, int k, A dz, A x) {
             results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
             if (Fused != kIdentity) passed[u][k] = from_accumulate<T>(dz);
         });
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             results[u].store(dx + i + u * step);
             if (Fused != kIdentity && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
         }
@@ -176,27 +197,27 @@ struct ChannelArrays {
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
-template <typename T, Epilogue Fused, int Loads, typename Source>
+template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NchwLayout& layout) {
+    const NchwLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
     const NchwBlock block(layout);
     ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
         gradient, {}, {GradientSums<A>::identity()}};
     of_channels.load(gradients.rules[0], block.channel);
-    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients);
+    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
     const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
 }
 
-template <typename T, int Width, Epilogue Fused, int Loads, typename Source>
+template <typename T, int Width, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NhwcLayout& layout) {
+    const NhwcLayout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
@@ -207,7 +228,7 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
         gradients.sums[k] = GradientSums<A>::identity();
         if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients);
+    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid);
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
@@ -215,26 +236,30 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
-template <typename T, Epilogue Fused, typename Source>
+template <typename T, Epilogue Fused, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void input_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout) {
-    const NchwBlock block(layout);
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout,
+    const Valid& valid = {}) {
+    const NchwBlock block(layout, number_from_the_end());
     InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
                                                                    dgamma != nullptr, dx, dresidual};
     of_channels.load(gradients.rules[0], block.channel);
     gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    for_each_in_nchw_block<T, 1, Source::kWhole>(layout, block.channel, block.rank, gradients);
+    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
+    for_each_in_nchw_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }
 
-template <typename T, int Width, Epilogue Fused, typename Source>
+template <typename T, int Width, Epilogue Fused, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void input_gradients_of_nhwc(
     const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout) {
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout,
+    const Valid& valid = {}) {
+    const unsigned int number = number_from_the_end();
+    const int rank = number / static_cast<int>(layout.tiles);
+    const long long channel = first_channel<Width>(layout, rank, number);
     if (channel >= layout.channels) return;
     InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
                                                              dgamma != nullptr, dx, dresidual};
@@ -243,5 +268,6 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         of_channels.load(gradients.rules[k], channel + k);
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
-    for_each_in_nhwc_block<1>(layout, channel, rank, gradients);
+    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
+    for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);
 }

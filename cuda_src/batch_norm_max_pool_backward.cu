@@ -60,7 +60,8 @@ __device__ __forceinline__ accumulate_t<T> value_of(const Vector<T, Width>& vect
 // Rows, of any such window.
 template <typename T, int Width>
 struct PooledGradientOfRows {
-    static constexpr bool kWhole = true;
+    static constexpr bool kWhole = true, kIsArray = false;
+    __device__ __forceinline__ const T* array() const { return nullptr; }
 
     // Of window 2 * i + j: i back in height, j back in width, so that taps ascend.
     struct Loaded {
@@ -124,7 +125,8 @@ struct PooledGradientOfRows {
 // windows, so that what a vector takes from which window is known when compiled.
 template <typename T, int Kernel, int Stride, int Pad>
 struct PooledGradientOfPlanes {
-    static constexpr bool kWhole = true;
+    static constexpr bool kWhole = true, kIsArray = false;
+    __device__ __forceinline__ const T* array() const { return nullptr; }
     static constexpr int kWidth = kVectorWidth<T>;
     // Windows of a vector's own, and those further on that reach into it.
     static constexpr int kOwn = kWidth / Stride, kMore = (Stride - 1 + Pad) / Stride;
@@ -270,7 +272,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nchw<T, kFusedLoads<kPiecewiseLinear>,
+    backward_persistent_nchw<T, kPiecewiseLinear, kFusedLoads<kPiecewiseLinear>,
                              PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nhwc<T, Width, PooledGradientOfRows<T, Width>>(
+    backward_persistent_nhwc<T, Width, kPiecewiseLinear, PooledGradientOfRows<T, Width>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
         layout);

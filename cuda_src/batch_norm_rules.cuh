@@ -8,17 +8,18 @@
 #include "channel_layout.cuh"
 #include "moments.cuh"
 
-// Mean, biased variance, 1 / sqrt(variance + eps) of a channel.
+// Mean, biased variance, 1 / sqrt(variance + eps) of a channel, and how many values it has, where they were
+// counted.
 template <typename A>
 struct ChannelStatistics {
-    A mean, var, inv_std;
+    A mean, var, inv_std, count;
 };
 
 // Rows of what batch norm keeps of the channels: ChannelStatistics, and the parameters that went with them.
 enum StatisticsRow { kMean, kVar, kInvStd, kGamma, kBeta };
 
 // How the statistics of a batch are folded into running ones: running = running * old + batch * newest, of
-// the variance times unbiased.
+// the variance times unbiased: n / (n - 1) for n values, or 0 where only the kernels count them.
 template <typename A>
 struct FoldingRule {
     A old, newest, unbiased;
@@ -38,10 +39,11 @@ struct RunningStatistics {
     FoldingRule<A> rule;
 
     // One thread calls this for a channel.
-    __device__ __forceinline__ void fold(A batch_mean, A batch_var, long long channel) const {
+    __device__ __forceinline__ void fold(const ChannelStatistics<A>& batch, long long channel) const {
         if (mean == nullptr) return;
-        rule.fold(mean[channel], batch_mean);
-        rule.fold(var[channel], batch_var * rule.unbiased);
+        const A unbiased = rule.unbiased != A(0) ? rule.unbiased : batch.count / (batch.count - A(1));
+        rule.fold(mean[channel], batch.mean);
+        rule.fold(var[channel], batch.var * unbiased);
         if (channel == 0) *batches += 1;
     }
 };
@@ -87,14 +89,16 @@ struct StatisticsResult {
         const A var = moments.var;
         // With an infinity or NaN among the values nothing is known of them, whichever the order they came
         // in.
-        if (!is_finite(var)) return {var - var, var - var, var - var};
-        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps)};
-        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown)};
+        const A count = fabs(moments.count);
+        if (!is_finite(var)) return {var - var, var - var, var - var, count};
+        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps), count};
+        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
+                count};
     }
 
     __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
         write_statistics(statistics, of_channel, gamma, beta, channel, channels);
-        running.fold(of_channel.mean, of_channel.var, channel);
+        running.fold(of_channel, channel);
     }
 
     // Of a part, which may be the only one.
@@ -219,10 +223,21 @@ constexpr int channel_of(int k) {
     return Channels == 1 ? 0 : k;
 }
 
+// The vectors at i, i + step, ... of an array; of one of which no value counts nothing is read.
+template <typename T, int Width, int Count, typename Some>
+__device__ __forceinline__ void load_vectors(const T* array, long long i, long long step, const Some& some,
+                                             Vector<T, Width> (&loaded)[Count]) {
+#pragma unroll
+    for (int u = 0; u < Count; ++u) {
+        if (some.any(u)) loaded[u] = Vector<T, Width>::load(array + i + u * step);
+    }
+}
+
 //   Lowers   whether values of some of the channels, those of the bits of `lowered`, are lowered
 template <typename T, int Width, int Channels, bool Lowers = false>
 struct Statistics {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     const T* x;
     MomentsAccumulator<A> values[Channels];
     int count;  // of each channel
@@ -248,7 +263,7 @@ struct Statistics {
 
     template <int Count>
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
-        if (Count == 1 && count == 0) {
+        if (count == 0) {
 #pragma unroll
             for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
         }
@@ -263,14 +278,64 @@ struct Statistics {
         count += Count * (Width / Channels);
     }
 
-    __device__ __forceinline__ void scalar(long long i) { take(x[i]); }
+    // Those of one vector after the other.
+    template <int Count>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count], const FirstOfVectors& few) {
+        if (few.count == 0) return;
+        if (count == 0) {
+#pragma unroll
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (!few.any(u)) continue;
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                values[c].add(taken(loaded[u][k], c));
+            }
+        }
+        count += few.count * (Width / Channels);
+    }
+
+    // Of a thread's values that count the first may be any. Of rows all values of a vector count, or none.
+    template <int Count>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count],
+                                         const SomeOfVectors<Count>& some) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) continue;
+            if (count == 0) {
+#pragma unroll
+                for (int k = Width - 1; k >= 0; --k) {
+                    const int c = channel_of<Channels>(k);
+                    if (some.has(u, k)) values[c].shift = taken(loaded[u][k], c);
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const int c = channel_of<Channels>(k);
+                if (some.has(u, k)) values[c].add(taken(loaded[u][k], c));
+            }
+            count += Channels == 1 ? __popc(some.bits[u] & ((1u << Width) - 1u)) : 1;
+        }
+    }
+
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (counts) take(x[i]);
+    }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> loaded[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) loaded[u] = Vector<T, Width>::load(x + i + u * step);
+        load_vectors(x, i, step, AllOfVectors{}, loaded);
         take(loaded);
+    }
+    template <int Count, typename Some>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some) {
+        Vector<T, Width> loaded[Count];
+        load_vectors(x, i, step, some, loaded);
+        take(loaded, some);
     }
 };
 
@@ -325,9 +390,14 @@ enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
 constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
+// Those of the input's gradient of rows, with six numbers of each of a thread's channels.
+template <Epilogue Fused>
+constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
 // Vectors in flight, as kReductionLoads.
 template <Epilogue Fused>
 constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
+template <Epilogue Fused>
+constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
 
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>
@@ -358,13 +428,18 @@ __device__ __forceinline__ accumulate_t<T> residual_at(const T* residual, long l
 template <typename T, int Width, int Channels, Epilogue Fused>
 struct Normalize {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = true;
     const T* x;
     const T* residual;
     int activation;
     T* y;
     Normalization<A> rules[Channels];
 
-    __device__ __forceinline__ void scalar(long long i) {
+    __device__ __forceinline__ void scalar(long long i, bool counts = true) {
+        if (!counts) {
+            y[i] = from_accumulate<T>(A(0));
+            return;
+        }
         A z = rules[0].apply(to_accumulate(x[i]));
         if (Fused != kIdentity) {
             z += residual_at(residual, i);
@@ -373,34 +448,40 @@ struct Normalize {
         y[i] = from_accumulate<T>(z);
     }
 
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
         Vector<T, Width> values[Count], added[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) continue;
             values[u] = Vector<T, Width>::load(x + i + u * step);
             if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
         if (Fused != kIdentity) {
             with_fused_activation<T, Fused>(activation, [&](auto phi) {
-                apply<Count>(values,
+                apply<Count>(values, some,
                              [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
             });
         } else {
-            apply<Count>(values, [](A z, int, int) { return z; });
+            apply<Count>(values, some, [](A z, int, int) { return z; });
         }
 #pragma unroll
-        for (int u = 0; u < Count; ++u) values[u].store(y + i + u * step);
+        for (int u = 0; u < Count; ++u) {
+            if (some.exists(u)) values[u].store(y + i + u * step);
+        }
     }
 
-    template <int Count, typename Finish>
-    __device__ __forceinline__ void apply(Vector<T, Width> (&values)[Count], Finish finish) const {
+    template <int Count, typename Some, typename Finish>
+    __device__ __forceinline__ void apply(Vector<T, Width> (&values)[Count], const Some& some,
+                                          Finish finish) const {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                const A z = rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k]));
-                values[u][k] = from_accumulate<T>(finish(z, u, k));
+                A z(0);
+                if (some.has(u, k))
+                    z = finish(rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k])), u, k);
+                values[u][k] = from_accumulate<T>(z);
             }
         }
     }

@@ -70,12 +70,6 @@ class Case:
         """What PyTorch's own kernels move."""
         return self.operation.torch_bytes(self.sizes, self.direction)
 
-    @property
-    def bytes_by_arrays(self) -> int:
-        """What the array library moves beside our kernels, by the sizes of its arrays."""
-        by_arrays = self.operation.by_arrays
-        return 0 if by_arrays is None else by_arrays(self.sizes, self.direction)
-
     def in_memory(self, shape: Shape) -> Shape:
         """A shape (N, C, *spatial) in the order of memory."""
         return (shape[0], *shape[2:], shape[1]) if self.channels_last else shape

@@ -67,7 +67,7 @@ class Instruction:
     @property
     def global_bytes(self) -> int:
         """Bytes that it moves between a thread and global memory; 0 for other instructions."""
-        if self.mnemonic not in ("LDG", "STG"):
+        if self.mnemonic not in ("LDG", "STG", "LDGSTS"):
             return 0
         modifiers = self.opcode.split(".")
         return next((size for name, size in _ACCESS_BYTES.items() if name in modifiers), 4)

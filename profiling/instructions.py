@@ -395,11 +395,16 @@ def _shf(modifiers: list[str], operands: list[str]) -> Action:
     put, a, by, c = _put(operands[0]), *map(integer, operands[1:4])
     left, is_high = modifiers[0] == "L", "HI" in modifiers
     kind = modifiers[1]
-    if modifiers[0] not in ("L", "R") or kind not in ("U32", "S32", "U64", "S64") or "W" in modifiers:
+    wraps = kind == "W"
+    if wraps:
+        kind = modifiers[2]
+    if modifiers[0] not in ("L", "R") or kind not in ("U32", "S32", "U64", "S64") or (wraps and "64" in kind):
         raise UnknownInstructionError("SHF")
 
     def act(threads: Any, at: Any) -> None:
         x, y, places = a(threads, at), c(threads, at), by(threads, at)
+        if wraps:
+            places = places & U32(31)
         if kind in ("U32", "S32"):
             value, few = (x if left else y), np.minimum(places, U32(31))
             if kind == "S32":

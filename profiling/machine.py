@@ -42,6 +42,8 @@ _RUNNING, _ASLEEP, _AT_JOIN, _AT_BARRIER, _DONE = range(5)
 # Where the parameters begin in the bank of constants, and where a block's shared memory begins: a kilobyte is reserved.
 _PARAMETERS, _SHARED_BASE = 0x210, 0x400
 _JOINS = 16
+# What waits for copies to shared memory waits for this register, which no load writes to.
+_COPIES = 255
 # What a sample of blocks reads where blocks count each other: all have come.
 _MANY = 0x7FFFFFFF
 _MOST_STEPS = 5_000_000
@@ -203,7 +205,7 @@ def _step(instruction: Instruction) -> _Step:
 
         action = refuse
     operands = split(instruction.operands)
-    read = operands if instruction.mnemonic in ("STG", "STS", "ST") else operands[1:]
+    read = operands if instruction.mnemonic in ("STG", "STS", "ST", "LDGSTS") else operands[1:]
     sources = {int(number) for text in read for number in re.findall(r"(?<!U)\bR(\d+)", text)}
     # Numbers of 64 bits, and addresses.
     wide_sources = {row + 1 for row in sources}
@@ -624,6 +626,34 @@ class _Machine:
         self._keep(row, where, words, step.instruction.opcode)
         return place + 1
 
+    def _copy_to_shared(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        """From global memory: it is there at once, but a warp waits where it says so."""
+        lanes = self._indices(where)
+        if not lanes.size:
+            return place + 1
+        size = step.instruction.global_bytes
+        addresses = self._address(step.operands[1], where).astype(U64)
+        blocks, places = self._shared_places(step.operands[0], where, size)
+        view = self._shared.view(U32)
+        for word, value in enumerate(self.memory.load(addresses, size)):
+            view[blocks, places + word] = value
+        is_new, sectors = self.memory.new_sectors(addresses, size)
+        self._loaded += sectors * _SECTOR
+        self._pending[_COPIES, self._warp_of[lanes]] |= 1
+        self._pending[_COPIES, self._warp_of[lanes[is_new]]] |= 2
+        self._maybe_pending.add(_COPIES)
+        return place + 1
+
+    def _begin_wait_for_copies(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        return place + 1
+
+    def _wait_for_copies(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        if step.operands[1] != "0x0":
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
+        if _COPIES in self._maybe_pending:
+            self._wait_for_loads(frozenset({_COPIES}))
+        return place + 1
+
     def _store_shared(self, step: _Step, place: int, at: Any, where: Any) -> int:
         if not self._indices(where).size:
             return place + 1
@@ -769,6 +799,9 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "STG": _Machine._store_global,
     "LDS": _Machine._load_shared,
     "STS": _Machine._store_shared,
+    "LDGSTS": _Machine._copy_to_shared,
+    "LDGDEPBAR": _Machine._begin_wait_for_copies,
+    "DEPBAR": _Machine._wait_for_copies,
     "ATOMG": _Machine._atomic,
     "REDG": _Machine._atomic,
     "SHFL": _Machine._shuffle,

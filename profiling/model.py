@@ -54,11 +54,8 @@ _SMALL = 4e6
 def model(case: Case, gpu: Gpu = MODELLED) -> Row:
     """The modelled row of a case."""
     counted, note = count_case(case)
-    prediction = timed(counted, case.floor_bytes, gpu, by_arrays=case.bytes_by_arrays, note=note)
+    prediction = timed(counted, case.floor_bytes, gpu, note)
     notes = [note] if note else []
-    if case.bytes_by_arrays:
-        size = case.bytes_by_arrays / 1e6
-        notes.append(f"{size:.2f} MB of it by the array library, by the sizes of its arrays")
     row = Row(
         case=str(case),
         op=case.operation.name,
@@ -70,7 +67,7 @@ def model(case: Case, gpu: Gpu = MODELLED) -> Row:
         torch_bytes=case.torch_bytes,
         notes=notes,
     )
-    moved = round(sum(launch.moved for launch in counted)) + case.bytes_by_arrays
+    moved = round(sum(launch.moved for launch in counted))
     row.model = {
         "gpu": gpu.name,
         "bytes": moved,
@@ -355,7 +352,7 @@ def predict(
 def predict_case(case: Case, gpu: Gpu = MODELLED) -> Prediction:
     """The modelled time of a case."""
     counted, note = count_case(case)
-    return timed(counted, case.floor_bytes, gpu, by_arrays=case.bytes_by_arrays, note=note)
+    return timed(counted, case.floor_bytes, gpu, note)
 
 
 def count_case(case: Case) -> tuple[list[Counted], str]:
@@ -380,9 +377,7 @@ def count_launch(launch: Launch, moved: float) -> Counted:
     return Counted(launch, kernel, moved, execution)
 
 
-def timed(
-    counted: Sequence[Counted], floor_bytes: int, gpu: Gpu = MODELLED, *, by_arrays: int = 0, note: str = ""
-) -> Prediction:
+def timed(counted: Sequence[Counted], floor_bytes: int, gpu: Gpu = MODELLED, note: str = "") -> Prediction:
     """The time that counted launches should take, one after the other.
 
     Parameters
@@ -391,13 +386,11 @@ def timed(
     floor_bytes : int
         The fewest bytes that the call must move.
     gpu : Gpu
-    by_arrays : int
-        Bytes that the array library moves besides, at a copy's rate.
     note : str
         Of the result.
     """
     times = tuple(launch_time(launch, gpu) for launch in counted)
-    seconds = sum(time.seconds for time in times) + by_arrays / gpu.copy_rate
+    seconds = sum(time.seconds for time in times)
     return Prediction(gpu, tuple(counted), times, seconds, copy_seconds(floor_bytes, gpu), note)
 
 

@@ -33,5 +33,12 @@ def most_registers(kernel_name: str) -> int:
         return 2 * _MOST
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST
-    three_blocks = ("batch_norm_max_pool_", "activation_dropout_backward<double>", "dropout_add_")
+    three_blocks = (
+        "batch_norm_max_pool_",
+        "activation_dropout_backward<double>",
+        "dropout_add_",
+        "batch_norm_statistics_nhwc",
+        "padded_batch_norm_statistics_nhwc",
+        "batch_norm_input_gradient_nhwc",
+    )
     return 80 if kernel_name.endswith("kPiecewiseLinear>") or kernel_name.startswith(three_blocks) else _MOST

@@ -152,10 +152,7 @@ class Operation:
     layers : tuple of LayerExample
         Those that are made of it.
     kept : callable or None
-        Of what drops elements together: shape (N, C, *spatial) -> the part of x that is not dropped, and read.
-    by_arrays : callable or None
-        Of passes that are not made of our kernels alone, ``(sizes, direction) -> bytes`` that the array library moves
-        besides.
+        Of what drops elements together, or has padding: shape (N, C, *spatial) -> the part of x that is read.
     torch : callable or None
         ``(torch.nn.functional, tensors) -> y``, as PyTorch's users write it. Its backward is autograd's.
     expression, gradient : callable or None
@@ -195,7 +192,6 @@ class Operation:
     dtypes: tuple[np.dtype, ...] = FLOAT_DTYPES
     layers: tuple[LayerExample, ...] = ()
     kept: Callable[[Shape], float] | None = None
-    by_arrays: Bytes | None = None
     torch: Callable[[Any, Arrays], Any] | None = None
     expression: Callable[[Any, Arrays, bool], Any] | None = None
     gradient: Callable[[Any, Arrays, bool], Any] | None = None

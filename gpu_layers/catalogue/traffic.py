@@ -36,8 +36,6 @@ class TrafficCase:
         in bytes.
     limit : float
         Most bytes that it may move, as a multiple of the floor.
-    by_arrays : int
-        Bytes that the array library also moves, by the sizes of its arrays.
     torch_saved : int or None
         Of a forward: bytes that PyTorch's keeps alive for its backward, of its input too.
     launches : int
@@ -51,7 +49,6 @@ class TrafficCase:
     prepare: Callable[[], Prepared]
     limit: float = 1.05
     torch_saved: int | None = None
-    by_arrays: int = 0
     launches: int = 1
 
     def __str__(self) -> str:

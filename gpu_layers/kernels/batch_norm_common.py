@@ -10,7 +10,16 @@ import numpy as np
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.activation_dropout import NUMBERS
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.arrays import (
+    ACCUMULATE_TYPES,
+    ELEMENT_TYPES,
+    delivered,
+    destination,
+    element_type,
+    empty,
+    ready,
+    vector_width,
+)
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
@@ -25,6 +34,17 @@ EXACT_GRADIENT = ("identity", "relu")
 #: Parameters for running statistics, which the statistics of a batch are folded into, if there are any.
 RUNNING_ARRAYS = ("running_mean", "running_var", "batches")
 _WARP = 32
+
+
+#: ``Epilogue`` of ``batch_norm_rules.cuh``, but for the curved activations.
+STRAIGHT_FUSIONS = ({"Epilogue": "kIdentity"}, {"Epilogue": "kPiecewiseLinear"})
+
+
+def fusion(residual: Any | None, activation: str) -> str:
+    """``Epilogue`` of ``batch_norm_rules.cuh``."""
+    if activation not in PIECEWISE_LINEAR:
+        return "kSmooth"
+    return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
 
 
 def activation_number(activation: str) -> int:
@@ -182,3 +202,37 @@ def merge_gradients(plan: Plan, rule: Normalization, sums: tuple[Any | None, Any
     """Merge the blocks of each channel, if there are several; sums: of :func:`sums_of_channels`."""
     partial_sums, dgamma, dbeta = sums
     _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
+
+
+def of_inputs(x: Any, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
+    """Where dx and dresidual go, if there is a residual."""
+    return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
+
+
+def contiguous(arrays: Sequence[Any]) -> list[Any]:
+    """Arrays that kernels change, or copies where they are strided; see :func:`deliver`."""
+    return [one if one is None or one.is_contiguous else ready(one) for one in arrays]
+
+
+def deliver(changed: Sequence[Any], arrays: Sequence[Any]) -> None:
+    """Copy back what kernels have changed in copies."""
+    for one, place in zip(changed, arrays, strict=True):
+        if one is not None:
+            delivered(one, place)
+
+
+def folding_rule(momentum: float, count: int, dtype: np.dtype) -> np.ndarray:
+    """``FoldingRule`` of ``batch_norm_rules.cuh``; count: 0 where only the kernels count the values."""
+    numbers = (1 - momentum, momentum, count / max(count - 1, 1))
+    return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
+
+
+def new_statistics(x: Any, plan: Plan, dtype: np.dtype) -> Any:
+    """Where a forward keeps the numbers of the channels."""
+    return empty((len(ROWS), plan.channels), dtype, x)
+
+
+def gradients(inputs: tuple[Any, Any], out: Sequence[Any], sums: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    """What a backward returns: dx, dgamma, dbeta, dresidual."""
+    dx, dresidual = (one if one is None else delivered(one, place) for one, place in zip(inputs, out, strict=True))
+    return dx, *sums[1:], dresidual

@@ -22,6 +22,8 @@ _VECTOR_BYTES = 16
 # Blocks that fill any GPU twice over, so that it is busy whatever the number of channels. A constant, not the GPU's
 # own number.
 _TARGET_BLOCKS = 2 * MULTIPROCESSORS * WARPS * WARP_THREADS // THREADS
+# Likewise of rows: rounds are full whether two, three or four blocks fit on a multiprocessor.
+_TARGET_BLOCKS_OF_ROWS = 24 * MULTIPROCESSORS
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
 # Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
@@ -297,8 +299,8 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
         tiles = -(-vectors // threads_x)
-        blocks = min(-(-_TARGET_BLOCKS // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
-        if 2 * tiles * blocks >= _TARGET_BLOCKS:
+        blocks = min(-(-_TARGET_BLOCKS_OF_ROWS // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
+        if 2 * tiles * blocks >= _TARGET_BLOCKS_OF_ROWS:
             break
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)

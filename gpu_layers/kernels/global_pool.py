@@ -149,7 +149,7 @@ def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_las
         return
     plan = _plan_for(x, window, channels_last, argmax.dtype.itemsize)
     element, parts = element_type(x), plan.parts(x)
-    arguments = (x, y, argmax.as_bytes(), parts, plan.layout)
+    arguments: tuple[Any, ...] = (x, y, argmax.as_bytes(), parts, plan.layout)
     launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if parts is not None:
         arguments = (parts, y, argmax.as_bytes(), plan.merge_layout)
@@ -162,7 +162,7 @@ def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divi
         return
     plan, factor = _plan_for(x, window, channels_last, 0), _factor(window, divisor_override)
     element, parts = element_type(x), plan.parts(x)
-    arguments = (x, y, parts, factor, plan.layout)
+    arguments: tuple[Any, ...] = (x, y, parts, factor, plan.layout)
     launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if parts is not None:
         arguments = (parts, y, factor, plan.merge_layout)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.moments import Moments
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
@@ -27,12 +28,10 @@ from gpu_layers.ops.checks import (
     check_activation,
     check_dtype,
     check_eps,
-    check_gradient,
     check_integer,
 )
-from gpu_layers.ops.packing import Packing, packing_of
+from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -124,8 +123,7 @@ class BatchNormLayer(RunningStatisticsLayer):
     def forward(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Any:
         """Normalise, add the residual, activate.
 
-        In a padded batch only valid positions count; y and the gradients are +0 elsewhere. The valid values are
-        gathered into the rows of a matrix, normalised, and scattered back: each array is read and written once more.
+        In a padded batch only valid positions count; y and the gradients are +0 elsewhere.
 
         Parameters
         ----------
@@ -156,21 +154,18 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_input(x, residual)
         if lengths is None and mask is None:
             return self._forward(x, residual, None)
-        packing = packing_of(x, lengths, mask, self.channels_last)
-        with place_of(x):
-            rows = None if residual is None else packing.pack(residual)
-            return packing.unpack(self._forward(packing.pack(x), rows, packing))
+        return self._forward(x, residual, valid_positions(x, lengths, mask, self.channels_last))
 
-    def _forward(self, x: Any, residual: Any, packing: Packing | None) -> Any:
-        """:meth:`forward` of a checked batch, or of the rows of a packed one."""
+    def _forward(self, x: Any, residual: Any, valid: ValidPositions | None) -> Any:
+        """:meth:`forward` of a checked batch; valid: which positions count, if not all."""
         batch: BatchStatistics | None = None
         if self._uses_batch():
-            y, backward, saved, batch = self._normalise_by_batch(x, residual, packing)
+            y, backward, saved, batch = self._normalise_by_batch(x, residual, valid)
         else:
             if self._updates():
-                batch = self._statistics_of(x, packing)
-            y, backward, saved = self._normalise_by_running(x, residual, packing)
-        vars(self)["_saved"] = (backward, saved, packing)
+                batch = self._statistics_of(x, valid)
+            y, backward, saved = self._normalise_by_running(x, residual, valid)
+        vars(self)["_saved"] = (backward, saved)
         if batch is not None and self._updates():
             self._take_batch(batch)
         return y
@@ -195,21 +190,11 @@ class BatchNormLayer(RunningStatisticsLayer):
         RuntimeError
             Before any forward, or if this library has written to x, or with an activation to the residual, since.
         """
-        backward, saved, packing = self._saved_by_forward()
-        if packing is not None:
-            backend_for(dy, saved.x)
-            check_gradient(dy, packing.shape, saved.x.dtype)
-            with place_of(dy):
-                return self._backward(packing.pack(dy), backward, saved, packing)
-        return self._backward(dy, backward, saved, None)
-
-    def _backward(self, dy: Any, backward: Callable[..., Any], saved: Any, packing: Packing | None) -> Any:
-        """:meth:`backward` of a whole batch, or of the rows of a packed one."""
+        backward, saved = self._saved_by_forward()
         dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
         self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}
-        inputs = (dx, *dresidual) if packing is None else tuple(packing.unpack(one) for one in (dx, *dresidual))
-        return inputs if dresidual else inputs[0]
+        return (dx, *dresidual) if dresidual else dx
 
     def batch_moments(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Moments:
         """Moments of the values that :meth:`forward` would normalise, in float64.
@@ -231,17 +216,16 @@ class BatchNormLayer(RunningStatisticsLayer):
             As :meth:`forward`.
         """
         self._check_input(x)
-        packing = packing_of(x, lengths, mask, self.channels_last)
-        return self._moments(x if packing is None else packing.pack(x), packing)
+        return self._moments(x, valid_positions(x, lengths, mask, self.channels_last))
 
-    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
         """The output, the backward's operation and what the forward saved for it, and the statistics of the batch.
 
         The statistics are None if the kernels have folded them in.
         """
-        count = x.size // max(self.num_features, 1)
+        count = x.size // max(self.num_features, 1) if valid is None else valid.count
         if count == 1:
-            check_count(x, self.num_features)
+            check_count(x, self.num_features, valid)
         running = self._running(count)
         y, saved = checked_forward(
             backend_for(x),
@@ -250,13 +234,14 @@ class BatchNormLayer(RunningStatisticsLayer):
             self.eps,
             residual,
             self.activation or "identity",
-            self.channels_last or packing is not None,
+            self.channels_last,
             None,
             running,
+            valid,
         )
         return y, batch_norm_backward, saved, None if running else BatchStatistics(saved.count, saved.statistics)
 
-    def _normalise_by_running(self, x: Any, residual: Any, packing: Packing | None) -> Normalised:
+    def _normalise_by_running(self, x: Any, residual: Any, valid: ValidPositions | None) -> Normalised:
         """The output, the backward's operation and what the forward saved for it."""
         buffers = vars(self)["buffers"]
         y, saved = checked_inference(
@@ -268,34 +253,33 @@ class BatchNormLayer(RunningStatisticsLayer):
             self.eps,
             residual,
             self.activation or "identity",
-            self.channels_last or packing is not None,
+            self.channels_last,
+            None,
+            valid,
         )
         return y, batch_norm_inference_backward, saved
 
-    def _options(self, residual: Any, packing: Packing | None) -> dict[str, Any]:
+    def _options(self, residual: Any) -> dict[str, Any]:
         """Keyword arguments of the operations."""
         return {
             "eps": self.eps,
             "residual": residual,
             "activation": self.activation,
-            "channels_last": self._channels_last(packing),
+            "channels_last": self.channels_last,
         }
 
-    def _moments(self, x: Any, packing: Packing | None) -> Moments:
-        return batch_norm_moments(x, channels_last=self._channels_last(packing))
+    def _moments(self, x: Any, valid: ValidPositions | None) -> Moments:
+        return batch_norm_moments(x, channels_last=self.channels_last, valid=valid)
 
-    def _statistics_of(self, x: Any, packing: Packing | None) -> BatchStatistics:
-        moments = self._moments(x, packing)
+    def _statistics_of(self, x: Any, valid: ValidPositions | None) -> BatchStatistics:
+        moments = self._moments(x, valid)
         if moments.count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+            check_count(x, self.num_features, valid)
         return batch_statistics(moments, self.dtype)
 
     def _affine_part(self) -> tuple[Any, Any]:
         parameters = vars(self)["parameters"]
         return parameters.get("weight"), parameters.get("bias")
-
-    def _channels_last(self, packing: Packing | None) -> bool:
-        return self.channels_last or packing is not None
 
     def _check_input(self, x: Any, residual: Any = None) -> None:
         """Raise unless x and the residual fit, and the layer's own arrays are as it made them.

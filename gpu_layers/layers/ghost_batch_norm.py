@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import batch_statistics
 from gpu_layers.ops.checks import check_integer
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
-from gpu_layers.ops.packing import Packing
+from gpu_layers.runtime.cuda import to_host
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -56,28 +60,35 @@ class _GhostBatchNorm(BatchNormLayer):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
-    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
-        samples = x.shape[0] if packing is None else packing.shape[0]
-        starts = list(range(0, samples, self.group_size))
-        rows = starts if packing is None else packing.bounds(starts)
-        values_a_row = x.size // max(x.shape[0] * self.num_features, 1)
-        bounds = _joined(rows, x.shape[0], 1 if values_a_row > 1 else 2)
-        y, saved = ghost_batch_norm_forward(x, *self._affine_part(), bounds=bounds, **self._options(residual, packing))
+    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
+        samples = x.shape[0]
+        values_a_sample = x.size // max(samples * self.num_features, 1)
+        # Values of a channel before each sample.
+        before = [sample * values_a_sample for sample in range(samples + 1)] if valid is None else _before(valid.mask)
+        bounds = _joined(range(0, samples, self.group_size), before)
+        y, saved = ghost_batch_norm_forward(
+            x, *self._affine_part(), bounds=bounds, **self._options(residual), valid=valid
+        )
         return y, ghost_batch_norm_backward, saved, batch_statistics(saved.moments(), self.dtype)
 
     def _configuration(self) -> str:
         return f"{self.num_features}, group_size={self.group_size}, {super()._configuration().partition(', ')[2]}"
 
 
-def _joined(starts: list[int], end: int, least: int) -> tuple[int, ...]:
-    """Bounds of the groups that begin at these rows; each has at least so many rows, if the batch does."""
+def _before(mask: Any) -> list[int]:
+    counts = to_host(mask).reshape(mask.shape[0], -1).sum(axis=1, dtype=np.int64)
+    return [0, *np.cumsum(counts).tolist()]
+
+
+def _joined(starts: Iterable[int], before: Sequence[int]) -> tuple[int, ...]:
+    """Bounds of the groups that begin at these samples; each has at least two values, if the batch does."""
     bounds = [0]
     for start in starts:
-        if start - bounds[-1] >= least:
+        if before[start] - before[bounds[-1]] >= 2:
             bounds.append(start)
-    if len(bounds) > 1 and end - bounds[-1] < least:
+    if len(bounds) > 1 and before[-1] - before[bounds[-1]] < 2:
         bounds.pop()
-    return (*bounds, end)
+    return (*bounds, len(before) - 1)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, BatchNorm1d):

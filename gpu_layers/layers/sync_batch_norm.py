@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.core.moments import Moments
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator, default_communicator
 from gpu_layers.layers.batch_norm import BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import batch_statistics
-from gpu_layers.ops.packing import Packing
 from gpu_layers.ops.sync_batch_norm import (
     check_communicator,
     sync_batch_norm_backward,
@@ -63,14 +63,14 @@ class SyncBatchNorm(BatchNormLayer):
             check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator
 
-    def _normalise_by_batch(self, x: Any, residual: Any, packing: Packing | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
         # As in PyTorch, a layer without running statistics evaluates each process's part by itself.
         if not self.training and self.use_batch_statistics is None:
-            return super()._normalise_by_batch(x, residual, packing)
+            return super()._normalise_by_batch(x, residual, valid)
         y, saved = sync_batch_norm_forward(
-            x, *self._affine_part(), self.communicator, **self._options(residual, packing)
+            x, *self._affine_part(), self.communicator, **self._options(residual), valid=valid
         )
         return y, sync_batch_norm_backward, saved, batch_statistics(saved.moments, self.dtype)
 
-    def _moments(self, x: Any, packing: Packing | None) -> Moments:
-        return sync_batch_norm_moments(x, self.communicator, channels_last=self._channels_last(packing))
+    def _moments(self, x: Any, valid: ValidPositions | None) -> Moments:
+        return sync_batch_norm_moments(x, self.communicator, channels_last=self.channels_last, valid=valid)

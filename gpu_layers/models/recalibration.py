@@ -175,11 +175,11 @@ def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callabl
     """
     forward = layer._forward
 
-    def observed(x: Any, residual: Any, packing: Any) -> Any:
-        pool.add(layer._moments(x, packing))
+    def observed(x: Any, residual: Any, valid: Any) -> Any:
+        pool.add(layer._moments(x, valid))
         if pool.calls_in_batch == calls:
             raise _Enough
-        return forward(x, residual, packing)
+        return forward(x, residual, valid)
 
     return observed
 

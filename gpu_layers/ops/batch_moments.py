@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.moments import Moments
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, placed
 
 
 @placed
-def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
+def batch_norm_moments(x: Any, *, channels_last: bool = False, valid: ValidPositions | None = None) -> Moments:
     """Count, mean and sum of squared deviations of each channel, by batch norm's own kernel: x is read once.
 
     Parameters
@@ -21,6 +22,8 @@ def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
         A single value a channel is allowed here, and so is an empty batch.
     channels_last : bool
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count.
 
     Returns
     -------
@@ -39,10 +42,16 @@ def batch_norm_moments(x: Any, *, channels_last: bool = False) -> Moments:
         raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
     channels = x.shape[-1] if channels_last else x.shape[1]
     xp = array_module(x)
-    if x.size == 0:
+    count = x.size // max(channels, 1) if valid is None else valid.count
+    if x.size == 0 or count == 0:
         return Moments(0, xp.zeros(channels), xp.zeros(channels))
-    if x.size == channels:
-        mean = x.reshape(-1).astype(np.float64)
+    if count == 1:
+        first = 0 if valid is None else valid.first
+        values = x.reshape(-1, channels)[first] if channels_last else x.reshape(len(x), channels, -1)
+        if not channels_last:
+            sample, place = divmod(first, values.shape[2])
+            values = values[sample, :, place]
+        mean = values.astype(np.float64)
         return Moments(1, mean, mean - mean)
-    statistics = backend.batch_norm_statistics(x, None, None, 1.0, channels_last)
-    return Moments.of(x.size // channels, statistics[0], statistics[1])
+    statistics = backend.batch_norm_statistics(x, None, None, 1.0, channels_last, None, valid)
+    return Moments.of(count, statistics[0], statistics[1])

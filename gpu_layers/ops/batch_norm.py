@@ -7,6 +7,7 @@ from typing import Any
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_activation,
@@ -49,6 +50,8 @@ class BatchNormSaved:
     activation : str
     writes : int
         :func:`write_count` of the forward.
+    valid : ValidPositions or None
+        Of a padded batch, the positions that count.
     """
 
     x: Any
@@ -57,6 +60,7 @@ class BatchNormSaved:
     residual: Any = None
     activation: str = "identity"
     writes: int = field(default_factory=write_count)
+    valid: ValidPositions | None = None
 
     def check_unwritten(self) -> None:
         """RuntimeError if this library has written to an array that backward reads, since the forward."""
@@ -91,7 +95,9 @@ class BatchNormSaved:
     @property
     def count(self) -> int:
         """Values a channel."""
-        return self.x.size // max(self.statistics.shape[1], 1)
+        if self.valid is not None:
+            return self.valid.count
+        return int(self.x.size // max(self.statistics.shape[1], 1))
 
 
 def batch_norm_forward(
@@ -183,22 +189,25 @@ def checked_forward(
     channels_last: bool,
     out: Any = None,
     running: RunningStatistics | None = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[Any, BatchNormSaved]:
     """:func:`batch_norm_forward` of checked arguments.
 
-    If they are given, y is written to ``out``, and the statistics are folded into ``running``.
+    If they are given, y is written to ``out``, the statistics are folded into ``running``, and only the positions in
+    ``valid`` count: y is +0 at others.
     """
-    if x.size == 0:
+    if x.size == 0 or (valid is not None and valid.count == 0):
         with place_of(x):
             y = array_module(x).empty(x.shape, x.dtype) if out is None else out
+            y[...] = 0
             statistics = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
             if running is not None:
                 running.batches[...] += 1
     else:
         y, statistics = backend.batch_norm_forward(
-            x, gamma, beta, eps, channels_last, residual, activation, running, out
+            x, gamma, beta, eps, channels_last, residual, activation, running, out, valid
         )
-    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
 
 
 def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -236,7 +245,7 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
 
 def batch_norm_backward_into(out: tuple[Any, Any], dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     """:func:`batch_norm_backward` that writes dx and dresidual to these arrays, where they are not None."""
-    return _backward("batch_norm_backward", dy, saved, out=out)
+    return _backward("batch_norm_backward", dy, saved, out)
 
 
 #: Activations whose derivative is constant on either side of 0.
@@ -368,12 +377,13 @@ def checked_inference(
     activation: str,
     channels_last: bool,
     out: Any = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[Any, BatchNormSaved]:
-    """:func:`batch_norm_inference` of what has been checked; y is written to ``out``, if there is one."""
+    """:func:`batch_norm_inference` of what has been checked; ``out`` and ``valid`` as in :func:`checked_forward`."""
     y, statistics = backend.batch_norm_inference(
-        x, mean, var, gamma, beta, eps, channels_last, residual, activation, out
+        x, mean, var, gamma, beta, eps, channels_last, residual, activation, out, valid
     )
-    return y, BatchNormSaved(x, statistics, channels_last, residual, activation)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
 
 
 def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -398,19 +408,21 @@ def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, 
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(name: str, dy: Any, saved: BatchNormSaved, **options: Any) -> tuple[Any, ...]:
+def _backward(name: str, dy: Any, saved: BatchNormSaved, out: tuple[Any, Any] = (None, None)) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
-    if saved.x.size == 0:
+    if saved.count == 0:
         xp = array_module(dy)
         with place_of(dy):
             zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
-            dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
+            dx, dresidual = (xp.empty(dy.shape, dy.dtype) if one is None else one for one in out)
+            dx[...] = dresidual[...] = 0
         gradients = (dx, *zeros, dresidual)
     else:
         gradients = getattr(backend, name)(
-            dy, saved.x, saved.statistics, saved.channels_last, saved.residual, saved.activation, **options
+            *(dy, saved.x, saved.statistics, saved.channels_last, saved.residual, saved.activation),
+            *(out, saved.valid),
         )
     return gradients[:3] if saved.residual is None else gradients
 
@@ -438,10 +450,11 @@ def check_input(
     return channels, "identity" if activation is None else check_activation(activation)
 
 
-def check_count(x: Any, channels: int) -> None:
+def check_count(x: Any, channels: int, valid: ValidPositions | None = None) -> None:
     """ValueError for a single value a channel, which has no variance."""
-    if x.size == channels and channels:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+    if channels and (x.size == channels if valid is None else valid.count == 1):
+        shape = list(x.shape) if valid is None else [1, channels]
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
 
 
 def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward_into,
@@ -16,6 +17,7 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
+from gpu_layers.ops.padding import positions_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of, placed
 
@@ -58,6 +60,7 @@ def ghost_batch_norm_forward(
     residual: Any = None,
     activation: str | None = None,
     channels_last: bool = False,
+    valid: ValidPositions | None = None,
 ) -> tuple[Any, GhostBatchNormSaved]:
     """:func:`batch_norm_forward` of each group of samples, in the order of the groups.
 
@@ -70,6 +73,8 @@ def ghost_batch_norm_forward(
         As in :func:`batch_norm_forward`.
     bounds : tuple of int
         From 0 to ``x.shape[0]``, ascending: group g is ``x[bounds[g]:bounds[g + 1]]``.
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count; y and the gradients are +0 at others.
 
     Returns
     -------
@@ -87,14 +92,19 @@ def ghost_batch_norm_forward(
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     eps, bounds = check_eps(eps, accumulation_dtype(x.dtype)), _checked_bounds(bounds, x.shape[0])
-    for start, stop in pairwise(bounds):
-        check_count(x[start:stop], channels)
+    parts = [
+        (start, stop, None if valid is None else positions_of(valid.mask[start:stop], x))
+        for start, stop in pairwise(bounds)
+    ]
+    for start, stop, of_group in parts:
+        check_count(x[start:stop], channels, of_group)
     y = array_module(x).empty(x.shape, x.dtype)
     groups = []
-    for start, stop in pairwise(bounds):
+    for start, stop, of_group in parts:
         own = None if residual is None else residual[start:stop]
         group, target = x[start:stop], y[start:stop]
-        groups.append(checked_forward(backend, group, gamma, beta, eps, own, phi, channels_last, target)[1])
+        arguments = (group, gamma, beta, eps, own, phi, channels_last, target, None, of_group)
+        groups.append(checked_forward(backend, *arguments)[1])
     return y, GhostBatchNormSaved(x, bounds, tuple(groups))
 
 

@@ -10,7 +10,14 @@ from gpu_layers.runtime.cuda import array_module, place_of
 
 
 def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> Any:
-    """The size of each sample as a new int64 array, (N, spatial axes), on the device of x.
+    """:func:`checked_lengths` on the device of x."""
+    values = checked_lengths(lengths, x, batched, spatial)
+    with place_of(x):
+        return array_module(x).array(values, np.int64)
+
+
+def checked_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
+    """The size of each sample, (N, spatial axes), in the host's memory.
 
     Parameters
     ----------
@@ -23,7 +30,7 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
 
     Returns
     -------
-    array of int64, shape (N, spatial axes)
+    ndarray of int, shape (N, spatial axes)
 
     Raises
     ------
@@ -49,5 +56,5 @@ def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]
     values = values.reshape(samples, rank)
     if values.size and (values.min() < 0 or (values > np.asarray(spatial)).any()):
         raise ValueError(f"lengths must be in 0 .. the input's size {list(spatial)}, got {values.tolist()[:8]}")
-    with place_of(x):
-        return array_module(x).array(values, np.int64)
+    result: np.ndarray = values
+    return result

@@ -9,9 +9,10 @@ import numpy as np
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator
 from gpu_layers.ops.batch_moments import batch_norm_moments
-from gpu_layers.ops.batch_norm import BatchNormSaved, batch_norm_inference, check_input
+from gpu_layers.ops.batch_norm import BatchNormSaved, check_input, checked_inference
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, is_capturing, placed
@@ -43,7 +44,9 @@ class SyncBatchNormSaved:
 
 
 @placed
-def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = False) -> Moments:
+def sync_batch_norm_moments(
+    x: Any, communicator: Any, *, channels_last: bool = False, valid: ValidPositions | None = None
+) -> Moments:
     """Moments of all processes' parts: one exchange of count, mean and sum of squared deviations, in float64.
 
     They are merged in the order of the ranks (Chan): no cancellation, and the same bits in every process.
@@ -54,6 +57,8 @@ def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = 
         N may differ between processes, and may be 0.
     communicator : Communicator
     channels_last : bool
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count.
 
     Returns
     -------
@@ -66,7 +71,7 @@ def sync_batch_norm_moments(x: Any, communicator: Any, *, channels_last: bool = 
     RuntimeError
         If the other processes do not answer.
     """
-    own = batch_norm_moments(x, channels_last=channels_last)
+    own = batch_norm_moments(x, channels_last=channels_last, valid=valid)
     xp, channels = array_module(x), own.mean.size
     told = communicator.gather(xp.concatenate([xp.full(1, float(own.count)), own.mean, own.squares]))
     # On a GPU this waits for the exchange.
@@ -88,6 +93,7 @@ def sync_batch_norm_forward(
     residual: Any = None,
     activation: str | None = None,
     channels_last: bool = False,
+    valid: ValidPositions | None = None,
 ) -> tuple[Any, SyncBatchNormSaved]:
     """:func:`batch_norm_forward` of a batch that is split between processes.
 
@@ -98,6 +104,8 @@ def sync_batch_norm_forward(
     x, gamma, beta, eps, residual, activation, channels_last
         As in :func:`batch_norm_forward`; all processes call this with parts of one batch.
     communicator : Communicator
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count; y and the gradients are +0 at others.
 
     Returns
     -------
@@ -114,31 +122,23 @@ def sync_batch_norm_forward(
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
     """
-    backend_for(x, optional=(gamma, beta, residual))
-    check_input(x, gamma, beta, channels_last, residual, activation)
-    check_eps(eps, accumulation_dtype(x.dtype))
+    backend = backend_for(x, optional=(gamma, beta, residual))
+    _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
+    eps = check_eps(eps, accumulation_dtype(x.dtype))
     check_communicator(communicator)
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics by the host")
-    moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last)
+    moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last, valid=valid)
     if moments.count == 1:
+        shape = list(x.shape) if valid is None else [valid.count, moments.mean.size]
         raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} in process "
+            f"Expected more than 1 value per channel when training, got input size {shape} in process "
             f"{communicator.rank} of {communicator.size} and a single value in all of them"
         )
     dtype = accumulation_dtype(x.dtype)
     var = moments.var if moments.count else moments.squares
-    y, local = batch_norm_inference(
-        x,
-        moments.mean.astype(dtype),
-        var.astype(dtype),
-        gamma,
-        beta,
-        eps=eps,
-        residual=residual,
-        activation=activation,
-        channels_last=channels_last,
-    )
+    given = (moments.mean.astype(dtype), var.astype(dtype), gamma, beta, eps)
+    y, local = checked_inference(backend, x, *given, residual, phi, channels_last, None, valid)
     return y, SyncBatchNormSaved(local, moments, communicator)
 
 
@@ -175,22 +175,22 @@ def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, .
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
-    xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.x.size == 0
+    xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.count == 0
     forward = (local.x, local.statistics)
-    fused = {"residual": local.residual, "activation": local.activation}
+    fused = (local.channels_last, local.residual, local.activation, local.valid)
     if is_empty:
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
     else:
-        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, *forward, local.channels_last, **fused)
+        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, *forward, *fused)
     told = saved.communicator.gather(xp.stack([dgamma, dbeta]).astype(np.float64))
     sums = told[0]
     for part in told[1:]:
         sums = sums + part
     if is_empty:
-        dx, dresidual = (xp.empty(dy.shape, dy.dtype) for _ in range(2))
+        dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
         dx, dresidual = backend.batch_norm_input_gradient(
-            dy, *forward, *sums.astype(dtype), saved.moments.count, local.channels_last, **fused
+            dy, *forward, *sums.astype(dtype), saved.moments.count, *fused
         )
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 

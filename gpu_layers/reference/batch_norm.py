@@ -12,8 +12,10 @@ import numpy as np
 
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.padding import padded
 from gpu_layers.reference.select import kept_values
 
 __all__ = [
@@ -71,6 +73,7 @@ def _before_activation(x, statistics, channels_last, residual):
 
 
 @ieee
+@padded(0)
 def batch_norm_forward(
     x: np.ndarray,
     gamma: np.ndarray | None,
@@ -81,6 +84,7 @@ def batch_norm_forward(
     activation: str = "identity",
     running: RunningStatistics | None = None,
     out: np.ndarray | None = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
@@ -102,6 +106,8 @@ def batch_norm_forward(
         The statistics are folded in there; with a momentum.
     out : ndarray, optional
         Where y is written to.
+    valid : ValidPositions, optional
+        Of a padded batch, the positions that count: y is +0 at others.
 
     Returns
     -------
@@ -125,6 +131,7 @@ def _normalized(x, statistics, channels_last, residual, activation, out):
 
 
 @ieee
+@padded()
 def batch_norm_statistics(
     x: np.ndarray,
     gamma: np.ndarray | None,
@@ -132,6 +139,7 @@ def batch_norm_statistics(
     eps: float,
     channels_last: bool = False,
     running: RunningStatistics | None = None,
+    valid: ValidPositions | None = None,
 ) -> np.ndarray:
     """The statistics and the parameters of the channels, which a forward saves.
 
@@ -229,6 +237,7 @@ def batch_norm_fold(
 
 
 @ieee
+@padded(0, 3)
 def batch_norm_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -237,6 +246,7 @@ def batch_norm_backward(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
@@ -265,6 +275,7 @@ def batch_norm_backward(
 
 
 @ieee
+@padded()
 def batch_norm_gradient_sums(
     dy: np.ndarray,
     x: np.ndarray,
@@ -272,6 +283,7 @@ def batch_norm_gradient_sums(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
     sums = np.empty((2, statistics.shape[1]), statistics.dtype)
@@ -281,6 +293,7 @@ def batch_norm_gradient_sums(
 
 
 @ieee
+@padded(0, 1)
 def batch_norm_input_gradient(
     dy: np.ndarray,
     x: np.ndarray,
@@ -291,6 +304,7 @@ def batch_norm_input_gradient(
     channels_last: bool = False,
     residual: np.ndarray | None = None,
     activation: str = "identity",
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
@@ -435,6 +449,7 @@ def batch_norm_double_backward(
 
 
 @ieee
+@padded(0)
 def batch_norm_inference(
     x: np.ndarray,
     mean: np.ndarray,
@@ -446,6 +461,7 @@ def batch_norm_inference(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: np.ndarray | None = None,
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with given statistics: ``phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)``.
 
@@ -462,6 +478,7 @@ def batch_norm_inference(
 
 
 @ieee
+@padded(0, 3)
 def batch_norm_inference_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -470,6 +487,7 @@ def batch_norm_inference_backward(
     residual: np.ndarray | None = None,
     activation: str = "identity",
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    valid: ValidPositions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 

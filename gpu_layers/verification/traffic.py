@@ -4,9 +4,7 @@ The floors are those of the catalogue. Of batch norm in training, which must kno
 normalise, each input is read twice where its plan says that the values cannot be kept.
 
 What is counted is the distinct 32-byte sectors that each launch touches: what the DRAM moves, as long as the caches
-hold what neighbouring threads share. Packing and unpacking padded batches is the array library's work, which no
-emulator sees: each of its operations is taken to read its arguments once and to write its result once, and its bytes
-stand in a column of their own.
+hold what neighbouring threads share.
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ class TrafficRow:
 
     @property
     def ratio(self) -> float:
-        """Bytes moved, by the array library too, as a multiple of the floor."""
-        return (self.moved + self.case.by_arrays) / self.floor
+        """Bytes moved, as a multiple of the floor."""
+        return self.moved / self.floor
 
     @property
     def is_good(self) -> bool:
@@ -124,13 +122,13 @@ def traffic_table(rows: list[TrafficRow]) -> str:
     """The rows as aligned text."""
     lines = [
         f"{'pass':<35}{'dtype':<10}{'layout':<8}{'shape':<16}{'launches':>8}{'floor':>12}{'moved':>12}"
-        f"{'arrays':>11}{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}{'keeps':>11}{'torch':>11}"
+        f"{'ratio':>8}{'limit':>7}{'asked':>8}{'by 16':>7}{'bank':>6}{'keeps':>11}{'torch':>11}"
     ]
     for row in rows:
         case = row.case
         lines.append(
             f"{case.op:<35}{case.dtype!s:<10}{case.layout:<8}{'x'.join(map(str, case.shape)):<16}{row.launches:>8}"
-            f"{row.floor:>12,}{row.moved:>12,}{case.by_arrays or '':>11}{row.ratio:>8.3f}{case.limit:>7.2f}"
+            f"{row.floor:>12,}{row.moved:>12,}{row.ratio:>8.3f}{case.limit:>7.2f}"
             f"{row.sectors * SECTOR / row.floor:>8.2f}{row.widest:>7.0%}{row.bank_conflicts:>6}"
             f"{'' if case.torch_saved is None else f'{row.saved:>11,}{case.torch_saved:>11,}'}"
             f"{'' if row.is_good else '  OVER THE LIMIT'}"

@@ -24,6 +24,7 @@ NAMES = [
     "plain_c_name",
     "module_variables",
     "block_votes",
+    "async_copies",
     "scan",
     "poison",
     "last_byte_of_shared",
@@ -126,6 +127,13 @@ def test_a_scan_through_dynamic_shared_memory(run):
     y = np.zeros_like(x)
     run("scan", (1,), (1024,), [x, y], shared_bytes=4096)
     np.testing.assert_array_equal(y, np.cumsum(x) - x)
+
+
+def test_asynchronous_copies(run):
+    x = np.random.default_rng(0).integers(0, 1000, 128).astype(np.int32)
+    y = np.zeros(32, np.int32)
+    run("async_copies", (1,), (32,), [x, y])
+    np.testing.assert_array_equal(y, x[:32] + x[1:64:2] + x[3::4] + x[64:96])
 
 
 def test_shared_memory_is_poisoned_for_every_block(schedule):

@@ -46,13 +46,13 @@ def called(monkeypatch) -> Iterator[set[str]]:
         if event == "call" and frame.f_code in codes:
             names.add(codes[frame.f_code])
 
-    right = batch_norm_layers.packing_of
+    right = batch_norm_layers.valid_positions
 
-    def packing_of(x, lengths, mask, channels_last):
+    def valid_positions(x, lengths, mask, channels_last):
         names.update({"lengths"} if lengths is not None else (), {"mask"} if mask is not None else ())
         return right(x, lengths, mask, channels_last)
 
-    monkeypatch.setattr(batch_norm_layers, "packing_of", packing_of)
+    monkeypatch.setattr(batch_norm_layers, "valid_positions", valid_positions)
     sys.setprofile(note)
     yield names
     sys.setprofile(None)

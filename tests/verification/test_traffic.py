@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from gpu_layers.ops.packing import packing_of
 from gpu_layers.verification.traffic import TrafficCase, count, traffic_cases, traffic_table
 
 # Of all but dropout two dtypes here; all four by `gpu-layers verify --traffic`.
@@ -27,19 +26,12 @@ def test_within_the_limit_of_the_floor(case):
 # Bytes, by hand. Of 8 x 32 x 28 x 28 bfloat16: 401,408 and for each of three groups 5 or 6 numbers of 32 channels.
 # Of 4 x 32 x 28 x 28 float32: 401,408, of which three quarters are valid: 2,352 positions of four sizes of 28 or 14.
 FLOORS = {
-    "ghost batch_norm forward bfloat16 NCHW 8x32x28x28": (2 * 401_408 + 3 * 5 * 128, 0),
-    "ghost batch_norm backward bfloat16 NHWC 8x32x28x28": (3 * 401_408 + 3 * 6 * 128, 0),
-    "sync batch_norm forward float32 NHWC 4x32x28x28": (3 * 401_408 + 12 * 128, 0),
-    "sync batch_norm sum relu backward float32 NCHW 4x32x28x28": (8 * 401_408 + 12 * 128, 0),
-    "padded batch_norm forward float32 NCHW 4x32x28x28": (
-        301_056 + 401_408 + 8 * 8 + 5 * 128,
-        # The mask and the numbers of the positions; gathering x; zeros and scattering y.
-        2 * 3136 + 3 * 8 * 2352 + (3 * 8 * 2352 + 2 * 301_056) + (401_408 + 3 * 8 * 2352 + 2 * 301_056),
-    ),
-    "padded batch_norm backward float32 NHWC 4x32x28x28": (
-        2 * 301_056 + 401_408 + 6 * 128,
-        (3 * 8 * 2352 + 2 * 301_056) + (401_408 + 3 * 8 * 2352 + 2 * 301_056),
-    ),
+    "ghost batch_norm forward bfloat16 NCHW 8x32x28x28": 2 * 401_408 + 3 * 5 * 128,
+    "ghost batch_norm backward bfloat16 NHWC 8x32x28x28": 3 * 401_408 + 3 * 6 * 128,
+    "sync batch_norm forward float32 NHWC 4x32x28x28": 3 * 401_408 + 12 * 128,
+    "sync batch_norm sum relu backward float32 NCHW 4x32x28x28": 8 * 401_408 + 12 * 128,
+    "padded batch_norm forward float32 NCHW 4x32x28x28": 301_056 + 401_408 + 5 * 128,
+    "padded batch_norm backward float32 NHWC 4x32x28x28": 2 * 301_056 + 401_408 + 6 * 128,
 }
 
 
@@ -47,16 +39,7 @@ FLOORS = {
 def test_floors_of_the_variants_of_batch_norm(name):
     (case,) = (case for case in CASES if str(case) == name)
     _, floor = case.prepare()
-    assert (floor, case.by_arrays) == FLOORS[name]
-
-
-def test_the_arrays_that_packing_moves_have_the_sizes_that_are_assumed():
-    x = np.ones((4, 32, 28, 28), np.float32)
-    packing = packing_of(x, [[28, 28], [14, 28], [28, 14], [28, 28]], None, False)
-    rows = packing.pack(x)
-    assert sum(one.nbytes for one in packing.positions) == 3 * 8 * 2352
-    assert rows.nbytes == 301_056
-    assert packing.unpack(rows).nbytes == 401_408
+    assert floor == FLOORS[name]
 
 
 def test_elementwise_kernels_move_nothing_but_16_bytes_at_a_time():

@@ -63,6 +63,21 @@ void before_atomic(const volatile void* address, size_t size, const void* return
 // A thread's earlier writes become visible to threads that see a later atomic of it.
 void memory_fence();
 
+// A copy that the running thread has started, in the batch that was not committed then.
+struct AsyncCopy {
+    void* shared;
+    const void* global;
+    size_t size;
+    size_t batch;
+};
+
+// Starts one, of 4, 8 or 16 bytes.
+void start_async_copy(void* shared, const void* global, size_t size, SourceLine where);
+// Closes the batch.
+void commit_async_copies();
+// The oldest copy that is not in one of the last so many batches, to be made now; false if there is none.
+bool next_async_copy(size_t batches, AsyncCopy& copy);
+
 // The running block's dynamic shared memory.
 unsigned char* dynamic_shared_memory();
 

@@ -10,6 +10,7 @@
 #include <vector_functions.h>
 #include <vector_types.h>
 
+#include "async_copies.h"
 #include "atomic_functions.h"
 #include "builtin_variables.h"
 #include "cache_hints.h"

@@ -141,6 +141,8 @@ void start_block(Block& block, uint64_t linear) {
         thread.state = State::kUnstarted;
         thread.fiber = nullptr;
         thread.where = {nullptr, 0};
+        thread.copies.started.clear();
+        thread.copies.finished = thread.copies.batch = 0;
     }
     const unsigned thread_count = static_cast<unsigned>(block.threads.size());
     for (unsigned w = 0; w < block.warps.size(); ++w) {

@@ -37,6 +37,13 @@ struct WarpRequest {
     uint64_t result;
 };
 
+// Those that a thread has started; the first `finished` of them have been made.
+struct AsyncCopies {
+    std::vector<AsyncCopy> started;
+    size_t finished;
+    size_t batch;
+};
+
 struct Thread {
     uint3 index;
     unsigned linear;
@@ -44,6 +51,7 @@ struct Thread {
     Fiber* fiber;
     SourceLine where;  // it waits here, or synchronised here last
     WarpRequest request;
+    AsyncCopies copies;
     unsigned lane() const { return linear % kWarpSize; }
     unsigned warp() const { return linear / kWarpSize; }
 };

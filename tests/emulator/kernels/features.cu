@@ -61,6 +61,29 @@ __global__ void block_votes(const int* x, int* out) {
     if (threadIdx.x == 0) out[0] = count, out[1] = all, out[2] = any;
 }
 
+// Sums of three batches of copies, of 4, 8 and 16 bytes, each taken when it is there.   Launch: 1 block of 32
+__global__ void async_copies(const int* x, int* y) {
+    __shared__ int4 quads[32];
+    __shared__ int2 pairs[32];
+    __shared__ int singles[32];
+    const unsigned t = threadIdx.x;
+    __pipeline_memcpy_async(singles + t, x + t, 4);
+    __pipeline_commit();
+    __pipeline_memcpy_async(pairs + t, x + 2 * t, 8);
+    __pipeline_commit();
+    __pipeline_memcpy_async(quads + t, x + 4 * t, 16);
+    __pipeline_commit();
+    __pipeline_wait_prior(2);
+    int sum = singles[t];
+    __pipeline_wait_prior(1);
+    sum += pairs[t].y;
+    // The first may take the next one's place, while the last is on its way.
+    __pipeline_memcpy_async(singles + t, x + 64 + t, 4);
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    y[t] = sum + quads[t].w + singles[t];
+}
+
 // Exclusive prefix sum in shared memory: many barriers.
 __global__ void scan(const int* x, int* y) {
     GPU_LAYERS_DYNAMIC_SHARED(raw);

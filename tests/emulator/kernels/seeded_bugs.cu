@@ -161,6 +161,56 @@ __global__ void uninitialised_global(const float* x, float* y) {
     y[threadIdx.x] += x[threadIdx.x];  // BUG: uninitialised_global
 }
 
+// --- Asynchronous copies
+// ----------------------------------------------------------------------------------------------------
+
+// Launch of these: 1 block of 64 threads
+template <bool kCorrect>
+__global__ void missing_wait_for_copies(const float* x, float* y) {
+    __shared__ float tile[64];
+    const unsigned t = threadIdx.x;
+    __pipeline_memcpy_async(tile + t, x + t, sizeof(float));
+    __pipeline_commit();
+    if (kCorrect) __pipeline_wait_prior(0);
+    y[t] = tile[t];  // BUG: missing_wait_for_copies
+}
+
+// A wait for all but the last batch: its copy may not have been made.
+template <bool kCorrect>
+__global__ void wait_for_the_batch_before(const float* x, float* y) {
+    __shared__ float tile[128];
+    const unsigned t = threadIdx.x;
+    for (unsigned batch = 0; batch < 2; ++batch) {
+        __pipeline_memcpy_async(tile + t + 64 * batch, x + t + 64 * batch, sizeof(float));
+        __pipeline_commit();
+    }
+    __pipeline_wait_prior(kCorrect ? 0 : 1);
+    y[t] = tile[t] + tile[t + 64];  // BUG: wait_for_the_batch_before
+}
+
+// A thread's wait says nothing of the copies of others.
+template <bool kCorrect>
+__global__ void missing_barrier_after_copies(const float* x, float* y) {
+    __shared__ float tile[64];
+    const unsigned t = threadIdx.x;
+    __pipeline_memcpy_async(tile + t, x + t, sizeof(float));
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    if (kCorrect) __syncthreads();
+    y[t] = tile[63 - t];  // BUG: missing_barrier_after_copies
+}
+
+template <bool kCorrect>
+__global__ void misaligned_copy(const float* x, float* y) {
+    __shared__ float4 tile[64];
+    const unsigned t = threadIdx.x;
+    const float* from = x + (kCorrect ? 4 : 1) * (t % 8);
+    __pipeline_memcpy_async(tile + t, from, sizeof(float4));  // BUG: misaligned_copy
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    y[t] = tile[t].x;
+}
+
 // --- Races
 // ----------------------------------------------------------------------------------------------------
 
