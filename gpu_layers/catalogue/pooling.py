@@ -420,20 +420,23 @@ def _of_integers(shape: Shape, dtype: Any, layout: str) -> Prepared:
     return run, pool_floor(Sizes(x.size, y.size, x.itemsize), argmax_bytes(saved))
 
 
-def _adaptive_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
-    kind, shape, calls = "avg" if "avg" in operation.name else "max", (2, 32, 32, 32), []
-    if operation.name != "adaptive_avg_pool":
-        calls.append(("global", (1, 1), 1.05))
-    if operation.name != "global_avg_pool":
-        calls.append(("adaptive", (5, 6), 1.10))
-    for (name, outputs, limit), layout in itertools.product(calls, ("NCHW", "NHWC")):
-        forward = getattr(ops, f"adaptive_{kind}_pool_forward")
-        run = partial(forward, output_size=outputs, channels_last=layout == "NHWC")
-        # PyTorch takes the mean of the whole plane as a sum, which needs nothing.
-        mean_of_all = operation.name == "global_avg_pool"
-        kept = None if mean_of_all else _kept_by_torch(kind, shape, dtype, (*shape[:2], *outputs))
-        options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
-        yield from passes(operation, f"{name} {kind}", dtype, shape, layout, forward=run, **options)
+# Name, output's size, and the most that may be moved.
+_WHOLE, _UNEVEN = ("global", (1, 1), 1.05), ("adaptive", (5, 6), 1.10)
+
+
+def _adaptive(kind: str, *calls: tuple[str, tuple[int, int], float]) -> Callable[..., Iterator[TrafficCase]]:
+    forward, shape = getattr(ops, f"adaptive_{kind}_pool_forward"), (2, 32, 32, 32)
+
+    def traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+        for (name, outputs, limit), layout in itertools.product(calls, ("NCHW", "NHWC")):
+            run = partial(forward, output_size=outputs, channels_last=layout == "NHWC")
+            # PyTorch takes the mean of the whole plane as a sum, which needs nothing.
+            needs = kind == "max" or name != "global"
+            kept = _kept_by_torch(kind, shape, dtype, (*shape[:2], *outputs)) if needs else None
+            options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
+            yield from passes(operation, f"{name} {kind}", dtype, shape, layout, forward=run, **options)
+
+    return traffic
 
 
 def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Any]:
@@ -538,7 +541,7 @@ ADAPTIVE_MAX_POOL = Operation(
     backward=ops.max_pool_backward,
     floor=lambda s, direction: pool_floor(s, 1),
     torch_bytes=pool_bytes(8),
-    traffic=_adaptive_traffic,
+    traffic=_adaptive("max", _WHOLE, _UNEVEN),
     layers=of_ranks(layers.AdaptiveMaxPool1d, layers.AdaptiveMaxPool2d, layers.AdaptiveMaxPool3d, arguments=(4,)),
     torch=lambda F, t: F.adaptive_max_pool2d(t["x"], 5),  # noqa: N803
     output_shape=lambda shape: (*shape[:2], 5, 5),
@@ -570,7 +573,7 @@ ADAPTIVE_AVG_POOL = Operation(
     backward=ops.avg_pool_backward,
     floor=pool_bytes(0),
     torch_bytes=pool_bytes(0),
-    traffic=_adaptive_traffic,
+    traffic=_adaptive("avg", _UNEVEN),
     layers=of_ranks(layers.AdaptiveAvgPool1d, layers.AdaptiveAvgPool2d, layers.AdaptiveAvgPool3d, arguments=(4,)),
     torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 5),  # noqa: N803
     output_shape=lambda shape: (*shape[:2], 5, 5),
@@ -584,7 +587,7 @@ GLOBAL_AVG_POOL = Operation(
     backward=ops.avg_pool_backward,
     floor=pool_bytes(0),
     torch_bytes=pool_bytes(0),
-    traffic=_adaptive_traffic,
+    traffic=_adaptive("avg", _WHOLE),
     torch=lambda F, t: F.adaptive_avg_pool2d(t["x"], 1),  # noqa: N803
     expression=lambda xp, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
     jax=lambda jax, a, last: a["x"].mean(axis=(1, 2) if last else (2, 3), keepdims=True),
