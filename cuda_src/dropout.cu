@@ -12,23 +12,6 @@
 #include "dropout_rule.cuh"
 #include "elementwise.cuh"
 
-// The rule for neighbouring elements that are a vector; g is the first one's number, and even.
-template <typename T, typename Rule>
-__device__ __forceinline__ void drop_vector(Vector<T>& values, const Rule& rule, const DropoutStream& stream,
-                                            unsigned long long g) {
-    constexpr int width = kVectorWidth<T>;
-#pragma unroll
-    for (int i = 0; i < width; i += 4) {
-        const uint4 words = stream.block((g + i) >> 2);
-#pragma unroll
-        for (int lane = 0; lane < 4 && i + lane < width; ++lane) {
-            // Two doubles are half a block: which half, the number tells.
-            const unsigned int word = word_of(words, width < 4 ? static_cast<int>(g & 3) + lane : lane);
-            values[i + lane] = from_accumulate<T>(rule.apply(to_accumulate(values[i + lane]), word));
-        }
-    }
-}
-
 // The rule for element number g, by itself.
 template <typename A>
 __device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, const DropoutStream& stream,
@@ -36,38 +19,47 @@ __device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, c
     return rule.apply(value, word_of(stream.block(g >> 2), static_cast<int>(g & 3)));
 }
 
-// Decides over every element by itself; start is a multiple of 4.
+// Decides over every element by itself; start is a multiple of 4, of half types of 8.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                   unsigned long long offset, const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     map_vectors(
-        x, y, n,
-        [&](Vector<T>& values, long long i) {
-            drop_vector(values, rule, stream, start + static_cast<unsigned long long>(i));
+        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+            constexpr int width = kVectorWidth<T>;
+            unsigned long long first[kElementwiseUnroll];
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
+            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::aligned(stream, first);
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
         });
 }
 
-// As dropout_apply, where start is no multiple of 4.
+// As dropout_apply, where start is any number.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    constexpr int width = kVectorWidth<T>;
     map_vectors(
-        x, y, n,
-        [&](Vector<T>& values, long long first) {
-            const unsigned int kept =
-                kept_neighbours<width>(rule, stream, start + static_cast<unsigned long long>(first));
+        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+            constexpr int width = kVectorWidth<T>;
+            unsigned long long first[kElementwiseUnroll];
 #pragma unroll
-            for (int i = 0; i < width; ++i)
-                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
+            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::shifted(stream, first);
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
@@ -107,7 +99,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // As dropout_apply_blocks, where rows are whole vectors.
-//   n            a multiple of the vector's width; start is a multiple of 4
+//   n            a multiple of the vector's width; start is a multiple of 4, of half types of 8
 //   sample_ids   number of each row
 //   row          vectors of a row
 template <typename T>
@@ -136,9 +128,10 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         for (int u = 0; u < kElementwiseUnroll; ++u) {
             const long long v = first + u * kElementwiseThreads + threadIdx.x;
             if (v >= vectors) break;
-            drop_vector(values[u], rule, sample_stream(stream, ids[u]),
-                        start + static_cast<unsigned long long>(of_row[u]) * width);
-            values[u].store(y + v * width);
+            const auto drawn = NeighbourWords<width>::aligned(
+                sample_stream(stream, ids[u]), {start + static_cast<unsigned long long>(of_row[u]) * width});
+            dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[0][k]); })
+                .store(y + v * width);
         }
     }
 }
@@ -197,12 +190,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         for (int u = 0; u < kElementwiseUnroll; ++u) {
             const long long v = first + u * kElementwiseThreads + threadIdx.x;
             if (v >= vectors) break;
-#pragma unroll
-            for (int i = 0; i < width; ++i) {
-                const accumulate_t<T> value = to_accumulate(values[u][i]);
-                values[u][i] = from_accumulate<T>(rule.choose(value, kept[u] >> i & 1u));
-            }
-            values[u].store(y + v * width);
+            dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; }).store(y + v * width);
         }
     }
     const long long rest = vectors * width + threadIdx.x;
@@ -296,13 +284,14 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(
-        x, y, n,
-        [&](Vector<T>& values, long long first) {
-            const unsigned int kept = kept_in_rows<width>(rule, stream, start, rows, nullptr,
-                                                          static_cast<unsigned long long>(first));
+        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
 #pragma unroll
-            for (int i = 0; i < width; ++i)
-                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+            for (int u = 0; u < kElementwiseUnroll; ++u) {
+                const unsigned int kept =
+                    kept_in_rows<width>(rule, stream, start, rows, nullptr,
+                                        static_cast<unsigned long long>(part.first + part.at(u)));
+                values[u] = dropped_out(values[u], rule, [&](int k) { return (kept >> k & 1u) != 0; });
+            }
         },
         [&](accumulate_t<T> value, long long i) {
             return rule.choose(value, kept_in_rows<1>(rule, stream, start, rows, nullptr,

@@ -22,6 +22,7 @@ _RULES = {
         [
             ("last_dropped", np.uint32),
             ("drops_any", np.uint32),
+            ("only_scales", np.uint32),
             *((number, C_TYPES[name]) for number in ("scale", "shift", "dropped")),
         ],
         align=True,
@@ -88,7 +89,7 @@ def divisor(value: int) -> np.ndarray:
     return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
 
 
-def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, size: int = 0) -> np.ndarray:
+def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 0, size: int = 0) -> np.ndarray:
     """``DecisionRows`` of ``dropout_rule.cuh``.
 
     Parameters
@@ -96,7 +97,8 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
     run, digits
         Of the mask.
     rows : int
-        Of an array of ``size`` elements, where each has consecutive decisions from the first on.
+        Of an array of ``size`` elements, where each has consecutive decisions from the first on; 0 where rows have
+        no decisions of their own.
     """
     packed = np.zeros((), _ROWS)
     if run > 1:
@@ -105,7 +107,7 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
         digits = digits or ((1, 1),)
     elif digits:
         packed["row"], digits = divisor(digits[0][0]), digits[1:]
-    elif rows > 1:
+    elif rows:
         packed["row"] = divisor(size // rows)
     for index, (length, weight) in enumerate(digits[:-1]):
         packed["sizes"][index], packed["weights"][index] = divisor(length), weight
@@ -115,7 +117,8 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
 
 def rule(drop_below: int, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
     """``DropoutRule`` of ``dropout_rule.cuh``."""
-    numbers = (max(drop_below - 1, 0), drop_below > 0, scale, shift, dropped)
+    only_scales = _FACTORS.pack(0.0, shift, dropped) == _FACTORS.pack(0.0, -0.0, 0.0)
+    numbers = (max(drop_below - 1, 0), drop_below > 0, only_scales, scale, shift, dropped)
     with np.errstate(over="ignore"):
         return np.array(numbers, _RULES[f"DropoutRule<{accumulate_name(element)}>"])
 
@@ -139,7 +142,7 @@ def dropout_forward(
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
-    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 4, factors, channels_last)
+    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 8, factors, channels_last)
     return _apply((x, mask.sample_ids, mask.rng_state, out, residual), arguments, call_numbers(mask))
 
 
@@ -157,7 +160,7 @@ def _apply(
     factors: bytes,
     channels_last: bool,
 ) -> Any:
-    """phase: of the first decision within its Philox block."""
+    """phase: of the first decision within two Philox blocks."""
     x, ids, rng_state, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
@@ -176,7 +179,7 @@ def _apply(
         elif run > 1:
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:
-            kernel = _APPLY if phase == 0 else _APPLY_SHIFTED
+            kernel = _APPLY if _is_aligned(phase, x) else _APPLY_SHIFTED
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
@@ -200,6 +203,11 @@ def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: i
     launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
 
 
+def _is_aligned(phase: int, x: Any) -> bool:
+    """Whether vectors begin with a Philox block, or with the first of the two that they take."""
+    return phase % max(4, vector_width(x.dtype)) == 0
+
+
 def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
@@ -208,10 +216,10 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)
-    if phase == 0 and features % width == 0:
+    if _is_aligned(phase, x) and features % width == 0:
         launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
     else:
-        row = _philox_blocks(phase, features)
+        row = _philox_blocks(phase % 4, features)
         blocks = blocks_for(row * ids.size, THREADS)
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 
