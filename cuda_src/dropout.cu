@@ -11,6 +11,10 @@
 #include "division64.cuh"
 #include "dropout_rule.cuh"
 #include "elementwise.cuh"
+#include "reduce.cuh"
+
+// Vectors of a thread in dropout_apply_grouped.
+constexpr int kRunUnroll = 4;
 
 // The rule for element number g, by itself.
 template <typename A>
@@ -136,68 +140,65 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     }
 }
 
-// The decisions over a vector's elements; neighbours share one. Bit i is set where element i is
-// kept.
-//   q       number of the decision over the first element
-//   place   of the first element among the run elements that it decides over; run is at least 2
-template <int Width, typename A>
-__device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rule,
-                                                       const DropoutStream& stream, unsigned long long q,
-                                                       unsigned long long place, unsigned long long run) {
-    const int lane = static_cast<int>(q & 3);
-    unsigned int decisions = kept_bits(rule, stream.block(q >> 2)) >> lane;
-    if (place + Width <= run) return decisions & 1u ? (1u << Width) - 1 : 0;
-    // The vector reaches into at most four more runs, and so into one more block.
-    decisions |= kept_bits(rule, stream.block((q >> 2) + 1)) << (4 - lane);
-    const int length = static_cast<int>(min(run, static_cast<unsigned long long>(Width)));
-    int left = static_cast<int>(run - place);
-    unsigned int kept = 0;
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-        kept |= (decisions & 1u) << i;
-        if (--left == 0) {
-            left = length;
-            decisions >>= 1;
-        }
-    }
-    return kept;
-}
-
-// Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read.
-//   run   elements of a run, at least 2; start counts runs
+// Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read. A
+// warp has a span of neighbouring vectors, whose decisions its lanes draw together, four each.
+//   run   elements of a run, at least 16: a span's are fewer than the warp draws; start counts runs
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, 4)
     dropout_apply_grouped(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start, Divisor64 run) {
-    constexpr int width = kVectorWidth<T>;
+    constexpr int width = kVectorWidth<T>, unroll = kRunUnroll, span = kWarpThreads * unroll * width;
+    static_assert(span / 16 + 2 <= 4 * (kWarpThreads - 1), "one warp draws all decisions of a span");
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-        unsigned int kept[kElementwiseUnroll];
+    const long long whole = n / width * width;
+    const unsigned int lane = threadIdx.x % kWarpThreads;
+    constexpr long long tile = kElementwiseThreads / kWarpThreads * span;
+    for (long long first = blockIdx.x * tile + threadIdx.x / kWarpThreads * span; first < whole;
+         first += gridDim.x * tile) {
+        const unsigned long long runs_before = run.quotient(static_cast<unsigned long long>(first));
+        const unsigned long long begun = static_cast<unsigned long long>(first) - runs_before * run.divisor;
+        const unsigned long long decision = start + runs_before;
+        // Bit k: the decision over run number k of the lane's block and the next one.
+        unsigned int drawn = kept_bits(rule, stream.block((decision >> 2) + lane));
+        drawn |= __shfl_down_sync(kFullWarp, drawn, 1) << 4;
+        Vector<T> values[unroll];
+        unsigned int kept[unroll];
+        const int left = static_cast<int>(min(whole - first, static_cast<long long>(span)));
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            const unsigned long long i = static_cast<unsigned long long>(v) * width;
-            const unsigned long long q = run.quotient(i);
-            kept[u] = kept_in_groups<width>(rule, stream, start + q, i - q * run.divisor, run.divisor);
-            if (kept[u] != 0) values[u] = Vector<T>::load(x + i);
+        for (int u = 0; u < unroll; ++u) {
+            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
+            const unsigned long long place = begun + static_cast<unsigned long long>(at);
+            // A long run ends at most once in a span.
+            const unsigned long long ended = run.divisor >= span ? (place >= run.divisor ? 1ull : 0ull)
+                                                                 : run.quotient(place);
+            const unsigned int number =
+                static_cast<unsigned int>(decision & 3) + static_cast<unsigned int>(ended);
+            const unsigned int decisions =
+                __shfl_sync(kFullWarp, drawn, static_cast<int>(number >> 2)) >> (number & 3);
+            // The vector may reach into one run more.
+            const unsigned long long rest = (ended + 1) * run.divisor - place;
+            const unsigned int of_first = rest < width ? (1u << static_cast<int>(rest)) - 1 : (1u << width) - 1;
+            kept[u] = (decisions & 1u ? of_first : 0u) | (decisions & 2u ? (1u << width) - 1 - of_first : 0u);
+            if (at < left && kept[u] != 0) values[u] = Vector<T>::load(x + first + at);
         }
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; }).store(y + v * width);
+        for (int u = 0; u < unroll; ++u) {
+            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
+            if (at >= left) break;
+            const bool is_first_kept = (kept[u] & 1u) != 0;
+            if (kept[u] == 0 || kept[u] == (1u << width) - 1) {
+                values[u] = dropped_out(values[u], rule, [&](int) { return is_first_kept; });
+            } else {
+                values[u] = dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; });
+            }
+            values[u].store(y + first + at);
         }
     }
-    const long long rest = vectors * width + threadIdx.x;
+    const long long rest = whole + threadIdx.x;
     if (blockIdx.x == 0 && rest < n) {
-        const unsigned long long q = start + run.quotient(static_cast<unsigned long long>(rest));
-        const unsigned int word = word_of(stream.block(q >> 2), static_cast<int>(q & 3));
-        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
+        const unsigned long long g = start + run.quotient(static_cast<unsigned long long>(rest));
+        y[rest] = from_accumulate<T>(drop_element(to_accumulate(x[rest]), rule, stream, g));
     }
 }
 
@@ -285,13 +286,12 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     constexpr int width = kVectorWidth<T>;
     map_vectors(
         x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+            const auto drawn = part.with_places([&](const auto& places) {
+                return words_in_rows<width>(rule, stream, start, rows, nullptr, places);
+            });
 #pragma unroll
-            for (int u = 0; u < kElementwiseUnroll; ++u) {
-                const unsigned int kept =
-                    kept_in_rows<width>(rule, stream, start, rows, nullptr,
-                                        static_cast<unsigned long long>(part.first + part.at(u)));
-                values[u] = dropped_out(values[u], rule, [&](int k) { return (kept >> k & 1u) != 0; });
-            }
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return rule.choose(value, kept_in_rows<1>(rule, stream, start, rows, nullptr,

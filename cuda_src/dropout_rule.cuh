@@ -204,8 +204,9 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
             start + rows.first_decision(number) + (rows.is_shared != 0 ? 0ull : place);
         const DropoutStream of_row =
             sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
-        unsigned int bits = kept_neighbours<Width>(rule, of_row, g);
-        if (rows.is_shared != 0) bits = bits & 1u ? all : 0u;
+        const unsigned int bits = rows.is_shared == 0              ? kept_neighbours<Width>(rule, of_row, g)
+                                  : kept_neighbours<1>(rule, of_row, g) ? all
+                                                                        : 0u;
         const int count =
             static_cast<int>(min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
         kept |= (bits & ((1u << count) - 1)) << done;
@@ -219,14 +220,35 @@ template <int Width, int Count, typename A>
 __device__ __forceinline__ NeighbourWords<Width, Count> words_in_rows(
     const DropoutRule<A>& rule, const DropoutStream& stream, unsigned long long start,
     const DecisionRows& rows, const long long* sample_ids, const long long (&at)[Count]) {
-    if (rows.row.divisor == 0) return NeighbourWords<Width, Count>::of(stream, start, at);
-    NeighbourWords<Width, Count> result;
+    using Words = NeighbourWords<Width, Count>;
+    if (rows.row.divisor == 0) return Words::of(stream, start, at);
+    const bool is_shared = rows.is_shared != 0;
+    unsigned long long first[Count], place = 0, of_row = 0, last = 0;
+    bool are_in_one_row = true;
+#pragma unroll
+    for (int u = 0; u < Count; ++u) {
+        const unsigned long long i = static_cast<unsigned long long>(at[u]);
+        const unsigned long long step = u == 0 ? 0 : i - static_cast<unsigned long long>(at[u - 1]);
+        if (u != 0 && place + step < rows.row.divisor) {
+            place += step;
+        } else {
+            const unsigned long long number = rows.row.quotient(i);
+            place = i - number * rows.row.divisor;
+            of_row = start + rows.first_decision(number);
+        }
+        first[u] = of_row + (is_shared ? 0ull : place);
+        last |= first[u];
+        are_in_one_row = are_in_one_row && place + Width <= rows.row.divisor;
+    }
+    if (are_in_one_row && !is_shared && sample_ids == nullptr)
+        return last % Width == 0 ? Words::aligned(stream, first) : Words::shifted(stream, first);
+    Words result;
 #pragma unroll
     for (int u = 0; u < Count; ++u) {
         const unsigned int kept = kept_in_rows<Width>(rule, stream, start, rows, sample_ids,
                                                       static_cast<unsigned long long>(at[u]));
 #pragma unroll
-        for (int i = 0; i < Width; ++i) result.words[u][i] = kept >> i & 1u ? 0xffffffffu : 0u;
+        for (int k = 0; k < Width; ++k) result.words[u][k] = kept >> k & 1u ? 0xffffffffu : 0u;
     }
     return result;
 }

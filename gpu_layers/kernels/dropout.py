@@ -11,7 +11,7 @@ import numpy as np
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.core.philox import sample_seed
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -40,6 +40,8 @@ _ROWS = np.dtype(
     ]
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
+# Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
+_SHORT_RUN, _RUN_UNROLL = 16, 4
 _SIGNATURE = (
     "const T* x, T* y, long long n, DropoutRule<A> rule, "
     "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"
@@ -174,9 +176,10 @@ def _apply(
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
         elif ids is not None:
             _launch_samples(element, arguments, ready(ids), phase)
-        elif digits:
+        elif digits or 1 < run < _SHORT_RUN:
             launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
+            blocks = tile_blocks(x.size, THREADS * _RUN_UNROLL * vector_width(x.dtype))
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:
             kernel = _APPLY if _is_aligned(phase, x) else _APPLY_SHIFTED
