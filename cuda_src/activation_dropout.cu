@@ -37,17 +37,14 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
                     return NeighbourWords<kOctet, unroll>::of(stream, start, places);
                 }));
             with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-                using Phi = decltype(phi);
 #pragma unroll
                 for (int u = 0; u < unroll; ++u) {
                     A results[width];
 #pragma unroll
                     for (int i = 0; i < width; ++i) {
-                        const A value = widened(values[u], i);
                         const bool is_kept = decisions.keeps(rule, u, done + i);
-                        if (Phi::kGradientIsBit && is_kept && !(value <= A(0)))
-                            passing[u] |= 1u << (done + i);
-                        results[i] = forward_element<Phi, order.kValue>(value, is_kept, rule.scale);
+                        results[i] = forward_element<decltype(phi), order.kValue>(
+                            widened(values[u], i), is_kept, rule.scale, 1u << (done + i), passing[u]);
                     }
                     values[u] = rounded<T, width>(results);
                 }

@@ -21,6 +21,19 @@ __device__ __forceinline__ A forward_element(A x, bool is_kept, A scale) {
     return is_kept ? y : A(0);
 }
 
+// Of one element, with the bit that the backward of ReLU needs: whether it is kept and not <= 0. Where an
+// activation has such a bit, it says all there is to say.
+template <typename Phi, bool First, typename A>
+__device__ __forceinline__ A forward_element(A x, bool is_kept, A scale, unsigned int bit, unsigned int& bits) {
+    if constexpr (Phi::kGradientIsBit) {
+        const bool passes = is_kept && !(x <= A(0));
+        if (passes) bits |= bit;
+        return passes ? x * scale : A(0);
+    } else {
+        return forward_element<Phi, First>(x, is_kept, scale);
+    }
+}
+
 // Its gradient.
 template <typename Phi, bool First, typename A>
 __device__ __forceinline__ A backward_element(A dy, A x, bool is_kept, A scale) {

@@ -105,39 +105,56 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // As dropout_apply_blocks, where rows are whole vectors.
 //   n            a multiple of the vector's width; start is a multiple of 4, of half types of 8
 //   sample_ids   number of each row
-//   row          vectors of a row
+//   row          elements of a row
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start,
                           const long long* sample_ids, Divisor64 row) {
-    constexpr int width = kVectorWidth<T>;
+    constexpr int width = kVectorWidth<T>, unroll = kElementwiseUnroll;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-        long long of_row[kElementwiseUnroll], ids[kElementwiseUnroll];
+    for_each_tile<unroll, width>(n, [&](const TilePart<unroll, width>& part) {
+        Vector<T> values[unroll];
+        part.load(values, x);
+        unsigned long long first[unroll], place = 0;
+        long long ids[unroll];
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(v)));
-            of_row[u] = v - r * static_cast<long long>(row.divisor);
-            ids[u] = sample_ids[r];
-            values[u] = Vector<T>::load(x + v * width);
+        for (int u = 0; u < unroll; ++u) {
+            if (!part.has(u)) {
+                // As the one before, which it costs nothing more to draw for.
+                first[u] = u == 0 ? 0 : first[u - 1];
+                ids[u] = u == 0 ? 0 : ids[u - 1];
+                continue;
+            }
+            if (u != 0 && place + part.at(u) - part.at(u - 1) < row.divisor) {
+                place += part.at(u) - part.at(u - 1);
+                ids[u] = ids[u - 1];
+            } else {
+                const unsigned long long i = static_cast<unsigned long long>(part.first + part.at(u));
+                const unsigned long long number = row.quotient(i);
+                place = i - number * row.divisor;
+                ids[u] = sample_ids[number];
+            }
+            first[u] = start + place;
         }
+        bool are_of_one = true;
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            const auto drawn = NeighbourWords<width>::aligned(
-                sample_stream(stream, ids[u]), {start + static_cast<unsigned long long>(of_row[u]) * width});
-            dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[0][k]); })
-                .store(y + v * width);
+        for (int u = 1; u < unroll; ++u) are_of_one = are_of_one && ids[u] == ids[0];
+        const auto drop = [&](int u, const unsigned int (&words)[width]) {
+            values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(words[k]); });
+        };
+        if (are_of_one) {
+            const auto drawn = NeighbourWords<width, unroll>::aligned(sample_stream(stream, ids[0]), first);
+#pragma unroll
+            for (int u = 0; u < unroll; ++u) drop(u, drawn.words[u]);
+        } else {
+#pragma unroll
+            for (int u = 0; u < unroll; ++u)
+                drop(u, NeighbourWords<width>::aligned(sample_stream(stream, ids[u]), {first[u]}).words[0]);
         }
-    }
+        part.store(values, y);
+    });
 }
 
 // Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read. A

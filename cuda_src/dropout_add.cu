@@ -103,7 +103,6 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     else return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
                 }));
             with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
-                using Phi = decltype(phi);
 #pragma unroll
                 for (int u = 0; u < unroll; ++u) {
                     A results[width];
@@ -111,9 +110,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     for (int i = 0; i < width; ++i) {
                         const A z = widened(values[u], i) + biases[u][i];
                         const bool is_kept = decisions.keeps(rule, u, done + i);
-                        if (Phi::kGradientIsBit && is_kept && !(z <= A(0))) passing[u] |= 1u << (done + i);
-                        results[i] = forward_element<Phi, order.kValue>(z, is_kept, rule.scale) +
-                                     widened(added[u], i);
+                        results[i] = widened(added[u], i) +
+                                     forward_element<decltype(phi), order.kValue>(
+                                         z, is_kept, rule.scale, 1u << (done + i), passing[u]);
                     }
                     values[u] = rounded<T, width>(results);
                 }

@@ -220,7 +220,7 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)
     if _is_aligned(phase, x) and features % width == 0:
-        launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
+        launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features)))
     else:
         row = _philox_blocks(phase % 4, features)
         blocks = blocks_for(row * ids.size, THREADS)
