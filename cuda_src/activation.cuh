@@ -139,55 +139,48 @@ struct Silu {
     }
 };
 
+// Those that are not piecewise linear, as elements of T are calculated.
+template <typename T, bool IsHalf = sizeof(T) == 2>
+struct Curved {
+    using OfSigmoid = Sigmoid;
+    using OfTanh = Tanh;
+    using OfGelu = Gelu;
+    using OfSilu = Silu;
+};
+template <typename T>
+struct Curved<T, true> {
+    using OfSigmoid = HalfSigmoid<T>;
+    using OfTanh = HalfTanh<T>;
+    using OfGelu = HalfGelu<T>;
+    using OfSilu = HalfSilu<T>;
+};
+
 // f(activation) for the activation of this number: one branch, the same way for all threads, around work on
-// many elements. The launcher gives the numbers (kernels/activation.py). This one knows those that are not
-// piecewise linear.
+// many elements. The launcher gives the numbers (kernels/activation_dropout.py). This one knows those that are
+// not piecewise linear; that of transformers is looked for first.
 //   T   of the elements, which what is calculated is rounded to
 template <typename T, typename Function>
 __device__ __forceinline__ void with_curved_activation(int number, Function f) {
-    if constexpr (sizeof(T) == 2) {
-        switch (number) {
-            case 2:
-                f(HalfSigmoid<T>());
-                break;
-            case 3:
-                f(HalfTanh<T>());
-                break;
-            case 4:
-                f(HalfGelu<T>());
-                break;
-            default:
-                f(HalfSilu<T>());
-        }
+    if (__builtin_expect(number == 4, 1)) {
+        f(typename Curved<T>::OfGelu());
+    } else if (number == 2) {
+        f(typename Curved<T>::OfSigmoid());
+    } else if (number == 3) {
+        f(typename Curved<T>::OfTanh());
     } else {
-        switch (number) {
-            case 2:
-                f(Sigmoid());
-                break;
-            case 3:
-                f(Tanh());
-                break;
-            case 4:
-                f(Gelu());
-                break;
-            default:
-                f(Silu());
-        }
+        f(typename Curved<T>::OfSilu());
     }
 }
 
 // Likewise, for any activation.
 template <typename T, typename Function>
 __device__ __forceinline__ void with_activation(int number, Function f) {
-    switch (number) {
-        case 0:
-            f(Relu());
-            break;
-        case 1:
-            f(LeakyRelu());
-            break;
-        default:
-            with_curved_activation<T>(number, f);
+    if (__builtin_expect(number > 1, 1)) {
+        with_curved_activation<T>(number, f);
+    } else if (number == 1) {
+        f(LeakyRelu());
+    } else {
+        f(Relu());
     }
 }
 

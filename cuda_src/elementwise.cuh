@@ -13,11 +13,11 @@ template <int Unroll, int Width>
 struct TilePart {
     static constexpr int kTile = kElementwiseThreads * Unroll * Width;
 
-    long long first;  // element of the tile
-    int left;         // elements of the tile
-    int place;        // of the thread's first element in it
+    long long first;     // element of the tile
+    unsigned int left;   // elements of the tile
+    unsigned int place;  // of the thread's first element in it
 
-    __device__ __forceinline__ int at(int u) const { return place + u * kElementwiseThreads * Width; }
+    __device__ __forceinline__ unsigned int at(int u) const { return place + u * kElementwiseThreads * Width; }
     __device__ __forceinline__ bool has(int u) const { return at(u) < left; }
 
     // Part of the neighbours at each of the thread's places, from `done` on.
@@ -58,8 +58,8 @@ __device__ __forceinline__ void for_each_tile(long long n, OnTile on_tile) {
     constexpr int tile = TilePart<Unroll, Width>::kTile;
     for (long long first = blockIdx.x * static_cast<long long>(tile); first < n;
          first += gridDim.x * static_cast<long long>(tile)) {
-        const int left = static_cast<int>(min(n - first, static_cast<long long>(tile)));
-        on_tile(TilePart<Unroll, Width>{first, left, static_cast<int>(threadIdx.x) * Width});
+        const unsigned int left = static_cast<unsigned int>(min(n - first, static_cast<long long>(tile)));
+        on_tile(TilePart<Unroll, Width>{first, left, threadIdx.x * Width});
     }
 }
 
