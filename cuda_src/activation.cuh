@@ -156,8 +156,8 @@ struct Curved<T, true> {
 };
 
 // f(activation) for the activation of this number: one branch, the same way for all threads, around work on
-// many elements. The launcher gives the numbers (kernels/activation_dropout.py). This one knows those that are
-// not piecewise linear; that of transformers is looked for first.
+// many elements. The launcher gives the numbers (kernels/activation_dropout.py). This one knows those that
+// are not piecewise linear; that of transformers is looked for first.
 //   T   of the elements, which what is calculated is rounded to
 template <typename T, typename Function>
 __device__ __forceinline__ void with_curved_activation(int number, Function f) {

@@ -6,9 +6,8 @@
 //   first          1: dropout before the activation, phi(D(x)); 0: after it, D(phi(x))
 //   rule           what drops, and the scale of what is kept; its shift and what dropped elements become are
 //   not used seed, offset, rng_state, start   as in dropout.cu; start is any number
-// A thread owns eight neighbouring elements, which take two Philox blocks (three where start is no multiple of
-// 8), at a time: one byte of bits.
-// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+// A thread owns eight neighbouring elements, which take two Philox blocks (three where start is no multiple
+// of 8), at a time: one byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation_dropout.cuh"
 #include "gradient_bits.cuh"
 
@@ -25,33 +24,35 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     using A = accumulate_t<T>;
     constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
-        OctetDecisions<T, unroll> decisions;
-        unsigned int passing[unroll] = {};
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+            OctetDecisions<T, unroll> decisions;
+            unsigned int passing[unroll] = {};
 #pragma unroll 1
-        for (int done = 0; done < kOctet; done += width) {
-            Vector<T, width> values[unroll];
-            part.load(values, x, done);
-            if (done == 0)
-                decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
-                    return NeighbourWords<kOctet, unroll>::of(stream, start, places);
-                }));
-            with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+            for (int done = 0; done < kOctet; done += width) {
+                Vector<T, width> values[unroll];
+                part.load(values, x, done);
+                if (done == 0)
+                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
+                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                    }));
+                {
 #pragma unroll
-                for (int u = 0; u < unroll; ++u) {
-                    A results[width];
+                    for (int u = 0; u < unroll; ++u) {
+                        A results[width];
 #pragma unroll
-                    for (int i = 0; i < width; ++i) {
-                        const bool is_kept = decisions.keeps(rule, u, done + i);
-                        results[i] = forward_element<decltype(phi), order.kValue>(
-                            widened(values[u], i), is_kept, rule.scale, 1u << (done + i), passing[u]);
+                        for (int i = 0; i < width; ++i) {
+                            const bool is_kept = decisions.keeps(rule, u, done + i);
+                            results[i] = forward_element<decltype(phi), decltype(order)::kValue>(
+                                widened(values[u], i), is_kept, rule.scale, 1u << (done + i), passing[u]);
+                        }
+                        values[u] = rounded<T, width>(results);
                     }
-                    values[u] = rounded<T, width>(results);
                 }
-            });
-            part.store(values, y, done);
-        }
-        if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
+                part.store(values, y, done);
+            }
+            if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
+        });
     });
     // What is left, less than an octet, a thread each; the first one writes the byte of bits.
     const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     const unsigned int kept =
         kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(whole));
     with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-        y[rest] = from_accumulate<T>(forward_element<decltype(phi), order.kValue>(
+        y[rest] = from_accumulate<T>(forward_element<decltype(phi), decltype(order)::kValue>(
             to_accumulate(x[rest]), (kept >> threadIdx.x & 1u) != 0, rule.scale));
     });
     if (gradient_bits == nullptr || threadIdx.x != 0) return;
@@ -80,31 +81,33 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
     using A = accumulate_t<T>;
     constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
-        OctetDecisions<T, unroll> decisions;
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+            OctetDecisions<T, unroll> decisions;
 #pragma unroll 1
-        for (int done = 0; done < kOctet; done += width) {
-            Vector<T, width> gradients[unroll], inputs[unroll];
-            part.load(gradients, dy, done);
-            part.load(inputs, x, done);
-            if (done == 0)
-                decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
-                    return NeighbourWords<kOctet, unroll>::of(stream, start, places);
-                }));
-            with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+            for (int done = 0; done < kOctet; done += width) {
+                Vector<T, width> gradients[unroll], inputs[unroll];
+                part.load(gradients, dy, done);
+                part.load(inputs, x, done);
+                if (done == 0)
+                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
+                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                    }));
+                {
 #pragma unroll
-                for (int u = 0; u < unroll; ++u) {
-                    A results[width];
+                    for (int u = 0; u < unroll; ++u) {
+                        A results[width];
 #pragma unroll
-                    for (int i = 0; i < width; ++i)
-                        results[i] = backward_element<decltype(phi), order.kValue>(
-                            widened(gradients[u], i), widened(inputs[u], i),
-                            decisions.keeps(rule, u, done + i), rule.scale);
-                    gradients[u] = rounded<T, width>(results);
+                        for (int i = 0; i < width; ++i)
+                            results[i] = backward_element<decltype(phi), decltype(order)::kValue>(
+                                widened(gradients[u], i), widened(inputs[u], i),
+                                decisions.keeps(rule, u, done + i), rule.scale);
+                        gradients[u] = rounded<T, width>(results);
+                    }
                 }
-            });
-            part.store(gradients, dx, done);
-        }
+                part.store(gradients, dx, done);
+            }
+        });
     });
     const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;

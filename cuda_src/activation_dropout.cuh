@@ -24,7 +24,8 @@ __device__ __forceinline__ A forward_element(A x, bool is_kept, A scale) {
 // Of one element, with the bit that the backward of ReLU needs: whether it is kept and not <= 0. Where an
 // activation has such a bit, it says all there is to say.
 template <typename Phi, bool First, typename A>
-__device__ __forceinline__ A forward_element(A x, bool is_kept, A scale, unsigned int bit, unsigned int& bits) {
+__device__ __forceinline__ A forward_element(A x, bool is_kept, A scale, unsigned int bit,
+                                             unsigned int& bits) {
     if constexpr (Phi::kGradientIsBit) {
         const bool passes = is_kept && !(x <= A(0));
         if (passes) bits |= bit;
@@ -46,7 +47,8 @@ struct Constant {
     static constexpr bool kValue = Value;
 };
 
-// f(activation, order) with the order as a Constant: whether dropout comes first. One branch, as with_activation.
+// f(activation, order) with the order as a Constant: whether dropout comes first. One branch, as
+// with_activation.
 template <typename T, typename Function>
 __device__ __forceinline__ void with_ordered_activation(int number, bool first, Function f) {
     with_activation<T>(number, [&](auto phi) {
@@ -58,7 +60,8 @@ __device__ __forceinline__ void with_ordered_activation(int number, bool first, 
     });
 }
 
-// The decisions over a thread's octets of a tile: their words, or, where elements are calculated in parts, bits.
+// The decisions over a thread's octets of a tile: their words, or, where elements are calculated in parts,
+// bits.
 template <typename T, int Count>
 struct OctetDecisions {
     static constexpr bool kAsBits = kPart<T> != kOctet;

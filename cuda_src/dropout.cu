@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                   unsigned long long offset, const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     map_vectors(
-        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+        x, y, n,
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
             constexpr int width = kVectorWidth<T>;
             unsigned long long first[kElementwiseUnroll];
 #pragma unroll
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
             const auto drawn = NeighbourWords<width, kElementwiseUnroll>::aligned(stream, first);
 #pragma unroll
             for (int u = 0; u < kElementwiseUnroll; ++u)
-                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
@@ -54,7 +56,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                           const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     map_vectors(
-        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+        x, y, n,
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
             constexpr int width = kVectorWidth<T>;
             unsigned long long first[kElementwiseUnroll];
 #pragma unroll
@@ -63,7 +66,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
             const auto drawn = NeighbourWords<width, kElementwiseUnroll>::shifted(stream, first);
 #pragma unroll
             for (int u = 0; u < kElementwiseUnroll; ++u)
-                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
@@ -187,15 +191,16 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
             const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
             const unsigned long long place = begun + static_cast<unsigned long long>(at);
             // A long run ends at most once in a span.
-            const unsigned long long ended = run.divisor >= span ? (place >= run.divisor ? 1ull : 0ull)
-                                                                 : run.quotient(place);
+            const unsigned long long ended =
+                run.divisor >= span ? (place >= run.divisor ? 1ull : 0ull) : run.quotient(place);
             const unsigned int number =
                 static_cast<unsigned int>(decision & 3) + static_cast<unsigned int>(ended);
             const unsigned int decisions =
                 __shfl_sync(kFullWarp, drawn, static_cast<int>(number >> 2)) >> (number & 3);
             // The vector may reach into one run more.
             const unsigned long long rest = (ended + 1) * run.divisor - place;
-            const unsigned int of_first = rest < width ? (1u << static_cast<int>(rest)) - 1 : (1u << width) - 1;
+            const unsigned int of_first =
+                rest < width ? (1u << static_cast<int>(rest)) - 1 : (1u << width) - 1;
             kept[u] = (decisions & 1u ? of_first : 0u) | (decisions & 2u ? (1u << width) - 1 - of_first : 0u);
             if (at < left && kept[u] != 0) values[u] = Vector<T>::load(x + first + at);
         }
@@ -302,13 +307,15 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     constexpr int width = kVectorWidth<T>;
     map_vectors(
-        x, y, n, [&](Vector<T> (&values)[kElementwiseUnroll], const auto& part) {
+        x, y, n,
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
             const auto drawn = part.with_places([&](const auto& places) {
                 return words_in_rows<width>(rule, stream, start, rows, nullptr, places);
             });
 #pragma unroll
             for (int u = 0; u < kElementwiseUnroll; ++u)
-                values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return rule.choose(value, kept_in_rows<1>(rule, stream, start, rows, nullptr,

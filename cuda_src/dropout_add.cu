@@ -92,15 +92,16 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
             A biases[unroll][width];
 #pragma unroll
             for (int u = 0; u < unroll; ++u) {
-                const unsigned long long at =
-                    static_cast<unsigned long long>(part.first + part.at(u) + done);
+                const unsigned long long at = static_cast<unsigned long long>(part.first + part.at(u) + done);
                 load_bias(biases[u], bias, at - features.quotient(at) * features.divisor, features.divisor);
             }
             if (done == 0)
                 decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
                     using Words = NeighbourWords<kOctet, unroll>;
-                    if constexpr (Straight) return Words::of(stream, start, places);
-                    else return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
+                    if constexpr (Straight)
+                        return Words::of(stream, start, places);
+                    else
+                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
                 }));
             with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
 #pragma unroll
@@ -110,9 +111,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     for (int i = 0; i < width; ++i) {
                         const A z = widened(values[u], i) + biases[u][i];
                         const bool is_kept = decisions.keeps(rule, u, done + i);
-                        results[i] = widened(added[u], i) +
-                                     forward_element<decltype(phi), order.kValue>(
-                                         z, is_kept, rule.scale, 1u << (done + i), passing[u]);
+                        results[i] =
+                            widened(added[u], i) + forward_element<decltype(phi), order.kValue>(
+                                                       z, is_kept, rule.scale, 1u << (done + i), passing[u]);
                     }
                     values[u] = rounded<T, width>(results);
                 }

@@ -204,7 +204,7 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
             start + rows.first_decision(number) + (rows.is_shared != 0 ? 0ull : place);
         const DropoutStream of_row =
             sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
-        const unsigned int bits = rows.is_shared == 0              ? kept_neighbours<Width>(rule, of_row, g)
+        const unsigned int bits = rows.is_shared == 0 ? kept_neighbours<Width>(rule, of_row, g)
                                   : kept_neighbours<1>(rule, of_row, g) ? all
                                                                         : 0u;
         const int count =
@@ -215,7 +215,8 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
     return kept;
 }
 
-// As NeighbourWords::of, of elements that may be of several rows: words that the rule takes as it does theirs.
+// As NeighbourWords::of, of elements that may be of several rows: words that the rule takes as it does
+// theirs.
 template <int Width, int Count, typename A>
 __device__ __forceinline__ NeighbourWords<Width, Count> words_in_rows(
     const DropoutRule<A>& rule, const DropoutStream& stream, unsigned long long start,

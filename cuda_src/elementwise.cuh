@@ -7,8 +7,8 @@ constexpr int kElementwiseThreads = 256;
 // Vectors of a thread in one step: as many loads are in flight before the first result is needed.
 constexpr int kElementwiseUnroll = 2;
 
-// What a thread has of a tile of elements: up to Unroll times Width neighbours. All but `place` is the same for
-// all threads of a block.
+// What a thread has of a tile of elements: up to Unroll times Width neighbours. All but `place` is the same
+// for all threads of a block.
 template <int Unroll, int Width>
 struct TilePart {
     static constexpr int kTile = kElementwiseThreads * Unroll * Width;
@@ -17,7 +17,9 @@ struct TilePart {
     unsigned int left;   // elements of the tile
     unsigned int place;  // of the thread's first element in it
 
-    __device__ __forceinline__ unsigned int at(int u) const { return place + u * kElementwiseThreads * Width; }
+    __device__ __forceinline__ unsigned int at(int u) const {
+        return place + u * kElementwiseThreads * Width;
+    }
     __device__ __forceinline__ bool has(int u) const { return at(u) < left; }
 
     // Part of the neighbours at each of the thread's places, from `done` on.

@@ -2,18 +2,18 @@
 //
 // They consist of additions, products, fma, and operations on bits, which are the same everywhere: a GPU and
 // the emulator give the same bits. There is no branch, no division and none of the hardware's approximations.
-// The result is off by less than a tenth of a unit in the last place of T before it is rounded, for every x of
-// T; tests/ops/test_half_activation.py looks at all of them. Other values of x, as in fused kernels, are between.
+// The result is off by less than a tenth of a unit in the last place of T before it is rounded, for every x
+// of T; tests/ops/test_half_activation.py looks at all of them. Other values of x, as in fused kernels, are
+// between.
 //
 // Each is written by t = |x|, so that what is near 0 far below 0 is no difference of larger numbers:
 //   gelu      Phi(-t) = r(t)^32. The root is nearly straight where the function falls through forty decades.
-//   gelu'     Phi(-t) - t phi(t) = (t0 - t) r(t)^n; t0 is where it is 0, and keeps its relative precision there.
-//   sigmoid   s(-t) = e / (1 + e), with e = exp(-t) = 2^n (1 + f q(f)), |f| <= 1/2, and 1 / (1 + e) = p(e)
-//   silu'     s(-t) s(t) (1 + e - t), where the last factor is 0 at t0
-//   tanh      t r(t)
+//   gelu'     Phi(-t) - t phi(t) = (t0 - t) r(t)^n; t0 is where it is 0, and keeps its relative precision
+//   there. sigmoid   s(-t) = e / (1 + e), with e = exp(-t) = 2^n (1 + f q(f)), |f| <= 1/2, and 1 / (1 + e) =
+//   p(e) silu'     s(-t) s(t) (1 + e - t), where the last factor is 0 at t0 tanh      t r(t)
 // The other half follows: Phi(t) = 1 - Phi(-t), s(t) = 1 - s(-t), tanh and the derivatives likewise. The
-// coefficients make the largest error, in units in the last place of the result, as small as it can be (linear
-// programming over 900 Chebyshev points).
+// coefficients make the largest error, in units in the last place of the result, as small as it can be
+// (linear programming over 900 Chebyshev points).
 #pragma once
 
 #include "numeric.cuh"
@@ -102,7 +102,8 @@ constexpr float kExpEnd = 105.0f;
 // Added to a number, it leaves the nearest whole number in the last bits, plus 64.
 constexpr float kRounding = 12582912.0f + 64.0f;
 
-// x 2^n, where n + 64 is in the last bits of `rounded`: 2^64 times that first, so that the result may underflow.
+// x 2^n, where n + 64 is in the last bits of `rounded`: 2^64 times that first, so that the result may
+// underflow.
 __device__ __forceinline__ float scaled(float x, float rounded) {
     return __int_as_float(__float_as_int(x) + (__float_as_int(rounded) << 23)) * 0x1p-64f;
 }
@@ -179,20 +180,20 @@ struct HalfSilu {
 
     static __device__ __forceinline__ float forward(float x) { return x * HalfSigmoid<T>::of_number(x); }
 
-    // With u = t0 - t and e0 = t0 - 1, 1 + e - t is u + (e - e0), and e - e0 = e0 (exp(t1 - t) - 1), where e0 is
-    // exp(-t1): both terms are as precise as they are small. kZero is t0, rounded; t1 follows from it.
+    // With u = t0 - t and e0 = t0 - 1, 1 + e - t is u + (e - e0), and e - e0 = e0 (exp(t1 - t) - 1), where e0
+    // is exp(-t1): both terms are as precise as they are small. kZero is t0, rounded; t1 follows from it.
     static __device__ __forceinline__ float backward(float dy, float x) {
         constexpr float kZero = 1.27846456f, kAtZero = kZero - 1.0f;
         constexpr float kLog = 1.44269466f, kLogT1 = 1.8444339f;  // log2(e), nearly, and exactly t1 times it
         const float t = fmin(fabs(x), kExpEnd);
         const float exponent = fma(t, -kLog, kLogT1), rounded = exponent + kRounding;
         const float f = exponent - (rounded - kRounding);
-        const float power = scaled(kAtZero, rounded), rest = power * f, q = HalfPolynomials<T>::exponential(f);
+        const float power = scaled(kAtZero, rounded), rest = power * f,
+                    q = HalfPolynomials<T>::exponential(f);
         const float e = fma(rest, q, power), difference = fma(rest, q, power - kAtZero);
         const float reciprocal = HalfPolynomials<T>::reciprocal(e), step = step_at_zero(x);
         // u + (e - e0), or its opposite where x is positive.
-        const float factor =
-            fma(fma(step, -2.0f, 1.0f), difference, fma(step, -2.0f * kZero, x + kZero));
+        const float factor = fma(fma(step, -2.0f, 1.0f), difference, fma(step, -2.0f * kZero, x + kZero));
         return dy * fma(e * reciprocal * reciprocal, factor, step);
     }
 };

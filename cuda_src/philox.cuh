@@ -15,9 +15,9 @@ __device__ __forceinline__ void philox4x32_10(uint4 (&counters)[Count], uint2 ke
             const uint4 counter = counters[i];
             // High and low half asked for separately: one IMAD.WIDE each. A 64-bit product costs an addition
             // more.
-            counters[i] = make_uint4(
-                __umulhi(0xCD9E8D57u, counter.z) ^ counter.y ^ key.x, 0xCD9E8D57u * counter.z,
-                __umulhi(0xD2511F53u, counter.x) ^ counter.w ^ key.y, 0xD2511F53u * counter.x);
+            counters[i] =
+                make_uint4(__umulhi(0xCD9E8D57u, counter.z) ^ counter.y ^ key.x, 0xCD9E8D57u * counter.z,
+                           __umulhi(0xD2511F53u, counter.x) ^ counter.w ^ key.y, 0xD2511F53u * counter.x);
         }
         key.x += 0x9E3779B9u;
         key.y += 0xBB67AE85u;
@@ -35,9 +35,9 @@ struct DropoutStream {
                                          const unsigned long long (&indices)[Count]) const {
 #pragma unroll
         for (int i = 0; i < Count; ++i)
-            blocks[i] = make_uint4(static_cast<unsigned int>(indices[i]),
-                                   static_cast<unsigned int>(indices[i] >> 32),
-                                   static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32));
+            blocks[i] =
+                make_uint4(static_cast<unsigned int>(indices[i]), static_cast<unsigned int>(indices[i] >> 32),
+                           static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32));
         philox4x32_10(blocks,
                       make_uint2(static_cast<unsigned int>(seed), static_cast<unsigned int>(seed >> 32)));
     }

@@ -117,8 +117,8 @@ __device__ __forceinline__ __nv_bfloat162 rounded_pair(__nv_bfloat16, float low,
     return __floats2bfloat162_rn(low, high);
 }
 
-// A vector of what was calculated, rounded: half types by the word, which a value at a time would be put together
-// of.
+// A vector of what was calculated, rounded: half types by the word, which a value at a time would be put
+// together of.
 template <typename T, int N>
 __device__ __forceinline__ Vector<T, N> rounded(const accumulate_t<T> (&values)[N]) {
     Vector<T, N> vector;
@@ -126,7 +126,8 @@ __device__ __forceinline__ Vector<T, N> rounded(const accumulate_t<T> (&values)[
 #pragma unroll
         for (int i = 0; i < N; i += 2) {
             const auto pair = rounded_pair(T(), values[i], values[i + 1]);
-            reinterpret_cast<unsigned int*>(vector.words)[i / 2] = reinterpret_cast<const unsigned int&>(pair);
+            reinterpret_cast<unsigned int*>(vector.words)[i / 2] =
+                reinterpret_cast<const unsigned int&>(pair);
         }
     } else {
 #pragma unroll
