@@ -323,6 +323,13 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         });
 }
 
+// count / total, rounded as a division is (Markstein, 1990), by the rounded inverse of the total.
+template <typename A>
+__device__ __forceinline__ A quotient_of_counts(int count, int total, A inverse) {
+    const A near = A(count) * inverse;
+    return fma(fma(-near, A(total), A(count)), inverse, near);
+}
+
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
 // that the number of calls that keep it tells both. Where the one that is kept is not finite, the mean is
 // that value, and the variance NaN. A thread owns the four decisions of one Philox block of
@@ -339,6 +346,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
                     Divisor64 row) {
     using A = accumulate_t<T>;
     const int skipped = static_cast<int>(start & 3);
+    const A inverse = A(1) / A(passes);
+    // Whether every block's four elements are there, and a vector.
+    const bool whole = skipped == 0 && features % 4 == 0;
     const long long rows = sample_ids == nullptr ? 1 : n / features;
     const long long blocks = rows * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
@@ -353,28 +363,45 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
             first = r * features;
         }
         const long long i0 = block * 4 - skipped;  // of lane 0, within the row
-        const T* const inputs = x + first + i0;
-        const int begin = i0 < 0 ? skipped : 0;
-        const int end = static_cast<int>(min(features - i0, 4ll));
         const unsigned long long number = (start >> 2) + static_cast<unsigned long long>(block);
         int kept[4] = {0, 0, 0, 0};
 #pragma unroll 1
         for (int pass = 0; pass < passes; ++pass) {
-            const unsigned int bits = kept_bits(rule, stream.block(number));
+            const uint4 words = stream.block(number);
 #pragma unroll
-            for (int lane = 0; lane < 4; ++lane) kept[lane] += bits >> lane & 1u;
+            for (int lane = 0; lane < 4; ++lane) kept[lane] += rule.keeps(word_of(words, lane)) ? 1 : 0;
             ++stream.offset;
+        }
+        Vector<T, 4> inputs;
+        Vector<A, 4> means, variances;
+        if (whole) {
+            inputs = Vector<T, 4>::load(x + first + i0);
+        } else {
+#pragma unroll
+            for (int lane = 0; lane < 4; ++lane) {
+                if (i0 + lane >= 0 && i0 + lane < features) inputs[lane] = x[first + i0 + lane];
+            }
         }
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
-            if (lane < begin || lane >= end) continue;
             // The output, rounded as that of a forward is.
             const A value = to_accumulate(from_accumulate<T>(to_accumulate(inputs[lane]) * rule.scale));
-            const A part = A(kept[lane]) / A(passes), other = A(passes - kept[lane]) / A(passes);
-            mean[first + i0 + lane] = kept[lane] == 0 ? A(0) : value * part;
+            const A part = quotient_of_counts(kept[lane], passes, inverse);
+            const A other = quotient_of_counts(passes - kept[lane], passes, inverse);
+            means[lane] = kept[lane] == 0 ? A(0) : value * part;
             // value - value is NaN where the output is not finite.
-            variance[first + i0 + lane] =
-                kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
+            variances[lane] = kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
+        }
+        if (whole) {
+            means.store(mean + first + i0);
+            variances.store(variance + first + i0);
+        } else {
+#pragma unroll
+            for (int lane = 0; lane < 4; ++lane) {
+                if (i0 + lane < 0 || i0 + lane >= features) continue;
+                mean[first + i0 + lane] = means[lane];
+                variance[first + i0 + lane] = variances[lane];
+            }
         }
     }
 }

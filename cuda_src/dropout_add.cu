@@ -90,11 +90,17 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
             part.load(values, x, done);
             part.load(added, residual, done);
             A biases[unroll][width];
+            const auto load_biases = [&] {
 #pragma unroll
-            for (int u = 0; u < unroll; ++u) {
-                const unsigned long long at = static_cast<unsigned long long>(part.first + part.at(u) + done);
-                load_bias(biases[u], bias, at - features.quotient(at) * features.divisor, features.divisor);
-            }
+                for (int u = 0; u < unroll; ++u) {
+                    const unsigned long long at =
+                        static_cast<unsigned long long>(part.first + part.at(u) + done);
+                    load_bias(biases[u], bias, at - features.quotient(at) * features.divisor,
+                              features.divisor);
+                }
+            };
+            // Before the words are drawn, where there are registers for both: one wait less.
+            if (sizeof(T) == 2) load_biases();
             if (done == 0)
                 decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
                     using Words = NeighbourWords<kOctet, unroll>;
@@ -103,6 +109,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     else
                         return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
                 }));
+            if (sizeof(T) != 2) load_biases();
             with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
 #pragma unroll
                 for (int u = 0; u < unroll; ++u) {
@@ -169,7 +176,7 @@ struct BranchGradients {
     unsigned long long start;
     const DecisionRows& rows;
     const long long* sample_ids;
-    A biases[Width];  // unless Straight
+    const A* bias;  // of the thread's features, or null
     Sum<A> sums[Width];
 
     // gradients[u], element k: of those that `keeps` says.
@@ -211,21 +218,27 @@ struct BranchGradients {
                 take_straight(gradients, [&](int u, int k) { return rule.keeps(drawn.words[u][k]); });
             }
         } else {
-            const auto drawn = words_in_rows<Width>(rule, stream, start, rows, sample_ids, places);
-            with_branch<T, false>(activation, first, [&](auto phi, auto order) {
 #pragma unroll
-                for (int u = 0; u < Count; ++u) {
+            for (int u = 0; u < Count; ++u) {
+                const auto drawn =
+                    words_in_rows<Width, 1>(rule, stream, start, rows, sample_ids, {places[u]});
+                // Each time, from the cache: there are no registers to keep them in.
+                Vector<A, Width> biases;
+                if (bias != nullptr) biases = Vector<A, Width>::load(bias);
+                with_branch<T, false>(activation, first, [&](auto phi, auto order) {
                     A results[Width];
 #pragma unroll
                     for (int k = 0; k < Width; ++k) {
-                        const A z = x == nullptr ? A(0) : widened(values[u], k) + biases[k];
-                        results[k] = backward_element<decltype(phi), order.kValue>(
-                            widened(gradients[u], k), z, rule.keeps(drawn.words[u][k]), rule.scale);
+                        const A z = x == nullptr
+                                        ? A(0)
+                                        : widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
+                        results[k] = backward_element<decltype(phi), decltype(order)::kValue>(
+                            widened(gradients[u], k), z, rule.keeps(drawn.words[0][k]), rule.scale);
                         sums[k].value += results[k];
                     }
                     gradients[u] = rounded<T, Width>(results);
-                }
-            });
+                });
+            }
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) gradients[u].store(dx + i + u * step);
@@ -239,7 +252,7 @@ struct BranchGradients {
 //   null sums            [features, blocks], or null: nobody asks for them
 // Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
-__global__ void __launch_bounds__(kChannelThreads, Straight && sizeof(T) == 2 ? 4 : kBranchBlocks)
+__global__ void __launch_bounds__(kChannelThreads, sizeof(T) == 2 ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
@@ -251,15 +264,14 @@ __global__ void __launch_bounds__(kChannelThreads, Straight && sizeof(T) == 2 ? 
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, rank);
-    BranchGradients<T, Width, Straight> gradients{
-        dy, x, gradient_bits, dx, activation, first != 0, rule, stream, start, rows, sample_ids, {}, {}};
+    const A* const of_features = bias == nullptr ? nullptr : bias + channel;
+    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
+                                                  rule, stream, start,         rows, sample_ids, of_features,
+                                                  {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        gradients.sums[k] = Sum<A>::identity();
-        if (!Straight)
-            gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
-    }
-    if (channel < layout.channels) for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, rank, gradients);
+    for (int k = 0; k < Width; ++k) gradients.sums[k] = Sum<A>::identity();
+    if (channel < layout.channels)
+        for_each_in_nhwc_block<(Straight || sizeof(T) == 4 ? 2 : 1)>(layout, channel, rank, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
