@@ -4,8 +4,12 @@
 // follow from those of the functions they call (CUDA C++ Programming Guide, mathematical functions): exp 2
 // units in the last place in float and 1 in double, tanh 2 and 2, erfc 4 and 5, and 2 for the division.
 //
+// Of half types those that are not piecewise linear are calculated otherwise: half_activation.cuh.
+//
 // kGradientIsBit: phi' is 0 or 1, so that one bit an element is all that backward needs.
 #pragma once
+
+#include "half_activation.cuh"
 
 __device__ __forceinline__ float quotient_of(float x, float y) { return __fdividef(x, y); }  // y in [1, 4]
 __device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
@@ -76,20 +80,11 @@ struct Tanh {
 };
 
 // What rounding leaves of -x / sqrt(2), and of -x^2 / 2: erfc and exp magnify it by up to x^2. Nothing for
-// half types, which round to less than that; nor for double, whose functions leave no registers for it.
-template <typename T>
+// double, whose functions leave no registers for it.
 struct GeluRest {
-    template <typename A>
-    static __device__ __forceinline__ A of_erfc(A erfc_z, A, A) {
-        return erfc_z;
-    }
-    template <typename A>
-    static __device__ __forceinline__ A of_exp(A exp_e, A, A) {
-        return exp_e;
-    }
-};
-template <>
-struct GeluRest<float> {
+    static __device__ __forceinline__ double of_erfc(double erfc_z, double, double) { return erfc_z; }
+    static __device__ __forceinline__ double of_exp(double exp_e, double, double) { return exp_e; }
+
     // z: -x / sqrt(2), rounded. erfc'(z) is about -2 z erfc(z) from 1 on; below, the rest does not count.
     // What underflows has no more bits.
     static __device__ __forceinline__ float of_erfc(float erfc_z, float x, float z) {
@@ -104,15 +99,13 @@ struct GeluRest<float> {
 };
 
 // x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
-//   T   what x and the result are rounded to
-template <typename T>
 struct Gelu {
     static constexpr bool kGradientIsBit = false;
 
     template <typename A>
     static __device__ __forceinline__ A distribution(A x) {
         const A z = x * A(-0.70710678118654752440);
-        return A(0.5) * GeluRest<T>::of_erfc(erfc(z), x, z);
+        return A(0.5) * GeluRest::of_erfc(erfc(z), x, z);
     }
 
     template <typename A>
@@ -124,7 +117,7 @@ struct Gelu {
     template <typename A>
     static __device__ __forceinline__ A backward(A dy, A x) {
         const A e = A(-0.5) * x * x;
-        const A density = A(0.39894228040143267794) * GeluRest<T>::of_exp(exp(e), x, e);
+        const A density = A(0.39894228040143267794) * GeluRest::of_exp(exp(e), x, e);
         return dy * (distribution(x) + x * density);
     }
 };
@@ -146,39 +139,48 @@ struct Silu {
     }
 };
 
+// Those that are not piecewise linear, as elements of T are calculated.
+template <typename T, bool IsHalf = sizeof(T) == 2>
+struct Curved {
+    using OfSigmoid = Sigmoid;
+    using OfTanh = Tanh;
+    using OfGelu = Gelu;
+    using OfSilu = Silu;
+};
+template <typename T>
+struct Curved<T, true> {
+    using OfSigmoid = HalfSigmoid<T>;
+    using OfTanh = HalfTanh<T>;
+    using OfGelu = HalfGelu<T>;
+    using OfSilu = HalfSilu<T>;
+};
+
 // f(activation) for the activation of this number: one branch, the same way for all threads, around work on
-// many elements. The launcher gives the numbers (kernels/activation.py). This one knows those that are not
-// piecewise linear.
+// many elements. The launcher gives the numbers (kernels/activation_dropout.py). This one knows those that
+// are not piecewise linear; that of transformers is looked for first.
 //   T   of the elements, which what is calculated is rounded to
 template <typename T, typename Function>
 __device__ __forceinline__ void with_curved_activation(int number, Function f) {
-    switch (number) {
-        case 2:
-            f(Sigmoid());
-            break;
-        case 3:
-            f(Tanh());
-            break;
-        case 4:
-            f(Gelu<T>());
-            break;
-        default:
-            f(Silu());
+    if (__builtin_expect(number == 4, 1)) {
+        f(typename Curved<T>::OfGelu());
+    } else if (number == 2) {
+        f(typename Curved<T>::OfSigmoid());
+    } else if (number == 3) {
+        f(typename Curved<T>::OfTanh());
+    } else {
+        f(typename Curved<T>::OfSilu());
     }
 }
 
 // Likewise, for any activation.
 template <typename T, typename Function>
 __device__ __forceinline__ void with_activation(int number, Function f) {
-    switch (number) {
-        case 0:
-            f(Relu());
-            break;
-        case 1:
-            f(LeakyRelu());
-            break;
-        default:
-            with_curved_activation<T>(number, f);
+    if (__builtin_expect(number > 1, 1)) {
+        with_curved_activation<T>(number, f);
+    } else if (number == 1) {
+        f(LeakyRelu());
+    } else {
+        f(Relu());
     }
 }
 

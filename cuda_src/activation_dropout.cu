@@ -6,8 +6,8 @@
 //   first          1: dropout before the activation, phi(D(x)); 0: after it, D(phi(x))
 //   rule           what drops, and the scale of what is kept; its shift and what dropped elements become are
 //   not used seed, offset, rng_state, start   as in dropout.cu; start is any number
-// A thread owns eight neighbouring elements: two Philox blocks (three where start is no multiple of 4), one
-// byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+// A thread owns eight neighbouring elements, which take two Philox blocks (three where start is no multiple
+// of 8), at a time: one byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation_dropout.cuh"
 #include "gradient_bits.cuh"
 
@@ -22,50 +22,53 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
                                unsigned long long offset, const unsigned long long* rng_state,
                                unsigned long long start) {
     using A = accumulate_t<T>;
+    constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const bool is_first = first != 0;
-    const long long octets = n / kOctet;
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long octet = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         octet < octets; octet += step) {
-        const long long base = octet * kOctet;
-        Vector<T, kPart<T>> values = Vector<T, kPart<T>>::load(x + base);
-        const unsigned int kept =
-            kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-        unsigned int not_clipped = 0;
-        with_activation<T>(activation, [&](auto phi) {
-            using Phi = decltype(phi);
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+            OctetDecisions<T, unroll> decisions;
+            unsigned int passing[unroll] = {};
 #pragma unroll 1
-            for (int part = 0; part < kOctet; part += kPart<T>) {
-                if (part != 0) values = Vector<T, kPart<T>>::load(x + base + part);
+            for (int done = 0; done < kOctet; done += width) {
+                Vector<T, width> values[unroll];
+                part.load(values, x, done);
+                if (done == 0)
+                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
+                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                    }));
+                {
 #pragma unroll
-                for (int i = 0; i < kPart<T>; ++i) {
-                    const A value = to_accumulate(values[i]);
-                    if (Phi::kGradientIsBit && !(value <= A(0))) not_clipped |= 1u << (part + i);
-                    const bool is_kept = kept >> (part + i) & 1u;
-                    values[i] =
-                        from_accumulate<T>(forward_element<Phi>(value, is_kept, is_first, rule.scale));
+                    for (int u = 0; u < unroll; ++u) {
+                        A results[width];
+#pragma unroll
+                        for (int i = 0; i < width; ++i) {
+                            const bool is_kept = decisions.keeps(rule, u, done + i);
+                            results[i] = forward_element<decltype(phi), decltype(order)::kValue>(
+                                widened(values[u], i), is_kept, rule.scale, 1u << (done + i), passing[u]);
+                        }
+                        values[u] = rounded<T, width>(results);
+                    }
                 }
-                values.store(y + base + part);
+                part.store(values, y, done);
             }
+            if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
         });
-        if (gradient_bits != nullptr) gradient_bits[octet] = static_cast<unsigned char>(not_clipped & kept);
-    }
-    const long long base = octets * kOctet, rest = base + threadIdx.x;
+    });
+    // What is left, less than an octet, a thread each; the first one writes the byte of bits.
+    const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
-        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-    with_activation<T>(activation, [&](auto phi) {
-        const bool is_kept = kept >> threadIdx.x & 1u;
-        const A value = to_accumulate(x[rest]);
-        y[rest] = from_accumulate<T>(forward_element<decltype(phi)>(value, is_kept, is_first, rule.scale));
+        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(whole));
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        y[rest] = from_accumulate<T>(forward_element<decltype(phi), decltype(order)::kValue>(
+            to_accumulate(x[rest]), (kept >> threadIdx.x & 1u) != 0, rule.scale));
     });
     if (gradient_bits == nullptr || threadIdx.x != 0) return;
-    unsigned int not_clipped = 0;
+    unsigned int passing = 0;
 #pragma unroll 1
-    for (int i = 0; base + i < n; ++i)
-        if (!(to_accumulate(x[base + i]) <= A(0))) not_clipped |= 1u << i;
-    gradient_bits[octets] = static_cast<unsigned char>(not_clipped & kept);
+    for (int i = 0; whole + i < n; ++i)
+        if (!(to_accumulate(x[whole + i]) <= A(0))) passing |= 1u << i;
+    gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing & kept);
 }
 
 // dx = scale * phi'(x) * dy, or scale * phi'(scale * x) * dy, where the element is kept, and +0 elsewhere.
@@ -75,40 +78,44 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
                                 DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                                 unsigned long long offset, const unsigned long long* rng_state,
                                 unsigned long long start) {
+    using A = accumulate_t<T>;
+    constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const bool is_first = first != 0;
-    const long long octets = n / kOctet;
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long octet = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x;
-         octet < octets; octet += step) {
-        const long long base = octet * kOctet;
-        Vector<T, kPart<T>> gradients = Vector<T, kPart<T>>::load(dy + base);
-        Vector<T, kPart<T>> inputs = Vector<T, kPart<T>>::load(x + base);
-        const unsigned int kept =
-            kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-        with_activation<T>(activation, [&](auto phi) {
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+            OctetDecisions<T, unroll> decisions;
 #pragma unroll 1
-            for (int part = 0; part < kOctet; part += kPart<T>) {
-                if (part != 0) {
-                    gradients = Vector<T, kPart<T>>::load(dy + base + part);
-                    inputs = Vector<T, kPart<T>>::load(x + base + part);
-                }
+            for (int done = 0; done < kOctet; done += width) {
+                Vector<T, width> gradients[unroll], inputs[unroll];
+                part.load(gradients, dy, done);
+                part.load(inputs, x, done);
+                if (done == 0)
+                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
+                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                    }));
+                {
 #pragma unroll
-                for (int i = 0; i < kPart<T>; ++i)
-                    gradients[i] = from_accumulate<T>(
-                        backward_element<decltype(phi)>(to_accumulate(gradients[i]), to_accumulate(inputs[i]),
-                                                        kept >> (part + i) & 1u, is_first, rule.scale));
-                gradients.store(dx + base + part);
+                    for (int u = 0; u < unroll; ++u) {
+                        A results[width];
+#pragma unroll
+                        for (int i = 0; i < width; ++i)
+                            results[i] = backward_element<decltype(phi), decltype(order)::kValue>(
+                                widened(gradients[u], i), widened(inputs[u], i),
+                                decisions.keeps(rule, u, done + i), rule.scale);
+                        gradients[u] = rounded<T, width>(results);
+                    }
+                }
+                part.store(gradients, dx, done);
             }
         });
-    }
-    const long long base = octets * kOctet, rest = base + threadIdx.x;
+    });
+    const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
-        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(base));
-    with_activation<T>(activation, [&](auto phi) {
-        dx[rest] = from_accumulate<T>(backward_element<decltype(phi)>(
-            to_accumulate(dy[rest]), to_accumulate(x[rest]), kept >> threadIdx.x & 1u, is_first, rule.scale));
+        kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(whole));
+    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
+        dx[rest] = from_accumulate<T>(backward_element<decltype(phi), order.kValue>(
+            to_accumulate(dy[rest]), to_accumulate(x[rest]), (kept >> threadIdx.x & 1u) != 0, rule.scale));
     });
 }
 

@@ -11,23 +11,10 @@
 #include "division64.cuh"
 #include "dropout_rule.cuh"
 #include "elementwise.cuh"
+#include "reduce.cuh"
 
-// The rule for neighbouring elements that are a vector; g is the first one's number, and even.
-template <typename T, typename Rule>
-__device__ __forceinline__ void drop_vector(Vector<T>& values, const Rule& rule, const DropoutStream& stream,
-                                            unsigned long long g) {
-    constexpr int width = kVectorWidth<T>;
-#pragma unroll
-    for (int i = 0; i < width; i += 4) {
-        const uint4 words = stream.block((g + i) >> 2);
-#pragma unroll
-        for (int lane = 0; lane < 4 && i + lane < width; ++lane) {
-            // Two doubles are half a block: which half, the number tells.
-            const unsigned int word = word_of(words, width < 4 ? static_cast<int>(g & 3) + lane : lane);
-            values[i + lane] = from_accumulate<T>(rule.apply(to_accumulate(values[i + lane]), word));
-        }
-    }
-}
+// Vectors of a thread in dropout_apply_grouped.
+constexpr int kRunUnroll = 4;
 
 // The rule for element number g, by itself.
 template <typename A>
@@ -36,7 +23,7 @@ __device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, c
     return rule.apply(value, word_of(stream.block(g >> 2), static_cast<int>(g & 3)));
 }
 
-// Decides over every element by itself; start is a multiple of 4.
+// Decides over every element by itself; start is a multiple of 4, of half types of 8.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
@@ -44,30 +31,43 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     map_vectors(
         x, y, n,
-        [&](Vector<T>& values, long long i) {
-            drop_vector(values, rule, stream, start + static_cast<unsigned long long>(i));
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
+            constexpr int width = kVectorWidth<T>;
+            unsigned long long first[kElementwiseUnroll];
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
+            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::aligned(stream, first);
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
         });
 }
 
-// As dropout_apply, where start is no multiple of 4.
+// As dropout_apply, where start is any number.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    constexpr int width = kVectorWidth<T>;
     map_vectors(
         x, y, n,
-        [&](Vector<T>& values, long long first) {
-            const unsigned int kept =
-                kept_neighbours<width>(rule, stream, start + static_cast<unsigned long long>(first));
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
+            constexpr int width = kVectorWidth<T>;
+            unsigned long long first[kElementwiseUnroll];
 #pragma unroll
-            for (int i = 0; i < width; ++i)
-                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
+            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::shifted(stream, first);
+#pragma unroll
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
@@ -107,109 +107,120 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // As dropout_apply_blocks, where rows are whole vectors.
-//   n            a multiple of the vector's width; start is a multiple of 4
+//   n            a multiple of the vector's width; start is a multiple of 4, of half types of 8
 //   sample_ids   number of each row
-//   row          vectors of a row
+//   row          elements of a row
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start,
                           const long long* sample_ids, Divisor64 row) {
-    constexpr int width = kVectorWidth<T>;
+    constexpr int width = kVectorWidth<T>, unroll = kElementwiseUnroll;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-        long long of_row[kElementwiseUnroll], ids[kElementwiseUnroll];
+    for_each_tile<unroll, width>(n, [&](const TilePart<unroll, width>& part) {
+        Vector<T> values[unroll];
+        part.load(values, x);
+        unsigned long long first[unroll], place = 0;
+        long long ids[unroll];
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(v)));
-            of_row[u] = v - r * static_cast<long long>(row.divisor);
-            ids[u] = sample_ids[r];
-            values[u] = Vector<T>::load(x + v * width);
+        for (int u = 0; u < unroll; ++u) {
+            if (!part.has(u)) {
+                // As the one before, which it costs nothing more to draw for.
+                first[u] = u == 0 ? 0 : first[u - 1];
+                ids[u] = u == 0 ? 0 : ids[u - 1];
+                continue;
+            }
+            if (u != 0 && place + part.at(u) - part.at(u - 1) < row.divisor) {
+                place += part.at(u) - part.at(u - 1);
+                ids[u] = ids[u - 1];
+            } else {
+                const unsigned long long i = static_cast<unsigned long long>(part.first + part.at(u));
+                const unsigned long long number = row.quotient(i);
+                place = i - number * row.divisor;
+                ids[u] = sample_ids[number];
+            }
+            first[u] = start + place;
         }
+        bool are_of_one = true;
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            drop_vector(values[u], rule, sample_stream(stream, ids[u]),
-                        start + static_cast<unsigned long long>(of_row[u]) * width);
-            values[u].store(y + v * width);
+        for (int u = 1; u < unroll; ++u) are_of_one = are_of_one && ids[u] == ids[0];
+        const auto drop = [&](int u, const unsigned int (&words)[width]) {
+            values[u] = dropped_out(values[u], rule, [&](int k) { return rule.keeps(words[k]); });
+        };
+        if (are_of_one) {
+            const auto drawn = NeighbourWords<width, unroll>::aligned(sample_stream(stream, ids[0]), first);
+#pragma unroll
+            for (int u = 0; u < unroll; ++u) drop(u, drawn.words[u]);
+        } else {
+#pragma unroll
+            for (int u = 0; u < unroll; ++u)
+                drop(u, NeighbourWords<width>::aligned(sample_stream(stream, ids[u]), {first[u]}).words[0]);
         }
-    }
+        part.store(values, y);
+    });
 }
 
-// The decisions over a vector's elements; neighbours share one. Bit i is set where element i is
-// kept.
-//   q       number of the decision over the first element
-//   place   of the first element among the run elements that it decides over; run is at least 2
-template <int Width, typename A>
-__device__ __forceinline__ unsigned int kept_in_groups(const DropoutRule<A>& rule,
-                                                       const DropoutStream& stream, unsigned long long q,
-                                                       unsigned long long place, unsigned long long run) {
-    const int lane = static_cast<int>(q & 3);
-    unsigned int decisions = kept_bits(rule, stream.block(q >> 2)) >> lane;
-    if (place + Width <= run) return decisions & 1u ? (1u << Width) - 1 : 0;
-    // The vector reaches into at most four more runs, and so into one more block.
-    decisions |= kept_bits(rule, stream.block((q >> 2) + 1)) << (4 - lane);
-    const int length = static_cast<int>(min(run, static_cast<unsigned long long>(Width)));
-    int left = static_cast<int>(run - place);
-    unsigned int kept = 0;
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-        kept |= (decisions & 1u) << i;
-        if (--left == 0) {
-            left = length;
-            decisions >>= 1;
-        }
-    }
-    return kept;
-}
-
-// Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read.
-//   run   elements of a run, at least 2; start counts runs
+// Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read. A
+// warp has a span of neighbouring vectors, whose decisions its lanes draw together, four each.
+//   run   elements of a run, at least 16: a span's are fewer than the warp draws; start counts runs
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, 4)
     dropout_apply_grouped(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start, Divisor64 run) {
-    constexpr int width = kVectorWidth<T>;
+    constexpr int width = kVectorWidth<T>, unroll = kRunUnroll, span = kWarpThreads * unroll * width;
+    static_assert(span / 16 + 2 <= 4 * (kWarpThreads - 1), "one warp draws all decisions of a span");
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
-        unsigned int kept[kElementwiseUnroll];
+    const long long whole = n / width * width;
+    const unsigned int lane = threadIdx.x % kWarpThreads;
+    constexpr long long tile = kElementwiseThreads / kWarpThreads * span;
+    for (long long first = blockIdx.x * tile + threadIdx.x / kWarpThreads * span; first < whole;
+         first += gridDim.x * tile) {
+        const unsigned long long runs_before = run.quotient(static_cast<unsigned long long>(first));
+        const unsigned long long begun = static_cast<unsigned long long>(first) - runs_before * run.divisor;
+        const unsigned long long decision = start + runs_before;
+        // Bit k: the decision over run number k of the lane's block and the next one.
+        unsigned int drawn = kept_bits(rule, stream.block((decision >> 2) + lane));
+        drawn |= __shfl_down_sync(kFullWarp, drawn, 1) << 4;
+        Vector<T> values[unroll];
+        unsigned int kept[unroll];
+        const int left = static_cast<int>(min(whole - first, static_cast<long long>(span)));
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            const unsigned long long i = static_cast<unsigned long long>(v) * width;
-            const unsigned long long q = run.quotient(i);
-            kept[u] = kept_in_groups<width>(rule, stream, start + q, i - q * run.divisor, run.divisor);
-            if (kept[u] != 0) values[u] = Vector<T>::load(x + i);
+        for (int u = 0; u < unroll; ++u) {
+            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
+            const unsigned long long place = begun + static_cast<unsigned long long>(at);
+            // A long run ends at most once in a span.
+            const unsigned long long ended =
+                run.divisor >= span ? (place >= run.divisor ? 1ull : 0ull) : run.quotient(place);
+            const unsigned int number =
+                static_cast<unsigned int>(decision & 3) + static_cast<unsigned int>(ended);
+            const unsigned int decisions =
+                __shfl_sync(kFullWarp, drawn, static_cast<int>(number >> 2)) >> (number & 3);
+            // The vector may reach into one run more.
+            const unsigned long long rest = (ended + 1) * run.divisor - place;
+            const unsigned int of_first =
+                rest < width ? (1u << static_cast<int>(rest)) - 1 : (1u << width) - 1;
+            kept[u] = (decisions & 1u ? of_first : 0u) | (decisions & 2u ? (1u << width) - 1 - of_first : 0u);
+            if (at < left && kept[u] != 0) values[u] = Vector<T>::load(x + first + at);
         }
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-#pragma unroll
-            for (int i = 0; i < width; ++i) {
-                const accumulate_t<T> value = to_accumulate(values[u][i]);
-                values[u][i] = from_accumulate<T>(rule.choose(value, kept[u] >> i & 1u));
+        for (int u = 0; u < unroll; ++u) {
+            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
+            if (at >= left) break;
+            const bool is_first_kept = (kept[u] & 1u) != 0;
+            if (kept[u] == 0 || kept[u] == (1u << width) - 1) {
+                values[u] = dropped_out(values[u], rule, [&](int) { return is_first_kept; });
+            } else {
+                values[u] = dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; });
             }
-            values[u].store(y + v * width);
+            values[u].store(y + first + at);
         }
     }
-    const long long rest = vectors * width + threadIdx.x;
+    const long long rest = whole + threadIdx.x;
     if (blockIdx.x == 0 && rest < n) {
-        const unsigned long long q = start + run.quotient(static_cast<unsigned long long>(rest));
-        const unsigned int word = word_of(stream.block(q >> 2), static_cast<int>(q & 3));
-        y[rest] = from_accumulate<T>(rule.apply(to_accumulate(x[rest]), word));
+        const unsigned long long g = start + run.quotient(static_cast<unsigned long long>(rest));
+        y[rest] = from_accumulate<T>(drop_element(to_accumulate(x[rest]), rule, stream, g));
     }
 }
 
@@ -297,17 +308,26 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     constexpr int width = kVectorWidth<T>;
     map_vectors(
         x, y, n,
-        [&](Vector<T>& values, long long first) {
-            const unsigned int kept = kept_in_rows<width>(rule, stream, start, rows, nullptr,
-                                                          static_cast<unsigned long long>(first));
+        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
+            const auto drawn = part.with_places([&](const auto& places) {
+                return words_in_rows<width>(rule, stream, start, rows, nullptr, places);
+            });
 #pragma unroll
-            for (int i = 0; i < width; ++i)
-                values[i] = from_accumulate<T>(rule.choose(to_accumulate(values[i]), kept >> i & 1u));
+            for (int u = 0; u < kElementwiseUnroll; ++u)
+                values[u] =
+                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
         },
         [&](accumulate_t<T> value, long long i) {
             return rule.choose(value, kept_in_rows<1>(rule, stream, start, rows, nullptr,
                                                       static_cast<unsigned long long>(i)) != 0);
         });
+}
+
+// count / total, rounded as a division is (Markstein, 1990), by the rounded inverse of the total.
+template <typename A>
+__device__ __forceinline__ A quotient_of_counts(int count, int total, A inverse) {
+    const A near = A(count) * inverse;
+    return fma(fma(-near, A(total), A(count)), inverse, near);
 }
 
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
@@ -326,6 +346,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
                     Divisor64 row) {
     using A = accumulate_t<T>;
     const int skipped = static_cast<int>(start & 3);
+    const A inverse = A(1) / A(passes);
+    // Whether every block's four elements are there, and a vector.
+    const bool whole = skipped == 0 && features % 4 == 0;
     const long long rows = sample_ids == nullptr ? 1 : n / features;
     const long long blocks = rows * static_cast<long long>(row.divisor);
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
@@ -340,28 +363,45 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
             first = r * features;
         }
         const long long i0 = block * 4 - skipped;  // of lane 0, within the row
-        const T* const inputs = x + first + i0;
-        const int begin = i0 < 0 ? skipped : 0;
-        const int end = static_cast<int>(min(features - i0, 4ll));
         const unsigned long long number = (start >> 2) + static_cast<unsigned long long>(block);
         int kept[4] = {0, 0, 0, 0};
 #pragma unroll 1
         for (int pass = 0; pass < passes; ++pass) {
-            const unsigned int bits = kept_bits(rule, stream.block(number));
+            const uint4 words = stream.block(number);
 #pragma unroll
-            for (int lane = 0; lane < 4; ++lane) kept[lane] += bits >> lane & 1u;
+            for (int lane = 0; lane < 4; ++lane) kept[lane] += rule.keeps(word_of(words, lane)) ? 1 : 0;
             ++stream.offset;
+        }
+        Vector<T, 4> inputs;
+        Vector<A, 4> means, variances;
+        if (whole) {
+            inputs = Vector<T, 4>::load(x + first + i0);
+        } else {
+#pragma unroll
+            for (int lane = 0; lane < 4; ++lane) {
+                if (i0 + lane >= 0 && i0 + lane < features) inputs[lane] = x[first + i0 + lane];
+            }
         }
 #pragma unroll
         for (int lane = 0; lane < 4; ++lane) {
-            if (lane < begin || lane >= end) continue;
             // The output, rounded as that of a forward is.
             const A value = to_accumulate(from_accumulate<T>(to_accumulate(inputs[lane]) * rule.scale));
-            const A part = A(kept[lane]) / A(passes), other = A(passes - kept[lane]) / A(passes);
-            mean[first + i0 + lane] = kept[lane] == 0 ? A(0) : value * part;
+            const A part = quotient_of_counts(kept[lane], passes, inverse);
+            const A other = quotient_of_counts(passes - kept[lane], passes, inverse);
+            means[lane] = kept[lane] == 0 ? A(0) : value * part;
             // value - value is NaN where the output is not finite.
-            variance[first + i0 + lane] =
-                kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
+            variances[lane] = kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
+        }
+        if (whole) {
+            means.store(mean + first + i0);
+            variances.store(variance + first + i0);
+        } else {
+#pragma unroll
+            for (int lane = 0; lane < 4; ++lane) {
+                if (i0 + lane < 0 || i0 + lane >= features) continue;
+                mean[first + i0 + lane] = means[lane];
+                variance[first + i0 + lane] = variances[lane];
+            }
         }
     }
 }

@@ -32,13 +32,16 @@ struct Identity {
     }
 };
 
-// As with_activation, of any or none.
-template <typename T, typename Function>
-__device__ __forceinline__ void with_activation_or_none(int number, Function f) {
+// f(activation, order), see with_ordered_activation, for any or none; if Straight, for none or ReLU, of which
+// both orders are the same.
+template <typename T, bool Straight, typename Function>
+__device__ __forceinline__ void with_branch(int number, bool first, Function f) {
     if (number == kNoActivation) {
-        f(Identity());
+        f(Identity(), Constant<false>());
+    } else if constexpr (Straight) {
+        f(Relu(), Constant<false>());
     } else {
-        with_activation<T>(number, f);
+        with_ordered_activation<T>(number, first, f);
     }
 }
 
@@ -76,86 +79,74 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                         unsigned long long offset, const unsigned long long* rng_state,
                         unsigned long long start, DecisionRows rows, const long long* sample_ids) {
     using A = accumulate_t<T>;
-    constexpr int part_width = kPart<T>, unroll = Straight ? kOctetUnroll<T> : 1;
+    constexpr int unroll = Straight ? kOctetUnroll<T> : 1, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
-    const bool is_first = first != 0, clips = activation == 0;
-    const long long octets = n / kOctet;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * unroll;
-    for (long long tile_first = blockIdx.x * tile; tile_first < octets; tile_first += gridDim.x * tile) {
-        Vector<T, part_width> values[unroll], added[unroll];
-#pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            const long long octet = tile_first + u * kElementwiseThreads + threadIdx.x;
-            if (octet >= octets) break;
-            values[u] = Vector<T, part_width>::load(x + octet * kOctet);
-            added[u] = Vector<T, part_width>::load(residual + octet * kOctet);
-        }
-#pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            const long long octet = tile_first + u * kElementwiseThreads + threadIdx.x;
-            if (octet >= octets) break;
-            const long long base = octet * kOctet;
-            const unsigned long long i0 = static_cast<unsigned long long>(base);
-            unsigned long long column = i0 - features.quotient(i0) * features.divisor;
-            A biases[part_width];
-            // Early, where there are registers for it.
-            if (Straight) load_bias(biases, bias, column, features.divisor);
-            const unsigned int kept = Straight
-                                          ? kept_neighbours<kOctet>(rule, stream, start + i0)
-                                          : kept_in_rows<kOctet>(rule, stream, start, rows, sample_ids, i0);
-            unsigned int clipped = 0;
-            const auto each_part = [&](auto branch) {
+    for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+        OctetDecisions<T, unroll> decisions;
+        unsigned int passing[unroll] = {};
 #pragma unroll 1
-                for (int part = 0; part < kOctet; part += part_width) {
-                    if (part != 0) {
-                        values[u] = Vector<T, part_width>::load(x + base + part);
-                        added[u] = Vector<T, part_width>::load(residual + base + part);
-                        for (column += part_width; column >= features.divisor;) column -= features.divisor;
-                    }
-                    if (!Straight || part != 0) load_bias(biases, bias, column, features.divisor);
+        for (int done = 0; done < kOctet; done += width) {
+            Vector<T, width> values[unroll], added[unroll];
+            part.load(values, x, done);
+            part.load(added, residual, done);
+            A biases[unroll][width];
+            const auto load_biases = [&] {
 #pragma unroll
-                    for (int i = 0; i < part_width; ++i) {
-                        const A z = widened(values[u], i) + biases[i];
-                        if (clips && z <= A(0)) clipped |= 1u << (part + i);
-                        values[u][i] = from_accumulate<T>(
-                            branch(z, kept >> (part + i) & 1u, clipped >> (part + i) & 1u) +
-                            widened(added[u], i));
-                    }
-                    values[u].store(y + base + part);
+                for (int u = 0; u < unroll; ++u) {
+                    const unsigned long long at =
+                        static_cast<unsigned long long>(part.first + part.at(u) + done);
+                    load_bias(biases[u], bias, at - features.quotient(at) * features.divisor,
+                              features.divisor);
                 }
             };
-            if constexpr (Straight) {
-                each_part([&](A z, bool is_kept, bool is_clipped) {
-                    return is_kept && !is_clipped ? z * rule.scale : A(0);
-                });
-            } else {
-                with_activation_or_none<T>(activation, [&](auto phi) {
-                    each_part([&](A z, bool is_kept, bool) {
-                        return forward_element<decltype(phi)>(z, is_kept, is_first, rule.scale);
-                    });
-                });
-            }
-            if (gradient_bits != nullptr) gradient_bits[octet] = static_cast<unsigned char>(kept & ~clipped);
+            // Before the words are drawn, where there are registers for both: one wait less.
+            if (sizeof(T) == 2) load_biases();
+            if (done == 0)
+                decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
+                    using Words = NeighbourWords<kOctet, unroll>;
+                    if constexpr (Straight)
+                        return Words::of(stream, start, places);
+                    else
+                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
+                }));
+            if (sizeof(T) != 2) load_biases();
+            with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
+#pragma unroll
+                for (int u = 0; u < unroll; ++u) {
+                    A results[width];
+#pragma unroll
+                    for (int i = 0; i < width; ++i) {
+                        const A z = widened(values[u], i) + biases[u][i];
+                        const bool is_kept = decisions.keeps(rule, u, done + i);
+                        results[i] =
+                            widened(added[u], i) + forward_element<decltype(phi), order.kValue>(
+                                                       z, is_kept, rule.scale, 1u << (done + i), passing[u]);
+                    }
+                    values[u] = rounded<T, width>(results);
+                }
+            });
+            part.store(values, y, done);
         }
-    }
+        if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
+    });
     // What is left, less than an octet: by one thread, which writes its byte of bits.
-    const long long base = octets * kOctet;
-    if (blockIdx.x != 0 || threadIdx.x != 0 || base == n) return;
-    unsigned int passes = 0;
+    const long long whole = n / kOctet * kOctet;
+    if (blockIdx.x != 0 || threadIdx.x != 0 || whole == n) return;
+    unsigned int passing = 0;
 #pragma unroll 1
-    for (int i = 0; base + i < n; ++i) {
-        const unsigned long long at = static_cast<unsigned long long>(base + i);
+    for (int i = 0; whole + i < n; ++i) {
+        const unsigned long long at = static_cast<unsigned long long>(whole + i);
         const A z = to_accumulate(x[at]) +
                     (bias == nullptr ? A(-0.0) : bias[at - features.quotient(at) * features.divisor]);
         const bool is_kept = kept_in_rows<1>(rule, stream, start, rows, sample_ids, at) != 0;
-        if (is_kept && !(z <= A(0))) passes |= 1u << i;
+        if (is_kept && !(z <= A(0))) passing |= 1u << i;
         A branch;
-        with_activation_or_none<T>(activation, [&](auto phi) {
-            branch = forward_element<decltype(phi)>(z, is_kept, is_first, rule.scale);
+        with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
+            branch = forward_element<decltype(phi), order.kValue>(z, is_kept, rule.scale);
         });
         y[at] = from_accumulate<T>(branch + to_accumulate(residual[at]));
     }
-    if (gradient_bits != nullptr) gradient_bits[octets] = static_cast<unsigned char>(passes);
+    if (gradient_bits != nullptr) gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing);
 }
 
 // A sum, for the reductions.
@@ -185,55 +176,69 @@ struct BranchGradients {
     unsigned long long start;
     const DecisionRows& rows;
     const long long* sample_ids;
-    A biases[Width];  // unless Straight
+    const A* bias;  // of the thread's features, or null
     Sum<A> sums[Width];
 
-    __device__ __forceinline__ unsigned int passing(long long i) const {
-        if (gradient_bits != nullptr)
-            return static_cast<unsigned int>(gradient_bits[i / kOctet]) >> static_cast<int>(i % kOctet);
-        const unsigned long long at = static_cast<unsigned long long>(i);
-        return Straight ? kept_neighbours<Width>(rule, stream, start + at)
-                        : kept_in_rows<Width>(rule, stream, start, rows, sample_ids, at);
-    }
-
-    __device__ __forceinline__ T taken(int k, A gradient) {
-        sums[k].value += gradient;
-        return from_accumulate<T>(gradient);
+    // gradients[u], element k: of those that `keeps` says.
+    template <int Count, typename Keeps>
+    __device__ __forceinline__ void take_straight(Vector<T, Width> (&gradients)[Count], Keeps keeps) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            A results[Width];
+#pragma unroll
+            for (int k = 0; k < Width; ++k) {
+                const A gradient = widened(gradients[u], k) * rule.scale;
+                results[k] = keeps(u, k) ? gradient : A(0);
+                sums[k].value += results[k];
+            }
+            gradients[u] = rounded<T, Width>(results);
+        }
     }
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
         Vector<T, Width> gradients[Count], values[Count];
-        unsigned int passes[Count];
+        long long places[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            gradients[u] = Vector<T, Width>::load(dy + i + u * step);
-            if (!Straight && x != nullptr) values[u] = Vector<T, Width>::load(x + i + u * step);
+            places[u] = i + u * step;
+            gradients[u] = Vector<T, Width>::load(dy + places[u]);
+            if (!Straight && x != nullptr) values[u] = Vector<T, Width>::load(x + places[u]);
         }
-#pragma unroll
-        for (int u = 0; u < Count; ++u) passes[u] = passing(i + u * step);
         if constexpr (Straight) {
+            if (gradient_bits != nullptr) {
+                unsigned int bits[Count];
 #pragma unroll
-            for (int u = 0; u < Count; ++u) {
-#pragma unroll
-                for (int k = 0; k < Width; ++k) {
-                    const A gradient = to_accumulate(gradients[u][k]) * rule.scale;
-                    gradients[u][k] = taken(k, passes[u] >> k & 1u ? gradient : A(0));
-                }
+                for (int u = 0; u < Count; ++u)
+                    bits[u] = static_cast<unsigned int>(gradient_bits[places[u] / kOctet]) >>
+                              static_cast<int>(places[u] % kOctet);
+                take_straight(gradients, [&](int u, int k) { return (bits[u] >> k & 1u) != 0; });
+            } else {
+                const auto drawn = NeighbourWords<Width, Count>::of(stream, start, places);
+                take_straight(gradients, [&](int u, int k) { return rule.keeps(drawn.words[u][k]); });
             }
         } else {
-            with_activation_or_none<T>(activation, [&](auto phi) {
 #pragma unroll
-                for (int u = 0; u < Count; ++u) {
+            for (int u = 0; u < Count; ++u) {
+                const auto drawn =
+                    words_in_rows<Width, 1>(rule, stream, start, rows, sample_ids, {places[u]});
+                // Each time, from the cache: there are no registers to keep them in.
+                Vector<A, Width> biases;
+                if (bias != nullptr) biases = Vector<A, Width>::load(bias);
+                with_branch<T, false>(activation, first, [&](auto phi, auto order) {
+                    A results[Width];
 #pragma unroll
                     for (int k = 0; k < Width; ++k) {
-                        const A z = x == nullptr ? A(0) : to_accumulate(values[u][k]) + biases[k];
-                        gradients[u][k] =
-                            taken(k, backward_element<decltype(phi)>(to_accumulate(gradients[u][k]), z,
-                                                                     passes[u] >> k & 1u, first, rule.scale));
+                        const A z = x == nullptr
+                                        ? A(0)
+                                        : widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
+                        results[k] = backward_element<decltype(phi), decltype(order)::kValue>(
+                            widened(gradients[u], k), z, rule.keeps(drawn.words[0][k]), rule.scale);
+                        sums[k].value += results[k];
                     }
-                }
-            });
+                    gradients[u] = rounded<T, Width>(results);
+                });
+            }
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) gradients[u].store(dx + i + u * step);
@@ -247,7 +252,7 @@ struct BranchGradients {
 //   null sums            [features, blocks], or null: nobody asks for them
 // Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
-__global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
+__global__ void __launch_bounds__(kChannelThreads, sizeof(T) == 2 ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
@@ -259,15 +264,14 @@ __global__ void __launch_bounds__(kChannelThreads, Straight ? 4 : kBranchBlocks)
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, rank);
-    BranchGradients<T, Width, Straight> gradients{
-        dy, x, gradient_bits, dx, activation, first != 0, rule, stream, start, rows, sample_ids, {}, {}};
+    const A* const of_features = bias == nullptr ? nullptr : bias + channel;
+    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
+                                                  rule, stream, start,         rows, sample_ids, of_features,
+                                                  {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        gradients.sums[k] = Sum<A>::identity();
-        if (!Straight)
-            gradients.biases[k] = bias != nullptr && channel < layout.channels ? bias[channel + k] : A(-0.0);
-    }
-    if (channel < layout.channels) for_each_in_nhwc_block<Straight ? 2 : 1>(layout, channel, rank, gradients);
+    for (int k = 0; k < Width; ++k) gradients.sums[k] = Sum<A>::identity();
+    if (channel < layout.channels)
+        for_each_in_nhwc_block<(Straight || sizeof(T) == 4 ? 2 : 1)>(layout, channel, rank, gradients);
     if (sums == nullptr) return;
     column_reduce(gradients.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;

@@ -3,25 +3,28 @@
 
 #include "division64.cuh"
 #include "philox.cuh"
+#include "vector_io.cuh"
 
 // What drops an element, and what becomes of it.
 //   last_dropped   the largest 32-bit word that drops, where drops_any is not 0
 //   drops_any      0 if no word drops
+//   only_scales    not 0 if shift is -0 and dropped is +0
 //   scale, shift   a kept value becomes value * scale + shift; a shift of -0 changes no bit
 //   dropped        what a dropped value becomes
 template <typename A>
 struct DropoutRule {
     unsigned int last_dropped;
     unsigned int drops_any;
+    unsigned int only_scales;
     A scale, shift, dropped;
 
-    __device__ __forceinline__ bool drops(unsigned int word) const {
-        return drops_any != 0 && word <= last_dropped;
+    __device__ __forceinline__ bool keeps(unsigned int word) const {
+        return word > last_dropped || drops_any == 0;
     }
 
     // A dropped value is replaced, not multiplied, so that NaN and infinity go too.
     __device__ __forceinline__ A apply(A value, unsigned int word) const {
-        return choose(value, !drops(word));
+        return choose(value, keeps(word));
     }
 
     __device__ __forceinline__ A choose(A value, bool is_kept) const {
@@ -47,11 +50,92 @@ __device__ __forceinline__ DropoutStream sample_stream(const DropoutStream& zero
     return DropoutStream{zero.seed + static_cast<unsigned long long>(sample_id) * kSampleStep, zero.offset};
 }
 
+// Applies the rule to a vector.
+//   keeps   called with the number of a value in it: whether it is kept
+template <typename T, int Width, typename Keeps>
+__device__ __forceinline__ Vector<T, Width> dropped_out(const Vector<T, Width>& values,
+                                                        const DropoutRule<accumulate_t<T>>& rule,
+                                                        Keeps keeps) {
+    using A = accumulate_t<T>;
+    A results[Width];
+    if (rule.only_scales != 0) {
+#pragma unroll
+        for (int i = 0; i < Width; ++i) results[i] = keeps(i) ? widened(values, i) * rule.scale : A(0);
+    } else {
+#pragma unroll
+        for (int i = 0; i < Width; ++i) results[i] = rule.choose(widened(values, i), keeps(i));
+    }
+    return rounded<T, Width>(results);
+}
+
+// The words of Width neighbours, at Count places.
+template <int Width, int Count = 1>
+struct NeighbourWords {
+    static constexpr int kBlocks = Width < 4 ? 1 : Width / 4;
+    unsigned int words[Count][Width];
+
+    // From decision number first[u] on for each u; they are multiples of Width.
+    static __device__ __forceinline__ NeighbourWords aligned(const DropoutStream& stream,
+                                                             const unsigned long long (&first)[Count]) {
+        unsigned long long indices[Count * kBlocks];
+        uint4 blocks[Count * kBlocks];
+#pragma unroll
+        for (int i = 0; i < Count * kBlocks; ++i) {
+            // No sum: such blocks differ in the lowest bits alone, and the first rounds' work is shared.
+            indices[i] = first[i / kBlocks] >> 2 | static_cast<unsigned long long>(i % kBlocks);
+        }
+        stream.fill(blocks, indices);
+        NeighbourWords result;
+#pragma unroll
+        for (int i = 0; i < Count * Width; ++i) {
+            const int u = i / Width, k = i % Width;
+            // Fewer than a block's are where the number tells.
+            const int lane = Width < 4 ? static_cast<int>(first[u] & (4 - Width)) + k : k % 4;
+            result.words[u][k] = word_of(blocks[u * kBlocks + k / 4], lane);
+        }
+        return result;
+    }
+
+    // From any decisions on.
+    static __device__ __forceinline__ NeighbourWords shifted(const DropoutStream& stream,
+                                                             const unsigned long long (&first)[Count]) {
+        constexpr int each = kBlocks + 1;
+        unsigned long long indices[Count * each];
+        uint4 blocks[Count * each];
+#pragma unroll
+        for (int i = 0; i < Count * each; ++i)
+            indices[i] = (first[i / each] >> 2) + static_cast<unsigned long long>(i % each);
+        stream.fill(blocks, indices);
+        NeighbourWords result;
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            unsigned int words[4 * each];
+#pragma unroll
+            for (int i = 0; i < 4 * each; ++i) words[i] = word_of(blocks[u * each + i / 4], i % 4);
+#pragma unroll
+            for (int i = 0; i < Width + 2; ++i) words[i] = (first[u] & 1) != 0 ? words[i + 1] : words[i];
+#pragma unroll
+            for (int i = 0; i < Width; ++i)
+                result.words[u][i] = (first[u] & 2) != 0 ? words[i + 2] : words[i];
+        }
+        return result;
+    }
+
+    // From decision start + at[u] on, where at[u] is a multiple of Width: all threads go the same way.
+    static __device__ __forceinline__ NeighbourWords of(const DropoutStream& stream, unsigned long long start,
+                                                        const long long (&at)[Count]) {
+        unsigned long long first[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) first[u] = start + static_cast<unsigned long long>(at[u]);
+        return start % Width == 0 ? aligned(stream, first) : shifted(stream, first);
+    }
+};
+
 // Which of the four decisions of a block keep: bit i for word i.
 template <typename A>
 __device__ __forceinline__ unsigned int kept_bits(const DropoutRule<A>& rule, uint4 words) {
-    return (rule.drops(words.x) ? 0u : 1u) | (rule.drops(words.y) ? 0u : 2u) |
-           (rule.drops(words.z) ? 0u : 4u) | (rule.drops(words.w) ? 0u : 8u);
+    return (rule.keeps(words.x) ? 1u : 0u) | (rule.keeps(words.y) ? 2u : 0u) |
+           (rule.keeps(words.z) ? 4u : 0u) | (rule.keeps(words.w) ? 8u : 0u);
 }
 
 // The decisions over Width neighbours, wherever they begin: bit i is set where element g + i is kept.
@@ -120,12 +204,52 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
             start + rows.first_decision(number) + (rows.is_shared != 0 ? 0ull : place);
         const DropoutStream of_row =
             sample_ids == nullptr ? stream : sample_stream(stream, sample_ids[number]);
-        unsigned int bits = kept_neighbours<Width>(rule, of_row, g);
-        if (rows.is_shared != 0) bits = bits & 1u ? all : 0u;
+        const unsigned int bits = rows.is_shared == 0 ? kept_neighbours<Width>(rule, of_row, g)
+                                  : kept_neighbours<1>(rule, of_row, g) ? all
+                                                                        : 0u;
         const int count =
             static_cast<int>(min(rows.row.divisor - place, static_cast<unsigned long long>(Width - done)));
         kept |= (bits & ((1u << count) - 1)) << done;
         done += count;
     } while (done < Width);
     return kept;
+}
+
+// As NeighbourWords::of, of elements that may be of several rows: words that the rule takes as it does
+// theirs.
+template <int Width, int Count, typename A>
+__device__ __forceinline__ NeighbourWords<Width, Count> words_in_rows(
+    const DropoutRule<A>& rule, const DropoutStream& stream, unsigned long long start,
+    const DecisionRows& rows, const long long* sample_ids, const long long (&at)[Count]) {
+    using Words = NeighbourWords<Width, Count>;
+    if (rows.row.divisor == 0) return Words::of(stream, start, at);
+    const bool is_shared = rows.is_shared != 0;
+    unsigned long long first[Count], place = 0, of_row = 0, last = 0;
+    bool are_in_one_row = true;
+#pragma unroll
+    for (int u = 0; u < Count; ++u) {
+        const unsigned long long i = static_cast<unsigned long long>(at[u]);
+        const unsigned long long step = u == 0 ? 0 : i - static_cast<unsigned long long>(at[u - 1]);
+        if (u != 0 && place + step < rows.row.divisor) {
+            place += step;
+        } else {
+            const unsigned long long number = rows.row.quotient(i);
+            place = i - number * rows.row.divisor;
+            of_row = start + rows.first_decision(number);
+        }
+        first[u] = of_row + (is_shared ? 0ull : place);
+        last |= first[u];
+        are_in_one_row = are_in_one_row && place + Width <= rows.row.divisor;
+    }
+    if (are_in_one_row && !is_shared && sample_ids == nullptr)
+        return last % Width == 0 ? Words::aligned(stream, first) : Words::shifted(stream, first);
+    Words result;
+#pragma unroll
+    for (int u = 0; u < Count; ++u) {
+        const unsigned int kept = kept_in_rows<Width>(rule, stream, start, rows, sample_ids,
+                                                      static_cast<unsigned long long>(at[u]));
+#pragma unroll
+        for (int k = 0; k < Width; ++k) result.words[u][k] = kept >> k & 1u ? 0xffffffffu : 0u;
+    }
+    return result;
 }

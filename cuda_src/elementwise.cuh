@@ -7,32 +7,80 @@ constexpr int kElementwiseThreads = 256;
 // Vectors of a thread in one step: as many loads are in flight before the first result is needed.
 constexpr int kElementwiseUnroll = 2;
 
-// Copies x to y, a vector at a time and what is left one by one, changed on the way.
-//   x, y        [n] T, 16-byte aligned; y may be x
-//   on_vector   called with a vector, and the index of its first value: changes it
-//   on_value    called with a value, and its index: returns what becomes of it
-// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
-template <typename T, typename OnVector, typename OnValue>
-__device__ __forceinline__ void map_vectors(const T* x, T* y, long long n, OnVector on_vector,
-                                            OnValue on_value) {
-    constexpr int width = kVectorWidth<T>;
-    const long long vectors = n / width;
-    const long long tile = static_cast<long long>(kElementwiseThreads) * kElementwiseUnroll;
-    for (long long first = blockIdx.x * tile; first < vectors; first += gridDim.x * tile) {
-        Vector<T> values[kElementwiseUnroll];
+// What a thread has of a tile of elements: up to Unroll times Width neighbours. All but `place` is the same
+// for all threads of a block.
+template <int Unroll, int Width>
+struct TilePart {
+    static constexpr int kTile = kElementwiseThreads * Unroll * Width;
+
+    long long first;     // element of the tile
+    unsigned int left;   // elements of the tile
+    unsigned int place;  // of the thread's first element in it
+
+    __device__ __forceinline__ unsigned int at(int u) const {
+        return place + u * kElementwiseThreads * Width;
+    }
+    __device__ __forceinline__ bool has(int u) const { return at(u) < left; }
+
+    // Part of the neighbours at each of the thread's places, from `done` on.
+    template <typename T, int Part>
+    __device__ __forceinline__ void load(Vector<T, Part> (&values)[Unroll], const T* source,
+                                         int done = 0) const {
+        source += first + done;
 #pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v < vectors) values[u] = Vector<T>::load(x + v * width);
-        }
-#pragma unroll
-        for (int u = 0; u < kElementwiseUnroll; ++u) {
-            const long long v = first + u * kElementwiseThreads + threadIdx.x;
-            if (v >= vectors) break;
-            on_vector(values[u], v * width);
-            values[u].store(y + v * width);
+        for (int u = 0; u < Unroll; ++u) {
+            if (has(u)) values[u] = Vector<T, Part>::load(source + at(u));
         }
     }
-    const long long rest = vectors * width + threadIdx.x;
+
+    template <typename T, int Part>
+    __device__ __forceinline__ void store(const Vector<T, Part> (&values)[Unroll], T* target,
+                                          int done = 0) const {
+        target += first + done;
+#pragma unroll
+        for (int u = 0; u < Unroll; ++u) {
+            if (has(u)) values[u].store(target + at(u));
+        }
+    }
+
+    // f(places), where each is the index of its first element in the whole.
+    template <typename Function>
+    __device__ __forceinline__ auto with_places(Function f) const {
+        long long places[Unroll];
+#pragma unroll
+        for (int u = 0; u < Unroll; ++u) places[u] = first + at(u);
+        return f(places);
+    }
+};
+
+// Calls on_tile for the tiles of n elements, a multiple of Width.
+// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+template <int Unroll, int Width, typename OnTile>
+__device__ __forceinline__ void for_each_tile(long long n, OnTile on_tile) {
+    constexpr int tile = TilePart<Unroll, Width>::kTile;
+    for (long long first = blockIdx.x * static_cast<long long>(tile); first < n;
+         first += gridDim.x * static_cast<long long>(tile)) {
+        const unsigned int left = static_cast<unsigned int>(min(n - first, static_cast<long long>(tile)));
+        on_tile(TilePart<Unroll, Width>{first, left, threadIdx.x * Width});
+    }
+}
+
+// Copies x to y, some vectors at a time and what is left one by one, changed on the way.
+//   x, y         [n] T, 16-byte aligned; y may be x
+//   on_vectors   called with a thread's vectors of a tile, and where they are: changes them
+//   on_value     called with a value, and its index: returns what becomes of it
+// Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+template <typename T, typename OnVectors, typename OnValue>
+__device__ __forceinline__ void map_vectors(const T* x, T* y, long long n, OnVectors on_vectors,
+                                            OnValue on_value) {
+    constexpr int width = kVectorWidth<T>, unroll = kElementwiseUnroll;
+    const long long whole = n / width * width;
+    for_each_tile<unroll, width>(whole, [&](const TilePart<unroll, width>& part) {
+        Vector<T> values[unroll];
+        part.load(values, x);
+        on_vectors(values, part);
+        part.store(values, y);
+    });
+    const long long rest = whole + threadIdx.x;
     if (blockIdx.x == 0 && rest < n) y[rest] = from_accumulate<T>(on_value(to_accumulate(x[rest]), rest));
 }

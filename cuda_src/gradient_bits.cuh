@@ -34,6 +34,18 @@ __device__ __forceinline__ void for_each_octet(const T* source, long long n, OnO
     }
 }
 
+// Stores the bytes of a thread's octets of a tile.
+template <int Unroll>
+__device__ __forceinline__ void store_octet_bits(unsigned char* gradient_bits,
+                                                 const unsigned int (&bits)[Unroll],
+                                                 const TilePart<Unroll, kOctet>& part) {
+    unsigned char* const bytes = gradient_bits + part.first / kOctet;
+#pragma unroll
+    for (int u = 0; u < Unroll; ++u) {
+        if (part.has(u)) bytes[part.at(u) / kOctet] = static_cast<unsigned char>(bits[u]);
+    }
+}
+
 // dx = f(dy) where the element's bit is set, and +0 elsewhere; f takes and returns T.
 //   dy, dx          [n] T, 16-byte aligned; dx may be dy
 //   gradient_bits   [ceil(n / 8)]

@@ -2,21 +2,26 @@
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 #pragma once
 
-// The four random words of a counter.
-//   counter   least significant word first
-//   key       least significant word first
+// The four random words of each of Count counters, in their place.
+//   counters   least significant word first
+//   key        least significant word first
 // Pure: the same on every GPU, in every thread.
-__device__ __forceinline__ uint4 philox4x32_10(uint4 counter, uint2 key) {
+template <int Count>
+__device__ __forceinline__ void philox4x32_10(uint4 (&counters)[Count], uint2 key) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
-        // High and low half asked for separately: one IMAD.WIDE each. A 64-bit product costs an addition
-        // more.
-        counter = make_uint4(__umulhi(0xCD9E8D57u, counter.z) ^ counter.y ^ key.x, 0xCD9E8D57u * counter.z,
-                             __umulhi(0xD2511F53u, counter.x) ^ counter.w ^ key.y, 0xD2511F53u * counter.x);
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            const uint4 counter = counters[i];
+            // High and low half asked for separately: one IMAD.WIDE each. A 64-bit product costs an addition
+            // more.
+            counters[i] =
+                make_uint4(__umulhi(0xCD9E8D57u, counter.z) ^ counter.y ^ key.x, 0xCD9E8D57u * counter.z,
+                           __umulhi(0xD2511F53u, counter.x) ^ counter.w ^ key.y, 0xD2511F53u * counter.x);
+        }
         key.x += 0x9E3779B9u;
         key.y += 0xBB67AE85u;
     }
-    return counter;
 }
 
 // The words of one dropout call: decision g has word g & 3 of block g >> 2. In cuRAND's words `offset` is
@@ -28,11 +33,23 @@ struct DropoutStream {
     unsigned long long seed;
     unsigned long long offset;
 
+    // The words of blocks, by their numbers: several at once share the steps of the key.
+    template <int Count>
+    __device__ __forceinline__ void fill(uint4 (&blocks)[Count],
+                                         const unsigned long long (&indices)[Count]) const {
+#pragma unroll
+        for (int i = 0; i < Count; ++i)
+            blocks[i] =
+                make_uint4(static_cast<unsigned int>(indices[i]), static_cast<unsigned int>(indices[i] >> 32),
+                           static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32));
+        philox4x32_10(blocks,
+                      make_uint2(static_cast<unsigned int>(seed), static_cast<unsigned int>(seed >> 32)));
+    }
+
     __device__ __forceinline__ uint4 block(unsigned long long index) const {
-        return philox4x32_10(
-            make_uint4(static_cast<unsigned int>(index), static_cast<unsigned int>(index >> 32),
-                       static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32)),
-            make_uint2(static_cast<unsigned int>(seed), static_cast<unsigned int>(seed >> 32)));
+        uint4 result[1];
+        fill(result, {index});
+        return result[0];
     }
 };
 

@@ -99,3 +99,39 @@ __device__ __forceinline__ float widened(const Vector<__nv_bfloat16, N>& vector,
         return to_accumulate(vector[k]);
     }
 }
+template <int N>
+__device__ __forceinline__ float widened(const Vector<__half, N>& vector, int k) {
+    if constexpr (N % 2 == 0) {
+        const __half2 pair = reinterpret_cast<const __half2*>(vector.words)[k / 2];
+        return k % 2 == 0 ? __low2float(pair) : __high2float(pair);
+    } else {
+        return to_accumulate(vector[k]);
+    }
+}
+
+// The two values that go into one word, rounded.
+__device__ __forceinline__ __half2 rounded_pair(__half, float low, float high) {
+    return __floats2half2_rn(low, high);
+}
+__device__ __forceinline__ __nv_bfloat162 rounded_pair(__nv_bfloat16, float low, float high) {
+    return __floats2bfloat162_rn(low, high);
+}
+
+// A vector of what was calculated, rounded: half types by the word, which a value at a time would be put
+// together of.
+template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> rounded(const accumulate_t<T> (&values)[N]) {
+    Vector<T, N> vector;
+    if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const auto pair = rounded_pair(T(), values[i], values[i + 1]);
+            reinterpret_cast<unsigned int*>(vector.words)[i / 2] =
+                reinterpret_cast<const unsigned int&>(pair);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) vector[i] = from_accumulate<T>(values[i]);
+    }
+    return vector;
+}

@@ -138,6 +138,7 @@ _BRANCHES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((6, 5, 7), {"bias": True, "shared_axes": (0, 2)}),
     ((4, 37), {"bias": True, "sample_ids": True, "start": 1}),
     ((2, 3, 8), {"sample_ids": True}),
+    ((1, 40), {"sample_ids": True, "p": 0.5}),
     ((9, 8), {"p": 0.0, "bias": True}),
     ((9, 9), {"p": 1.0, "bias": True}),
     ((3, 701), {}),
@@ -202,9 +203,12 @@ def _dropout_add(dtype, activation, bias_dtype) -> Case:
                 # The branch is no larger than y and the residual together, whose sum is rounded too.
                 size = np.abs(y) + np.abs(residual)
                 units = (_magnified(x, dtype) + 10) * size
-                allowed[f"y {name}"] = allowed[f"in place {name}"] = _rounded(units, y, dtype)
+                own = _of_polynomials(size, dtype)
+                allowed[f"y {name}"] = allowed[f"in place {name}"] = _rounded(units, y, dtype) + own
                 allowed[f"dx {name}"] = _error_of_backward(activation, x, dy * scale, dx, dtype)
-                error = _error_of_backward(activation, x, dy * scale, dx, wide)
+                # That of the derivative is as large a part of what is added up.
+                own = _of_polynomials(dx, dtype) + smallest(dtype) * np.abs(dy)
+                error = _error_of_backward(activation, x, dy * scale, dx, wide) + own
                 # Of an infinite x the derivative is 0 or 1, without an error.
                 error = np.where(np.isinf(x), 0.0, error)
             if options.get("bias"):
@@ -228,6 +232,9 @@ def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any)
     with x (silu) and one with the scale 1/2 each: 7 u. tanh: 2 u. gelu: erfc 4 u (5 in double), what is left of its
     argument's error 2 u, and two products. In float32 alone is little left: else that error, 1 u, is magnified by up to
     x**2 + 2, the quotient of z erfc'(z) and erfc(z) at z = x / sqrt(2).
+
+    Half types: a tenth of a unit in their last place (half_activation.cuh), which is no more than the next number once
+    both results are rounded.
     """
     return _rounded((_magnified(x, dtype) + 9 if activation == "gelu" else 8) * np.abs(y), y, dtype)
 
@@ -253,6 +260,11 @@ def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx:
     return _rounded((_magnified(x, dtype) + 10 if activation == "gelu" else 10) * size, dx, dtype)
 
 
+def _of_polynomials(size: np.ndarray, dtype: Any) -> np.ndarray | float:
+    """What half_activation.cuh is off by before it is rounded."""
+    return 0.1 * epsilon(dtype) * np.abs(size) if dtype != accumulation_dtype(dtype) else 0.0
+
+
 def _slope(activation: str, x: np.ndarray) -> np.ndarray:
     return ACTIVATIONS[activation].derivative(x)
 
@@ -267,7 +279,11 @@ def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
     # become 0.
     own = 2 if dtype == np.float64 else 1
     error = units * own * epsilon(accumulate) + float(ml_dtypes.finfo(accumulate).smallest_normal)
-    return error if dtype == accumulate else error + np.abs(result) * epsilon(dtype) + smallest(dtype)
+    if dtype == accumulate:
+        return error
+    # The distance to the next number of the half type.
+    exponents = np.frexp(np.where(np.isfinite(result), result, 0.0))[1]
+    return error + np.maximum(np.ldexp(epsilon(dtype), exponents - 1), smallest(dtype))
 
 
 # ---- what is timed, and whose bytes are counted ----------------------------------------------------------------------

@@ -72,6 +72,9 @@ def batch_norm_bounds(
     # names: below 16 units of the result, but for that of gelu, magnified by up to z**2.
     own = 0.0 if phi not in _BENT else unit * (16 + np.minimum(z * z, 1e3)) * (1 + np.abs(z))
     y = STEEPEST[phi] * z_bound + own
+    if phi in _BENT and dtype != parameters:
+        # Polynomials: a tenth of a unit of the half type (half_activation.cuh), also of the slope, which is added up.
+        own = own + 0.1 * rounding * STEEPEST[phi]
     # So does its derivative; that of relu is a step where z is 0, which the error of z may cross.
     dz_bound = np.abs(dy) * (_BENT.get(phi, 0.0) * z_bound + own)
     if phi in ("relu", "leaky_relu"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
+from gpu_layers.kernels.elementwise import THREADS, filled, tile_blocks
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -22,7 +22,7 @@ _RELU_BACKWARD = KernelTemplate("activation.cu", "relu_backward", _TYPES)
 
 def octet_blocks(x: Any) -> int:
     """Blocks of a kernel whose threads own octets of x, two at a time where elements have 16 bits."""
-    return blocks_for(x.size, THREADS * _OCTET * (2 if x.dtype.itemsize == 2 else 1))
+    return tile_blocks(x.size, THREADS * _OCTET * (2 if x.dtype.itemsize == 2 else 1))
 
 
 def empty_bits(x: Any) -> Any:

@@ -8,7 +8,7 @@ from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
+from gpu_layers.kernels.elementwise import THREADS, filled
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -17,7 +17,6 @@ __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dr
 
 #: Numbers of the activations in ``with_activation`` of ``activation.cuh``.
 NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
-_OCTET = 8
 _TYPES = combinations(T=ELEMENT_TYPES)
 _SOURCE = "activation_dropout.cu"
 _FORWARD = KernelTemplate(_SOURCE, "activation_dropout_forward", _TYPES, STRUCTS)
@@ -52,10 +51,6 @@ def _call(
     return x.size, NUMBERS[activation], int(dropout_first), of_rule, seed, offset, rng_state, start
 
 
-def _blocks(x: Any) -> int:
-    return blocks_for(x.size, THREADS * _OCTET)
-
-
 @Launcher
 def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> Any:
     x, rng_state = operands
@@ -63,7 +58,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> 
     bits = empty_bits(x) if activation == "relu" else None
     call = _call(x, rng_state, numbers, activation, *of_dropout)
     kernel = _FORWARD(T=element_type(x))
-    return filled(None, x, lambda y: launch(kernel, _blocks(x), THREADS, (x, y, bits, *call))), bits
+    return filled(None, x, lambda y: launch(kernel, octet_blocks(x), THREADS, (x, y, bits, *call))), bits
 
 
 @Launcher
@@ -72,7 +67,7 @@ def _backward(operands: Any, numbers: Any, *of_call: Any) -> Any:
     dy, x = ready(dy), ready(x)
     call = _call(x, rng_state, numbers, *of_call)
     kernel = _BACKWARD(T=element_type(x))
-    return filled(None, dy, lambda dx: launch(kernel, _blocks(x), THREADS, (dy, x, dx, *call)))
+    return filled(None, dy, lambda dx: launch(kernel, octet_blocks(x), THREADS, (dy, x, dx, *call)))
 
 
 @Launcher

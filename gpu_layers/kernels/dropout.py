@@ -11,7 +11,7 @@ import numpy as np
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.core.philox import sample_seed
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, vector_blocks
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -24,6 +24,7 @@ _RULES = {
         [
             ("last_dropped", np.uint32),
             ("drops_any", np.uint32),
+            ("only_scales", np.uint32),
             *((number, C_TYPES[name]) for number in ("scale", "shift", "dropped")),
         ],
         align=True,
@@ -41,6 +42,8 @@ _ROWS = np.dtype(
     ]
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
+# Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
+_SHORT_RUN, _RUN_UNROLL = 16, 4
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _TYPES, STRUCTS)
@@ -64,7 +67,7 @@ def divisor(value: int) -> np.ndarray:
     return np.array((value, 2**64 * (2**shift - value) // value + 1, shift), DIVISOR)
 
 
-def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, size: int = 0) -> np.ndarray:
+def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 0, size: int = 0) -> np.ndarray:
     """``DecisionRows`` of ``dropout_rule.cuh``.
 
     Parameters
@@ -72,7 +75,8 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
     run, digits
         Of the mask.
     rows : int
-        Of an array of ``size`` elements, where each has consecutive decisions from the first on.
+        Of an array of ``size`` elements, where each has consecutive decisions from the first on; 0 where rows have
+        no decisions of their own.
     """
     packed = np.zeros((), _ROWS)
     if run > 1:
@@ -81,7 +85,7 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
         digits = digits or ((1, 1),)
     elif digits:
         packed["row"], digits = divisor(digits[0][0]), digits[1:]
-    elif rows > 1:
+    elif rows:
         packed["row"] = divisor(size // rows)
     for index, (length, weight) in enumerate(digits[:-1]):
         packed["sizes"][index], packed["weights"][index] = divisor(length), weight
@@ -91,7 +95,8 @@ def decision_rows(run: int, digits: tuple[tuple[int, int], ...], rows: int = 1, 
 
 def rule(drop_below: int, scale: float, shift: float, dropped: float, element: str) -> np.ndarray:
     """``DropoutRule`` of ``dropout_rule.cuh``."""
-    numbers = (max(drop_below - 1, 0), drop_below > 0, scale, shift, dropped)
+    only_scales = _FACTORS.pack(0.0, shift, dropped) == _FACTORS.pack(0.0, -0.0, 0.0)
+    numbers = (max(drop_below - 1, 0), drop_below > 0, only_scales, scale, shift, dropped)
     with np.errstate(over="ignore"):
         return np.array(numbers, _RULES[f"DropoutRule<{accumulate_name(element)}>"])
 
@@ -115,7 +120,7 @@ def dropout_forward(
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
-    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 4, factors, channels_last)
+    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 8, factors, channels_last)
     return _apply((x, mask.sample_ids, mask.rng_state, out, residual), arguments, call_numbers(mask))
 
 
@@ -126,7 +131,7 @@ _FACTORS = struct.Struct("3d")
 def _apply(
     operands: Any, numbers: Any, drop_below: int, run: int, digits: Any, phase: int, factors: bytes, channels_last: bool
 ) -> Any:
-    """phase: of the first decision within its Philox block."""
+    """phase: of the first decision within two Philox blocks."""
     x, ids, rng_state, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
@@ -140,12 +145,13 @@ def _apply(
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
         elif ids is not None:
             _launch_samples(element, arguments, ready(ids), phase)
-        elif digits:
+        elif digits or 1 < run < _SHORT_RUN:
             launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
+            blocks = tile_blocks(x.size, THREADS * _RUN_UNROLL * vector_width(x.dtype))
             launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
         else:
-            kernel = _APPLY if phase == 0 else _APPLY_SHIFTED
+            kernel = _APPLY if _is_aligned(phase, x) else _APPLY_SHIFTED
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     return filled(out, x, fill)
@@ -169,6 +175,11 @@ def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: i
     launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
 
 
+def _is_aligned(phase: int, x: Any) -> bool:
+    """Whether vectors begin with a Philox block, or with the first of the two that they take."""
+    return phase % max(4, vector_width(x.dtype)) == 0
+
+
 def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
@@ -177,10 +188,10 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)
-    if phase == 0 and features % width == 0:
-        launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features // width)))
+    if _is_aligned(phase, x) and features % width == 0:
+        launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features)))
     else:
-        row = _philox_blocks(phase, features)
+        row = _philox_blocks(phase % 4, features)
         blocks = blocks_for(row * ids.size, THREADS)
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 

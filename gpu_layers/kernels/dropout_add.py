@@ -12,7 +12,7 @@ from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_numb
 from gpu_layers.kernels.batch_norm_plan import STRUCTS as LAYOUTS
 from gpu_layers.kernels.batch_norm_plan import elementwise_plan
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks
 from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
@@ -88,7 +88,7 @@ def _call(
 ) -> tuple[Any, ...]:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
-    rows = decision_rows(run, digits, 1 if ids is None else ids.size, x.size)
+    rows = decision_rows(run, digits, 0 if ids is None else ids.size, x.size)
     return activation_number(activation), int(dropout_first), of_rule, seed, offset, rng_state, start, rows, ids
 
 
@@ -107,7 +107,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
     call = _call(x, rng_state, ids, numbers, activation, *of_mask)
     straight = _straight(activation, ids, *of_mask[-2:])
     kernel = _FORWARD(T=element_type(x), Straight=straight)
-    blocks = octet_blocks(x) if straight == _STRAIGHT[0] else blocks_for(x.size, THREADS * _OCTET)
+    blocks = octet_blocks(x) if straight == _STRAIGHT[0] else tile_blocks(x.size, THREADS * _OCTET)
     return filled(
         out, x, lambda y: launch(kernel, blocks, THREADS, (x, bias, residual, y, bits, x.size, features, *call))
     ), bits

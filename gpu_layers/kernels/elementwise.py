@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS
 from gpu_layers.kernels.arrays import delivered, destination, vector_width
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Operand
 
 THREADS = 256
 _UNROLL = 2
+_MOST_TILES = 4
 
 
 def blocks_for(units: int, units_per_block: int) -> int:
@@ -18,9 +20,18 @@ def blocks_for(units: int, units_per_block: int) -> int:
     return max(1, min(-(-units // units_per_block), limits().max_blocks))
 
 
+def tile_blocks(units: int, units_per_tile: int) -> int:
+    """Blocks that take tiles in turn: several each, so that they begin less often, where all GPUs stay busy for long.
+
+    They are busy while there are six rounds of the four blocks that a multiprocessor holds at least.
+    """
+    tiles = blocks_for(units, units_per_tile)
+    return -(-tiles // max(1, min(_MOST_TILES, tiles // (6 * 4 * MULTIPROCESSORS))))
+
+
 def vector_blocks(n: int, dtype: Any) -> int:
     """Blocks of an elementwise kernel over n elements."""
-    return blocks_for(n, THREADS * _UNROLL * vector_width(dtype))
+    return tile_blocks(n, THREADS * _UNROLL * vector_width(dtype))
 
 
 def filled(out: Operand | None, like: Operand, fill: Callable[[Operand], None]) -> Operand:
