@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
+from gpu_layers.kernels.dropout import divisor
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
     TiledKernels,
@@ -35,7 +37,9 @@ _GATHER = general_template("max_pool.cu", "max_pool_gather", f"const T* x, const
 # Outputs of a thread: ``kGatherOutputs`` of ``max_pool.cu``.
 _GATHER_OUTPUTS = 8
 _GATHER_PLANES = planes_template(
-    "max_pool.cu", "max_pool_gather_planes", "const T* x, const unsigned char* argmax, T* y, PoolWindow window"
+    "max_pool.cu",
+    "max_pool_gather_planes",
+    "const T* x, const unsigned char* argmax, T* y, Divisor64 by_plane, PoolWindow window",
 )
 _SCATTER = general_template(
     "max_pool.cu", "max_pool_scatter", "const T* dy, const unsigned char* argmax, T* dx, PoolWindow window"
@@ -139,7 +143,10 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
     if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
-        plan.run(_GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS)
+        arguments = (x, argmax.as_bytes(), y, divisor(math.prod(window.output_shape)), plan.struct)
+        plan.run(_GATHER_PLANES(T=element_type(x)), arguments, _GATHER_OUTPUTS)
+            _GATHER_OUTPUTS,
+        )
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))

@@ -13,6 +13,7 @@ import numpy as np
 from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
+from gpu_layers.kernels.dropout import DIVISOR
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -417,7 +418,7 @@ _FEW = 128
 
 def planes_template(source: str, function: str, signature: str) -> KernelTemplate:
     """A kernel for planes, by element type."""
-    return KernelTemplate(source, function, signature, combinations(T=ELEMENT_TYPES), STRUCTS)
+    return KernelTemplate(source, function, signature, combinations(T=ELEMENT_TYPES), {**STRUCTS, "Divisor64": DIVISOR})
 
 
 def adaptive_template(function: str, signature: str) -> KernelTemplate:
