@@ -145,8 +145,6 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
         arguments = (x, argmax.as_bytes(), y, divisor(math.prod(window.output_shape)), plan.struct)
         plan.run(_GATHER_PLANES(T=element_type(x)), arguments, _GATHER_OUTPUTS)
-            _GATHER_OUTPUTS,
-        )
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
