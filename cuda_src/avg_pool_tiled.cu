@@ -85,9 +85,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
     });
 }
 
+// Blocks that must fit on a multiprocessor at once: windows side by side carry nothing from row to row.
+template <int Kernel, bool ChannelsLast>
+constexpr int kForwardBlocks = Kernel == 2 && !ChannelsLast ? 5 : 4;
+
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads, 4)
+__global__ void __launch_bounds__(kPoolThreads, (kForwardBlocks<Kernel, ChannelsLast>))
     avg_pool_forward_tiled(const T* x, T* y, int strip, PoolWindow window,
                            PoolDivisor<accumulate_t<T>> divisor) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {

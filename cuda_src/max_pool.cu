@@ -1,5 +1,6 @@
 // Max pooling: the largest value of each window, and the number of the tap that held it.
 #include "argmax.cuh"
+#include "division64.cuh"
 #include "pool_window.cuh"
 
 // y = largest value of each window: the first of equal ones, the last of several NaN; padding is never
@@ -80,10 +81,12 @@ constexpr int kGatherOutputs = 8;
 // As max_pool_gather, of sliding windows over planes: a thread has neighbouring outputs, and finds the place
 // of the tap that each chose.
 //   x, argmax, y   as there; argmax and y aligned to 16 bytes
+//   by_plane       divides by the outputs of a plane
 // Launch: as max_pool_forward, kGatherOutputs a thread; units are outputs.
 template <typename T>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    max_pool_gather_planes(const T* x, const unsigned char* argmax, T* y, PoolWindow window) {
+    max_pool_gather_planes(const T* x, const unsigned char* argmax, T* y, Divisor64 by_plane,
+                           PoolWindow window) {
     constexpr int kWidth = kGatherOutputs;
     const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
     const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
@@ -105,13 +108,16 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
                 chosen[k] = one[0];
             }
         }
-        const PoolPosition<int> output = pool_position<int>(window, first, 0);
-        const T* image = x + output.image * image_size;
+        const long long plane = static_cast<long long>(by_plane.quotient(first));
+        const int at = static_cast<int>(first - plane * static_cast<long long>(by_plane.divisor));
+        const T* image = x + plane * image_size;
+        int row = window.by_output[2].quotient(at), column = at - row * columns;
+        int slice = window.by_output[1].quotient(row);
+        row -= slice * rows;
         // Of the first taps. A place outside is what a window that chose none has.
-        int d = output.at[0] * window.stride[0] - window.pad[0];
-        int h = output.at[1] * window.stride[1] - window.pad[1];
-        int w = output.at[2] * window.stride[2] - window.pad[2];
-        int row = output.at[1], column = output.at[2], slice = output.at[0];
+        int d = slice * window.stride[0] - window.pad[0];
+        int h = row * window.stride[1] - window.pad[1];
+        int w = column * window.stride[2] - window.pad[2];
         Vector<T, kWidth> result;
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {

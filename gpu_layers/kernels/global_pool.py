@@ -152,8 +152,8 @@ def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_las
     arguments: tuple[Any, ...] = (x, y, argmax.as_bytes(), parts, plan.layout)
     launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if parts is not None:
-        arguments = (parts, y, argmax.as_bytes(), plan.merge_layout)
-        launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, arguments)
+        merged = (parts, y, argmax.as_bytes(), plan.merge_layout)
+        launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
 
 
 def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
@@ -165,8 +165,8 @@ def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divi
     arguments: tuple[Any, ...] = (x, y, parts, factor, plan.layout)
     launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if parts is not None:
-        arguments = (parts, y, factor, plan.merge_layout)
-        launch(_MERGE_AVG(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, arguments)
+        merged = (parts, y, factor, plan.merge_layout)
+        launch(_MERGE_AVG(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
 
 
 def global_backward(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
+from gpu_layers.kernels.dropout import divisor
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
     TiledKernels,
@@ -109,7 +111,8 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     y = spatial_result(out, x, window.output_shape, channels_last)
     plan = plan_for(x, window, "output", channels_last)
     if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
-        plan.run(_GATHER_PLANES(T=element_type(x)), (x, argmax.as_bytes(), y, plan.struct), _GATHER_OUTPUTS)
+        arguments = (x, argmax.as_bytes(), y, divisor(math.prod(window.output_shape)), plan.struct)
+        plan.run(_GATHER_PLANES(T=element_type(x)), arguments, _GATHER_OUTPUTS)
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))

@@ -13,6 +13,7 @@ import numpy as np
 from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
+from gpu_layers.kernels.dropout import DIVISOR
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -212,8 +213,10 @@ _TILES = {window for window, _ in ALL_TILES}
 # Outputs of a row that a thread has at most: ``kColumns`` of ``pool_tile.cuh``.
 _MOST_COLUMNS = 4
 _TILED_ELEMENTS = ("__half", "__nv_bfloat16", "float")
-# Rows that a thread walks along, the more the better as long as there are threads enough.
+# Rows that a thread walks along, the more the better as long as there are threads enough. Of wide windows, which
+# share four rows with the strip beside, more are worth while.
 _STRIPS = (8, 4, 2)
+_LONG_STRIPS = (20, 16, 12, *_STRIPS)
 
 
 def _tile_arguments(window: TileWindow, channels_last: bool, deep: bool) -> dict[str, str]:
@@ -269,7 +272,8 @@ def _tiled_plan(
     apart = 1 if side == "output" else stride
     rows, tiles = -(-height // apart), -(-width // (apart * columns))
     images = shape[0] * (per_position // vector if channels_last else shape[1])
-    strip = next((n for n in _STRIPS if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
+    strips = _LONG_STRIPS if kernel > 3 and channels_last else _STRIPS
+    strip = next((n for n in strips if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
     units = (depth, -(-rows // strip), tiles)
     arguments = _tile_arguments((kernel, stride, pad), channels_last, deep)
     return Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip
@@ -278,8 +282,6 @@ def _tiled_plan(
 # Wide windows, 1 apart, whose gradients are scattered: ``WideTile`` of ``max_pool_wide.cu``.
 _WIDE = (5,)
 _WIDE_THREADS, _WIDE_COLUMNS = 128, 8
-# Rows that a thread walks along: it looks at four more.
-_WIDE_STRIPS = (20, 16, 12, 8, 4, 2)
 
 
 @lru_cache(maxsize=1024)
@@ -297,7 +299,7 @@ def _wide_plan(
     height, width = window.input_shape
     tiles = -(-width // _WIDE_COLUMNS)
     images = shape[0] * shape[1]
-    strip = next((n for n in _WIDE_STRIPS if images * -(-height // n) * tiles >= full_grid * _WIDE_THREADS), 1)
+    strip = next((n for n in _LONG_STRIPS if images * -(-height // n) * tiles >= full_grid * _WIDE_THREADS), 1)
     return Plan(window, (1, -(-height // strip), tiles), shape, 1, channels_last, {}), strip
 
 
@@ -408,7 +410,7 @@ _FEW = 128
 
 def planes_template(source: str, function: str) -> KernelTemplate:
     """A kernel for planes, by element type."""
-    return KernelTemplate(source, function, combinations(T=ELEMENT_TYPES), STRUCTS)
+    return KernelTemplate(source, function, combinations(T=ELEMENT_TYPES), {**STRUCTS, "Divisor64": DIVISOR})
 
 
 def adaptive_template(function: str) -> KernelTemplate:
