@@ -99,6 +99,7 @@ _FORWARD_RESIDENT = PersistentKernel(
     "batch_norm_forward_persistent",
     "const T* x, const A* gamma, const A* beta, const T* residual, int activation, T* y, A* partial_moments, "
     f"A* statistics, {RUNNING}, unsigned int* barrier_count, FoldingRule<A> rule, A eps",
+    keeps_part=True,
     **_STRAIGHT,
 )
 _BACKWARD_RESIDENT = PersistentKernel(
@@ -106,6 +107,7 @@ _BACKWARD_RESIDENT = PersistentKernel(
     "batch_norm_backward_persistent",
     f"const T* dy, const T* x, {_RULE}, A* partial_sums, A* dgamma, A* dbeta, T* dx, T* dresidual, "
     "unsigned int* barrier_count, A inv_count, int slots_of_x",
+    keeps_part=True,
     **_STRAIGHT,
 )
 

@@ -36,7 +36,7 @@ def batch_norm_variants(dtype: Any) -> Iterator[TrafficCase]:
 def _reads(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> tuple[int, int]:
     """How often the forward must read x, and the backward dy and x, for an input of this shape in memory."""
     plans = (plan(shape, np.dtype(dtype).itemsize, channels_last) for plan in (forward_plan, backward_plan))
-    forward, backward = (2 if plan.slots is None else 1 for plan in plans)
+    forward, backward = (1 if plan.keeps_all else 2 for plan in plans)
     return forward, backward
 
 

@@ -259,7 +259,7 @@ def _batch_norm(dtype: Any, shape: tuple[int, ...], layout: str) -> Iterator[Tra
     last = options["channels_last"]
     # How often the forward reads x, and the backward x, dy and the residual.
     reads, backward_reads = (
-        2 if plan(input_shape, itemsize, last).slots is None else 1 for plan in (forward_plan, backward_plan)
+        1 if plan(input_shape, itemsize, last).keeps_all else 2 for plan in (forward_plan, backward_plan)
     )
 
     def forward() -> tuple[Callable[[], Any], int]:
