@@ -277,6 +277,7 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 template <int Unroll, bool Backwards = false, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_rows(const NhwcLayout& layout, long long channel, long long begin,
                                                  int rows, Body& body, const Valid& valid = {}) {
+    if (rows <= 0) return;
     const int apart = static_cast<int>(Backwards ? 0 - blockDim.y : blockDim.y);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
     long long row = Backwards ? begin + rows - 1 - threadIdx.y : begin + threadIdx.y;
