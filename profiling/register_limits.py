@@ -25,16 +25,15 @@ def most_registers(kernel_name: str) -> int:
     carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
     norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
     Those that hold numbers of every channel for the statistics and for what is fused, the derivatives in double,
-    and those that add a branch to a residual, with numbers of every feature, as many as 768 threads.
+    those that add a branch to a residual, with numbers of every feature, and the statistics and the input's gradient of
+    rows, as many as 768 threads.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST
-    three_blocks = ("batch_norm_max_pool_", "activation_dropout_backward<double>", "dropout_add_")
-    three_blocks += (
-        "batch_norm_statistics_nhwc",
-        "padded_batch_norm_statistics_nhwc",
-        "batch_norm_input_gradient_nhwc",
+    three_blocks = (
+        *("batch_norm_max_pool_", "activation_dropout_backward<double>", "dropout_add_"),
+        *("batch_norm_statistics_nhwc", "padded_batch_norm_statistics_nhwc", "batch_norm_input_gradient_nhwc"),
     )
     return 80 if kernel_name.endswith("kPiecewiseLinear>") or kernel_name.startswith(three_blocks) else _MOST
