@@ -27,7 +27,8 @@ def most_registers(kernel_name: str) -> int:
     carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
     norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
     Those that hold numbers of every channel for the statistics and for what is fused, the derivatives in double,
-    and those that add a branch to a residual, with numbers of every feature, as many as 768 threads.
+    those that add a branch to a residual, with numbers of every feature, and the statistics and the input's gradient of
+    rows, as many as 768 threads.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST

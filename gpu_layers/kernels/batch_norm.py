@@ -62,8 +62,12 @@ _FOLD = KernelTemplate(
 _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
 _GRADIENT_SUMS = LayoutPair("batch_norm.cu", "batch_norm_gradient_sums", **_FUSED)
 _INPUT_GRADIENT = LayoutPair("batch_norm.cu", "batch_norm_input_gradient", **_FUSED)
-_FORWARD_RESIDENT = PersistentKernel("batch_norm_persistent.cu", "batch_norm_forward_persistent", **_STRAIGHT)
-_BACKWARD_RESIDENT = PersistentKernel("batch_norm_persistent.cu", "batch_norm_backward_persistent", **_STRAIGHT)
+_FORWARD_RESIDENT = PersistentKernel(
+    "batch_norm_persistent.cu", "batch_norm_forward_persistent", keeps_part=True, **_STRAIGHT
+)
+_BACKWARD_RESIDENT = PersistentKernel(
+    "batch_norm_persistent.cu", "batch_norm_backward_persistent", keeps_part=True, **_STRAIGHT
+)
 
 
 def _arguments(rule: Normalization) -> tuple[Any, ...]:

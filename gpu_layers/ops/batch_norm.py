@@ -412,7 +412,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, out: tuple[Any, Any] = 
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
-    if saved.count == 0:
+    if saved.x.size == 0 or (saved.valid is not None and saved.valid.count == 0):
         xp = array_module(dy)
         with place_of(dy):
             zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
