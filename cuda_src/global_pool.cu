@@ -444,16 +444,24 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
         if (argmax != nullptr) load_argmax<1>(argmax, vector * kWidth + k, tap, layout.argmax_bytes);
         chosen[k] = tap[0];
     }
-    T* start = dx + (sample * layout.positions * layout.planes + plane) * kWidth;
+    // Rows of threads from here on, a round of all blocks after another: counted down, so that no index is
+    // multiplied.
+    const long long first = chunk * rows + threadIdx.x / lanes;
+    const int step = chunks * rows;
+    int rounds = first < layout.positions ? static_cast<int>((layout.positions - first - 1) / step) + 1 : 0;
+    unsigned int at =
+        static_cast<unsigned int>(first);  // of use to taps alone, which have fewer than 2^31 positions
+    T* target = dx + ((sample * layout.positions + first) * layout.planes + plane) * kWidth;
+    const long long apart = step * layout.planes * kWidth;
 #pragma unroll 1
-    for (long long at = chunk * rows + threadIdx.x / lanes; at < layout.positions; at += chunks * rows) {
+    for (; rounds > 0; --rounds, at += step, target += apart) {
         Vector<T> result = share;
         if (argmax != nullptr) {
 #pragma unroll
             for (int k = 0; k < kWidth; ++k) {
-                if (chosen[k] != at) result[k] = from_accumulate<T>(A(0));
+                if (chosen[k] != static_cast<int>(at)) result[k] = from_accumulate<T>(A(0));
             }
         }
-        result.store(start + at * layout.planes * kWidth);
+        result.store(target);
     }
 }
