@@ -222,6 +222,10 @@ struct BranchGradients {
             for (int u = 0; u < Count; ++u) {
                 const auto drawn =
                     words_in_rows<Width, 1>(rule, stream, start, rows, sample_ids, {places[u]});
+                // One register in place of as many as there are words.
+                unsigned int kept = 0;
+#pragma unroll
+                for (int k = 0; k < Width; ++k) kept |= (rule.keeps(drawn.words[0][k]) ? 1u : 0u) << k;
                 // Each time, from the cache: there are no registers to keep them in.
                 Vector<A, Width> biases;
                 if (bias != nullptr) biases = Vector<A, Width>::load(bias);
@@ -233,7 +237,7 @@ struct BranchGradients {
                                         ? A(0)
                                         : widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
                         results[k] = backward_element<decltype(phi), decltype(order)::kValue>(
-                            widened(gradients[u], k), z, rule.keeps(drawn.words[0][k]), rule.scale);
+                            widened(gradients[u], k), z, (kept >> k & 1u) != 0, rule.scale);
                         sums[k].value += results[k];
                     }
                     gradients[u] = rounded<T, Width>(results);
@@ -252,7 +256,7 @@ struct BranchGradients {
 //   null sums            [features, blocks], or null: nobody asks for them
 // Launch: as for_each_in_nhwc_block.
 template <typename T, int Width, bool Straight>
-__global__ void __launch_bounds__(kChannelThreads, sizeof(T) == 2 ? 4 : kBranchBlocks)
+__global__ void __launch_bounds__(kChannelThreads, Straight && sizeof(T) == 2 ? 4 : kBranchBlocks)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,

@@ -3,8 +3,8 @@
 // They consist of additions, products, fma, and operations on bits, which are the same everywhere: a GPU and
 // the emulator give the same bits. There is no branch, no division and none of the hardware's approximations.
 // The result is off by less than a tenth of a unit in the last place of T before it is rounded, for every x
-// of T; tests/ops/test_half_activation.py looks at all of them. Other values of x, as in fused kernels, are
-// between.
+// of T; tests/parity/test_half_activation.py looks at all of them. Other values of x, as in fused kernels,
+// are between.
 //
 // Each is written by t = |x|, so that what is near 0 far below 0 is no difference of larger numbers:
 //   gelu      Phi(-t) = r(t)^32. The root is nearly straight where the function falls through forty decades.

@@ -23,9 +23,12 @@ STREAMING = (
 )
 STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
+_LAST = ["dropout_apply_last<float, 4>", "dropout_apply_last<double, 2>"]
 KEPT_IN_MEMORY = {
-    (12, 90): ["dropout_add_forward<double, false>"],
+    (12, 80): _LAST,
+    (12, 90): _LAST,
     (12, 100): [
+        *_LAST,
         "activation_dropout_backward<double>",
         *(f"dropout_add_backward<{width}, true>" for width in ("__half, 8", "__nv_bfloat16, 8", "double, 2")),
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
