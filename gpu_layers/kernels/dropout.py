@@ -41,7 +41,7 @@ _ROWS = np.dtype(
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 # Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
-_SHORT_RUN, _RUN_UNROLL = 16, 4
+_SHORT_RUN, _RUN_UNROLL = 16, 2
 _SIGNATURE = (
     "const T* x, T* y, long long n, DropoutRule<A> rule, "
     "unsigned long long seed, unsigned long long offset, const unsigned long long* rng_state, unsigned long long start"

@@ -26,7 +26,11 @@ STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 _LAST = ["dropout_apply_last<float, 4>", "dropout_apply_last<double, 2>"]
 KEPT_IN_MEMORY = {
     # Beside its sums, eight origins, and where the running statistics are.
-    (12, 80): [*_LAST, *(f"batch_norm_statistics_nhwc<{half}, 8>" for half in ("__half", "__nv_bfloat16"))],
+    (12, 80): [
+        *_LAST,
+        "activation_dropout_forward<double>",
+        *(f"batch_norm_statistics_nhwc<{half}, 8>" for half in ("__half", "__nv_bfloat16")),
+    ],
     (12, 90): [
         *_LAST,
         *(f"batch_norm_statistics_nhwc<{half}, 8>" for half in ("__half", "__nv_bfloat16")),
