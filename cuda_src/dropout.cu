@@ -14,7 +14,7 @@
 #include "reduce.cuh"
 
 // Vectors of a thread in dropout_apply_grouped.
-constexpr int kRunUnroll = 4;
+constexpr int kRunUnroll = 2;
 
 // The rule for element number g, by itself.
 template <typename A>
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
 // Decides over elements that share decisions along any axes: locked dropout, and what is not runs alone.
 //   rows   see DecisionRows
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, 4)
     dropout_apply_shared(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                          unsigned long long seed, unsigned long long offset,
                          const unsigned long long* rng_state, unsigned long long start, DecisionRows rows) {

@@ -43,7 +43,7 @@ _ROWS = np.dtype(
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 # Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
-_SHORT_RUN, _RUN_UNROLL = 16, 4
+_SHORT_RUN, _RUN_UNROLL = 16, 2
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _TYPES, STRUCTS)

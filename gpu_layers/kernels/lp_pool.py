@@ -42,8 +42,8 @@ _STRUCTS = {**STRUCTS, "PowerRule": _RULE}
 _FORWARD = KernelTemplate("lp_pool.cu", "lp_pool_forward", _INSTANTIATIONS, _STRUCTS)
 _BACKWARD = KernelTemplate("lp_pool.cu", "lp_pool_backward", _INSTANTIATIONS, _STRUCTS)
 # Of p = 1 and 2.
-_FORWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_forward_tiled", SIDE_BY_SIDE)
-_BACKWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_backward_tiled", SIDE_BY_SIDE)
+_FORWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_forward_tiled", SIDE_BY_SIDE, sums_alike=False)
+_BACKWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_backward_tiled", SIDE_BY_SIDE, sums_alike=False)
 
 
 def lp_pool_forward(

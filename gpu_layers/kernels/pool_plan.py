@@ -17,7 +17,7 @@ from gpu_layers.kernels.dropout import DIVISOR
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.limits import limits
+from gpu_layers.runtime.limits import OF_A_GPU, limits
 
 THREADS = 256
 
@@ -365,9 +365,12 @@ class TiledKernels:
         As of :class:`KernelTemplate`.
     windows : tuple
         Windows that it is for.
+    sums_alike : bool
+        Whether its results have the bits of the general kernels'. Otherwise it is chosen by the sizes alone.
     """
 
-    def __init__(self, source: str, function: str, windows: Tiles = SMALL_TILES) -> None:
+    def __init__(self, source: str, function: str, windows: Tiles = SMALL_TILES, *, sums_alike: bool = True) -> None:
+        self._sums_alike = sums_alike
         instantiations = [
             {"T": element, **_tile_arguments(window, last, deep)}
             for element in _TILED_ELEMENTS
@@ -393,9 +396,8 @@ class TiledKernels:
         if lengths is not None:
             return None
         shape, in_force = _samples_and_channels(array, channels_last), limits()
-        planned = _tiled_plan(
-            window, side, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.full_grid
-        )
+        below = (in_force if self._sums_alike else OF_A_GPU).index32_below
+        planned = _tiled_plan(window, side, shape, array.dtype.itemsize, channels_last, below, in_force.full_grid)
         if planned is None:
             return None
         plan, strip = planned
@@ -454,18 +456,16 @@ def adaptive_forward_plan(array: Any, window: Window, channels_last: bool, lengt
     if not window.adaptive or lengths is not None or window.taps < _LARGE:
         return None
     shape = _samples_and_channels(array, channels_last)
-    in_force = limits()
-    return _adaptive_forward_plan(
-        window, shape, array.dtype.itemsize, channels_last, in_force.index32_below, in_force.max_blocks
-    )
+    return _adaptive_forward_plan(window, shape, array.dtype.itemsize, channels_last, limits().max_blocks)
 
 
 @lru_cache(maxsize=1024)
 def _adaptive_forward_plan(
-    window: Window, shape: tuple[int, int], itemsize: int, channels_last: bool, below: int, max_blocks: int
+    window: Window, shape: tuple[int, int], itemsize: int, channels_last: bool, max_blocks: int
 ) -> AdaptivePlan | None:
     width, columns = 16 // itemsize, window.input_shape[-1]
-    if _reach(window, shape[1] if channels_last else 1) >= below or window.taps >= 2**31:
+    # Chosen by the sizes alone: the general kernels add in another order.
+    if _reach(window, shape[1] if channels_last else 1) >= OF_A_GPU.index32_below or window.taps >= 2**31:
         return None
     if channels_last:
         if shape[1] % width:
@@ -474,7 +474,8 @@ def _adaptive_forward_plan(
         lanes = min(1 << (groups - 1).bit_length(), 32)
         plan = Plan(window, window.output_shape, shape, width, True, {})
         blocks = shape[0] * math.prod(window.output_shape) * -(-groups // lanes)
-        return AdaptivePlan(plan, blocks, lanes, "true") if blocks <= max_blocks else None
+        # A block for each, which is no walk over a grid.
+        return AdaptivePlan(plan, blocks, lanes, "true") if blocks <= OF_A_GPU.max_blocks else None
     vectors = columns if columns % width else columns // width
     if vectors > THREADS:
         return None

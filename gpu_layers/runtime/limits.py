@@ -43,7 +43,10 @@ class Limits:
         return hash((self.max_blocks, self.index32_below, self.full_grid, self.one_read))
 
 
-_limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=Limits())  # noqa: B039 - frozen
+#: Those of a GPU, whatever is in force: for a choice between kernels that add in different orders.
+OF_A_GPU = Limits()
+
+_limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=OF_A_GPU)
 
 
 def limits() -> Limits:
