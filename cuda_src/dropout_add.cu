@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     if constexpr (Straight)
                         return Words::of(stream, start, places);
                     else
-                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places);
+                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places, n);
                 }));
             if (sizeof(T) != 2) load_biases();
             with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {

@@ -216,11 +216,12 @@ __device__ __forceinline__ unsigned int kept_in_rows(const DropoutRule<A>& rule,
 }
 
 // As NeighbourWords::of, of elements that may be of several rows: words that the rule takes as it does
-// theirs.
+// theirs. Places from n on, which a thread has beyond the last element, have no row, and any words.
 template <int Width, int Count, typename A>
 __device__ __forceinline__ NeighbourWords<Width, Count> words_in_rows(
     const DropoutRule<A>& rule, const DropoutStream& stream, unsigned long long start,
-    const DecisionRows& rows, const long long* sample_ids, const long long (&at)[Count]) {
+    const DecisionRows& rows, const long long* sample_ids, const long long (&at)[Count],
+    long long n = 0x7fffffffffffffffll) {
     using Words = NeighbourWords<Width, Count>;
     if (rows.row.divisor == 0) return Words::of(stream, start, at);
     const bool is_shared = rows.is_shared != 0;
@@ -246,8 +247,9 @@ __device__ __forceinline__ NeighbourWords<Width, Count> words_in_rows(
     Words result;
 #pragma unroll
     for (int u = 0; u < Count; ++u) {
-        const unsigned int kept = kept_in_rows<Width>(rule, stream, start, rows, sample_ids,
-                                                      static_cast<unsigned long long>(at[u]));
+        const unsigned int kept = at[u] < n ? kept_in_rows<Width>(rule, stream, start, rows, sample_ids,
+                                                                  static_cast<unsigned long long>(at[u]))
+                                            : 0u;
 #pragma unroll
         for (int k = 0; k < Width; ++k) result.words[u][k] = kept >> k & 1u ? 0xffffffffu : 0u;
     }
