@@ -131,8 +131,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                 ids[u] = u == 0 ? 0 : ids[u - 1];
                 continue;
             }
-            if (u != 0 && place + part.at(u) - part.at(u - 1) < row.divisor) {
-                place += part.at(u) - part.at(u - 1);
+            constexpr unsigned long long step = kElementwiseThreads * width;
+            if (u != 0 && place + step < row.divisor) {
+                place += step;
                 ids[u] = ids[u - 1];
             } else {
                 const unsigned long long i = static_cast<unsigned long long>(part.first + part.at(u));
