@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
     using A = accumulate_t<T>;
     constexpr int unroll = Straight ? kOctetUnroll<T> : 1, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
-    for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
+    const long long whole = n / kOctet * kOctet;
+    for_each_tile<unroll, kOctet>(whole, [&](const TilePart<unroll, kOctet>& part) {
         OctetDecisions<T, unroll> decisions;
         unsigned int passing[unroll] = {};
 #pragma unroll 1
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
                     if constexpr (Straight)
                         return Words::of(stream, start, places);
                     else
-                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places, n);
+                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places, whole);
                 }));
             if (sizeof(T) != 2) load_biases();
             with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
@@ -130,7 +131,6 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
         if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
     });
     // What is left, less than an octet: by one thread, which writes its byte of bits.
-    const long long whole = n / kOctet * kOctet;
     if (blockIdx.x != 0 || threadIdx.x != 0 || whole == n) return;
     unsigned int passing = 0;
 #pragma unroll 1
