@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.runtime.cuda import array_module
 
@@ -15,7 +16,7 @@ def argmax_dtype(window: Window) -> np.dtype:
     return np.min_scalar_type(window.taps - 1)
 
 
-def max_pool_indices(argmax: Any, window: Window, channels_last: bool = False, lengths: Any = None) -> Any:
+def max_pool_indices(argmax: Array, window: Window, channels_last: bool = False, lengths: Any = None) -> Any:
     """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
 
     Returns

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from gpu_layers.core.array import Array
 
 #: Most digits of a mask beside the last: one more groups of axes may take turns in sharing decisions.
 #: ``kMostDigits`` of ``dropout_rule.cuh``.
@@ -47,8 +49,8 @@ class DropoutMask(NamedTuple):
     offset: int
     start: int = 0
     run: int = 1
-    sample_ids: Any = None
-    rng_state: Any = None
+    sample_ids: Array = None
+    rng_state: Array = None
     digits: tuple[tuple[int, int], ...] = ()
 
 

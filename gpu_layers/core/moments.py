@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -22,11 +24,11 @@ class Moments:
     """
 
     count: int
-    mean: Any
+    mean: Array
     squares: Any
 
     @classmethod
-    def of(cls, count: int, mean: Any, var: Any) -> Moments:
+    def of(cls, count: int, mean: Array, var: Array) -> Moments:
         """Moments from a mean and a biased variance of any float dtype."""
         return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
 

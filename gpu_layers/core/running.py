@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gpu_layers.core.array import Array
+
 
 class RunningStatistics(NamedTuple):
     """Running averages, and how a batch is folded in: ``running = (1 - momentum) * running + momentum * batch``.
@@ -20,9 +22,9 @@ class RunningStatistics(NamedTuple):
         Values a channel in the batch.
     """
 
-    mean: Any
-    var: Any
-    batches: Any
+    mean: Array
+    var: Array
+    batches: Array
     momentum: float | None
     values: int
 

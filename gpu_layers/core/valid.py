@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from gpu_layers.core.array import Array
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ValidPositions:
         How many there are.
     """
 
-    mask: Any
-    words: Any
+    mask: Array
+    words: Array
     first: int
     count: int

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
 from gpu_layers.kernels.elementwise import THREADS, filled, tile_blocks
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
@@ -20,22 +21,22 @@ _RELU_FORWARD = KernelTemplate("activation.cu", "relu_forward", _TYPES)
 _RELU_BACKWARD = KernelTemplate("activation.cu", "relu_backward", _TYPES)
 
 
-def octet_blocks(x: Any) -> int:
+def octet_blocks(x: Array) -> int:
     """Blocks of a kernel whose threads own octets of x, two at a time where elements have 16 bits."""
     return tile_blocks(x.size, THREADS * _OCTET * (2 if x.dtype.itemsize == 2 else 1))
 
 
-def empty_bits(x: Any) -> Any:
+def empty_bits(x: Array) -> Any:
     """Room for one bit an element of x."""
     return empty((-(-x.size // _OCTET),), np.uint8, x)
 
 
-def relu_forward(x: Any, out: Any | None = None) -> tuple[Any, Any]:
+def relu_forward(x: Array, out: Array | None = None) -> tuple[Any, Any]:
     """``gpu_layers.reference.relu_forward``, as a kernel."""
     return _forward((x, out))
 
 
-def relu_backward(dy: Any, gradient_bits: Any, out: Any | None = None) -> Any:
+def relu_backward(dy: Array, gradient_bits: Array, out: Array | None = None) -> Any:
     """``gpu_layers.reference.relu_backward``, as a kernel."""
     return _backward((dy, gradient_bits, out))
 

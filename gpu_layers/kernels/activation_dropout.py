@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
@@ -25,26 +26,26 @@ _RELU_BACKWARD = KernelTemplate(_SOURCE, "relu_dropout_backward", _TYPES)
 
 
 def activation_dropout_forward(
-    x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+    x: Array, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
     return _forward((x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def activation_dropout_backward(
-    dy: Any, x: Any, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+    dy: Array, x: Array, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
 ) -> Any:
     """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
     return _backward((dy, x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
-def relu_dropout_backward(dy: Any, gradient_bits: Any, scale: float) -> Any:
+def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Any:
     """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
     return _relu_backward((dy, gradient_bits), (scale,))
 
 
 def _call(
-    x: Any, rng_state: Any, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
+    x: Array, rng_state: Array, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
 ) -> tuple[Any, ...]:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))

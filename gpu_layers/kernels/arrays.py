@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.runtime.arrays import ALIGNMENT, kind_of
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, c_name
 from gpu_layers.runtime.program import Operand
@@ -16,7 +17,7 @@ ELEMENT_TYPES = tuple(c_name(dtype) for dtype in FLOAT_DTYPES)
 ACCUMULATE_TYPES = ("float", "double")
 
 
-def empty(shape: Any, dtype: Any, like: Any) -> Any:
+def empty(shape: Any, dtype: Any, like: Array) -> Any:
     """An uninitialised C-contiguous array: in the program of an operand ``like``, or on the device of an array."""
     if isinstance(like, Operand):
         return like.program.allocate(shape, dtype)
@@ -45,7 +46,7 @@ def delivered(result: Operand, out: Operand | None) -> Operand:
     return result.program.deliver(result, out)
 
 
-def element_type(array: Any) -> str:
+def element_type(array: Array) -> str:
     """C++ name of the array's dtype."""
     return c_name(array.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
@@ -34,26 +35,26 @@ _BACKWARD_TILED = TiledKernels("avg_pool_tiled.cu", "avg_pool_backward_tiled")
 
 
 def avg_pool_forward(
-    x: Any,
+    x: Array,
     window: Window,
     channels_last: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: Any | None = None,
-    out: Any | None = None,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.avg_pool_forward``, as a kernel."""
     return _forward((x, lengths, out), (window, channels_last, count_include_pad, divisor_override))
 
 
 def avg_pool_backward(
-    dy: Any,
+    dy: Array,
     window: Window,
     channels_last: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     lengths: Any | None = None,
-    out: Any | None = None,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.avg_pool_backward``, as a kernel."""
     return _backward((dy, lengths, out), (window, channels_last, count_include_pad, divisor_override))

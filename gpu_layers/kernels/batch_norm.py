@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -84,15 +85,15 @@ def of_running_statistics(running: RunningStatistics | None) -> tuple[tuple[Any,
 
 
 def batch_norm_forward(
-    x: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
     eps: float,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
     running: RunningStatistics | None = None,
-    out: Any | None = None,
+    out: Array | None = None,
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
@@ -104,9 +105,9 @@ def batch_norm_forward(
 
 
 def batch_norm_statistics(
-    x: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
     eps: float,
     channels_last: bool = False,
     running: RunningStatistics | None = None,
@@ -120,16 +121,16 @@ def batch_norm_statistics(
 
 
 def batch_norm_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
     eps: float,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
-    out: Any | None = None,
+    out: Array | None = None,
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
@@ -139,11 +140,11 @@ def batch_norm_inference(
 
 
 def batch_norm_backward(
-    dy: Any,
-    x: Any,
-    statistics: Any,
+    dy: Array,
+    x: Array,
+    statistics: Array,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
     out: tuple[Any | None, Any | None] = (None, None),
     valid: ValidPositions | None = None,
@@ -155,11 +156,11 @@ def batch_norm_backward(
 
 
 def batch_norm_gradient_sums(
-    dy: Any,
-    x: Any,
-    statistics: Any,
+    dy: Array,
+    x: Array,
+    statistics: Array,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any]:
@@ -170,14 +171,14 @@ def batch_norm_gradient_sums(
 
 
 def batch_norm_input_gradient(
-    dy: Any,
-    x: Any,
-    statistics: Any,
-    dgamma: Any,
-    dbeta: Any,
+    dy: Array,
+    x: Array,
+    statistics: Array,
+    dgamma: Array,
+    dbeta: Array,
     count: int,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any | None]:
@@ -189,11 +190,11 @@ def batch_norm_input_gradient(
 
 
 def batch_norm_inference_backward(
-    dy: Any,
-    x: Any,
-    statistics: Any,
+    dy: Array,
+    x: Array,
+    statistics: Array,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
     out: tuple[Any | None, Any | None] = (None, None),
     valid: ValidPositions | None = None,
@@ -205,7 +206,7 @@ def batch_norm_inference_backward(
 
 
 def batch_norm_fold(
-    statistics: Any,
+    statistics: Array,
     running: RunningStatistics,
     skipped: Any | None = None,
     accepted: Any | None = None,
@@ -256,7 +257,7 @@ def statistics_of_batch(
     return statistics
 
 
-def _launch_statistics(plan: Plan, x: Any, dtype: np.dtype, results: tuple[Any, ...]) -> None:
+def _launch_statistics(plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...]) -> None:
     _STATISTICS.launch(plan, x, (x, *results))
     merge_statistics(plan, results, dtype)
 
@@ -280,7 +281,7 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
 
 
 def keep_statistics(
-    mean: Any, var: Any, gamma: Any | None, beta: Any | None, eps: float, channels: int, dtype: np.dtype
+    mean: Array, var: Array, gamma: Array | None, beta: Array | None, eps: float, channels: int, dtype: np.dtype
 ) -> Any:
     """Given statistics, as a forward keeps its own."""
     of_channels = [None if one is None else ready(one) for one in (mean, var, gamma, beta)]
@@ -290,12 +291,12 @@ def keep_statistics(
     return statistics
 
 
-def launch_normalize(x: Any, statistics: Any, y: Any, channels_last: bool, activation: str) -> None:
+def launch_normalize(x: Array, statistics: Array, y: Array, channels_last: bool, activation: str) -> None:
     """Fill y with phi of the normalised values."""
     _launch_normalize(x, Normalization.of(statistics, None, activation), y, channels_last)
 
 
-def _launch_normalize(x: Any, rule: Normalization, y: Any, channels_last: bool) -> None:
+def _launch_normalize(x: Array, rule: Normalization, y: Array, channels_last: bool) -> None:
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (x, *rule.of_channels, rule.residual, rule.number, y, None, 0.0)
     _NORMALIZE.launch(plan, x, arguments, Epilogue=fusion(rule.residual, rule.activation))
@@ -363,14 +364,16 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
     deliver((mean, var, batches, skipped), changed)
 
 
-def _parameter_gradients(plan: Plan, dy: Any, x: Any, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
+def _parameter_gradients(
+    plan: Plan, dy: Array, x: Array, rule: Normalization, sums: tuple[Any | None, Any, Any]
+) -> None:
     _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=fusion(rule.residual, rule.activation))
     merge_gradients(plan, rule, sums)
 
 
 def _input_gradients(
-    dy: Any,
-    x: Any,
+    dy: Array,
+    x: Array,
     rule: Normalization,
     sums: tuple[Any | None, Any | None],
     count: int,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import (
@@ -40,7 +41,7 @@ _WARP = 32
 STRAIGHT_FUSIONS = ({"Epilogue": "kIdentity"}, {"Epilogue": "kPiecewiseLinear"})
 
 
-def fusion(residual: Any | None, activation: str) -> str:
+def fusion(residual: Array | None, activation: str) -> str:
     """``Epilogue`` of ``batch_norm_rules.cuh``."""
     if activation not in PIECEWISE_LINEAR:
         return "kSmooth"
@@ -95,7 +96,7 @@ class LayoutPair:
         """The kernel for rows, of this many channels a thread, or for planes."""
         return self._nchw(T=element, **more) if width is None else self._nhwc(T=element, Width=str(width), **more)
 
-    def launch(self, plan: Plan, x: Any, arguments: tuple[Any, ...], **more: str) -> None:
+    def launch(self, plan: Plan, x: Array, arguments: tuple[Any, ...], **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
         kernel = self.kernel(element_type(x), plan.width, **more)
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
@@ -115,7 +116,7 @@ class PersistentKernel(LayoutPair):
         initialised = ("barrier_count", *RUNNING_ARRAYS)
         super().__init__(source, name, single_channels=False, initialised=initialised, **options)
 
-    def run(self, plan: Plan, x: Any, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
+    def run(self, plan: Plan, x: Array, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
         if plan.slots is None or not (plan.keeps_all or self._keeps_part) or not limits().one_read:
             return False
@@ -159,7 +160,7 @@ def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> N
     _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
 
 
-def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Any) -> Any | None:
+def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Any | None:
     """Where the blocks of each channel leave this many numbers each, if there are several."""
     return None if plan.blocks_per_group == 1 else empty((plan.channels, plan.blocks_per_group, numbers), dtype, like)
 
@@ -173,15 +174,15 @@ ROWS = ("mean", "var", "inv_std", "gamma", "beta")
 class Normalization:
     """What gives y from x: the channels' numbers, and what is fused."""
 
-    mean: Any
-    inv_std: Any
-    gamma: Any | None
-    beta: Any | None
-    residual: Any | None
+    mean: Array
+    inv_std: Array
+    gamma: Array | None
+    beta: Array | None
+    residual: Array | None
     activation: str
 
     @classmethod
-    def of(cls, statistics: Any, residual: Any | None = None, activation: str = "identity") -> Normalization:
+    def of(cls, statistics: Array, residual: Array | None = None, activation: str = "identity") -> Normalization:
         """Of what a forward kept."""
         statistics = ready(statistics)
         mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
@@ -198,7 +199,7 @@ class Normalization:
         return activation_number(self.activation)
 
 
-def sums_of_channels(plan: Plan, x: Any) -> tuple[Any | None, Any, Any]:
+def sums_of_channels(plan: Plan, x: Array) -> tuple[Any | None, Any, Any]:
     """Where the blocks of each channel leave their sums, if there are several; dgamma, dbeta."""
     dtype = accumulation_dtype(x.dtype)
     dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
@@ -211,7 +212,7 @@ def merge_gradients(plan: Plan, rule: Normalization, sums: tuple[Any | None, Any
     _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
 
 
-def of_inputs(x: Any, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
+def of_inputs(x: Array, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
     """Where dx and dresidual go, if there is a residual."""
     return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
 
@@ -234,7 +235,7 @@ def folding_rule(momentum: float, count: int, dtype: np.dtype) -> np.ndarray:
     return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
 
 
-def new_statistics(x: Any, plan: Plan, dtype: np.dtype) -> Any:
+def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Any:
     """Where a forward keeps the numbers of the channels."""
     return empty((len(ROWS), plan.channels), dtype, x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
 from gpu_layers.kernels.batch_norm_common import LayoutPair, Normalization
@@ -24,15 +25,15 @@ _GRADIENT = LayoutPair(_SOURCE, "batch_norm_double_gradient")
 
 
 def batch_norm_double_backward(
-    ddx: Any,
-    ddgamma: Any,
-    ddbeta: Any,
-    ddresidual: Any | None,
-    dy: Any,
-    x: Any,
-    statistics: Any,
+    ddx: Array,
+    ddgamma: Array,
+    ddbeta: Array,
+    ddresidual: Array | None,
+    dy: Array,
+    x: Array,
+    statistics: Array,
     channels_last: bool = False,
-    residual: Any | None = None,
+    residual: Array | None = None,
     activation: str = "identity",
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_double_backward``, as kernels."""

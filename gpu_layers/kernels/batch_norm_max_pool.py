@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
@@ -67,9 +68,9 @@ _BACKWARD_RESIDENT = PersistentKernel(
 
 
 def batch_norm_max_pool(
-    x: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
     eps: float,
     window: Window,
     channels_last: bool = False,
@@ -82,11 +83,11 @@ def batch_norm_max_pool(
 
 
 def batch_norm_max_pool_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any | None,
-    beta: Any | None,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
     eps: float,
     window: Window,
     channels_last: bool = False,
@@ -121,7 +122,7 @@ def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
-def _pooled(x: Any, statistics: Any, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
+def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
     """The pooled values of x, normalised and activated, and which tap each is."""
     element, plan = element_type(x), plan_for(x, window, "output", channels_last)
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last)
@@ -199,10 +200,10 @@ def _gather(
 
 
 def batch_norm_max_pool_backward(
-    dy: Any,
-    argmax: Any,
-    x: Any,
-    statistics: Any,
+    dy: Array,
+    argmax: Array,
+    x: Array,
+    statistics: Array,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
@@ -212,10 +213,10 @@ def batch_norm_max_pool_backward(
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: Any,
-    argmax: Any,
-    x: Any,
-    statistics: Any,
+    dy: Array,
+    argmax: Array,
+    x: Array,
+    statistics: Array,
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.kernels.arrays import delivered, destination, ready
@@ -108,12 +109,12 @@ def _statistics(operands: Any, numbers: Any, eps: float, channels_last: bool, mo
     return statistics
 
 
-def _launch_statistics(plan: Plan, x: Any, dtype: np.dtype, results: tuple[Any, ...], valid: tuple[Any, Any]) -> None:
+def _launch_statistics(plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], valid: tuple[Any, Any]) -> None:
     _STATISTICS.launch(plan, x, (x, *results, *valid))
     merge_statistics(plan, results, dtype)
 
 
-def _launch_normalize(x: Any, arguments: tuple[Any, ...], words: Any, activation: str, channels_last: bool) -> None:
+def _launch_normalize(x: Array, arguments: tuple[Any, ...], words: Array, activation: str, channels_last: bool) -> None:
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     _NORMALIZE.launch(plan, x, (x, *arguments, words), Epilogue=_fused(activation))
 
@@ -202,7 +203,7 @@ def _inference_backward(operands: Any, numbers: Any, channels_last: bool, activa
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Any, x: Any, rule: Normalization, sums: tuple[Any, Any, Any], words: Any
+    plan: Plan, dy: Array, x: Array, rule: Normalization, sums: tuple[Any, Any, Any], words: Array
 ) -> None:
     arguments = (dy, x, *rule.of_channels, rule.residual, rule.number, *sums, words)
     _GRADIENT_SUMS.launch(plan, x, arguments, Epilogue=_fused(rule.activation))
@@ -210,8 +211,8 @@ def _parameter_gradients(
 
 
 def _input_gradients(
-    dy: Any,
-    x: Any,
+    dy: Array,
+    x: Array,
     rule: Normalization,
     sums: tuple[Any | None, Any | None],
     inputs: tuple[Any, Any | None],

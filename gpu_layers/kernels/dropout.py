@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.core.philox import sample_seed
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
@@ -108,13 +109,13 @@ def call_numbers(mask: DropoutMask) -> tuple[int, int, int]:
 
 
 def dropout_forward(
-    x: Any,
+    x: Array,
     mask: DropoutMask,
     scale: float,
     shift: float = -0.0,
     dropped: float = 0.0,
-    out: Any | None = None,
-    residual: Any | None = None,
+    out: Array | None = None,
+    residual: Array | None = None,
     channels_last: bool = False,
 ) -> Any:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
@@ -139,7 +140,7 @@ def _apply(
     scale, shift, dropped = _FACTORS.unpack(factors)
     of_call = (rule(drop_below, scale, shift, dropped, element), seed, offset, rng_state, start)
 
-    def fill(y: Any) -> None:
+    def fill(y: Array) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
         if residual is not None or (channels_last and run < math.prod(x.shape[1:])):
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
@@ -157,7 +158,7 @@ def _apply(
     return filled(out, x, fill)
 
 
-def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: int, channels_last: bool) -> None:
+def _launch_last(element: str, arguments: tuple[Any, ...], residual: Array, run: int, channels_last: bool) -> None:
     x, y, _, *of_call = arguments
     if channels_last:
         samples, channels = x.shape[0], x.shape[-1]
@@ -175,7 +176,7 @@ def _launch_last(element: str, arguments: tuple[Any, ...], residual: Any, run: i
     launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
 
 
-def _is_aligned(phase: int, x: Any) -> bool:
+def _is_aligned(phase: int, x: Array) -> bool:
     """Whether vectors begin with a Philox block, or with the first of the two that they take."""
     return phase % max(4, vector_width(x.dtype)) == 0
 
@@ -196,7 +197,7 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 
 
-def dropout_moments(x: Any, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
+def dropout_moments(x: Array, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.dropout_moments``, as a kernel."""
     arguments = (mask.drop_below, mask.start % 4, scale, passes)
     return _moments((x, mask.sample_ids), arguments, call_numbers(mask))
@@ -220,7 +221,7 @@ def _moments(operands: Any, numbers: Any, drop_below: int, phase: int, scale: fl
     return mean, variance
 
 
-def advance_rng_state(rng_state: Any, taken: Any) -> None:
+def advance_rng_state(rng_state: Array, taken: Any) -> None:
     """``gpu_layers.reference.advance_rng_state``, as a kernel."""
     _advance((rng_state, taken))
 

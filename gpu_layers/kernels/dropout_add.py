@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
@@ -39,14 +40,14 @@ _MERGE = KernelTemplate(_SOURCE, "dropout_add_merge", combinations(A=ACCUMULATE_
 
 
 def dropout_add_forward(
-    x: Any,
-    bias: Any | None,
-    residual: Any,
+    x: Array,
+    bias: Array | None,
+    residual: Array,
     activation: str,
     mask: DropoutMask,
     scale: float,
     dropout_first: bool,
-    out: Any | None = None,
+    out: Array | None = None,
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.dropout_add_forward``, as a kernel."""
     operands = (x, bias, residual, mask.rng_state, mask.sample_ids, out)
@@ -54,10 +55,10 @@ def dropout_add_forward(
 
 
 def dropout_add_backward(
-    dy: Any,
-    x: Any | None,
-    bias: Any | None,
-    gradient_bits: Any | None,
+    dy: Array,
+    x: Array | None,
+    bias: Array | None,
+    gradient_bits: Array | None,
     activation: str,
     mask: DropoutMask,
     scale: float,
@@ -75,8 +76,8 @@ def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: 
 
 
 def _call(
-    x: Any,
-    rng_state: Any,
+    x: Array,
+    rng_state: Array,
     ids: Any | None,
     numbers: Any,
     activation: str,

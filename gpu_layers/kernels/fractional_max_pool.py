@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
@@ -53,21 +54,32 @@ def _struct(window: FractionalWindow, planes: int, channels: int, channels_last:
 
 
 def fractional_pool_starts(
-    like: Any, planes: int, window: FractionalWindow, samples: Any | None, seed: int, offset: int, rng_state: Any | None
+    like: Array,
+    planes: int,
+    window: FractionalWindow,
+    samples: Array | None,
+    seed: int,
+    offset: int,
+    rng_state: Array | None,
 ) -> Any:
     """``gpu_layers.reference.fractional_pool_starts``, as a kernel."""
     return _starts((like, samples, rng_state), (planes, window), (seed, offset))
 
 
 def fractional_max_pool_forward(
-    x: Any, starts: Any, window: FractionalWindow, channels_last: bool = False, out: Any | None = None
+    x: Array, starts: Array, window: FractionalWindow, channels_last: bool = False, out: Array | None = None
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.fractional_max_pool_forward``, as a kernel."""
     return _forward((x, starts, out), (window, channels_last))
 
 
 def fractional_max_pool_backward(
-    dy: Any, argmax: Any, starts: Any, window: FractionalWindow, channels_last: bool = False, out: Any | None = None
+    dy: Array,
+    argmax: Array,
+    starts: Array,
+    window: FractionalWindow,
+    channels_last: bool = False,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.fractional_max_pool_backward``, as a kernel."""
     return _backward((dy, argmax, starts, out), (window, channels_last))
@@ -89,7 +101,7 @@ def _starts(operands: Any, numbers: Any, planes: int, window: FractionalWindow) 
     return starts
 
 
-def _pool(array: Any, window: FractionalWindow, channels_last: bool) -> np.ndarray:
+def _pool(array: Array, window: FractionalWindow, channels_last: bool) -> np.ndarray:
     channels = array.shape[-1 if channels_last else 1]
     return _struct(window, array.shape[0] * channels, channels, channels_last)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
 from gpu_layers.core.window import Window
@@ -66,7 +67,9 @@ _SPREAD_PLANES = _template("global_spread_nchw")
 _SPREAD_ROWS = _template("global_spread_nhwc")
 
 
-def takes(array: Any, window: Window, channels_last: bool, lengths: Any | None = None, numbered: bool = False) -> bool:
+def takes(
+    array: Array, window: Window, channels_last: bool, lengths: Any | None = None, numbered: bool = False
+) -> bool:
     """Whether these kernels do a pooling: one window that is the plane.
 
     Channels that make no vectors are left to the general kernels, and planes of 2**31 - 1 positions and more where the
@@ -91,7 +94,7 @@ class _Plan:
     merge_blocks: int
     merge_layout: np.ndarray
 
-    def parts(self, array: Any) -> Any | None:
+    def parts(self, array: Array) -> Any | None:
         """Where the parts of planes go, if planes are reduced in parts."""
         chunks = int(self.layout["chunks"])
         if chunks == 1:
@@ -134,7 +137,7 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
     return _Plan(kind, blocks * chunks, layout, -(-planes * merge_lanes // _THREADS), merge)
 
 
-def _plan_for(array: Any, window: Window, channels_last: bool, argmax_bytes: int) -> _Plan:
+def _plan_for(array: Array, window: Window, channels_last: bool, argmax_bytes: int) -> _Plan:
     return _plan(array.shape, window.taps, vector_width(array.dtype), channels_last, argmax_bytes)
 
 
@@ -143,7 +146,7 @@ def _grid(plan: _Plan, blocks: int) -> int:
     return blocks if plan.kind == "nhwc" else blocks_for(blocks, 1)
 
 
-def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_last: bool) -> None:
+def global_max_forward(x: Array, y: Array, argmax: Array, window: Window, channels_last: bool) -> None:
     """Fill y and taps as ``max_pool_forward`` does."""
     if not y.size:
         return
@@ -156,7 +159,7 @@ def global_max_forward(x: Any, y: Any, argmax: Any, window: Window, channels_las
         launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
 
 
-def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divisor_override: int | None) -> None:
+def global_avg_forward(x: Array, y: Array, window: Window, channels_last: bool, divisor_override: int | None) -> None:
     """Fill y as ``avg_pool_forward`` does."""
     if not y.size:
         return
@@ -170,7 +173,7 @@ def global_avg_forward(x: Any, y: Any, window: Window, channels_last: bool, divi
 
 
 def global_backward(
-    dy: Any, argmax: Any | None, dx: Any, window: Window, channels_last: bool, divisor_override: int | None = None
+    dy: Array, argmax: Array | None, dx: Array, window: Window, channels_last: bool, divisor_override: int | None = None
 ) -> None:
     """Fill dx from the gradient of each plane: as the backward of max pooling if there are taps, else as that of
     average pooling."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, ready
@@ -47,20 +48,20 @@ _BACKWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_backward_tiled", SID
 
 
 def lp_pool_forward(
-    x: Any, window: Window, norm_type: float, channels_last: bool = False, out: Any | None = None
+    x: Array, window: Window, norm_type: float, channels_last: bool = False, out: Array | None = None
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.lp_pool_forward``, as a kernel."""
     return _forward((x, out), (window, norm_type, channels_last))
 
 
 def lp_pool_backward(
-    dy: Any,
-    x: Any,
-    argmax: Any | None,
+    dy: Array,
+    x: Array,
+    argmax: Array | None,
     window: Window,
     norm_type: float,
     channels_last: bool = False,
-    out: Any | None = None,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.lp_pool_backward``, as a kernel."""
     return _backward((dy, x, argmax, out), (window, norm_type, channels_last))
@@ -102,11 +103,11 @@ def _backward(operands: Any, numbers: Any, window: Window, norm_type: float, cha
 
 
 def _launch_forward(
-    x: Any,
-    y: Any | None,
-    argmax: Any | None,
-    largest: Any | None,
-    slopes: Any | None,
+    x: Array,
+    y: Array | None,
+    argmax: Array | None,
+    largest: Array | None,
+    slopes: Array | None,
     window: Window,
     norm_type: float,
     channels_last: bool,
@@ -117,7 +118,7 @@ def _launch_forward(
 
 
 def _tiled(
-    kernels: TiledKernels, array: Any, window: Window, side: str, norm_type: float, channels_last: bool
+    kernels: TiledKernels, array: Array, window: Window, side: str, norm_type: float, channels_last: bool
 ) -> TiledLaunch | None:
     """The tiled kernel for p = 1 or 2 and windows of one tap along depth, none of them cut off, if there is one."""
     if norm_type not in (1, 2) or window.is_cut_off or (window.rank == 3 and window.kernel[0] > 1):
@@ -137,5 +138,5 @@ def _rule(window: Window, p: float, dtype: np.dtype) -> np.ndarray:
     return rule
 
 
-def _bytes(argmax: Any | None) -> Any | None:
+def _bytes(argmax: Array | None) -> Any | None:
     return None if argmax is None else argmax.as_bytes()

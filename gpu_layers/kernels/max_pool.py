@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
 from gpu_layers.kernels.arrays import delivered, element_type, ready
@@ -50,26 +51,31 @@ _BACKWARD_WIDE = WideKernels("max_pool_wide.cu", "max_pool_backward_wide")
 
 
 def max_pool_forward(
-    x: Any, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Any | None = None
+    x: Array, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Array | None = None
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_pool_forward``, as a kernel."""
     return forward((x, lengths, out), (window, channels_last))
 
 
 def max_pool_backward(
-    dy: Any,
-    argmax: Any,
+    dy: Array,
+    argmax: Array,
     window: Window,
     channels_last: bool = False,
     lengths: Any | None = None,
-    out: Any | None = None,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
     return backward((dy, argmax, lengths, out), (window, channels_last))
 
 
 def max_pool_gather(
-    x: Any, argmax: Any, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Any | None = None
+    x: Array,
+    argmax: Array,
+    window: Window,
+    channels_last: bool = False,
+    lengths: Any | None = None,
+    out: Array | None = None,
 ) -> Any:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
     return _gather((x, argmax, lengths, out), (window, channels_last))
@@ -129,7 +135,9 @@ def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -
     return delivered(dx, out)
 
 
-def _fill_gradient(dy: Any, argmax: Any, dx: Any, window: Window, channels_last: bool, lengths: Any | None) -> None:
+def _fill_gradient(
+    dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, lengths: Any | None
+) -> None:
     if global_pool.takes(dy, window, channels_last, lengths, numbered=True):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)
         return

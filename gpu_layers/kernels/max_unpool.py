@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR, divisor
@@ -39,19 +40,19 @@ _BACKWARD = KernelTemplate(
 _FORWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_forward_last", combinations(T=ELEMENT_TYPES))
 
 
-def max_unpool_keep(indices: Any, plane: int) -> tuple[Any, Any]:
+def max_unpool_keep(indices: Array, plane: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_unpool_keep``, as a kernel: a flag for each of its blocks."""
     return _keep((indices,), (plane,))
 
 
 def max_unpool_forward(
-    x: Any, indices: Any, output_shape: tuple[int, ...], channels_last: bool = False, out: Any | None = None
+    x: Array, indices: Array, output_shape: tuple[int, ...], channels_last: bool = False, out: Array | None = None
 ) -> Any:
     """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
     return _forward((x, indices, out), (output_shape, channels_last))
 
 
-def max_unpool_backward(dy: Any, indices: Any, channels_last: bool = False, out: Any | None = None) -> Any:
+def max_unpool_backward(dy: Array, indices: Array, channels_last: bool = False, out: Array | None = None) -> Any:
     """``gpu_layers.reference.max_unpool_backward``, as a kernel."""
     return _backward((dy, indices, out), (channels_last,))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR
@@ -175,7 +176,7 @@ def _general_plan(
     return Plan(window, units, shape, width, channels_last, arguments)
 
 
-def plan_for(array: Any, window: Window, side: str, channels_last: bool, most_in_vectors: int = 256) -> Plan:
+def plan_for(array: Array, window: Window, side: str, channels_last: bool, most_in_vectors: int = 256) -> Plan:
     """The plan of a general template, for an array of inputs or outputs.
 
     Parameters
@@ -194,7 +195,7 @@ def plan_for(array: Any, window: Window, side: str, channels_last: bool, most_in
     )
 
 
-def _samples_and_channels(array: Any, channels_last: bool) -> tuple[int, int]:
+def _samples_and_channels(array: Array, channels_last: bool) -> tuple[int, int]:
     # The spatial sizes are the window's.
     return array.shape[0], array.shape[-1 if channels_last else 1]
 
@@ -310,7 +311,7 @@ class WideKernels:
         instantiations = combinations(T=_TILED_ELEMENTS, Kernel=tuple(map(str, _WIDE)), ChannelsLast=("false", "true"))
         self._template = KernelTemplate(source, function, instantiations, STRUCTS)
 
-    def run(self, array: Any, window: Window, channels_last: bool, arguments: tuple[Any, ...]) -> bool:
+    def run(self, array: Array, window: Window, channels_last: bool, arguments: tuple[Any, ...]) -> bool:
         """Launch it for an array of gradients, if it is for them."""
         shape, in_force = _samples_and_channels(array, channels_last), limits()
         planned = _wide_plan(window, shape, channels_last, in_force.index32_below, in_force.full_grid)
@@ -380,7 +381,7 @@ class TiledKernels:
         self._template = KernelTemplate(source, function, instantiations, STRUCTS)
 
     def launch_for(
-        self, array: Any, window: Window, side: str, channels_last: bool, lengths: Any | None = None
+        self, array: Array, window: Window, side: str, channels_last: bool, lengths: Any | None = None
     ) -> TiledLaunch | None:
         """How it is launched for an array; None if the general kernels are to be taken.
 
@@ -444,14 +445,16 @@ class AdaptivePlan:
     lanes: int
     channels_last: str
 
-    def run(self, template: KernelTemplate, array: Any, before: tuple[Any, ...], after: tuple[Any, ...] = ()) -> None:
+    def run(self, template: KernelTemplate, array: Array, before: tuple[Any, ...], after: tuple[Any, ...] = ()) -> None:
         """Launch the instantiation for an array's type, with these arguments before and after the window."""
         if self.plan.units:
             kernel = template(T=element_type(array), ChannelsLast=self.channels_last)
             launch(kernel, self.blocks, THREADS, (*before, self.plan.struct, *after))
 
 
-def adaptive_forward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+def adaptive_forward_plan(
+    array: Array, window: Window, channels_last: bool, lengths: Any | None
+) -> AdaptivePlan | None:
     """The plan of a forward by large adaptive windows; None if the general kernels are to be taken."""
     if not window.adaptive or lengths is not None or window.taps < _LARGE:
         return None
@@ -483,7 +486,9 @@ def _adaptive_forward_plan(
     return AdaptivePlan(plan, blocks_for(plan.units // vectors, THREADS // vectors), 0, "false")
 
 
-def adaptive_backward_plan(array: Any, window: Window, channels_last: bool, lengths: Any | None) -> AdaptivePlan | None:
+def adaptive_backward_plan(
+    array: Array, window: Window, channels_last: bool, lengths: Any | None
+) -> AdaptivePlan | None:
     """The plan of a backward by adaptive windows; None if the general kernels are to be taken.
 
     Those are for rows or channels that are no whole vectors, and for many windows over an element.
@@ -504,19 +509,19 @@ def adaptive_backward_plan(array: Any, window: Window, channels_last: bool, leng
     return AdaptivePlan(plan, blocks_for(plan.units, THREADS), 0, str(channels_last).lower())
 
 
-def spatial_shape(array: Any, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+def spatial_shape(array: Array, spatial: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     """The shape of an array with other spatial sizes."""
     lead, channels = array.shape[0], array.shape[-1] if channels_last else array.shape[1]
     return (lead, *spatial, channels) if channels_last else (lead, channels, *spatial)
 
 
-def spatial_empty(array: Any, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
+def spatial_empty(array: Array, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
     """An uninitialised array on the device of another one, with other spatial sizes."""
     shape = spatial_shape(array, spatial, channels_last)
     return empty(shape, array.dtype if dtype is None else dtype, array)
 
 
-def spatial_result(out: Any | None, array: Any, spatial: tuple[int, ...], channels_last: bool) -> Any:
+def spatial_result(out: Array | None, array: Array, spatial: tuple[int, ...], channels_last: bool) -> Any:
     """Where kernels write a result with other spatial sizes: ``out``, if they can."""
     return result_like(out, spatial_shape(array, spatial, channels_last), array)
 

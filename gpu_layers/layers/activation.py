@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.activation import relu_backward, relu_forward
 
@@ -23,7 +22,7 @@ class ReLU(Layer):
         super().__init__()
         self.inplace = bool(inplace)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """``max(x, 0)``; NaN stays NaN.
 
         Parameters
@@ -44,7 +43,7 @@ class ReLU(Layer):
         y, self._saved = relu_forward(x, out=x if self.inplace else None)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """``dy`` where the input was positive (or NaN), 0 elsewhere.
 
         Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
@@ -58,7 +59,7 @@ class ActivationDropout(Layer):
         self._taken: Any = None
         self._taken_again: tuple[Any, ...] = ()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Activation and, in training, dropout.
 
         Parameters
@@ -84,7 +85,7 @@ class ActivationDropout(Layer):
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x, by the mask of the last forward.
 
         Parameters

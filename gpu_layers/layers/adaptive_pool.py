@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.avg_pool import adaptive_avg_pool_forward, avg_pool_backward
 from gpu_layers.ops.max_pool import adaptive_max_pool_forward, max_pool_backward, max_pool_indices
@@ -55,7 +56,7 @@ class _AdaptiveAvgPool(_AdaptivePool):
     def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -75,7 +76,7 @@ class _AdaptiveAvgPool(_AdaptivePool):
         y, self._saved = adaptive_avg_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Spread each gradient over the elements of its window.
 
         Parameters
@@ -122,7 +123,7 @@ class _AdaptiveMaxPool(_AdaptivePool):
         super().__init__(output_size, channels_last)
         self.return_indices = bool(return_indices)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -144,7 +145,7 @@ class _AdaptiveMaxPool(_AdaptivePool):
         y, self._saved = adaptive_max_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Send each gradient to the element that won its window.
 
         Parameters

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.runtime.cuda import is_cupy_array
 
 
-def memory_of(array: Any) -> Any:
+def memory_of(array: Array) -> Any:
     """A key that is equal for equal arrays: of the same memory and dtype, each element once, in any order of axes.
 
     The arrays must live as long as their keys are compared.
@@ -22,7 +23,7 @@ def memory_of(array: Any) -> Any:
     return id(root) if type(root) is type(array) and _place(root) == place else place
 
 
-def _place(array: Any) -> tuple[Any, ...]:
+def _place(array: Array) -> tuple[Any, ...]:
     address = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
     axes = _axes(array)
     return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
@@ -36,7 +37,7 @@ def turned(values: Any, owner: Any, other: Any) -> Any:
     return values.transpose(here).transpose([there.index(axis) for axis in range(len(there))])
 
 
-def _axes(array: Any) -> list[int]:
+def _axes(array: Array) -> list[int]:
     """The axes in the order of memory, outermost first."""
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.avg_pool import avg_pool_backward, avg_pool_forward, check_divisor
 from gpu_layers.ops.pool_arguments import per_axis
@@ -56,7 +57,7 @@ class _AvgPool(WindowPool):
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor_override = check_divisor(divisor_override)
 
-    def forward(self, x: Any, lengths: Any = None) -> Any:
+    def forward(self, x: Array, lengths: Any = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -89,7 +90,7 @@ class _AvgPool(WindowPool):
         )
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Spread each gradient over the elements of its window.
 
         Parameters

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.arrays import LayerArrays, memory_of, turned
 from gpu_layers.layers.calls import put, recording, replaying
 from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
@@ -154,15 +155,15 @@ class Layer:
             # A new tuple, as shallow copies share it.
             object.__setattr__(self, "_layer_holders", (*self._layer_holders, name))
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         """:meth:`forward`."""
         return self.forward(x, *args, **kwargs)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """The layer's output for ``x``; it saves what :meth:`backward` needs."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of the input; assigns :attr:`gradients`. May be repeated until the next forward.
 
         Parameters
@@ -494,7 +495,7 @@ def device_module(device: str) -> Any:
     return np if device == "cpu" else require_gpu()
 
 
-def moved(array: Any, xp: Any) -> Any:
+def moved(array: Array, xp: Any) -> Any:
     """The array as one of ``xp``: NumPy or CuPy."""
     if xp is np:
         return array.get() if is_cupy_array(array) else np.asarray(array)

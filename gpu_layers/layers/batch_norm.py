@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.running_statistics import (
@@ -120,7 +121,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             if bias:
                 self.parameters["bias"] = np.zeros(self.num_features, self.dtype)
 
-    def forward(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Any:
+    def forward(self, x: Array, residual: Array = None, *, lengths: Any = None, mask: Array = None) -> Array:
         """Normalise, add the residual, activate.
 
         In a padded batch only valid positions count; y and the gradients are +0 elsewhere.
@@ -156,7 +157,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             return self._forward(x, residual, None)
         return self._forward(x, residual, valid_positions(x, lengths, mask, self.channels_last))
 
-    def _forward(self, x: Any, residual: Any, valid: ValidPositions | None) -> Any:
+    def _forward(self, x: Array, residual: Array, valid: ValidPositions | None) -> Any:
         """:meth:`forward` of a checked batch; valid: which positions count, if not all."""
         batch: BatchStatistics | None = None
         if self._uses_batch():
@@ -170,7 +171,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             self._take_batch(batch)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
 
         Parameters
@@ -196,7 +197,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}
         return (dx, *dresidual) if dresidual else dx
 
-    def batch_moments(self, x: Any, residual: Any = None, *, lengths: Any = None, mask: Any = None) -> Moments:
+    def batch_moments(self, x: Array, residual: Array = None, *, lengths: Any = None, mask: Array = None) -> Moments:
         """Moments of the values that :meth:`forward` would normalise, in float64.
 
         Parameters
@@ -218,7 +219,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_input(x)
         return self._moments(x, valid_positions(x, lengths, mask, self.channels_last))
 
-    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:
         """The output, the backward's operation and what the forward saved for it, and the statistics of the batch.
 
         The statistics are None if the kernels have folded them in.
@@ -241,7 +242,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
         return y, batch_norm_backward, saved, None if running else BatchStatistics(saved.count, saved.statistics)
 
-    def _normalise_by_running(self, x: Any, residual: Any, valid: ValidPositions | None) -> Normalised:
+    def _normalise_by_running(self, x: Array, residual: Array, valid: ValidPositions | None) -> Normalised:
         """The output, the backward's operation and what the forward saved for it."""
         buffers = vars(self)["buffers"]
         y, saved = checked_inference(
@@ -259,7 +260,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
         return y, batch_norm_inference_backward, saved
 
-    def _options(self, residual: Any) -> dict[str, Any]:
+    def _options(self, residual: Array) -> dict[str, Any]:
         """Keyword arguments of the operations."""
         return {
             "eps": self.eps,
@@ -268,10 +269,10 @@ class BatchNormLayer(RunningStatisticsLayer):
             "channels_last": self.channels_last,
         }
 
-    def _moments(self, x: Any, valid: ValidPositions | None) -> Moments:
+    def _moments(self, x: Array, valid: ValidPositions | None) -> Moments:
         return batch_norm_moments(x, channels_last=self.channels_last, valid=valid)
 
-    def _statistics_of(self, x: Any, valid: ValidPositions | None) -> BatchStatistics:
+    def _statistics_of(self, x: Array, valid: ValidPositions | None) -> BatchStatistics:
         moments = self._moments(x, valid)
         if moments.count == 1:
             check_count(x, self.num_features, valid)
@@ -281,7 +282,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         parameters = vars(self)["parameters"]
         return parameters.get("weight"), parameters.get("bias")
 
-    def _check_input(self, x: Any, residual: Any = None) -> None:
+    def _check_input(self, x: Array, residual: Array = None) -> None:
         """Raise unless x and the residual fit, and the layer's own arrays are as it made them.
 
         Nothing is checked again if shapes, dtypes, settings and the layer's arrays are those of the last call.
@@ -331,7 +332,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
 
 def _check_layer_input(
-    x: Any, first_array: str, num_features: int, channels_last: bool, input_ranks: tuple[int, ...], dtype: np.dtype
+    x: Array, first_array: str, num_features: int, channels_last: bool, input_ranks: tuple[int, ...], dtype: np.dtype
 ) -> None:
     """Raise unless x fits a layer; first_array: what a message says has the layer's number of channels."""
     check_dtype(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNormLayer, Normalised, NormalisedByBatch
 from gpu_layers.layers.max_pool import MaxPoolLayer
@@ -36,7 +37,7 @@ class BatchNormMaxPool(BatchNormLayer):
         self._window = pool.window_arguments
         self._described = f"{norm!r}, {pool!r}"
 
-    def forward(self, x: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Array) -> Array:  # type: ignore[override]
         """Normalise, activate and pool.
 
         Parameters
@@ -58,19 +59,19 @@ class BatchNormMaxPool(BatchNormLayer):
         self._check_input(x)
         return self._forward(x, None, None)
 
-    def _options(self, residual: Any) -> dict[str, Any]:
+    def _options(self, residual: Array) -> dict[str, Any]:
         options = super()._options(residual)
         del options["residual"]
         return options | self._window
 
-    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:
         running = self._running(x.size // max(self.num_features, 1))
         options = self._options(residual)
         y, saved = batch_norm_max_pool_running(x, *self._affine_part(), running, **options)
         batch = None if running else BatchStatistics(saved.norm.count, saved.norm.statistics)
         return y, batch_norm_max_pool_backward, saved, batch
 
-    def _normalise_by_running(self, x: Any, residual: Any, valid: ValidPositions | None) -> Normalised:
+    def _normalise_by_running(self, x: Array, residual: Array, valid: ValidPositions | None) -> Normalised:
         mean, var = self.buffers["running_mean"], self.buffers["running_var"]
         options = self._options(residual)
         y, saved = batch_norm_max_pool_inference(x, mean, var, *self._affine_part(), **options)

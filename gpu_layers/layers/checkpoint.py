@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.calls import forget_calls
 from gpu_layers.layers.layer_tree import modes
@@ -30,7 +31,7 @@ class Checkpoint(Sequential):
         As :class:`Sequential`.
     """
 
-    def forward(self, x: Any, **options: Any) -> Any:
+    def forward(self, x: Array, **options: Any) -> Array:
         """As :meth:`Sequential.forward`, but what the layers save for backward is dropped.
 
         Parameters
@@ -73,7 +74,7 @@ class Checkpoint(Sequential):
         self._saved = (x, options, [(layer, layer.training) for layer in layers], record, before, write_count())
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns the gradients of every layer. It runs the forward again, with its modes and masks.
 
         Parameters

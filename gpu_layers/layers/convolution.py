@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
@@ -69,7 +70,7 @@ class Conv2d(Layer):
         if bias:
             self.parameters["bias"] = np.zeros(self.out_channels, self.dtype)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """The layer's output.
 
         Parameters
@@ -98,7 +99,7 @@ class Conv2d(Layer):
             y = y.reshape(self.out_channels, *output_size, x.shape[0])
             return rounded(y.transpose(3, 0, 1, 2), x.dtype)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
 
         Parameters
@@ -132,7 +133,7 @@ class Conv2d(Layer):
                 self.gradients["bias"] = wide.sum(axis=1)
             return rounded(self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size), x.dtype)
 
-    def _filters(self, weight: Any) -> Any:
+    def _filters(self, weight: Array) -> Any:
         return weight.reshape(self.out_channels, -1)
 
     def _output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -145,7 +146,7 @@ class Conv2d(Layer):
         height, width = ((p - k) // s + 1 for p, k, s in zip(padded, self.kernel_size, self.stride, strict=True))
         return height, width
 
-    def _columns(self, x: Any, output_size: tuple[int, int]) -> Any:
+    def _columns(self, x: Array, output_size: tuple[int, int]) -> Any:
         """The inputs of each output as a matrix (in_channels * kh * kw, OH * OW * N) in the parameters' dtype.
 
         Samples lie side by side: what is copied at a time is as long as there are samples, however small images are.

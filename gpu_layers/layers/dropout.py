@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
@@ -36,7 +37,7 @@ class _IdentitySaved:
     dtype: np.dtype
 
 
-def first_decision(x: Any, first_sample: int, mask_axes: int | None = None, shared_axes: Sequence[int] = ()) -> int:
+def first_decision(x: Array, first_sample: int, mask_axes: int | None = None, shared_axes: Sequence[int] = ()) -> int:
     """Number of x's first decision, if its first sample has the number ``first_sample`` in the whole batch."""
     if first_sample == 0:
         return 0
@@ -70,7 +71,7 @@ class DropoutLayer(Layer):
         self._taken: Any = None
         self._taken_again: tuple[Any, ...] = ()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Drop in training; return x itself in evaluation.
 
         Parameters
@@ -90,7 +91,7 @@ class DropoutLayer(Layer):
         """
         return self._forward(x)
 
-    def _forward(self, x: Any, **options: Any) -> Any:
+    def _forward(self, x: Array, **options: Any) -> Any:
         saved: DropoutSaved | _IdentitySaved
         if self.training:
             y, saved = self._draw(x, mask_axes=self._mask_axes(x), **options)
@@ -102,7 +103,7 @@ class DropoutLayer(Layer):
         vars(self)["_saved"] = saved
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Apply the mask and scale of the last forward to dy.
 
         Parameters
@@ -129,7 +130,7 @@ class DropoutLayer(Layer):
             return dy
         return dropout_backward(dy, saved)
 
-    def _draw(self, x: Any, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _draw(self, x: Array, **options: Any) -> tuple[Array, DropoutSaved]:
         """Drop by the generator's next mask; an error leaves the generator as it was."""
         # Sample ids are already those of the whole batch.
         if self.first_sample and options.get("sample_ids") is None:
@@ -139,13 +140,13 @@ class DropoutLayer(Layer):
         (y, saved), taken = drawn(self, self._drop, x, **options)
         return y, saved if taken is None else saved.with_rng_state(taken)
 
-    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)
 
-    def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+    def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         return x, _IdentitySaved(x.shape, x.dtype)
 
-    def _mask_axes(self, x: Any) -> int | None:
+    def _mask_axes(self, x: Array) -> int | None:
         """Leading axes of the mask, None for all. TypeError unless x is a float array, ValueError for a wrong rank."""
         return None
 
@@ -196,7 +197,7 @@ class Dropout(DropoutLayer):
             raise ValueError(f"scaling must be one of {', '.join(map(repr, _SCALINGS))}, got {scaling!r}")
         self.scaling, self.shared_axes = scaling, check_shared_axes(shared_axes)
 
-    def forward(self, x: Any, sample_ids: Any = None) -> Any:
+    def forward(self, x: Array, sample_ids: Array = None) -> Array:
         """Drop in training; the identity (or, with ``scaling="inference"``, ``x * (1 - p)``) in evaluation.
 
         Parameters
@@ -221,16 +222,16 @@ class Dropout(DropoutLayer):
             check_sample_ids(sample_ids, x)
         return self._forward(x, sample_ids=sample_ids)
 
-    def _mask_axes(self, x: Any) -> int | None:
+    def _mask_axes(self, x: Array) -> int | None:
         if self.shared_axes:
             check_shared_axes(self.shared_axes, _rank_of(x))
         return None
 
-    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
         scale = None if self.scaling == "inverted" else 1.0
         return dropout_forward(x, self.p, seed, offset, scale=scale, shared_axes=self.shared_axes, **options)
 
-    def _evaluate(self, x: Any) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+    def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         if self.scaling == "inverted":
             return super()._evaluate(x)
         return dropout_forward(x, 0.0, 0, 0, scale=1 - self.p, out=x if self.inplace else None)
@@ -259,7 +260,7 @@ _PARAMETERS = """
     """
 
 
-def _rank_of(x: Any) -> int:
+def _rank_of(x: Array) -> int:
     """Number of axes. TypeError unless x is a float array."""
     backend_for(x)
     check_dtype(x)
@@ -274,7 +275,7 @@ class _ChannelDropout(DropoutLayer):
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, inplace, generator=generator)
 
-    def _mask_axes(self, x: Any) -> int | None:
+    def _mask_axes(self, x: Array) -> int | None:
         rank = _rank_of(x)
         if rank not in self._mask_axes_of_rank:
             fewer, more = self._mask_axes_of_rank
@@ -311,14 +312,14 @@ class AlphaDropout(DropoutLayer):
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, inplace, generator=generator)
 
-    def _drop(self, x: Any, seed: int | None, offset: int | None, **options: Any) -> tuple[Any, DropoutSaved]:
+    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
         return alpha_dropout_forward(x, self.p, seed, offset, **options)
 
 
 class FeatureAlphaDropout(AlphaDropout):
     __doc__ = "Alpha dropout of whole channels of ``(N, C, ...)`` input." + _PARAMETERS
 
-    def _mask_axes(self, x: Any) -> int | None:
+    def _mask_axes(self, x: Array) -> int | None:
         if _rank_of(x) < 2:
             raise ValueError("Feature dropout requires at least 2 dimensions in the input")
         return 2
@@ -343,7 +344,7 @@ class DropPath(DropoutLayer):
     def __init__(self, p: float = 0.0, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, generator=generator)
 
-    def _mask_axes(self, x: Any) -> int | None:
+    def _mask_axes(self, x: Array) -> int | None:
         if _rank_of(x) < 1:
             raise ValueError("DropPath requires at least 1 dimension in the input")
         return 1

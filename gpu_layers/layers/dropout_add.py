@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
@@ -80,7 +81,7 @@ class DropoutAdd(Layer):
         self._taken: Any = None
         self._taken_again: tuple[Any, ...] = ()
 
-    def forward(self, x: Any, residual: Any, sample_ids: Any = None) -> Any:  # type: ignore[override]
+    def forward(self, x: Array, residual: Array, sample_ids: Array = None) -> Array:  # type: ignore[override]
         """The sum of the residual and the branch.
 
         Parameters
@@ -119,7 +120,7 @@ class DropoutAdd(Layer):
         self._saved = saved if taken is None else saved.with_rng_state(taken)
         return y
 
-    def backward(self, dy: Any) -> tuple[Any, Any]:
+    def backward(self, dy: Array) -> tuple[Any, Any]:
         """Gradients of x and of the residual; assigns :attr:`gradients` of the bias.
 
         Parameters

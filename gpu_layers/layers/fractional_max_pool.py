@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.ops.checks import check_number
@@ -82,7 +83,7 @@ class _FractionalMaxPool(Layer):
             raise ValueError(f"output_ratio must be between 0 and 1 (got {ratio})")
         return numbers
 
-    def forward(self, x: Any, samples: Any = None) -> Any:
+    def forward(self, x: Array, samples: Array = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -111,12 +112,12 @@ class _FractionalMaxPool(Layer):
             (y, self._saved), _ = drawn(self, fractional_max_pool_forward, x, self._kernel, sizes, **options)
         return (y, fractional_max_pool_indices(self._saved)) if self.return_indices else y
 
-    def _output_size(self, x: Any) -> tuple[int, ...]:
+    def _output_size(self, x: Array) -> tuple[int, ...]:
         backend_for(x)  # which only takes arrays
         _, spatial = spatial_shape(x, self._rank, self.channels_last)
         return tuple(int(size * ratio) for size, ratio in zip(spatial, self._ratios or (), strict=True))
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Each gradient at the element that won its window.
 
         Parameters

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import batch_statistics
@@ -60,7 +61,7 @@ class _GhostBatchNorm(BatchNormLayer):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
-    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:
         samples = x.shape[0]
         values_a_sample = x.size // max(samples * self.num_features, 1)
         # Values of a channel before each sample.
@@ -75,7 +76,7 @@ class _GhostBatchNorm(BatchNormLayer):
         return f"{self.num_features}, group_size={self.group_size}, {super()._configuration().partition(', ')[2]}"
 
 
-def _before(mask: Any) -> list[int]:
+def _before(mask: Array) -> list[int]:
     counts = to_host(mask).reshape(mask.shape[0], -1).sum(axis=1, dtype=np.int64)
     return [0, *np.cumsum(counts).tolist()]
 

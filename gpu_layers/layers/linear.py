@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
@@ -54,7 +55,7 @@ class Linear(Layer):
         if bias:
             self.parameters["bias"] = np.zeros(self.out_features, self.dtype)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """The layer's output.
 
         Parameters
@@ -80,7 +81,7 @@ class Linear(Layer):
             self._saved = (x, weight, write_count())
             return rounded(y, x.dtype)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns :attr:`gradients` of weight and bias.
 
         Parameters
@@ -121,7 +122,7 @@ class Flatten(Layer):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """The same values, shape (N, features).
 
         Parameters
@@ -146,7 +147,7 @@ class Flatten(Layer):
         self._saved = (x.shape, x.dtype)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """``dy`` in the input's shape.
 
         Parameters

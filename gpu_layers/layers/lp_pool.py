@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.lp_pool import check_norm_type, lp_pool_backward, lp_pool_forward
 
@@ -51,7 +52,7 @@ class _LPPool(WindowPool):
         self.norm_type, self.ceil_mode = norm_type, bool(ceil_mode)
         self.stride = stride  # PyTorch keeps, and shows, None here, unlike in the other poolings
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -80,7 +81,7 @@ class _LPPool(WindowPool):
         )
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x, which must hold the values that it had in the forward; 0 where x is 0.
 
         Parameters

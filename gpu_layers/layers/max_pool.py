@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 
@@ -51,7 +52,7 @@ class MaxPoolLayer(WindowPool):
         super().__init__(kernel_size, stride, padding, dilation, channels_last)
         self.return_indices, self.ceil_mode = bool(return_indices), bool(ceil_mode)
 
-    def forward(self, x: Any, lengths: Any = None) -> Any:
+    def forward(self, x: Array, lengths: Any = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -91,7 +92,7 @@ class MaxPoolLayer(WindowPool):
         """Number of spatial axes."""
         return self._rank
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Send each gradient to the element that won its window.
 
         Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.ops.max_unpool import max_unpool_backward, max_unpool_forward
 from gpu_layers.ops.pool_arguments import per_axis
@@ -44,7 +45,7 @@ class _MaxUnpool(Layer):
             raise ValueError(f"pad must be non-negative, but got pad: {min(self.padding)}")
 
     def forward(  # type: ignore[override]
-        self, x: Any, indices: Any, output_size: Sequence[int] | None = None, *, check: bool = True
+        self, x: Array, indices: Array, output_size: Sequence[int] | None = None, *, check: bool = True
     ) -> Any:
         """Unpool a batch, or one sample without its batch axis.
 
@@ -74,7 +75,7 @@ class _MaxUnpool(Layer):
         y, self._saved = max_unpool_forward(x, indices, sizes, channels_last=self.channels_last, check=check)
         return y
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """The gradient at each index.
 
         Parameters
@@ -96,7 +97,7 @@ class _MaxUnpool(Layer):
         """
         return max_unpool_backward(dy, self._saved_by_forward())
 
-    def _output_size(self, x: Any, output_size: Sequence[int] | None) -> tuple[int, ...]:
+    def _output_size(self, x: Array, output_size: Sequence[int] | None) -> tuple[int, ...]:
         shape = getattr(x, "shape", ())
         spatial = shape[:-1][-self._rank :] if self.channels_last else shape[-self._rank :]
         default = tuple(

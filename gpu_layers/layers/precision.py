@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -31,7 +32,7 @@ def parameter_dtype(dtype: Any) -> np.dtype:
     return dtype
 
 
-def check_input(x: Any, weight: Any, rank: int, channels: int) -> None:
+def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
     """Raise unless a layer with this weight takes x: its array type, dtype, rank and second axis.
 
     Raises

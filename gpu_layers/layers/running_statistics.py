@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.layers.base import Layer, device_module, moved
@@ -31,7 +32,7 @@ class BatchStatistics:
     """
 
     count: int
-    statistics: Any
+    statistics: Array
 
     @property
     def mean(self) -> Any:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 
 __all__ = ["Sequential"]
@@ -61,7 +62,7 @@ class Sequential(Layer):
         """The layers in their order."""
         return tuple(self._layers.values())
 
-    def forward(self, x: Any, *, sample_ids: Any = None, lengths: Any = None, mask: Any = None) -> Any:
+    def forward(self, x: Array, *, sample_ids: Array = None, lengths: Any = None, mask: Array = None) -> Array:
         """The last layer's output.
 
         Parameters
@@ -98,7 +99,7 @@ class Sequential(Layer):
             x = layer(x, **taken)
         return x
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns the gradients of every layer.
 
         Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator, default_communicator
@@ -63,7 +64,7 @@ class SyncBatchNorm(BatchNormLayer):
             check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator
 
-    def _normalise_by_batch(self, x: Any, residual: Any, valid: ValidPositions | None) -> NormalisedByBatch:
+    def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:
         # As in PyTorch, a layer without running statistics evaluates each process's part by itself.
         if not self.training and self.use_batch_statistics is None:
             return super()._normalise_by_batch(x, residual, valid)
@@ -72,5 +73,5 @@ class SyncBatchNorm(BatchNormLayer):
         )
         return y, sync_batch_norm_backward, saved, batch_statistics(saved.moments, self.dtype)
 
-    def _moments(self, x: Any, valid: ValidPositions | None) -> Moments:
+    def _moments(self, x: Array, valid: ValidPositions | None) -> Moments:
         return sync_batch_norm_moments(x, self.communicator, channels_last=self.channels_last, valid=valid)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.convolution import Conv2d
@@ -78,12 +79,12 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
 
 
 def fold_batch_norm_arrays(
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    weight: Array,
+    bias: Array,
+    running_mean: Array,
+    running_var: Array,
+    gamma: Array = None,
+    beta: Array = None,
     *,
     eps: float = 1e-5,
     transposed: bool = False,
@@ -144,7 +145,14 @@ def fold_batch_norm_arrays(
 
 
 def _folded(
-    weight: Any, bias: Any, mean: Any, var: Any, gamma: Any, beta: Any, eps: float, along: Callable[[Any, Any], Any]
+    weight: Array,
+    bias: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    along: Callable[[Any, Any], Any],
 ) -> tuple[Any, Any]:
     """Weight and bias of both layers; ``along(scale, weight)`` is the scale as it is multiplied with the weight."""
     with place_of(weight), np.errstate(over="ignore"):
@@ -157,7 +165,7 @@ def _folded(
         return (weight.astype(np.float64) * along(scale, weight)).astype(weight.dtype), shift.astype(weight.dtype)
 
 
-def _rows(scale: Any, weight: Any) -> Any:
+def _rows(scale: Any, weight: Array) -> Any:
     """Output channels are the first axis."""
     return scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
@@ -165,7 +173,7 @@ def _rows(scale: Any, weight: Any) -> Any:
 def _transposed_rows(groups: int) -> Callable[[Any, Any], Any]:
     """Output channels are the second axis, those of a group for its input channels on the first."""
 
-    def along(scale: Any, weight: Any) -> Any:
+    def along(scale: Any, weight: Array) -> Any:
         by_input = scale.reshape(groups, weight.shape[1]).repeat(weight.shape[0] // groups, axis=0)
         return by_input.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.activation import ReLU
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
@@ -38,11 +39,11 @@ class Absorbed(Layer):
     So the layers after it keep their positions, and parameters and buffers keep their names.
     """
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Any:
         """``x`` itself."""
         return x
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Any:
         """``dy`` itself."""
         return dy
 

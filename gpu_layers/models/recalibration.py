@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNormLayer
@@ -83,7 +84,7 @@ def recalibrate(
 class _Run:
     """Runs of the model over the batches."""
 
-    def __init__(self, model: Callable[..., Any], batches: Any, copies: bool) -> None:
+    def __init__(self, model: Callable[..., Any], batches: Array, copies: bool) -> None:
         if not callable(batches) and not hasattr(batches, "__iter__"):
             raise TypeError(
                 f"batches must be an iterable, or a function that returns one, got {type(batches).__name__}"
@@ -102,7 +103,7 @@ class _Run:
             # A layer that works in place would change the caller's data.
             yield x.copy() if self._copies else x
 
-    def __call__(self, x: Any) -> None:
+    def __call__(self, x: Array) -> None:
         self._model(x)
 
 
@@ -175,7 +176,7 @@ def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callabl
     """
     forward = layer._forward
 
-    def observed(x: Any, residual: Any, valid: Any) -> Any:
+    def observed(x: Array, residual: Array, valid: Any) -> Any:
         pool.add(layer._moments(x, valid))
         if pool.calls_in_batch == calls:
             raise _Enough

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
@@ -19,7 +20,7 @@ from gpu_layers.runtime.cuda import array_module
 
 
 def mc_dropout(
-    model: Callable[..., Any], x: Any, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: Any
+    model: Callable[..., Any], x: Array, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: Any
 ) -> tuple[Any, Any]:
     """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
 
@@ -86,8 +87,8 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
     If an output is not finite, such as a half-precision one that overflowed, the mean is the sum of those outputs and
     the variance is NaN.
     """
-    mean: Any = None
-    variance: Any = None
+    mean: Array = None
+    variance: Array = None
     others: Any = None
     for count, output in enumerate(outputs, 1):
         y = output.astype(accumulation_dtype(output.dtype))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.ops.elementwise_output import into
 from gpu_layers.runtime.backend import backend_for
@@ -27,12 +28,12 @@ class ReluSaved:
     dtype : numpy.dtype
     """
 
-    gradient_bits: Any
+    gradient_bits: Array
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
-def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
+def relu_forward(x: Array, *, out: Array = None) -> tuple[Array, ReluSaved]:
     """``max(x, 0)``; NaN stays NaN.
 
     Parameters
@@ -69,7 +70,7 @@ def relu_forward(x: Any, *, out: Any = None) -> tuple[Any, ReluSaved]:
     return into(out, x, compute), ReluSaved(bits, x.shape, x.dtype)
 
 
-def relu_backward(dy: Any, saved: ReluSaved) -> Any:
+def relu_backward(dy: Array, saved: ReluSaved) -> Array:
     """Gradient of :func:`relu_forward`: ``dy`` where the input was positive (or NaN), 0 elsewhere, as in PyTorch.
 
     Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_activation, check_choice, check_dtype, check_gradient
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask
 from gpu_layers.runtime.backend import backend_for
@@ -36,11 +37,11 @@ class ActivationDropoutSaved:
     activation: str
     order: str
     dropout: DropoutSaved
-    x: Any = None
-    gradient_bits: Any = None
+    x: Array = None
+    gradient_bits: Array = None
     writes: int = field(default_factory=write_count)
 
-    def with_rng_state(self, rng_state: Any) -> ActivationDropoutSaved:
+    def with_rng_state(self, rng_state: Array) -> ActivationDropoutSaved:
         """The same, for the call whose numbers are in ``rng_state``."""
         return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
@@ -51,7 +52,7 @@ def check_order(order: Any) -> str:
 
 
 def activation_dropout_forward(
-    x: Any,
+    x: Array,
     activation: str,
     p: float,
     seed: int | None,
@@ -59,8 +60,8 @@ def activation_dropout_forward(
     *,
     order: str = "after",
     start: int = 0,
-    rng_state: Any = None,
-) -> tuple[Any, ActivationDropoutSaved]:
+    rng_state: Array = None,
+) -> tuple[Array, ActivationDropoutSaved]:
     """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
 
     Parameters
@@ -101,7 +102,7 @@ def activation_dropout_forward(
     return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
 
 
-def activation_dropout_backward(dy: Any, saved: ActivationDropoutSaved) -> Any:
+def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Array:
     """Gradient of :func:`activation_dropout_forward`, in one kernel.
 
     With the mask m it is ``m / (1 - p) * phi'(x) * dy`` for the order "after" and ``phi'(D(x)) * m / (1 - p) * dy`` for

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, check_integer
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
@@ -53,7 +54,7 @@ def check_divisor(divisor_override: Any) -> int | None:
 
 
 def avg_pool_forward(
-    x: Any,
+    x: Array,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = 0,
@@ -64,8 +65,8 @@ def avg_pool_forward(
     divisor_override: int | None = None,
     channels_last: bool = False,
     lengths: Any = None,
-    out: Any = None,
-) -> tuple[Any, AvgPoolSaved]:
+    out: Array = None,
+) -> tuple[Array, AvgPoolSaved]:
     """Mean of each window.
 
     The sum is divided by ``divisor_override``, if given. Otherwise it is divided by the number of the window's elements
@@ -104,8 +105,8 @@ def avg_pool_forward(
 
 
 def adaptive_avg_pool_forward(
-    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
-) -> tuple[Any, AvgPoolSaved]:
+    x: Array, output_size: Sequence[int | None], *, channels_last: bool = False, out: Array = None
+) -> tuple[Array, AvgPoolSaved]:
     """Mean of each window; the windows follow from the output's size.
 
     Parameters
@@ -131,15 +132,15 @@ def adaptive_avg_pool_forward(
 
 def _forward(
     backend: Any,
-    x: Any,
+    x: Array,
     batched: bool,
     window: Window,
     channels_last: bool,
     count_include_pad: bool,
     divisor: int | None,
     lengths: Any,
-    out: Any,
-) -> tuple[Any, AvgPoolSaved]:
+    out: Array,
+) -> tuple[Array, AvgPoolSaved]:
     arguments = (x if batched else x[None], window, channels_last, count_include_pad, divisor, lengths)
     if out is None:
         y = backend.avg_pool_forward(*arguments)
@@ -150,7 +151,7 @@ def _forward(
     return y, AvgPoolSaved(window, y.shape, x.dtype, channels_last, batched, count_include_pad, divisor, lengths)
 
 
-def avg_pool_backward(dy: Any, saved: AvgPoolSaved, *, out: Any = None) -> Any:
+def avg_pool_backward(dy: Array, saved: AvgPoolSaved, *, out: Array = None) -> Array:
     """Spread each gradient evenly over its window's elements inside the input.
 
     Parameters

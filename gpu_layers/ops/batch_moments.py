@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
@@ -14,7 +13,7 @@ from gpu_layers.runtime.cuda import array_module, placed
 
 
 @placed
-def batch_norm_moments(x: Any, *, channels_last: bool = False, valid: ValidPositions | None = None) -> Moments:
+def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPositions | None = None) -> Moments:
     """Count, mean and sum of squared deviations of each channel, by batch norm's own kernel: x is read once.
 
     Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -54,10 +55,10 @@ class BatchNormSaved:
         Of a padded batch, the positions that count.
     """
 
-    x: Any
-    statistics: Any
+    x: Array
+    statistics: Array
     channels_last: bool
-    residual: Any = None
+    residual: Array = None
     activation: str = "identity"
     writes: int = field(default_factory=write_count)
     valid: ValidPositions | None = None
@@ -101,16 +102,16 @@ class BatchNormSaved:
 
 
 def batch_norm_forward(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     *,
     eps: float = 1e-5,
-    residual: Any = None,
+    residual: Array = None,
     activation: str | None = None,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, BatchNormSaved]:
+    out: Array = None,
+) -> tuple[Array, BatchNormSaved]:
     """Normalise each channel by its mean and biased variance over the batch; then add the residual; then activate.
 
     ``y = phi(gamma * (x - mean) / sqrt(var + eps) + beta + residual)`` (Ioffe and Szegedy, 2015).
@@ -180,17 +181,17 @@ def _checked_inference(
 
 def checked_forward(
     backend: Any,
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     eps: float,
-    residual: Any,
+    residual: Array,
     activation: str,
     channels_last: bool,
-    out: Any = None,
+    out: Array = None,
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
-) -> tuple[Any, BatchNormSaved]:
+) -> tuple[Array, BatchNormSaved]:
     """:func:`batch_norm_forward` of checked arguments.
 
     If they are given, y is written to ``out``, the statistics are folded into ``running``, and only the positions in
@@ -210,7 +211,7 @@ def checked_forward(
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
 
 
-def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`batch_norm_forward`.
 
     With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
@@ -243,7 +244,7 @@ def batch_norm_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
     return batch_norm_backward_into((None, None), dy, saved)
 
 
-def batch_norm_backward_into(out: tuple[Any, Any], dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+def batch_norm_backward_into(out: tuple[Any, Any], dy: Array, saved: BatchNormSaved) -> tuple[Any, ...]:
     """:func:`batch_norm_backward` that writes dx and dresidual to these arrays, where they are not None."""
     return _backward("batch_norm_backward", dy, saved, out)
 
@@ -253,7 +254,7 @@ STRAIGHT = ("identity", "relu", "leaky_relu")
 
 
 def batch_norm_double_backward(
-    ddx: Any, ddgamma: Any, ddbeta: Any, dy: Any, saved: BatchNormSaved, *, ddresidual: Any = None
+    ddx: Array, ddgamma: Array, ddbeta: Array, dy: Array, saved: BatchNormSaved, *, ddresidual: Array = None
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`batch_norm_backward`, which maps dy, x and gamma to dx, dgamma, dbeta and dresidual.
 
@@ -322,18 +323,18 @@ _GIVEN = ("ddx", "ddgamma", "ddbeta", "ddresidual")
 
 
 def batch_norm_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array,
+    beta: Array,
     *,
     eps: float = 1e-5,
-    residual: Any = None,
+    residual: Array = None,
     activation: str | None = None,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, BatchNormSaved]:
+    out: Array = None,
+) -> tuple[Array, BatchNormSaved]:
     """Normalise each channel by a given mean and variance; then add the residual; then activate.
 
     Parameters
@@ -367,18 +368,18 @@ def batch_norm_inference(
 
 def checked_inference(
     backend: Any,
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array,
+    beta: Array,
     eps: float,
-    residual: Any,
+    residual: Array,
     activation: str,
     channels_last: bool,
-    out: Any = None,
+    out: Array = None,
     valid: ValidPositions | None = None,
-) -> tuple[Any, BatchNormSaved]:
+) -> tuple[Array, BatchNormSaved]:
     """:func:`batch_norm_inference` of what has been checked; ``out`` and ``valid`` as in :func:`checked_forward`."""
     y, statistics = backend.batch_norm_inference(
         x, mean, var, gamma, beta, eps, channels_last, residual, activation, out, valid
@@ -386,7 +387,7 @@ def checked_inference(
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
 
 
-def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, ...]:
+def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
     Parameters
@@ -408,7 +409,7 @@ def batch_norm_inference_backward(dy: Any, saved: BatchNormSaved) -> tuple[Any, 
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(name: str, dy: Any, saved: BatchNormSaved, out: tuple[Any, Any] = (None, None)) -> tuple[Any, ...]:
+def _backward(name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any] = (None, None)) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
@@ -427,7 +428,7 @@ def _backward(name: str, dy: Any, saved: BatchNormSaved, out: tuple[Any, Any] = 
     return gradients[:3] if saved.residual is None else gradients
 
 
-def _statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
+def _statistics_of_nothing(x: Array, channels: int, eps: float) -> Any:
     """The statistics that an empty batch saves."""
     statistics = array_module(x).zeros((5, channels), accumulation_dtype(x.dtype))
     statistics[2] = eps**-0.5
@@ -435,7 +436,7 @@ def _statistics_of_nothing(x: Any, channels: int, eps: float) -> Any:
 
 
 def check_input(
-    x: Any, gamma: Any, beta: Any, channels_last: bool, residual: Any, activation: str | None
+    x: Array, gamma: Array, beta: Array, channels_last: bool, residual: Array, activation: str | None
 ) -> tuple[int, str]:
     """Number of channels, and the activation's name."""
     check_dtype(x)
@@ -450,20 +451,20 @@ def check_input(
     return channels, "identity" if activation is None else check_activation(activation)
 
 
-def check_count(x: Any, channels: int, valid: ValidPositions | None = None) -> None:
+def check_count(x: Array, channels: int, valid: ValidPositions | None = None) -> None:
     """ValueError for a single value a channel, which has no variance."""
     if channels and (x.size == channels if valid is None else valid.count == 1):
         shape = list(x.shape) if valid is None else [1, channels]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
 
 
-def check_statistics(x: Any, mean: Any, var: Any, channels: int) -> None:
+def check_statistics(x: Array, mean: Array, var: Array, channels: int) -> None:
     """Raise unless mean and variance have x's number of channels, and the statistics' dtype."""
     _check_parameter(mean, "mean", channels, x)
     _check_parameter(var, "var", channels, x)
 
 
-def _check_parameter(parameter: Any, name: str, channels: int, x: Any) -> None:
+def _check_parameter(parameter: Any, name: str, channels: int, x: Array) -> None:
     dtype = accumulation_dtype(x.dtype)
     if parameter.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {described(parameter.dtype)}")

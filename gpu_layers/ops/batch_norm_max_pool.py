@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
@@ -48,9 +49,9 @@ class BatchNormMaxPoolSaved:
 
 
 def batch_norm_max_pool_forward(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = 0,
@@ -60,7 +61,7 @@ def batch_norm_max_pool_forward(
     activation: str | None = None,
     ceil_mode: bool = False,
     channels_last: bool = False,
-) -> tuple[Any, BatchNormMaxPoolSaved]:
+) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_forward`: the same bits.
 
     The kernels do not write the normalised values: the statistics read x, and the pooling reads it again.
@@ -89,9 +90,9 @@ def batch_norm_max_pool_forward(
 
 
 def batch_norm_max_pool_running(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     running: RunningStatistics | None,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None,
@@ -101,7 +102,7 @@ def batch_norm_max_pool_running(
     activation: str | None,
     ceil_mode: bool,
     channels_last: bool,
-) -> tuple[Any, BatchNormMaxPoolSaved]:
+) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`batch_norm_max_pool_forward` that also folds the statistics into running ones, if given."""
     backend = backend_for(x, optional=(gamma, beta))
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
@@ -117,7 +118,7 @@ def batch_norm_max_pool_running(
     return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
 
-def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
     """Gradients of :func:`batch_norm_max_pool_forward`: the bits of the backwards of its two steps.
 
     Kernels take the gradient of each normalised value from the windows over it, at most two along height and width
@@ -144,11 +145,11 @@ def batch_norm_max_pool_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple
 
 
 def batch_norm_max_pool_inference(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array,
+    beta: Array,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = 0,
@@ -158,7 +159,7 @@ def batch_norm_max_pool_inference(
     activation: str | None = None,
     ceil_mode: bool = False,
     channels_last: bool = False,
-) -> tuple[Any, BatchNormMaxPoolSaved]:
+) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_inference`: the same bits, in one kernel.
 
     Parameters
@@ -197,13 +198,13 @@ def batch_norm_max_pool_inference(
 
 
 def _saved(
-    x: Any, y: Any, argmax: Any, statistics: Any, window: Window, channels_last: bool, activation: str
+    x: Array, y: Array, argmax: Array, statistics: Array, window: Window, channels_last: bool, activation: str
 ) -> BatchNormMaxPoolSaved:
     norm = BatchNormSaved(x, statistics, channels_last, None, activation)
     return BatchNormMaxPoolSaved(norm, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, True))
 
 
-def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
     """Gradients of :func:`batch_norm_max_pool_inference`; the statistics are constants.
 
     Parameters
@@ -226,7 +227,9 @@ def batch_norm_max_pool_inference_backward(dy: Any, saved: BatchNormMaxPoolSaved
     return _backward("batch_norm_max_pool_inference_backward", dy, saved, batch_norm_inference_backward)
 
 
-def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any]) -> tuple[Any, Any, Any]:
+def _backward(
+    name: str, dy: Array, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any]
+) -> tuple[Any, Any, Any]:
     norm, pool = saved.norm, saved.pool
     backend = backend_for(dy, norm.x)
     check_gradient(dy, pool.output_shape, pool.dtype)
@@ -242,13 +245,13 @@ def _backward(name: str, dy: Any, saved: BatchNormMaxPoolSaved, of_nothing: Call
 
 def _pooled(
     normalised: Any, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool
-) -> tuple[Any, BatchNormMaxPoolSaved]:
+) -> tuple[Array, BatchNormMaxPoolSaved]:
     y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=norm.channels_last)
     return y, BatchNormMaxPoolSaved(norm, pool)
 
 
 def _placed(
-    x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, channels_last: bool
+    x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, channels_last: bool
 ) -> Window:
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     if not batched:

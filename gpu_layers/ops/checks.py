@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -23,13 +24,13 @@ def described(dtype: Any) -> str:
     return f"{dtype}, {native} in the other byte order: pass x.astype({native.name!r})"
 
 
-def check_dtype(x: Any, name: str = "input") -> None:
+def check_dtype(x: Array, name: str = "input") -> None:
     """TypeError unless x holds float16, bfloat16, float32 or float64."""
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {described(x.dtype)}")
 
 
-def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def check_gradient(dy: Array, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise unless dy has the shape and dtype of the output it belongs to."""
     if dy.dtype != dtype:
         raise TypeError(f"dy must have the output's dtype {np.dtype(dtype)}, got {described(dy.dtype)}")
@@ -37,7 +38,7 @@ def check_gradient(dy: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"dy must have the output's shape {list(shape)}, got {list(dy.shape)}")
 
 
-def check_residual(residual: Any, x: Any) -> None:
+def check_residual(residual: Array, x: Array) -> None:
     """Raise unless the residual has x's dtype and shape."""
     if residual.dtype != x.dtype:
         raise TypeError(f"residual must have the input's dtype {x.dtype}, got {described(residual.dtype)}")
@@ -123,7 +124,7 @@ def check_uint64(value: Any, name: str) -> int:
     return check_integer(value, name, 0, 2**64 - 1)
 
 
-def check_out(out: Any, x: Any) -> None:
+def check_out(out: Array, x: Array) -> None:
     """Raise unless out can take a result of x's shape and dtype; out is x if a layer works in place."""
     if out.dtype != x.dtype:
         raise TypeError(f"out must have the input's dtype {x.dtype}, got {described(out.dtype)}")
@@ -135,7 +136,7 @@ def check_out(out: Any, x: Any) -> None:
         raise ValueError(what)
 
 
-def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
+def check_result(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
     """Raise unless out can take a result of this shape and dtype, and overlaps none of the inputs."""
     if out.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {np.dtype(dtype)}, got {described(out.dtype)}")
@@ -149,7 +150,7 @@ def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any
             raise ValueError("out must not overlap an input: the operation still reads its input while it writes")
 
 
-def check_overlap(out: Any) -> None:
+def check_overlap(out: Array) -> None:
     """ValueError for an output whose elements share memory."""
     if not out.flags.c_contiguous and overlaps_itself(out.shape, out.strides, out.dtype.itemsize):
         raise ValueError(

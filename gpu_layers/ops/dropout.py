@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
@@ -67,7 +68,7 @@ class DropoutSaved:
     channels_last: bool = False
     writes: int = field(default_factory=write_count)
 
-    def with_rng_state(self, rng_state: Any) -> DropoutSaved:
+    def with_rng_state(self, rng_state: Array) -> DropoutSaved:
         """The same, for the call whose numbers are in ``rng_state``."""
         return replace(self, mask=self.mask._replace(rng_state=rng_state), writes=write_count())
 
@@ -82,7 +83,7 @@ def drop_threshold(p: float) -> int:
 
 
 def dropout_forward(
-    x: Any,
+    x: Array,
     p: float,
     seed: int | None,
     offset: int | None,
@@ -91,12 +92,12 @@ def dropout_forward(
     scale: float | None = None,
     mask_axes: int | None = None,
     shared_axes: Sequence[int] = (),
-    sample_ids: Any = None,
-    rng_state: Any = None,
-    residual: Any = None,
+    sample_ids: Array = None,
+    rng_state: Array = None,
+    residual: Array = None,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, DropoutSaved]:
+    out: Array = None,
+) -> tuple[Array, DropoutSaved]:
     """Drop with probability p, scale what is kept; add a residual, if there is one.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
@@ -174,7 +175,7 @@ def dropout_forward(
 
 @Checked
 def _checked_dropout(
-    x: Any,
+    x: Array,
     p: float,
     start: int,
     scale: float | None,
@@ -205,7 +206,7 @@ def _checked_dropout(
     return drop_threshold(probability), factor, run, digits
 
 
-def _check_channels_last(x: Any, mask_axes: int | None, shared_axes: tuple[int, ...], by_samples: bool) -> None:
+def _check_channels_last(x: Array, mask_axes: int | None, shared_axes: tuple[int, ...], by_samples: bool) -> None:
     if x.ndim < 2:
         raise ValueError(f"channels_last takes x of at least 2 axes, (N, *spatial, C), got {x.ndim}")
     if by_samples or shared_axes:
@@ -218,7 +219,7 @@ def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[-1], *shape[1:-1])
 
 
-def _check_residual(residual: Any, x: Any, run: int, digits: Any, sample_ids: Any, out: Any) -> None:
+def _check_residual(residual: Array, x: Array, run: int, digits: Any, sample_ids: Array, out: Array) -> None:
     check_residual(residual, x)
     if run > 1 or digits or sample_ids is not None:
         raise ValueError("a residual needs a mask over all axes, without sample_ids")
@@ -247,7 +248,7 @@ def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, .
     return axes
 
 
-def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
+def dropout_backward(dy: Array, saved: DropoutSaved, *, out: Array = None) -> Array:
     """Gradient of :func:`dropout_forward` and :func:`alpha_dropout_forward`: the same mask and scale, applied to dy.
 
     Parameters
@@ -286,7 +287,7 @@ def dropout_backward(dy: Any, saved: DropoutSaved, *, out: Any = None) -> Any:
 
 
 def dropout_moments(
-    x: Any,
+    x: Array,
     p: float,
     seed: int,
     offset: int,
@@ -294,7 +295,7 @@ def dropout_moments(
     passes: int,
     start: int = 0,
     scale: float | None = None,
-    sample_ids: Any = None,
+    sample_ids: Array = None,
 ) -> tuple[Any, Any]:
     """Mean and variance of :func:`dropout_forward` over ``passes`` calls, in one kernel.
 
@@ -329,7 +330,7 @@ def check_passes(passes: Any) -> int:
 
 
 def alpha_dropout_forward(
-    x: Any,
+    x: Array,
     p: float,
     seed: int | None,
     offset: int | None,
@@ -337,10 +338,10 @@ def alpha_dropout_forward(
     start: int = 0,
     mask_axes: int | None = None,
     shared_axes: Sequence[int] = (),
-    rng_state: Any = None,
+    rng_state: Array = None,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, DropoutSaved]:
+    out: Array = None,
+) -> tuple[Array, DropoutSaved]:
     """Dropout for SELU networks (Klambauer et al., 2017): it keeps mean 0 and variance 1.
 
     ``y = a * (x if kept else -alpha) + alpha * a * p`` with ``alpha = 1.7580993408473766`` and
@@ -380,7 +381,7 @@ def alpha_dropout_forward(
 
 @Checked
 def _checked_alpha_dropout(
-    x: Any, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int], channels_last: bool
+    x: Array, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int], channels_last: bool
 ) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
     """Threshold, the numbers of the affine map, and run and digits of the mask."""
     drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
@@ -398,7 +399,7 @@ def alpha_map(p: float) -> tuple[float, float, float]:
 alpha_dropout_backward = dropout_backward
 
 
-def check_sample_ids(sample_ids: Any, x: Any) -> None:
+def check_sample_ids(sample_ids: Array, x: Array) -> None:
     """Raise unless these are the numbers of x's rows: int64, one an index of axis 0, where x is."""
     backend_for(x, sample_ids)
     if sample_ids.dtype != np.int64:
@@ -448,14 +449,14 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
 
 
 def _mask(
-    x: Any,
+    x: Array,
     drop_below: int,
     seed: int | None,
     offset: int | None,
     start: int,
     run: int,
-    sample_ids: Any,
-    rng_state: Any,
+    sample_ids: Array,
+    rng_state: Array,
     digits: tuple[tuple[int, int], ...] = (),
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
@@ -471,7 +472,7 @@ def _mask(
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 
-def check_call_numbers(seed: Any, offset: Any, rng_state: Any) -> tuple[int, int]:
+def check_call_numbers(seed: Any, offset: Any, rng_state: Array) -> tuple[int, int]:
     """Seed and offset of a call; zeros, if they lie in rng_state."""
     if rng_state is None:
         return check_uint64(seed, "seed"), check_uint64(offset, "offset")
@@ -479,7 +480,7 @@ def check_call_numbers(seed: Any, offset: Any, rng_state: Any) -> tuple[int, int
     return 0, 0
 
 
-def _check_rng_state(rng_state: Any, seed: Any, offset: Any) -> None:
+def _check_rng_state(rng_state: Array, seed: Any, offset: Any) -> None:
     if rng_state.dtype != np.uint64:
         raise TypeError(f"rng_state must be uint64, got {described(rng_state.dtype)}")
     if rng_state.shape != (3,) or not rng_state.flags.c_contiguous:
@@ -489,14 +490,14 @@ def _check_rng_state(rng_state: Any, seed: Any, offset: Any) -> None:
 
 
 def element_mask(
-    x: Any,
+    x: Array,
     p: float,
     seed: int | None,
     offset: int | None,
     start: int = 0,
-    rng_state: Any = None,
+    rng_state: Array = None,
     shared_axes: Sequence[int] = (),
-    sample_ids: Any = None,
+    sample_ids: Array = None,
 ) -> tuple[DropoutMask, float]:
     """The mask over elements of x, checked, and the factor of kept elements."""
     drop_below, factor, run, digits = _checked_dropout(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
@@ -43,33 +44,33 @@ class DropoutAddSaved:
     activation: str
     order: str
     dropout: DropoutSaved
-    x: Any = None
-    bias: Any = None
-    gradient_bits: Any = None
+    x: Array = None
+    bias: Array = None
+    gradient_bits: Array = None
     bias_dtype: np.dtype | None = None
     writes: int = field(default_factory=write_count)
 
-    def with_rng_state(self, rng_state: Any) -> DropoutAddSaved:
+    def with_rng_state(self, rng_state: Array) -> DropoutAddSaved:
         """The same, for the call whose numbers are in ``rng_state``."""
         return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
 
 def dropout_add_forward(
-    x: Any,
-    residual: Any,
+    x: Array,
+    residual: Array,
     p: float,
     seed: int | None,
     offset: int | None,
     *,
-    bias: Any = None,
+    bias: Array = None,
     activation: str | None = None,
     order: str = "after",
     start: int = 0,
     shared_axes: Sequence[int] = (),
-    sample_ids: Any = None,
-    rng_state: Any = None,
-    out: Any = None,
-) -> tuple[Any, DropoutAddSaved]:
+    sample_ids: Array = None,
+    rng_state: Array = None,
+    out: Array = None,
+) -> tuple[Array, DropoutAddSaved]:
     """``residual + D(phi(x + bias))`` in one kernel, with an activation phi and (inverted) dropout D.
 
     Parameters
@@ -131,7 +132,7 @@ def dropout_add_forward(
     )
 
 
-def dropout_add_backward(dy: Any, saved: DropoutAddSaved) -> tuple[Any, Any, Any]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any, Any]:
     """Gradients of :func:`dropout_add_forward`; its mask is drawn again.
 
     Parameters
@@ -193,12 +194,12 @@ def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -
     return check_activation("identity" if activation is None else activation), check_order(order)
 
 
-def _widened(bias: Any, x: Any) -> Any:
+def _widened(bias: Array, x: Array) -> Any:
     """The bias in the dtype of the computation."""
     return bias if bias is None else _of_dtype(bias, accumulation_dtype(x.dtype))
 
 
-def _of_dtype(array: Any, dtype: Any) -> Any:
+def _of_dtype(array: Array, dtype: Any) -> Any:
     if array is None or array.dtype == dtype:
         return array
     with place_of(array), np.errstate(over="ignore"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_out
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import array_module, place_of
 from gpu_layers.runtime.writes import record_write
 
 
-def into(out: Any | None, x: Any, compute: Callable[[Any], Any], *others: Any) -> Any:
+def into(out: Array | None, x: Array, compute: Callable[[Any], Any], *others: Any) -> Any:
     """``compute(target)``: target is out, or None if out is None or kernels cannot write to it directly.
 
     They cannot write to an out of another layout, or to one that overlaps an input without being that input.

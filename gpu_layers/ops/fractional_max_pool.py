@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.ops.checked import Checked
@@ -45,8 +46,8 @@ class FractionalMaxPoolSaved:
     channels_last, batched : bool
     """
 
-    argmax: Any
-    starts: Any
+    argmax: Array
+    starts: Array
     window: FractionalWindow
     output_shape: tuple[int, ...]
     dtype: np.dtype
@@ -55,17 +56,17 @@ class FractionalMaxPoolSaved:
 
 
 def fractional_max_pool_forward(
-    x: Any,
+    x: Array,
     kernel_size: Sequence[int],
     output_size: Sequence[int],
     seed: int | None = None,
     offset: int | None = None,
     *,
-    samples: Any = None,
-    rng_state: Any = None,
+    samples: Array = None,
+    rng_state: Array = None,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, FractionalMaxPoolSaved]:
+    out: Array = None,
+) -> tuple[Array, FractionalMaxPoolSaved]:
     """Largest value of each window, of windows whose starts are drawn (Graham, 2014).
 
     With u in [0, 1), ``alpha = (input - kernel) / (output - 1)``: window i of an axis starts at
@@ -127,7 +128,7 @@ def fractional_max_pool_forward(
     return y, FractionalMaxPoolSaved(argmax, starts, window, shape, x.dtype, bool(channels_last), batched)
 
 
-def fractional_max_pool_backward(dy: Any, saved: FractionalMaxPoolSaved, *, out: Any = None) -> Any:
+def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, out: Array = None) -> Array:
     """Send each gradient to the element that won its window; where windows overlap, in the order of the outputs.
 
     Parameters
@@ -186,13 +187,13 @@ def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Any:
     return indices if saved.batched else indices[0]
 
 
-def _with_depth(array: Any, channels_last: bool, window: FractionalWindow) -> Any:
+def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:
     if window.samples == 3:
         return array
     return array[:, None] if channels_last else array[:, :, None]
 
 
-def _without_depth(array: Any, channels_last: bool, window: FractionalWindow) -> Any:
+def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:
     if window.samples == 3:
         return array
     return array[:, 0] if channels_last else array[:, :, 0]

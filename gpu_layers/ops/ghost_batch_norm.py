@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.valid import ValidPositions
@@ -38,7 +39,7 @@ class GhostBatchNormSaved:
         One for each group.
     """
 
-    x: Any
+    x: Array
     bounds: tuple[int, ...]
     groups: tuple[BatchNormSaved, ...]
 
@@ -51,17 +52,17 @@ class GhostBatchNormSaved:
 
 @placed
 def ghost_batch_norm_forward(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     *,
     bounds: tuple[int, ...],
     eps: float = 1e-5,
-    residual: Any = None,
+    residual: Array = None,
     activation: str | None = None,
     channels_last: bool = False,
     valid: ValidPositions | None = None,
-) -> tuple[Any, GhostBatchNormSaved]:
+) -> tuple[Array, GhostBatchNormSaved]:
     """:func:`batch_norm_forward` of each group of samples, in the order of the groups.
 
     Kernels read and write each group in place in the whole arrays, if its address is a multiple of 16 bytes. Otherwise
@@ -116,7 +117,7 @@ def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
 
 
 @placed
-def ghost_batch_norm_backward(dy: Any, saved: GhostBatchNormSaved) -> tuple[Any, ...]:
+def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`ghost_batch_norm_forward`: those of each group. dgamma and dbeta are summed in float64.
 
     Parameters

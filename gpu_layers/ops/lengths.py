@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.runtime.cuda import array_module, place_of
 
 
-def sample_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> Any:
+def sample_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> Any:
     """:func:`checked_lengths` on the device of x."""
     values = checked_lengths(lengths, x, batched, spatial)
     with place_of(x):
         return array_module(x).array(values, np.int64)
 
 
-def checked_lengths(lengths: Any, x: Any, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
+def checked_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
     """The size of each sample, (N, spatial axes), in the host's memory.
 
     Parameters

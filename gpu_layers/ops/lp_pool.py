@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_gradient, check_number
@@ -41,8 +42,8 @@ class LPPoolSaved:
         :func:`write_count` of the forward.
     """
 
-    x: Any
-    argmax: Any
+    x: Array
+    argmax: Array
     window: Window
     norm_type: float
     output_shape: tuple[int, ...]
@@ -61,7 +62,7 @@ def check_norm_type(norm_type: Any) -> float:
 
 
 def lp_pool_forward(
-    x: Any,
+    x: Array,
     norm_type: float,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None = None,
@@ -70,8 +71,8 @@ def lp_pool_forward(
     *,
     ceil_mode: bool = False,
     channels_last: bool = False,
-    out: Any = None,
-) -> tuple[Any, LPPoolSaved]:
+    out: Array = None,
+) -> tuple[Array, LPPoolSaved]:
     """``(sum |x|^p)^(1/p)`` of each window, as ONNX defines it; PyTorch's for ``x >= 0``.
 
     In ceil mode a window may reach beyond the padding. Its sum is then multiplied by the number of the kernel's
@@ -118,7 +119,7 @@ def lp_pool_forward(
 
 
 @Checked
-def _checked(x: Any, norm_type: float, *arguments: Any) -> tuple[float, bool, Window]:
+def _checked(x: Array, norm_type: float, *arguments: Any) -> tuple[float, bool, Window]:
     """p, whether x is batched, and the window over its spatial axes."""
     p = check_norm_type(norm_type)
     batched, window = place_window(x, *arguments)
@@ -127,7 +128,7 @@ def _checked(x: Any, norm_type: float, *arguments: Any) -> tuple[float, bool, Wi
     return p, batched, window
 
 
-def lp_pool_backward(dy: Any, saved: LPPoolSaved, *, out: Any = None) -> Any:
+def lp_pool_backward(dy: Array, saved: LPPoolSaved, *, out: Array = None) -> Array:
     """``sign(x) |x|^(p-1) sum(dy y^(1-p))`` over the windows of each element.
 
     The y of a window that ceil mode cuts off includes the factor of its sum. Where x is 0 the gradient is 0. For p =

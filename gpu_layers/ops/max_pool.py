@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
@@ -41,7 +42,7 @@ class MaxPoolSaved:
         A copy, (samples, spatial axes).
     """
 
-    argmax: Any
+    argmax: Array
     window: Window
     output_shape: tuple[int, ...]
     dtype: np.dtype
@@ -51,7 +52,7 @@ class MaxPoolSaved:
 
 
 def max_pool_forward(
-    x: Any,
+    x: Array,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: Padding = 0,
@@ -60,8 +61,8 @@ def max_pool_forward(
     ceil_mode: bool = False,
     channels_last: bool = False,
     lengths: Any = None,
-    out: Any = None,
-) -> tuple[Any, MaxPoolSaved]:
+    out: Array = None,
+) -> tuple[Array, MaxPoolSaved]:
     """Largest value of each window.
 
     Padding is never chosen. The first of equal maxima wins, in the order of the window's elements, last axis fastest.
@@ -112,8 +113,8 @@ def max_pool_forward(
 
 
 def adaptive_max_pool_forward(
-    x: Any, output_size: Sequence[int | None], *, channels_last: bool = False, out: Any = None
-) -> tuple[Any, MaxPoolSaved]:
+    x: Array, output_size: Sequence[int | None], *, channels_last: bool = False, out: Array = None
+) -> tuple[Array, MaxPoolSaved]:
     """Largest value of each window; the windows follow from the output's size.
 
     Window i of an axis of L inputs and o outputs is ``floor(i L / o) .. ceil((i + 1) L / o) - 1``.
@@ -142,8 +143,8 @@ def adaptive_max_pool_forward(
 
 
 def _forward(
-    backend: Any, x: Any, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Any
-) -> tuple[Any, MaxPoolSaved]:
+    backend: Any, x: Array, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Array
+) -> tuple[Array, MaxPoolSaved]:
     check_taps(window)
     if x.dtype.kind == "b":
         # False and True are 0 and 1, byte by byte.
@@ -167,12 +168,12 @@ def _forward(
     return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
-def _bytes_of(out: Any) -> Any:
+def _bytes_of(out: Array) -> Any:
     """An array of bool as bytes; another one as it is, which is then refused."""
     return out.view(np.uint8) if out.dtype.kind == "b" else out
 
 
-def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
+def max_pool_backward(dy: Array, saved: MaxPoolSaved, *, out: Array = None) -> Array:
     """Send each gradient to the element that won its window. The sum of gradients is preserved.
 
     Parameters
@@ -210,7 +211,7 @@ def max_pool_backward(dy: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
     )[0]
 
 
-def max_pool_gather(x: Any, saved: MaxPoolSaved, *, out: Any = None) -> Any:
+def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
     """For each window, the element of another array that a forward chose.
 
     It is linear in x and the transpose of :func:`max_pool_backward`: the backward of that, and the derivative of

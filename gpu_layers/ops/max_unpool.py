@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
 from gpu_layers.ops.pool_output import filled, output_shape
@@ -31,7 +32,7 @@ class MaxUnpoolSaved:
     channels_last, batched : bool
     """
 
-    indices: Any
+    indices: Array
     output_shape: tuple[int, ...]
     dtype: np.dtype
     channels_last: bool
@@ -39,14 +40,14 @@ class MaxUnpoolSaved:
 
 
 def max_unpool_forward(
-    x: Any,
-    indices: Any,
+    x: Array,
+    indices: Array,
     output_size: Sequence[int],
     *,
     channels_last: bool = False,
     check: bool = True,
-    out: Any = None,
-) -> tuple[Any, MaxUnpoolSaved]:
+    out: Array = None,
+) -> tuple[Array, MaxUnpoolSaved]:
     """Each value at its index in the output plane, and 0 elsewhere.
 
     Parameters
@@ -139,7 +140,7 @@ def _checked(arrays: tuple[Any, Any], output_size: Any) -> tuple[bool, tuple[int
     return batched, sizes, math.prod(sizes)
 
 
-def max_unpool_backward(dy: Any, saved: MaxUnpoolSaved, *, out: Any = None) -> Any:
+def max_unpool_backward(dy: Array, saved: MaxUnpoolSaved, *, out: Array = None) -> Array:
     """The gradient at each index, as in PyTorch, also if several indices are equal.
 
     Parameters

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.lengths import checked_lengths
 from gpu_layers.runtime.backend import backend_for
@@ -15,7 +16,7 @@ _WORD = 32
 
 
 @placed
-def valid_positions(x: Any, lengths: Any, mask: Any, channels_last: bool) -> ValidPositions | None:
+def valid_positions(x: Array, lengths: Any, mask: Array, channels_last: bool) -> ValidPositions | None:
     """Where a padded batch is valid; None without lengths and mask. On a GPU this waits for the device.
 
     Parameters
@@ -46,7 +47,7 @@ def valid_positions(x: Any, lengths: Any, mask: Any, channels_last: bool) -> Val
     return positions_of(_within(x, lengths, spatial) if mask is None else _checked(x, mask, spatial), x)
 
 
-def positions_of(mask: Any, x: Any) -> ValidPositions:
+def positions_of(mask: Array, x: Array) -> ValidPositions:
     """Those of a mask that nobody changes, for a batch on the device of x."""
     xp = array_module(mask)
     words = xp.zeros(-(-mask.size // _WORD) + 1, np.uint32)
@@ -57,7 +58,7 @@ def positions_of(mask: Any, x: Any) -> ValidPositions:
     return ValidPositions(mask, array_module(x).asarray(words), first, count)
 
 
-def _within(x: Any, lengths: Any, spatial: tuple[int, ...]) -> np.ndarray:
+def _within(x: Array, lengths: Any, spatial: tuple[int, ...]) -> np.ndarray:
     if not spatial:
         raise ValueError(f"lengths need a spatial axis, got input of shape {list(x.shape)}: use mask=")
     own = checked_lengths(lengths, x, True, spatial)
@@ -69,7 +70,7 @@ def _within(x: Any, lengths: Any, spatial: tuple[int, ...]) -> np.ndarray:
     return valid
 
 
-def _checked(x: Any, mask: Any, spatial: tuple[int, ...]) -> Any:
+def _checked(x: Array, mask: Array, spatial: tuple[int, ...]) -> Any:
     backend_for(x, mask)
     if mask.dtype != np.bool_:
         raise TypeError(f"mask must be boolean, got {mask.dtype}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_integer
@@ -92,14 +93,14 @@ def _pairs(padding: Any, rank: int) -> Sides:
     return tuple(zip(before, after, strict=True))
 
 
-def _check_dtype(x: Any, takes_integers: bool) -> None:
+def _check_dtype(x: Array, takes_integers: bool) -> None:
     if not (takes_integers and (x.dtype == np.bool_ or x.dtype in INTEGER_DTYPES)):
         check_dtype(x)
 
 
 @Checked
 def place_window(
-    x: Any,
+    x: Array,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] | None,
     padding: Padding,
@@ -136,7 +137,7 @@ def place_window(
 
 @Checked
 def place_adaptive_window(
-    x: Any, output_size: Sequence[int | None], channels_last: bool, takes_integers: bool = False
+    x: Array, output_size: Sequence[int | None], channels_last: bool, takes_integers: bool = False
 ) -> tuple[bool, Window]:
     """Whether x is batched, and the windows that give it this output size.
 
@@ -176,7 +177,7 @@ def check_output_size(output_size: Any, rank: int) -> tuple[int | None, ...]:
     return sizes
 
 
-def spatial_shape(x: Any, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
+def spatial_shape(x: Array, rank: int, channels_last: bool) -> tuple[bool, Sizes]:
     """Whether x is batched, and the sizes of its spatial axes.
 
     Raises
@@ -207,6 +208,6 @@ def check_taps(window: Window) -> None:
         )
 
 
-def check_lengths(lengths: Any, x: Any, batched: bool, window: Window) -> Any:
+def check_lengths(lengths: Any, x: Array, batched: bool, window: Window) -> Any:
     """The size of each sample, or None; see :func:`sample_lengths`."""
     return None if lengths is None else sample_lengths(lengths, x, batched, window.input_shape)

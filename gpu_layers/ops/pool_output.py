@@ -7,18 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_result
 from gpu_layers.runtime.writes import record_write
 
 
-def output_shape(x: Any, spatial: tuple[int, ...], batched: bool, channels_last: bool) -> tuple[int, ...]:
+def output_shape(x: Array, spatial: tuple[int, ...], batched: bool, channels_last: bool) -> tuple[int, ...]:
     """x's shape with other spatial sizes."""
     lead, channels = x.shape[:1] if batched else (), x.shape[-1 if channels_last else int(batched)]
     return (*lead, *spatial, channels) if channels_last else (*lead, channels, *spatial)
 
 
 def filled(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: tuple[Any, ...], batched: bool, fill: Callable[..., Any]
+    out: Array,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    inputs: tuple[Any, ...],
+    batched: bool,
+    fill: Callable[..., Any],
 ) -> Any:
     """The result of ``fill``, written to ``out`` if it is given, and what else ``fill`` returns.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.valid import ValidPositions
@@ -45,7 +46,7 @@ class SyncBatchNormSaved:
 
 @placed
 def sync_batch_norm_moments(
-    x: Any, communicator: Any, *, channels_last: bool = False, valid: ValidPositions | None = None
+    x: Array, communicator: Any, *, channels_last: bool = False, valid: ValidPositions | None = None
 ) -> Moments:
     """Moments of all processes' parts: one exchange of count, mean and sum of squared deviations, in float64.
 
@@ -84,17 +85,17 @@ def sync_batch_norm_moments(
 
 @placed
 def sync_batch_norm_forward(
-    x: Any,
-    gamma: Any,
-    beta: Any,
+    x: Array,
+    gamma: Array,
+    beta: Array,
     communicator: Any,
     *,
     eps: float = 1e-5,
-    residual: Any = None,
+    residual: Array = None,
     activation: str | None = None,
     channels_last: bool = False,
     valid: ValidPositions | None = None,
-) -> tuple[Any, SyncBatchNormSaved]:
+) -> tuple[Array, SyncBatchNormSaved]:
     """:func:`batch_norm_forward` of a batch that is split between processes.
 
     x is read twice: for its statistics before the exchange, and for normalising after it.
@@ -143,7 +144,7 @@ def sync_batch_norm_forward(
 
 
 @placed
-def sync_batch_norm_backward(dy: Any, saved: SyncBatchNormSaved) -> tuple[Any, ...]:
+def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums a channel, added in rank order.
 
     dy, x and a residual are read twice: for the sums before the exchange, and for the gradients after it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
@@ -12,7 +13,7 @@ from gpu_layers.runtime.cuda import array_module, placed
 
 
 @placed
-def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = None) -> tuple[float, Any]:
+def softmax_cross_entropy(logits: Array, labels: Array, *, samples: int | None = None) -> tuple[float, Any]:
     """Mean over samples of ``-log softmax(logits)[label]``, and its gradient.
 
     Computed in float32 (float64 for float64), relative to each sample's largest logit, so nothing overflows.
@@ -58,7 +59,7 @@ def softmax_cross_entropy(logits: Any, labels: Any, *, samples: int | None = Non
     return loss, rounded(gradient, logits.dtype)
 
 
-def _check_labels(logits: Any, labels: Any, may_be_empty: bool) -> None:
+def _check_labels(logits: Array, labels: Array, may_be_empty: bool) -> None:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:

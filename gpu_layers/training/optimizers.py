@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
@@ -115,7 +116,7 @@ class Optimizer:
                 with place_of(parameter):
                     self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
-    def _change(self, name: str, gradient: Any) -> Any:
+    def _change(self, name: str, gradient: Array) -> Any:
         """The number to subtract from a parameter; updates its state."""
         raise TypeError(f"{type(self).__name__} defines no step")
 
@@ -168,7 +169,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         self.momentum = _below_one(momentum, "momentum")
 
-    def _change(self, name: str, gradient: Any) -> Any:
+    def _change(self, name: str, gradient: Array) -> Any:
         velocity = self._state[f"velocity.{name}"]
         velocity *= self.momentum
         velocity += gradient
@@ -202,7 +203,7 @@ class Adam(Optimizer):
         self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
         self.eps = _not_negative(eps, "eps")
 
-    def _change(self, name: str, gradient: Any) -> Any:
+    def _change(self, name: str, gradient: Array) -> Any:
         mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
         for average, newest, beta in ((mean, gradient, self.betas[0]), (square, gradient * gradient, self.betas[1])):
             average *= beta
@@ -219,7 +220,7 @@ def _first_names(parameters: Mapping[str, Any]) -> dict[str, str]:
     return {name: firsts.setdefault(memory_of(value), name) for name, value in parameters.items()}
 
 
-def _check_alike(name: str, gradient: Any, parameter: Any) -> None:
+def _check_alike(name: str, gradient: Array, parameter: Any) -> None:
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"size mismatch for {name}: got shape {list(gradient.shape)}, expected {list(parameter.shape)}"

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.distributed import Communicator, SingleProcess, shard
 from gpu_layers.layers.dropout import DropoutLayer
 from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
@@ -348,12 +349,12 @@ def _arithmetic() -> Iterator[None]:
         yield
 
 
-def _hits(logits: Any, labels: Any) -> int:
+def _hits(logits: Array, labels: Array) -> int:
     # As float32: not every array library finds the largest of half-precision numbers.
     return int((logits.astype(np.float32, copy=False).argmax(axis=1) == labels).sum())
 
 
-def _on_cpu(array: Any) -> np.ndarray:
+def _on_cpu(array: Array) -> np.ndarray:
     return array.get() if is_cupy_array(array) else array
 
 
