@@ -25,7 +25,11 @@ STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
 _LAST = ["dropout_apply_last<float, 4>", "dropout_apply_last<double, 2>"]
 KEPT_IN_MEMORY = {
-    (12, 80): [*_LAST, "activation_dropout_forward<double>"],
+    (12, 80): [
+        *_LAST,
+        "activation_dropout_forward<double>",
+        "batch_norm_forward_persistent_nhwc<double, 2, kIdentity>",
+    ],
     (12, 90): _LAST,
     (12, 100): [
         *_LAST,
@@ -35,6 +39,8 @@ KEPT_IN_MEMORY = {
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, false, true>" for half in ("__half", "__nv_bfloat16")),
     ],
 }
+# One that keeps more: some 28 of a thread's numbers, of float16 alone.
+KEPT_MORE = {(12, 100): {"batch_norm_backward_persistent_nhwc<__half, 8, kPiecewiseLinear>": 112}}
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
 
@@ -95,15 +101,23 @@ def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
         name: memory_problems(kernel, most_registers(name)) for name, kernel in compiled(source, capability).items()
     }
     problems = {name: without_barriers(found) if "_persistent_" in name else found for name, found in problems.items()}
-    for name in KEPT_IN_MEMORY.get((nvrtc().getVersion()[0], capability), ()):
+    compiler = nvrtc().getVersion()[0]
+    for name in KEPT_IN_MEMORY.get((compiler, capability), ()):
         problems[name] = beyond_one_number(problems.get(name, []))
+    for name, size in KEPT_MORE.get((compiler, capability), {}).items():
+        if name in problems:
+            problems[name] = beyond(problems[name], f"stack of {size} bytes")
     assert not {name: found for name, found in problems.items() if found}
 
 
 def beyond_one_number(problems):
     """What is left but for one or two numbers of 8 bytes that a thread keeps in memory."""
-    few = ("stack of 8 bytes", "stack of 16 bytes")
-    return [problem for problem in problems if problem not in few and not problem.endswith("(spill)")]
+    return beyond(problems, "stack of 8 bytes", "stack of 16 bytes")
+
+
+def beyond(problems, *stacks):
+    """What is left but for these stacks and their accesses."""
+    return [problem for problem in problems if problem not in stacks and not problem.endswith("(spill)")]
 
 
 def without_barriers(problems):
@@ -124,7 +138,7 @@ def test_what_is_kept_moves_16_bytes_at_a_time(capability):
     for name, kernel in compiled("batch_norm_persistent.cu", capability).items():
         # The loop over vectors that fetches most, and the one that writes most of what was kept: the backward one
         # vector of two.
-        for access, most in (("LDGSTS", 0.5), ("LDS", 5.8 if "backward" in name else 3.7)):
+        for access, most in (("LDGSTS", 0.5), ("LDS", 5.8 if "backward" in name else 3.75)):
             loops = [
                 loop
                 for loop in kernel.loops()
@@ -264,6 +278,8 @@ def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
 )
 def test_a_branch_is_added_to_a_residual_in_vectors(element, width, most, capability):
     kernels = compiled("dropout_add.cu", capability)
+    # There the compiler adds the places of a thread's vectors with twice as many instructions.
+    most *= 1.2 if capability == 100 else 1
     for name in (f"dropout_add_forward<{element}, true>", f"dropout_add_backward<{element}, {width}, true>"):
         loop = kernels[name].hot_loop()
         # Beside vectors a byte of bits, of which others than ReLU have none, for as many octets.
