@@ -86,8 +86,14 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
 }
 
 // Blocks that must fit on a multiprocessor at once: windows side by side carry nothing from row to row.
+// (sm_75 holds 1024 threads.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kMostForwardBlocks = 4;
+#else
+constexpr int kMostForwardBlocks = 5;
+#endif
 template <int Kernel, bool ChannelsLast>
-constexpr int kForwardBlocks = Kernel == 2 && !ChannelsLast ? 5 : 4;
+constexpr int kForwardBlocks = Kernel == 2 && !ChannelsLast ? kMostForwardBlocks : 4;
 
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>

@@ -105,7 +105,7 @@ constexpr float kRounding = 12582912.0f + 64.0f;
 // x 2^n, where n + 64 is in the last bits of `rounded`: 2^64 times that first, so that the result may
 // underflow.
 __device__ __forceinline__ float scaled(float x, float rounded) {
-    return __int_as_float(__float_as_int(x) + (__float_as_int(rounded) << 23)) * 0x1p-64f;
+    return __uint_as_float(__float_as_uint(x) + (__float_as_uint(rounded) << 23)) * 0x1p-64f;
 }
 
 // exp(-t) for t in 0 .. kExpEnd.

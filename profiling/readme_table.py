@@ -29,7 +29,7 @@ HEADLINES = (
     ("batch_norm", "backward"),
     ("max_pool", "forward"),
     ("avg_pool", "backward"),
-    ("adaptive_avg_pool", "backward"),
+    ("batch_norm_relu_max_pool", "backward"),
 )
 _MODEL = "modelled.json"
 #: What the model said of an earlier release: its name, and the fraction of the copy by case.

@@ -295,7 +295,10 @@ def test_values_of_any_size_are_normalised(dtype, channels_last, backend):
             assert_same_bits(saved_large.mean, saved.mean * factor)
             assert_same_bits(saved_large.inv_std, saved.inv_std / factor)
             with np.errstate(over="ignore"):
-                assert_same_bits(saved_large.var, saved.var * factor * factor)
+                # Of what is added again because its squares left the range, the order may be another one: an ulp.
+                exact = saved.var * factor * factor
+                ulp = np.finfo(exact.dtype).eps if dtype == np.float64 else 0
+                np.testing.assert_allclose(saved_large.var, exact, rtol=ulp)
 
 
 @pytest.mark.parametrize("backend", ["reference", "emulated"])
