@@ -29,6 +29,9 @@ _REFUSALS = (
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
 )
 
+# Errors of a driver that does not know all instructions of a kernel.
+_UNKNOWN = ("CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "CUDA_ERROR_NO_BINARY_FOR_GPU")
+
 _refused: set[tuple[Kernel, int]] = set()
 
 
@@ -67,12 +70,18 @@ _opted_in: dict[tuple[Kernel, int, bool], int] = {}
 def resident_blocks_of_gpu(kernel: Kernel, threads: int, shared_bytes: int, device: int, cooperative: bool) -> int:
     """Number of blocks that ``device`` holds at once; 0 if its shared memory is too small for one.
 
-    It asks the function that a launch with this ``cooperative`` uses: the other would be loaded for this alone.
+    It asks the function that a launch with this ``cooperative`` uses: the other would be loaded for this alone. Of a
+    kernel that the driver cannot load there are none.
     """
     cupy = import_cupy()
     current = cupy.cuda.Device(device)
     with current:
-        static = _raw_kernel(kernel, device, cooperative).shared_size_bytes
+        try:
+            static = _raw_kernel(kernel, device, cooperative).shared_size_bytes
+        except cupy.cuda.driver.CUDADriverError as error:
+            if str(error).startswith(_UNKNOWN):
+                return 0
+            raise
         if static + shared_bytes > current.attributes["MaxSharedMemoryPerBlockOptin"]:
             return 0
         function = _function(kernel, device, cooperative, shared_bytes)

@@ -157,6 +157,24 @@ def test_a_gpu_with_too_little_shared_memory_holds_none(fake):
     assert gpu.resident_blocks_of_gpu(RELU, 256, 64 * 1024, 0, True) == 0
 
 
+@pytest.mark.parametrize("error", ["CUDA_ERROR_INVALID_PTX: x", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION: x"])
+def test_of_a_kernel_that_the_driver_cannot_load_there_are_none(fake, monkeypatch, error):
+    def load(*_):
+        raise CUDADriverError(error)
+
+    monkeypatch.setattr(gpu, "_raw_kernel", load)
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True) == 0
+
+
+def test_other_errors_of_loading_stay_what_they_are(fake, monkeypatch):
+    def load(*_):
+        raise CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: x")
+
+    monkeypatch.setattr(gpu, "_raw_kernel", load)
+    with pytest.raises(CUDADriverError, match="OUT_OF_MEMORY"):
+        gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True)
+
+
 def test_headers_are_found_where_packages_are(monkeypatch, tmp_path):
     for folder, name in (("packages/nvidia/cu13/include", "cuda_fp16.h"), ("toolkit/include", "cuda_fp16.h")):
         (tmp_path / folder).mkdir(parents=True)
