@@ -162,6 +162,7 @@ def test_of_a_kernel_that_the_driver_cannot_load_there_are_none(fake, monkeypatc
     def load(*_):
         raise CUDADriverError(error)
 
+    fake()
     monkeypatch.setattr(gpu, "_raw_kernel", load)
     assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True) == 0
 
@@ -170,6 +171,7 @@ def test_other_errors_of_loading_stay_what_they_are(fake, monkeypatch):
     def load(*_):
         raise CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: x")
 
+    fake()
     monkeypatch.setattr(gpu, "_raw_kernel", load)
     with pytest.raises(CUDADriverError, match="OUT_OF_MEMORY"):
         gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True)
