@@ -32,6 +32,8 @@ _REFUSALS = (
 # Errors of a driver that does not know all instructions of a kernel.
 _UNKNOWN = ("CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "CUDA_ERROR_NO_BINARY_FOR_GPU")
 
+_OLDEST = Architecture(75, ptx=True)
+
 _refused: set[tuple[Kernel, int]] = set()
 
 
@@ -42,11 +44,25 @@ def _architecture(device: int) -> Architecture:
 
 @cache
 def _raw_kernel(kernel: Kernel, device: int, cooperative: bool) -> Any:
-    """The loaded kernel. The caller has made ``device`` current: the module is loaded in its context."""
+    """The loaded kernel. The caller has made ``device`` current: the module is loaded in its context.
+
+    A driver that does not know all of its instructions gets it as PTX of the oldest architecture.
+    """
+    try:
+        return _loaded(kernel, _architecture(device), cooperative)
+    except import_cupy().cuda.driver.CUDADriverError as error:
+        if not str(error).startswith(_UNKNOWN):
+            raise
+        return _loaded(kernel, _OLDEST, cooperative)
+
+
+def _loaded(kernel: Kernel, architecture: Architecture, cooperative: bool) -> Any:
     cupy = import_cupy()
-    module = compiled_module(kernel.source, (kernel.name,), _architecture(device))
+    module = compiled_module(kernel.source, (kernel.name,), architecture)
     raw_module = cupy.RawModule(path=str(module.path), enable_cooperative_groups=cooperative)
-    return raw_module.get_function(module.symbols[kernel.name])
+    raw_kernel = raw_module.get_function(module.symbols[kernel.name])
+    _ = raw_kernel.shared_size_bytes  # which loads it
+    return raw_kernel
 
 
 @cache

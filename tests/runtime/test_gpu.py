@@ -167,6 +167,21 @@ def test_of_a_kernel_that_the_driver_cannot_load_there_are_none(fake, monkeypatc
     assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True) == 0
 
 
+def test_a_driver_that_does_not_know_all_instructions_gets_older_ones(fake, monkeypatch):
+    fake()
+    asked, load = [], gpu._loaded
+
+    def refuse_the_newest(kernel, architecture, cooperative):
+        asked.append(architecture)
+        if len(asked) == 1:
+            raise CUDADriverError("CUDA_ERROR_INVALID_PTX: x")
+        return load(kernel, architecture, cooperative)
+
+    monkeypatch.setattr(gpu, "_loaded", refuse_the_newest)
+    assert gpu.resident_blocks_of_gpu(RELU, 256, 0, 0, True) == 8 * 132
+    assert [(one.capability, one.ptx) for one in asked] == [(90, False), (75, True)]
+
+
 def test_other_errors_of_loading_stay_what_they_are(fake, monkeypatch):
     def load(*_):
         raise CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: x")
