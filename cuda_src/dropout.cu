@@ -23,21 +23,21 @@ __device__ __forceinline__ A drop_element(A value, const DropoutRule<A>& rule, c
     return rule.apply(value, word_of(stream.block(g >> 2), static_cast<int>(g & 3)));
 }
 
-// Decides over every element by itself; start is a multiple of 4, of half types of 8.
-template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
-                  unsigned long long offset, const unsigned long long* rng_state, unsigned long long start) {
-    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+// Decides over every element by itself.
+//   words_of   the words of a thread's vectors, from the stream and the numbers of their first decisions
+template <typename T, typename WordsOf>
+__device__ __forceinline__ void apply_to_elements(const T* x, T* y, long long n,
+                                                  const DropoutRule<accumulate_t<T>>& rule,
+                                                  const DropoutStream& stream, unsigned long long start,
+                                                  WordsOf words_of) {
     map_vectors(
         x, y, n,
         [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
-            constexpr int width = kVectorWidth<T>;
             unsigned long long first[kElementwiseUnroll];
 #pragma unroll
             for (int u = 0; u < kElementwiseUnroll; ++u)
                 first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
-            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::aligned(stream, first);
+            const auto drawn = words_of(stream, first);
 #pragma unroll
             for (int u = 0; u < kElementwiseUnroll; ++u)
                 values[u] =
@@ -48,30 +48,27 @@ __global__ void __launch_bounds__(kElementwiseThreads)
         });
 }
 
+// start is a multiple of 4, of half types of 8.
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    dropout_apply(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
+                  unsigned long long offset, const unsigned long long* rng_state, unsigned long long start) {
+    apply_to_elements(x, y, n, rule, dropout_stream(seed, offset, rng_state), start,
+                      [](const DropoutStream& stream, const auto& first) {
+                          return NeighbourWords<kVectorWidth<T>, kElementwiseUnroll>::aligned(stream, first);
+                      });
+}
+
 // As dropout_apply, where start is any number.
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_shifted(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start) {
-    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    map_vectors(
-        x, y, n,
-        [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
-            constexpr int width = kVectorWidth<T>;
-            unsigned long long first[kElementwiseUnroll];
-#pragma unroll
-            for (int u = 0; u < kElementwiseUnroll; ++u)
-                first[u] = start + static_cast<unsigned long long>(part.first + part.at(u));
-            const auto drawn = NeighbourWords<width, kElementwiseUnroll>::shifted(stream, first);
-#pragma unroll
-            for (int u = 0; u < kElementwiseUnroll; ++u)
-                values[u] =
-                    dropped_out(values[u], rule, [&](int k) { return rule.keeps(drawn.words[u][k]); });
-        },
-        [&](accumulate_t<T> value, long long i) {
-            return drop_element(value, rule, stream, start + static_cast<unsigned long long>(i));
-        });
+    apply_to_elements(x, y, n, rule, dropout_stream(seed, offset, rng_state), start,
+                      [](const DropoutStream& stream, const auto& first) {
+                          return NeighbourWords<kVectorWidth<T>, kElementwiseUnroll>::shifted(stream, first);
+                      });
 }
 
 // As dropout_apply, with a mask of its own for each sample: a thread owns the four decisions of one Philox

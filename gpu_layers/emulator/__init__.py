@@ -83,10 +83,10 @@ def load(
     def built() -> pathlib.Path:
         try:
             return build(path, list(names), folders, mode, cache=cache, headers=headers)
-        except CacheError:
-            if cache_dir is None:
-                defaults.refuse_modules_folder()
-            raise
+        except CacheError as error:
+            if cache_dir is not None:
+                raise
+            raise RuntimeError(f"{error}: {defaults.ADVICE}") from error
 
     library = built()
     try:

@@ -6,12 +6,13 @@ import functools
 import os
 import pathlib
 
-from gpu_layers.runtime.cache import cache_folder, writable_cache_folder
+from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.headers import cuda_header_folders
 
 from .errors import ToolchainError
 
-_FOLDER = "emulator"
+#: What helps where nothing can be written to the folder of modules.
+ADVICE = "set GPU_LAYERS_CACHE_DIR to another folder"
 
 
 def modules_folder() -> pathlib.Path:
@@ -22,12 +23,7 @@ def modules_folder() -> pathlib.Path:
     RuntimeError
         If there is no home folder for it.
     """
-    return cache_folder() / _FOLDER
-
-
-def refuse_modules_folder() -> None:
-    """RuntimeError that names the variable for another folder, if nothing can be written there."""
-    writable_cache_folder(_FOLDER)
+    return cache_folder() / "emulator"
 
 
 @functools.lru_cache(maxsize=8)
