@@ -194,6 +194,11 @@ class Generator:
         return [Generator((base + child * SEED_STEP) % 2**64) for child in range(n)]
 
 
+def is_by_counter(generator: Generator) -> bool:
+    """Whether a call's numbers are seed and counter of a :class:`Generator`, and nothing notes or repeats it."""
+    return type(generator) is Generator and _record.get() is None and device_draws.get() is None
+
+
 class GeneratorCall:
     """One call of a layer. Entering it takes the generator's next offset; an exception gives the offset back.
 

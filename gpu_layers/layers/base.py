@@ -138,11 +138,15 @@ class Layer:
         add_layer_class(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_saved":
+            own = vars(self)
+            if value is None:
+                # Forgetting what a layer saved also forgets what its calls of other layers saved.
+                own.pop("_noted_calls", None)
+            own[name] = value
+            return
         if isinstance(value, (Layer, list, tuple, dict, set, frozenset)) and name not in NO_LAYERS_IN:
             self._note_layer_holder(name, value)
-        elif value is None and name == "_saved":
-            # Forgetting what a layer saved also forgets what its calls of other layers saved.
-            vars(self).pop("_noted_calls", None)
         object.__setattr__(self, name, value)
 
     def _note_layer_holder(self, name: str, value: Any) -> None:
@@ -263,10 +267,6 @@ class Layer:
         if self._saved is None:
             raise RuntimeError(f"{type(self).__name__}.backward was called before forward")
         return self._saved
-
-    def _calls_no_layers(self) -> bool:
-        """Whether it is certain that a pass of this layer calls no other layer: then there is nothing to note."""
-        return self._of_this_library and not self._layer_holders
 
     def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
         """The attributes that forwards have assigned so far; ``before`` are those before this forward."""

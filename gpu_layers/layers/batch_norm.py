@@ -91,6 +91,11 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     _input_ranks: tuple[int, ...]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # With another setting, everything is checked again.
+        vars(self).pop("_checked", None)
+        super().__setattr__(name, value)
+
     def __init__(
         self,
         num_features: int,
@@ -194,7 +199,8 @@ class BatchNormLayer(RunningStatisticsLayer):
         backward, saved = self._saved_by_forward()
         dx, dgamma, dbeta, *dresidual = backward(dy, saved)
         gradients = {"weight": dgamma, "bias": dbeta}
-        self.gradients = {name: gradients[name] if self.train_affine else None for name in self.parameters}
+        own = vars(self)
+        own["gradients"] = {name: gradients[name] if self.train_affine else None for name in own["parameters"]}
         return (dx, *dresidual) if dresidual else dx
 
     def batch_moments(self, x: Array, residual: Array = None, *, lengths: Any = None, mask: Array = None) -> Moments:
@@ -290,22 +296,18 @@ class BatchNormLayer(RunningStatisticsLayer):
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
         arrays = [*parameters.values(), *buffers.values()]
-        found = (
-            type(x),
-            getattr(x, "shape", None),
-            getattr(x, "dtype", None),
-            None
-            if residual is None
-            else (type(residual), getattr(residual, "shape", None), getattr(residual, "dtype", None)),
-            self.num_features,
-            self.channels_last,
-            self.dtype,
-            self.activation,
-            self.eps,
-            self.track_running_stats,
-        )
-        before = own.get("_checked_arrays", (None, ()))
-        if before[0] == found and len(before[1]) == len(arrays) and all(map(is_, before[1], arrays)):
+        kind, shape, dtype, has_residual, checked = own.get("_checked") or _NOTHING_CHECKED
+        if (
+            type(x) is kind
+            and x.shape == shape
+            and x.dtype == dtype
+            and len(arrays) == len(checked)
+            and all(map(is_, arrays, checked))
+            and (
+                residual is None
+                or (has_residual and type(residual) is kind and residual.shape == shape and residual.dtype == dtype)
+            )
+        ):
             return
         backend_for(x, optional=(residual, *arrays))
         _check_layer_input(
@@ -319,7 +321,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_buffers()
         check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
         check_eps(self.eps, self.dtype)
-        own["_checked_arrays"] = (found, arrays)
+        own["_checked"] = (type(x), x.shape, x.dtype, residual is not None, arrays)
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
@@ -329,6 +331,10 @@ class BatchNormLayer(RunningStatisticsLayer):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"bias={'bias' in self.parameters}, track_running_stats={self.track_running_stats}{extras}"
         )
+
+
+#: The type, shape and dtype of an input, whether there was a residual, and the layer's arrays.
+_NOTHING_CHECKED: tuple[Any, ...] = (None, None, None, False, ())
 
 
 def _check_layer_input(

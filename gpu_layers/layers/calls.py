@@ -245,7 +245,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(backward)
     def backward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         outer = _under_way.get()
-        plain = self._calls_no_layers()
+        plain = self._of_this_library and not self._layer_holders  # it calls no layers
         if outer.inside is self if outer is not None else plain:
             return backward(self, *args, **kwargs)
         if not isinstance(outer, _Backward):

@@ -30,6 +30,14 @@ def drawn(layer: Any, operation: Callable[..., Any], *arguments: Any, **options:
         Where the numbers of this call are on a device, for its backward.
     """
     generator = layer.generator or random.default_generator
+    if random.is_by_counter(generator):
+        # What follows, without an object that is made for the call.
+        seed, offset = generator.take(1)
+        try:
+            return operation(*arguments, seed, offset, **options), None
+        except BaseException:
+            generator.give_back(offset, 1)
+            raise
     number = earlier_calls(layer) if generator.is_on_device else 0
     again = layer._taken_again
     before = layer._taken if number == 0 else again[number - 1] if number <= len(again) else None

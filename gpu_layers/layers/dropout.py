@@ -94,7 +94,14 @@ class DropoutLayer(Layer):
     def _forward(self, x: Array, **options: Any) -> Any:
         saved: DropoutSaved | _IdentitySaved
         if self.training:
-            y, saved = self._draw(x, mask_axes=self._mask_axes(x), **options)
+            mask_axes = options["mask_axes"] = self._mask_axes(x)
+            # Sample ids are already those of the whole batch.
+            if self.first_sample and options.get("sample_ids") is None:
+                options["start"] = first_decision(x, self.first_sample, mask_axes, self.shared_axes)
+            if self.inplace:
+                options["out"] = x
+            (y, drawn_mask), taken = drawn(self, self._drop, x, **options)
+            saved = drawn_mask if taken is None else drawn_mask.with_rng_state(taken)
         else:
             backend_for(x)
             check_dtype(x)
@@ -129,16 +136,6 @@ class DropoutLayer(Layer):
             check_gradient(dy, saved.shape, saved.dtype)
             return dy
         return dropout_backward(dy, saved)
-
-    def _draw(self, x: Array, **options: Any) -> tuple[Array, DropoutSaved]:
-        """Drop by the generator's next mask; an error leaves the generator as it was."""
-        # Sample ids are already those of the whole batch.
-        if self.first_sample and options.get("sample_ids") is None:
-            options["start"] = first_decision(x, self.first_sample, options["mask_axes"], self.shared_axes)
-        if self.inplace:
-            options["out"] = x
-        (y, saved), taken = drawn(self, self._drop, x, **options)
-        return y, saved if taken is None else saved.with_rng_state(taken)
 
     def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
         return dropout_forward(x, self.p, seed, offset, **options)

@@ -208,7 +208,7 @@ def checked_forward(
         y, statistics = backend.batch_norm_forward(
             x, gamma, beta, eps, channels_last, residual, activation, running, out, valid
         )
-    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
 
 
 def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
@@ -241,7 +241,7 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     RuntimeError
         If this library has written since the forward to x, or to a residual that the activation's gradient needs.
     """
-    return batch_norm_backward_into((None, None), dy, saved)
+    return _backward("batch_norm_backward", dy, saved)
 
 
 def batch_norm_backward_into(out: tuple[Any, Any], dy: Array, saved: BatchNormSaved) -> tuple[Any, ...]:
@@ -384,7 +384,7 @@ def checked_inference(
     y, statistics = backend.batch_norm_inference(
         x, mean, var, gamma, beta, eps, channels_last, residual, activation, out, valid
     )
-    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, valid=valid)
+    return y, BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
 
 
 def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:

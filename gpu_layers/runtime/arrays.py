@@ -28,8 +28,8 @@ Runner = Callable[[Sequence[Any], tuple[int, ...]], Any]
 class ArrayKind(Protocol):
     """What programs need from an array library."""
 
-    def signature(self, array: Any) -> tuple[Any, ...]:
-        """Everything that a program depends on: shape, strides, dtype, alignment, device."""
+    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """All that a program depends on: shape, strides, dtype, alignment and device of each array, or None."""
 
     def device(self, array: Any) -> int | None:
         """Number of the GPU, or None for the host."""
@@ -59,9 +59,14 @@ class ArrayKind(Protocol):
 class NumpyArrays:
     """Arrays in the host's memory; kernels are emulated."""
 
-    def signature(self, array: Any) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
-        return array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable
+        return tuple(
+            None
+            if array is None
+            else (array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable)
+            for array in arrays
+        )
 
     def device(self, array: Any) -> int | None:
         """None."""
@@ -128,10 +133,16 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
 class CupyArrays:
     """On a GPU, in memory from CuPy's current allocator, on CuPy's current stream of the device."""
 
-    def signature(self, array: Any) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and the number of its GPU."""
-        data = array.data
-        return array.shape, array.strides, array.dtype, data.ptr % ALIGNMENT, data.device_id
+        return tuple(
+            [
+                None
+                if array is None
+                else (array.shape, array.strides, array.dtype, (data := array.data).ptr % ALIGNMENT, data.device_id)
+                for array in arrays
+            ]
+        )
 
     def device(self, array: Any) -> int | None:
         """Number of its GPU."""

@@ -15,7 +15,16 @@ from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, compiled_module
-from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows, Slot
+from gpu_layers.runtime.steps import (
+    Allocate,
+    BoundStep,
+    Compute,
+    CooperativeLaunchRefusedError,
+    Deliver,
+    Launch,
+    Rows,
+    Slot,
+)
 
 # Shared memory that a launch may use unless a function opts in to more.
 _SHARED_BY_DEFAULT = 48 * 1024
@@ -112,8 +121,8 @@ def is_refused(kernel: Kernel, device: int) -> bool:
     return (kernel, device) in _refused
 
 
-def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
-    """A function that starts a launch: ``start(slots, stream)``, with pointers and numbers in their slots.
+def bound_launch(step: Launch, device: int) -> BoundStep:
+    """A function that starts a launch, with pointers and numbers in their slots.
 
     All arguments are in one buffer. Constant ones are written to it once, the others in each call by one ``pack``. CuPy
     takes addresses in the buffer.
@@ -146,7 +155,7 @@ def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
     # The lock guards the buffer: the driver copies the arguments before the launch returns, and other threads may run.
     lock = Lock()
 
-    def start(slots: list[int], stream: Any) -> None:
+    def start(objects: Any, slots: list[int], stream: Any) -> None:
         with lock:
             pack(buffer, 0, *pick(slots))
             function(grid, block, pointers, shared_bytes, stream, cooperative)
@@ -154,14 +163,12 @@ def bound_launch(step: Launch, device: int) -> Callable[[list[int], Any], None]:
     return _refusable(start, step.kernel, device) if cooperative else start
 
 
-def _refusable(
-    start: Callable[[list[int], Any], None], kernel: Kernel, device: int
-) -> Callable[[list[int], Any], None]:
+def _refusable(start: BoundStep, kernel: Kernel, device: int) -> BoundStep:
     driver_error = import_cupy().cuda.driver.CUDADriverError
 
-    def start_or_say(slots: list[int], stream: Any) -> None:
+    def start_or_say(objects: Any, slots: list[int], stream: Any) -> None:
         try:
-            start(slots, stream)
+            start(objects, slots, stream)
         except driver_error as error:
             if not str(error).startswith(_REFUSALS):
                 raise
@@ -186,7 +193,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     """A function that runs a program on CuPy arrays, on CuPy's current stream of their GPU."""
     cupy, device = import_cupy(), program.device
     current = cupy.cuda.device.get_device_id
-    bound: list[Callable[[list[Any], list[int]], None]] | None = None
+    bound: list[BoundStep] | None = None
 
     def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
         nonlocal bound
@@ -200,24 +207,22 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
         slots = [0 if array is None else array.data.ptr for array in arrays]
         slots += numbers
         for step in bound:
-            step(objects, slots)
+            step(objects, slots, None)
         return program.results(objects)
 
     return run
 
 
-def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]], None]:
-    """A step as a function of the arrays and of their addresses."""
+def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
     if isinstance(step, Launch):
-        start = bound_launch(step, program.device)
-        return lambda objects, slots: start(slots, None)
+        return bound_launch(step, program.device)
     if isinstance(step, Allocate):
         return _bound_allocation(step, step.slot in program.needs_array, cupy)
     if isinstance(step, Rows):
         of, nothing = step.of, [None] * step.count
         offsets = [index * step.size for index in range(step.count)]
 
-        def rows(objects: list[Any], slots: list[int]) -> None:
+        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
             first = slots[of]
             objects.extend(nothing)
             slots.extend([first + offset for offset in offsets])
@@ -225,7 +230,7 @@ def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]
         return rows
     if isinstance(step, Compute):
 
-        def compute(objects: list[Any], slots: list[int]) -> None:
+        def compute(objects: list[Any], slots: list[int], stream: Any) -> None:
             result = step.function(cupy, *[objects[slot] for slot in step.of])
             objects.append(result)
             slots.append(result.data.ptr)
@@ -233,25 +238,25 @@ def _bound(step: Any, program: Any, cupy: Any) -> Callable[[list[Any], list[int]
         return compute
     if isinstance(step, Deliver):
 
-        def deliver(objects: list[Any], slots: list[int]) -> None:
+        def deliver(objects: list[Any], slots: list[int], stream: Any) -> None:
             copy_into(cupy, objects[step.target], objects[step.source])
 
         return deliver
     raise TypeError(f"expected a step of a program, got {type(step).__name__}")
 
 
-def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> Callable[[list[Any], list[int]], None]:
+def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:
     shape, dtype = step.shape, step.dtype
     size = math.prod(shape) * dtype.itemsize
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
-    memset, stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
+    memset, current_stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
 
-    def allocate(objects: list[Any], slots: list[int]) -> None:
+    def allocate(objects: list[Any], slots: list[int], stream: Any) -> None:
         array = new_array(shape, dtype)
         objects.append(array)
         slots.append(array.data.ptr)
 
-    def allocate_memory(objects: list[Any], slots: list[int]) -> None:
+    def allocate_memory(objects: list[Any], slots: list[int], stream: Any) -> None:
         memory = new_memory(size)
         objects.append(memory)
         slots.append(memory.ptr)
@@ -260,8 +265,8 @@ def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> Callable[[li
     if not step.zeroed:
         return plain
 
-    def allocate_zeros(objects: list[Any], slots: list[int]) -> None:
-        plain(objects, slots)
-        memset(slots[-1], 0, size, stream().ptr)
+    def allocate_zeros(objects: list[Any], slots: list[int], stream: Any) -> None:
+        plain(objects, slots, stream)
+        memset(slots[-1], 0, size, current_stream().ptr)
 
     return allocate_zeros

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Limits:
-    """The limits of a launch.
+    """The limits of a launch. Each call looks its program up by these: equal ones are one object.
 
     Attributes
     ----------
@@ -34,14 +34,6 @@ class Limits:
     full_grid: int = 1024
     one_read: bool = True
 
-    # Each call looks its program up by these: the hash is computed once.
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.max_blocks, self.index32_below, self.full_grid, self.one_read))
-
 
 #: Those of a GPU, whatever is in force: for a choice between kernels that add in different orders.
 OF_A_GPU = Limits()
@@ -52,6 +44,11 @@ _limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=OF_A_GPU)
 def limits() -> Limits:
     """The limits in force."""
     return _limits.get()
+
+
+@cache
+def _lowered(max_blocks: int, index32_below: int, full_grid: int, one_read: bool) -> Limits:
+    return Limits(max_blocks, index32_below, full_grid, one_read)
 
 
 @contextmanager
@@ -73,11 +70,11 @@ def force_limits(
     """
     current = limits()
     token = _limits.set(
-        Limits(
-            max_blocks=current.max_blocks if max_blocks is None else max_blocks,
-            index32_below=0 if index64 else current.index32_below,
-            full_grid=current.full_grid if full_grid is None else full_grid,
-            one_read=current.one_read and not two_reads,
+        _lowered(
+            current.max_blocks if max_blocks is None else max_blocks,
+            0 if index64 else current.index32_below,
+            current.full_grid if full_grid is None else full_grid,
+            current.one_read and not two_reads,
         )
     )
     try:

@@ -260,7 +260,7 @@ class Launcher:
         if type(first) is Operand:
             return self._record(arrays, numbers, *arguments)
         kind = kind_of(first)
-        key = (kind, limits(), arguments, *[None if array is None else kind.signature(array) for array in arrays])
+        key = (kind, limits(), arguments, kind.signature(arrays))
         program = self._programs.get(key)
         if program is None:
             program = self._recorded(key, kind, arrays, arguments, len(numbers))

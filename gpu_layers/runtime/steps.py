@@ -10,6 +10,10 @@ import numpy as np
 
 from gpu_layers.runtime.kernel import Kernel
 
+#: A step as it runs, ``step(objects, slots, stream)``: the arrays and numbers so far, to which it appends what it
+#: makes; their addresses and the numbers; the stream, or None for the current one.
+BoundStep = Callable[[list[Any], list[int], Any], None]
+
 
 @dataclass(frozen=True)
 class Slot:

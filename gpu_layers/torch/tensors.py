@@ -20,7 +20,7 @@ from gpu_layers.runtime.arrays import ALIGNMENT, Runner, register_kind
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.gpu import bound_launch
-from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
+from gpu_layers.runtime.steps import Allocate, BoundStep, Compute, Deliver, Launch, Rows, Slot
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NUMPY = {
@@ -31,8 +31,6 @@ _NUMPY[torch.bfloat16] = BFLOAT16
 _TORCH = {numpy: own for own, numpy in _NUMPY.items()}
 # What is filled with zeros, on every version of torch, in place of integers that it can do little with.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-
-_Step = Callable[[list[Any], list[int], Any], None]
 
 
 class Stream:
@@ -47,9 +45,16 @@ class Stream:
 class TensorArrays:
     """On the tensors' device and torch's current stream of it; see :class:`gpu_layers.runtime.arrays.ArrayKind`."""
 
-    def signature(self, array: Any) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and the number of the GPU (-1 for the host)."""
-        return array.shape, array.stride(), array.dtype, array.data_ptr() % ALIGNMENT, array.get_device()
+        return tuple(
+            [
+                None
+                if array is None
+                else (array.shape, array.stride(), array.dtype, array.data_ptr() % ALIGNMENT, array.get_device())
+                for array in arrays
+            ]
+        )
 
     def device(self, array: Any) -> int | None:
         """Number of the GPU, or None for the host."""
@@ -103,7 +108,7 @@ _streams: dict[int, Stream] = {}
 
 def _runner(program: Any) -> Runner:
     device = program.device
-    bound: list[_Step] = []
+    bound: list[BoundStep] = []
 
     def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
         if not bound:
@@ -129,10 +134,9 @@ def _runner(program: Any) -> Runner:
     return run_there
 
 
-def _bound(step: Any, device: int | None) -> _Step:
-    """A step as a function of the tensors and numbers, of their addresses, and of the stream."""
+def _bound(step: Any, device: int | None) -> BoundStep:
     if isinstance(step, Launch):
-        return _emulated(step) if device is None else _launched(step, device)
+        return _emulated(step) if device is None else bound_launch(step, device)
     if isinstance(step, Deliver):
         return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
     if isinstance(step, Rows):
@@ -174,12 +178,7 @@ def _made(step: Any, device: torch.device) -> Callable[[list[Any]], torch.Tensor
     raise TypeError(f"{step} is no step of a program of tensors")
 
 
-def _launched(step: Launch, device: int) -> _Step:
-    start = bound_launch(step, device)
-    return lambda objects, slots, stream: start(slots, stream)
-
-
-def _emulated(step: Launch) -> _Step:
+def _emulated(step: Launch) -> BoundStep:
     def launch(objects: list[Any], slots: list[int], stream: Any) -> None:
         values = [
             _value(argument, parameter.dtype, objects)

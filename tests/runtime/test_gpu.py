@@ -29,7 +29,7 @@ def launch_of(shared_bytes=0, cooperative=False):
 
 def start(cupy, device=0, shared_bytes=0, cooperative=False, slots=(70, 80)):
     with cupy.cuda.Device(device):
-        gpu.bound_launch(launch_of(shared_bytes, cooperative), device)(list(slots), None)
+        gpu.bound_launch(launch_of(shared_bytes, cooperative), device)(None, list(slots), None)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_arguments_of_a_call_are_packed_anew(fake):
     cupy = fake()
     begin = gpu.bound_launch(launch_of(), 0)
     for x, y in ((2**63 + 1, 3), (5, 2**64 - 1)):
-        begin([y, x], None)
+        begin(None, [y, x], None)
     assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 4], [5, 2**64 - 1, 4]]
     assert all(address % 8 == 0 for launched in cupy.launches for address in launched.addresses)
 
@@ -109,7 +109,7 @@ def test_structs_and_null_pointers_are_packed_once(fake):
     window = np.zeros((), kernel.parameters[-1].dtype)
     window["kernel"], window["images"] = (3, 4, 5), 6
     step = Launch(kernel, (1, 1, 1), (256, 1, 1), (Slot(0), Slot(1), Slot(2), None, window), 0, False)
-    gpu.bound_launch(step, 0)([7, 8, 9], None)
+    gpu.bound_launch(step, 0)(None, [7, 8, 9], None)
     launched = cupy.launches[0]
     assert launched.args[:4] == [7, 8, 9, 0]
     assert launched.addresses[4] % 16 == 0

@@ -218,8 +218,8 @@ def test_what_programs_are_of():
     ]
     with stand_in.cuda.Device(1):
         other.append(stand_in.asarray(np.zeros((2, 2), np.float32)))
-    signatures = [kind.signature(array) for array in (alike[0], *other)]
-    assert kind.signature(alike[1]) == signatures[0]
+    signatures = kind.signature((alike[0], *other))
+    assert kind.signature((alike[1], None)) == (signatures[0], None)
     assert len(set(signatures)) == len(signatures)
     assert [kind.is_ready(array) for array in (*alike, *other)] == [True, True, False, True, True, False, True]
 
@@ -242,7 +242,7 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
 
     monkeypatch.setattr(cupy, "_launch", launch_while_another_begins)
     start = gpu.bound_launch(step, 0)
-    start(slots[0], None)
+    start(None, slots[0], None)
     threads[0].join()
     for number, (rng_state, following, taken) in enumerate(draws, 1):
         assert taken.values.tolist() == rng_state.values.tolist() == [number] * 3

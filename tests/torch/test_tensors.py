@@ -55,7 +55,7 @@ def installed(cupy, monkeypatch):
     monkeypatch.setattr(tensors.TensorArrays, "device", lambda self, tensor: 1)
     # Programs hold on to the stand-in that they were recorded with.
     signature = tensors.TensorArrays.signature
-    monkeypatch.setattr(tensors.TensorArrays, "signature", lambda self, tensor: (*signature(self, tensor), cupy))
+    monkeypatch.setattr(tensors.TensorArrays, "signature", lambda self, found: (*signature(self, found), cupy))
     monkeypatch.setattr(tensors, "memory_of", lambda device: torch.device("cpu"))
     monkeypatch.setattr(tensors, "_made", recorded)
     monkeypatch.setattr(arrays, "here", lambda tensor: arrays._KERNELS)
