@@ -93,7 +93,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # With another setting, everything is checked again.
-        vars(self).pop("_checked", None)
+        vars(self).pop("_checked_arrays", None)
         super().__setattr__(name, value)
 
     def __init__(
@@ -296,7 +296,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
         arrays = [*parameters.values(), *buffers.values()]
-        kind, shape, dtype, has_residual, checked = own.get("_checked") or _NOTHING_CHECKED
+        kind, shape, dtype, has_residual, checked = own.get("_checked_arrays") or _NOTHING_CHECKED
         if (
             type(x) is kind
             and x.shape == shape
@@ -321,7 +321,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_buffers()
         check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
         check_eps(self.eps, self.dtype)
-        own["_checked"] = (type(x), x.shape, x.dtype, residual is not None, arrays)
+        own["_checked_arrays"] = (type(x), x.shape, x.dtype, residual is not None, arrays)
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""

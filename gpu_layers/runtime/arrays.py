@@ -62,10 +62,12 @@ class NumpyArrays:
     def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
         return tuple(
-            None
-            if array is None
-            else (array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable)
-            for array in arrays
+            [
+                None
+                if array is None
+                else (array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable)
+                for array in arrays
+            ]
         )
 
     def device(self, array: Any) -> int | None:
