@@ -21,6 +21,7 @@ _CUDA_KEY = 0x6770755F6C617973
 # Numbers that torch's kernels draw in a thread, and so what its generator has to advance by, a multiple of 4.
 _CUDA_STEP = 4
 _backward_task = torch._C._current_graph_task_id
+_hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 class _Recording:
@@ -54,7 +55,8 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
     -------
     seed : tensor of int64, shape (), or int
         The tensor is the one that the backward saves, so that what is recomputed with other random numbers agrees
-        with itself. On a GPU, unless a graph is made, it has shape (2,), holds the offset too, and lies on the host.
+        with itself; without hooks of saved tensors, a CPU's is a number. On a GPU, unless a graph is made, it has
+        shape (2,), holds the offset too, and lies on the host.
     offset : int
 
     Raises
@@ -64,7 +66,9 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
     """
     if generator is None:
         if x.is_cpu:
-            return _randint(_BELOW, ()), 0
+            seed = _randint(_BELOW, ())
+            # A number needs no saving, but hooks are to see what backward needs.
+            return seed.item() if registry.is_eager(x) and _hooks_of_saved(True) is None else seed, 0
         if x.is_cuda and registry.is_eager(x) and not arrays.is_capturing(x):
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
         return _randint(0, _BELOW, (), device=x.device), 0

@@ -70,6 +70,12 @@ def define(
     first : callable, optional
         ``first(results, args)`` gives the first result, which alone has a gradient then; the others are what the
         backward needs. ``call.first`` gives it too, and spares plain tensors the others: theirs is that of ``run``.
+
+    Returns
+    -------
+    callable
+        ``call(*args)``; and ``call.in_backward(dy, *args)``, the same for the backward of another row, whose other
+        tensors are as plain as dy: it looks at dy alone.
     """
     name = schema.partition("(")[0]
     qualified = f"gpu_layers::{name}"
@@ -171,7 +177,22 @@ def define(
                     return part(overload(*flat(args)), args)
             return apply(*args) if with_gradient else at_once(*args)
 
+        def in_backward(dy: Any, *args: Any) -> Any:
+            if (
+                type(dy) is not Tensor
+                or _is_grad_enabled()
+                or is_dynamo_compiling()
+                or _transforms_active()
+                or _dispatch_modes()
+                or _function_mode()
+                or _tracing_state()
+                or dy.is_meta
+            ):
+                return call(dy, *args)
+            return at_once(dy, *args)
+
         call.__name__ = name
+        call.in_backward = in_backward  # type: ignore[attr-defined]
         return call
 
     at_once = eager or run

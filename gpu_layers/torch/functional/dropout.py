@@ -40,8 +40,10 @@ def _drop(
 
     Callers have checked the input.
     """
-    p = check_probability(p)
-    random.check_generator(generator)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        p = check_probability(p)
+    if generator is not None:
+        random.check_generator(generator)
     if not training:
         return input
     if inplace:

@@ -113,7 +113,7 @@ def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: list[b
         if torch.is_grad_enabled():
             found = _composite(*inputs, ctx.eps if training else None)
         else:
-            found = batch_norm_backward(*inputs, needed, ctx.channels_last)
+            found = batch_norm_backward.in_backward(*inputs, needed, ctx.channels_last)
     dx, dweight, dbias, other = found
     of_x, of_weight, of_bias, of_residual = needed
     return (

@@ -21,7 +21,7 @@ _MASK = "Tensor seed, int offset, float p"
 
 def _mask(x: torch.Tensor, seed: Any, offset: int, drop_below: int, axes: int) -> DropoutMask:
     """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
-    run, rng_state = 1 if axes < 0 else max(math.prod(x.shape[axes:]), 1), None
+    run, rng_state = 1 if axes < 0 else _elements_behind(x.shape, axes), None
     if isinstance(seed, torch.Tensor):
         if not seed.is_cpu:
             seed, rng_state = 0, _on_device(seed, offset)
@@ -31,6 +31,11 @@ def _mask(x: torch.Tensor, seed: Any, offset: int, drop_below: int, axes: int) -
         else:
             seed = seed.item()
     return DropoutMask(drop_below, seed & _LOW_64, offset & _LOW_64, 0, run, None, rng_state)
+
+
+@lru_cache(maxsize=1024)
+def _elements_behind(shape: tuple, axes: int) -> int:
+    return max(math.prod(shape[axes:]), 1)
 
 
 def _on_device(seed: torch.Tensor, offset: int) -> Any:
@@ -123,7 +128,7 @@ def _setup(ctx: Any, inputs: tuple, output: Any) -> None:
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     # The same map of dy, which is its own derivative.
     seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
-    return (dropout(dy, seed, *ctx.numbers),)
+    return (dropout.in_backward(dy, seed, *ctx.numbers),)
 
 
 dropout = define(
@@ -219,7 +224,11 @@ def _setup_activation(ctx: Any, inputs: tuple, output: Any) -> None:
 def _backward_activation(ctx: Any, dy: torch.Tensor) -> tuple:
     x, *drawn = ctx.saved_tensors
     numbers = (drawn[0] if drawn else ctx.numbers[0], *ctx.numbers[1:])
-    dx = _gradient(dy, x, *numbers) if torch.is_grad_enabled() else activation_dropout_backward(dy, x, *numbers)
+    dx = (
+        _gradient(dy, x, *numbers)
+        if torch.is_grad_enabled()
+        else activation_dropout_backward.in_backward(dy, x, *numbers)
+    )
     return (dx,)
 
 

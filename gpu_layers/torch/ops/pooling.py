@@ -170,7 +170,7 @@ def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward_max(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
     if dy is None:
         return (None,)
-    return (max_pool_backward(dy, *ctx.saved_tensors, ctx.placing, ctx.channels_last),)
+    return (max_pool_backward.in_backward(dy, *ctx.saved_tensors, ctx.placing, ctx.channels_last),)
 
 
 max_pool = define(
@@ -315,7 +315,7 @@ def _setup_avg(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _backward_avg(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (avg_pool_backward(dy, *ctx.rest),)
+    return (avg_pool_backward.in_backward(dy, *ctx.rest),)
 
 
 avg_pool = define(
@@ -387,7 +387,7 @@ def _backward_lp(ctx: Any, dy: torch.Tensor) -> tuple:
     (x,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         return (_lp_gradient(dy, x, *ctx.rest),)
-    return (lp_pool_backward(dy, x, *ctx.rest),)
+    return (lp_pool_backward.in_backward(dy, x, *ctx.rest),)
 
 
 lp_pool = define(
@@ -472,7 +472,7 @@ def _setup_unpool(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _backward_unpool(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (max_unpool_backward(dy, *ctx.saved_tensors, len(ctx.output_size), ctx.channels_last),)
+    return (max_unpool_backward.in_backward(dy, *ctx.saved_tensors, len(ctx.output_size), ctx.channels_last),)
 
 
 max_unpool = define(
