@@ -16,7 +16,7 @@ from .errors import ToolchainError
 
 #: The modes a module can be built for, and the flags that make them.
 MODE_FLAGS: dict[str, tuple[str, ...]] = {
-    # Half the time that -O2 takes to compile, and next to none longer to run.
+    # Some 60 % of what -O2 takes to compile, and next to nothing longer to run.
     "fast": ("-O1",),
     # Every load and store calls back into the runtime, which replaces the sanitizer's own library.
     # Without SRA a 16-byte struct copy stays one access; debug information gives each access its line.
