@@ -245,7 +245,7 @@ prepare() {
             ;;
         ncu)
             attaches ncu gpu_layers_probe ncu --clock-control none --metrics gpu__time_duration.sum || return 1
-            command=(bash "$root/profiling/ncu.sh" headline "$out")
+            command=("$python" -m profiling.nsight ncu headline "$out")
             ;;
     esac
 }

@@ -36,7 +36,7 @@ case "$*" in
     "-m profiling.bench"*) name=more ;;
     "-m profiling.small_run"*) name=small_run ;;
     "-m profiling.probe"*) name=probe; echo "the probe ran" ;;
-    "-m profiling.ncu_table"*) name=ncu_table ;;
+    "-m profiling.nsight ncu"*) name=ncu ;;
     *) echo "unexpected: $*"; exit 55 ;;
 esac
 echo "$*" >>"$folder/calls"
@@ -64,8 +64,6 @@ if [[ "$*" == *probe* ]]; then
     echo '==PROF== Profiling "gpu_layers_probe"'
     exit 0
 fi
-if [ -f "$folder/ncu.takes" ] && [ -n "${TOOK:-}" ]; then cp "$folder/ncu.takes" "$TOOK"; fi
-if [ -f "$folder/ncu.does" ]; then . "$folder/ncu.does"; fi
 """
 # A clock that stands still but for what steps take; and a limit of time by it.
 DATE = """#!/bin/bash
