@@ -221,7 +221,7 @@ prepare() {
     case $name in
         compile) command=("$python" -m gpu_layers compile) ;;
         verify) command=("$python" -m gpu_layers verify --backend cuda) ;;
-        bits) command=("$python" -m profiling.bit_equality --no-emulator --json "$out/bits.json") ;;
+        bits) command=("$python" -m profiling.small_run --bits "$out/bits.json") ;;
         bench) command=("${bench[@]}" --first --dtypes bfloat16 --peers '^(copy|torch)$') ;;
         compiled) command=("${bench[@]}" --first --headline --dtypes bfloat16 --peers '^(copy|torch|torch\.compile)$') ;;
         reads) command=("${bench[@]}" --only '^batch_norm ' --peers '^(copy|torch|two reads)$') ;;
