@@ -16,12 +16,12 @@ from gpu_layers.ops.checks import (
     check_eps,
     check_gradient,
     check_residual,
-    check_result,
     described,
 )
+from gpu_layers.ops.output import claim
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
+from gpu_layers.runtime.writes import check_unwritten, write_count
 
 __all__ = [
     "BatchNormSaved",
@@ -150,9 +150,7 @@ def batch_norm_forward(
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_result(out, x.shape, x.dtype, x, residual)
-        # Recorded before the forward notes the number of writes.
-        record_write(out)
+        claim(out, x.shape, x.dtype, x, residual)
     return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out)
 
 
@@ -361,8 +359,7 @@ def batch_norm_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
     phi, eps = _checked_inference((x, mean, var, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_result(out, x.shape, x.dtype, x, residual)
-        record_write(out)
+        claim(out, x.shape, x.dtype, x, residual)
     return checked_inference(backend, x, mean, var, gamma, beta, eps, residual, phi, channels_last, out)
 
 
