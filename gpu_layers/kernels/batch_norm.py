@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -140,69 +141,41 @@ def batch_norm_inference(
 
 
 def batch_norm_backward(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    out: tuple[Any | None, Any | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
-    if valid is not None:
-        return padded.backward((dy, x, statistics, residual, *out), (channels_last, activation), valid)
-    return backward((dy, x, statistics, residual, *out), (channels_last, activation))
+    arrays = (dy, saved.x, saved.statistics, saved.residual, *out)
+    if saved.valid is not None:
+        return padded.backward(arrays, (saved.channels_last, saved.activation), saved.valid)
+    return backward(arrays, (saved.channels_last, saved.activation))
 
 
-def batch_norm_gradient_sums(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
-) -> tuple[Any, Any]:
+def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
-    if valid is not None:
-        return padded.gradient_sums((dy, x, statistics, residual), (channels_last, activation), valid)
-    return _gradient_sums((dy, x, statistics, residual), (channels_last, activation))
+    arrays = (dy, saved.x, saved.statistics, saved.residual)
+    if saved.valid is not None:
+        return padded.gradient_sums(arrays, (saved.channels_last, saved.activation), saved.valid)
+    return _gradient_sums(arrays, (saved.channels_last, saved.activation))
 
 
 def batch_norm_input_gradient(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    dgamma: Array,
-    dbeta: Array,
-    count: int,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
-    arrays, arguments = (dy, x, statistics, dgamma, dbeta, residual), (count, channels_last, activation)
-    if valid is not None:
-        return padded.input_gradient(arrays, arguments, valid)
-    return _input_gradient(arrays, arguments)
+    arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual)
+    if saved.valid is not None:
+        return padded.input_gradient(arrays, (count, saved.channels_last, saved.activation), saved.valid)
+    return _input_gradient(arrays, (count, saved.channels_last, saved.activation))
 
 
 def batch_norm_inference_backward(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    out: tuple[Any | None, Any | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
-    if valid is not None:
-        return padded.inference_backward((dy, x, statistics, residual, *out), (channels_last, activation), valid)
-    return inference_backward((dy, x, statistics, residual, *out), (channels_last, activation))
+    arrays = (dy, saved.x, saved.statistics, saved.residual, *out)
+    if saved.valid is not None:
+        return padded.inference_backward(arrays, (saved.channels_last, saved.activation), saved.valid)
+    return inference_backward(arrays, (saved.channels_last, saved.activation))
 
 
 def batch_norm_fold(

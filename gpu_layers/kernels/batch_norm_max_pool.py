@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
@@ -200,29 +201,19 @@ def _gather(
 
 
 def batch_norm_max_pool_backward(
-    dy: Array,
-    argmax: Array,
-    x: Array,
-    statistics: Array,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, True))
+    arrays = (dy, argmax, norm.x, norm.statistics)
+    return _backward(arrays, (window, norm.channels_last, norm.activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: Array,
-    argmax: Array,
-    x: Array,
-    statistics: Array,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, False))
+    arrays = (dy, argmax, norm.x, norm.statistics)
+    return _backward(arrays, (window, norm.channels_last, norm.activation, False))
 
 
 @Launcher
