@@ -110,7 +110,7 @@ def _forward(
 ) -> Any:
     x, *others = operands
     x = ready(x)
-    statistics = statistics_of_batch((x, *others), (eps, channels_last, folding))
+    statistics = statistics_of_batch((x, *others, None), (eps, channels_last, folding))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
@@ -228,7 +228,7 @@ def _backward(
     if gather is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
-        return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
+        return step((dz, x, statistics, None, None, None, None), (channels_last, activation))[:3]
     rule = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
