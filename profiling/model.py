@@ -39,10 +39,9 @@ from gpu_layers.runtime.kernel import Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from profiling.cases import DTYPES, Case, all_cases, selected
 from profiling.charts import largest_rows, save_model_chart
-from profiling.compiled_code import CompiledKernel, occupancy, read_cubin, resident_blocks
+from profiling.compiled_code import CompiledKernel, most_registers, occupancy, read_cubin, resident_blocks
 from profiling.devices import GPUS, MODELLED, Gpu, environment
 from profiling.machine import Execution, execute
-from profiling.register_limits import most_registers
 from profiling.results import Row, Run
 from profiling.timing import Progress
 from profiling.traffic import Launch, launches_of, modelled_bytes

@@ -221,7 +221,7 @@ prepare() {
     case $name in
         compile) command=("$python" -m gpu_layers compile) ;;
         verify) command=("$python" -m gpu_layers verify --backend cuda) ;;
-        bits) command=("$python" -m profiling.bit_equality --no-emulator --json "$out/bits.json") ;;
+        bits) command=("$python" -m profiling.small_run --bits "$out/bits.json") ;;
         bench) command=("${bench[@]}" --first --dtypes bfloat16 --peers '^(copy|torch)$') ;;
         compiled) command=("${bench[@]}" --first --headline --dtypes bfloat16 --peers '^(copy|torch|torch\.compile)$') ;;
         reads) command=("${bench[@]}" --only '^batch_norm ' --peers '^(copy|torch|two reads)$') ;;
@@ -245,7 +245,7 @@ prepare() {
             ;;
         ncu)
             attaches ncu gpu_layers_probe ncu --clock-control none --metrics gpu__time_duration.sum || return 1
-            command=(bash "$root/profiling/ncu.sh" headline "$out")
+            command=("$python" -m profiling.nsight ncu headline "$out")
             ;;
     esac
 }

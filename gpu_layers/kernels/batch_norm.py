@@ -1,17 +1,22 @@
-"""Launching ``batch_norm_persistent.cu`` where a plan says so, else ``batch_norm.cu``."""
+"""Launching ``batch_norm_persistent.cu`` where a plan says so, else ``batch_norm.cu``.
+
+Of a padded batch, where only some positions count, ``batch_norm_padded.cu`` is both. How many count is no part of a
+program: the kernels are told in each call.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
-from gpu_layers.kernels import batch_norm_padded as padded
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, delivered, destination, empty, ready
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
@@ -52,23 +57,58 @@ __all__ = [
     "batch_norm_statistics",
 ]
 
-_FUSIONS = (*STRAIGHT_FUSIONS, {"Epilogue": "kSmooth"})
-_FUSED: dict[str, Any] = {"of_nchw": _FUSIONS, "of_nhwc": _FUSIONS}
-_STRAIGHT: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
-_STATISTICS = LayoutPair("batch_norm.cu", "batch_norm_statistics", initialised=RUNNING_ARRAYS)
-_NORMALIZE = LayoutPair("batch_norm.cu", "batch_norm_normalize", **_FUSED)
+
+class _Kernels:
+    """The kernels of whole batches, or those of padded ones.
+
+    Parameters
+    ----------
+    source, persistent_source : str
+    name : str
+        What their names begin with.
+    fusions : tuple of dict
+        For what their elementwise ones are compiled.
+    keeps_part : bool
+        As of :class:`PersistentKernel`.
+    """
+
+    def __init__(
+        self, source: str, persistent_source: str, name: str, fusions: tuple[dict[str, str], ...], keeps_part: bool
+    ) -> None:
+        fused: dict[str, Any] = {"of_nchw": fusions, "of_nhwc": fusions}
+        straight: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS, "keeps_part": keeps_part}
+        self._fusions = fusions
+        self.statistics = LayoutPair(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
+        self.normalize = LayoutPair(source, f"{name}_normalize", **fused)
+        self.gradient_sums = LayoutPair(source, f"{name}_gradient_sums", **fused)
+        self.input_gradient = LayoutPair(source, f"{name}_input_gradient", **fused)
+        self.forward = PersistentKernel(persistent_source, f"{name}_forward_persistent", **straight)
+        self.backward = PersistentKernel(persistent_source, f"{name}_backward_persistent", **straight)
+
+    def epilogue(self, residual: Array | None, activation: str) -> str:
+        """Of the elementwise ones."""
+        fused = fusion(residual, activation)
+        return fused if {"Epilogue": fused} in self._fusions else "kPiecewiseLinear"
+
+
+_CURVED = {"Epilogue": "kSmooth"}
+_WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED), True)
+_PADDED = _Kernels(
+    *("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm"), (STRAIGHT_FUSIONS[1], _CURVED), False
+)
 _FOLD = KernelTemplate(
     "batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, (*RUNNING_ARRAYS, "skipped")
 )
 _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
-_GRADIENT_SUMS = LayoutPair("batch_norm.cu", "batch_norm_gradient_sums", **_FUSED)
-_INPUT_GRADIENT = LayoutPair("batch_norm.cu", "batch_norm_input_gradient", **_FUSED)
-_FORWARD_RESIDENT = PersistentKernel(
-    "batch_norm_persistent.cu", "batch_norm_forward_persistent", keeps_part=True, **_STRAIGHT
-)
-_BACKWARD_RESIDENT = PersistentKernel(
-    "batch_norm_persistent.cu", "batch_norm_backward_persistent", keeps_part=True, **_STRAIGHT
-)
+
+
+# The kernels count the values of a padded batch.
+_UNCOUNTED = 0
+
+
+def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Any, ...]]:
+    """The kernels, and what those of padded batches take in addition: the positions that count, and a number."""
+    return (_WHOLE, ()) if words is None else (_PADDED, (words, *numbers))
 
 
 def _arguments(rule: Normalization) -> tuple[Any, ...]:
@@ -97,11 +137,12 @@ def batch_norm_forward(
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
-    of_running, momentum = of_running_statistics(running)
-    arguments = (eps, channels_last, activation, momentum)
-    if valid is not None:
-        return padded.forward((x, gamma, beta, residual, *of_running, out), arguments, valid)
-    return forward((x, gamma, beta, residual, *of_running, out), arguments)
+    of_running, folding = of_running_statistics(running)
+    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
+    if numbers and folding is not None:
+        folding = folding[0], _UNCOUNTED
+    arrays = (x, gamma, beta, residual, *of_running, out, words)
+    return forward(arrays, (eps, channels_last, activation, folding), numbers)
 
 
 def batch_norm_statistics(
@@ -114,10 +155,11 @@ def batch_norm_statistics(
     valid: ValidPositions | None = None,
 ) -> Any:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
-    of_running, momentum = of_running_statistics(running)
-    if valid is not None:
-        return padded.statistics_of_batch((x, gamma, beta, *of_running), (eps, channels_last, momentum), valid)
-    return statistics_of_batch((x, gamma, beta, *of_running), (eps, channels_last, momentum))
+    of_running, folding = of_running_statistics(running)
+    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
+    if numbers and folding is not None:
+        folding = folding[0], _UNCOUNTED
+    return statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
 
 
 def batch_norm_inference(
@@ -134,75 +176,41 @@ def batch_norm_inference(
     valid: ValidPositions | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
-    if valid is not None:
-        return padded.inference((x, mean, var, gamma, beta, residual, out), (eps, channels_last, activation), valid)
-    return _inference((x, mean, var, gamma, beta, residual, out), (eps, channels_last, activation))
+    words = None if valid is None else valid.words
+    return _inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
 
 
 def batch_norm_backward(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    out: tuple[Any | None, Any | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
-    if valid is not None:
-        return padded.backward((dy, x, statistics, residual, *out), (channels_last, activation), valid)
-    return backward((dy, x, statistics, residual, *out), (channels_last, activation))
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
+    arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
+    return backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_gradient_sums(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
-) -> tuple[Any, Any]:
+def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
-    if valid is not None:
-        return padded.gradient_sums((dy, x, statistics, residual), (channels_last, activation), valid)
-    return _gradient_sums((dy, x, statistics, residual), (channels_last, activation))
+    arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
+    return _gradient_sums(arrays, (saved.channels_last, saved.activation))
 
 
 def batch_norm_input_gradient(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    dgamma: Array,
-    dbeta: Array,
-    count: int,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
-    arrays, arguments = (dy, x, statistics, dgamma, dbeta, residual), (count, channels_last, activation)
-    if valid is not None:
-        return padded.input_gradient(arrays, arguments, valid)
-    return _input_gradient(arrays, arguments)
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
+    arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
+    return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
 def batch_norm_inference_backward(
-    dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
-    out: tuple[Any | None, Any | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
-    if valid is not None:
-        return padded.inference_backward((dy, x, statistics, residual, *out), (channels_last, activation), valid)
-    return inference_backward((dy, x, statistics, residual, *out), (channels_last, activation))
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
+    arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
+    return inference_backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
 def batch_norm_fold(
@@ -222,7 +230,8 @@ def forward(
     operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str, folding: tuple[float, int] | None
 ) -> Any:
     """Of ``batch_norm_forward``."""
-    x, gamma, beta, residual, *of_running, out = operands
+    x, gamma, beta, residual, *of_running, out, words = operands
+    kernels, valid = _of(words, numbers)
     x = ready(x)
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
@@ -231,12 +240,12 @@ def forward(
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-        if _FORWARD_RESIDENT.run(plan, x, before, (rule, eps), Epilogue=fusion(residual, activation)):
+        if kernels.forward.run(plan, x, before, (rule, eps, *valid), Epilogue=fusion(residual, activation)):
             deliver(running, of_running)
             return delivered(y, out), statistics
-    _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
+    _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps), kernels, valid)
     deliver(running, of_running)
-    _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last)
+    _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last, words)
     return delivered(y, out), statistics
 
 
@@ -245,26 +254,29 @@ def statistics_of_batch(
     operands: Any, numbers: Any, eps: float, channels_last: bool, folding: tuple[float, int] | None
 ) -> Any:
     """Of ``batch_norm_statistics``."""
-    x, gamma, beta, *of_running = operands
+    x, gamma, beta, *of_running, words = operands
     x = ready(x)
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     statistics = new_statistics(x, plan, dtype)
     running, rule = contiguous(of_running), folding_rule(*(folding or (0.0, 2)), dtype)
-    partial_moments = workspace(plan, 4, dtype, x)
-    _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps))
+    results = (gamma, beta, workspace(plan, 4, dtype, x), statistics, *running, rule, eps)
+    _launch_statistics(plan, x, dtype, results, *_of(words, numbers))
     deliver(running, of_running)
     return statistics
 
 
-def _launch_statistics(plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...]) -> None:
-    _STATISTICS.launch(plan, x, (x, *results))
+def _launch_statistics(
+    plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], kernels: _Kernels, valid: tuple[Any, ...]
+) -> None:
+    kernels.statistics.launch(plan, x, (x, *results, *valid))
     merge_statistics(plan, results, dtype)
 
 
 @Launcher
 def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str) -> Any:
-    x, mean, var, gamma, beta, residual, out = operands
+    x, mean, var, gamma, beta, residual, out, words = operands
+    kernels, valid = _of(words, ())
     x = ready(x)
     mean, var, gamma, beta = (None if one is None else ready(one) for one in (mean, var, gamma, beta))
     residual = None if residual is None else ready(residual)
@@ -274,9 +286,8 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
         return delivered(y, out), keep_statistics(mean, var, gamma, beta, eps, channels, dtype)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     statistics = new_statistics(x, plan, dtype)
-    fused = fusion(residual, activation)
-    arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps)
-    _NORMALIZE.launch(plan, x, arguments, Epilogue=fused)
+    arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps, *valid)
+    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(residual, activation))
     return delivered(y, out), statistics
 
 
@@ -296,56 +307,59 @@ def launch_normalize(x: Array, statistics: Array, y: Array, channels_last: bool,
     _launch_normalize(x, Normalization.of(statistics, None, activation), y, channels_last)
 
 
-def _launch_normalize(x: Array, rule: Normalization, y: Array, channels_last: bool) -> None:
+def _launch_normalize(x: Array, rule: Normalization, y: Array, channels_last: bool, words: Array | None = None) -> None:
+    kernels, valid = _of(words, ())
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    arguments = (x, *rule.of_channels, rule.residual, rule.number, y, None, 0.0)
-    _NORMALIZE.launch(plan, x, arguments, Epilogue=fusion(rule.residual, rule.activation))
+    arguments = (x, *_arguments(rule), y, None, 0.0, *valid)
+    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))
 
 
 @Launcher
 def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_backward``."""
-    dy, x, statistics, residual, *out = operands
+    dy, x, statistics, residual, *out, words = operands
     dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
+    kernels, valid = _of(words, numbers)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
-    arguments, last = (dy, x, *_arguments(rule), *sums, *inputs), (1 / plan.count, plan.slots)
-    fused = fusion(residual, activation)
-    if activation not in EXACT_GRADIENT or not _BACKWARD_RESIDENT.run(plan, x, arguments, last, Epilogue=fused):
-        _parameter_gradients(plan, dy, x, rule, sums)
-        _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last)
+    arguments, fused = (dy, x, *_arguments(rule), *sums, *inputs), fusion(residual, activation)
+    last = (plan.slots, *valid) if valid else (1 / plan.count, plan.slots)
+    if activation not in EXACT_GRADIENT or not kernels.backward.run(plan, x, arguments, last, Epilogue=fused):
+        _parameter_gradients(plan, dy, x, rule, sums, words)
+        _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last, words, numbers)
     return gradients(inputs, out, sums)
 
 
 @Launcher
 def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
-    dy, x, statistics, residual = operands
+    dy, x, statistics, residual, words = operands
     dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums = sums_of_channels(plan, x)
-    _parameter_gradients(plan, dy, x, rule, sums)
+    _parameter_gradients(plan, dy, x, rule, sums, words)
     return sums[1:]
 
 
 @Launcher
 def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool, activation: str) -> Any:
-    dy, x, statistics, dgamma, dbeta, residual = operands
+    dy, x, statistics, dgamma, dbeta, residual, words = operands
     dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     inputs = of_inputs(x, rule)
-    _input_gradients(dy, x, rule, (ready(dgamma), ready(dbeta)), count, inputs, channels_last)
+    sums = (ready(dgamma), ready(dbeta))
+    _input_gradients(dy, x, rule, sums, count, inputs, channels_last, words, numbers)
     return inputs
 
 
 @Launcher
 def inference_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_inference_backward``."""
-    dy, x, statistics, residual, *out = operands
+    dy, x, statistics, residual, *out, words = operands
     dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
-    _parameter_gradients(plan, dy, x, rule, sums)
-    if fusion(rule.residual, activation) != "kIdentity":
-        _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last)
+    _parameter_gradients(plan, dy, x, rule, sums, words)
+    if words is not None or fusion(rule.residual, activation) != "kIdentity":
+        _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last, words, numbers)
     else:
         # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
         _launch_normalize(dy, replace(rule, mean=None, beta=None), inputs[0], channels_last)
@@ -365,9 +379,11 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Array, x: Array, rule: Normalization, sums: tuple[Any | None, Any, Any]
+    plan: Plan, dy: Array, x: Array, rule: Normalization, sums: tuple[Any | None, Any, Any], words: Array | None
 ) -> None:
-    _GRADIENT_SUMS.launch(plan, x, (dy, x, *_arguments(rule), *sums), Epilogue=fusion(rule.residual, rule.activation))
+    kernels, valid = _of(words, ())
+    arguments = (dy, x, *_arguments(rule), *sums, *valid)
+    kernels.gradient_sums.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))
     merge_gradients(plan, rule, sums)
 
 
@@ -379,8 +395,11 @@ def _input_gradients(
     count: int,
     inputs: tuple[Any, Any | None],
     channels_last: bool,
+    words: Array | None,
+    numbers: Sequence[Any],
 ) -> None:
     """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
+    kernels, valid = _of(words, numbers)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    arguments = (dy, x, *_arguments(rule), *sums, *inputs, 1 / count)
-    _INPUT_GRADIENT.launch(plan, x, arguments, Epilogue=fusion(rule.residual, rule.activation))
+    arguments = (dy, x, *_arguments(rule), *sums, *inputs, *(valid or (1 / count,)))
+    kernels.input_gradient.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))

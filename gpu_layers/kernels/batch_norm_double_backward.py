@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
 from gpu_layers.kernels.batch_norm_common import LayoutPair, Normalization
@@ -30,15 +31,11 @@ def batch_norm_double_backward(
     ddbeta: Array,
     ddresidual: Array | None,
     dy: Array,
-    x: Array,
-    statistics: Array,
-    channels_last: bool = False,
-    residual: Array | None = None,
-    activation: str = "identity",
+    saved: BatchNormSaved,
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_double_backward``, as kernels."""
-    operands = (ddx, ddgamma, ddbeta, ddresidual, dy, x, statistics, residual)
-    return _double_backward(operands, (channels_last, activation))
+    operands = (ddx, ddgamma, ddbeta, ddresidual, dy, saved.x, saved.statistics, saved.residual)
+    return _double_backward(operands, (saved.channels_last, saved.activation))
 
 
 @Launcher

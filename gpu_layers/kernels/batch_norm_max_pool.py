@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
@@ -109,7 +110,7 @@ def _forward(
 ) -> Any:
     x, *others = operands
     x = ready(x)
-    statistics = statistics_of_batch((x, *others), (eps, channels_last, folding))
+    statistics = statistics_of_batch((x, *others, None), (eps, channels_last, folding))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
@@ -200,29 +201,19 @@ def _gather(
 
 
 def batch_norm_max_pool_backward(
-    dy: Array,
-    argmax: Array,
-    x: Array,
-    statistics: Array,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, True))
+    arrays = (dy, argmax, norm.x, norm.statistics)
+    return _backward(arrays, (window, norm.channels_last, norm.activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: Array,
-    argmax: Array,
-    x: Array,
-    statistics: Array,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
 ) -> tuple[Any, Any, Any]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    return _backward((dy, argmax, x, statistics), (window, channels_last, activation, False))
+    arrays = (dy, argmax, norm.x, norm.statistics)
+    return _backward(arrays, (window, norm.channels_last, norm.activation, False))
 
 
 @Launcher
@@ -237,7 +228,7 @@ def _backward(
     if gather is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
-        return step((dz, x, statistics, None, None, None), (channels_last, activation))[:3]
+        return step((dz, x, statistics, None, None, None, None), (channels_last, activation))[:3]
     rule = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
+from gpu_layers.layers.pool_base import Pool
 from gpu_layers.ops.avg_pool import adaptive_avg_pool_forward, avg_pool_backward
 from gpu_layers.ops.max_pool import adaptive_max_pool_forward, max_pool_backward, max_pool_indices
 from gpu_layers.ops.pool_arguments import check_output_size
@@ -20,10 +20,8 @@ __all__ = [
 ]
 
 
-class _AdaptivePool(Layer):
+class _AdaptivePool(Pool):
     """What both kinds share."""
-
-    _rank: int
 
     def __init__(self, output_size: Any, channels_last: bool) -> None:
         super().__init__()
@@ -53,6 +51,8 @@ class _AdaptiveAvgPool(_AdaptivePool):
         For sizes that are not valid.
     """
 
+    _gradient = staticmethod(avg_pool_backward)
+
     def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
 
@@ -76,28 +76,6 @@ class _AdaptiveAvgPool(_AdaptivePool):
         y, self._saved = adaptive_avg_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """Spread each gradient over the elements of its window.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return avg_pool_backward(dy, self._saved_by_forward())
-
 
 class _AdaptiveMaxPool(_AdaptivePool):
     """Largest value of each window; the windows follow from the output's size.
@@ -118,6 +96,8 @@ class _AdaptiveMaxPool(_AdaptivePool):
     TypeError, ValueError
         For sizes that are not valid.
     """
+
+    _gradient = staticmethod(max_pool_backward)
 
     def __init__(self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
@@ -144,28 +124,6 @@ class _AdaptiveMaxPool(_AdaptivePool):
         """
         y, self._saved = adaptive_max_pool_forward(x, self._sizes, channels_last=self.channels_last)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
-
-    def backward(self, dy: Array) -> Array:
-        """Send each gradient to the element that won its window.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return max_pool_backward(dy, self._saved_by_forward())
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool):

@@ -41,6 +41,8 @@ class _AvgPool(WindowPool):
         For numbers that do not make a window, or a divisor of 0.
     """
 
+    _gradient = staticmethod(avg_pool_backward)
+
     def __init__(
         self,
         kernel_size: Any,
@@ -89,28 +91,6 @@ class _AvgPool(WindowPool):
             lengths=lengths,
         )
         return y
-
-    def backward(self, dy: Array) -> Array:
-        """Spread each gradient over the elements of its window.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return avg_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         numbers = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"

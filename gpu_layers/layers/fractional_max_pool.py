@@ -6,8 +6,8 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
+from gpu_layers.layers.pool_base import Pool
 from gpu_layers.ops.checks import check_number
 from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_backward,
@@ -20,7 +20,7 @@ from gpu_layers.runtime.backend import backend_for
 __all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
 
 
-class _FractionalMaxPool(Layer):
+class _FractionalMaxPool(Pool):
     """Largest value of each window, of windows that overlap by chance (Graham, 2014): sizes shrink by any ratio.
 
     Parameters
@@ -44,7 +44,7 @@ class _FractionalMaxPool(Layer):
         For numbers that make no window, both an output size and a ratio, or neither.
     """
 
-    _rank: int
+    _gradient = staticmethod(fractional_max_pool_backward)
 
     def __init__(
         self,
@@ -116,28 +116,6 @@ class _FractionalMaxPool(Layer):
         backend_for(x)  # which only takes arrays
         _, spatial = spatial_shape(x, self._rank, self.channels_last)
         return tuple(int(size * ratio) for size, ratio in zip(spatial, self._ratios or (), strict=True))
-
-    def backward(self, dy: Array) -> Array:
-        """Each gradient at the element that won its window.
-
-        Parameters
-        ----------
-        dy : array
-            Shape and dtype of y.
-
-        Returns
-        -------
-        array
-            Shape and dtype of x.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Unless dy has the dtype and shape of y.
-        RuntimeError
-            Before any forward.
-        """
-        return fractional_max_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         size = f"output_ratio={self.output_ratio}" if self.output_size is None else f"output_size={self.output_size}"

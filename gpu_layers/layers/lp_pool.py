@@ -14,6 +14,8 @@ __all__ = ["LPPool1d", "LPPool2d", "LPPool3d"]
 class _LPPool(WindowPool):
     """``(sum |x|^p)^(1/p)`` of each window.
 
+    Backward reads x, which must hold the values that it had in the forward; the gradient is 0 where x is 0.
+
     Parameters
     ----------
     norm_type : float
@@ -35,6 +37,8 @@ class _LPPool(WindowPool):
     TypeError, ValueError
         For numbers that do not make a window, or a p of 0 or less.
     """
+
+    _gradient = staticmethod(lp_pool_backward)
 
     def __init__(
         self,
@@ -80,28 +84,6 @@ class _LPPool(WindowPool):
             channels_last=self.channels_last,
         )
         return y
-
-    def backward(self, dy: Array) -> Array:
-        """Gradient of x, which must hold the values that it had in the forward; 0 where x is 0.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward, or if this library has written to x since.
-        """
-        return lp_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         padding = "" if self.padding == 0 else f", padding={self.padding}"

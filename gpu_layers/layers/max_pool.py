@@ -38,6 +38,8 @@ class MaxPoolLayer(WindowPool):
         For numbers that do not make a window.
     """
 
+    _gradient = staticmethod(max_pool_backward)
+
     def __init__(
         self,
         kernel_size: Any,
@@ -91,28 +93,6 @@ class MaxPoolLayer(WindowPool):
     def rank(self) -> int:
         """Number of spatial axes."""
         return self._rank
-
-    def backward(self, dy: Array) -> Array:
-        """Send each gradient to the element that won its window.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return max_pool_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         return (

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
+from gpu_layers.layers.pool_base import Pool
 from gpu_layers.ops.max_unpool import max_unpool_backward, max_unpool_forward
 from gpu_layers.ops.pool_arguments import per_axis
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"]
 
 
-class _MaxUnpool(Layer):
+class _MaxUnpool(Pool):
     """Put each value at its index in a larger plane, and 0 elsewhere.
 
     Parameters
@@ -30,7 +30,7 @@ class _MaxUnpool(Layer):
         For numbers that do not make a window.
     """
 
-    _rank: int
+    _gradient = staticmethod(max_unpool_backward)
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, channels_last: bool = False) -> None:
         super().__init__()
@@ -74,28 +74,6 @@ class _MaxUnpool(Layer):
         sizes = self._output_size(x, output_size)
         y, self._saved = max_unpool_forward(x, indices, sizes, channels_last=self.channels_last, check=check)
         return y
-
-    def backward(self, dy: Array) -> Array:
-        """The gradient at each index.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return max_unpool_backward(dy, self._saved_by_forward())
 
     def _output_size(self, x: Array, output_size: Sequence[int] | None) -> tuple[int, ...]:
         shape = getattr(x, "shape", ())

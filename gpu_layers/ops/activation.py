@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.ops.checks import check_dtype, check_gradient
-from gpu_layers.ops.elementwise_output import into
+from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["ReluSaved", "relu_backward", "relu_forward"]
@@ -57,17 +56,10 @@ def relu_forward(x: Array, *, out: Array = None) -> tuple[Array, ReluSaved]:
     """
     backend = backend_for(x, optional=(out,))
     check_dtype(x)
-    if out is None:
-        y, bits = backend.relu_forward(x)
-        return y, ReluSaved(bits, x.shape, x.dtype)
-    bits = None
-
-    def compute(target: Any) -> Any:
-        nonlocal bits
-        y, bits = backend.relu_forward(x, out=target)
-        return y
-
-    return into(out, x, compute), ReluSaved(bits, x.shape, x.dtype)
+    if out is not None:
+        x = claim_elementwise(out, x)
+    y, bits = backend.relu_forward(x, out)
+    return y, ReluSaved(bits, x.shape, x.dtype)
 
 
 def relu_backward(dy: Array, saved: ReluSaved) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, check_integer
+from gpu_layers.ops.output import claim_pooled
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
-from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["AvgPoolSaved", "adaptive_avg_pool_forward", "avg_pool_backward", "avg_pool_forward"]
@@ -141,13 +141,11 @@ def _forward(
     lengths: Any,
     out: Array,
 ) -> tuple[Array, AvgPoolSaved]:
-    arguments = (x if batched else x[None], window, channels_last, count_include_pad, divisor, lengths)
-    if out is None:
-        y = backend.avg_pool_forward(*arguments)
-        y = y if batched else y[0]
-    else:
-        shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, _ = filled(out, shape, x.dtype, (x,), batched, lambda target: backend.avg_pool_forward(*arguments, target))
+    target = None if out is None else claim_pooled(out, window.output_shape, batched, channels_last, x)
+    batch = x if batched else x[None]
+    y = backend.avg_pool_forward(batch, window, channels_last, count_include_pad, divisor, lengths, target)
+    if not batched:
+        y = y[0] if out is None else out
     return y, AvgPoolSaved(window, y.shape, x.dtype, channels_last, batched, count_include_pad, divisor, lengths)
 
 
@@ -176,13 +174,8 @@ def avg_pool_backward(dy: Array, saved: AvgPoolSaved, *, out: Array = None) -> A
     """
     backend = backend_for(dy, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
-    batch = dy if saved.batched else dy[None]
-    divisor = (saved.count_include_pad, saved.divisor_override)
-    arguments = (batch, saved.window, saved.channels_last, *divisor, saved.lengths)
-    if out is None:
-        dx = backend.avg_pool_backward(*arguments)
-        return dx if saved.batched else dx[0]
-    shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
-    return filled(
-        out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.avg_pool_backward(*arguments, target)
-    )[0]
+    window, batched, last = saved.window, saved.batched, saved.channels_last
+    target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy)
+    divisor, batch = (saved.count_include_pad, saved.divisor_override), dy if batched else dy[None]
+    dx = backend.avg_pool_backward(batch, window, last, *divisor, saved.lengths, target)
+    return dx if batched else dx[0] if out is None else out

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -16,12 +16,12 @@ from gpu_layers.ops.checks import (
     check_eps,
     check_gradient,
     check_residual,
-    check_result,
     described,
 )
+from gpu_layers.ops.output import claim
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
+from gpu_layers.runtime.writes import write_count
 
 __all__ = [
     "BatchNormSaved",
@@ -31,74 +31,6 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_inference_backward",
 ]
-
-
-@dataclass(slots=True)
-class BatchNormSaved:
-    """What backward needs.
-
-    Attributes
-    ----------
-    x : array
-        The input itself. Backward notices what this library has written to it.
-    statistics : array, shape (5, C)
-        Rows :attr:`mean`, :attr:`var`, :attr:`inv_std`, :attr:`gamma` and :attr:`beta`, copied in the forward: changing
-        parameters or running statistics before backward does not change them. float64 for float64 input, float32 for
-        all others.
-    channels_last : bool
-    residual : array or None
-        What was added before the activation, not copied. Backward computes the activation's input from this and x.
-    activation : str
-    writes : int
-        :func:`write_count` of the forward.
-    valid : ValidPositions or None
-        Of a padded batch, the positions that count.
-    """
-
-    x: Array
-    statistics: Array
-    channels_last: bool
-    residual: Array = None
-    activation: str = "identity"
-    writes: int = field(default_factory=write_count)
-    valid: ValidPositions | None = None
-
-    def check_unwritten(self) -> None:
-        """RuntimeError if this library has written to an array that backward reads, since the forward."""
-        residual = None if self.activation == "identity" else self.residual
-        check_unwritten(self.writes, x=self.x, residual=residual)
-
-    @property
-    def mean(self) -> Any:
-        """Mean: of the batch in training, the given one in inference; shape (C,)."""
-        return self.statistics[0]
-
-    @property
-    def var(self) -> Any:
-        """Biased variance: of the batch in training, the given one in inference; shape (C,)."""
-        return self.statistics[1]
-
-    @property
-    def inv_std(self) -> Any:
-        """``1 / sqrt(var + eps)``."""
-        return self.statistics[2]
-
-    @property
-    def gamma(self) -> Any:
-        """Weight, shape (C,); 1 if there was none."""
-        return self.statistics[3]
-
-    @property
-    def beta(self) -> Any:
-        """Bias, shape (C,); 0 if there was none."""
-        return self.statistics[4]
-
-    @property
-    def count(self) -> int:
-        """Values a channel."""
-        if self.valid is not None:
-            return self.valid.count
-        return int(self.x.size // max(self.statistics.shape[1], 1))
 
 
 def batch_norm_forward(
@@ -150,9 +82,7 @@ def batch_norm_forward(
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_result(out, x.shape, x.dtype, x, residual)
-        # Recorded before the forward notes the number of writes.
-        record_write(out)
+        claim(out, x.shape, x.dtype, x, residual)
     return checked_forward(backend, x, gamma, beta, eps, residual, phi, channels_last, out)
 
 
@@ -313,10 +243,7 @@ def batch_norm_double_backward(
                 xp.empty(dy.shape, dy.dtype),
                 xp.zeros(saved.mean.shape, saved.mean.dtype),
             )
-    return backend.batch_norm_double_backward(
-        *(ddx, ddgamma, ddbeta, ddresidual, dy, saved.x, saved.statistics, saved.channels_last),
-        *(saved.residual, saved.activation),
-    )
+    return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved)
 
 
 _GIVEN = ("ddx", "ddgamma", "ddbeta", "ddresidual")
@@ -361,8 +288,7 @@ def batch_norm_inference(
     backend = backend_for(x, mean, var, optional=(gamma, beta, residual, out))
     phi, eps = _checked_inference((x, mean, var, gamma, beta, residual), activation, channels_last, eps)
     if out is not None:
-        check_result(out, x.shape, x.dtype, x, residual)
-        record_write(out)
+        claim(out, x.shape, x.dtype, x, residual)
     return checked_inference(backend, x, mean, var, gamma, beta, eps, residual, phi, channels_last, out)
 
 
@@ -421,10 +347,7 @@ def _backward(name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any] 
             dx[...] = dresidual[...] = 0
         gradients = (dx, *zeros, dresidual)
     else:
-        gradients = getattr(backend, name)(
-            *(dy, saved.x, saved.statistics, saved.channels_last, saved.residual, saved.activation),
-            *(out, saved.valid),
-        )
+        gradients = getattr(backend, name)(dy, saved, out)
     return gradients[:3] if saved.residual is None else gradients
 
 

@@ -237,9 +237,7 @@ def _backward(
     if norm.x.size == 0:
         dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
     else:
-        dx, dgamma, dbeta = getattr(backend, name)(
-            dy, pool.argmax, norm.x, norm.statistics, pool.window, norm.channels_last, norm.activation
-        )
+        dx, dgamma, dbeta = getattr(backend, name)(dy, pool.argmax, pool.window, norm)
     return dx, dgamma, dbeta
 
 

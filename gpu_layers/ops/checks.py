@@ -11,7 +11,6 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.reference.activation import ACTIVATIONS
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -122,32 +121,6 @@ def check_integer(value: Any, name: str, low: int, high: int) -> int:
 def check_uint64(value: Any, name: str) -> int:
     """An integer in ``0 .. 2**64 - 1``."""
     return check_integer(value, name, 0, 2**64 - 1)
-
-
-def check_out(out: Array, x: Array) -> None:
-    """Raise unless out can take a result of x's shape and dtype; out is x if a layer works in place."""
-    if out.dtype != x.dtype:
-        raise TypeError(f"out must have the input's dtype {x.dtype}, got {described(out.dtype)}")
-    if out.shape != x.shape:
-        raise ValueError(f"out must have the input's shape {list(x.shape)}, got {list(out.shape)}")
-    check_overlap(out)
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        what = "the input is read-only, and cannot be changed in place: pass a copy" if out is x else "out is read-only"
-        raise ValueError(what)
-
-
-def check_result(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
-    """Raise unless out can take a result of this shape and dtype, and overlaps none of the inputs."""
-    if out.dtype != dtype:
-        raise TypeError(f"out must have the result's dtype {np.dtype(dtype)}, got {described(out.dtype)}")
-    if out.shape != tuple(shape):
-        raise ValueError(f"out must have the result's shape {list(shape)}, got {list(out.shape)}")
-    check_overlap(out)
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ValueError("out is read-only")
-    for one in inputs:
-        if one is not None and array_module(out).may_share_memory(out, one):
-            raise ValueError("out must not overlap an input: the operation still reads its input while it writes")
 
 
 def check_overlap(out: Array) -> None:

@@ -23,7 +23,7 @@ from gpu_layers.ops.checks import (
     check_uint64,
     described,
 )
-from gpu_layers.ops.elementwise_output import into
+from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
@@ -160,16 +160,9 @@ def dropout_forward(
     channels_last = bool(channels_last)
     if residual is not None:
         _check_residual(residual, x, run, digits, sample_ids, out)
-    if out is None:
-        y = backend.dropout_forward(x, mask, factor, residual=residual, channels_last=channels_last)
-    else:
-        y = into(
-            out,
-            x,
-            lambda target: backend.dropout_forward(
-                x, mask, factor, out=target, residual=residual, channels_last=channels_last
-            ),
-        )
+    if out is not None:
+        x = claim_elementwise(out, x)
+    y = backend.dropout_forward(x, mask, factor, out=out, residual=residual, channels_last=channels_last)
     return y, DropoutSaved(mask, factor, x.shape, x.dtype, channels_last)
 
 
@@ -276,14 +269,9 @@ def dropout_backward(dy: Array, saved: DropoutSaved, *, out: Array = None) -> Ar
     backend = backend_for(dy, optional=(out, saved.mask.sample_ids, saved.mask.rng_state))
     check_gradient(dy, saved.shape, saved.dtype)
     saved.check_unwritten()
-    last = saved.channels_last
-    if out is None:
-        return backend.dropout_backward(dy, saved.mask, saved.scale, channels_last=last)
-    return into(
-        out,
-        dy,
-        lambda target: backend.dropout_backward(dy, saved.mask, saved.scale, out=target, channels_last=last),
-    )
+    if out is not None:
+        dy = claim_elementwise(out, dy)
+    return backend.dropout_backward(dy, saved.mask, saved.scale, out=out, channels_last=saved.channels_last)
 
 
 def dropout_moments(
@@ -368,14 +356,9 @@ def alpha_dropout_forward(
     drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes, channels_last)
     mask = _mask(x, drop_below, seed, offset, start, run, None, rng_state, digits)
     channels_last = bool(channels_last)
-    if out is None:
-        y = backend.dropout_forward(x, mask, *numbers, channels_last=channels_last)
-    else:
-        y = into(
-            out,
-            x,
-            lambda target: backend.dropout_forward(x, mask, *numbers, out=target, channels_last=channels_last),
-        )
+    if out is not None:
+        x = claim_elementwise(out, x)
+    y = backend.dropout_forward(x, mask, *numbers, out=out, channels_last=channels_last)
     return y, DropoutSaved(mask, numbers[0], x.shape, x.dtype, channels_last)
 
 

@@ -14,7 +14,7 @@ from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
 from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, element_mask
-from gpu_layers.ops.elementwise_output import into
+from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 from gpu_layers.runtime.writes import check_unwritten, write_count
@@ -108,18 +108,14 @@ def dropout_add_forward(
     phi, order = _checked((x, residual, bias), activation, order)
     mask, scale = element_mask(x, p, seed, offset, start, rng_state, shared_axes, sample_ids)
     wide = _widened(bias, x)
-    bits = None
-
-    def compute(target: Any) -> Any:
-        nonlocal bits
-        y, bits = backend.dropout_add_forward(x, wide, residual, phi, mask, scale, order == "before", out=target)
-        return y
-
     # Before out is written to: a backward that needs x then notices.
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     keeps = phi not in ("relu", "identity")
     writes = write_count()
-    y = into(out, x, compute, residual)
+    source = x
+    if out is not None:
+        source, residual = claim_elementwise(out, x, residual)
+    y, bits = backend.dropout_add_forward(source, wide, residual, phi, mask, scale, order == "before", out)
     return y, DropoutAddSaved(
         phi,
         order,

@@ -14,8 +14,8 @@ from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.dropout import check_call_numbers
+from gpu_layers.ops.output import claim_pooled
 from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
-from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.reference.fractional_max_pool import fractional_max_pool_indices as indices_of
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, place_of
@@ -115,17 +115,11 @@ def fractional_max_pool_forward(
         seed = offset = 0
     batch = _with_depth(x if batched else x[None], channels_last, window)
     numbers = None if samples is None else samples.reshape(planes, window.samples)
+    target = _claimed(out, window.output_shape, window, batched, channels_last, x)
     starts = backend.fractional_pool_starts(batch, planes, window, numbers, seed, offset, rng_state)
-    spatial = window.output_shape[-window.samples :]
-    shape = output_shape(x, spatial, batched, channels_last)
-
-    def fill(target: Any) -> tuple[Any, Any]:
-        into = None if target is None else _with_depth(target, channels_last, window)
-        y, argmax = backend.fractional_max_pool_forward(batch, starts, window, channels_last, into)
-        return _without_depth(y, channels_last, window), argmax
-
-    y, (argmax,) = filled(out, shape, x.dtype, (x,), batched, fill)
-    return y, FractionalMaxPoolSaved(argmax, starts, window, shape, x.dtype, bool(channels_last), batched)
+    y, argmax = backend.fractional_max_pool_forward(batch, starts, window, channels_last, target)
+    y = _result(y, out, window, batched, channels_last)
+    return y, FractionalMaxPoolSaved(argmax, starts, window, y.shape, x.dtype, bool(channels_last), batched)
 
 
 def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, out: Array = None) -> Array:
@@ -153,14 +147,9 @@ def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, ou
     check_gradient(dy, saved.output_shape, saved.dtype)
     window, last = saved.window, saved.channels_last
     batch = _with_depth(dy if saved.batched else dy[None], last, window)
-    shape = output_shape(dy, window.input_shape[-window.samples :], saved.batched, last)
-
-    def fill(target: Any) -> Any:
-        into = None if target is None else _with_depth(target, last, window)
-        dx = backend.fractional_max_pool_backward(batch, saved.argmax, saved.starts, window, last, into)
-        return _without_depth(dx, last, window)
-
-    return filled(out, shape, dy.dtype, (dy,), saved.batched, fill)[0]
+    target = _claimed(out, window.input_shape, window, saved.batched, last, dy)
+    dx = backend.fractional_max_pool_backward(batch, saved.argmax, saved.starts, window, last, target)
+    return _result(dx, out, window, saved.batched, last)
 
 
 def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Any:
@@ -183,14 +172,30 @@ def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Any:
     backend_for(saved.argmax)
     with place_of(saved.argmax):
         indices = indices_of(saved.argmax, saved.starts, saved.window, saved.channels_last, array_module(saved.argmax))
-    indices = _without_depth(indices, saved.channels_last, saved.window)
-    return indices if saved.batched else indices[0]
+    return _result(indices, None, saved.window, saved.batched, saved.channels_last)
 
 
 def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:
     if window.samples == 3:
         return array
     return array[:, None] if channels_last else array[:, :, None]
+
+
+def _claimed(
+    out: Array, spatial: tuple[int, ...], window: FractionalWindow, batched: bool, channels_last: bool, x: Array
+) -> Any:
+    """out as the backend takes it, or None."""
+    if out is None:
+        return None
+    return _with_depth(claim_pooled(out, spatial[-window.samples :], batched, channels_last, x), channels_last, window)
+
+
+def _result(found: Array, out: Array, window: FractionalWindow, batched: bool, channels_last: bool) -> Any:
+    """out, if it is given, or what the backend has found."""
+    if out is not None:
+        return out
+    found = _without_depth(found, channels_last, window)
+    return found if batched else found[0]
 
 
 def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:

@@ -13,8 +13,8 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_gradient, check_number
+from gpu_layers.ops.output import claim_pooled
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
-from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.writes import check_unwritten, write_count
 
@@ -101,20 +101,11 @@ def lp_pool_forward(
     """
     backend = backend_for(x, optional=(out,))
     p, batched, window = _checked(x, norm_type, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+    target = None if out is None else claim_pooled(out, window.output_shape, batched, channels_last, x)
     batch = x if batched else x[None]
-    if out is None:
-        y, argmax = backend.lp_pool_forward(batch, window, p, channels_last)
-        y = y if batched else y[0]
-    else:
-        shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, (argmax,) = filled(
-            out,
-            shape,
-            x.dtype,
-            (x,),
-            batched,
-            lambda target: backend.lp_pool_forward(batch, window, p, channels_last, target),
-        )
+    y, argmax = backend.lp_pool_forward(batch, window, p, channels_last, target)
+    if not batched:
+        y = y[0] if out is None else out
     return y, LPPoolSaved(batch, argmax, window, p, y.shape, x.dtype, channels_last, batched)
 
 
@@ -159,17 +150,8 @@ def lp_pool_backward(dy: Array, saved: LPPoolSaved, *, out: Array = None) -> Arr
     backend = backend_for(dy, saved.x, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
     check_unwritten(saved.writes, x=saved.x)
-    batch = dy if saved.batched else dy[None]
-    arguments = (batch, saved.x, saved.argmax, saved.window, saved.norm_type, saved.channels_last)
-    if out is None:
-        dx = backend.lp_pool_backward(*arguments)
-        return dx if saved.batched else dx[0]
-    shape = saved.x.shape if saved.batched else saved.x.shape[1:]
-    return filled(
-        out,
-        shape,
-        dy.dtype,
-        (dy, saved.x),
-        saved.batched,
-        lambda target: backend.lp_pool_backward(*arguments, target),
-    )[0]
+    window, batched, last = saved.window, saved.batched, saved.channels_last
+    target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy, saved.x)
+    batch = dy if batched else dy[None]
+    dx = backend.lp_pool_backward(batch, saved.x, saved.argmax, window, saved.norm_type, last, target)
+    return dx if batched else dx[0] if out is None else out

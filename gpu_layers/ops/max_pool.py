@@ -11,8 +11,8 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
+from gpu_layers.ops.output import claim_pooled, output_shape
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
-from gpu_layers.ops.pool_output import filled, output_shape
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
 
@@ -151,20 +151,10 @@ def _forward(
         bytes_of, into = x.view(np.uint8), None if out is None else _bytes_of(out)
         y, saved = _forward(backend, bytes_of, batched, window, channels_last, lengths, into)
         return y.view(np.bool_) if out is None else out, replace(saved, dtype=x.dtype)
-    batch = x if batched else x[None]
-    if out is None:
-        y, argmax = backend.max_pool_forward(batch, window, channels_last, lengths)
-        y = y if batched else y[0]
-    else:
-        shape = output_shape(x, window.output_shape, batched, channels_last)
-        y, (argmax,) = filled(
-            out,
-            shape,
-            x.dtype,
-            (x,),
-            batched,
-            lambda target: backend.max_pool_forward(batch, window, channels_last, lengths, target),
-        )
+    target = None if out is None else claim_pooled(out, window.output_shape, batched, channels_last, x)
+    y, argmax = backend.max_pool_forward(x if batched else x[None], window, channels_last, lengths, target)
+    if not batched:
+        y = y[0] if out is None else out
     return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
@@ -200,15 +190,11 @@ def max_pool_backward(dy: Array, saved: MaxPoolSaved, *, out: Array = None) -> A
     if saved.dtype.kind in "biu":
         raise TypeError(f"max pooling of {saved.dtype} has no gradient")
     check_gradient(dy, saved.output_shape, saved.dtype)
-    batch = dy if saved.batched else dy[None]
-    arguments = (batch, saved.argmax, saved.window, saved.channels_last, saved.lengths)
-    if out is None:
-        dx = backend.max_pool_backward(*arguments)
-        return dx if saved.batched else dx[0]
-    shape = output_shape(dy, saved.window.input_shape, saved.batched, saved.channels_last)
-    return filled(
-        out, shape, dy.dtype, (dy,), saved.batched, lambda target: backend.max_pool_backward(*arguments, target)
-    )[0]
+    window, batched, last = saved.window, saved.batched, saved.channels_last
+    target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy)
+    batch = dy if batched else dy[None]
+    dx = backend.max_pool_backward(batch, saved.argmax, window, last, saved.lengths, target)
+    return dx if batched else dx[0] if out is None else out
 
 
 def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
@@ -242,16 +228,11 @@ def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
         raise TypeError(f"x must have the input's dtype {saved.dtype}, got {described(x.dtype)}")
     if x.shape != shape:
         raise ValueError(f"x must have the input's shape {list(shape)}, got {list(x.shape)}")
-    batch = x if saved.batched else x[None]
-    arguments = (batch, saved.argmax, saved.window, saved.channels_last, saved.lengths)
-    return filled(
-        out,
-        saved.output_shape,
-        x.dtype,
-        (x,),
-        saved.batched,
-        lambda target: backend.max_pool_gather(*arguments, target),
-    )[0]
+    window, batched, last = saved.window, saved.batched, saved.channels_last
+    target = None if out is None else claim_pooled(out, window.output_shape, batched, last, x)
+    batch = x if batched else x[None]
+    y = backend.max_pool_gather(batch, saved.argmax, window, last, saved.lengths, target)
+    return y if batched else y[0] if out is None else out
 
 
 def max_pool_indices(saved: MaxPoolSaved) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
-from gpu_layers.ops.pool_output import filled, output_shape
+from gpu_layers.ops.output import claim_pooled
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import is_capturing, place_of, to_host
 
@@ -99,14 +99,10 @@ def max_unpool_forward(
     else:
         with place_of(x):
             at = own.copy()
-    y, _ = filled(
-        out,
-        output_shape(x, sizes, batched, channels_last),
-        x.dtype,
-        (x, indices),
-        batched,
-        lambda target: backend.max_unpool_forward(batch, at, sizes, channels_last, target),
-    )
+    target = None if out is None else claim_pooled(out, sizes, batched, channels_last, x, indices)
+    y = backend.max_unpool_forward(batch, at, sizes, channels_last, target)
+    if not batched:
+        y = y[0] if out is None else out
     return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
 
 
@@ -165,14 +161,8 @@ def max_unpool_backward(dy: Array, saved: MaxUnpoolSaved, *, out: Array = None) 
     """
     backend = backend_for(dy, saved.indices, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
-    batch = dy if saved.batched else dy[None]
-    shape = saved.indices.shape if saved.batched else saved.indices.shape[1:]
-    dx, _ = filled(
-        out,
-        shape,
-        dy.dtype,
-        (dy, saved.indices),
-        saved.batched,
-        lambda target: backend.max_unpool_backward(batch, saved.indices, saved.channels_last, target),
-    )
-    return dx
+    batched, last = saved.batched, saved.channels_last
+    spatial = saved.indices.shape[1:-1] if last else saved.indices.shape[2:]
+    target = None if out is None else claim_pooled(out, spatial, batched, last, dy, saved.indices)
+    dx = backend.max_unpool_backward(dy if batched else dy[None], saved.indices, last, target)
+    return dx if batched else dx[0] if out is None else out

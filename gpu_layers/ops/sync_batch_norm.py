@@ -177,12 +177,10 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
     xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.count == 0
-    forward = (local.x, local.statistics)
-    fused = (local.channels_last, local.residual, local.activation, local.valid)
     if is_empty:
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
     else:
-        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, *forward, *fused)
+        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, local)
     told = saved.communicator.gather(xp.stack([dgamma, dbeta]).astype(np.float64))
     sums = told[0]
     for part in told[1:]:
@@ -190,9 +188,7 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        dx, dresidual = backend.batch_norm_input_gradient(
-            dy, *forward, *sums.astype(dtype), saved.moments.count, *fused
-        )
+        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *sums.astype(dtype), saved.moments.count)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

@@ -25,7 +25,7 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarr
     x : ndarray
         Any floating dtype and layout.
     out : ndarray, optional
-        C-contiguous array to fill; may be ``x`` itself.
+        Array to fill; may be ``x`` itself.
 
     Returns
     -------

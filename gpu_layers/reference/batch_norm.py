@@ -6,10 +6,12 @@ Source: Ioffe and Szegedy, "Batch normalization", ICML 2015; the backward is its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -62,13 +64,19 @@ def _parts(x: np.ndarray, channels_last: bool) -> Iterator[tuple[slice, tuple[An
         yield part, ((..., part) if channels_last else (slice(None), part))
 
 
-def _before_activation(x, statistics, channels_last, residual):
-    mean, _, inv_std, gamma, beta = statistics
-    scale = _per_channel(gamma * inv_std, x, channels_last)
-    z = (x.astype(mean.dtype) - _per_channel(mean, x, channels_last)) * scale
-    z += _per_channel(beta, x, channels_last)
-    if residual is not None:
-        z += residual.astype(mean.dtype)
+def _parts_of(saved: BatchNormSaved) -> Iterator[tuple[slice, tuple[Any, ...], BatchNormSaved]]:
+    """The same, and these channels alone."""
+    for part, place in _parts(saved.x, saved.channels_last):
+        residual = None if saved.residual is None else saved.residual[place]
+        yield part, place, replace(saved, x=saved.x[place], statistics=saved.statistics[:, part], residual=residual)
+
+
+def _before_activation(saved: BatchNormSaved) -> np.ndarray:
+    x, last, (mean, _, inv_std, gamma, beta) = saved.x, saved.channels_last, saved.statistics
+    z = (x.astype(mean.dtype) - _per_channel(mean, x, last)) * _per_channel(gamma * inv_std, x, last)
+    z += _per_channel(beta, x, last)
+    if saved.residual is not None:
+        z += saved.residual.astype(mean.dtype)
     return z
 
 
@@ -117,16 +125,14 @@ def batch_norm_forward(
         As :func:`batch_norm_statistics`.
     """
     statistics = batch_norm_statistics(x, gamma, beta, eps, channels_last, running)
-    return _normalized(x, statistics, channels_last, residual, activation, out), statistics
+    return _normalized(BatchNormSaved(x, statistics, channels_last, residual, activation), out), statistics
 
 
-def _normalized(x, statistics, channels_last, residual, activation, out):
-    phi = ACTIVATIONS[activation]
+def _normalized(saved: BatchNormSaved, out: np.ndarray | None) -> np.ndarray:
+    x, phi = saved.x, ACTIVATIONS[saved.activation]
     y = np.empty(x.shape, x.dtype) if out is None else out
-    for part, place in _parts(x, channels_last):
-        added = None if residual is None else residual[place]
-        z = _before_activation(x[place], statistics[:, part], channels_last, added)
-        y[place] = phi.forward_of(z, x.dtype)
+    for _, place, own in _parts_of(saved):
+        y[place] = phi.forward_of(_before_activation(own), x.dtype)
     return y
 
 
@@ -239,14 +245,7 @@ def batch_norm_fold(
 @ieee
 @padded(0, 3)
 def batch_norm_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    channels_last: bool = False,
-    residual: np.ndarray | None = None,
-    activation: str = "identity",
-    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
@@ -264,130 +263,95 @@ def batch_norm_backward(
     dresidual : ndarray or None
         x's shape and dtype; None without a residual.
     """
-    count = max(x.size // max(statistics.shape[1], 1), 1)
+    count = max(saved.x.size // max(saved.statistics.shape[1], 1), 1)
 
-    def in_float64(x, dz, statistics, part):
-        dgamma, dbeta, xhat = _parameter_gradients(dz, x, statistics, channels_last)
-        dx = _input_gradient(x, dz, xhat, dgamma / count, dbeta / count, statistics, channels_last)
-        return dx, dgamma, dbeta
+    def in_float64(dz, own, part):
+        dgamma, dbeta, xhat = _parameter_gradients(dz, own)
+        return _input_gradient(dz, xhat, dgamma / count, dbeta / count, own), dgamma, dbeta
 
-    return _gradients(in_float64, dy, x, statistics, channels_last, residual, activation, out)
+    return _gradients(in_float64, dy, saved, out)
 
 
 @ieee
 @padded()
-def batch_norm_gradient_sums(
-    dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    channels_last: bool = False,
-    residual: np.ndarray | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def batch_norm_gradient_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma = sum dz * xhat`` and ``dbeta = sum dz`` over a part of the batch whose statistics are given."""
-    sums = np.empty((2, statistics.shape[1]), statistics.dtype)
-    for part, dz, (values, known) in _parts_before_activation(dy, x, statistics, channels_last, residual, activation):
-        sums[0, part], sums[1, part], _ = _parameter_gradients(dz, values, known, channels_last)
+    sums = np.empty((2, saved.statistics.shape[1]), saved.statistics.dtype)
+    for part, place, own in _parts_of(saved):
+        sums[0, part], sums[1, part], _ = _parameter_gradients(_gradient_before_activation(dy[place], own), own)
     return sums[0], sums[1]
 
 
 @ieee
 @padded(0, 1)
 def batch_norm_input_gradient(
-    dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    dgamma: np.ndarray,
-    dbeta: np.ndarray,
-    count: int,
-    channels_last: bool = False,
-    residual: np.ndarray | None = None,
-    activation: str = "identity",
-    valid: ValidPositions | None = None,
+    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
 
-    def in_float64(x, dz, statistics, part):
-        xhat = _normalized_values(x, statistics, channels_last)
-        dx = _input_gradient(x, dz, xhat, mean_dz_xhat[part], mean_dz[part], statistics, channels_last)
+    def in_float64(dz, own, part):
+        dx = _input_gradient(dz, _normalized_values(own), mean_dz_xhat[part], mean_dz[part], own)
         return dx, dgamma[part], dbeta[part]
 
-    dx, _, _, dresidual = _gradients(in_float64, dy, x, statistics, channels_last, residual, activation)
+    dx, _, _, dresidual = _gradients(in_float64, dy, saved)
     return dx, dresidual
 
 
-def _input_gradient(x, dz, xhat, mean_dz_xhat, mean_dz, statistics, channels_last):
+def _input_gradient(dz, xhat, mean_dz_xhat, mean_dz, saved):
     """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64."""
-    _, _, inv_std, gamma, _ = statistics
-    scale = gamma * inv_std
-    mean_dz_xhat, mean_dz, scale = (_per_channel(one, x, channels_last) for one in (mean_dz_xhat, mean_dz, scale))
+    numbers = (mean_dz_xhat, mean_dz, saved.gamma * saved.inv_std)
+    mean_dz_xhat, mean_dz, scale = (_per_channel(one, saved.x, saved.channels_last) for one in numbers)
     dx = dz - mean_dz
     dx -= np.multiply(xhat, mean_dz_xhat, out=xhat)
     dx *= scale
     return dx
 
 
-def _gradient_before_activation(dy, x, statistics, channels_last, residual, activation):
+def _gradient_before_activation(dy: np.ndarray, saved: BatchNormSaved) -> np.ndarray:
     """Gradient of the activation's input, in float64."""
     dy = dy.astype(np.float64, order="C")
-    if activation == "identity":
+    if saved.activation == "identity":
         return dy
-    z = _before_activation(x, statistics, channels_last, residual)
-    slope = ACTIVATIONS[activation].derivative_of(z, x.dtype)
+    slope = ACTIVATIONS[saved.activation].derivative_of(_before_activation(saved), saved.x.dtype)
     # Not by multiplying: a clipped unit passes no gradient, were it infinite.
     return kept_values(dy * slope, slope != 0)
 
 
-def _parts_before_activation(dy, x, statistics, channels_last, residual, activation):
-    """Of some channels at a time: their numbers, the gradient of the activation's input, x and the statistics."""
-    for part, place in _parts(x, channels_last):
-        given = x[place], statistics[:, part]
-        added = None if residual is None else residual[place]
-        yield part, _gradient_before_activation(dy[place], *given, channels_last, added, activation), given
-
-
-def _normalized_values(x, statistics, channels_last):
+def _normalized_values(saved: BatchNormSaved) -> np.ndarray:
     """``xhat``, in float64."""
-    mean, _, inv_std, _, _ = statistics
-    xhat = x.astype(np.float64, order="C")
-    xhat -= _per_channel(mean.astype(np.float64), x, channels_last)
-    xhat *= _per_channel(inv_std, x, channels_last)
+    xhat = saved.x.astype(np.float64, order="C")
+    xhat -= _per_channel(saved.mean.astype(np.float64), saved.x, saved.channels_last)
+    xhat *= _per_channel(saved.inv_std, saved.x, saved.channels_last)
     return xhat
 
 
-def _parameter_gradients(dz, x, statistics, channels_last):
+def _parameter_gradients(dz: np.ndarray, saved: BatchNormSaved) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
-    axes = _reduced_axes(x, channels_last)
-    xhat = _normalized_values(x, statistics, channels_last)
+    axes, xhat = _reduced_axes(saved.x, saved.channels_last), _normalized_values(saved)
     return (dz * xhat).sum(axis=axes), dz.sum(axis=axes), xhat
 
 
 def _gradients(
     in_float64: Callable[..., tuple[Any, Any, Any]],
     dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    channels_last: bool,
-    residual: np.ndarray | None,
-    activation: str,
+    saved: BatchNormSaved,
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of x, gamma, beta and the residual, of some channels at a time.
 
-    ``in_float64(x, dz, statistics, part)`` gives the first three.
+    ``in_float64(dz, own, part)`` gives the first three of the channels ``part``, whose record is ``own``.
     """
-    dx, dresidual = out
+    x, (dx, dresidual) = saved.x, out
     dx = np.empty(x.shape, x.dtype) if dx is None else dx
-    if residual is None:
+    if saved.residual is None:
         dresidual = None
     elif dresidual is None:
         dresidual = np.empty(x.shape, x.dtype)
-    sums = np.empty((2, statistics.shape[1]), accumulation_dtype(x.dtype))
-    parts = _parts_before_activation(dy, x, statistics, channels_last, residual, activation)
-    for (part, dz, given), (_, place) in zip(parts, _parts(x, channels_last), strict=True):
-        dx[place], sums[0, part], sums[1, part] = in_float64(given[0], dz, given[1], part)
+    sums = np.empty((2, saved.statistics.shape[1]), accumulation_dtype(x.dtype))
+    for part, place, own in _parts_of(saved):
+        dz = _gradient_before_activation(dy[place], own)
+        dx[place], sums[0, part], sums[1, part] = in_float64(dz, own, part)
         if dresidual is not None:
             dresidual[place] = dz
     return dx, sums[0], sums[1], dresidual
@@ -400,11 +364,7 @@ def batch_norm_double_backward(
     ddbeta: np.ndarray,
     ddresidual: np.ndarray | None,
     dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    channels_last: bool = False,
-    residual: np.ndarray | None = None,
-    activation: str = "identity",
+    saved: BatchNormSaved,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of ``sum(ddx * dx) + sum(ddgamma * dgamma) + sum(ddbeta * dbeta) + sum(ddresidual * dresidual)``.
 
@@ -418,14 +378,14 @@ def batch_norm_double_backward(
     dgamma : ndarray, shape (C,)
         Of ``gamma``; statistics dtype.
     """
-    _, _, inv_std, gamma, _ = statistics.astype(np.float64)
-    axes = _reduced_axes(x, channels_last)
-    w = _gradient_before_activation(dy, x, statistics, channels_last, residual, activation)
+    x, (_, _, inv_std, gamma, _) = saved.x, saved.statistics.astype(np.float64)
+    axes = _reduced_axes(x, saved.channels_last)
+    w = _gradient_before_activation(dy, saved)
     v = ddx.astype(np.float64, order="C")
-    _, _, xhat = _parameter_gradients(w, x, statistics, channels_last)
+    _, _, xhat = _parameter_gradients(w, saved)
 
     def per_channel(values):
-        return _per_channel(np.asarray(values, np.float64), x, channels_last)
+        return _per_channel(np.asarray(values, np.float64), x, saved.channels_last)
 
     def mean(values):
         return values.mean(axis=axes)
@@ -437,7 +397,7 @@ def batch_norm_double_backward(
     dw += per_channel(ddgamma) * xhat + per_channel(ddbeta)
     if ddresidual is not None:
         dw += ddresidual.astype(np.float64)
-    ddy = _gradient_before_activation(dw, x, statistics, channels_last, residual, activation)
+    ddy = _gradient_before_activation(dw, saved)
     # Of xhat, by which x enters besides inv_std, and of inv_std.
     dxhat = per_channel(ddgamma - scale * mean_v_xhat) * w - per_channel(scale * mean_w_xhat) * v
     product = mean(v * w) - mean_v * mean_w - mean_v_xhat * mean_w_xhat
@@ -445,7 +405,7 @@ def batch_norm_double_backward(
     dx *= per_channel(inv_std)
     dgamma = inv_std * product * (x.size // gamma.size)
     ddy, dx = (np.ascontiguousarray(one.astype(x.dtype)) for one in (ddy, dx))
-    return ddy, dx, dgamma.astype(statistics.dtype)
+    return ddy, dx, dgamma.astype(saved.statistics.dtype)
 
 
 @ieee
@@ -474,20 +434,13 @@ def batch_norm_inference(
     statistics = np.empty((5, mean.size), accumulation_dtype(x.dtype))
     statistics[0], statistics[1], statistics[2] = mean, var, 1 / np.sqrt(var.astype(np.float64) + eps)
     _keep_parameters(statistics, gamma, beta)
-    return _normalized(x, statistics, channels_last, residual, activation, out), statistics
+    return _normalized(BatchNormSaved(x, statistics, channels_last, residual, activation), out), statistics
 
 
 @ieee
 @padded(0, 3)
 def batch_norm_inference_backward(
-    dy: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    channels_last: bool = False,
-    residual: np.ndarray | None = None,
-    activation: str = "identity",
-    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    valid: ValidPositions | None = None,
+    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
@@ -497,11 +450,10 @@ def batch_norm_inference_backward(
         As :func:`batch_norm_backward`.
     """
 
-    def in_float64(x, dz, statistics, part):
-        dgamma, dbeta, _ = _parameter_gradients(dz, x, statistics, channels_last)
-        _, _, inv_std, gamma, _ = statistics
+    def in_float64(dz, own, part):
+        dgamma, dbeta, _ = _parameter_gradients(dz, own)
         # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
-        dx = dz * _per_channel(gamma * inv_std, x, channels_last) + 0.0
+        dx = dz * _per_channel(own.gamma * own.inv_std, own.x, own.channels_last) + 0.0
         return dx, dgamma, dbeta
 
-    return _gradients(in_float64, dy, x, statistics, channels_last, residual, activation, out)
+    return _gradients(in_float64, dy, saved, out)

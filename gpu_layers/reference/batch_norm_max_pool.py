@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
 from gpu_layers.reference.batch_norm import (
@@ -62,13 +63,7 @@ def batch_norm_max_pool_inference(
 
 
 def batch_norm_max_pool_backward(
-    dy: np.ndarray,
-    argmax: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_backward``.
 
@@ -77,19 +72,13 @@ def batch_norm_max_pool_backward(
     dx, dgamma, dbeta : ndarray
         As the latter.
     """
-    dz = max_pool_backward(dy, argmax, window, channels_last)
-    return batch_norm_backward(dz, x, statistics, channels_last, None, activation)[:3]
+    dz = max_pool_backward(dy, argmax, window, norm.channels_last)
+    return batch_norm_backward(dz, norm)[:3]
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: np.ndarray,
-    argmax: np.ndarray,
-    x: np.ndarray,
-    statistics: np.ndarray,
-    window: Window,
-    channels_last: bool = False,
-    activation: str = "identity",
+    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_inference_backward``: dx, dgamma, dbeta."""
-    dz = max_pool_backward(dy, argmax, window, channels_last)
-    return batch_norm_inference_backward(dz, x, statistics, channels_last, None, activation)[:3]
+    dz = max_pool_backward(dy, argmax, window, norm.channels_last)
+    return batch_norm_inference_backward(dz, norm)[:3]

@@ -12,6 +12,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.philox import random_words, sample_words
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.results import delivered, flat_result
 from gpu_layers.reference.select import chosen_values, kept_values
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
@@ -43,7 +44,7 @@ def dropout_forward(
         Rounded to the accumulation dtype (float32, for float64 float64), in which product and sum are rounded once
         each. A shift of -0 changes no bit.
     out : ndarray, optional
-        C-contiguous array to fill; may be ``x`` itself.
+        Array to fill; may be ``x`` itself.
     residual : ndarray, optional
         x's shape and dtype; added in the accumulation dtype. With a run of 1.
     channels_last : bool
@@ -52,14 +53,14 @@ def dropout_forward(
     Returns
     -------
     ndarray
-        C-contiguous, x's shape and dtype. A dropped element is ``dropped`` whatever it was.
+        x's shape and dtype. A dropped element is ``dropped`` whatever it was.
     """
-    y = np.empty(x.shape, x.dtype) if out is None else out
+    y = flat_result(out, x)
     if channels_last:
         other = None if residual is None else np.moveaxis(residual, -1, 1)
         found = dropout_forward(np.moveaxis(x, -1, 1), mask, scale, shift, dropped, residual=other)
         y[...] = np.moveaxis(found, 1, -1)
-        return y
+        return delivered(y, out)
     others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = accumulation_dtype(x.dtype).type
@@ -74,7 +75,7 @@ def dropout_forward(
         if others is not None:
             values += others[chunk].astype(accumulate)
         target[chunk] = values
-    return y
+    return delivered(y, out)
 
 
 # Gradients of kept elements are multiplied by the scale, those of dropped ones are 0: the same map, applied to dy.

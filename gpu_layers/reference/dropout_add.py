@@ -11,6 +11,7 @@ from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.dropout import chunks, kept_chunks
 from gpu_layers.reference.ieee import ieee
+from gpu_layers.reference.results import delivered, flat_result
 from gpu_layers.reference.select import kept_values
 
 __all__ = ["dropout_add_backward", "dropout_add_forward"]
@@ -42,17 +43,17 @@ def dropout_add_forward(
         Of what is kept, rounded to the accumulation dtype.
     dropout_first : bool
     out : ndarray, optional
-        C-contiguous array to fill; may be x or residual.
+        Array to fill; may be x or residual.
 
     Returns
     -------
     y : ndarray
-        C-contiguous, x's shape and dtype.
+        x's shape and dtype.
     gradient_bits : ndarray of uint8, shape (ceil(size / 8),), or None
         For ReLU: bit ``i & 7`` of byte ``i >> 3`` is set where element i is kept and not clipped.
     """
     phi = ACTIVATIONS[activation]
-    y = np.empty(x.shape, x.dtype) if out is None else out
+    y = flat_result(out, x)
     passes = np.empty(x.size, bool) if activation == "relu" else None
     source, added, target = (np.ascontiguousarray(one).reshape(-1) for one in (x, residual, y))
     accumulate: Any = accumulation_dtype(x.dtype).type
@@ -67,7 +68,7 @@ def dropout_add_forward(
         if not dropout_first:
             values = kept_values(values * factor, kept)
         target[chunk] = values + added[chunk].astype(accumulate)
-    return y, None if passes is None else np.packbits(passes, bitorder="little")
+    return delivered(y, out), None if passes is None else np.packbits(passes, bitorder="little")
 
 
 @ieee

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from gpu_layers.reference.results import delivered
 
 _ELEMENTWISE = ("x", "dy", "residual")
+_OF_BATCH = ("valid", "x", "channels_last")
 
 
 def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -30,12 +32,22 @@ def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def run(*arguments: Any, **options: Any) -> Any:
             bound = signature.bind(*arguments, **options)
             bound.apply_defaults()
-            own = bound.arguments
-            valid, x, last, out = own["valid"], own["x"], own["channels_last"], own.get("out")
+            own, out = bound.arguments, bound.arguments.get("out")
+            # A backward is given them in the record of its forward.
+            saved = own.get("saved")
+            valid, x, last = (own[name] if saved is None else getattr(saved, name) for name in _OF_BATCH)
             if valid is None:
                 return function(*arguments, **options)
-            rows = {name: _with_last(own[name], last)[valid.mask] for name in _ELEMENTWISE if own.get(name) is not None}
-            own.update(rows, channels_last=True, valid=None)
+
+            def rows(array: np.ndarray | None) -> np.ndarray | None:
+                return None if array is None else _with_last(array, last)[valid.mask]
+
+            own.update({name: rows(own[name]) for name in _ELEMENTWISE if name in own})
+            if saved is None:
+                own.update(channels_last=True, valid=None)
+            else:
+                inputs = {"x": rows(x), "residual": rows(saved.residual)}
+                own["saved"] = replace(saved, **inputs, channels_last=True, valid=None)
             if "out" in own:
                 own["out"] = signature.parameters["out"].default
             found = function(*bound.args, **bound.kwargs)

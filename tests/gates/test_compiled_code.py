@@ -7,8 +7,7 @@ import pytest
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module, nvrtc
-from profiling.compiled_code import read_cubin
-from profiling.register_limits import most_registers
+from profiling.compiled_code import most_registers, read_cubin
 
 ARCHITECTURES = (80, 90, 100)
 SOURCES = sorted({kernel.source for kernel in all_kernels()})

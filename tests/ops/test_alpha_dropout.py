@@ -111,7 +111,7 @@ def test_mean_and_variance_are_kept(p):
         ({"offset": 0.0}, TypeError, "offset must be an integer"),
         ({"start": 2**64 - 2}, ValueError, "start must be in"),
         ({"mask_axes": 2}, ValueError, r"mask_axes must be in 1 \.\. 1"),
-        ({"out": np.zeros(3)}, TypeError, "out must have the input's dtype"),
+        ({"out": np.zeros(3)}, TypeError, "out must have the result's dtype"),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):

@@ -211,7 +211,7 @@ def test_the_mask_is_that_of_dropout():
         ({"p": 2}, ValueError, "dropout probability has to be between 0 and 1"),
         ({"shared_axes": (2,)}, ValueError, "shared_axes must be in"),
         ({"sample_ids": np.arange(3)}, ValueError, r"sample_ids must have the shape \[2\]"),
-        ({"out": np.ones((2, 3), np.float32)}, ValueError, r"out must have the input's shape \[2, 4\]"),
+        ({"out": np.ones((2, 3), np.float32)}, ValueError, r"out must have the result's shape \[2, 4\]"),
     ],
 )
 def test_bad_arguments_are_refused(change, error, message):

@@ -75,8 +75,8 @@ def test_out_may_overlap_the_input():
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (np.ones(3), TypeError, "out must have the input's dtype float32"),
-        (np.ones(2, np.float32), ValueError, r"out must have the input's shape \[3\], got \[2\]"),
+        (np.ones(3), TypeError, "out must have the result's dtype float32"),
+        (np.ones(2, np.float32), ValueError, r"out must have the result's shape \[3\], got \[2\]"),
         (LAYOUTS["read_only"](np.ones(3, np.float32)), ValueError, "out is read-only"),
         ([0.0] * 3, TypeError, "expected a numpy.ndarray"),
     ],

@@ -6,12 +6,11 @@ import pytest
 
 from gpu_layers.catalogue import HEADLINE
 from gpu_layers.catalogue.pooling import MAX_POOL
-from profiling.bench import _left_out, main, parser
+from profiling.bench import Runner, _left_out, main, parser
 from profiling.cases import Case
 from profiling.devices import EmulatedDevice
 from profiling.implementations import CompiledTorch, Torch
 from profiling.results import Run
-from profiling.runner import Runner
 
 ONE = ["--emulated", "--only", "^relu forward .*float32", "--peers", "^(copy|torch)$"]
 

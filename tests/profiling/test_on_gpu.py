@@ -27,7 +27,7 @@ case "$*" in
     "-m pytest"*) name=tests ;;
     "-m gpu_layers verify"*) name=verify ;;
     "-m gpu_layers compile"*) name=compile ;;
-    "-m profiling.bit_equality"*) name=bits ;;
+    "-m profiling.small_run --bits"*) name=bits ;;
     "-m profiling.overhead"*) name=overhead ;;
     "-m profiling.bench"*"torch\.compile"*) name=compiled ;;
     "-m profiling.bench"*"two reads"*) name=reads ;;
@@ -36,7 +36,7 @@ case "$*" in
     "-m profiling.bench"*) name=more ;;
     "-m profiling.small_run"*) name=small_run ;;
     "-m profiling.probe"*) name=probe; echo "the probe ran" ;;
-    "-m profiling.ncu_table"*) name=ncu_table ;;
+    "-m profiling.nsight ncu"*) name=ncu ;;
     *) echo "unexpected: $*"; exit 55 ;;
 esac
 echo "$*" >>"$folder/calls"
@@ -64,8 +64,6 @@ if [[ "$*" == *probe* ]]; then
     echo '==PROF== Profiling "gpu_layers_probe"'
     exit 0
 fi
-if [ -f "$folder/ncu.takes" ] && [ -n "${TOOK:-}" ]; then cp "$folder/ncu.takes" "$TOOK"; fi
-if [ -f "$folder/ncu.does" ]; then . "$folder/ncu.does"; fi
 """
 # A clock that stands still but for what steps take; and a limit of time by it.
 DATE = """#!/bin/bash
@@ -82,7 +80,7 @@ export TOOK=$folder/took.$$
 status=$?
 took=1
 # So that those side by side have all begun before the clock moves on.
-if [[ "$*" == *small_run* ]]; then sleep 0.3; fi
+if [[ "$*" == *small_run ]]; then sleep 0.3; fi
 if [ -f "$TOOK" ]; then took=$(cat "$TOOK"); fi
 if [ "$took" -gt "$limit" ]; then took=$limit status=124; fi
 # Side by side: the clock is where the last of them ends.
@@ -161,7 +159,7 @@ def test_all_is_well(stubs, tmp_path):
     assert [line.split()[1].rstrip(",") for line in log.splitlines() if line.startswith("=====")] == STEPS
     assert "racecheck: ERROR SUMMARY: 0 errors of racecheck" in log
     out = tmp_path / "out folder"
-    assert f"-m profiling.bit_equality --no-emulator --json {out}/bits.json" in calls(stubs)
+    assert f"-m profiling.small_run --bits {out}/bits.json" in calls(stubs)
     started = [call for call in calls(stubs) if "profiling.bench" in call]
     assert all("--quick --resume --budget " in call and f"--json {out}/bench.json" in call for call in started)
     assert not any("jax" in call for call in started)
@@ -404,7 +402,7 @@ def test_tools_that_cannot_attach_are_missing_not_failed(stubs, tmp_path):
     assert {found[name]["outcome"] for name in (*SANITIZERS, "ncu")} == {"missing"}
     assert found["racecheck"]["text"] == "compute-sanitizer cannot attach here; Device not supported"
     assert found["ncu"]["text"].startswith("ncu cannot attach here; ")
-    assert not any("small_run" in call for call in calls(stubs))
+    assert not any(call.endswith("small_run") for call in calls(stubs))
 
 
 def test_a_probe_that_hangs_costs_seconds(clock, tmp_path):

@@ -12,6 +12,7 @@ from gpu_layers.catalogue.batch_norm import BATCH_NORM
 from gpu_layers.catalogue.batch_norm_max_pool import BATCH_NORM_RELU_MAX_POOL
 from gpu_layers.catalogue.dropout import DROPOUT
 from gpu_layers.catalogue.pooling import MAX_POOL
+from profiling.bench import Effort, Runner, copy_bandwidth
 from profiling.cases import Case, InputMaker, all_cases
 from profiling.devices import EmulatedDevice
 from profiling.implementations import (
@@ -27,7 +28,6 @@ from profiling.implementations import (
     expected,
     parts,
 )
-from profiling.runner import Effort, Runner, copy_bandwidth
 from profiling.traffic import listed_launches
 
 SHORT = Effort(samples=3, seconds=0.01)

@@ -8,7 +8,7 @@ import pytest
 from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 from gpu_layers.verification import all_cases, emulated_backend
-from profiling import bit_equality, devices, probe, small_run
+from profiling import devices, probe, small_run
 from profiling.small_run import covering, kernels_of, with_index64
 
 
@@ -36,9 +36,10 @@ def test_64_bit_indices_are_covered_too():
 
 def test_small_run(capsys):
     assert small_run.main(["--backend", "emulated", "--only", "relu float32"]) == 0
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith("1 cases launched 2 kernels; ")
+    *others, last = capsys.readouterr().out.splitlines()
+    assert last == "1 cases launched 2 kernels; 0 cases raised an error"
     assert f"not launched: {all_kernels()[0].name}" in others
+    assert len(others) == len(all_kernels()) - 2
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -58,55 +59,58 @@ def test_a_small_run_names_the_case_that_fails_and_goes_on_unless_the_device_is_
     assert lines[0] == f"FAILED {chosen[0]}: RuntimeError: an illegal memory access"
     stopped = f"STOPPED: the device does no more work since the case {chosen[0]} (1 of {len(chosen)})"
     assert (lines[1] == stopped) == lost
-    assert lines[1].startswith(f"{len(chosen)} cases launched") != lost
+    assert lines[-1].startswith(f"{len(chosen)} cases launched")
+    assert lines[-1].endswith("; 1 cases raised an error")
 
 
 def test_bits_of_the_emulator(tmp_path, capsys):
     path = tmp_path / "bits.json"
-    assert bit_equality.main(["--backend", "emulated", "--only", "dropout float16", "--json", str(path)]) == 0
-    assert "differ that must not" in capsys.readouterr().out
+    assert small_run.main(["--backend", "emulated", "--only", "dropout float16", "--bits", str(path)]) == 0
+    assert "0 differ that must not" in capsys.readouterr().out
     entries = json.loads(path.read_text())["results"]
     assert entries
-    assert all(entry["equals_reference"] and entry["equals_emulator"] for entry in entries)
+    assert all(entry["equals_reference"] for entry in entries)
 
 
 def test_digests_of_two_runs_are_compared(tmp_path, capsys):
-    path = tmp_path / "bits.json"
-    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
-    assert bit_equality.main([*arguments, "--json", str(path)]) == 0
-    assert "The emulator did not run: not asked for" in capsys.readouterr().out
+    path = tmp_path / "other.json"
+    arguments = ["--backend", "emulated", "--only", "relu float", "--bits"]
+    assert small_run.main([*arguments, str(path)]) == 0
     data = json.loads(path.read_text())
     count = len(data["results"])
     assert count >= 6
-    assert all(entry["equals_emulator"] is None for entry in data["results"])
     data["results"][0]["digest"] = "0"
     gone = data["results"].pop()
     path.write_text(json.dumps(data))
-    assert bit_equality.main([*arguments, "--against", str(path)]) == 0
+    arguments += [str(tmp_path / "bits.json"), "--against", str(path)]
+    capsys.readouterr()
+    assert small_run.main(arguments) == 0
     printed = capsys.readouterr().out
     changed = data["results"][0]
-    assert f"other bits (emulated): {changed['case']}: {changed['result']}" in printed
+    assert f"other bits: {changed['case']}: {changed['result']}" in printed
     assert gone["case"] not in printed
-    assert f"{count - 2} results have the bits of {path} (emulated), 1 others, 1 not there" in printed
-    for text, message in (("{}", "holds no results of profiling.bit_equality"), (None, "cannot be read")):
+    assert f"{count - 2} results have the bits of {path}, 1 others, 1 not there" in printed
+    for text, message in (("{}", "holds no bits of profiling.small_run"), (None, "cannot be read")):
         path.unlink() if text is None else path.write_text(text)
-        assert bit_equality.main([*arguments, "--against", str(path)]) == 2
+        assert small_run.main(arguments) == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        small_run.main(["--against", str(path)])
 
 
 def test_bits_are_written_while_it_runs(tmp_path, monkeypatch):
     path = tmp_path / "bits.json"
-    right, count = bit_equality.check, iter(range(10))
+    right, count = small_run.check, iter(range(10))
 
     def ended(*arguments):
         if next(count) == 1:
             raise KeyboardInterrupt
         return right(*arguments)
 
-    monkeypatch.setattr(bit_equality, "check", ended)
-    monkeypatch.setattr(bit_equality, "_SECONDS_A_FILE", 0)
+    monkeypatch.setattr(small_run, "check", ended)
+    monkeypatch.setattr(small_run, "_SECONDS_A_FILE", 0)
     with pytest.raises(KeyboardInterrupt):
-        bit_equality.main(["--backend", "emulated", "--no-emulator", "--only", "relu float", "--json", str(path)])
+        small_run.main(["--backend", "emulated", "--only", "relu float", "--bits", str(path)])
     first, *_ = covering(cases("relu float"))[0]
     assert {entry["case"] for entry in json.loads(path.read_text())["results"]} == {str(first)}
 
@@ -115,35 +119,28 @@ def test_a_digest_is_of_the_bits_but_for_the_payload_of_nan():
     x = np.array([[1.0, -0.0], [np.nan, 2.0]], np.float32)
     other_nan = x.copy()
     other_nan.view(np.uint32)[1, 0] = 0xFFC00001
-    assert bit_equality.digest(other_nan) == bit_equality.digest(x)
-    assert bit_equality.digest(x.T.copy().T) == bit_equality.digest(x)
+    assert small_run.digest(other_nan) == small_run.digest(x)
+    assert small_run.digest(x.T.copy().T) == small_run.digest(x)
     for changed in (np.abs(x), x.reshape(4), x.astype(np.float64)):
-        assert bit_equality.digest(changed) != bit_equality.digest(x)
-    assert bit_equality.digest(x.astype(BFLOAT16)) == bit_equality.digest(other_nan.astype(BFLOAT16))
+        assert small_run.digest(changed) != small_run.digest(x)
+    assert small_run.digest(x.astype(BFLOAT16)) == small_run.digest(other_nan.astype(BFLOAT16))
 
 
-def test_a_case_that_raises_is_named_and_the_others_are_compared(monkeypatch, capsys):
-    first, *_ = covering(cases("relu float"))[0]
-    right = bit_equality.check
+def test_the_bits_of_the_cases_after_one_that_raises(tmp_path, monkeypatch, capsys):
+    first, *others = covering(cases("relu float"))[0]
+    right = small_run.check
 
-    def check(case, device, emulator):
+    def check(case, backend):
         if str(case) == str(first):
             raise RuntimeError("out\nof memory")
-        return right(case, device, emulator)
+        return right(case, backend)
 
-    monkeypatch.setattr(bit_equality, "check", check)
-    arguments = ["--backend", "emulated", "--no-emulator", "--only", "relu float"]
-    assert bit_equality.main(arguments) == 1
+    monkeypatch.setattr(small_run, "check", check)
+    path = tmp_path / "bits.json"
+    assert small_run.main(["--backend", "emulated", "--only", "relu float", "--bits", str(path)]) == 1
     printed = capsys.readouterr().out
     assert f"FAILED {first}: RuntimeError: out of memory" in printed
-    assert "1 cases raised an error" in printed.splitlines()[-1]
-    lost = emulated_backend()
-    lost = type(lost)("lost", lost.place, lost.activate, lambda: True)
-    monkeypatch.setattr(bit_equality, "emulated_backend", lambda: lost)
-    assert bit_equality.main(arguments) == 1
-    printed = capsys.readouterr().out
-    assert f"STOPPED: the device does no more work since the case {first}" in printed
-    assert ", 0 results, " in printed.splitlines()[-1]
+    assert {entry["case"] for entry in json.loads(path.read_text())["results"]} == set(map(str, others))
 
 
 def test_a_wrong_bit_is_found(capsys):
@@ -154,10 +151,9 @@ def test_a_wrong_bit_is_found(capsys):
 
     backend = emulated_backend()
     wrong = type(backend)("wrong", off_by_a_bit, backend.activate)
-    entries = bit_equality.check(case, wrong, backend)
+    entries = small_run.check(case, wrong)
     assert not entries[0]["equals_reference"]
-    assert not entries[0]["equals_emulator"]
-    assert f"WRONG {case}: y: " in bit_equality.summary(entries)
+    assert f"WRONG {case}: y: " in small_run.summary(entries)
 
 
 @pytest.mark.parametrize("suffix", [".cubin", ".json"])
@@ -175,7 +171,7 @@ def test_damaged_machine_code_is_compiled_again(monkeypatch, tmp_path, suffix, c
     assert compiled(kernel.source, (kernel.name,), Architecture(90)) == module
 
 
-@pytest.mark.parametrize("module", [small_run, bit_equality, devices])
+@pytest.mark.parametrize("module", [small_run, devices])
 def test_without_a_gpu(module, capsys):
     cupy = pytest.importorskip("cupy")
     if cupy.cuda.is_available():

@@ -9,6 +9,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import kernels
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import sliding_window
@@ -59,7 +60,7 @@ def batch_norm(x, dy, gamma, beta, mean, var, batches, out, activation):
     running = RunningStatistics(mean, var, batches, 0.3, 6 * 48 * 40)
     forward = kernels.batch_norm_forward(x, gamma, beta, 1e-5, activation=activation, running=running, out=out)
     y, statistics = forward
-    backward = kernels.batch_norm_backward(dy, x, statistics, activation=activation)
+    backward = kernels.batch_norm_backward(dy, BatchNormSaved(x, statistics, activation=activation))
     kernels.batch_norm_fold(statistics, RunningStatistics(mean, var, batches, None, 7))
     return [y, statistics, *backward[:3], mean, var, batches, out]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ class _WithGenerator(nn.Module):
         Where the masks come from; None for torch's default generator of the input's device.
     """
 
+    _function: ClassVar[Any]
     # For modules that were made by torch.nn and retyped.
     generator: Generator | None = None
 
@@ -40,6 +43,10 @@ class _WithGenerator(nn.Module):
         super().__init__(p, inplace)
         check_generator(generator)
         self.generator = generator
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop in training; the input itself in evaluation."""
+        return self._function(input, self.p, self.training, self.inplace, generator=self.generator)
 
 
 class Dropout(_WithGenerator, nn.Dropout):
@@ -54,33 +61,25 @@ class Dropout(_WithGenerator, nn.Dropout):
         default generator of the input's device decides, with one draw a training forward.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop in training; the input itself in evaluation."""
-        return functional.dropout(input, self.p, self.training, self.inplace, generator=self.generator)
+    _function = staticmethod(functional.dropout)
 
 
 class Dropout1d(_WithGenerator, nn.Dropout1d):
     """``torch.nn.Dropout1d``: whole channels; parameters as :class:`Dropout`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop in training; the input itself in evaluation."""
-        return functional.dropout1d(input, self.p, self.training, self.inplace, generator=self.generator)
+    _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_WithGenerator, nn.Dropout2d):
     """``torch.nn.Dropout2d``: whole channels; parameters as :class:`Dropout`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop in training; the input itself in evaluation."""
-        return functional.dropout2d(input, self.p, self.training, self.inplace, generator=self.generator)
+    _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_WithGenerator, nn.Dropout3d):
     """``torch.nn.Dropout3d``: whole channels; parameters as :class:`Dropout`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop in training; the input itself in evaluation."""
-        return functional.dropout3d(input, self.p, self.training, self.inplace, generator=self.generator)
+    _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_WithGenerator, nn.AlphaDropout):

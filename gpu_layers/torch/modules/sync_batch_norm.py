@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
@@ -119,9 +120,10 @@ class _Synchronized(torch.autograd.Function):
         dy = torch.zeros_like(x) if dy is None else dy
         with arrays.at(ctx.place):
             place, last = arrays.here(x), ctx.channels_last
-            given = place.array(dy, last), place.array(x, last), place.array(statistics)
+            gradient = place.array(dy, last)
+            saved = BatchNormSaved(place.array(x, last), place.array(statistics), last)
             if x.numel():
-                sums = [place.tensor(one) for one in place.floor.batch_norm_gradient_sums(*given, last)]
+                sums = [place.tensor(one) for one in place.floor.batch_norm_gradient_sums(gradient, saved)]
             else:
                 sums = list(torch.zeros_like(statistics[:2]))
             # Of all processes, even where the own part needs no gradient: others may.
@@ -131,7 +133,7 @@ class _Synchronized(torch.autograd.Function):
                 dx = torch.empty_like(x)
                 if x.numel():
                     means = [place.array(one.contiguous()) for one in means]
-                    found, _ = place.floor.batch_norm_input_gradient(*given, *means, 1, last)
+                    found, _ = place.floor.batch_norm_input_gradient(gradient, saved, *means, 1)
                     dx = place.tensor(found, last)
         dweight, dbias = (
             one.to(parameter.dtype) if need else None

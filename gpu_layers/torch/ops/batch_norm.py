@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
@@ -274,30 +275,32 @@ def _found_gradients(
         return dx, dweight.zero_(), dbias.zero_(), dresidual
     place = arrays.here(x)
     floor, array = place.floor, place.array
-    inputs = array(dy, channels_last), array(x, channels_last), array(statistics)
-    given = channels_last, None if residual is None else array(residual, channels_last), activation
+    added = None if residual is None else array(residual, channels_last)
+    gradient = array(dy, channels_last)
+    # Without a number of writes: autograd notices what is written to.
+    saved = BatchNormSaved(array(x, channels_last), array(statistics), channels_last, added, activation, 0)
     if not (of_x or of_residual):
-        found = (None, *floor.batch_norm_gradient_sums(*inputs, *given), None)
+        found = (None, *floor.batch_norm_gradient_sums(gradient, saved), None)
     elif training:
-        found = floor.batch_norm_backward(*inputs, *given)
+        found = floor.batch_norm_backward(gradient, saved)
     elif of_weight or of_bias:
-        found = floor.batch_norm_inference_backward(*inputs, *given)
+        found = floor.batch_norm_inference_backward(gradient, saved)
     else:
         nothing = array(torch.zeros_like(statistics[0]))
-        dx, dresidual = floor.batch_norm_input_gradient(*inputs, nothing, nothing, 1, *given)
+        dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, nothing, nothing, 1)
         found = dx, None, None, dresidual
     dx, dgamma, dbeta, dresidual = found
+    dweight, dbias = place.tensor(dgamma) if of_weight else None, place.tensor(dbeta) if of_bias else None
+    if weight is not None and dweight is not None and weight.dtype is not dweight.dtype:
+        dweight = dweight.to(weight.dtype)
+    if bias is not None and dbias is not None and bias.dtype is not dbias.dtype:
+        dbias = dbias.to(bias.dtype)
     return (
         place.tensor(dx, channels_last) if of_x else None,
-        _as_parameter(place.tensor(dgamma), weight) if of_weight else None,
-        _as_parameter(place.tensor(dbeta), bias) if of_bias else None,
+        dweight,
+        dbias,
         place.tensor(dresidual, channels_last) if of_residual else None,
     )
-
-
-def _as_parameter(gradient: torch.Tensor, parameter: _Tensor) -> torch.Tensor:
-    """In the dtype of a weight or bias."""
-    return gradient if parameter is None or parameter.dtype is gradient.dtype else gradient.to(parameter.dtype)
 
 
 def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:

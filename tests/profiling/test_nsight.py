@@ -1,21 +1,15 @@
-"""From Nsight Compute's CSV to a short table, on a stored sample; and the scripts around it, with stubs."""
+"""From Nsight Compute's CSV to a short table, on a stored sample; and the commands around it, with stubs."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gpu_layers.catalogue import HEADLINE
-from profiling.ncu_table import COMMON, SPECIAL, main, metrics_of, read, table
-from profiling.one import chosen
-from profiling.one import main as one
+from profiling.nsight import COMMON, SPECIAL, chosen, main, metrics_of, read, table
 from profiling.results import ResultsError
 
 SAMPLE = Path(__file__).with_name("ncu_sample.csv")
-SCRIPTS = Path(__file__).resolve().parents[2] / "profiling"
 
 
 def test_the_numbers_in_the_units_of_the_columns():
@@ -35,7 +29,7 @@ def test_the_numbers_in_the_units_of_the_columns():
 
 
 def test_table_and_csv(tmp_path, capsys):
-    assert main([str(SAMPLE), "--csv", str(tmp_path / "short.csv")]) == 0
+    assert main(["table", str(SAMPLE), "--csv", str(tmp_path / "short.csv")]) == 0
     head, pool, _ = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "kernel"
     assert "38.54" in pool
@@ -58,7 +52,7 @@ def test_a_file_without_a_table(tmp_path, text, message):
 
 
 def test_missing_file(capsys):
-    assert main(["nowhere.csv"]) == 2
+    assert main(["table", "nowhere.csv"]) == 2
     assert "nowhere.csv cannot be read: No such file" in capsys.readouterr().err
 
 
@@ -71,7 +65,7 @@ def test_each_operation_has_its_metrics():
 
 
 def test_one_operation(capsys):
-    assert one(["max_pool/backward", "--emulated", "--channels-last"]) == 0
+    assert main(["calls", "max_pool/backward", "--emulated", "--channels-last"]) == 0
     assert capsys.readouterr().out == "max_pool backward 64x256x56x56 bfloat16 channels_last\n"
     assert [case.direction for case in chosen("batch_norm", "float32", False)] == ["forward", "backward"]
 
@@ -85,63 +79,66 @@ def test_one_operation(capsys):
     ],
 )
 def test_bad_usage(arguments, message, capsys):
-    assert one(["--emulated", *arguments]) == 2
+    assert main(["calls", "--emulated", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def script(name, *arguments, stubs, **environment):
-    return subprocess.run(
-        ["bash", str(SCRIPTS / name), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PATH": f"{stubs}:/usr/bin:/bin"} | environment,
-    )
-
-
 @pytest.fixture
-def stubs(tmp_path):
+def stubs(tmp_path, monkeypatch):
     folder = tmp_path / "stubs"
     folder.mkdir()
     for name in ("ncu", "nsys"):
         copy = f'while [ "$1" != --log-file ]; do shift; done; cp "{SAMPLE}" "$2"' if name == "ncu" else ""
         (folder / name).write_text(f'#!/bin/bash\necho "$GPU_LAYERS_PROFILE_RANGES $*" >>"{folder}/calls"\n{copy}\n')
         (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return folder
 
 
-def test_ncu_script(stubs, tmp_path):
-    done = script("ncu.sh", "max_pool/forward", str(tmp_path / "out"), stubs=stubs, PYTHON=sys.executable)
-    assert done.returncode == 0, done.stderr
+def test_ncu(stubs, tmp_path, capsys):
+    assert main(["ncu", "max_pool/forward", str(tmp_path / "out"), "--dtype", "float32", "--channels-last"]) == 0
     call = (stubs / "calls").read_text()
     assert "--clock-control none" in call
     assert "dram__bytes_read.sum,dram__bytes_write.sum" in call
-    assert "-m profiling.one max_pool/forward" in call
+    assert call.endswith("-m profiling.nsight calls max_pool/forward --dtype float32 --channels-last\n")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "max_pool-forward.ncu-raw.csv",
         "max_pool-forward.ncu.csv",
     ]
-    assert "max_pool_forward<__nv_bfloat16" in done.stdout
+    assert "max_pool_forward<__nv_bfloat16" in capsys.readouterr().out
 
 
-def test_nsys_script(stubs):
-    assert script("nsys.sh", "dropout", "report", stubs=stubs, PYTHON=sys.executable).returncode == 0
-    assert script("nsys.sh", "report", "--", "python3", "train.py", stubs=stubs).returncode == 0
+def test_nsys(stubs):
+    assert main(["nsys", "dropout", "report"]) == 0
+    assert main(["nsys", "report", "--", "python3", "train.py"]) == 0
     profile, stats, other, _ = (stubs / "calls").read_text().splitlines()
     assert profile.startswith("1 profile --trace=cuda,nvtx")
-    assert profile.endswith("-m profiling.one dropout --calls 10")
+    assert profile.endswith("-m profiling.nsight calls dropout --dtype bfloat16 --calls 10")
     assert stats.endswith("report.nsys-rep")
     assert other.endswith("--output=report python3 train.py")
 
 
-@pytest.mark.parametrize("name", ["ncu.sh", "nsys.sh"])
-def test_missing_tools_and_bad_usage(name, tmp_path):
-    done = script(name, "relu", stubs=tmp_path)
-    assert done.returncode == 2
-    assert "was not found: it comes with the CUDA toolkit" in done.stderr
-    done = script(name, stubs=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"usage: profiling/{name}")
+def test_the_status_of_a_tool_that_fails(stubs):
+    (stubs / "nsys").write_text("#!/bin/bash\nexit 9\n")
+    assert main(["nsys", "dropout"]) == 9
+
+
+@pytest.mark.parametrize("name", ["ncu", "nsys"])
+def test_missing_tools_and_bad_usage(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main([name, "relu"]) == 2
+    assert f"{name} was not found: it comes with the CUDA toolkit" in capsys.readouterr().err
+    assert main([name, "lstm"]) == 2
+    assert "there is no operation 'lstm'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+
+
+def test_only_a_time_line_is_of_any_program(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["ncu", "out", "--", "python3", "train.py"])
+    assert "only nsys takes a command" in capsys.readouterr().err
 
 
 def test_the_headline_operations_are_one_run():
