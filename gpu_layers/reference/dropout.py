@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -158,11 +159,20 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         return
     for chunk in chunks(size):
         first, last = chunk.start // mask.run, (chunk.stop - 1) // mask.run
-        kept = random_words(mask.seed, mask.offset, mask.start + first, last - first + 1) >= drop_below
+        kept = _kept(mask.seed, mask.offset, mask.start + first, last - first + 1, drop_below)
         if mask.run > 1:
             edges = np.clip(np.arange(first, last + 2) * mask.run, chunk.start, chunk.stop)
             kept = np.repeat(kept, edges[1:] - edges[:-1])
         yield chunk, kept
+
+
+# A backward asks for what its forward asked for: of small arrays it is still there, in a megabyte at most.
+@lru_cache(maxsize=16)
+def _kept(seed: int, offset: int, start: int, count: int, drop_below: Any) -> np.ndarray:
+    """Which of these decisions keep; read-only."""
+    kept = random_words(seed, offset, start, count) >= drop_below
+    kept.flags.writeable = False
+    return kept
 
 
 def _shared_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarray]]:

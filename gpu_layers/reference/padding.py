@@ -27,17 +27,21 @@ def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
+        names = tuple(signature.parameters)
+        # A backward is given them in the record of its forward.
+        holder = "saved" if "saved" in names else "valid"
+        place_of_holder = names.index(holder)
 
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
+            given: Any = arguments[place_of_holder] if place_of_holder < len(arguments) else options.get(holder)
+            if (given.valid if holder == "saved" else given) is None:
+                return function(*arguments, **options)
             bound = signature.bind(*arguments, **options)
             bound.apply_defaults()
             own, out = bound.arguments, bound.arguments.get("out")
-            # A backward is given them in the record of its forward.
             saved = own.get("saved")
             valid, x, last = (own[name] if saved is None else getattr(saved, name) for name in _OF_BATCH)
-            if valid is None:
-                return function(*arguments, **options)
 
             def rows(array: np.ndarray | None) -> np.ndarray | None:
                 return None if array is None else _with_last(array, last)[valid.mask]

@@ -49,7 +49,9 @@ class Optimizer:
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0
         self._state: dict[str, Any] = {}
-        self._place_state()
+        self._placed: dict[str, Any] = {}
+        self._firsts: dict[str, str] = {}
+        self._place_state(self.parameters)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Optimizer:
             raise ValueError(
                 f"gradients must have the parameters' names, got a difference in {different}: call backward first"
             )
-        firsts = _first_names(parameters)
+        firsts = self._firsts if self._has_placed(parameters) else _first_names(parameters)
         given: dict[str, Any] = {}
         for name, gradient in gradients.items():
             if gradient is None:
@@ -93,7 +95,8 @@ class Optimizer:
             elif memory_of(given[first]) != memory_of(gradient):
                 with place_of(gradient):
                     given[first] = given[first] + gradient
-        self._place_state(parameters)
+        if firsts is not self._firsts:
+            self._place_state(parameters)
         self.steps += 1
         for name, gradient in given.items():
             parameter = parameters[name]
@@ -103,10 +106,15 @@ class Optimizer:
                 parameter -= self._change(name, gradient)
             record_write(parameter)
 
-    def _place_state(self, parameters: Mapping[str, Any] | None = None) -> None:
+    def _has_placed(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the state is that of exactly these arrays."""
+        placed = self._placed
+        return len(parameters) == len(placed) and all(placed.get(name) is value for name, value in parameters.items())
+
+    def _place_state(self, parameters: dict[str, Any]) -> None:
         """Put the state of each parameter on its device; new states start at 0, others are dropped."""
-        parameters = self.parameters if parameters is None else parameters
-        firsts = _first_names(parameters)
+        firsts = self._firsts = _first_names(parameters)
+        self._placed = parameters
         before, self._state = self._state, {}
         for kind in self._state_names:
             for name in (name for name, first in firsts.items() if name == first):
@@ -146,7 +154,7 @@ class Optimizer:
         self.steps = int(own["steps"])
 
     def _own(self) -> dict[str, Any]:
-        self._place_state()
+        self._place_state(self.parameters)
         return {"steps": np.array(self.steps, np.int64), **self._state}
 
 
