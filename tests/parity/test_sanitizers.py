@@ -7,10 +7,11 @@ import pytest
 
 from gpu_layers.cli import main
 
-# Every run of the tests takes all kernels of one dtype; those of the others are the same templates.
+# Every run of the tests takes all kernels of one dtype; those of the others are the same templates. Of addresses float16
+# and bfloat16 have the same.
 RUNS = [("asan", "float32"), ("ubsan", "bfloat16")]
 RUNS += [
-    pytest.param("asan", "float16|bfloat16|float64", marks=pytest.mark.slow),
+    pytest.param("asan", "bfloat16|float64", marks=pytest.mark.slow),
     pytest.param("ubsan", "float16|float32|float64", marks=pytest.mark.slow),
 ]
 
