@@ -170,6 +170,12 @@ def _backward(
 ) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
+    # Where windows share no input, each gradient is added to the first 0.
+    apart = not window.adaptive and all(
+        step > (taps - 1) * dilation
+        for step, taps, dilation in zip(window.stride, window.kernel, window.dilation, strict=True)
+    )
     for _, tap, outputs, inputs in covering_windows(window, channels_last):
-        dx[inputs] += kept_values(dy[outputs], argmax[outputs] == tap)
+        gradients = kept_values(dy[outputs], argmax[outputs] == tap)
+        np.add(gradients, 0 if apart else dx[inputs], out=dx[inputs], dtype=dx.dtype)
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
