@@ -7,8 +7,8 @@ import pytest
 
 from gpu_layers.cli import main
 
-# Every run of the tests takes all kernels of one dtype; those of the others are the same templates. Of addresses float16
-# and bfloat16 have the same.
+# Every run of the tests takes all kernels of one dtype; those of the others are the same templates. float16 and
+# bfloat16 have the same addresses.
 RUNS = [("asan", "float32"), ("ubsan", "bfloat16")]
 RUNS += [
     pytest.param("asan", "bfloat16|float64", marks=pytest.mark.slow),
