@@ -17,6 +17,7 @@ from tests.inputs import (
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     normal,
     unchanged,
     with_specials,
@@ -37,7 +38,6 @@ TORCH = {
 }
 EXACT = ("relu", "leaky_relu", "identity")
 HOMOGENEOUS = EXACT
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_activation = pytest.mark.parametrize("activation", TORCH)
 each_order = pytest.mark.parametrize("order", ["after", "before"])
 

@@ -6,10 +6,10 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import (
-    DTYPES,
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     integers,
     normal,
     tie_free,
@@ -40,7 +40,6 @@ CASES = [
     ((1, 2, 3, 4, 2), (None, 3, 5)),
 ]
 each_case = pytest.mark.parametrize(("shape", "outputs"), CASES, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @each_case
