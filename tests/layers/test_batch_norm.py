@@ -20,8 +20,6 @@ from tests.inputs import (
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 each_shape = pytest.mark.parametrize(
     ("kind", "shape"),
     [

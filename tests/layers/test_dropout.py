@@ -18,8 +18,6 @@ from tests.inputs import (
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED = 2**40 + 3
 each_scaling = pytest.mark.parametrize("scaling", ["inverted", "inference"])
 

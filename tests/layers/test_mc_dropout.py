@@ -19,8 +19,6 @@ from tests.inputs import (
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def over_passes(forward, passes):
     outputs = np.stack([np.asarray(forward(), np.float64) for _ in range(passes)])

@@ -13,8 +13,6 @@ from gpu_layers.runtime import writes
 from gpu_layers.training.optimizers import SGD, Adam
 from tests.inputs import assert_same_bits, each_backend, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 MODIFIED = (
     r"^one of the variables needed for gradient computation has been modified by an inplace operation: {name}, of"
 )

@@ -24,8 +24,6 @@ from tests.inputs import (
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 TORCH = {
     "relu": torch.relu,

@@ -19,8 +19,6 @@ from tests.inputs import (
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 F = torch.nn.functional
 TORCH_MAX = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 TORCH_AVG = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}

@@ -26,8 +26,6 @@ from tests.inputs import (
 from tests.ops.pool_cases import SHAPES, TORCH_AVG_POOL, configurations, per_axis, taps_inside, window_of
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 #: Which divisor; 1-D PyTorch has no divisor_override.
 DIVISORS = [
     {"count_include_pad": True},

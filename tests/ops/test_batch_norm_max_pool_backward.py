@@ -12,8 +12,6 @@ from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
 from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal, with_specials
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 each_mode = pytest.mark.parametrize("training", [True, False])
 SIDE_BY_SIDE, OVERLAPPING = ((2, 2), {}), ((3, 3), {"stride": 2, "padding": 1})
 # Planes of an odd height, whose rows are whole vectors; with one part a channel, and with several that wait for each

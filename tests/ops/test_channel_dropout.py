@@ -20,8 +20,6 @@ from tests.inputs import (
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 SHAPES = [((3, 5, 7), 2), ((4, 6, 3, 3), 2), ((5, 8), 1), ((6, 2, 3), 1), ((9,), 1), ((3, 4, 1), 2), ((2, 3, 4), 3)]
 

