@@ -25,15 +25,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                NchwLayout layout) {
-    statistics_of_nchw<T>(x,
-                          {partial_moments,
-                           statistics,
-                           gamma,
-                           beta,
-                           {running_mean, running_var, batches, rule},
-                           eps,
-                           layout.channels},
-                          layout);
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    statistics_of_nchw<T>(x, result, layout);
 }
 
 template <typename T, int Width>
@@ -43,15 +38,10 @@ __global__ void __launch_bounds__(kChannelThreads, kRowStatisticsBlocks)
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                NhwcLayout layout) {
-    statistics_of_nhwc<T, Width>(x,
-                                 {partial_moments,
-                                  statistics,
-                                  gamma,
-                                  beta,
-                                  {running_mean, running_var, batches, rule},
-                                  eps,
-                                  layout.channels},
-                                 layout);
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    statistics_of_nhwc<T, Width>(x, result, layout);
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.

@@ -195,6 +195,10 @@ struct ChannelArrays {
 
 // ---- two reads -------------------------------------------------------------------------------------------
 //
+//   const GradientResult<accumulate_t<T>> result{partial_sums, inv_std, dgamma, dbeta};
+//   sum_gradients_of_nchw<T, kIdentity, 1, GradientArray<T, kVectorWidth<T>>>(
+//       {{dy}, x, nullptr, kNoActivation}, {mean, inv_std, gamma, beta}, result, layout);
+//
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
 template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>

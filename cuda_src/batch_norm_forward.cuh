@@ -1,5 +1,8 @@
 // Statistics, and the normalisation by given ones: what batch_norm.cu does in each of two reads.
 //   valid   AllPositions, or SomePositions: of others nothing is read, and 0 is written there
+//
+//   normalize_of_nchw<T, kIdentity>(x, mean, inv_std, gamma, beta, nullptr, kNoActivation, y,
+//                                   nullptr, 0.0, layout);
 #pragma once
 
 #include "batch_norm_rules.cuh"

@@ -28,15 +28,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                       long long* batches, FoldingRule<accumulate_t<T>> rule,
                                       accumulate_t<T> eps, const unsigned int* valid,
                                       unsigned long long first_valid, NchwLayout layout) {
-    statistics_of_nchw<T>(x,
-                          {partial_moments,
-                           statistics,
-                           gamma,
-                           beta,
-                           {running_mean, running_var, batches, rule},
-                           eps,
-                           layout.channels},
-                          layout, positions(valid, first_valid));
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    statistics_of_nchw<T>(x, result, layout, positions(valid, first_valid));
 }
 
 template <typename T, int Width>
@@ -47,15 +42,10 @@ __global__ void __launch_bounds__(kChannelThreads, kRowStatisticsBlocks)
                                       long long* batches, FoldingRule<accumulate_t<T>> rule,
                                       accumulate_t<T> eps, const unsigned int* valid,
                                       unsigned long long first_valid, NhwcLayout layout) {
-    statistics_of_nhwc<T, Width>(x,
-                                 {partial_moments,
-                                  statistics,
-                                  gamma,
-                                  beta,
-                                  {running_mean, running_var, batches, rule},
-                                  eps,
-                                  layout.channels},
-                                 layout, positions(valid, first_valid));
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    statistics_of_nhwc<T, Width>(x, result, layout, positions(valid, first_valid));
 }
 
 template <typename T, Epilogue Fused>
@@ -143,15 +133,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nchw<T, Fused>(x,
-                                      {partial_moments,
-                                       statistics,
-                                       gamma,
-                                       beta,
-                                       {running_mean, running_var, batches, rule},
-                                       eps,
-                                       layout.channels},
-                                      residual, activation, y, barrier_count, slots, layout,
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    forward_persistent_nchw<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
                                       positions(valid, first_valid));
 }
 
@@ -166,15 +151,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nhwc<T, Width, Fused>(x,
-                                             {partial_moments,
-                                              statistics,
-                                              gamma,
-                                              beta,
-                                              {running_mean, running_var, batches, rule},
-                                              eps,
-                                              layout.channels},
-                                             residual, activation, y, barrier_count, slots, layout,
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    forward_persistent_nhwc<T, Width, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
                                              positions(valid, first_valid));
 }
 

@@ -25,15 +25,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                        NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nchw<T, Fused>(x,
-                                      {partial_moments,
-                                       statistics,
-                                       gamma,
-                                       beta,
-                                       {running_mean, running_var, batches, rule},
-                                       eps,
-                                       layout.channels},
-                                      residual, activation, y, barrier_count, slots, layout);
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    forward_persistent_nchw<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout);
 }
 
 template <typename T, int Width, Epilogue Fused>
@@ -46,15 +41,11 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                        NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    forward_persistent_nhwc<T, Width, Fused>(x,
-                                             {partial_moments,
-                                              statistics,
-                                              gamma,
-                                              beta,
-                                              {running_mean, running_var, batches, rule},
-                                              eps,
-                                              layout.channels},
-                                             residual, activation, y, barrier_count, slots, layout);
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    forward_persistent_nhwc<T, Width, Fused>(x, result, residual, activation, y, barrier_count, slots,
+                                             layout);
 }
 
 // ---- backward --------------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@
 // Two blocks, of half of the shared memory each: while one waits the other works.
 constexpr int kPersistentBlocks = 2;
 
+// The shared memory that a launch gives a block, as slots of 16 bytes.
+//   PERSISTENT_SHARED(slots);
+//   SharedCache<T, Width> cache(slots);
 #ifdef GPU_LAYERS_EMULATED
 #define PERSISTENT_SHARED(name)              \
     GPU_LAYERS_DYNAMIC_SHARED(name##_bytes); \

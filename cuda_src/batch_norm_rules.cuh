@@ -187,6 +187,9 @@ constexpr int kColumnScratch = Width * kChannelThreads / 2;
 
 // Combines the values of the threads y of each column, for Width channels at once.
 //   scratch   [kColumnScratch<Width>] in shared memory
+//   __shared__ Moments<A> scratch[kColumnScratch<Width>];
+//   column_reduce(moments, scratch);
+//   if (threadIdx.y == 0) write(moments);
 // All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
 // result.
 template <int Width, typename Value>

@@ -175,6 +175,11 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
 // for Count whole aligned vectors at i, i + step, ..., and body.scalar(i) for the others; i is the index in
 // the array. Where only some positions count, body.vectors<Count>(i, step, some) and body.scalar(i, counts),
 // also for those that do not.
+//   struct Sums {
+//       template <int Count> __device__ void vectors(long long i, long long step);  // of x + i + u * step
+//       __device__ void scalar(long long i);                                        // of x[i]
+//   } sums;
+//   for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.rank, sums);
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
 //   valid   AllPositions or SomePositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.

@@ -1,5 +1,8 @@
 // Copies from global to shared memory that a thread starts and does not wait for until it says so. Before
 // that the target must be left alone.
+//   copy_async(shared + i, global + i);  // other work, then
+//   wait_for_copies();
+//   use(shared[i]);
 #pragma once
 
 // Starts to copy 16 bytes; both addresses are multiples of 16.

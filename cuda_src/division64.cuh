@@ -4,6 +4,8 @@
 // For dividends below 2^63. Source: Granlund and Montgomery, "Division by invariant integers using
 // multiplication", PLDI 1994: the quotient is (mulhi(n, multiplier) + n) >> shift with shift =
 // ceil(log2(divisor)) and multiplier = floor(2^64 * (2^shift - divisor) / divisor) + 1.
+//   const unsigned long long row = columns.quotient(i);
+//   const unsigned long long column = i - row * columns.divisor;
 struct Divisor64 {
     unsigned long long divisor, multiplier, shift;
 

@@ -1,4 +1,8 @@
 // What a dropout decides, and by which random numbers.
+//
+//   const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+//   const unsigned int kept = kept_neighbours<8>(rule, stream, start + i);  // a bit each, of eight elements
+//   y = dropped_out(x, rule, [&](int k) { return (kept >> k & 1u) != 0; });
 #pragma once
 
 #include "division64.cuh"

@@ -69,6 +69,8 @@ __device__ __forceinline__ void for_each_tile(long long n, OnTile on_tile) {
 //   x, y         [n] T, 16-byte aligned; y may be x
 //   on_vectors   called with a thread's vectors of a tile, and where they are: changes them
 //   on_value     called with a value, and its index: returns what becomes of it
+//   map_vectors(x, y, n, [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) { change(values); },
+//               [&](accumulate_t<T> value, long long i) { return changed(value); });
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 template <typename T, typename OnVectors, typename OnValue>
 __device__ __forceinline__ void map_vectors(const T* x, T* y, long long n, OnVectors on_vectors,

@@ -16,6 +16,8 @@ static_assert(sizeof(Divisor32) == 12, "the launcher packs it with this size");
 
 // index / divisor for either type of index. `fast` is of the same divisor; 64-bit indices, those of images of
 // 2^31 elements and more, are divided as they are.
+//   const Index row = quotient(i, window.by_units[2], columns);
+//   const Index column = i - row * columns;
 __device__ __forceinline__ int quotient(int index, const Divisor32& fast, long long) {
     return fast.quotient(index);
 }

@@ -49,6 +49,7 @@ __device__ __forceinline__ void store_octet_bits(unsigned char* gradient_bits,
 // dx = f(dy) where the element's bit is set, and +0 elsewhere; f takes and returns T.
 //   dy, dx          [n] T, 16-byte aligned; dx may be dy
 //   gradient_bits   [ceil(n / 8)]
+//   map_passing(dy, gradient_bits, dx, n, [&](T gradient) { return scaled(gradient); });
 // Launch: as for_each_octet.
 template <typename T, typename Function>
 __device__ __forceinline__ void map_passing(const T* dy, const unsigned char* gradient_bits, T* dx,

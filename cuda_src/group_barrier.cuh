@@ -29,6 +29,9 @@ __device__ __forceinline__ unsigned int load_acquire(const unsigned int* counter
 // the writes of the block before the arrival of its first thread, and its reads after what that thread has
 // seen.
 //   barrier_count   in global memory, 0 when the launch begins; of this group alone
+//   parts[rank] = sum_of_own_part();
+//   group_barrier(barrier_count, blocks);  // the next one waits for 2 * blocks
+//   for (int i = 0; i < blocks; ++i) sum += parts[i];
 // Only in a cooperative launch, whose blocks are all resident: otherwise those that wait might keep the
 // others from starting. All threads of the block must call it.
 __device__ __forceinline__ void group_barrier(unsigned int* barrier_count, unsigned int expected) {

@@ -5,6 +5,7 @@
 // The result is off by less than a tenth of a unit in the last place of T before it is rounded, for every x
 // of T; tests/parity/test_half_activation.py looks at all of them. Other values of x, as in fused kernels,
 // are between.
+//   const float y = HalfGelu<__half>::forward(x);  // x is a __half in float; y is to be rounded to one
 //
 // Each is written by t = |x|, so that what is near 0 far below 0 is no difference of larger numbers:
 //   gelu      Phi(-t) = r(t)^32. The root is nearly straight where the function falls through forty decades.

@@ -7,6 +7,9 @@
 
 // The largest of the values seen by each of Width windows, and their taps. The values stay what they are, so
 // that a NaN keeps its bits.
+//   RunningMax<T, Width> best;
+//   best.start([&](int k) { return first[k]; }, first_taps);
+//   best.take([&](int k) { return next[k]; }, tap);  // best.values(), best.taps()
 template <typename T, int Width>
 struct RunningMax {
     static constexpr bool kInPairs = false;

@@ -60,6 +60,10 @@ struct Moments {
 
 // Moments of the values of one thread, as sums relative to the first of them: no division a value, and no
 // cancellation unless the thread's own values are far apart.
+//   MomentsAccumulator<A> own;
+//   own.shift = values[0];
+//   for (int i = 0; i < count; ++i) own.add(values[i]);
+//   const Moments<A> both = own.moments(count, origin, false).combine(others);
 template <typename A>
 struct MomentsAccumulator {
     A shift, sum, sum_of_squares;

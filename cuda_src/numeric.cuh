@@ -1,4 +1,6 @@
 // The element types, the type each is computed in, and conversions between the two.
+//   const accumulate_t<T> value = to_accumulate(x[i]);
+//   y[i] = from_accumulate<T>(value * scale);
 #pragma once
 
 #include <cuda_bf16.h>

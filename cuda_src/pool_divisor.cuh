@@ -6,6 +6,9 @@
 // Windows of fewer taps than this have their reciprocals made by the host.
 constexpr int kReciprocals = 128;
 
+// 1 / divisor of each window, of which few need a division.
+//   const PoolExtent<Index> extent(window, lengths, sample);
+//   y = from_accumulate<T>(sum * divisor.of(window, output.at, extent));  // output.at: depth, height, width
 template <typename A>
 struct PoolDivisor {
     A reciprocal;        // of the divisor of a window with `count` taps, or of every window

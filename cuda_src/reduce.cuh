@@ -17,6 +17,9 @@ __device__ __forceinline__ Value warp_reduce(Value value) {
 
 // Combines the values of all threads of a block.
 //   warp_values   [threads / 32] in shared memory, free for use
+//   __shared__ GradientSums<float> warp_sums[kThreads / kWarpThreads];
+//   const GradientSums<float> all = block_reduce(own, warp_sums);
+//   if (threadIdx.x == 0) write(all);
 // All threads of the block must call it, with a number of threads that is a multiple of 32; thread 0 gets
 // the result.
 template <typename Value>

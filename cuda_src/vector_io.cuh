@@ -2,6 +2,9 @@
 //
 // A GPU reaches its memory bandwidth with 16-byte accesses: a Vector<T> of default width is one. Arrays must
 // start on a multiple of 16 bytes, which the launchers see to.
+//   const Vector<T> loaded = Vector<T>::load(x + i);  // i a multiple of kVectorWidth<T>
+//   for (int k = 0; k < kVectorWidth<T>; ++k) twice[k] = 2 * widened(loaded, k);
+//   rounded<T, kVectorWidth<T>>(twice).store(y + i);
 #pragma once
 
 #include "numeric.cuh"

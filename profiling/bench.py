@@ -118,8 +118,8 @@ class Runner:
         try:
             fitting = case.fitting(int(0.9 * self._device.free_bytes()), buffers)
         except ValueError as error:
-            return _row(case, notes=[f"not run: {error}"])
-        row = _row(fitting)
+            return Row.of(case, notes=[f"not run: {error}"])
+        row = Row.of(fitting)
         if fitting.asked:
             row.notes.append(f"reduced from {'x'.join(map(str, fitting.asked))}: too little memory")
         with self._device.activate():
@@ -206,21 +206,6 @@ def _agrees(case: Case, implementation: Implementation, inputs: Arrays, referenc
 def _subject(implementation: Implementation, inputs: list[Arrays]) -> Subject:
     calls = [implementation.prepare(arrays) for arrays in inputs]
     return Subject(implementation.name, lambda i: calls[i](), implementation.wait)
-
-
-def _row(case: Case, notes: list[str] | None = None) -> Row:
-    return Row(
-        case=str(case),
-        op=case.operation.name,
-        direction=case.direction,
-        dtype=case.dtype,
-        shape=list(case.shape),
-        channels_last=case.channels_last,
-        floor_bytes=case.floor_bytes,
-        torch_bytes=case.torch_bytes,
-        asked=list(case.asked) if case.asked else None,
-        notes=notes or [],
-    )
 
 
 def _short(error: BaseException) -> str:

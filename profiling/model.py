@@ -54,18 +54,7 @@ def model(case: Case, gpu: Gpu = MODELLED) -> Row:
     """The modelled row of a case."""
     counted, note = count_case(case)
     prediction = timed(counted, case.floor_bytes, gpu, note)
-    notes = [note] if note else []
-    row = Row(
-        case=str(case),
-        op=case.operation.name,
-        direction=case.direction,
-        dtype=case.dtype,
-        shape=list(case.shape),
-        channels_last=case.channels_last,
-        floor_bytes=case.floor_bytes,
-        torch_bytes=case.torch_bytes,
-        notes=notes,
-    )
+    row = Row.of(case, notes=[note] if note else [])
     moved = round(sum(launch.moved for launch in counted))
     row.model = {
         "gpu": gpu.name,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from profiling.cases import Case
 from profiling.implementations import COPY, PEERS
 from profiling.timing import Timing, verdict
 
@@ -66,6 +67,22 @@ class Row:
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     model: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, case: Case, **known: Any) -> Row:
+        """The row of a case, and what is known of it."""
+        return cls(
+            case=str(case),
+            op=case.operation.name,
+            direction=case.direction,
+            dtype=case.dtype,
+            shape=list(case.shape),
+            channels_last=case.channels_last,
+            floor_bytes=case.floor_bytes,
+            torch_bytes=case.torch_bytes,
+            asked=list(case.asked) if case.asked else None,
+            **known,
+        )
 
     @property
     def gb_per_s(self) -> float | None:

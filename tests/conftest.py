@@ -34,6 +34,10 @@ _LONGEST = (
 )
 
 
+# In tests of these folders a warning is an error, unless they say otherwise.
+_WITHOUT_WARNINGS = ("distributed", "examples", "layers", "ops")
+
+
 def _turn(item):
     """When a test's turn is: its file's, in order of collection within."""
     path = item.path.as_posix()
@@ -88,6 +92,9 @@ def pytest_make_collect_report(collector):
 def pytest_collection_modifyitems(config, items):
     """The longest files first; leave out what takes minutes, unless it is asked for: -m slow."""
     items.sort(key=_turn)
+    for item in items:
+        if item.path.parent.name in _WITHOUT_WARNINGS and not item.get_closest_marker("filterwarnings"):
+            item.add_marker(pytest.mark.filterwarnings("error"))
     if config.option.quick:
         _deselect_parity_cases(config, items)
     if "slow" in config.option.markexpr:

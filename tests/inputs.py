@@ -7,9 +7,14 @@ from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
+each_rank = pytest.mark.parametrize("rank", [1, 2, 3])
 
 #: Largest relative error of rounding to nearest: half the distance from 1 to the next number.
 UNIT_ROUNDOFF = {dtype: float(ml_dtypes.finfo(dtype).eps) / 2 for dtype in DTYPES}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
+from gpu_layers.layers.operation_layer import OperationLayer
 from gpu_layers.ops.activation import relu_backward, relu_forward
 
 __all__ = ["ReLU"]
 
 
-class ReLU(Layer):
+class ReLU(OperationLayer):
     """``max(x, 0)``.
 
     Parameters
@@ -17,6 +17,8 @@ class ReLU(Layer):
     inplace : bool
         Write the output into the input.
     """
+
+    _gradient = staticmethod(relu_backward)
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -42,28 +44,6 @@ class ReLU(Layer):
         """
         y, self._saved = relu_forward(x, out=x if self.inplace else None)
         return y
-
-    def backward(self, dy: Array) -> Array:
-        """``dy`` where the input was positive (or NaN), 0 elsewhere.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        return relu_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         return "inplace=True" if self.inplace else ""

@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
+from gpu_layers.layers.operation_layer import OperationLayer
 from gpu_layers.ops.activation_dropout import (
     activation_dropout_backward,
     activation_dropout_forward,
@@ -19,7 +19,7 @@ from gpu_layers.ops.checks import check_activation, check_probability
 __all__ = ["ActivationDropout"]
 
 
-class ActivationDropout(Layer):
+class ActivationDropout(OperationLayer):
     """An activation phi and dropout D in one kernel each way; in evaluation the activation alone.
 
     ReLU, leaky ReLU and identity are positively homogeneous: both orders are then the same function. Dropout before a
@@ -47,6 +47,8 @@ class ActivationDropout(Layer):
     ValueError
         For p outside [0, 1] or NaN, or an unknown activation or order.
     """
+
+    _gradient = staticmethod(activation_dropout_backward)
 
     def __init__(
         self, activation: str, p: float = 0.5, *, order: str = "after", generator: random.Generator | None = None
@@ -84,28 +86,6 @@ class ActivationDropout(Layer):
         else:
             y, self._saved = activation_dropout_forward(x, self.activation, 0.0, 0, 0)
         return y
-
-    def backward(self, dy: Array) -> Array:
-        """Gradient of x, by the mask of the last forward.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward, or if the gradient depends on x and this library has written to x since.
-        """
-        return activation_dropout_backward(dy, self._saved_by_forward())
 
     def _configuration(self) -> str:
         order = "" if self.order == "after" else f", order={self.order!r}"

@@ -1,41 +1,17 @@
-"""What the pooling layers share: their backward, and the window's numbers, checked when the layer is made."""
+"""What the pooling layers share: the window's numbers, checked when the layer is made."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from gpu_layers.core.array import Array
-from gpu_layers.layers.base import Layer
+from gpu_layers.layers.operation_layer import OperationLayer
 from gpu_layers.ops.pool_arguments import check_window, per_axis
 
 
-class Pool(Layer):
-    """A layer that pools ``_rank`` axes, and whose backward is the operation ``_gradient``."""
+class Pool(OperationLayer):
+    """A layer that pools ``_rank`` axes."""
 
     _rank: int
-    _gradient: ClassVar[Any]
-
-    def backward(self, dy: Array) -> Array:
-        """Gradient of the last forward's input.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward; for what reads x, also if this library has written to x since.
-        """
-        return self._gradient(dy, self._saved_by_forward())
 
 
 class WindowPool(Pool):

@@ -17,8 +17,6 @@ from gpu_layers.distributed import Communicator, MpiCommunicator, NcclCommunicat
 from tests.distributed.processes import run_processes
 from tests.inputs import assert_same_bits, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 HERE = Path(__file__).parent
 
 

@@ -15,8 +15,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples"
 #: Those of PyTorch modules have tests in tests/torch.
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("torch_"))
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def run(name, *arguments):
     return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="example")["main"](*arguments)

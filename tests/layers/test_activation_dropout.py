@@ -6,8 +6,6 @@ import pytest
 import gpu_layers as gl
 from tests.inputs import DTYPES, assert_same_bits, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity")
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 

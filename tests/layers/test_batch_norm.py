@@ -8,21 +8,18 @@ import gpu_layers as gl
 from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     BFLOAT16,
-    DTYPES,
     UNIT_ROUNDOFF,
     NoLaunch,
     accumulation_dtype,
     assert_same_bits,
     assert_within,
+    each_dtype,
     normal,
     to_channels_first,
     to_channels_last,
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_shape = pytest.mark.parametrize(
     ("kind", "shape"),
     [

@@ -19,8 +19,6 @@ from tests.inputs import (
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 # Under a hundred values of order 1 in float64, a handful of roundings each, times 1 / std of at most 10.
 BOUND = 1e5 * 2.0**-53
 #: Kind, shape, lengths; one sample has none.

@@ -9,8 +9,6 @@ from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.optimizers import SGD, Adam
 from tests.inputs import assert_same_bits, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 X, DY = normal((7, 3)) + 2, normal((7, 3), seed=1)
 #: (use, update) -> by the batch in training, by the batch in evaluation, updated in training, in evaluation.
 SWITCHES = {

@@ -15,8 +15,6 @@ import gpu_layers as gl
 from gpu_layers.training import SGD
 from tests.inputs import assert_same_bits, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 class Net(gl.Layer):
     """Layers in every place that has a name, and a parameter and a buffer of its own."""

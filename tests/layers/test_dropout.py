@@ -7,21 +7,18 @@ import torch
 import gpu_layers as gl
 from tests import philox_in_ints
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     WRITABLE_LAYOUTS,
     accumulation_dtype,
     assert_same_bits,
+    each_dtype,
     integers,
     normal,
     unchanged,
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED = 2**40 + 3
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_scaling = pytest.mark.parametrize("scaling", ["inverted", "inference"])
 
 

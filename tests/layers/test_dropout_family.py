@@ -8,12 +8,9 @@ import torch
 
 import gpu_layers as gl
 from tests import philox_in_ints
-from tests.inputs import DTYPES, LAYOUTS, assert_same_bits, normal, unchanged, with_specials
-
-pytestmark = pytest.mark.filterwarnings("error")
+from tests.inputs import LAYOUTS, assert_same_bits, each_dtype, normal, unchanged, with_specials
 
 SEED = 2**40 + 3
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # Shape, and the leading axes that have a mask.
 INPUTS = {
     gl.Dropout1d: [((3, 4, 5), 2), ((4, 5), 1)],

@@ -9,8 +9,6 @@ from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.linear import Linear
 from tests.inputs import BFLOAT16, assert_within, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def conv(dtype="float64", **options):
     return Conv2d(3, 4, 3, stride=2, padding=1, dtype=dtype, seed=1, **options)

@@ -7,8 +7,6 @@ import pytest
 import gpu_layers as gl
 from tests.inputs import assert_same_bits, assert_within, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 BOUND = 1e3 * 2.0**-53
 GAMMA, BETA, MEAN, VAR = normal((3,)), normal((3,), seed=1), normal((3,), seed=2), normal((3,), seed=3) ** 2
 

@@ -7,11 +7,8 @@ import gpu_layers as gl
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.network import image_classifier
-from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal
+from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 PATTERNS = {
     "BN R": ["BatchNorm2d", "Absorbed"],
     "BN R D": ["BatchNorm2d", "Absorbed", "Dropout"],

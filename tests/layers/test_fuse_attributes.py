@@ -10,8 +10,6 @@ from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.layers.sequential import Sequential
 from tests.inputs import normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 PENDING = BatchStatistics(7, np.array([[2] * 3, [3] * 3], np.float32))
 #: Another value of each attribute than a new layer's.
 OTHER = {

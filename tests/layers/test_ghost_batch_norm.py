@@ -18,8 +18,6 @@ from tests.inputs import (
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 BOUND = 1e4 * 2.0**-53
 
 

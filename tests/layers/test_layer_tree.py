@@ -12,8 +12,6 @@ import gpu_layers as gl
 from gpu_layers.layers.layer_tree import layers_of
 from tests.inputs import assert_same_bits, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 class Slots:
     __slots__ = ("__private", "drop", "nothing")

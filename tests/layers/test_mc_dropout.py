@@ -8,12 +8,16 @@ import gpu_layers as gl
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.runtime.backend import use_executor
-from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_same_bits, assert_within, normal, unchanged
-
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
+from tests.inputs import (
+    UNIT_ROUNDOFF,
+    accumulation_dtype,
+    assert_same_bits,
+    assert_within,
+    each_backend,
+    each_dtype,
+    normal,
+    unchanged,
+)
 
 
 def over_passes(forward, passes):

@@ -11,11 +11,8 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.runtime import writes
 from gpu_layers.training.optimizers import SGD, Adam
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import assert_same_bits, each_backend, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 MODIFIED = (
     r"^one of the variables needed for gradient computation has been modified by an inplace operation: {name}, of"
 )

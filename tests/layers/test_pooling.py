@@ -17,8 +17,6 @@ from tests.inputs import (
     unchanged,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 MAX_ARGUMENTS = [
     (2,),
     ((3, 2),),

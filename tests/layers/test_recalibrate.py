@@ -8,8 +8,6 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from tests.inputs import BFLOAT16, assert_same_bits, assert_within, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 # Fewer than a hundred values of order 1 to 10 in float64, a handful of roundings each.
 BOUND = 1e4 * 2.0**-53
 

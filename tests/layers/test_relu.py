@@ -7,8 +7,6 @@ import torch
 import gpu_layers as gl
 from tests.inputs import DTYPES, WRITABLE_LAYOUTS, assert_same_bits, integers, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS.values(), ids=WRITABLE_LAYOUTS)

@@ -14,8 +14,6 @@ from gpu_layers.runtime import ranges
 from gpu_layers.training import SGD, Adam
 from tests.inputs import BFLOAT16, assert_same_bits, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), BFLOAT16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 #: Batch, channels, spatial sizes: odd, and pooled twice with something left.

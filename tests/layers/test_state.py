@@ -11,8 +11,6 @@ import gpu_layers as gl
 from gpu_layers.training import SGD, Adam
 from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, unchanged
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
 

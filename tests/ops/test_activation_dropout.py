@@ -17,13 +17,12 @@ from tests.inputs import (
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     normal,
     unchanged,
     with_specials,
 )
 from tests.torch_bridge import from_torch, to_torch
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 TORCH = {
@@ -37,7 +36,6 @@ TORCH = {
 }
 EXACT = ("relu", "leaky_relu", "identity")
 HOMOGENEOUS = EXACT
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_activation = pytest.mark.parametrize("activation", TORCH)
 each_order = pytest.mark.parametrize("order", ["after", "before"])
 

@@ -6,10 +6,10 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import (
-    DTYPES,
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     integers,
     normal,
     tie_free,
@@ -18,8 +18,6 @@ from tests.inputs import (
     with_specials,
 )
 from tests.torch_bridge import from_torch, to_torch
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 F = torch.nn.functional
 TORCH_MAX = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
@@ -40,7 +38,6 @@ CASES = [
     ((1, 2, 3, 4, 2), (None, 3, 5)),
 ]
 each_case = pytest.mark.parametrize(("shape", "outputs"), CASES, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @each_case

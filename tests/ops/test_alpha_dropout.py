@@ -9,21 +9,18 @@ import torch
 import gpu_layers as gl
 from tests import philox_in_ints
 from tests.inputs import (
-    DTYPES,
     accumulation_dtype,
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     normal,
     unchanged,
     with_specials,
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 99, 2**33
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 ALPHA = 1.6732632423543772848170429916717 * 1.0507009873554804934193349852946  # of SELU, times its scale
 
 

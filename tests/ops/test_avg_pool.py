@@ -8,13 +8,14 @@ import pytest
 import gpu_layers as gl
 from tests.gradients import transposed
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     UNIT_ROUNDOFF,
     accumulation_dtype,
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
+    each_rank,
     integers,
     normal,
     to_channels_first,
@@ -25,10 +26,6 @@ from tests.inputs import (
 from tests.ops.pool_cases import SHAPES, TORCH_AVG_POOL, configurations, per_axis, taps_inside, window_of
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_rank = pytest.mark.parametrize("rank", [1, 2, 3])
 #: Which divisor; 1-D PyTorch has no divisor_override.
 DIVISORS = [
     {"count_include_pad": True},

@@ -13,6 +13,7 @@ from tests.inputs import (
     assert_same_bits,
     assert_same_values,
     assert_within,
+    each_dtype,
     integers,
     normal,
     to_channels_first,
@@ -21,9 +22,6 @@ from tests.inputs import (
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_affine = pytest.mark.parametrize("affine", ["weight and bias", "weight", "bias", "neither"])
 SHAPES = [(5, 3), (2, 1), (4, 3, 7), (1, 2, 3), (3, 5, 4, 7), (1, 2, 1, 2), (2, 3, 2, 3, 5), (0, 3, 4), (67, 2, 31)]
 EPS = 1e-5

@@ -6,8 +6,6 @@ import pytest
 import gpu_layers as gl
 from tests.inputs import DTYPES, assert_same_bits, normal, to_channels_last
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 WINDOWS = [((3, 3), {"stride": 2, "padding": 1}), ((2, 2), {}), ((2, 3), {"dilation": (2, 1), "ceil_mode": True})]
 each_window = pytest.mark.parametrize(("kernel", "window"), WINDOWS, ids=str)
 each_mode = pytest.mark.parametrize("training", [True, False])

@@ -10,11 +10,8 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, with_specials
+from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal, with_specials
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_mode = pytest.mark.parametrize("training", [True, False])
 SIDE_BY_SIDE, OVERLAPPING = ((2, 2), {}), ((3, 3), {"stride": 2, "padding": 1})
 # Planes of an odd height, whose rows are whole vectors; with one part a channel, and with several that wait for each

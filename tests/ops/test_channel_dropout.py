@@ -9,21 +9,18 @@ import gpu_layers as gl
 from tests import philox_in_ints
 from tests.gradients import transposed
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     WRITABLE_LAYOUTS,
     accumulation_dtype,
     assert_same_bits,
+    each_dtype,
     integers,
     normal,
     unchanged,
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SHAPES = [((3, 5, 7), 2), ((4, 6, 3, 3), 2), ((5, 8), 1), ((6, 2, 3), 1), ((9,), 1), ((3, 4, 1), 2), ((2, 3, 4), 3)]
 
 

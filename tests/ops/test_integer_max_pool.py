@@ -6,9 +6,8 @@ import torch
 
 import gpu_layers as gl
 from gpu_layers.runtime.kernel import INTEGER_DTYPES
-from tests.inputs import LAYOUTS, assert_same_bits, to_channels_first, to_channels_last, unchanged
+from tests.inputs import LAYOUTS, assert_same_bits, each_backend, to_channels_first, to_channels_last, unchanged
 
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 each_dtype = pytest.mark.parametrize("dtype", INTEGER_DTYPES, ids=str)
 WINDOWS = {
     "2x2": {"kernel_size": (2, 2)},

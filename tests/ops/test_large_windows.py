@@ -10,8 +10,6 @@ import pytest
 import gpu_layers as gl
 from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_same_bits, assert_within, normal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 both_floors = pytest.mark.parametrize("backend", ["reference", "emulated"])
 ops = gl.ops
 

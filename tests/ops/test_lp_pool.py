@@ -23,8 +23,6 @@ from tests.inputs import (
 )
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 POWERS = [1, 2, 3, 2.5, 0.5, np.inf]
 both_floors = pytest.mark.parametrize("backend", ["reference", "emulated"])
 each_power = pytest.mark.parametrize("p", POWERS, ids=str)

@@ -6,10 +6,11 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     assert_same_bits,
     assert_same_values,
+    each_dtype,
+    each_rank,
     integers,
     normal,
     tie_free,
@@ -20,11 +21,6 @@ from tests.inputs import (
 )
 from tests.ops.pool_cases import SHAPES, TORCH_MAX_POOL, configurations, taps_inside, window_of
 from tests.torch_bridge import from_torch, to_torch
-
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_rank = pytest.mark.parametrize("rank", [1, 2, 3])
 
 
 def torch_max_pool(x, options, dy=None):

@@ -5,13 +5,9 @@ import pytest
 import torch
 
 import gpu_layers as gl
-from tests.inputs import DTYPES, assert_same_bits, integers, normal, tie_free, unchanged
+from tests.inputs import assert_same_bits, each_dtype, each_rank, integers, normal, tie_free, unchanged
 from tests.torch_bridge import from_torch, to_torch
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_rank = pytest.mark.parametrize("rank", [1, 2, 3])
 SHAPES = {1: (2, 3, 9), 2: (2, 3, 7, 8), 3: (1, 2, 5, 4, 6)}
 
 

@@ -6,20 +6,16 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import (
-    DTYPES,
     LAYOUTS,
     WRITABLE_LAYOUTS,
     assert_same_bits,
     assert_same_values,
+    each_dtype,
     normal,
     unchanged,
     with_specials,
 )
 from tests.torch_bridge import from_torch, to_torch
-
-pytestmark = pytest.mark.filterwarnings("error")
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @each_dtype

@@ -5,13 +5,10 @@ import pytest
 
 import gpu_layers as gl
 from tests import philox_in_ints
-from tests.inputs import DTYPES, LAYOUTS, accumulation_dtype, assert_same_bits, normal, unchanged
-
-pytestmark = pytest.mark.filterwarnings("error")
+from tests.inputs import LAYOUTS, accumulation_dtype, assert_same_bits, each_dtype, normal, unchanged
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 IDS = np.array([5, -1, 2**63 - 1, -(2**63), 0, 6, 10**12, 3], np.int64)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def dropped(x, ids, start=0, p=0.4):

@@ -8,7 +8,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.core.mask import shared_decisions
 from tests import philox_in_ints
-from tests.inputs import DTYPES, LAYOUTS, assert_same_bits, normal, unchanged, with_specials
+from tests.inputs import DTYPES, LAYOUTS, assert_same_bits, each_backend, normal, unchanged, with_specials
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 SHAPES = [(3, 5, 8), (2, 3, 4, 5), (1, 6, 1, 4), (7,), (2, 3, 2, 3, 2, 3)]
@@ -18,7 +18,6 @@ EVERY = [
     for count in range(len(shape) + 1)
     for axes in itertools.combinations(range(len(shape)), count)
 ]
-each_backend = pytest.mark.parametrize("backend", ["reference", "emulated"])
 
 
 def kept(shape, axes, p, start=0):

@@ -12,18 +12,7 @@ def sample_run(kind="measured"):
     """Every case; rates depend on its name alone."""
     rows = []
     for case in all_cases(OPERATIONS, ("bfloat16", "float32")):
-        row = Row(
-            case=str(case),
-            op=case.operation.name,
-            direction=case.direction,
-            dtype=case.dtype,
-            shape=list(case.shape),
-            channels_last=case.channels_last,
-            floor_bytes=case.floor_bytes,
-            torch_bytes=case.torch_bytes,
-            correct=True,
-            error=0.1,
-        )
+        row = Row.of(case, correct=True, error=0.1)
         for name, slower in {
             "ours": 1.0,
             "copy": 0.93,

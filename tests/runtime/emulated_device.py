@@ -14,6 +14,7 @@ import numpy as np
 
 from gpu_layers.runtime.emulation import emulated_module
 from gpu_layers.runtime.kernel import all_kernels
+from tests.runtime.fake_cupy import FUNCTION_MODULE, CUDADriverError, device_class
 
 KERNELS = {kernel.name: kernel for kernel in all_kernels()}
 _ALIGNMENT = 512  # as CuPy's memory
@@ -60,10 +61,6 @@ class Array:
         return Array(self._cupy, changed.shape, changed.dtype, data, changed.strides)
 
 
-class CUDADriverError(RuntimeError):
-    """As CuPy's."""
-
-
 class EmulatedCupy:
     """One process with two GPUs, that hold ``resident`` blocks of any kernel at once.
 
@@ -82,17 +79,6 @@ class EmulatedCupy:
         self.memories = weakref.WeakValueDictionary()
         cupy = self
 
-        class Device:
-            def __init__(self, number):
-                self.id, self.compute_capability = number, "90"
-                self.attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": resident}
-
-            def __enter__(self):
-                self.before, cupy.current = cupy.current, self.id
-
-            def __exit__(self, *_):
-                cupy.current = self.before
-
         class RawModule:
             def __init__(self, *, path, enable_cooperative_groups):
                 self.device = cupy.current
@@ -107,13 +93,13 @@ class EmulatedCupy:
 
         self.RawModule = RawModule
         self.cuda = SimpleNamespace(
-            Device=Device,
+            Device=device_class(self, "90", resident),
             alloc=lambda size: Memory(cupy, size),
             device=SimpleNamespace(get_device_id=lambda: cupy.current),
             driver=SimpleNamespace(
                 CUDADriverError=CUDADriverError, occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1
             ),
-            function=SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address)),
+            function=FUNCTION_MODULE,
             runtime=SimpleNamespace(memsetAsync=self._memset),
             get_current_stream=lambda: SimpleNamespace(ptr=cupy._streams[-1]),
         )

@@ -11,8 +11,6 @@ from gpu_layers.runtime.emulation import Emulation
 from gpu_layers.runtime.kernel import all_kernels
 
 SHARED_BY_DEFAULT = 48 * 1024
-
-
 STATIC_SHARED = 200
 
 
@@ -28,6 +26,30 @@ class CUDADriverError(RuntimeError):
     """As CuPy's: begins with the name of the error."""
 
 
+def device_class(cupy, capability, multiprocessors, shared_optin=227 * 1024):
+    """CuPy's ``Device``; the number of the current one is in ``cupy.current``."""
+
+    class Device:
+        def __init__(self, number):
+            self.id, self.compute_capability = number, capability
+            self.attributes = {
+                "MaxSharedMemoryPerBlockOptin": shared_optin,
+                "MultiProcessorCount": multiprocessors,
+            }
+
+        def __enter__(self):
+            self.before, cupy.current = cupy.current, self.id
+
+        def __exit__(self, *_):
+            cupy.current = self.before
+
+    return Device
+
+
+#: CuPy's module for what is passed to a launch.
+FUNCTION_MODULE = SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address))
+
+
 class FakeCupy:
     """One process with GPUs of some compute capability: notes what is loaded and launched, and which GPU is current."""
 
@@ -35,18 +57,6 @@ class FakeCupy:
         self.current, self.loaded, self.launches, self.refuses = None, [], [], None
         functions = {}
         cupy = self
-
-        class Device:
-            def __init__(self, number):
-                self.id = number
-                self.compute_capability = capability
-                self.attributes = {"MaxSharedMemoryPerBlockOptin": shared_optin, "MultiProcessorCount": 132}
-
-            def __enter__(self):
-                self.before, cupy.current = cupy.current, self.id
-
-            def __exit__(self, *_):
-                cupy.current = self.before
 
         class RawModule:
             def __init__(self, *, path, enable_cooperative_groups):
@@ -83,12 +93,27 @@ class FakeCupy:
 
         driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy, CUDADriverError=CUDADriverError)
         nvrtc_module = SimpleNamespace(getSupportedArchs=lambda: supported)
-        function_module = SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address))
-        self.cuda = SimpleNamespace(Device=Device, nvrtc=nvrtc_module, driver=driver, function=function_module)
+        device = device_class(self, capability, 132, shared_optin)
+        self.cuda = SimpleNamespace(Device=device, nvrtc=nvrtc_module, driver=driver, function=FUNCTION_MODULE)
         self.RawModule = RawModule
 
 
 _CACHED = (gpu._architecture, gpu._raw_kernel, gpu._function, gpu.resident_blocks_of_gpu)
+
+
+@contextmanager
+def nothing_loaded():
+    """Forgets what was loaded before and after."""
+
+    def forget():
+        for cached in _CACHED:
+            cached.cache_clear()
+        gpu._opted_in.clear()
+        gpu._refused.clear()
+
+    forget()
+    yield
+    forget()
 
 
 @contextmanager
@@ -105,15 +130,8 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(gpu, "compiled_module", compiled)
         return cupy
 
-    def forget():
-        for cached in _CACHED:
-            cached.cache_clear()
-        gpu._opted_in.clear()
-        gpu._refused.clear()
-
-    forget()
-    yield make
-    forget()
+    with nothing_loaded():
+        yield make
 
 
 def execute(launch):

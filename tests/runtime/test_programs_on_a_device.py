@@ -20,8 +20,7 @@ from gpu_layers.runtime.program import Launcher
 from gpu_layers.runtime.steps import Launch, Slot
 from tests.inputs import BFLOAT16, WRITABLE_LAYOUTS, assert_same_bits, normal
 from tests.runtime.emulated_device import KERNELS, Array, EmulatedCupy
-
-_CACHED = (gpu._architecture, gpu._raw_kernel, gpu._function, gpu.resident_blocks_of_gpu)
+from tests.runtime.fake_cupy import nothing_loaded
 
 
 @pytest.fixture
@@ -33,16 +32,8 @@ def cupy(monkeypatch):
     compiled = lambda source, names, architecture: SimpleNamespace(path=source, symbols={n: n for n in names})  # noqa: E731
     monkeypatch.setattr(gpu, "compiled_module", compiled)
     monkeypatch.setitem(arrays._KINDS, Array, arrays.CupyArrays())
-
-    def forget():
-        for cached in _CACHED:
-            cached.cache_clear()
-        gpu._opted_in.clear()
-        gpu._refused.clear()
-
-    forget()
-    yield stand_in
-    forget()
+    with nothing_loaded():
+        yield stand_in
 
 
 X = normal((6, 2, 48, 40), np.float32, 1)
