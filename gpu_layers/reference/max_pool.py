@@ -177,5 +177,8 @@ def _backward(
     )
     for _, tap, outputs, inputs in covering_windows(window, channels_last):
         gradients = kept_values(dy[outputs], argmax[outputs] == tap)
-        np.add(gradients, 0 if apart else dx[inputs], out=dx[inputs], dtype=dx.dtype)
+        if apart:
+            np.add(gradients, 0, out=dx[inputs], dtype=dx.dtype)
+        else:
+            dx[inputs] += gradients
     return masked(dx, inside_lengths(lengths, window, channels_last)).astype(dy.dtype, copy=False)
