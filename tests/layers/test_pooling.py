@@ -17,98 +17,80 @@ from tests.inputs import (
     unchanged,
 )
 
-MAX_ARGUMENTS = [
-    (2,),
-    ((3, 2),),
-    (3, 2, 1),
-    ((3, 2), (1, 2), (1, 0)),
-    (3, 1, 1, 2),
-    (3, 2, 0, 1, True, True),
-    (2, None, 1, (1, 2), True),
-]
-AVG_ARGUMENTS = [
-    (2,),
-    ((3, 2),),
-    (3, 2, 1),
-    ((3, 2), (1, 2), (1, 0)),
-    (3, 2, 1, True),
-    (3, 2, 1, True, False),
-    (3, 2, 1, False, True, 5),
-]
+_MAX_ARGUMENTS = [(2,), (3, 2, 1), (3, None, 1, 2), (2, 1, 0, 1, True, True)]
+MAX_ARGUMENTS = {
+    1: _MAX_ARGUMENTS,
+    2: [
+        (2,),
+        ((3, 2),),
+        (3, 2, 1),
+        ((3, 2), (1, 2), (1, 0)),
+        (3, 1, 1, 2),
+        (3, 2, 0, 1, True, True),
+        (2, None, 1, (1, 2), True),
+    ],
+    3: _MAX_ARGUMENTS,
+}
+_AVG_ARGUMENTS = [(2,), (3, 2, 1), (3, 2, 1, True, False), (2, 1, 0, True)]
+AVG_ARGUMENTS = {
+    1: _AVG_ARGUMENTS,
+    2: [
+        (2,),
+        ((3, 2),),
+        (3, 2, 1),
+        ((3, 2), (1, 2), (1, 0)),
+        (3, 2, 1, True),
+        (3, 2, 1, True, False),
+        (3, 2, 1, False, True, 5),
+    ],
+    3: _AVG_ARGUMENTS,
+}
 
 
-@pytest.mark.parametrize("arguments", MAX_ARGUMENTS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 8, 7), (3, 8, 7)], ids=["batch", "one"])
-def test_max_pool_is_torchs(arguments, shape):
-    ours, theirs = gl.MaxPool2d(*arguments), torch.nn.MaxPool2d(*arguments)
+def each_call(arguments):
+    calls = [(rank, one) for rank, of_rank in arguments.items() for one in of_rank]
+    return pytest.mark.parametrize(("rank", "arguments"), calls, ids=str)
+
+
+def check_like_torch(name, arguments, x, compare, gradient, compare_gradients):
+    ours, theirs = getattr(gl, name)(*arguments), getattr(torch.nn, name)(*arguments)
     assert repr(ours) == repr(theirs)
-    x = tie_free(shape)
     leaf = torch.from_numpy(x).requires_grad_()
     with unchanged(x):
         y = ours(x)
     expected = theirs(leaf)
-    if ours.return_indices:
+    if isinstance(expected, tuple):
         (y, indices), (expected, expected_indices) = y, expected
         assert_same_bits(indices, expected_indices.numpy())
-    assert_same_bits(y, expected.detach().numpy())
-    dy = integers(y.shape)
+    compare(y, expected.detach().numpy())
+    dy = gradient(y.shape)
     expected.backward(torch.from_numpy(dy))
     for _ in range(2):
-        assert_same_values(ours.backward(dy), leaf.grad.numpy())
+        compare_gradients(ours.backward(dy), leaf.grad.numpy())
 
 
-@pytest.mark.parametrize("arguments", AVG_ARGUMENTS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 8, 7), (3, 8, 7)], ids=["batch", "one"])
-def test_avg_pool_is_torchs(arguments, shape):
-    ours, theirs = gl.AvgPool2d(*arguments), torch.nn.AvgPool2d(*arguments)
-    assert repr(ours) == repr(theirs)
-    x = normal(shape)
-    leaf = torch.from_numpy(x).requires_grad_()
-    with unchanged(x):
-        y = ours(x)
-    expected = theirs(leaf)
-    # At most 9 terms of at most 4, divided by 1 or more, with a rounding each, on both sides.
-    bound = 2 * 10 * 9 * 4 * 2.0**-53
-    assert_within(y, expected.detach().numpy(), bound)
-    dy = normal(y.shape, seed=1)
-    expected.backward(torch.from_numpy(dy))
-    for _ in range(2):
-        assert_within(ours.backward(dy), leaf.grad.numpy(), bound)
+def shape_of(rank, batch):
+    return ((2, 3) if batch else (3,)) + (7, 6, 8)[:rank]
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), (3, None, 1, 2), (2, 1, 0, 1, True, True)], ids=str)
+@each_call(MAX_ARGUMENTS)
 @pytest.mark.parametrize("batch", [True, False])
-def test_max_pool_of_other_ranks_is_torchs(rank, arguments, batch):
-    ours, theirs = getattr(gl, f"MaxPool{rank}d")(*arguments), getattr(torch.nn, f"MaxPool{rank}d")(*arguments)
-    assert repr(ours) == repr(theirs)
-    x = tie_free(((2, 3) if batch else (3,)) + (7, 6, 8)[:rank])
-    leaf = torch.from_numpy(x).requires_grad_()
-    y, expected = ours(x), theirs(leaf)
-    if ours.return_indices:
-        (y, indices), (expected, expected_indices) = y, expected
-        assert_same_bits(indices, expected_indices.numpy())
-    assert_same_bits(y, expected.detach().numpy())
-    dy = integers(y.shape)
-    expected.backward(torch.from_numpy(dy))
-    assert_same_values(ours.backward(dy), leaf.grad.numpy())
+def test_max_pool_is_torchs(rank, arguments, batch):
+    x = tie_free(shape_of(rank, batch))
+    check_like_torch(f"MaxPool{rank}d", arguments, x, assert_same_bits, integers, assert_same_values)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), (3, 2, 1, True, False), (2, 1, 0, True)], ids=str)
+@each_call(AVG_ARGUMENTS)
 @pytest.mark.parametrize("batch", [True, False])
-def test_avg_pool_of_other_ranks_is_torchs(rank, arguments, batch):
-    ours, theirs = getattr(gl, f"AvgPool{rank}d")(*arguments), getattr(torch.nn, f"AvgPool{rank}d")(*arguments)
-    assert repr(ours) == repr(theirs)
-    x = normal(((2, 3) if batch else (3,)) + (7, 6, 8)[:rank])
-    leaf = torch.from_numpy(x).requires_grad_()
-    y, expected = ours(x), theirs(leaf)
-    # At most 27 terms of at most 5, divided by 1 or more, with a rounding each, on both sides.
-    bound = 2 * 28 * 27 * 5 * 2.0**-53
-    assert_within(y, expected.detach().numpy(), bound)
-    dy = normal(y.shape, seed=1)
-    expected.backward(torch.from_numpy(dy))
-    assert_within(ours.backward(dy), leaf.grad.numpy(), bound)
+def test_avg_pool_is_torchs(rank, arguments, batch):
+    def close(actual, expected):
+        # At most 27 terms of at most 5, divided by 1 or more, with a rounding each, on both sides.
+        assert_within(actual, expected, 2 * 28 * 27 * 5 * 2.0**-53)
+
+    def gradient(shape):
+        return normal(shape, seed=1)
+
+    check_like_torch(f"AvgPool{rank}d", arguments, normal(shape_of(rank, batch)), close, gradient, close)
 
 
 @pytest.mark.parametrize(
