@@ -383,13 +383,17 @@ struct Normalization {
     __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
 };
 
-// What is done to the normalised values in the same pass: nothing; a residual is added, and an activation
-// that is straight on either side of 0 is applied; or any other one.
-enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
+// What is done to the normalised values in the same pass: nothing; ReLU or nothing, which ClippingActivation
+// is told; a residual is added, and an activation that is straight on either side of 0 is applied; or any
+// other one.
+enum Epilogue { kIdentity, kClipping, kPiecewiseLinear, kSmooth };
+
+template <Epilogue Fused>
+constexpr bool kAddsResidual = Fused == kPiecewiseLinear || Fused == kSmooth;
 
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
-constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
+constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kSmooth ? 2 : 3);
 // Those of the input's gradient of rows, with six numbers of each of a thread's channels.
 template <Epilogue Fused>
 constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
@@ -402,8 +406,10 @@ constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
-    if (Fused == kSmooth) {
+    if constexpr (Fused == kSmooth) {
         with_curved_activation<T>(number, f);
+    } else if constexpr (Fused == kClipping) {
+        f(ClippingActivation<accumulate_t<T>>(number));
     } else {
         f(PiecewiseLinearActivation<accumulate_t<T>>(number));
     }
@@ -460,7 +466,7 @@ struct Normalize {
         if (Fused != kIdentity) {
             with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values, some,
-                             [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
+                             [&](A z, int u, int k) { return phi.forward(z + widened(added[u], k)); });
             });
         } else {
             apply<Count>(values, some, [](A z, int, int) { return z; });
@@ -476,13 +482,13 @@ struct Normalize {
                                           Finish finish) const {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            A z[Width] = {};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                A z(0);
                 if (some.has(u, k))
-                    z = finish(rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k])), u, k);
-                values[u][k] = from_accumulate<T>(z);
+                    z[k] = finish(rules[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
             }
+            values[u] = rounded<T>(z);
         }
     }
 };
