@@ -184,7 +184,8 @@ struct PooledGradientOfPlanes {
         // Of a whole chunk, and of the last one of a plane where that is shorter: the vectors of each thread,
         // and how many threads have one more. How many of both this thread's chunks before this one were.
         const int whole = static_cast<int>(layout.chunk) / kWidth;
-        const int last = static_cast<int>(layout.plane - (layout.chunks_per_plane - 1) * layout.chunk) / kWidth;
+        const int last =
+            static_cast<int>(layout.plane - (layout.chunks_per_plane - 1) * layout.chunk) / kWidth;
         int wholes = 0, lasts = 0;
 #pragma unroll 1
         for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
@@ -202,8 +203,8 @@ struct PooledGradientOfPlanes {
                 UnderBlock under[kFilled];
 #pragma unroll
                 for (int u = 0; u < kFilled; ++u)
-                    under[u] = load_block(image, first_block, min(first_unit + u * threads, units - 1),
-                                          row_vectors);
+                    under[u] =
+                        load_block(image, first_block, min(first_unit + u * threads, units - 1), row_vectors);
 #pragma unroll
                 for (int u = 0; u < kFilled; ++u) {
 #pragma unroll
@@ -215,8 +216,7 @@ struct PooledGradientOfPlanes {
                         const int slot = slots_before + (vector >> shift) +
                                          (owner < (whole & (threads - 1)) ? wholes : 0) +
                                          (owner < (last & (threads - 1)) ? lasts : 0);
-                        slots[slot * kChannelThreads + threadIdx.y * threads + owner] =
-                            gathered.words[0];
+                        slots[slot * kChannelThreads + threadIdx.y * threads + owner] = gathered.words[0];
                     }
                 }
             }
@@ -224,7 +224,7 @@ struct PooledGradientOfPlanes {
         }
     }
 
-private:
+  private:
     // Units that a thread of fill has in flight.
     static constexpr int kFilled = 2;
     // The windows over Stride rows of a vector: a row of them, and those below that reach into these.

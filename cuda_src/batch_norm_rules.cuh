@@ -245,8 +245,7 @@ struct Statistics {
 
     __device__ __forceinline__ bool lowers(int channel) const { return Lowers && lowered >> channel & 1u; }
 
-    __device__ __forceinline__ A taken(T x_i, int channel) const {
-        const A value = to_accumulate(x_i);
+    __device__ __forceinline__ A taken(A value, int channel) const {
         return Lowers ? value * (lowers(channel) ? Lowering<A>::kDown : A(1)) : value;
     }
 
@@ -255,7 +254,7 @@ struct Statistics {
     }
 
     __device__ __forceinline__ void take(T x_i) {
-        const A value = taken(x_i, 0);
+        const A value = taken(to_accumulate(x_i), 0);
         if (count == 0) values[0].shift = value;
         values[0].add(value);
         count += 1;
@@ -265,14 +264,14 @@ struct Statistics {
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
         if (count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(widened(loaded[0], c), c);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
 #pragma unroll
             for (int u = 0; u < Count; ++u) {
                 const int c = channel_of<Channels>(k);
-                values[c].add(taken(loaded[u][k], c));
+                values[c].add(taken(widened(loaded[u], k), c));
             }
         }
         count += Count * (Width / Channels);
@@ -284,7 +283,7 @@ struct Statistics {
         if (few.count == 0) return;
         if (count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(widened(loaded[0], c), c);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -292,7 +291,7 @@ struct Statistics {
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const int c = channel_of<Channels>(k);
-                values[c].add(taken(loaded[u][k], c));
+                values[c].add(taken(widened(loaded[u], k), c));
             }
         }
         count += few.count * (Width / Channels);
@@ -309,13 +308,13 @@ struct Statistics {
 #pragma unroll
                 for (int k = Width - 1; k >= 0; --k) {
                     const int c = channel_of<Channels>(k);
-                    if (some.has(u, k)) values[c].shift = taken(loaded[u][k], c);
+                    if (some.has(u, k)) values[c].shift = taken(widened(loaded[u], k), c);
                 }
             }
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const int c = channel_of<Channels>(k);
-                if (some.has(u, k)) values[c].add(taken(loaded[u][k], c));
+                if (some.has(u, k)) values[c].add(taken(widened(loaded[u], k), c));
             }
             count += Channels == 1 ? __popc(some.bits[u] & ((1u << Width) - 1u)) : 1;
         }
@@ -482,13 +481,13 @@ struct Normalize {
                                           Finish finish) const {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            A z[Width] = {};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
+                A z(0);
                 if (some.has(u, k))
-                    z[k] = finish(rules[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
+                    z = finish(rules[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
+                values[u][k] = from_accumulate<T>(z);
             }
-            values[u] = rounded<T>(z);
         }
     }
 };

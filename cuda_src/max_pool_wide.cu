@@ -90,15 +90,16 @@ __device__ __forceinline__ void scatter_wide(const T* dy, const unsigned char* a
                                      h >= 0 && h < plane.height);
             return row;
         };
-        // Rows that are further up, for channels last: each thread asks for another column, and those of a warp
-        // for all of its channels.
+        // Rows that are further up, for channels last: each thread asks for another column, and those of a
+        // warp for all of its channels.
         constexpr int kAskers = kSectorBytes / static_cast<int>(sizeof(T));
         const int nth = min(static_cast<int>(threadIdx.x) % kAskers, Tile::kWindows - 1);
         const int column = min(max(left + nth - (kAskers > kColumns ? kPad : 0), 0), plane.width - 1);
         const int asked = min(end - 1 + kPad, plane.height), rows_asked = asked - max(begin - kPad, 0);
         const long long first_asked = before + plane.row(0, asked - 1) + column * plane.groups;
         RowsAhead<T, 1> gradients_ahead(dy + first_asked, -plane.row(0, 1), 0, ChannelsLast ? rows_asked : 0);
-        RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -plane.row(0, 1), 0, ChannelsLast ? rows_asked : 0);
+        RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -plane.row(0, 1), 0,
+                                               ChannelsLast ? rows_asked : 0);
         // Where the sums of the first row are that the windows of row h reach.
         int slot = 0;
         WideRow<T, Kernel, ChannelsLast> next = load(end - 1 + kPad);
@@ -116,7 +117,8 @@ __device__ __forceinline__ void scatter_wide(const T* dy, const unsigned char* a
                 const int tap = windows.taps[j], row = tap * ((2048 + Kernel - 1) / Kernel) >> 11;
                 const unsigned int at = slot + j + tap + row * (kRow - Kernel);
                 // Beyond the last sum it is smaller without them all.
-                own[static_cast<int>(min(at, at - Tile::kSums)) * kThreads] += widened(windows.gradients.at[j], 0);
+                own[static_cast<int>(min(at, at - Tile::kSums)) * kThreads] +=
+                    widened(windows.gradients.at[j], 0);
             }
             // The last row that these windows reach is done, and its sums are for the row above the first
             // one.

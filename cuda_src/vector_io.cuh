@@ -53,8 +53,8 @@ __device__ __forceinline__ void store_word<uint4>(uint4* target, const uint4& wo
 }
 #endif
 
-// Asks for what is at an address to be brought into the L2 cache, and does not wait for it: a thread that walks
-// along has little on its way otherwise.
+// Asks for what is at an address to be brought into the L2 cache, and does not wait for it: a thread that
+// walks along has little on its way otherwise.
 __device__ __forceinline__ void prefetch(const void* address) {
 #if !defined(GPU_LAYERS_EMULATED) && __CUDA_ARCH__ >= 800
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
