@@ -59,6 +59,9 @@ __device__ __forceinline__ bool is_tap(const Vector<unsigned char, Count>& argma
         constexpr int kWordBytes = Count < 4 ? Count : 4;
         using Word = typename MemoryWord<kWordBytes>::type;
         const unsigned int word = reinterpret_cast<const Word*>(argmax.words)[k / kWordBytes];
-        return ((word ^ tap * 0x01010101u) & 0xffu << k % kWordBytes * 8) == 0;
+        // A permutation, for a product would be made anew for each byte, in as many of its bits as that
+        // needs.
+        const unsigned int of_all = __byte_perm(static_cast<unsigned int>(tap), 0, 0);
+        return ((word ^ of_all) & 0xffu << k % kWordBytes * 8) == 0;
     }
 }

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kRowStatisticsBlocks)
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_statistics_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                accumulate_t<T>* running_mean, accumulate_t<T>* running_var,

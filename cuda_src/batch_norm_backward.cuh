@@ -6,6 +6,9 @@
 //   scalar(i)            a single one, unless
 //   kWhole               planes consist of whole vectors
 //   kIsArray, array()    it is an array of x's shape
+// and, for the kernels that read once, of planes,
+//   kIsKept              all of a block's gradients are kept before the first is taken: of an array they are
+//                        fetched; if it is none, fill() leaves them in the slots of their threads
 #pragma once
 
 #include "batch_norm_rules.cuh"
@@ -13,7 +16,7 @@
 // dy, of x's shape.
 template <typename T, int Width>
 struct GradientArray {
-    static constexpr bool kWhole = false, kIsArray = true;
+    static constexpr bool kWhole = false, kIsArray = true, kIsKept = true;
     using Loaded = Vector<T, Width>;
     const T* dy;
 
@@ -25,7 +28,7 @@ struct GradientArray {
 
 // The gradient of the activation's input, which if kIdentity is that of y.
 //   source                    of dy
-//   x, residual, activation   as in batch_norm.cu; the last two are not used if kIdentity
+//   x, residual, activation   as in batch_norm.cu; the residual is not used unless kAddsResidual
 template <typename T, int Width, Epilogue Fused, typename Source>
 struct GradientBeforeActivation {
     using A = accumulate_t<T>;
@@ -40,7 +43,8 @@ struct GradientBeforeActivation {
         const A value = to_accumulate(x[i]);
         A gradient = to_accumulate(source.scalar(i));
         if (Fused != kIdentity) {
-            const A z = rule.apply(value) + residual_at(residual, i);
+            A z = rule.apply(value);
+            if (kAddsResidual<Fused>) z += residual_at(residual, i);
             with_fused_activation<T, Fused>(activation,
                                             [&](auto phi) { gradient = phi.backward(gradient, z); });
         }
@@ -59,7 +63,7 @@ struct GradientBeforeActivation {
             if (!some.any(u)) continue;
             loaded[u] = source.load(i + u * step);
             values[u] = Vector<T, Width>::load(x + i + u * step);
-            if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
+            if (kAddsResidual<Fused>) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
         const auto each = [&](auto backward) {
 #pragma unroll
@@ -68,8 +72,8 @@ struct GradientBeforeActivation {
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
                     if (!some.has(u, k)) continue;
-                    const A value = to_accumulate(values[u][k]);
-                    take(u, k, backward(to_accumulate(gradients[k]), value, u, k), value);
+                    const A value = widened(values[u], k);
+                    take(u, k, backward(widened(gradients, k), value, u, k), value);
                 }
             }
         };
@@ -79,7 +83,8 @@ struct GradientBeforeActivation {
         }
         with_fused_activation<T, Fused>(activation, [&](auto phi) {
             each([&](A gradient, A value, int u, int k) {
-                const A z = rules[channel_of<Channels>(k)].apply(value) + to_accumulate(added[u][k]);
+                A z = rules[channel_of<Channels>(k)].apply(value);
+                if (kAddsResidual<Fused>) z += widened(added[u], k);
                 return phi.backward(gradient, z);
             });
         });
@@ -129,7 +134,7 @@ struct InputGradient {
 };
 
 //   depends     whether the statistics depend on x
-//   dresidual   as in batch_norm.cu; may be null, and is not written to if kIdentity
+//   dresidual   as in batch_norm.cu; may be null, and is not written to unless kAddsResidual
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct InputGradients {
     using A = accumulate_t<T>;
@@ -150,12 +155,12 @@ struct InputGradients {
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
             dx[i] = from_accumulate<T>(A(0));
-            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
+            if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
             return;
         }
         gradient.scalar(i, rules[0], [&](A dz, A x) {
             dx[i] = from_accumulate<T>(apply(dz, x, 0));
-            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
+            if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
         });
     }
 
@@ -172,13 +177,13 @@ struct InputGradients {
         }
         gradient.template vectors<Count>(i, step, some, rules, [&](int u, int k, A dz, A x) {
             results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
-            if (Fused != kIdentity) passed[u][k] = from_accumulate<T>(dz);
+            if (kAddsResidual<Fused>) passed[u][k] = from_accumulate<T>(dz);
         });
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             if (!some.exists(u)) continue;
             results[u].store(dx + i + u * step);
-            if (Fused != kIdentity && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
+            if (kAddsResidual<Fused> && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
         }
     }
 };

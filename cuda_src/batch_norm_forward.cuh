@@ -46,8 +46,10 @@ __device__ __forceinline__ void statistics_of_nhwc(const T* x,
                    [&](auto& lowered) { for_each_in_nhwc_block<1>(layout, channel, rank, lowered, valid); });
     column_reduce(moments, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
+    // The origins are read again, for they would have kept registers.
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(moments[k], origins[k], channel + k, rank, layout.blocks);
+    for (int k = 0; k < Width; ++k)
+        result.write(moments[k], to_accumulate(first[k]), channel + k, rank, layout.blocks);
 }
 
 //   other arguments   of batch_norm_normalize_nchw and of _nhwc

@@ -42,25 +42,10 @@ struct TwoWindows {
     __device__ __forceinline__ bool covers(int back) const { return back == 0 ? by_last : by_other; }
 };
 
-// Value k of a vector. Of half types from its word: in the vector itself the compiler looks for it in 64
-// bits.
-template <typename T, int Width>
-__device__ __forceinline__ accumulate_t<T> value_of(const Vector<T, Width>& vector, int k) {
-    if constexpr (sizeof(T) == 2 && Width % 2 == 0) {
-        const unsigned int word = reinterpret_cast<const unsigned int*>(vector.words)[k / 2];
-        const unsigned short bits = static_cast<unsigned short>(word >> k % 2 * 16);
-        T value;
-        memcpy(&value, &bits, sizeof(T));
-        return to_accumulate(value);
-    } else {
-        return to_accumulate(vector[k]);
-    }
-}
-
 // Rows, of any such window.
 template <typename T, int Width>
 struct PooledGradientOfRows {
-    static constexpr bool kWhole = true, kIsArray = false;
+    static constexpr bool kWhole = true, kIsArray = false, kIsKept = false;
     __device__ __forceinline__ const T* array() const { return nullptr; }
 
     // Of window 2 * i + j: i back in height, j back in width, so that taps ascend.
@@ -105,13 +90,10 @@ struct PooledGradientOfRows {
                 loaded.tap + n / 2 * window.stride[1] * window.kernel[2] + n % 2 * window.stride[2];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                if (is_tap(loaded.argmax[n], k, tap)) sum[k] += value_of(loaded.gradients[n], k);
+                if (is_tap(loaded.argmax[n], k, tap)) sum[k] += widened(loaded.gradients[n], k);
             }
         }
-        Vector<T, Width> result;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(sum[k]);
-        return result;
+        return rounded<T>(sum);
     }
 
     __device__ __forceinline__ TwoWindows along(int axis, int at) const {
@@ -125,7 +107,7 @@ struct PooledGradientOfRows {
 // windows, so that what a vector takes from which window is known when compiled.
 template <typename T, int Kernel, int Stride, int Pad>
 struct PooledGradientOfPlanes {
-    static constexpr bool kWhole = true, kIsArray = false;
+    static constexpr bool kWhole = true, kIsArray = false, kIsKept = true;
     __device__ __forceinline__ const T* array() const { return nullptr; }
     static constexpr int kWidth = kVectorWidth<T>;
     // Windows of a vector's own, and those further on that reach into it.
@@ -133,6 +115,13 @@ struct PooledGradientOfPlanes {
     static_assert(Kernel - 1 - Pad < Stride && kMore <= 1 && Kernel <= 2 * Stride && kWidth % Stride == 0,
                   "no window before its own reaches a vector, and one after them at most");
     static constexpr int kRows = Kernel > Stride ? 2 : 1;
+
+    static __device__ __forceinline__ Vector<unsigned char, kOwn> no_taps() {
+        Vector<unsigned char, kOwn> taps;
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) taps[j] = 0xff;
+        return taps;
+    }
 
     struct Loaded {
         Vector<T, kOwn> gradients[kRows];
@@ -178,27 +167,137 @@ struct PooledGradientOfPlanes {
 #pragma unroll
         for (int back = 0; back < kRows; ++back) {
             if (loaded.tap[back] < 0) continue;
-            // From the last window to the first, whose taps ascend.
+            add_windows(loaded.gradients[back], loaded.argmax[back], loaded.more_gradients[back],
+                        loaded.more_argmax[back], loaded.tap[back], sum);
+        }
+        return rounded<T>(sum);
+    }
+
+    // Those of the vectors that a block has, in the slots where SharedCache looks for them: each is gathered
+    // by the thread that has its column of Stride rows, which are under the same windows.
+    __device__ __forceinline__ void fill(const NchwLayout& layout, long long channel, long long rank,
+                                         uint4* slots) const {
+        const int row_vectors = static_cast<int>(window.units[2]);
+        const int threads = static_cast<int>(blockDim.x), shift = __ffs(threads) - 1;
+        const long long begin = rank * layout.chunks_per_block;
+        const long long end = min(begin + layout.chunks_per_block, layout.chunks);
+        // Of a whole chunk, and of the last one of a plane where that is shorter: the vectors of each thread,
+        // and how many threads have one more. How many of both this thread's chunks before this one were.
+        const int whole = static_cast<int>(layout.chunk) / kWidth;
+        const int last =
+            static_cast<int>(layout.plane - (layout.chunks_per_plane - 1) * layout.chunk) / kWidth;
+        int wholes = 0, lasts = 0;
+#pragma unroll 1
+        for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
+            const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
+            const int piece = static_cast<int>(s - sample * layout.chunks_per_plane);
+            const bool is_last = piece + 1 == layout.chunks_per_plane;
+            const int first = piece * whole, vectors = is_last ? last : whole;
+            const int first_block = first / row_vectors / Stride;
+            const int end_block = (first + vectors - 1) / row_vectors / Stride + 1;
+            const int image = static_cast<int>(sample * layout.channels + channel);
+            const int units = (end_block - first_block) * row_vectors;
+            const int slots_before = wholes * (whole >> shift) + lasts * (last >> shift);
+#pragma unroll 1
+            for (int first_unit = threadIdx.x; first_unit < units; first_unit += kFilled * threads) {
+                UnderBlock under[kFilled];
 #pragma unroll
-            for (int j = kOwn + kMore - 1; j >= 0; --j) {
-                const bool own = j < kOwn;
-                const A gradient = own ? value_of(loaded.gradients[back], j % kOwn)
-                                       : to_accumulate(loaded.more_gradients[back]);
+                for (int u = 0; u < kFilled; ++u)
+                    under[u] =
+                        load_block(image, first_block, min(first_unit + u * threads, units - 1), row_vectors);
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) {
-                    const int kw = k + Pad - j * Stride;
-                    if (kw < 0 || kw >= Kernel) continue;
-                    const int tap = loaded.tap[back] + kw;
-                    const bool chosen =
-                        own ? is_tap(loaded.argmax[back], j % kOwn, tap) : loaded.more_argmax[back] == tap;
-                    if (chosen) sum[k] += gradient;
+                for (int u = 0; u < kFilled; ++u) {
+#pragma unroll
+                    for (int r = 0; r < Stride; ++r) {
+                        const Vector<T, kWidth> gathered = row_of(under[u], r);
+                        const int vector = under[u].first + r * row_vectors - first;
+                        if (first_unit + u * threads >= units || vector < 0 || vector >= vectors) continue;
+                        const int owner = vector & (threads - 1);
+                        const int slot = slots_before + (vector >> shift) +
+                                         (owner < (whole & (threads - 1)) ? wholes : 0) +
+                                         (owner < (last & (threads - 1)) ? lasts : 0);
+                        slots[slot * kChannelThreads + threadIdx.y * threads + owner] = gathered.words[0];
+                    }
                 }
             }
+            (is_last ? lasts : wholes) += 1;
         }
-        Vector<T, kWidth> result;
+    }
+
+  private:
+    // Units that a thread of fill has in flight.
+    static constexpr int kFilled = 2;
+    // The windows over Stride rows of a vector: a row of them, and those below that reach into these.
+    static constexpr int kOver = 1 + kMore;
+    struct UnderBlock {
+        Vector<T, kOwn> gradients[kOver];
+        Vector<unsigned char, kOwn> argmax[kOver];
+        T more_gradients[kOver];
+        int more_argmax[kOver];
+        int first;  // of its vectors, in the plane
+    };
+
+    __device__ __forceinline__ UnderBlock load_block(int image, int first_block, int unit,
+                                                     int row_vectors) const {
+        const int height = static_cast<int>(window.output[1]);
+        const int below = window.by_units[2].quotient(unit), column = unit - below * row_vectors;
+        const int row = first_block + below;
+        UnderBlock under;
+        under.first = row * Stride * row_vectors + column;
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-        return result;
+        for (int i = 0; i < kOver; ++i) {
+            // Where there is no window another one is read, and none of its taps taken.
+            const bool inside = row + i < height, has_more = column + 1 < row_vectors;
+            const int of_image = image * height + min(row + i, height - 1);
+            const long long first = static_cast<long long>(of_image * row_vectors + column) * kOwn;
+            under.gradients[i] = Vector<T, kOwn>::load(dy + first);
+            under.argmax[i] = Vector<unsigned char, kOwn>::load(argmax + first);
+            if (!inside) under.argmax[i] = no_taps();
+            under.more_gradients[i] = from_accumulate<T>(0);
+            under.more_argmax[i] = -1;
+            if (kMore > 0 && has_more && inside) {
+                under.more_gradients[i] = dy[first + kOwn];
+                under.more_argmax[i] = argmax[first + kOwn];
+            }
+        }
+        return under;
+    }
+
+    // What its row r takes from them.
+    __device__ __forceinline__ Vector<T, kWidth> row_of(const UnderBlock& under, int r) const {
+        using A = accumulate_t<T>;
+        A sum[kWidth] = {};
+#pragma unroll
+        for (int i = (r + Pad) / Stride; i >= 0; --i) {
+            const int kh = r + Pad - i * Stride;
+            if (kh >= Kernel) continue;
+            // The number of columns is Kernel, which the compiler must not know: it would compare bytes one
+            // by one.
+            add_windows(under.gradients[i], under.argmax[i], under.more_gradients[i], under.more_argmax[i],
+                        kh * window.kernel[2], sum);
+        }
+        return rounded<T>(sum);
+    }
+
+    // Adds what a row of windows gives to a vector, from the last window to the first, whose taps ascend.
+    //   tap   the first of those by which they cover the vector's row
+    static __device__ __forceinline__ void add_windows(const Vector<T, kOwn>& gradients,
+                                                       const Vector<unsigned char, kOwn>& argmax,
+                                                       T more_gradient, int more_argmax, int tap,
+                                                       accumulate_t<T> (&sum)[kWidth]) {
+        using A = accumulate_t<T>;
+#pragma unroll
+        for (int j = kOwn + kMore - 1; j >= 0; --j) {
+            const bool own = j < kOwn;
+            const A gradient = own ? widened(gradients, j % kOwn) : to_accumulate(more_gradient);
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                const int kw = k + Pad - j * Stride;
+                if (kw < 0 || kw >= Kernel) continue;
+                const bool chosen = own ? is_tap(argmax, j % kOwn, tap + kw) : more_argmax == tap + kw;
+                if (chosen) sum[k] += gradient;
+            }
+        }
     }
 };
 
@@ -206,17 +305,17 @@ struct PooledGradientOfPlanes {
 
 // Blocks that must fit on a multiprocessor at once: four windows of eight channels take registers.
 template <int Width>
-constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kPiecewiseLinear>;
+constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kClipping>;
 
 template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
     batch_norm_max_pool_gradient_sums_nchw(const T* dy, const unsigned char* argmax, const T* x,
                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                            int activation, accumulate_t<T>* partial_sums,
                                            accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
                                            NchwLayout layout) {
-    sum_gradients_of_nchw<T, kPiecewiseLinear, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+    sum_gradients_of_nchw<T, kClipping, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
@@ -229,20 +328,20 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
                                            int activation, accumulate_t<T>* partial_sums,
                                            accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
                                            NhwcLayout layout) {
-    sum_gradients_of_nhwc<T, Width, kPiecewiseLinear, 1, PooledGradientOfRows<T, Width>>(
+    sum_gradients_of_nhwc<T, Width, kClipping, 1, PooledGradientOfRows<T, Width>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
 
 template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
     batch_norm_max_pool_input_gradient_nchw(const T* dy, const unsigned char* argmax, const T* x,
                                             const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                             const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                             int activation, const accumulate_t<T>* dgamma,
                                             const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
                                             PoolWindow window, NchwLayout layout) {
-    input_gradients_of_nchw<T, kPiecewiseLinear, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+    input_gradients_of_nchw<T, kClipping, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
 }
@@ -255,7 +354,7 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
                                             int activation, const accumulate_t<T>* dgamma,
                                             const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
                                             PoolWindow window, NhwcLayout layout) {
-    input_gradients_of_nhwc<T, Width, kPiecewiseLinear, PooledGradientOfRows<T, Width>>(
+    input_gradients_of_nhwc<T, Width, kClipping, PooledGradientOfRows<T, Width>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
 }
@@ -272,7 +371,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NchwLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nchw<T, kPiecewiseLinear, kFusedLoads<kPiecewiseLinear>,
+    backward_persistent_nchw<T, kClipping, kFusedLoads<kClipping>,
                              PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
@@ -289,7 +388,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NhwcLayout layout) {
     PERSISTENT_SHARED(slots);
-    backward_persistent_nhwc<T, Width, kPiecewiseLinear, PooledGradientOfRows<T, Width>>(
+    backward_persistent_nhwc<T, Width, kClipping, PooledGradientOfRows<T, Width>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
         layout);

@@ -181,17 +181,15 @@ struct NormalizeCached {
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            Vector<T, Width> values = kept.get_vector(some.any(u));
+            const Vector<T, Width> values = kept.get_vector(some.any(u));
+            A z[Width] = {};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                A z(0);
-                if (some.has(u, k)) {
-                    z = rules[channel_of<Channels>(k)].apply(to_accumulate(values[k]));
-                    if (Fused != kIdentity) z = phi.forward(z + to_accumulate(added[u][k]));
-                }
-                values[k] = from_accumulate<T>(z);
+                if (!some.has(u, k)) continue;
+                z[k] = rules[channel_of<Channels>(k)].apply(widened(values, k));
+                if (Fused != kIdentity) z[k] = phi.forward(z[k] + widened(added[u], k));
             }
-            values.store(y + i + u * step);
+            rounded<T>(z).store(y + i + u * step);
         }
     }
 };
@@ -339,7 +337,7 @@ struct FetchInputs {
 
 // Takes x, and keeps in place of dy the gradient of the activation's input, which the type holds exactly: it
 // is that of y, or 0.
-//   Fused   kIdentity or kPiecewiseLinear
+//   Fused   any but kSmooth
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct SumsOfCached {
     using A = accumulate_t<T>;
@@ -358,13 +356,17 @@ struct SumsOfCached {
         }
         const A value = to_accumulate(cached_x.get());
         T gradient;
-        if constexpr (Source::kIsArray) {
+        if constexpr (Source::kIsKept) {
             gradient = cached_dz.next();
         } else {
             gradient = source.scalar(i);
         }
         A dz = to_accumulate(gradient);
-        if (Fused != kIdentity) dz = phi.backward(dz, rules[0].apply(value) + residual_at(residual, i));
+        if (Fused != kIdentity) {
+            A z = rules[0].apply(value);
+            if (kAddsResidual<Fused>) z += residual_at(residual, i);
+            dz = phi.backward(dz, z);
+        }
         cached_dz.put(from_accumulate<T>(dz));
         sums[0].add(dz, value - rules[0].mean);
     }
@@ -376,8 +378,8 @@ struct SumsOfCached {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             if (!some.any(u)) continue;
-            if constexpr (!Source::kIsArray) loaded[u] = source.load(i + u * step);
-            if (Fused != kIdentity) added[u] = residual_at<T, Width>(residual, i + u * step);
+            if constexpr (!Source::kIsKept) loaded[u] = source.load(i + u * step);
+            if (kAddsResidual<Fused>) added[u] = residual_at<T, Width>(residual, i + u * step);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -388,24 +390,28 @@ struct SumsOfCached {
             }
             const Vector<T, Width> values = cached_x.get_vector();
             Vector<T, Width> gradients;
-            if constexpr (Source::kIsArray) {
+            if constexpr (Source::kIsKept) {
                 gradients = cached_dz.next_vector();
             } else {
                 gradients = source.of(loaded[u]);
             }
+            A dz[Width] = {};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 if (!some.has(u, k)) continue;
                 const int c = channel_of<Channels>(k);
-                const A value = to_accumulate(values[k]);
-                A dz = to_accumulate(gradients[k]);
+                const A value = widened(values, k);
+                dz[k] = widened(gradients, k);
                 if (Fused != kIdentity) {
-                    dz = phi.backward(dz, rules[c].apply(value) + to_accumulate(added[u][k]));
-                    gradients[k] = from_accumulate<T>(dz);
+                    A z = rules[c].apply(value);
+                    if (kAddsResidual<Fused>) z += widened(added[u], k);
+                    dz[k] = phi.backward(dz[k], z);
                 }
-                sums[c].add(dz, value - rules[c].mean);
+                sums[c].add(dz[k], value - rules[c].mean);
             }
-            if (Source::kIsArray && Fused == kIdentity) {
+            if (Fused != kIdentity) {
+                cached_dz.put(rounded<T>(dz));
+            } else if (Source::kIsKept) {
                 cached_dz.skip();
             } else {
                 cached_dz.put(gradients);
@@ -428,33 +434,33 @@ struct InputGradientsCached {
             cached_x.skip();
             cached_dz.skip();
             dx[i] = from_accumulate<T>(A(0));
-            if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
+            if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
             return;
         }
         const A value = to_accumulate(cached_x.get());
         const T dz = cached_dz.get();
         dx[i] = from_accumulate<T>(input_rules[0].apply(to_accumulate(dz), value, rules[0]));
-        if (Fused != kIdentity && dresidual != nullptr) dresidual[i] = dz;
+        if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = dz;
     }
 
     template <int Count, typename Some = AllOfVectors>
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            Vector<T, Width> values = cached_x.get_vector(some.any(u));
+            const Vector<T, Width> values = cached_x.get_vector(some.any(u));
             Vector<T, Width> gradients = cached_dz.get_vector(some.any(u));
+            A results[Width] = {};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 if (!some.has(u, k)) {
-                    values[k] = gradients[k] = from_accumulate<T>(A(0));
+                    gradients[k] = from_accumulate<T>(A(0));
                     continue;
                 }
                 const int c = channel_of<Channels>(k);
-                values[k] = from_accumulate<T>(
-                    input_rules[c].apply(to_accumulate(gradients[k]), to_accumulate(values[k]), rules[c]));
+                results[k] = input_rules[c].apply(widened(gradients, k), widened(values, k), rules[c]);
             }
-            values.store(dx + i + u * step);
-            if (Fused != kIdentity && dresidual != nullptr) gradients.store(dresidual + i + u * step);
+            rounded<T>(results).store(dx + i + u * step);
+            if (kAddsResidual<Fused> && dresidual != nullptr) gradients.store(dresidual + i + u * step);
         }
     }
 };
@@ -481,6 +487,12 @@ __device__ __forceinline__ void backward_persistent_nchw(
                                              {x, SharedCache<T, kWidth>(slots)},
                                              {source.array(), SharedCache<T, kWidth>(slots_of_dz)}};
         for_each_in_nchw_block<T, kFetched / 2, Source::kWhole>(layout, channel, block.rank, fetch, valid);
+        if constexpr (Source::kIsKept && !Source::kIsArray) {
+            // Threads have each other's slots, of the channel before as well.
+            __syncthreads();
+            source.fill(layout, channel, block.rank, slots_of_dz);
+            __syncthreads();
+        }
         SumsOfCached<T, kWidth, 1, Fused, Source> keep{source,
                                                        residual,
                                                        ClippingActivation<A>(activation),

@@ -248,8 +248,7 @@ struct Statistics {
 
     __device__ __forceinline__ bool lowers(int channel) const { return Lowers && lowered >> channel & 1u; }
 
-    __device__ __forceinline__ A taken(T x_i, int channel) const {
-        const A value = to_accumulate(x_i);
+    __device__ __forceinline__ A taken(A value, int channel) const {
         return Lowers ? value * (lowers(channel) ? Lowering<A>::kDown : A(1)) : value;
     }
 
@@ -258,7 +257,7 @@ struct Statistics {
     }
 
     __device__ __forceinline__ void take(T x_i) {
-        const A value = taken(x_i, 0);
+        const A value = taken(to_accumulate(x_i), 0);
         if (count == 0) values[0].shift = value;
         values[0].add(value);
         count += 1;
@@ -268,14 +267,14 @@ struct Statistics {
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count]) {
         if (count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(widened(loaded[0], c), c);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
 #pragma unroll
             for (int u = 0; u < Count; ++u) {
                 const int c = channel_of<Channels>(k);
-                values[c].add(taken(loaded[u][k], c));
+                values[c].add(taken(widened(loaded[u], k), c));
             }
         }
         count += Count * (Width / Channels);
@@ -287,7 +286,7 @@ struct Statistics {
         if (few.count == 0) return;
         if (count == 0) {
 #pragma unroll
-            for (int c = 0; c < Channels; ++c) values[c].shift = taken(loaded[0][c], c);
+            for (int c = 0; c < Channels; ++c) values[c].shift = taken(widened(loaded[0], c), c);
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
@@ -295,7 +294,7 @@ struct Statistics {
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const int c = channel_of<Channels>(k);
-                values[c].add(taken(loaded[u][k], c));
+                values[c].add(taken(widened(loaded[u], k), c));
             }
         }
         count += few.count * (Width / Channels);
@@ -312,13 +311,13 @@ struct Statistics {
 #pragma unroll
                 for (int k = Width - 1; k >= 0; --k) {
                     const int c = channel_of<Channels>(k);
-                    if (some.has(u, k)) values[c].shift = taken(loaded[u][k], c);
+                    if (some.has(u, k)) values[c].shift = taken(widened(loaded[u], k), c);
                 }
             }
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const int c = channel_of<Channels>(k);
-                if (some.has(u, k)) values[c].add(taken(loaded[u][k], c));
+                if (some.has(u, k)) values[c].add(taken(widened(loaded[u], k), c));
             }
             count += Channels == 1 ? __popc(some.bits[u] & ((1u << Width) - 1u)) : 1;
         }
@@ -386,13 +385,17 @@ struct Normalization {
     __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
 };
 
-// What is done to the normalised values in the same pass: nothing; a residual is added, and an activation
-// that is straight on either side of 0 is applied; or any other one.
-enum Epilogue { kIdentity, kPiecewiseLinear, kSmooth };
+// What is done to the normalised values in the same pass: nothing; ReLU or nothing, which ClippingActivation
+// is told; a residual is added, and an activation that is straight on either side of 0 is applied; or any
+// other one.
+enum Epilogue { kIdentity, kClipping, kPiecewiseLinear, kSmooth };
+
+template <Epilogue Fused>
+constexpr bool kAddsResidual = Fused == kPiecewiseLinear || Fused == kSmooth;
 
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
-constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kPiecewiseLinear ? 3 : 2);
+constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kSmooth ? 2 : 3);
 // Those of the input's gradient of rows, with six numbers of each of a thread's channels.
 template <Epilogue Fused>
 constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
@@ -405,8 +408,10 @@ constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>
 __device__ __forceinline__ void with_fused_activation(int number, Function f) {
-    if (Fused == kSmooth) {
+    if constexpr (Fused == kSmooth) {
         with_curved_activation<T>(number, f);
+    } else if constexpr (Fused == kClipping) {
+        f(ClippingActivation<accumulate_t<T>>(number));
     } else {
         f(PiecewiseLinearActivation<accumulate_t<T>>(number));
     }
@@ -463,7 +468,7 @@ struct Normalize {
         if (Fused != kIdentity) {
             with_fused_activation<T, Fused>(activation, [&](auto phi) {
                 apply<Count>(values, some,
-                             [&](A z, int u, int k) { return phi.forward(z + to_accumulate(added[u][k])); });
+                             [&](A z, int u, int k) { return phi.forward(z + widened(added[u], k)); });
             });
         } else {
             apply<Count>(values, some, [](A z, int, int) { return z; });
@@ -483,7 +488,7 @@ struct Normalize {
             for (int k = 0; k < Width; ++k) {
                 A z(0);
                 if (some.has(u, k))
-                    z = finish(rules[channel_of<Channels>(k)].apply(to_accumulate(values[u][k])), u, k);
+                    z = finish(rules[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
                 values[u][k] = from_accumulate<T>(z);
             }
         }

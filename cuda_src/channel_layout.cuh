@@ -14,8 +14,9 @@ constexpr int kChannelBlocks = 4;
 // Vectors that a thread of the statistics has in flight. A thread that reads several arrays, or writes, needs
 // fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
-// Blocks of the statistics of rows that must fit on a multiprocessor: sums of many channels take registers.
-constexpr int kRowStatisticsBlocks = 3;
+// Blocks of the statistics of rows of which only some count that must fit on a multiprocessor: sums of many
+// channels take registers.
+constexpr int kPaddedRowStatisticsBlocks = 3;
 
 struct NchwLayout {
     long long channels;

@@ -270,9 +270,18 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             store_tile<Whole, kWidth>(best.taps(), argmax + start, column, output.width, output.groups);
         };
         if constexpr (!Deep) {
+            // What the tiles beside this one do not ask for; the first row is read at once.
+            constexpr int kAsked = ChannelsLast ? Stride : 1;
+            const int vector = input.groups * kWidth,
+                      place = max(min(column * Stride, input.width - kAsked), 0);
+            const int asked = max(begin * Stride - Pad + 1, 0);
+            RowsAhead<T, kAsked> ahead(image + input.row(depth.origin, asked) + place * vector,
+                                       input.row(0, 1), input.width < kAsked ? 0 : vector,
+                                       min((end - 1) * Stride - Pad + Kernel, input.height) - asked);
             walk_down<Tile, Best>(
                 begin, end,
                 [&](int j, int h) {
+                    ahead.ask();
                     return row_max(depth.origin, h, j, first_tap_of<Kernel, Pad>(window, 0));
                 },
                 [&](int row, Best(&rows)[Kernel]) {

@@ -273,6 +273,34 @@ struct PoolPlane {
     }
 };
 
+// Rows that a thread has asked for before it takes them.
+constexpr int kRowsAhead = 4;
+
+// Asks for the rows that a walk will come to.
+//   RowsAhead<T, 1> rows(first, step, 0, count);  // for the first kRowsAhead of them
+//   rows.ask();                                   // for one more, with each that is taken
+//   Vectors   that are asked for of each row
+template <typename T, int Vectors>
+struct RowsAhead {
+    const T* next;
+    int step, apart, left;
+
+    //   first, step   where they begin, and from one to the next
+    //   apart         from one vector to the next
+    //   count         of rows; there may be none
+    __device__ __forceinline__ RowsAhead(const T* first, int step, int apart, int count)
+        : next(first), step(step), apart(apart), left(count) {
+#pragma unroll
+        for (int i = 0; i < kRowsAhead; ++i) ask();
+    }
+    __device__ __forceinline__ void ask() {
+        if (left-- <= 0) return;
+#pragma unroll
+        for (int i = 0; i < Vectors; ++i) prefetch(next + i * apart);
+        next += step;
+    }
+};
+
 // Walks down the outputs begin .. end - 1 of a strip, whose windows share rows of inputs: each of those is
 // taken once and carried to the windows below.
 //   walk_down<Tile, Sums>(begin, end, [&](int, int h) { return sums_of_row(h); },

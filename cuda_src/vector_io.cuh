@@ -10,6 +10,8 @@
 #include "numeric.cuh"
 
 constexpr int kVectorBytes = 16;
+// What the memory gives at least.
+constexpr int kSectorBytes = 32;
 
 // Elements of T in one 16-byte access.
 template <typename T>
@@ -53,6 +55,14 @@ __device__ __forceinline__ void store_word<uint4>(uint4* target, const uint4& wo
                  : "memory");
 }
 #endif
+
+// Asks for what is at an address to be brought into the L2 cache, and does not wait for it: a thread that
+// walks along has little on its way otherwise.
+__device__ __forceinline__ void prefetch(const void* address) {
+#if !defined(GPU_LAYERS_EMULATED) && __CUDA_ARCH__ >= 800
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
 
 // N elements in registers. At most 16 bytes, moved as one word; larger ones (32-bit taps of eight half
 // values) as several words of 16.

@@ -960,7 +960,7 @@ _BUILDERS: dict[str, Callable[[list[str], list[str]], Action]] = {
     "F2I": _to_integer,
     "FRND": _frnd,
     # Order and caches of memory, which here has neither.
-    **dict.fromkeys(("NOP", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "ENDCOLLECTIVE"), _nothing),
+    **dict.fromkeys(("NOP", "MEMBAR", "ERRBAR", "CGAERRBAR", "ENDCOLLECTIVE"), _nothing),
 }
 
 

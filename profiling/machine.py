@@ -532,7 +532,7 @@ class _Machine:
 
     # Memory
 
-    def _address(self, text: str, where: Any) -> np.ndarray:
+    def _address(self, text: str, where: Any, is_wide: bool = False) -> np.ndarray:
         found = re.fullmatch(
             r"(?:desc\[UR\w+\])?\[(?:(R\w+)(\.64|\.U32|\.X4|\.X8|\.X16)?)?(?:\+?(UR\w+))?(?:\+?(-?0x\w+))?\]", text
         )
@@ -541,7 +541,7 @@ class _Machine:
         count = self._indices(where).size
         total = np.zeros(count, np.int64)
         if found[1]:
-            if found[2] == ".64" and not found[3]:
+            if (is_wide or found[2] == ".64") and not found[3]:
                 total = total + np.asarray(wide(found[1])(self, where)).astype(np.int64)
             else:
                 scale = int(found[2][2:]) if found[2] and found[2].startswith(".X") else 1
@@ -642,6 +642,13 @@ class _Machine:
         self._pending[_COPIES, self._warp_of[lanes]] |= 1
         self._pending[_COPIES, self._warp_of[lanes[is_new]]] |= 2
         self._maybe_pending.add(_COPIES)
+        return place + 1
+
+    def _control_cache(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        """A prefetch: whoever reads from there later finds it in a cache. Anything else is nothing here."""
+        if "PF2" in step.instruction.opcode.split(".") and self._indices(where).size:
+            addresses = self._address(step.operands[0], where, is_wide=True).astype(U64)
+            self._loaded += self.memory.new_sectors(addresses, 1)[1] * _SECTOR
         return place + 1
 
     def _begin_wait_for_copies(self, step: _Step, place: int, at: Any, where: Any) -> int:
@@ -800,6 +807,7 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "LDS": _Machine._load_shared,
     "STS": _Machine._store_shared,
     "LDGSTS": _Machine._copy_to_shared,
+    "CCTL": _Machine._control_cache,
     "LDGDEPBAR": _Machine._begin_wait_for_copies,
     "DEPBAR": _Machine._wait_for_copies,
     "ATOMG": _Machine._atomic,

@@ -180,7 +180,7 @@ def _gather(
     vectors = int(np.prod(shape, dtype=object)) // width
     axes = list(zip(window.kernel, window.stride, window.pad_before, strict=True))
     few = all(kernel <= 2 * stride for kernel, stride, _ in axes) and set(window.dilation) == {1}
-    if activation not in PIECEWISE_LINEAR or window.rank > 2 or window.adaptive or not few:
+    if activation not in EXACT_GRADIENT or window.rank > 2 or window.adaptive or not few:
         return None
     if argmax_dtype(window) != np.uint8 or vectors >= below:
         return None
@@ -233,7 +233,7 @@ def _backward(
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
     source = (dy, argmax.as_bytes(), x, *rule.of_channels, rule.number)
-    if depends and rule.activation in EXACT_GRADIENT:
+    if depends:
         last = (1 / plan.count, plan.slots, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]

@@ -244,6 +244,12 @@ def _begins_inside(window: Window) -> bool:
     )
 
 
+def _strip(rows: int, columns: int, strips: Sequence[int], threads: int) -> int:
+    """Rows of a strip, of which all of a column are about equal: as many as leave strips for so many threads."""
+    most = next((n for n in strips if columns * -(-rows // n) >= threads), 1)
+    return -(-rows // -(-rows // most))
+
+
 @lru_cache(maxsize=1024)
 def _tiled_plan(
     window: Window, side: str, shape: tuple[int, int], itemsize: int, channels_last: bool, below: int, full_grid: int
@@ -273,8 +279,8 @@ def _tiled_plan(
     apart = 1 if side == "output" else stride
     rows, tiles = -(-height // apart), -(-width // (apart * columns))
     images = shape[0] * (per_position // vector if channels_last else shape[1])
-    strips = _LONG_STRIPS if kernel > 3 and channels_last else _STRIPS
-    strip = next((n for n in strips if images * depth * -(-rows // n) * tiles >= full_grid * THREADS), 1)
+    strips = _LONG_STRIPS if kernel > 3 else _STRIPS
+    strip = _strip(rows, images * depth * tiles, strips, full_grid * THREADS)
     units = (depth, -(-rows // strip), tiles)
     arguments = _tile_arguments((kernel, stride, pad), channels_last, deep)
     return Plan(window, units, shape, vector if channels_last else 1, channels_last, arguments), strip
@@ -300,7 +306,7 @@ def _wide_plan(
     height, width = window.input_shape
     tiles = -(-width // _WIDE_COLUMNS)
     images = shape[0] * shape[1]
-    strip = next((n for n in _LONG_STRIPS if images * -(-height // n) * tiles >= full_grid * _WIDE_THREADS), 1)
+    strip = _strip(height, images * tiles, _LONG_STRIPS, full_grid * _WIDE_THREADS)
     return Plan(window, (1, -(-height // strip), tiles), shape, 1, channels_last, {}), strip
 
 

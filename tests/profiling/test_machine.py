@@ -190,6 +190,23 @@ def test_waits_for_memory_are_counted_one_after_the_other(tmp_path):
     assert execution.trips == 12
 
 
+def test_what_was_asked_for_before_is_found_in_a_cache(tmp_path):
+    source = """
+    extern "C" __global__ void walk(const int* x, int* y, int rows) {
+        int place = threadIdx.x;
+        for (int row = 0; row < rows; ++row) {
+            if (row + 1 < rows) asm volatile("prefetch.global.L2 [%0];" :: "l"(x + (row + 1) * 32 + threadIdx.x));
+            place = x[row * 32 + place];
+        }
+        y[threadIdx.x] = place;
+    }"""
+    kernel = compiled(source, "walk", tmp_path)
+    x, y = np.tile(np.arange(32, dtype=np.int32), 5), np.zeros(32, np.int32)
+    execution = execute(kernel, (1, 1, 1), (32, 1, 1), [x, y, np.int32(5)])
+    assert (execution.trips, execution.cached_trips) == (1, 4)
+    assert (y == np.arange(32)).all()
+
+
 def test_what_no_gpu_survives(tmp_path):
     kernel = compiled(COPY, "copy", tmp_path)
     x = np.zeros(4 * 511, np.uint32)
