@@ -34,9 +34,11 @@ def most_registers(kernel_name: str) -> int:
         return 2 * _MOST
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST
+    if kernel_name.startswith("dropout_add_") and kernel_name.endswith("false>"):
+        return 2 * _MOST
     three_blocks = (
         "batch_norm_max_pool_",
-        "activation_dropout_backward<double>",
+        "activation_dropout_backward<",
         "dropout_add_",
         "batch_norm_statistics_nhwc",
         "padded_batch_norm_statistics_nhwc",
