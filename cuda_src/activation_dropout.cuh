@@ -59,29 +59,22 @@ __device__ __forceinline__ void activate_and_drop(A (&values)[Count][Width], int
     }
 }
 
-// The gradient at a vector of x of which dy is given: +0 where it is not kept. x is changed too.
-//   keeps        called with k: whether that value is kept
+// In place of values of dy their gradients at x, which is changed too: +0 where they are not kept.
+//   keeps        called with u and i: whether that value is kept
 //   IsStraight   it is dy: activation is kNoActivation
-template <typename T, bool IsStraight = false, int Width, typename Keeps>
-__device__ __forceinline__ void activation_gradient(accumulate_t<T> (&results)[Width],
-                                                    const Vector<T, Width>& dy, accumulate_t<T> (&x)[Width],
-                                                    int activation, bool first, accumulate_t<T> scale,
-                                                    Keeps keeps) {
-    using A = accumulate_t<T>;
+template <typename T, bool IsStraight = false, int Count, int Width, typename A, typename Keeps>
+__device__ __forceinline__ void activation_gradient(A (&gradients)[Count][Width], A (&x)[Count][Width],
+                                                    int activation, bool first, A scale, Keeps keeps) {
     const auto with = [&](auto phi) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            const A gradient = decltype(phi)::backward(widened(dy, k) * scale, x[k]);
-            results[k] = keeps(k) ? gradient : A(0);
-        }
+        for_each_value(gradients, [&](A& dy, int u, int i) {
+            const A dx = decltype(phi)::backward(dy * scale, x[u][i]);
+            dy = keeps(u, i) ? dx : A(0);
+        });
     };
     if constexpr (IsStraight) {
         with(Identity());
     } else {
-        if (first) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k) x[k] *= scale;
-        }
+        if (first) for_each_value(x, [&](A& value, int, int) { value *= scale; });
         with_activation<T>(activation, with);
     }
 }

@@ -40,9 +40,8 @@ __device__ __forceinline__ void load_bias(A (&values)[Count], const A* bias, uns
 
 // y, and what the backward of ReLU needs.
 //   x, residual, y   [n] T, 16-byte aligned; y may be either of the others
-//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x +
-//   bias
-//                    is not <= 0. Bits beyond n are 0.
+//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and
+//                    x + bias is not <= 0. Bits beyond n are 0.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride); a thread owns eight neighbours.
 template <typename T, bool Straight>
 __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks<Straight>)
@@ -168,20 +167,21 @@ __global__ void __launch_bounds__(kChannelThreads, kBranchBlocks<Straight>)
 #pragma unroll
             for (int u = begin; u < begin + drawn_rows; ++u) {
                 if (!has[u]) continue;
-                A z[Width] = {}, results[Width];
+                A z[1][Width] = {}, results[1][Width];
                 if (!Straight && x != nullptr) {
                     // Each time, from the cache: there are no registers to keep them in.
                     Vector<A, Width> biases;
                     if (bias != nullptr) biases = Vector<A, Width>::load(bias + feature);
-#pragma unroll
-                    for (int k = 0; k < Width; ++k)
-                        z[k] = widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
+                    for_each_value(z, [&](A& value, int, int k) {
+                        value = widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
+                    });
                 }
-                activation_gradient<T, Straight>(results, gradients[u], z, activation, first != 0, rule.scale,
-                                                 [&](int k) { return keeps(u, k); });
+                for_each_value(results, [&](A& dy, int, int k) { dy = widened(gradients[u], k); });
+                activation_gradient<T, Straight>(results, z, activation, first != 0, rule.scale,
+                                                 [&](int, int k) { return keeps(u, k); });
 #pragma unroll
-                for (int k = 0; k < Width; ++k) totals[k] += results[k];
-                rounded<T, Width>(results).store(dx + places[u]);
+                for (int k = 0; k < Width; ++k) totals[k] += results[0][k];
+                rounded<T, Width>(results[0]).store(dx + places[u]);
             }
         };
         if (Straight && (gradient_bits != nullptr || rule.drops_any == 0)) {

@@ -38,7 +38,7 @@ def most_registers(kernel_name: str) -> int:
         return 2 * _MOST
     three_blocks = (
         "batch_norm_max_pool_",
-        "activation_dropout_backward<",
+        "activation_dropout_",
         "dropout_add_",
         "batch_norm_statistics_nhwc",
         "padded_batch_norm_statistics_nhwc",
