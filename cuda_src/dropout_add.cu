@@ -238,23 +238,29 @@ __global__ void __launch_bounds__(kChannelThreads, kBranchBlocks<Straight>)
 // The gradient of the bias, from the sums of the blocks.
 //   sums    [blocks, features]
 //   dbias   [features]
-// Launch: 1-D, kMergeFeatures * kMergeParts threads: a feature for each of the first number, whose blocks'
-// sums the second number of threads take in turn.
+// Launch: 1-D, kMergeFeatures * kMergeParts threads, any number of blocks (grid-stride): a feature for each
+// of the first number, whose blocks' sums the second number of threads take in turn.
 constexpr int kMergeFeatures = 32, kMergeParts = 8;
 
 template <typename A>
 __global__ void dropout_add_merge(const A* sums, A* dbias, long long features, int blocks) {
     __shared__ A parts[kMergeParts][kMergeFeatures];
     const int lane = threadIdx.x % kMergeFeatures, part = threadIdx.x / kMergeFeatures;
-    const long long feature = blockIdx.x * static_cast<long long>(kMergeFeatures) + lane;
-    A total(0);
-    if (feature < features) {
-        for (int rank = part; rank < blocks; rank += kMergeParts) total += sums[rank * features + feature];
-    }
-    parts[part][lane] = total;
-    __syncthreads();
-    if (part != 0 || feature >= features) return;
+    for (long long first = blockIdx.x * static_cast<long long>(kMergeFeatures); first < features;
+         first += gridDim.x * static_cast<long long>(kMergeFeatures)) {
+        const long long feature = first + lane;
+        A total(0);
+        if (feature < features) {
+            for (int rank = part; rank < blocks; rank += kMergeParts)
+                total += sums[rank * features + feature];
+        }
+        parts[part][lane] = total;
+        __syncthreads();
+        if (part == 0 && feature < features) {
 #pragma unroll
-    for (int i = 1; i < kMergeParts; ++i) total += parts[i][lane];
-    dbias[feature] = total;
+            for (int i = 1; i < kMergeParts; ++i) total += parts[i][lane];
+            dbias[feature] = total;
+        }
+        __syncthreads();
+    }
 }
