@@ -15,6 +15,20 @@
 __device__ __forceinline__ float quotient_of(float x, float y) { return __fdividef(x, y); }  // y in [1, 4]
 __device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
 
+struct Identity {
+    static constexpr bool kGradientIsBit = false;
+
+    template <typename A>
+    static __device__ __forceinline__ A forward(A x) {
+        return x;
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ A backward(A dy, A) {
+        return dy;
+    }
+};
+
 // max(x, 0): every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
 struct Relu {
     static constexpr bool kGradientIsBit = true;
@@ -173,19 +187,29 @@ __device__ __forceinline__ void with_curved_activation(int number, Function f) {
     }
 }
 
-// Likewise, for any activation.
+constexpr int kNoActivation = -1;
+
+// Likewise, for any activation, or none.
 template <typename T, typename Function>
 __device__ __forceinline__ void with_activation(int number, Function f) {
     if (__builtin_expect(number > 1, 1)) {
         with_curved_activation<T>(number, f);
     } else if (number == 1) {
         f(LeakyRelu());
-    } else {
+    } else if (number == 0) {
         f(Relu());
+    } else {
+        f(Identity());
     }
 }
 
-constexpr int kNoActivation = -1;
+// What that activation makes +0 of.
+template <typename A>
+__device__ __forceinline__ A becomes_zero(int number) {
+    A result(0);
+    if (number == 2) set_negative_infinity(result);  // sigmoid
+    return result;
+}
 
 // The activations that are a straight line on either side of 0, none among them, without a branch.
 template <typename A>

@@ -5,75 +5,79 @@
 //   activation     its number, see with_activation
 //   first          1: dropout before the activation, phi(D(x)); 0: after it, D(phi(x))
 //   rule           what drops, and the scale of what is kept; its shift and what dropped elements become are
-//   not used seed, offset, rng_state, start   as in dropout.cu; start is any number
-// A thread owns eight neighbouring elements, which take two Philox blocks (three where start is no multiple
-// of 8), at a time: one byte of bits. Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+//                  not used
+//   seed, offset, rng_state, start   as in dropout.cu; start is any number
+// A thread owns octets of neighbouring elements, which take two Philox blocks each (three where start is no
+// multiple of 8). Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation_dropout.cuh"
 #include "gradient_bits.cuh"
 
 // y = D(phi(x)) or phi(D(x)).
-//   gradient_bits   [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and not <=
-//   0: all that
-//                   the backward of ReLU needs. Bits beyond n are 0.
+//   gradient_bits   [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and not
+//                   <= 0: all that the backward of ReLU needs. Bits beyond n are 0.
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads, 4)
+__global__ void __launch_bounds__(kElementwiseThreads, 3)
     activation_dropout_forward(const T* x, T* y, unsigned char* gradient_bits, long long n, int activation,
                                int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                                unsigned long long offset, const unsigned long long* rng_state,
                                unsigned long long start) {
     using A = accumulate_t<T>;
-    constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
+    // Octets whose words are drawn together, which share the steps of the key; of double one at all.
+    constexpr int pair = kOctetUnroll<T>, unroll = sizeof(T) == 8 ? 1 : 2 * pair;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
-            OctetDecisions<T, unroll> decisions;
+    const long long whole = n / kOctet * kOctet;
+    with_or_without_dropping(rule, [&](auto drops) {
+        for_each_tile<unroll, kOctet>(whole, [&](const TilePart<unroll, kOctet>& part) {
             unsigned int passing[unroll] = {};
-#pragma unroll 1
-            for (int done = 0; done < kOctet; done += width) {
-                Vector<T, width> values[unroll];
-                part.load(values, x, done);
-                if (done == 0)
-                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
-                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
-                    }));
-                {
+            Vector<T, kOctet> values[unroll];
+            part.load(values, x);
 #pragma unroll
-                    for (int u = 0; u < unroll; ++u) {
-                        A results[width];
+            for (int begin = 0; begin < unroll; begin += pair) {
+                OctetDecisions<T, pair, decltype(drops)::kValue> decisions;
+                decisions.draw(rule, [&] {
+                    long long places[pair];
 #pragma unroll
-                        for (int i = 0; i < width; ++i) {
-                            const bool is_kept = decisions.keeps(rule, u, done + i);
-                            results[i] = forward_element<decltype(phi), decltype(order)::kValue>(
-                                widened(values[u], i), is_kept, rule.scale, 1u << (done + i), passing[u]);
-                        }
-                        values[u] = rounded<T, width>(results);
-                    }
+                    for (int u = 0; u < pair; ++u) places[u] = part.first + part.at(begin + u);
+                    return NeighbourWords<kOctet, pair>::of(stream, start, places);
+                });
+                A results[pair][kOctet];
+                unsigned int bits[pair] = {};
+                for_each_value(results,
+                               [&](A& result, int u, int i) { result = widened(values[begin + u], i); });
+                activate_and_drop<T>(
+                    results, activation, first != 0, rule.scale,
+                    [&](int u, int i) { return decisions.keeps(rule, u, i); }, bits, 0);
+#pragma unroll
+                for (int u = 0; u < pair; ++u) {
+                    values[begin + u] = rounded<T, kOctet>(results[u]);
+                    passing[begin + u] = bits[u];
                 }
-                part.store(values, y, done);
             }
+            part.store(values, y);
             if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
         });
     });
     // What is left, less than an octet, a thread each; the first one writes the byte of bits.
-    const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
+    const long long rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
         kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(whole));
-    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-        y[rest] = from_accumulate<T>(forward_element<decltype(phi), decltype(order)::kValue>(
-            to_accumulate(x[rest]), (kept >> threadIdx.x & 1u) != 0, rule.scale));
-    });
+    A result[1][1] = {{to_accumulate(x[rest])}};
+    unsigned int passing[1] = {};
+    activate_and_drop<T>(
+        result, activation, first != 0, rule.scale, [&](int, int) { return (kept >> threadIdx.x & 1u) != 0; },
+        passing, 0);
+    y[rest] = from_accumulate<T>(result[0][0]);
     if (gradient_bits == nullptr || threadIdx.x != 0) return;
-    unsigned int passing = 0;
 #pragma unroll 1
     for (int i = 0; whole + i < n; ++i)
-        if (!(to_accumulate(x[whole + i]) <= A(0))) passing |= 1u << i;
-    gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing & kept);
+        if (!(to_accumulate(x[whole + i]) <= A(0))) passing[0] |= 1u << i;
+    gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing[0] & kept);
 }
 
 // dx = scale * phi'(x) * dy, or scale * phi'(scale * x) * dy, where the element is kept, and +0 elsewhere.
 template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 4 ? 4 : 3)
     activation_dropout_backward(const T* dy, const T* x, T* dx, long long n, int activation, int first,
                                 DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                                 unsigned long long offset, const unsigned long long* rng_state,
@@ -81,42 +85,40 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 8 ? 3 : 4)
     using A = accumulate_t<T>;
     constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-        for_each_tile<unroll, kOctet>(n / kOctet * kOctet, [&](const TilePart<unroll, kOctet>& part) {
-            OctetDecisions<T, unroll> decisions;
+    const long long whole = n / kOctet * kOctet;
+    with_or_without_dropping(rule, [&](auto drops) {
+        for_each_tile<unroll, kOctet>(whole, [&](const TilePart<unroll, kOctet>& part) {
+            OctetDecisions<T, unroll, decltype(drops)::kValue> decisions;
 #pragma unroll 1
             for (int done = 0; done < kOctet; done += width) {
                 Vector<T, width> gradients[unroll], inputs[unroll];
                 part.load(gradients, dy, done);
                 part.load(inputs, x, done);
                 if (done == 0)
-                    decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
-                        return NeighbourWords<kOctet, unroll>::of(stream, start, places);
-                    }));
-                {
+                    decisions.draw(rule, [&] {
+                        return part.with_places([&](const auto& places) {
+                            return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                        });
+                    });
+                A results[unroll][width], at[unroll][width];
+                for_each_value(results, [&](A& value, int u, int i) { value = widened(gradients[u], i); });
+                for_each_value(at, [&](A& value, int u, int i) { value = widened(inputs[u], i); });
+                activation_gradient<T>(results, at, activation, first != 0, rule.scale,
+                                       [&](int u, int i) { return decisions.keeps(rule, u, done + i); });
 #pragma unroll
-                    for (int u = 0; u < unroll; ++u) {
-                        A results[width];
-#pragma unroll
-                        for (int i = 0; i < width; ++i)
-                            results[i] = backward_element<decltype(phi), decltype(order)::kValue>(
-                                widened(gradients[u], i), widened(inputs[u], i),
-                                decisions.keeps(rule, u, done + i), rule.scale);
-                        gradients[u] = rounded<T, width>(results);
-                    }
-                }
+                for (int u = 0; u < unroll; ++u) gradients[u] = rounded<T, width>(results[u]);
                 part.store(gradients, dx, done);
             }
         });
     });
-    const long long whole = n / kOctet * kOctet, rest = whole + threadIdx.x;
+    const long long rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
         kept_neighbours<kOctet>(rule, stream, start + static_cast<unsigned long long>(whole));
-    with_ordered_activation<T>(activation, first != 0, [&](auto phi, auto order) {
-        dx[rest] = from_accumulate<T>(backward_element<decltype(phi), order.kValue>(
-            to_accumulate(dy[rest]), to_accumulate(x[rest]), (kept >> threadIdx.x & 1u) != 0, rule.scale));
-    });
+    A result[1][1] = {{to_accumulate(dy[rest])}}, at[1][1] = {{to_accumulate(x[rest])}};
+    activation_gradient<T>(result, at, activation, first != 0, rule.scale,
+                           [&](int, int) { return (kept >> threadIdx.x & 1u) != 0; });
+    dx[rest] = from_accumulate<T>(result[0][0]);
 }
 
 // dx = scale * dy where the forward set the element's bit, and +0 elsewhere: ReLU, with either order of

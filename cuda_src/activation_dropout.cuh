@@ -1,7 +1,4 @@
-// Activation and dropout of one element, in either order: what the kernels that fuse them share.
-//
-// The element is kept or not; `first` says whether dropout comes before the activation, phi(D(x)), or after
-// it, D(phi(x)).
+// Activation and dropout in either order: what the kernels that fuse them share.
 #pragma once
 
 #include "activation.cuh"
@@ -12,75 +9,124 @@
 template <typename T>
 constexpr int kPart = sizeof(T) == 8 ? 2 : 8;
 
-// Of one element phi(D(x)) if First, else D(phi(x)). What is not kept is calculated all the same: lanes that
-// skip it would wait for those that do not.
-template <typename Phi, bool First, typename A>
-__device__ __forceinline__ A forward_element(A x, bool is_kept, A scale) {
-    if (First) return Phi::forward(is_kept ? x * scale : A(0));
-    const A y = Phi::forward(x) * scale;
-    return is_kept ? y : A(0);
-}
-
-// Of one element, with the bit that the backward of ReLU needs: whether it is kept and not <= 0. Where an
-// activation has such a bit, it says all there is to say.
-template <typename Phi, bool First, typename A>
-__device__ __forceinline__ A forward_element(A x, bool is_kept, A scale, unsigned int bit,
-                                             unsigned int& bits) {
-    if constexpr (Phi::kGradientIsBit) {
-        const bool passes = is_kept && !(x <= A(0));
-        if (passes) bits |= bit;
-        return passes ? x * scale : A(0);
-    } else {
-        return forward_element<Phi, First>(x, is_kept, scale);
-    }
-}
-
-// Its gradient.
-template <typename Phi, bool First, typename A>
-__device__ __forceinline__ A backward_element(A dy, A x, bool is_kept, A scale) {
-    const A dx = Phi::backward(dy * scale, First ? x * scale : x);
-    return is_kept ? dx : A(0);
-}
-
 template <bool Value>
 struct Constant {
     static constexpr bool kValue = Value;
 };
 
-// f(activation, order) with the order as a Constant: whether dropout comes first. One branch, as
-// with_activation.
-template <typename T, typename Function>
-__device__ __forceinline__ void with_ordered_activation(int number, bool first, Function f) {
-    with_activation<T>(number, [&](auto phi) {
+// f(value, u, i) for value i of vector u, of all of them.
+template <int Count, int Width, typename A, typename Function>
+__device__ __forceinline__ void for_each_value(A (&values)[Count][Width], Function f) {
+#pragma unroll
+    for (int u = 0; u < Count; ++u) {
+#pragma unroll
+        for (int i = 0; i < Width; ++i) f(values[u][i], u, i);
+    }
+}
+
+// In place of values of x, in what T is computed in, phi(D(x)) if `first`, else D(phi(x)): what is dropped is
+// replaced by what becomes +0, so that its decision is not needed any more. It is calculated all the same:
+// lanes that skip it would wait for those that do not. The order is a branch around products, not around all
+// of it, so that each activation is there once.
+//   activation   its number, see with_activation, or kNoActivation
+//   keeps        called with u and i: whether that value is kept
+//   passing      of ReLU bit `done` + i of passing[u] is set where the value is kept and not <= 0, all that
+//   its
+//                backward needs
+//   IsStraight   it is ReLU or none
+template <typename T, bool IsStraight = false, int Count, int Width, typename A, typename Keeps>
+__device__ __forceinline__ void activate_and_drop(A (&values)[Count][Width], int activation, bool first,
+                                                  A scale, Keeps keeps, unsigned int (&passing)[Count],
+                                                  int done) {
+    if (!IsStraight && activation > 0) {
         if (first) {
-            f(phi, Constant<true>());
+            for_each_value(values, [&](A& x, int u, int i) { x = keeps(u, i) ? x * scale : A(0); });
         } else {
-            f(phi, Constant<false>());
+            const A dropped = becomes_zero<A>(activation);
+            for_each_value(values, [&](A& x, int u, int i) { x = keeps(u, i) ? x : dropped; });
         }
-    });
+        with_activation<T>(activation, [&](auto phi) {
+            for_each_value(values, [&](A& x, int, int) { x = decltype(phi)::forward(x); });
+        });
+        if (!first) for_each_value(values, [&](A& x, int, int) { x *= scale; });
+    } else {
+        const bool clips = activation == 0;
+        for_each_value(values, [&](A& x, int u, int i) {
+            const bool passes = keeps(u, i) && !(clips && x <= A(0));
+            if (passes) passing[u] |= 1u << (done + i);
+            x = passes ? x * scale : A(0);
+        });
+    }
+}
+
+// In place of values of dy their gradients at x, which is changed too: +0 where they are not kept.
+//   keeps        called with u and i: whether that value is kept
+//   IsStraight   it is dy: activation is kNoActivation
+template <typename T, bool IsStraight = false, int Count, int Width, typename A, typename Keeps>
+__device__ __forceinline__ void activation_gradient(A (&gradients)[Count][Width], A (&x)[Count][Width],
+                                                    int activation, bool first, A scale, Keeps keeps) {
+    const auto with = [&](auto phi) {
+        for_each_value(gradients, [&](A& dy, int u, int i) {
+            const A dx = decltype(phi)::backward(dy * scale, x[u][i]);
+            dy = keeps(u, i) ? dx : A(0);
+        });
+    };
+    if constexpr (IsStraight) {
+        with(Identity());
+    } else {
+        if (first) for_each_value(x, [&](A& value, int, int) { value *= scale; });
+        with_activation<T>(activation, with);
+    }
+}
+
+// Words that one comparison keeps, where nothing is dropped: a second one would be another way through all
+// that follows.
+template <typename A, int Count, int Width>
+__device__ __forceinline__ void keep_all_if_none_is_dropped(const DropoutRule<A>& rule,
+                                                            unsigned int (&words)[Count][Width]) {
+    if (rule.drops_any == 0) for_each_value(words, [](unsigned int& word, int, int) { word = ~0u; });
 }
 
 // The decisions over a thread's octets of a tile: their words, or, where elements are calculated in parts,
-// bits.
-template <typename T, int Count>
+// bits. If not Drops, nothing is dropped, and nothing drawn.
+template <typename T, int Count, bool Drops = true>
 struct OctetDecisions {
     static constexpr bool kAsBits = kPart<T> != kOctet;
-    using Words = NeighbourWords<kOctet, Count>;
-    Words drawn;
+    using Rule = DropoutRule<accumulate_t<T>>;
+    NeighbourWords<kOctet, Count> drawn;
     unsigned int bits[Count];
 
-    __device__ __forceinline__ OctetDecisions() {}
-    __device__ __forceinline__ OctetDecisions(const DropoutRule<accumulate_t<T>>& rule, const Words& words)
-        : drawn(words) {
+    // words   called for them
+    template <typename Words>
+    __device__ __forceinline__ void draw(const Rule& rule, Words words) {
+        if constexpr (Drops) {
+            drawn = words();
+            keep_all_if_none_is_dropped(rule, drawn.words);
 #pragma unroll
-        for (int u = 0; u < Count && kAsBits; ++u) {
-            bits[u] = 0;
+            for (int u = 0; u < Count && kAsBits; ++u) {
+                bits[u] = 0;
 #pragma unroll
-            for (int i = 0; i < kOctet; ++i) bits[u] |= (rule.keeps(drawn.words[u][i]) ? 1u : 0u) << i;
+                for (int i = 0; i < kOctet; ++i) bits[u] |= (word_keeps(rule, u, i) ? 1u : 0u) << i;
+            }
         }
     }
 
-    __device__ __forceinline__ bool keeps(const DropoutRule<accumulate_t<T>>& rule, int u, int i) const {
-        return kAsBits ? (bits[u] >> i & 1u) != 0 : rule.keeps(drawn.words[u][i]);
+    __device__ __forceinline__ bool keeps(const Rule& rule, int u, int i) const {
+        return !Drops || (kAsBits ? (bits[u] >> i & 1u) != 0 : word_keeps(rule, u, i));
+    }
+
+  private:
+    __device__ __forceinline__ bool word_keeps(const Rule& rule, int u, int i) const {
+        return drawn.words[u][i] > rule.last_dropped;
     }
 };
+
+// f(drops), whether anything is dropped as a Constant.
+template <typename A, typename Function>
+__device__ __forceinline__ void with_or_without_dropping(const DropoutRule<A>& rule, Function f) {
+    if (rule.drops_any != 0) {
+        f(Constant<true>());
+    } else {
+        f(Constant<false>());
+    }
+}

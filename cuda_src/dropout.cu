@@ -328,6 +328,31 @@ __device__ __forceinline__ A quotient_of_counts(int count, int total, A inverse)
     return fma(fma(-near, A(total), A(count)), inverse, near);
 }
 
+// Adds up how many of the calls stream.offset + pass + 0 .. Calls - 1 keep each of a block's four elements.
+template <int Calls>
+__device__ __forceinline__ void count_kept(unsigned int (&counts)[4], const DropoutStream& stream,
+                                           unsigned long long number, int pass, unsigned int last_dropped) {
+    uint4 words[Calls];
+#pragma unroll
+    for (int i = 0; i < Calls; ++i) {
+        const unsigned long long call = stream.offset + static_cast<unsigned long long>(pass + i);
+        words[i] = make_uint4(static_cast<unsigned int>(number), static_cast<unsigned int>(number >> 32),
+                              static_cast<unsigned int>(call), static_cast<unsigned int>(call >> 32));
+    }
+    philox4x32_10(words, make_uint2(static_cast<unsigned int>(stream.seed),
+                                    static_cast<unsigned int>(stream.seed >> 32)));
+#pragma unroll
+    for (int i = 0; i < Calls; ++i) {
+#pragma unroll
+        for (int lane = 0; lane < 4; ++lane) {
+            // word + ~last_dropped is 2^32 or more where word is larger: the carry is what counts.
+            const unsigned long long pair =
+                static_cast<unsigned long long>(counts[lane]) << 32 | word_of(words[i], lane);
+            counts[lane] = static_cast<unsigned int>((pair + ~last_dropped) >> 32);
+        }
+    }
+}
+
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
 // that the number of calls that keep it tells both. Where the one that is kept is not finite, the mean is
 // that value, and the variance NaN. A thread owns the four decisions of one Philox block of
@@ -362,14 +387,17 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
         }
         const long long i0 = block * 4 - skipped;  // of lane 0, within the row
         const unsigned long long number = (start >> 2) + static_cast<unsigned long long>(block);
-        int kept[4] = {0, 0, 0, 0};
+        unsigned int counts[4] = {0, 0, 0, 0};
+        // Of several calls at once, which share the first products and the steps of the key.
+        int pass = 0;
 #pragma unroll 1
-        for (int pass = 0; pass < passes; ++pass) {
-            const uint4 words = stream.block(number);
+        for (; pass + 4 <= passes; pass += 4) count_kept<4>(counts, stream, number, pass, rule.last_dropped);
+#pragma unroll 1
+        for (; pass < passes; ++pass) count_kept<1>(counts, stream, number, pass, rule.last_dropped);
+        int kept[4];
 #pragma unroll
-            for (int lane = 0; lane < 4; ++lane) kept[lane] += rule.keeps(word_of(words, lane)) ? 1 : 0;
-            ++stream.offset;
-        }
+        for (int lane = 0; lane < 4; ++lane)
+            kept[lane] = rule.drops_any == 0 ? passes : static_cast<int>(counts[lane]);
         Vector<T, 4> inputs;
         Vector<A, 4> means, variances;
         if (whole) {

@@ -13,37 +13,10 @@
 // Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory.
 // With these activations both orders are the same, and the gradient needs one bit an element at most.
 //
-// Blocks that must fit on a multiprocessor at once: with functions, the bias and the sums, 80 registers a
-// thread.
-constexpr int kBranchBlocks = 3;
-
-// The identity, as an activation.
-struct Identity {
-    static constexpr bool kGradientIsBit = false;
-
-    template <typename A>
-    static __device__ __forceinline__ A forward(A x) {
-        return x;
-    }
-
-    template <typename A>
-    static __device__ __forceinline__ A backward(A dy, A) {
-        return dy;
-    }
-};
-
-// f(activation, order), see with_ordered_activation, for any or none; if Straight, for none or ReLU, of which
-// both orders are the same.
-template <typename T, bool Straight, typename Function>
-__device__ __forceinline__ void with_branch(int number, bool first, Function f) {
-    if (number == kNoActivation) {
-        f(Identity(), Constant<false>());
-    } else if constexpr (Straight) {
-        f(Relu(), Constant<false>());
-    } else {
-        with_ordered_activation<T>(number, first, f);
-    }
-}
+// Blocks that must fit on a multiprocessor at once: 80 registers a thread for the bias and the sums, 128 with
+// functions.
+template <bool Straight>
+constexpr int kBranchBlocks = Straight ? 3 : 2;
 
 // The bias of Count neighbours from `column` on; -0, which changes nothing, if there is none.
 template <int Count, typename A>
@@ -67,19 +40,18 @@ __device__ __forceinline__ void load_bias(A (&values)[Count], const A* bias, uns
 
 // y, and what the backward of ReLU needs.
 //   x, residual, y   [n] T, 16-byte aligned; y may be either of the others
-//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and x +
-//   bias
-//                    is not <= 0. Bits beyond n are 0.
+//   gradient_bits    [ceil(n / 8)] or null: bit i & 7 of byte i / 8 is set where element i is kept and
+//                    x + bias is not <= 0. Bits beyond n are 0.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride); a thread owns eight neighbours.
 template <typename T, bool Straight>
-__global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
+__global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks<Straight>)
     dropout_add_forward(const T* x, const accumulate_t<T>* bias, const T* residual, T* y,
                         unsigned char* gradient_bits, long long n, Divisor64 features, int activation,
                         int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                         unsigned long long offset, const unsigned long long* rng_state,
                         unsigned long long start, DecisionRows rows, const long long* sample_ids) {
     using A = accumulate_t<T>;
-    constexpr int unroll = Straight ? kOctetUnroll<T> : 1, width = kPart<T>;
+    constexpr int unroll = kOctetUnroll<T>, width = kPart<T>;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
     const long long whole = n / kOctet * kOctet;
     for_each_tile<unroll, kOctet>(whole, [&](const TilePart<unroll, kOctet>& part) {
@@ -90,210 +62,205 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks)
             Vector<T, width> values[unroll], added[unroll];
             part.load(values, x, done);
             part.load(added, residual, done);
-            A biases[unroll][width];
+            A branch[unroll][width];
             const auto load_biases = [&] {
 #pragma unroll
                 for (int u = 0; u < unroll; ++u) {
                     const unsigned long long at =
                         static_cast<unsigned long long>(part.first + part.at(u) + done);
-                    load_bias(biases[u], bias, at - features.quotient(at) * features.divisor,
+                    load_bias(branch[u], bias, at - features.quotient(at) * features.divisor,
                               features.divisor);
                 }
             };
             // Before the words are drawn, where there are registers for both: one wait less.
             if (sizeof(T) == 2) load_biases();
             if (done == 0)
-                decisions = OctetDecisions<T, unroll>(rule, part.with_places([&](const auto& places) {
-                    using Words = NeighbourWords<kOctet, unroll>;
-                    if constexpr (Straight)
-                        return Words::of(stream, start, places);
-                    else
-                        return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places, whole);
-                }));
+                decisions.draw(rule, [&] {
+                    return part.with_places([&](const auto& places) {
+                        if constexpr (Straight)
+                            return NeighbourWords<kOctet, unroll>::of(stream, start, places);
+                        else
+                            return words_in_rows<kOctet>(rule, stream, start, rows, sample_ids, places,
+                                                         whole);
+                    });
+                });
             if (sizeof(T) != 2) load_biases();
-            with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
+            for_each_value(branch, [&](A& z, int u, int i) { z += widened(values[u], i); });
+            activate_and_drop<T, Straight>(
+                branch, activation, first != 0, rule.scale,
+                [&](int u, int i) { return decisions.keeps(rule, u, done + i); }, passing, done);
+            for_each_value(branch, [&](A& z, int u, int i) { z += widened(added[u], i); });
 #pragma unroll
-                for (int u = 0; u < unroll; ++u) {
-                    A results[width];
-#pragma unroll
-                    for (int i = 0; i < width; ++i) {
-                        const A z = widened(values[u], i) + biases[u][i];
-                        const bool is_kept = decisions.keeps(rule, u, done + i);
-                        results[i] =
-                            widened(added[u], i) + forward_element<decltype(phi), order.kValue>(
-                                                       z, is_kept, rule.scale, 1u << (done + i), passing[u]);
-                    }
-                    values[u] = rounded<T, width>(results);
-                }
-            });
+            for (int u = 0; u < unroll; ++u) values[u] = rounded<T, width>(branch[u]);
             part.store(values, y, done);
         }
         if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
     });
     // What is left, less than an octet: by one thread, which writes its byte of bits.
     if (blockIdx.x != 0 || threadIdx.x != 0 || whole == n) return;
-    unsigned int passing = 0;
+    unsigned int passing[1] = {};
 #pragma unroll 1
     for (int i = 0; whole + i < n; ++i) {
         const unsigned long long at = static_cast<unsigned long long>(whole + i);
-        const A z = to_accumulate(x[at]) +
-                    (bias == nullptr ? A(-0.0) : bias[at - features.quotient(at) * features.divisor]);
+        A branch[1][1] = {
+            {to_accumulate(x[at]) +
+             (bias == nullptr ? A(-0.0) : bias[at - features.quotient(at) * features.divisor])}};
         const bool is_kept = kept_in_rows<1>(rule, stream, start, rows, sample_ids, at) != 0;
-        if (is_kept && !(z <= A(0))) passing |= 1u << i;
-        A branch;
-        with_branch<T, Straight>(activation, first != 0, [&](auto phi, auto order) {
-            branch = forward_element<decltype(phi), order.kValue>(z, is_kept, rule.scale);
-        });
-        y[at] = from_accumulate<T>(branch + to_accumulate(residual[at]));
+        activate_and_drop<T, Straight>(
+            branch, activation, first != 0, rule.scale, [&](int, int) { return is_kept; }, passing, i);
+        y[at] = from_accumulate<T>(branch[0][0] + to_accumulate(residual[at]));
     }
-    if (gradient_bits != nullptr) gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing);
+    if (gradient_bits != nullptr) gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing[0]);
 }
 
-// A sum, for the reductions.
-template <typename A>
-struct Sum {
-    A value;
-
-    static __device__ __forceinline__ Sum identity() { return {A(0)}; }
-    __device__ __forceinline__ Sum combine(const Sum& other) const { return {value + other.value}; }
-    __device__ __forceinline__ Sum shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta)};
-    }
-};
-
-// What for_each_in_nhwc_block calls: gradients of Width neighbours in a row, added up for each feature.
-template <typename T, int Width, bool Straight>
-struct BranchGradients {
-    using A = accumulate_t<T>;
-    const T* dy;
-    const T* x;
-    const unsigned char* gradient_bits;
-    T* dx;
-    int activation;
-    bool first;
-    const DropoutRule<A>& rule;
-    const DropoutStream& stream;
-    unsigned long long start;
-    const DecisionRows& rows;
-    const long long* sample_ids;
-    const A* bias;  // of the thread's features, or null
-    Sum<A> sums[Width];
-
-    // gradients[u], element k: of those that `keeps` says.
-    template <int Count, typename Keeps>
-    __device__ __forceinline__ void take_straight(Vector<T, Width> (&gradients)[Count], Keeps keeps) {
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-            A results[Width];
-#pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                const A gradient = widened(gradients[u], k) * rule.scale;
-                results[k] = keeps(u, k) ? gradient : A(0);
-                sums[k].value += results[k];
-            }
-            gradients[u] = rounded<T, Width>(results);
-        }
-    }
-
-    template <int Count>
-    __device__ __forceinline__ void vectors(long long i, long long step) {
-        Vector<T, Width> gradients[Count], values[Count];
-        long long places[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-            places[u] = i + u * step;
-            gradients[u] = Vector<T, Width>::load(dy + places[u]);
-            if (!Straight && x != nullptr) values[u] = Vector<T, Width>::load(x + places[u]);
-        }
-        if constexpr (Straight) {
-            if (gradient_bits != nullptr) {
-                unsigned int bits[Count];
-#pragma unroll
-                for (int u = 0; u < Count; ++u)
-                    bits[u] = static_cast<unsigned int>(gradient_bits[places[u] / kOctet]) >>
-                              static_cast<int>(places[u] % kOctet);
-                take_straight(gradients, [&](int u, int k) { return (bits[u] >> k & 1u) != 0; });
-            } else {
-                const auto drawn = NeighbourWords<Width, Count>::of(stream, start, places);
-                take_straight(gradients, [&](int u, int k) { return rule.keeps(drawn.words[u][k]); });
-            }
-        } else {
-#pragma unroll
-            for (int u = 0; u < Count; ++u) {
-                const auto drawn =
-                    words_in_rows<Width, 1>(rule, stream, start, rows, sample_ids, {places[u]});
-                // One register in place of as many as there are words.
-                unsigned int kept = 0;
-#pragma unroll
-                for (int k = 0; k < Width; ++k) kept |= (rule.keeps(drawn.words[0][k]) ? 1u : 0u) << k;
-                // Each time, from the cache: there are no registers to keep them in.
-                Vector<A, Width> biases;
-                if (bias != nullptr) biases = Vector<A, Width>::load(bias);
-                with_branch<T, false>(activation, first, [&](auto phi, auto order) {
-                    A results[Width];
-#pragma unroll
-                    for (int k = 0; k < Width; ++k) {
-                        const A z = x == nullptr
-                                        ? A(0)
-                                        : widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
-                        results[k] = backward_element<decltype(phi), decltype(order)::kValue>(
-                            widened(gradients[u], k), z, (kept >> k & 1u) != 0, rule.scale);
-                        sums[k].value += results[k];
-                    }
-                    gradients[u] = rounded<T, Width>(results);
-                });
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < Count; ++u) gradients[u].store(dx + i + u * step);
-    }
-};
-
 // dx = scale * phi'(z) * dy, or scale * phi'(scale * z) * dy, with z = x + bias, where the element is kept,
-// and +0 elsewhere; and the sums of dx, before it is rounded, over the rows.
+// and +0 elsewhere; and the sums of dx, before it is rounded, over the rows of the block.
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
 //   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or
-//   null sums            [features, blocks], or null: nobody asks for them
-// Launch: as for_each_in_nhwc_block.
+//                   null
+//   sums            [blocks, features], or null: nobody asks for them
+//   tiles, blocks   blocks side by side, to cover the features, and those of a tile
+//   pieces          of the rows: kBranchRows for each of the threads y
+// Launch: 1-D, tiles * blocks; threads x are side by side over features, Width each, threads y take rows in
+// turn, kBranchRows each at a time; kChannelThreads together, threads x a power of two, 32 at most.
+template <bool Straight>
+constexpr int kBranchRows = Straight ? 4 : 2;
+
 template <typename T, int Width, bool Straight>
-__global__ void __launch_bounds__(kChannelThreads, Straight && sizeof(T) == 2 ? 4 : kBranchBlocks)
+__global__ void __launch_bounds__(kChannelThreads, kBranchBlocks<Straight>)
     dropout_add_backward(const T* dy, const T* x, const accumulate_t<T>* bias,
                          const unsigned char* gradient_bits, T* dx, accumulate_t<T>* sums, int activation,
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                          unsigned long long offset, const unsigned long long* rng_state,
-                         unsigned long long start, DecisionRows rows, const long long* sample_ids,
-                         NhwcLayout layout) {
+                         unsigned long long start, DecisionRows decisions, const long long* sample_ids,
+                         long long rows, long long features, int tiles, int blocks, int pieces) {
     using A = accumulate_t<T>;
-    __shared__ Sum<A> scratch[kColumnScratch<Width>];
+    using Values = Vector<T, Width>;
+    // So many are read at once, and so many drawn for.
+    constexpr int unroll = kBranchRows<Straight>, drawn_rows = 2;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, sample_ids != nullptr);
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    const A* const of_features = bias == nullptr ? nullptr : bias + channel;
-    BranchGradients<T, Width, Straight> gradients{dy,   x,      gradient_bits, dx,   activation, first != 0,
-                                                  rule, stream, start,         rows, sample_ids, of_features,
-                                                  {}};
+    const int rank = blockIdx.x / tiles;
+    const long long feature =
+        (static_cast<long long>(blockIdx.x - rank * tiles) * blockDim.x + threadIdx.x) * Width;
+    const int piece_rows = unroll * blockDim.y;
+    const int last_rows = static_cast<int>(rows - (pieces - 1ll) * piece_rows);
+    // Lanes without a feature have no row.
+    const int row = feature < features ? static_cast<int>(threadIdx.y) : piece_rows;
+    const long long apart = blockDim.y * features;
+    long long place = (rank * static_cast<long long>(piece_rows) + threadIdx.y) * features + feature;
+    A totals[Width] = {};
+#pragma unroll 1
+    for (int piece = rank; piece < pieces; piece += blocks) {
+        const int left = piece == pieces - 1 ? last_rows : piece_rows;
+        Values gradients[unroll], values[unroll];
+        long long places[unroll];
+        bool has[unroll];
 #pragma unroll
-    for (int k = 0; k < Width; ++k) gradients.sums[k] = Sum<A>::identity();
-    if (channel < layout.channels)
-        for_each_in_nhwc_block<(Straight || sizeof(T) == 4 ? 2 : 1)>(layout, channel, rank, gradients);
+        for (int u = 0; u < unroll; ++u) {
+            places[u] = place + u * apart;
+            has[u] = row + u * static_cast<int>(blockDim.y) < left;
+            if (has[u]) gradients[u] = Values::load(dy + places[u]);
+            if (!Straight && x != nullptr && has[u]) values[u] = Values::load(x + places[u]);
+        }
+        place += blocks * (unroll * apart);
+        const auto take = [&](int begin, auto keeps) {
+#pragma unroll
+            for (int u = begin; u < begin + drawn_rows; ++u) {
+                if (!has[u]) continue;
+                A z[1][Width] = {}, results[1][Width];
+                if (!Straight && x != nullptr) {
+                    // Each time, from the cache: there are no registers to keep them in.
+                    Vector<A, Width> biases;
+                    if (bias != nullptr) biases = Vector<A, Width>::load(bias + feature);
+                    for_each_value(z, [&](A& value, int, int k) {
+                        value = widened(values[u], k) + (bias == nullptr ? A(-0.0) : biases[k]);
+                    });
+                }
+                for_each_value(results, [&](A& dy, int, int k) { dy = widened(gradients[u], k); });
+                activation_gradient<T, Straight>(results, z, activation, first != 0, rule.scale,
+                                                 [&](int, int k) { return keeps(u, k); });
+#pragma unroll
+                for (int k = 0; k < Width; ++k) totals[k] += results[0][k];
+                rounded<T, Width>(results[0]).store(dx + places[u]);
+            }
+        };
+        if (Straight && (gradient_bits != nullptr || rule.drops_any == 0)) {
+            unsigned int bits[unroll];
+#pragma unroll
+            for (int u = 0; u < unroll; ++u)
+                bits[u] = gradient_bits == nullptr || !has[u]
+                              ? ~0u
+                              : static_cast<unsigned int>(gradient_bits[places[u] / kOctet]) >>
+                                    static_cast<int>(places[u] % kOctet);
+            for (int begin = 0; begin < unroll; begin += drawn_rows)
+                take(begin, [&](int u, int k) { return (bits[u] >> k & 1u) != 0; });
+        } else {
+#pragma unroll
+            for (int begin = 0; begin < unroll; begin += drawn_rows) {
+                NeighbourWords<Width, drawn_rows> drawn;
+                long long some[drawn_rows];
+#pragma unroll
+                for (int u = 0; u < drawn_rows; ++u) some[u] = places[begin + u];
+                if constexpr (Straight) {
+                    drawn = NeighbourWords<Width, drawn_rows>::of(stream, start, some);
+                } else {
+                    drawn = words_in_rows<Width>(rule, stream, start, decisions, sample_ids, some,
+                                                 rows * features);
+                    keep_all_if_none_is_dropped(rule, drawn.words);
+                }
+                take(begin, [&](int u, int k) { return drawn.words[u - begin][k] > rule.last_dropped; });
+            }
+        }
+    }
     if (sums == nullptr) return;
-    column_reduce(gradients.sums, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
+    // Over the rows of a warp, then over the warps.
+#pragma unroll 1
+    for (int delta = blockDim.x; delta < kWarpThreads; delta *= 2) {
 #pragma unroll
-    for (int k = 0; k < Width; ++k) sums[(channel + k) * layout.blocks + rank] = gradients.sums[k].value;
+        for (int k = 0; k < Width; ++k) totals[k] += __shfl_xor_sync(kFullWarp, totals[k], delta);
+    }
+    constexpr int warps = kChannelThreads / kWarpThreads;
+    __shared__ A of_warps[warps][kRowThreads<Width> * Width];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    if (thread % kWarpThreads < blockDim.x) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) of_warps[thread / kWarpThreads][threadIdx.x * Width + k] = totals[k];
+    }
+    __syncthreads();
+    const long long mine = static_cast<long long>(blockIdx.x - rank * tiles) * blockDim.x * Width + thread;
+    if (thread >= blockDim.x * Width || mine >= features) return;
+    A total = of_warps[0][thread];
+#pragma unroll
+    for (int w = 1; w < warps; ++w) total += of_warps[w][thread];
+    sums[rank * features + mine] = total;
 }
 
-// The gradient of the bias, from the sums of the blocks: a warp for each feature.
-//   sums    [features, blocks]
+// The gradient of the bias, from the sums of the blocks.
+//   sums    [blocks, features]
 //   dbias   [features]
-// Launch: 1-D, a multiple of 32 threads, a thread a lane.
+// Launch: 1-D, kMergeFeatures * kMergeParts threads, any number of blocks (grid-stride): a feature for each
+// of the first number, whose blocks' sums the second number of threads take in turn.
+constexpr int kMergeFeatures = 32, kMergeParts = 8;
+
 template <typename A>
-__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, long long blocks) {
-    const long long feature = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
-    if (feature >= features) return;
-    Sum<A> total = Sum<A>::identity();
-    for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads)
-        total.value += sums[feature * blocks + rank];
-    total = warp_reduce(total);
-    if (threadIdx.x % kWarpThreads == 0) dbias[feature] = total.value;
+__global__ void dropout_add_merge(const A* sums, A* dbias, long long features, int blocks) {
+    __shared__ A parts[kMergeParts][kMergeFeatures];
+    const int lane = threadIdx.x % kMergeFeatures, part = threadIdx.x / kMergeFeatures;
+    for (long long first = blockIdx.x * static_cast<long long>(kMergeFeatures); first < features;
+         first += gridDim.x * static_cast<long long>(kMergeFeatures)) {
+        const long long feature = first + lane;
+        A total(0);
+        if (feature < features) {
+            for (int rank = part; rank < blocks; rank += kMergeParts)
+                total += sums[rank * features + feature];
+        }
+        parts[part][lane] = total;
+        __syncthreads();
+        if (part == 0 && feature < features) {
+#pragma unroll
+            for (int i = 1; i < kMergeParts; ++i) total += parts[i][lane];
+            dbias[feature] = total;
+        }
+        __syncthreads();
+    }
 }

@@ -7,6 +7,17 @@ constexpr int kElementwiseThreads = 256;
 // Vectors of a thread in one step: as many loads are in flight before the first result is needed.
 constexpr int kElementwiseUnroll = 2;
 
+// Element `at` of an array of fewer than 2^32 bytes: the distance is not a number of 64 bits.
+template <typename T>
+__device__ __forceinline__ const T* behind(const T* array, unsigned int at) {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(array) +
+                                      at * static_cast<unsigned int>(sizeof(T)));
+}
+template <typename T>
+__device__ __forceinline__ T* behind(T* array, unsigned int at) {
+    return const_cast<T*>(behind(static_cast<const T*>(array), at));
+}
+
 // What a thread has of a tile of elements: up to Unroll times Width neighbours. All but `place` is the same
 // for all threads of a block.
 template <int Unroll, int Width>
@@ -29,7 +40,7 @@ struct TilePart {
         source += first + done;
 #pragma unroll
         for (int u = 0; u < Unroll; ++u) {
-            if (has(u)) values[u] = Vector<T, Part>::load(source + at(u));
+            if (has(u)) values[u] = Vector<T, Part>::load(behind(source, at(u)));
         }
     }
 
@@ -39,7 +50,7 @@ struct TilePart {
         target += first + done;
 #pragma unroll
         for (int u = 0; u < Unroll; ++u) {
-            if (has(u)) values[u].store(target + at(u));
+            if (has(u)) values[u].store(behind(target, at(u)));
         }
     }
 

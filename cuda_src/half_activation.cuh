@@ -37,6 +37,9 @@ __device__ __forceinline__ float squared(float x) {
 // 1 where x is positive, 0 elsewhere and for NaN: 0 times infinity is NaN, which saturates to 0.
 __device__ __forceinline__ float step_at_zero(float x) { return __saturatef(x * __int_as_float(0x7f800000)); }
 
+// NaN where x is, else `number`: of what is at hand, so that compilers have nothing to branch around.
+__device__ __forceinline__ float number_or_nan(float x, float number) { return x != x ? x : number; }
+
 // The polynomials. kGeluEnd, kGeluSlopeEnd: where what their roots are of is 0 in float, so that, as by the
 // formula, an infinite x gives 0 times infinity where that is NaN.
 template <typename T>
@@ -121,21 +124,24 @@ template <typename T>
 struct HalfSigmoid {
     static constexpr bool kGradientIsBit = false;
 
-    // But for NaN, which becomes a number.
-    static __device__ __forceinline__ float of_number(float x) {
+    // s(x), where `step` is that of x.
+    static __device__ __forceinline__ float with_step(float x, float step) {
         const float e = decay<T>(fmin(fabs(x), kExpEnd));
-        return fabs(fma(-e, HalfPolynomials<T>::reciprocal(e), step_at_zero(x)));
+        return fabs(fma(-e, HalfPolynomials<T>::reciprocal(e), step));
     }
 
+    // But for NaN, which becomes a number.
     static __device__ __forceinline__ float slope_of_number(float x) {
         const float e = decay<T>(fmin(fabs(x), kExpEnd)), reciprocal = HalfPolynomials<T>::reciprocal(e);
         return e * reciprocal * reciprocal;
     }
 
-    static __device__ __forceinline__ float forward(float x) { return x != x ? x : of_number(x); }
+    static __device__ __forceinline__ float forward(float x) {
+        return with_step(x, number_or_nan(x, step_at_zero(x)));
+    }
 
     static __device__ __forceinline__ float backward(float dy, float x) {
-        return dy * (x != x ? x : slope_of_number(x));
+        return number_or_nan(x, dy) * slope_of_number(x);
     }
 };
 
@@ -145,12 +151,12 @@ struct HalfTanh {
 
     static __device__ __forceinline__ float forward(float x) {
         const float t = fmin(fabs(x), HalfPolynomials<T>::kTanhEnd);
-        return x != x ? x : copysign(t * HalfPolynomials<T>::tanh_quotient(t), x);
+        return copysign(number_or_nan(x, t) * HalfPolynomials<T>::tanh_quotient(t), x);
     }
 
     // tanh(x) = 2 s(2 x) - 1
     static __device__ __forceinline__ float backward(float dy, float x) {
-        return dy * (x != x ? x : 4.0f * HalfSigmoid<T>::slope_of_number(x + x));
+        return number_or_nan(x, dy) * (4.0f * HalfSigmoid<T>::slope_of_number(x + x));
     }
 };
 
@@ -179,7 +185,9 @@ template <typename T>
 struct HalfSilu {
     static constexpr bool kGradientIsBit = false;
 
-    static __device__ __forceinline__ float forward(float x) { return x * HalfSigmoid<T>::of_number(x); }
+    static __device__ __forceinline__ float forward(float x) {
+        return x * HalfSigmoid<T>::with_step(x, step_at_zero(x));
+    }
 
     // With u = t0 - t and e0 = t0 - 1, 1 + e - t is u + (e - e0), and e - e0 = e0 (exp(t1 - t) - 1), where e0
     // is exp(-t1): both terms are as precise as they are small. kZero is t0, rounded; t1 follows from it.

@@ -2,6 +2,17 @@
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 #pragma once
 
+// a ^ b ^ c, in one instruction: compilers make two where they find one of them elsewhere.
+__device__ __forceinline__ unsigned int xor3(unsigned int a, unsigned int b, unsigned int c) {
+#ifdef GPU_LAYERS_EMULATED
+    return a ^ b ^ c;
+#else
+    unsigned int result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x96;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
+
 // The four random words of each of Count counters, in their place.
 //   counters   least significant word first
 //   key        least significant word first
@@ -16,8 +27,8 @@ __device__ __forceinline__ void philox4x32_10(uint4 (&counters)[Count], uint2 ke
             // High and low half asked for separately: one IMAD.WIDE each. A 64-bit product costs an addition
             // more.
             counters[i] =
-                make_uint4(__umulhi(0xCD9E8D57u, counter.z) ^ counter.y ^ key.x, 0xCD9E8D57u * counter.z,
-                           __umulhi(0xD2511F53u, counter.x) ^ counter.w ^ key.y, 0xD2511F53u * counter.x);
+                make_uint4(xor3(__umulhi(0xCD9E8D57u, counter.z), counter.y, key.x), 0xCD9E8D57u * counter.z,
+                           xor3(__umulhi(0xD2511F53u, counter.x), counter.w, key.y), 0xD2511F53u * counter.x);
         }
         key.x += 0x9E3779B9u;
         key.y += 0xBB67AE85u;

@@ -348,17 +348,19 @@ def most_registers(kernel_name: str) -> int:
     that keep what they read, of whose blocks shared memory holds two, may take twice as many. So may those that
     carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
     norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
-    Those that hold numbers of every channel for the statistics and for what is fused, the derivatives in double,
-    those that add a branch to a residual, with numbers of every feature, and the statistics and the input's gradient of
-    rows, as many as 768 threads.
+    80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
+    statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
+    a residual, with numbers of every feature, and the statistics and the input's gradient of rows.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST_REGISTERS
+    if kernel_name.startswith("dropout_add_") and kernel_name.endswith("false>"):
+        return 2 * _MOST_REGISTERS
     three_blocks = (
         "batch_norm_max_pool_",
-        "activation_dropout_backward<double>",
+        "activation_dropout_",
         "dropout_add_",
         "batch_norm_statistics_nhwc",
         "padded_batch_norm_statistics_nhwc",

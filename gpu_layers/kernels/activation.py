@@ -21,9 +21,9 @@ _RELU_FORWARD = KernelTemplate("activation.cu", "relu_forward", _TYPES)
 _RELU_BACKWARD = KernelTemplate("activation.cu", "relu_backward", _TYPES)
 
 
-def octet_blocks(x: Array) -> int:
-    """Blocks of a kernel whose threads own octets of x, two at a time where elements have 16 bits."""
-    return tile_blocks(x.size, THREADS * _OCTET * (2 if x.dtype.itemsize == 2 else 1))
+def octet_blocks(x: Array, unroll: int = 1) -> int:
+    """Blocks of a kernel whose threads own octets of x, so many at a time, twice as many of elements of 16 bits."""
+    return tile_blocks(x.size, THREADS * _OCTET * unroll * (2 if x.dtype.itemsize == 2 else 1))
 
 
 def empty_bits(x: Array) -> Any:

@@ -59,7 +59,8 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> 
     bits = empty_bits(x) if activation == "relu" else None
     call = _call(x, rng_state, numbers, activation, *of_dropout)
     kernel = _FORWARD(T=element_type(x))
-    return filled(None, x, lambda y: launch(kernel, octet_blocks(x), THREADS, (x, y, bits, *call))), bits
+    blocks = octet_blocks(x, 2 if x.dtype.itemsize < 8 else 1)
+    return filled(None, x, lambda y: launch(kernel, blocks, THREADS, (x, y, bits, *call))), bits
 
 
 @Launcher

@@ -217,7 +217,7 @@ def _moments(operands: Any, numbers: Any, drop_below: int, phase: int, scale: fl
         row = _philox_blocks(phase, features)
         of_call = (rule(drop_below, scale, 0.0, 0.0, element), seed, offset, start)
         arguments = (x, mean, variance, x.size, *of_call, passes, ids, features, divisor(row))
-        launch(_MOMENTS(T=element), blocks_for(row * rows, THREADS), THREADS, arguments)
+        launch(_MOMENTS(T=element), tile_blocks(row * rows, THREADS), THREADS, arguments)
     return mean, variance
 
 

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.mask import DropoutMask
+from gpu_layers.core.reference_gpu import MULTIPROCESSORS
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_number
-from gpu_layers.kernels.batch_norm_plan import STRUCTS as LAYOUTS
-from gpu_layers.kernels.batch_norm_plan import elementwise_plan
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
-from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks
+from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
 __all__ = ["dropout_add_backward", "dropout_add_forward"]
 
-_OCTET, _WARP = 8, 32
+_WARP = 32
 _SOURCE = "dropout_add.cu"
 # Whether a kernel is of no activation or ReLU, and decisions that are simply numbered, or of everything else.
 _STRAIGHT = ("true", "false")
+# Of the backward of either: rows of a thread at a time, and blocks, all that a GPU holds at once.
+_ROWS = dict(zip(_STRAIGHT, (4, 2), strict=True))
+_MOST_BLOCKS = dict(zip(_STRAIGHT, (3 * MULTIPROCESSORS, 2 * MULTIPROCESSORS), strict=True))
+# Features of a block that adds up what they leave.
+_MERGE_FEATURES = 32
 _FORWARD = KernelTemplate(_SOURCE, "dropout_add_forward", combinations(T=ELEMENT_TYPES, Straight=_STRAIGHT), STRUCTS)
 _BACKWARD = KernelTemplate(
     _SOURCE,
@@ -34,7 +39,7 @@ _BACKWARD = KernelTemplate(
         for width in (vector_width(dtype), 1)
         for straight in _STRAIGHT
     ],
-    {**STRUCTS, **LAYOUTS},
+    STRUCTS,
 )
 _MERGE = KernelTemplate(_SOURCE, "dropout_add_merge", combinations(A=ACCUMULATE_TYPES))
 
@@ -108,7 +113,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
     call = _call(x, rng_state, ids, numbers, activation, *of_mask)
     straight = _straight(activation, ids, *of_mask[-2:])
     kernel = _FORWARD(T=element_type(x), Straight=straight)
-    blocks = octet_blocks(x) if straight == _STRAIGHT[0] else tile_blocks(x.size, THREADS * _OCTET)
+    blocks = octet_blocks(x)
     return filled(
         out, x, lambda y: launch(kernel, blocks, THREADS, (x, bias, residual, y, bits, x.size, features, *call))
     ), bits
@@ -126,16 +131,42 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
     dbias = dy.program.allocate((features,), wide, zeroed=dy.size == 0) if sums_rows else None
     if dy.size == 0:
         return empty(dy.shape, dy.dtype, dy), dbias
-    plan = elementwise_plan((math.prod(dy.shape[:-1]), features), dy.dtype.itemsize, True)
-    sums = empty((features, plan.blocks_per_group), wide, dy) if sums_rows and plan.blocks_per_group > 1 else dbias
+    rows = math.prod(dy.shape[:-1])
+    straight = _STRAIGHT[0] if bits is not None else _straight(activation, ids, *of_call[-2:])
+    width, threads, tiles, blocks, pieces = _shares(rows, features, dy.dtype.itemsize, straight)
+    sums = empty((blocks, features), wide, dy) if sums_rows and blocks > 1 else dbias
     if bits is not None:
         # What they say leaves nothing of the activation, and nothing of the mask.
         activation, ids, of_call[-2:] = "identity", None, (1, ())
     call = _call(dy, rng_state, ids, numbers, activation, *of_call)
-    kernel = _BACKWARD(T=element, Width=str(plan.width), Straight=_straight(activation, ids, *of_call[-2:]))
-    arguments = (*call, plan.layout)
-    dx = filled(None, dy, lambda dx: launch(kernel, plan.blocks, plan.block, (dy, x, bias, bits, dx, sums, *arguments)))
+    kernel = _BACKWARD(T=element, Width=str(width), Straight=straight)
+    arguments = (*call, rows, features, tiles, blocks, pieces)
+    block = (threads, THREADS // threads)
+    dx = filled(None, dy, lambda dx: launch(kernel, tiles * blocks, block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
         merge = _MERGE(A=c_name(wide))
-        launch(merge, blocks_for(features, THREADS // _WARP), THREADS, (sums, dbias, features, plan.blocks_per_group))
+        launch(merge, blocks_for(features, _MERGE_FEATURES), THREADS, (sums, dbias, features, blocks))
     return dx, dbias
+
+
+@lru_cache(maxsize=1024)
+def _shares(rows: int, features: int, itemsize: int, straight: str) -> tuple[int, int, int, int, int]:
+    """How blocks share rows, from the sizes alone: they fix the order of the sums.
+
+    Returns
+    -------
+    width, threads : int
+        Features of a thread, and threads side by side over them.
+    tiles, blocks, pieces : int
+        Blocks side by side, those of a tile, and pieces of the rows that they take in turn.
+    """
+    width = 16 // itemsize
+    width = width if features % width == 0 else 1
+    vectors = features // width
+    # 128 bytes of a row; single features by the warp.
+    threads = min(1 << (vectors - 1).bit_length(), 8 if width > 1 else _WARP)
+    tiles = -(-vectors // threads)
+    pieces = -(-rows // (THREADS // threads * _ROWS[straight]))
+    blocks = min(max(_MOST_BLOCKS[straight] // tiles, 1), pieces)
+    # As many as are busy to the end.
+    return width, threads, tiles, -(-pieces // -(-pieces // blocks)), pieces

@@ -26,14 +26,11 @@ _LAST = ["dropout_apply_last<float, 4>", "dropout_apply_last<double, 2>"]
 KEPT_IN_MEMORY = {
     (12, 80): [
         *_LAST,
-        "activation_dropout_forward<double>",
         "batch_norm_forward_persistent_nhwc<double, 2, kIdentity>",
     ],
     (12, 90): _LAST,
     (12, 100): [
         *_LAST,
-        "activation_dropout_backward<double>",
-        *(f"dropout_add_backward<{width}, true>" for width in ("__half, 8", "__nv_bfloat16, 8", "double, 2")),
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, false, true>" for half in ("__half", "__nv_bfloat16")),
     ],
@@ -220,8 +217,8 @@ def test_instructions_per_byte(name, most, capability):
 
 # Of the backward of batch norm and max pooling of 3x3 windows 2 apart, where all four windows are over each of the
 # values: of four in a plane one is under four, of the others two are under two. By the kernels that read once, of their
-# loops over vectors that move them: x is fetched, its gradient is gathered and kept (of rows it is summed, too), that of
-# the input is written.
+# loops over vectors that move them: x is fetched, its gradient is gathered and kept (of rows it is summed, too), that
+# of the input is written.
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("element", "width", "nchw", "nhwc"),
@@ -282,13 +279,11 @@ def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
 )
 def test_a_branch_is_added_to_a_residual_in_vectors(element, width, most, capability):
     kernels = compiled("dropout_add.cu", capability)
-    # There the compiler adds the places of a thread's vectors with twice as many instructions.
-    most *= 1.2 if capability == 100 else 1
     for name in (f"dropout_add_forward<{element}, true>", f"dropout_add_backward<{element}, {width}, true>"):
         loop = kernels[name].hot_loop()
-        # Beside vectors a byte of bits, of which others than ReLU have none, for as many octets.
+        # Beside vectors a byte of bits, of which others than ReLU have none, for each that is read or written.
         accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
-        assert accesses.count(1) <= 2, name
+        assert accesses.count(1) <= accesses.count(16) / 2, name
         # A bias of features that make no vectors is read one by one.
         assert set(accesses) <= {1, 4, 16}, name
         assert loop.instructions_per_byte <= most, name
