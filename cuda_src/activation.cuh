@@ -5,8 +5,6 @@
 // units in the last place in float and 1 in double, tanh 2 and 2, erfc 4 and 5, and 2 for the division.
 //
 // Of half types those that are not piecewise linear are calculated otherwise: half_activation.cuh.
-//
-// kGradientIsBit: phi' is 0 or 1, so that one bit an element is all that backward needs.
 #pragma once
 
 #include "half_activation.cuh"
@@ -15,8 +13,6 @@ __device__ __forceinline__ float quotient_of(float x, float y) { return __fdivid
 __device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
 
 struct Identity {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x;
@@ -30,8 +26,6 @@ struct Identity {
 
 // max(x, 0): every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
 struct Relu {
-    static constexpr bool kGradientIsBit = true;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x <= A(0) ? A(0) : x;
@@ -46,8 +40,6 @@ struct Relu {
 
 // x where it is positive, 0.01 x elsewhere.
 struct LeakyRelu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x > A(0) ? x : x * A(0.01);
@@ -61,8 +53,6 @@ struct LeakyRelu {
 
 // 1 / (1 + exp(-x)). With e = exp(-|x|), which does not overflow, there is no cancellation anywhere.
 struct Sigmoid {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         const A e = exp(-fabs(x));
@@ -78,8 +68,6 @@ struct Sigmoid {
 };
 
 struct Tanh {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return tanh(x);
@@ -114,8 +102,6 @@ struct GeluRest {
 
 // x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
 struct Gelu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A distribution(A x) {
         const A z = x * A(-0.70710678118654752440);
@@ -138,8 +124,6 @@ struct Gelu {
 
 // x sigmoid(x)
 struct Silu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x * Sigmoid::forward(x);

@@ -26,9 +26,9 @@ def most_registers(kernel_name: str) -> int:
     that keep what they read, of whose blocks shared memory holds two, may take twice as many. So may those that
     carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
     norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
-    Those that hold numbers of every channel for the statistics and for what is fused, the derivatives in double,
-    those that add a branch to a residual, with numbers of every feature, and the statistics and the input's gradient of
-    rows, as many as 768 threads.
+    Those that hold numbers of every channel for the statistics and for what is fused, activations with the words of
+    many elements, those that add a branch to a residual, with numbers of every feature, and the statistics and the
+    input's gradient of rows, as many as 768 threads; if the branch has any activation, as many as 512.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST
