@@ -6,8 +6,6 @@
 //   with_activation<T>(number, [&](auto phi) { y = phi.forward(x); });
 //
 // Of half types those that are not piecewise linear are calculated otherwise: half_activation.cuh.
-//
-// kGradientIsBit: phi' is 0 or 1, so that one bit an element is all that backward needs.
 #pragma once
 
 #include "half_activation.cuh"
@@ -16,8 +14,6 @@ __device__ __forceinline__ float quotient_of(float x, float y) { return __fdivid
 __device__ __forceinline__ double quotient_of(double x, double y) { return x / y; }
 
 struct Identity {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x;
@@ -31,8 +27,6 @@ struct Identity {
 
 // max(x, 0): every zero is +0 and NaN stays NaN. Derivative: 1 where x is not <= 0 (NaN included).
 struct Relu {
-    static constexpr bool kGradientIsBit = true;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x <= A(0) ? A(0) : x;
@@ -47,8 +41,6 @@ struct Relu {
 
 // x where it is positive, 0.01 x elsewhere.
 struct LeakyRelu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x > A(0) ? x : x * A(0.01);
@@ -62,8 +54,6 @@ struct LeakyRelu {
 
 // 1 / (1 + exp(-x)). With e = exp(-|x|), which does not overflow, there is no cancellation anywhere.
 struct Sigmoid {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         const A e = exp(-fabs(x));
@@ -79,8 +69,6 @@ struct Sigmoid {
 };
 
 struct Tanh {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return tanh(x);
@@ -115,8 +103,6 @@ struct GeluRest {
 
 // x Phi(x), where Phi is the normal distribution function: erfc(-x / sqrt(2)) / 2.
 struct Gelu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A distribution(A x) {
         const A z = x * A(-0.70710678118654752440);
@@ -139,8 +125,6 @@ struct Gelu {
 
 // x sigmoid(x)
 struct Silu {
-    static constexpr bool kGradientIsBit = false;
-
     template <typename A>
     static __device__ __forceinline__ A forward(A x) {
         return x * Sigmoid::forward(x);

@@ -122,8 +122,6 @@ __device__ __forceinline__ float decay(float t) {
 
 template <typename T>
 struct HalfSigmoid {
-    static constexpr bool kGradientIsBit = false;
-
     // s(x), where `step` is that of x.
     static __device__ __forceinline__ float with_step(float x, float step) {
         const float e = decay<T>(fmin(fabs(x), kExpEnd));
@@ -147,8 +145,6 @@ struct HalfSigmoid {
 
 template <typename T>
 struct HalfTanh {
-    static constexpr bool kGradientIsBit = false;
-
     static __device__ __forceinline__ float forward(float x) {
         const float t = fmin(fabs(x), HalfPolynomials<T>::kTanhEnd);
         return copysign(number_or_nan(x, t) * HalfPolynomials<T>::tanh_quotient(t), x);
@@ -162,8 +158,6 @@ struct HalfTanh {
 
 template <typename T>
 struct HalfGelu {
-    static constexpr bool kGradientIsBit = false;
-
     static __device__ __forceinline__ float forward(float x) {
         const float t = fmin(fabs(x), HalfPolynomials<T>::kGeluEnd);
         const float root = squared<4>(HalfPolynomials<T>::gelu_root(t));
@@ -183,8 +177,6 @@ struct HalfGelu {
 
 template <typename T>
 struct HalfSilu {
-    static constexpr bool kGradientIsBit = false;
-
     static __device__ __forceinline__ float forward(float x) {
         return x * HalfSigmoid<T>::with_step(x, step_at_zero(x));
     }
