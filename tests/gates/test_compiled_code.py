@@ -221,7 +221,7 @@ def test_instructions_per_byte(name, most, capability):
 
 # Of the backward of batch norm and max pooling of 3x3 windows 2 apart, where all four windows are over each of the
 # values: of four in a plane one is under four, of the others two are under two. By the kernels that read once, of their
-# loops over vectors that move them: x is fetched, its gradient is gathered and kept (of rows it is summed, too), that of
+# loops over vectors that move them: x is fetched, its gradient is gathered and kept (of rows it is summed too), that of
 # the input is written.
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
