@@ -49,19 +49,29 @@ __device__ __forceinline__ void store_argmax(unsigned char* argmax, long long i,
     }
 }
 
-// Whether tap number k of several, of one byte each, is this one.
+// Whether tap number k of several, of one byte each, is the one that all bytes of `repeated` are.
+template <int Count>
+__device__ __forceinline__ bool is_repeated_tap(const Vector<unsigned char, Count>& argmax, int k,
+                                                unsigned int repeated) {
+    // In the word that it is in: no byte has to be taken out.
+    constexpr int kWordBytes = Count < 4 ? Count : 4;
+    using Word = typename MemoryWord<kWordBytes>::type;
+    const unsigned int word = reinterpret_cast<const Word*>(argmax.words)[k / kWordBytes];
+    return ((word ^ repeated) & 0xffu << k % kWordBytes * 8) == 0;
+}
+
+// Whether it is this one.
 template <int Count>
 __device__ __forceinline__ bool is_tap(const Vector<unsigned char, Count>& argmax, int k, int tap) {
     if constexpr (Count == 1) {
         return argmax[0] == tap;
     } else {
-        // In the word that it is in: no byte has to be taken out.
-        constexpr int kWordBytes = Count < 4 ? Count : 4;
-        using Word = typename MemoryWord<kWordBytes>::type;
-        const unsigned int word = reinterpret_cast<const Word*>(argmax.words)[k / kWordBytes];
-        // A permutation, for a product would be made anew for each byte, in as many of its bits as that
-        // needs.
-        const unsigned int of_all = __byte_perm(static_cast<unsigned int>(tap), 0, 0);
-        return ((word ^ of_all) & 0xffu << k % kWordBytes * 8) == 0;
+        return is_repeated_tap(argmax, k, tap * 0x01010101u);
     }
+}
+
+// A tap in all bytes, by a permutation: a product would be made anew for each byte that is compared, in as
+// many of its bits as that needs.
+__device__ __forceinline__ unsigned int repeated_tap(int tap) {
+    return __byte_perm(static_cast<unsigned int>(tap), 0, 0);
 }

@@ -90,7 +90,8 @@ struct PooledGradientOfRows {
                 loaded.tap + n / 2 * window.stride[1] * window.kernel[2] + n % 2 * window.stride[2];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                if (is_tap(loaded.argmax[n], k, tap)) sum[k] += widened(loaded.gradients[n], k);
+                if (is_repeated_tap(loaded.argmax[n], k, repeated_tap(tap)))
+                    sum[k] += widened(loaded.gradients[n], k);
             }
         }
         return rounded<T>(sum);
@@ -294,7 +295,8 @@ struct PooledGradientOfPlanes {
             for (int k = 0; k < kWidth; ++k) {
                 const int kw = k + Pad - j * Stride;
                 if (kw < 0 || kw >= Kernel) continue;
-                const bool chosen = own ? is_tap(argmax, j % kOwn, tap + kw) : more_argmax == tap + kw;
+                const bool chosen =
+                    own ? is_repeated_tap(argmax, j % kOwn, repeated_tap(tap + kw)) : more_argmax == tap + kw;
                 if (chosen) sum[k] += gradient;
             }
         }

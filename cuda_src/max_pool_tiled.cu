@@ -91,8 +91,23 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
         if constexpr (!Deep) {
             const int kd = depth.last < depth.first ? -1 : covering_tap(window, 0, tile.at[0], depth.last);
             const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
+            // Rows of windows further up, where there are registers; the first row is read at once.
+            constexpr bool kAsks = !ChannelsLast || Tile::kGatherBlocks == 2;
+            const int asked = min(end - 1 + Tile::kLast, output.height - 1);
+            const long long first_asked = before + output.row(max(depth.last, 0), asked - 1) +
+                                          max(min(column, output.width - 1), 0) * (output.groups * kWidth);
+            const int rows_asked = kAsks ? asked - max(begin + Tile::kFirst, 0) : 0;
+            RowsAhead<T, 1> gradients_ahead(dy + first_asked, -output.row(0, 1), 0, rows_asked);
+            RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -output.row(0, 1), 0, rows_asked);
             gather_up<Tile, Sums>(
-                begin, end, input.height, [&](int h) { return load(depth.last, h, kd >= 0); },
+                begin, end, input.height,
+                [&](int h) {
+                    if constexpr (kAsks) {
+                        gradients_ahead.ask();
+                        taps_ahead.ask();
+                    }
+                    return load(depth.last, h, kd >= 0);
+                },
                 [&](const Chosen& row, int kh, Sums& sums) { add(row, first_tap + kh * Kernel, sums); },
                 write);
         } else {

@@ -514,10 +514,13 @@ def _extreme(modifiers: list[str], operands: list[str], plus: bool = False) -> A
     smallest, unsigned = truth(operands[-1]), "U32" in modifiers
 
     def act(threads: Any, at: Any) -> None:
-        found = [v(threads, at) for v in values]
-        a, b = (found[0] + found[1], found[2]) if plus else found
-        less = (a < b) if unsigned else (_signed(a) < _signed(b))
-        put(threads, at, np.where(less == smallest(threads, at), a, b))
+        best, *others = [v(threads, at) for v in values]
+        if plus:
+            best = best + others.pop(0)
+        for other in others:
+            less = (best < other) if unsigned else (_signed(best) < _signed(other))
+            best = np.where(less == smallest(threads, at), best, other)
+        put(threads, at, best)
 
     return act
 
@@ -933,7 +936,7 @@ _BUILDERS: dict[str, Callable[[list[str], list[str]], Action]] = {
     "CS2R": _cs2r,
     "SEL": _sel,
     "FSEL": _fsel,
-    "VIMNMX": _extreme,
+    **dict.fromkeys(("VIMNMX", "VIMNMX3"), _extreme),
     "VIADDMNMX": lambda modifiers, operands: _extreme(modifiers, operands, plus=True),
     "IABS": _iabs,
     "P2R": _p2r,

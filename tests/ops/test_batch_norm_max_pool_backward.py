@@ -116,6 +116,18 @@ def test_several_parts_a_channel(shape, channels_last):
         assert_all_same(one_and_two(dy, saved)[0], results[0])
 
 
+@pytest.mark.parametrize("shape", [(20, 1, 2, 8), (5, 1, 226, 224)])
+def test_threads_with_several_chunks_of_unequal_shares(shape):
+    layout, (threads_x, threads_y) = (plan := backward_plan(shape, 2, False)).layout, plan.block
+    chunks = [int(layout["chunk"]), int(layout["plane"] - (layout["chunks_per_plane"] - 1) * layout["chunk"])]
+    assert all(chunk // 8 % threads_x for chunk in chunks)
+    assert layout["chunks_per_block"] > threads_y
+    saved, outputs = pooled(inputs(shape, False, BFLOAT16), *OVERLAPPING)
+    one, two, launched = one_and_two(normal(outputs, BFLOAT16, seed=5), saved)
+    assert_gathered(launched, "backward_persistent")
+    assert_all_same(one, two)
+
+
 @each_shape
 @each_dtype
 @each_mode
