@@ -116,9 +116,9 @@ __device__ __forceinline__ void scatter_wide(const T* dy, const unsigned char* a
             for (int j = Tile::kWindows - 1; j >= 0; --j) {
                 const int tap = windows.taps[j], row = tap * ((2048 + Kernel - 1) / Kernel) >> 11;
                 const unsigned int at = slot + j + tap + row * (kRow - Kernel);
-                // Beyond the last sum it is smaller without them all.
-                own[static_cast<int>(min(at, at - Tile::kSums)) * kThreads] +=
-                    widened(windows.gradients.at[j], 0);
+                // Beyond the last sum it is smaller without them all; of a byte that is no tap it is none.
+                const unsigned int within = min(min(at, at - Tile::kSums), Tile::kSums - 1u);
+                own[static_cast<int>(within) * kThreads] += widened(windows.gradients.at[j], 0);
             }
             // The last row that these windows reach is done, and its sums are for the row above the first
             // one.

@@ -55,6 +55,17 @@ def test_edges_ties_and_special_values(dtype, plane, channels_last):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("window", "stride", "padding"), [*WINDOWS, *LARGE_WINDOWS], ids=str)
+def test_bytes_that_are_no_taps_reach_no_other_memory(window, stride, padding, channels_last):
+    """What a gradient is worth then is not said; its neighbours in memory stay what they are."""
+    x = normal((2, 9, 17, 8) if channels_last else (2, 8, 9, 17), np.float32)
+    y, saved = gl.ops.max_pool_forward(x, window, stride, padding=padding, channels_last=channels_last)
+    saved.argmax[...] = np.random.default_rng(1).integers(window[0] ** 2, 256, saved.argmax.shape)
+    with gl.use_backend("emulated", check=True):
+        assert gl.ops.max_pool_backward(y, saved).shape == x.shape
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("plane", PLANES, ids=str)
 @pytest.mark.parametrize("dtype", TILED_DTYPES, ids=str)
 def test_norms_of_windows_side_by_side(dtype, plane, channels_last):
