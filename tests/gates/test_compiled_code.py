@@ -340,7 +340,7 @@ def tiled_kernels(capability, op, direction, window, deep=None):
         ("max", "forward", "3, 1, 1", "true", 13.0, 11.0),
         ("max", "backward", "2, 2, 0", None, 3.0, 2.0),
         ("max", "backward", "3, 2, 1", "false", 5.1, 3.6),
-        ("max", "backward", "3, 1, 1", "false", 9.8, 5.5),
+        ("max", "backward", "3, 1, 1", "false", 9.9, 5.6),
         ("max", "backward", "3, 2, 1", "true", 8.5, 6.5),
         ("max", "backward", "3, 1, 1", "true", 17.0, 11.0),
         ("avg", "forward", "2, 2, 0", None, 5.0, 4.0),
