@@ -15,6 +15,7 @@ struct Constant {
 };
 
 // f(value, u, i) for value i of vector u, of all of them.
+//   for_each_value(values, [&](A& value, int u, int i) { value *= scale; });
 template <int Count, int Width, typename A, typename Function>
 __device__ __forceinline__ void for_each_value(A (&values)[Count][Width], Function f) {
 #pragma unroll
@@ -30,10 +31,13 @@ __device__ __forceinline__ void for_each_value(A (&values)[Count][Width], Functi
 // of it, so that each activation is there once.
 //   activation   its number, see with_activation, or kNoActivation
 //   keeps        called with u and i: whether that value is kept
-//   passing      of ReLU bit `done` + i of passing[u] is set where the value is kept and not <= 0, all that
-//   its
-//                backward needs
+//   passing      of ReLU bit `done` + i of passing[u] is set where the value is kept and not <= 0, which is
+//                all that its backward needs
 //   IsStraight   it is ReLU or none
+//
+//   A values[kVectors][kOctet];  // filled from x
+//   activate_and_drop<T>(values, activation, first, rule.scale,
+//                        [&](int u, int i) { return decisions.keeps(rule, u, i); }, passing, 0);
 template <typename T, bool IsStraight = false, int Count, int Width, typename A, typename Keeps>
 __device__ __forceinline__ void activate_and_drop(A (&values)[Count][Width], int activation, bool first,
                                                   A scale, Keeps keeps, unsigned int (&passing)[Count],
