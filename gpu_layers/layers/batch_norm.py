@@ -296,7 +296,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
         arrays = [*parameters.values(), *buffers.values()]
-        kind, shape, dtype, has_residual, checked = own.get("_checked_arrays") or _NOTHING_CHECKED
+        kind, shape, dtype, has_residual, checked = own.get("_checked_arrays", _NOTHING_CHECKED)
         if (
             type(x) is kind
             and x.shape == shape
