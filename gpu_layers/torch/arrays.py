@@ -23,6 +23,7 @@ from gpu_layers.torch.tensors import BFLOAT16, as_numpy, borrowed
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 #: Formats in which channels lie side by side, by the number of axes.
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_BFLOAT16 = torch.bfloat16
 # Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
 _TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
@@ -60,26 +61,45 @@ class Reference:
 
     def array(self, tensor: torch.Tensor, channels_last: bool = False) -> Any:
         """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-        found = as_numpy(tensor) if tensor.dtype is torch.bfloat16 else tensor.numpy(force=True)
+        found = as_numpy(tensor) if tensor.dtype is _BFLOAT16 else tensor.numpy(force=True)
         return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
 
-    def parameters(self, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    def raw(self, found: Any, channels_last: bool = False) -> Any:
+        """What the floor takes, of a tensor or of what was kept."""
+        return found if isinstance(found, np.ndarray) else self.array(found, channels_last)
+
+    def parameters(self, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype) -> Any:
         """Weight and bias of channels, in the dtype of the arithmetic."""
+        if (
+            weight is not None
+            and bias is not None
+            and weight.dtype is dtype
+            and bias.dtype is dtype
+            and weight.is_contiguous()
+            and bias.is_contiguous()
+            and not (weight.is_neg() or bias.is_neg())
+        ):
+            return borrowed((weight.data_ptr(), bias.data_ptr()), weight.shape, dtype)
         return _parameter(weight, dtype), _parameter(bias, dtype)
 
-    def buffers(self, *tensors: torch.Tensor) -> Any:
-        """What the floor changes in place."""
-        return [
-            borrowed(one.data_ptr(), one.shape, one.dtype) if one.is_contiguous() else self.array(one)
-            for one in tensors
-        ]
+    def buffers(self, mean: torch.Tensor, var: torch.Tensor, batches: torch.Tensor) -> Any:
+        """What the floor changes in place: of channels, and a number."""
+        if mean.is_contiguous() and var.is_contiguous():
+            found = borrowed((mean.data_ptr(), var.data_ptr()), mean.shape, mean.dtype)
+        else:
+            found = self.array(mean), self.array(var)
+        return *found, *borrowed((batches.data_ptr(),), (), torch.int64)
 
     def tensor(self, found: Any, channels_last: bool = False) -> torch.Tensor:
         """The tensor on the memory of a contiguous result of the floor, of either order of axes; not a view."""
-        if found.dtype == BFLOAT16:
+        if found.dtype is BFLOAT16:
             return _on_memory(torch.from_numpy(found.view(np.int16)), torch.bfloat16, channels_last)
         made = torch.from_numpy(found)
         return _on_memory(made, made.dtype, True) if channels_last else made
+
+    def kept(self, found: Any, channels_last: bool = False) -> Any:
+        """A result that only a backward needs, which is spared the tensor."""
+        return found
 
     def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
         """Write what the floor found to a tensor."""
@@ -91,7 +111,7 @@ def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
     if tensor is None:
         return None
     if tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg():
-        return borrowed(tensor.data_ptr(), tensor.shape, dtype)
+        return borrowed((tensor.data_ptr(),), tensor.shape, dtype)[0]
     return as_numpy(tensor.detach().to(dtype, copy=True).contiguous())
 
 
@@ -115,6 +135,8 @@ class Kernels:
             tensor = tensor.resolve_neg()
         return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
 
+    raw = array
+
     def parameters(self, weight: torch.Tensor | None, bias: torch.Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
         """Weight and bias of channels, in the dtype of the arithmetic."""
         given = None if weight is None else self.array(weight.to(dtype))
@@ -129,6 +151,8 @@ class Kernels:
         if channels_last or found._is_view():
             return _on_memory(found, found.dtype, channels_last)
         return found
+
+    kept = tensor
 
     def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
         """Write what the floor found to a tensor."""
@@ -164,6 +188,11 @@ def here(tensor: torch.Tensor) -> Any:
     return _REFERENCE if choice.name == "reference" else _KERNELS
 
 
+def tensor_of(found: Any, channels_last: bool = False) -> torch.Tensor:
+    """The tensor of what was kept."""
+    return _REFERENCE.tensor(found, channels_last) if isinstance(found, np.ndarray) else found
+
+
 #: Where a forward runs, so that its backward can be sent there: see :func:`at`.
 place = forced_backend
 
@@ -185,18 +214,17 @@ def is_capturing(x: torch.Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def is_channels_last(x: torch.Tensor, spatial: int | None = None) -> bool:
-    """Whether torch's layers would answer in channels_last or channels_last_3d: ``suggest_memory_format``.
-
-    With a number of spatial axes never of a tensor that is no batch of so many.
-    """
-    rank = x.dim()
-    if rank not in (4, 5) or (spatial is not None and rank != spatial + 2):
+def is_channels_last(shape: Any, strides: Any) -> bool:
+    """Whether torch's layers would answer in channels_last or channels_last_3d: ``suggest_memory_format``."""
+    if len(shape) not in (4, 5) or (strides[1] != 1 and shape[1] != 1):
         return False
-    if x.is_contiguous():
-        # Both formats at once, where only sizes of 1 differ: torch goes by the strides.
-        return x.stride(1) == 1 and _strides_are_channels_last(x)
-    return x.is_contiguous(memory_format=_CHANNELS_LAST[rank])
+    order = (1, *range(len(shape) - 1, 1, -1), 0)
+    if 0 in shape or not _are_dense(shape, strides, order):
+        return False
+    # Both formats at once, where only sizes of 1 differ: torch goes by the strides.
+    if not _are_dense(shape, strides, range(len(shape) - 1, -1, -1)):
+        return True
+    return strides[1] == 1 and _strides_are_channels_last(shape, strides, order)
 
 
 def is_dense(x: torch.Tensor, channels_last: bool) -> bool:
@@ -206,11 +234,22 @@ def is_dense(x: torch.Tensor, channels_last: bool) -> bool:
     return x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()]) if channels_last else x.is_contiguous()
 
 
-def _strides_are_channels_last(x: torch.Tensor) -> bool:
+def _are_dense(shape: Any, strides: Any, order: Any) -> bool:
+    """Whether these axes, from the innermost on, lie in memory without gaps; sizes of 1 lie anywhere."""
+    expected = 1
+    for axis in order:
+        if shape[axis] != 1:
+            if strides[axis] != expected:
+                return False
+            expected *= shape[axis]
+    return True
+
+
+def _strides_are_channels_last(shape: Any, strides: Any, order: Any) -> bool:
     least = 0
-    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
-        size, stride = x.shape[axis], x.stride(axis)
-        if size == 0 or stride < least or (axis == 0 and least == x.stride(1)):
+    for axis in order:
+        size, stride = shape[axis], strides[axis]
+        if stride < least or (axis == 0 and least == strides[1]):
             return False
         least = stride * size if size > 1 else stride
     return True

@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gpu_layers.random import Generator
-from gpu_layers.torch import arrays, registry
+from gpu_layers.torch import arrays
 
 _randint = torch.randint
 _BELOW = 2**63 - 1
@@ -48,8 +48,15 @@ def check_generator(generator: Any) -> None:
         raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
 
 
-def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
+def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any, int]:
     """Seed and offset of a training forward over x: the one draw that it makes.
+
+    Parameters
+    ----------
+    x : Tensor
+    generator : gpu_layers.Generator, optional
+    eager : bool
+        :func:`gpu_layers.torch.registry.is_eager` of x.
 
     Returns
     -------
@@ -68,8 +75,8 @@ def draw(x: torch.Tensor, generator: Generator | None) -> tuple[Any, int]:
         if x.is_cpu:
             seed = _randint(_BELOW, ())
             # A number needs no saving, but hooks are to see what backward needs.
-            return seed.item() if registry.is_eager(x) and _hooks_of_saved(True) is None else seed, 0
-        if x.is_cuda and registry.is_eager(x) and not arrays.is_capturing(x):
+            return seed.item() if eager and _hooks_of_saved(True) is None else seed, 0
+        if eager and x.is_cuda and not arrays.is_capturing(x):
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
         return _randint(0, _BELOW, (), device=x.device), 0
     if is_compiling() or arrays.is_capturing(x):

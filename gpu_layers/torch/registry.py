@@ -5,7 +5,7 @@
    implementation and a backward of its own.
 3. ``torch.func``: a Function with ``setup_context``, whose rule for ``vmap`` is a loop.
 
-All three share ``run``, ``setup`` and ``backward``.
+All three share ``run``, ``save`` and ``backward``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
@@ -24,31 +25,35 @@ _LIBRARY = torch.library.Library("gpu_layers", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
 _PLAIN = (Tensor, Parameter)
+_OF_NUMBERS = (None,)  # their gradient
 
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_mode = torch._C._is_torch_function_mode_enabled
 _tracing_state = torch._C._get_tracing_state
 _is_grad_enabled = torch.is_grad_enabled
-
-
-def _same(args: tuple) -> tuple:
-    return args
+_hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def define(
     schema: str,
     run: Callable[..., Any],
     fake: Callable[..., Any],
-    setup: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    save: Callable[[Any, tuple, Any], None] = lambda ctx, inputs, output: None,
     eager: Callable[..., Any] | None = None,
     *,
-    pack: Callable[[tuple], tuple] = _same,
-    flat: Callable[[tuple], tuple] = _same,
+    pack: Callable[[tuple, tuple], Any] = lambda tensors, numbers: numbers,
+    unpack: Callable[[Any], tuple] = lambda numbers: numbers,
+    with_tensors: Callable[[tuple], tuple] | None = None,
     first: Callable[[tuple, tuple], Any] | None = None,
+    raw: Any = None,
 ) -> Any:
     """Register an operation, and get the function that calls it.
+
+    All functions take the tensors, with which a schema begins, and then the numbers behind them as one object: autograd
+    takes its time for each argument.
 
     Parameters
     ----------
@@ -58,57 +63,71 @@ def define(
         Computes with plain tensors; makes no graph.
     fake : callable
         Shapes, dtypes and strides of the results, from those of the arguments.
-    setup : callable
-        ``setup(ctx, inputs, output)``: saves what backward needs.
-    backward : callable
-        ``backward(ctx, *gradients)``: the gradients of the first arguments, of none behind those. Built of torch's
-        operations and of calls to other rows where it can be asked for its own gradient (``torch.is_grad_enabled()``).
+    backward : callable, optional
+        ``backward(ctx, *gradients)``: the gradients of all tensors. ``ctx.numbers`` is the object of the numbers. Built
+        of torch's operations and of calls to other rows where it can be asked for its own gradient
+        (``torch.is_grad_enabled()``).
+    save : callable, optional
+        ``save(ctx, inputs, output)``: saves the tensors that backward needs.
     eager : callable, optional
         Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
-    pack, flat : callable, optional
-        From the arguments that the schema has to those that all of the functions above take, tensors first, and back.
+    pack, unpack : callable, optional
+        ``pack(tensors, numbers)`` makes the object of the numbers that the schema has; ``unpack`` gives them back.
+    with_tensors : callable, optional
+        Puts tensors in the place of what is a number where plain tensors are computed with at once.
     first : callable, optional
         ``first(results, args)`` gives the first result, which alone has a gradient then; the others are what the
-        backward needs. ``call.first`` gives it too, and spares plain tensors the others: theirs is that of ``run``.
+        backward needs. ``call.first`` gives it too, and spares plain tensors the others: theirs is that of ``raw``.
+    raw : callable, with first
+        As run, with what only the backward needs as the floor gave it, for :func:`keep`.
 
     Returns
     -------
     callable
-        ``call(*args)``; and ``call.in_backward(dy, *args)``, the same for the backward of another row, whose other
-        tensors are as plain as dy: it looks at dy alone.
+        ``call(*tensors, numbers)``, and ``call.eagerly``, the same where :func:`is_eager` has been asked.
     """
     name = schema.partition("(")[0]
     qualified = f"gpu_layers::{name}"
     _LIBRARY.define(schema, tags=_TAGS)
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, lambda *args: run(*pack(args)), key)
-    torch.library.register_fake(qualified, lambda *args: fake(*pack(args)), lib=_LIBRARY)
     overload = getattr(torch.ops.gpu_layers, name).default
-    if setup is None or backward is None:
-        return _without_gradient(overload, run, pack, flat)
+    arguments = overload._schema.arguments
+    count = sum("Tensor" in str(argument.type) for argument in arguments)
+
+    def packed(args: tuple) -> tuple:
+        tensors = args[:count]
+        return *tensors, pack(tensors, args[count:])
+
+    def flat(args: tuple) -> tuple:
+        if with_tensors is not None:
+            args = with_tensors(args)
+        return *args[:count], *unpack(args[count])
+
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, lambda *args: run(*packed(args)), key)
+    torch.library.register_fake(qualified, lambda *args: fake(*packed(args)), lib=_LIBRARY)
+    if backward is None:
+        return _without_gradient(overload, run, flat)
 
     place_of_call = arrays.place
 
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.place = arrays.place()
-        setup(ctx, pack(inputs), output)
+        args = packed(inputs)
+        ctx.place, ctx.numbers = place_of_call(), args[count]
+        save(ctx, args, output)
         if first is not None:
             _only_first_has_gradient(ctx, output)
 
-    def gradients_there(ctx: Any, *gradients: Any) -> tuple:
+    def backward_of_call(ctx: Any, *gradients: Any) -> tuple:
         if ctx.place is place_of_call():
-            return backward(ctx, *gradients)
+            return backward(ctx, *gradients) + _OF_NUMBERS
         with arrays.at(ctx.place):
-            return backward(ctx, *gradients)
-
-    arguments = len(overload._schema.arguments)
+            return backward(ctx, *gradients) + _OF_NUMBERS
 
     def backward_of_schema(ctx: Any, *gradients: Any) -> tuple:
-        found = gradients_there(ctx, *gradients)
-        return found + (None,) * (arguments - len(found))
+        return backward_of_call(ctx, *gradients)[:count] + (None,) * (len(arguments) - count)
 
     def call_flat(*args: Any) -> Any:
-        return call(*pack(args))
+        return call(*packed(args))
 
     vmap = _loop(call_flat)
     torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
@@ -122,31 +141,19 @@ def define(
     kernel = _autograd_kernel(name, overload, setup_context, backward_of_schema)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
-    of_call = run.__code__.co_argcount
-
     def forward(ctx: Any, *args: Any) -> Any:
         output = run(*args)
-        ctx.place = place_of_call()
-        setup(ctx, args, output)
+        ctx.place, ctx.numbers = place_of_call(), args[count]
+        save(ctx, args, output)
         if first is not None:
             _only_first_has_gradient(ctx, output)
         return output
 
     def forward_first(ctx: Any, *args: Any) -> Any:
-        output = run(*args)
-        ctx.place = place_of_call()
-        setup(ctx, args, output)
+        output = raw(*args)
+        ctx.place, ctx.numbers = place_of_call(), args[count]
+        save(ctx, args, output)
         return output[0]
-
-    def backward_of_call(ctx: Any, *gradients: Any) -> tuple:
-        if ctx.place is place_of_call():
-            found = backward(ctx, *gradients)
-        else:
-            with arrays.at(ctx.place):
-                found = backward(ctx, *gradients)
-        return found + (None,) * (of_call - len(found))
-
-    places = _places_of_tensors(overload)
 
     def caller(forward: Callable[..., Any], at_once: Callable[..., Any], part: Callable[[Any, tuple], Any]) -> Any:
         function: Any = _function(name, forward=forward, backward=backward_of_call)
@@ -156,49 +163,31 @@ def define(
         function._backward_cls.apply = backward_of_call
 
         def call(*args: Any) -> Any:
-            if is_dynamo_compiling():
-                return part(overload(*flat(args)), args)
-            if _transforms_active():
-                # While a graph is made of what torch.func transforms, the operation itself.
-                through_func = overload if is_compiling() else transform
-                return part(through_func(*flat(args)), args)
+            if is_eager(args[0], *args[1:count]):
+                return eagerly(*args)
+            through: Any = overload
+            # While a graph is made of what torch.func transforms, the operation itself.
+            if not is_dynamo_compiling() and _transforms_active() and not is_compiling():
+                through = transform
+            return part(through(*flat(args)), args)
+
+        def eagerly(*args: Any) -> Any:
             if forward_ad._current_level >= 0:
                 _refuse_tangents(name, args)
-            if _dispatch_modes() or _function_mode() or _tracing_state() or args[0].is_meta:
-                return part(overload(*flat(args)), args)
-            recording, with_gradient = _is_grad_enabled(), False
-            for place in places:
-                arg = args[place]
-                kind = type(arg)
-                if kind is Tensor or kind is Parameter:
-                    if recording and arg.requires_grad:
-                        with_gradient = True
-                elif isinstance(arg, Tensor):
-                    return part(overload(*flat(args)), args)
-            return apply(*args) if with_gradient else at_once(*args)
-
-        def in_backward(dy: Any, *args: Any) -> Any:
-            if (
-                type(dy) is not Tensor
-                or _is_grad_enabled()
-                or is_dynamo_compiling()
-                or _transforms_active()
-                or _dispatch_modes()
-                or _function_mode()
-                or _tracing_state()
-                or dy.is_meta
-            ):
-                return call(dy, *args)
-            return at_once(dy, *args)
+            if _is_grad_enabled():
+                for arg in args:
+                    if type(arg) in _PLAIN and arg.requires_grad:
+                        return apply(*args)
+            return at_once(*args)
 
         call.__name__ = name
-        call.in_backward = in_backward  # type: ignore[attr-defined]
+        call.eagerly = eagerly  # type: ignore[attr-defined]
         return call
 
     at_once = eager or run
     call: Any = caller(forward, at_once, _whole)
     if first is not None:
-        call.first = caller(forward_first, lambda *args: at_once(*args)[0], first)
+        call.first = caller(forward_first, lambda *args: raw(*args)[0], first)
     return call
 
 
@@ -216,14 +205,46 @@ def _only_first_has_gradient(ctx: Any, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def is_eager(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def is_eager(x: torch.Tensor, *others: Any) -> bool:
     """Whether an operation on these would compute at once, with plain tensors."""
     if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
         return False
-    for one in others:
-        if one is not None and type(one) not in _PLAIN:
-            return False
-    return type(x) in _PLAIN and not x.is_meta
+    if others:
+        for one in others:
+            if isinstance(one, Tensor) and type(one) not in _PLAIN:
+                return False
+    return type(x) in _PLAIN and (x.is_cpu or x.is_cuda)
+
+
+def is_plain(dy: torch.Tensor) -> bool:
+    """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient."""
+    return not _is_grad_enabled() and is_eager(dy)
+
+
+def keep(ctx: Any, *tensors: torch.Tensor | None, last: Any, channels_last: bool = False) -> None:
+    """Save tensors, and last what may be an array that nobody else has.
+
+    That is a tensor where hooks look at what is saved. Otherwise it is spared that, but lives no longer: :func:`kept`.
+    """
+    ctx.kept = None
+    if isinstance(last, np.ndarray):
+        if _hooks_of_saved(True) is None:
+            ctx.kept = last
+            if tensors:
+                ctx.save_for_backward(*tensors)
+            return
+        last = arrays.tensor_of(last, channels_last)
+    ctx.save_for_backward(*tensors, last)
+
+
+def kept(ctx: Any) -> tuple:
+    """What :func:`keep` got, in a backward; an array is let go with the graph's tensors."""
+    saved, last = ctx.saved_tensors, ctx.kept
+    if last is None:
+        return saved
+    if not _keeps_graph():
+        ctx.kept = None
+    return (*saved, last)
 
 
 def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Callable[..., Any]:
@@ -268,26 +289,11 @@ def _function(name: str, **methods: Any) -> type:
     return type(title, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
 
 
-def _places_of_tensors(overload: Any) -> tuple[int, ...]:
-    """Where tensors are among the arguments."""
-    return tuple(place for place, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type))
-
-
-def _without_gradient(
-    overload: Any, run: Callable[..., Any], pack: Callable[[tuple], tuple], flat: Callable[[tuple], tuple]
-) -> Callable[..., Any]:
+def _without_gradient(overload: Any, run: Callable[..., Any], flat: Callable[[tuple], tuple]) -> Callable[..., Any]:
     """The call of an operation whose results have no gradient."""
 
-    places = _places_of_tensors(overload)
-
     def call(*args: Any) -> Any:
-        if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
-            return overload(*flat(args))
-        for place in places:
-            arg = args[place]
-            if arg is not None and (type(arg) not in _PLAIN or arg.is_meta):
-                return overload(*flat(args))
-        return run(*args)
+        return run(*args) if is_eager(*args) else overload(*flat(args))
 
     return call
 

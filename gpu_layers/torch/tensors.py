@@ -213,16 +213,19 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def borrowed(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
-    """The NumPy array on the memory of a contiguous tensor, to be used while that lives and never to be handed on.
+def borrowed(addresses: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, ...]:
+    """NumPy arrays on the memory of contiguous tensors, to be used while those live and never to be handed on.
 
-    Torch does not know of it: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
+    Torch does not know of them: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
     """
-    found = np.empty(shape, _NUMPY[dtype])
-    if not found.size:
-        return found
-    memory: Any = (ctypes.c_char * found.nbytes).from_address(address)
-    return np.frombuffer(memory, found.dtype).reshape(shape)
+    return tuple(_on_memory(address, np.empty(shape, _NUMPY[dtype])) for address in addresses)
+
+
+def _on_memory(address: int, like: np.ndarray) -> np.ndarray:
+    if not like.size:
+        return like
+    memory: Any = (ctypes.c_char * like.nbytes).from_address(address)
+    return np.frombuffer(memory, like.dtype).reshape(like.shape)
 
 
 for _type in (torch.Tensor, torch.nn.Parameter):

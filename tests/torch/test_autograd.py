@@ -152,6 +152,20 @@ def test_nothing_outlives_its_graph():
     assert alive() is None
 
 
+@pytest.mark.parametrize("layer", [glt.BatchNorm2d(3), glt.MaxPool2d(2)])
+def test_what_only_the_backward_needs_goes_with_the_saved_tensors(layer):
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = layer(x)
+    dy = torch.randn_like(y)
+    (first,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    assert y.grad_fn.kept is not None
+    (second,) = torch.autograd.grad(y, x, dy)
+    assert torch.equal(first, second)
+    assert y.grad_fn.kept is None
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.backward(dy)
+
+
 @pytest.mark.parametrize("layer", [glt.BatchNorm2d(3), glt.LPPool2d(2, 2), glt.ActivationDropout("gelu")])
 def test_an_input_changed_in_place_is_noticed(layer):
     h = torch.randn(2, 3, 4, 4, requires_grad=True) * 1

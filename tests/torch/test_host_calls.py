@@ -5,7 +5,7 @@ import pytest
 from profiling.torch_overhead import measure
 
 # The engine's own twenty included, and what stands in for a floor.
-MOST = {"Dropout": 55, "Dropout2d": 55, "BatchNorm2d": 67, "MaxPool2d": 50, "AvgPool2d": 47, "AdaptiveAvgPool2d": 47}
+MOST = {"Dropout": 53, "Dropout2d": 53, "BatchNorm2d": 66, "MaxPool2d": 48, "AvgPool2d": 44, "AdaptiveAvgPool2d": 44}
 
 
 @pytest.fixture(scope="module")

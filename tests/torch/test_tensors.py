@@ -137,10 +137,11 @@ def test_a_seed_on_the_device_is_read_by_the_kernel(gpu, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     seed, x = torch.tensor(-5), torch.ones(1000)
-    mask = dropout._mask(x, seed, 3, gl.ops.dropout.drop_threshold(0.375), -1)
+    dropping = dropout.Dropping(x.shape, 0.375, -1, "inverted", False)
+    y = dropout._run(x, seed, (3, dropping))
+    mask = dropping.mask(seed, 3)
     assert mask.rng_state.tolist() == [2**64 - 5, 3, 0]
     assert mask.seed == 0
-    y = dropout._applied(x, mask, (2.0,), False)
     kept = torch.from_numpy(gl.ops.dropout_mask(1000, 0.375, 2**64 - 5, 3))
     assert torch.equal(y != 0, kept)
 

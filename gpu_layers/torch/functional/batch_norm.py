@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as reference
 
-from gpu_layers.torch import arrays, random
+from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
@@ -81,18 +83,21 @@ def normalize(
 ) -> Tensor:
     """:func:`batch_norm` of a tensor, with a layer's counter of batches, which a momentum of None averages by."""
     name = "identity" if activation is None else checked_activation(activation)
-    check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    eager = registry.is_eager(input, weight, bias, residual)
+    check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, eager)
     if residual is not None:
         residual = checked_residual(residual, input)
-    channels_last = arrays.is_channels_last(input)
+    channels_last = arrays.is_channels_last(input.shape, input.stride())
     if not training:
         rows = batch_norm_rows.batch_norm_inference.first
-        return rows(input, running_mean, running_var, weight, bias, residual, eps, name, channels_last)
+        return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
         running = running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite
     rows = batch_norm_rows.batch_norm_training.first
-    return rows(input, weight, bias, residual, eps, name, channels_last, running)
+    if eager:
+        rows = rows.eagerly
+    return rows(input, weight, bias, residual, (eps, name, channels_last, running))
 
 
 def check_batch_norm(
@@ -104,29 +109,27 @@ def check_batch_norm(
     training: bool,
     momentum: float | None,
     eps: float,
+    eager: bool,
     given_later: bool = False,
 ) -> None:
-    """Raise as torch does; ``given_later``: without training the statistics may be missing."""
-    shape, dtype, device = input.shape, input.dtype, input.device
-    good = len(shape) >= 2 and (running_mean is None) == (running_var is None)
-    if good and training:
-        # More than one value a channel.
-        good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
-        if good and len(shape) > 2 and shape[0] != 1:
-            good = shape[0] * math.prod(shape[2:]) != 1
-    elif good:
-        good = eps >= 0.0 and (given_later or running_mean is not None)
-    elsewhere = False
-    if good:
-        of_channels, half = shape[1:2], dtype is not torch.float64
-        for one in (running_mean, running_var, weight, bias):
-            if one is not None:
-                # The input's dtype, or float32 for half types.
-                kind = one.dtype
-                if one.shape != of_channels or not (kind is dtype or (half and kind is torch.float32)):
-                    good = False
-                elif one.device != device:
-                    elsewhere = True
+    """Raise as torch does.
+
+    ``eager``: of plain tensors, for which verdicts are kept; ``given_later``: without training the statistics may be
+    missing.
+    """
+    verdict = _kept_verdict if eager else _verdict
+    good, elsewhere = verdict(
+        input.shape,
+        input.dtype,
+        input.device,
+        training,
+        eps,
+        given_later,
+        None if running_mean is None else (running_mean.shape, running_mean.dtype, running_mean.device),
+        None if running_var is None else (running_var.shape, running_var.dtype, running_var.device),
+        None if weight is None else (weight.shape, weight.dtype, weight.device),
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+    )
     if not good:
         fail_as_torch(
             "batch_norm does not take these arguments",
@@ -141,3 +144,35 @@ def check_batch_norm(
         )
     if elsewhere:
         check_same_device(input, running_mean, running_var, weight, bias)
+
+
+def _verdict(
+    shape: Any, dtype: torch.dtype, device: torch.device, training: bool, eps: float, given_later: bool, *others: Any
+) -> tuple[bool, bool]:
+    """Whether torch takes these, and whether something is not where the input is.
+
+    Others are shape, dtype and device of running mean and variance, weight and bias, or None.
+    """
+    good = len(shape) >= 2 and (others[0] is None) == (others[1] is None)
+    if good and training:
+        # More than one value a channel.
+        good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
+        if good and len(shape) > 2 and shape[0] != 1:
+            good = shape[0] * math.prod(shape[2:]) != 1
+    elif good:
+        good = eps >= 0.0 and (given_later or others[0] is not None)
+    elsewhere = False
+    if good:
+        of_channels, half = shape[1:2], dtype is not torch.float64
+        for one in others:
+            if one is not None:
+                # The input's dtype, or float32 for half types.
+                own, kind, place = one
+                if own != of_channels or not (kind is dtype or (half and kind is torch.float32)):
+                    good = False
+                elif place != device:
+                    elsewhere = True
+    return good, elsewhere
+
+
+_kept_verdict = lru_cache(maxsize=4096)(_verdict)

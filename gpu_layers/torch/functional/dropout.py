@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as reference
 
 from gpu_layers.ops.activation_dropout import check_order
@@ -19,6 +22,7 @@ from gpu_layers.torch.checks import (
     fail_as_torch,
 )
 from gpu_layers.torch.ops import dropout as dropout_rows
+from gpu_layers.torch.ops.dropout import Dropping
 
 __all__ = [
     "activation_dropout",
@@ -48,8 +52,10 @@ def _drop(
         return input
     if inplace:
         return _drop_in_place(input, p, generator, axes, kind)
-    seed, offset = random.draw(input, generator)
-    return dropout_rows.dropout(input, seed, offset, p, axes, kind, arrays.is_channels_last(input))
+    eager = registry.is_eager(input)
+    seed, offset = random.draw(input, generator, eager)
+    numbers = offset, _dropping(input, p, axes, kind)
+    return dropout_rows.dropout.eagerly(input, seed, numbers) if eager else dropout_rows.dropout(input, seed, numbers)
 
 
 def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: int, kind: str) -> Tensor:
@@ -60,12 +66,28 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    channels_last = arrays.is_channels_last(input)
-    seed, offset = random.draw(input, generator)
-    numbers = (seed, offset, p, axes, kind, channels_last)
-    if registry.is_eager(input):
-        return dropout_rows.DropoutInPlace.apply(input, *numbers)
-    return input.copy_(dropout_rows.dropout(input, *numbers))
+    eager = registry.is_eager(input)
+    seed, offset = random.draw(input, generator, eager)
+    numbers = offset, _dropping(input, p, axes, kind)
+    if eager:
+        return dropout_rows.DropoutInPlace.apply(input, seed, numbers)
+    return input.copy_(dropout_rows.dropout(input, seed, numbers))
+
+
+def _dropping(input: Tensor, p: float, axes: int, kind: str) -> Dropping:
+    if not is_dynamo_compiling():
+        try:
+            return _kept(input.shape, input.stride(), p, axes, kind)
+        except TypeError:  # sizes that are symbols are not hashable
+            pass
+    return _made(input.shape, input.stride(), p, axes, kind)
+
+
+def _made(shape: Any, strides: Any, p: float, axes: int, kind: str) -> Dropping:
+    return Dropping(shape, p, axes, kind, arrays.is_channels_last(shape, strides))
+
+
+_kept = lru_cache(maxsize=4096)(_made)
 
 
 def dropout(
@@ -266,8 +288,8 @@ def dropout_add(
     residual = checked_residual(residual, input)
     if not training:
         return residual + input
-    seed, offset = random.draw(input, generator)
-    return dropout_rows.dropout_add(input, residual, seed, offset, p, arrays.is_channels_last(input))
+    seed, offset = random.draw(input, generator, registry.is_eager(input))
+    return dropout_rows.dropout_add(input, residual, seed, (offset, _dropping(input, p, -1, "inverted")))
 
 
 def activation_dropout(
@@ -300,14 +322,14 @@ def activation_dropout(
     p = check_probability(p)
     activation, order = checked_activation(activation), check_order(order)
     random.check_generator(generator)
-    channels_last = arrays.is_channels_last(input)
     if not training:
         # No number is drawn: nothing is dropped for p = 0.
         seed, offset, p = 0, 0, 0.0
     else:
-        seed, offset = random.draw(input, generator)
+        seed, offset = random.draw(input, generator, registry.is_eager(input))
+    if activation == "identity" and not training:
+        return input
+    numbers = offset, _dropping(input, p, -1, "inverted")
     if activation == "identity":
-        if not training:
-            return input
-        return dropout_rows.dropout(input, seed, offset, p, -1, "inverted", channels_last)
-    return dropout_rows.activation_dropout(input, seed, offset, p, activation, order == "before", channels_last)
+        return dropout_rows.dropout(input, seed, numbers)
+    return dropout_rows.activation_dropout(input, seed, (*numbers, activation, order == "before"))

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays
 from gpu_layers.torch.checks import check_same_device, check_tensor, fail_as_torch
 from gpu_layers.torch.ops import pooling as pool_rows
 from gpu_layers.torch.ops.pooling import Placing
+from gpu_layers.torch.registry import is_eager
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -85,31 +85,38 @@ def _fits(shape: Any, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
 
 
 def _placed(
-    shape: Any, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    shape: Any,
+    strides: Any,
+    dtype: torch.dtype,
+    rank: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
+    *options: Any,
 ) -> Placing | None:
-    """A window over an input of this shape; None where it is none, or does not fit."""
-    window = _numbers(kernel_size, stride, padding, dilation, rank)
-    if window is None or not _fits(shape, rank, window, ceil_mode):
+    """A window over an input of this shape and these strides; None where it is none, or does not fit."""
+    window, ceil_mode = _numbers(kernel_size, stride, padding, dilation, rank), bool(ceil_mode)
+    if window is None or not _fits(shape, rank, window, ceil_mode) or dtype not in arrays.FLOAT_DTYPES:
         return None
-    return Placing(shape[-rank:], (*window, ceil_mode, ()))
+    return _placing(shape, strides, rank, (*window, ceil_mode, ()), options)
 
 
-_cached_place = lru_cache(maxsize=4096, typed=True)(_placed)
+def _placing(shape: Any, strides: Any, rank: int, numbers: tuple, options: tuple) -> Placing:
+    channels_last = len(shape) == rank + 2 and arrays.is_channels_last(shape, strides)
+    return Placing(shape[:-rank], shape[-rank:], numbers, (*options, channels_last))
 
 
-def _place(
-    input: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> Placing | None:
-    ceil_mode = bool(ceil_mode)
-    if not is_dynamo_compiling():
-        try:
-            return _cached_place(input.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-        except TypeError:  # lists, and sizes that are symbols, which are not hashable
-            pass
-    return _placed(input.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+# For plain tensors; what does not fit is looked at again, with others.
+_remembered = lru_cache(maxsize=4096, typed=True)
+_kept = _remembered(_placed)
+# Nested tensors have no shape, and lists are not hashable.
+_NOT_KEPT = (RuntimeError, TypeError)
+_DENSE = torch.strided
 
 
-def _max_pool(
+def max_pool(
     rank: int,
     input: Tensor,
     kernel_size: Any,
@@ -119,13 +126,22 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
+    """:func:`max_pool2d` with so many spatial axes."""
+    if not return_indices and is_eager(input) and input.layout is _DENSE:
+        try:
+            placing = _kept(
+                input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode
+            )
+        except _NOT_KEPT:
+            placing = None
+        if placing is not None:
+            return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _place(input, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    placing = _placed(input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode)
     if placing is None:
-        theirs = getattr(reference, f"max_pool{rank}d")
         fail_as_torch(
             f"max_pool{rank}d does not take these arguments",
-            theirs,
+            getattr(reference, f"max_pool{rank}d"),
             input,
             kernel_size,
             stride,
@@ -134,15 +150,12 @@ def _max_pool(
             ceil_mode=ceil_mode,
             return_indices=return_indices,
         )
-    channels_last = arrays.is_channels_last(input, rank)
-    if not return_indices:
-        return pool_rows.max_pool.first(input, placing, channels_last)
-    return _with_indices(input, placing, channels_last)
+    return _with_indices(input, placing) if return_indices else pool_rows.max_pool.first(input, placing)
 
 
-def _with_indices(input: Tensor, placing: Placing, channels_last: bool) -> tuple[Tensor, Tensor]:
-    y, argmax = pool_rows.max_pool(input, placing, channels_last)
-    return y, pool_rows.max_pool_indices(argmax, placing, channels_last)
+def _with_indices(input: Tensor, placing: Placing) -> tuple[Tensor, Tensor]:
+    y, argmax = pool_rows.max_pool(input, placing)
+    return y, pool_rows.max_pool_indices(argmax, placing)
 
 
 def max_pool1d(
@@ -155,7 +168,7 @@ def max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     """Largest value of each window of ``(N, C, L)`` or ``(C, L)``."""
-    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool1d_with_indices(
@@ -168,7 +181,7 @@ def max_pool1d_with_indices(
     return_indices: bool = False,
 ) -> Any:
     """:func:`max_pool1d`, and where the values were, whatever ``return_indices`` says."""
-    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
 def max_pool2d(
@@ -181,7 +194,7 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Any:
     """Largest value of each window of ``(N, C, H, W)`` or ``(C, H, W)``."""
-    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d_with_indices(
@@ -194,7 +207,7 @@ def max_pool2d_with_indices(
     return_indices: bool = False,
 ) -> Any:
     """:func:`max_pool2d`, and where the values were, whatever ``return_indices`` says."""
-    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
 def max_pool3d(
@@ -207,7 +220,7 @@ def max_pool3d(
     return_indices: bool = False,
 ) -> Any:
     """Largest value of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
-    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool3d_with_indices(
@@ -220,10 +233,10 @@ def max_pool3d_with_indices(
     return_indices: bool = False,
 ) -> Any:
     """:func:`max_pool3d`, and where the values were, whatever ``return_indices`` says."""
-    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
-def _avg_pool(
+def avg_pool(
     rank: int,
     input: Tensor,
     kernel_size: Any,
@@ -233,15 +246,36 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
+    """:func:`avg_pool2d` with so many spatial axes."""
+    include_pad = bool(count_include_pad)
+    if divisor_override != 0 and is_eager(input) and input.layout is _DENSE:
+        try:
+            placing = _kept(
+                input.shape,
+                input.stride(),
+                input.dtype,
+                rank,
+                kernel_size,
+                stride,
+                padding,
+                1,
+                ceil_mode,
+                include_pad,
+                divisor_override,
+            )
+        except _NOT_KEPT:
+            placing = None
+        if placing is not None:
+            return pool_rows.avg_pool.eagerly(input, placing)
     check_tensor(input)
-    placing = _place(input, rank, kernel_size, stride, padding, 1, ceil_mode)
+    window = rank, kernel_size, stride, padding, 1, ceil_mode
+    placing = _placed(input.shape, input.stride(), input.dtype, *window, include_pad, divisor_override)
     if divisor_override == 0 or placing is None:
         theirs = getattr(reference, f"avg_pool{rank}d")
         given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
         fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *given, *divisor)
-    channels_last = arrays.is_channels_last(input, rank)
-    return pool_rows.avg_pool(input, placing, bool(count_include_pad), divisor_override, channels_last)
+    return pool_rows.avg_pool(input, placing)
 
 
 def avg_pool1d(
@@ -253,7 +287,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """Mean of each window of ``(N, C, L)`` or ``(C, L)``."""
-    return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+    return avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 def avg_pool2d(
@@ -266,7 +300,7 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """Mean of each window of ``(N, C, H, W)`` or ``(C, H, W)``."""
-    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def avg_pool3d(
@@ -279,12 +313,15 @@ def avg_pool3d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """Mean of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
-    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
+def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
+    """:func:`lp_pool2d` with so many spatial axes."""
+    norm_type = float(norm_type)
     check_tensor(input)
-    placing = _place(input, rank, kernel_size, stride, 0, 1, ceil_mode)
+    window = rank, kernel_size, stride, 0, 1, ceil_mode
+    placing = _placed(input.shape, input.stride(), input.dtype, *window, norm_type)
     if placing is None:
         fail_as_torch(
             f"lp_pool{rank}d does not take these arguments",
@@ -295,40 +332,39 @@ def _lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, strid
             stride,
             ceil_mode,
         )
-    norm_type = float(norm_type)
     # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
     if norm_type == math.inf or norm_type == -math.inf:
         sign = 1 if norm_type > 0 else -1
-        x = sign * input.abs()
-        return sign * pool_rows.max_pool.first(x, placing, arrays.is_channels_last(x, rank))
+        return sign * max_pool(rank, sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode, False)
     if not norm_type > 0:
         raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
-    channels_last = arrays.is_channels_last(input, rank)
-    return pool_rows.lp_pool(input, placing, norm_type, channels_last)
+    return pool_rows.lp_pool(input, placing)
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, L)`` or ``(C, L)``; torch's for x >= 0."""
-    return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
+    return lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, H, W)`` or ``(C, H, W)``; torch's for x >= 0."""
-    return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
+    return lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; torch's for x >= 0."""
-    return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
+    return lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def _adaptive(shape: Any, rank: int, output_size: Any) -> Placing | None:
+def _placed_adaptively(
+    shape: Any, strides: Any, dtype: torch.dtype, rank: int, output_size: Any, *options: Any
+) -> Placing | None:
     """The windows that cut an input of this shape into an output of this size; None where there are none."""
     if not isinstance(output_size, (tuple, list)):
         output_size = (output_size,) * rank
     elif len(output_size) == 1:
         output_size = tuple(output_size) * rank
-    if len(output_size) != rank or len(shape) not in (rank + 1, rank + 2):
+    if len(output_size) != rank or len(shape) not in (rank + 1, rank + 2) or dtype not in arrays.FLOAT_DTYPES:
         return None
     image = shape[-rank - 1 :]
     for size in image:
@@ -338,24 +374,23 @@ def _adaptive(shape: Any, rank: int, output_size: Any) -> Placing | None:
     for size in sizes:
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool) or size < 0:
             return None
-    return Placing(shape[-rank:], ((), (), (), (), False, sizes))
+    return _placing(shape, strides, rank, ((), (), (), (), False, sizes), options)
 
 
-_cached_adaptive = lru_cache(maxsize=4096, typed=True)(_adaptive)
+_kept_adaptively = _remembered(_placed_adaptively)
 
 
-def _adaptive_place(input: Tensor, output_size: Any, rank: int) -> Placing | None:
-    if is_dynamo_compiling():
-        return _adaptive(input.shape, rank, output_size)
-    try:
-        return _cached_adaptive(input.shape, rank, output_size)
-    except TypeError:  # lists, and sizes that are symbols, which are not hashable
-        return _adaptive(input.shape, rank, output_size)
-
-
-def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
+def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
+    """:func:`adaptive_max_pool2d` with so many spatial axes."""
+    if not return_indices and is_eager(input) and input.layout is _DENSE:
+        try:
+            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
+        except _NOT_KEPT:
+            placing = None
+        if placing is not None:
+            return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _adaptive_place(input, output_size, rank)
+    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
     if placing is None:
         fail_as_torch(
             f"adaptive_max_pool{rank}d does not take these arguments",
@@ -363,15 +398,20 @@ def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indice
             input,
             output_size,
         )
-    channels_last = arrays.is_channels_last(input, rank)
-    if not return_indices:
-        return pool_rows.max_pool.first(input, placing, channels_last)
-    return _with_indices(input, placing, channels_last)
+    return _with_indices(input, placing) if return_indices else pool_rows.max_pool.first(input, placing)
 
 
-def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
+    """:func:`adaptive_avg_pool2d` with so many spatial axes."""
+    if is_eager(input) and input.layout is _DENSE:
+        try:
+            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, True, None)
+        except _NOT_KEPT:
+            placing = None
+        if placing is not None:
+            return pool_rows.avg_pool.eagerly(input, placing)
     check_tensor(input)
-    placing = _adaptive_place(input, output_size, rank)
+    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, True, None)
     if placing is None:
         fail_as_torch(
             f"adaptive_avg_pool{rank}d does not take these arguments",
@@ -379,58 +419,58 @@ def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
             input,
             output_size,
         )
-    channels_last = arrays.is_channels_last(input, rank)
-    return pool_rows.avg_pool(input, placing, True, None, channels_last)
+    return pool_rows.avg_pool(input, placing)
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Largest value of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
-    return _adaptive_max_pool(1, input, output_size, return_indices)
+    return adaptive_max_pool(1, input, output_size, return_indices)
 
 
 def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """:func:`adaptive_max_pool1d`, and where the values were, whatever ``return_indices`` says."""
-    return _adaptive_max_pool(1, input, output_size, True)
+    return adaptive_max_pool(1, input, output_size, True)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Largest value of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
-    return _adaptive_max_pool(2, input, output_size, return_indices)
+    return adaptive_max_pool(2, input, output_size, return_indices)
 
 
 def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """:func:`adaptive_max_pool2d`, and where the values were, whatever ``return_indices`` says."""
-    return _adaptive_max_pool(2, input, output_size, True)
+    return adaptive_max_pool(2, input, output_size, True)
 
 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Largest value of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
-    return _adaptive_max_pool(3, input, output_size, return_indices)
+    return adaptive_max_pool(3, input, output_size, return_indices)
 
 
 def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """:func:`adaptive_max_pool3d`, and where the values were, whatever ``return_indices`` says."""
-    return _adaptive_max_pool(3, input, output_size, True)
+    return adaptive_max_pool(3, input, output_size, True)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
-    return _adaptive_avg_pool(1, input, output_size)
+    return adaptive_avg_pool(1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
-    return _adaptive_avg_pool(2, input, output_size)
+    return adaptive_avg_pool(2, input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
-    return _adaptive_avg_pool(3, input, output_size)
+    return adaptive_avg_pool(3, input, output_size)
 
 
-def _max_unpool(
+def max_unpool(
     rank: int, input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
 ) -> Tensor:
+    """:func:`max_unpool2d` with so many spatial axes."""
     check_tensor(input)
     if not isinstance(indices, Tensor):
         raise TypeError(f"indices must be a torch.Tensor, got {type(indices).__name__}")
@@ -452,8 +492,8 @@ def _max_unpool(
     if not pool_rows.indices_are_valid(indices, sizes):
         extent = "x".join(map(str, sizes))
         fail_as_torch(f"Found an invalid max index: output volumes are of size {extent}", *as_theirs[1:])
-    channels_last = arrays.is_channels_last(input, rank)
-    return pool_rows.max_unpool(input, indices, sizes, channels_last)
+    channels_last = len(input.shape) == rank + 2 and arrays.is_channels_last(input.shape, input.stride())
+    return pool_rows.max_unpool(input, indices, (sizes, channels_last))
 
 
 def _unpooled_size(
@@ -494,18 +534,18 @@ def max_unpool1d(
     input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
 ) -> Tensor:
     """Each value of ``(N, C, L)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool1d`."""
-    return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
+    return max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(
     input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
 ) -> Tensor:
     """Each value of ``(N, C, H, W)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool2d`."""
-    return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
+    return max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(
     input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
 ) -> Tensor:
     """Each value of ``(N, C, D, H, W)`` at its index in the output: the inverse of :func:`max_pool3d`."""
-    return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
+    return max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

@@ -19,7 +19,11 @@ def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: 
     check_tensor(input)
     module._check_input_dim(input)
     mean, var, tracked, training = statistics_of(module)
-    weight, bias = parameters_of(module)
+    held = module._parameters
+    try:
+        weight, bias = held["weight"], held["bias"]
+    except KeyError:  # no parameters, but computed from such
+        weight, bias = module.weight, module.bias
     return normalize(
         input,
         mean,
@@ -48,15 +52,6 @@ def statistics_of(module: Any) -> tuple[Any, Any, Any, bool]:
     if module.track_running_stats:
         return mean, var, tracked, True
     return None, None, None, True
-
-
-def parameters_of(module: Any) -> tuple[Any, Any]:
-    """Weight and bias, which may be no parameters but computed from such."""
-    held = module._parameters
-    try:
-        return held["weight"], held["bias"]
-    except KeyError:
-        return module.weight, module.bias
 
 
 class _BatchNorm(nn.Module):

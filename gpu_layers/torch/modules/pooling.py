@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gpu_layers.torch import functional
+from gpu_layers.torch.functional import pooling
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -33,7 +33,7 @@ __all__ = [
 class _Pool(nn.Module):
     """What the modules of one pooling share, whatever their number of spatial axes."""
 
-    _function: ClassVar[Any]
+    _rank: ClassVar[int]
 
 
 class _MaxPool(_Pool):
@@ -41,51 +41,66 @@ class _MaxPool(_Pool):
 
     def forward(self, input: Tensor) -> Any:
         """Largest value of each window; with ``return_indices`` also where it was."""
-        window = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return self._function(input, *window, self.return_indices)
+        held = self.__dict__  # at once; a module's attributes are looked for in three places
+        return pooling.max_pool(
+            self._rank,
+            input,
+            held["kernel_size"],
+            held["stride"],
+            held["padding"],
+            held["dilation"],
+            held["ceil_mode"],
+            held["return_indices"],
+        )
 
 
 class MaxPool1d(_MaxPool, nn.MaxPool1d):
     __doc__ = _MaxPool.__doc__
-    _function = staticmethod(functional.max_pool1d)
+    _rank = 1
 
 
 class MaxPool2d(_MaxPool, nn.MaxPool2d):
     __doc__ = _MaxPool.__doc__
-    _function = staticmethod(functional.max_pool2d)
+    _rank = 2
 
 
 class MaxPool3d(_MaxPool, nn.MaxPool3d):
     __doc__ = _MaxPool.__doc__
-    _function = staticmethod(functional.max_pool3d)
-
-
-class AvgPool1d(nn.AvgPool1d):
-    """``torch.nn.AvgPool1d``."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Mean of each window."""
-        window = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
-        return functional.avg_pool1d(input, *window, self.count_include_pad)
+    _rank = 3
 
 
 class _AvgPool(_Pool):
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
-        window = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
-        return self._function(input, *window, self.count_include_pad, self.divisor_override)
+        held = self.__dict__
+        return pooling.avg_pool(
+            self._rank,
+            input,
+            held["kernel_size"],
+            held["stride"],
+            held["padding"],
+            held["ceil_mode"],
+            held["count_include_pad"],
+            held.get("divisor_override"),  # which torch.nn.AvgPool1d has not
+        )
+
+
+class AvgPool1d(_AvgPool, nn.AvgPool1d):
+    """``torch.nn.AvgPool1d``."""
+
+    _rank = 1
 
 
 class AvgPool2d(_AvgPool, nn.AvgPool2d):
     """``torch.nn.AvgPool2d``."""
 
-    _function = staticmethod(functional.avg_pool2d)
+    _rank = 2
 
 
 class AvgPool3d(_AvgPool, nn.AvgPool3d):
     """``torch.nn.AvgPool3d``."""
 
-    _function = staticmethod(functional.avg_pool3d)
+    _rank = 3
 
 
 class _LPPool(_Pool):
@@ -93,70 +108,70 @@ class _LPPool(_Pool):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(sum |x|^p)^(1/p)`` of each window."""
-        return self._function(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+        return pooling.lp_pool(self._rank, input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
 
 class LPPool1d(_LPPool, nn.LPPool1d):
     __doc__ = _LPPool.__doc__
-    _function = staticmethod(functional.lp_pool1d)
+    _rank = 1
 
 
 class LPPool2d(_LPPool, nn.LPPool2d):
     __doc__ = _LPPool.__doc__
-    _function = staticmethod(functional.lp_pool2d)
+    _rank = 2
 
 
 class LPPool3d(_LPPool, nn.LPPool3d):
     __doc__ = _LPPool.__doc__
-    _function = staticmethod(functional.lp_pool3d)
+    _rank = 3
 
 
 class _AdaptiveMaxPool(_Pool):
     def forward(self, input: Tensor) -> Any:
         """Largest value of each window; with ``return_indices`` also where it was."""
-        return self._function(input, self.output_size, self.return_indices)
+        return pooling.adaptive_max_pool(self._rank, input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool, nn.AdaptiveMaxPool1d):
     """``torch.nn.AdaptiveMaxPool1d``."""
 
-    _function = staticmethod(functional.adaptive_max_pool1d)
+    _rank = 1
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPool, nn.AdaptiveMaxPool2d):
     """``torch.nn.AdaptiveMaxPool2d``."""
 
-    _function = staticmethod(functional.adaptive_max_pool2d)
+    _rank = 2
 
 
 class AdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
     """``torch.nn.AdaptiveMaxPool3d``."""
 
-    _function = staticmethod(functional.adaptive_max_pool3d)
+    _rank = 3
 
 
 class _AdaptiveAvgPool(_Pool):
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
-        return self._function(input, self.output_size)
+        return pooling.adaptive_avg_pool(self._rank, input, self.output_size)
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool, nn.AdaptiveAvgPool1d):
     """``torch.nn.AdaptiveAvgPool1d``."""
 
-    _function = staticmethod(functional.adaptive_avg_pool1d)
+    _rank = 1
 
 
 class AdaptiveAvgPool2d(_AdaptiveAvgPool, nn.AdaptiveAvgPool2d):
     """``torch.nn.AdaptiveAvgPool2d``."""
 
-    _function = staticmethod(functional.adaptive_avg_pool2d)
+    _rank = 2
 
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
     """``torch.nn.AdaptiveAvgPool3d``."""
 
-    _function = staticmethod(functional.adaptive_avg_pool3d)
+    _rank = 3
 
 
 class _MaxUnpool(_Pool):
@@ -164,22 +179,22 @@ class _MaxUnpool(_Pool):
 
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""
-        return self._function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+        return pooling.max_unpool(self._rank, input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
 class MaxUnpool1d(_MaxUnpool, nn.MaxUnpool1d):
     __doc__ = _MaxUnpool.__doc__
-    _function = staticmethod(functional.max_unpool1d)
+    _rank = 1
 
 
 class MaxUnpool2d(_MaxUnpool, nn.MaxUnpool2d):
     __doc__ = _MaxUnpool.__doc__
-    _function = staticmethod(functional.max_unpool2d)
+    _rank = 2
 
 
 class MaxUnpool3d(_MaxUnpool, nn.MaxUnpool3d):
     __doc__ = _MaxUnpool.__doc__
-    _function = staticmethod(functional.max_unpool3d)
+    _rank = 3
 
 
 #: The class that takes the place of a torch.nn class.

@@ -38,11 +38,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if not training or alone:
             return normalize(input, *given, None, None, False)
         # Of one value a channel the other processes may have more.
-        check_batch_norm(input, mean, var, self.weight, self.bias, False, self.momentum, self.eps, given_later=True)
-        if not registry.is_eager(input, self.weight, self.bias):
+        eager = registry.is_eager(input, self.weight, self.bias)
+        check_batch_norm(
+            input, mean, var, self.weight, self.bias, False, self.momentum, self.eps, eager, given_later=True
+        )
+        if not eager:
             raise RuntimeError("gpu_layers.torch.SyncBatchNorm runs eagerly only, not in graphs or under torch.func")
         y, statistics, count = _Synchronized.apply(
-            input, self.weight, self.bias, self.eps, arrays.is_channels_last(input), group
+            input, self.weight, self.bias, self.eps, arrays.is_channels_last(input.shape, input.stride()), group
         )
         if mean is not None and not random.is_recomputation():
             _update(mean, var, tracked, statistics, count, self.momentum)

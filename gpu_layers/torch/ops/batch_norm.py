@@ -11,7 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
-from gpu_layers.torch.registry import define, first_result, through
+from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
 _Tensor = Any
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
@@ -22,16 +22,14 @@ def _new_statistics(x: _Tensor) -> torch.Tensor:
     return arrays.empty((5, x.shape[1]), accumulation_dtype(x.dtype), x)
 
 
-def _run(
+def _raw(
     x: _Tensor,
     weight: _Tensor,
     bias: _Tensor,
     residual: _Tensor,
-    eps: float,
-    activation: str,
-    channels_last: bool,
-    running: tuple | None,
+    numbers: tuple,
 ) -> tuple:
+    eps, activation, channels_last, running = numbers
     if not x.numel():
         statistics = _new_statistics(x).zero_()
         statistics[2] = eps**-0.5
@@ -55,74 +53,69 @@ def _run(
         activation,
         found,
     )
-    results = place.tensor(y, channels_last), place.tensor(statistics)
     if running is not None and found is None:
-        _fold(_run_update, x, results[1], running)
-    return results
+        _fold(_run_update, x, place.tensor(statistics), running)
+    return place.tensor(y, channels_last), place.kept(statistics)
+
+
+def _run(*args: Any) -> tuple:
+    y, statistics = _raw(*args)
+    return y, arrays.tensor_of(statistics)
 
 
 def _fold(update: Any, x: _Tensor, statistics: _Tensor, running: tuple) -> None:
     """Fold the statistics of a batch into running ones, by an operation of its own."""
     mean, var, batches, momentum, skip_nonfinite = running
     count = x.numel() // max(x.shape[1], 1)
-    update(mean, var, batches, statistics, count, momentum, skip_nonfinite)
+    update(mean, var, batches, statistics, (count, momentum, skip_nonfinite))
 
 
 def _folded(results: tuple, args: tuple) -> torch.Tensor:
     """The first result, once the statistics are folded into the running ones, which the operation has not got."""
     y, statistics = results
-    if args[-1] is not None:
-        _fold(update_statistics, args[0], statistics, args[-1])
+    *_, running = args[-1]
+    if running is not None:
+        _fold(update_statistics, args[0], statistics, running)
     return y
 
 
-def _fake(
-    x: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
-    eps: float,
-    activation: str,
-    channels_last: bool,
-    running: None,
-) -> tuple:
-    return arrays.empty(x.shape, x.dtype, x, channels_last), _new_statistics(x)
+def _fake(x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, numbers: tuple) -> tuple:
+    return arrays.empty(x.shape, x.dtype, x, numbers[2]), _new_statistics(x)
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, bias, residual, ctx.eps, ctx.activation, ctx.channels_last, _ = inputs
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, bias, residual, (_, activation, *_) = inputs
     # The gradient depends on a residual through the activation only.
-    ctx.save_for_backward(x, weight, bias, None if ctx.activation == "identity" else residual, output[1])
+    keep(ctx, x, weight, bias, None if activation == "identity" else residual, last=output[1])
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
-    return _gradients(ctx, dy, True, list(ctx.needs_input_grad[:4]))
+    return _gradients(ctx, dy, True, ctx.needs_input_grad[:4])
 
 
-def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: list[bool]) -> tuple:
+def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: tuple) -> tuple:
     """Of x, weight, bias and residual, as far as they are asked for."""
     if dy is None:
         return (None,) * 4
-    x, weight, bias, residual, statistics = ctx.saved_tensors
+    eps, activation, channels_last, *_ = ctx.numbers
+    x, weight, bias, residual, statistics = kept(ctx)
     dresidual = None
-    if ctx.activation == "identity" and needed[3]:
+    if activation == "identity" and needed[3]:
         # The gradient of a sum: no kernel is needed.
-        dresidual, needed[3] = dy, False
-    inputs = dy, x, weight, bias, residual, statistics, ctx.activation, training
+        dresidual, needed = dy, (*needed[:3], False)
     found: Any = (None,) * 4
-    if any(needed):
-        if torch.is_grad_enabled():
-            found = _composite(*inputs, ctx.eps if training else None)
+    if True in needed:
+        if is_plain(dy):
+            numbers = activation, training, needed, channels_last
+            found = _found_gradients(dy, x, weight, bias, residual, statistics, numbers)
         else:
-            found = batch_norm_backward.in_backward(*inputs, needed, ctx.channels_last)
-    dx, dweight, dbias, other = found
-    of_x, of_weight, of_bias, of_residual = needed
-    return (
-        dx if of_x else None,
-        dweight if of_weight else None,
-        dbias if of_bias else None,
-        dresidual if dresidual is not None else other if of_residual else None,
-    )
+            given = dy, x, weight, bias, residual, arrays.tensor_of(statistics)
+            if torch.is_grad_enabled():
+                found = _composite(*given, activation, training, eps if training else None)
+            else:
+                found = batch_norm_backward(*given, (activation, training, list(needed), channels_last))
+            found = tuple([one if need else None for one, need in zip(found, needed, strict=True)])
+    return found if dresidual is None else (*found[:3], dresidual)
 
 
 def _composite(
@@ -179,26 +172,26 @@ batch_norm_training = define(
     f"batch_norm_training(Tensor input, {_AFFINE}, float eps, str activation, bool channels_last) -> (Tensor, Tensor)",
     _run,
     _fake,
-    _setup,
     _backward,
+    _save,
     # Running statistics are folded in within only where no graph is made: operations are pure.
-    pack=lambda args: (*args, None),
-    flat=lambda args: args[:-1],
+    pack=lambda tensors, numbers: (*numbers, None),
+    unpack=lambda numbers: numbers[:-1],
     first=_folded,
+    raw=_raw,
 )
 
 
-def _run_inference(
+def _raw_inference(
     x: _Tensor,
     running_mean: _Tensor,
     running_var: _Tensor,
     weight: _Tensor,
     bias: _Tensor,
     residual: _Tensor,
-    eps: float,
-    activation: str,
-    channels_last: bool,
+    numbers: tuple,
 ) -> tuple:
+    eps, activation, channels_last = numbers
     dtype = accumulation_dtype(x.dtype)
     if not x.numel():
         statistics = _new_statistics(x)
@@ -217,31 +210,26 @@ def _run_inference(
         None if residual is None else array(residual, channels_last),
         activation,
     )
-    return place.tensor(y, channels_last), place.tensor(statistics)
+    return place.tensor(y, channels_last), place.kept(statistics)
 
 
-def _fake_inference(
-    x: _Tensor,
-    running_mean: _Tensor,
-    running_var: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
-    eps: float,
-    activation: str,
-    channels_last: bool,
-) -> tuple:
-    return arrays.empty(x.shape, x.dtype, x, channels_last), _new_statistics(x)
+def _run_inference(*args: Any) -> tuple:
+    y, statistics = _raw_inference(*args)
+    return y, arrays.tensor_of(statistics)
 
 
-def _setup_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, _, _, weight, bias, residual, *numbers = inputs
-    _setup(ctx, (x, weight, bias, residual, *numbers, None), output)
+def _fake_inference(x: _Tensor, running_mean: _Tensor, running_var: _Tensor, *others: Any) -> tuple:
+    return _fake(x, *others)
+
+
+def _save_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, _, _, *others = inputs
+    _save(ctx, (x, *others), output)
 
 
 def _backward_inference(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
     of_x, _, _, *others = ctx.needs_input_grad[:6]
-    dx, *found = _gradients(ctx, dy, False, [of_x, *others])
+    dx, *found = _gradients(ctx, dy, False, (of_x, *others))
     return dx, None, None, *found
 
 
@@ -250,9 +238,10 @@ batch_norm_inference = define(
     "str activation, bool channels_last) -> (Tensor, Tensor)",
     _run_inference,
     _fake_inference,
-    _setup_inference,
     _backward_inference,
+    _save_inference,
     first=first_result,
+    raw=_raw_inference,
 )
 
 
@@ -263,43 +252,40 @@ def _found_gradients(
     bias: _Tensor,
     residual: _Tensor,
     statistics: _Tensor,
-    activation: str,
-    training: bool,
-    needed: list[bool],
-    channels_last: bool,
+    numbers: tuple,
 ) -> tuple:
-    """Gradients of x, weight, bias and residual; what is not needed may be None."""
-    of_x, of_weight, of_bias, of_residual = needed
+    """Gradients of x, weight, bias and residual; None of what is not needed."""
+    activation, training, (of_x, of_weight, of_bias, of_residual), channels_last = numbers
     if not x.numel():
-        dx, dweight, dbias, dresidual = _gradients_like(x, weight, bias, needed, channels_last)
-        return dx, dweight.zero_(), dbias.zero_(), dresidual
+        found = _gradients_like(x, weight, bias, numbers[2], channels_last)
+        return tuple([one.zero_() if need else None for one, need in zip(found, numbers[2], strict=True)])
     place = arrays.here(x)
-    floor, array = place.floor, place.array
+    floor, array, tensor = place.floor, place.array, place.tensor
     added = None if residual is None else array(residual, channels_last)
     gradient = array(dy, channels_last)
     # Without a number of writes: autograd notices what is written to.
-    saved = BatchNormSaved(array(x, channels_last), array(statistics), channels_last, added, activation, 0)
+    saved = BatchNormSaved(array(x, channels_last), place.raw(statistics), channels_last, added, activation, 0)
     if not (of_x or of_residual):
-        found = (None, *floor.batch_norm_gradient_sums(gradient, saved), None)
+        dx, (dgamma, dbeta), dresidual = None, floor.batch_norm_gradient_sums(gradient, saved), None
     elif training:
-        found = floor.batch_norm_backward(gradient, saved)
+        dx, dgamma, dbeta, dresidual = floor.batch_norm_backward(gradient, saved)
     elif of_weight or of_bias:
-        found = floor.batch_norm_inference_backward(gradient, saved)
+        dx, dgamma, dbeta, dresidual = floor.batch_norm_inference_backward(gradient, saved)
     else:
-        nothing = array(torch.zeros_like(statistics[0]))
+        nothing, dgamma, dbeta = array(x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype))), None, None
         dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, nothing, nothing, 1)
-        found = dx, None, None, dresidual
-    dx, dgamma, dbeta, dresidual = found
-    dweight, dbias = place.tensor(dgamma) if of_weight else None, place.tensor(dbeta) if of_bias else None
-    if weight is not None and dweight is not None and weight.dtype is not dweight.dtype:
-        dweight = dweight.to(weight.dtype)
-    if bias is not None and dbias is not None and bias.dtype is not dbias.dtype:
-        dbias = dbias.to(bias.dtype)
+    dweight, dbias = tensor(dgamma) if of_weight else None, tensor(dbeta) if of_bias else None
+    if x.dtype.itemsize == 2:
+        # Parameters may be of half types too.
+        dweight, dbias = (
+            one if one is None or parameter is None else one.to(parameter.dtype)
+            for one, parameter in ((dweight, weight), (dbias, bias))
+        )
     return (
-        place.tensor(dx, channels_last) if of_x else None,
+        tensor(dx, channels_last) if of_x else None,
         dweight,
         dbias,
-        place.tensor(dresidual, channels_last) if of_residual else None,
+        tensor(dresidual, channels_last) if of_residual else None,
     )
 
 
@@ -307,8 +293,9 @@ def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest
     # An operation of the dispatcher has no results that are None.
     found = _found_gradients(dy, x, weight, bias, *rest)
     others = _gradients_like(x, weight, bias, [False] * 4, False)
+    needed = rest[-1][2]
     return tuple(
-        one if need and one is not None else other for one, need, other in zip(found, rest[-2], others, strict=True)
+        one if need and one is not None else other for one, need, other in zip(found, needed, others, strict=True)
     )
 
 
@@ -325,37 +312,27 @@ def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[boo
     return of_input(needed[0]), of_channels(weight, needed[1]), of_channels(bias, needed[2]), of_input(needed[3])
 
 
-def _fake_backward(
-    dy: _Tensor,
-    x: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
-    statistics: _Tensor,
-    activation: str,
-    training: bool,
-    needed: list[bool],
-    channels_last: bool,
-) -> tuple:
+def _fake_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:
+    _, _, needed, channels_last = rest[-1]
     return _gradients_like(x, weight, bias, needed, channels_last)
 
 
-def _setup_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.activation, ctx.training, ctx.needed, _ = inputs
+def _save_backward(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:-1])
 
 
 def _backward_backward(ctx: Any, *gradients: Any) -> tuple:
     *inputs, statistics = ctx.saved_tensors
+    activation, training, wanted, _ = ctx.numbers
 
     def composite(dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> tuple:
         # The statistics are arguments here, whatever they were computed from.
-        found = _composite(dy, x, weight, bias, residual, statistics, ctx.activation, ctx.training, None)
-        return tuple(one if need else None for one, need in zip(found, ctx.needed, strict=True))
+        found = _composite(dy, x, weight, bias, residual, statistics, activation, training, None)
+        return tuple(one if need else None for one, need in zip(found, wanted, strict=True))
 
     needed = ctx.needs_input_grad[:5]
-    return tuple(through(composite, tuple(inputs), needed, gradients))
+    return *through(composite, tuple(inputs), needed, gradients), None
 
 
 batch_norm_backward = define(
@@ -363,8 +340,8 @@ batch_norm_backward = define(
     "bool training, bool[] needed, bool channels_last) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
-    _setup_backward,
     _backward_backward,
+    _save_backward,
     _found_gradients,
 )
 
@@ -374,15 +351,14 @@ def _run_update(
     running_var: _Tensor,
     num_batches_tracked: _Tensor,
     statistics: _Tensor,
-    count: int,
-    momentum: float | None,
-    skip_nonfinite: bool,
+    numbers: tuple,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``; the variance of the batch is the unbiased one.
 
     Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
     update does not count as a change for autograd's version counters.
     """
+    count, momentum, skip_nonfinite = numbers
     batches = statistics.new_zeros((), dtype=torch.int64) if num_batches_tracked is None else num_batches_tracked
     changed = running_mean, running_var, batches
     # Half types are averaged in float32 and rounded once.

@@ -6,7 +6,7 @@ A ``kernel`` without numbers stands for adaptive windows: then the sizes of the 
 from __future__ import annotations
 
 import math
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from gpu_layers.core.window import Window, adaptive_window, sliding_window
 from gpu_layers.torch import arrays, registry
 from gpu_layers.torch.arrays import accumulation_dtype
-from gpu_layers.torch.registry import define, first_result, through
+from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
 _Tensor = Any
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, SymInt[] output_size"
@@ -49,36 +49,37 @@ def _window(
 
 
 class Placing:
-    """Windows over an input; what follows from their numbers is computed once it is asked for.
+    """Windows over an input, and all else that a pooling of it is told; what follows is computed once it is asked for.
 
     Parameters
     ----------
+    outer : sequence of int
+        Sizes in front of the spatial ones: of samples and channels, or of channels.
     spatial : sequence of int
-        Sizes of the input.
+        Spatial sizes of the input.
     numbers : sequence
         Kernel, stride, padding, dilation, ceil_mode and output_size, as the schemas have them.
+    options : sequence
+        What the schemas have behind those.
     """
 
-    def __init__(self, spatial: Any, numbers: Any) -> None:
-        self.spatial, self.numbers, self.rank = spatial, numbers, len(spatial)
+    def __init__(self, outer: Any, spatial: Any, numbers: Any, options: Any) -> None:
+        self.outer, self.spatial, self.numbers, self.rank = outer, spatial, numbers, len(spatial)
+        *self.options, self.channels_last = options
+        self.batched = len(outer) > 1
+        self.window: Window | None = None
 
-    @cached_property
-    def window(self) -> Window:
-        """The window, where all sizes are known."""
-        *given, ceil_mode, output_size = self.numbers
-        return _window(tuple(self.spatial), *map(tuple, given), ceil_mode, tuple(output_size))
+    def find(self) -> Window | None:
+        """The window, to be asked for once all sizes are known; None where input or output have no elements."""
+        if 0 not in (*self.outer, *self.spatial, *self.outputs()):
+            *given, ceil_mode, output_size = self.numbers
+            self.window = _window(tuple(self.spatial), *map(tuple, given), ceil_mode, tuple(output_size))
+        return self.window
 
-    @cached_property
     def outputs(self) -> list:
         """Spatial sizes of the output."""
         return output_sizes(self.spatial, *self.numbers)
 
-    @cached_property
-    def is_empty(self) -> bool:
-        """Whether the output has no elements, whatever the batch."""
-        return not math.prod(self.outputs)
-
-    @cached_property
     def argmax_dtype(self) -> torch.dtype:
         """Smallest dtype that numbers the taps, of ``core.argmax.argmax_dtype``."""
         taps: Any = 1
@@ -92,6 +93,14 @@ class Placing:
             return torch.uint8
         return torch.uint16 if taps <= 2**16 else torch.uint32
 
+    def of_output(self, x: _Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor beside x, of the output's shape."""
+        return arrays.empty((*self.outer, *self.outputs()), dtype, x, self.channels_last)
+
+    def of_input(self, x: _Tensor) -> torch.Tensor:
+        """A new tensor beside x, of its dtype and the input's shape."""
+        return arrays.empty((*self.outer, *self.spatial), x.dtype, x, self.channels_last)
+
 
 def _most_taps(size: Any, outputs: Any) -> Any:
     """Taps of the largest adaptive window along an axis: ``ceil((i + 1) L / o) - floor(i L / o)``."""
@@ -103,29 +112,28 @@ def _most_taps(size: Any, outputs: Any) -> Any:
     return most
 
 
-def _packed(tensors: int, with_spatial: bool = False) -> dict[str, Any]:
-    """How the numbers of a schema become a :class:`Placing`, behind so many tensors, and back.
-
-    The sizes of the input are those of the first tensor, or stand before the numbers of the window.
-    """
-    first = tensors + with_spatial
-
-    def pack(args: tuple) -> tuple:
-        numbers = args[first : first + _NUMBERS]
-        rank = len(numbers[0]) or len(numbers[-1])
-        spatial = args[tensors] if with_spatial else args[0].shape[-rank:]
-        return *args[:tensors], Placing(spatial, numbers), *args[first + _NUMBERS :]
-
-    def flat(args: tuple) -> tuple:
-        placing = args[tensors]
-        spatial = (list(placing.spatial),) if with_spatial else ()
-        return *args[:tensors], *spatial, *placing.numbers, *args[tensors + 1 :]
-
-    return {"pack": pack, "flat": flat}
+def _placed(tensors: tuple, numbers: tuple) -> Placing:
+    """From the numbers of a schema, behind a tensor of the input's shape."""
+    shape, rank = tensors[0].shape, len(numbers[0]) or len(numbers[_NUMBERS - 1])
+    return Placing(shape[:-rank], shape[-rank:], numbers[:_NUMBERS], numbers[_NUMBERS:])
 
 
-def _shape(x: _Tensor, spatial: Any) -> list:
-    return [*x.shape[: x.dim() - len(spatial)], *spatial]
+def _placed_by(tensors: tuple, numbers: tuple) -> Placing:
+    """From the numbers of a schema whose first ones are the input's spatial sizes."""
+    spatial, *others = numbers
+    return Placing(tensors[0].shape[: -len(spatial)], spatial, others[:_NUMBERS], others[_NUMBERS:])
+
+
+def _numbers(placing: Placing) -> tuple:
+    return *placing.numbers, *placing.options, placing.channels_last
+
+
+def _numbers_with_sizes(placing: Placing) -> tuple:
+    return list(placing.spatial), *_numbers(placing)
+
+
+_FROM_INPUT: dict[str, Any] = {"pack": _placed, "unpack": _numbers}
+_FROM_OUTPUT: dict[str, Any] = {"pack": _placed_by, "unpack": _numbers_with_sizes}
 
 
 def _batched(place: Any, x: _Tensor, rank: int, channels_last: bool) -> Any:
@@ -142,116 +150,122 @@ def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool
 # ---- the largest of each window
 
 
-def _run_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
-    if placing.is_empty or not x.numel():
-        return _fake_max(x, placing, channels_last)
-    place = arrays.here(x)
-    batch = place.array(x, channels_last)
-    if x.dim() > placing.rank + 1:
-        y, argmax = place.floor.max_pool_forward(batch, placing.window, channels_last, None)
+def _raw_max(x: _Tensor, placing: Placing) -> tuple:
+    window = placing.window or placing.find()
+    if window is None:
+        return _fake_max(x, placing)
+    place, last = arrays.here(x), placing.channels_last
+    batch = place.array(x, last)
+    if placing.batched:
+        y, argmax = place.floor.max_pool_forward(batch, window, last, None)
     else:
-        (y,), (argmax,) = place.floor.max_pool_forward(batch[None], placing.window, channels_last, None)
-    return place.tensor(y, channels_last), place.tensor(argmax, channels_last)
+        (y,), (argmax,) = place.floor.max_pool_forward(batch[None], window, last, None)
+    return place.tensor(y, last), place.kept(argmax, last)
 
 
-def _fake_max(x: _Tensor, placing: Placing, channels_last: bool) -> tuple:
-    shape = _shape(x, placing.outputs)
-    return (
-        arrays.empty(shape, x.dtype, x, channels_last),
-        arrays.empty(shape, placing.argmax_dtype, x, channels_last),
-    )
+def _run_max(x: _Tensor, placing: Placing) -> tuple:
+    y, argmax = _raw_max(x, placing)
+    return y, arrays.tensor_of(argmax, placing.channels_last)
 
 
-def _setup_max(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, ctx.placing, ctx.channels_last = inputs
-    ctx.save_for_backward(output[1])
+def _fake_max(x: _Tensor, placing: Placing) -> tuple:
+    return placing.of_output(x, x.dtype), placing.of_output(x, placing.argmax_dtype())
+
+
+def _save_argmax(ctx: Any, inputs: tuple, output: tuple) -> None:
+    keep(ctx, last=output[1], channels_last=ctx.numbers.channels_last)
 
 
 def _backward_max(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
     if dy is None:
         return (None,)
-    return (max_pool_backward.in_backward(dy, *ctx.saved_tensors, ctx.placing, ctx.channels_last),)
+    (argmax,), placing = kept(ctx), ctx.numbers
+    if is_plain(dy):
+        return (_run_max_backward(dy, argmax, placing),)
+    return (max_pool_backward(dy, arrays.tensor_of(argmax, placing.channels_last), placing),)
 
 
 max_pool = define(
     f"max_pool(Tensor input, {_WINDOW}, {_LAST}) -> (Tensor, Tensor)",
     _run_max,
     _fake_max,
-    _setup_max,
     _backward_max,
+    _save_argmax,
     first=first_result,
-    **_packed(1),
+    raw=_raw_max,
+    **_FROM_INPUT,
 )
 
 
-def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    if not dy.numel():
-        return _fake_max_backward(dy, argmax, placing, channels_last).zero_()
-    place = arrays.here(dy)
-    batch, chosen = place.array(dy, channels_last), place.array(argmax, channels_last)
-    if dy.dim() > placing.rank + 1:
-        found = place.floor.max_pool_backward(batch, chosen, placing.window, channels_last, None)
+def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+    window = placing.window or placing.find()
+    if window is None:
+        return placing.of_input(dy).zero_()
+    place, last = arrays.here(dy), placing.channels_last
+    batch, chosen = place.array(dy, last), place.raw(argmax, last)
+    if placing.batched:
+        found = place.floor.max_pool_backward(batch, chosen, window, last, None)
     else:
-        (found,) = place.floor.max_pool_backward(batch[None], chosen[None], placing.window, channels_last, None)
-    return place.tensor(found, channels_last)
+        (found,) = place.floor.max_pool_backward(batch[None], chosen[None], window, last, None)
+    return place.tensor(found, last)
 
 
-def _fake_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
+def _fake_of_input(dy: _Tensor, *others: Any) -> torch.Tensor:
+    return others[-1].of_input(dy)
 
 
-def _setup_max_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, argmax, *ctx.rest = inputs
-    ctx.save_for_backward(argmax)
+def _save_second(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
 
 
 def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    return (max_pool_gather(gradient, *ctx.saved_tensors, *ctx.rest),)
+    return max_pool_gather(gradient, *ctx.saved_tensors, ctx.numbers), None
 
 
 max_pool_backward = define(
     f"max_pool_backward(Tensor grad, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_max_backward,
-    _fake_max_backward,
-    _setup_max_backward,
+    _fake_of_input,
     _backward_max_backward,
-    **_packed(2, with_spatial=True),
+    _save_second,
+    **_FROM_OUTPUT,
 )
 
 
-def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    y, rank = _fake_gather(x, argmax, placing, channels_last), placing.rank
-    if not y.numel():
+def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+    y, rank = _fake_gather(x, argmax, placing), placing.rank
+    window = placing.window or placing.find()
+    if window is None:
         return y
-    indices = _run_indices(argmax, placing, channels_last).flatten(-rank)
+    indices = _run_indices(argmax, placing).flatten(-rank)
     # A window with no tap inside the input has no value, and no gradient: index -1.
     found = x.flatten(-rank).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
     return y.copy_(found.reshape(y.shape))
 
 
-def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(_shape(x, argmax.shape[-placing.rank :]), x.dtype, x, channels_last)
+def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+    return placing.of_output(x, x.dtype)
 
 
 def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (max_pool_backward(dy, *ctx.saved_tensors, *ctx.rest),)
+    return max_pool_backward(dy, *ctx.saved_tensors, ctx.numbers), None
 
 
 max_pool_gather = define(
     f"max_pool_gather(Tensor input, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_gather,
     _fake_gather,
-    _setup_max_backward,
     _backward_gather,
-    **_packed(2, with_spatial=True),
+    _save_second,
+    **_FROM_OUTPUT,
 )
 
 
-def _run_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    found = _fake_indices(argmax, placing, channels_last)
-    if not argmax.numel():
+def _run_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
+    found = _fake_indices(argmax, placing)
+    window = placing.window or placing.find()
+    if window is None:
         return found
-    window = placing.window
     flat, inside, number, step = 0, True, argmax.to(torch.int64), 1
     for axis in reversed(range(window.rank)):
         at = _origins(window, axis, argmax) + number % window.kernel[axis] * window.dilation[axis]
@@ -273,15 +287,15 @@ def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
     return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
 
 
-def _fake_indices(argmax: _Tensor, placing: Placing, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(argmax.shape, torch.int64, argmax, channels_last)
+def _fake_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
+    return placing.of_output(argmax, torch.int64)
 
 
 max_pool_indices = define(
     f"max_pool_indices(Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
     _run_indices,
     _fake_indices,
-    **_packed(1, with_spatial=True),
+    **_FROM_OUTPUT,
 )
 
 
@@ -290,151 +304,128 @@ max_pool_indices = define(
 _DIVISOR = "bool count_include_pad, int? divisor_override"
 
 
-def _run_avg(
-    x: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
-) -> torch.Tensor:
-    if placing.is_empty or not x.numel():
-        return _fake_avg(x, placing, count_include_pad, divisor, channels_last)
-    place = arrays.here(x)
-    batch, last = place.array(x, channels_last), (channels_last, count_include_pad, divisor, None)
-    if x.dim() > placing.rank + 1:
-        found = place.floor.avg_pool_forward(batch, placing.window, *last)
+def _run_avg(x: _Tensor, placing: Placing) -> torch.Tensor:
+    window = placing.window or placing.find()
+    if window is None:
+        return _fake_of_output(x, placing)
+    place, last = arrays.here(x), placing.channels_last
+    batch, (include_pad, divisor) = place.array(x, last), placing.options
+    if placing.batched:
+        found = place.floor.avg_pool_forward(batch, window, last, include_pad, divisor, None)
     else:
-        (found,) = place.floor.avg_pool_forward(batch[None], placing.window, *last)
-    return place.tensor(found, channels_last)
+        (found,) = place.floor.avg_pool_forward(batch[None], window, last, include_pad, divisor, None)
+    return place.tensor(found, last)
 
 
-def _fake_avg(
-    x: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
-) -> torch.Tensor:
-    return arrays.empty(_shape(x, placing.outputs), x.dtype, x, channels_last)
-
-
-def _setup_avg(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, *ctx.rest = inputs
+def _fake_of_output(x: _Tensor, placing: Placing) -> torch.Tensor:
+    return placing.of_output(x, x.dtype)
 
 
 def _backward_avg(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (avg_pool_backward.in_backward(dy, *ctx.rest),)
+    row: Any = _run_avg_backward if is_plain(dy) else avg_pool_backward
+    return (row(dy, ctx.numbers),)
 
 
 avg_pool = define(
     f"avg_pool(Tensor input, {_WINDOW}, {_DIVISOR}, {_LAST}) -> Tensor",
     _run_avg,
-    _fake_avg,
-    _setup_avg,
+    _fake_of_output,
     _backward_avg,
-    **_packed(1),
+    **_FROM_INPUT,
 )
 
 
-def _run_avg_backward(
-    dy: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
-) -> torch.Tensor:
-    if not dy.numel():
-        return _fake_avg_backward(dy, placing, count_include_pad, divisor, channels_last).zero_()
-    place = arrays.here(dy)
-    batch, last = place.array(dy, channels_last), (channels_last, count_include_pad, divisor, None)
-    if dy.dim() > placing.rank + 1:
-        found = place.floor.avg_pool_backward(batch, placing.window, *last)
+def _run_avg_backward(dy: _Tensor, placing: Placing) -> torch.Tensor:
+    window = placing.window or placing.find()
+    if window is None:
+        return placing.of_input(dy).zero_()
+    place, last = arrays.here(dy), placing.channels_last
+    batch, (include_pad, divisor) = place.array(dy, last), placing.options
+    if placing.batched:
+        found = place.floor.avg_pool_backward(batch, window, last, include_pad, divisor, None)
     else:
-        (found,) = place.floor.avg_pool_backward(batch[None], placing.window, *last)
-    return place.tensor(found, channels_last)
-
-
-def _fake_avg_backward(
-    dy: _Tensor, placing: Placing, count_include_pad: bool, divisor: int | None, channels_last: bool
-) -> torch.Tensor:
-    return arrays.empty(_shape(dy, placing.spatial), dy.dtype, dy, channels_last)
+        (found,) = place.floor.avg_pool_backward(batch[None], window, last, include_pad, divisor, None)
+    return place.tensor(found, last)
 
 
 def _backward_avg_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    return (avg_pool(gradient, *ctx.rest),)
+    return (avg_pool(gradient, ctx.numbers),)
 
 
 avg_pool_backward = define(
     f"avg_pool_backward(Tensor grad, SymInt[] spatial, {_WINDOW}, {_DIVISOR}, {_LAST}) -> Tensor",
     _run_avg_backward,
-    _fake_avg_backward,
-    _setup_avg,
+    _fake_of_input,
     _backward_avg_backward,
-    **_packed(1, with_spatial=True),
+    **_FROM_OUTPUT,
 )
 
 
 # ---- the norm of each window
 
 
-def _run_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
-    if placing.is_empty or not x.numel():
-        return _fake_lp(x, placing, p, channels_last)
-    place, rank = arrays.here(x), placing.rank
-    batch = _batched(place, x, rank, channels_last)
-    y, _ = place.floor.lp_pool_forward(batch, placing.window, p, channels_last)
-    return _of_batch(place, y, x, rank, channels_last)
+def _run_lp(x: _Tensor, placing: Placing) -> torch.Tensor:
+    window = placing.window or placing.find()
+    if window is None:
+        return _fake_of_output(x, placing)
+    place, last, rank = arrays.here(x), placing.channels_last, placing.rank
+    batch = _batched(place, x, rank, last)
+    y, _ = place.floor.lp_pool_forward(batch, window, *placing.options, last)
+    return _of_batch(place, y, x, rank, last)
 
 
-def _fake_lp(x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(_shape(x, placing.outputs), x.dtype, x, channels_last)
-
-
-def _setup_lp(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, *ctx.rest = inputs
-    ctx.save_for_backward(x)
+def _save_input(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
 
 
 def _backward_lp(ctx: Any, dy: torch.Tensor) -> tuple:
     (x,) = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return (_lp_gradient(dy, x, *ctx.rest),)
-    return (lp_pool_backward.in_backward(dy, x, *ctx.rest),)
+    row: Any = _lp_gradient if torch.is_grad_enabled() else _run_lp_backward if is_plain(dy) else lp_pool_backward
+    return (row(dy, x, ctx.numbers),)
 
 
 lp_pool = define(
     f"lp_pool(Tensor input, {_WINDOW}, float norm_type, {_LAST}) -> Tensor",
     _run_lp,
-    _fake_lp,
-    _setup_lp,
+    _fake_of_output,
     _backward_lp,
-    **_packed(1),
+    _save_input,
+    **_FROM_INPUT,
 )
 
 
-def _run_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
-    if not dy.numel():
-        return arrays.empty(x.shape, x.dtype, x, channels_last).zero_()
-    place, rank = arrays.here(x), placing.rank
-    given = [_batched(place, one, rank, channels_last) for one in (dy, x)]
-    found = place.floor.lp_pool_backward(*given, None, placing.window, p, channels_last)
-    return _of_batch(place, found, x, rank, channels_last)
+def _run_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing) -> torch.Tensor:
+    window = placing.window or placing.find()
+    if window is None:
+        return placing.of_input(dy).zero_()
+    place, last, rank = arrays.here(x), placing.channels_last, placing.rank
+    given = [_batched(place, one, rank, last) for one in (dy, x)]
+    found = place.floor.lp_pool_backward(*given, None, window, *placing.options, last)
+    return _of_batch(place, found, x, rank, last)
 
 
-def _fake_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(x.shape, x.dtype, x, channels_last)
-
-
-def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing, p: float, channels_last: bool) -> torch.Tensor:
+def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
-    wide = x.to(accumulation_dtype(x.dtype))
-    size, norm = wide.abs(), lp_pool(wide, placing, p, channels_last)
+    wide, (p,) = x.to(accumulation_dtype(x.dtype)), placing.options
+    size, norm = wide.abs(), lp_pool(wide, placing)
     # Without 0 to a negative power, whose derivative would be no number.
     norm = torch.where(norm == 0, 1.0, norm)
     # The transpose of an average with c = argmax / argmax inside before it: by 1 / argmax inside, and by all argmax.
     weights = dy.to(wide.dtype) * norm ** (1 - p) * math.prod(placing.numbers[0])
-    spread = avg_pool_backward(weights, placing, True, None, channels_last)
+    means = Placing(placing.outer, placing.spatial, placing.numbers, (True, None, placing.channels_last))
+    spread = avg_pool_backward(weights, means)
     base = torch.where(size == 0, 1.0, size)
     power = torch.where(size == 0, 0.0, base ** (p - 1))
     return (wide.sign() * power * spread).to(x.dtype)
 
 
-def _setup_lp_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    dy, x, *ctx.rest = inputs
-    ctx.save_for_backward(dy, x)
+def _save_both(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
 
 
 def _backward_lp_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     def composite(dy: Any, x: Any) -> tuple:
-        return (_lp_gradient(dy, x, *ctx.rest),)
+        return (_lp_gradient(dy, x, ctx.numbers),)
 
     return tuple(through(composite, ctx.saved_tensors, ctx.needs_input_grad[:2], (gradient,)))
 
@@ -442,45 +433,43 @@ def _backward_lp_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 lp_pool_backward = define(
     f"lp_pool_backward(Tensor grad, Tensor input, SymInt[] spatial, {_WINDOW}, float norm_type, {_LAST}) -> Tensor",
     _run_lp_backward,
-    _fake_lp_backward,
-    _setup_lp_backward,
+    _fake_of_input,
     _backward_lp_backward,
-    **_packed(2, with_spatial=True),
+    _save_both,
+    **_FROM_OUTPUT,
 )
 
 
-# ---- the inverse of max pooling
+# ---- the inverse of max pooling; numbers: sizes of the output, or how many, and channels_last
 
 
-def _run_unpool(x: _Tensor, indices: _Tensor, output_size: Any, channels_last: bool) -> torch.Tensor:
-    rank, output_size = len(output_size), tuple(output_size)
+def _run_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+    output_size, channels_last = numbers
     if not (x.numel() and math.prod(output_size)):
-        return _fake_unpool(x, indices, output_size, channels_last).zero_()
+        return _fake_unpool(x, indices, numbers).zero_()
+    rank = len(output_size)
     place = arrays.here(x)
     batch, at = (_batched(place, one, rank, channels_last) for one in (x, indices))
-    found = place.floor.max_unpool_forward(batch, at, output_size, channels_last)
+    found = place.floor.max_unpool_forward(batch, at, tuple(output_size), channels_last)
     return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_unpool(x: _Tensor, indices: _Tensor, output_size: Any, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(_shape(x, output_size), x.dtype, x, channels_last)
-
-
-def _setup_unpool(ctx: Any, inputs: tuple, output: Any) -> None:
-    _, indices, ctx.output_size, ctx.channels_last = inputs
-    ctx.save_for_backward(indices)
+def _fake_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+    output_size, channels_last = numbers
+    return arrays.empty((*x.shape[: -len(output_size)], *output_size), x.dtype, x, channels_last)
 
 
 def _backward_unpool(ctx: Any, dy: torch.Tensor) -> tuple:
-    return (max_unpool_backward.in_backward(dy, *ctx.saved_tensors, len(ctx.output_size), ctx.channels_last),)
+    output_size, channels_last = ctx.numbers
+    return max_unpool_backward(dy, *ctx.saved_tensors, (len(output_size), channels_last)), None
 
 
 max_unpool = define(
     f"max_unpool(Tensor input, Tensor indices, SymInt[] output_size, {_LAST}) -> Tensor",
     _run_unpool,
     _fake_unpool,
-    _setup_unpool,
     _backward_unpool,
+    _save_second,
 )
 
 
@@ -493,39 +482,40 @@ def indices_are_valid(indices: torch.Tensor, sizes: Any) -> bool:
     return not bool(outside.any())
 
 
-def _run_unpool_backward(dy: _Tensor, indices: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
+def _run_unpool_backward(dy: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+    rank, channels_last = numbers
     if not (indices.numel() and dy.numel()):
-        return _fake_unpool_backward(dy, indices, rank, channels_last).zero_()
+        return _fake_unpool_backward(dy, indices, numbers).zero_()
     place = arrays.here(dy)
     batch, at = (_batched(place, one, rank, channels_last) for one in (dy, indices))
     found = place.floor.max_unpool_backward(batch, at, channels_last)
     return _of_batch(place, found, indices, rank, channels_last)
 
 
-def _fake_unpool_backward(dy: _Tensor, indices: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
-    return arrays.empty(indices.shape, dy.dtype, dy, channels_last)
+def _fake_unpool_backward(dy: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+    return arrays.empty(indices.shape, dy.dtype, dy, numbers[1])
 
 
-def _setup_unpool_backward(ctx: Any, inputs: tuple, output: Any) -> None:
-    dy, indices, ctx.rank, _ = inputs
+def _save_unpool_backward(ctx: Any, inputs: tuple, output: Any) -> None:
+    dy, indices, _ = inputs
     ctx.save_for_backward(indices)
     ctx.shape = dy.shape
 
 
 def _backward_unpool_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    (indices,) = ctx.saved_tensors
+    (indices,), (rank, _) = ctx.saved_tensors, ctx.numbers
     # Of equal indices each has read the value: their gradients add up, which the forward's map does not do.
-    flat, plane = indices.flatten(-ctx.rank), math.prod(ctx.shape[-ctx.rank :])
+    flat, plane = indices.flatten(-rank), math.prod(ctx.shape[-rank:])
     inside = (flat >= 0) & (flat < plane)
-    values = torch.where(inside, gradient.flatten(-ctx.rank), 0.0)
-    zeros = gradient.new_zeros((*ctx.shape[: -ctx.rank], plane))
-    return (zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape),)
+    values = torch.where(inside, gradient.flatten(-rank), 0.0)
+    zeros = gradient.new_zeros((*ctx.shape[:-rank], plane))
+    return zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape), None
 
 
 max_unpool_backward = define(
     f"max_unpool_backward(Tensor grad, Tensor indices, int rank, {_LAST}) -> Tensor",
     _run_unpool_backward,
     _fake_unpool_backward,
-    _setup_unpool_backward,
     _backward_unpool_backward,
+    _save_unpool_backward,
 )
