@@ -161,7 +161,7 @@ class Layer:
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         """:meth:`forward`."""
-        return self.forward(x, *args, **kwargs)
+        return self.forward(x, *args, **kwargs) if args or kwargs else self.forward(x)
 
     def forward(self, x: Array) -> Array:
         """The layer's output for ``x``; it saves what :meth:`backward` needs."""

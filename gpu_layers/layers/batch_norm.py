@@ -93,7 +93,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # With another setting, everything is checked again.
-        vars(self).pop("_checked_arrays", None)
+        vars(self).pop("_checked_call", None)
         super().__setattr__(name, value)
 
     def __init__(
@@ -230,14 +230,16 @@ class BatchNormLayer(RunningStatisticsLayer):
 
         The statistics are None if the kernels have folded them in.
         """
-        count = x.size // max(self.num_features, 1) if valid is None else valid.count
+        _, (weight, bias), count, running = vars(self)["_checked_call"]
+        if valid is not None:
+            count, running = valid.count, self._running(valid.count)
         if count == 1:
             check_count(x, self.num_features, valid)
-        running = self._running(count)
         y, saved = checked_forward(
             backend_for(x),
             x,
-            *self._affine_part(),
+            weight,
+            bias,
             self.eps,
             residual,
             self.activation or "identity",
@@ -296,7 +298,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
         arrays = [*parameters.values(), *buffers.values()]
-        kind, shape, dtype, has_residual, checked = own.get("_checked_arrays", _NOTHING_CHECKED)
+        (kind, shape, dtype, has_residual, checked), *_ = own.get("_checked_call", _NOTHING_CHECKED)
         if (
             type(x) is kind
             and x.shape == shape
@@ -321,7 +323,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_buffers()
         check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
         check_eps(self.eps, self.dtype)
-        own["_checked_arrays"] = (type(x), x.shape, x.dtype, residual is not None, arrays)
+        count = x.size // max(self.num_features, 1)
+        inputs = (type(x), x.shape, x.dtype, residual is not None, arrays)
+        own["_checked_call"] = (inputs, self._affine_part(), count, self._running(count))
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
@@ -333,8 +337,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
 
 
-#: The type, shape and dtype of an input, whether there was a residual, and the layer's arrays.
-_NOTHING_CHECKED: tuple[Any, ...] = (None, None, None, False, ())
+#: What was checked: the type, shape and dtype of an input, whether there was a residual, and the layer's arrays. What
+#: follows from it: weight and bias, values a channel, and the running statistics that such a batch is folded into.
+_NOTHING_CHECKED: tuple[Any, ...] = ((None, None, None, False, ()), (None, None), 0, None)
 
 
 def _check_layer_input(
