@@ -169,6 +169,9 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+_ACTIVATIONS = tuple(ACTIVATIONS)
+
+
 def check_activation(activation: Any) -> str:
     """The name of an activation; ValueError for an unknown one."""
-    return check_choice(activation, "activation", tuple(ACTIVATIONS))
+    return check_choice(activation, "activation", _ACTIVATIONS)

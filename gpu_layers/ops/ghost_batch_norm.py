@@ -25,7 +25,7 @@ from gpu_layers.runtime.cuda import array_module, place_of, placed
 __all__ = ["GhostBatchNormSaved", "ghost_batch_norm_backward", "ghost_batch_norm_forward"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class GhostBatchNormSaved:
     """What backward needs.
 

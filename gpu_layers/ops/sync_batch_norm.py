@@ -21,7 +21,7 @@ from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 __all__ = ["SyncBatchNormSaved", "sync_batch_norm_backward", "sync_batch_norm_forward"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SyncBatchNormSaved:
     """What backward needs.
 
