@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module
 
 
 def parameter_dtype(dtype: Any) -> np.dtype:
