@@ -15,9 +15,12 @@ from gpu_layers.catalogue.inputs import generator, normal, with_special_values, 
 from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
+
+#: The page of the documents that has these operations.
+PAGE = "pooling"
 
 # (N, C, *spatial), kernel, outputs: windows that overlap and leave gaps; one output; a whole axis; three axes; nothing.
 _FRACTIONAL: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = (

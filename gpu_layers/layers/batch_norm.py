@@ -11,6 +11,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
+from gpu_layers.layers.precision import check_layer_dtype
 from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
@@ -93,7 +94,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # With another setting, everything is checked again.
-        vars(self).pop("_checked_arrays", None)
+        vars(self).pop("_checked_call", None)
         super().__setattr__(name, value)
 
     def __init__(
@@ -230,14 +231,16 @@ class BatchNormLayer(RunningStatisticsLayer):
 
         The statistics are None if the kernels have folded them in.
         """
-        count = x.size // max(self.num_features, 1) if valid is None else valid.count
+        _, (weight, bias), count, running = vars(self)["_checked_call"]
+        if valid is not None:
+            count, running = valid.count, self._running(valid.count)
         if count == 1:
             check_count(x, self.num_features, valid)
-        running = self._running(count)
         y, saved = checked_forward(
             backend_for(x),
             x,
-            *self._affine_part(),
+            weight,
+            bias,
             self.eps,
             residual,
             self.activation or "identity",
@@ -296,7 +299,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         own = vars(self)
         parameters, buffers = own["parameters"], own["buffers"]
         arrays = [*parameters.values(), *buffers.values()]
-        kind, shape, dtype, has_residual, checked = own.get("_checked_arrays", _NOTHING_CHECKED)
+        (kind, shape, dtype, has_residual, checked), *_ = own.get("_checked_call", _NOTHING_CHECKED)
         if (
             type(x) is kind
             and x.shape == shape
@@ -321,7 +324,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         self._check_buffers()
         check_input(x, *self._affine_part(), self.channels_last, residual, self.activation)
         check_eps(self.eps, self.dtype)
-        own["_checked_arrays"] = (type(x), x.shape, x.dtype, residual is not None, arrays)
+        count = x.size // max(self.num_features, 1)
+        inputs = (type(x), x.shape, x.dtype, residual is not None, arrays)
+        own["_checked_call"] = (inputs, self._affine_part(), count, self._running(count))
 
     def _configuration(self) -> str:
         extras = ", channels_last=True" if self.channels_last else ""
@@ -333,8 +338,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
 
 
-#: The type, shape and dtype of an input, whether there was a residual, and the layer's arrays.
-_NOTHING_CHECKED: tuple[Any, ...] = (None, None, None, False, ())
+#: What was checked: the type, shape and dtype of an input, whether there was a residual, and the layer's arrays. What
+#: follows from it: weight and bias, values a channel, and the running statistics that such a batch is folded into.
+_NOTHING_CHECKED: tuple[Any, ...] = ((None, None, None, False, ()), (None, None), 0, None)
 
 
 def _check_layer_input(
@@ -348,9 +354,7 @@ def _check_layer_input(
     channels = x.shape[-1] if channels_last else x.shape[1]
     if channels != num_features:
         raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
-    if (x.dtype == np.float64) != (dtype == np.float64):
-        needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {dtype}")
+    check_layer_dtype(x, dtype)
 
 
 class BatchNorm1d(BatchNormLayer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,7 @@ class DropoutLayer(Layer):
     """
 
     shared_axes: tuple[int, ...] = ()
+    _operation: Callable[..., Any] = staticmethod(dropout_forward)
 
     def __init__(self, p: float, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class DropoutLayer(Layer):
                 options["start"] = first_decision(x, self.first_sample, mask_axes, self.shared_axes)
             if self.inplace:
                 options["out"] = x
-            (y, drawn_mask), taken = drawn(self, self._drop, x, **options)
+            (y, drawn_mask), taken = drawn(self, self._operation, x, self.p, **options)
             saved = drawn_mask if taken is None else drawn_mask.with_rng_state(taken)
         else:
             backend_for(x)
@@ -136,9 +137,6 @@ class DropoutLayer(Layer):
             check_gradient(dy, saved.shape, saved.dtype)
             return dy
         return dropout_backward(dy, saved)
-
-    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
-        return dropout_forward(x, self.p, seed, offset, **options)
 
     def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         return x, _IdentitySaved(x.shape, x.dtype)
@@ -217,16 +215,13 @@ class Dropout(DropoutLayer):
         """
         if sample_ids is not None:
             check_sample_ids(sample_ids, x)
-        return self._forward(x, sample_ids=sample_ids)
+        scale = None if self.scaling == "inverted" else 1.0
+        return self._forward(x, scale=scale, shared_axes=self.shared_axes, sample_ids=sample_ids)
 
     def _mask_axes(self, x: Array) -> int | None:
         if self.shared_axes:
             check_shared_axes(self.shared_axes, _rank_of(x))
         return None
-
-    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
-        scale = None if self.scaling == "inverted" else 1.0
-        return dropout_forward(x, self.p, seed, offset, scale=scale, shared_axes=self.shared_axes, **options)
 
     def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
         if self.scaling == "inverted":
@@ -305,12 +300,10 @@ class AlphaDropout(DropoutLayer):
         "Dropout for SELU networks: keeps mean 0 and variance 1; see :func:`gpu_layers.ops.alpha_dropout_forward`."
         + _PARAMETERS
     )
+    _operation = staticmethod(alpha_dropout_forward)
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__(p, inplace, generator=generator)
-
-    def _drop(self, x: Array, seed: int | None, offset: int | None, **options: Any) -> tuple[Array, DropoutSaved]:
-        return alpha_dropout_forward(x, self.p, seed, offset, **options)
 
 
 class FeatureAlphaDropout(AlphaDropout):

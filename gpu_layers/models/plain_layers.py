@@ -8,7 +8,7 @@ from typing import Any
 from gpu_layers.layers.base import Layer
 
 #: Attributes that passes leave: another layer never takes them over.
-OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls", "_checked_arrays"})
+OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls", "_checked_call"})
 
 
 def is_plain(layer: Any, types: tuple[type[Layer], ...]) -> bool:

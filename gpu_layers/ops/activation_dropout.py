@@ -6,17 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpu_layers.core.array import Array
-from gpu_layers.ops.checks import check_activation, check_choice, check_dtype, check_gradient
-from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, dropout_forward, element_mask
+from gpu_layers.core.writes import check_unwritten, write_count
+from gpu_layers.ops.checked import Checked
+from gpu_layers.ops.checks import check_activation, check_choice, check_gradient
+from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward, dropout_forward
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.writes import check_unwritten, write_count
 
 __all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_dropout_forward"]
 
 ORDERS = ("after", "before")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ActivationDropoutSaved:
     """What backward needs: x and numbers; less where the gradient does not depend on x.
 
@@ -91,15 +92,22 @@ def activation_dropout_forward(
         For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
     """
     backend = backend_for(x, optional=(rng_state,))
-    check_dtype(x)
-    activation, order = check_activation(activation), check_order(order)
+    activation, order, drop_below, scale, run = _checked(x, activation, order, p, start)
     if activation == "identity":
         y, dropout = dropout_forward(x, p, seed, offset, start=start, rng_state=rng_state)
         return y, ActivationDropoutSaved(activation, order, dropout)
-    mask, scale = element_mask(x, p, seed, offset, start, rng_state)
+    mask = call_mask(x, drop_below, seed, offset, start, run, None, rng_state)
     y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
+
+
+@Checked
+def _checked(x: Array, activation: str, order: str, p: float, start: int) -> tuple[str, str, int, float, int]:
+    """Names of the activation and the order; threshold, factor and run of the mask."""
+    activation, order = check_activation(activation), check_order(order)
+    drop_below, scale, run, _ = check_dropout(x, p, start)
+    return activation, order, drop_below, scale, run
 
 
 def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Array:

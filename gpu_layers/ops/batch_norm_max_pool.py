@@ -20,6 +20,7 @@ from gpu_layers.ops.batch_norm import (
     check_statistics,
     checked_forward,
 )
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
 from gpu_layers.ops.pool_arguments import Padding, place_window
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class BatchNormMaxPoolSaved:
     """What backward needs. It holds no normalised values.
 
@@ -105,10 +106,10 @@ def batch_norm_max_pool_running(
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`batch_norm_max_pool_forward` that also folds the statistics into running ones, if given."""
     backend = backend_for(x, optional=(gamma, beta))
-    channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    eps = check_eps(eps, accumulation_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
-    window = _placed(x, *window_arguments, ceil_mode, channels_last)
+    channels, activation, eps, window = _checked(
+        (x, gamma, beta, None, None), activation, eps, *window_arguments, ceil_mode, channels_last
+    )
     if x.size == 0 or x.size == channels:
         # Nothing to normalise, or an error of batch norm.
         check_count(x, channels)
@@ -181,11 +182,10 @@ def batch_norm_max_pool_inference(
         As both of these.
     """
     backend = backend_for(x, mean, var, optional=(gamma, beta))
-    channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    check_statistics(x, mean, var, channels)
-    eps = check_eps(eps, accumulation_dtype(x.dtype))
     window_arguments = (kernel_size, stride, padding, dilation)
-    window = _placed(x, *window_arguments, ceil_mode, channels_last)
+    _, activation, eps, window = _checked(
+        (x, gamma, beta, mean, var), activation, eps, *window_arguments, ceil_mode, channels_last
+    )
     if x.size == 0:
         normalised, norm = batch_norm_inference(
             x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
@@ -248,10 +248,25 @@ def _pooled(
     return y, BatchNormMaxPoolSaved(norm, pool)
 
 
-def _placed(
-    x: Array, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, channels_last: bool
-) -> Window:
+@Checked
+def _checked(
+    arrays: tuple[Any, ...],
+    activation: str | None,
+    eps: float,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    channels_last: bool,
+) -> tuple[int, str, float, Window]:
+    """Number of channels, the activation's name, eps and the window. Given statistics are checked too."""
+    x, gamma, beta, mean, var = arrays
+    channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
+    if mean is not None:
+        check_statistics(x, mean, var, channels)
+    eps = check_eps(eps, accumulation_dtype(x.dtype))
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)
     if not batched:
         raise ValueError(f"expected {x.ndim + 1}D input (got {x.ndim}D input)")
-    return window
+    return channels, activation, eps, window

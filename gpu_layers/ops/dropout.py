@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import (
     check_dtype,
@@ -26,8 +28,7 @@ from gpu_layers.ops.checks import (
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.runtime.copying import ready_copy
 
 __all__ = [
     "DropoutSaved",
@@ -153,10 +154,10 @@ def dropout_forward(
         for a residual of another shape, or one that is out; or for arguments that exclude each other.
     """
     backend = backend_for(x, optional=(out, sample_ids, rng_state, residual))
-    drop_below, factor, run, digits = _checked_dropout(
+    drop_below, factor, run, digits = check_dropout(
         x, p, start, scale, mask_axes, shared_axes, sample_ids is not None, channels_last
     )
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
+    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
     channels_last = bool(channels_last)
     if residual is not None:
         _check_residual(residual, x, run, digits, sample_ids, out)
@@ -167,15 +168,15 @@ def dropout_forward(
 
 
 @Checked
-def _checked_dropout(
+def check_dropout(
     x: Array,
     p: float,
     start: int,
-    scale: float | None,
-    mask_axes: int | None,
-    shared_axes: Sequence[int],
-    by_samples: bool,
-    channels_last: bool,
+    scale: float | None = None,
+    mask_axes: int | None = None,
+    shared_axes: Sequence[int] = (),
+    by_samples: bool = False,
+    channels_last: bool = False,
 ) -> tuple[int, float, int, tuple[tuple[int, int], ...]]:
     """Threshold, factor, and run and digits of the mask."""
     check_dtype(x)
@@ -307,8 +308,8 @@ def dropout_moments(
         As :func:`dropout_forward`, and for passes that are not an integer in that range.
     """
     backend = backend_for(x, optional=(sample_ids,))
-    drop_below, factor, run, _ = _checked_dropout(x, p, start, scale, None, (), sample_ids is not None, False)
-    mask = _mask(x, drop_below, seed, offset, start, run, sample_ids, None)
+    drop_below, factor, run, _ = check_dropout(x, p, start, scale, None, (), sample_ids is not None)
+    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, None)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
 
@@ -354,7 +355,7 @@ def alpha_dropout_forward(
     """
     backend = backend_for(x, optional=(out, rng_state))
     drop_below, numbers, run, digits = _checked_alpha_dropout(x, p, start, mask_axes, shared_axes, channels_last)
-    mask = _mask(x, drop_below, seed, offset, start, run, None, rng_state, digits)
+    mask = call_mask(x, drop_below, seed, offset, start, run, None, rng_state, digits)
     channels_last = bool(channels_last)
     if out is not None:
         x = claim_elementwise(out, x)
@@ -367,7 +368,7 @@ def _checked_alpha_dropout(
     x: Array, p: float, start: int, mask_axes: int | None, shared_axes: Sequence[int], channels_last: bool
 ) -> tuple[int, tuple[float, float, float], int, tuple[tuple[int, int], ...]]:
     """Threshold, the numbers of the affine map, and run and digits of the mask."""
-    drop_below, _, run, digits = _checked_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
+    drop_below, _, run, digits = check_dropout(x, p, start, None, mask_axes, shared_axes, False, channels_last)
     return drop_below, alpha_map(float(p)), run, digits
 
 
@@ -431,7 +432,7 @@ def dropout_mask(n: int, p: float, seed: int, offset: int, start: int = 0) -> np
     return keep
 
 
-def _mask(
+def call_mask(
     x: Array,
     drop_below: int,
     seed: int | None,
@@ -451,7 +452,7 @@ def _mask(
         check_sample_ids(sample_ids, x)
         # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
-            sample_ids = sample_ids.copy()
+            sample_ids = ready_copy(array_module(x), sample_ids)
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 
@@ -470,23 +471,6 @@ def _check_rng_state(rng_state: Array, seed: Any, offset: Any) -> None:
         raise ValueError(f"rng_state must be three contiguous numbers, got the shape {list(rng_state.shape)}")
     if seed is not None or offset is not None:
         raise ValueError("seed and offset are in rng_state: pass None for both")
-
-
-def element_mask(
-    x: Array,
-    p: float,
-    seed: int | None,
-    offset: int | None,
-    start: int = 0,
-    rng_state: Array = None,
-    shared_axes: Sequence[int] = (),
-    sample_ids: Array = None,
-) -> tuple[DropoutMask, float]:
-    """The mask over elements of x, checked, and the factor of kept elements."""
-    drop_below, factor, run, digits = _checked_dropout(
-        x, p, start, None, None, shared_axes, sample_ids is not None, False
-    )
-    return _mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits), factor
 
 
 def inverted_scale(p: float) -> float:

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
-from gpu_layers.ops.dropout import DropoutSaved, dropout_backward, element_mask
+from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.runtime.copying import natural
 
 __all__ = ["DropoutAddSaved", "dropout_add_backward", "dropout_add_forward"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DropoutAddSaved:
     """What backward needs: numbers, and x and the bias if the gradient depends on them.
 
@@ -105,8 +106,10 @@ def dropout_add_forward(
         For a wrong shape, an unknown activation or order, p outside [0, 1], or numbers out of range.
     """
     backend = backend_for(x, residual, optional=(bias, sample_ids, rng_state, out))
-    phi, order = _checked((x, residual, bias), activation, order)
-    mask, scale = element_mask(x, p, seed, offset, start, rng_state, shared_axes, sample_ids)
+    phi, order, (drop_below, scale, run, digits) = _checked(
+        (x, residual, bias), activation, order, p, start, shared_axes, sample_ids is not None
+    )
+    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
     wide = _widened(bias, x)
     # Before out is written to: a backward that needs x then notices.
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
@@ -175,8 +178,16 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any, A
 
 
 @Checked
-def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -> tuple[str, str]:
-    """Names of the activation and the order."""
+def _checked(
+    arrays: tuple[Any, Any, Any],
+    activation: str | None,
+    order: str,
+    p: float,
+    start: int,
+    shared_axes: Sequence[int],
+    by_samples: bool,
+) -> tuple[str, str, Any]:
+    """Names of the activation and the order; threshold, factor, run and digits of the mask."""
     x, residual, bias = arrays
     check_dtype(x)
     check_residual(residual, x)
@@ -187,7 +198,8 @@ def _checked(arrays: tuple[Any, Any, Any], activation: str | None, order: str) -
         if x.ndim == 0 or bias.shape != x.shape[-1:]:
             wanted = f"the shape {list(x.shape[-1:])}" if x.ndim else "an input with a last axis"
             raise ValueError(f"bias must have {wanted}, got {list(bias.shape)}")
-    return check_activation("identity" if activation is None else activation), check_order(order)
+    phi, order = check_activation("identity" if activation is None else activation), check_order(order)
+    return phi, order, check_dropout(x, p, start, None, None, shared_axes, by_samples)
 
 
 def _widened(bias: Array, x: Array) -> Any:
@@ -199,4 +211,4 @@ def _of_dtype(array: Array, dtype: Any) -> Any:
     if array is None or array.dtype == dtype:
         return array
     with place_of(array), np.errstate(over="ignore"):
-        return array.astype(dtype)
+        return natural(array_module(array), array).astype(dtype)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.writes import record_write
 from gpu_layers.ops.checks import check_overlap, described
 from gpu_layers.runtime.copying import ready_copy
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import record_write
 
 
 def claim(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Array) -> None:
@@ -77,6 +77,11 @@ def claim_pooled(
     """:func:`claim` for a result like x with other spatial sizes; returns out with a batch axis."""
     claim(out, output_shape(x, spatial, batched, channels_last), x.dtype, x, *others)
     return out if batched else out[None]
+
+
+def unbatched(result: Array, out: Array) -> Any:
+    """The result of an input without a batch axis: out itself, if it was given."""
+    return result[0] if out is None else out
 
 
 def output_shape(x: Array, spatial: tuple[int, ...], batched: bool, channels_last: bool) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
+from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
@@ -15,6 +15,7 @@ from gpu_layers.reference.pool_taps import (
     covering_windows,
     inside_lengths,
     masked,
+    planes_of,
     select,
     window_taps,
     with_spatial,
@@ -63,6 +64,8 @@ def _forward(
     x: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = with_spatial(x.shape, window.output_shape, channels_last)
+    if window.is_global and lengths is None and x.size:
+        return _forward_global(x, window, channels_last, shape)
     least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
     y = np.full(shape, least if lengths is None else 0, x.dtype)
     argmax = np.zeros(shape, argmax_dtype(window))
@@ -89,6 +92,20 @@ def _forward(
         tap = np.broadcast_to(argmax.dtype.type(tap), taken.shape)
         argmax[outputs] = chosen_values(taken, tap, argmax[outputs])
     return y, argmax
+
+
+def _forward_global(
+    x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """For all taps at once."""
+    planes = np.ascontiguousarray(planes_of(x, channels_last))
+    tap = planes.argmax(axis=-1, keepdims=True)
+    if x.dtype.kind not in "biu":
+        nan = np.isnan(planes)
+        last = planes.shape[-1] - 1 - nan[..., ::-1].argmax(axis=-1, keepdims=True)
+        tap = np.where(nan.any(axis=-1, keepdims=True), last, tap)
+    y = np.take_along_axis(planes, tap, axis=-1)
+    return y.reshape(shape), tap.astype(argmax_dtype(window)).reshape(shape)
 
 
 @ieee
@@ -134,6 +151,33 @@ def _gather(
     return y
 
 
+def max_pool_indices(
+    argmax: np.ndarray, window: Window, channels_last: bool = False, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
+
+    Returns
+    -------
+    ndarray of int64
+        ``argmax``'s shape; -1 for a window with no tap that counts.
+    """
+    first_axis = 1 if channels_last else 2
+    rest = argmax.astype(np.int64)
+    flat, inside, step = np.zeros_like(rest), np.ones(argmax.shape, bool), 1
+    for axis in reversed(range(window.rank)):
+        shape = [1] * argmax.ndim
+        shape[first_axis + axis] = -1
+        origins = np.asarray(window.origins(axis)).reshape(shape)
+        at = origins + rest % window.kernel[axis] * window.dilation[axis]
+        rest //= window.kernel[axis]
+        size = window.input_shape[axis]
+        limit = size if lengths is None else lengths[:, axis].reshape([-1] + [1] * (argmax.ndim - 1))
+        inside &= (at >= 0) & (at < limit)
+        flat += at * step
+        step *= size
+    return np.where(inside, flat, -1)
+
+
 @ieee
 def max_pool_backward(
     dy: np.ndarray,
@@ -170,6 +214,11 @@ def _backward(
 ) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
+    if window.is_global and lengths is None:
+        # What follows, but for all taps at once.
+        tap = planes_of(argmax, channels_last).astype(np.intp)
+        np.put_along_axis(planes_of(dx, channels_last), tap, planes_of(dy, channels_last) + dx.dtype.type(0), axis=-1)
+        return dx.astype(dy.dtype, copy=False)
     # Where windows share no input, each gradient is added to the first 0.
     apart = not window.adaptive and all(
         step > (taps - 1) * dilation

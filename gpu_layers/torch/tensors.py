@@ -34,7 +34,7 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 
 class Stream:
-    """A stream by its handle, as CuPy's functions take one."""
+    """A stream by its handle, with CuPy's name for it."""
 
     __slots__ = ("ptr",)
 
@@ -66,7 +66,7 @@ class TensorArrays:
 
     def is_contiguous(self, array: Any) -> bool:
         """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
-        return array.is_contiguous()
+        return array.is_contiguous() and array.data_ptr() % array.element_size() == 0
 
     def is_ready(self, array: Any) -> bool:
         """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""

@@ -9,8 +9,8 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import graphs, random
+from gpu_layers.core.cuda import import_cupy
 from gpu_layers.runtime.backend import emulation, use_executor
-from gpu_layers.runtime.cuda import import_cupy
 from tests.conftest import _why_no_gpu
 from tests.inputs import assert_same_bits, normal
 

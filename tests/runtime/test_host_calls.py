@@ -64,7 +64,7 @@ CASES = {
     "dropout backward": (lambda: _backward(dropout, ops.dropout_backward), 35),
     "relu": (lambda: relu, 28),
     "relu backward": (lambda: _backward(relu, ops.relu_backward), 30),
-    "gelu dropout": (lambda: gelu_dropout, 49),
+    "gelu dropout": (lambda: gelu_dropout, 43),
     "gelu dropout backward": (lambda: _backward(gelu_dropout, ops.activation_dropout_backward), 41),
     "batch norm": (lambda: batch_norm, 47),
     "batch norm backward": (lambda: _backward(batch_norm, ops.batch_norm_backward), 48),
@@ -73,9 +73,9 @@ CASES = {
     "max pool backward": (lambda: _backward(max_pool, ops.max_pool_backward), 32),
     "avg pool": (lambda: avg_pool, 34),
     "avg pool backward": (lambda: _backward(avg_pool, ops.avg_pool_backward), 30),
-    "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 57),
+    "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 52),
     "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 52),
-    "Dropout": (lambda: partial(gl.Dropout(0.5), X), 45),
+    "Dropout": (lambda: partial(gl.Dropout(0.5), X), 44),
     "MaxPool2d": (lambda: partial(gl.MaxPool2d(2), X), 37),
 }
 
