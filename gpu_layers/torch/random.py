@@ -22,6 +22,7 @@ _CUDA_KEY = 0x6770755F6C617973
 _CUDA_STEP = 4
 _backward_task = torch._C._current_graph_task_id
 _hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
+_function_mode = torch._C._is_torch_function_mode_enabled
 
 
 class _Recording:
@@ -73,7 +74,9 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
     """
     if generator is None:
         if x.is_cpu:
-            seed = _randint(_BELOW, ())
+            # Elsewhere a default device, which is a function mode, would decide where it lies.
+            anywhere = eager and not _function_mode()
+            seed = _randint(_BELOW, ()) if anywhere else _randint(_BELOW, (), device=x.device)
             # A number needs no saving, but hooks are to see what backward needs.
             return seed.item() if eager and _hooks_of_saved(True) is None else seed, 0
         if eager and x.is_cuda and not arrays.is_capturing(x):
@@ -92,7 +95,8 @@ def _numbers_of_cuda(generator: torch.Generator) -> torch.Tensor:
     """Seed and offset of torch's generator of a GPU, which advances as by a kernel of torch."""
     offset = generator.get_offset()
     generator.set_offset(offset + _CUDA_STEP)
-    return torch.tensor((_signed((generator.initial_seed() ^ _CUDA_KEY) & _LOW_64), _signed(offset)))
+    numbers = _signed((generator.initial_seed() ^ _CUDA_KEY) & _LOW_64), _signed(offset)
+    return torch.tensor(numbers, device="cpu")
 
 
 def _numbers(generator: Generator) -> tuple[int, int]:

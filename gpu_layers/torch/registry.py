@@ -18,6 +18,8 @@ import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from gpu_layers.torch import arrays
 
@@ -207,13 +209,20 @@ def _only_first_has_gradient(ctx: Any, output: tuple) -> None:
 
 def is_eager(x: torch.Tensor, *others: Any) -> bool:
     """Whether an operation on these would compute at once, with plain tensors."""
-    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
+    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _tracing_state():
+        return False
+    if _function_mode() and not _only_default_devices():
         return False
     if others:
         for one in others:
             if isinstance(one, Tensor) and type(one) not in _PLAIN:
                 return False
     return type(x) in _PLAIN and (x.is_cpu or x.is_cuda)
+
+
+def _only_default_devices() -> bool:
+    """Whether the function modes say only where new tensors lie: for operations here, beside their inputs."""
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def is_plain(dy: torch.Tensor) -> bool:

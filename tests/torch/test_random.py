@@ -1,15 +1,17 @@
 """Masks: where their numbers come from, and what they are."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gpu_layers as gl
 import gpu_layers.torch as glt
-from gpu_layers.torch import functional
+from gpu_layers.torch import functional, random, registry
 from tests.torch.layers import channels_last, every_other
 
 P = 0.375
@@ -285,3 +287,38 @@ def test_layers_that_share_a_generator_share_its_stream():
     copied = copy.deepcopy(torch.nn.Sequential(a, b))
     assert copied[0].generator is copied[1].generator is not generator
     assert copied[0].generator.get_state() == generator.get_state()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_default_device_changes_nothing(hooks, compiled):
+    def forward(x):
+        return functional.alpha_dropout(functional.dropout2d(functional.dropout(x, P), P), P, True)
+
+    x = torch.ones(2, 3, 5, 4)
+    results = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(7)
+        given = x.clone().requires_grad_()
+        call = torch.compile(forward, backend="aot_eager", fullgraph=True) if compiled else forward
+        with torch.device(device):
+            if hooks:
+                with torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one):
+                    y = call(given)
+            else:
+                y = call(given)
+            y.sum().backward()
+        results.append((y, given.grad))
+    torch.manual_seed(7)
+    assert torch.equal(results[0][0], forward(x))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_under_a_default_device_a_gpu_draws_as_without():
+    with torch.device("meta"):
+        assert registry.is_eager(torch.ones(3, device="cpu"))
+        stub = SimpleNamespace(get_offset=lambda: 8, set_offset=lambda _: None, initial_seed=lambda: 3)
+        assert random._numbers_of_cuda(stub).tolist()[1] == 8
+    with BaseTorchFunctionMode():
+        assert not registry.is_eager(torch.ones(3))
