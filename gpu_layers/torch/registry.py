@@ -175,7 +175,7 @@ def define(
 
         def eagerly(*args: Any) -> Any:
             if forward_ad._current_level >= 0:
-                _refuse_tangents(name, args)
+                refuse_tangents(name, args)
             if _is_grad_enabled():
                 for arg in args:
                     if type(arg) in _PLAIN and arg.requires_grad:
@@ -226,8 +226,8 @@ def _only_default_devices() -> bool:
 
 
 def is_plain(dy: torch.Tensor) -> bool:
-    """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient."""
-    return not _is_grad_enabled() and is_eager(dy)
+    """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient, or tangent."""
+    return not _is_grad_enabled() and forward_ad._current_level < 0 and is_eager(dy)
 
 
 def keep(ctx: Any, *tensors: torch.Tensor | None, last: Any, channels_last: bool = False) -> None:
@@ -282,7 +282,7 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if torch._C._is_fwd_grad_enabled():
-            _refuse_tangents(name, args)
+            refuse_tangents(name, args)
         if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             if _transforms_active():
                 with enable_single_level_autograd_function():
@@ -332,7 +332,8 @@ def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
     return vmap
 
 
-def _refuse_tangents(name: str, args: tuple) -> None:
+def refuse_tangents(name: str, args: tuple) -> None:
+    """RuntimeError if one of these is a dual tensor."""
     for arg in args:
         # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
         if isinstance(arg, torch.Tensor) and torch._VF._unpack_dual(arg, level=0)[1] is not None:

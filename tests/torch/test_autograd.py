@@ -11,6 +11,8 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import gpu_layers as gl
 import gpu_layers.torch as glt
 from gpu_layers.torch import functional as F  # noqa: N812
+from gpu_layers.torch.modules import sync_batch_norm
+from gpu_layers.torch.modules.sync_batch_norm import _Synchronized
 from tests.torch.layers import first, values
 
 X = values((2, 2, 3, 4)) / 4
@@ -309,6 +311,30 @@ def test_vmap_of_dropout_follows_randomness():
     assert not torch.equal(other[0], other[1])
 
 
+@pytest.mark.parametrize(
+    "name", ["max_pool2d", "adaptive_avg_pool2d", "lp_pool2d 2", "dropout2d", "batch_norm, training"]
+)
+def test_vmap_over_samples_of_any_strides(name):
+    function = {**THROUGH_BACKWARD, "batch_norm, training": FORWARD_MODE["batch_norm"]}.get(name) or FUNCTIONS[name][0]
+    x = values((2, 4, 3, 4, 5))
+    for given, axis in ((x, 1), (x.movedim(0, -1), -1), (x.movedim(2, -1).contiguous().movedim(-1, 2), 0)):
+        found = torch.vmap(function, in_dims=axis, randomness="same")(given)
+        each = [function(one) for one in given.unbind(axis)]
+        torch.testing.assert_close(found, torch.stack(each))
+
+
+def test_vmap_over_stacked_modules():
+    layers = [glt.BatchNorm2d(3, track_running_stats=False) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = values((2, 3, 4, 4), torch.float32)
+
+    def call(parameters, buffers, x):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x,))
+
+    found = torch.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
+    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
+
+
 def test_vmap_over_an_evaluating_batch_norm():
     layer = glt.BatchNorm2d(3).eval()
     x = torch.randn(5, 3, 4, 4)
@@ -339,6 +365,31 @@ def test_forward_mode_is_refused_not_dropped(name, requires_grad):
         function(forward_ad.make_dual(x, torch.ones_like(x)))
     with pytest.raises(RuntimeError):
         torch.func.jvp(function, (x.detach(),), (torch.ones_like(x),))
+
+
+THROUGH_BACKWARD = {
+    **FORWARD_MODE,
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "synchronized": lambda x: _Synchronized.apply(x, None, None, 1e-5, False, None)[0],
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", list(THROUGH_BACKWARD))
+def test_forward_mode_through_a_backward_is_right_or_refused(name, create_graph, monkeypatch):
+    monkeypatch.setattr(sync_batch_norm, "_gathered", lambda values, group: values[None])
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = THROUGH_BACKWARD[name](x)
+    dy, tangent = torch.randn_like(y), torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        try:
+            (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, tangent), create_graph=create_graph)
+        except RuntimeError as error:
+            assert "forward" in str(error)
+            return
+        # A backward is linear in dy.
+        torch.testing.assert_close(forward_ad.unpack_dual(dx).tangent, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_forward_mode_is_refused_within_a_compiled_graph():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
@@ -121,6 +122,8 @@ class _Synchronized(torch.autograd.Function):
         x, weight, bias, statistics, count = ctx.saved_tensors
         of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         dy = torch.zeros_like(x) if dy is None else dy
+        if forward_ad._current_level >= 0:
+            registry.refuse_tangents("sync_batch_norm_backward", (dy,))
         with arrays.at(ctx.place):
             place, last = arrays.here(x), ctx.channels_last
             gradient = place.array(dy, last)
