@@ -26,6 +26,18 @@ def check_tensor(x: Any, name: str = "input") -> None:
         arrays.check_place(x)
 
 
+def check_savable(*tensors: torch.Tensor | None) -> None:
+    """RuntimeError, in torch's words, if autograd would save tensors of which one is of inference mode."""
+    given = [one for one in tensors if one is not None]
+    needed = torch.is_grad_enabled() and any(one.requires_grad for one in given)
+    if needed and any(one.is_inference() for one in given):
+        raise RuntimeError(
+            "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode in "
+            "computation tracked by autograd. To work around this, you can make a clone to get a normal tensor and "
+            "use it in autograd, or use `torch.no_grad()` instead of `torch.inference_mode()`."
+        )
+
+
 def check_probability(p: Any) -> Any:
     """ValueError outside [0, 1] or for NaN, TypeError for what is no number."""
     if type(p) is not float and not is_compiling():

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C import _functorch as _wrappers
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
@@ -335,12 +337,24 @@ def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
 def refuse_tangents(name: str, args: tuple) -> None:
     """RuntimeError if one of these is a dual tensor."""
     for arg in args:
-        # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
-        if isinstance(arg, torch.Tensor) and torch._VF._unpack_dual(arg, level=0)[1] is not None:
+        if isinstance(arg, torch.Tensor) and _has_tangent(arg):
             raise RuntimeError(
                 f"gpu_layers::{name} has no forward-mode derivative: use reverse mode, or torch's own layers "
                 "(gpu_layers.torch.revert(model))"
             )
+
+
+def _has_tangent(x: torch.Tensor) -> bool:
+    # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
+    if not (_transforms_active() and _wrappers.is_functorch_wrapped_tensor(x)):
+        return torch._VF._unpack_dual(x, level=0)[1] is not None
+    # Under torch.func: of this transformation's tensor, which vmap has no rule for, or of one within.
+    if not _wrappers.is_batchedtensor(x) and torch._VF._unpack_dual(x, level=0)[1] is not None:
+        return True
+    transformation = retrieve_current_functorch_interpreter()
+    with transformation.lower():
+        outermost = _wrappers.maybe_get_level(x) == transformation.level()
+        return _has_tangent(_wrappers.get_unwrapped(x) if outermost else x)
 
 
 def through(composite: Callable[..., Any], inputs: tuple, needed: tuple[bool, ...], gradients: tuple) -> list:

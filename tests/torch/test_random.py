@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -104,25 +105,97 @@ def test_a_training_forward_draws_once_and_others_not_at_all(p):
         assert torch.equal(torch.get_rng_state(), once)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: functional.dropout(torch.ones(3), 1.5),
-        lambda: functional.dropout(torch.ones(3, dtype=torch.int64)),
-        lambda: functional.dropout1d(torch.ones(3)),
-        lambda: functional.dropout(torch.ones(3, requires_grad=True), inplace=True),
-        lambda: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True),
-        lambda: functional.dropout_add(torch.ones(3), torch.ones(4)),
-        lambda: functional.dropout_add(torch.ones(3), torch.ones(3).double()),
-        lambda: functional.activation_dropout(torch.ones(3), "softplus"),
-        lambda: functional.dropout(torch.ones(3), generator=torch.Generator()),
-    ],
-)
+@torch.inference_mode()
+def inference_tensor(**options):
+    return torch.ones(3, 4, **options)
+
+
+def dual(call):
+    def called(**options):
+        with forward_ad.dual_level():
+            return call(forward_ad.make_dual(torch.ones(3, 4), torch.ones(3, 4)), **options)
+
+    return called
+
+
+def with_jvp(call, transform=lambda function: function):
+    def called(**options):
+        x = torch.ones(3, 4)
+        return torch.func.jvp(transform(lambda one: call(one, **options)), (x,), (x,))
+
+    return called
+
+
+def summed_gradient(call):
+    return torch.func.grad(lambda x: call(x).sum())
+
+
+RAISING = [
+    lambda **kw: functional.dropout(torch.ones(3), 1.5, **kw),
+    lambda **kw: functional.dropout(torch.ones(3, dtype=torch.int64), **kw),
+    lambda **kw: functional.dropout1d(torch.ones(3), **kw),
+    lambda **kw: functional.dropout(torch.ones(3, requires_grad=True), inplace=True, **kw),
+    lambda **kw: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True, **kw),
+    lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(4), **kw),
+    lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(3).double(), **kw),
+    lambda **kw: functional.activation_dropout(torch.ones(3), "softplus", **kw),
+    lambda **kw: functional.activation_dropout(inference_tensor(requires_grad=True), "gelu", **kw),
+    dual(functional.dropout),
+    dual(lambda x, **kw: functional.alpha_dropout(x, 0.5, True, inplace=True, **kw)),
+    dual(lambda x, **kw: functional.dropout_add(torch.ones(3, 4), x, **kw)),
+    dual(lambda x, **kw: functional.activation_dropout(x, "relu", **kw)),
+    with_jvp(functional.drop_path),
+    with_jvp(lambda x, **kw: functional.dropout_add(x, x, **kw), torch.vmap),
+    with_jvp(lambda x, **kw: functional.activation_dropout(x, "relu", **kw), summed_gradient),
+]
+
+
+@pytest.mark.parametrize("call", RAISING)
 def test_a_call_that_raises_draws_nothing(call):
-    before = torch.get_rng_state()
+    before, generator = torch.get_rng_state(), gl.Generator(3)
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         call()
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        call(generator=generator)
+    with pytest.raises(TypeError):
+        functional.dropout(torch.ones(3), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
+    assert generator.offset == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x[0],
+        lambda x: (x * 1).unbind()[0],
+        lambda x: torch.no_grad()(lambda: x[0])(),
+        lambda x: inference_tensor(),
+    ],
+)
+def test_a_change_in_place_that_raises_writes_nothing(change):
+    given = change(torch.ones(3, 4, requires_grad=True))
+    state, generator = torch.get_rng_state(), gl.Generator(3)
+    with pytest.raises(RuntimeError) as expected:
+        given.mul_(1)
+    for options in ({}, {"generator": generator}):
+        with pytest.raises(RuntimeError) as found:
+            functional.dropout(given, inplace=True, **options)
+        assert str(found.value) == str(expected.value)
+    assert torch.equal(given, torch.ones_like(given))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generator.offset == 0
+
+
+def test_a_batch_norm_that_raises_updates_nothing():
+    layer, x = glt.BatchNorm1d(4), inference_tensor()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        layer(x)
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    with torch.no_grad():
+        layer(x)
+    assert layer.num_batches_tracked == 1
 
 
 def test_alpha_dropout_is_torchs_affine_map():

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays, random, registry
-from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
+from gpu_layers.torch.checks import (
+    check_same_device,
+    check_savable,
+    check_tensor,
+    checked_activation,
+    checked_residual,
+    fail_as_torch,
+)
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
 __all__ = ["batch_norm"]
@@ -93,6 +100,8 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
+        if eager and input.is_inference():
+            check_savable(input, weight, bias, residual)
         running = running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite
     rows = batch_norm_rows.batch_norm_training.first
     if eager:

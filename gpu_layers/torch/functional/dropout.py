@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import CreationMeta
+from torch._C._autograd import _get_creation_meta as _creation_of
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as reference
 
@@ -16,6 +19,7 @@ from gpu_layers.random import Generator
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import (
     check_probability,
+    check_savable,
     check_tensor,
     checked_activation,
     checked_residual,
@@ -50,6 +54,8 @@ def _drop(
         random.check_generator(generator)
     if not training:
         return input
+    if forward_ad._current_level >= 0:
+        registry.refuse_tangents("dropout", (input,))
     if inplace:
         return _drop_in_place(input, p, generator, axes, kind)
     eager = registry.is_eager(input)
@@ -59,8 +65,8 @@ def _drop(
 
 
 def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: int, kind: str) -> Tensor:
-    if torch.is_grad_enabled() and input.requires_grad and input.is_leaf:
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if not is_dynamo_compiling() and _is_refused_in_place(input):
+        input.mul_(1)  # raises, as torch words it, before anything is drawn or written
     if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
@@ -72,6 +78,16 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
     if eager:
         return dropout_rows.DropoutInPlace.apply(input, seed, numbers)
     return input.copy_(dropout_rows.dropout(input, seed, numbers))
+
+
+def _is_refused_in_place(x: Tensor) -> bool:
+    """Whether autograd allows no change of x: of a leaf or a view of one, of some views, of tensors of inference."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        if x.is_leaf:
+            return True
+        if x._is_view() and (x._base.is_leaf or _creation_of(x) is not CreationMeta.DEFAULT):
+            return True
+    return x.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _dropping(input: Tensor, p: float, axes: int, kind: str) -> Dropping:
@@ -288,6 +304,8 @@ def dropout_add(
     residual = checked_residual(residual, input)
     if not training:
         return residual + input
+    if forward_ad._current_level >= 0:
+        registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))
     return dropout_rows.dropout_add(input, residual, seed, (offset, _dropping(input, p, -1, "inverted")))
 
@@ -326,7 +344,12 @@ def activation_dropout(
         # No number is drawn: nothing is dropped for p = 0.
         seed, offset, p = 0, 0, 0.0
     else:
-        seed, offset = random.draw(input, generator, registry.is_eager(input))
+        if forward_ad._current_level >= 0:
+            registry.refuse_tangents("activation_dropout", (input,))
+        eager = registry.is_eager(input)
+        if eager and input.is_inference():
+            check_savable(input)
+        seed, offset = random.draw(input, generator, eager)
     if activation == "identity" and not training:
         return input
     numbers = offset, _dropping(input, p, -1, "inverted")
