@@ -309,6 +309,13 @@ def test_vmap_of_dropout_follows_randomness():
     other = torch.vmap(F.dropout, randomness="different")(x)
     assert torch.equal(same[0], same[1])
     assert not torch.equal(other[0], other[1])
+    generator = gl.Generator(5)
+    for randomness in ("error", "different"):
+        with pytest.raises(RuntimeError, match="randomness"):
+            torch.vmap(lambda x: F.dropout(x, generator=generator), randomness=randomness)(x)
+    same = torch.vmap(lambda x: F.dropout(x, generator=generator), randomness="same")(x)
+    assert torch.equal(same[0], same[1])
+    assert generator.offset == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import aot_function
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -225,3 +226,22 @@ def test_transforms_within_a_compiled_graph(name):
     for function in (torch.vmap(gradient), lambda x: torch.stack([gradient(one) for one in x])):
         found = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda function, x: make_fx(function)(x),
+        lambda function, x: make_fx(function, tracing_mode="symbolic")(x),
+        lambda function, x: make_fx(function, pre_dispatch=True)(x),
+        lambda function, x: torch.jit.trace(function, x),
+        lambda function, x: aot_function(function, lambda graph, _: graph)(x),
+        lambda function, x: aot_function(function, lambda graph, _: graph)(x.clone().requires_grad_()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_generator_of_its_own_is_refused_by_every_tracer(trace):
+    generator = gl.Generator(3)
+    with pytest.raises(RuntimeError, match="compiled or captured graph"):
+        trace(lambda x: glt.functional.dropout(x, 0.5, generator=generator), torch.ones(6, 4))
+    assert generator.offset == 0
