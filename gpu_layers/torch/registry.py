@@ -33,6 +33,8 @@ _OF_NUMBERS = (None,)  # their gradient
 
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+# Of gradients that come batched, is_grads_batched=True; an operation of the dispatcher is called in a loop then.
+_is_legacy_batched = _wrappers.is_legacy_batchedtensor
 _function_mode = torch._C._is_torch_function_mode_enabled
 _tracing_state = torch._C._get_tracing_state
 _is_grad_enabled = torch.is_grad_enabled
@@ -109,6 +111,8 @@ def define(
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, lambda *args: run(*packed(args)), key)
     torch.library.register_fake(qualified, lambda *args: fake(*packed(args)), lib=_LIBRARY)
+    # Within this rule torch.func is still on its way down to the operation: only the dispatcher leads on.
+    torch.library.register_vmap(qualified, _loop(overload), lib=_LIBRARY)
     if backward is None:
         return _without_gradient(overload, run, flat)
 
@@ -134,7 +138,6 @@ def define(
         return call(*packed(args))
 
     vmap = _loop(call_flat)
-    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
     transformed: list[Any] = []  # made when torch.func first asks
 
     def transform(*args: Any) -> Any:
@@ -167,7 +170,7 @@ def define(
         function._backward_cls.apply = backward_of_call
 
         def call(*args: Any) -> Any:
-            if is_eager(args[0], *args[1:count]):
+            if is_eager(args[0], *args[1:count]) and not _is_legacy_batched(args[0]):
                 return eagerly(*args)
             through: Any = overload
             # While a graph is made of what torch.func transforms, the operation itself.
@@ -229,7 +232,7 @@ def _only_default_devices() -> bool:
 
 def is_plain(dy: torch.Tensor) -> bool:
     """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient, or tangent."""
-    return not _is_grad_enabled() and forward_ad._current_level < 0 and is_eager(dy)
+    return not _is_grad_enabled() and forward_ad._current_level < 0 and is_eager(dy) and not _is_legacy_batched(dy)
 
 
 def keep(ctx: Any, *tensors: torch.Tensor | None, last: Any, channels_last: bool = False) -> None:
@@ -322,14 +325,21 @@ def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
     def vmap(info: Any, in_dims: tuple, *args: Any) -> Any:
         def at(index: int) -> list:
             return [
-                arg.select(dim, index) if isinstance(arg, torch.Tensor) and dim is not None else arg
+                arg if dim is None or not isinstance(arg, torch.Tensor) else sample(arg, dim, index)
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 
-        results = [call(*at(index)) for index in range(info.batch_size)]
+        def sample(arg: torch.Tensor, dim: int, index: int) -> torch.Tensor:
+            # Of none, one is made up that tells the results' shapes.
+            return arg.select(dim, index) if info.batch_size else arg.sum(dim, dtype=arg.dtype)
+
+        def stacked(parts: Any) -> torch.Tensor:
+            return torch.stack(parts)[: info.batch_size]
+
+        results = [call(*at(index)) for index in range(info.batch_size or 1)]
         if isinstance(results[0], tuple):
-            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
-        return torch.stack(results), 0
+            return tuple(stacked(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return stacked(results), 0
 
     return vmap
 

@@ -73,8 +73,9 @@ FUNCTIONS = {
 def test_first_and_second_derivatives(name):
     function, *inputs = FUNCTIONS[name]
     inputs = [one.detach().clone().requires_grad_() for one in inputs]
-    assert gradcheck(function, inputs, fast_mode=True)
-    assert gradgradcheck(function, inputs, fast_mode=True)
+    # Batched gradients are those of is_grads_batched=True and of jacobian(vectorize=True).
+    assert gradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
+    assert gradgradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("name", ["batch_norm gelu True", "lp_pool2d 3.5, cut off", "max_pool2d", "gelu after dropout"])
@@ -328,6 +329,23 @@ def test_vmap_over_samples_of_any_strides(name):
         found = torch.vmap(function, in_dims=axis, randomness="same")(given)
         each = [function(one) for one in given.unbind(axis)]
         torch.testing.assert_close(found, torch.stack(each))
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "lp_pool2d 2", "dropout2d"])
+def test_vmap_over_no_samples(name):
+    x = torch.ones(0, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.vmap(FUNCTIONS[name][0], randomness="same")(x)
+    assert y.shape == (0, *FUNCTIONS[name][0](torch.ones(2, 3, 4, 5, dtype=torch.float64)).shape)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.filterwarnings("error")
+def test_vmap_over_indices():
+    x = values((3, 2, 2, 4, 4))
+    found = torch.vmap(lambda one: F.max_pool2d(one, 2, return_indices=True))(x)
+    for one, other in zip(found, F.max_pool2d(x.flatten(0, 1), 2, return_indices=True), strict=True):
+        assert torch.equal(one.flatten(0, 1), other)
 
 
 def test_vmap_over_stacked_modules():

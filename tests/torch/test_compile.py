@@ -245,3 +245,27 @@ def test_a_generator_of_its_own_is_refused_by_every_tracer(trace):
     with pytest.raises(RuntimeError, match="compiled or captured graph"):
         trace(lambda x: glt.functional.dropout(x, 0.5, generator=generator), torch.ones(6, 4))
     assert generator.offset == 0
+
+
+@pytest.mark.parametrize("name", ["avg_pool2d", "max_pool2d", "batch_norm"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_vmap_within_a_compiled_graph(backend, name):
+    def each(x):
+        if name == "batch_norm":
+            return glt.functional.batch_norm(x[None], None, None, training=True)[0]
+        return getattr(glt.functional, name)(x, 2)
+
+    def gradient(x):
+        return torch.vmap(torch.func.grad(lambda one: each(one).square().sum()))(x)
+
+    x, results = torch.randn(4, 3, 6, 6), []
+    for call in (lambda function: function, lambda one: torch.compile(one, backend=backend, fullgraph=True)):
+        given = x.clone().requires_grad_()
+        y = call(torch.vmap(each))(given)
+        y.square().sum().backward()
+        results.append((y, given.grad, call(gradient)(x)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    operation = torch.ops.gpu_layers.avg_pool
+    found = torch.vmap(lambda one: operation(one, [2, 2], [2, 2], [0, 0], [1, 1], False, [], True, None, False))(x)
+    torch.testing.assert_close(found, nn.functional.avg_pool2d(x, 2))

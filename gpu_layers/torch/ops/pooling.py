@@ -507,7 +507,7 @@ def _backward_unpool_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     # Of equal indices each has read the value: their gradients add up, which the forward's map does not do.
     flat, plane = indices.flatten(-rank), math.prod(ctx.shape[-rank:])
     inside = (flat >= 0) & (flat < plane)
-    values = torch.where(inside, gradient.flatten(-rank), 0.0)
+    values = torch.where(inside, gradient.reshape(flat.shape), 0.0)
     zeros = gradient.new_zeros((*ctx.shape[:-rank], plane))
     return zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape), None
 
