@@ -269,3 +269,21 @@ def test_vmap_within_a_compiled_graph(backend, name):
     operation = torch.ops.gpu_layers.avg_pool
     found = torch.vmap(lambda one: operation(one, [2, 2], [2, 2], [0, 0], [1, 1], False, [], True, None, False))(x)
     torch.testing.assert_close(found, nn.functional.avg_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("backend", "momentum"), [("eager", 0.1), ("aot_eager", 0.1), ("aot_eager", None)])
+def test_a_batch_that_a_compiled_graph_recomputes_counts_once(backend, momentum, reentrant):
+    x = torch.randn(4, 3, 5, 5)
+    eager, outside, inside = (glt.BatchNorm2d(3, momentum=momentum) for _ in range(3))
+    eager(x)
+
+    def around(x):
+        return checkpoint(inside, x, use_reentrant=reentrant)
+
+    torch.compile(around, backend=backend, fullgraph=True)(x.clone().requires_grad_()).sum().backward()
+    compiled = torch.compile(outside, backend=backend, fullgraph=True)
+    checkpoint(compiled, x.clone().requires_grad_(), use_reentrant=reentrant).sum().backward()
+    for layer in (outside, inside):
+        for one, other in zip(layer.buffers(), eager.buffers(), strict=True):
+            torch.testing.assert_close(one, other)

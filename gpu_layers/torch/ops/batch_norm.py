@@ -11,6 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
+from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
 _Tensor = Any
@@ -356,8 +357,11 @@ def _run_update(
     """``running = (1 - momentum) * running + momentum * batch``; the variance of the batch is the unbiased one.
 
     Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
-    update does not count as a change for autograd's version counters.
+    update does not count as a change for autograd's version counters. Nothing is done within a backward pass: that a
+    compiled graph is recomputed, or recomputes something itself, is known only once it runs.
     """
+    if is_recomputation():
+        return
     count, momentum, skip_nonfinite = numbers
     batches = statistics.new_zeros((), dtype=torch.int64) if num_batches_tracked is None else num_batches_tracked
     changed = running_mean, running_var, batches
