@@ -287,3 +287,29 @@ def test_a_batch_that_a_compiled_graph_recomputes_counts_once(backend, momentum,
     for layer in (outside, inside):
         for one, other in zip(layer.buffers(), eager.buffers(), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("output_size", [2, (None, 3), (3, 2)])
+def test_adaptive_maxima_of_any_image_size_are_compiled_once(output_size):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    layer, eager = (one.AdaptiveMaxPool2d(output_size, True) for one in (glt, nn))
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for size in (16, 20, 32, 70):
+        a, b = (torch.randn(2, 3, size, size + 3).requires_grad_() for _ in range(2))
+        b.data.copy_(a.data)
+        found, expected = compiled(a), eager(b)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+        found[0].square().sum().backward()
+        expected[0].square().sum().backward()
+        assert torch.equal(a.grad, b.grad)
+    assert counter.frame_count == 1
+
+
+def test_adaptive_maxima_are_exported_for_any_image_size():
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim("width", min=8)}
+    x = torch.randn(1, 3, 9, 12)
+    program = torch.export.export(glt.AdaptiveMaxPool2d((None, 3)), (x,), dynamic_shapes=(sizes,))
+    x = torch.randn(1, 3, 700, 900)
+    assert torch.equal(program.module()(x), nn.AdaptiveMaxPool2d((None, 3))(x))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays
@@ -130,14 +131,15 @@ def max_pool(
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
             placing = _kept(
-                input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode
+                input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode, False
             )
         except _NOT_KEPT:
             placing = None
         if placing is not None:
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed(input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    window = rank, kernel_size, stride, padding, dilation, ceil_mode
+    placing = _placed(input.shape, input.stride(), input.dtype, *window, False)
     if placing is None:
         fail_as_torch(
             f"max_pool{rank}d does not take these arguments",
@@ -377,6 +379,21 @@ def _placed_adaptively(
     return _placing(shape, strides, rank, ((), (), (), (), False, sizes), options)
 
 
+def _is_known(shape: Any, rank: int, output_size: Any) -> bool:
+    """Whether the graph that is made, if any, is for windows of known sizes."""
+    if not is_compiling() and not any(isinstance(size, torch.SymInt) for size in shape):
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    outputs = _per_axis(output_size, rank)
+    if len(outputs) != rank:
+        return True  # which is refused
+    return all(
+        wanted is None or (has_static_value(size) and has_static_value(wanted))
+        for size, wanted in zip(shape[-rank:], outputs, strict=False)
+    )
+
+
 _kept_adaptively = _remembered(_placed_adaptively)
 
 
@@ -384,13 +401,14 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices
     """:func:`adaptive_max_pool2d` with so many spatial axes."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
-            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
+            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, False)
         except _NOT_KEPT:
             placing = None
         if placing is not None:
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
+    wide = not _is_known(input.shape, rank, output_size)
+    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, wide)
     if placing is None:
         fail_as_torch(
             f"adaptive_max_pool{rank}d does not take these arguments",
