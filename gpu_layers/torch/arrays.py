@@ -209,6 +209,11 @@ def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: boo
     return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
 
 
+def in_format(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The tensor itself, or one of its values where channels are to be last and are not."""
+    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()]) if channels_last else tensor
+
+
 def is_capturing(x: torch.Tensor) -> bool:
     """Whether x is on a GPU whose current stream is recording a graph: nothing may wait for the device then."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()

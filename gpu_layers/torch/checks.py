@@ -40,10 +40,12 @@ def check_savable(*tensors: torch.Tensor | None) -> None:
 
 def check_probability(p: Any) -> Any:
     """ValueError outside [0, 1] or for NaN, TypeError for what is no number."""
+    given = p
     if type(p) is not float and not is_compiling():
-        p = check_number(p, "dropout probability")
+        # Of tensors and truth values as torch.
+        p = float(p) if isinstance(p, (bool, torch.Tensor)) else check_number(p, "dropout probability")
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {given}")
     return p
 
 
@@ -52,18 +54,17 @@ def checked_activation(activation: Any) -> str:
     return "identity" if activation is None else check_activation(activation)
 
 
-def checked_residual(residual: Any, x: torch.Tensor) -> torch.Tensor:
-    """A residual of the input's shape (ValueError) and dtype (TypeError), cast to it under autocast."""
+def check_residual(residual: Any, x: torch.Tensor) -> None:
+    """ValueError unless it has the input's shape, TypeError unless it has its dtype, or is cast to it by autocast."""
     if not isinstance(residual, torch.Tensor):
         raise TypeError(f"residual must be a torch.Tensor, got {type(residual).__name__}")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
-    if residual.dtype is not x.dtype:
-        if not (residual.dtype in arrays.FLOAT_DTYPES and torch.is_autocast_enabled(x.device.type)):
-            raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
-        residual = residual.to(x.dtype)
+    if residual.dtype is not x.dtype and not (
+        residual.dtype in arrays.FLOAT_DTYPES and torch.is_autocast_enabled(x.device.type)
+    ):
+        raise TypeError(f"residual must have the input's dtype {x.dtype}, got {residual.dtype}")
     check_same_device(x, residual)
-    return residual
 
 
 def check_same_device(x: torch.Tensor, *others: torch.Tensor | None) -> None:

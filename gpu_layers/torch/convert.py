@@ -118,6 +118,8 @@ def _checked_skip(skip: Any, model: nn.Module) -> tuple[set[str], set[type]]:
 
 def _left_alone(model: nn.Module, names: set[str], classes: set[type]) -> set[int]:
     """Identities of the modules to skip."""
+    # What has been converted is of its class here, and may not be fused either.
+    classes = classes | {COUNTERPARTS[one] for one in classes & COUNTERPARTS.keys()}
     left = {id(module) for module in model.modules() if type(module) in classes}
     for name, module in model.named_modules(remove_duplicate=False):
         if name in names:

@@ -10,7 +10,7 @@ All three share ``run``, ``save`` and ``backward``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,8 @@ def define(
         _LIBRARY.impl(name, lambda *args: run(*packed(args)), key)
     torch.library.register_fake(qualified, lambda *args: fake(*packed(args)), lib=_LIBRARY)
     # Within this rule torch.func is still on its way down to the operation: only the dispatcher leads on.
-    torch.library.register_vmap(qualified, _loop(overload), lib=_LIBRARY)
+    written = [place for place, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write]
+    torch.library.register_vmap(qualified, _loop(overload, written), lib=_LIBRARY)
     if backward is None:
         return _without_gradient(overload, run, flat)
 
@@ -319,10 +320,20 @@ def _transformable(name: str, overload: Any, setup: Any, backward: Any, vmap: An
     return _function(name, forward=forward, setup_context=setup, backward=backward, vmap=vmap)
 
 
-def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule for ``vmap``: one call an index of the mapped axis, results stacked on axis 0."""
+def _loop(call: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:
+    """A rule for ``vmap``: one call an index of the mapped axis, results stacked on axis 0.
+
+    ``written``: places of the arguments that the call changes.
+    """
 
     def vmap(info: Any, in_dims: tuple, *args: Any) -> Any:
+        for place in written:
+            if args[place] is not None and in_dims[place] is None:
+                raise RuntimeError(
+                    "Batch norm got a batched tensor as input while the running_mean or running_var, which will be "
+                    "updated in place, were not batched: under vmap set track_running_stats=False, or evaluate"
+                )
+
         def at(index: int) -> list:
             return [
                 arg if dim is None or not isinstance(arg, torch.Tensor) else sample(arg, dim, index)
@@ -337,6 +348,8 @@ def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
             return torch.stack(parts)[: info.batch_size]
 
         results = [call(*at(index)) for index in range(info.batch_size or 1)]
+        if results[0] is None:
+            return None, None
         if isinstance(results[0], tuple):
             return tuple(stacked(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
         return stacked(results), 0

@@ -142,6 +142,25 @@ def test_what_is_kept_for_backward(layer, inputs, bytes_an_output):
     y.sum().backward()
 
 
+def test_a_residual_that_autocast_casts_is_kept_as_it_is():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    residual = torch.randn(2, 3, 4, 4, requires_grad=True)
+    layer, kept = glt.BatchNormAct2d(3, activation="gelu"), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one)
+    with torch.autocast("cpu"), hooks:
+        y = layer(x, residual)
+    assert any(one is residual or one.data_ptr() == residual.data_ptr() for one in kept)
+    assert sum(one.dtype is torch.bfloat16 for one in kept) == 1
+    cast = residual.detach().bfloat16().requires_grad_()
+    z = layer(x, cast)
+    dy = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, residual, dy)
+    (expected,) = torch.autograd.grad(z, cast, dy)
+    assert torch.equal(y, z)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, expected.float())
+
+
 def test_nothing_outlives_its_graph():
     layer = glt.BatchNormAct2d(3)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
@@ -358,6 +377,24 @@ def test_vmap_over_stacked_modules():
 
     found = torch.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
+
+
+def test_vmap_over_a_training_batch_norm_needs_statistics_for_each():
+    layer, x = glt.BatchNorm1d(4), values((3, 5, 4), torch.float32)
+    with pytest.raises(RuntimeError, match="running_mean or running_var"):
+        torch.vmap(layer)(x)
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    layers = [glt.BatchNorm1d(4) for _ in x]
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def call(parameters, buffers, x):
+        return torch.func.functional_call(layer, (parameters, buffers), (x,))
+
+    torch.vmap(call)(parameters, buffers, x)
+    for one, own in zip(x, layers, strict=True):
+        own(one)
+    torch.testing.assert_close(buffers["running_mean"], torch.stack([own.running_mean for own in layers]))
 
 
 def test_vmap_over_an_evaluating_batch_norm():

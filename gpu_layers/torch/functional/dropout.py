@@ -19,10 +19,10 @@ from gpu_layers.random import Generator
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import (
     check_probability,
+    check_residual,
     check_savable,
     check_tensor,
     checked_activation,
-    checked_residual,
     fail_as_torch,
 )
 from gpu_layers.torch.ops import dropout as dropout_rows
@@ -301,9 +301,11 @@ def dropout_add(
     check_tensor(input)
     p = check_probability(p)
     random.check_generator(generator)
-    residual = checked_residual(residual, input)
+    check_residual(residual, input)
+    if residual.dtype is not input.dtype:
+        residual = residual.to(input.dtype)
     if not training:
-        return residual + input
+        return input + residual  # in this order: in the input's format
     if forward_ad._current_level >= 0:
         registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))

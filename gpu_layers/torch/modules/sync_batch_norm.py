@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
-from gpu_layers.torch.modules.batch_norm import statistics_of
+from gpu_layers.torch.modules.batch_norm import _BatchNormAct, statistics_of
 
 __all__ = ["SyncBatchNorm"]
 
@@ -54,7 +55,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """As torch's, to this class."""
+        """As torch's, to this class; a ``BatchNormAct``, which has no counterpart, stays and is named in a warning."""
+        for name, one in module.named_modules():
+            if isinstance(one, _BatchNormAct):
+                warnings.warn(
+                    f"{name or 'the model'} is a {type(one).__name__}, which is not synchronised: convert the model "
+                    "without fuse=True",
+                    stacklevel=2,
+                )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
         for one in module.modules():
             if type(one) is nn.SyncBatchNorm:
