@@ -119,7 +119,11 @@ def _batch_norm(weight, running_mean, running_var):
 def _statistics(weight, running_mean, running_var, x):
     layer = _batch_norm(weight, running_mean, running_var)
     y = layer(x)
-    results = [y, layer.backward(x), *(natural(array_module(x), one).copy() for one in (running_mean, running_var))]
+    results = [
+        y,
+        layer.backward(natural(array_module(x), x) ** 2),
+        *(natural(array_module(x), one).copy() for one in (running_mean, running_var)),
+    ]
     layer.reset_running_stats()
     return [*results, layer.eval()(x)]
 
