@@ -152,7 +152,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             For a wrong array type; for a float64 input in a float32 layer, or the reverse; for lengths or a mask of a
             wrong type.
         ValueError
-            For a wrong rank or number of channels, a residual of another shape, a single value a channel in training,
+            For a wrong rank or number of channels, a residual of another shape, a single value per channel in training,
             lengths beyond the input's size, or lengths or a mask of a wrong shape.
         RuntimeError
             If running statistics are needed and missing, or for a padded batch while a graph is captured.
@@ -338,7 +338,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
 
 #: What was checked: the type, shape and dtype of an input, whether there was a residual, and the layer's arrays. What
-#: follows from it: weight and bias, values a channel, and the running statistics that such a batch is folded into.
+#: follows from it: weight and bias, values per channel, and the running statistics that such a batch is folded into.
 _NOTHING_CHECKED: tuple[Any, ...] = ((None, None, None, False, ()), (None, None), 0, None)
 
 

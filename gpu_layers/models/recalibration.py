@@ -64,7 +64,7 @@ def recalibrate(
         For a model that cannot be called, or batches that cannot be iterated (several times, if needed).
     ValueError
         For an unknown order, a model without running statistics, no batches, a batch norm that receives fewer than two
-        values a channel, or statistics that are not finite; also whatever the model raises.
+        values per channel, or statistics that are not finite; also whatever the model raises.
     """
     if not callable(model):
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
@@ -237,7 +237,7 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
     moments = pool.moments
     count = 0 if moments is None else moments.count
     if moments is None or count < 2:
-        raise ValueError(f"a variance needs at least 2 values a channel, {layer!r} got {count} in {batches} batches")
+        raise ValueError(f"a variance needs at least 2 values per channel, {layer!r} got {count} in {batches} batches")
     var = moments.unbiased_var
     if not bool(array_module(var).isfinite(moments.mean + var).all()):
         raise ValueError(f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not")

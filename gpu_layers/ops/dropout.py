@@ -193,7 +193,7 @@ def check_dropout(
     run, digits, decisions = shared_decisions(shape[1:] if by_samples else shape, axes)
     # The last one is not divided by.
     if len(digits) > MOST_DIGITS + 1:
-        raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
+        raise ValueError(f"shared_axes alternate with other axes too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
     return drop_threshold(probability), factor, run, digits
@@ -391,7 +391,7 @@ def check_sample_ids(sample_ids: Array, x: Array) -> None:
         if x.ndim == 0:
             raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
         raise ValueError(
-            f"sample_ids must have the shape [{x.shape[0]}], one number a row, got {list(sample_ids.shape)}"
+            f"sample_ids must have the shape [{x.shape[0]}], one number per row, got {list(sample_ids.shape)}"
         )
 
 

@@ -71,7 +71,7 @@ def fractional_max_pool_forward(
 
     With u in [0, 1), ``alpha = (input - kernel) / (output - 1)``: window i of an axis starts at
     ``floor((i + u) * alpha) - floor(u * alpha)``, and the last one ends with the input. Each plane has numbers u of its
-    own, one an axis.
+    own, one per axis.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def fractional_max_pool_forward(
     y : array
         As of :func:`max_pool_forward`: the first of equal maxima wins, and of several NaN the last.
     saved : FractionalMaxPoolSaved
-        One byte an output, and the windows' starts; :func:`fractional_max_pool_indices` decodes it.
+        One byte per output, and the windows' starts; :func:`fractional_max_pool_indices` decodes it.
 
     Raises
     ------
@@ -221,7 +221,7 @@ def _checked(
     batched, spatial = spatial_shape(x, rank, channels_last)
     for name, sizes in (("kernel_size", kernel), ("output_size", outputs)):
         if min(sizes) < 1:
-            raise ValueError(f"{name} should be greater than zero, but got {list(sizes)}")
+            raise ValueError(f"{name} should be greater than zero, got {list(sizes)}")
     for k, count, size in zip(kernel, outputs, spatial, strict=True):
         if count + k - 1 > size:
             raise ValueError(f"pool size {k} is too large relative to the input size {size} for {count} outputs")

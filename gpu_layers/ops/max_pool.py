@@ -96,7 +96,7 @@ def max_pool_forward(
     y : array
         x's dtype.
     saved : MaxPoolSaved
-        For :func:`max_pool_backward`. It keeps one byte an output for windows of at most 256 elements, which
+        For :func:`max_pool_backward`. It keeps one byte per output for windows of at most 256 elements, which
         :func:`max_pool_indices` decodes.
 
     Raises
