@@ -54,7 +54,7 @@ class BatchNormLayer(RunningStatisticsLayer):
     eps : float
         Added to the variance; positive, also after rounding to ``dtype``: at least ``2**-149`` in float32.
     momentum : float or None
-        Weight of the newest batch in the running averages, any finite number; None averages all batches alike.
+        Weight of the newest batch in the running averages, any finite number; None gives all batches the same weight.
     affine : bool
         Whether to have a weight and a bias.
     track_running_stats : bool
@@ -74,8 +74,8 @@ class BatchNormLayer(RunningStatisticsLayer):
         Whether a forward normalises by the batch, and whether it updates the running statistics. None, the initial
         value, follows the mode. :meth:`train` and :meth:`eval` do not change them.
     train_affine : bool
-        Whether backward gives gradients of weight and bias. Otherwise they are None, and an optimizer leaves the two
-        alone.
+        Whether backward gives gradients of weight and bias. Otherwise they are None, and an optimizer does not change
+        the two.
     deferred : bool
         Whether a training forward leaves its statistics in ``pending`` until ``commit()`` folds them in or
         ``rollback()`` forgets them. False at first.

@@ -21,7 +21,7 @@ __all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
 
 
 class _FractionalMaxPool(Pool):
-    """Largest value of each window, of windows that overlap by chance (Graham, 2014): sizes shrink by any ratio.
+    """Largest value of each window, of windows whose overlap is random (Graham, 2014): sizes shrink by any ratio.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ class BatchStatistics:
     Attributes
     ----------
     count : int
-        Values a channel.
+        Values per channel.
     statistics : array, shape (2 or more, C)
         Rows :attr:`mean` and :attr:`var`, then any others.
     """

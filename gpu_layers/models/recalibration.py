@@ -42,8 +42,8 @@ def recalibrate(
     every batch norm normalises by the batch, and the statistics of all batches are pooled. It is cheaper. Deeper layers
     are then estimated on inputs that differ from those in evaluation, the more so the smaller the batches are.
 
-    Batches are merged by their counts in float64 (Chan), so it does not matter how the data is cut into batches (in the
-    order "joint": for the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters and
+    Batches are merged by their counts in float64 (Chan), so it does not matter how the data is split into batches (in
+    the order "joint": for the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters and
     modes do not change, nor does a batch norm that no batch reaches. What a forward saved for backward is dropped. If
     anything fails, nothing has changed.
 

@@ -101,8 +101,8 @@ def dropout_forward(
     """Drop with probability p, scale what is kept; add a residual, if there is one.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
-    ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the same bits for every dtype, layout,
-    device and sharding. Element ``g`` (flat C-order index, plus ``start``) has decision ``g``.
+    ``seed`` is below ``round(p * 2**32)``. The mask depends on nothing else: it has the same bits for every
+    dtype, layout, device and sharding. Element ``g`` (flat C-order index, plus ``start``) has decision ``g``.
 
     Parameters
     ----------

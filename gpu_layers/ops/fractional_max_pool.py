@@ -78,7 +78,7 @@ def fractional_max_pool_forward(
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64; two or three spatial axes.
     kernel_size, output_size : tuple of int
-        One a spatial axis; ``output + kernel - 1`` is at most the input's size.
+        One per spatial axis; ``output + kernel - 1`` is at most the input's size.
     seed, offset : int, optional
         Where there are no samples: number g of u, counted in C order over (N, C, axes), has the upper 24 bits of word
         ``g & 3`` of the Philox block ``g >> 2`` of this call, times ``2**-24``.
@@ -94,7 +94,7 @@ def fractional_max_pool_forward(
     Returns
     -------
     y : array
-        As of :func:`max_pool_forward`: the first of equal maxima wins, and of several NaN the last.
+        As of :func:`max_pool_forward`: the first of equal maxima wins, or the last of several NaNs.
     saved : FractionalMaxPoolSaved
         One byte per output, and the windows' starts; :func:`fractional_max_pool_indices` decodes it.
 

@@ -66,7 +66,7 @@ def max_pool_forward(
     """Largest value of each window.
 
     Padding is never chosen. The first of equal maxima wins, in the order of the window's elements, last axis fastest.
-    NaN propagates; the last of several NaN is taken.
+    NaN propagates; the last of several NaNs is kept.
 
     Parameters
     ----------
