@@ -7,37 +7,28 @@ from here.
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
 from collections.abc import Iterator
 
-from gpu_layers.catalogue import (
-    activation,
-    activation_dropout,
-    batch_norm,
-    batch_norm_max_pool,
-    batch_norm_variants,
-    dropout,
-    fractional_max_pool,
-    lp_pool,
-    max_unpool,
-    pooling,
-)
+from gpu_layers.catalogue import activation_dropout, batch_norm, batch_norm_max_pool, dropout, pooling
 from gpu_layers.catalogue.case import Case
 from gpu_layers.catalogue.operation import LayerExample, Operation
 from gpu_layers.catalogue.traffic import TrafficCase
 
-#: The modules of each page of the documents.
-_FAMILIES = {
-    "dropout": (dropout, activation_dropout),
-    "networks": (activation,),
-    "batch_norm": (batch_norm, batch_norm_max_pool, batch_norm_variants),
-    "pooling": (pooling, fractional_max_pool, lp_pool, max_unpool),
-}
-#: Their operations, by these pages.
-FAMILIES: dict[str, tuple[Operation, ...]] = {
-    page: tuple(one for module in modules for one in vars(module).values() if isinstance(one, Operation))
-    for page, modules in _FAMILIES.items()
-}
+_MODULES = [importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)]
+
+
+def _of_page(page: str) -> Iterator[Operation]:
+    modules = [module for module in _MODULES if getattr(module, "PAGE", None) == page]
+    # That of the page's name is first.
+    for module in sorted(modules, key=lambda module: not module.__name__.endswith(f".{page}")):
+        yield from (one for one in vars(module).values() if isinstance(one, Operation))
+
+
+#: The operations of all modules here, by the page of the documents that a module names.
+FAMILIES = {page: tuple(_of_page(page)) for page in ("dropout", "networks", "batch_norm", "pooling")}
 OPERATIONS: tuple[Operation, ...] = tuple(itertools.chain(*FAMILIES.values()))
 #: What most networks spend their time on: measured first, and against what takes long to compile.
 HEADLINE: tuple[Operation, ...] = (

@@ -23,6 +23,9 @@ from gpu_layers.catalogue.operation import (
 from gpu_layers.catalogue.traffic import passes
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "networks"
+
 
 def relu_cases() -> Iterator[Case]:
     """Sizes and views. Every bit must be the reference's."""

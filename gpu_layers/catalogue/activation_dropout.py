@@ -26,12 +26,16 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.activations import NAMES
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
+
+#: The page of the documents that has these operations.
+PAGE = "dropout"
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 # Size, p and start: less than the eight elements of a thread, no whole number of them, more than a block's; a shard
@@ -51,7 +55,7 @@ _CALLS: tuple[tuple[tuple[int, ...], float, int], ...] = (
 def activation_dropout_cases() -> Iterator[Case]:
     """All activations, in both orders; identity is dropout itself."""
     for dtype in FLOAT_DTYPES:
-        for activation in ACTIVATIONS:
+        for activation in NAMES:
             if activation != "identity":
                 yield _activation_dropout(dtype, activation)
         yield _at_words(dtype)

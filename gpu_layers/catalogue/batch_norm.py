@@ -35,6 +35,9 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "batch_norm"
+
 # (N, C, *spatial): odd planes and planes of whole vectors; planes shorter than a vector; a long plane; few values
 # of many channels and the reverse; two-dimensional input; channels that do and do not make 16-byte vectors.
 _SHAPES = (

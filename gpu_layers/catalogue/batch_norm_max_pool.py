@@ -18,6 +18,9 @@ from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "batch_norm"
+
 # 1 / sqrt(var + eps) is then 1/2 or 1/4, without rounding.
 _EPS = 2.0**-10
 _WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (

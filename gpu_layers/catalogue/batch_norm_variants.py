@@ -40,6 +40,9 @@ from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "batch_norm"
+
 T = TypeVar("T")
 
 _EPS = 1e-5

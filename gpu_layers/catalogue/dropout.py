@@ -34,6 +34,9 @@ from gpu_layers.runtime.backend import backend_for, use_backend
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "dropout"
+
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 
 

@@ -19,6 +19,9 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "pooling"
+
 # (N, C, *spatial), kernel, outputs: windows that overlap and leave gaps; one output; a whole axis; three axes; nothing.
 _FRACTIONAL: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = (
     ((2, 3, 13, 11), (2, 3), (6, 5)),

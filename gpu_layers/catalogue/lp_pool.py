@@ -23,6 +23,9 @@ from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "pooling"
+
 # Those that are enough: most kernels are the general ones, whose geometry max and average pooling test.
 _LP_CASES = [case for case in WINDOWS if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
 # Windows side by side, by tiles: whole ones, of one axis with one input left, and of three axes.

@@ -28,6 +28,9 @@ from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "pooling"
+
 # (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.
 _UNPOOL_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((2, 3, 4, 5), (9, 11)),

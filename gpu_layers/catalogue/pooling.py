@@ -28,6 +28,9 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
 
+#: The page of the documents that has these operations.
+PAGE = "pooling"
+
 # (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
 # channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
 WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_layers.core.activations import NUMBERS
 from gpu_layers.core.array import Array
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
@@ -16,8 +17,6 @@ from gpu_layers.runtime.program import Launcher
 
 __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
 
-#: Numbers of the activations in ``with_activation`` of ``activation.cuh``.
-NUMBERS = {"relu": 0, "leaky_relu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4, "silu": 5}
 _TYPES = combinations(T=ELEMENT_TYPES)
 _SOURCE = "activation_dropout.cu"
 _FORWARD = KernelTemplate(_SOURCE, "activation_dropout_forward", _TYPES, STRUCTS)

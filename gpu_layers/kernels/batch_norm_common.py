@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.activations import NUMBERS
 from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.kernels.activation_dropout import NUMBERS
 from gpu_layers.kernels.arrays import (
     ACCUMULATE_TYPES,
     ELEMENT_TYPES,

@@ -11,6 +11,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
+from gpu_layers.layers.precision import check_layer_dtype
 from gpu_layers.layers.running_statistics import (
     BatchStatistics,
     RunningStatisticsLayer,
@@ -353,9 +354,7 @@ def _check_layer_input(
     channels = x.shape[-1] if channels_last else x.shape[1]
     if channels != num_features:
         raise ValueError(f"{first_array} should contain {channels} elements not {num_features}")
-    if (x.dtype == np.float64) != (dtype == np.float64):
-        needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {dtype}")
+    check_layer_dtype(x, dtype)
 
 
 class BatchNorm1d(BatchNormLayer):

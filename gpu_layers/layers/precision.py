@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import array_module
@@ -32,6 +33,13 @@ def parameter_dtype(dtype: Any) -> np.dtype:
     return dtype
 
 
+def check_layer_dtype(x: Array, dtype: np.dtype) -> None:
+    """TypeError unless a layer of this dtype takes x: float64 takes float64, float32 all others."""
+    needed = accumulation_dtype(x.dtype)
+    if needed != dtype:
+        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed.name!r}, got a layer of {dtype.name}")
+
+
 def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
     """Raise unless a layer with this weight takes x: its array type, dtype, rank and second axis.
 
@@ -44,9 +52,7 @@ def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
     """
     backend_for(x, weight)
     check_dtype(x)
-    if (x.dtype == np.float64) != (weight.dtype == np.float64):
-        needed = "float64" if x.dtype == np.float64 else "float32"
-        raise TypeError(f"{x.dtype} input needs a layer of dtype={needed!r}, got a layer of {weight.dtype.name}")
+    check_layer_dtype(x, weight.dtype)
     if x.ndim != rank:
         raise ValueError(f"expected {rank}D input (got {x.ndim}D input)")
     if x.shape[1] != channels:

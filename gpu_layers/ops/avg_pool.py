@@ -11,7 +11,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, check_integer
-from gpu_layers.ops.output import claim_pooled
+from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
 
@@ -145,7 +145,7 @@ def _forward(
     batch = x if batched else x[None]
     y = backend.avg_pool_forward(batch, window, channels_last, count_include_pad, divisor, lengths, target)
     if not batched:
-        y = y[0] if out is None else out
+        y = unbatched(y, out)
     return y, AvgPoolSaved(window, y.shape, x.dtype, channels_last, batched, count_include_pad, divisor, lengths)
 
 
@@ -178,4 +178,4 @@ def avg_pool_backward(dy: Array, saved: AvgPoolSaved, *, out: Array = None) -> A
     target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy)
     divisor, batch = (saved.count_include_pad, saved.divisor_override), dy if batched else dy[None]
     dx = backend.avg_pool_backward(batch, window, last, *divisor, saved.lengths, target)
-    return dx if batched else dx[0] if out is None else out
+    return dx if batched else unbatched(dx, out)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.activations import NAMES
 from gpu_layers.core.array import Array
-from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -169,9 +169,6 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-_ACTIVATIONS = tuple(ACTIVATIONS)
-
-
 def check_activation(activation: Any) -> str:
     """The name of an activation; ValueError for an unknown one."""
-    return check_choice(activation, "activation", _ACTIVATIONS)
+    return check_choice(activation, "activation", NAMES)

@@ -13,7 +13,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_gradient, check_number
-from gpu_layers.ops.output import claim_pooled
+from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.writes import check_unwritten, write_count
@@ -105,7 +105,7 @@ def lp_pool_forward(
     batch = x if batched else x[None]
     y, argmax = backend.lp_pool_forward(batch, window, p, channels_last, target)
     if not batched:
-        y = y[0] if out is None else out
+        y = unbatched(y, out)
     return y, LPPoolSaved(batch, argmax, window, p, y.shape, x.dtype, channels_last, batched)
 
 
@@ -154,4 +154,4 @@ def lp_pool_backward(dy: Array, saved: LPPoolSaved, *, out: Array = None) -> Arr
     target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy, saved.x)
     batch = dy if batched else dy[None]
     dx = backend.lp_pool_backward(batch, saved.x, saved.argmax, window, saved.norm_type, last, target)
-    return dx if batched else dx[0] if out is None else out
+    return dx if batched else unbatched(dx, out)

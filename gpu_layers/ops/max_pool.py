@@ -11,7 +11,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
-from gpu_layers.ops.output import claim_pooled, output_shape
+from gpu_layers.ops.output import claim_pooled, output_shape, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import place_of
@@ -154,7 +154,7 @@ def _forward(
     target = None if out is None else claim_pooled(out, window.output_shape, batched, channels_last, x)
     y, argmax = backend.max_pool_forward(x if batched else x[None], window, channels_last, lengths, target)
     if not batched:
-        y = y[0] if out is None else out
+        y = unbatched(y, out)
     return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
@@ -194,7 +194,7 @@ def max_pool_backward(dy: Array, saved: MaxPoolSaved, *, out: Array = None) -> A
     target = None if out is None else claim_pooled(out, window.input_shape, batched, last, dy)
     batch = dy if batched else dy[None]
     dx = backend.max_pool_backward(batch, saved.argmax, window, last, saved.lengths, target)
-    return dx if batched else dx[0] if out is None else out
+    return dx if batched else unbatched(dx, out)
 
 
 def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
@@ -232,7 +232,7 @@ def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
     target = None if out is None else claim_pooled(out, window.output_shape, batched, last, x)
     batch = x if batched else x[None]
     y = backend.max_pool_gather(batch, saved.argmax, window, last, saved.lengths, target)
-    return y if batched else y[0] if out is None else out
+    return y if batched else unbatched(y, out)
 
 
 def max_pool_indices(saved: MaxPoolSaved) -> Any:

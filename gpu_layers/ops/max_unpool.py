@@ -12,7 +12,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
-from gpu_layers.ops.output import claim_pooled
+from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.cuda import is_capturing, place_of, to_host
 
@@ -103,7 +103,7 @@ def max_unpool_forward(
     target = None if out is None else claim_pooled(out, sizes, batched, channels_last, x, indices)
     y = backend.max_unpool_forward(batch, at, sizes, channels_last, target)
     if not batched:
-        y = y[0] if out is None else out
+        y = unbatched(y, out)
     return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
 
 
@@ -166,4 +166,4 @@ def max_unpool_backward(dy: Array, saved: MaxUnpoolSaved, *, out: Array = None) 
     spatial = saved.indices.shape[1:-1] if last else saved.indices.shape[2:]
     target = None if out is None else claim_pooled(out, spatial, batched, last, dy, saved.indices)
     dx = backend.max_unpool_backward(dy if batched else dy[None], saved.indices, last, target)
-    return dx if batched else dx[0] if out is None else out
+    return dx if batched else unbatched(dx, out)

@@ -79,6 +79,11 @@ def claim_pooled(
     return out if batched else out[None]
 
 
+def unbatched(result: Array, out: Array) -> Any:
+    """The result of an input without a batch axis: out itself, if it was given."""
+    return result[0] if out is None else out
+
+
 def output_shape(x: Array, spatial: tuple[int, ...], batched: bool, channels_last: bool) -> tuple[int, ...]:
     """x's shape with other spatial sizes."""
     lead, channels = x.shape[:1] if batched else (), x.shape[-1 if channels_last else int(batched)]

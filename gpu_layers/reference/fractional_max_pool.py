@@ -12,7 +12,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.core.philox import random_words
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.pool_taps import with_spatial
+from gpu_layers.reference.pool_taps import by_samples, with_spatial
 from gpu_layers.reference.results import delivered
 
 __all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
@@ -108,14 +108,20 @@ def fractional_max_pool_backward(
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Send each gradient to the element that won its window; contributions are added in the order of the outputs."""
-    gradients = _planes(dy, window.output_shape, channels_last)
-    indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, np)
     plane = math.prod(window.input_shape)
-    dx = np.zeros(len(gradients) * plane, accumulation_dtype(dy.dtype))
-    places = indices + np.arange(len(gradients)).reshape(-1, 1, 1, 1) * plane
-    np.add.at(dx, places.reshape(-1), gradients.astype(dx.dtype).reshape(-1))
-    dx = dx.astype(dy.dtype).reshape(len(gradients), *window.input_shape)
-    return delivered(_batch(dx, dy, channels_last), out)
+
+    def scattered(dy: np.ndarray, argmax: np.ndarray, starts: np.ndarray, lengths: None) -> Any:
+        gradients = _planes(dy, window.output_shape, channels_last)
+        starts = starts.reshape(len(gradients), starts.shape[-1])
+        places = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, np)
+        places += np.arange(len(gradients)).reshape(-1, 1, 1, 1) * plane
+        dx = np.zeros(len(gradients) * plane, accumulation_dtype(dy.dtype))
+        np.add.at(dx, places.reshape(-1), gradients.astype(dx.dtype).reshape(-1))
+        return _batch(dx.astype(dy.dtype).reshape(len(gradients), *window.input_shape), dy, channels_last)
+
+    channels = dy.shape[-1 if channels_last else 1]
+    arrays = dy, argmax, starts.reshape(len(dy), channels, sum(window.output_shape))
+    return delivered(by_samples(scattered, arrays, None, channels * plane), out)
 
 
 def fractional_max_pool_indices(

@@ -15,6 +15,7 @@ from gpu_layers.reference.pool_taps import (
     covering_windows,
     inside_lengths,
     masked,
+    planes_of,
     select,
     window_taps,
     with_spatial,
@@ -63,6 +64,8 @@ def _forward(
     x: np.ndarray, lengths: np.ndarray | None, window: Window, channels_last: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = with_spatial(x.shape, window.output_shape, channels_last)
+    if window.is_global and lengths is None and x.size:
+        return _forward_global(x, window, channels_last, shape)
     least = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
     y = np.full(shape, least if lengths is None else 0, x.dtype)
     argmax = np.zeros(shape, argmax_dtype(window))
@@ -89,6 +92,20 @@ def _forward(
         tap = np.broadcast_to(argmax.dtype.type(tap), taken.shape)
         argmax[outputs] = chosen_values(taken, tap, argmax[outputs])
     return y, argmax
+
+
+def _forward_global(
+    x: np.ndarray, window: Window, channels_last: bool, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """For all taps at once."""
+    planes = np.ascontiguousarray(planes_of(x, channels_last))
+    tap = planes.argmax(axis=-1, keepdims=True)
+    if x.dtype.kind not in "biu":
+        nan = np.isnan(planes)
+        last = planes.shape[-1] - 1 - nan[..., ::-1].argmax(axis=-1, keepdims=True)
+        tap = np.where(nan.any(axis=-1, keepdims=True), last, tap)
+    y = np.take_along_axis(planes, tap, axis=-1)
+    return y.reshape(shape), tap.astype(argmax_dtype(window)).reshape(shape)
 
 
 @ieee
@@ -170,6 +187,11 @@ def _backward(
 ) -> np.ndarray:
     shape = with_spatial(dy.shape, window.input_shape, channels_last)
     dx = np.zeros(shape, accumulation_dtype(dy.dtype))
+    if window.is_global and lengths is None:
+        # What follows, but for all taps at once.
+        tap = planes_of(argmax, channels_last).astype(np.intp)
+        np.put_along_axis(planes_of(dx, channels_last), tap, planes_of(dy, channels_last) + dx.dtype.type(0), axis=-1)
+        return dx.astype(dy.dtype, copy=False)
     # Where windows share no input, each gradient is added to the first 0.
     apart = not window.adaptive and all(
         step > (taps - 1) * dilation

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from gpu_layers.reference.pool_taps import by_samples, planes_of
 from gpu_layers.reference.results import delivered
 
 __all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
@@ -41,18 +42,21 @@ def max_unpool_forward(
         C-contiguous, x's dtype.
     """
     plane = math.prod(output_shape)
-    flat, at = _planes(x, channels_last), _planes(indices, channels_last)
-    y = np.zeros((*flat.shape[:2], plane), x.dtype)
-    samples, channels, places = np.nonzero((at >= 0) & (at < plane))
-    targets = (samples * flat.shape[1] + channels) * plane + at[samples, channels, places]
-    # The last of equal targets is the first of them backwards.
-    targets, last = np.unique(targets[::-1], return_index=True)
-    y.reshape(-1)[targets] = flat[samples, channels, places][::-1][last]
-    if channels_last:
-        y = np.ascontiguousarray(y.swapaxes(1, 2)).reshape(len(x), *output_shape, x.shape[-1])
-    else:
-        y = y.reshape(*x.shape[:2], *output_shape)
-    return delivered(y, out)
+
+    def scattered(x: np.ndarray, indices: np.ndarray, lengths: None) -> np.ndarray:
+        flat, at = planes_of(x, channels_last), planes_of(indices, channels_last)
+        y = np.zeros((*flat.shape[:2], plane), x.dtype)
+        inside = (at >= 0) & (at < plane)
+        targets = (at + np.arange(0, y.size, plane).reshape(*y.shape[:2], 1))[inside]
+        # The last of equal targets is the first of them backwards.
+        targets, last = np.unique(targets[::-1], return_index=True)
+        y.reshape(-1)[targets] = flat[inside][::-1][last]
+        if channels_last:
+            return np.ascontiguousarray(y.swapaxes(1, 2)).reshape(len(x), *output_shape, x.shape[-1])
+        return y.reshape(*x.shape[:2], *output_shape)
+
+    channels = x.shape[-1 if channels_last else 1]
+    return delivered(by_samples(scattered, (x, indices), None, channels * plane), out)
 
 
 def max_unpool_backward(
@@ -71,16 +75,12 @@ def max_unpool_backward(
     dx : ndarray
         C-contiguous, dy's dtype, shape of the indices.
     """
-    flat, at = _planes(dy, channels_last), _planes(indices, channels_last)
-    inside = (at >= 0) & (at < flat.shape[2])
-    taken = np.take_along_axis(flat, np.where(inside, at, 0), axis=2)
-    dx = np.where(inside, taken, dy.dtype.type(0))
-    dx = np.ascontiguousarray(dx.swapaxes(1, 2) if channels_last else dx).reshape(indices.shape)
-    return delivered(dx, out)
 
+    def gathered(dy: np.ndarray, indices: np.ndarray, lengths: None) -> np.ndarray:
+        flat, at = planes_of(dy, channels_last), planes_of(indices, channels_last)
+        inside = (at >= 0) & (at < flat.shape[2])
+        taken = np.take_along_axis(flat, np.where(inside, at, 0), axis=2)
+        dx = np.where(inside, taken, dy.dtype.type(0))
+        return np.ascontiguousarray(dx.swapaxes(1, 2) if channels_last else dx).reshape(indices.shape)
 
-def _planes(values: np.ndarray, channels_last: bool) -> np.ndarray:
-    """As (N, C, all places)."""
-    if channels_last:
-        return values.reshape(len(values), math.prod(values.shape[1:-1]), values.shape[-1]).swapaxes(1, 2)
-    return values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+    return delivered(by_samples(gathered, (dy, indices), None, math.prod(indices.shape[1:])), out)

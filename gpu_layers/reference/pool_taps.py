@@ -223,6 +223,13 @@ def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: An
     return tuple(results) if len(results) > 1 else results[0]
 
 
+def planes_of(values: np.ndarray, channels_last: bool) -> np.ndarray:
+    """As (N, C, all places): a view, if there is one."""
+    if channels_last:
+        return values.reshape(len(values), math.prod(values.shape[1:-1]), values.shape[-1]).swapaxes(1, 2)
+    return values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+
+
 def select(array: np.ndarray | None, index: tuple, shape: tuple[int, ...]) -> Any:
     """A part of a mask that broadcasts against ``shape``; True without a mask."""
     return True if array is None else np.broadcast_to(array, shape)[index]

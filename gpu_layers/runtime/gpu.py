@@ -124,10 +124,11 @@ def is_refused(kernel: Kernel, device: int) -> bool:
 def bound_launch(step: Launch, device: int) -> BoundStep:
     """A function that starts a launch, with pointers and numbers in their slots.
 
-    All arguments are in one buffer. Constant ones are written to it once, the others in each call by one ``pack``. CuPy
-    takes addresses in the buffer.
+    All arguments are in one buffer, and after them their addresses, which the driver takes. Constant ones are written
+    once, the others in each call by one ``pack``. The driver's own function starts the kernel: CuPy's launch reads each
+    argument again, and makes a cooperative grid smaller that does not fit, whose blocks would then wait for ever.
     """
-    function_of = import_cupy().cuda.function
+    cuda = import_cupy().cuda
     function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
     varying = [argument.index for argument in step.arguments if isinstance(argument, Slot)]
     constants = [
@@ -137,7 +138,7 @@ def bound_launch(step: Launch, device: int) -> BoundStep:
     ]
     # Every constant at a multiple of 16 bytes, which suffices for every type.
     size = _aligned(_POINTER * len(varying)) + sum(_aligned(len(constant)) for constant in constants)
-    buffer = (ctypes.c_uint64 * (size // _POINTER))()
+    buffer = (ctypes.c_uint64 * (size // _POINTER + len(step.arguments)))()
     base, next_varying, next_constant = ctypes.addressof(buffer), 0, _aligned(_POINTER * len(varying))
     addresses, remaining = [], iter(constants)
     for argument in step.arguments:
@@ -149,18 +150,23 @@ def bound_launch(step: Launch, device: int) -> BoundStep:
             ctypes.memmove(base + next_constant, constant, len(constant))
             addresses.append(base + next_constant)
             next_constant += _aligned(len(constant))
-    pointers = tuple(function_of.CPointer(address) for address in addresses)
+    parameters = base + size
+    buffer[size // _POINTER :] = addresses
     pack, pick = struct.Struct(f"{len(varying)}Q").pack_into, _picker(varying)
-    grid, block, shared_bytes, cooperative = step.grid, step.block, step.shared_bytes, step.cooperative
+    geometry = function.ptr, *step.grid, *step.block, step.shared_bytes
+    # No further ones in the last argument, which a cooperative launch lacks.
+    rest = (parameters,) if step.cooperative else (parameters, 0)
+    launch = cuda.driver.launchCooperativeKernel if step.cooperative else cuda.driver.launchKernel
+    current_stream = cuda.get_current_stream
     # The lock guards the buffer: the driver copies the arguments before the launch returns, and other threads may run.
     lock = Lock()
 
     def start(objects: Any, slots: list[int], stream: Any) -> None:
         with lock:
             pack(buffer, 0, *pick(slots))
-            function(grid, block, pointers, shared_bytes, stream, cooperative)
+            launch(*geometry, (current_stream() if stream is None else stream).ptr, *rest)
 
-    return _refusable(start, step.kernel, device) if cooperative else start
+    return _refusable(start, step.kernel, device) if step.cooperative else start
 
 
 def _refusable(start: BoundStep, kernel: Kernel, device: int) -> BoundStep:

@@ -30,7 +30,7 @@ class Limits:
     max_blocks: int = 2**30
     # Below 2**31 by more than the threads of a block: an index may be that far beyond the end of an image.
     index32_below: int = 2**31 - 1024
-    # Two rounds of all blocks of 256 threads that 132 multiprocessors hold at once.
+    # About as many blocks of 256 threads as the GPU that plans are made for holds at once.
     full_grid: int = 1024
     one_read: bool = True
 

@@ -34,7 +34,7 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 
 class Stream:
-    """A stream by its handle, as CuPy's functions take one."""
+    """A stream by its handle, with CuPy's name for it."""
 
     __slots__ = ("ptr",)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu_layers.runtime.emulation import emulated_module
 from gpu_layers.runtime.kernel import all_kernels
-from tests.runtime.fake_cupy import FUNCTION_MODULE, CUDADriverError, device_class
+from tests.runtime.fake_cupy import CUDADriverError, device_class, driver
 
 KERNELS = {kernel.name: kernel for kernel in all_kernels()}
 _ALIGNMENT = 512  # as CuPy's memory
@@ -77,29 +77,28 @@ class EmulatedCupy:
     def __init__(self, resident=264):
         self.current, self.launched, self.refuses, self._streams = 0, [], False, [7]
         self.memories = weakref.WeakValueDictionary()
-        cupy = self
+        cupy, functions = self, []
 
         class RawModule:
             def __init__(self, *, path, enable_cooperative_groups):
                 self.device = cupy.current
 
             def get_function(self, symbol):
-                def function(grid, block, arguments, shared_bytes, stream, cooperative):
-                    assert self.device == cupy.current, "a function is launched in the context that it was loaded in"
-                    cupy._launch(KERNELS[symbol], grid, block, arguments, shared_bytes, cooperative)
+                functions.append((KERNELS[symbol], self.device))
+                return SimpleNamespace(shared_size_bytes=0, kernel=SimpleNamespace(ptr=len(functions) - 1))
 
-                function.ptr = 1
-                return SimpleNamespace(shared_size_bytes=0, kernel=function)
+        def launched(function, grid, block, shared_bytes, stream, addresses, cooperative):
+            kernel, device = functions[function]
+            assert device == cupy.current, "a function is launched in the context that it was loaded in"
+            assert stream == cupy._streams[-1], "the current stream"
+            cupy._launch(kernel, grid, block, addresses(len(kernel.parameters)), shared_bytes, cooperative)
 
         self.RawModule = RawModule
         self.cuda = SimpleNamespace(
             Device=device_class(self, "90", resident),
             alloc=lambda size: Memory(cupy, size),
             device=SimpleNamespace(get_device_id=lambda: cupy.current),
-            driver=SimpleNamespace(
-                CUDADriverError=CUDADriverError, occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1
-            ),
-            function=FUNCTION_MODULE,
+            driver=driver(launched, occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1),
             runtime=SimpleNamespace(memsetAsync=self._memset),
             get_current_stream=lambda: SimpleNamespace(ptr=cupy._streams[-1]),
         )
@@ -140,18 +139,18 @@ class EmulatedCupy:
         assert stream == self._streams[-1], "another stream than that of the launches"
         self._bytes_at(ptr)[:size] = value
 
-    def _launch(self, kernel, grid, block, arguments, shared_bytes, cooperative):
+    def _launch(self, kernel, grid, block, addresses, shared_bytes, cooperative):
         if cooperative and self.refuses:
             raise CUDADriverError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks")
         values = []
-        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+        for parameter, argument in zip(kernel.parameters, addresses, strict=True):
             if parameter.is_pointer:
-                ptr = ctypes.c_uint64.from_address(argument.ptr).value
+                ptr = ctypes.c_uint64.from_address(argument).value
                 found = self._bytes_at(ptr) if ptr else None
                 size = parameter.dtype.itemsize
                 values.append(None if found is None else found[: found.size // size * size].view(parameter.dtype))
             else:
-                content = ctypes.string_at(argument.ptr, parameter.dtype.itemsize)
+                content = ctypes.string_at(argument, parameter.dtype.itemsize)
                 values.append(np.frombuffer(content, parameter.dtype))
         self.launched.append((kernel.name, self.current))
         emulated_module(kernel, "fast").launch(

@@ -46,8 +46,35 @@ def device_class(cupy, capability, multiprocessors, shared_optin=227 * 1024):
     return Device
 
 
-#: CuPy's module for what is passed to a launch.
-FUNCTION_MODULE = SimpleNamespace(CPointer=lambda address: SimpleNamespace(ptr=address))
+def driver(launched, **others):
+    """CuPy's binding of the driver: ``launched(function, grid, block, shared_bytes, stream, addresses, cooperative)``.
+
+    ``addresses(count)`` are those of so many arguments.
+    """
+
+    def launch(cooperative, function, *numbers):
+        *grid, x, y, z, shared_bytes, stream, parameters = numbers
+        launched(
+            function,
+            tuple(grid),
+            (x, y, z),
+            shared_bytes,
+            stream,
+            lambda count: list((ctypes.c_uint64 * count).from_address(parameters)),
+            cooperative,
+        )
+
+    def launch_kernel(*numbers_and_extra):
+        *numbers, extra = numbers_and_extra
+        assert extra == 0
+        launch(False, *numbers)
+
+    return SimpleNamespace(
+        CUDADriverError=CUDADriverError,
+        launchKernel=launch_kernel,
+        launchCooperativeKernel=lambda *numbers: launch(True, *numbers),
+        **others,
+    )
 
 
 class FakeCupy:
@@ -69,33 +96,42 @@ class FakeCupy:
                 key = (*self.key, symbol)
                 kernel = functions.setdefault(key, _kernel())
 
-                def function(grid, block, args, shared_bytes, stream, cooperative):
-                    if cooperative and cupy.refuses:
-                        raise CUDADriverError(cupy.refuses)
-                    launch = SimpleNamespace(symbol=symbol, grid=grid, block=block, shared_bytes=shared_bytes)
-                    # What the driver reads: 8 bytes behind each address.
-                    launch.args = [ctypes.c_uint64.from_address(pointer.ptr).value for pointer in args]
-                    launch.addresses = [pointer.ptr for pointer in args]
-                    launch.cooperative, launch.stream = cooperative, stream
-                    launch.device, launch.limit = cupy.current, kernel.max_dynamic_shared_size_bytes
-                    launch.carve_out = kernel.preferred_shared_memory_carveout
-                    cupy.launches.append(launch)
-                    if execute is not None:
-                        execute(launch)
-
-                function.ptr = 4711
-                kernel.kernel = function
+                kernel.symbol, kernel.kernel = symbol, SimpleNamespace(ptr=id(kernel))
                 return kernel
 
+        def launched(function, grid, block, shared_bytes, stream, addresses, cooperative):
+            if cooperative and cupy.refuses:
+                raise CUDADriverError(cupy.refuses)
+            kernel = next(one for one in functions.values() if id(one) == function)
+            launch = SimpleNamespace(symbol=kernel.symbol, grid=grid, block=block, shared_bytes=shared_bytes)
+            launch.addresses = addresses(len(kernel_of(kernel.symbol).parameters))
+            # What the driver reads: up to 8 bytes from each address on.
+            launch.args = [ctypes.c_uint64.from_address(address).value for address in launch.addresses]
+            launch.cooperative, launch.stream = cooperative, stream
+            launch.device, launch.limit = cupy.current, kernel.max_dynamic_shared_size_bytes
+            launch.carve_out = kernel.preferred_shared_memory_carveout
+            cupy.launches.append(launch)
+            if execute is not None:
+                execute(launch)
+
         def occupancy(function, threads, shared_bytes):
-            assert function == 4711
+            assert any(id(one) == function for one in functions.values())
             return min(228 * 1024 // (shared_bytes + STATIC_SHARED + 1024), 2048 // threads)
 
-        driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=occupancy, CUDADriverError=CUDADriverError)
         nvrtc_module = SimpleNamespace(getSupportedArchs=lambda: supported)
         device = device_class(self, capability, 132, shared_optin)
-        self.cuda = SimpleNamespace(Device=device, nvrtc=nvrtc_module, driver=driver, function=FUNCTION_MODULE)
+        self.cuda = SimpleNamespace(
+            Device=device,
+            nvrtc=nvrtc_module,
+            driver=driver(launched, occupancyMaxActiveBlocksPerMultiprocessor=occupancy),
+            get_current_stream=lambda: SimpleNamespace(ptr=None),
+        )
         self.RawModule = RawModule
+
+
+def kernel_of(symbol):
+    """The kernel of a function that was loaded."""
+    return next(one for one in all_kernels() if f"_Z{one.name}" == symbol)
 
 
 _CACHED = (gpu._architecture, gpu._raw_kernel, gpu._function, gpu.resident_blocks_of_gpu)
@@ -136,7 +172,7 @@ def stand_in(monkeypatch):
 
 def execute(launch):
     """Run a launch on the memory that its arguments point to, as a driver does."""
-    kernel = next(one for one in all_kernels() if f"_Z{one.name}" == launch.symbol)
+    kernel = kernel_of(launch.symbol)
     values = [
         _at(argument if parameter.is_pointer else address, parameter.dtype)
         for parameter, argument, address in zip(kernel.parameters, launch.args, launch.addresses, strict=True)

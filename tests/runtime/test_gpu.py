@@ -22,8 +22,8 @@ def fake(monkeypatch):
 
 
 def launch_of(shared_bytes=0, cooperative=False):
-    """Of relu_forward(x, y, 4), with x and y in the slots 1 and 0."""
-    arguments = (Slot(1), Slot(0), np.asarray(4, np.int64))
+    """Of relu_forward(x, y, nullptr, 4), with x and y in the slots 1 and 0."""
+    arguments = (Slot(1), Slot(0), None, np.asarray(4, np.int64))
     return Launch(RELU, (2, 1, 1), (256, 1, 1), arguments, shared_bytes, cooperative)
 
 
@@ -67,7 +67,7 @@ def test_a_kernel_is_loaded_once_a_device_in_its_context(fake):
     assert cupy.current is None
     first = cupy.launches[0]
     assert (first.symbol, first.grid, first.block) == ("_Zrelu_forward<float>", (2, 1, 1), (256, 1, 1))
-    assert first.args == [80, 70, 4]
+    assert first.args == [80, 70, 0, 4]
     assert (first.shared_bytes, first.cooperative) == (0, False)
 
 
@@ -99,7 +99,7 @@ def test_arguments_of_a_call_are_packed_anew(fake):
     begin = gpu.bound_launch(launch_of(), 0)
     for x, y in ((2**63 + 1, 3), (5, 2**64 - 1)):
         begin(None, [y, x], None)
-    assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 4], [5, 2**64 - 1, 4]]
+    assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 0, 4], [5, 2**64 - 1, 0, 4]]
     assert all(address % 8 == 0 for launched in cupy.launches for address in launched.addresses)
 
 
