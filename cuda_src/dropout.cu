@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     map_vectors(
         x, y, n,
         [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
-            const auto drawn = part.with_places([&](const auto& places) {
+            const auto drawn = part.with_positions([&](const auto& places) {
                 return words_in_rows<width>(rule, stream, start, rows, nullptr, places);
             });
 #pragma unroll

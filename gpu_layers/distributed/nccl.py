@@ -28,7 +28,7 @@ class NcclCommunicator(Communicator):
     Raises
     ------
     TypeError, ValueError
-        For numbers that are no rank and size.
+        If rank and size are not valid numbers.
     """
 
     def __init__(self, backend: Any, rank: int, size: int) -> None:

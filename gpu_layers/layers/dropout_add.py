@@ -96,11 +96,6 @@ class DropoutAdd(Layer):
         array
             x's shape and dtype.
 
-        Returns
-        -------
-        array
-            Shape and dtype of x.
-
         Raises
         ------
         TypeError, ValueError

@@ -22,7 +22,7 @@ class _GhostBatchNorm(BatchNormLayer):
     """Batch norm by groups of samples in training, as if they were small batches (Hoffer, Hubara and Soudry, 2017).
 
     Each group of ``group_size`` consecutive samples is normalised by its own statistics; the last group may be smaller.
-    A group with a single value a channel has no variance: it joins the group before it; the first joins the next.
+    A group with a single value per channel has no variance: it joins the group before it; the first joins the next.
 
     The running statistics are those of the whole batch: its mean and its unbiased variance, merged from the groups in
     float64 and folded in once. So evaluation does not depend on the group size. (Hoffer et al. fold in one group after

@@ -132,7 +132,7 @@ def fold_batch_norm_arrays(
     eps = check_eps(eps, np.float64)
     groups = check_integer(groups, "groups", 1, 2**63 - 1)
     if weight.ndim < 2 or weight.shape[0] % groups:
-        raise ValueError(f"weight of shape {list(weight.shape)} is none of a layer with {groups} groups")
+        raise ValueError(f"weight does not fit a layer with {groups} groups, got shape {list(weight.shape)}")
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     given = {"bias": bias, "running_mean": running_mean, "running_var": running_var, "gamma": gamma, "beta": beta}
     for name, one in given.items():

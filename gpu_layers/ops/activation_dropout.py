@@ -29,8 +29,8 @@ class ActivationDropoutSaved:
     x : array or None
         The input itself. Backward notices what this library has written to it. None for relu and identity.
     gradient_bits : array of uint8 or None
-        For relu, one bit an element instead: kept and positive. That moves fewer bytes than reading the output again
-        (8.25 an element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
+        For relu, one bit per element instead: kept and positive. That moves fewer bytes than reading the output again
+        (8.25 per element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
     writes : int
         :func:`write_count` of the forward.
     """

@@ -19,7 +19,7 @@ def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPos
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
-        A single value a channel is allowed here, and so is an empty batch.
+        A single value per channel is allowed here, and so is an empty batch.
     channels_last : bool
     valid : ValidPositions, optional
         Of a padded batch, the positions that count.

@@ -87,8 +87,8 @@ def ghost_batch_norm_forward(
     Raises
     ------
     TypeError, ValueError
-        As :func:`batch_norm_forward`, also for a group with a single value a channel, and for bounds that do not cover
-        all of x.
+        As :func:`batch_norm_forward`, also for a group with a single value per channel, and for bounds that do not
+        cover all of x.
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)

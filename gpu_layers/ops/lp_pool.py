@@ -57,7 +57,7 @@ def check_norm_type(norm_type: Any) -> float:
     """The p of a norm as a float. TypeError unless it is a number, ValueError unless it is positive."""
     p = check_number(norm_type, "norm_type")
     if not p > 0:
-        raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
+        raise ValueError(f"norm_type must be greater than zero, got {norm_type}")
     return p
 
 

@@ -56,7 +56,8 @@ def max_unpool_forward(
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64.
     indices : array of int64, x's shape
-        Flat in the output plane, as :func:`max_pool_indices` gives them. Of equal indices the last counts, in C order.
+        Flat in the output plane, as :func:`max_pool_indices` gives them. Where indices are equal, the last value in C
+        order is kept.
     output_size : tuple of int
         One for each spatial axis.
     channels_last : bool

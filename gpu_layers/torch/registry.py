@@ -61,10 +61,10 @@ def define(
     setup : callable
         ``setup(ctx, inputs, output)``: saves what backward needs.
     backward : callable
-        ``backward(ctx, *gradients)``: the gradients of the first arguments, of none behind those. Built of torch's
+        ``backward(ctx, *gradients)``: the gradients of the first arguments, none for later ones. Built of torch's
         operations and of calls to other rows where it can be asked for its own gradient (``torch.is_grad_enabled()``).
     eager : callable, optional
-        Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
+        Used in place of run where no gradient is needed; may give None for a result that was not requested.
     pack, flat : callable, optional
         From the arguments that the schema has to those that all of the functions above take, tensors first, and back.
     first : callable, optional

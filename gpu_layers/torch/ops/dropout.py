@@ -20,7 +20,7 @@ _MASK = "Tensor seed, int offset, float p"
 
 
 def _mask(x: torch.Tensor, seed: Any, offset: int, drop_below: int, axes: int) -> DropoutMask:
-    """The mask over x, of decisions that the elements behind its leading axes share; over all axes for axes = -1."""
+    """The mask over x: elements that differ only in the axes from ``axes`` on share one decision; none do for -1."""
     run, rng_state = 1 if axes < 0 else _elements_behind(x.shape, axes), None
     if isinstance(seed, torch.Tensor):
         if not seed.is_cpu:
