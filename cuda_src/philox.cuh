@@ -55,10 +55,11 @@ __device__ __forceinline__ void philox4x32(uint4 (&counters)[Count], Key key) {
     for (int round = First; round < 10; ++round) {
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
-            const uint2 x = philox_product(kPhiloxX, counters[i].x),
-                        z = philox_product(kPhiloxZ, counters[i].z);
-            counters[i] = make_uint4(xor3(z.y, counters[i].y, key(round).x), z.x,
-                                     xor3(x.y, counters[i].w, key(round).y), x.x);
+            const uint4 counter = counters[i];
+            const uint2 of_round = key(round);
+            counters[i] =
+                make_uint4(xor3(__umulhi(kPhiloxZ, counter.z), counter.y, of_round.x), kPhiloxZ * counter.z,
+                           xor3(__umulhi(kPhiloxX, counter.x), counter.w, of_round.y), kPhiloxX * counter.x);
         }
     }
 }
