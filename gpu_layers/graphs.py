@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import graph_device, require_gpu
-from gpu_layers.ops.checks import check_integer
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
 
 

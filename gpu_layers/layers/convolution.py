@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.precision import check_input, parameter_dtype, rounded, widened
-from gpu_layers.ops.checks import check_gradient, check_integer
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import natural

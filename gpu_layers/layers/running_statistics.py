@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_finite
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.layers.base import Layer, device_module, moved
-from gpu_layers.ops.checks import check_finite, check_overlap, described
+from gpu_layers.ops.checks import check_overlap, described
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import copy_into
 

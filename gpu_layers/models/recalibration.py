@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_choice
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.layers.base import Layer
@@ -15,7 +16,6 @@ from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.models.snapshot import Snapshot
-from gpu_layers.ops.checks import check_choice
 
 _ORDERS = ("sequential", "joint")
 _NOTHING = object()

@@ -11,6 +11,8 @@ from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = ["Moments"]
+
 
 @placed
 def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPositions | None = None) -> Moments:

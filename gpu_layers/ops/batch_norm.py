@@ -12,14 +12,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.core.writes import write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import (
-    check_activation,
-    check_dtype,
-    check_eps,
-    check_gradient,
-    check_residual,
-    described,
-)
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_residual, described
 from gpu_layers.ops.output import claim
 from gpu_layers.runtime.backend import backend_for
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
+from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import ready_copy
