@@ -217,3 +217,33 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
         });
     });
 }
+
+// indices = the place of the tap that each window chose, in C order within its plane (of a sample, with
+// channels last); -1 for a window that chose none.
+//   argmax, lengths   as above
+//   indices           [images, output, groups]
+// Launch: as max_pool_forward; units are outputs.
+template <typename Index>
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
+    max_pool_indices(const unsigned char* argmax, long long* indices, const long long* lengths,
+                     PoolWindow window) {
+    for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+        const PoolExtent<Index> extent(window, lengths, output.image);
+        int chosen[1];
+        load_argmax<1>(argmax, unit, chosen, window.argmax_bytes);
+        const unsigned int rows = static_cast<unsigned int>(window.kernel[1]);
+        const unsigned int columns = static_cast<unsigned int>(window.kernel[2]);
+        const unsigned int tap = static_cast<unsigned int>(chosen[0]), row = tap / columns;
+        const unsigned int place[3] = {row / rows, row % rows, tap % columns};
+        long long index = 0;
+        bool inside = true;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis) {
+            const AxisTaps<Index> taps(window, axis, output.at[axis], extent.size[axis]);
+            const Index at = taps.origin + static_cast<Index>(place[axis]) * window.dilation[axis];
+            inside = inside && at >= 0 && at < extent.size[axis];
+            index = index * window.input[axis] + at;
+        }
+        indices[unit] = inside ? index : -1;
+    });
+}

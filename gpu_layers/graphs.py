@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_layers import random
-from gpu_layers.ops.checks import check_integer
+from gpu_layers.core.checks import check_integer
+from gpu_layers.core.cuda import graph_device, require_gpu
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
-from gpu_layers.runtime.cuda import require_gpu
 
 
 def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
@@ -38,8 +38,8 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
     ------
     RuntimeError
         If there is no GPU, or the step does something that a graph cannot hold: ``SyncBatchNorm``, padded batches
-        (``lengths=`` or ``mask=`` of batch norm), ``MaxUnpool`` with checked indices, or reading a value back. Nothing
-        is captured then.
+        (``lengths=`` or ``mask=`` of batch norm, ``lengths=`` of pooling), ``MaxUnpool`` with checked indices, arrays
+        on another device than the current one, or reading a value back. Nothing is captured then.
     TypeError, ValueError
         If warmup is not an integer of at least 1.
 
@@ -56,7 +56,7 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
     pool, stream, draws = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True), _DeviceDraws()
     outside = cupy.cuda.get_current_stream()
     stream.wait_event(outside.record())
-    with stream, cupy.cuda.using_allocator(pool.malloc), draws.in_use():
+    with stream, cupy.cuda.using_allocator(pool.malloc), draws.in_use(), _on_one_device(cupy):
         for run in range(warmup):
             if run:
                 draws.begin()
@@ -73,6 +73,16 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
         captured = stream.end_capture()
     outside.wait_event(stream.record())
     return Graph(captured, result, draws, pool)
+
+
+@contextlib.contextmanager
+def _on_one_device(cupy: Any) -> Iterator[None]:
+    """Work on another device, which would not be captured, is refused."""
+    token = graph_device.set(cupy.cuda.device.get_device_id())
+    try:
+        yield
+    finally:
+        graph_device.reset(token)
 
 
 class Graph:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_integer, check_uint64
+from gpu_layers.core.cuda import array_module, place_of, require_gpu
 from gpu_layers.core.philox import SEED_STEP, philox4x32_10, sample_seed
-from gpu_layers.ops.checks import check_integer, check_uint64
+from gpu_layers.core.writes import record_write
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, require_gpu
-from gpu_layers.runtime.writes import record_write
 
 _LOW_32 = 0xFFFFFFFF
 #: "weights" in ASCII, as a number.
@@ -402,7 +402,8 @@ class CudaGraphGenerator(Generator):
             That array.
         """
         if taken is None or array_module(taken) is not array_module(self._rng_state):
-            taken = array_module(self._rng_state).empty_like(self._rng_state)
+            with place_of(self._rng_state):
+                taken = array_module(self._rng_state).empty_like(self._rng_state)
         backend_for(self._rng_state).advance_rng_state(self._rng_state, taken)
         record_write(self._rng_state)
         record_write(taken)
@@ -432,7 +433,8 @@ class CudaGraphGenerator(Generator):
 
     def _write(self, seed: int, offset: int) -> None:
         numbers = np.array([seed, offset, sample_seed(seed)], np.uint64)
-        self._rng_state[...] = array_module(self._rng_state).asarray(numbers)
+        with place_of(self._rng_state):
+            self._rng_state[...] = array_module(self._rng_state).asarray(numbers)
         record_write(self._rng_state)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from gpu_layers._version import __version__
 from gpu_layers.core import reference_gpu
+from gpu_layers.core.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.sources import sources_digest
 from profiling.timing import HostTimer, Timer
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.core.cuda import require_gpu
 
 # As many processes as processors run at a time: threads of their own only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

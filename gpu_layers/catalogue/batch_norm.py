@@ -27,12 +27,12 @@ from gpu_layers.catalogue.operation import (
     of_ranks,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.layers.batch_norm import BatchNorm2d
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.

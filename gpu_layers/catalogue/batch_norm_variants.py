@@ -31,13 +31,13 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.distributed.communicator import Communicator, SingleProcess
 from gpu_layers.kernels.batch_norm_plan import summation_depth
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
-from gpu_layers.runtime.cuda import array_module, is_cupy_array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.

@@ -29,9 +29,9 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for, use_backend
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.
@@ -57,6 +57,7 @@ def dropout_cases() -> Iterator[Case]:
         yield _dropout(dtype, "empty", (0, 5), 0.5)
         yield _at_words(dtype)
         yield _at_extreme_words(dtype)
+        yield _moments(dtype)
 
 
 def _dropout(
@@ -81,6 +82,31 @@ def _dropout(
         return {"y": y, "dx": dx, "in place": in_place.copy(), "mean": mean, "variance": variance}
 
     return Case("dropout", dtype, label, inputs, run)
+
+
+def _moments(dtype: Any) -> Case:
+    """Calls whose numbers need a word more, or all bits; more than are looked up; nothing that is dropped."""
+    sizes, offsets = (1400, 2048), (2**32 - 3, 2**64 - 3)
+
+    def inputs() -> Arrays:
+        return {str(size): with_special_values(normal((size,), dtype)) for size in sizes}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+
+        def take(label: str, x: Any, *of: Any, **options: Any) -> None:
+            mean, variance = ops.dropout_moments(x, *of, **options)
+            results.update({f"mean {label}": mean, f"variance {label}": variance})
+
+        for size in sizes:
+            for start in (0, 2**34 - 516):
+                for offset in offsets:
+                    take(f"{size}, {start}, {offset}", arrays[str(size)], 0.4, _SEED, offset, passes=7, start=start)
+        for p, count in ((0.4, 300), (0.0, 3), (1.0, 3)):
+            take(f"{p}, {count}", arrays["1400"][:36], p, _SEED, _OFFSET, passes=count)
+        return results
+
+    return Case("dropout", dtype, "moments", inputs, run)
 
 
 def around(word: int) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from gpu_layers.catalogue.inputs import generator, normal, with_special_values, 
 from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.

@@ -24,8 +24,8 @@ from gpu_layers.catalogue.operation import (
 )
 from gpu_layers.catalogue.pooling import touched_bytes
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.cuda import array_module
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.

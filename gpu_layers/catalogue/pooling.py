@@ -24,8 +24,8 @@ from gpu_layers.catalogue.inputs import (
 )
 from gpu_layers.catalogue.operation import IMAGES, LARGE_IMAGES, Bytes, Operation, Shape, Sizes, of_ranks, per_pass
 from gpu_layers.catalogue.traffic import SECTOR, Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
 
 #: The page of the documents that has these operations.

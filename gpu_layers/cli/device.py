@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpu_layers.runtime.cuda import require_gpu
+from gpu_layers.core.cuda import require_gpu
 
 CHOICES = ("auto", "cpu", "cuda")
 

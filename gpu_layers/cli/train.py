@@ -13,9 +13,9 @@ from gpu_layers.cli.arguments import file, folder, integer, positive, probabilit
 from gpu_layers.cli.device import CHOICES, Device, choose_device
 from gpu_layers.cli.progress import epoch_line, progress_display
 from gpu_layers.cli.termination import Terminated, deaf_to_termination, termination_requests
+from gpu_layers.core.cuda import require_gpu
 from gpu_layers.distributed import default_communicator
 from gpu_layers.distributed.communicator import local_rank
-from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.training.dataset import LAYOUTS, Dataset, digits, load_npz
 from gpu_layers.training.extras import require_extras
 from gpu_layers.training.network import PLACEMENTS

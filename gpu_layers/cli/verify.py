@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gpu_layers.core.cuda import require_gpu
 from gpu_layers.emulator import sanitizer_environment
-from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.verification import Backend, cuda_backend, emulated_backend
 from gpu_layers.verification.report import DeviceLostError, table, verify
 from gpu_layers.verification.traffic import count_all, traffic_table

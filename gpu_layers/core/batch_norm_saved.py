@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.core.writes import check_unwritten, write_count
 
 
 @dataclass(slots=True)

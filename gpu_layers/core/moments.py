@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import place_of
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,20 @@ class Moments:
     @classmethod
     def of(cls, count: int, mean: Array, var: Array) -> Moments:
         """Moments from a mean and a biased variance of any float dtype."""
-        return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
+        with place_of(mean):
+            return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
 
     @property
     def var(self) -> Any:
         """Biased variance."""
-        return self.squares / self.count
+        with place_of(self.squares):
+            return self.squares / self.count
 
     @property
     def unbiased_var(self) -> Any:
         """Unbiased variance, of at least 2 values."""
-        return self.squares / (self.count - 1)
+        with place_of(self.squares):
+            return self.squares / (self.count - 1)
 
 
 def merged(parts: Iterable[Moments]) -> Moments | None:
@@ -57,10 +61,11 @@ def merged(parts: Iterable[Moments]) -> Moments | None:
             total = part
             continue
         count = total.count + part.count
-        difference = part.mean - total.mean
-        total = Moments(
-            count,
-            total.mean + difference * (part.count / count),
-            total.squares + part.squares + difference * difference * (total.count * part.count / count),
-        )
+        with place_of(total.mean):
+            difference = part.mean - total.mean
+            total = Moments(
+                count,
+                total.mean + difference * (part.count / count),
+                total.squares + part.squares + difference * difference * (total.count * part.count / count),
+            )
     return total

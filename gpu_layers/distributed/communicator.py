@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 from typing import Any
 
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.core.cuda import array_module
 
 #: Number of processes, as Open MPI and MPICH announce it.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_integer
+from gpu_layers.core.cuda import array_module
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.ops.checks import check_integer
-from gpu_layers.runtime.cuda import array_module
 
 
 class NcclCommunicator(Communicator):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
+import numpy as np
+
+from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import delivered, element_type, ready
+from gpu_layers.kernels.arrays import delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import divisor
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
+    STRUCTS,
     TiledKernels,
     WideKernels,
     adaptive_backward_plan,
@@ -26,7 +29,7 @@ from gpu_layers.kernels.pool_plan import (
     spatial_empty,
     spatial_result,
 )
-from gpu_layers.runtime.kernel import INTEGER_DTYPES, c_name
+from gpu_layers.runtime.kernel import INTEGER_DTYPES, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.program import Launcher
 
 __all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
@@ -44,6 +47,8 @@ _BACKWARD_ADAPTIVE = adaptive_template("max_pool_backward_adaptive")
 _FORWARD_INTEGER = general_template(
     "max_pool_integer.cu", "max_pool_integer_forward", tuple(c_name(dtype) for dtype in INTEGER_DTYPES)
 )
+
+_INDICES = KernelTemplate("max_pool.cu", "max_pool_indices", combinations(Index=("int", "long long")), STRUCTS)
 
 _FORWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_forward_tiled", ALL_TILES)
 _BACKWARD_TILED = TiledKernels("max_pool_tiled.cu", "max_pool_backward_tiled")
@@ -79,6 +84,11 @@ def max_pool_gather(
 ) -> Any:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
     return _gather((x, argmax, lengths, out), (window, channels_last))
+
+
+def max_pool_indices(argmax: Array, window: Window, channels_last: bool = False, lengths: Any | None = None) -> Any:
+    """``gpu_layers.reference.max_pool_indices``, as a kernel."""
+    return _indices((argmax, lengths), (window, channels_last))
 
 
 @Launcher
@@ -123,6 +133,17 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
     return delivered(y, out)
+
+
+@Launcher
+def _indices(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+    argmax, lengths = operands
+    argmax = ready(argmax)
+    indices = empty(argmax.shape, np.int64, argmax)
+    plan = plan_for(argmax, window, "output", channels_last, most_in_vectors=0)
+    kernel = _INDICES(Index=plan.template_arguments["Index"])
+    plan.run(kernel, (argmax.as_bytes(), indices, ready_lengths(lengths, window.rank), plan.struct))
+    return indices
 
 
 @Launcher

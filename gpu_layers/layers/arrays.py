@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from gpu_layers.core.array import Array
-from gpu_layers.runtime.cuda import is_cupy_array
+from gpu_layers.core.cuda import is_cupy_array, place_of
 
 
 def memory_of(array: Array) -> Any:
@@ -46,7 +46,8 @@ def added(one: Any, other: Any) -> Any:
     """The sum of two gradients, a new array; None counts as no gradient."""
     if one is None or other is None:
         return one if other is None else other
-    return one + other
+    with place_of(one):
+        return one + other
 
 
 class LayerArrays(dict[str, Any]):

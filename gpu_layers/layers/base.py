@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import is_cupy_array, place_of, require_gpu
 from gpu_layers.layers.arrays import LayerArrays, memory_of, turned
 from gpu_layers.layers.calls import put, recording, replaying
 from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
-from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
 from gpu_layers.runtime.ranges import add_layer_class
 
 __all__ = ["Layer"]
@@ -352,7 +352,7 @@ class Layer:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
-        return {name: value.copy() for name, value in self._named_state().items()}
+        return {name: _copied(value) for name, value in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copy parameters and buffers into the layer's arrays; all or nothing.
@@ -442,6 +442,11 @@ class Layer:
             return f"{type(self).__name__}({configuration})"
         lines = [configuration, *lines] if configuration else lines
         return f"{type(self).__name__}(\n" + "".join("  " + line.replace("\n", "\n  ") + "\n" for line in lines) + ")"
+
+
+def _copied(array: Array) -> Any:
+    with place_of(array):
+        return array.copy()
 
 
 def _may_hold(value: tuple[Any, ...]) -> bool:

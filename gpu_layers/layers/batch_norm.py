@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.precision import check_layer_dtype
@@ -26,12 +27,7 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
     checked_inference,
 )
-from gpu_layers.ops.checks import (
-    check_activation,
-    check_dtype,
-    check_eps,
-    check_integer,
-)
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps
 from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
 
@@ -216,7 +212,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
         Returns
         -------
-        gpu_layers.core.moments.Moments
+        gpu_layers.ops.Moments
 
         Raises
         ------

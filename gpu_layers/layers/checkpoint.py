@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.calls import forget_calls
 from gpu_layers.layers.layer_tree import modes
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import CallRecord
-from gpu_layers.runtime.writes import check_unwritten, write_count
 
 __all__ = ["Checkpoint"]
 

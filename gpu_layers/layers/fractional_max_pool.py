@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_number
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.pool_base import Pool
-from gpu_layers.ops.checks import check_number
 from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_backward,
     fractional_max_pool_forward,

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import is_cupy_array
 from gpu_layers.layers.base import NO_LAYERS_IN, Layer
-from gpu_layers.runtime.cuda import is_cupy_array
 
 #: Objects that refer to nothing, or to so much that searching them would mean searching everything.
 _CLOSED = (type, types.ModuleType, str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_finite
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.layers.base import Layer, device_module, moved
-from gpu_layers.ops.checks import check_finite, check_overlap, described
+from gpu_layers.ops.checks import check_overlap, described
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of
+from gpu_layers.runtime.copying import copy_into
 
 __all__ = ["BatchStatistics"]
 
@@ -108,12 +110,15 @@ class RunningStatisticsLayer(Layer):
             return
         parameters, buffers = vars(self)["parameters"], vars(self)["buffers"]
         beside = next(iter((*parameters.values(), *buffers.values())), None)
+        xp = array_module(beside)
         for name, (shape, dtype) in _buffer_kinds(self.num_features, self.dtype).items():
-            start, buffer = int(name == "running_var"), buffers.get(name)
-            if buffer is None or (buffer.shape, buffer.dtype) != (shape, dtype):
-                buffers[name] = array_module(beside).full(shape, start, dtype)
-            else:
-                buffer[...] = start
+            buffer = buffers.get(name)
+            with place_of(beside if buffer is None else buffer):
+                start = xp.full(shape, int(name == "running_var"), dtype)
+                if buffer is None or (buffer.shape, buffer.dtype) != (shape, dtype):
+                    buffers[name] = start
+                else:
+                    copy_into(xp, buffer, start)
 
     @property
     def use_batch_statistics(self) -> bool | None:
@@ -208,8 +213,9 @@ class RunningStatisticsLayer(Layer):
         """
         if self._pending is None:
             raise RuntimeError("no statistics are pending")
-        xp = array_module(self._pending.mean)
-        return xp.isfinite(self._pending.statistics[:2]).all()
+        statistics = self._pending.statistics
+        with place_of(statistics):
+            return array_module(statistics).isfinite(statistics[:2]).all()
 
     def rollback(self) -> None:
         """Forget the pending statistics."""

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpu_layers.core.cuda import array_module, is_cupy_array, place_of
+from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
-from gpu_layers.runtime.cuda import array_module, is_cupy_array
+from gpu_layers.runtime.copying import copy_into, natural
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from gpu_layers.runtime.writes import record_write
 
 __all__ = ["IncompatibleKeys"]
 
@@ -71,10 +72,12 @@ def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: st
     ready = {name: converted(value, own[name], name, owner) for name, value in arrays.items()}
     for name in uncounted:
         if any(name.removesuffix(_COUNTER) + sibling in ready for sibling in ("running_mean", "running_var")):
-            ready[name] = array_module(own[name]).zeros_like(own[name])
+            with place_of(own[name]):
+                ready[name] = array_module(own[name]).zeros_like(own[name])
     _check_writable(ready, own)
     for name, value in ready.items():
-        own[name][...] = value
+        with place_of(own[name]):
+            copy_into(array_module(own[name]), own[name], value)
         record_write(own[name])
     return IncompatibleKeys(missing, unexpected)
 
@@ -130,14 +133,15 @@ def converted(value: Any, own: Any, name: str, owner: str) -> Any:
     counts = own.dtype not in FLOAT_DTYPES
     if not (floating or (counts and value.dtype.kind in "iu")):
         raise TypeError(f"dtype mismatch for {name}: {owner} has {own.dtype}, got {value.dtype}")
-    xp = array_module(own)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"), place_of(value):
+        value = natural(array_module(value), value)
         copy = value.astype(own.dtype)
-    if counts and floating and not bool((copy == value).all()):
-        raise ValueError(f"{name} must be a whole number, got {value.tolist()}")
-    if xp is np:
-        return copy.get() if is_cupy_array(copy) else copy
-    return xp.asarray(copy)
+        if counts and floating and not bool((copy == value).all()):
+            raise ValueError(f"{name} must be a whole number, got {value.tolist()}")
+        if is_cupy_array(copy) and not (is_cupy_array(own) and own.data.device_id == copy.data.device_id):
+            copy = copy.get()
+    with place_of(own):
+        return array_module(own).asarray(copy)
 
 
 def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -153,4 +157,5 @@ def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    with place_of(one):
+        return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
+from gpu_layers.core.cuda import place_of
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.convolution import Conv2d
@@ -16,9 +18,8 @@ from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.models.plain_layers import added_attributes, replaced_methods
-from gpu_layers.ops.checks import check_dtype, check_eps, check_integer
+from gpu_layers.ops.checks import check_dtype, check_eps
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
 
 # Batch norms that evaluate alike, by the layer before them.
 _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {

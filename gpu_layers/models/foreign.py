@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_choice, check_finite, check_integer
+from gpu_layers.core.cuda import array_module
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.batch_norm import BatchNormLayer
-from gpu_layers.ops.checks import check_choice, check_eps, check_finite, check_integer, described
-from gpu_layers.runtime.cuda import array_module
+from gpu_layers.ops.checks import check_eps, described
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 

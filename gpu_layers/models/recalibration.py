@@ -8,14 +8,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_choice
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.models.snapshot import Snapshot
-from gpu_layers.ops.checks import check_choice
-from gpu_layers.runtime.cuda import array_module
 
 _ORDERS = ("sequential", "joint")
 _NOTHING = object()
@@ -239,11 +239,14 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
     if moments is None or count < 2:
         raise ValueError(f"a variance needs at least 2 values per channel, {layer!r} got {count} in {batches} batches")
     var = moments.unbiased_var
-    if not bool(array_module(var).isfinite(moments.mean + var).all()):
-        raise ValueError(f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not")
-    layer.buffers["running_mean"][...] = moments.mean.astype(layer.dtype)
-    layer.buffers["running_var"][...] = var.astype(layer.dtype)
-    layer.buffers["num_batches_tracked"][...] = batches
+    with place_of(var):
+        if not bool(array_module(var).isfinite(moments.mean + var).all()):
+            raise ValueError(
+                f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not"
+            )
+        layer.buffers["running_mean"][...] = moments.mean.astype(layer.dtype)
+        layer.buffers["running_var"][...] = var.astype(layer.dtype)
+        layer.buffers["num_batches_tracked"][...] = batches
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
@@ -16,7 +17,6 @@ from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.layers.dropout_add import DropoutAdd
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.ops.dropout import check_passes, dropout_moments
-from gpu_layers.runtime.cuda import array_module
 
 
 def mc_dropout(

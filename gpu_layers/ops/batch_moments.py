@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, placed
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, placed
+
+__all__ = ["Moments"]
 
 
 @placed

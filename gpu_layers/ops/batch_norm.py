@@ -6,22 +6,15 @@ from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
+from gpu_layers.core.writes import write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import (
-    check_activation,
-    check_dtype,
-    check_eps,
-    check_gradient,
-    check_residual,
-    described,
-)
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_residual, described
 from gpu_layers.ops.output import claim
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import write_count
 
 __all__ = [
     "BatchNormSaved",

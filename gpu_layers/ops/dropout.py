@@ -11,23 +11,16 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer, check_number, check_uint64
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import (
-    check_dtype,
-    check_gradient,
-    check_integer,
-    check_number,
-    check_probability,
-    check_residual,
-    check_uint64,
-    described,
-)
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability, check_residual, described
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.runtime.copying import ready_copy
 
 __all__ = [
     "DropoutSaved",
@@ -451,7 +444,7 @@ def call_mask(
         check_sample_ids(sample_ids, x)
         # A copy: changing the numbers before backward does not change the mask.
         with place_of(x):
-            sample_ids = sample_ids.copy()
+            sample_ids = ready_copy(array_module(x), sample_ids)
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 

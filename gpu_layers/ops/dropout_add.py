@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
 from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
-from gpu_layers.runtime.writes import check_unwritten, write_count
+from gpu_layers.runtime.copying import natural
 
 __all__ = ["DropoutAddSaved", "dropout_add_backward", "dropout_add_forward"]
 
@@ -210,4 +211,4 @@ def _of_dtype(array: Array, dtype: Any) -> Any:
     if array is None or array.dtype == dtype:
         return array
     with place_of(array), np.errstate(over="ignore"):
-        return array.astype(dtype)
+        return natural(array_module(array), array).astype(dtype)

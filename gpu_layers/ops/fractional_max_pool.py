@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.ops.checked import Checked
@@ -18,7 +19,6 @@ from gpu_layers.ops.output import claim_pooled
 from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
 from gpu_layers.reference.fractional_max_pool import fractional_max_pool_indices as indices_of
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of
 
 __all__ = [
     "FractionalMaxPoolSaved",

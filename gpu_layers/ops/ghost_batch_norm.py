@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
+from gpu_layers.core.cuda import array_module, place_of, placed
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.valid import ValidPositions
@@ -17,10 +19,9 @@ from gpu_layers.ops.batch_norm import (
     check_input,
     checked_forward,
 )
-from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
+from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.padding import positions_of
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, place_of, placed
 
 __all__ = ["GhostBatchNormSaved", "ghost_batch_norm_backward", "ghost_batch_norm_forward"]
 

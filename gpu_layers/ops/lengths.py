@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.runtime.cuda import array_module, place_of
+from gpu_layers.core.cuda import array_module, is_capturing, place_of
 
 
 def sample_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> Any:
-    """:func:`checked_lengths` on the device of x."""
+    """:func:`checked_lengths` on the device of x; RuntimeError while a graph is captured there."""
+    if is_capturing(x):
+        raise RuntimeError("pooling with lengths= cannot be captured: the host checks them")
     values = checked_lengths(lengths, x, batched, spatial)
     with place_of(x):
         return array_module(x).array(values, np.int64)

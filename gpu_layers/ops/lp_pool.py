@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_number
 from gpu_layers.core.window import Window
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_gradient, check_number
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.writes import check_unwritten, write_count
 
 __all__ = ["LPPoolSaved", "lp_pool_backward", "lp_pool_forward"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import place_of
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
 from gpu_layers.ops.output import claim_pooled, output_shape, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, check_taps, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import place_of
 
 __all__ = [
     "MaxPoolSaved",

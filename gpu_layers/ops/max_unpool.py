@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
+from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
+from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import is_capturing, place_of, to_host
+from gpu_layers.runtime.copying import ready_copy
 
 __all__ = ["MaxUnpoolSaved", "max_unpool_backward", "max_unpool_forward"]
 
@@ -99,7 +101,7 @@ def max_unpool_forward(
             raise ValueError(f"Found an invalid max index: {wrong} (output volumes are of size {extent})")
     else:
         with place_of(x):
-            at = own.copy()
+            at = ready_copy(array_module(x), own)
     target = None if out is None else claim_pooled(out, sizes, batched, channels_last, x, indices)
     y = backend.max_unpool_forward(batch, at, sizes, channels_last, target)
     if not batched:

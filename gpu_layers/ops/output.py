@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.writes import record_write
 from gpu_layers.ops.checks import check_overlap, described
 from gpu_layers.runtime.copying import ready_copy
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import record_write
 
 
 def claim(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Array) -> None:

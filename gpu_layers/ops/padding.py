@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, is_capturing, placed
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.lengths import checked_lengths
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
 _WORD = 32
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, is_capturing, placed
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.valid import ValidPositions
@@ -16,7 +17,6 @@ from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import BatchNormSaved, check_input, checked_inference
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, is_capturing, placed
 
 __all__ = ["SyncBatchNormSaved", "sync_batch_norm_backward", "sync_batch_norm_forward"]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpu_layers.core.argmax import argmax_dtype, max_pool_indices
+from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.window import Window
 from gpu_layers.reference.ieee import ieee
@@ -149,6 +149,33 @@ def _gather(
         chosen = (argmax[outputs] == tap) & select(inside, inputs, x.shape)
         y[outputs] = chosen_values(chosen, x[inputs], y[outputs])
     return y
+
+
+def max_pool_indices(
+    argmax: np.ndarray, window: Window, channels_last: bool = False, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """Flat index in the input plane of each chosen tap, as ``torch.nn.MaxPool2d(return_indices=True)`` gives it.
+
+    Returns
+    -------
+    ndarray of int64
+        ``argmax``'s shape; -1 for a window with no tap that counts.
+    """
+    first_axis = 1 if channels_last else 2
+    rest = argmax.astype(np.int64)
+    flat, inside, step = np.zeros_like(rest), np.ones(argmax.shape, bool), 1
+    for axis in reversed(range(window.rank)):
+        shape = [1] * argmax.ndim
+        shape[first_axis + axis] = -1
+        origins = np.asarray(window.origins(axis)).reshape(shape)
+        at = origins + rest % window.kernel[axis] * window.dilation[axis]
+        rest //= window.kernel[axis]
+        size = window.input_shape[axis]
+        limit = size if lengths is None else lengths[:, axis].reshape([-1] + [1] * (argmax.ndim - 1))
+        inside &= (at >= 0) & (at < limit)
+        flat += at * step
+        step *= size
+    return np.where(inside, flat, -1)
 
 
 @ieee

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpu_layers.core.cuda import import_cupy, is_cupy_array
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import copy_into
-from gpu_layers.runtime.cuda import import_cupy, is_cupy_array
 from gpu_layers.runtime.gpu import runner_on_gpu
 from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
 
@@ -38,7 +38,7 @@ class ArrayKind(Protocol):
         """The dtype as NumPy's."""
 
     def is_contiguous(self, array: Any) -> bool:
-        """Whether the array is in C order, without gaps."""
+        """Whether the array is in C order, without gaps, and each element at its natural address."""
 
     def is_ready(self, array: Any) -> bool:
         """Whether kernels can use the array as it is: C-contiguous, at a multiple of 16 bytes."""
@@ -80,7 +80,7 @@ class NumpyArrays:
 
     def is_contiguous(self, array: Any) -> bool:
         """See :class:`ArrayKind`."""
-        return array.flags.c_contiguous
+        return array.flags.c_contiguous and array.flags.aligned
 
     def is_ready(self, array: Any) -> bool:
         """See :class:`ArrayKind`."""
@@ -156,7 +156,7 @@ class CupyArrays:
 
     def is_contiguous(self, array: Any) -> bool:
         """See :class:`ArrayKind`."""
-        return array.flags.c_contiguous
+        return array.flags.c_contiguous and array.data.ptr % array.dtype.itemsize == 0
 
     def is_ready(self, array: Any) -> bool:
         """See :class:`ArrayKind`."""

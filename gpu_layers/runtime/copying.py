@@ -14,6 +14,11 @@ def ready_copy(xp: Any, array: Any) -> Any:
     return copy
 
 
+def natural(xp: Any, array: Any) -> Any:
+    """The array, or a copy if its elements are not at their natural addresses, where CuPy's kernels fail."""
+    return array if xp is np or _is_natural(array) else ready_copy(xp, array)
+
+
 def copy_into(xp: Any, target: Any, source: Any) -> None:
     """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
     if xp is not np and not (_is_natural(target) and _is_natural(source)):

@@ -11,8 +11,8 @@ from operator import itemgetter
 from threading import Lock
 from typing import Any
 
+from gpu_layers.core.cuda import graph_device, import_cupy
 from gpu_layers.runtime.copying import copy_into
-from gpu_layers.runtime.cuda import import_cupy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, compiled_module
 from gpu_layers.runtime.steps import (
@@ -151,7 +151,7 @@ def bound_launch(step: Launch, device: int) -> BoundStep:
             addresses.append(base + next_constant)
             next_constant += _aligned(len(constant))
     parameters = base + size
-    buffer[size // _POINTER :] = addresses
+    struct.pack_into(f"{len(addresses)}Q", buffer, size, *addresses)
     pack, pick = struct.Struct(f"{len(varying)}Q").pack_into, _picker(varying)
     geometry = function.ptr, *step.grid, *step.block, step.shared_bytes
     # No further ones in the last argument, which a cooperative launch lacks.
@@ -204,6 +204,11 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
         nonlocal bound
         if current() != device:
+            if graph_device.get() is not None:
+                raise RuntimeError(
+                    f"a graph holds the work of one GPU, {graph_device.get()}, which is current: got arrays on "
+                    f"{device}; capture within `with cupy.cuda.Device({device})`"
+                )
             with cupy.cuda.Device(device):
                 return run(arrays, numbers)
         if bound is None:

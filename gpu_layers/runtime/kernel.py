@@ -68,7 +68,7 @@ class Parameter:
     is_const: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """An instantiated ``__global__`` function.
 

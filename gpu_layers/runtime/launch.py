@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import is_cupy_array
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES
 from gpu_layers.runtime.arrays import kind_of
-from gpu_layers.runtime.cuda import is_cupy_array
 from gpu_layers.runtime.gpu import is_refused, resident_blocks_of_gpu
 from gpu_layers.runtime.kernel import Kernel, Parameter
 from gpu_layers.runtime.limits import limits
@@ -57,7 +57,7 @@ def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
     if value.dtype != parameter.dtype:
         raise TypeError(f"{_where(kernel, parameter)} needs an array of {parameter.dtype}, got {value.dtype}")
     if not value.is_contiguous:
-        raise ValueError(f"{_where(kernel, parameter)} needs a C-contiguous array, got a view of shape {value.shape}")
+        raise ValueError(f"{_where(kernel, parameter)} needs an array that is C-contiguous and aligned, got another")
     if not (parameter.is_const or value.is_writeable):
         raise ValueError(f"{_where(kernel, parameter)} is written to, but the array is read-only")
 

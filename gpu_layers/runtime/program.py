@@ -35,7 +35,9 @@ class Operand:
     dtype : numpy.dtype
     is_ready : bool
         Whether kernels can use it as it is: C-contiguous, at a multiple of 16 bytes.
-    is_contiguous, is_writeable : bool
+    is_contiguous : bool
+        Whether kernels can go through it element by element: C-contiguous, each at its natural address.
+    is_writeable : bool
     of_bytes : bool
         Whether it stands for the bytes of the array, whatever its dtype.
     """

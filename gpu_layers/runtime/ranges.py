@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from gpu_layers.runtime.cuda import import_cupy
+from gpu_layers.core.cuda import import_cupy
 
 _PASSES = ("forward", "backward")
 _VARIABLE = "GPU_LAYERS_PROFILE_RANGES"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.cuda import is_cupy_array, require_gpu
+from gpu_layers.core.cuda import is_cupy_array, require_gpu
 
 
 def _ignore(done: float) -> None:

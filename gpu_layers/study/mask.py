@@ -9,13 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.cuda import require_gpu
 from gpu_layers.emulator.defaults import cuda_headers
 from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.layers import Dropout
 from gpu_layers.ops import dropout_forward, dropout_mask
 from gpu_layers.random import Generator
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import require_gpu
 from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
 from gpu_layers.study.figures import BLUE, GREY, draw
 from gpu_layers.study.lab import Lab, on_cpu

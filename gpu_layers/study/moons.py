@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import array_module
 from gpu_layers.layers import Dropout, Layer, ReLU
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
-from gpu_layers.runtime.cuda import array_module
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.networks import StackedLinear
 from gpu_layers.training.optimizers import SGD

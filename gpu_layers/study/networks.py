@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import array_module
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers import Layer
 from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.sequential import Sequential
-from gpu_layers.runtime.cuda import array_module
-from gpu_layers.runtime.writes import check_unwritten, write_count
 from gpu_layers.study.lab import Lab
 from gpu_layers.training.batches import batches, epoch_order
 from gpu_layers.training.dataset import Dataset

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch.compiler import is_compiling
 
-from gpu_layers.ops.checks import check_activation, check_number
+from gpu_layers.core.checks import check_number
+from gpu_layers.ops.checks import check_activation
 from gpu_layers.torch import arrays
 
 

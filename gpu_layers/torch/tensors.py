@@ -66,7 +66,7 @@ class TensorArrays:
 
     def is_contiguous(self, array: Any) -> bool:
         """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""
-        return array.is_contiguous()
+        return array.is_contiguous() and array.data_ptr() % array.element_size() == 0
 
     def is_ready(self, array: Any) -> bool:
         """See :class:`~gpu_layers.runtime.arrays.ArrayKind`."""

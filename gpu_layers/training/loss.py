@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, placed
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.cuda import array_module, placed
 
 
 @placed

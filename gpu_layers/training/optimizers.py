@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
-from gpu_layers.runtime.cuda import array_module, place_of
-from gpu_layers.runtime.writes import record_write
 
 
 class Optimizer:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import array_module
 from gpu_layers.distributed import Communicator
-from gpu_layers.runtime.cuda import array_module
 
 
 def added(

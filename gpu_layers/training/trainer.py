@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import array_module, is_cupy_array, require_gpu
 from gpu_layers.distributed import Communicator, SingleProcess, shard
 from gpu_layers.layers.dropout import DropoutLayer
-from gpu_layers.runtime.cuda import array_module, is_cupy_array, require_gpu
 from gpu_layers.training.batches import batch_count, batches, epoch_order
 from gpu_layers.training.dataset import Dataset
 from gpu_layers.training.extras import import_extra

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_layers.catalogue import Case, all_cases
+from gpu_layers.core.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.runtime.cuda import gpu_is_lost, require_gpu
 from gpu_layers.runtime.nvrtc import Architecture, options
 from gpu_layers.verification.comparison import Difference, compare
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.runtime.cuda import import_cupy
+from gpu_layers.core.cuda import import_cupy
 from tests.inputs import assert_same_bits, normal
 
 SEED = 2**40 + 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.runtime.cuda import import_cupy
+from gpu_layers.core.cuda import import_cupy
 from gpu_layers.training import SGD
 from tests.inputs import assert_same_bits, normal
 

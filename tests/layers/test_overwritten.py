@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from gpu_layers.core import writes
 from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
-from gpu_layers.runtime import writes
 from gpu_layers.training.optimizers import SGD, Adam
 from tests.inputs import assert_same_bits, each_backend, normal
 

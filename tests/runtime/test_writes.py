@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu_layers.runtime.writes import check_unwritten, record_write, write_count
+from gpu_layers.core.writes import check_unwritten, record_write, write_count
 
 
 def is_written(since, array):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from gpu_layers.runtime.cuda import gpu_is_lost
+from gpu_layers.core.cuda import gpu_is_lost
 from gpu_layers.runtime.emulation import Emulation, emulated_module
 from gpu_layers.verification import emulated_backend
 from gpu_layers.verification.comparison import compare

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -64,13 +66,18 @@ def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
 def placed(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, run on the device of its first argument; see :func:`place_of`."""
 
+    name = next(iter(inspect.signature(function).parameters))
+
     @functools.wraps(function)
-    def run(x: Any, *arguments: Any, **options: Any) -> Any:
-        with place_of(x):
-            return function(x, *arguments, **options)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with place_of(arguments[0] if arguments else options.get(name)):
+            return function(*arguments, **options)
 
     return run
 
+
+#: The GPU on which a graph is being made; None outside :func:`gpu_layers.capture`.
+graph_device: ContextVar[int | None] = ContextVar("gpu_layers_graph_device", default=None)
 
 _NOWHERE_ELSE = contextlib.nullcontext()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.cuda import is_cupy_array
+from gpu_layers.core.cuda import is_cupy_array
 
 
 class _Writes:
