@@ -20,7 +20,7 @@ OPERATIONS = {
 }
 LAYERS = {name: one for name, one in PUBLIC.items() if inspect.isclass(one) and issubclass(one, gl.Layer)}
 #: Classes that only the library makes.
-MADE_WITHIN = {"BatchStatistics", "Graph", "IncompatibleKeys", "Progress", "Settings", "Dataset"}
+MADE_WITHIN = {"BatchStatistics", "Graph", "IncompatibleKeys", "Moments", "Progress", "Settings", "Dataset"}
 
 
 def members():
