@@ -1,4 +1,4 @@
-"""The one place that knows where a tensor is computed with, and as what: tensors as the arrays that the floors take.
+"""Decides which backend computes on a tensor, and how the tensor is passed to it.
 
 The reference takes a tensor of the CPU as a NumPy array on its own memory. Kernels take tensors themselves
 (``tensors.py``), on a GPU or emulated. Results lie in memory that is a tensor's own, never a view's. What an

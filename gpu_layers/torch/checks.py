@@ -1,7 +1,6 @@
 """Checks of what a call passes, before anything is drawn, launched or written.
 
-What is good is found good by a few comparisons. What is not is handed to torch's own function, so that the error is
-torch's in type and words.
+Valid input passes a few cheap comparisons. Invalid input goes to torch's function, which raises torch's error.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from typing import Any, NoReturn
 import torch
 from torch.compiler import is_compiling
 
-from gpu_layers.ops.checks import check_activation, check_number
+from gpu_layers.core.checks import check_number
+from gpu_layers.ops.checks import check_activation
 from gpu_layers.torch import arrays
 
 
 def check_tensor(x: Any, name: str = "input") -> None:
-    """TypeError unless it is a tensor of floats, RuntimeError where nothing here takes it."""
+    """TypeError unless it is a floating-point tensor, RuntimeError where nothing here takes it."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in arrays.FLOAT_DTYPES:
@@ -39,7 +39,7 @@ def check_savable(*tensors: torch.Tensor | None) -> None:
 
 
 def check_probability(p: Any) -> Any:
-    """ValueError outside [0, 1] or for NaN, TypeError for what is no number."""
+    """ValueError outside [0, 1] or for NaN, TypeError for anything that is not a number."""
     given = p
     if type(p) is not float and not is_compiling():
         # Of tensors and truth values as torch.

@@ -76,7 +76,7 @@ def define(
     save : callable, optional
         ``save(ctx, inputs, output)``: saves the tensors that backward needs.
     eager : callable, optional
-        Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
+        Used in place of run where no gradient is needed; may give None for a result that was not requested.
     pack, unpack : callable, optional
         ``pack(tensors, numbers)`` makes the object of the numbers that the schema has; ``unpack`` gives them back.
     with_tensors : callable, optional

@@ -59,10 +59,10 @@ def batch_norm(
     Raises
     ------
     ValueError
-        For one value a channel in training, an eps that is not positive, another shape of the residual, or an unknown
+        For one value per channel in training, an eps that is not positive, another shape of the residual, or an unknown
         activation.
     TypeError
-        For what is no tensor of floats, or another dtype of the residual.
+        If input is not a floating-point tensor, or for another dtype of the residual.
     RuntimeError
         For parameters or statistics of another size, dtype or device.
     """
@@ -173,7 +173,7 @@ def _verdict(
     """
     good = len(shape) >= 2 and (others[0] is None) == (others[1] is None)
     if good and training:
-        # More than one value a channel.
+        # More than one value per channel.
         good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
         if good and len(shape) > 2 and shape[0] != 1:
             good = shape[0] * math.prod(shape[2:]) != 1

@@ -44,7 +44,7 @@ __all__ = [
 def _drop(
     input: Tensor, p: float, training: bool, inplace: bool, generator: Generator | None, axes: int, kind: str
 ) -> Tensor:
-    """Draw a mask whose decisions the elements behind the leading axes share, and drop; input itself in evaluation.
+    """Drop by a fresh mask; elements that differ only in the trailing axes share one decision. Evaluation: the input.
 
     Callers have checked the input.
     """
@@ -139,7 +139,7 @@ def dropout(
     ValueError
         For p outside [0, 1].
     TypeError
-        For what is no tensor of floats, or no generator.
+        If it is not a floating-point tensor, or not a generator.
     RuntimeError
         On a device without kernels.
     """
@@ -155,7 +155,7 @@ def alpha_dropout(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments as of :func:`dropout`."""
+    """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     return _drop(input, p, training, inplace, generator, -1, "alpha")
 
@@ -168,7 +168,7 @@ def feature_alpha_dropout(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Alpha dropout of whole channels of ``(N, C, ...)``; arguments as of :func:`dropout`."""
+    """Alpha dropout of whole channels of ``(N, C, ...)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     if training and input.dim() < 2:
         fail_as_torch(
@@ -185,7 +185,7 @@ def dropout1d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, L)`` or ``(C, L)``; arguments as of :func:`dropout`."""
+    """Drop whole channels of ``(N, C, L)`` or ``(C, L)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     rank = input.dim()
     if rank not in (2, 3):
@@ -203,7 +203,7 @@ def dropout2d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, H, W)``; arguments as of :func:`dropout`.
+    """Drop whole channels of ``(N, C, H, W)``; arguments and errors as of :func:`dropout`.
 
     As torch, of a 3-D input those of ``(N, C, L)``, with a warning.
     """
@@ -230,7 +230,7 @@ def dropout3d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; arguments as of :func:`dropout`."""
+    """Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     rank = input.dim()
     if rank not in (4, 5):

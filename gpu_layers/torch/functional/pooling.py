@@ -51,13 +51,13 @@ _NUMBERS = (int, torch.SymInt, np.integer)
 
 
 def _per_axis(value: Any, rank: int) -> tuple:
-    """One number a spatial axis, of one for all or of as many as were given."""
+    """One number per spatial axis, from one for all or as many as were given."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * rank if len(values) == 1 else values
 
 
 def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> tuple | None:
-    """Kernel, stride, padding and dilation, one a spatial axis; None where they make no window."""
+    """Kernel, stride, padding and dilation, one per spatial axis; None where they make no window."""
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         stride = kernel_size
     found = []
@@ -219,7 +219,7 @@ def max_pool1d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool1d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -245,7 +245,7 @@ def max_pool2d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool2d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -271,7 +271,7 @@ def max_pool3d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool3d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -476,7 +476,7 @@ def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool1d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(1, input, output_size, True)
 
 
@@ -486,7 +486,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool2d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(2, input, output_size, True)
 
 
@@ -496,7 +496,7 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool3d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(3, input, output_size, True)
 
 

@@ -24,7 +24,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     The processes of the group hold parts of a batch, of any sizes, also empty ones. Each direction gathers some numbers
     of every channel, which are added in the order of the ranks in float64: the same bits everywhere, and in every run.
-    Gradients of weight and bias are sums over the own part, as torch's. ``convert`` leaves torch's class alone;
+    Gradients of weight and bias are sums over the process's part, as in torch. ``convert`` keeps torch's class;
     :meth:`convert_sync_batchnorm` makes this one of all batch norms. Not in compiled graphs, nor under ``torch.func``.
     """
 
@@ -39,7 +39,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         given = mean, var, tracked, self.weight, self.bias, training, self.momentum, self.eps
         if not training or alone:
             return normalize(input, *given, None, None, False)
-        # Of one value a channel the other processes may have more.
+        # Of one value per channel the other processes may have more.
         eager = registry.is_eager(input, self.weight, self.bias)
         check_batch_norm(
             input, mean, var, self.weight, self.bias, False, self.momentum, self.eps, eager, given_later=True
@@ -91,7 +91,7 @@ def _gathered(values: Tensor, group: Any) -> Tensor:
 
 
 class _Synchronized(torch.autograd.Function):
-    """Gives the result, the statistics (5, C) and the number of values a channel in all processes."""
+    """Gives the result, the statistics (5, C) and the number of values per channel in all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, eps: float, channels_last: bool, group: Any) -> tuple:

@@ -322,7 +322,7 @@ def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest
 
 
 def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[bool], channels_last: bool) -> tuple:
-    """Tensors for the four gradients; empty ones for those that nobody wants."""
+    """Tensors for the four gradients; empty ones for those that were not requested."""
 
     def of_channels(values: _Tensor, need: bool) -> torch.Tensor:
         dtype = accumulation_dtype(x.dtype) if values is None else values.dtype
