@@ -195,15 +195,14 @@ def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     """Mean and biased variance along axes, in float64."""
     # Two passes, accumulated in float64 for any input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
-    shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
-    shift = shift.astype(np.float64)
+    shift = x[tuple(slice(None) if axis not in axes else 0 for axis in range(x.ndim))].astype(np.float64)
+    last = x.ndim - 1 not in axes
     # C order: the order of the sums, and so every bit, is the same for every memory layout of x.
     deviation = x.astype(np.float64, order="C")
-    deviation -= shift
-    deviation_mean = deviation.mean(axis=axes, keepdims=True)
-    deviation -= deviation_mean
-    mean = shift.reshape(-1) + deviation_mean.reshape(-1)
-    return mean, np.square(deviation, out=deviation).mean(axis=axes)
+    deviation -= _per_channel(shift, x, last)
+    deviation_mean = deviation.mean(axis=axes)
+    deviation -= _per_channel(deviation_mean, x, last)
+    return shift + deviation_mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
 def _keep_parameters(statistics, gamma, beta):
