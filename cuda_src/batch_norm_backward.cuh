@@ -11,7 +11,7 @@
 //                        fetched; if it is none, fill() leaves them in the slots of their threads
 #pragma once
 
-#include "batch_norm_rules.cuh"
+#include "normalization.cuh"
 
 // dy, of x's shape.
 template <typename T, int Width>
@@ -39,11 +39,11 @@ struct GradientBeforeActivation {
 
     // Calls take(gradient, x).
     template <typename Take>
-    __device__ __forceinline__ void scalar(long long i, const Normalization<A>& rule, Take take) const {
+    __device__ __forceinline__ void scalar(long long i, const Normalization<A>& norm, Take take) const {
         const A value = to_accumulate(x[i]);
         A gradient = to_accumulate(source.scalar(i));
         if (Fused != kIdentity) {
-            A z = rule.apply(value);
+            A z = norm.apply(value);
             if (kAddsResidual<Fused>) z += residual_at(residual, i);
             with_fused_activation<T, Fused>(activation,
                                             [&](auto phi) { gradient = phi.backward(gradient, z); });
@@ -55,7 +55,7 @@ struct GradientBeforeActivation {
     //   some   which of the values count: of the others nothing is taken
     template <int Count, int Channels, typename Some, typename Take>
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some,
-                                            const Normalization<A> (&rules)[Channels], Take take) const {
+                                            const Normalization<A> (&norms)[Channels], Take take) const {
         typename Source::Loaded loaded[Count];
         Vector<T, Width> values[Count], added[Count];
 #pragma unroll
@@ -83,7 +83,7 @@ struct GradientBeforeActivation {
         }
         with_fused_activation<T, Fused>(activation, [&](auto phi) {
             each([&](A gradient, A value, int u, int k) {
-                A z = rules[channel_of<Channels>(k)].apply(value);
+                A z = norms[channel_of<Channels>(k)].apply(value);
                 if (kAddsResidual<Fused>) z += widened(added[u], k);
                 return phi.backward(gradient, z);
             });
@@ -96,18 +96,18 @@ struct ParameterGradients {
     using A = accumulate_t<T>;
     static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
-    Normalization<A> rules[Channels];  // if kIdentity only the mean is used
+    Normalization<A> norms[Channels];  // if kIdentity only the mean is used
     GradientSums<A> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
-        if (counts) gradient.scalar(i, rules[0], [&](A dz, A x) { sums[0].add(dz, x - rules[0].mean); });
+        if (counts) gradient.scalar(i, norms[0], [&](A dz, A x) { sums[0].add(dz, x - norms[0].mean); });
     }
 
     template <int Count, typename Some = AllOfVectors>
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
-        gradient.template vectors<Count>(i, step, some, rules, [&](int, int k, A dz, A x) {
+        gradient.template vectors<Count>(i, step, some, norms, [&](int, int k, A dz, A x) {
             const int c = channel_of<Channels>(k);
-            sums[c].add(dz, x - rules[c].mean);
+            sums[c].add(dz, x - norms[c].mean);
         });
     }
 };
@@ -128,8 +128,8 @@ struct InputGradient {
         slope = inv_std * (dgamma * inv_count);
     }
 
-    __device__ __forceinline__ A apply(A dz, A x, const Normalization<A>& rule) const {
-        return fma(rule.mean - x, slope, dz - mean_dz) * rule.scale;
+    __device__ __forceinline__ A apply(A dz, A x, const Normalization<A>& norm) const {
+        return fma(norm.mean - x, slope, dz - mean_dz) * norm.scale;
     }
 };
 
@@ -140,16 +140,16 @@ struct InputGradients {
     using A = accumulate_t<T>;
     static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
-    Normalization<A> rules[Channels];  // if kIdentity the shift is not used
-    InputGradient<A> input_rules[Channels];
+    Normalization<A> norms[Channels];  // if kIdentity the shift is not used
+    InputGradient<A> input_gradients[Channels];
     bool depends;
     T* dx;
     T* dresidual;
 
     __device__ __forceinline__ A apply(A dz, A x, int c) const {
         // A slope of 0 would not do: x may be infinite. A sum, for zeros are +0, as of a normalisation of dz.
-        return Fused != kIdentity && !depends ? fma(dz, rules[c].scale, A(0))
-                                              : input_rules[c].apply(dz, x, rules[c]);
+        return Fused != kIdentity && !depends ? fma(dz, norms[c].scale, A(0))
+                                              : input_gradients[c].apply(dz, x, norms[c]);
     }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
@@ -158,7 +158,7 @@ struct InputGradients {
             if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = from_accumulate<T>(A(0));
             return;
         }
-        gradient.scalar(i, rules[0], [&](A dz, A x) {
+        gradient.scalar(i, norms[0], [&](A dz, A x) {
             dx[i] = from_accumulate<T>(apply(dz, x, 0));
             if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = from_accumulate<T>(dz);
         });
@@ -175,7 +175,7 @@ struct InputGradients {
                 results[u][k] = passed[u][k] = from_accumulate<T>(A(0));
             }
         }
-        gradient.template vectors<Count>(i, step, some, rules, [&](int u, int k, A dz, A x) {
+        gradient.template vectors<Count>(i, step, some, norms, [&](int u, int k, A dz, A x) {
             results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
             if (kAddsResidual<Fused>) passed[u][k] = from_accumulate<T>(dz);
         });
@@ -193,8 +193,8 @@ template <typename A>
 struct ChannelArrays {
     const A *mean, *inv_std, *gamma, *beta;
 
-    __device__ __forceinline__ void load(Normalization<A>& rule, long long channel) const {
-        rule.load(mean, inv_std, gamma, beta, channel);
+    __device__ __forceinline__ void load(Normalization<A>& norm, long long channel) const {
+        norm.load(mean, inv_std, gamma, beta, channel);
     }
 };
 
@@ -216,7 +216,7 @@ __device__ __forceinline__ void sum_gradients_of_nchw(
     const NchwBlock block(layout);
     ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
         gradient, {}, {GradientSums<A>::identity()}};
-    of_channels.load(gradients.rules[0], block.channel);
+    of_channels.load(gradients.norms[0], block.channel);
     for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
     const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
@@ -235,7 +235,7 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = GradientSums<A>::identity();
-        if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
+        if (channel < layout.channels) of_channels.load(gradients.norms[k], channel + k);
     }
     if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid);
     column_reduce(gradients.sums, scratch);
@@ -254,8 +254,8 @@ __device__ __forceinline__ void input_gradients_of_nchw(
     const NchwBlock block(layout, number_from_the_end());
     InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
                                                                    dgamma != nullptr, dx, dresidual};
-    of_channels.load(gradients.rules[0], block.channel);
-    gradients.input_rules[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
+    of_channels.load(gradients.norms[0], block.channel);
+    gradients.input_gradients[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
     constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
     for_each_in_nchw_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }
@@ -274,8 +274,8 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
                                                              dgamma != nullptr, dx, dresidual};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
-        of_channels.load(gradients.rules[k], channel + k);
-        gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
+        of_channels.load(gradients.norms[k], channel + k);
+        gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
     constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
     for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);

@@ -10,7 +10,7 @@
 //   ddx, dy, x   T, one shape and layout, as in batch_norm.cu; residual the same, or null
 //   mean, inv_std, gamma, beta   [channels], of the forward
 //   activation   its number, or kNoActivation
-#include "batch_norm_rules.cuh"
+#include "normalization.cuh"
 
 // Of a channel: of v, v * d, w, w * d, v * w.
 template <typename A>
@@ -60,14 +60,14 @@ struct DoubleInputs {
     const T* x;
     const T* residual;
     PiecewiseLinearActivation<A> phi;
-    Normalization<A> rules[Channels];
+    Normalization<A> norms[Channels];
 
     // Calls take(v, w, d, z).
     template <typename Take>
     __device__ __forceinline__ void scalar(long long i, Take take) const {
         const A value = to_accumulate(x[i]);
-        const A z = rules[0].apply(value) + residual_at(residual, i);
-        take(to_accumulate(ddx[i]), phi.backward(to_accumulate(dy[i]), z), value - rules[0].mean, z);
+        const A z = norms[0].apply(value) + residual_at(residual, i);
+        take(to_accumulate(ddx[i]), phi.backward(to_accumulate(dy[i]), z), value - norms[0].mean, z);
     }
 
     struct Loaded {
@@ -83,10 +83,10 @@ struct DoubleInputs {
     __device__ __forceinline__ void of(const Loaded& loaded, Take take) const {
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            const Normalization<A>& rule = rules[channel_of<Channels>(k)];
+            const Normalization<A>& norm = norms[channel_of<Channels>(k)];
             const A value = widened(loaded.values, k);
-            const A z = rule.apply(value) + widened(loaded.added, k);
-            take(k, widened(loaded.v, k), phi.backward(widened(loaded.gradients, k), z), value - rule.mean,
+            const A z = norm.apply(value) + widened(loaded.added, k);
+            take(k, widened(loaded.v, k), phi.backward(widened(loaded.gradients, k), z), value - norm.mean,
                  z);
         }
     }
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     const NchwBlock block(layout);
     DoubleSummation<T, kVectorWidth<T>, 1> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
-    body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
+    body.inputs.norms[0].load(mean, inv_std, gamma, beta, block.channel);
     for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0)
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         body.sums[k] = DoubleSums<A>::identity();
-        if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+        if (channel < layout.channels) body.inputs.norms[k].load(mean, inv_std, gamma, beta, channel + k);
     }
     if (channel < layout.channels) for_each_in_nhwc_block<kDoubleLoads>(layout, channel, rank, body);
     column_reduce(body.sums, scratch);
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     const NchwBlock block(layout);
     DoubleGradients<T, kVectorWidth<T>, 1> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
-    body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
+    body.inputs.norms[0].load(mean, inv_std, gamma, beta, block.channel);
     body.load(0, coefficients, block.channel, layout.channels);
     for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
 }
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
-        body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
+        body.inputs.norms[k].load(mean, inv_std, gamma, beta, channel + k);
         body.load(k, coefficients, channel + k, layout.channels);
     }
     if constexpr (Width > 1) {

@@ -5,7 +5,7 @@
 //                                   nullptr, 0.0, layout);
 #pragma once
 
-#include "batch_norm_rules.cuh"
+#include "normalization.cuh"
 
 template <typename T, typename Valid = AllPositions>
 __device__ __forceinline__ void statistics_of_nchw(const T* x,
@@ -74,7 +74,7 @@ __device__ __forceinline__ void normalize_of_nchw(const T* x, const accumulate_t
         __syncthreads();
     }
     Normalize<T, kVectorWidth<T>, 1, Fused> normalize{x, residual, activation, y, {}};
-    normalize.rules[0].set(mean ? mean[block.channel] : A(0),
+    normalize.norms[0].set(mean ? mean[block.channel] : A(0),
                            statistics != nullptr ? inv_std : deviation[block.channel], gamma, beta,
                            block.channel);
     for_each_in_nchw_block<T, kNormalizeLoads<Fused>>(layout, block.channel, block.rank, normalize, valid);
@@ -109,7 +109,7 @@ __device__ __forceinline__ void normalize_of_nhwc(const T* x, const accumulate_t
     Normalize<T, Width, Width, Fused> normalize{x, residual, activation, y, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
-        normalize.rules[k].set(
+        normalize.norms[k].set(
             mean ? mean[channel + k] : A(0),
             statistics != nullptr ? inv_std[threadIdx.x * Width + k] : deviation[channel + k], gamma, beta,
             channel + k);

@@ -2,18 +2,18 @@
 //
 // The values that are compared are rounded to T, as batch norm would write them: outputs and taps are those
 // of the two in a row, to the last bit.
-#include "batch_norm_rules.cuh"
 #include "max_pool_tile.cuh"
+#include "normalization.cuh"
 
-// The rules of Width neighbouring channels.
+// The normalization of Width neighbouring channels.
 template <typename A, int Width>
-struct ChannelRules {
-    Normalization<A> rules[Width];
+struct ChannelNorms {
+    Normalization<A> norms[Width];
 
-    __device__ __forceinline__ ChannelRules(const A* mean, const A* inv_std, const A* gamma, const A* beta,
+    __device__ __forceinline__ ChannelNorms(const A* mean, const A* inv_std, const A* gamma, const A* beta,
                                             int channel) {
 #pragma unroll
-        for (int k = 0; k < Width; ++k) rules[k].load(mean, inv_std, gamma, beta, channel + k);
+        for (int k = 0; k < Width; ++k) norms[k].load(mean, inv_std, gamma, beta, channel + k);
     }
 };
 
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kPiecewiseLinear>)
     for_each_unit<int>(window, [&](const PoolPosition<int>& output, long long unit) {
         const T* image = x + output.image * image_size * Width;
         const int plane = static_cast<int>(output.image) % channels;
-        const ChannelRules<A, Width> of(mean, inv_std, gamma, beta, plane + output.group * Width);
+        const ChannelNorms<A, Width> of(mean, inv_std, gamma, beta, plane + output.group * Width);
         const PoolExtent<int> extent(window, nullptr, output.image);
         Vector<T, Width> best;
         int chosen[Width];
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kPiecewiseLinear>)
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 const T rounded =
-                    from_accumulate<T>(phi.forward(of.rules[k].apply(to_accumulate(values[k]))));
+                    from_accumulate<T>(phi.forward(of.norms[k].apply(to_accumulate(values[k]))));
                 const A value = to_accumulate(rounded);
                 if (!found || value > to_accumulate(best[k]) || value != value) {
                     best[k] = rounded;
@@ -86,7 +86,7 @@ struct Normalized {
     template <typename T, int Width>
     struct OfTile {
         static constexpr bool kChanges = true;
-        ChannelRules<A, Width> of;
+        ChannelNorms<A, Width> of;
         Activation phi;
 
         __device__ __forceinline__ OfTile(const Normalized& all, const PoolPosition<int>& tile)
@@ -95,7 +95,7 @@ struct Normalized {
               phi(all.phi) {}
 
         __device__ __forceinline__ A at(A value, int k) const {
-            return phi.forward(of.rules[k].apply(value));
+            return phi.forward(of.norms[k].apply(value));
         }
 
         __device__ __forceinline__ Vector<T, Width> vector(const Vector<T, Width>& values) const {

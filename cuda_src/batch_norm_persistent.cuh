@@ -159,7 +159,7 @@ struct NormalizeCached {
     const T* residual;
     PiecewiseLinearActivation<A> phi;
     T* y;
-    Normalization<A> rules[Channels];
+    Normalization<A> norms[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
@@ -167,7 +167,7 @@ struct NormalizeCached {
             y[i] = from_accumulate<T>(A(0));
             return;
         }
-        A z = rules[0].apply(to_accumulate(kept.get()));
+        A z = norms[0].apply(to_accumulate(kept.get()));
         if (Fused != kIdentity) z = phi.forward(z + residual_at(residual, i));
         y[i] = from_accumulate<T>(z);
     }
@@ -186,7 +186,7 @@ struct NormalizeCached {
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
                 if (!some.has(u, k)) continue;
-                z[k] = rules[channel_of<Channels>(k)].apply(widened(values, k));
+                z[k] = norms[channel_of<Channels>(k)].apply(widened(values, k));
                 if (Fused != kIdentity) z[k] = phi.forward(z[k] + widened(added[u], k));
             }
             rounded<T>(z).store(y + i + u * step);
@@ -237,7 +237,7 @@ __device__ __forceinline__ void forward_persistent_nchw(const T* x,
         __syncthreads();
         NormalizeCached<T, kWidth, 1, Fused> normalize{
             SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
-        normalize.rules[0].set(of_channel.mean, of_channel.inv_std, result.gamma, result.beta, channel);
+        normalize.norms[0].set(of_channel.mean, of_channel.inv_std, result.gamma, result.beta, channel);
         for_each_in_nchw_block<T, kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
     }
 }
@@ -302,14 +302,14 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
             SharedCache<T, Width>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            normalize.rules[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
+            normalize.norms[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
                                     result.gamma, result.beta, channel + k);
         }
         if constexpr (kCountsAll<Valid>) {
             // From the last row that was read, which the cache still has.
             Normalize<T, Width, Width, Fused> rest{x, residual, activation, y, {}};
 #pragma unroll
-            for (int k = 0; k < Width; ++k) rest.rules[k] = normalize.rules[k];
+            for (int k = 0; k < Width; ++k) rest.norms[k] = normalize.norms[k];
             for_each_in_rows<kNormalizeLoads<Fused>, true>(layout, channel, rows.begin + kept,
                                                            rows.rows - kept, rest, valid);
         }
@@ -347,7 +347,7 @@ struct SumsOfCached {
     const T* residual;
     ClippingActivation<A> phi;
     SharedCache<T, Width> cached_x, cached_dz;
-    Normalization<A> rules[Channels];
+    Normalization<A> norms[Channels];
     GradientSums<A> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
@@ -365,12 +365,12 @@ struct SumsOfCached {
         }
         A dz = to_accumulate(gradient);
         if (Fused != kIdentity) {
-            A z = rules[0].apply(value);
+            A z = norms[0].apply(value);
             if (kAddsResidual<Fused>) z += residual_at(residual, i);
             dz = phi.backward(dz, z);
         }
         cached_dz.put(from_accumulate<T>(dz));
-        sums[0].add(dz, value - rules[0].mean);
+        sums[0].add(dz, value - norms[0].mean);
     }
 
     template <int Count, typename Some = AllOfVectors>
@@ -405,11 +405,11 @@ struct SumsOfCached {
                 const A value = widened(values, k);
                 dz[k] = widened(gradients, k);
                 if (Fused != kIdentity) {
-                    A z = rules[c].apply(value);
+                    A z = norms[c].apply(value);
                     if (kAddsResidual<Fused>) z += widened(added[u], k);
                     dz[k] = phi.backward(dz[k], z);
                 }
-                sums[c].add(dz[k], value - rules[c].mean);
+                sums[c].add(dz[k], value - norms[c].mean);
             }
             if (Fused != kIdentity) {
                 cached_dz.put(rounded<T>(dz));
@@ -428,8 +428,8 @@ struct InputGradientsCached {
     SharedCache<T, Width> cached_x, cached_dz;
     T* dx;
     T* dresidual;
-    Normalization<A> rules[Channels];
-    InputGradient<A> input_rules[Channels];
+    Normalization<A> norms[Channels];
+    InputGradient<A> input_gradients[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
@@ -441,7 +441,7 @@ struct InputGradientsCached {
         }
         const A value = to_accumulate(cached_x.get());
         const T dz = cached_dz.get();
-        dx[i] = from_accumulate<T>(input_rules[0].apply(to_accumulate(dz), value, rules[0]));
+        dx[i] = from_accumulate<T>(input_gradients[0].apply(to_accumulate(dz), value, norms[0]));
         if (kAddsResidual<Fused> && dresidual != nullptr) dresidual[i] = dz;
     }
 
@@ -459,7 +459,7 @@ struct InputGradientsCached {
                     continue;
                 }
                 const int c = channel_of<Channels>(k);
-                results[k] = input_rules[c].apply(widened(gradients, k), widened(values, k), rules[c]);
+                results[k] = input_gradients[c].apply(widened(gradients, k), widened(values, k), norms[c]);
             }
             rounded<T>(results).store(dx + i + u * step);
             if (kAddsResidual<Fused> && dresidual != nullptr) gradients.store(dresidual + i + u * step);
@@ -502,7 +502,7 @@ __device__ __forceinline__ void backward_persistent_nchw(
                                                        SharedCache<T, kWidth>(slots_of_dz),
                                                        {},
                                                        {GradientSums<A>::identity()}};
-        of_channels.load(keep.rules[0], channel);
+        of_channels.load(keep.norms[0], channel);
         wait_for_copies();
         for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, keep, valid);
         GradientSums<A> sums = block_reduce(keep.sums[0], warp_values);
@@ -522,10 +522,10 @@ __device__ __forceinline__ void backward_persistent_nchw(
                                                             SharedCache<T, kWidth>(slots_of_dz),
                                                             dx,
                                                             dresidual,
-                                                            {keep.rules[0]},
+                                                            {keep.norms[0]},
                                                             {}};
-        gradients.input_rules[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
-                                     inv_count);
+        gradients.input_gradients[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
+                                         inv_count);
         for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, gradients, valid);
     }
 }
@@ -565,7 +565,7 @@ __device__ __forceinline__ void backward_persistent_nhwc(
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
             keep.sums[k] = GradientSums<A>::identity();
-            if (exists) of_channels.load(keep.rules[k], channel + k);
+            if (exists) of_channels.load(keep.norms[k], channel + k);
         }
         wait_for_copies();
         if (exists) {
@@ -575,7 +575,7 @@ __device__ __forceinline__ void backward_persistent_nhwc(
                     {source, x, residual, activation}, {}, {}};
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
-                    rest.rules[k] = keep.rules[k];
+                    rest.norms[k] = keep.norms[k];
                     rest.sums[k] = keep.sums[k];
                 }
                 for_each_in_rows<kFusedLoads<Fused>>(layout, channel, rows.begin + kept, rows.rows - kept,
@@ -606,17 +606,17 @@ __device__ __forceinline__ void backward_persistent_nhwc(
             SharedCache<T, Width>(slots), SharedCache<T, Width>(slots_of_dz), dx, dresidual, {}, {}};
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
-            gradients.rules[k] = keep.rules[k];
-            gradients.input_rules[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
-                                          channel + k);
+            gradients.norms[k] = keep.norms[k];
+            gradients.input_gradients[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
+                                              channel + k);
         }
         if constexpr (kKeepsPart) {
             InputGradients<T, Width, Width, Fused, Source> rest{
                 {source, x, residual, activation}, {}, {}, true, dx, dresidual};
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                rest.rules[k] = gradients.rules[k];
-                rest.input_rules[k] = gradients.input_rules[k];
+                rest.norms[k] = gradients.norms[k];
+                rest.input_gradients[k] = gradients.input_gradients[k];
             }
             for_each_in_rows<kFusedLoads<Fused>, true>(layout, channel, rows.begin + kept, rows.rows - kept,
                                                        rest);

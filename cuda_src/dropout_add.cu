@@ -7,8 +7,8 @@
 //   activation         its number, or kNoActivation
 //   rows, sample_ids   see kept_in_rows
 #include "activation_dropout.cuh"
-#include "batch_norm_rules.cuh"
 #include "gradient_bits.cuh"
+#include "normalization.cuh"
 
 // Straight: no activation, or ReLU, and decisions that are simply numbered: what is as fast as the memory.
 // With these activations both orders are the same, and the gradient needs one bit an element at most.

@@ -111,8 +111,8 @@ def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[An
     return (_WHOLE, ()) if words is None else (_PADDED, (words, *numbers))
 
 
-def _arguments(rule: Normalization) -> tuple[Any, ...]:
-    return *rule.of_channels, rule.residual, rule.number
+def _arguments(norm: Normalization) -> tuple[Any, ...]:
+    return *norm.of_channels, norm.residual, norm.number
 
 
 def of_running_statistics(running: RunningStatistics | None) -> tuple[tuple[Any, ...], tuple[float | None, int] | None]:
@@ -307,46 +307,46 @@ def launch_normalize(x: Array, statistics: Array, y: Array, channels_last: bool,
     _launch_normalize(x, Normalization.of(statistics, None, activation), y, channels_last)
 
 
-def _launch_normalize(x: Array, rule: Normalization, y: Array, channels_last: bool, words: Array | None = None) -> None:
+def _launch_normalize(x: Array, norm: Normalization, y: Array, channels_last: bool, words: Array | None = None) -> None:
     kernels, valid = _of(words, ())
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    arguments = (x, *_arguments(rule), y, None, 0.0, *valid)
-    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))
+    arguments = (x, *_arguments(norm), y, None, 0.0, *valid)
+    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))
 
 
 @Launcher
 def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_backward``."""
     dy, x, statistics, residual, *out, words = operands
-    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
+    dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     kernels, valid = _of(words, numbers)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
-    arguments, fused = (dy, x, *_arguments(rule), *sums, *inputs), fusion(residual, activation)
+    sums, inputs = sums_of_channels(plan, x), of_inputs(x, norm, out)
+    arguments, fused = (dy, x, *_arguments(norm), *sums, *inputs), fusion(residual, activation)
     last = (plan.slots, *valid) if valid else (1 / plan.count, plan.slots)
     if activation not in EXACT_GRADIENT or not kernels.backward.run(plan, x, arguments, last, Epilogue=fused):
-        _parameter_gradients(plan, dy, x, rule, sums, words)
-        _input_gradients(dy, x, rule, sums[1:], plan.count, inputs, channels_last, words, numbers)
+        _parameter_gradients(plan, dy, x, norm, sums, words)
+        _input_gradients(dy, x, norm, sums[1:], plan.count, inputs, channels_last, words, numbers)
     return gradients(inputs, out, sums)
 
 
 @Launcher
 def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, residual, words = operands
-    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
+    dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
     sums = sums_of_channels(plan, x)
-    _parameter_gradients(plan, dy, x, rule, sums, words)
+    _parameter_gradients(plan, dy, x, norm, sums, words)
     return sums[1:]
 
 
 @Launcher
 def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool, activation: str) -> Any:
     dy, x, statistics, dgamma, dbeta, residual, words = operands
-    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
-    inputs = of_inputs(x, rule)
+    dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
+    inputs = of_inputs(x, norm)
     sums = (ready(dgamma), ready(dbeta))
-    _input_gradients(dy, x, rule, sums, count, inputs, channels_last, words, numbers)
+    _input_gradients(dy, x, norm, sums, count, inputs, channels_last, words, numbers)
     return inputs
 
 
@@ -354,15 +354,15 @@ def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool
 def inference_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
     """Of ``batch_norm_inference_backward``."""
     dy, x, statistics, residual, *out, words = operands
-    dy, x, rule = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
+    dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums, inputs = sums_of_channels(plan, x), of_inputs(x, rule, out)
-    _parameter_gradients(plan, dy, x, rule, sums, words)
-    if words is not None or fusion(rule.residual, activation) != "kIdentity":
-        _input_gradients(dy, x, rule, (None, None), plan.count, inputs, channels_last, words, numbers)
+    sums, inputs = sums_of_channels(plan, x), of_inputs(x, norm, out)
+    _parameter_gradients(plan, dy, x, norm, sums, words)
+    if words is not None or fusion(norm.residual, activation) != "kIdentity":
+        _input_gradients(dy, x, norm, (None, None), plan.count, inputs, channels_last, words, numbers)
     else:
         # dx = gamma * inv_std * dy is the normalisation of dy with mean 0 and beta 0: x need not be read.
-        _launch_normalize(dy, replace(rule, mean=None, beta=None), inputs[0], channels_last)
+        _launch_normalize(dy, replace(norm, mean=None, beta=None), inputs[0], channels_last)
     return gradients(inputs, out, sums)
 
 
@@ -379,18 +379,18 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Array, x: Array, rule: Normalization, sums: tuple[Any | None, Any, Any], words: Array | None
+    plan: Plan, dy: Array, x: Array, norm: Normalization, sums: tuple[Any | None, Any, Any], words: Array | None
 ) -> None:
     kernels, valid = _of(words, ())
-    arguments = (dy, x, *_arguments(rule), *sums, *valid)
-    kernels.gradient_sums.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))
-    merge_gradients(plan, rule, sums)
+    arguments = (dy, x, *_arguments(norm), *sums, *valid)
+    kernels.gradient_sums.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))
+    merge_gradients(plan, norm, sums)
 
 
 def _input_gradients(
     dy: Array,
     x: Array,
-    rule: Normalization,
+    norm: Normalization,
     sums: tuple[Any | None, Any | None],
     count: int,
     inputs: tuple[Any, Any | None],
@@ -401,5 +401,5 @@ def _input_gradients(
     """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
     kernels, valid = _of(words, numbers)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
-    arguments = (dy, x, *_arguments(rule), *sums, *inputs, *(valid or (1 / count,)))
-    kernels.input_gradient.launch(plan, x, arguments, Epilogue=kernels.epilogue(rule.residual, rule.activation))
+    arguments = (dy, x, *_arguments(norm), *sums, *inputs, *(valid or (1 / count,)))
+    kernels.input_gradient.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))

@@ -37,12 +37,12 @@ RUNNING_ARRAYS = ("running_mean", "running_var", "batches")
 _WARP = 32
 
 
-#: ``Epilogue`` of ``batch_norm_rules.cuh``, but for the curved activations.
+#: ``Epilogue`` of ``normalization.cuh``, but for the curved activations.
 STRAIGHT_FUSIONS = ({"Epilogue": "kIdentity"}, {"Epilogue": "kPiecewiseLinear"})
 
 
 def fusion(residual: Array | None, activation: str) -> str:
-    """``Epilogue`` of ``batch_norm_rules.cuh``."""
+    """``Epilogue`` of ``normalization.cuh``."""
     if activation not in PIECEWISE_LINEAR:
         return "kSmooth"
     return "kIdentity" if residual is None and activation == "identity" else "kPiecewiseLinear"
@@ -166,7 +166,7 @@ def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Any | N
 
 
 #: Numbers of each channel that a forward keeps: the rows of its ``statistics``, ``StatisticsRow`` of
-#: ``batch_norm_rules.cuh``.
+#: ``normalization.cuh``.
 ROWS = ("mean", "var", "inv_std", "gamma", "beta")
 
 
@@ -206,15 +206,15 @@ def sums_of_channels(plan: Plan, x: Array) -> tuple[Any | None, Any, Any]:
     return workspace(plan, 2, dtype, x), dgamma, dbeta
 
 
-def merge_gradients(plan: Plan, rule: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
+def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
     """Merge the blocks of each channel, if there are several; sums: of :func:`sums_of_channels`."""
     partial_sums, dgamma, dbeta = sums
-    _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, rule.inv_std, dgamma, dbeta))
+    _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
 
 
-def of_inputs(x: Array, rule: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
+def of_inputs(x: Array, norm: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
     """Where dx and dresidual go, if there is a residual."""
-    return destination(out[0], x), None if rule.residual is None else destination(out[1], x)
+    return destination(out[0], x), None if norm.residual is None else destination(out[1], x)
 
 
 def contiguous(arrays: Sequence[Any]) -> list[Any]:
@@ -230,7 +230,7 @@ def deliver(changed: Sequence[Any], arrays: Sequence[Any]) -> None:
 
 
 def folding_rule(momentum: float, count: int, dtype: np.dtype) -> np.ndarray:
-    """``FoldingRule`` of ``batch_norm_rules.cuh``; count: 0 where only the kernels count the values."""
+    """``FoldingRule`` of ``normalization.cuh``; count: 0 where only the kernels count the values."""
     numbers = (1 - momentum, momentum, count / max(count - 1, 1))
     return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
 

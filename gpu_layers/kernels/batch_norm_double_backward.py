@@ -43,21 +43,21 @@ def _double_backward(operands: Any, numbers: Any, channels_last: bool, activatio
     ddx, ddgamma, ddbeta, ddresidual, dy, x, statistics, residual = operands
     ddx, ddgamma, ddbeta, dy, x = (ready(one) for one in (ddx, ddgamma, ddbeta, dy, x))
     ddresidual = None if ddresidual is None else ready(ddresidual)
-    rule = Normalization.of(statistics, residual, activation)
+    norm = Normalization.of(statistics, residual, activation)
     plan, dtype = elementwise_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     partial_sums = empty((plan.channels, plan.blocks_per_group, _SUMS), dtype, x)
     coefficients, dgamma = empty((_COEFFICIENTS, plan.channels), dtype, x), empty((plan.channels,), dtype, x)
-    _SUMMATION.launch(plan, x, (ddx, dy, x, rule.residual, partial_sums, *rule.of_channels, rule.number))
+    _SUMMATION.launch(plan, x, (ddx, dy, x, norm.residual, partial_sums, *norm.of_channels, norm.number))
     launch(
         _MERGE(A=c_name(dtype)),
         -(-plan.channels // (THREADS // _WARP)),
         THREADS,
         (
-            *(partial_sums, rule.inv_std, rule.gamma, ddgamma, ddbeta, coefficients, dgamma),
+            *(partial_sums, norm.inv_std, norm.gamma, ddgamma, ddbeta, coefficients, dgamma),
             *(1 / plan.count, plan.channels, plan.blocks_per_group),
         ),
     )
     ddy, dx = (empty(x.shape, x.dtype, x) for _ in range(2))
-    arguments = (ddx, ddresidual, dy, x, rule.residual, ddy, dx, *rule.of_channels, coefficients, rule.number)
+    arguments = (ddx, ddresidual, dy, x, norm.residual, ddy, dx, *norm.of_channels, coefficients, norm.number)
     _GRADIENT.launch(plan, x, arguments)
     return ddy, dx, dgamma

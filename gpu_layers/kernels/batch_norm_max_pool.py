@@ -229,16 +229,16 @@ def _backward(
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, None, None, None, None), (channels_last, activation))[:3]
-    rule = Normalization.of(statistics, None, activation)
+    norm = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
-    source = (dy, argmax.as_bytes(), x, *rule.of_channels, rule.number)
+    source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
     if depends:
         last = (1 / plan.count, plan.slots, gather.window)
         if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)
-    merge_gradients(plan, rule, sums)
+    merge_gradients(plan, norm, sums)
     of_batch = sums[1:] if depends else (None, None)
     results = (*of_batch, dx, 1 / plan.count, gather.window)
     _INPUT_GRADIENT.launch(elementwise_plan(shape, itemsize, channels_last), x, (*source, *results), **more)

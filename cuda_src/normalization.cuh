@@ -441,14 +441,14 @@ struct Normalize {
     const T* residual;
     int activation;
     T* y;
-    Normalization<A> rules[Channels];
+    Normalization<A> norms[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
             y[i] = from_accumulate<T>(A(0));
             return;
         }
-        A z = rules[0].apply(to_accumulate(x[i]));
+        A z = norms[0].apply(to_accumulate(x[i]));
         if (Fused != kIdentity) {
             z += residual_at(residual, i);
             with_fused_activation<T, Fused>(activation, [&](auto phi) { z = phi.forward(z); });
@@ -488,7 +488,7 @@ struct Normalize {
             for (int k = 0; k < Width; ++k) {
                 A z(0);
                 if (some.has(u, k))
-                    z = finish(rules[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
+                    z = finish(norms[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
                 values[u][k] = from_accumulate<T>(z);
             }
         }
