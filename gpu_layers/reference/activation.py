@@ -41,7 +41,7 @@ def relu_forward(x: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarr
 @ieee
 def relu_backward(dy: np.ndarray, gradient_bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """``dy`` where the forward set the element's bit, +0 elsewhere."""
-    passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").astype(bool)
+    passes = np.unpackbits(gradient_bits, count=dy.size, bitorder="little").view(bool)
     return delivered(kept_values(dy, passes.reshape(dy.shape)), out)
 
 

@@ -5,6 +5,7 @@ Source: Ioffe and Szegedy, "Batch normalization", ICML 2015; the backward is its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -44,8 +45,15 @@ def _reduced_axes(x: np.ndarray, channels_last: bool) -> tuple[int, ...]:
     return tuple(axis for axis in range(x.ndim) if axis != channel)
 
 
+_LARGE_PLANE = 1 << 10
+
+
 def _per_channel(values: np.ndarray, x: np.ndarray, channels_last: bool) -> np.ndarray:
     """Shape (C,) values so that they broadcast against x."""
+    plane = 1 if channels_last else math.prod(x.shape[2:])
+    if 1 < plane <= _LARGE_PLANE:
+        # Repeated over a plane: NumPy's loops are as long as a sample then.
+        return values.repeat(plane).reshape(1, *x.shape[1:])
     shape = [1] * x.ndim
     shape[_channel_axis(x, channels_last)] = -1
     return values.reshape(shape)
@@ -75,10 +83,11 @@ def _parts_of(saved: BatchNormSaved) -> Iterator[tuple[slice, tuple[Any, ...], B
 
 def _before_activation(saved: BatchNormSaved) -> np.ndarray:
     x, last, (mean, _, inv_std, gamma, beta) = saved.x, saved.channels_last, saved.statistics
-    z = (x.astype(mean.dtype) - _per_channel(mean, x, last)) * _per_channel(gamma * inv_std, x, last)
+    z = x.astype(mean.dtype, copy=False) - _per_channel(mean, x, last)
+    z *= _per_channel(gamma * inv_std, x, last)
     z += _per_channel(beta, x, last)
     if saved.residual is not None:
-        z += saved.residual.astype(mean.dtype)
+        z += saved.residual.astype(mean.dtype, copy=False)
     return z
 
 
@@ -188,14 +197,14 @@ def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     """Mean and biased variance along axes, in float64."""
     # Two passes, accumulated in float64 for any input: no cancellation. The mean is taken relative to
     # a value of the channel, so that the mean of a constant channel is that constant to the last bit.
-    shift = x[tuple(slice(None) if axis not in axes else slice(0, 1) for axis in range(x.ndim))]
-    shift = shift.astype(np.float64)
+    shift = x[tuple(slice(None) if axis not in axes else 0 for axis in range(x.ndim))].astype(np.float64)
+    last = x.ndim - 1 not in axes
     # C order: the order of the sums, and so every bit, is the same for every memory layout of x.
-    deviation = x.astype(np.float64, order="C") - shift
-    deviation_mean = deviation.mean(axis=axes, keepdims=True)
-    deviation -= deviation_mean
-    mean = shift.reshape(-1) + deviation_mean.reshape(-1)
-    return mean, np.square(deviation, out=deviation).mean(axis=axes)
+    deviation = x.astype(np.float64, order="C")
+    deviation -= _per_channel(shift, x, last)
+    deviation_mean = deviation.mean(axis=axes)
+    deviation -= _per_channel(deviation_mean, x, last)
+    return shift + deviation_mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
 def _keep_parameters(statistics: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None) -> None:
@@ -303,13 +312,13 @@ def batch_norm_input_gradient(
 def _input_gradient(
     dz: np.ndarray, xhat: np.ndarray, mean_dz_xhat: np.ndarray, mean_dz: np.ndarray, saved: BatchNormSaved
 ) -> np.ndarray:
-    """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64."""
+    """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64, where dz was; xhat is overwritten."""
     numbers = (mean_dz_xhat, mean_dz, saved.gamma * saved.inv_std)
     mean_dz_xhat, mean_dz, scale = (_per_channel(one, saved.x, saved.channels_last) for one in numbers)
-    dx = dz - mean_dz
-    dx -= np.multiply(xhat, mean_dz_xhat, out=xhat)
-    dx *= scale
-    return dx
+    dz -= mean_dz
+    dz -= np.multiply(xhat, mean_dz_xhat, out=xhat)
+    dz *= scale
+    return dz
 
 
 def _gradient_before_activation(dy: np.ndarray, saved: BatchNormSaved) -> np.ndarray:
@@ -344,7 +353,8 @@ def _gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of x, gamma, beta and the residual, of some channels at a time.
 
-    ``in_float64(dz, own, part)`` gives the first three of the channels ``part``, whose record is ``own``.
+    ``in_float64(dz, own, part)`` gives the first three of the channels ``part``, whose record is ``own``; it may write
+    to dz.
     """
     x, (dx, dresidual) = saved.x, out
     dx = np.empty(x.shape, x.dtype) if dx is None else dx
@@ -355,9 +365,9 @@ def _gradients(
     sums = np.empty((2, saved.statistics.shape[1]), accumulation_dtype(x.dtype))
     for part, place, own in _parts_of(saved):
         dz = _gradient_before_activation(dy[place], own)
-        dx[place], sums[0, part], sums[1, part] = in_float64(dz, own, part)
         if dresidual is not None:
             dresidual[place] = dz
+        dx[place], sums[0, part], sums[1, part] = in_float64(dz, own, part)
     return dx, sums[0], sums[1], dresidual
 
 

@@ -66,9 +66,11 @@ def dropout_forward(
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
     accumulate: Any = accumulation_dtype(x.dtype).type
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
+    shifts = summand != 0 or not np.signbit(summand)
     for chunk, kept in kept_chunks(mask, source.size):
-        values = source[chunk].astype(accumulate) * factor
-        values += summand
+        values = source[chunk].astype(accumulate, copy=False) * factor
+        if shifts:
+            values += summand
         if constant:
             values = chosen_values(kept, values, np.broadcast_to(constant, values.shape))
         else:
@@ -166,8 +168,8 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
         yield chunk, kept
 
 
-# A backward asks for what its forward asked for: of small arrays it is still there, in a megabyte at most.
-@lru_cache(maxsize=16)
+# A backward asks for what its forward asked for: of small arrays it is still there, in four megabytes at most.
+@lru_cache(maxsize=64)
 def _kept(seed: int, offset: int, start: int, count: int, drop_below: Any) -> np.ndarray:
     """Which of these decisions keep; read-only."""
     kept = random_words(seed, offset, start, count) >= drop_below

@@ -11,20 +11,18 @@ import numpy as np
 def kept_values(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """The values where a mask of their shape holds, else +0; in C order."""
     bits = _bits(values.dtype)
-    mask = np.array(keep, bits, order="C")
-    np.negative(mask, out=mask)
-    return np.bitwise_and(values.view(bits), mask, out=mask).view(values.dtype)
+    return np.multiply(values.view(bits), keep, out=np.empty(values.shape, bits)).view(values.dtype)
 
 
 def chosen_values(take: np.ndarray, values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """``values`` where a mask holds, else ``others``; all of one shape, both of one dtype; in C order."""
     bits = _bits(values.dtype)
-    mask = np.array(take, bits, order="C")
-    np.negative(mask, out=mask)
     others = others.view(bits)
-    mask &= values.view(bits) ^ others
-    mask ^= others
-    return mask.view(values.dtype)
+    # Integers wrap around.
+    found = np.subtract(values.view(bits), others, out=np.empty(values.shape, bits))
+    found *= take
+    found += others
+    return found.view(values.dtype)
 
 
 def _bits(dtype: np.dtype) -> str:
