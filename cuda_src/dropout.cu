@@ -360,7 +360,7 @@ __device__ __forceinline__ void count_kept(unsigned int (&counts)[Blocks][4], co
         z[u] = philox_product(kPhiloxZ, xor3(x.y, static_cast<unsigned int>(call >> 32), keys(0).y));
         z[u] = make_uint2(held(z[u].x), held(z[u].y));
     }
-#pragma unroll 2
+#pragma unroll(Blocks == 1 ? 1 : 2)
     for (unsigned int pass = 0; pass < count; ++pass) {
         const uint2 of_call = philox_product(kPhiloxZ, static_cast<unsigned int>(call) + pass);
         const uint2 x =
@@ -393,7 +393,7 @@ __device__ __forceinline__ void count_kept(unsigned int (&counts)[Blocks][4], co
 //   mean, variance   [n] of what T is computed in
 // rule's shift and what dropped elements become are not used.
 template <typename T, bool BySample>
-__global__ void __launch_bounds__(kElementwiseThreads, BySample ? 3 : 2)
+__global__ void __launch_bounds__(kElementwiseThreads, BySample ? 4 : 2)
     dropout_moments(const T* x, accumulate_t<T>* mean, accumulate_t<T>* variance, long long n,
                     DropoutRule<accumulate_t<T>> rule, unsigned long long seed, unsigned long long offset,
                     unsigned long long start, int passes, const long long* sample_ids, long long features,

@@ -345,7 +345,7 @@ def most_registers(kernel_name: str) -> int:
 
     The kernels of 64-bit indices, for images of 2**31 elements and more, those with an activation that is not
     straight, where arithmetic limits, those of second derivatives, with nine numbers of every channel, those that keep
-    what they read, of whose blocks shared memory holds two, and the moments of dropout, with what Philox blocks share,
+    what they read, of whose blocks shared memory holds two, and the moments of dropout, of four Philox blocks a thread,
     may take twice as many. So may those that carry much from row to row: the float32 sums of gradients for eight
     channels of half types, also through batch norm; the largest of five rows; and, of channels-last batch norm before a
     pooling, the numbers of its channels.
@@ -357,9 +357,7 @@ def most_registers(kernel_name: str) -> int:
         return 2 * _MOST_REGISTERS
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST_REGISTERS
-    if kernel_name.startswith("dropout_moments"):
-        return 2 * _MOST_REGISTERS
-    if kernel_name.startswith("dropout_add_") and kernel_name.endswith("false>"):
+    if kernel_name.startswith(("dropout_add_", "dropout_moments")) and kernel_name.endswith("false>"):
         return 2 * _MOST_REGISTERS
     three_blocks = (
         "batch_norm_max_pool_",
