@@ -388,7 +388,8 @@ def _run_update(
     # Half types are averaged in float32 and rounded once.
     wide = [one if one.dtype is dtype else one.to(dtype) for one, dtype in zip(changed, _wide(statistics), strict=True)]
     place = arrays.here(statistics)
-    running = RunningStatistics(*place.buffers(*wide), momentum, count)
+    mean, var, number = place.buffers(*wide)
+    running = RunningStatistics(mean, var, number, momentum, count)
     place.floor.batch_norm_fold(place.array(statistics), running, finite_only=skip_nonfinite)
     for one, found in zip(changed, wide, strict=True):
         if found is not one:
