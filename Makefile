@@ -4,7 +4,7 @@
 #   make test         run the tests (a part of them: make test PYTEST_ARGS="-k dropout")
 #   make quick        run the quick tests, on each change: a minute and a half on two cores
 #   make lint         check style and types
-#   make format       put the style right
+#   make format       format the code
 #   make docs         build the documentation's site into build/docs, and check its links
 #   make study        reproduce the claims of the field: writes docs/study, in some minutes
 #   make results      write the tables of performance from the newest run in profiling/results

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 4 ? 4 : 3)
                 part.load(inputs, x, done);
                 if (done == 0)
                     decisions.draw(rule, [&] {
-                        return part.with_places([&](const auto& places) {
+                        return part.with_positions([&](const auto& places) {
                             return NeighbourWords<kOctet, unroll>::of(stream, start, places);
                         });
                     });

@@ -158,37 +158,45 @@ __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& win
         const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
         const AdaptiveTaps depth(window, 0, output.at[0]);
         const AdaptiveTaps rows(window, 1, output.at[1]), columns(window, 2, output.at[2]);
-        const T* image = x + (output.image * input_image(window) + group) * kWidth;
+        // The values of an image can be counted in 32 bits.
+        const int step = groups * kWidth, size = static_cast<int>(input_image(window)) * kWidth;
+        const T* image = x + kept(output.image * size + group * kWidth);
+        // From a position of a thread to its next one, but for the end of a row.
         const int down = slots / columns.count, across = slots - down * columns.count;
+        const int next_tap = down * window.kernel[2] + across, next_place = down * width + across;
 #pragma unroll 1
         for (int kd = 0; kd < depth.count; ++kd) {
+            const int first = kd * window.kernel[1] * window.kernel[2];
+            const int end = first + rows.count * window.kernel[2];
             const int corner = ((depth.origin + kd) * height + rows.origin) * width + columns.origin;
-            int kh = slot / columns.count, kw = slot - kh * columns.count, taken = 0;
-            if (kd == 0 && kh < rows.count) {
+            const int kh = slot / columns.count;
+            int kw = slot - kh * columns.count, taken = 0;
+            int tap = first + kh * window.kernel[2] + kw, place = corner + kh * width + kw;
+            if (kd == 0 && tap < end) {
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) some[k] = Value::from(kh * window.kernel[2] + kw);
+                for (int k = 0; k < kWidth; ++k) some[k] = Value::from(tap);
             }
-            while (kh < rows.count) {
+            while (tap < end) {
                 Vector<T> values[kAtOnce];
-                int tap[kAtOnce];
+                int taps[kAtOnce];
 #pragma unroll
                 for (int u = 0; u < kAtOnce; ++u) {
-                    tap[u] = kh < rows.count ? (kd * window.kernel[1] + kh) * window.kernel[2] + kw : -1;
-                    if (tap[u] >= 0)
-                        values[u] = Vector<T>::load(image + static_cast<long long>(corner + kh * width + kw) *
-                                                                (groups * kWidth));
-                    kh += down;
+                    taps[u] = tap;
+                    if (tap < end) values[u] = Vector<T>::load(image + place * step);
+                    tap += next_tap;
+                    place += next_place;
                     kw += across;
                     if (kw >= columns.count) {
                         kw -= columns.count;
-                        ++kh;
+                        tap += window.kernel[2] - columns.count;
+                        place += width - columns.count;
                     }
                 }
 #pragma unroll
                 for (int u = 0; u < kAtOnce; ++u) {
-                    if (tap[u] < 0) break;
+                    if (taps[u] >= end) break;
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), tap[u]);
+                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), taps[u]);
                 }
                 taken += kAtOnce;
                 if (taken < Value::kTakes) continue;

@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     map_vectors(
         x, y, n,
         [&](Vector<T>(&values)[kElementwiseUnroll], const auto& part) {
-            const auto drawn = part.with_places([&](const auto& places) {
+            const auto drawn = part.with_positions([&](const auto& places) {
                 return words_in_rows<width>(rule, stream, start, rows, nullptr, places);
             });
 #pragma unroll
@@ -328,105 +328,153 @@ __device__ __forceinline__ A quotient_of_counts(int count, int total, A inverse)
     return fma(fma(-near, A(total), A(count)), inverse, near);
 }
 
-// Adds up how many of the calls stream.offset + pass + 0 .. Calls - 1 keep each of a block's four elements.
-template <int Calls>
-__device__ __forceinline__ void count_kept(unsigned int (&counts)[4], const DropoutStream& stream,
-                                           unsigned long long number, int pass, unsigned int last_dropped) {
-    uint4 words[Calls];
-#pragma unroll
-    for (int i = 0; i < Calls; ++i) {
-        const unsigned long long call = stream.offset + static_cast<unsigned long long>(pass + i);
-        words[i] = make_uint4(static_cast<unsigned int>(number), static_cast<unsigned int>(number >> 32),
-                              static_cast<unsigned int>(call), static_cast<unsigned int>(call >> 32));
+// Philox blocks of a thread in dropout_moments, of elements that are one row.
+constexpr int kCountedBlocks = 4;
+
+// The calls that keep an element, and the others, as parts of all.
+template <typename A>
+struct alignas(2 * sizeof(A)) Shares {
+    A kept, dropped;
+
+    static __device__ __forceinline__ Shares of(int count, int passes, A inverse) {
+        return {quotient_of_counts(count, passes, inverse),
+                quotient_of_counts(passes - count, passes, inverse)};
     }
-    philox4x32_10(words, make_uint2(static_cast<unsigned int>(stream.seed),
-                                    static_cast<unsigned int>(stream.seed >> 32)));
+};
+
+// Adds up how many of the calls call + 0 .. count - 1, which differ in the lower word alone, keep each
+// element of some Philox blocks, whose numbers do so too: what the first two rounds make of a number is the
+// same for all calls, and what they make of a call for all blocks.
+//   number   of the first block; the others are Apart apart
+//   added    a word that keeps becomes 2^32 or more with it
+template <int Apart, int Blocks>
+__device__ __forceinline__ void count_kept(unsigned int (&counts)[Blocks][4], const PhiloxKeys& keys,
+                                           unsigned long long number, unsigned long long call,
+                                           unsigned int count, unsigned long long added) {
+    unsigned int w[Blocks];
+    uint2 z[Blocks];
 #pragma unroll
-    for (int i = 0; i < Calls; ++i) {
+    for (int u = 0; u < Blocks; ++u) {
+        const uint2 x = philox_product(kPhiloxX, static_cast<unsigned int>(number) + u * Apart);
+        w[u] = held(x.x);
+        z[u] = philox_product(kPhiloxZ, xor3(x.y, static_cast<unsigned int>(call >> 32), keys(0).y));
+        z[u] = make_uint2(held(z[u].x), held(z[u].y));
+    }
+#pragma unroll 2
+    for (unsigned int pass = 0; pass < count; ++pass) {
+        const uint2 of_call = philox_product(kPhiloxZ, static_cast<unsigned int>(call) + pass);
+        const uint2 x =
+            philox_product(kPhiloxX, xor3(of_call.y, static_cast<unsigned int>(number >> 32), keys(0).x));
+        uint4 words[Blocks];
 #pragma unroll
-        for (int lane = 0; lane < 4; ++lane) {
-            // word + ~last_dropped is 2^32 or more where word is larger: the carry is what counts.
-            const unsigned long long pair =
-                static_cast<unsigned long long>(counts[lane]) << 32 | word_of(words[i], lane);
-            counts[lane] = static_cast<unsigned int>((pair + ~last_dropped) >> 32);
+        for (int u = 0; u < Blocks; ++u)
+            words[u] =
+                make_uint4(xor3(z[u].y, of_call.x, keys(1).x), z[u].x, xor3(x.y, w[u], keys(1).y), x.x);
+        philox4x32<2>(words, keys);
+#pragma unroll
+        for (int u = 0; u < Blocks; ++u) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const unsigned long long pair =
+                    static_cast<unsigned long long>(counts[u][k]) << 32 | word_of(words[u], k);
+                counts[u][k] = static_cast<unsigned int>((pair + added) >> 32);
+            }
         }
     }
 }
 
 // Mean and variance over the calls offset .. offset + passes - 1: an element's output takes two values, so
 // that the number of calls that keep it tells both. Where the one that is kept is not finite, the mean is
-// that value, and the variance NaN. A thread owns the four decisions of one Philox block of
-// one row.
-//   x, features, row               as in dropout_apply_blocks
-//   sample_ids                     or null: then there is one row
-//   mean, variance                 [n] of what T is computed in
+// that value, and the variance NaN. Threads have spans of a row together: all of a warp one of some Philox
+// blocks of each lane; but where rows have masks of their own, and may be short, each one of one block.
+//   x, features      as in dropout_apply_blocks
+//   sample_ids       number of each row; not used if all is one row
+//   row              spans of a row, the first and last of which may reach beyond it
+//   mean, variance   [n] of what T is computed in
 // rule's shift and what dropped elements become are not used.
-template <typename T>
-__global__ void __launch_bounds__(kElementwiseThreads, 4)
+template <typename T, bool BySample>
+__global__ void __launch_bounds__(kElementwiseThreads, BySample ? 3 : 2)
     dropout_moments(const T* x, accumulate_t<T>* mean, accumulate_t<T>* variance, long long n,
                     DropoutRule<accumulate_t<T>> rule, unsigned long long seed, unsigned long long offset,
                     unsigned long long start, int passes, const long long* sample_ids, long long features,
                     Divisor64 row) {
     using A = accumulate_t<T>;
-    const int skipped = static_cast<int>(start & 3);
+    constexpr int lanes = BySample ? 1 : kWarpThreads, blocks = BySample ? 1 : kCountedBlocks;
+    constexpr int apart = 4 * lanes, span = blocks * apart, spans_at_once = kElementwiseThreads / lanes;
     const A inverse = A(1) / A(passes);
-    // Whether every block's four elements are there, and a vector.
-    const bool whole = skipped == 0 && features % 4 == 0;
-    const long long rows = sample_ids == nullptr ? 1 : n / features;
-    const long long blocks = rows * static_cast<long long>(row.divisor);
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long b = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; b < blocks;
-         b += step) {
-        DropoutStream stream{seed, offset};
-        long long block = b, first = 0;
-        if (sample_ids != nullptr) {
-            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(b)));
-            stream = sample_stream(stream, sample_ids[r]);
-            block = b - r * static_cast<long long>(row.divisor);
+    // What numbers of calls make is looked up where these are few; of many, to draw is all that takes time.
+    __shared__ Shares<A> table[kElementwiseThreads];
+    if (threadIdx.x <= static_cast<unsigned int>(passes))
+        table[threadIdx.x] = Shares<A>::of(static_cast<int>(threadIdx.x), passes, inverse);
+    __syncthreads();
+    const bool are_vectors =
+        passes < kElementwiseThreads && (start | static_cast<unsigned long long>(features)) % 4 == 0;
+    const auto set_moments = [&](A& mean, A& variance, A value, unsigned int kept, const Shares<A>& shares) {
+        value = kept == 0 ? A(0) : value;
+        mean = value * shares.kept;
+        // A product with 0 is NaN where the value is not finite, and else changes nothing.
+        variance = fma(value, A(0), mean * (value * shares.dropped));
+    };
+    const unsigned long long added = rule.drops_any == 0 ? 1ull << 32 : ~rule.last_dropped;
+    const int lane = threadIdx.x % lanes;
+    const int skipped = static_cast<int>(start % span);
+    PhiloxKeys keys(seed);
+    const long long spans = static_cast<long long>(row.divisor) * (BySample ? n / features : 1);
+    for (long long s = blockIdx.x * static_cast<long long>(spans_at_once) + threadIdx.x / lanes; s < spans;
+         s += static_cast<long long>(gridDim.x) * spans_at_once) {
+        long long place = s, first = 0;
+        if constexpr (BySample) {
+            const long long r = static_cast<long long>(row.quotient(static_cast<unsigned long long>(s)));
+            keys = PhiloxKeys(sample_stream(DropoutStream{seed, offset}, sample_ids[r]).seed);
+            place = s - r * static_cast<long long>(row.divisor);
             first = r * features;
         }
-        const long long i0 = block * 4 - skipped;  // of lane 0, within the row
-        const unsigned long long number = (start >> 2) + static_cast<unsigned long long>(block);
-        unsigned int counts[4] = {0, 0, 0, 0};
-        // Of several calls at once, which share the first products and the steps of the key.
-        int pass = 0;
+        const unsigned long long number =
+            (start / span + static_cast<unsigned long long>(place)) * (span / 4) + lane;
+        unsigned int counts[blocks][4] = {};
 #pragma unroll 1
-        for (; pass + 4 <= passes; pass += 4) count_kept<4>(counts, stream, number, pass, rule.last_dropped);
-#pragma unroll 1
-        for (; pass < passes; ++pass) count_kept<1>(counts, stream, number, pass, rule.last_dropped);
-        int kept[4];
+        for (unsigned int pass = 0; pass < static_cast<unsigned int>(passes);) {
+            const unsigned long long call = offset + pass;
+            // Those with this upper word, but for this one.
+            const unsigned int others = min(passes - pass - 1, ~static_cast<unsigned int>(call));
+            count_kept<lanes>(counts, keys, number, call, others + 1, added);
+            pass += others + 1;
+        }
+        // Which part of the span is of the row; all places are relative to the lane's.
+        const long long begin = place * span - skipped;
+        const int before = begin < 0 ? skipped : 0;
+        const int size = static_cast<int>(min(features - begin, static_cast<long long>(span))) - before;
+        const T* const source = x + (first + begin + lane * 4);
+        A* const means = mean + (first + begin + lane * 4);
+        A* const variances = variance + (first + begin + lane * 4);
+        if (are_vectors && size == span) {
+            Vector<T, 4> inputs[blocks];
 #pragma unroll
-        for (int lane = 0; lane < 4; ++lane)
-            kept[lane] = rule.drops_any == 0 ? passes : static_cast<int>(counts[lane]);
-        Vector<T, 4> inputs;
-        Vector<A, 4> means, variances;
-        if (whole) {
-            inputs = Vector<T, 4>::load(x + first + i0);
-        } else {
+            for (int u = 0; u < blocks; ++u) inputs[u] = Vector<T, 4>::load(source + u * apart);
 #pragma unroll
-            for (int lane = 0; lane < 4; ++lane) {
-                if (i0 + lane >= 0 && i0 + lane < features) inputs[lane] = x[first + i0 + lane];
+            for (int u = 0; u < blocks; ++u) {
+                A scaled[4];
+#pragma unroll
+                for (int k = 0; k < 4; ++k) scaled[k] = widened(inputs[u], k) * rule.scale;
+                // The output, rounded as that of a forward is.
+                const Vector<T, 4> outputs = rounded<T, 4>(scaled);
+                Vector<A, 4> m, v;
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    set_moments(m[k], v[k], widened(outputs, k), counts[u][k], table[counts[u][k]]);
+                m.store(means + u * apart);
+                v.store(variances + u * apart);
             }
-        }
-#pragma unroll
-        for (int lane = 0; lane < 4; ++lane) {
-            // The output, rounded as that of a forward is.
-            const A value = to_accumulate(from_accumulate<T>(to_accumulate(inputs[lane]) * rule.scale));
-            const A part = quotient_of_counts(kept[lane], passes, inverse);
-            const A other = quotient_of_counts(passes - kept[lane], passes, inverse);
-            means[lane] = kept[lane] == 0 ? A(0) : value * part;
-            // value - value is NaN where the output is not finite.
-            variances[lane] = kept[lane] == 0 ? A(0) : (value - value) + (value * part) * (value * other);
-        }
-        if (whole) {
-            means.store(mean + first + i0);
-            variances.store(variance + first + i0);
         } else {
 #pragma unroll
-            for (int lane = 0; lane < 4; ++lane) {
-                if (i0 + lane < 0 || i0 + lane >= features) continue;
-                mean[first + i0 + lane] = means[lane];
-                variance[first + i0 + lane] = variances[lane];
+            for (int i = 0; i < 4 * blocks; ++i) {
+                const int at = i / 4 * apart + i % 4;
+                if (static_cast<unsigned int>(lane * 4 + at - before) >= static_cast<unsigned int>(size))
+                    continue;
+                const A value = to_accumulate(from_accumulate<T>(to_accumulate(source[at]) * rule.scale));
+                const unsigned int kept = counts[i / 4][i % 4];
+                set_moments(means[at], variances[at], value, kept,
+                            Shares<A>::of(static_cast<int>(kept), passes, inverse));
             }
         }
     }

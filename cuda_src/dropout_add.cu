@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks<Straight>)
             if (sizeof(T) == 2) load_biases();
             if (done == 0)
                 decisions.draw(rule, [&] {
-                    return part.with_places([&](const auto& places) {
+                    return part.with_positions([&](const auto& places) {
                         if constexpr (Straight)
                             return NeighbourWords<kOctet, unroll>::of(stream, start, places);
                         else
@@ -118,9 +118,9 @@ __global__ void __launch_bounds__(kElementwiseThreads, kBranchBlocks<Straight>)
 //   x, bias         null where the gradient does not depend on them: activation is kNoActivation then
 //   gradient_bits   what the forward left, for ReLU: says where the gradient passes, instead of the mask; or
 //                   null
-//   sums            [blocks, features], or null: nobody asks for them
+//   sums            [blocks, features], or null if not requested
 //   tiles, blocks   blocks side by side, to cover the features, and those of a tile
-//   pieces          of the rows: kBranchRows for each of the threads y
+//   chunks          of the rows: kBranchRows for each of the threads y
 // Launch: 1-D, tiles * blocks; threads x are side by side over features, Width each, threads y take rows in
 // turn, kBranchRows each at a time; kChannelThreads together, threads x a power of two, 32 at most.
 template <bool Straight>
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kChannelThreads, kBranchBlocks<Straight>)
                          int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
                          unsigned long long offset, const unsigned long long* rng_state,
                          unsigned long long start, DecisionRows decisions, const long long* sample_ids,
-                         long long rows, long long features, int tiles, int blocks, int pieces) {
+                         long long rows, long long features, int tiles, int blocks, int chunks) {
     using A = accumulate_t<T>;
     using Values = Vector<T, Width>;
     // So many are read at once, and so many drawn for.
@@ -142,16 +142,16 @@ __global__ void __launch_bounds__(kChannelThreads, kBranchBlocks<Straight>)
     const int rank = blockIdx.x / tiles;
     const long long feature =
         (static_cast<long long>(blockIdx.x - rank * tiles) * blockDim.x + threadIdx.x) * Width;
-    const int piece_rows = unroll * blockDim.y;
-    const int last_rows = static_cast<int>(rows - (pieces - 1ll) * piece_rows);
+    const int chunk_rows = unroll * blockDim.y;
+    const int last_rows = static_cast<int>(rows - (chunks - 1ll) * chunk_rows);
     // Lanes without a feature have no row.
-    const int row = feature < features ? static_cast<int>(threadIdx.y) : piece_rows;
+    const int row = feature < features ? static_cast<int>(threadIdx.y) : chunk_rows;
     const long long apart = blockDim.y * features;
-    long long place = (rank * static_cast<long long>(piece_rows) + threadIdx.y) * features + feature;
+    long long place = (rank * static_cast<long long>(chunk_rows) + threadIdx.y) * features + feature;
     A totals[Width] = {};
 #pragma unroll 1
-    for (int piece = rank; piece < pieces; piece += blocks) {
-        const int left = piece == pieces - 1 ? last_rows : piece_rows;
+    for (int chunk = rank; chunk < chunks; chunk += blocks) {
+        const int left = chunk == chunks - 1 ? last_rows : chunk_rows;
         Values gradients[unroll], values[unroll];
         long long places[unroll];
         bool has[unroll];
@@ -244,7 +244,7 @@ constexpr int kMergeFeatures = 32, kMergeParts = 8;
 
 template <typename A>
 __global__ void dropout_add_merge(const A* sums, A* dbias, long long features, int blocks) {
-    __shared__ A parts[kMergeParts][kMergeFeatures];
+    __shared__ A partials[kMergeParts][kMergeFeatures];
     const int lane = threadIdx.x % kMergeFeatures, part = threadIdx.x / kMergeFeatures;
     for (long long first = blockIdx.x * static_cast<long long>(kMergeFeatures); first < features;
          first += gridDim.x * static_cast<long long>(kMergeFeatures)) {
@@ -254,11 +254,11 @@ __global__ void dropout_add_merge(const A* sums, A* dbias, long long features, i
             for (int rank = part; rank < blocks; rank += kMergeParts)
                 total += sums[rank * features + feature];
         }
-        parts[part][lane] = total;
+        partials[part][lane] = total;
         __syncthreads();
         if (part == 0 && feature < features) {
 #pragma unroll
-            for (int i = 1; i < kMergeParts; ++i) total += parts[i][lane];
+            for (int i = 1; i < kMergeParts; ++i) total += partials[i][lane];
             dbias[feature] = total;
         }
         __syncthreads();

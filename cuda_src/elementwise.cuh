@@ -54,13 +54,13 @@ struct TilePart {
         }
     }
 
-    // f(places), where each is the index of its first element in the whole.
+    // f(positions), where each is the index of its first element in the whole.
     template <typename Function>
-    __device__ __forceinline__ auto with_places(Function f) const {
-        long long places[Unroll];
+    __device__ __forceinline__ auto with_positions(Function f) const {
+        long long positions[Unroll];
 #pragma unroll
-        for (int u = 0; u < Unroll; ++u) places[u] = first + at(u);
-        return f(places);
+        for (int u = 0; u < Unroll; ++u) positions[u] = first + at(u);
+        return f(positions);
     }
 };
 

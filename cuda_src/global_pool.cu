@@ -15,9 +15,9 @@ struct GlobalLayout {
     long long planes;     // of all samples; side by side: vectors of channels of a sample
     long long positions;  // of a plane
     long long samples;    // side by side only
-    long long chunk;  // positions of a part of a plane, whole vectors; parts are reduced apart, then merged
-    int chunks;       // parts of a plane
-    int lanes;        // threads of a part, a power of two: of a warp, or the block; side by side: of a row
+    long long chunk;  // positions of a chunk of a plane, whole vectors; chunks are reduced apart, then merged
+    int chunks;       // of a plane
+    int lanes;        // threads of a chunk, a power of two: of a warp, or the block; side by side: of a row
     int argmax_bytes;
     int staged;  // whether planes that are no whole vectors come by way of shared memory
 };
@@ -69,22 +69,22 @@ __device__ __forceinline__ Value combine_lanes(Value value, int lanes) {
     return value;
 }
 
-// Calls finish(part, value) in one thread of each part of a plane, with the value of all its elements.
+// Calls finish(chunk, value) in one thread of each chunk of a plane, with the value of all its elements.
 //   x   [planes, positions] T, aligned to 16 bytes
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_strided(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
     const int lanes = layout.lanes, lane = threadIdx.x & (lanes - 1);
-    const int parts_of_block = kGlobalThreads / lanes;
-    const long long parts = layout.planes * layout.chunks;
-    for (long long first = static_cast<long long>(blockIdx.x) * parts_of_block; first < parts;
-         first += static_cast<long long>(gridDim.x) * parts_of_block) {
-        const long long part = first + threadIdx.x / lanes;
-        const long long plane = layout.chunks == 1 ? part : part / layout.chunks;
-        const long long before = (part - plane * layout.chunks) * layout.chunk;
+    const int chunks_of_block = kGlobalThreads / lanes;
+    const long long chunks = layout.planes * layout.chunks;
+    for (long long first = static_cast<long long>(blockIdx.x) * chunks_of_block; first < chunks;
+         first += static_cast<long long>(gridDim.x) * chunks_of_block) {
+        const long long chunk = first + threadIdx.x / lanes;
+        const long long plane = layout.chunks == 1 ? chunk : chunk / layout.chunks;
+        const long long before = (chunk - plane * layout.chunks) * layout.chunk;
         const T* source = x + plane * layout.positions + before;
-        const int end = part < parts ? static_cast<int>(min(layout.chunk, layout.positions - before)) : 0;
+        const int end = chunk < chunks ? static_cast<int>(min(layout.chunk, layout.positions - before)) : 0;
         Value value = Value::identity();
         if (layout.positions % kWidth == 0) {
             take_strided<kWidth>(source, lane * kWidth, end, lanes * kWidth, before, value);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void reduce_strided(const T* x, const GlobalLayout& l
             take_strided<1>(source, lane, end, lanes, before, value);
         }
         value = combine_lanes(value, lanes);
-        if (lane == 0 && part < parts) finish(part, value);
+        if (lane == 0 && chunk < chunks) finish(chunk, value);
     }
 }
 
@@ -148,9 +148,9 @@ __device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layo
     }
 }
 
-// Calls finish(part, value) in one thread of each part of a channel's plane.
+// Calls finish(chunk, value) in one thread of each chunk of a channel's plane.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
-// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
+// Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
 template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
@@ -207,14 +207,14 @@ __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layo
     for (int k = 0; k < kWidth; ++k) finish((plane + k) * layout.chunks + chunk, values[k]);
 }
 
-// Calls finish(plane, value) in one thread of each plane, with the values of its parts combined in their
+// Calls finish(plane, value) in one thread of each plane, with the values of its chunks combined in their
 // order.
-//   parts    [planes, chunks] Value
-//   layout   planes, chunks, lanes: threads of a plane
+//   partials   [planes, chunks] Value
+//   layout     planes, chunks, lanes: threads of a plane
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename Value, typename Finish>
-__device__ __forceinline__ void merge_parts(const unsigned char* parts, const GlobalLayout& layout,
-                                            Finish finish) {
+__device__ __forceinline__ void merge_chunks(const unsigned char* partials, const GlobalLayout& layout,
+                                             Finish finish) {
     const int lanes = layout.lanes, lane = threadIdx.x & (lanes - 1);
     const int planes_of_block = kGlobalThreads / lanes;
     for (long long first = static_cast<long long>(blockIdx.x) * planes_of_block; first < layout.planes;
@@ -223,7 +223,7 @@ __device__ __forceinline__ void merge_parts(const unsigned char* parts, const Gl
         Value value = Value::identity();
         if (plane < layout.planes) {
             for (int i = lane; i < layout.chunks; i += lanes)
-                value = value.combine(Value::load(parts, plane * layout.chunks + i));
+                value = value.combine(Value::load(partials, plane * layout.chunks + i));
         }
         value = combine_lanes(value, lanes);
         if (lane == 0 && plane < layout.planes) finish(plane, value);
@@ -234,12 +234,12 @@ __device__ __forceinline__ void merge_parts(const unsigned char* parts, const Gl
 template <typename T>
 struct MaxOutput {
     T* y;
-    unsigned char *argmax, *parts;
+    unsigned char *argmax, *partials;
     int argmax_bytes;
 
     __device__ __forceinline__ void operator()(long long i, const Largest<accumulate_t<T>>& largest) const {
-        if (parts != nullptr) {
-            largest.store(parts, i);
+        if (partials != nullptr) {
+            largest.store(partials, i);
             return;
         }
         const int chosen[1] = {largest.position};
@@ -253,11 +253,11 @@ template <typename T>
 struct AvgOutput {
     T* y;
     accumulate_t<T> factor;
-    unsigned char* parts;
+    unsigned char* partials;
 
     __device__ __forceinline__ void operator()(long long i, const Sum<accumulate_t<T>>& sum) const {
-        if (parts != nullptr) {
-            sum.store(parts, i);
+        if (partials != nullptr) {
+            sum.store(partials, i);
         } else {
             y[i] = from_accumulate<T>(sum.times(factor));
         }
@@ -265,66 +265,66 @@ struct AvgOutput {
 };
 
 // y = largest value of each plane, and its position.
-//   x        [planes, positions] T, aligned to 16 bytes
-//   y        [planes] T
-//   argmax   [planes], layout.argmax_bytes each
-//   parts    [planes, chunks] Largest, to be merged, instead of y and argmax; null if planes are whole
+//   x          [planes, positions] T, aligned to 16 bytes
+//   y          [planes] T
+//   argmax     [planes], layout.argmax_bytes each
+//   partials   [planes, chunks] Largest, to be merged, instead of y and argmax; null if planes are whole
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_nchw(const T* x, T* y, unsigned char* argmax, unsigned char* parts, GlobalLayout layout) {
-    reduce_nchw<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, parts, layout.argmax_bytes});
+    global_max_nchw(const T* x, T* y, unsigned char* argmax, unsigned char* partials, GlobalLayout layout) {
+    reduce_nchw<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, partials, layout.argmax_bytes});
 }
 
 // As global_max_nchw, of channels side by side.
 //   x           [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y, argmax   [samples, planes] of Width
-// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
+// Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_nhwc(const T* x, T* y, unsigned char* argmax, unsigned char* parts, GlobalLayout layout) {
-    reduce_nhwc<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, parts, layout.argmax_bytes});
+    global_max_nhwc(const T* x, T* y, unsigned char* argmax, unsigned char* partials, GlobalLayout layout) {
+    reduce_nhwc<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, partials, layout.argmax_bytes});
 }
 
-// y and argmax of planes that were reduced in parts.
-//   parts, y, argmax   as above, whichever the layout
+// y and argmax of planes that were reduced in chunks.
+//   partials, y, argmax   as above, whichever the layout
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_max_merge(const unsigned char* parts, T* y, unsigned char* argmax, GlobalLayout layout) {
-    merge_parts<Largest<accumulate_t<T>>>(parts, layout,
-                                          MaxOutput<T>{y, argmax, nullptr, layout.argmax_bytes});
+    global_max_merge(const unsigned char* partials, T* y, unsigned char* argmax, GlobalLayout layout) {
+    merge_chunks<Largest<accumulate_t<T>>>(partials, layout,
+                                           MaxOutput<T>{y, argmax, nullptr, layout.argmax_bytes});
 }
 
 // y = sum of each plane times factor. In an order that depends on the array's shape alone: no value passes
 // through more additions than 32 without compensation.
-//   x       [planes, positions] T, aligned to 16 bytes
-//   y       [planes] T
-//   parts   [planes, chunks] Sum, to be merged, instead of y; null if planes are whole
+//   x          [planes, positions] T, aligned to 16 bytes
+//   y          [planes] T
+//   partials   [planes, chunks] Sum, to be merged, instead of y; null if planes are whole
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_nchw(const T* x, T* y, unsigned char* parts, accumulate_t<T> factor, GlobalLayout layout) {
-    reduce_nchw<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, parts});
+    global_avg_nchw(const T* x, T* y, unsigned char* partials, accumulate_t<T> factor, GlobalLayout layout) {
+    reduce_nchw<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, partials});
 }
 
 // As global_avg_nchw, of channels side by side.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y   [samples, planes] of Width T
-// Launch: 1-D, kGlobalThreads, one block for each part of each sample and each `lanes` of its vectors.
+// Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_nhwc(const T* x, T* y, unsigned char* parts, accumulate_t<T> factor, GlobalLayout layout) {
-    reduce_nhwc<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, parts});
+    global_avg_nhwc(const T* x, T* y, unsigned char* partials, accumulate_t<T> factor, GlobalLayout layout) {
+    reduce_nhwc<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, partials});
 }
 
-// y of planes that were reduced in parts.
-//   parts, y   as above, whichever the layout
+// y of planes that were reduced in chunks.
+//   partials, y   as above, whichever the layout
 // Launch: 1-D, kGlobalThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
-    global_avg_merge(const unsigned char* parts, T* y, accumulate_t<T> factor, GlobalLayout layout) {
-    merge_parts<Sum<accumulate_t<T>>>(parts, layout, AvgOutput<T>{y, factor, nullptr});
+    global_avg_merge(const unsigned char* partials, T* y, accumulate_t<T> factor, GlobalLayout layout) {
+    merge_chunks<Sum<accumulate_t<T>>>(partials, layout, AvgOutput<T>{y, factor, nullptr});
 }
 
 // dx = dy * factor at every position of the plane; with argmax, at the one that was chosen, and 0 elsewhere.

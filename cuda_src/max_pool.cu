@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
     });
 }
 
-// Outputs of a thread of max_pool_gather_planes.
+// Outputs of a thread of max_pool_gather_nchw.
 constexpr int kGatherOutputs = 8;
 
 // As max_pool_gather, of sliding windows over planes: a thread has neighbouring outputs, and finds the place
@@ -85,8 +85,8 @@ constexpr int kGatherOutputs = 8;
 // Launch: as max_pool_forward, kGatherOutputs a thread; units are outputs.
 template <typename T>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    max_pool_gather_planes(const T* x, const unsigned char* argmax, T* y, Divisor64 by_plane,
-                           PoolWindow window) {
+    max_pool_gather_nchw(const T* x, const unsigned char* argmax, T* y, Divisor64 by_plane,
+                         PoolWindow window) {
     constexpr int kWidth = kGatherOutputs;
     const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
     const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);

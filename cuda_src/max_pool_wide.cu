@@ -18,130 +18,138 @@ struct WideTile {
 };
 
 // Blocks that must fit on a multiprocessor at once: 40 KB are shared in each.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kWideBlocks = 4;
+#else
 constexpr int kWideBlocks = 5;
+#endif
 
-// A row of windows over a tile: their gradients and taps, 0 outside. For channels last one value after the
-// other, by bytes: an index would be scaled anew for each.
-template <typename T, int Kernel, bool ChannelsLast>
+// Where the windows of a row over a tile are read for channels last, and how far the sum of each one's tap 0
+// is from that of the first one. Of those outside the image others are read, and added to no sum.
+//   Whole   the tile's own columns are inside
+template <int Kernel, bool Whole>
+struct WideColumns {
+    using Tile = WideTile<Kernel, true>;
+    int columns[Tile::kWindows], sums[Tile::kWindows];
+
+    __device__ __forceinline__ WideColumns(int left, int width) {
+#pragma unroll
+        for (int j = 0; j < Tile::kWindows; ++j) {
+            const int column = left - Tile::kPad + j;
+            const bool own = Whole && j >= Tile::kPad && j < Tile::kPad + Tile::kColumns;
+            columns[j] = own ? column : min(max(column, 0), width - 1);
+            sums[j] = columns[j] == column ? j : 2 * Tile::kSums;
+        }
+    }
+};
+
+// A row of windows over a tile: their gradients and taps, of planes 0 outside.
+template <typename T, int Kernel, bool ChannelsLast, bool Whole>
 struct WideRow {
     using Tile = WideTile<Kernel, ChannelsLast>;
     PoolRow<T, Tile::kWindows, 1> gradients;
     int taps[Tile::kWindows];
 
-    //   dy, argmax   the row; the others as in PoolRow::load
-    template <bool Whole>
-    __device__ __forceinline__ void load(const T* dy, const unsigned char* argmax, int first, int size,
-                                         int groups, bool inside) {
-        const Vector<T, 1> nothing = filled<T, 1>(from_accumulate<T>(0));
+    //   dy, argmax   the row, which is inside
+    //   left         column of the tile
+    //   at           not used for planes
+    __device__ __forceinline__ WideRow(const T* dy, const unsigned char* argmax, int left,
+                                       const PoolPlane<1, ChannelsLast>& plane,
+                                       const WideColumns<Kernel, Whole>& at) {
         if constexpr (!ChannelsLast) {
-            const Vector<unsigned char, 1> no_tap = filled<unsigned char, 1>(0);
+            constexpr int kPad = Tile::kPad, kColumns = Tile::kColumns;
             PoolRow<unsigned char, Tile::kWindows, 1> bytes;
-            gradients.template load<Whole, Tile::kPad, Tile::kColumns>(dy, first, size, 1, inside, nothing);
-            bytes.template load<Whole, Tile::kPad, Tile::kColumns>(argmax, first, size, 1, inside, no_tap);
+            gradients.template load<Whole, kPad, kColumns>(dy, left - kPad, plane.width, 1, true,
+                                                           filled<T, 1>(from_accumulate<T>(0)));
+            bytes.template load<Whole, kPad, kColumns>(argmax, left - kPad, plane.width, 1, true,
+                                                       filled<unsigned char, 1>(0));
 #pragma unroll
             for (int j = 0; j < Tile::kWindows; ++j) taps[j] = bytes.at[j][0];
         } else {
-            const long long step = groups;
-            const char* from = reinterpret_cast<const char*>(dy + first * step);
-            const unsigned char* tap = argmax + first * step;
 #pragma unroll
             for (int j = 0; j < Tile::kWindows; ++j) {
-                gradients.at[j] = nothing;
-                taps[j] = 0;
-                if (inside && first + j >= 0 && first + j < size) {
-                    gradients.at[j] = Vector<T, 1>::load(reinterpret_cast<const T*>(from));
-                    taps[j] = *tap;
-                }
-                from += step * static_cast<int>(sizeof(T));
-                tap += step;
+                const int place = at.columns[j] * plane.groups;
+                gradients.at[j] = Vector<T, 1>::load(dy + place);
+                taps[j] = argmax[place];
             }
         }
     }
 };
 
-// As max_pool_backward.
+// As max_pool_backward, of a strip of tiles.
 //   dy, argmax   [images, height, width, channels] T, and of one byte; aligned to 16 bytes
 //   dx           the same shape: every element is written once
 //   strip        rows of inputs of a thread
+//   tile, own    of the thread: its first tile, and its sums, each in an array of the block's
 // Each row of windows is read once, from the last to the first, as are those of a row: what is added to an
 // input comes in the order of the taps. A row of inputs is written once the windows that reach it have been
 // seen. Sums of rows beside the strip, like those of columns beside the tile, are for nothing.
 template <bool Whole, typename T, int Kernel, bool ChannelsLast>
-__device__ __forceinline__ void scatter_wide(const T* dy, const unsigned char* argmax, T* dx, int strip,
-                                             const PoolWindow& window, accumulate_t<T>* sums) {
+__device__ __forceinline__ void scatter_wide(
+    const T* dy, const unsigned char* argmax, T* dx, int strip, const PoolPlane<1, ChannelsLast>& plane,
+    const PoolPosition<int>& tile, accumulate_t<T> (*own)[WideTile<Kernel, ChannelsLast>::kThreads]) {
     using A = accumulate_t<T>;
     using Tile = WideTile<Kernel, ChannelsLast>;
-    constexpr int kColumns = Tile::kColumns, kPad = Tile::kPad, kRow = Tile::kRow, kThreads = Tile::kThreads;
-    const PoolPlane<1, ChannelsLast> plane(window.input, window.groups);
-    const long long total = pool_units(window);
-    A* own = sums + threadIdx.x;
-    for (long long unit = static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x; unit < total;
-         unit += static_cast<long long>(gridDim.x) * kThreads) {
-        const PoolPosition<int> tile = pool_position<int>(window, unit, 0);
-        const long long before = plane.before(tile);
-        const int left = tile.at[2] * kColumns;
-        const int begin = tile.at[1] * strip, end = min(begin + strip, plane.height);
+    constexpr int kColumns = Tile::kColumns, kPad = Tile::kPad, kRow = Tile::kRow;
+    const long long before = plane.before(tile);
+    const int left = tile.at[2] * kColumns;
+    const int begin = tile.at[1] * strip, end = min(begin + strip, plane.height);
 #pragma unroll
-        for (int i = 0; i < Tile::kSums; ++i) own[i * kThreads] = A(0);
-        const auto load = [&](int h) {
-            const long long start = before + plane.row(0, h);
-            WideRow<T, Kernel, ChannelsLast> row;
-            row.template load<Whole>(dy + start, argmax + start, left - kPad, plane.width, plane.groups,
-                                     h >= 0 && h < plane.height);
-            return row;
-        };
-        // Rows that are further up, for channels last: each thread asks for another column, and those of a
-        // warp for all of its channels.
-        constexpr int kAskers = kSectorBytes / static_cast<int>(sizeof(T));
-        const int nth = min(static_cast<int>(threadIdx.x) % kAskers, Tile::kWindows - 1);
-        const int column = min(max(left + nth - (kAskers > kColumns ? kPad : 0), 0), plane.width - 1);
-        const int asked = min(end - 1 + kPad, plane.height), rows_asked = asked - max(begin - kPad, 0);
-        const long long first_asked = before + plane.row(0, asked - 1) + column * plane.groups;
-        RowsAhead<T, 1> gradients_ahead(dy + first_asked, -plane.row(0, 1), 0, ChannelsLast ? rows_asked : 0);
-        RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -plane.row(0, 1), 0,
-                                               ChannelsLast ? rows_asked : 0);
-        // Where the sums of the first row are that the windows of row h reach.
-        int slot = 0;
-        WideRow<T, Kernel, ChannelsLast> next = load(end - 1 + kPad);
+    for (int i = 0; i < Tile::kSums; ++i) own[i][0] = A(0);
+    const WideColumns<Kernel, Whole> columns(left, plane.width);
+    // Rows that are further up. For channels last each thread asks for other columns, and those of a warp for
+    // all of its channels.
+    constexpr int kAskers = kSectorBytes / static_cast<int>(sizeof(T));
+    constexpr int kAsked = ChannelsLast ? (Tile::kWindows + kAskers - 1) / kAskers : 1;
+    const auto place_of = [&](int n) {
+        return ChannelsLast ? min(max(left - kPad + n, 0), plane.width - 1) * plane.groups : left;
+    };
+    const int thread = static_cast<int>(threadIdx.x), place = place_of(thread % kAskers);
+    const int asked = min(end - 1 + kPad, plane.height), rows_asked = asked - max(begin - kPad, 0);
+    const long long first_asked = before + plane.row(0, asked - 1);
+    RowsAhead<T, kAsked> gradients_ahead(dy + first_asked + place, -plane.row(0, 1),
+                                         place_of(thread % kAskers + kAskers) - place, rows_asked);
+    RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked + place_of(thread % (kAskers * kAsked)),
+                                           -plane.row(0, 1), 0, rows_asked);
+    // Where the sums of the first row are that the windows of row h reach.
+    int slot = 0;
 #pragma unroll 1
-        for (int h = end - 1 + kPad; h >= begin - kPad; --h) {
-            // The row above is on its way while this one is looked at.
-            const WideRow<T, Kernel, ChannelsLast> windows = next;
-            next = load(h - 1);
-            if constexpr (ChannelsLast) {
-                gradients_ahead.ask();
-                taps_ahead.ask();
-            }
+    for (int h = end - 1 + kPad; h >= begin - kPad; --h) {
+        const long long start = before + plane.row(0, min(max(h, 0), plane.height - 1));
+        const WideRow<T, Kernel, ChannelsLast, Whole> windows(dy + start, argmax + start, left, plane,
+                                                              columns);
+        gradients_ahead.ask();
+        taps_ahead.ask();
+        if (h >= 0 && h < plane.height) {
 #pragma unroll
             for (int j = Tile::kWindows - 1; j >= 0; --j) {
                 const int tap = windows.taps[j], row = tap * ((2048 + Kernel - 1) / Kernel) >> 11;
-                const unsigned int at = slot + j + tap + row * (kRow - Kernel);
-                // Beyond the last sum it is smaller without them all; of a byte that is no tap it is none.
+                const unsigned int at =
+                    slot + (ChannelsLast ? columns.sums[j] : j) + tap + row * (kRow - Kernel);
+                // Beyond the last sum it is smaller without them all; where it is none it is the last, which
+                // is beside the tile.
                 const unsigned int within = min(min(at, at - Tile::kSums), Tile::kSums - 1u);
-                own[static_cast<int>(within) * kThreads] += widened(windows.gradients.at[j], 0);
+                own[within][0] += widened(windows.gradients.at[j], 0);
             }
-            // The last row that these windows reach is done, and its sums are for the row above the first
-            // one.
-            const int done = h + kPad;
-            slot = slot == 0 ? Tile::kSums - kRow : slot - kRow;
-            PoolRow<T, kColumns, 1> result;
+        }
+        // The last row that these windows reach is done, and its sums are for the row above the first one.
+        const int done = h + kPad;
+        slot = slot == 0 ? Tile::kSums - kRow : slot - kRow;
+        PoolRow<T, kColumns, 1> result;
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) {
+            A* const sum = own[slot + 2 * kPad + i];
+            result.at[i][0] = from_accumulate<T>(*sum);
+            *sum = A(0);
+        }
+        if (done >= end) continue;
+        T* const target = dx + before + plane.row(0, done);
+        if constexpr (!ChannelsLast) {
+            result.template store<Whole>(target, left, plane.width, 1);
+        } else {
 #pragma unroll
             for (int i = 0; i < kColumns; ++i) {
-                A* const sum = own + (slot + 2 * kPad + i) * kThreads;
-                result.at[i][0] = from_accumulate<T>(*sum);
-                *sum = A(0);
-            }
-            if (done >= end) continue;
-            T* const target = dx + before + plane.row(0, done);
-            if constexpr (!ChannelsLast) {
-                result.template store<Whole>(target, left, plane.width, 1);
-            } else {
-                const long long step = plane.groups;
-                char* to = reinterpret_cast<char*>(target + left * step);
-#pragma unroll
-                for (int i = 0; i < kColumns; ++i, to += step * static_cast<int>(sizeof(T))) {
-                    if (left + i < plane.width) result.at[i].store(reinterpret_cast<T*>(to));
-                }
+                if (Whole || left + i < plane.width) result.at[i].store(target + (left + i) * plane.groups);
             }
         }
     }
@@ -152,10 +160,20 @@ template <typename T, int Kernel, bool ChannelsLast>
 __global__ void __launch_bounds__((WideTile<Kernel, ChannelsLast>::kThreads), kWideBlocks)
     max_pool_backward_wide(const T* dy, const unsigned char* argmax, T* dx, int strip, PoolWindow window) {
     using Tile = WideTile<Kernel, ChannelsLast>;
-    __shared__ accumulate_t<T> sums[Tile::kSums * Tile::kThreads];
-    if (!ChannelsLast && static_cast<int>(window.input[2]) % Tile::kColumns == 0) {
-        scatter_wide<!ChannelsLast, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, window, sums);
-    } else {
-        scatter_wide<false, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, window, sums);
+    using Sums = accumulate_t<T>[Tile::kThreads];
+    __shared__ Sums sums[Tile::kSums];
+    Sums* const own = reinterpret_cast<Sums*>(&sums[0][threadIdx.x]);
+    const PoolPlane<1, ChannelsLast> plane(window.input, window.groups);
+    const long long total = pool_units(window);
+    for (long long unit = static_cast<long long>(blockIdx.x) * Tile::kThreads + threadIdx.x; unit < total;
+         unit += static_cast<long long>(gridDim.x) * Tile::kThreads) {
+        const PoolPosition<int> tile = pool_position<int>(window, unit, 0);
+        // The vectors of planes are aligned only where all tiles are whole.
+        if (ChannelsLast ? (tile.at[2] + 1) * Tile::kColumns <= plane.width
+                         : plane.width % Tile::kColumns == 0) {
+            scatter_wide<true, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, plane, tile, own);
+        } else {
+            scatter_wide<false, T, Kernel, ChannelsLast>(dy, argmax, dx, strip, plane, tile, own);
+        }
     }
 }

@@ -44,20 +44,20 @@ __device__ __forceinline__ void clear(T* y, long long first, long long last, int
 // plane does not.
 //   x, indices   [planes, values] T, int64
 //   y            [planes, plane] T, aligned to 16 bytes
-//   segments     a warp has one of so many parts of a plane: nothing is written by two
+//   chunks       of a plane, each for a warp: nothing is written by two
 // A warp reads the values of its plane in order, 32 at a time; of lanes with one index the last one writes.
 // Launch: 1-D, kUnpoolThreads, any number of blocks.
 template <typename T>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
     max_unpool_forward(const T* x, const long long* indices, T* y, long long planes, long long values,
-                       long long plane, long long segments) {
+                       long long plane, long long chunks) {
     const int lane = threadIdx.x % kWarpThreads;
     const long long warp = (blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x) / kWarpThreads;
     const long long warps = gridDim.x * static_cast<long long>(kUnpoolThreads / kWarpThreads);
-    const long long size = (plane + segments - 1) / segments;
-    for (long long part = warp; part < planes * segments; part += warps) {
-        const long long image = part / segments;
-        const long long begin = (part - image * segments) * size;
+    const long long size = (plane + chunks - 1) / chunks;
+    for (long long chunk = warp; chunk < planes * chunks; chunk += warps) {
+        const long long image = chunk / chunks;
+        const long long begin = (chunk - image * chunks) * size;
         const long long end = begin + size < plane ? begin + size : plane;
         T* target = y + image * plane;
         if (begin < end) clear(y, image * plane + begin, image * plane + end, lane);
@@ -88,21 +88,21 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
 // The same for channels last.
 //   x, indices   [samples, values, channels] T, int64
 //   y            [samples, plane, channels] T
-//   segments     a thread has one of so many parts of a channel's plane: nothing is written by two
+//   chunks       of a channel's plane, each for a thread: nothing is written by two
 // Threads side by side have channels side by side. A thread goes through the values of its channel in order,
 // and reads some indices at a time before it writes the first of their values.
 // Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
 template <typename T>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
     max_unpool_forward_last(const T* x, const long long* indices, T* y, long long samples, long long channels,
-                            long long values, long long plane, long long segments) {
-    const long long size = (plane + segments - 1) / segments;
-    const long long total = samples * segments * channels;
+                            long long values, long long plane, long long chunks) {
+    const long long size = (plane + chunks - 1) / chunks;
+    const long long total = samples * chunks * channels;
     for (long long unit = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; unit < total;
          unit += gridDim.x * static_cast<long long>(kUnpoolThreads)) {
-        const long long part = unit / channels, channel = unit - part * channels;
-        const long long sample = part / segments;
-        const long long begin = (part - sample * segments) * size;
+        const long long chunk = unit / channels, channel = unit - chunk * channels;
+        const long long sample = chunk / chunks;
+        const long long begin = (chunk - sample * chunks) * size;
         const long long end = begin + size < plane ? begin + size : plane;
         T* target = y + sample * plane * channels + channel;
         for (long long i = begin; i < end; ++i) target[i * channels] = from_accumulate<T>(0);

@@ -13,25 +13,54 @@ __device__ __forceinline__ unsigned int xor3(unsigned int a, unsigned int b, uns
 #endif
 }
 
-// The four random words of each of Count counters, in their place.
-//   counters   least significant word first
-//   key        least significant word first
-// Pure: the same on every GPU, in every thread.
-template <int Count>
-__device__ __forceinline__ void philox4x32_10(uint4 (&counters)[Count], uint2 key) {
+// A value that is calculated here, once: compilers would do so again in each round of a loop.
+__device__ __forceinline__ unsigned int held(unsigned int value) {
+#ifndef GPU_LAYERS_EMULATED
+    asm("" : "+r"(value));
+#endif
+    return value;
+}
+
+// What the words x and z are multiplied by.
+constexpr unsigned int kPhiloxX = 0xD2511F53u, kPhiloxZ = 0xCD9E8D57u;
+
+// A product's low word and its high one. Asked for separately: one IMAD.WIDE both. A 64-bit product costs an
+// addition more.
+__device__ __forceinline__ uint2 philox_product(unsigned int factor, unsigned int word) {
+    return make_uint2(factor * word, __umulhi(factor, word));
+}
+
+// The keys of all rounds, for many blocks.
+struct PhiloxKeys {
+    uint2 keys[10];
+
+    __device__ __forceinline__ explicit PhiloxKeys(unsigned long long seed) {
 #pragma unroll
-    for (int round = 0; round < 10; ++round) {
+        for (unsigned int round = 0; round < 10; ++round)
+            keys[round] = make_uint2(held(static_cast<unsigned int>(seed) + 0x9E3779B9u * round),
+                                     held(static_cast<unsigned int>(seed >> 32) + 0xBB67AE85u * round));
+    }
+
+    __device__ __forceinline__ uint2 operator()(int round) const { return keys[round]; }
+};
+
+// Makes the four random words of each of Count counters, in their place.
+//   First      rounds that they have had
+//   counters   least significant word first
+//   key        of a round, by its number; least significant word first
+// Pure: the same on every GPU, in every thread.
+template <int First, int Count, typename Key>
+__device__ __forceinline__ void philox4x32(uint4 (&counters)[Count], Key key) {
+#pragma unroll
+    for (int round = First; round < 10; ++round) {
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             const uint4 counter = counters[i];
-            // High and low half asked for separately: one IMAD.WIDE each. A 64-bit product costs an addition
-            // more.
+            const uint2 of_round = key(round);
             counters[i] =
-                make_uint4(xor3(__umulhi(0xCD9E8D57u, counter.z), counter.y, key.x), 0xCD9E8D57u * counter.z,
-                           xor3(__umulhi(0xD2511F53u, counter.x), counter.w, key.y), 0xD2511F53u * counter.x);
+                make_uint4(xor3(__umulhi(kPhiloxZ, counter.z), counter.y, of_round.x), kPhiloxZ * counter.z,
+                           xor3(__umulhi(kPhiloxX, counter.x), counter.w, of_round.y), kPhiloxX * counter.x);
         }
-        key.x += 0x9E3779B9u;
-        key.y += 0xBB67AE85u;
     }
 }
 
@@ -53,8 +82,10 @@ struct DropoutStream {
             blocks[i] =
                 make_uint4(static_cast<unsigned int>(indices[i]), static_cast<unsigned int>(indices[i] >> 32),
                            static_cast<unsigned int>(offset), static_cast<unsigned int>(offset >> 32));
-        philox4x32_10(blocks,
-                      make_uint2(static_cast<unsigned int>(seed), static_cast<unsigned int>(seed >> 32)));
+        philox4x32<0>(blocks, [&](unsigned int round) {
+            return make_uint2(static_cast<unsigned int>(seed) + 0x9E3779B9u * round,
+                              static_cast<unsigned int>(seed >> 32) + 0xBB67AE85u * round);
+        });
     }
 
     __device__ __forceinline__ uint4 block(unsigned long long index) const {

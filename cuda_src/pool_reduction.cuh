@@ -53,14 +53,14 @@ struct Largest {
     __device__ __forceinline__ Largest in_row(int columns, int k) const {
         return {value, position * columns + k};
     }
-    // Number i of those of parts.
-    static __device__ __forceinline__ Largest load(const unsigned char* parts, long long i) {
-        const Largest& part = reinterpret_cast<const Largest*>(parts)[i];
-        return {part.value, part.position};
+    // Number i of those of chunks.
+    static __device__ __forceinline__ Largest load(const unsigned char* partials, long long i) {
+        const Largest& partial = reinterpret_cast<const Largest*>(partials)[i];
+        return {partial.value, partial.position};
     }
-    __device__ __forceinline__ void store(unsigned char* parts, long long i) const {
-        reinterpret_cast<Largest*>(parts)[i].value = value;
-        reinterpret_cast<Largest*>(parts)[i].position = position;
+    __device__ __forceinline__ void store(unsigned char* partials, long long i) const {
+        reinterpret_cast<Largest*>(partials)[i].value = value;
+        reinterpret_cast<Largest*>(partials)[i].position = position;
     }
 };
 
@@ -86,10 +86,10 @@ struct Sum {
     __device__ __forceinline__ A times(A factor) const { return compensated(value, lost) * factor; }
     __device__ __forceinline__ void put(Sum& kept) const { kept = *this; }
     __device__ __forceinline__ Sum in_row(int, int) const { return *this; }
-    static __device__ __forceinline__ Sum load(const unsigned char* parts, long long i) {
-        return reinterpret_cast<const Sum*>(parts)[i];
+    static __device__ __forceinline__ Sum load(const unsigned char* partials, long long i) {
+        return reinterpret_cast<const Sum*>(partials)[i];
     }
-    __device__ __forceinline__ void store(unsigned char* parts, long long i) const {
-        reinterpret_cast<Sum*>(parts)[i] = *this;
+    __device__ __forceinline__ void store(unsigned char* partials, long long i) const {
+        reinterpret_cast<Sum*>(partials)[i] = *this;
     }
 };

@@ -64,6 +64,14 @@ __device__ __forceinline__ void prefetch(const void* address) {
 #endif
 }
 
+// The same number, which the compiler keeps: what is used in branches it would compute in each of them.
+__device__ __forceinline__ long long kept(long long number) {
+#ifndef GPU_LAYERS_EMULATED
+    asm volatile("" : "+l"(number));
+#endif
+    return number;
+}
+
 // N elements in registers. At most 16 bytes, moved as one word; larger ones (32-bit taps of eight half
 // values) as several words of 16.
 template <typename T, int N = kVectorWidth<T>>

@@ -26,22 +26,44 @@ FROM_ROOT = {
 }
 #: Pictures that lie elsewhere.
 PICTURES = ("profiling/results/modelled.png",)
-#: Pages of the API reference: title, module, and the names that the page has.
+#: Pages of the API reference: title, package, and the names that the page has; ``*`` for those of its modules.
 REFERENCE = {
-    "layers": ("Layers", "gpu_layers.layers", None),
-    "operations": ("Operations", "gpu_layers.ops", None),
+    "layers": ("Layers", "gpu_layers.layers", ("*",)),
+    "operations": ("Operations", "gpu_layers.ops", ("*",)),
     "models": (
         "Whole models",
         "gpu_layers",
         (
-            *("fuse", "fold_batch_norm", "recalibrate", "statistics_transaction", "load_foreign_batch_norm"),
+            *("fuse", "fold_batch_norm", "fold_batch_norm_arrays", "recalibrate", "statistics_transaction"),
+            *("load_foreign_batch_norm", "convert_sync_batch_norm", "revert_sync_batch_norm"),
             *("mc_dropout", "capture", "Graph"),
         ),
     ),
     "training": (
         "Training",
         "gpu_layers.training",
-        ("SGD", "Adam", "Optimizer", "softmax_cross_entropy", "Dataset", "digits", "load_npz"),
+        (
+            *("SGD", "Adam", "Optimizer", "softmax_cross_entropy", "Dataset", "digits", "load_npz"),
+            *("Trainer", "Settings", "Progress"),
+        ),
+    ),
+    "torch": (
+        "PyTorch",
+        "gpu_layers.torch",
+        (
+            *("convert.convert", "convert.revert", "fold.fold_batch_norm", "random.checkpoint_contexts"),
+            *("modules.*", "functional.*"),
+        ),
+    ),
+    "distributed": (
+        "Several processes",
+        "gpu_layers.distributed",
+        ("default_communicator", "shard", "Communicator", "SingleProcess", "MpiCommunicator", "NcclCommunicator"),
+    ),
+    "emulator": (
+        "Emulator",
+        "gpu_layers.emulator",
+        ("load", "EmulatedModule", "Trace", "Schedule", "ALL_SCHEDULES", "EmulationError", "sanitizer_environment"),
     ),
     "runtime": (
         "Runtime",
@@ -55,8 +77,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not in this folder."""
     pages = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in FROM_ROOT.items()}
     pages["examples.md"] = _examples()
-    for name, (title, module, names) in REFERENCE.items():
-        pages[f"api/{name}.md"] = _reference(title, module, names)
+    for name, (title, package, names) in REFERENCE.items():
+        pages[f"api/{name}.md"] = _reference(title, package, names)
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     for picture in PICTURES:
@@ -95,9 +117,12 @@ def _examples() -> str:
     return "\n".join(parts)
 
 
-def _reference(title: str, module: str, names: tuple[str, ...] | None) -> str:
-    """A page with the docstrings of a module's public names."""
-    paths = _exported(module) if names is None else [f"{module}.{name}" for name in names]
+def _reference(title: str, package: str, names: tuple[str, ...]) -> str:
+    """A page with the docstrings of a package's public names."""
+    paths = []
+    for name in names:
+        path = f"{package}.{name}"
+        paths += _exported(path.removesuffix(".*")) if name.endswith("*") else [path]
     return "\n\n".join([f"# {title}", *(f"::: {path}" for path in paths)])
 
 

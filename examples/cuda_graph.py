@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: one launch a step, and fresh dropout masks in each.
+"""A training step as a CUDA graph: one launch per step, and fresh dropout masks in each.
 
 It needs a GPU and CuPy; without, it says so. Run it: python examples/cuda_graph.py
 """

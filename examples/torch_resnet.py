@@ -3,6 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch_memory import bytes_kept
 
 import gpu_layers.torch as glt
 
@@ -45,40 +46,6 @@ def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 8, classes: int 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels, classes))
 
 
-def bytes_kept(model: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> int:
-    """Bytes that a forward keeps for its backward, each memory counted once, without the parameters and the others."""
-    parameters = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *others)}
-    memories: dict[int, int] = {}
-    alive = []  # a memory that was given back could come again
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            memories[storage.data_ptr()] = storage.nbytes()
-            alive.append(storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(memories.values())
-
-
-def by_layer() -> dict[str, tuple[float, float]]:
-    """Bytes an output value that layers keep beside their input, of torch.nn and after ``convert``."""
-    x = torch.randn(8, 16, 32, 32, requires_grad=True)
-    found = {}
-    for name, layers in (
-        ("Dropout", [nn.Dropout()]),
-        ("MaxPool2d", [nn.MaxPool2d(2)]),
-        ("BatchNorm2d, ReLU", [nn.BatchNorm2d(16), nn.ReLU()]),
-    ):
-        model = nn.Sequential(*layers)
-        values = model(x).numel()
-        before = bytes_kept(model, x, x) / values
-        found[name] = before, bytes_kept(glt.convert(model, fuse=True), x, x) / values
-    return found
-
-
 def main(steps: int = 20, batch: int = 32) -> tuple[int, int]:
     """Convert, train, and print the loss and the bytes before and after."""
     torch.manual_seed(0)
@@ -90,8 +57,6 @@ def main(steps: int = 20, batch: int = 32) -> tuple[int, int]:
     glt.convert(model, fuse=True)
     after = bytes_kept(model, images[:batch])
     print(f"kept for backward: {before:,} bytes with torch.nn, {after:,} after convert: {after / before:.2f} of it")
-    for name, (theirs, ours) in by_layer().items():
-        print(f"  {name}, beside its input: {theirs:.2f} bytes a value with torch.nn, {ours:.2f} after convert")
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for step in range(steps):
         rows = torch.randint(len(labels), (batch,))

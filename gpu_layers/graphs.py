@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import graph_device, require_gpu
-from gpu_layers.ops.checks import check_integer
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
 
 
@@ -16,8 +16,8 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
     """Capture a step as a CUDA graph, on the current device.
 
     The step first runs ``warmup`` times like plain calls (parameters, running statistics and generators advance). That
-    compiles and loads kernels and gives memory its size. Then the step is recorded, which executes nothing. Everything
-    that it allocates comes from a memory pool that belongs to the graph alone.
+    compiles and loads the kernels and allocates the memory. Then the step is recorded, which executes nothing.
+    Everything that it allocates comes from a memory pool that belongs to the graph alone.
 
     Masks are those of the layers' generators, of any kind: a replay takes the offsets that a call of the step would
     take.

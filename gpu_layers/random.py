@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_integer, check_uint64
 from gpu_layers.core.cuda import array_module, place_of, require_gpu
 from gpu_layers.core.philox import SEED_STEP, philox4x32_10, sample_seed
 from gpu_layers.core.writes import record_write
-from gpu_layers.ops.checks import check_integer, check_uint64
 from gpu_layers.runtime.backend import backend_for
 
 _LOW_32 = 0xFFFFFFFF

@@ -71,7 +71,7 @@ class DeviceLostError(RuntimeError):
     """
 
     def __init__(self, row: Row) -> None:
-        super().__init__(f"the device does no more work since the case {row.case}")
+        super().__init__(f"the device stopped responding after case {row.case}")
         self.row = row
 
 

@@ -344,10 +344,11 @@ def most_registers(kernel_name: str) -> int:
     """Registers of a thread, at most, of a kernel by its C++ name.
 
     The kernels of 64-bit indices, for images of 2**31 elements and more, those with an activation that is not
-    straight, where arithmetic limits, those of second derivatives, with nine numbers of every channel, and those
-    that keep what they read, of whose blocks shared memory holds two, may take twice as many. So may those that
-    carry much from row to row: the float32 sums of gradients for eight channels of half types, also through batch
-    norm; the largest of five rows; and, of channels-last batch norm before a pooling, the numbers of its channels.
+    straight, where arithmetic limits, those of second derivatives, with nine numbers of every channel, those that keep
+    what they read, of whose blocks shared memory holds two, and the moments of dropout, with what Philox blocks share,
+    may take twice as many. So may those that carry much from row to row: the float32 sums of gradients for eight
+    channels of half types, also through batch norm; the largest of five rows; and, of channels-last batch norm before a
+    pooling, the numbers of its channels.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
     a residual, with numbers of every feature, and the statistics and the input's gradient of rows.
@@ -355,6 +356,8 @@ def most_registers(kernel_name: str) -> int:
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
+        return 2 * _MOST_REGISTERS
+    if kernel_name.startswith("dropout_moments"):
         return 2 * _MOST_REGISTERS
     if kernel_name.startswith("dropout_add_") and kernel_name.endswith("false>"):
         return 2 * _MOST_REGISTERS

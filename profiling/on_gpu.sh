@@ -125,7 +125,7 @@ left() { echo $((deadline - reserve - ($(now) - begin))); }
 # Where it was said, not where the steps run.
 out=${1:+$(realpath -m -- "$1")}
 cd "$root" || exit 2
-if ! run=$("$python" -m profiling.devices); then
+if ! run=$(timeout -k 5 60 "$python" -m profiling.devices); then
     echo "profiling/on_gpu.sh needs a GPU and CuPy; nothing was run." >&2
     exit 2
 fi
@@ -202,7 +202,7 @@ attaches() {
     fi
     if [ -z "${probed[$tool]:-}" ]; then
         start=$(now)
-        timeout -k 1 8 "$@" "$python" -m profiling.probe >"$work/$tool.probe" 2>&1 && grep -q "$shown" "$work/$tool.probe"
+        timeout -k 1 5 "$@" "$python" -m profiling.probe >"$work/$tool.probe" 2>&1 && grep -q "$shown" "$work/$tool.probe"
         probed[$tool]=$?
         spent=$(($(now) - start))
     fi

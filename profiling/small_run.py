@@ -100,7 +100,7 @@ def _run(cases: list[Case], backend: Backend, path: Path | None, entries: list[d
             write_atomically(path, json.dumps(content, indent=1).encode())
             written = time.monotonic()
         if lost:
-            print(f"STOPPED: the device does no more work since the case {case} ({number} of {len(cases)})")
+            print(f"STOPPED: the device stopped responding after case {case} ({number} of {len(cases)})")
             return failed, True
         if number % _CASES_A_LINE == 0:
             print(f"{number} of {len(cases)} cases", flush=True)

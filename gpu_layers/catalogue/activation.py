@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 
 from gpu_layers import layers, ops
 from gpu_layers.catalogue.case import Arrays, Case
@@ -34,7 +37,7 @@ def relu_cases() -> Iterator[Case]:
         yield _relu(dtype, "empty", (3, 0))
 
 
-def _relu(dtype, label, shape, view=lambda x: x) -> Case:
+def _relu(dtype: np.dtype, label: str, shape: tuple[int, ...], view: Callable[[Any], Any] = lambda x: x) -> Case:
     def inputs() -> Arrays:
         return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}
 

@@ -65,7 +65,7 @@ def _runs(x: Any, shape: tuple[int, ...]) -> Any:
     return x.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
-def _activation_dropout(dtype, activation) -> Case:
+def _activation_dropout(dtype: np.dtype, activation: str) -> Case:
     def inputs() -> Arrays:
         # Up to 12 and more: where the functions underflow, saturate or cancel.
         x = with_special_values((normal((6153,), np.float32) * 4).astype(dtype))
@@ -159,7 +159,7 @@ def dropout_add_cases() -> Iterator[Case]:
                 yield _dropout_add(dtype, activation, bias_dtype)
 
 
-def _dropout_add(dtype, activation, bias_dtype) -> Case:
+def _dropout_add(dtype: np.dtype, activation: str | None, bias_dtype: np.dtype) -> Case:
     def inputs() -> Arrays:
         x = with_special_values((normal((2804,), np.float32) * 4).astype(dtype))
         others = {name: normal((2804,), dtype, name) for name in ("residual", "dy")}

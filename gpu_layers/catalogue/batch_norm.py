@@ -63,7 +63,9 @@ def double_backward_cases() -> Iterator[Case]:
                     yield _double_backward(dtype, shape, activation, residual, channels_last)
 
 
-def _double_backward(dtype, shape, activation, residual, channels_last) -> Case:
+def _double_backward(
+    dtype: np.dtype, shape: tuple[int, ...], activation: str, residual: bool, channels_last: bool
+) -> Case:
     in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
     axes = tuple(axis for axis in range(len(shape)) if axis != (len(shape) - 1 if channels_last else 1))
     parameters = accumulation_dtype(dtype)
@@ -181,7 +183,17 @@ def batch_norm_cases() -> Iterator[Case]:
 
 
 def _batch_norm(
-    dtype, label, shape, mean, channels_last, *, affine=True, stride=1, activation=None, residual=False, scale=1.0
+    dtype: np.dtype,
+    label: str,
+    shape: tuple[int, ...],
+    mean: float,
+    channels_last: bool,
+    *,
+    affine: bool = True,
+    stride: int = 1,
+    activation: str | None = None,
+    residual: bool = False,
+    scale: float = 1.0,
 ) -> Case:
     parameters = accumulation_dtype(dtype)
     channels = shape[-1] if channels_last else shape[1]
@@ -199,7 +211,7 @@ def _batch_norm(
     def run(arrays: Arrays) -> Arrays:
         x, dy = arrays["x"][..., ::stride], arrays["dy"][..., ::stride]
         gamma, beta = arrays.get("gamma"), arrays.get("beta")
-        options = {"eps": _EPS, "channels_last": channels_last, "activation": activation}
+        options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, "activation": activation}
         if residual:
             options["residual"] = arrays["residual"][..., ::stride]
         y, saved = ops.batch_norm_forward(x, gamma, beta, **options)
@@ -272,7 +284,7 @@ _FOLDINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _running(dtype) -> Case:
+def _running(dtype: np.dtype) -> Case:
     """Running statistics, folded in in every way there is; a batch that is left out changes nothing."""
     parameters, channels = accumulation_dtype(dtype), 5
 
@@ -324,7 +336,7 @@ def _running(dtype) -> Case:
 _SPOILT = {"": None, "mean": (-1, 0, np.nan), "variance": (-1, 1, np.inf), "inv_std alone": (0, 2, np.inf)}
 
 
-def _fold(dtype) -> Case:
+def _fold(dtype: np.dtype) -> Case:
     """Given statistics of fewer and of more channels than a block has threads, folded in by all rules: every bit."""
 
     def inputs() -> Arrays:
@@ -363,7 +375,7 @@ def _fold(dtype) -> Case:
 _CHANGED = ("mean", "var", "batches", "skipped")
 
 
-def _constant(dtype) -> Case:
+def _constant(dtype: np.dtype) -> Case:
     """Constant channels give exactly beta, variance 0 and their own value as the mean, to the last bit."""
     parameters = accumulation_dtype(dtype)
 
@@ -379,7 +391,7 @@ def _constant(dtype) -> Case:
     return Case("batch_norm", dtype, "constant channels", inputs, run)
 
 
-def _infinite(dtype, shape: tuple[int, ...], channels_last: bool) -> Case:
+def _infinite(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool) -> Case:
     """Of a channel with an infinity nothing is known, wherever it is; of its neighbours in a vector all."""
 
     def inputs() -> Arrays:

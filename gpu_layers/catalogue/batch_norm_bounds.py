@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, epsilon, smallest
@@ -39,7 +41,7 @@ def batch_norm_bounds(
     residual, channels = "residual" in inputs, expected["mean"].size
     axes = tuple(axis for axis in range(x.ndim) if axis != (x.ndim - 1 if channels_last else 1))
 
-    def broadcast(values):
+    def broadcast(values: Any) -> Any:
         return values if channels_last else values.reshape(-1, *[1] * (x.ndim - 2))
 
     mean = expected["mean"].astype(np.float64)
@@ -57,7 +59,7 @@ def batch_norm_bounds(
     beta = inputs["beta"].astype(np.float64) if "beta" in inputs else np.zeros(channels)
     scale, scale_bound = np.abs(gamma) * inv_std, np.abs(gamma) * (inv_std_bound + unit * inv_std)
 
-    def rounded(error, result):
+    def rounded(error: Any, result: str) -> Any:
         stored = rounding * np.abs(expected[result].astype(np.float64)) if dtype != parameters else 0
         return error + stored + smallest(dtype)
 

@@ -57,9 +57,18 @@ def dropout_cases() -> Iterator[Case]:
         yield _dropout(dtype, "empty", (0, 5), 0.5)
         yield _at_words(dtype)
         yield _at_extreme_words(dtype)
+        yield _moments(dtype)
 
 
-def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
+def _dropout(
+    dtype: np.dtype,
+    label: str,
+    shape: tuple[int, ...],
+    p: float,
+    *,
+    start: int = 0,
+    view: Callable[[Any], Any] = lambda x: x,
+) -> Case:
     def inputs() -> Arrays:
         return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}
 
@@ -73,6 +82,31 @@ def _dropout(dtype, label, shape, p, *, start=0, view=lambda x: x) -> Case:
         return {"y": y, "dx": dx, "in place": in_place.copy(), "mean": mean, "variance": variance}
 
     return Case("dropout", dtype, label, inputs, run)
+
+
+def _moments(dtype: Any) -> Case:
+    """Calls whose numbers need a word more, or all bits; more than are looked up; nothing that is dropped."""
+    sizes, offsets = (1400, 2048), (2**32 - 3, 2**64 - 3)
+
+    def inputs() -> Arrays:
+        return {str(size): with_special_values(normal((size,), dtype)) for size in sizes}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+
+        def take(label: str, x: Any, *of: Any, **options: Any) -> None:
+            mean, variance = ops.dropout_moments(x, *of, **options)
+            results.update({f"mean {label}": mean, f"variance {label}": variance})
+
+        for size in sizes:
+            for start in (0, 2**34 - 516):
+                for offset in offsets:
+                    take(f"{size}, {start}, {offset}", arrays[str(size)], 0.4, _SEED, offset, passes=7, start=start)
+        for p, count in ((0.4, 300), (0.0, 3), (1.0, 3)):
+            take(f"{p}, {count}", arrays["1400"][:36], p, _SEED, _OFFSET, passes=count)
+        return results
+
+    return Case("dropout", dtype, "moments", inputs, run)
 
 
 def around(word: int) -> tuple[float, float]:
@@ -184,14 +218,15 @@ def shared_dropout_cases() -> Iterator[Case]:
             yield _shared_dropout(dtype, start)
 
 
-def _shared_dropout(dtype, start) -> Case:
+def _shared_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape, _ in _SHARED}
 
     def run(arrays: Arrays) -> Arrays:
         results = {}
         for shape, axes in _SHARED:
-            x, of_call = arrays[str(list(shape))], {"start": start, "shared_axes": axes}
+            x = arrays[str(list(shape))]
+            of_call: dict[str, Any] = {"start": start, "shared_axes": axes}
             for name, forward in (("dropout", ops.dropout_forward), ("alpha", ops.alpha_dropout_forward)):
                 y, saved = forward(x, 0.4, _SEED, _OFFSET, **of_call)
                 results[f"{name} y {list(shape)} {axes}"] = y
@@ -208,7 +243,7 @@ def alpha_dropout_cases() -> Iterator[Case]:
         yield _channel_dropout("alpha_dropout", dtype, 5, ops.alpha_dropout_forward)
 
 
-def _channel_dropout(op, dtype, start, forward) -> Case:
+def _channel_dropout(op: str, dtype: np.dtype, start: int, forward: Callable[..., Any]) -> Case:
     def inputs() -> Arrays:
         shapes = {str(list(shape)): shape for shape, _ in _RUNS}
         return {name: with_special_values(normal(shape, dtype)) for name, shape in shapes.items()}
@@ -251,7 +286,7 @@ def channels_last_dropout_cases() -> Iterator[Case]:
             yield _channels_last_dropout(dtype, start)
 
 
-def _channels_last_dropout(dtype, start) -> Case:
+def _channels_last_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape in _LAST}
 
@@ -259,7 +294,7 @@ def _channels_last_dropout(dtype, start) -> Case:
         results = {}
         for (name, x), p in zip(arrays.items(), (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=False):
             for axes in (None, 2, 1):
-                of_call = {"start": start, "mask_axes": axes, "channels_last": True}
+                of_call: dict[str, Any] = {"start": start, "mask_axes": axes, "channels_last": True}
                 for kind, forward in (("", ops.dropout_forward), ("alpha ", ops.alpha_dropout_forward)):
                     y, saved = forward(x, p, _SEED, _OFFSET, **of_call)
                     results[f"{kind}y {name} by {axes}"] = y
@@ -279,7 +314,7 @@ def residual_dropout_cases() -> Iterator[Case]:
             yield _dropout_add(dtype, start)
 
 
-def _dropout_add(dtype, start) -> Case:
+def _dropout_add(dtype: np.dtype, start: int) -> Case:
     shapes = ((4, 64), (3, 37), (1,), (9001,), (0, 3))
 
     def inputs() -> Arrays:
@@ -306,7 +341,7 @@ def sample_dropout_cases() -> Iterator[Case]:
             yield _sample_dropout(dtype, start)
 
 
-def _sample_dropout(dtype, start) -> Case:
+def _sample_dropout(dtype: np.dtype, start: int) -> Case:
     shapes = ((5, 64), (7, 3, 4), (6, 2), (4, 37), (9, 1), (2, 2501), (8,), (0, 4), (3, 0))
     ids = np.array([0, -1, 2**63 - 1, -(2**63), 12345, 7, 7, 1, 2], np.int64)
 
@@ -333,7 +368,7 @@ def draw_cases() -> Iterator[Case]:
         yield _draw(dtype)
 
 
-def _draw(dtype) -> Case:
+def _draw(dtype: np.dtype) -> Case:
     calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "elements": (ops.dropout_forward, {}),
         "shard": (ops.dropout_forward, {"start": 3}),

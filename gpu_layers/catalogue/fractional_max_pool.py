@@ -41,7 +41,9 @@ def fractional_max_pool_cases() -> Iterator[Case]:
                 yield _fractional_max_pool(dtype, shape, kernel, outputs, channels_last)
 
 
-def _fractional_max_pool(dtype, shape, kernel, outputs, channels_last) -> Case:
+def _fractional_max_pool(
+    dtype: np.dtype, shape: tuple[int, ...], kernel: tuple[int, ...], outputs: tuple[int, ...], channels_last: bool
+) -> Case:
     in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
     out_shape = (shape[0], *outputs, shape[1]) if channels_last else (*shape[:2], *outputs)
 

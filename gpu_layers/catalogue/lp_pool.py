@@ -62,7 +62,7 @@ def lp_pool_cases() -> Iterator[Case]:
         yield _lp_pool_special(dtype)
 
 
-def _lp_pool(dtype, p, shape, window, sizes="") -> Case:
+def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: dict[str, Any], sizes: str = "") -> Case:
     accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:

@@ -49,7 +49,7 @@ def max_unpool_cases() -> Iterator[Case]:
                 yield _max_unpool(dtype, shape, size, channels_last)
 
 
-def _max_unpool(dtype, shape, size, channels_last) -> Case:
+def _max_unpool(dtype: np.dtype, shape: tuple[int, ...], size: tuple[int, ...], channels_last: bool) -> Case:
     plane = math.prod(size)
     wide = (*shape[:2], *size)
     if channels_last:

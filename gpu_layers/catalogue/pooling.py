@@ -213,7 +213,7 @@ def integer_max_pool_cases() -> Iterator[Case]:
         yield _integer_max_pool(dtype)
 
 
-def _integer_max_pool(dtype) -> Case:
+def _integer_max_pool(dtype: np.dtype) -> Case:
     windows: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
         ((2, 3, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
         ((2, 5, 6, 16), {"kernel_size": (2, 2), "channels_last": True}),
@@ -243,7 +243,7 @@ def _integer_max_pool(dtype) -> Case:
     return Case("max_pool", dtype, "whole numbers", inputs, run)
 
 
-def _max_pool(dtype, label, shape, window) -> Case:
+def _max_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: dict[str, Any]) -> Case:
     def inputs() -> Arrays:
         x = with_special_values(with_ties(shape, dtype))
         y = launched_nowhere(lambda: _max_forward(_view(label, x), window)[0])
@@ -273,7 +273,7 @@ def avg_pool_cases() -> Iterator[Case]:
         yield _of_negative_zeros("avg_pool", dtype, _avg_forward, ops.avg_pool_backward)
 
 
-def _avg_pool(dtype, label, shape, window) -> Case:
+def _avg_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: dict[str, Any]) -> Case:
     accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:

@@ -72,7 +72,7 @@ class BatchNormSaved:
 
     @property
     def count(self) -> int:
-        """Values a channel."""
+        """Values per channel."""
         if self.valid is not None:
             return self.valid.count
         return int(self.x.size // max(self.statistics.shape[1], 1))

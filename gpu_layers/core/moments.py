@@ -19,7 +19,7 @@ class Moments:
     Attributes
     ----------
     count : int
-        Values a channel.
+        Values per channel.
     mean, squares : array of float64, shape (C,)
         ``squares`` is ``sum (x - mean)^2``.
     """
@@ -30,7 +30,18 @@ class Moments:
 
     @classmethod
     def of(cls, count: int, mean: Array, var: Array) -> Moments:
-        """Moments from a mean and a biased variance of any float dtype."""
+        """Moments from a mean and a biased variance of any float dtype.
+
+        Parameters
+        ----------
+        count : int
+            Values per channel.
+        mean, var : array, shape (C,)
+
+        Returns
+        -------
+        Moments
+        """
         with place_of(mean):
             return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
 

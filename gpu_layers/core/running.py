@@ -17,9 +17,9 @@ class RunningStatistics(NamedTuple):
     batches : array of int64, of one element
         Number of batches in them; changed in place.
     momentum : float or None
-        None averages all batches alike.
+        None gives all batches the same weight.
     values : int
-        Values a channel in the batch.
+        Values per channel in the batch.
     """
 
     mean: Array

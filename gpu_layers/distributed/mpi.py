@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_number
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.ops.checks import check_number
 
 MPI_ADVICE = "pip install 'gpu-layers[mpi]', and an MPI library such as Open MPI (on Debian and Ubuntu: openmpi-bin)"
 #: Seconds of asking without a pause, and the pause after that: other processes may need this one's core.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.ops.checks import check_integer
 
 
 class NcclCommunicator(Communicator):
@@ -28,7 +28,7 @@ class NcclCommunicator(Communicator):
     Raises
     ------
     TypeError, ValueError
-        For numbers that are no rank and size.
+        If rank and size are not valid numbers.
     """
 
     def __init__(self, backend: Any, rank: int, size: int) -> None:

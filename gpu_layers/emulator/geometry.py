@@ -26,11 +26,11 @@ def extent(what: str, sizes: Sequence[int], limits: Sequence[int]) -> tuple[int,
     """
     given = tuple(int(size) for size in sizes)
     if not 1 <= len(given) <= 3:
-        raise ValueError(f"{what} must have 1 to 3 sizes, but got {given}")
+        raise ValueError(f"{what} must have 1 to 3 sizes, got {given}")
     x, y, z = given + (1,) * (3 - len(given))
     for axis, size, limit in zip("xyz", (x, y, z), limits, strict=True):
         if not 1 <= size <= limit:
-            raise ValueError(f"{what} size {axis} must be between 1 and {limit}, but got {size}")
+            raise ValueError(f"{what} size {axis} must be between 1 and {limit}, got {size}")
     return x, y, z
 
 
@@ -54,15 +54,13 @@ def check_launch(
     full_block = extent("block", block, _MAX_BLOCK)
     threads = full_block[0] * full_block[1] * full_block[2]
     if threads > _MAX_THREADS:
-        raise ValueError(f"a block has at most {_MAX_THREADS} threads, but got {full_block}: {threads}")
+        raise ValueError(f"a block has at most {_MAX_THREADS} threads, got {full_block}: {threads}")
     if not 0 <= shared_bytes <= max_shared_bytes:
-        raise ValueError(
-            f"dynamic shared memory must be between 0 and {max_shared_bytes} bytes, but got {shared_bytes}"
-        )
+        raise ValueError(f"dynamic shared memory must be between 0 and {max_shared_bytes} bytes, got {shared_bytes}")
     blocks = full_grid[0] * full_grid[1] * full_grid[2]
     if cooperative and blocks > max_cooperative_blocks:
         raise ValueError(
             f"a cooperative launch needs all its blocks resident at once: at most {max_cooperative_blocks}, "
-            f"but got {blocks}"
+            f"got {blocks}"
         )
     return full_grid, full_block

@@ -251,7 +251,7 @@ def _argument_names(count: int, given: Sequence[str] | None) -> list[str]:
     if given is None:
         return [f"argument {i}" for i in range(count)]
     if len(given) != count:
-        raise TypeError(f"the kernel takes {count} arguments, but got {len(given)} argument names")
+        raise TypeError(f"the kernel takes {count} arguments, got {len(given)} argument names")
     return list(given)
 
 

@@ -107,25 +107,25 @@ def check_values(
         For a read-only array that the kernel may write.
     """
     if len(values) != len(parameters):
-        raise TypeError(f"{kernel} takes {len(parameters)} arguments, but got {len(values)}")
+        raise TypeError(f"{kernel} takes {len(parameters)} arguments, got {len(values)}")
     for parameter, value, label in zip(parameters, values, labels, strict=True):
         where = f"{kernel}: {label} ({parameter.c_type})"
         if parameter.is_pointer:
             if value is None:
                 continue
             if not isinstance(value, np.ndarray):
-                raise TypeError(f"{where} takes a numpy.ndarray or None, but got {type(value).__name__}")
+                raise TypeError(f"{where} takes a numpy.ndarray or None, got {type(value).__name__}")
             if not _fits(parameter, value.dtype):
-                raise TypeError(f"{where} takes an array of {_wanted(parameter)}, but got {value.dtype}")
+                raise TypeError(f"{where} takes an array of {_wanted(parameter)}, got {value.dtype}")
             if not parameter.is_const and not value.flags.writeable:
                 raise ValueError(f"{where} may be written, but the array is read-only")
         else:
             if not isinstance(value, np.ndarray | np.generic):
                 raise TypeError(
-                    f"{where} takes a NumPy scalar of {_wanted(parameter)}, but got {type(value).__name__}: "
+                    f"{where} takes a NumPy scalar of {_wanted(parameter)}, got {type(value).__name__}: "
                     "its size would be a guess"
                 )
             if value.size != 1 or not _fits(parameter, value.dtype):
                 raise TypeError(
-                    f"{where} takes one value of {_wanted(parameter)}, but got {value.dtype} of shape {value.shape}"
+                    f"{where} takes one value of {_wanted(parameter)}, got {value.dtype} of shape {value.shape}"
                 )

@@ -42,7 +42,7 @@ def sanitizer_environment(mode: str) -> dict[str, str]:
         If the compiler has no sanitizer libraries.
     """
     if mode not in ("asan", "ubsan"):
-        raise ValueError(f"sanitizer mode must be 'asan' or 'ubsan', but got {mode!r}")
+        raise ValueError(f"sanitizer mode must be 'asan' or 'ubsan', got {mode!r}")
     environment = {**os.environ, _MARKER: mode}
     if mode == "ubsan":
         environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"

@@ -30,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.order not in _CODES:
-            raise ValueError(f"schedule order must be one of {', '.join(_CODES)}, but got {self.order!r}")
+            raise ValueError(f"schedule order must be one of {', '.join(_CODES)}, got {self.order!r}")
 
     @property
     def code(self) -> int:

@@ -157,7 +157,7 @@ def compile_flags(mode: str, compiler: Compiler) -> list[str]:
         For any mode but "fast" without GCC.
     """
     if mode not in MODE_FLAGS:
-        raise ValueError(f"mode must be one of {', '.join(MODE_FLAGS)}, but got {mode!r}")
+        raise ValueError(f"mode must be one of {', '.join(MODE_FLAGS)}, got {mode!r}")
     if mode != "fast" and not compiler.is_gcc:
         raise ToolchainError(
             f"mode {mode!r} needs g++ (`apt-get install g++`), but the compiler is {shlex.join(compiler.command)}, "

@@ -27,7 +27,7 @@ def octet_blocks(x: Array, unroll: int = 1) -> int:
 
 
 def empty_bits(x: Array) -> Any:
-    """Room for one bit an element of x."""
+    """Room for one bit per element of x."""
     return empty((-(-x.size // _OCTET),), np.uint8, x)
 
 

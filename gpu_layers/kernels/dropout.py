@@ -11,6 +11,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.core.philox import sample_seed
+from gpu_layers.core.reference_gpu import WARP_THREADS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
@@ -45,6 +46,8 @@ _ROWS = np.dtype(
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
 # Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
 _SHORT_RUN, _RUN_UNROLL = 16, 2
+# Of dropout_moments: elements of a span, where they are one row.
+_SPAN = 4 * 4 * WARP_THREADS
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _TYPES, STRUCTS)
@@ -58,7 +61,9 @@ _APPLY_LAST = KernelTemplate(
     [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
     STRUCTS,
 )
-_MOMENTS = KernelTemplate("dropout.cu", "dropout_moments", _TYPES, STRUCTS)
+_MOMENTS = KernelTemplate(
+    "dropout.cu", "dropout_moments", combinations(T=ELEMENT_TYPES, BySample=("false", "true")), STRUCTS
+)
 _ADVANCE = KernelTemplate("dropout.cu", "advance_rng_state", combinations(T=["unsigned long long"]))
 
 
@@ -199,25 +204,30 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
 
 def dropout_moments(x: Array, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
     """``gpu_layers.reference.dropout_moments``, as a kernel."""
-    arguments = (mask.drop_below, mask.start % 4, scale, passes)
+    features, span = x.size, _SPAN
+    if mask.sample_ids is not None:
+        features, span = x.size // max(1, mask.sample_ids.size), 4
+    arguments = (mask.drop_below, -(-(mask.start % span + features) // span), scale, passes)
     return _moments((x, mask.sample_ids), arguments, call_numbers(mask))
 
 
 @Launcher
-def _moments(operands: Any, numbers: Any, drop_below: int, phase: int, scale: float, passes: int) -> Any:
+def _moments(operands: Any, numbers: Any, drop_below: int, spans: int, scale: float, passes: int) -> Any:
+    """spans: of a row's elements."""
     x, ids = operands
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
     mean, variance = (empty(x.shape, C_TYPES[accumulate_name(element)], x) for _ in range(2))
     if x.size:
-        ids = None if ids is None else ready(ids)
-        rows = 1 if ids is None else ids.size
-        features = x.size // rows
-        row = _philox_blocks(phase, features)
+        rows, spans_at_once = 1, THREADS // WARP_THREADS
+        if ids is not None:
+            ids = ready(ids)
+            rows, spans_at_once = ids.size, THREADS
         of_call = (rule(drop_below, scale, 0.0, 0.0, element), seed, offset, start)
-        arguments = (x, mean, variance, x.size, *of_call, passes, ids, features, divisor(row))
-        launch(_MOMENTS(T=element), tile_blocks(row * rows, THREADS), THREADS, arguments)
+        arguments = (x, mean, variance, x.size, *of_call, passes, ids, x.size // rows, divisor(spans))
+        kernel = _MOMENTS(T=element, BySample=str(ids is not None).lower())
+        launch(kernel, tile_blocks(spans * rows, spans_at_once), THREADS, arguments)
     return mean, variance
 
 

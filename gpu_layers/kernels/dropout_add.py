@@ -133,14 +133,14 @@ def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> An
         return empty(dy.shape, dy.dtype, dy), dbias
     rows = math.prod(dy.shape[:-1])
     straight = _STRAIGHT[0] if bits is not None else _straight(activation, ids, *of_call[-2:])
-    width, threads, tiles, blocks, pieces = _shares(rows, features, dy.dtype.itemsize, straight)
+    width, threads, tiles, blocks, chunks = _shares(rows, features, dy.dtype.itemsize, straight)
     sums = empty((blocks, features), wide, dy) if sums_rows and blocks > 1 else dbias
     if bits is not None:
         # What they say leaves nothing of the activation, and nothing of the mask.
         activation, ids, of_call[-2:] = "identity", None, (1, ())
     call = _call(dy, rng_state, ids, numbers, activation, *of_call)
     kernel = _BACKWARD(T=element, Width=str(width), Straight=straight)
-    arguments = (*call, rows, features, tiles, blocks, pieces)
+    arguments = (*call, rows, features, tiles, blocks, chunks)
     block = (threads, THREADS // threads)
     dx = filled(None, dy, lambda dx: launch(kernel, tiles * blocks, block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
@@ -157,8 +157,8 @@ def _shares(rows: int, features: int, itemsize: int, straight: str) -> tuple[int
     -------
     width, threads : int
         Features of a thread, and threads side by side over them.
-    tiles, blocks, pieces : int
-        Blocks side by side, those of a tile, and pieces of the rows that they take in turn.
+    tiles, blocks, chunks : int
+        Blocks side by side, those of a tile, and chunks of the rows that they take in turn.
     """
     width = 16 // itemsize
     width = width if features % width == 0 else 1
@@ -166,7 +166,7 @@ def _shares(rows: int, features: int, itemsize: int, straight: str) -> tuple[int
     # 128 bytes of a row; single features by the warp.
     threads = min(1 << (vectors - 1).bit_length(), 8 if width > 1 else _WARP)
     tiles = -(-vectors // threads)
-    pieces = -(-rows // (THREADS // threads * _ROWS[straight]))
-    blocks = min(max(_MOST_BLOCKS[straight] // tiles, 1), pieces)
+    chunks = -(-rows // (THREADS // threads * _ROWS[straight]))
+    blocks = min(max(_MOST_BLOCKS[straight] // tiles, 1), chunks)
     # As many as are busy to the end.
-    return width, threads, tiles, -(-pieces // -(-pieces // blocks)), pieces
+    return width, threads, tiles, -(-chunks // -(-chunks // blocks)), chunks

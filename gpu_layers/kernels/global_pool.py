@@ -28,13 +28,13 @@ _NUMBERED_BELOW = 2**31 - 1
 _VALUES_A_LANE = 8
 # Of the gradients of planes one after another: ``kGlobalAtOnce``.
 _VECTORS_A_THREAD = 4
-# From this size on a block has a plane, or a part of it, not a warp.
+# From this size on a block has a plane, or a chunk of it, not a warp.
 _BLOCK_PLANE = 16384
-# Elements that a thread adds up before it compensates: ``kTakes`` of ``Sum``. Parts of planes have a multiple of them.
+# Elements that a thread adds up before it compensates: ``kTakes`` of ``Sum``. Chunks of planes have a multiple of them.
 _TAKES = 32
-# Of these blocks a GPU holds no more than a quarter at once. If there are fewer, planes are reduced in parts.
+# Of these blocks a GPU holds no more than a quarter at once. If there are fewer, planes are reduced in chunks.
 _ENOUGH_BLOCKS = 4 * MULTIPROCESSORS * WARPS // (_THREADS // _WARP)
-_MOST_OF_PART = 2**28
+_MOST_OF_CHUNK = 2**28
 # Small planes that are no whole vectors: positions for a thread, and elements of a block (``kStaged``).
 _STAGED_A_LANE = 16
 _STAGED_LANES = (4, _WARP)
@@ -86,7 +86,7 @@ def _power_of_two(value: int) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which kind of kernel, its blocks, and what it takes; and that for merging parts, if there are several."""
+    """Which kind of kernel, its blocks, and what it takes; and that for merging chunks, if there are several."""
 
     kind: str
     blocks: int
@@ -94,8 +94,8 @@ class _Plan:
     merge_blocks: int
     merge_layout: np.ndarray
 
-    def parts(self, array: Array) -> Any | None:
-        """Where the parts of planes go, if planes are reduced in parts."""
+    def partials(self, array: Array) -> Any | None:
+        """Where the values of chunks go, if planes are reduced in chunks."""
         chunks = int(self.layout["chunks"])
         if chunks == 1:
             return None
@@ -104,8 +104,8 @@ class _Plan:
 
 
 def _chunk(positions: int, blocks: int, unit: int) -> int:
-    """Positions of a part of a plane, a multiple of ``unit``: so many that there are blocks enough."""
-    return min(unit * max(1, positions * blocks // (unit * _ENOUGH_BLOCKS)), _MOST_OF_PART)
+    """Positions of a chunk of a plane, a multiple of ``unit``: so many that there are blocks enough."""
+    return min(unit * max(1, positions * blocks // (unit * _ENOUGH_BLOCKS)), _MOST_OF_CHUNK)
 
 
 @lru_cache(maxsize=1024)
@@ -151,11 +151,11 @@ def global_max_forward(x: Array, y: Array, argmax: Array, window: Window, channe
     if not y.size:
         return
     plan = _plan_for(x, window, channels_last, argmax.dtype.itemsize)
-    element, parts = element_type(x), plan.parts(x)
-    arguments: tuple[Any, ...] = (x, y, argmax.as_bytes(), parts, plan.layout)
+    element, partials = element_type(x), plan.partials(x)
+    arguments: tuple[Any, ...] = (x, y, argmax.as_bytes(), partials, plan.layout)
     launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
-    if parts is not None:
-        merged = (parts, y, argmax.as_bytes(), plan.merge_layout)
+    if partials is not None:
+        merged = (partials, y, argmax.as_bytes(), plan.merge_layout)
         launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
 
 
@@ -164,11 +164,11 @@ def global_avg_forward(x: Array, y: Array, window: Window, channels_last: bool, 
     if not y.size:
         return
     plan, factor = _plan_for(x, window, channels_last, 0), _factor(window, divisor_override)
-    element, parts = element_type(x), plan.parts(x)
-    arguments: tuple[Any, ...] = (x, y, parts, factor, plan.layout)
+    element, partials = element_type(x), plan.partials(x)
+    arguments: tuple[Any, ...] = (x, y, partials, factor, plan.layout)
     launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
-    if parts is not None:
-        merged = (parts, y, factor, plan.merge_layout)
+    if partials is not None:
+        merged = (partials, y, factor, plan.merge_layout)
         launch(_MERGE_AVG(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
 
 

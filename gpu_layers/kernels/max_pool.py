@@ -23,8 +23,8 @@ from gpu_layers.kernels.pool_plan import (
     adaptive_template,
     apart,
     general_template,
+    nchw_template,
     plan_for,
-    planes_template,
     ready_lengths,
     spatial_empty,
     spatial_result,
@@ -39,7 +39,7 @@ _BACKWARD = general_template("max_pool.cu", "max_pool_backward")
 _GATHER = general_template("max_pool.cu", "max_pool_gather")
 # Outputs of a thread: ``kGatherOutputs`` of ``max_pool.cu``.
 _GATHER_OUTPUTS = 8
-_GATHER_PLANES = planes_template("max_pool.cu", "max_pool_gather_planes")
+_GATHER_NCHW = nchw_template("max_pool.cu", "max_pool_gather_nchw")
 _SCATTER = general_template("max_pool.cu", "max_pool_scatter")
 _FORWARD_ADAPTIVE = adaptive_template("max_pool_forward_adaptive")
 _BACKWARD_ADAPTIVE = adaptive_template("max_pool_backward_adaptive")
@@ -128,7 +128,7 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
     plan = plan_for(x, window, "output", channels_last)
     if not channels_last and not window.adaptive and lengths is None and plan.template_arguments["Index"] == "int":
         arguments = (x, argmax.as_bytes(), y, divisor(math.prod(window.output_shape)), plan.struct)
-        plan.run(_GATHER_PLANES(T=element_type(x)), arguments, _GATHER_OUTPUTS)
+        plan.run(_GATHER_NCHW(T=element_type(x)), arguments, _GATHER_OUTPUTS)
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
     plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))

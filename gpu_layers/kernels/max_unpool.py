@@ -25,8 +25,8 @@ _WARPS = _THREADS // 32
 _KEEP_BLOCKS = 1024
 # Warps that keep any GPU busy; below that, several of them share a plane.
 _ENOUGH_WARPS = MULTIPROCESSORS * WARPS // 2
-# Values of a plane's part at least: each part reads all indices.
-_LEAST_PART = 1024
+# Values of a plane's chunk at least: for each chunk all indices are read.
+_LEAST_CHUNK = 1024
 
 _KEEP = KernelTemplate(
     "max_unpool.cu",
@@ -66,9 +66,9 @@ def _keep(operands: Any, numbers: Any, plane: int) -> Any:
     return kept, found
 
 
-def _segments(workers: int, enough: int, plane: int) -> int:
-    """Parts of a plane, each for a worker that reads all of the plane's indices."""
-    return max(1, min(enough // workers, plane // _LEAST_PART))
+def _chunks(workers: int, enough: int, plane: int) -> int:
+    """Chunks of a plane, each for a worker that reads all of the plane's indices."""
+    return max(1, min(enough // workers, plane // _LEAST_CHUNK))
 
 
 @Launcher
@@ -81,14 +81,14 @@ def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channel
     samples, channels, values = _sizes(x.shape, channels_last)
     planes, plane = samples * channels, math.prod(output_shape)
     if channels_last:
-        segments = _segments(planes, _ENOUGH_WARPS * 32, plane)
-        blocks = blocks_for(planes * segments, _THREADS)
-        arguments = (x, indices, y, samples, channels, values, plane, segments)
+        chunks = _chunks(planes, _ENOUGH_WARPS * 32, plane)
+        blocks = blocks_for(planes * chunks, _THREADS)
+        arguments = (x, indices, y, samples, channels, values, plane, chunks)
         launch(_FORWARD_LAST(T=element_type(x)), blocks, _THREADS, arguments)
     else:
-        segments = _segments(planes, _ENOUGH_WARPS, plane)
-        blocks = blocks_for(planes * segments, _WARPS)
-        launch(_FORWARD(T=element_type(x)), blocks, _THREADS, (x, indices, y, planes, values, plane, segments))
+        chunks = _chunks(planes, _ENOUGH_WARPS, plane)
+        blocks = blocks_for(planes * chunks, _WARPS)
+        launch(_FORWARD(T=element_type(x)), blocks, _THREADS, (x, indices, y, planes, values, plane, chunks))
     return delivered(y, out)
 
 

@@ -417,8 +417,8 @@ class TiledKernels:
 _FEW = 128
 
 
-def planes_template(source: str, function: str) -> KernelTemplate:
-    """A kernel for planes, by element type."""
+def nchw_template(source: str, function: str) -> KernelTemplate:
+    """A kernel for arrays in NCHW, by element type."""
     return KernelTemplate(source, function, combinations(T=ELEMENT_TYPES), {**STRUCTS, "Divisor64": DIVISOR})
 
 

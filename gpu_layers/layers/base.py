@@ -55,10 +55,10 @@ class Layer:
     A layer owns the layers in its attributes, and those in lists, tuples and dicts there. :meth:`train`, :meth:`eval`,
     :meth:`to`, :meth:`state_dict`, :meth:`load_state_dict`, ``parameters``, ``gradients``, ``buffers`` and the repr
     include them, under PyTorch's dotted names: ``"norm.weight"``, ``"blocks.0.norm.weight"``. A list that repeats
-    layers which have an attribute of their own gives them no second name.
+    layers which are attributes too adds no second names.
 
     The backward of a layer calls the backwards of the layers that its forward called, for each layer the last call
-    first. Then a layer may be called any number of times: each backward is that of its call, and gradients add up, also
+    first. Then a layer may be called any number of times: each backward belongs to its call, and gradients add up, also
     those of an array that is a parameter of several layers. What a forward assigns to attributes is kept for its
     backward, and so are the items of dicts there.
 
@@ -70,7 +70,7 @@ class Layer:
         Arrays that an optimizer changes in place.
     gradients : dict of str to array or None
         The same keys, after backward has run; each backward assigns them anew. None for a parameter that is not
-        trained, or that had no part in the computation.
+        trained, or that took no part in the computation.
     buffers : dict of str to array
         The rest of the state: running statistics.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.precision import check_layer_dtype
@@ -26,12 +27,7 @@ from gpu_layers.ops.batch_norm import (
     checked_forward,
     checked_inference,
 )
-from gpu_layers.ops.checks import (
-    check_activation,
-    check_dtype,
-    check_eps,
-    check_integer,
-)
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps
 from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
 
@@ -55,7 +51,7 @@ class BatchNormLayer(RunningStatisticsLayer):
     eps : float
         Added to the variance; positive, also after rounding to ``dtype``: at least ``2**-149`` in float32.
     momentum : float or None
-        Weight of the newest batch in the running averages, any finite number; None averages all batches alike.
+        Weight of the newest batch in the running averages, any finite number; None gives all batches the same weight.
     affine : bool
         Whether to have a weight and a bias.
     track_running_stats : bool
@@ -75,8 +71,8 @@ class BatchNormLayer(RunningStatisticsLayer):
         Whether a forward normalises by the batch, and whether it updates the running statistics. None, the initial
         value, follows the mode. :meth:`train` and :meth:`eval` do not change them.
     train_affine : bool
-        Whether backward gives gradients of weight and bias. Otherwise they are None, and an optimizer leaves the two
-        alone.
+        Whether backward gives gradients of weight and bias. Otherwise they are None, and an optimizer does not change
+        the two.
     deferred : bool
         Whether a training forward leaves its statistics in ``pending`` until ``commit()`` folds them in or
         ``rollback()`` forgets them. False at first.
@@ -153,7 +149,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             For a wrong array type; for a float64 input in a float32 layer, or the reverse; for lengths or a mask of a
             wrong type.
         ValueError
-            For a wrong rank or number of channels, a residual of another shape, a single value a channel in training,
+            For a wrong rank or number of channels, a residual of another shape, a single value per channel in training,
             lengths beyond the input's size, or lengths or a mask of a wrong shape.
         RuntimeError
             If running statistics are needed and missing, or for a padded batch while a graph is captured.
@@ -216,7 +212,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
         Returns
         -------
-        gpu_layers.core.moments.Moments
+        gpu_layers.ops.Moments
 
         Raises
         ------
@@ -339,7 +335,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
 
 #: What was checked: the type, shape and dtype of an input, whether there was a residual, and the layer's arrays. What
-#: follows from it: weight and bias, values a channel, and the running statistics that such a batch is folded into.
+#: follows from it: weight and bias, values per channel, and the running statistics that such a batch is folded into.
 _NOTHING_CHECKED: tuple[Any, ...] = ((None, None, None, False, ()), (None, None), 0, None)
 
 

@@ -44,16 +44,6 @@ class Checkpoint(Sequential):
         -------
         array
 
-        Parameters
-        ----------
-        x : array
-        **options
-            As of :meth:`Sequential.forward`.
-
-        Returns
-        -------
-        array
-
         Raises
         ------
         ValueError
@@ -86,16 +76,6 @@ class Checkpoint(Sequential):
         -------
         array
             x's shape and dtype.
-
-        Parameters
-        ----------
-        dy : array
-            Shape and dtype of the output.
-
-        Returns
-        -------
-        dx : array
-            Shape and dtype of x.
 
         Raises
         ------

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
-from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
-from gpu_layers.ops.checks import check_gradient, check_integer
+from gpu_layers.layers.precision import check_input, parameter_dtype, rounded, widened
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.copying import natural
 
 __all__ = ["Conv2d"]
 
@@ -126,7 +128,7 @@ class Conv2d(Layer):
         check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
         check_unwritten(writes, x=x, weight=weight)
         with place_of(x):
-            wide = dy.astype(self.dtype, copy=False).transpose(1, 2, 3, 0)
+            wide = widened(dy, self.dtype).transpose(1, 2, 3, 0)
             wide = wide.reshape(self.out_channels, output_size[0] * output_size[1] * x.shape[0])
             weight_gradient = wide @ self._columns(x, output_size).T
             self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
@@ -155,7 +157,7 @@ class Conv2d(Layer):
         xp = array_module(x)
         (samples, channels, height, width), (pad_h, pad_w) = x.shape, self.padding
         padded = xp.zeros((channels, height + 2 * pad_h, width + 2 * pad_w, samples), self.dtype)
-        padded[:, pad_h : pad_h + height, pad_w : pad_w + width] = x.transpose(1, 2, 3, 0)
+        padded[:, pad_h : pad_h + height, pad_w : pad_w + width] = natural(xp, x).transpose(1, 2, 3, 0)
         c, h, w, n = padded.strides
         windows = xp.lib.stride_tricks.as_strided(
             padded,

@@ -173,7 +173,7 @@ class Dropout(DropoutLayer):
     Raises
     ------
     TypeError
-        For shared_axes that are no integers.
+        If shared_axes are not integers.
     ValueError
         For p outside [0, 1] or NaN, an unknown scaling, or an axis that comes twice.
     """

@@ -9,12 +9,13 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
 from gpu_layers.layers.precision import parameter_dtype
 from gpu_layers.ops.activation_dropout import check_order
-from gpu_layers.ops.checks import check_activation, check_integer, check_probability
+from gpu_layers.ops.checks import check_activation, check_probability
 from gpu_layers.ops.dropout import check_shared_axes
 from gpu_layers.ops.dropout_add import dropout_add_backward, dropout_add_forward
 
@@ -95,11 +96,6 @@ class DropoutAdd(Layer):
         -------
         array
             x's shape and dtype.
-
-        Returns
-        -------
-        array
-            Shape and dtype of x.
 
         Raises
         ------

@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_number
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.pool_base import Pool
-from gpu_layers.ops.checks import check_number
 from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_backward,
     fractional_max_pool_forward,
@@ -21,12 +21,12 @@ __all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
 
 
 class _FractionalMaxPool(Pool):
-    """Largest value of each window, of windows that overlap by chance (Graham, 2014): sizes shrink by any ratio.
+    """Largest value of each window, of windows whose overlap is random (Graham, 2014): sizes shrink by any ratio.
 
     Parameters
     ----------
     kernel_size : int or tuple of int
-        One for all spatial axes, or one an axis; at most 256 elements in all.
+        One for all spatial axes, or one per axis; at most 256 elements in all.
     output_size : int or tuple of int, optional
     output_ratio : float or tuple of float, optional
         Of the output's size to the input's, between 0 and 1: instead of a size.
@@ -70,7 +70,7 @@ class _FractionalMaxPool(Pool):
         self._ratios = None if output_ratio is None else self._checked_ratios(output_ratio)
         for what, sizes in (("kernel_size", self._kernel), ("output_size", self._sizes or (1,))):
             if min(sizes) < 1:
-                raise ValueError(f"{what} should be greater than zero, but got {list(sizes)}")
+                raise ValueError(f"{what} should be greater than zero, got {list(sizes)}")
         self._taken: Any = None
         self._taken_again: tuple[Any, ...] = ()
 

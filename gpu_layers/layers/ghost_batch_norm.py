@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import to_host
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import batch_statistics
-from gpu_layers.ops.checks import check_integer
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
@@ -22,7 +22,7 @@ class _GhostBatchNorm(BatchNormLayer):
     """Batch norm by groups of samples in training, as if they were small batches (Hoffer, Hubara and Soudry, 2017).
 
     Each group of ``group_size`` consecutive samples is normalised by its own statistics; the last group may be smaller.
-    A group with a single value a channel has no variance: it joins the group before it; the first joins the next.
+    A group with a single value per channel has no variance: it joins the group before it; the first joins the next.
 
     The running statistics are those of the whole batch: its mean and its unbiased variance, merged from the groups in
     float64 and folded in once. So evaluation does not depend on the group size. (Hoffer et al. fold in one group after

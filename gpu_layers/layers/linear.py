@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
-from gpu_layers.layers.precision import check_input, parameter_dtype, rounded
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer
+from gpu_layers.layers.precision import check_input, parameter_dtype, rounded, widened
+from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["Flatten", "Linear"]
@@ -75,7 +76,7 @@ class Linear(Layer):
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
         check_input(x, weight, 2, self.in_features)
         with place_of(x):
-            y = x.astype(self.dtype, copy=False) @ weight.T
+            y = widened(x, self.dtype) @ weight.T
             if bias is not None:
                 y += bias
             self._saved = (x, weight, write_count())
@@ -106,8 +107,8 @@ class Linear(Layer):
         check_gradient(dy, (x.shape[0], self.out_features), x.dtype)
         check_unwritten(writes, x=x, weight=weight)
         with place_of(x):
-            wide = dy.astype(self.dtype, copy=False)
-            self.gradients = {"weight": wide.T @ x.astype(self.dtype, copy=False)}
+            wide = widened(dy, self.dtype)
+            self.gradients = {"weight": wide.T @ widened(x, self.dtype)}
             if "bias" in self.parameters:
                 self.gradients["bias"] = wide.sum(axis=0)
             return rounded(wide @ weight, x.dtype)

@@ -17,6 +17,7 @@ from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.copying import natural
 
 
 def parameter_dtype(dtype: Any) -> np.dtype:
@@ -57,6 +58,11 @@ def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
         raise ValueError(f"expected {rank}D input (got {x.ndim}D input)")
     if x.shape[1] != channels:
         raise ValueError(f"expected input with {channels} channels, got {x.shape[1]} (shape {list(x.shape)})")
+
+
+def widened(values: Array, dtype: np.dtype) -> Any:
+    """The values in the dtype of a layer's parameters, at addresses that the array library works on."""
+    return natural(array_module(values), values).astype(dtype, copy=False)
 
 
 def rounded(values: Any, dtype: np.dtype) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_finite
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.layers.base import Layer, device_module, moved
-from gpu_layers.ops.checks import check_finite, check_overlap, described
+from gpu_layers.ops.checks import check_overlap, described
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import copy_into
 
@@ -27,7 +28,7 @@ class BatchStatistics:
     Attributes
     ----------
     count : int
-        Values a channel.
+        Values per channel.
     statistics : array, shape (2 or more, C)
         Rows :attr:`mean` and :attr:`var`, then any others.
     """
@@ -199,7 +200,17 @@ class RunningStatisticsLayer(Layer):
             self._fold(pending, accepted)
 
     def pending_is_finite(self) -> Any:
-        """Whether all pending statistics are finite: a boolean array of one element, on the device."""
+        """Whether all pending statistics are finite.
+
+        Returns
+        -------
+        boolean array of one element, on the device
+
+        Raises
+        ------
+        RuntimeError
+            If no statistics are pending.
+        """
         if self._pending is None:
             raise RuntimeError("no statistics are pending")
         statistics = self._pending.statistics
@@ -221,7 +232,7 @@ class RunningStatisticsLayer(Layer):
         return self
 
     def _running(self, count: int) -> RunningStatistics | None:
-        """The running statistics for a forward's kernel to fold a batch of so many values a channel into, or None.
+        """The running statistics for a forward's kernel to fold a batch of so many values per channel into, or None.
 
         None if the statistics have to wait, if folding in depends on more than one channel, or if :meth:`_take_batch`
         was replaced.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import place_of
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
@@ -17,7 +18,7 @@ from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.models.plain_layers import added_attributes, replaced_methods
-from gpu_layers.ops.checks import check_dtype, check_eps, check_integer
+from gpu_layers.ops.checks import check_dtype, check_eps
 from gpu_layers.runtime.backend import backend_for
 
 # Batch norms that evaluate alike, by the layer before them.
@@ -132,7 +133,7 @@ def fold_batch_norm_arrays(
     eps = check_eps(eps, np.float64)
     groups = check_integer(groups, "groups", 1, 2**63 - 1)
     if weight.ndim < 2 or weight.shape[0] % groups:
-        raise ValueError(f"weight of shape {list(weight.shape)} is none of a layer with {groups} groups")
+        raise ValueError(f"weight does not fit a layer with {groups} groups, got shape {list(weight.shape)}")
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     given = {"bias": bias, "running_mean": running_mean, "running_var": running_var, "gamma": gamma, "beta": beta}
     for name, one in given.items():

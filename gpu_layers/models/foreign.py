@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.checks import check_choice, check_finite, check_integer
 from gpu_layers.core.cuda import array_module
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.batch_norm import BatchNormLayer
-from gpu_layers.ops.checks import check_choice, check_eps, check_finite, check_integer, described
+from gpu_layers.ops.checks import check_eps, described
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -83,7 +84,7 @@ def load_foreign_batch_norm(
     momentum, eps : float, optional
         The values of that library (Chainer's decay, Keras' and Flax' epsilon); its defaults otherwise.
     values_per_channel : int, optional
-        Number of values a channel in a batch there, at least 2. A biased running variance then becomes the unbiased
+        Number of values per channel in a batch there, at least 2. A biased running variance then becomes the unbiased
         one that this library would have kept, which is larger by n / (n - 1); evaluation differs accordingly. (Keras 2
         kept the unbiased variance of four-dimensional input, by TensorFlow's fused kernel: omit this there.)
 

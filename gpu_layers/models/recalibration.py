@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_choice
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.layers.base import Layer
@@ -15,7 +16,6 @@ from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.models.snapshot import Snapshot
-from gpu_layers.ops.checks import check_choice
 
 _ORDERS = ("sequential", "joint")
 _NOTHING = object()
@@ -42,8 +42,8 @@ def recalibrate(
     every batch norm normalises by the batch, and the statistics of all batches are pooled. It is cheaper. Deeper layers
     are then estimated on inputs that differ from those in evaluation, the more so the smaller the batches are.
 
-    Batches are merged by their counts in float64 (Chan), so it does not matter how the data is cut into batches (in the
-    order "joint": for the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters and
+    Batches are merged by their counts in float64 (Chan), so it does not matter how the data is split into batches (in
+    the order "joint": for the first batch norm). ``num_batches_tracked`` becomes the number of batches. Parameters and
     modes do not change, nor does a batch norm that no batch reaches. What a forward saved for backward is dropped. If
     anything fails, nothing has changed.
 
@@ -64,7 +64,7 @@ def recalibrate(
         For a model that cannot be called, or batches that cannot be iterated (several times, if needed).
     ValueError
         For an unknown order, a model without running statistics, no batches, a batch norm that receives fewer than two
-        values a channel, or statistics that are not finite; also whatever the model raises.
+        values per channel, or statistics that are not finite; also whatever the model raises.
     """
     if not callable(model):
         raise TypeError(f"model must be a layer or a function, got {type(model).__name__}")
@@ -237,7 +237,7 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
     moments = pool.moments
     count = 0 if moments is None else moments.count
     if moments is None or count < 2:
-        raise ValueError(f"a variance needs at least 2 values a channel, {layer!r} got {count} in {batches} batches")
+        raise ValueError(f"a variance needs at least 2 values per channel, {layer!r} got {count} in {batches} batches")
     var = moments.unbiased_var
     with place_of(var):
         if not bool(array_module(var).isfinite(moments.mean + var).all()):

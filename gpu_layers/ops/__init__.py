@@ -6,6 +6,7 @@ from gpu_layers.core.exports import exported
 from gpu_layers.ops.activation import *
 from gpu_layers.ops.activation_dropout import *
 from gpu_layers.ops.avg_pool import *
+from gpu_layers.ops.batch_moments import *
 from gpu_layers.ops.batch_norm import *
 from gpu_layers.ops.batch_norm_max_pool import *
 from gpu_layers.ops.dropout import *

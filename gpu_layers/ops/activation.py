@@ -21,7 +21,7 @@ class ReluSaved:
     Attributes
     ----------
     gradient_bits : array of uint8
-        One bit an element: whether the input was positive, or NaN. That moves fewer bytes than reading the output
+        One bit per element: whether the input was positive, or NaN. That moves fewer bytes than reading the output
         again.
     shape : tuple of int
     dtype : numpy.dtype

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_choice
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_activation, check_choice, check_gradient
+from gpu_layers.ops.checks import check_activation, check_gradient
 from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward, dropout_forward
 from gpu_layers.runtime.backend import backend_for
 
@@ -29,8 +30,8 @@ class ActivationDropoutSaved:
     x : array or None
         The input itself. Backward notices what this library has written to it. None for relu and identity.
     gradient_bits : array of uint8 or None
-        For relu, one bit an element instead: kept and positive. That moves fewer bytes than reading the output again
-        (8.25 an element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
+        For relu, one bit per element instead: kept and positive. That moves fewer bytes than reading the output again
+        (8.25 per element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
     writes : int
         :func:`write_count` of the forward.
     """

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.window import Window
-from gpu_layers.ops.checks import check_gradient, check_integer
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_lengths, place_adaptive_window, place_window
 from gpu_layers.runtime.backend import backend_for

@@ -11,6 +11,8 @@ from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
 
+__all__ = ["Moments"]
+
 
 @placed
 def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPositions | None = None) -> Moments:
@@ -19,7 +21,7 @@ def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPos
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last
-        A single value a channel is allowed here, and so is an empty batch.
+        A single value per channel is allowed here, and so is an empty batch.
     channels_last : bool
     valid : ValidPositions, optional
         Of a padded batch, the positions that count.

@@ -12,14 +12,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.core.writes import write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import (
-    check_activation,
-    check_dtype,
-    check_eps,
-    check_gradient,
-    check_residual,
-    described,
-)
+from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_residual, described
 from gpu_layers.ops.output import claim
 from gpu_layers.runtime.backend import backend_for
 
@@ -77,7 +70,7 @@ def batch_norm_forward(
         For a wrong array type or dtype.
     ValueError
         For a wrong shape, an eps that is not positive, an unknown activation, an out that cannot take the result, or a
-        single value a channel, which has no variance.
+        single value per channel, which has no variance.
     """
     backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked_forward((x, gamma, beta, residual), activation, channels_last, eps)
@@ -144,7 +137,7 @@ def checked_forward(
 def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`batch_norm_forward`.
 
-    With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
+    With ``xhat = (x - mean) * inv_std``, m values per channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
     ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
     ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``.
 
@@ -267,7 +260,7 @@ def batch_norm_inference(
     Parameters
     ----------
     x, gamma, beta, eps, residual, activation, channels_last
-        As in :func:`batch_norm_forward`; a single value a channel is allowed here.
+        As in :func:`batch_norm_forward`; a single value per channel is allowed here.
     mean, var : array, shape (C,)
         Running averages, for example; float64 if x is, float32 for all others.
     out : array, optional
@@ -375,7 +368,7 @@ def check_input(
 
 
 def check_count(x: Array, channels: int, valid: ValidPositions | None = None) -> None:
-    """ValueError for a single value a channel, which has no variance."""
+    """ValueError for a single value per channel, which has no variance."""
     if channels and (x.size == channels if valid is None else valid.count == 1):
         shape = list(x.shape) if valid is None else [1, channels]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from gpu_layers.core.activations import NAMES
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_choice, check_number
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -61,21 +60,6 @@ def check_probability(p: Any) -> float:
     return probability
 
 
-def check_number(value: Any, name: str) -> float:
-    """A real number as a float; TypeError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
-
-
-def check_finite(value: Any, name: str) -> float:
-    """A finite number as a float. TypeError if it is not a real number, ValueError for NaN and infinity."""
-    number = check_number(value, name)
-    if not abs(number) < float("inf"):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return number
-
-
 def check_eps(eps: Any, dtype: Any) -> float:
     """Batch norm's eps, rounded to the dtype of the statistics.
 
@@ -95,32 +79,6 @@ def check_eps(eps: Any, dtype: Any) -> float:
     if not 0 < rounded < float("inf"):
         raise ValueError(f"batch_norm eps must be a positive {dtype} number, but got {eps}, which becomes {rounded}")
     return rounded
-
-
-def check_integer(value: Any, name: str, low: int, high: int) -> int:
-    """An integer in ``low .. high``.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is out of range.
-    """
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got bool")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name} must be in {low} .. {high}, got {number}")
-    return number
-
-
-def check_uint64(value: Any, name: str) -> int:
-    """An integer in ``0 .. 2**64 - 1``."""
-    return check_integer(value, name, 0, 2**64 - 1)
 
 
 def check_overlap(out: Array) -> None:
@@ -160,13 +118,6 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int)
         places = np.add.outer(places, np.arange(size) * stride).reshape(-1)
     places.sort()
     return bool((np.diff(places) < itemsize).any())
-
-
-def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    """The value, if it is one of these names; otherwise ValueError."""
-    if not (isinstance(value, str) and value in choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
 
 
 def check_activation(activation: Any) -> str:

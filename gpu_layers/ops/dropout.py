@@ -11,20 +11,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer, check_number, check_uint64
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import (
-    check_dtype,
-    check_gradient,
-    check_integer,
-    check_number,
-    check_probability,
-    check_residual,
-    check_uint64,
-    described,
-)
+from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability, check_residual, described
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
@@ -102,8 +94,8 @@ def dropout_forward(
     """Drop with probability p, scale what is kept; add a residual, if there is one.
 
     Decision ``g`` drops when word ``g & 3`` of the Philox4x32-10 block with counter ``(g >> 2, offset)`` and key
-    ``seed`` is below ``round(p * 2**32)``. Nothing else enters: the mask is the same bits for every dtype, layout,
-    device and sharding. Element ``g`` (flat C-order index, plus ``start``) has decision ``g``.
+    ``seed`` is below ``round(p * 2**32)``. The mask depends on nothing else: it has the same bits for every
+    dtype, layout, device and sharding. Element ``g`` (flat C-order index, plus ``start``) has decision ``g``.
 
     Parameters
     ----------
@@ -194,7 +186,7 @@ def check_dropout(
     run, digits, decisions = shared_decisions(shape[1:] if by_samples else shape, axes)
     # The last one is not divided by.
     if len(digits) > MOST_DIGITS + 1:
-        raise ValueError(f"shared_axes take turns with others too often: got {list(axes)} of {x.ndim} axes")
+        raise ValueError(f"shared_axes alternate with other axes too often: got {list(axes)} of {x.ndim} axes")
     check_integer(start, "start", 0, 2**64 - decisions)
     factor = inverted_scale(probability) if scale is None else check_number(scale, "scale")
     return drop_threshold(probability), factor, run, digits
@@ -392,7 +384,7 @@ def check_sample_ids(sample_ids: Array, x: Array) -> None:
         if x.ndim == 0:
             raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
         raise ValueError(
-            f"sample_ids must have the shape [{x.shape[0]}], one number a row, got {list(sample_ids.shape)}"
+            f"sample_ids must have the shape [{x.shape[0]}], one number per row, got {list(sample_ids.shape)}"
         )
 
 

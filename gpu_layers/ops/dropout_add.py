@@ -35,7 +35,7 @@ class DropoutAddSaved:
     x, bias : array or None
         x itself, and the bias as the kernels take it, for activations other than relu and identity.
     gradient_bits : array of uint8 or None
-        For relu one bit an element: kept and positive.
+        For relu one bit per element: kept and positive.
     bias_dtype : dtype or None
         Dtype of the bias, if there was one.
     writes : int

@@ -71,14 +71,14 @@ def fractional_max_pool_forward(
 
     With u in [0, 1), ``alpha = (input - kernel) / (output - 1)``: window i of an axis starts at
     ``floor((i + u) * alpha) - floor(u * alpha)``, and the last one ends with the input. Each plane has numbers u of its
-    own, one an axis.
+    own, one per axis.
 
     Parameters
     ----------
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64; two or three spatial axes.
     kernel_size, output_size : tuple of int
-        One a spatial axis; ``output + kernel - 1`` is at most the input's size.
+        One per spatial axis; ``output + kernel - 1`` is at most the input's size.
     seed, offset : int, optional
         Where there are no samples: number g of u, counted in C order over (N, C, axes), has the upper 24 bits of word
         ``g & 3`` of the Philox block ``g >> 2`` of this call, times ``2**-24``.
@@ -94,9 +94,9 @@ def fractional_max_pool_forward(
     Returns
     -------
     y : array
-        As of :func:`max_pool_forward`: the first of equal maxima wins, and of several NaN the last.
+        As of :func:`max_pool_forward`: the first of equal maxima wins, or the last of several NaNs.
     saved : FractionalMaxPoolSaved
-        One byte an output, and the windows' starts; :func:`fractional_max_pool_indices` decodes it.
+        One byte per output, and the windows' starts; :func:`fractional_max_pool_indices` decodes it.
 
     Raises
     ------
@@ -221,7 +221,7 @@ def _checked(
     batched, spatial = spatial_shape(x, rank, channels_last)
     for name, sizes in (("kernel_size", kernel), ("output_size", outputs)):
         if min(sizes) < 1:
-            raise ValueError(f"{name} should be greater than zero, but got {list(sizes)}")
+            raise ValueError(f"{name} should be greater than zero, got {list(sizes)}")
     for k, count, size in zip(kernel, outputs, spatial, strict=True):
         if count + k - 1 > size:
             raise ValueError(f"pool size {k} is too large relative to the input size {size} for {count} outputs")

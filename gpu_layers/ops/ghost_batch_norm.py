@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of, placed
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
@@ -18,7 +19,7 @@ from gpu_layers.ops.batch_norm import (
     check_input,
     checked_forward,
 )
-from gpu_layers.ops.checks import check_eps, check_gradient, check_integer
+from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.padding import positions_of
 from gpu_layers.runtime.backend import backend_for
 
@@ -87,8 +88,8 @@ def ghost_batch_norm_forward(
     Raises
     ------
     TypeError, ValueError
-        As :func:`batch_norm_forward`, also for a group with a single value a channel, and for bounds that do not cover
-        all of x.
+        As :func:`batch_norm_forward`, also for a group with a single value per channel, and for bounds that do not
+        cover all of x.
     """
     backend = backend_for(x, optional=(gamma, beta, residual))
     channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)

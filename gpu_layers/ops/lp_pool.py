@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_number
 from gpu_layers.core.window import Window
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_gradient, check_number
+from gpu_layers.ops.checks import check_gradient
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import Padding, check_taps, place_window
 from gpu_layers.runtime.backend import backend_for
@@ -57,7 +58,7 @@ def check_norm_type(norm_type: Any) -> float:
     """The p of a norm as a float. TypeError unless it is a number, ValueError unless it is positive."""
     p = check_number(norm_type, "norm_type")
     if not p > 0:
-        raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
+        raise ValueError(f"norm_type must be greater than zero, got {norm_type}")
     return p
 
 

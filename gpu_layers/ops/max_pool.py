@@ -66,7 +66,7 @@ def max_pool_forward(
     """Largest value of each window.
 
     Padding is never chosen. The first of equal maxima wins, in the order of the window's elements, last axis fastest.
-    NaN propagates; the last of several NaN is taken.
+    NaN propagates; the last of several NaNs is kept.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def max_pool_forward(
     y : array
         x's dtype.
     saved : MaxPoolSaved
-        For :func:`max_pool_backward`. It keeps one byte an output for windows of at most 256 elements, which
+        For :func:`max_pool_backward`. It keeps one byte per output for windows of at most 256 elements, which
         :func:`max_pool_indices` decodes.
 
     Raises

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_dtype, check_gradient, check_integer, described
+from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import ready_copy
@@ -56,7 +57,8 @@ def max_unpool_forward(
     x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
         float16, bfloat16, float32 or float64.
     indices : array of int64, x's shape
-        Flat in the output plane, as :func:`max_pool_indices` gives them. Of equal indices the last counts, in C order.
+        Flat in the output plane, as :func:`max_pool_indices` gives them. Where indices are equal, the last value in C
+        order is kept.
     output_size : tuple of int
         One for each spatial axis.
     channels_last : bool

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.checks import check_integer
 from gpu_layers.core.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 from gpu_layers.ops.checked import Checked
-from gpu_layers.ops.checks import check_dtype, check_integer
+from gpu_layers.ops.checks import check_dtype
 from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.runtime.kernel import INTEGER_DTYPES
 

@@ -118,7 +118,7 @@ def sync_batch_norm_forward(
     Raises
     ------
     TypeError, ValueError
-        As :func:`batch_norm_forward`, before anything is exchanged. A single value a channel in all parts together is
+        As :func:`batch_norm_forward`, before anything is exchanged. A single value per channel in all parts together is
         an error in every process.
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
@@ -128,7 +128,7 @@ def sync_batch_norm_forward(
     eps = check_eps(eps, accumulation_dtype(x.dtype))
     check_communicator(communicator)
     if is_capturing(x):
-        raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics by the host")
+        raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
     moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last, valid=valid)
     if moments.count == 1:
         shape = list(x.shape) if valid is None else [valid.count, moments.mean.size]
@@ -145,11 +145,11 @@ def sync_batch_norm_forward(
 
 @placed
 def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Array, ...]:
-    """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums a channel, added in rank order.
+    """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums per channel, added in rank order.
 
     dy, x and a residual are read twice: for the sums before the exchange, and for the gradients after it.
 
-    With ``dbeta = sum dz`` and ``dgamma = sum dz * xhat`` over all processes and m values a channel in all of them:
+    With ``dbeta = sum dz`` and ``dgamma = sum dz * xhat`` over all processes and m values per channel in all of them:
     ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. The sums are exchanged and added in float64.
 
     Parameters

@@ -33,6 +33,8 @@ __all__ = [
     "batch_norm_statistics",
 ]
 
+_Three = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 def _channel_axis(x: np.ndarray, channels_last: bool) -> int:
     return x.ndim - 1 if channels_last else 1
@@ -176,7 +178,7 @@ def batch_norm_statistics(
     return statistics
 
 
-def _moments_and_deviation(x, eps, axes):
+def _moments_and_deviation(x: np.ndarray, eps: float, axes: tuple[int, ...]) -> _Three:
     """Mean, variance and ``1 / sqrt(var + eps)``, in float64."""
     mean, var = _moments(x, axes)
     inv_std = 1 / np.sqrt(var + eps)
@@ -205,7 +207,7 @@ def _moments(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
     return shift + deviation_mean, np.square(deviation, out=deviation).mean(axis=axes)
 
 
-def _keep_parameters(statistics, gamma, beta):
+def _keep_parameters(statistics: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None) -> None:
     statistics[3] = 1 if gamma is None else gamma
     statistics[4] = 0 if beta is None else beta
 
@@ -274,7 +276,7 @@ def batch_norm_backward(
     """
     count = max(saved.x.size // max(saved.statistics.shape[1], 1), 1)
 
-    def in_float64(dz, own, part):
+    def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:
         dgamma, dbeta, xhat = _parameter_gradients(dz, own)
         return _input_gradient(dz, xhat, dgamma / count, dbeta / count, own), dgamma, dbeta
 
@@ -299,7 +301,7 @@ def batch_norm_input_gradient(
     """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
 
-    def in_float64(dz, own, part):
+    def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:
         dx = _input_gradient(dz, _normalized_values(own), mean_dz_xhat[part], mean_dz[part], own)
         return dx, dgamma[part], dbeta[part]
 
@@ -307,7 +309,9 @@ def batch_norm_input_gradient(
     return dx, dresidual
 
 
-def _input_gradient(dz, xhat, mean_dz_xhat, mean_dz, saved):
+def _input_gradient(
+    dz: np.ndarray, xhat: np.ndarray, mean_dz_xhat: np.ndarray, mean_dz: np.ndarray, saved: BatchNormSaved
+) -> np.ndarray:
     """``gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, in float64, where dz was; xhat is overwritten."""
     numbers = (mean_dz_xhat, mean_dz, saved.gamma * saved.inv_std)
     mean_dz_xhat, mean_dz, scale = (_per_channel(one, saved.x, saved.channels_last) for one in numbers)
@@ -335,14 +339,14 @@ def _normalized_values(saved: BatchNormSaved) -> np.ndarray:
     return xhat
 
 
-def _parameter_gradients(dz: np.ndarray, saved: BatchNormSaved) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parameter_gradients(dz: np.ndarray, saved: BatchNormSaved) -> _Three:
     """``dgamma``, ``dbeta`` and ``xhat``, in float64."""
     axes, xhat = _reduced_axes(saved.x, saved.channels_last), _normalized_values(saved)
     return (dz * xhat).sum(axis=axes), dz.sum(axis=axes), xhat
 
 
 def _gradients(
-    in_float64: Callable[..., tuple[Any, Any, Any]],
+    in_float64: Callable[[np.ndarray, BatchNormSaved, slice], _Three],
     dy: np.ndarray,
     saved: BatchNormSaved,
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
@@ -394,10 +398,10 @@ def batch_norm_double_backward(
     v = ddx.astype(np.float64, order="C")
     _, _, xhat = _parameter_gradients(w, saved)
 
-    def per_channel(values):
+    def per_channel(values: Any) -> np.ndarray:
         return _per_channel(np.asarray(values, np.float64), x, saved.channels_last)
 
-    def mean(values):
+    def mean(values: np.ndarray) -> np.ndarray:
         return values.mean(axis=axes)
 
     mean_v, mean_v_xhat, mean_w, mean_w_xhat = mean(v), mean(v * xhat), mean(w), mean(w * xhat)
@@ -460,7 +464,7 @@ def batch_norm_inference_backward(
         As :func:`batch_norm_backward`.
     """
 
-    def in_float64(dz, own, part):
+    def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:
         dgamma, dbeta, _ = _parameter_gradients(dz, own)
         # A sum with +0: of no gradient comes +0, whatever the sign of gamma.
         dx = dz * _per_channel(own.gamma * own.inv_std, own.x, own.channels_last) + 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,29 +27,43 @@ _forced: ContextVar[_Choice | None] = ContextVar("gpu_layers_backend", default=N
 
 
 @contextmanager
-def use_backend(name: str, **options: Any) -> Iterator[None]:
+def use_backend(
+    name: str,
+    *,
+    check: bool = False,
+    schedule: Any = None,
+    sanitizer: str | None = None,
+    record: Callable[..., None] | None = None,
+) -> Iterator[None]:
     """Force the backend of every operation in a ``with`` block, in this thread or task.
 
     Parameters
     ----------
     name : {"reference", "emulated", "cuda"}
         The NumPy reference, the kernels executed on the CPU, or the kernels on a GPU.
-    **options
-        Of the emulated backend: ``check`` (bool) checks every memory access and finds data races; ``schedule``
-        (Schedule) orders threads and blocks; ``sanitizer`` ("asan" or "ubsan") runs under a sanitizer; ``record``
-        (callable) is called with the kernel and its Trace after each checked launch.
+    check : bool
+        This and the following are options of the emulated backend. Whether to check every memory access, and to find
+        data races.
+    schedule : gpu_layers.emulator.Schedule, optional
+        The order of threads and blocks.
+    sanitizer : {"asan", "ubsan"}, optional
+        Run under a sanitizer.
+    record : callable, optional
+        Called with the kernel and its Trace after each checked launch.
 
     Raises
     ------
     ValueError
         If there is no such backend, or for options that exclude each other.
     TypeError
-        If the backend has no such option.
+        For an option of another backend than the emulated one, or a schedule of another type.
     RuntimeError
         If the backend is missing on this machine; the message says what to install.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    given = {"check": check, "schedule": schedule, "sanitizer": sanitizer, "record": record}
+    options = {option: value for option, value in given.items() if value is not None and value is not False}
     if options and name != "emulated":
         raise TypeError(f"the {name} backend takes no options, got {', '.join(options)}")
     if name == "cuda":

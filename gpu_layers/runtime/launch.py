@@ -57,7 +57,7 @@ def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
     if value.dtype != parameter.dtype:
         raise TypeError(f"{_where(kernel, parameter)} needs an array of {parameter.dtype}, got {value.dtype}")
     if not value.is_contiguous:
-        raise ValueError(f"{_where(kernel, parameter)} needs an array that is C-contiguous and aligned")
+        raise ValueError(f"{_where(kernel, parameter)} needs an array that is C-contiguous and aligned, got another")
     if not (parameter.is_const or value.is_writeable):
         raise ValueError(f"{_where(kernel, parameter)} is written to, but the array is read-only")
 

@@ -2,6 +2,9 @@
 
 ``convert(model)`` changes the modules of a model in place; ``revert(model)`` changes them back. The classes have the
 names and arguments of torch.nn, and their state_dicts load both ways.
+
+Modules raise what their functions in :mod:`gpu_layers.torch.functional` raise. A section Raises of theirs is about
+their own arguments.
 """
 
 try:

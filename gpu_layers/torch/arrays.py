@@ -1,4 +1,4 @@
-"""The one place that knows where a tensor is computed with, and as what: tensors as the arrays that the floors take.
+"""Decides which backend computes on a tensor, and how the tensor is passed to it.
 
 The reference takes a tensor of the CPU as a NumPy array on its own memory. Kernels take tensors themselves
 (``tensors.py``), on a GPU or emulated. Results lie in memory that is a tensor's own, never a view's. What an
@@ -207,6 +207,11 @@ def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: boo
     if channels_last:
         return torch.empty(shape, dtype=dtype, device=like.device, memory_format=_CHANNELS_LAST[len(shape)])
     return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
+
+
+def in_format(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The tensor itself, or one of its values where channels are to be last and are not."""
+    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()]) if channels_last else tensor
 
 
 def is_capturing(x: torch.Tensor) -> bool:

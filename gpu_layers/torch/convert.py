@@ -38,9 +38,9 @@ def convert(model: _Model, *, fuse: bool = False, skip: Iterable[str | type[nn.M
     model : torch.nn.Module
         The root is converted too.
     fuse : bool
-        Also join, in every plain ``nn.Sequential``, a batch norm without hooks and the ``nn.ReLU`` behind it into one
-        ``BatchNormAct``; an ``nn.Identity`` takes the ReLU's place. A ReLU with hooks or with other users stays, and so
-        does one behind a batch norm with other users.
+        Also join, in every plain ``nn.Sequential``, a batch norm without hooks and the ``nn.ReLU`` that follows it into
+        one ``BatchNormAct``; an ``nn.Identity`` takes the ReLU's place. A ReLU with hooks or with other users stays,
+        and so does one that follows a batch norm with other users.
     skip : iterable of str and of torch.nn classes
         Names of modules (with all that is in them), and classes, to leave as they are.
 
@@ -52,7 +52,7 @@ def convert(model: _Model, *, fuse: bool = False, skip: Iterable[str | type[nn.M
     Raises
     ------
     TypeError
-        For what is no module, or something in skip that is neither name nor class.
+        If model is not a torch.nn.Module, or if something in skip is neither name nor class.
     ValueError
         For a name in skip that the model does not have.
     """
@@ -74,15 +74,15 @@ def revert(model: _Model) -> _Model:
     Raises
     ------
     TypeError
-        For what is no module.
+        If model is not a torch.nn.Module.
     ValueError
-        For a model with a ``BatchNormAct``, which torch.nn has none of; nothing is changed then.
+        For a model with a ``BatchNormAct``, which has no counterpart in torch.nn; nothing is changed then.
     """
     _check_model(model)
     for name, module in model.named_modules():
         if isinstance(module, _BatchNormAct):
             raise ValueError(
-                f"{name or 'the model'} is a {type(module).__name__}, which torch.nn has none of: convert "
+                f"{name or 'the model'} is a {type(module).__name__}, which has no counterpart in torch.nn: convert "
                 "without fuse=True"
             )
     theirs: dict[type, type] = {ours: one for one, ours in COUNTERPARTS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
@@ -118,6 +118,8 @@ def _checked_skip(skip: Any, model: nn.Module) -> tuple[set[str], set[type]]:
 
 def _left_alone(model: nn.Module, names: set[str], classes: set[type]) -> set[int]:
     """Identities of the modules to skip."""
+    # What has been converted is of its class here, and may not be fused either.
+    classes = classes | {COUNTERPARTS[one] for one in classes & COUNTERPARTS.keys()}
     left = {id(module) for module in model.modules() if type(module) in classes}
     for name, module in model.named_modules(remove_duplicate=False):
         if name in names:

@@ -54,8 +54,8 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
 
     With ``s = gamma / sqrt(running_var + eps)`` a weight becomes ``s * weight`` and a bias
     ``(bias - running_mean) * s + beta`` (Jacob et al., CVPR 2018, section 3.2), computed in float64 and rounded once.
-    What is folded: a batch norm (of torch or of this package, with running statistics) right behind a Linear,
-    Conv1d-3d or ConvTranspose1d-3d, grouped or not, with a bias or without, where both are used once and by nobody
+    What is folded: a batch norm (of torch or of this package, with running statistics) directly after a Linear,
+    Conv1d-3d or ConvTranspose1d-3d, grouped or not, with a bias or without, where both are used once and nowhere
     else. Pairs are found by ``torch.fx``, and in every plain ``nn.Sequential`` where a model cannot be traced. An
     ``nn.Identity`` takes a batch norm's place, and of a ``BatchNormAct`` without a residual its activation.
 
@@ -74,7 +74,7 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
     Raises
     ------
     TypeError
-        For what is no module.
+        If model is not a torch.nn.Module.
     ValueError
         If the results on the sample differ by more than rounding: each layer's by a few roundings of its sums.
     """
@@ -93,7 +93,7 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
 
 
 def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module, list]]:
-    """Layers with the batch norms behind them, and where those are held."""
+    """Layers with the batch norms that directly follow them, and where those are held."""
     owners: dict[int, list] = {}
     for parent in model.modules():
         for name, child in parent._modules.items():

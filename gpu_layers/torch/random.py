@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gpu_layers.random import Generator
@@ -22,6 +23,9 @@ _CUDA_KEY = 0x6770755F6C617973
 _CUDA_STEP = 4
 _backward_task = torch._C._current_graph_task_id
 _hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
+_transforms_active = torch._C._are_functorch_transforms_active
+_Mode = torch._C._TorchDispatchModeKey
+_function_mode = torch._C._is_torch_function_mode_enabled
 
 
 class _Recording:
@@ -69,30 +73,56 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
     Raises
     ------
     RuntimeError
-        For a generator in a graph that is compiled or captured, or in a recomputation that does not replay it.
+        For a generator in a graph that is compiled, traced or captured, under a vmap that is not to have the same
+        random numbers for all, or in a recomputation that does not replay it.
     """
     if generator is None:
         if x.is_cpu:
-            seed = _randint(_BELOW, ())
+            # Elsewhere a default device, which is a function mode, would decide where it lies.
+            anywhere = eager and not _function_mode()
+            seed = _randint(_BELOW, ()) if anywhere else _randint(_BELOW, (), device=x.device)
             # A number needs no saving, but hooks are to see what backward needs.
             return seed.item() if eager and _hooks_of_saved(True) is None else seed, 0
         if eager and x.is_cuda and not arrays.is_capturing(x):
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
         return _randint(0, _BELOW, (), device=x.device), 0
-    if is_compiling() or arrays.is_capturing(x):
+    if is_compiling() or arrays.is_capturing(x) or not (eager or _runs_as_it_is_read()):
         raise RuntimeError(
             "a gpu_layers.Generator cannot be advanced by a compiled or captured graph: leave generator=None, for "
             "torch's own"
         )
+    if _transforms_active():
+        _check_randomness()
     seed, offset = _numbers(generator)
     return _signed(seed), _signed(offset)
+
+
+def _runs_as_it_is_read() -> bool:
+    """Whether no tracer (jit.trace, make_fx, functorch's aot_function) makes a graph of what is called now."""
+    return not (
+        torch._C._get_tracing_state()
+        or torch._C._get_dispatch_mode(_Mode.PROXY)
+        or torch._C._get_dispatch_mode(_Mode.FUNCTIONAL)
+        or torch._ops._get_dispatch_mode_pre_dispatch(_Mode.PROXY)
+    )
+
+
+def _check_randomness() -> None:
+    """RuntimeError unless every vmap around is to have the same random numbers for all."""
+    for transformation in retrieve_all_functorch_interpreters():
+        if isinstance(transformation, VmapInterpreter) and transformation.randomness() != "same":
+            raise RuntimeError(
+                "vmap: a gpu_layers.Generator gives all samples the same mask: ask for that by the 'same' randomness "
+                "flag on vmap, or leave generator=None, for torch's own"
+            )
 
 
 def _numbers_of_cuda(generator: torch.Generator) -> torch.Tensor:
     """Seed and offset of torch's generator of a GPU, which advances as by a kernel of torch."""
     offset = generator.get_offset()
     generator.set_offset(offset + _CUDA_STEP)
-    return torch.tensor((_signed((generator.initial_seed() ^ _CUDA_KEY) & _LOW_64), _signed(offset)))
+    numbers = _signed((generator.initial_seed() ^ _CUDA_KEY) & _LOW_64), _signed(offset)
+    return torch.tensor(numbers, device="cpu")
 
 
 def _numbers(generator: Generator) -> tuple[int, int]:

@@ -10,14 +10,18 @@ All three share ``run``, ``save`` and ``backward``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch._C import _functorch as _wrappers
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from gpu_layers.torch import arrays
 
@@ -29,6 +33,8 @@ _OF_NUMBERS = (None,)  # their gradient
 
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+# Of gradients that come batched, is_grads_batched=True; an operation of the dispatcher is called in a loop then.
+_is_legacy_batched = _wrappers.is_legacy_batchedtensor
 _function_mode = torch._C._is_torch_function_mode_enabled
 _tracing_state = torch._C._get_tracing_state
 _is_grad_enabled = torch.is_grad_enabled
@@ -70,7 +76,7 @@ def define(
     save : callable, optional
         ``save(ctx, inputs, output)``: saves the tensors that backward needs.
     eager : callable, optional
-        Used in place of run where no gradient is needed; may give None for a result that nobody asked for.
+        Used in place of run where no gradient is needed; may give None for a result that was not requested.
     pack, unpack : callable, optional
         ``pack(tensors, numbers)`` makes the object of the numbers that the schema has; ``unpack`` gives them back.
     with_tensors : callable, optional
@@ -105,6 +111,9 @@ def define(
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, lambda *args: run(*packed(args)), key)
     torch.library.register_fake(qualified, lambda *args: fake(*packed(args)), lib=_LIBRARY)
+    # Within this rule torch.func is still on its way down to the operation: only the dispatcher leads on.
+    written = [place for place, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write]
+    torch.library.register_vmap(qualified, _loop(overload, written), lib=_LIBRARY)
     if backward is None:
         return _without_gradient(overload, run, flat)
 
@@ -130,7 +139,6 @@ def define(
         return call(*packed(args))
 
     vmap = _loop(call_flat)
-    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
     transformed: list[Any] = []  # made when torch.func first asks
 
     def transform(*args: Any) -> Any:
@@ -163,7 +171,7 @@ def define(
         function._backward_cls.apply = backward_of_call
 
         def call(*args: Any) -> Any:
-            if is_eager(args[0], *args[1:count]):
+            if is_eager(args[0], *args[1:count]) and not _is_legacy_batched(args[0]):
                 return eagerly(*args)
             through: Any = overload
             # While a graph is made of what torch.func transforms, the operation itself.
@@ -173,7 +181,7 @@ def define(
 
         def eagerly(*args: Any) -> Any:
             if forward_ad._current_level >= 0:
-                _refuse_tangents(name, args)
+                refuse_tangents(name, args)
             if _is_grad_enabled():
                 for arg in args:
                     if type(arg) in _PLAIN and arg.requires_grad:
@@ -207,7 +215,9 @@ def _only_first_has_gradient(ctx: Any, output: tuple) -> None:
 
 def is_eager(x: torch.Tensor, *others: Any) -> bool:
     """Whether an operation on these would compute at once, with plain tensors."""
-    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _function_mode() or _tracing_state():
+    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _tracing_state():
+        return False
+    if _function_mode() and not _only_default_devices():
         return False
     if others:
         for one in others:
@@ -216,9 +226,14 @@ def is_eager(x: torch.Tensor, *others: Any) -> bool:
     return type(x) in _PLAIN and (x.is_cpu or x.is_cuda)
 
 
+def _only_default_devices() -> bool:
+    """Whether the function modes say only where new tensors lie: for operations here, beside their inputs."""
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+
+
 def is_plain(dy: torch.Tensor) -> bool:
-    """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient."""
-    return not _is_grad_enabled() and is_eager(dy)
+    """Whether a backward can compute at once, with dy and what it saved: nobody asks for its gradient, or tangent."""
+    return not _is_grad_enabled() and forward_ad._current_level < 0 and is_eager(dy) and not _is_legacy_batched(dy)
 
 
 def keep(ctx: Any, *tensors: torch.Tensor | None, last: Any, channels_last: bool = False) -> None:
@@ -273,7 +288,7 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if torch._C._is_fwd_grad_enabled():
-            _refuse_tangents(name, args)
+            refuse_tangents(name, args)
         if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             if _transforms_active():
                 with enable_single_level_autograd_function():
@@ -305,32 +320,64 @@ def _transformable(name: str, overload: Any, setup: Any, backward: Any, vmap: An
     return _function(name, forward=forward, setup_context=setup, backward=backward, vmap=vmap)
 
 
-def _loop(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule for ``vmap``: one call an index of the mapped axis, results stacked on axis 0."""
+def _loop(call: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:
+    """A rule for ``vmap``: one call an index of the mapped axis, results stacked on axis 0.
+
+    ``written``: places of the arguments that the call changes.
+    """
 
     def vmap(info: Any, in_dims: tuple, *args: Any) -> Any:
+        for place in written:
+            if args[place] is not None and in_dims[place] is None:
+                raise RuntimeError(
+                    "Batch norm got a batched tensor as input while the running_mean or running_var, which will be "
+                    "updated in place, were not batched: under vmap set track_running_stats=False, or evaluate"
+                )
+
         def at(index: int) -> list:
             return [
-                arg.select(dim, index) if isinstance(arg, torch.Tensor) and dim is not None else arg
+                arg if dim is None or not isinstance(arg, torch.Tensor) else sample(arg, dim, index)
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 
-        results = [call(*at(index)) for index in range(info.batch_size)]
+        def sample(arg: torch.Tensor, dim: int, index: int) -> torch.Tensor:
+            # Of none, one is made up that tells the results' shapes.
+            return arg.select(dim, index) if info.batch_size else arg.sum(dim, dtype=arg.dtype)
+
+        def stacked(parts: Any) -> torch.Tensor:
+            return torch.stack(parts)[: info.batch_size]
+
+        results = [call(*at(index)) for index in range(info.batch_size or 1)]
+        if results[0] is None:
+            return None, None
         if isinstance(results[0], tuple):
-            return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
-        return torch.stack(results), 0
+            return tuple(stacked(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+        return stacked(results), 0
 
     return vmap
 
 
-def _refuse_tangents(name: str, args: tuple) -> None:
+def refuse_tangents(name: str, args: tuple) -> None:
+    """RuntimeError if one of these is a dual tensor."""
     for arg in args:
-        # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
-        if isinstance(arg, torch.Tensor) and torch._VF._unpack_dual(arg, level=0)[1] is not None:
+        if isinstance(arg, torch.Tensor) and _has_tangent(arg):
             raise RuntimeError(
                 f"gpu_layers::{name} has no forward-mode derivative: use reverse mode, or torch's own layers "
                 "(gpu_layers.torch.revert(model))"
             )
+
+
+def _has_tangent(x: torch.Tensor) -> bool:
+    # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
+    if not (_transforms_active() and _wrappers.is_functorch_wrapped_tensor(x)):
+        return torch._VF._unpack_dual(x, level=0)[1] is not None
+    # Under torch.func: of this transformation's tensor, which vmap has no rule for, or of one within.
+    if not _wrappers.is_batchedtensor(x) and torch._VF._unpack_dual(x, level=0)[1] is not None:
+        return True
+    transformation = retrieve_current_functorch_interpreter()
+    with transformation.lower():
+        outermost = _wrappers.maybe_get_level(x) == transformation.level()
+        return _has_tangent(_wrappers.get_unwrapped(x) if outermost else x)
 
 
 def through(composite: Callable[..., Any], inputs: tuple, needed: tuple[bool, ...], gradients: tuple) -> list:

@@ -70,7 +70,7 @@ def _check_labels(logits: Array, labels: Array, may_be_empty: bool) -> None:
     if logits.size == 0 and may_be_empty and logits.shape[1] > 0:
         return
     if logits.size == 0:
-        raise ValueError(f"the mean loss of nothing is undefined: got logits of shape {list(logits.shape)}")
+        raise ValueError(f"the mean loss of an empty batch is undefined, got logits of shape {list(logits.shape)}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(f"labels must be in 0 .. {logits.shape[1] - 1}, got {low if low < 0 else high}")

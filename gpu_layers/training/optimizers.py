@@ -167,6 +167,11 @@ class SGD(Optimizer):
         As in :class:`Optimizer`.
     momentum : float
         In [0, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
     """
 
     _state_names = ("velocity",)
@@ -195,6 +200,11 @@ class Adam(Optimizer):
         Decay of the running mean of the gradient and of its square, in [0, 1).
     eps : float
         Added to the root of the latter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong type or value of these.
     """
 
     _state_names = ("mean", "square")

@@ -99,14 +99,14 @@ def verify(
             report(message)
         if lost:
             raise DeviceLostError(
-                f"the device does no more work since the case {case} ({done} of {len(cases)})", list(rows.values())
+                f"the device stopped responding after case {case} ({done} of {len(cases)})", list(rows.values())
             )
         progress(done, len(cases))
     return list(rows.values())
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text, one an operation and dtype."""
+    """The rows as aligned text, one per operation and dtype."""
     lines = [f"{'operation':<20}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
     for row in rows:
         error = "none: equal bits" if row.worst == 0 else f"{row.worst:.0%} of what is allowed"

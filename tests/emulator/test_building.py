@@ -332,7 +332,7 @@ def test_all_but_the_fast_mode_ask_for_gcc(project, monkeypatch, tmp_path, mode)
 
 
 def test_an_unknown_mode_is_refused(project):
-    with pytest.raises(ValueError, match="one of fast, trace, asan, ubsan, but got 'slow'"):
+    with pytest.raises(ValueError, match="one of fast, trace, asan, ubsan, got 'slow'"):
         emulator.load(project / "scale.cu", ["scale"], mode="slow")
 
 

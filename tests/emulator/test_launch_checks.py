@@ -43,16 +43,16 @@ def test_parameters_come_from_the_compiled_function():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([X, Y], "scale takes 3 arguments, but got 2"),
-        ([X, Y, ONE, ONE], "scale takes 3 arguments, but got 4"),
-        ([X.astype("f8"), Y, ONE], "'x' .const float.. takes an array of float32, but got float64"),
-        ([X.astype("i4"), Y, ONE], "'x' .const float.. takes an array of float32, but got int32"),
-        ([X.tolist(), Y, ONE], "'x' .const float.. takes a numpy.ndarray or None, but got list"),
-        ([ONE, Y, ONE], "'x' .const float.. takes a numpy.ndarray or None, but got float32"),
-        ([X, Y, np.float64(1)], "'factor' .float. takes one value of float32, but got float64"),
-        ([X, Y, np.int32(1)], "'factor' .float. takes one value of float32, but got int32"),
-        ([X, Y, 1.0], "'factor' .float. takes a NumPy scalar of float32, but got float: its size would be a guess"),
-        ([X, Y, X], r"'factor' .float. takes one value of float32, but got float32 of shape \(64,\)"),
+        ([X, Y], "scale takes 3 arguments, got 2"),
+        ([X, Y, ONE, ONE], "scale takes 3 arguments, got 4"),
+        ([X.astype("f8"), Y, ONE], "'x' .const float.. takes an array of float32, got float64"),
+        ([X.astype("i4"), Y, ONE], "'x' .const float.. takes an array of float32, got int32"),
+        ([X.tolist(), Y, ONE], "'x' .const float.. takes a numpy.ndarray or None, got list"),
+        ([ONE, Y, ONE], "'x' .const float.. takes a numpy.ndarray or None, got float32"),
+        ([X, Y, np.float64(1)], "'factor' .float. takes one value of float32, got float64"),
+        ([X, Y, np.int32(1)], "'factor' .float. takes one value of float32, got int32"),
+        ([X, Y, 1.0], "'factor' .float. takes a NumPy scalar of float32, got float: its size would be a guess"),
+        ([X, Y, X], r"'factor' .float. takes one value of float32, got float32 of shape \(64,\)"),
         ([X, Y, None], "'factor' .float. takes a NumPy scalar"),
     ],
 )
@@ -95,21 +95,21 @@ def test_a_read_only_array_is_not_written():
 @pytest.mark.parametrize(
     ("grid", "block", "options", "says"),
     [
-        ((1,), (1025,), {}, "block size x must be between 1 and 1024, but got 1025"),
-        ((1,), (32, 33), {}, r"at most 1024 threads, but got \(32, 33, 1\): 1056"),
-        ((1,), (1, 1, 65), {}, "block size z must be between 1 and 64, but got 65"),
-        ((1,), (0,), {}, "block size x must be between 1 and 1024, but got 0"),
-        ((0,), (1,), {}, "grid size x must be between 1 and 2147483647, but got 0"),
-        ((1 << 31,), (1,), {}, "grid size x must be between 1 and 2147483647, but got 2147483648"),
+        ((1,), (1025,), {}, "block size x must be between 1 and 1024, got 1025"),
+        ((1,), (32, 33), {}, r"at most 1024 threads, got \(32, 33, 1\): 1056"),
+        ((1,), (1, 1, 65), {}, "block size z must be between 1 and 64, got 65"),
+        ((1,), (0,), {}, "block size x must be between 1 and 1024, got 0"),
+        ((0,), (1,), {}, "grid size x must be between 1 and 2147483647, got 0"),
+        ((1 << 31,), (1,), {}, "grid size x must be between 1 and 2147483647, got 2147483648"),
         ((1, 65_536), (1,), {}, "grid size y must be between 1 and 65535"),
         ((1, 1, 65_536), (1,), {}, "grid size z must be between 1 and 65535"),
         ((), (1,), {}, "grid must have 1 to 3 sizes"),
         ((1,), (1, 1, 1, 1), {}, "block must have 1 to 3 sizes"),
-        ((1,), (1,), {"shared_bytes": 232_449}, "between 0 and 232448 bytes, but got 232449"),
-        ((1,), (1,), {"shared_bytes": -1}, "between 0 and 232448 bytes, but got -1"),
+        ((1,), (1,), {"shared_bytes": 232_449}, "between 0 and 232448 bytes, got 232449"),
+        ((1,), (1,), {"shared_bytes": -1}, "between 0 and 232448 bytes, got -1"),
         ((1,), (1,), {"shared_bytes": 49_153, "max_shared_bytes": 49_152}, "between 0 and 49152 bytes"),
-        ((265,), (1,), {"cooperative": True}, "at most 264, but got 265"),
-        ((5,), (1,), {"cooperative": True, "max_cooperative_blocks": 4}, "at most 4, but got 5"),
+        ((265,), (1,), {"cooperative": True}, "at most 264, got 265"),
+        ((5,), (1,), {"cooperative": True, "max_cooperative_blocks": 4}, "at most 4, got 5"),
     ],
 )
 def test_launches_that_a_driver_refuses(grid, block, options, says):
@@ -135,7 +135,7 @@ def test_too_much_static_shared_memory_is_noticed_in_checked_mode():
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="one of ascending, descending, random, but got 'sideways'"):
+    with pytest.raises(ValueError, match="one of ascending, descending, random, got 'sideways'"):
         emulator.Schedule("sideways")
 
 

@@ -59,5 +59,5 @@ def test_asan_is_refused_in_a_process_that_cannot_hold_it():
 
 
 def test_an_unknown_sanitizer_is_refused():
-    with pytest.raises(ValueError, match="'asan' or 'ubsan', but got 'msan'"):
+    with pytest.raises(ValueError, match="'asan' or 'ubsan', got 'msan'"):
         emulator.sanitizer_environment("msan")

@@ -12,8 +12,7 @@ import pytest
 from gpu_layers.emulator.errors import RaceError
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-#: Those of PyTorch modules have tests in tests/torch.
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("torch_"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def run(name, *arguments):
@@ -75,4 +74,6 @@ def test_cuda_graph_without_a_gpu():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_short_and_tested(name):
     assert len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 80
-    assert f'run("{name}"' in Path(__file__).read_text(encoding="utf-8")
+    # Those of PyTorch modules have tests in tests/torch.
+    tests = FOLDER.parent / "tests/torch/test_examples.py" if name.startswith("torch_") else Path(__file__)
+    assert f'("{name}"' in tests.read_text(encoding="utf-8")

@@ -309,7 +309,7 @@ class Failing:
             r"the statistics of BatchNorm1d\(\d, .* are not finite",
         ),
         ([], ValueError, "^no batch reached a batch norm"),
-        ([normal((0, 4))], ValueError, "a variance needs at least 2 values a channel, .* got 0 in 1 batches"),
+        ([normal((0, 4))], ValueError, "a variance needs at least 2 values per channel, .* got 0 in 1 batches"),
         (3, TypeError, "batches must be an iterable, or a function that returns one, got int"),
     ],
 )

@@ -369,7 +369,7 @@ X = normal((6,), np.float32)
         (
             {"sample_ids": np.arange(5)},
             ValueError,
-            r"sample_ids must have the shape \[6\], one number a row, got \[5\]",
+            r"sample_ids must have the shape \[6\], one number per row, got \[5\]",
         ),
         ({"sample_ids": np.ones((6, 1), int)}, ValueError, r"sample_ids must have the shape \[6\].*, got \[6, 1\]"),
         ({"sample_ids": np.arange(6), "start": 2**64}, ValueError, r"start must be in 0 \.\. 18446744073709551615"),

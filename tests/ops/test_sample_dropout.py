@@ -108,7 +108,7 @@ def test_empty(shape):
     [
         (np.ones(()), {}, r"^sample_ids need an input with rows, got a 0-d input and \[2\]$"),
         (np.ones((2, 3)), {"mask_axes": 1}, "sample_ids need a mask over all axes"),
-        (np.ones((3, 3)), {}, r"sample_ids must have the shape \[3\], one number a row, got \[2\]"),
+        (np.ones((3, 3)), {}, r"sample_ids must have the shape \[3\], one number per row, got \[2\]"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(x, options, message):

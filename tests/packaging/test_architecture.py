@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "gpu_layers"
 ON_TOP = {"catalogue", "cli", "study", "training", "verification"}
 #: Of each package the others that it may not import.
 FORBIDDEN = {
-    "core": {"distributed", "emulator", "kernels", "layers", "models", "ops", "reference", "torch", *ON_TOP},
+    "core": {"distributed", "emulator", "kernels", "layers", "models", "ops", "reference", "runtime", "torch", *ON_TOP},
+    "distributed": {"emulator", "kernels", "layers", "models", "ops", "reference", "runtime", "torch", *ON_TOP},
     "reference": {"distributed", "emulator", "kernels", "layers", "models", "ops", "torch", *ON_TOP},
     "kernels": {"distributed", "emulator", "layers", "models", "ops", "reference", "torch", *ON_TOP},
     "runtime": {"distributed", "kernels", "layers", "models", "ops", "reference", "torch", *ON_TOP},

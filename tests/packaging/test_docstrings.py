@@ -20,7 +20,7 @@ OPERATIONS = {
 }
 LAYERS = {name: one for name, one in PUBLIC.items() if inspect.isclass(one) and issubclass(one, gl.Layer)}
 #: Classes that only the library makes.
-MADE_WITHIN = {"BatchStatistics", "Graph", "IncompatibleKeys", "Progress", "Settings", "Dataset"}
+MADE_WITHIN = {"BatchStatistics", "Graph", "IncompatibleKeys", "Moments", "Progress", "Settings", "Dataset"}
 
 
 def members():
@@ -57,6 +57,8 @@ def test_parameters_and_results_are_described(name):
     one = MEMBERS[name]
     text = inspect.getdoc(one)
     assert text, name
+    headings = re.findall(r"^(\w+)\n-+$", text, re.MULTILINE)
+    assert len(headings) == len(set(headings)), name
     short = name.rpartition(".")[2]
     if short.endswith("Saved") or short in MADE_WITHIN:
         return  # records: their attributes

@@ -110,7 +110,7 @@ def test_a_device_that_is_gone_ends_the_run_and_the_case_is_named(tmp_path, caps
     monkeypatch.setattr(Runner, "_fill", broken)
     assert main([*ONE, "--json", str(path)]) == 1
     out = capsys.readouterr().out
-    assert "STOPPED: the device does no more work since the case relu forward 6x40 float32" in out
+    assert "STOPPED: the device stopped responding after case relu forward 6x40 float32" in out
     run = Run.load(path)
     assert [(row.case, row.correct) for row in run.rows] == [("relu forward 6x40 float32", False)]
     assert run.left_off == ["relu forward 2x8x9x10 float32"]

@@ -79,6 +79,7 @@ export TOOK=$folder/took.$$
 "$@"
 status=$?
 took=1
+if [[ "$*" == *profiling.devices ]]; then took=0; fi
 # So that those side by side have all begun before the clock moves on.
 if [[ "$*" == *small_run ]]; then sleep 0.3; fi
 if [ -f "$TOOK" ]; then took=$(cat "$TOOK"); fi
@@ -412,17 +413,17 @@ def test_a_probe_that_hangs_costs_seconds(clock, tmp_path):
     (clock / "probe.takes").write_text("9999")
     run(clock, "--only", "memcheck,verify", tmp_path)
     found = steps(tmp_path)["memcheck"]
-    assert (found["outcome"], found["seconds"]) == ("missing", 8)
+    assert (found["outcome"], found["seconds"]) == ("missing", 5)
 
 
 @pytest.mark.parametrize("step", ["memcheck", "ncu"])
 def test_a_probe_that_leaves_no_time_is_all(clock, tmp_path, step):
-    (clock / "probe.takes").write_text("8")
-    assert run(clock, "--only", step, tmp_path / "short", DEADLINE="20").returncode == 3
+    (clock / "probe.takes").write_text("5")
+    assert run(clock, "--only", step, tmp_path / "short", DEADLINE="17").returncode == 3
     entry = steps(tmp_path / "short")[step]
     assert (entry["outcome"], entry["text"]) == ("not reached", "no time left")
-    assert int((clock / "clock").read_text()) == 1008
-    assert run(clock, "--only", step, tmp_path / "enough", DEADLINE="23").returncode == 0
+    assert int((clock / "clock").read_text()) == 1005
+    assert run(clock, "--only", step, tmp_path / "enough", DEADLINE="20").returncode == 0
 
 
 def test_without_a_gpu(stubs, tmp_path):

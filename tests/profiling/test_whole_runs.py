@@ -57,7 +57,7 @@ def test_a_small_run_names_the_case_that_fails_and_goes_on_unless_the_device_is_
     assert small_run.main(["--backend", "emulated", "--only", "relu float"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"FAILED {chosen[0]}: RuntimeError: an illegal memory access"
-    stopped = f"STOPPED: the device does no more work since the case {chosen[0]} (1 of {len(chosen)})"
+    stopped = f"STOPPED: the device stopped responding after case {chosen[0]} (1 of {len(chosen)})"
     assert (lines[1] == stopped) == lost
     assert lines[-1].startswith(f"{len(chosen)} cases launched")
     assert lines[-1].endswith("; 1 cases raised an error")

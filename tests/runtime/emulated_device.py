@@ -146,8 +146,8 @@ class EmulatedCupy:
         for parameter, argument in zip(kernel.parameters, addresses, strict=True):
             if parameter.is_pointer:
                 ptr = ctypes.c_uint64.from_address(argument).value
-                found = self._bytes_at(ptr) if ptr else None
-                size = parameter.dtype.itemsize
+                found, size = self._bytes_at(ptr) if ptr else None, parameter.dtype.itemsize
+                assert ptr % size == 0, f"{kernel.name}: {parameter.name} is misaligned, which ends a GPU's context"
                 values.append(None if found is None else found[: found.size // size * size].view(parameter.dtype))
             else:
                 content = ctypes.string_at(argument, parameter.dtype.itemsize)

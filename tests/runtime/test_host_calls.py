@@ -58,6 +58,25 @@ def avg_pool():
     return ops.avg_pool_forward(X, (2, 2), 2)
 
 
+def lp_pool():
+    return ops.lp_pool_forward(X, 2.0, (2, 2), 2)
+
+
+def dropout_add():
+    return ops.dropout_add_forward(X, X, 0.5, 1, 2)
+
+
+def batch_norm_max_pool():
+    return ops.batch_norm_max_pool_forward(X, OF_CHANNELS[0], OF_CHANNELS[1], (3, 3), 2, 1, activation="relu")
+
+
+def unpool():
+    return ops.max_unpool_forward(*UNPOOLED, (16, 16), check=False)
+
+
+UNPOOLED = X, np.arange(0, 2 * X.size, 2).reshape(X.shape) % 256
+
+
 # The most calls of Python functions: counted, with none to spare. Who adds one says here what it is for.
 CASES = {
     "dropout": (lambda: dropout, 37),
@@ -73,6 +92,14 @@ CASES = {
     "max pool backward": (lambda: _backward(max_pool, ops.max_pool_backward), 32),
     "avg pool": (lambda: avg_pool, 34),
     "avg pool backward": (lambda: _backward(avg_pool, ops.avg_pool_backward), 30),
+    "lp pool": (lambda: lp_pool, 33),
+    "lp pool backward": (lambda: _backward(lp_pool, ops.lp_pool_backward), 34),
+    "dropout_add": (lambda: dropout_add, 53),
+    "batch norm, max pool": (lambda: batch_norm_max_pool, 60),
+    "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 48),
+    "unpool": (lambda: unpool, 43),
+    "unpool backward": (lambda: _backward(unpool, ops.max_unpool_backward), 34),
+    "BatchNorm2d in evaluation": (lambda: partial(gl.BatchNorm2d(8).eval(), X), 47),
     "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 52),
     "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 52),
     "Dropout": (lambda: partial(gl.Dropout(0.5), X), 44),

@@ -150,6 +150,23 @@ def test_a_refused_launch_is_made_without_waiting_blocks(cupy):
     assert not any("_persistent_" in name for name, _ in cupy.launched)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_known_call_asks_the_driver_for_launches_alone(cupy, monkeypatch, name):
+    """So that it can be captured: nothing is loaded, nothing asked, and a launch is asynchronous."""
+    run, inputs = CASES[name]
+    given = {key: cupy.asarray(values) for key, values in inputs.items()}
+    run(**given)
+
+    def refuse(*_, **__):
+        raise AssertionError("asked for while a graph may be captured")
+
+    monkeypatch.setattr(cupy.cuda.driver, "occupancyMaxActiveBlocksPerMultiprocessor", refuse)
+    monkeypatch.setattr(cupy, "RawModule", refuse)
+    launched = len(cupy.launched)
+    run(**given)
+    assert len(cupy.launched) == 2 * launched
+
+
 def test_arrays_of_two_gpus_are_refused(cupy):
     x = cupy.asarray(X)
     with cupy.cuda.Device(1):

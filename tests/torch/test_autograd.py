@@ -11,6 +11,8 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import gpu_layers as gl
 import gpu_layers.torch as glt
 from gpu_layers.torch import functional as F  # noqa: N812
+from gpu_layers.torch.modules import sync_batch_norm
+from gpu_layers.torch.modules.sync_batch_norm import _Synchronized
 from tests.torch.layers import first, values
 
 X = values((2, 2, 3, 4)) / 4
@@ -71,8 +73,9 @@ FUNCTIONS = {
 def test_first_and_second_derivatives(name):
     function, *inputs = FUNCTIONS[name]
     inputs = [one.detach().clone().requires_grad_() for one in inputs]
-    assert gradcheck(function, inputs, fast_mode=True)
-    assert gradgradcheck(function, inputs, fast_mode=True)
+    # Batched gradients are those of is_grads_batched=True and of jacobian(vectorize=True).
+    assert gradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
+    assert gradgradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("name", ["batch_norm gelu True", "lp_pool2d 3.5, cut off", "max_pool2d", "gelu after dropout"])
@@ -137,6 +140,25 @@ def test_what_is_kept_for_backward(layer, inputs, bytes_an_output):
     # 8 bytes are a seed; 5 x 4 bytes a channel are mean, variance, 1 / deviation, weight and bias.
     assert sum(kept) <= bytes_an_output * y.numel() + max(8, 5 * 4 * 8)
     y.sum().backward()
+
+
+def test_a_residual_that_autocast_casts_is_kept_as_it_is():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    residual = torch.randn(2, 3, 4, 4, requires_grad=True)
+    layer, kept = glt.BatchNormAct2d(3, activation="gelu"), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one)
+    with torch.autocast("cpu"), hooks:
+        y = layer(x, residual)
+    assert any(one is residual or one.data_ptr() == residual.data_ptr() for one in kept)
+    assert sum(one.dtype is torch.bfloat16 for one in kept) == 1
+    cast = residual.detach().bfloat16().requires_grad_()
+    z = layer(x, cast)
+    dy = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, residual, dy)
+    (expected,) = torch.autograd.grad(z, cast, dy)
+    assert torch.equal(y, z)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, expected.float())
 
 
 def test_nothing_outlives_its_graph():
@@ -307,6 +329,72 @@ def test_vmap_of_dropout_follows_randomness():
     other = torch.vmap(F.dropout, randomness="different")(x)
     assert torch.equal(same[0], same[1])
     assert not torch.equal(other[0], other[1])
+    generator = gl.Generator(5)
+    for randomness in ("error", "different"):
+        with pytest.raises(RuntimeError, match="randomness"):
+            torch.vmap(lambda x: F.dropout(x, generator=generator), randomness=randomness)(x)
+    same = torch.vmap(lambda x: F.dropout(x, generator=generator), randomness="same")(x)
+    assert torch.equal(same[0], same[1])
+    assert generator.offset == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["max_pool2d", "adaptive_avg_pool2d", "lp_pool2d 2", "dropout2d", "batch_norm, training"]
+)
+def test_vmap_over_samples_of_any_strides(name):
+    function = {**THROUGH_BACKWARD, "batch_norm, training": FORWARD_MODE["batch_norm"]}.get(name) or FUNCTIONS[name][0]
+    x = values((2, 4, 3, 4, 5))
+    for given, axis in ((x, 1), (x.movedim(0, -1), -1), (x.movedim(2, -1).contiguous().movedim(-1, 2), 0)):
+        found = torch.vmap(function, in_dims=axis, randomness="same")(given)
+        each = [function(one) for one in given.unbind(axis)]
+        torch.testing.assert_close(found, torch.stack(each))
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "lp_pool2d 2", "dropout2d"])
+def test_vmap_over_no_samples(name):
+    x = torch.ones(0, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.vmap(FUNCTIONS[name][0], randomness="same")(x)
+    assert y.shape == (0, *FUNCTIONS[name][0](torch.ones(2, 3, 4, 5, dtype=torch.float64)).shape)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.filterwarnings("error")
+def test_vmap_over_indices():
+    x = values((3, 2, 2, 4, 4))
+    found = torch.vmap(lambda one: F.max_pool2d(one, 2, return_indices=True))(x)
+    for one, other in zip(found, F.max_pool2d(x.flatten(0, 1), 2, return_indices=True), strict=True):
+        assert torch.equal(one.flatten(0, 1), other)
+
+
+def test_vmap_over_stacked_modules():
+    layers = [glt.BatchNorm2d(3, track_running_stats=False) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = values((2, 3, 4, 4), torch.float32)
+
+    def call(parameters, buffers, x):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x,))
+
+    found = torch.vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
+    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
+
+
+def test_vmap_over_a_training_batch_norm_needs_statistics_for_each():
+    layer, x = glt.BatchNorm1d(4), values((3, 5, 4), torch.float32)
+    with pytest.raises(RuntimeError, match="running_mean or running_var"):
+        torch.vmap(layer)(x)
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    layers = [glt.BatchNorm1d(4) for _ in x]
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def call(parameters, buffers, x):
+        return torch.func.functional_call(layer, (parameters, buffers), (x,))
+
+    torch.vmap(call)(parameters, buffers, x)
+    for one, own in zip(x, layers, strict=True):
+        own(one)
+    torch.testing.assert_close(buffers["running_mean"], torch.stack([own.running_mean for own in layers]))
 
 
 def test_vmap_over_an_evaluating_batch_norm():
@@ -339,6 +427,34 @@ def test_forward_mode_is_refused_not_dropped(name, requires_grad):
         function(forward_ad.make_dual(x, torch.ones_like(x)))
     with pytest.raises(RuntimeError):
         torch.func.jvp(function, (x.detach(),), (torch.ones_like(x),))
+
+
+THROUGH_BACKWARD = {
+    **FORWARD_MODE,
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "synchronized": lambda x: _Synchronized.apply(x, None, None, 1e-5, False, None)[0],
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", list(THROUGH_BACKWARD))
+def test_forward_mode_through_a_backward_is_right_or_refused(name, create_graph, monkeypatch):
+    monkeypatch.setattr(sync_batch_norm, "_gathered", lambda values, group: values[None])
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = THROUGH_BACKWARD[name](x)
+    dy, tangent = torch.randn_like(y), torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        refused = None
+        try:
+            (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, tangent), create_graph=create_graph)
+        except RuntimeError as error:
+            refused = str(error)
+        if refused is None:
+            # A backward is linear in dy.
+            torch.testing.assert_close(forward_ad.unpack_dual(dx).tangent, expected, rtol=1e-5, atol=1e-6)
+        else:
+            assert "forward" in refused
 
 
 def test_forward_mode_is_refused_within_a_compiled_graph():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import aot_function
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -225,3 +226,90 @@ def test_transforms_within_a_compiled_graph(name):
     for function in (torch.vmap(gradient), lambda x: torch.stack([gradient(one) for one in x])):
         found = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda function, x: make_fx(function)(x),
+        lambda function, x: make_fx(function, tracing_mode="symbolic")(x),
+        lambda function, x: make_fx(function, pre_dispatch=True)(x),
+        lambda function, x: torch.jit.trace(function, x),
+        lambda function, x: aot_function(function, lambda graph, _: graph)(x),
+        lambda function, x: aot_function(function, lambda graph, _: graph)(x.clone().requires_grad_()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_generator_of_its_own_is_refused_by_every_tracer(trace):
+    generator = gl.Generator(3)
+    with pytest.raises(RuntimeError, match="compiled or captured graph"):
+        trace(lambda x: glt.functional.dropout(x, 0.5, generator=generator), torch.ones(6, 4))
+    assert generator.offset == 0
+
+
+@pytest.mark.parametrize("name", ["avg_pool2d", "max_pool2d", "batch_norm"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_vmap_within_a_compiled_graph(backend, name):
+    def each(x):
+        if name == "batch_norm":
+            return glt.functional.batch_norm(x[None], None, None, training=True)[0]
+        return getattr(glt.functional, name)(x, 2)
+
+    def gradient(x):
+        return torch.vmap(torch.func.grad(lambda one: each(one).square().sum()))(x)
+
+    x, results = torch.randn(4, 3, 6, 6), []
+    for call in (lambda function: function, lambda one: torch.compile(one, backend=backend, fullgraph=True)):
+        given = x.clone().requires_grad_()
+        y = call(torch.vmap(each))(given)
+        y.square().sum().backward()
+        results.append((y, given.grad, call(gradient)(x)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    operation = torch.ops.gpu_layers.avg_pool
+    found = torch.vmap(lambda one: operation(one, [2, 2], [2, 2], [0, 0], [1, 1], False, [], True, None, False))(x)
+    torch.testing.assert_close(found, nn.functional.avg_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("backend", "momentum"), [("eager", 0.1), ("aot_eager", 0.1), ("aot_eager", None)])
+def test_a_batch_that_a_compiled_graph_recomputes_counts_once(backend, momentum, reentrant):
+    x = torch.randn(4, 3, 5, 5)
+    eager, outside, inside = (glt.BatchNorm2d(3, momentum=momentum) for _ in range(3))
+    eager(x)
+
+    def around(x):
+        return checkpoint(inside, x, use_reentrant=reentrant)
+
+    torch.compile(around, backend=backend, fullgraph=True)(x.clone().requires_grad_()).sum().backward()
+    compiled = torch.compile(outside, backend=backend, fullgraph=True)
+    checkpoint(compiled, x.clone().requires_grad_(), use_reentrant=reentrant).sum().backward()
+    for layer in (outside, inside):
+        for one, other in zip(layer.buffers(), eager.buffers(), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("output_size", [2, (None, 3), (3, 2)])
+def test_adaptive_maxima_of_any_image_size_are_compiled_once(output_size):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    layer, eager = (one.AdaptiveMaxPool2d(output_size, True) for one in (glt, nn))
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for size in (16, 20, 32, 70):
+        a, b = (torch.randn(2, 3, size, size + 3).requires_grad_() for _ in range(2))
+        b.data.copy_(a.data)
+        found, expected = compiled(a), eager(b)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+        found[0].square().sum().backward()
+        expected[0].square().sum().backward()
+        assert torch.equal(a.grad, b.grad)
+    assert counter.frame_count == 1
+
+
+def test_adaptive_maxima_are_exported_for_any_image_size():
+    sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim("width", min=8)}
+    x = torch.randn(1, 3, 9, 12)
+    program = torch.export.export(glt.AdaptiveMaxPool2d((None, 3)), (x,), dynamic_shapes=(sizes,))
+    x = torch.randn(1, 3, 700, 900)
+    assert torch.equal(program.module()(x), nn.AdaptiveMaxPool2d((None, 3))(x))

@@ -303,3 +303,16 @@ def test_one_step_of_training_with_a_scaler_and_an_optimizer():
                 assert torch.equal(value, before[name]), name
     assert scaler.get_scale() == 2.0**9
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+def test_what_is_skipped_is_not_fused_when_converted_before():
+    model = glt.convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    glt.convert(model, fuse=True, skip=(nn.BatchNorm2d,))
+    assert [type(one) for one in model] == [glt.BatchNorm2d, nn.ReLU]
+
+
+def test_a_fused_batch_norm_is_not_left_unsynchronised_without_a_word():
+    model = glt.convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)), fuse=True)
+    with pytest.warns(UserWarning, match="0 is a BatchNormAct2d, which is not synchronised"):
+        model = glt.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(model[2]) is glt.SyncBatchNorm

@@ -62,15 +62,50 @@ def test_pytorchs_error_samples(info):
         ("dropout1d", (4,), ()),
         ("batch_norm", (2, 3, 4), (None, None)),
         ("batch_norm", (1, 3, 1), (None, None, None, None, True)),
+        ("batch_norm", (4, 3), (None, None, None, None, True, None)),
+        ("batch_norm", (4, 3), (None, None, [1.0, 2.0, 3.0], None, True)),
+        ("batch_norm", (4, 3), (3, 4)),
+        ("max_pool2d", (1, 1, 14, 14), (3, 1, 2, 2)),
+        ("max_pool1d", (1, 1, 14), (4, 1, 3, 4)),
+        ("max_pool2d", (1, 1, 4, 4), (2, 2, 0, 1, 1)),
+        ("avg_pool2d", (1, 1, 4, 4), (2, 2, 0, False, True, 2.5)),
+        ("avg_pool2d", (1, 1, 4, 4), (2, 2, 0, False, True, "2")),
+        ("avg_pool2d", (1, 1, 4, 4), (2, 2, 0, "yes")),
+        ("avg_pool2d", (1, 1, 4, 4), (2, 2, 0, False, 1)),
+        ("avg_pool3d", (1, 1, 3, 2, 2), (3, 3, 0, True)),
+        ("lp_pool3d", (1, 1, 3, 2, 2), (2.0, 3, 3, True)),
+        ("lp_pool2d", (1, 1, 4, 4), (0, 2)),
+        ("lp_pool2d", (1, 1, 4, 4), ("a", 2)),
+        ("adaptive_avg_pool1d", (1, 1, 4), (None,)),
+        ("adaptive_avg_pool2d", (1, 1, 4, 4), (None,)),
+        ("adaptive_avg_pool2d", (1, 1, 4, 4), ((2,),)),
+        ("adaptive_max_pool3d", (1, 1, 4, 4, 4), ((2,),)),
+        ("dropout", (4,), (2,)),
     ],
 )
 def test_other_errors_are_torchs(name, shape, arguments):
     x = torch.ones(shape)
-    with pytest.raises((RuntimeError, ValueError, TypeError)) as expected:
+    with pytest.raises((RuntimeError, ValueError, TypeError, ZeroDivisionError)) as expected:
         getattr(theirs, name)(x, *arguments)
     with pytest.raises(expected.type) as found:
         getattr(ours, name)(x, *arguments)
     assert str(found.value) == str(expected.value)
+
+
+def test_strides_of_unpooling():
+    x, indices = torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2, dtype=torch.int64)
+    for function in (ours.max_unpool3d, theirs.max_unpool3d):
+        with pytest.raises(RuntimeError, match="strides should be greater than zero"):
+            function(x, indices, 3, 0)
+
+
+def test_statistics_of_evaluation_have_no_gradient():
+    for name in ("running_mean", "running_var"):
+        given = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+        given[name].requires_grad_()
+        for function in (ours.batch_norm, theirs.batch_norm):
+            with pytest.raises(RuntimeError, match=f"not differentiable with respect to argument '{name}'"):
+                function(torch.ones(2, 3), **given)
 
 
 @pytest.mark.parametrize("index", [-1, 16, 99])

@@ -1,6 +1,7 @@
 """The examples run, and show what they say; the command that measures the host's overhead."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name):
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    # As when the file is run: one finds the other.
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(EXAMPLES))
 
 
 def test_passes_differ_more_where_nothing_was_learned(capsys):
@@ -32,8 +35,10 @@ def test_less_is_kept_after_convert(capsys):
     assert "kept for backward" in capsys.readouterr().out
 
 
-def test_what_layers_keep_beside_their_input():
-    found = example("torch_resnet").by_layer()
+def test_what_layers_keep_beside_their_input(capsys):
+    example("torch_memory").main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    found = example("torch_memory").by_layer()
     # On the CPU torch's mask is of the input's dtype; a seed, and five numbers of a channel, are next to nothing.
     expected = {"Dropout": (4, 0), "MaxPool2d": (8, 1), "BatchNorm2d, ReLU": (4, 0)}
     for name, pair in expected.items():
@@ -43,7 +48,7 @@ def test_what_layers_keep_beside_their_input():
 def test_a_block_without_convolutions_keeps_a_fraction():
     # Dropout and max pooling between layers that keep nothing themselves: 1 byte a pooled value in place of the input
     # (4 bytes a value), indices (8 bytes a pooled value) and a mask (4 bytes a value, on the CPU).
-    bytes_kept = example("torch_resnet").bytes_kept
+    bytes_kept = example("torch_memory").bytes_kept
     glt = pytest.importorskip("gpu_layers.torch")
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout(), torch.nn.MaxPool2d(2))
     x = torch.randn(2, 3, 16, 16, requires_grad=True)

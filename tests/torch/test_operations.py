@@ -21,10 +21,10 @@ def arguments():
     mean, var = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.5, 1.0, 2.0])
     statistics = torch.stack([mean, var, (var + 1e-5).rsqrt(), w.detach(), b.detach()])
     seed = torch.tensor(-5)
-    y, taps = OPS.max_pool(x.detach(), *SLIDING, False)
+    y, taps = OPS.max_pool(x.detach(), *SLIDING, False, False)
     dy = values(tuple(y.shape), torch.float32, 2).requires_grad_()
     norms = OPS.lp_pool(x.detach(), *SIDE_BY_SIDE, 3.0, False)
-    indices = OPS.max_pool_indices(taps, [6, 6], *SLIDING, False)
+    indices = OPS.max_pool_indices(taps, [6, 6], *SLIDING, False, False)
     counter = torch.tensor(0)
     return {
         "dropout": (x, seed, 0, 0.4, -1, "inverted", False),
@@ -50,11 +50,14 @@ def arguments():
         ),
         "batch_norm_update": (mean.clone(), var.clone(), counter, statistics, 7, 0.1, False),
         "batch_norm_update, cumulative": (mean.clone(), var.clone(), counter, statistics, 7, None, True),
-        "max_pool": (x, *SLIDING, False),
-        "max_pool, adaptive": (last, *ADAPTIVE, True),
-        "max_pool_backward": (dy, taps, [6, 6], *SLIDING, False),
-        "max_pool_gather": (x, taps, [6, 6], *SLIDING, False),
-        "max_pool_indices": (taps, [6, 6], *SLIDING, False),
+        "max_pool": (x, *SLIDING, False, False),
+        "max_pool, adaptive": (last, *ADAPTIVE, False, True),
+        "max_pool, wide": (last, *ADAPTIVE, True, True),
+        "max_pool_backward": (dy, taps, [6, 6], *SLIDING, False, False),
+        "max_pool_backward, wide": (dy, taps.int(), [6, 6], *SLIDING, True, False),
+        "max_pool_gather": (x, taps, [6, 6], *SLIDING, False, False),
+        "max_pool_indices": (taps, [6, 6], *SLIDING, False, False),
+        "max_pool_indices, wide": (taps.int(), [6, 6], *SLIDING, True, False),
         "avg_pool": (x, *SLIDING, False, None, False),
         "avg_pool, adaptive": (last, *ADAPTIVE, True, None, True),
         "avg_pool_backward": (dy, [6, 6], *SLIDING, False, 3, False),

@@ -1,15 +1,18 @@
 """Masks: where their numbers come from, and what they are."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gpu_layers as gl
 import gpu_layers.torch as glt
-from gpu_layers.torch import functional
+from gpu_layers.torch import functional, random, registry
 from tests.torch.layers import channels_last, every_other
 
 P = 0.375
@@ -102,25 +105,97 @@ def test_a_training_forward_draws_once_and_others_not_at_all(p):
         assert torch.equal(torch.get_rng_state(), once)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: functional.dropout(torch.ones(3), 1.5),
-        lambda: functional.dropout(torch.ones(3, dtype=torch.int64)),
-        lambda: functional.dropout1d(torch.ones(3)),
-        lambda: functional.dropout(torch.ones(3, requires_grad=True), inplace=True),
-        lambda: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True),
-        lambda: functional.dropout_add(torch.ones(3), torch.ones(4)),
-        lambda: functional.dropout_add(torch.ones(3), torch.ones(3).double()),
-        lambda: functional.activation_dropout(torch.ones(3), "softplus"),
-        lambda: functional.dropout(torch.ones(3), generator=torch.Generator()),
-    ],
-)
+@torch.inference_mode()
+def inference_tensor(**options):
+    return torch.ones(3, 4, **options)
+
+
+def dual(call):
+    def called(**options):
+        with forward_ad.dual_level():
+            return call(forward_ad.make_dual(torch.ones(3, 4), torch.ones(3, 4)), **options)
+
+    return called
+
+
+def with_jvp(call, transform=lambda function: function):
+    def called(**options):
+        x = torch.ones(3, 4)
+        return torch.func.jvp(transform(lambda one: call(one, **options)), (x,), (x,))
+
+    return called
+
+
+def summed_gradient(call):
+    return torch.func.grad(lambda x: call(x).sum())
+
+
+RAISING = [
+    lambda **kw: functional.dropout(torch.ones(3), 1.5, **kw),
+    lambda **kw: functional.dropout(torch.ones(3, dtype=torch.int64), **kw),
+    lambda **kw: functional.dropout1d(torch.ones(3), **kw),
+    lambda **kw: functional.dropout(torch.ones(3, requires_grad=True), inplace=True, **kw),
+    lambda **kw: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True, **kw),
+    lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(4), **kw),
+    lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(3).double(), **kw),
+    lambda **kw: functional.activation_dropout(torch.ones(3), "softplus", **kw),
+    lambda **kw: functional.activation_dropout(inference_tensor(requires_grad=True), "gelu", **kw),
+    dual(functional.dropout),
+    dual(lambda x, **kw: functional.alpha_dropout(x, 0.5, True, inplace=True, **kw)),
+    dual(lambda x, **kw: functional.dropout_add(torch.ones(3, 4), x, **kw)),
+    dual(lambda x, **kw: functional.activation_dropout(x, "relu", **kw)),
+    with_jvp(functional.drop_path),
+    with_jvp(lambda x, **kw: functional.dropout_add(x, x, **kw), torch.vmap),
+    with_jvp(lambda x, **kw: functional.activation_dropout(x, "relu", **kw), summed_gradient),
+]
+
+
+@pytest.mark.parametrize("call", RAISING)
 def test_a_call_that_raises_draws_nothing(call):
-    before = torch.get_rng_state()
+    before, generator = torch.get_rng_state(), gl.Generator(3)
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         call()
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        call(generator=generator)
+    with pytest.raises(TypeError):
+        functional.dropout(torch.ones(3), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
+    assert generator.offset == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x[0],
+        lambda x: (x * 1).unbind()[0],
+        lambda x: torch.no_grad()(lambda: x[0])(),
+        lambda x: inference_tensor(),
+    ],
+)
+def test_a_change_in_place_that_raises_writes_nothing(change):
+    given = change(torch.ones(3, 4, requires_grad=True))
+    state, generator = torch.get_rng_state(), gl.Generator(3)
+    with pytest.raises(RuntimeError) as expected:
+        given.mul_(1)
+    for options in ({}, {"generator": generator}):
+        with pytest.raises(RuntimeError) as found:
+            functional.dropout(given, inplace=True, **options)
+        assert str(found.value) == str(expected.value)
+    assert torch.equal(given, torch.ones_like(given))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generator.offset == 0
+
+
+def test_a_batch_norm_that_raises_updates_nothing():
+    layer, x = glt.BatchNorm1d(4), inference_tensor()
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        layer(x)
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(layer.running_mean, torch.zeros(4))
+    with torch.no_grad():
+        layer(x)
+    assert layer.num_batches_tracked == 1
 
 
 def test_alpha_dropout_is_torchs_affine_map():
@@ -285,3 +360,38 @@ def test_layers_that_share_a_generator_share_its_stream():
     copied = copy.deepcopy(torch.nn.Sequential(a, b))
     assert copied[0].generator is copied[1].generator is not generator
     assert copied[0].generator.get_state() == generator.get_state()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_default_device_changes_nothing(hooks, compiled):
+    def forward(x):
+        return functional.alpha_dropout(functional.dropout2d(functional.dropout(x, P), P), P, True)
+
+    x = torch.ones(2, 3, 5, 4)
+    results = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(7)
+        given = x.clone().requires_grad_()
+        call = torch.compile(forward, backend="aot_eager", fullgraph=True) if compiled else forward
+        with torch.device(device):
+            if hooks:
+                with torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one):
+                    y = call(given)
+            else:
+                y = call(given)
+            y.sum().backward()
+        results.append((y, given.grad))
+    torch.manual_seed(7)
+    assert torch.equal(results[0][0], forward(x))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_under_a_default_device_a_gpu_draws_as_without():
+    with torch.device("meta"):
+        assert registry.is_eager(torch.ones(3, device="cpu"))
+        stub = SimpleNamespace(get_offset=lambda: 8, set_offset=lambda _: None, initial_seed=lambda: 3)
+        assert random._numbers_of_cuda(stub).tolist()[1] == 8
+    with BaseTorchFunctionMode():
+        assert not registry.is_eager(torch.ones(3))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -230,3 +231,66 @@ def test_a_lazily_negated_input_is_read_as_its_values():
     x = torch.tensor([[[3.0 + 1j, -4.0 + 2j, 5.0 - 7j, 1.0]]]).conj().imag
     assert x.is_neg()
     assert glt.MaxPool1d(2)(x).tolist() == [[[-1.0, 7.0]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "arguments"),
+    [
+        ("max_pool2d", (1, 2, 4, 4), (np.int64(2),)),
+        ("max_pool2d", (1, 2, 4, 4), ((np.int64(2), 1), np.int32(2))),
+        ("avg_pool2d", (1, 2, 4, 4), (np.int64(2), 2, 0, False, True, np.int64(3))),
+        ("lp_pool2d", (1, 2, 4, 4), (2.0, np.int64(2))),
+        ("adaptive_avg_pool2d", (1, 2, 4, 4), ((np.int64(2), None),)),
+        ("lp_pool2d", (1, 2, 4, 4), (-1, 2)),
+        ("lp_pool3d", (1, 2, 4, 4, 4), (-2.5, 2, 1, True)),
+        ("batch_norm", (3, 2, 6, 0), (torch.zeros(2), torch.ones(2))),
+        ("dropout", (3,), (False,)),
+        ("dropout", (3,), (torch.tensor(0.0),)),
+    ],
+)
+def test_what_torch_takes_too(name, shape, arguments):
+    x = values(shape).abs() + 0.5
+    found, expected = (getattr(lib, name)(x, *arguments) for lib in (glt.functional, nn.functional))
+    torch.testing.assert_close(found, expected)
+
+
+def test_without_a_counter_nothing_is_averaged_cumulatively():
+    for lib in (glt, nn):
+        layer = lib.BatchNorm1d(3, momentum=None)
+        layer.num_batches_tracked = None
+        layer(torch.randn(4, 3))
+        assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, r: glt.functional.dropout_add(x, r, 0.5),
+        lambda x, r: glt.functional.batch_norm(x, None, None, None, None, True, residual=r),
+        lambda x, r: glt.functional.batch_norm(x, None, None, None, None, True, residual=r, activation="relu"),
+    ],
+)
+def test_a_sum_and_its_gradients_have_the_inputs_format(call):
+    x = channels_last(torch.randn(2, 3, 4, 5)).requires_grad_()
+    residual = torch.randn(2, 3, 4, 5, requires_grad=True)
+    y = call(x, residual)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    for dy in (torch.randn(2, 3, 4, 5), torch.ones(()).expand(2, 3, 4, 5)):
+        for gradient in torch.autograd.grad(y, (x, residual), dy, retain_graph=True):
+            assert gradient.is_contiguous(memory_format=torch.channels_last)
+    y = glt.functional.dropout_add(x, residual, 0.5, False)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_operations_of_batch_norm_on_what_is_absent():
+    statistics = torch.ops.gpu_layers.batch_norm_inference(
+        torch.ones(0, 2, 3), torch.zeros(2), torch.ones(2), torch.tensor([3.0, 4.0]), None, None, 0.0, "relu", False
+    )[1]
+    assert torch.equal(statistics, torch.tensor([[0.0, 0], [1, 1], [1, 1], [3, 4], [0, 0]]))
+    x, dy = values((2, 2, 3), torch.float32), values((2, 2, 3), torch.float32, 1)
+    statistics = torch.tensor([[0.0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
+    for training in (False, True):
+        *_, found = torch.ops.gpu_layers.batch_norm_backward(
+            dy, x, None, None, None, statistics, "relu", training, [True] * 4, False
+        )
+        assert torch.equal(found, torch.where(x > 0, dy, 0.0))

@@ -56,7 +56,7 @@ def test_gradient_sums_to_zero_per_sample():
         (np.zeros((2, 3)), np.array([0, 1, 1]), ValueError, "expected logits of shape"),
         (np.zeros((2, 3)), np.array([[0], [1]]), ValueError, "expected logits of shape"),
         (np.zeros(3), np.array([0, 1, 1]), ValueError, "expected logits of shape"),
-        (np.zeros((0, 3)), np.zeros(0, int), ValueError, "mean loss of nothing"),
+        (np.zeros((0, 3)), np.zeros(0, int), ValueError, "mean loss of an empty batch"),
         (np.zeros((2, 3), int), np.array([0, 1]), TypeError, "logits must be float16"),
         ([[0.0]], np.array([0]), TypeError, "expected a numpy.ndarray"),
     ],

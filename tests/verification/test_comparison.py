@@ -150,7 +150,7 @@ def test_a_device_that_is_gone_ends_it_and_the_case_is_named(monkeypatch, capsys
     whole = emulated_backend()
     lost = type(whole)("lost", whole.place, whole.activate, lambda: True)
     messages = []
-    with pytest.raises(DeviceLostError, match=r"since the case dropout float16 n=9001 \(1 of 2\)") as error:
+    with pytest.raises(DeviceLostError, match=r"responding after case dropout float16 n=9001 \(1 of 2\)") as error:
         verify(lost, TWO, report=messages.append)
     assert [(row.dtype, row.cases, row.failures) for row in error.value.rows] == [("float16", 1, messages)]
     monkeypatch.setattr("gpu_layers.cli.verify.emulated_backend", lambda **options: lost)

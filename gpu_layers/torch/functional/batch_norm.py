@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays, random, registry
-from gpu_layers.torch.checks import check_same_device, check_tensor, checked_activation, checked_residual, fail_as_torch
+from gpu_layers.torch.checks import (
+    check_residual,
+    check_same_device,
+    check_savable,
+    check_tensor,
+    checked_activation,
+    fail_as_torch,
+)
 from gpu_layers.torch.ops import batch_norm as batch_norm_rows
 
 __all__ = ["batch_norm"]
@@ -52,14 +59,18 @@ def batch_norm(
     Raises
     ------
     ValueError
-        For one value a channel in training, an eps that is not positive, another shape of the residual, or an unknown
+        For one value per channel in training, an eps that is not positive, another shape of the residual, or an unknown
         activation.
     TypeError
-        For what is no tensor of floats, or another dtype of the residual.
+        If input is not a floating-point tensor, or for another dtype of the residual.
     RuntimeError
         For parameters or statistics of another size, dtype or device.
     """
     check_tensor(input)
+    if not isinstance(momentum, (float, int)):
+        # torch's error for what is no number; it takes some that are of other types.
+        reference.batch_norm(input.new_zeros((2, 1)), None, None, None, None, True, momentum)
+        momentum = float(momentum)
     if input.dim() == 1 and not input.numel():
         return input.clone()  # as torch
     return normalize(
@@ -86,13 +97,17 @@ def normalize(
     eager = registry.is_eager(input, weight, bias, residual)
     check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, eager)
     if residual is not None:
-        residual = checked_residual(residual, input)
+        check_residual(residual, input)
     channels_last = arrays.is_channels_last(input.shape, input.stride())
     if not training:
         rows = batch_norm_rows.batch_norm_inference.first
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
+        if eager and input.is_inference():
+            check_savable(input, weight, bias, residual)
+        if momentum is None and num_batches_tracked is None:
+            momentum = 0.0  # as torch: nobody counts what is averaged over
         running = running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite
     rows = batch_norm_rows.batch_norm_training.first
     if eager:
@@ -118,24 +133,27 @@ def check_batch_norm(
     missing.
     """
     verdict = _kept_verdict if eager else _verdict
-    good, elsewhere = verdict(
-        input.shape,
-        input.dtype,
-        input.device,
-        training,
-        eps,
-        given_later,
-        None if running_mean is None else (running_mean.shape, running_mean.dtype, running_mean.device),
-        None if running_var is None else (running_var.shape, running_var.dtype, running_var.device),
-        None if weight is None else (weight.shape, weight.dtype, weight.device),
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-    )
+    try:
+        good, elsewhere = verdict(
+            input.shape,
+            input.dtype,
+            input.device,
+            training,
+            eps,
+            given_later,
+            None if running_mean is None else (running_mean.shape, running_mean.dtype, running_mean.device),
+            None if running_var is None else (running_var.shape, running_var.dtype, running_var.device),
+            None if weight is None else (weight.shape, weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+        )
+    except AttributeError:  # of what is no tensor
+        good = elsewhere = False
     if not good:
         fail_as_torch(
             "batch_norm does not take these arguments",
             reference.batch_norm,
             input,
-            *(None if one is None else one.detach().clone() for one in (running_mean, running_var)),
+            *(one.detach().clone() if isinstance(one, Tensor) else one for one in (running_mean, running_var)),
             weight,
             bias,
             training,
@@ -155,7 +173,7 @@ def _verdict(
     """
     good = len(shape) >= 2 and (others[0] is None) == (others[1] is None)
     if good and training:
-        # More than one value a channel.
+        # More than one value per channel.
         good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
         if good and len(shape) > 2 and shape[0] != 1:
             good = shape[0] * math.prod(shape[2:]) != 1
@@ -168,8 +186,10 @@ def _verdict(
             if one is not None:
                 # The input's dtype, or float32 for half types.
                 own, kind, place = one
-                if own != of_channels or not (kind is dtype or (half and kind is torch.float32)):
+                if own != of_channels:
                     good = False
+                elif not (kind is dtype or (half and kind is torch.float32)):
+                    good = not training and 0 in shape  # torch looks at nothing then
                 elif place != device:
                     elsewhere = True
     return good, elsewhere

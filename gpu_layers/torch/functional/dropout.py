@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import CreationMeta
+from torch._C._autograd import _get_creation_meta as _creation_of
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as reference
 
@@ -16,9 +19,10 @@ from gpu_layers.random import Generator
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import (
     check_probability,
+    check_residual,
+    check_savable,
     check_tensor,
     checked_activation,
-    checked_residual,
     fail_as_torch,
 )
 from gpu_layers.torch.ops import dropout as dropout_rows
@@ -40,7 +44,7 @@ __all__ = [
 def _drop(
     input: Tensor, p: float, training: bool, inplace: bool, generator: Generator | None, axes: int, kind: str
 ) -> Tensor:
-    """Draw a mask whose decisions the elements behind the leading axes share, and drop; input itself in evaluation.
+    """Drop by a fresh mask; elements that differ only in the trailing axes share one decision. Evaluation: the input.
 
     Callers have checked the input.
     """
@@ -50,6 +54,8 @@ def _drop(
         random.check_generator(generator)
     if not training:
         return input
+    if forward_ad._current_level >= 0:
+        registry.refuse_tangents("dropout", (input,))
     if inplace:
         return _drop_in_place(input, p, generator, axes, kind)
     eager = registry.is_eager(input)
@@ -59,8 +65,8 @@ def _drop(
 
 
 def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: int, kind: str) -> Tensor:
-    if torch.is_grad_enabled() and input.requires_grad and input.is_leaf:
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if not is_dynamo_compiling() and _is_refused_in_place(input):
+        input.mul_(1)  # raises, as torch words it, before anything is drawn or written
     if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
@@ -72,6 +78,16 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
     if eager:
         return dropout_rows.DropoutInPlace.apply(input, seed, numbers)
     return input.copy_(dropout_rows.dropout(input, seed, numbers))
+
+
+def _is_refused_in_place(x: Tensor) -> bool:
+    """Whether autograd allows no change of x: of a leaf or a view of one, of some views, of tensors of inference."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        if x.is_leaf:
+            return True
+        if x._is_view() and (x._base.is_leaf or _creation_of(x) is not CreationMeta.DEFAULT):
+            return True
+    return x.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _dropping(input: Tensor, p: float, axes: int, kind: str) -> Dropping:
@@ -123,7 +139,7 @@ def dropout(
     ValueError
         For p outside [0, 1].
     TypeError
-        For what is no tensor of floats, or no generator.
+        If it is not a floating-point tensor, or not a generator.
     RuntimeError
         On a device without kernels.
     """
@@ -139,7 +155,7 @@ def alpha_dropout(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments as of :func:`dropout`."""
+    """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     return _drop(input, p, training, inplace, generator, -1, "alpha")
 
@@ -152,7 +168,7 @@ def feature_alpha_dropout(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Alpha dropout of whole channels of ``(N, C, ...)``; arguments as of :func:`dropout`."""
+    """Alpha dropout of whole channels of ``(N, C, ...)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     if training and input.dim() < 2:
         fail_as_torch(
@@ -169,7 +185,7 @@ def dropout1d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, L)`` or ``(C, L)``; arguments as of :func:`dropout`."""
+    """Drop whole channels of ``(N, C, L)`` or ``(C, L)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     rank = input.dim()
     if rank not in (2, 3):
@@ -187,7 +203,7 @@ def dropout2d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, H, W)``; arguments as of :func:`dropout`.
+    """Drop whole channels of ``(N, C, H, W)``; arguments and errors as of :func:`dropout`.
 
     As torch, of a 3-D input those of ``(N, C, L)``, with a warning.
     """
@@ -214,7 +230,7 @@ def dropout3d(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; arguments as of :func:`dropout`."""
+    """Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
     rank = input.dim()
     if rank not in (4, 5):
@@ -285,9 +301,13 @@ def dropout_add(
     check_tensor(input)
     p = check_probability(p)
     random.check_generator(generator)
-    residual = checked_residual(residual, input)
+    check_residual(residual, input)
+    if residual.dtype is not input.dtype:
+        residual = residual.to(input.dtype)
     if not training:
-        return residual + input
+        return input + residual  # in this order: in the input's format
+    if forward_ad._current_level >= 0:
+        registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))
     return dropout_rows.dropout_add(input, residual, seed, (offset, _dropping(input, p, -1, "inverted")))
 
@@ -326,7 +346,12 @@ def activation_dropout(
         # No number is drawn: nothing is dropped for p = 0.
         seed, offset, p = 0, 0, 0.0
     else:
-        seed, offset = random.draw(input, generator, registry.is_eager(input))
+        if forward_ad._current_level >= 0:
+            registry.refuse_tangents("activation_dropout", (input,))
+        eager = registry.is_eager(input)
+        if eager and input.is_inference():
+            check_savable(input)
+        seed, offset = random.draw(input, generator, eager)
     if activation == "identity" and not training:
         return input
     numbers = offset, _dropping(input, p, -1, "inverted")

@@ -6,8 +6,10 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import functional as reference
 
 from gpu_layers.torch import arrays
@@ -44,14 +46,18 @@ __all__ = [
 ]
 
 
+# A size may be a symbol in a compiled graph.
+_NUMBERS = (int, torch.SymInt, np.integer)
+
+
 def _per_axis(value: Any, rank: int) -> tuple:
-    """One number a spatial axis, of one for all or of as many as were given."""
+    """One number per spatial axis, from one for all or as many as were given."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * rank if len(values) == 1 else values
 
 
 def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> tuple | None:
-    """Kernel, stride, padding and dilation, one a spatial axis; None where they make no window."""
+    """Kernel, stride, padding and dilation, one per spatial axis; None where they make no window."""
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         stride = kernel_size
     found = []
@@ -60,13 +66,13 @@ def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: i
         if len(values) != rank:
             return None
         for one in values:
-            # A size may be a symbol in a compiled graph.
-            if not isinstance(one, (int, torch.SymInt)) or isinstance(one, bool):
+            if not isinstance(one, _NUMBERS) or isinstance(one, bool):
                 return None
-        found.append(values)
+        found.append(tuple([int(one) if isinstance(one, np.integer) else one for one in values]))
     kernel, strides, pads, dilations = found
     for k, s, pad, d in zip(kernel, strides, pads, dilations, strict=True):
-        if k < 1 or s < 1 or d < 1 or pad < 0 or 2 * pad > d * (k - 1) + 1:
+        # Dilated or not, torch goes by the kernel's own size.
+        if k < 1 or s < 1 or d < 1 or pad < 0 or 2 * pad > k:
             return None
     return kernel, strides, pads, dilations
 
@@ -97,8 +103,10 @@ def _placed(
     *options: Any,
 ) -> Placing | None:
     """A window over an input of this shape and these strides; None where it is none, or does not fit."""
-    window, ceil_mode = _numbers(kernel_size, stride, padding, dilation, rank), bool(ceil_mode)
-    if window is None or not _fits(shape, rank, window, ceil_mode) or dtype not in arrays.FLOAT_DTYPES:
+    window = _numbers(kernel_size, stride, padding, dilation, rank)
+    if window is None or type(ceil_mode) is not bool or dtype not in arrays.FLOAT_DTYPES:
+        return None
+    if not _fits(shape, rank, window, ceil_mode):
         return None
     return _placing(shape, strides, rank, (*window, ceil_mode, ()), options)
 
@@ -108,9 +116,39 @@ def _placing(shape: Any, strides: Any, rank: int, numbers: tuple, options: tuple
     return Placing(shape[:-rank], shape[-rank:], numbers, (*options, channels_last))
 
 
+def _placed_averages(
+    shape: Any,
+    strides: Any,
+    dtype: torch.dtype,
+    rank: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: Any,
+    count_include_pad: Any,
+    divisor_override: Any,
+) -> Placing | None:
+    """As :func:`_placed`, of averages."""
+    if type(count_include_pad) is not bool or divisor_override == 0:
+        return None
+    if divisor_override is not None:
+        if not isinstance(divisor_override, _NUMBERS):
+            return None
+        divisor_override = int(divisor_override)
+    window = rank, kernel_size, stride, padding, 1, ceil_mode
+    placing = _placed(shape, strides, dtype, *window, count_include_pad, divisor_override)
+    return placing if placing is None or rank < 3 or _are_covered(placing) else None
+
+
+def _are_covered(placing: Placing) -> bool:
+    """Whether the image is at least as large as a window, which torch wants of averages over three axes."""
+    return all(size >= k for size, k in zip(placing.spatial, placing.numbers[0], strict=True))
+
+
 # For plain tensors; what does not fit is looked at again, with others.
 _remembered = lru_cache(maxsize=4096, typed=True)
 _kept = _remembered(_placed)
+_kept_averages = _remembered(_placed_averages)
 # Nested tensors have no shape, and lists are not hashable.
 _NOT_KEPT = (RuntimeError, TypeError)
 _DENSE = torch.strided
@@ -130,14 +168,15 @@ def max_pool(
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
             placing = _kept(
-                input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode
+                input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode, False
             )
         except _NOT_KEPT:
             placing = None
         if placing is not None:
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed(input.shape, input.stride(), input.dtype, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    window = rank, kernel_size, stride, padding, dilation, ceil_mode
+    placing = _placed(input.shape, input.stride(), input.dtype, *window, False)
     if placing is None:
         fail_as_torch(
             f"max_pool{rank}d does not take these arguments",
@@ -180,7 +219,7 @@ def max_pool1d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool1d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -206,7 +245,7 @@ def max_pool2d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool2d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -232,7 +271,7 @@ def max_pool3d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """:func:`max_pool3d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -247,30 +286,17 @@ def avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     """:func:`avg_pool2d` with so many spatial axes."""
-    include_pad = bool(count_include_pad)
-    if divisor_override != 0 and is_eager(input) and input.layout is _DENSE:
+    window = rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    if is_eager(input) and input.layout is _DENSE:
         try:
-            placing = _kept(
-                input.shape,
-                input.stride(),
-                input.dtype,
-                rank,
-                kernel_size,
-                stride,
-                padding,
-                1,
-                ceil_mode,
-                include_pad,
-                divisor_override,
-            )
+            placing = _kept_averages(input.shape, input.stride(), input.dtype, *window)
         except _NOT_KEPT:
             placing = None
         if placing is not None:
             return pool_rows.avg_pool.eagerly(input, placing)
     check_tensor(input)
-    window = rank, kernel_size, stride, padding, 1, ceil_mode
-    placing = _placed(input.shape, input.stride(), input.dtype, *window, include_pad, divisor_override)
-    if divisor_override == 0 or placing is None:
+    placing = _placed_averages(input.shape, input.stride(), input.dtype, *window)
+    if placing is None:
         theirs = getattr(reference, f"avg_pool{rank}d")
         given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
@@ -318,11 +344,14 @@ def avg_pool3d(
 
 def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
     """:func:`lp_pool2d` with so many spatial axes."""
-    norm_type = float(norm_type)
     check_tensor(input)
+    try:
+        p = float(norm_type)
+    except (TypeError, ValueError):
+        p = 0.0  # which torch refuses too
     window = rank, kernel_size, stride, 0, 1, ceil_mode
-    placing = _placed(input.shape, input.stride(), input.dtype, *window, norm_type)
-    if placing is None:
+    placing = _placed(input.shape, input.stride(), input.dtype, *window, p)
+    if placing is None or p == 0.0 or not (rank < 3 or _are_covered(placing)):
         fail_as_torch(
             f"lp_pool{rank}d does not take these arguments",
             getattr(reference, f"lp_pool{rank}d"),
@@ -333,11 +362,13 @@ def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride
             ceil_mode,
         )
     # Compared, not math.isinf: a compiled graph may hold a symbol for the number.
-    if norm_type == math.inf or norm_type == -math.inf:
-        sign = 1 if norm_type > 0 else -1
+    if p == math.inf or p == -math.inf:
+        sign = 1 if p > 0 else -1
         return sign * max_pool(rank, sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode, False)
-    if not norm_type > 0:
-        raise ValueError(f"norm_type must be greater than zero, but got {norm_type}")
+    if not p > 0:
+        # No norm, but what torch computes.
+        means = avg_pool(rank, input.abs() ** p, kernel_size, stride, 0, ceil_mode, True, None)
+        return (means * math.prod(placing.numbers[0])) ** (1 / p)
     return pool_rows.lp_pool(input, placing)
 
 
@@ -360,10 +391,10 @@ def _placed_adaptively(
     shape: Any, strides: Any, dtype: torch.dtype, rank: int, output_size: Any, *options: Any
 ) -> Placing | None:
     """The windows that cut an input of this shape into an output of this size; None where there are none."""
+    if output_size is None:
+        return None
     if not isinstance(output_size, (tuple, list)):
         output_size = (output_size,) * rank
-    elif len(output_size) == 1:
-        output_size = tuple(output_size) * rank
     if len(output_size) != rank or len(shape) not in (rank + 1, rank + 2) or dtype not in arrays.FLOAT_DTYPES:
         return None
     image = shape[-rank - 1 :]
@@ -372,9 +403,25 @@ def _placed_adaptively(
             return None
     sizes = tuple(own if size is None else size for size, own in zip(output_size, image[1:], strict=True))
     for size in sizes:
-        if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool) or size < 0:
+        if not isinstance(size, _NUMBERS) or isinstance(size, bool) or size < 0:
             return None
+    sizes = tuple([int(size) if isinstance(size, np.integer) else size for size in sizes])
     return _placing(shape, strides, rank, ((), (), (), (), False, sizes), options)
+
+
+def _is_known(shape: Any, rank: int, output_size: Any) -> bool:
+    """Whether the graph that is made, if any, is for windows of known sizes."""
+    if not is_compiling() and not any(isinstance(size, torch.SymInt) for size in shape):
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    outputs = _per_axis(output_size, rank)
+    if len(outputs) != rank:
+        return True  # which is refused
+    return all(
+        wanted is None or (has_static_value(size) and has_static_value(wanted))
+        for size, wanted in zip(shape[-rank:], outputs, strict=False)
+    )
 
 
 _kept_adaptively = _remembered(_placed_adaptively)
@@ -384,13 +431,14 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices
     """:func:`adaptive_max_pool2d` with so many spatial axes."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
-            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
+            placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, False)
         except _NOT_KEPT:
             placing = None
         if placing is not None:
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size)
+    wide = not _is_known(input.shape, rank, output_size)
+    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, wide)
     if placing is None:
         fail_as_torch(
             f"adaptive_max_pool{rank}d does not take these arguments",
@@ -428,7 +476,7 @@ def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool1d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(1, input, output_size, True)
 
 
@@ -438,7 +486,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool2d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(2, input, output_size, True)
 
 
@@ -448,7 +496,7 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """:func:`adaptive_max_pool3d`, and where the values were, whatever ``return_indices`` says."""
+    """:func:`adaptive_max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(3, input, output_size, True)
 
 
@@ -513,6 +561,8 @@ def _unpooled_size(
         if size == 0:
             return None
     kernel, strides, pads = given
+    if rank == 3 and min(strides) <= 0:
+        return None
     sizes = tuple(
         (size - 1) * s + k - 2 * pad for size, k, s, pad in zip(shape[1:], kernel, strides, pads, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The modules, and which takes the place of which of torch's."""
+"""The modules, and the torch.nn class that each replaces."""
 
 from torch import nn
 

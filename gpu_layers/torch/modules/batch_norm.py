@@ -191,7 +191,7 @@ class _BatchNormAct(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *collected: Any
     ) -> None:
         version = local_metadata.get("version", None)
-        # As torch's batch norms: before version 2 nobody counted batches.
+        # As torch's batch norms: before version 2 batches were not counted.
         if (version is None or version < 2) and self.track_running_stats:
             key = prefix + "num_batches_tracked"
             if key not in state_dict:
@@ -222,7 +222,7 @@ COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
 }
-#: The class of a batch norm that took in the activation behind it.
+#: The class of a batch norm that absorbed the activation that follows it.
 WITH_ACTIVATION: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm1d: BatchNormAct1d,
     BatchNorm2d: BatchNormAct2d,

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class _WithGenerator(nn.Module):
-    """What the dropout modules of torch get beside their own arguments.
+    """What the dropout modules of torch get in addition to their own arguments.
 
     Attributes
     ----------
@@ -57,33 +57,40 @@ class Dropout(_WithGenerator, nn.Dropout):
     p, inplace
         As torch's.
     generator : gpu_layers.Generator, optional
-        Where the masks come from: one offset a training forward, and the same bits on every device. By default torch's
-        default generator of the input's device decides, with one draw a training forward.
+        Where the masks come from: one offset per training forward, and the same bits on every device. By default
+        torch's default generator of the input's device decides, with one draw per training forward.
+
+    Raises
+    ------
+    ValueError
+        For p outside [0, 1].
+    TypeError
+        If p is not a number, or generator is not a gpu_layers.Generator.
     """
 
     _function = staticmethod(functional.dropout)
 
 
 class Dropout1d(_WithGenerator, nn.Dropout1d):
-    """``torch.nn.Dropout1d``: whole channels; parameters as :class:`Dropout`."""
+    """``torch.nn.Dropout1d``: whole channels; parameters and errors as :class:`Dropout`."""
 
     _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_WithGenerator, nn.Dropout2d):
-    """``torch.nn.Dropout2d``: whole channels; parameters as :class:`Dropout`."""
+    """``torch.nn.Dropout2d``: whole channels; parameters and errors as :class:`Dropout`."""
 
     _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_WithGenerator, nn.Dropout3d):
-    """``torch.nn.Dropout3d``: whole channels; parameters as :class:`Dropout`."""
+    """``torch.nn.Dropout3d``: whole channels; parameters and errors as :class:`Dropout`."""
 
     _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_WithGenerator, nn.AlphaDropout):
-    """``torch.nn.AlphaDropout``, for SELU networks; parameters as :class:`Dropout`."""
+    """``torch.nn.AlphaDropout``, for SELU networks; parameters and errors as :class:`Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
@@ -91,7 +98,7 @@ class AlphaDropout(_WithGenerator, nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(_WithGenerator, nn.FeatureAlphaDropout):
-    """``torch.nn.FeatureAlphaDropout``: whole channels; parameters as :class:`Dropout`."""
+    """``torch.nn.FeatureAlphaDropout``: whole channels; parameters and errors as :class:`Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
@@ -99,7 +106,7 @@ class FeatureAlphaDropout(_WithGenerator, nn.FeatureAlphaDropout):
 
 
 class _Masking(nn.Module):
-    """What the modules that torch has none of share."""
+    """What the modules that torch does not have share."""
 
     def __init__(self, p: float, generator: Generator | None) -> None:
         super().__init__()
@@ -121,6 +128,11 @@ class DropPath(_Masking):
         In [0, 1].
     generator : gpu_layers.Generator, optional
         As of :class:`Dropout`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :class:`Dropout`.
     """
 
     def __init__(self, p: float = 0.0, *, generator: Generator | None = None) -> None:
@@ -132,7 +144,7 @@ class DropPath(_Masking):
 
 
 class DropoutAdd(_Masking):
-    """``residual + dropout(input)``, one kernel each way; parameters as :class:`Dropout`."""
+    """``residual + dropout(input)``, one kernel each way; parameters and errors as :class:`Dropout`."""
 
     def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
         super().__init__(p, generator)
@@ -155,6 +167,11 @@ class ActivationDropout(_Masking):
         Dropout after the activation, or before it.
     generator : gpu_layers.Generator, optional
         As of :class:`Dropout`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :class:`Dropout`; ValueError for an unknown activation or order.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class _Pool(nn.Module):
 
 
 class _MaxPool(_Pool):
-    """``torch.nn``'s, which keeps one byte an output for backward, for windows of at most 256 taps."""
+    """``torch.nn``'s, which keeps one byte per output for backward, for windows of at most 256 taps."""
 
     def forward(self, input: Tensor) -> Any:
         """Largest value of each window; with ``return_indices`` also where it was."""
@@ -175,7 +175,7 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
 
 
 class _MaxUnpool(_Pool):
-    """``torch.nn``'s; of equal indices the last counts."""
+    """``torch.nn``'s; where indices are equal, the last value is kept."""
 
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
-from gpu_layers.torch.modules.batch_norm import statistics_of
+from gpu_layers.torch.modules.batch_norm import _BatchNormAct, statistics_of
 
 __all__ = ["SyncBatchNorm"]
 
@@ -22,7 +24,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     The processes of the group hold parts of a batch, of any sizes, also empty ones. Each direction gathers some numbers
     of every channel, which are added in the order of the ranks in float64: the same bits everywhere, and in every run.
-    Gradients of weight and bias are sums over the own part, as torch's. ``convert`` leaves torch's class alone;
+    Gradients of weight and bias are sums over the process's part, as in torch. ``convert`` keeps torch's class;
     :meth:`convert_sync_batchnorm` makes this one of all batch norms. Not in compiled graphs, nor under ``torch.func``.
     """
 
@@ -37,7 +39,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         given = mean, var, tracked, self.weight, self.bias, training, self.momentum, self.eps
         if not training or alone:
             return normalize(input, *given, None, None, False)
-        # Of one value a channel the other processes may have more.
+        # Of one value per channel the other processes may have more.
         eager = registry.is_eager(input, self.weight, self.bias)
         check_batch_norm(
             input, mean, var, self.weight, self.bias, False, self.momentum, self.eps, eager, given_later=True
@@ -53,7 +55,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """As torch's, to this class."""
+        """As torch's, to this class; a ``BatchNormAct``, which has no counterpart, stays and is named in a warning."""
+        for name, one in module.named_modules():
+            if isinstance(one, _BatchNormAct):
+                warnings.warn(
+                    f"{name or 'the model'} is a {type(one).__name__}, which is not synchronised: convert the model "
+                    "without fuse=True",
+                    stacklevel=2,
+                )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
         for one in module.modules():
             if type(one) is nn.SyncBatchNorm:
@@ -82,7 +91,7 @@ def _gathered(values: Tensor, group: Any) -> Tensor:
 
 
 class _Synchronized(torch.autograd.Function):
-    """Gives the result, the statistics (5, C) and the number of values a channel in all processes."""
+    """Gives the result, the statistics (5, C) and the number of values per channel in all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, eps: float, channels_last: bool, group: Any) -> tuple:
@@ -121,6 +130,8 @@ class _Synchronized(torch.autograd.Function):
         x, weight, bias, statistics, count = ctx.saved_tensors
         of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         dy = torch.zeros_like(x) if dy is None else dy
+        if forward_ad._current_level >= 0:
+            registry.refuse_tangents("sync_batch_norm_backward", (dy,))
         with arrays.at(ctx.place):
             place, last = arrays.here(x), ctx.channels_last
             gradient = place.array(dy, last)

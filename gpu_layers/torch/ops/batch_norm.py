@@ -11,6 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
+from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
 _Tensor = Any
@@ -22,6 +23,19 @@ def _new_statistics(x: _Tensor) -> torch.Tensor:
     return arrays.empty((5, x.shape[1]), accumulation_dtype(x.dtype), x)
 
 
+def _as_input(residual: _Tensor, x: _Tensor) -> _Tensor:
+    """In the input's dtype, which it has not under autocast: what is saved is the residual itself, and no copy."""
+    return residual if residual.dtype is x.dtype else residual.to(x.dtype)
+
+
+def _statistics_of_nothing(x: _Tensor, weight: _Tensor, bias: _Tensor) -> torch.Tensor:
+    statistics = _new_statistics(x).zero_()
+    statistics[3] = 1.0 if weight is None else weight
+    if bias is not None:
+        statistics[4] = bias
+    return statistics
+
+
 def _raw(
     x: _Tensor,
     weight: _Tensor,
@@ -31,7 +45,7 @@ def _raw(
 ) -> tuple:
     eps, activation, channels_last, running = numbers
     if not x.numel():
-        statistics = _new_statistics(x).zero_()
+        statistics = _statistics_of_nothing(x, weight, bias)
         statistics[2] = eps**-0.5
         if running is not None:
             _fold(_run_update, x, statistics, running)
@@ -49,7 +63,7 @@ def _raw(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(residual, channels_last),
+        None if residual is None else array(_as_input(residual, x), channels_last),
         activation,
         found,
     )
@@ -102,7 +116,7 @@ def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: tuple)
     dresidual = None
     if activation == "identity" and needed[3]:
         # The gradient of a sum: no kernel is needed.
-        dresidual, needed = dy, (*needed[:3], False)
+        dresidual, needed = arrays.in_format(dy, channels_last), (*needed[:3], False)
     found: Any = (None,) * 4
     if True in needed:
         if is_plain(dy):
@@ -150,7 +164,7 @@ def _composite(
     if activation != "identity":
         z = xhat if gamma is None else xhat * gamma
         z = z if bias is None else z + bias.to(dtype).reshape(shape)
-        z = z if residual is None else z + residual.to(dtype)
+        z = z if residual is None else z + _as_input(residual, x).to(dtype)
         slope = gradient_factor(z, activation)
         # Not by multiplying: a clipped unit passes no gradient, were it infinite.
         dz = torch.where(slope == 0, 0.0, dy * slope)
@@ -194,7 +208,7 @@ def _raw_inference(
     eps, activation, channels_last = numbers
     dtype = accumulation_dtype(x.dtype)
     if not x.numel():
-        statistics = _new_statistics(x)
+        statistics = _statistics_of_nothing(x, weight, bias)
         statistics[0], statistics[1], statistics[2] = running_mean, running_var, (running_var + eps).rsqrt()
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place = arrays.here(x)
@@ -207,7 +221,7 @@ def _raw_inference(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(residual, channels_last),
+        None if residual is None else array(_as_input(residual, x), channels_last),
         activation,
     )
     return place.tensor(y, channels_last), place.kept(statistics)
@@ -223,7 +237,13 @@ def _fake_inference(x: _Tensor, running_mean: _Tensor, running_var: _Tensor, *ot
 
 
 def _save_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, _, _, *others = inputs
+    x, running_mean, running_var, *others = inputs
+    for name, one in (("running_mean", running_mean), ("running_var", running_var)):
+        if one.requires_grad:
+            raise RuntimeError(
+                f"The function 'native_batch_norm' is not differentiable with respect to argument '{name}'. This "
+                "input cannot have requires_grad True."
+            )
     _save(ctx, (x, *others), output)
 
 
@@ -261,7 +281,9 @@ def _found_gradients(
         return tuple([one.zero_() if need else None for one, need in zip(found, numbers[2], strict=True)])
     place = arrays.here(x)
     floor, array, tensor = place.floor, place.array, place.tensor
-    added = None if residual is None else array(residual, channels_last)
+    if of_residual and residual is None:  # asked of the operation itself only
+        residual = torch.zeros_like(x)
+    added = None if residual is None else array(_as_input(residual, x), channels_last)
     gradient = array(dy, channels_last)
     # Without a number of writes: autograd notices what is written to.
     saved = BatchNormSaved(array(x, channels_last), place.raw(statistics), channels_last, added, activation, 0)
@@ -300,7 +322,7 @@ def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest
 
 
 def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[bool], channels_last: bool) -> tuple:
-    """Tensors for the four gradients; empty ones for those that nobody wants."""
+    """Tensors for the four gradients; empty ones for those that were not requested."""
 
     def of_channels(values: _Tensor, need: bool) -> torch.Tensor:
         dtype = accumulation_dtype(x.dtype) if values is None else values.dtype
@@ -356,8 +378,11 @@ def _run_update(
     """``running = (1 - momentum) * running + momentum * batch``; the variance of the batch is the unbiased one.
 
     Without a momentum the average is cumulative: 1 over the number of batches, read on the device. As torch's own, the
-    update does not count as a change for autograd's version counters.
+    update does not count as a change for autograd's version counters. Nothing is done within a backward pass: that a
+    compiled graph is recomputed, or recomputes something itself, is known only once it runs.
     """
+    if is_recomputation():
+        return
     count, momentum, skip_nonfinite = numbers
     batches = statistics.new_zeros((), dtype=torch.int64) if num_batches_tracked is None else num_batches_tracked
     changed = running_mean, running_var, batches

@@ -186,7 +186,9 @@ def _fake_add(x: Any, residual: Any, seed: Any, numbers: tuple) -> torch.Tensor:
 
 def _backward_add(ctx: Any, dy: torch.Tensor) -> tuple:
     dx = _backward(ctx, dy)[0] if ctx.needs_input_grad[0] else None
-    return dx, dy if ctx.needs_input_grad[1] else None, None
+    if not ctx.needs_input_grad[1]:
+        return dx, None, None
+    return dx, arrays.in_format(dy, ctx.numbers[1].channels_last), None
 
 
 dropout_add = define(

@@ -81,6 +81,10 @@ class Placing:
         return output_sizes(self.spatial, *self.numbers)
 
     def argmax_dtype(self) -> torch.dtype:
+        """dtype of max pooling's numbers of taps, whose option says whether those of floors are widened."""
+        return torch.int32 if self.options[0] else self.least_argmax_dtype()
+
+    def least_argmax_dtype(self) -> torch.dtype:
         """Smallest dtype that numbers the taps, of ``core.argmax.argmax_dtype``."""
         taps: Any = 1
         kernel, *_, output_size = self.numbers
@@ -105,7 +109,7 @@ class Placing:
 def _most_taps(size: Any, outputs: Any) -> Any:
     """Taps of the largest adaptive window along an axis: ``ceil((i + 1) L / o) - floor(i L / o)``."""
     if type(outputs) is not int:
-        return 1  # as many windows as inputs: the only symbol that comes here
+        return 1  # as many windows as inputs: of other symbols the numbers are wide
     most = 1
     for i in range(outputs):
         most = torch.sym_max(most, -(-(i + 1) * size // outputs) - i * size // outputs)
@@ -148,6 +152,11 @@ def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool
 
 
 # ---- the largest of each window
+#
+# A graph may be compiled for images of sizes that are not known, and so for adaptive windows of any number of taps:
+# their numbers are wide then, as the results' dtypes are not to depend on sizes.
+
+_WIDE = "bool wide_argmax"
 
 
 def _raw_max(x: _Tensor, placing: Placing) -> tuple:
@@ -165,7 +174,8 @@ def _raw_max(x: _Tensor, placing: Placing) -> tuple:
 
 def _run_max(x: _Tensor, placing: Placing) -> tuple:
     y, argmax = _raw_max(x, placing)
-    return y, arrays.tensor_of(argmax, placing.channels_last)
+    argmax = arrays.tensor_of(argmax, placing.channels_last)
+    return y, argmax.to(torch.int32) if placing.options[0] else argmax
 
 
 def _fake_max(x: _Tensor, placing: Placing) -> tuple:
@@ -186,7 +196,7 @@ def _backward_max(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple:
 
 
 max_pool = define(
-    f"max_pool(Tensor input, {_WINDOW}, {_LAST}) -> (Tensor, Tensor)",
+    f"max_pool(Tensor input, {_WINDOW}, {_WIDE}, {_LAST}) -> (Tensor, Tensor)",
     _run_max,
     _fake_max,
     _backward_max,
@@ -202,6 +212,8 @@ def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing) -> torch.T
     if window is None:
         return placing.of_input(dy).zero_()
     place, last = arrays.here(dy), placing.channels_last
+    if placing.options[0]:
+        argmax = argmax.to(placing.least_argmax_dtype())
     batch, chosen = place.array(dy, last), place.raw(argmax, last)
     if placing.batched:
         found = place.floor.max_pool_backward(batch, chosen, window, last, None)
@@ -223,7 +235,7 @@ def _backward_max_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
 
 
 max_pool_backward = define(
-    f"max_pool_backward(Tensor grad, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_backward(Tensor grad, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_WIDE}, {_LAST}) -> Tensor",
     _run_max_backward,
     _fake_of_input,
     _backward_max_backward,
@@ -252,7 +264,7 @@ def _backward_gather(ctx: Any, dy: torch.Tensor) -> tuple:
 
 
 max_pool_gather = define(
-    f"max_pool_gather(Tensor input, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_gather(Tensor input, Tensor argmax, SymInt[] spatial, {_WINDOW}, {_WIDE}, {_LAST}) -> Tensor",
     _run_gather,
     _fake_gather,
     _backward_gather,
@@ -292,7 +304,7 @@ def _fake_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
 
 
 max_pool_indices = define(
-    f"max_pool_indices(Tensor argmax, SymInt[] spatial, {_WINDOW}, {_LAST}) -> Tensor",
+    f"max_pool_indices(Tensor argmax, SymInt[] spatial, {_WINDOW}, {_WIDE}, {_LAST}) -> Tensor",
     _run_indices,
     _fake_indices,
     **_FROM_OUTPUT,
@@ -507,7 +519,7 @@ def _backward_unpool_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     # Of equal indices each has read the value: their gradients add up, which the forward's map does not do.
     flat, plane = indices.flatten(-rank), math.prod(ctx.shape[-rank:])
     inside = (flat >= 0) & (flat < plane)
-    values = torch.where(inside, gradient.flatten(-rank), 0.0)
+    values = torch.where(inside, gradient.reshape(flat.shape), 0.0)
     zeros = gradient.new_zeros((*ctx.shape[:-rank], plane))
     return zeros.scatter_add(-1, torch.where(inside, flat, 0), values).reshape(ctx.shape), None
 
