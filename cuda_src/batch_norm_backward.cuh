@@ -206,6 +206,16 @@ struct ChannelArrays {
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
+// Number of a row of threads. Where gradients are gathered, those of a warp take every other row: neighbours
+// in an image are under different windows, and all lanes of a warp go through those of each. A block has an
+// even number of warps.
+template <typename Source>
+__device__ __forceinline__ unsigned int row_thread() {
+    if (Source::kIsArray) return threadIdx.y;
+    const unsigned int of_warp = kWarpThreads / blockDim.x, of_two = threadIdx.y & (2 * of_warp - 1);
+    return threadIdx.y - of_two + 2 * (of_two & (of_warp - 1)) + (of_two >= of_warp ? 1 : 0);
+}
+
 template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients_of_nchw(
     const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
@@ -231,15 +241,17 @@ __device__ __forceinline__ void sum_gradients_of_nhwc(
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     const int rank = blockIdx.x / static_cast<int>(layout.tiles);
     const long long channel = first_channel<Width>(layout, rank);
+    const unsigned int thread = row_thread<Source>();
     ParameterGradients<T, Width, Width, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
     for (int k = 0; k < Width; ++k) {
         gradients.sums[k] = GradientSums<A>::identity();
         if (channel < layout.channels) of_channels.load(gradients.rules[k], channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid);
-    column_reduce(gradients.sums, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
+    if (channel < layout.channels)
+        for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid, thread);
+    column_reduce(gradients.sums, scratch, thread);
+    if (thread != 0 || channel >= layout.channels) return;
 #pragma unroll
     for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, rank, layout.blocks);
 }
@@ -278,5 +290,6 @@ __device__ __forceinline__ void input_gradients_of_nhwc(
         gradients.input_rules[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
     }
     constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
-    for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);
+    const unsigned int thread = row_thread<Source>();
+    for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid, thread);
 }

@@ -39,6 +39,10 @@ struct DoubleSums {
 };
 constexpr int kDoubleSums = 5;
 
+// Vectors of each array that a thread reads at once. Where it has registers for one only, with the numbers of
+// all channels of a vector, so many are asked for ahead.
+constexpr int kDoubleLoads = 2, kAskedAhead = 4;
+
 // What the gradients of the elements of a channel are made of:
 //   ddy = phi'(z) * (v_scale * v + d_scale * d + shift + ddresidual)
 //   dx = d_scale * w + v_slope * v + d_slope * d + offset
@@ -66,19 +70,24 @@ struct DoubleInputs {
         take(to_accumulate(ddx[i]), phi.backward(to_accumulate(dy[i]), z), value - rules[0].mean, z);
     }
 
-    // Calls take(k, v, w, d, z) for value k of the vector at i.
+    struct Loaded {
+        Vector<T, Width> v, gradients, values, added;
+    };
+    __device__ __forceinline__ Loaded load(long long i) const {
+        return {Vector<T, Width>::load(ddx + i), Vector<T, Width>::load(dy + i),
+                Vector<T, Width>::load(x + i), residual_at<T, Width>(residual, i)};
+    }
+
+    // Calls take(k, v, w, d, z) for value k of what was loaded.
     template <typename Take>
-    __device__ __forceinline__ void vector(long long i, Take take) const {
-        const Vector<T, Width> v = Vector<T, Width>::load(ddx + i),
-                               gradients = Vector<T, Width>::load(dy + i);
-        const Vector<T, Width> values = Vector<T, Width>::load(x + i);
-        const Vector<T, Width> added = residual_at<T, Width>(residual, i);
+    __device__ __forceinline__ void of(const Loaded& loaded, Take take) const {
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
             const Normalization<A>& rule = rules[channel_of<Channels>(k)];
-            const A value = to_accumulate(values[k]);
-            const A z = rule.apply(value) + to_accumulate(added[k]);
-            take(k, to_accumulate(v[k]), phi.backward(to_accumulate(gradients[k]), z), value - rule.mean, z);
+            const A value = widened(loaded.values, k);
+            const A z = rule.apply(value) + widened(loaded.added, k);
+            take(k, widened(loaded.v, k), phi.backward(widened(loaded.gradients, k), z), value - rule.mean,
+                 z);
         }
     }
 };
@@ -95,10 +104,13 @@ struct DoubleSummation {
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
+        typename DoubleInputs<T, Width, Channels>::Loaded loaded[Count];
+#pragma unroll
+        for (int u = 0; u < Count; ++u) loaded[u] = inputs.load(i + u * step);
 #pragma unroll
         for (int u = 0; u < Count; ++u)
-            inputs.vector(i + u * step,
-                          [&](int k, A v, A w, A d, A) { sums[channel_of<Channels>(k)].add(v, w, d); });
+            inputs.of(loaded[u],
+                      [&](int k, A v, A w, A d, A) { sums[channel_of<Channels>(k)].add(v, w, d); });
     }
 };
 
@@ -128,7 +140,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     DoubleSummation<T, kVectorWidth<T>, 1> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
+    for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
     const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
     if (threadIdx.x == 0 && threadIdx.y == 0)
         write_double_sums(sums, partial_sums, block.channel, block.rank, layout.blocks);
@@ -151,7 +163,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         body.sums[k] = DoubleSums<A>::identity();
         if (channel < layout.channels) body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<1>(layout, channel, rank, body);
+    if (channel < layout.channels) for_each_in_nhwc_block<kDoubleLoads>(layout, channel, rank, body);
     column_reduce(body.sums, scratch);
     if (threadIdx.y != 0 || channel >= layout.channels) return;
 #pragma unroll
@@ -173,6 +185,7 @@ __global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std,
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     DoubleSums<A> sums = DoubleSums<A>::identity();
+#pragma unroll 8
     for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads) {
         const A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
         sums = sums.combine({partial[0], partial[1], partial[2], partial[3], partial[4]});
@@ -213,6 +226,17 @@ struct DoubleGradients {
     T* ddy;
     T* dx;
     DoubleCoefficients<A> of_channels[Channels];
+    // How far ahead of a vector others are asked for, and from where on there are none.
+    long long ahead = 0, end = 0;
+
+    __device__ __forceinline__ void ask_for(long long i) const {
+        if (i >= end) return;
+        prefetch(inputs.ddx + i);
+        prefetch(inputs.dy + i);
+        prefetch(inputs.x + i);
+        if (inputs.residual != nullptr) prefetch(inputs.residual + i);
+        if (ddresidual != nullptr) prefetch(ddresidual + i);
+    }
 
     __device__ __forceinline__ void load(int k, const A* coefficients, long long channel,
                                          long long channels) {
@@ -242,17 +266,24 @@ struct DoubleGradients {
 
     template <int Count>
     __device__ __forceinline__ void vectors(long long i, long long step) {
+        ask_for(i + ahead);
+        typename DoubleInputs<T, Width, Channels>::Loaded loaded[Count];
+        Vector<T, Width> added[Count];
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
-            const Vector<T, Width> added = residual_at<T, Width>(ddresidual, i + u * step);
-            Vector<T, Width> of_gradients, of_inputs;
-            inputs.vector(i + u * step, [&](int k, A v, A w, A d, A z) {
+            loaded[u] = inputs.load(i + u * step);
+            added[u] = residual_at<T, Width>(ddresidual, i + u * step);
+        }
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            A of_gradients[Width], of_inputs[Width];
+            inputs.of(loaded[u], [&](int k, A v, A w, A d, A z) {
                 const DoubleCoefficients<A>& c = of_channels[channel_of<Channels>(k)];
-                of_gradients[k] = from_accumulate<T>(of_dy(c, v, d, z, to_accumulate(added[k])));
-                of_inputs[k] = from_accumulate<T>(of_x(c, v, w, d));
+                of_gradients[k] = of_dy(c, v, d, z, widened(added[u], k));
+                of_inputs[k] = of_x(c, v, w, d);
             });
-            of_gradients.store(ddy + i + u * step);
-            of_inputs.store(dx + i + u * step);
+            rounded<T, Width>(of_gradients).store(ddy + i + u * step);
+            rounded<T, Width>(of_inputs).store(dx + i + u * step);
         }
     }
 };
@@ -274,7 +305,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
     body.inputs.rules[0].load(mean, inv_std, gamma, beta, block.channel);
     body.load(0, coefficients, block.channel, layout.channels);
-    for_each_in_nchw_block<T, 1>(layout, block.channel, block.rank, body);
+    for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
 }
 
 template <typename T, int Width>
@@ -294,6 +325,15 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     for (int k = 0; k < Width; ++k) {
         body.inputs.rules[k].load(mean, inv_std, gamma, beta, channel + k);
         body.load(k, coefficients, channel + k, layout.channels);
+    }
+    if constexpr (Width > 1) {
+        const BlockRows rows(layout, rank);
+        const long long apart = blockDim.y * layout.channels;
+        const long long first = (rows.begin + threadIdx.y) * layout.channels + channel;
+        body.ahead = kAskedAhead * apart;
+        body.end = (rows.begin + rows.rows) * layout.channels;
+#pragma unroll
+        for (int n = 1; n < kAskedAhead; ++n) body.ask_for(first + n * apart);
     }
     for_each_in_nhwc_block<1>(layout, channel, rank, body);
 }

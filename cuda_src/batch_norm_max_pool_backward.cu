@@ -65,7 +65,8 @@ struct PooledGradientOfRows {
         const TwoWindows rows = along(1, place.row), columns = along(2, place.column);
         const int height = static_cast<int>(window.output[1]), width = static_cast<int>(window.output[2]);
         const int groups = static_cast<int>(window.groups);
-        const int vector = ((place.image * height + rows.last) * width + columns.last) * groups + place.group;
+        const int vector =
+            kept(((place.image * height + rows.last) * width + columns.last) * groups + place.group);
         Loaded loaded;
         loaded.tap = rows.tap * window.kernel[2] + columns.tap;
 #pragma unroll

@@ -209,10 +209,12 @@ __device__ __forceinline__ void forward_persistent_nchw(const T* x,
     const GroupBlock block(layout.blocks);
     unsigned int expected = 0;
     for (int channel = block.group; channel < layout.channels; channel += block.groups) {
-        A origin[1] = {to_accumulate(x[first_in_nchw(layout, channel, valid)])};
+        const T first = x[first_in_nchw(layout, channel, valid)];
         FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
         for_each_in_nchw_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
         wait_for_copies();
+        // Not before: it would be waited for.
+        A origin[1] = {to_accumulate(first)};
         StatisticsOfCached<T, kWidth, 1> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         for_each_in_nchw_block<T, kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
         Moments<A> of_part[1];

@@ -155,7 +155,9 @@ struct GradientResult {
     }
 };
 
-__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int linear_thread(unsigned int row = threadIdx.y) {
+    return row * blockDim.x + threadIdx.x;
+}
 
 // Of a channel, from those of its blocks, in lane 0 of the warp.
 //   origin   is set there too
@@ -190,21 +192,22 @@ constexpr int kColumnScratch = Width * kChannelThreads / 2;
 //   __shared__ Moments<A> scratch[kColumnScratch<Width>];
 //   column_reduce(moments, scratch);
 //   if (threadIdx.y == 0) write(moments);
-// All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
-// result.
+//   thread   number of the row of threads, if not threadIdx.y
+// All threads of the block must call it, blockDim.y a power of two; those of row 0 get the result.
 template <int Width, typename Value>
-__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
+__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch,
+                                              unsigned int thread = threadIdx.y) {
     for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
-        const int other = linear_thread() - static_cast<int>(half * blockDim.x);
-        if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+        const int other = linear_thread(thread) - static_cast<int>(half * blockDim.x);
+        if (thread >= half && thread < 2 * half) {
 #pragma unroll
             for (int k = 0; k < Width; ++k) scratch[k * (kChannelThreads / 2) + other] = values[k];
         }
         __syncthreads();
-        if (threadIdx.y < half) {
+        if (thread < half) {
 #pragma unroll
             for (int k = 0; k < Width; ++k)
-                values[k] = values[k].combine(scratch[k * (kChannelThreads / 2) + linear_thread()]);
+                values[k] = values[k].combine(scratch[k * (kChannelThreads / 2) + linear_thread(thread)]);
         }
         __syncthreads();
     }

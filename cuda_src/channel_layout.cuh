@@ -279,14 +279,16 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 //   channel     first channel of this thread; the caller has checked that it exists
 //   Backwards   from the last row to the first
 //   valid       AllPositions or SomePositions
+//   thread      number of the row of threads, if not threadIdx.y
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, bool Backwards = false, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_rows(const NhwcLayout& layout, long long channel, long long begin,
-                                                 int rows, Body& body, const Valid& valid = {}) {
+                                                 int rows, Body& body, const Valid& valid = {},
+                                                 unsigned int thread = threadIdx.y) {
     if (rows <= 0) return;
     const int apart = static_cast<int>(Backwards ? 0 - blockDim.y : blockDim.y);
-    const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
-    long long row = Backwards ? begin + rows - 1 - threadIdx.y : begin + threadIdx.y;
+    const Share<Unroll> share(rows, thread, blockDim.y);
+    long long row = Backwards ? begin + rows - 1 - thread : begin + thread;
     long long i = row * layout.channels + channel;
     const long long step = apart * layout.channels;
     if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {
@@ -315,7 +317,8 @@ struct BlockRows {
 // The same in all rows of the block of rank `rank`.
 template <int Unroll, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
-                                                       long long rank, Body& body, const Valid& valid = {}) {
+                                                       long long rank, Body& body, const Valid& valid = {},
+                                                       unsigned int thread = threadIdx.y) {
     const BlockRows of_block(layout, rank);
-    for_each_in_rows<Unroll>(layout, channel, of_block.begin, of_block.rows, body, valid);
+    for_each_in_rows<Unroll>(layout, channel, of_block.begin, of_block.rows, body, valid, thread);
 }

@@ -65,6 +65,12 @@ __device__ __forceinline__ void prefetch(const void* address) {
 }
 
 // The same number, which the compiler keeps: what is used in branches it would compute in each of them.
+__device__ __forceinline__ int kept(int number) {
+#ifndef GPU_LAYERS_EMULATED
+    asm volatile("" : "+r"(number));
+#endif
+    return number;
+}
 __device__ __forceinline__ long long kept(long long number) {
 #ifndef GPU_LAYERS_EMULATED
     asm volatile("" : "+l"(number));
