@@ -311,10 +311,11 @@ def test_pools_with_indices(name, argument, rank):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_parameters_can_be_resized_afterwards(training):
+def test_parameters_and_buffers_can_be_resized_afterwards(training):
     # As FSDP does; torch refuses it of memory that NumPy has seen.
-    for layer in (glt.BatchNorm2d(3), glt.BatchNormAct2d(3, bias=False), glt.BatchNorm2d(3).bfloat16()):
+    cumulative = glt.BatchNorm2d(3, momentum=None)
+    for layer in (glt.BatchNorm2d(3), cumulative, glt.BatchNormAct2d(3, bias=False), glt.BatchNorm2d(3).bfloat16()):
         layer.train(training)
         layer(torch.randn(2, 3, 4, 4, dtype=layer.weight.dtype, requires_grad=True)).sum().backward()
-        for parameter in layer.parameters():
+        for parameter in (*layer.parameters(), *layer.buffers()):
             parameter.untyped_storage().resize_(0)

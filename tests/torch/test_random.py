@@ -196,6 +196,10 @@ def test_a_batch_norm_that_raises_updates_nothing():
     with torch.no_grad():
         layer(x)
     assert layer.num_batches_tracked == 1
+    layer = glt.BatchNormAct1d(4)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        layer(torch.ones(3, 4), x)
+    assert layer.num_batches_tracked == 0
 
 
 def test_alpha_dropout_is_torchs_affine_map():

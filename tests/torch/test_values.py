@@ -241,6 +241,7 @@ def test_a_lazily_negated_input_is_read_as_its_values():
         ("avg_pool2d", (1, 2, 4, 4), (np.int64(2), 2, 0, False, True, np.int64(3))),
         ("lp_pool2d", (1, 2, 4, 4), (2.0, np.int64(2))),
         ("adaptive_avg_pool2d", (1, 2, 4, 4), ((np.int64(2), None),)),
+        ("adaptive_avg_pool2d", (4, 5), (1,)),
         ("lp_pool2d", (1, 2, 4, 4), (-1, 2)),
         ("lp_pool3d", (1, 2, 4, 4, 4), (-2.5, 2, 1, True)),
         ("batch_norm", (3, 2, 6, 0), (torch.zeros(2), torch.ones(2))),

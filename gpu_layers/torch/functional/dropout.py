@@ -54,7 +54,7 @@ def _drop(
         random.check_generator(generator)
     if not training:
         return input
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 and not is_dynamo_compiling():
         registry.refuse_tangents("dropout", (input,))
     if inplace:
         return _drop_in_place(input, p, generator, axes, kind)
@@ -306,7 +306,7 @@ def dropout_add(
         residual = residual.to(input.dtype)
     if not training:
         return input + residual  # in this order: in the input's format
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 and not is_dynamo_compiling():
         registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))
     return dropout_rows.dropout_add(input, residual, seed, (offset, _dropping(input, p, -1, "inverted")))
@@ -346,7 +346,7 @@ def activation_dropout(
         # No number is drawn: nothing is dropped for p = 0.
         seed, offset, p = 0, 0, 0.0
     else:
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 and not is_dynamo_compiling():
             registry.refuse_tangents("activation_dropout", (input,))
         eager = registry.is_eager(input)
         if eager and input.is_inference():

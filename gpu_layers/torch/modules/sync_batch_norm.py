@@ -73,7 +73,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 @torch.no_grad()
 def _update(mean: Tensor, var: Tensor, tracked: Any, statistics: Tensor, count: Tensor, momentum: float | None) -> None:
     """As one process with all of the batch; count is read where it lies."""
-    newest: Any = momentum
+    newest: Any = 0.0 if momentum is None else momentum  # without a counter, as torch
     if tracked is not None:
         tracked.add_(1)
         if momentum is None:

@@ -216,8 +216,7 @@ def _raw_inference(
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
     y, statistics = place.floor.batch_norm_inference(
         array(x, channels_last),
-        array(running_mean.to(dtype)),
-        array(running_var.to(dtype)),
+        *place.parameters(running_mean, running_var, dtype),
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
@@ -389,7 +388,7 @@ def _run_update(
     # Half types are averaged in float32 and rounded once.
     wide = [one if one.dtype is dtype else one.to(dtype) for one, dtype in zip(changed, _wide(statistics), strict=True)]
     place = arrays.here(statistics)
-    mean, var, number = map(place.array, wide)
+    mean, var, number = place.buffers(*wide)
     running = RunningStatistics(mean, var, number, momentum, count)
     place.floor.batch_norm_fold(place.array(statistics), running, finite_only=skip_nonfinite)
     for one, found in zip(changed, wide, strict=True):
