@@ -12,6 +12,15 @@ extern "C" __global__ void copy(const uint4* x, uint4* y) {
     y[i + 256] = second;
 }"""
 
+#: Shaped as PyTorch's elementwise kernels are: 128 threads, four float32 each, of two inputs and an output.
+ADD = """
+extern "C" __global__ void add(const float4* x, const float4* y, float4* z, int n) {
+    const int i = blockIdx.x * 128 + threadIdx.x;
+    if (4 * i >= n) return;
+    const float4 a = x[i], b = y[i];
+    z[i] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}"""
+
 #: Each number goes through so many rounds of work before it is stored.
 WORK = """
 extern "C" __global__ void work(const uint4* x, uint4* y, int rounds) {

@@ -60,6 +60,23 @@ def test_a_plain_copy_is_a_copy(gpu, tmp_path):
     assert prediction.seconds == pytest.approx(size / gpu.copy_rate, rel=0.05)
 
 
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: gpu.name)
+def test_an_addition_shaped_as_pytorchs_keeps_the_memory_busy(gpu, tmp_path):
+    """A point outside of this project: large additions of PyTorch run at the memory's rate.
+
+    Triton's tutorial on vector addition has its own kernel and PyTorch's level there, from 16 million elements on. The
+    model leaves out what a copy is not: a third stream of addresses.
+    """
+    blocks = 100_000
+    values = [np.zeros(512 * blocks, np.float32) for _ in range(3)]
+    launch = counted(
+        sources.ADD, "add", tmp_path, blocks, [*values, np.int32(512 * blocks)], 12 * 512 * blocks, (128, 1, 1)
+    )
+    prediction = timed([launch], 12 * 512 * blocks, gpu)
+    assert prediction.limit == MEMORY
+    assert 0.9 <= prediction.fraction <= 1.02
+
+
 def test_the_rates_are_those_that_are_documented():
     # 132 multiprocessors x 128 lanes x 1.98 GHz, over 4.3 and 3.0 TB/s.
     assert GPUS["H200"].instructions_per_byte == pytest.approx(7.8, abs=0.05)
