@@ -9,6 +9,7 @@ turns, so that what else the machine does counts little.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,21 +83,21 @@ def _forward_backward(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor
 
 def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
     """Of each layer, ours and torch's: microseconds of forward, of forward and backward, and Python calls of these."""
-    entries = []
     x = torch.randn(_SHAPE, requires_grad=True)
+    calls_of: list[Callable[[], Any]] = []
     for name, arguments in LAYERS:
         modules = [getattr(lib, name)(*arguments) for lib in (glt, nn)]
-        gradients = [torch.ones_like(module(x)) for module in modules]
-
-        calls_of = [partial(module, x) for module in modules]
-        for module, gradient in zip(modules, gradients, strict=True):
-            calls_of.append(partial(_forward_backward, module, x, gradient))
-        with idle_floors():
-            times = least_times(calls_of, rounds, calls)
-            counts = [python_calls(call) for call in calls_of[2:]]
-        keys = ("forward", "torch_forward", "both", "torch_both", "calls", "torch_calls")
-        entries.append({"layer": name, **dict(zip(keys, (*times, *counts), strict=True))})
-    return entries
+        calls_of += [partial(module, x) for module in modules]
+        calls_of += [partial(_forward_backward, module, x, torch.ones_like(module(x))) for module in modules]
+    with idle_floors():
+        # All layers in turn: what else the machine does, for a second or two, is not one layer's.
+        times = iter(least_times(calls_of, rounds, calls))
+        counts = [python_calls(call) for call in calls_of]
+    keys = ("forward", "torch_forward", "both", "torch_both", "calls", "torch_calls")
+    return [
+        {"layer": name, **dict(zip(keys, (*itertools.islice(times, 4), *counts[4 * number + 2 :][:2]), strict=True))}
+        for number, (name, _) in enumerate(LAYERS)
+    ]
 
 
 def table(entries: list[dict[str, Any]]) -> str:
@@ -115,8 +116,8 @@ def table(entries: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; status 1 if a limit is given and a layer's forward and backward together are above it."""
     parser = argparse.ArgumentParser(prog="python -m profiling.torch_overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of which the least counts (%(default)s)")
-    parser.add_argument("--calls", type=int, default=25, help="calls in a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=500, help="rounds of which the least counts (%(default)s)")
+    parser.add_argument("--calls", type=int, default=10, help="calls in a round (%(default)s)")
     parser.add_argument("--limit", type=float, help="largest ratio to torch's own, for forward and backward")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
