@@ -157,7 +157,7 @@ class Conv2d(Layer):
         xp = array_module(x)
         (samples, channels, height, width), (pad_h, pad_w) = x.shape, self.padding
         padded = xp.zeros((channels, height + 2 * pad_h, width + 2 * pad_w, samples), self.dtype)
-        padded[:, pad_h : pad_h + height, pad_w : pad_w + width] = natural(xp, x).transpose(1, 2, 3, 0)
+        padded[:, pad_h : pad_h + height, pad_w : pad_w + width] = natural(x).transpose(1, 2, 3, 0)
         c, h, w, n = padded.strides
         windows = xp.lib.stride_tricks.as_strided(
             padded,

@@ -62,7 +62,7 @@ def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
 
 def widened(values: Array, dtype: np.dtype) -> Any:
     """The values in the dtype of a layer's parameters, at addresses that the array library works on."""
-    return natural(array_module(values), values).astype(dtype, copy=False)
+    return natural(values).astype(dtype, copy=False)
 
 
 def rounded(values: Any, dtype: np.dtype) -> Any:

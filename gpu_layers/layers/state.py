@@ -134,7 +134,7 @@ def converted(value: Any, own: Any, name: str, owner: str) -> Any:
     if not (floating or (counts and value.dtype.kind in "iu")):
         raise TypeError(f"dtype mismatch for {name}: {owner} has {own.dtype}, got {value.dtype}")
     with np.errstate(over="ignore", invalid="ignore"), place_of(value):
-        value = natural(array_module(value), value)
+        value = natural(value)
         copy = value.astype(own.dtype)
         if counts and floating and not bool((copy == value).all()):
             raise ValueError(f"{name} must be a whole number, got {value.tolist()}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.cuda import place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.activation_dropout import check_order
@@ -211,4 +211,4 @@ def _of_dtype(array: Array, dtype: Any) -> Any:
     if array is None or array.dtype == dtype:
         return array
     with place_of(array), np.errstate(over="ignore"):
-        return natural(array_module(array), array).astype(dtype)
+        return natural(array).astype(dtype)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.cuda import array_module, is_cupy_array
+
 
 def ready_copy(xp: Any, array: Any) -> Any:
     """A contiguous and aligned copy, which kernels need."""
@@ -14,9 +16,9 @@ def ready_copy(xp: Any, array: Any) -> Any:
     return copy
 
 
-def natural(xp: Any, array: Any) -> Any:
+def natural(array: Any) -> Any:
     """The array, or a copy if its elements are not at their natural addresses, where CuPy's kernels fail."""
-    return array if xp is np or _is_natural(array) else ready_copy(xp, array)
+    return array if not is_cupy_array(array) or _is_natural(array) else ready_copy(array_module(array), array)
 
 
 def copy_into(xp: Any, target: Any, source: Any) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
-from gpu_layers.core.cuda import array_module, import_cupy
+from gpu_layers.core.cuda import import_cupy
 from gpu_layers.runtime.copying import natural
 from tests.inputs import BFLOAT16, assert_same_bits, normal
 
@@ -121,8 +121,8 @@ def _statistics(weight, running_mean, running_var, x):
     y = layer(x)
     results = [
         y,
-        layer.backward(natural(array_module(x), x) ** 2),
-        *(natural(array_module(x), one).copy() for one in (running_mean, running_var)),
+        layer.backward(natural(x) ** 2),
+        *(natural(one).copy() for one in (running_mean, running_var)),
     ]
     layer.reset_running_stats()
     return [*results, layer.eval()(x)]
