@@ -200,6 +200,12 @@ def test_a_batch_norm_that_raises_updates_nothing():
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
         layer(torch.ones(3, 4), x)
     assert layer.num_batches_tracked == 0
+    layer = glt.BatchNorm1d(4)
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(torch.ones(4))
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        layer(torch.ones(3, 4))
+    assert layer.num_batches_tracked == 0
 
 
 def test_alpha_dropout_is_torchs_affine_map():

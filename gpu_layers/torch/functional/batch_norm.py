@@ -104,7 +104,11 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
-        if eager and (input.is_inference() or (residual is not None and residual.is_inference())):
+        if eager and (
+            input.is_inference()
+            or (weight is not None and weight.is_inference())
+            or (residual is not None and residual.is_inference())
+        ):
             check_savable(input, weight, bias, residual)
         if momentum is None and num_batches_tracked is None:
             momentum = 0.0  # as torch: nobody counts what is averaged over
