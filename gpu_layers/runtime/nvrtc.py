@@ -101,9 +101,12 @@ def _open_library(cuda: int) -> None:
     for folder in sys.path if cuda in _WHEEL_LIBRARIES else ():
         path = Path(folder, _WHEEL_LIBRARIES[cuda])
         if path.is_file():
-            # If it does not load, CuPy looks elsewhere, and says what is missing.
-            with suppress(OSError):
-                ctypes.CDLL(str(path))
+            # NVRTC opens its built-in declarations by name when it compiles. That of CUDA 13.0 does not look in its
+            # own folder, but an open library is found by its name.
+            for library in (*sorted(path.parent.glob(f"libnvrtc-builtins.so.{cuda}.*")), path):
+                # If it does not load, CuPy looks elsewhere, and says what is missing.
+                with suppress(OSError):
+                    ctypes.CDLL(str(library))
             return
 
 

@@ -251,12 +251,21 @@ def test_a_library_of_cupys_version_is_opened_before_cupy_looks(monkeypatch, tmp
         raise OSError("wrong ELF class")
 
     for name in nvrtc._WHEEL_LIBRARIES.values():
-        (tmp_path / name).parent.mkdir(parents=True)
+        folder = (tmp_path / name).parent
+        folder.mkdir(parents=True)
         (tmp_path / name).touch()
+        # NVRTC of CUDA 13.0 finds its own only if it is open.
+        for version in ("12.9", "13.0"):
+            for kind in ("", ".alt"):
+                (folder / f"libnvrtc-builtins{kind}.so.{version}").touch()
     monkeypatch.setattr("sys.path", [str(tmp_path / "nothing"), str(tmp_path), str(tmp_path)])
     monkeypatch.setattr(nvrtc.ctypes, "CDLL", refuse)
     module = object()
-    for version, library in ((12090, "libnvrtc.so.12"), (13020, "libnvrtc.so.13"), (14000, None)):
+    for version, libraries in (
+        (12090, ["libnvrtc-builtins.so.12.9", "libnvrtc.so.12"]),
+        (13000, ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"]),
+        (14000, []),
+    ):
         opened.clear()
         nvrtc._open_library.cache_clear()
         runtime = SimpleNamespace(runtimeGetVersion=lambda: version)  # noqa: B023
@@ -267,7 +276,7 @@ def test_a_library_of_cupys_version_is_opened_before_cupy_looks(monkeypatch, tmp
         )
         assert nvrtc.nvrtc() is module
         assert nvrtc.nvrtc() is module
-        assert [Path(path).name for path in opened] == ([library] if library else [])
+        assert [Path(path).name for path in opened] == libraries
     nvrtc._open_library.cache_clear()
 
 
