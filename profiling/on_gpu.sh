@@ -29,15 +29,16 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # Where toolkits put compute-sanitizer and ncu.
 PATH="$PATH:/usr/local/cuda/bin"
 
-# Most valuable first. The seconds of the steps up to overhead are together no more than the deadline: each of them
+# Most valuable first. What says whether results are right runs side by side; what is timed runs alone. The seconds of
+# the steps up to overhead, of those side by side the longest, are together no more than the deadline: each of them
 # begins, however long those before it take. What they leave is for the others.
-names=(compile verify bits bench compiled reads more overhead tests memcheck racecheck initcheck synccheck ncu)
+names=(compile verify bits tests memcheck racecheck initcheck synccheck bench compiled reads overhead ncu more)
 # Only where --only names them.
 asked=(others)
-beside_each_other=' memcheck racecheck initcheck synccheck '
+beside_each_other=' verify bits tests memcheck racecheck initcheck synccheck '
 declare -A seconds=(
-    [compile]=54 [verify]=60 [bits]=30 [bench]=111 [compiled]=60 [reads]=25 [more]=50 [overhead]=25
-    [tests]=60 [memcheck]=120 [racecheck]=120 [initcheck]=120 [synccheck]=120 [ncu]=90 [others]=240
+    [compile]=54 [verify]=100 [bits]=100 [tests]=100 [memcheck]=100 [racecheck]=100 [initcheck]=100 [synccheck]=100
+    [bench]=111 [compiled]=80 [reads]=30 [overhead]=30 [ncu]=90 [more]=240 [others]=240
 )
 declare -A what=(
     [compile]="every kernel into the cache, on all processors"
@@ -46,14 +47,14 @@ declare -A what=(
     [bench]="bfloat16, the first shape of each operation: against PyTorch and a plain copy"
     [compiled]="the operations that matter most against torch.compile"
     [reads]="batch norm: one read against two"
-    [more]="more shapes, and float32: against PyTorch and a plain copy"
     [overhead]="what a call costs the host, against PyTorch's and an addition"
     [tests]="the tests that need a GPU"
-    [memcheck]="compute-sanitizer over a small run of every kernel: accesses (these four side by side)"
+    [memcheck]="compute-sanitizer over a small run of every kernel: accesses (these side by side, from verify on)"
     [racecheck]="the same: shared memory"
     [initcheck]="the same: memory never written"
     [synccheck]="the same: barriers"
     [ncu]="hardware counters of the operations that matter most"
+    [more]="more shapes, and float32: against PyTorch and a plain copy"
     [others]="only if asked for: the operations that matter most against JAX and CuPy's expressions"
 )
 # No step begins with less than this, and so much is kept for the end.
@@ -234,10 +235,12 @@ prepare() {
                 return 1
             fi
             # Without the options of pyproject.toml, which may name plugins that are not here; and only the files that
-            # have such tests, so that a package which another file imports may be missing.
+            # have such tests, so that a package which another file imports may be missing. Those of parity are what
+            # the step verify does.
             local files
-            mapfile -t files < <(grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests | sort)
-            command=("$python" -m pytest -o addopts= -p no:cacheprovider -q -m gpu "${files[@]}")
+            mapfile -t files < <(grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests | grep -v parity/ | sort)
+            command=("$python" -m pytest -o addopts= -p no:cacheprovider -v --tb=short -m gpu "${files[@]}")
+            if "$python" -c "import xdist" 2>/dev/null; then command+=(-n 4); fi
             ;;
         memcheck | racecheck | initcheck | synccheck)
             attaches "$name" 'the probe ran' "${sanitizer[@]}" "$name" || return 1

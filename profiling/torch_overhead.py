@@ -4,6 +4,9 @@ Tiny tensors of the CPU. The floors' functions, which would compute (or launch),
 that were made before: what is left is what this package does in Python. torch's times hold its kernels, which take next
 to no time at this size. Times are those of the thread's processor, the least of many short rounds in which both take
 turns, so that what else the machine does counts little.
+
+With ``--device cuda`` tensors are a GPU's and nothing is replaced: the times are those in which the host issues its
+launches, ours as torch's, and the GPU is waited for between rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -65,15 +68,19 @@ def idle_floors() -> Iterator[None]:
         place.floor = original
 
 
-def least_times(functions: Sequence[Callable[[], Any]], rounds: int, calls: int) -> list[float]:
-    """Microseconds a call of each, the least of the rounds."""
+def least_times(
+    functions: Sequence[Callable[[], Any]], rounds: int, calls: int, wait: Callable[[], Any] = lambda: None
+) -> list[float]:
+    """Microseconds a call of each, the least of the rounds; ``wait`` is called between them."""
     least = [float("inf")] * len(functions)
     for _ in range(rounds + 1):
         for place, function in enumerate(functions):
+            wait()
             start = time.thread_time()
             for _ in range(calls):
                 function()
             least[place] = min(least[place], (time.thread_time() - start) / calls)
+    wait()
     return [1e6 * one for one in least]
 
 
@@ -81,17 +88,19 @@ def _forward_backward(module: nn.Module, x: torch.Tensor, gradient: torch.Tensor
     module(x).backward(gradient)
 
 
-def measure(rounds: int, calls: int) -> list[dict[str, Any]]:
+def measure(rounds: int, calls: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Of each layer, ours and torch's: microseconds of forward, of forward and backward, and Python calls of these."""
-    x = torch.randn(_SHAPE, requires_grad=True)
+    x = torch.randn(_SHAPE, device=device, requires_grad=True)
+    on_gpu = x.is_cuda
     calls_of: list[Callable[[], Any]] = []
     for name, arguments in LAYERS:
-        modules = [getattr(lib, name)(*arguments) for lib in (glt, nn)]
+        modules = [getattr(lib, name)(*arguments).to(device) for lib in (glt, nn)]
         calls_of += [partial(module, x) for module in modules]
         calls_of += [partial(_forward_backward, module, x, torch.ones_like(module(x))) for module in modules]
-    with idle_floors():
+    floors: AbstractContextManager = nullcontext() if on_gpu else idle_floors()
+    with floors:
         # All layers in turn: what else the machine does, for a second or two, is not one layer's.
-        times = iter(least_times(calls_of, rounds, calls))
+        times = iter(least_times(calls_of, rounds, calls, torch.cuda.synchronize if on_gpu else lambda: None))
         counts = [python_calls(call) for call in calls_of]
     keys = ("forward", "torch_forward", "both", "torch_both", "calls", "torch_calls")
     return [
@@ -118,10 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m profiling.torch_overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=500, help="rounds of which the least counts (%(default)s)")
     parser.add_argument("--calls", type=int, default=10, help="calls in a round (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the tensors: cpu or cuda (%(default)s)")
     parser.add_argument("--limit", type=float, help="largest ratio to torch's own, for forward and backward")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    entries = measure(options.rounds, options.calls)
+    entries = measure(options.rounds, options.calls, options.device)
     print(table(entries))
     worst = max(entry["both"] / entry["torch_both"] for entry in entries)
     return int(options.limit is not None and worst > options.limit)

@@ -13,9 +13,10 @@ import pytest
 from profiling.bench import main as bench
 
 SCRIPT = Path(__file__).resolve().parents[2] / "profiling" / "on_gpu.sh"
-MEASURED = ["compile", "verify", "bits", "bench", "compiled", "reads", "more", "overhead"]
 SANITIZERS = ["memcheck", "racecheck", "initcheck", "synccheck"]
-STEPS = [*MEASURED, "tests", *SANITIZERS, "ncu"]
+BESIDE = ["verify", "bits", "tests", *SANITIZERS]
+TIMED = ["bench", "compiled", "reads", "overhead"]
+STEPS = ["compile", *BESIDE, *TIMED, "ncu", "more"]
 
 # Does what the file called after the step says, in the folder of the stubs; nothing if there is none. What a step takes
 # of the clock of the stubs stands in NAME.takes.
@@ -24,6 +25,7 @@ folder=$(dirname "$0")
 case "$*" in
     "-m profiling.devices") name=environment; echo 2026-01-02-made-up-gpu-0123abc ;;
     "-c import pytest") name=has_pytest ;;
+    "-c import xdist") name=has_xdist ;;
     "-m pytest"*) name=tests ;;
     "-m gpu_layers verify"*) name=verify ;;
     "-m gpu_layers compile"*) name=compile ;;
@@ -81,7 +83,7 @@ status=$?
 took=1
 if [[ "$*" == *profiling.devices ]]; then took=0; fi
 # So that those side by side have all begun before the clock moves on.
-if [[ "$*" == *small_run ]]; then sleep 0.3; fi
+if [[ "$*" == *small_run* || "$*" == *verify* || "$*" == *"-m pytest"* ]]; then sleep 0.3; fi
 if [ -f "$TOOK" ]; then took=$(cat "$TOOK"); fi
 if [ "$took" -gt "$limit" ]; then took=$limit status=124; fi
 # Side by side: the clock is where the last of them ends.
@@ -167,7 +169,7 @@ def test_all_is_well(stubs, tmp_path):
 
 
 def test_what_the_steps_ask_of_the_benchmark_is_taken(stubs, tmp_path, capsys):
-    assert run(stubs, "--only", ",".join([*MEASURED, "others"]), tmp_path / "out").returncode == 0
+    assert run(stubs, "--only", ",".join([*TIMED, "more", "others"]), tmp_path / "out").returncode == 0
     started = [call.split()[2:] for call in calls(stubs) if "profiling.bench" in call]
     assert len(started) == 5
     for call in started:
@@ -216,7 +218,8 @@ def budgets():
 
 def test_what_is_measured_fits_into_the_deadline():
     assert list(budgets()) == [*STEPS, "others"]
-    assert sum(budgets()[name] for name in MEASURED) <= 420 - 5
+    beside = max(budgets()[name] for name in BESIDE)
+    assert budgets()["compile"] + beside + sum(budgets()[name] for name in TIMED) <= 420 - 5
 
 
 def test_each_step_begins_however_long_those_before_it_take(clock, tmp_path):
@@ -226,12 +229,10 @@ def test_each_step_begins_however_long_those_before_it_take(clock, tmp_path):
     assert done.returncode == 1
     found = steps(tmp_path / "out")
     ended = {name: entry["outcome"] for name, entry in found.items() if entry["outcome"] != "not reached"}
-    assert ended == dict.fromkeys(MEASURED, "failed")
-    assert {name for name, entry in found.items() if entry["outcome"] == "not reached"} == set(STEPS) - set(MEASURED)
-    assert done.stdout.splitlines()[-2] == f"NOT RUN: {' '.join(STEPS[len(MEASURED) :])}"
-    assert sum(entry["seconds"] for entry in found.values()) <= 420 - 5
-    assert all(found[name]["seconds"] == budgets()[name] for name in MEASURED)
-    assert "415 s in all" in done.stdout
+    assert ended == dict.fromkeys(STEPS[:-2], "failed")
+    assert done.stdout.splitlines()[-2] == "NOT RUN: ncu more"
+    assert all(found[name]["seconds"] == budgets()[name] for name in STEPS[:-2])
+    assert int(re.search(r"(\d+) s in all", done.stdout)[1]) <= 420 - 5
 
 
 # What a row is expected to take: 0.4 s of samples and as much for inputs and checks, so 1; with torch.compile some 8.
@@ -252,7 +253,7 @@ def rows_of(*arguments):
 
 def expect(stubs, rows):
     """The seconds that steps are expected to take."""
-    for name, takes in {"compile": 25, "verify": 30, "bits": 15, "overhead": 15, "tests": 30, "ncu": 50}.items():
+    for name, takes in {"compile": 25, "verify": 40, "bits": 20, "tests": 60, "overhead": 15, "ncu": 50}.items():
         (stubs / f"{name}.takes").write_text(str(takes))
     for name in SANITIZERS:
         (stubs / f"{name}.takes").write_text("60")
@@ -273,15 +274,14 @@ def test_what_is_reached_in_seven_minutes(clock, tmp_path):
     done = run(clock, tmp_path / "out")
     found = steps(tmp_path / "out")
     print(done.stdout)
-    assert done.returncode in (1, 3)
-    assert {name for name, entry in found.items() if entry["outcome"] == "passed"} >= {*MEASURED, "tests"}
+    assert done.returncode == 0
+    assert {name for name, entry in found.items() if entry["outcome"] == "passed"} >= {"compile", *BESIDE, *TIMED}
     reached = {name: int(found[name]["text"].split()[0]) for name in rows}
     # Every operation, pass and layout; the passes of the first six in one layout at least against torch.compile.
     assert reached["bench"] == rows["bench"] > 70
     assert reached["compiled"] >= 5
     assert reached["reads"] >= 5
-    assert reached["more"] >= 30
-    assert max(found[name]["seconds"] for name in SANITIZERS) >= 30
+    assert reached["more"] >= 15
     assert int((clock / "clock").read_text()) - 1000 <= 420
 
 
@@ -290,17 +290,12 @@ def test_less_time_ends_with_the_most_valuable(clock, tmp_path):
     done = run(clock, tmp_path / "out", DEADLINE="150")
     assert done.returncode in (1, 3)
     found = outcomes(tmp_path / "out")
-    assert [name for name, outcome in found.items() if outcome != "not reached"] == [
-        "compile",
-        "verify",
-        "bits",
-        "bench",
-    ]
-    assert steps(tmp_path / "out")["bits"]["seconds"] == 15
+    assert [name for name, outcome in found.items() if outcome != "not reached"] == ["compile", *BESIDE, "bench"]
+    assert steps(tmp_path / "out")["tests"]["seconds"] == 60
     assert int((clock / "clock").read_text()) - 1000 <= 150
     (bench_call,) = (call for call in calls(clock) if "profiling.bench" in call)
-    # 150 less 70 of the steps before and the reserve of 5; and 20 for the row under way.
-    assert "--budget 55 " in bench_call
+    # 150 less 86 of the steps before (with a probe of 1) and the reserve of 5; and 20 for the row under way.
+    assert "--budget 39 " in bench_call
 
 
 def test_a_run_that_is_killed_leaves_what_it_found(clock, tmp_path):
@@ -332,7 +327,7 @@ def test_a_run_that_is_killed_leaves_what_it_found(clock, tmp_path):
         process.wait()
         (clock / "now").unlink()
         at = STEPS.index(step)
-        beside = set(SANITIZERS) if step in SANITIZERS else set()
+        beside = set(BESIDE) if step in BESIDE else set()
         found = outcomes(out)
         assert list(found) == STEPS
         before = {name for name in STEPS[:at] if name not in beside}
@@ -348,7 +343,7 @@ def test_a_run_that_is_killed_leaves_what_it_found(clock, tmp_path):
 def test_only_some_steps_in_the_order_of_their_value(stubs, tmp_path):
     done = run(stubs, "--only", "synccheck,bench,verify,memcheck", tmp_path / "out")
     assert done.returncode == 0
-    assert list(outcomes(tmp_path / "out")) == ["verify", "bench", "memcheck", "synccheck"]
+    assert list(outcomes(tmp_path / "out")) == ["verify", "memcheck", "synccheck", "bench"]
     assert not any("compile" in call for call in calls(stubs))
     done = run(stubs, "--only", "verify,lstm", tmp_path / "other")
     assert done.returncode == 2
