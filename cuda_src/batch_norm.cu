@@ -124,6 +124,50 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     }
 }
 
+// Mean and variance of all values from those of their parts, in the order of the parts, in double (Chan,
+// Golub and LeVeque, 1979); folded into the running ones, whose rule counts nothing here.
+//   parts         [part_count, part_size], whose rows kMean and kVar are of channels
+//   counts        [part_count], values of each; or null: count, of the last one last
+//   statistics    [2, channels], kMean and kVar; 0 of no values
+//   total         [1], values of all; may be null
+//   running_mean, running_var, batches   null where there are none; of no values the batch is only counted
+// Launch: 1-D, kChannelThreads, a thread a channel, at least one block.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+    batch_norm_merge_parts(const A* parts, const double* counts, unsigned long long count,
+                           unsigned long long last, A* statistics, double* total, A* running_mean,
+                           A* running_var, long long* batches, FoldingRule<A> rule, long long part_count,
+                           long long part_size, long long channels) {
+    const long long channel = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    // The first thread counts, also if there are no channels.
+    if (channel > 0 && channel >= channels) return;
+    double values = 0.0, mean = 0.0, squares = 0.0;
+    for (long long part = 0; part < part_count; ++part) {
+        const double own = counts ? counts[part] : static_cast<double>(part + 1 < part_count ? count : last);
+        if (own == 0.0) continue;
+        const A* const column = parts + part * part_size + channel;
+        const double own_mean = column[kMean * channels], own_squares = column[kVar * channels] * own;
+        const double sum = values + own, difference = own_mean - mean;
+        const bool is_first = values == 0.0;
+        mean = is_first ? own_mean : mean + difference * (own / sum);
+        squares =
+            is_first ? own_squares : squares + own_squares + difference * difference * (values * own / sum);
+        values = sum;
+    }
+    if (channel == 0) {
+        if (total) *total = values;
+        if (batches) *batches += 1;
+    }
+    if (channel >= channels) return;
+    const A all_mean = static_cast<A>(mean);
+    const A all_var = static_cast<A>(values == 0.0 ? 0.0 : squares / values);
+    statistics[kMean * channels + channel] = all_mean;
+    statistics[kVar * channels + channel] = all_var;
+    if (running_mean == nullptr || values == 0.0) return;
+    rule.fold(running_mean[channel], all_mean);
+    rule.fold(running_var[channel], all_var * static_cast<A>(values / max(values - 1.0, 1.0)));
+}
+
 // Given statistics and the parameters that go with them, as they are now; see StatisticsRow.
 // Launch: 1-D, kChannelThreads, a thread a channel.
 template <typename A>

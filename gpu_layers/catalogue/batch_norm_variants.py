@@ -33,11 +33,13 @@ from gpu_layers.catalogue.operation import (
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.distributed.communicator import Communicator, SingleProcess
 from gpu_layers.kernels.batch_norm_plan import summation_depth
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.
@@ -282,7 +284,8 @@ class _Listening(SingleProcess):
 
 
 def sync_batch_norm_cases() -> Iterator[Case]:
-    """One process, and several one after the other, with unequal parts, some of them empty."""
+    """One process, and several one after the other, with unequal parts, some of them empty; what they tell."""
+    yield from (_merging(np.dtype(name)) for name in ("float32", "float64"))
     for dtype in FLOAT_DTYPES:
         yield _sync(dtype, (6, 5, 9, 11), False, (0, 6), "relu")
         yield _sync(dtype, (7, 5, 9, 11), False, (0, 4, 4, 7), "relu")
@@ -341,6 +344,40 @@ def _sync(dtype: Any, shape: tuple[int, ...], channels_last: bool, bounds: tuple
 
     label = _label(shape, channels_last, f"{activation}, parts from {bounds}")
     return Case("sync_batch_norm", dtype, label, lambda: _inputs(shape, dtype, channels_last), run, allowed)
+
+
+# Values of parts: numbers that the host knows, of which a kernel is told two or all; and what the device alone knows.
+_COUNTS = ((7,), (5, 5, 5, 2), (0, 4, 0, 3), (0, 0))
+
+
+def _merging(dtype: np.dtype) -> Case:
+    """Statistics of parts, of fewer and of more channels than a block has threads, merged and folded in: every bit."""
+
+    def inputs() -> Arrays:
+        arrays: Arrays = {f"counts {counts}": np.array(counts, np.float64) for counts in _COUNTS}
+        for channels in (5, 300):
+            # Between parts lies what is none of their statistics.
+            arrays |= {f"parts {channels}": abs(normal((4, 2 * channels + 3), dtype, "parts", mean=3.0))}
+            arrays |= {f"mean {channels}": normal((channels,), dtype), f"var {channels}": np.full(channels, 3, dtype)}
+        return arrays | {"batches": np.array(2)}
+
+    def run(arrays: Arrays) -> Arrays:
+        results: Arrays = {}
+        for channels, counts, is_told, folds in itertools.product((5, 300), _COUNTS, (False, True), (False, True)):
+            parts = arrays[f"parts {channels}"][: len(counts)]
+            mean, var, batches = (arrays[name].copy() for name in (f"mean {channels}", f"var {channels}", "batches"))
+            statistics, count = backend_for(parts).batch_norm_merge_parts(
+                parts,
+                arrays[f"counts {counts}"] if is_told else counts,
+                channels,
+                RunningStatistics(mean, var, batches, 0.3, 0) if folds else None,
+            )
+            of_all = {"mean": mean, "var": var, "batches": batches, "statistics": statistics}
+            of_all["count"] = array_module(parts).asarray(count)
+            results |= {f"{of} of {channels}, {counts}, {is_told=}, {folds=}": array for of, array in of_all.items()}
+        return results
+
+    return Case("sync_batch_norm", dtype, "parts merged", inputs, run)
 
 
 def _exchanged(run: Callable[[int, Communicator], T], count: int) -> list[T]:

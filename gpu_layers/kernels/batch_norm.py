@@ -14,6 +14,7 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -54,6 +55,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_inference_backward",
     "batch_norm_input_gradient",
+    "batch_norm_merge_parts",
     "batch_norm_statistics",
 ]
 
@@ -99,6 +101,9 @@ _PADDED = _Kernels(
 _FOLD = KernelTemplate(
     "batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, (*RUNNING_ARRAYS, "skipped")
 )
+_MERGE_PARTS = KernelTemplate(
+    "batch_norm.cu", "batch_norm_merge_parts", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
+)
 _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
 
 
@@ -135,13 +140,14 @@ def batch_norm_forward(
     running: RunningStatistics | None = None,
     out: Array | None = None,
     valid: ValidPositions | None = None,
+    statistics: Array | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running)
     words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
     if numbers and folding is not None:
         folding = folding[0], _UNCOUNTED
-    arrays = (x, gamma, beta, residual, *of_running, out, words)
+    arrays = (x, gamma, beta, residual, *of_running, out, words, statistics)
     return forward(arrays, (eps, channels_last, activation, folding), numbers)
 
 
@@ -196,9 +202,13 @@ def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any
 
 
 def batch_norm_input_gradient(
-    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
+    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int | Array
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
+    if not isinstance(count, int):
+        # The kernels would multiply by the same number.
+        share = (1 / count).astype(dgamma.dtype)
+        dgamma, dbeta, count = dgamma * share, dbeta * share, 1
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
     return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
@@ -225,17 +235,31 @@ def batch_norm_fold(
     _fold(arrays, (running.momentum, running.values, finite_only))
 
 
+def batch_norm_merge_parts(
+    parts: Array, counts: tuple[int, ...] | Array, channels: int, running: RunningStatistics | None = None
+) -> tuple[Any, Any]:
+    """``gpu_layers.reference.batch_norm_merge_parts``, as a kernel."""
+    of_running, folding = of_running_statistics(running)
+    momentum = 0.0 if folding is None else folding[0]
+    if not isinstance(counts, tuple):
+        return _merge_parts((parts, counts, *of_running), (channels, momentum), (0, 0))
+    told, numbers = None, (counts[0], counts[-1])
+    if any(count != counts[0] for count in counts[:-1]):
+        told = array_module(parts).asarray(np.array(counts, np.float64))
+    return _merge_parts((parts, told, *of_running), (channels, momentum), numbers)[0], sum(counts)
+
+
 @Launcher
 def forward(
     operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str, folding: tuple[float, int] | None
 ) -> Any:
     """Of ``batch_norm_forward``."""
-    x, gamma, beta, residual, *of_running, out, words = operands
+    x, gamma, beta, residual, *of_running, out, words, kept = operands
     kernels, valid = _of(words, numbers)
     x = ready(x)
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
-    statistics = new_statistics(x, plan, dtype)
+    statistics = new_statistics(x, plan, dtype) if kept is None else kept
     running, rule = contiguous(of_running), folding_rule(*(folding or (0.0, 2)), dtype)
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
@@ -376,6 +400,19 @@ def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finit
     arguments = (ready(statistics), mean, var, batches, skipped, accepted, rule, *modes, mean.size)
     launch(_FOLD(A=c_name(mean.dtype)), 1, THREADS, arguments)
     deliver((mean, var, batches, skipped), changed)
+
+
+@Launcher
+def _merge_parts(operands: Any, numbers: Any, channels: int, momentum: float) -> Any:
+    parts, counts, *of_running = operands
+    parts, counts = ready(parts), None if counts is None else ready(counts)
+    statistics = empty((2, channels), parts.dtype, parts)
+    total = None if counts is None else empty((), counts.dtype, counts)
+    running, rule = contiguous(of_running), folding_rule(momentum, _UNCOUNTED, parts.dtype)
+    arguments = (parts, counts, *numbers, statistics, total, *running, rule, *parts.shape, channels)
+    launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)
+    deliver(running, of_running)
+    return statistics, total
 
 
 def _parameter_gradients(

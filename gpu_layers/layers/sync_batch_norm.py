@@ -9,11 +9,11 @@ from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator, default_communicator
 from gpu_layers.layers.batch_norm import BatchNormLayer, NormalisedByBatch
-from gpu_layers.layers.running_statistics import batch_statistics
+from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.ops.sync_batch_norm import (
     check_communicator,
+    checked_sync_forward,
     sync_batch_norm_backward,
-    sync_batch_norm_forward,
     sync_batch_norm_moments,
 )
 
@@ -68,10 +68,23 @@ class SyncBatchNorm(BatchNormLayer):
         # As in PyTorch, a layer without running statistics evaluates each process's part by itself.
         if not self.training and self.use_batch_statistics is None:
             return super()._normalise_by_batch(x, residual, valid)
-        y, saved = sync_batch_norm_forward(
-            x, *self._affine_part(), self.communicator, **self._options(residual), valid=valid
+        # The kernels count the values of all processes.
+        running = self._running(0)
+        y, saved = checked_sync_forward(
+            x,
+            *self._affine_part(),
+            self.communicator,
+            self.eps,
+            residual,
+            self.activation or "identity",
+            self.channels_last,
+            valid,
+            running,
         )
-        return y, sync_batch_norm_backward, saved, batch_statistics(saved.moments, self.dtype)
+        batch = None
+        if running is None and self._updates():
+            batch = BatchStatistics(int(saved.count), saved.local.statistics)
+        return y, sync_batch_norm_backward, saved, batch
 
     def _moments(self, x: Array, valid: ValidPositions | None) -> Moments:
         return sync_batch_norm_moments(x, self.communicator, channels_last=self.channels_last, valid=valid)

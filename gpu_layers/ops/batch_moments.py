@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, placed
+from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.checks import check_dtype
@@ -37,22 +38,27 @@ def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPos
     ValueError
         For an input of fewer than two axes.
     """
+    count, statistics = statistics_of_part(x, channels_last, valid)
+    return Moments.of(count, statistics[0], statistics[1])
+
+
+def statistics_of_part(x: Array, channels_last: bool, valid: ValidPositions | None) -> tuple[int, Any]:
+    """Values per channel, and an array of shape (2 or more, C) in the statistics' dtype: means and biased variances."""
     backend = backend_for(x)
     check_dtype(x)
     if x.ndim < 2:
         raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
     channels = x.shape[-1] if channels_last else x.shape[1]
-    xp = array_module(x)
+    xp, dtype = array_module(x), accumulation_dtype(x.dtype)
     count = x.size // max(channels, 1) if valid is None else valid.count
     if x.size == 0 or count == 0:
-        return Moments(0, xp.zeros(channels), xp.zeros(channels))
+        return 0, xp.zeros((2, channels), dtype)
     if count == 1:
         first = 0 if valid is None else valid.first
         values = x.reshape(-1, channels)[first] if channels_last else x.reshape(len(x), channels, -1)
         if not channels_last:
             sample, place = divmod(first, values.shape[2])
             values = values[sample, :, place]
-        mean = values.astype(np.float64)
-        return Moments(1, mean, mean - mean)
-    statistics = backend.batch_norm_statistics(x, None, None, 1.0, channels_last, None, valid)
-    return Moments.of(count, statistics[0], statistics[1])
+        mean = values.astype(dtype)
+        return 1, xp.stack([mean, mean - mean])
+    return count, backend.batch_norm_statistics(x, None, None, 1.0, channels_last, None, valid)

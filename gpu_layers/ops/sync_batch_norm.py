@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module, is_capturing, placed
+from gpu_layers.core.cuda import array_module, is_capturing, placed, to_host
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.ops.batch_moments import batch_norm_moments
+from gpu_layers.ops.batch_moments import statistics_of_part
 from gpu_layers.ops.batch_norm import BatchNormSaved, check_input, checked_inference
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
@@ -29,13 +30,13 @@ class SyncBatchNormSaved:
     ----------
     local : BatchNormSaved
         This process's part, with the statistics of all.
-    moments : Moments
-        Of all parts.
+    count : int, or array of float64, shape ()
+        Values per channel in all parts; of several processes where x is, for the host does not wait for it.
     communicator : Communicator
     """
 
     local: BatchNormSaved
-    moments: Moments
+    count: Any
     communicator: Any
 
     @property
@@ -48,9 +49,7 @@ class SyncBatchNormSaved:
 def sync_batch_norm_moments(
     x: Array, communicator: Any, *, channels_last: bool = False, valid: ValidPositions | None = None
 ) -> Moments:
-    """Moments of all processes' parts: one exchange of count, mean and sum of squared deviations, in float64.
-
-    They are merged in the order of the ranks (Chan): no cancellation, and the same bits in every process.
+    """Moments of all processes' parts, merged in the order of their ranks. On a GPU this waits for the exchange.
 
     Parameters
     ----------
@@ -72,18 +71,31 @@ def sync_batch_norm_moments(
     RuntimeError
         If the other processes do not answer.
     """
-    own = batch_norm_moments(x, channels_last=channels_last, valid=valid)
-    xp, channels = array_module(x), own.mean.size
-    told = communicator.gather(xp.concatenate([xp.full(1, float(own.count)), own.mean, own.squares]))
-    # On a GPU this waits for the exchange.
-    counts = [int(count) for count in told[:, 0]]
-    parts = [
-        Moments(count, row[1 : 1 + channels], row[1 + channels :]) for count, row in zip(counts, told, strict=True)
+    parts, counts, channels = _exchanged(x, communicator, channels_last, valid)
+    of_parts = [
+        Moments.of(int(count), part[:channels], part[channels : 2 * channels])
+        for count, part in zip(counts, parts, strict=True)
     ]
-    return merged(parts) or own
+    return merged(of_parts) or of_parts[0]
 
 
-@placed
+def _exchanged(x: Array, communicator: Any, channels_last: bool, valid: ValidPositions | None) -> tuple[Any, Any, int]:
+    """What ``batch_norm_merge_parts`` takes: one exchange of means, variances and the number of values per channel.
+
+    Nothing waits for the device, unless this part has too few values: they may be the only ones.
+    """
+    count, statistics = statistics_of_part(x, channels_last, valid)
+    channels = statistics.shape[1]
+    own = statistics[:2].reshape(-1)
+    if communicator.size == 1:
+        return own[None], (count,), channels
+    xp = array_module(x)
+    # The count is exact in float64; in the others' dtype it goes as bytes.
+    told = communicator.gather(xp.concatenate([own, xp.full(1, float(count)).view(own.dtype)]))
+    counts = told.view(np.float64)[:, -1]
+    return told, tuple(int(one) for one in to_host(counts)) if count < 2 else counts, channels
+
+
 def sync_batch_norm_forward(
     x: Array,
     gamma: Array,
@@ -123,24 +135,41 @@ def sync_batch_norm_forward(
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
     """
-    backend = backend_for(x, optional=(gamma, beta, residual))
+    backend_for(x, optional=(gamma, beta, residual))
     _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     eps = check_eps(eps, accumulation_dtype(x.dtype))
     check_communicator(communicator)
+    return checked_sync_forward(x, gamma, beta, communicator, eps, residual, phi, channels_last, valid)
+
+
+@placed
+def checked_sync_forward(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    communicator: Any,
+    eps: float,
+    residual: Array,
+    activation: str,
+    channels_last: bool,
+    valid: ValidPositions | None,
+    running: RunningStatistics | None = None,
+) -> tuple[Array, SyncBatchNormSaved]:
+    """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
-    moments = sync_batch_norm_moments(x, communicator, channels_last=channels_last, valid=valid)
-    if moments.count == 1:
-        shape = list(x.shape) if valid is None else [valid.count, moments.mean.size]
+    parts, counts, channels = _exchanged(x, communicator, channels_last, valid)
+    if isinstance(counts, tuple) and sum(counts) == 1:
+        shape = list(x.shape) if valid is None else [valid.count, channels]
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape} in process "
             f"{communicator.rank} of {communicator.size} and a single value in all of them"
         )
-    dtype = accumulation_dtype(x.dtype)
-    var = moments.var if moments.count else moments.squares
-    given = (moments.mean.astype(dtype), var.astype(dtype), gamma, beta, eps)
-    y, local = checked_inference(backend, x, *given, residual, phi, channels_last, None, valid)
-    return y, SyncBatchNormSaved(local, moments, communicator)
+    backend = backend_for(x)
+    (mean, var), count = backend.batch_norm_merge_parts(parts, counts, channels, running)
+    given = (mean, var, gamma, beta, eps, residual, activation, channels_last, None, valid)
+    y, local = checked_inference(backend, x, *given)
+    return y, SyncBatchNormSaved(local, count, communicator)
 
 
 @placed
@@ -181,14 +210,17 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
     else:
         dgamma, dbeta = backend.batch_norm_gradient_sums(dy, local)
-    told = saved.communicator.gather(xp.stack([dgamma, dbeta]).astype(np.float64))
-    sums = told[0]
-    for part in told[1:]:
-        sums = sums + part
+    sums = dgamma, dbeta
+    if saved.communicator.size > 1:
+        told = saved.communicator.gather(xp.stack(sums).astype(np.float64))
+        total = told[0]
+        for part in told[1:]:
+            total = total + part
+        sums = total.astype(dtype)
     if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *sums.astype(dtype), saved.moments.count)
+        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *sums, saved.count)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.reference.activation import ACTIVATIONS
 from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.padding import padded
+from gpu_layers.reference.results import delivered
 from gpu_layers.reference.select import kept_values
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_inference_backward",
     "batch_norm_input_gradient",
+    "batch_norm_merge_parts",
     "batch_norm_statistics",
 ]
 
@@ -104,6 +107,7 @@ def batch_norm_forward(
     running: RunningStatistics | None = None,
     out: np.ndarray | None = None,
     valid: ValidPositions | None = None,
+    statistics: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise with the statistics of the batch.
 
@@ -127,6 +131,8 @@ def batch_norm_forward(
         Where y is written to.
     valid : ValidPositions, optional
         Of a padded batch, the positions that count: y is +0 at others.
+    statistics : ndarray, optional
+        Where the statistics are written to; C-contiguous.
 
     Returns
     -------
@@ -135,7 +141,8 @@ def batch_norm_forward(
     statistics : ndarray, shape (5, C)
         As :func:`batch_norm_statistics`.
     """
-    statistics = batch_norm_statistics(x, gamma, beta, eps, channels_last, running)
+    own = batch_norm_statistics(x, gamma, beta, eps, channels_last, running)
+    statistics = delivered(own, statistics)
     return _normalized(BatchNormSaved(x, statistics, channels_last, residual, activation), out), statistics
 
 
@@ -254,6 +261,44 @@ def batch_norm_fold(
 
 
 @ieee
+def batch_norm_merge_parts(
+    parts: np.ndarray, counts: tuple[int, ...] | np.ndarray, channels: int, running: RunningStatistics | None = None
+) -> tuple[np.ndarray, Any]:
+    """Mean and biased variance of a batch that comes in parts, merged in float64 in their order.
+
+    Parameters
+    ----------
+    parts : ndarray, shape (parts, at least 2 C)
+        Of each part first the means, then the variances; in the statistics dtype.
+    counts : tuple of int, or ndarray of float64, shape (parts,)
+        Values per channel in each.
+    channels : int
+        C.
+    running : RunningStatistics, optional
+        The statistics are folded in there; with a momentum. How many values it has is not asked.
+
+    Returns
+    -------
+    statistics : ndarray, shape (2, C)
+        0 of no values.
+    count : int, or ndarray of float64, shape ()
+        Values per channel in all parts; an array if ``counts`` is one.
+    """
+    of_parts = [
+        Moments.of(int(count), part[:channels], part[channels : 2 * channels])
+        for count, part in zip(counts, parts, strict=True)
+    ]
+    found = merged(of_parts)
+    count = 0 if found is None else found.count
+    statistics = np.zeros((2, channels), parts.dtype)
+    if found is not None:
+        statistics[...] = found.mean, found.var
+    if running is not None:
+        batch_norm_fold(statistics, running._replace(values=count))
+    return statistics, count if isinstance(counts, tuple) else np.array(count, np.float64)
+
+
+@ieee
 @padded(0, 3)
 def batch_norm_backward(
     dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
@@ -296,9 +341,12 @@ def batch_norm_gradient_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.
 @ieee
 @padded(0, 1)
 def batch_norm_input_gradient(
-    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int
+    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
+    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values.
+
+    ``count`` may be an array of float64, of shape ().
+    """
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
 
     def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:

@@ -14,6 +14,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.distributed import Communicator, MpiCommunicator, NcclCommunicator, SingleProcess, shard
+from gpu_layers.ops import sync_batch_norm
 from tests.distributed.processes import run_processes
 from tests.inputs import assert_same_bits, normal
 
@@ -82,6 +83,26 @@ def test_the_sums_of_all_processes_are_added_in_float64(dtype, floor):
     np.testing.assert_array_equal(np.concatenate([dgamma, dbeta]), [1, 2])
     # dy - 2 / 2 - xhat / 2
     np.testing.assert_array_equal(dx, [[-0.75], [0.75]])
+
+
+class Twice(SingleProcess):
+    """The first of two processes with the same values."""
+
+    size = 2
+
+    def gather(self, values):
+        return np.stack([values, values])
+
+
+@pytest.mark.parametrize(("values", "waits"), [(0, 1), (1, 1), (2, 0), (5, 0)])
+def test_the_host_reads_how_many_values_there_are_only_where_it_may_be_a_single_one(monkeypatch, values, waits):
+    read = []
+    monkeypatch.setattr(sync_batch_norm, "to_host", lambda counts: read.append(counts) or counts)
+    layer = gl.SyncBatchNorm(2, communicator=Twice())
+    layer(normal((values, 2), np.float32))
+    assert len(read) == waits
+    assert layer.buffers["num_batches_tracked"] == 1
+    assert layer._saved_by_forward()[1].count == 2 * values
 
 
 class Recorded:
