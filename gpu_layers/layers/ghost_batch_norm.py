@@ -12,7 +12,7 @@ from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import to_host
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
-from gpu_layers.layers.running_statistics import batch_statistics
+from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
@@ -70,7 +70,13 @@ class _GhostBatchNorm(BatchNormLayer):
         y, saved = ghost_batch_norm_forward(
             x, *self._affine_part(), bounds=bounds, **self._options(residual), valid=valid
         )
-        return y, ghost_batch_norm_backward, saved, batch_statistics(saved.moments(), self.dtype)
+        batch = None
+        if self._updates():
+            # The kernel counts the values of all groups.
+            running = self._running(0)
+            statistics, count = saved.merged(running)
+            batch = None if running else BatchStatistics(count, statistics)
+        return y, ghost_batch_norm_backward, saved, batch
 
     def _configuration(self) -> str:
         return f"{self.num_features}, group_size={self.group_size}, {super()._configuration().partition(', ')[2]}"

@@ -114,22 +114,23 @@ def checked_forward(
     out: Array = None,
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
+    statistics: Array = None,
 ) -> tuple[Array, BatchNormSaved]:
     """:func:`batch_norm_forward` of checked arguments.
 
-    If they are given, y is written to ``out``, the statistics are folded into ``running``, and only the positions in
-    ``valid`` count: y is +0 at others.
+    If they are given, y is written to ``out``, the statistics to ``statistics`` and folded into ``running``, and only
+    the positions in ``valid`` count: y is +0 at others.
     """
     if x.size == 0 or (valid is not None and valid.count == 0):
         with place_of(x):
             y = array_module(x).empty(x.shape, x.dtype) if out is None else out
             y[...] = 0
-            statistics = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps)
+            statistics = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps, statistics)
             if running is not None:
                 running.batches[...] += 1
     else:
         y, statistics = backend.batch_norm_forward(
-            x, gamma, beta, eps, channels_last, residual, activation, running, out, valid
+            x, gamma, beta, eps, channels_last, residual, activation, running, out, valid, statistics
         )
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
 
@@ -344,9 +345,11 @@ def _backward(name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any] 
     return gradients[:3] if saved.residual is None else gradients
 
 
-def _statistics_of_nothing(x: Array, channels: int, eps: float) -> Any:
+def _statistics_of_nothing(x: Array, channels: int, eps: float, statistics: Any) -> Any:
     """The statistics that an empty batch saves."""
-    statistics = array_module(x).zeros((5, channels), accumulation_dtype(x.dtype))
+    if statistics is None:
+        statistics = array_module(x).empty((5, channels), accumulation_dtype(x.dtype))
+    statistics[...] = 0
     statistics[2] = eps**-0.5
     return statistics
 

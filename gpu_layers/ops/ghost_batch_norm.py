@@ -10,7 +10,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of, placed
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.core.moments import Moments, merged
+from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
@@ -38,17 +38,23 @@ class GhostBatchNormSaved:
         Where groups begin and end on the first axis.
     groups : tuple of BatchNormSaved
         One for each group.
+    statistics : array, shape (groups, at least 5 C)
+        Of each group, one after the other.
     """
 
     x: Array
     bounds: tuple[int, ...]
     groups: tuple[BatchNormSaved, ...]
+    statistics: Array
 
-    def moments(self) -> Moments:
-        """Moments of the whole batch, merged from the groups in their order."""
+    def merged(self, running: RunningStatistics | None = None) -> tuple[Any, int]:
+        """Mean and biased variance of the whole batch, shape (2, C), and its values per channel.
+
+        They are merged in the order of the groups, and folded into ``running``, if it is given.
+        """
+        counts, channels = tuple(group.count for group in self.groups), self.groups[0].mean.size
         with place_of(self.x):
-            parts = [Moments.of(group.count, group.mean, group.var) for group in self.groups]
-            return merged(parts) or parts[0]
+            return backend_for(self.x).batch_norm_merge_parts(self.statistics, counts, channels, running)
 
 
 @placed
@@ -100,14 +106,18 @@ def ghost_batch_norm_forward(
     ]
     for start, stop, of_group in parts:
         check_count(x[start:stop], channels, of_group)
-    y = array_module(x).empty(x.shape, x.dtype)
+    xp = array_module(x)
+    y = xp.empty(x.shape, x.dtype)
+    # Those of each group begin at a multiple of 16 bytes, where kernels can read them.
+    size = 5 * channels
+    statistics = xp.empty((len(parts), -(-size // 4) * 4), accumulation_dtype(x.dtype))
     groups = []
-    for start, stop, of_group in parts:
+    for (start, stop, of_group), kept in zip(parts, statistics[:, :size], strict=True):
         own = None if residual is None else residual[start:stop]
         group, target = x[start:stop], y[start:stop]
         arguments = (group, gamma, beta, eps, own, phi, channels_last, target, None, of_group)
-        groups.append(checked_forward(backend, *arguments)[1])
-    return y, GhostBatchNormSaved(x, bounds, tuple(groups))
+        groups.append(checked_forward(backend, *arguments, kept.reshape(5, channels))[1])
+    return y, GhostBatchNormSaved(x, bounds, tuple(groups), statistics)
 
 
 def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:

@@ -102,6 +102,9 @@ CASES = {
     "BatchNorm2d in evaluation": (lambda: partial(gl.BatchNorm2d(8).eval(), X), 47),
     "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 52),
     "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 52),
+    "GhostBatchNorm2d": (lambda: partial(gl.GhostBatchNorm2d(8, 1), X), 188),
+    "SyncBatchNorm": (lambda: partial(gl.SyncBatchNorm(8), X), 132),
+    "SyncBatchNorm backward": (lambda: _layer_backward(gl.SyncBatchNorm(8)), 85),
     "Dropout": (lambda: partial(gl.Dropout(0.5), X), 44),
     "MaxPool2d": (lambda: partial(gl.MaxPool2d(2), X), 37),
 }
