@@ -222,6 +222,23 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     result.write(result.finished(sums, channel), channel);
 }
 
+// Shares of each value in the gradients of the parameters over all parts: sums in double, in the order of the
+// parts, over the number of values. An input gradient takes them with an inv_count of 1.
+//   sums     [part_count, size], dgamma and dbeta of each
+//   count    [1], values of a channel in all parts
+//   shares   [size]
+// Launch: 1-D, kChannelThreads, a thread a number.
+template <typename A>
+__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+    batch_norm_add_gradients(const A* sums, const double* count, A* shares, long long part_count,
+                             long long size) {
+    const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    if (i >= size) return;
+    double sum = sums[i];
+    for (long long part = 1; part < part_count; ++part) sum += sums[part * size + i];
+    shares[i] = static_cast<A>(sum) * static_cast<A>(1.0 / *count);
+}
+
 // Gradients of x and of the residual.
 //   dgamma, dbeta   may be null: the statistics were given
 //   inv_count       1 / values of a channel

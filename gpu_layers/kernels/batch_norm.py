@@ -48,6 +48,7 @@ from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
 __all__ = [
+    "batch_norm_add_gradients",
     "batch_norm_backward",
     "batch_norm_fold",
     "batch_norm_forward",
@@ -104,6 +105,7 @@ _FOLD = KernelTemplate(
 _MERGE_PARTS = KernelTemplate(
     "batch_norm.cu", "batch_norm_merge_parts", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
 )
+_ADD_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_add_gradients", combinations(A=ACCUMULATE_TYPES))
 _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
 
 
@@ -202,16 +204,17 @@ def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any
 
 
 def batch_norm_input_gradient(
-    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int | Array
+    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
 ) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
-    if not isinstance(count, int):
-        # The kernels would multiply by the same number.
-        share = (1 / count).astype(dgamma.dtype)
-        dgamma, dbeta, count = dgamma * share, dbeta * share, 1
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
     return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
+
+
+def batch_norm_add_gradients(sums: Array, count: Array) -> Any:
+    """``gpu_layers.reference.batch_norm_add_gradients``, as a kernel."""
+    return _add_gradients((sums, count))
 
 
 def batch_norm_inference_backward(
@@ -413,6 +416,16 @@ def _merge_parts(operands: Any, numbers: Any, channels: int, momentum: float) ->
     launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)
     deliver(running, of_running)
     return statistics, total
+
+
+@Launcher
+def _add_gradients(operands: Any, numbers: Any) -> Any:
+    sums, count = ready(operands[0]), operands[1]
+    parts, rows, channels = sums.shape
+    shares, size = empty((rows, channels), sums.dtype, sums), rows * channels
+    arguments = (sums, count, shares, parts, size)
+    launch(_ADD_GRADIENTS(A=c_name(sums.dtype)), max(-(-size // THREADS), 1), THREADS, arguments)
+    return shares
 
 
 def _parameter_gradients(

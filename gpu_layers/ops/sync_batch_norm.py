@@ -71,7 +71,7 @@ def sync_batch_norm_moments(
     RuntimeError
         If the other processes do not answer.
     """
-    parts, counts, channels = _exchanged(x, communicator, channels_last, valid)
+    _, (parts, counts, channels) = _exchanged(x, communicator, channels_last, valid)
     of_parts = [
         Moments.of(int(count), part[:channels], part[channels : 2 * channels])
         for count, part in zip(counts, parts, strict=True)
@@ -79,21 +79,19 @@ def sync_batch_norm_moments(
     return merged(of_parts) or of_parts[0]
 
 
-def _exchanged(x: Array, communicator: Any, channels_last: bool, valid: ValidPositions | None) -> tuple[Any, Any, int]:
-    """What ``batch_norm_merge_parts`` takes: one exchange of means, variances and the number of values per channel.
-
-    Nothing waits for the device, unless this part has too few values: they may be the only ones.
-    """
+def _exchanged(
+    x: Array, communicator: Any, channels_last: bool, valid: ValidPositions | None
+) -> tuple[int, tuple[Any, Any, int]]:
+    """This part's values per channel; and what ``batch_norm_merge_parts`` takes, by one exchange."""
     count, statistics = statistics_of_part(x, channels_last, valid)
     channels = statistics.shape[1]
     own = statistics[:2].reshape(-1)
     if communicator.size == 1:
-        return own[None], (count,), channels
+        return count, (own[None], (count,), channels)
     xp = array_module(x)
     # The count is exact in float64; in the others' dtype it goes as bytes.
     told = communicator.gather(xp.concatenate([own, xp.full(1, float(count)).view(own.dtype)]))
-    counts = told.view(np.float64)[:, -1]
-    return told, tuple(int(one) for one in to_host(counts)) if count < 2 else counts, channels
+    return count, (told, told.view(np.float64)[:, -1], channels)
 
 
 def sync_batch_norm_forward(
@@ -158,15 +156,16 @@ def checked_sync_forward(
     """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
-    parts, counts, channels = _exchanged(x, communicator, channels_last, valid)
-    if isinstance(counts, tuple) and sum(counts) == 1:
-        shape = list(x.shape) if valid is None else [valid.count, channels]
+    own, parts = _exchanged(x, communicator, channels_last, valid)
+    # Only where this part has too few values they may be the only ones: else the host need not wait for the exchange.
+    if own < 2 and sum(to_host(parts[1])) == 1:
+        shape = list(x.shape) if valid is None else [valid.count, parts[2]]
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape} in process "
             f"{communicator.rank} of {communicator.size} and a single value in all of them"
         )
     backend = backend_for(x)
-    (mean, var), count = backend.batch_norm_merge_parts(parts, counts, channels, running)
+    (mean, var), count = backend.batch_norm_merge_parts(*parts, running)
     given = (mean, var, gamma, beta, eps, residual, activation, channels_last, None, valid)
     y, local = checked_inference(backend, x, *given)
     return y, SyncBatchNormSaved(local, count, communicator)
@@ -179,7 +178,7 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     dy, x and a residual are read twice: for the sums before the exchange, and for the gradients after it.
 
     With ``dbeta = sum dz`` and ``dgamma = sum dz * xhat`` over all processes and m values per channel in all of them:
-    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. The sums are exchanged and added in float64.
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``. The sums are added in float64.
 
     Parameters
     ----------
@@ -210,17 +209,15 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
     else:
         dgamma, dbeta = backend.batch_norm_gradient_sums(dy, local)
-    sums = dgamma, dbeta
+    shares, count = (dgamma, dbeta), saved.count
     if saved.communicator.size > 1:
-        told = saved.communicator.gather(xp.stack(sums).astype(np.float64))
-        total = told[0]
-        for part in told[1:]:
-            total = total + part
-        sums = total.astype(dtype)
+        told = saved.communicator.gather(xp.stack(shares))
+        if not is_empty:
+            shares, count = backend.batch_norm_add_gradients(told, xp.asarray(count, np.float64)), 1
     if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *sums, saved.count)
+        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *shares, count)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

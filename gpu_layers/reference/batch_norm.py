@@ -24,6 +24,7 @@ from gpu_layers.reference.results import delivered
 from gpu_layers.reference.select import kept_values
 
 __all__ = [
+    "batch_norm_add_gradients",
     "batch_norm_backward",
     "batch_norm_double_backward",
     "batch_norm_fold",
@@ -339,14 +340,33 @@ def batch_norm_gradient_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.
 
 
 @ieee
+def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """``dgamma`` and ``dbeta`` of all parts of a batch, added in float64 in their order, over all its values.
+
+    Parameters
+    ----------
+    sums : ndarray, shape (parts, 2, C)
+        In the statistics dtype.
+    count : ndarray of float64, shape ()
+        Values per channel in all parts.
+
+    Returns
+    -------
+    ndarray of float64, shape (2, C)
+        :func:`batch_norm_input_gradient` takes these with a count of 1. A kernel gives them in the dtype of ``sums``.
+    """
+    total = sums[0].astype(np.float64)
+    for part in sums[1:]:
+        total = total + part
+    return total.astype(sums.dtype).astype(np.float64) / count
+
+
+@ieee
 @padded(0, 1)
 def batch_norm_input_gradient(
-    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int | np.ndarray
+    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values.
-
-    ``count`` may be an array of float64, of shape ().
-    """
+    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
 
     def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:
