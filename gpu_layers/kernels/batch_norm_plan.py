@@ -34,8 +34,6 @@ _SLOTS_OF_NCHW, _SLOTS_OF_NHWC = (
 )
 # Groups of so many blocks leave none over.
 _GROUP_SIZES = tuple(size for size in range(1, PERSISTENT_BLOCKS + 1) if PERSISTENT_BLOCKS % size == 0)
-# Of rows a part of what is read is kept, if it is at least one in so many.
-_LEAST_KEPT = 16
 # What the blocks of a channel may add to the traffic.
 _WORKSPACE_SHARE = 0.03
 
@@ -47,7 +45,7 @@ _NCHW_LAYOUT = np.dtype(
     align=True,
 )
 _NHWC_LAYOUT = np.dtype(
-    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_block", "blocks", "kept")], align=True
+    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_block", "blocks")], align=True
 )
 #: Structs of the kernels' parameters.
 STRUCTS = {
@@ -102,13 +100,6 @@ class Plan:
         return self.tiles * self.blocks_per_group
 
     @property
-    def keeps_all(self) -> bool:
-        """Whether all that is read is kept, so that nothing is read twice."""
-        return self.slots is not None and (
-            self.width is None or bool(self.layout["kept"] >= self.layout["rows_per_block"])
-        )
-
-    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block that keeps what it reads."""
         return (self.slots or 0) * self.arrays * THREADS * _VECTOR_BYTES
@@ -122,8 +113,7 @@ class Plan:
             return f"two reads, {kind}, {groups}, {threads}"
         how = "cooperative" if self.blocks_per_group > 1 else "plain launch"
         kept = f"{self.shared_bytes / 1024:.0f} KB of shared memory a block"
-        reads = "one read" if self.keeps_all else "one read and a part of another"
-        return f"{reads}, {kind}, {groups}, {threads}, {kept}, {how}"
+        return f"one read, {kind}, {groups}, {threads}, {kept}, {how}"
 
 
 @lru_cache(maxsize=1024)
@@ -241,27 +231,25 @@ def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Pl
         return None
     budget = _SLOTS_OF_NHWC // arrays
     vectors = channels // width
-    # 128 bytes of a row, or the 64 that still are whole sectors where this leaves room for a second group, or for one.
-    half = PERSISTENT_BLOCKS // 2
-    whole = ((8, half), (4, half), (8, PERSISTENT_BLOCKS), (4, PERSISTENT_BLOCKS))
-    for widest, most in (*whole, (4, PERSISTENT_BLOCKS * _LEAST_KEPT)):
+    # 128 bytes of a row, or the 64 that still are whole sectors.
+    for widest in (8, 4):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
+        tiles = -(-vectors // threads_x)
         needed = -(-rows // (threads_y * budget))
-        if needed <= most:
+        if tiles * needed <= PERSISTENT_BLOCKS:
             break
     else:
+        # One group after another would stand still at each barrier, and all of the memory with it: that took a third
+        # longer than two reads on an H200 (64x56x56x256 bfloat16).
         return None
-    tiles = -(-vectors // threads_x)
     count_bytes = rows * itemsize * arrays
     most_blocks = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
-    blocks = max(min(needed, PERSISTENT_BLOCKS), min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
-    blocks = _group_size(blocks, -(-rows // threads_y)) if blocks > 1 else 1
+    blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
-    slots = min(-(-rows_per_block // threads_y), budget)
-    kept = min(rows_per_block, slots * threads_y)
-    layout = np.array((rows, channels, tiles, rows_per_block, blocks, kept), _NHWC_LAYOUT)
+    slots = -(-rows_per_block // threads_y)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, slots, arrays)
 
 
@@ -315,7 +303,7 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
             break
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
-    layout = np.array((rows, channels, tiles, rows_per_block, blocks, 0), _NHWC_LAYOUT)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, None, arrays)
 
 
