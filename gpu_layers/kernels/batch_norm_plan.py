@@ -246,6 +246,9 @@ def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Pl
     count_bytes = rows * itemsize * arrays
     most_blocks = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
     blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
+    none_over = _group_size(blocks, -(-rows // threads_y))
+    if tiles * none_over <= PERSISTENT_BLOCKS:
+        blocks = none_over
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
     slots = -(-rows_per_block // threads_y)
