@@ -251,8 +251,6 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
     using A = accumulate_t<T>;
     __shared__ Moments<A> scratch[kColumnScratch<Width>];
     const GroupBlock block(layout.blocks);
-    const BlockRows rows(layout, block.rank);
-    const int kept = static_cast<int>(min(layout.kept, static_cast<long long>(rows.rows)));
     const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
     unsigned int expected = 0;
     for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
@@ -261,12 +259,9 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
         StatisticsOfCached<T, Width, Width> values{{x, {}, 0}, SharedCache<T, Width>(slots)};
         if (exists) {
             FetchArray<T, Width> fetch{x, SharedCache<T, Width>(slots)};
-            for_each_in_rows<kFetched>(layout, channel, rows.begin, kept, fetch, valid);
+            for_each_in_nhwc_block<kFetched>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_rows<kStatisticsLoads<T, Valid>>(layout, channel, rows.begin, kept, values, valid);
-            if constexpr (kCountsAll<Valid>)
-                for_each_in_rows<kStatisticsLoads<T, Valid>>(layout, channel, rows.begin + kept,
-                                                             rows.rows - kept, values.statistics, valid);
+            for_each_in_nhwc_block<kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
         }
         Moments<A> moments[Width];
         A origins[Width];
@@ -305,15 +300,7 @@ __device__ __forceinline__ void forward_persistent_nhwc(const T* x,
             normalize.norms[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
                                     result.gamma, result.beta, channel + k);
         }
-        if constexpr (kCountsAll<Valid>) {
-            // From the last row that was read, which the cache still has.
-            Normalize<T, Width, Width, Fused> rest{x, residual, activation, y, {}};
-#pragma unroll
-            for (int k = 0; k < Width; ++k) rest.norms[k] = normalize.norms[k];
-            for_each_in_rows<kNormalizeLoads<Fused>, true>(layout, channel, rows.begin + kept,
-                                                           rows.rows - kept, rest, valid);
-        }
-        for_each_in_rows<kTaken<Fused>>(layout, channel, rows.begin, kept, normalize, valid);
+        for_each_in_nhwc_block<kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
     }
 }
 
@@ -540,10 +527,6 @@ __device__ __forceinline__ void backward_persistent_nhwc(
     __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
     const GroupBlock block(layout.blocks);
-    const BlockRows rows(layout, block.rank);
-    const int kept = static_cast<int>(min(layout.kept, static_cast<long long>(rows.rows)));
-    // What is not kept is read again; that of pooled gradients and padded batches is always kept.
-    constexpr bool kKeepsPart = Source::kIsArray && kCountsAll<Valid>;
     const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
     unsigned int expected = 0;
     for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
@@ -560,7 +543,7 @@ __device__ __forceinline__ void backward_persistent_nhwc(
             FetchInputs<T, Width, Source> fetch{source,
                                                 {x, SharedCache<T, Width>(slots)},
                                                 {source.array(), SharedCache<T, Width>(slots_of_dz)}};
-            for_each_in_rows<kFetched / 2>(layout, channel, rows.begin, kept, fetch, valid);
+            for_each_in_nhwc_block<kFetched / 2>(layout, channel, block.rank, fetch, valid);
         }
 #pragma unroll
         for (int k = 0; k < Width; ++k) {
@@ -568,22 +551,7 @@ __device__ __forceinline__ void backward_persistent_nhwc(
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
         wait_for_copies();
-        if (exists) {
-            for_each_in_rows<1>(layout, channel, rows.begin, kept, keep, valid);
-            if constexpr (kKeepsPart) {
-                ParameterGradients<T, Width, Width, Fused, Source> rest{
-                    {source, x, residual, activation}, {}, {}};
-#pragma unroll
-                for (int k = 0; k < Width; ++k) {
-                    rest.norms[k] = keep.norms[k];
-                    rest.sums[k] = keep.sums[k];
-                }
-                for_each_in_rows<kFusedLoads<Fused>>(layout, channel, rows.begin + kept, rows.rows - kept,
-                                                     rest);
-#pragma unroll
-                for (int k = 0; k < Width; ++k) keep.sums[k] = rest.sums[k];
-            }
-        }
+        if (exists) for_each_in_nhwc_block<1>(layout, channel, block.rank, keep, valid);
         column_reduce(keep.sums, scratch);
         if (threadIdx.y == 0 && exists) {
 #pragma unroll
@@ -610,17 +578,6 @@ __device__ __forceinline__ void backward_persistent_nhwc(
             gradients.input_gradients[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
                                               channel + k);
         }
-        if constexpr (kKeepsPart) {
-            InputGradients<T, Width, Width, Fused, Source> rest{
-                {source, x, residual, activation}, {}, {}, true, dx, dresidual};
-#pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                rest.norms[k] = gradients.norms[k];
-                rest.input_gradients[k] = gradients.input_gradients[k];
-            }
-            for_each_in_rows<kFusedLoads<Fused>, true>(layout, channel, rows.begin + kept, rows.rows - kept,
-                                                       rest);
-        }
-        for_each_in_rows<1>(layout, channel, rows.begin, kept, gradients, valid);
+        for_each_in_nhwc_block<1>(layout, channel, block.rank, gradients, valid);
     }
 }

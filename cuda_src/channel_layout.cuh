@@ -36,9 +36,8 @@ struct NhwcLayout {
     long long tiles;           // blocks side by side, to cover the channels
     long long rows_per_block;  // of a block
     long long blocks;          // blocks of a tile
-    long long kept;            // rows that a block keeps, if it reads once: the first
 };
-static_assert(sizeof(NhwcLayout) == 48, "the launcher packs it with this size");
+static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: groups of
 // Unroll, and some that are left. All have as many groups: lanes of a warp that disagree go through a loop
@@ -276,17 +275,16 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 // Calls body.vectors<Count>(i, step) for this thread's channels in some rows: Count of them at once, at i,
 // i + step, ...; i is the index in the array of the first channel. Where only some rows count,
 // body.vectors<Count>(i, step, some).
-//   channel     first channel of this thread; the caller has checked that it exists
-//   Backwards   from the last row to the first
-//   valid       AllPositions or SomePositions
+//   channel   first channel of this thread; the caller has checked that it exists
+//   valid     AllPositions or SomePositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
-template <int Unroll, bool Backwards = false, typename Body, typename Valid = AllPositions>
+template <int Unroll, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_rows(const NhwcLayout& layout, long long channel, long long begin,
                                                  int rows, Body& body, const Valid& valid = {}) {
     if (rows <= 0) return;
-    const int apart = static_cast<int>(Backwards ? 0 - blockDim.y : blockDim.y);
+    const int apart = static_cast<int>(blockDim.y);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
-    long long row = Backwards ? begin + rows - 1 - threadIdx.y : begin + threadIdx.y;
+    long long row = begin + threadIdx.y;
     long long i = row * layout.channels + channel;
     const long long step = apart * layout.channels;
     if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {

@@ -85,14 +85,15 @@ class Gpu:
 
 
 #: Multiprocessors, clocks, caches and limits: NVIDIA's data sheets and "CUDA C++ Programming Guide", "Compute
-#: Capabilities". The rates of a copy are what such GPUs are commonly seen to reach; bytes in flight follow Little's law
-#: from them and from the latency under load of their kinds of memory. Nothing of it was measured here.
+#: Capabilities". Of an H200 the rate of a copy and the bytes in flight are those of the run of 2026-11-29 in
+#: ``profiling/results`` (see :mod:`profiling.model`). Of the others the rates are what such GPUs are commonly seen to
+#: reach; bytes in flight follow Little's law from them and from the latency under load of their kinds of memory.
 GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, 40 * 2**20, shared_bytes=164 * 1024),
         Gpu("H100", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
-        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.3e12, 40_000, 50 * 2**20),
+        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.26e12, 48_000, 50 * 2**20),
         Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000, 126 * 2**20),
     )
 }

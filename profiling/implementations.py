@@ -85,7 +85,7 @@ class TwoReads(Ours):
         if case.operation.name != "batch_norm":
             raise NotThereError("measured for plain batch norm")
         planned = forward_plan if case.direction == FORWARD else backward_plan
-        if not planned(case.input_shape, DTYPES[case.dtype].itemsize, case.channels_last).keeps_all:
+        if not planned(case.input_shape, DTYPES[case.dtype].itemsize, case.channels_last).slots:
             raise NotThereError("ours reads twice too")
 
     def prepare(self, arrays: Arrays) -> Callable[[], Any]:

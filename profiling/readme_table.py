@@ -118,14 +118,14 @@ def _measured(run: Run, model: Run | None, headlines: bool) -> str:
         f"PyTorch {facts.get('torch')}, commit {facts.get('commit')}, {str(facts.get('date'))[:10]}. "
         f"A plain copy of a gigabyte reaches {run.copy_gb_per_s:,.0f} GB/s.",
         "",
-        "*of copy* is the fewest bytes over the time, as a part of that rate. *x PyTorch* is PyTorch's time",
-        "over ours. The cache is cold; times are medians. *modelled* is what was predicted without a GPU.",
+        "*of copy* is the time of a plain copy of the fewest bytes over ours; 1.00 is perfect. *x PyTorch* is",
+        "PyTorch's time over ours. The cache is cold; times are medians. *modelled* is what the model says.",
         "",
         "| | µs | of copy | modelled |" + "".join(f" x {_PEERS[peer]} |" for peer in peers),
         "|---|---|---|---|" + "---|" * len(peers),
     ]
     for row in _chosen(rows, headlines):
-        fraction, predicted = row.fraction(run.copy_gb_per_s), modelled.get(row.case)
+        fraction, predicted = row.ratio("copy"), modelled.get(row.case)
         cells = [_name(row), f"{row.timings['ours'].median:,.1f}", _number(fraction), _number(predicted)]
         lines.append(f"| {' | '.join(cells + [_number(row.ratio(peer)) for peer in peers])} |")
     failed = [row.case for row in run.rows if row.correct is False]
@@ -139,7 +139,7 @@ def _modelled(model: Run, headlines: bool, before: dict[str, Any] | None) -> str
     gpu = next((row.model["gpu"] for row in model.rows if row.model), "GPU")
     earlier = "" if before is None else f" {before['release']} |"
     lines = [
-        f"**Modelled for an {gpu}, not measured**: no kernel has run on a GPU yet. *of copy* is the time of a",
+        f"**Modelled for an {gpu}, not measured**: there is no run on a GPU here. *of copy* is the time of a",
         "plain copy of the fewest bytes over ours; 1.00 is perfect. It follows from bytes, instructions and",
         "waits, which are counted by emulation. *limit* is what the longest launch needs most. *moved* is our",
         "bytes over the fewest. PyTorch's column is an upper bound: it counts only the bytes that its",

@@ -133,9 +133,11 @@ class Run:
     schema: int = SCHEMA
 
     def put(self, row: Row) -> None:
-        """Add a row, in the place of an older one of the same case."""
+        """Add a row, in the place of an older one of the same case; peers that were not timed again stay."""
         for number, older in enumerate(self.rows):
             if older.case == row.case:
+                if row.timings and older.asked == row.asked:
+                    row.timings = {**older.timings, **row.timings}
                 self.rows[number] = row
                 return
         self.rows.append(row)

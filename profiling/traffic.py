@@ -107,21 +107,10 @@ def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str
                     touched = _SECTOR * (read * footprint.sectors_loaded + footprint.sectors_stored)
                     # The whole shape may need less: no counter of blocks that wait for each other, say.
                     total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
-                moved.append(total + _read_again(whole))
+                moved.append(total)
             return moved, ""
-    sizes = [float(sum(launch.array_bytes.values())) + _read_again(launch) for launch in launches]
+    sizes = [float(sum(launch.array_bytes.values())) for launch in launches]
     return sizes, "bytes not counted: smaller shapes take other kernels"
-
-
-def _read_again(launch: Launch) -> float:
-    """Bytes that a kernel reads a second time, because it keeps a part only: as though no cache held any of them."""
-    layout = launch.values[-1]
-    if "_persistent_nhwc" not in launch.kernel.name or "kept" not in (layout.dtype.names or ()):
-        return 0.0
-    part = 1 - min(1.0, float(layout["kept"]) / float(layout["rows_per_block"]))
-    # The forward's statistics need no residual.
-    names = ("x",) if "forward" in launch.kernel.name else ("x", "dy", "residual")
-    return part * sum(launch.array_bytes.get(name, 0) for name in names)
 
 
 def _part_that_is_read(case: Case, smaller: Case) -> float:

@@ -506,7 +506,7 @@ def reads_of(s: Sizes, direction: str) -> int:
     """How often a pass must read an input of these sizes, by its plan."""
     shape = (s.shape[0], *s.shape[2:], s.shape[1]) if s.channels_last else s.shape
     plan = backward_plan if direction == BACKWARD else forward_plan
-    return 1 if plan(shape, s.itemsize, s.channels_last).keeps_all else 2
+    return 1 if plan(shape, s.itemsize, s.channels_last).slots else 2
 
 
 #: Shapes of images whose bytes are counted, each in both layouts, and of rows.

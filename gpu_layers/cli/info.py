@@ -90,7 +90,7 @@ def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
             laid_out = (shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape
             for name, planned in (("forward", forward_plan), ("backward", backward_plan)):
                 plan = planned(laid_out, dtype.itemsize, layout == "NHWC")
-                reads = 1 if plan.keeps_all else 2
+                reads = 1 if plan.slots else 2
                 rows.append({"dtype": str(dtype), "layout": layout, "pass": name, "reads": reads, "plan": str(plan)})
     return rows
 

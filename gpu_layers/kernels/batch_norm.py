@@ -71,15 +71,11 @@ class _Kernels:
         What their names begin with.
     fusions : tuple of dict
         For what their elementwise ones are compiled.
-    keeps_part : bool
-        As of :class:`PersistentKernel`.
     """
 
-    def __init__(
-        self, source: str, persistent_source: str, name: str, fusions: tuple[dict[str, str], ...], keeps_part: bool
-    ) -> None:
+    def __init__(self, source: str, persistent_source: str, name: str, fusions: tuple[dict[str, str], ...]) -> None:
         fused: dict[str, Any] = {"of_nchw": fusions, "of_nhwc": fusions}
-        straight: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS, "keeps_part": keeps_part}
+        straight: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
         self._fusions = fusions
         self.statistics = LayoutPair(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
         self.normalize = LayoutPair(source, f"{name}_normalize", **fused)
@@ -95,10 +91,8 @@ class _Kernels:
 
 
 _CURVED = {"Epilogue": "kSmooth"}
-_WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED), True)
-_PADDED = _Kernels(
-    *("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm"), (STRAIGHT_FUSIONS[1], _CURVED), False
-)
+_WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED))
+_PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm", (STRAIGHT_FUSIONS[1], _CURVED))
 _FOLD = KernelTemplate(
     "batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, (*RUNNING_ARRAYS, "skipped")
 )

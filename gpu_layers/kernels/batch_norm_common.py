@@ -103,22 +103,15 @@ class LayoutPair:
 
 
 class PersistentKernel(LayoutPair):
-    """A kernel that reads once. ``barrier_count`` in its parameters counts the blocks of each group.
+    """A kernel that reads once. ``barrier_count`` in its parameters counts the blocks of each group."""
 
-    Parameters
-    ----------
-    keeps_part : bool
-        Whether it reads again what it cannot keep, of rows.
-    """
-
-    def __init__(self, source: str, name: str, *, keeps_part: bool = False, **options: Any) -> None:
-        self._keeps_part = keeps_part
+    def __init__(self, source: str, name: str, **options: Any) -> None:
         initialised = ("barrier_count", *RUNNING_ARRAYS)
         super().__init__(source, name, single_channels=False, initialised=initialised, **options)
 
     def run(self, plan: Plan, x: Array, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
-        if plan.slots is None or not (plan.keeps_all or self._keeps_part) or not limits().one_read:
+        if plan.slots is None or not limits().one_read:
             return False
         kernel = self.kernel(element_type(x), plan.width, **more)
         # With one part nobody waits for anybody.

@@ -22,8 +22,9 @@ _VECTOR_BYTES = 16
 # Blocks that fill any GPU twice over, so that it is busy whatever the number of channels. A constant, not the GPU's
 # own number.
 _TARGET_BLOCKS = 2 * MULTIPROCESSORS * WARPS * WARP_THREADS // THREADS
-# Likewise of rows: rounds are full whether two, three or four blocks fit on a multiprocessor.
-_TARGET_BLOCKS_OF_ROWS = 24 * MULTIPROCESSORS
+# Likewise of rows, of one array and of two, which leave room for four blocks on a multiprocessor and for three or four:
+# rounds are full. More blocks would spend more on their sums, eight channels a thread, than on what they read.
+_TARGET_BLOCKS_OF_ROWS = {1: 8 * MULTIPROCESSORS, 2: 12 * MULTIPROCESSORS}
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
 # Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
@@ -34,8 +35,6 @@ _SLOTS_OF_NCHW, _SLOTS_OF_NHWC = (
 )
 # Groups of so many blocks leave none over.
 _GROUP_SIZES = tuple(size for size in range(1, PERSISTENT_BLOCKS + 1) if PERSISTENT_BLOCKS % size == 0)
-# Of rows a part of what is read is kept, if it is at least one in so many.
-_LEAST_KEPT = 16
 # What the blocks of a channel may add to the traffic.
 _WORKSPACE_SHARE = 0.03
 
@@ -47,7 +46,7 @@ _NCHW_LAYOUT = np.dtype(
     align=True,
 )
 _NHWC_LAYOUT = np.dtype(
-    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_block", "blocks", "kept")], align=True
+    [(name, np.int64) for name in ("rows", "channels", "tiles", "rows_per_block", "blocks")], align=True
 )
 #: Structs of the kernels' parameters.
 STRUCTS = {
@@ -102,13 +101,6 @@ class Plan:
         return self.tiles * self.blocks_per_group
 
     @property
-    def keeps_all(self) -> bool:
-        """Whether all that is read is kept, so that nothing is read twice."""
-        return self.slots is not None and (
-            self.width is None or bool(self.layout["kept"] >= self.layout["rows_per_block"])
-        )
-
-    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block that keeps what it reads."""
         return (self.slots or 0) * self.arrays * THREADS * _VECTOR_BYTES
@@ -122,8 +114,7 @@ class Plan:
             return f"two reads, {kind}, {groups}, {threads}"
         how = "cooperative" if self.blocks_per_group > 1 else "plain launch"
         kept = f"{self.shared_bytes / 1024:.0f} KB of shared memory a block"
-        reads = "one read" if self.keeps_all else "one read and a part of another"
-        return f"{reads}, {kind}, {groups}, {threads}, {kept}, {how}"
+        return f"one read, {kind}, {groups}, {threads}, {kept}, {how}"
 
 
 @lru_cache(maxsize=1024)
@@ -241,27 +232,28 @@ def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Pl
         return None
     budget = _SLOTS_OF_NHWC // arrays
     vectors = channels // width
-    # 128 bytes of a row, or the 64 that still are whole sectors where this leaves room for a second group, or for one.
-    half = PERSISTENT_BLOCKS // 2
-    whole = ((8, half), (4, half), (8, PERSISTENT_BLOCKS), (4, PERSISTENT_BLOCKS))
-    for widest, most in (*whole, (4, PERSISTENT_BLOCKS * _LEAST_KEPT)):
+    # 128 bytes of a row, or the 64 that still are whole sectors.
+    for widest in (8, 4):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
+        tiles = -(-vectors // threads_x)
         needed = -(-rows // (threads_y * budget))
-        if needed <= most:
+        if tiles * needed <= PERSISTENT_BLOCKS:
             break
     else:
+        # One group after another would stand still at each barrier, and all of the memory with it: that took a third
+        # longer than two reads on an H200 (64x56x56x256 bfloat16).
         return None
-    tiles = -(-vectors // threads_x)
     count_bytes = rows * itemsize * arrays
     most_blocks = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
-    blocks = max(min(needed, PERSISTENT_BLOCKS), min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
-    blocks = _group_size(blocks, -(-rows // threads_y)) if blocks > 1 else 1
+    blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
+    none_over = _group_size(blocks, -(-rows // threads_y))
+    if tiles * none_over <= PERSISTENT_BLOCKS:
+        blocks = none_over
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
-    slots = min(-(-rows_per_block // threads_y), budget)
-    kept = min(rows_per_block, slots * threads_y)
-    layout = np.array((rows, channels, tiles, rows_per_block, blocks, kept), _NHWC_LAYOUT)
+    slots = -(-rows_per_block // threads_y)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, slots, arrays)
 
 
@@ -306,16 +298,17 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
     vectors = channels // width
     # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
     # to fill a GPU than there are; single channels by the warp.
+    target = _TARGET_BLOCKS_OF_ROWS[arrays]
     for widest in (8, 4) if width > 1 else (32,):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
         tiles = -(-vectors // threads_x)
-        blocks = min(-(-_TARGET_BLOCKS_OF_ROWS // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
-        if 2 * tiles * blocks >= _TARGET_BLOCKS_OF_ROWS:
+        blocks = min(-(-target // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
+        if 2 * tiles * blocks >= target:
             break
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
-    layout = np.array((rows, channels, tiles, rows_per_block, blocks, 0), _NHWC_LAYOUT)
+    layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, None, arrays)
 
 

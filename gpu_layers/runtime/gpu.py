@@ -38,6 +38,9 @@ _REFUSALS = (
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
 )
 
+# The driver's error where no context is current.
+_NO_CONTEXT = "CUDA_ERROR_INVALID_CONTEXT"
+
 # Errors of a driver that does not know all instructions of a kernel.
 _UNKNOWN = ("CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "CUDA_ERROR_NO_BINARY_FOR_GPU")
 
@@ -156,15 +159,25 @@ def bound_launch(step: Launch, device: int) -> BoundStep:
     geometry = function.ptr, *step.grid, *step.block, step.shared_bytes
     # No further ones in the last argument, which a cooperative launch lacks.
     rest = (parameters,) if step.cooperative else (parameters, 0)
-    launch = cuda.driver.launchCooperativeKernel if step.cooperative else cuda.driver.launchKernel
-    current_stream = cuda.get_current_stream
+    driver, current_stream = cuda.driver, cuda.get_current_stream
+    launch = driver.launchCooperativeKernel if step.cooperative else driver.launchKernel
+    driver_error, context = driver.CUDADriverError, driver.ctxGetCurrent()
     # The lock guards the buffer: the driver copies the arguments before the launch returns, and other threads may run.
     lock = Lock()
 
     def start(objects: Any, slots: list[int], stream: Any) -> None:
         with lock:
             pack(buffer, 0, *pick(slots))
-            launch(*geometry, (current_stream() if stream is None else stream).ptr, *rest)
+            handle = (current_stream() if stream is None else stream).ptr
+            try:
+                launch(*geometry, handle, *rest)
+            except driver_error as error:
+                if not str(error).startswith(_NO_CONTEXT):
+                    raise
+                # The first call of CUDA in this thread: only the runtime's functions would have made it current. It
+                # is the one in which the function was loaded.
+                driver.ctxSetCurrent(context)
+                launch(*geometry, handle, *rest)
 
     return _refusable(start, step.kernel, device) if step.cooperative else start
 

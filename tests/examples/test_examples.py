@@ -58,6 +58,7 @@ def test_emulate_my_kernel(capsys):
 def test_cuda_graph():
     first, second, called, replayed = run("cuda_graph")
     assert (first != second).any()
+    assert (first != called).any()
     assert (called == replayed).all()
 
 

@@ -8,8 +8,9 @@ import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module, nvrtc
 from profiling.compiled_code import most_registers, read_cubin
+from tests.compiled_names import GATED as ARCHITECTURES
+from tests.compiled_names import each_architecture, names_of
 
-ARCHITECTURES = (80, 90, 100)
 SOURCES = sorted({kernel.source for kernel in all_kernels()})
 # Of these the arithmetic must not be what limits: all their memory traffic is in the hot loop.
 STREAMING = (
@@ -22,19 +23,16 @@ STREAMING = (
 )
 STREAMING += ("batch_norm_gradient_sums", "batch_norm_input_gradient")
 # Where the compiler of one CUDA version keeps a number in memory that the other's keeps in a register.
-_LAST = ["dropout_apply_last<float, 4>", "dropout_apply_last<double, 2>"]
+_LAST = "dropout_apply_last<float, 4>"
 KEPT_IN_MEMORY = {
-    (12, 80): [
-        *_LAST,
-        "max_pool_forward_tiled<__half, 3, 1, 1, true, false>",
-        "batch_norm_forward_persistent_nhwc<double, 2, kIdentity>",
-    ],
+    (12, 80): [_LAST, "max_pool_forward_tiled<__half, 3, 1, 1, true, false>"],
     (12, 90): [
-        *_LAST,
+        _LAST,
+        "dropout_apply_last<double, 2>",
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, true, false>" for half in ("__half", "__nv_bfloat16")),
     ],
     (12, 100): [
-        *_LAST,
+        _LAST,
         *(f"avg_pool_backward<{half}, 8, int>" for half in ("__half", "__nv_bfloat16")),
         *(f"max_pool_forward_tiled<{half}, 3, 1, 1, false, true>" for half in ("__half", "__nv_bfloat16")),
         *(f"max_pool_forward_tiled<{half}, 3, 2, 1, true, false>" for half in ("__half", "__nv_bfloat16")),
@@ -53,7 +51,7 @@ ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
 def compiled(source, capability):
     """Name and code of each kernel of a file."""
-    names = tuple(kernel.name for kernel in all_kernels() if kernel.source == source)
+    names = names_of(source, capability)
     module = compiled_module(source, names, Architecture(capability), warnings_as_errors=True)
     code = read_cubin(module.path)
     return {name: code[module.symbols[name]] for name in names}
@@ -173,46 +171,47 @@ def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability)
 
 # Thread instructions for each byte of global memory. What GPUs issue in the time that their memory takes for a byte
 # stands in profiling/devices.py: 11 of an H100, 7.8 of an H200.
-@pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("name", "most"),
-    [
-        ("dropout_apply<__nv_bfloat16>", 6.0),
-        ("dropout_apply<__half>", 6.0),
-        ("dropout_apply<float>", 6.0),
-        ("dropout_apply<double>", 6.0),
-        ("dropout_apply_shifted<__nv_bfloat16>", 9.0),
-        ("dropout_apply_shifted<__half>", 9.0),
-        ("dropout_apply_shifted<float>", 9.0),
-        ("dropout_apply_shifted<double>", 9.0),
-        # The way of a vector that spans two channels, which is the longest.
-        ("dropout_apply_grouped<__nv_bfloat16>", 6.0),
-        ("dropout_apply_grouped<__half>", 6.0),
-        ("dropout_apply_grouped<float>", 5.0),
-        ("dropout_apply_grouped<double>", 5.0),
-        ("relu_forward<__nv_bfloat16>", 3.0),
-        ("relu_forward<__half>", 3.0),
-        ("relu_forward<float>", 1.5),
-        ("relu_forward<double>", 1.0),
-        ("relu_backward<__nv_bfloat16>", 2.0),
-        ("relu_backward<__half>", 2.0),
-        ("relu_backward<float>", 1.5),
-        ("relu_backward<double>", 1.0),
-        ("batch_norm_statistics_nchw<__nv_bfloat16>", 3.0),
-        ("batch_norm_statistics_nchw<__half>", 3.0),
-        ("batch_norm_statistics_nchw<float>", 3.0),
-        ("batch_norm_statistics_nchw<double>", 3.0),
-        ("batch_norm_statistics_nhwc<__nv_bfloat16, 8>", 3.0),
-        ("batch_norm_statistics_nhwc<__half, 8>", 3.0),
-        ("batch_norm_statistics_nhwc<float, 4>", 3.0),
-        ("batch_norm_statistics_nhwc<double, 2>", 3.0),
-        ("batch_norm_normalize_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
-        ("batch_norm_normalize_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
-        ("batch_norm_gradient_sums_nchw<__nv_bfloat16, kPiecewiseLinear>", 4.0),
-        ("batch_norm_gradient_sums_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 4.0),
-        ("batch_norm_input_gradient_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
-        ("batch_norm_input_gradient_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
-    ],
+    *each_architecture(
+        ("name", "most"),
+        [
+            ("dropout_apply<__nv_bfloat16>", 6.0),
+            ("dropout_apply<__half>", 6.0),
+            ("dropout_apply<float>", 6.0),
+            ("dropout_apply<double>", 6.0),
+            ("dropout_apply_shifted<__nv_bfloat16>", 9.0),
+            ("dropout_apply_shifted<__half>", 9.0),
+            ("dropout_apply_shifted<float>", 9.0),
+            ("dropout_apply_shifted<double>", 9.0),
+            # The way of a vector that spans two channels, which is the longest.
+            ("dropout_apply_grouped<__nv_bfloat16>", 6.0),
+            ("dropout_apply_grouped<__half>", 6.0),
+            ("dropout_apply_grouped<float>", 5.0),
+            ("dropout_apply_grouped<double>", 5.0),
+            ("relu_forward<__nv_bfloat16>", 3.0),
+            ("relu_forward<__half>", 3.0),
+            ("relu_forward<float>", 1.5),
+            ("relu_forward<double>", 1.0),
+            ("relu_backward<__nv_bfloat16>", 2.0),
+            ("relu_backward<__half>", 2.0),
+            ("relu_backward<float>", 1.5),
+            ("relu_backward<double>", 1.0),
+            ("batch_norm_statistics_nchw<__nv_bfloat16>", 3.0),
+            ("batch_norm_statistics_nchw<__half>", 3.0),
+            ("batch_norm_statistics_nchw<float>", 3.0),
+            ("batch_norm_statistics_nchw<double>", 3.0),
+            ("batch_norm_statistics_nhwc<__nv_bfloat16, 8>", 3.0),
+            ("batch_norm_statistics_nhwc<__half, 8>", 3.0),
+            ("batch_norm_statistics_nhwc<float, 4>", 3.0),
+            ("batch_norm_statistics_nhwc<double, 2>", 3.0),
+            ("batch_norm_normalize_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
+            ("batch_norm_normalize_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
+            ("batch_norm_gradient_sums_nchw<__nv_bfloat16, kPiecewiseLinear>", 4.0),
+            ("batch_norm_gradient_sums_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 4.0),
+            ("batch_norm_input_gradient_nchw<__nv_bfloat16, kPiecewiseLinear>", 3.0),
+            ("batch_norm_input_gradient_nhwc<__nv_bfloat16, 8, kPiecewiseLinear>", 3.0),
+        ],
+    )
 )
 def test_instructions_per_byte(name, most, capability):
     sources = {"dropout": "dropout.cu", "relu": "activation.cu"}
@@ -226,10 +225,11 @@ def test_instructions_per_byte(name, most, capability):
 # values: of four in a plane one is under four, of the others two are under two. By the kernels that read once, of their
 # loops over vectors that move them: x is fetched, its gradient is gathered and kept (of rows it is summed, too), that
 # of the input is written.
-@pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("element", "width", "nchw", "nhwc"),
-    [("__half", 8, 5.0, 11.0), ("__nv_bfloat16", 8, 5.0, 11.0), ("float", 4, 3.5, 6.5), ("double", 2, 3.0, 6.0)],
+    *each_architecture(
+        ("element", "width", "nchw", "nhwc"),
+        [("__half", 8, 5.0, 11.0), ("__nv_bfloat16", 8, 5.0, 11.0), ("float", 4, 3.5, 6.5), ("double", 2, 3.0, 6.0)],
+    )
 )
 def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capability):
     kernels = compiled("batch_norm_max_pool_backward.cu", capability)
@@ -244,9 +244,8 @@ def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capabil
         assert took / moved <= most, name
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("element", "most"), [("__nv_bfloat16", 6.9), ("__half", 6.9), ("float", 5.1), ("double", 5.1)]
+    *each_architecture(("element", "most"), [("__nv_bfloat16", 6.9), ("__half", 6.9), ("float", 5.1), ("double", 5.1)])
 )
 def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, capability):
     loop = compiled("dropout.cu", capability)[f"dropout_apply_samples<{element}>"].hot_loop()
@@ -259,9 +258,10 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
 
 # Its Philox blocks are a loop within that over parts, so that all is counted, what runs once too: both blocks of four
 # positions, decisions over elements and over channels.
-@pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("kernel", "most"), [("__nv_bfloat16, 8", 7.0), ("__half, 8", 7.0), ("float, 4", 4.5), ("double, 2", 3.5)]
+    *each_architecture(
+        ("kernel", "most"), [("__nv_bfloat16, 8", 7.0), ("__half, 8", 7.0), ("float, 4", 4.5), ("double, 2", 3.5)]
+    )
 )
 def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
     code = compiled("dropout.cu", capability)[f"dropout_apply_last<{kernel}>"]
@@ -375,8 +375,7 @@ def test_max_pooling_takes_few_instructions_for_each_byte_of_input(capability):
             assert instructions / (4 * 16) <= 4, name
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
-@pytest.mark.parametrize("element", ["__nv_bfloat16", "__half", "float", "double"])
+@pytest.mark.parametrize(*each_architecture(("element",), ["__nv_bfloat16", "__half", "float", "double"]))
 def test_gradients_of_whole_planes_of_channels_are_stored_in_vectors(element, capability):
     kernel = compiled("global_pool.cu", capability)[f"global_spread_nhwc<{element}>"]
     assert not hot_loop_problems(kernel)

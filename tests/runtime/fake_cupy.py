@@ -1,6 +1,7 @@
 """A stand-in for what of CuPy needs a GPU: notes what is loaded and launched; may run it, emulated, where it lies."""
 
 import ctypes
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -49,10 +50,20 @@ def device_class(cupy, capability, multiprocessors, shared_optin=227 * 1024):
 def driver(launched, **others):
     """CuPy's binding of the driver: ``launched(function, grid, block, shared_bytes, stream, addresses, cooperative)``.
 
-    ``addresses(count)`` are those of so many arguments.
+    ``addresses(count)`` are those of so many arguments. As with the driver, a context is current in the thread that
+    made it and where it was set, and a launch needs one.
     """
+    context = 7
+    current = threading.local()
+    current.context = context
+
+    def set_current(given):
+        assert given == context
+        current.context = given
 
     def launch(cooperative, function, *numbers):
+        if getattr(current, "context", None) is None:
+            raise CUDADriverError("CUDA_ERROR_INVALID_CONTEXT: invalid device context")
         *grid, x, y, z, shared_bytes, stream, parameters = numbers
         launched(
             function,
@@ -73,6 +84,8 @@ def driver(launched, **others):
         CUDADriverError=CUDADriverError,
         launchKernel=launch_kernel,
         launchCooperativeKernel=lambda *numbers: launch(True, *numbers),
+        ctxGetCurrent=lambda: current.context,
+        ctxSetCurrent=set_current,
         **others,
     )
 

@@ -2,6 +2,7 @@
 context."""
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -124,6 +125,17 @@ def test_a_refused_cooperative_launch_is_said_and_remembered(fake, error):
         start(cupy, cooperative=True)
     assert gpu.is_refused(RELU, 0)
     assert not gpu.is_refused(RELU, 1)
+
+
+@pytest.mark.parametrize("cooperative", [False, True])
+def test_a_thread_that_has_not_called_cuda_gets_the_context(fake, cooperative):
+    """Autograd's thread has not, until PyTorch's allocator asks for memory there."""
+    cupy = fake()
+    begin = gpu.bound_launch(launch_of(cooperative=cooperative), 0)
+    with ThreadPoolExecutor(1) as pool:
+        for slots in ([3, 4], [5, 6]):
+            pool.submit(begin, None, slots, None).result()
+    assert [launched.args for launched in cupy.launches] == [[4, 3, 0, 4], [6, 5, 0, 4]]
 
 
 def test_other_errors_of_the_driver_stay_what_they_are(fake):

@@ -1,6 +1,7 @@
 """CUDA tensors: values, streams, memory, graphs, two devices, random numbers. Needs a GPU, and a torch with CUDA."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -74,6 +75,15 @@ def test_backward_runs_on_the_stream_of_its_forward():
     (expected,) = torch.autograd.grad(nn.functional.max_pool2d(x, 2).sum(), x)
     torch.cuda.synchronize()
     assert torch.equal(dx, expected)
+
+
+def test_a_thread_that_has_not_called_cuda():
+    """Nor does torch's allocator there: what it gives was given back before."""
+    layer, x = glt.Dropout(generator=gl.Generator(3)), torch.ones(1000, device="cuda")
+    layer(x)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(layer, x).result()
+    assert torch.equal(found, glt.Dropout(generator=gl.Generator(3, 4))(x))
 
 
 def test_all_memory_is_torchs():
