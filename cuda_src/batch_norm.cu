@@ -85,6 +85,12 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
                                        eps, layout);
 }
 
+// By which the variance of so many values is multiplied to be unbiased.
+template <typename A>
+__device__ __forceinline__ A unbiased_factor(double values) {
+    return static_cast<A>(values / max(values - 1.0, 1.0));
+}
+
 // Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
 //   statistics   [5, channels]
 //   batches      [1], those that are in the running statistics, this one included if it is taken
@@ -92,13 +98,14 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
 //   accepted     [1], whether it is taken; may be null: it is
 //   cumulative   whether each batch counts alike: instead of rule.old and rule.newest
 //   finite_only  take it only if all of its statistics are finite
+//   values       [1], of a channel in the batch; null if rule.unbiased and is_empty say enough
 //   is_empty     a batch of no values is counted and nothing else
 // Launch: one block of kChannelThreads.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_fold(const A* statistics, A* running_mean, A* running_var, long long* batches,
-                    long long* skipped, const unsigned char* accepted, FoldingRule<A> rule, int cumulative,
-                    int finite_only, int is_empty, long long channels) {
+                    long long* skipped, const unsigned char* accepted, const double* values,
+                    FoldingRule<A> rule, int cumulative, int finite_only, int is_empty, long long channels) {
     int taken = accepted == nullptr || *accepted != 0;
     if (finite_only) {
         for (long long c = threadIdx.x; c < channels; c += kChannelThreads)
@@ -111,6 +118,10 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     if (threadIdx.x == 0) {
         if (taken) *batches = before + 1;
         if (!taken && skipped != nullptr) *skipped += 1;
+    }
+    if (values != nullptr) {
+        is_empty = *values == 0.0;
+        rule.unbiased = unbiased_factor<A>(*values);
     }
     if (!taken || is_empty) return;
     if (cumulative) {
@@ -165,7 +176,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     statistics[kVar * channels + channel] = all_var;
     if (running_mean == nullptr || values == 0.0) return;
     rule.fold(running_mean[channel], all_mean);
-    rule.fold(running_var[channel], all_var * static_cast<A>(values / max(values - 1.0, 1.0)));
+    rule.fold(running_var[channel], all_var * unbiased_factor<A>(values));
 }
 
 // Given statistics and the parameters that go with them, as they are now; see StatisticsRow.

@@ -341,6 +341,7 @@ def _fold(dtype: np.dtype) -> Case:
 
     def inputs() -> Arrays:
         arrays: Arrays = {"True": np.array(True), "False": np.array(False)}
+        arrays |= {f"{values}": np.array(values) for values in _VALUES if isinstance(values, float)}
         for channels in (5, 300):
             running = {"mean": normal((channels,), dtype), "var": np.full(channels, 3, dtype)}
             arrays |= {f"{name} {channels}": values for name, values in running.items()}
@@ -354,13 +355,13 @@ def _fold(dtype: np.dtype) -> Case:
 
     def run(arrays: Arrays) -> Arrays:
         results: Arrays = {}
-        rules = itertools.product((5, 300), _SPOILT, (None, 0.3), (0, 1, 7), (False, True), (None, True, False))
+        rules = itertools.product((5, 300), _SPOILT, (None, 0.3), _VALUES, (False, True), (None, True, False))
         for channels, spoilt, momentum, values, finite_only, accepted in rules:
             changed = [arrays[name].copy() for name in (f"mean {channels}", f"var {channels}", "batches", "skipped")]
             mean, var, batches, skipped = changed
             backend_for(mean).batch_norm_fold(
                 arrays[f"statistics {channels} {spoilt}"],
-                RunningStatistics(mean, var, batches, momentum, values),
+                RunningStatistics(mean, var, batches, momentum, arrays.get(f"{values}", values)),
                 None if accepted is None and not finite_only else skipped,
                 None if accepted is None else arrays[str(accepted)],
                 finite_only,
@@ -372,6 +373,8 @@ def _fold(dtype: np.dtype) -> Case:
     return Case("batch_norm", dtype, "folding", inputs, run)
 
 
+# Of the batch, which the host knows, or the device alone.
+_VALUES = (0, 1, 7, 0.0, 1.0, 7.0)
 _CHANGED = ("mean", "var", "batches", "skipped")
 
 

@@ -18,7 +18,7 @@ class RunningStatistics(NamedTuple):
         Number of batches in them; changed in place.
     momentum : float or None
         None gives all batches the same weight.
-    values : int
+    values : int, or array of float64, shape ()
         Values per channel in the batch.
     """
 
@@ -26,7 +26,7 @@ class RunningStatistics(NamedTuple):
     var: Array
     batches: Array
     momentum: float | None
-    values: int
+    values: Any
 
     @property
     def arrays(self) -> tuple[Any, Any, Any]:

@@ -228,8 +228,9 @@ def batch_norm_fold(
     finite_only: bool = False,
 ) -> None:
     """``gpu_layers.reference.batch_norm_fold``, as a kernel."""
-    arrays = (statistics, *running.arrays, skipped, accepted)
-    _fold(arrays, (running.momentum, running.values, finite_only))
+    values, told = (running.values, None) if isinstance(running.values, int) else (_UNCOUNTED, running.values)
+    arrays = (statistics, *running.arrays, skipped, accepted, told)
+    _fold(arrays, (running.momentum, values, finite_only))
 
 
 def batch_norm_merge_parts(
@@ -389,12 +390,12 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
 
 @Launcher
 def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finite_only: bool) -> None:
-    statistics, *changed, accepted = operands
+    statistics, *changed, accepted, values = operands
     mean, var, batches, skipped = contiguous(changed)
     rule = folding_rule(0.0 if momentum is None else momentum, count, mean.dtype)
     accepted = None if accepted is None else accepted.as_bytes()
     modes = (int(momentum is None), int(finite_only), int(count == 0))
-    arguments = (ready(statistics), mean, var, batches, skipped, accepted, rule, *modes, mean.size)
+    arguments = (ready(statistics), mean, var, batches, skipped, accepted, values, rule, *modes, mean.size)
     launch(_FOLD(A=c_name(mean.dtype)), 1, THREADS, arguments)
     deliver((mean, var, batches, skipped), changed)
 

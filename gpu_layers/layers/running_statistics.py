@@ -27,13 +27,13 @@ class BatchStatistics:
 
     Attributes
     ----------
-    count : int
-        Values per channel.
+    count : int, or array of float64, shape ()
+        Values per channel; of several processes where the statistics are.
     statistics : array, shape (2 or more, C)
         Rows :attr:`mean` and :attr:`var`, then any others.
     """
 
-    count: int
+    count: Any
     statistics: Array
 
     @property
@@ -228,7 +228,8 @@ class RunningStatisticsLayer(Layer):
         if self._skipped is not None:
             self._skipped = moved(self._skipped, xp)
         if pending is not None:
-            self._pending = BatchStatistics(pending.count, moved(pending.statistics, xp))
+            count = pending.count if isinstance(pending.count, int) else moved(pending.count, xp)
+            self._pending = BatchStatistics(count, moved(pending.statistics, xp))
         return self
 
     def _running(self, count: int) -> RunningStatistics | None:
@@ -241,7 +242,7 @@ class RunningStatisticsLayer(Layer):
             return None
         return None if "_take_batch" in vars(self) else self._running_statistics(count)
 
-    def _running_statistics(self, count: int) -> RunningStatistics:
+    def _running_statistics(self, count: Any) -> RunningStatistics:
         buffers = vars(self)["buffers"]
         return RunningStatistics(
             buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], self.momentum, count

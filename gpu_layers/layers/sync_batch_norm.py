@@ -81,9 +81,7 @@ class SyncBatchNorm(BatchNormLayer):
             valid,
             running,
         )
-        batch = None
-        if running is None and self._updates():
-            batch = BatchStatistics(int(saved.count), saved.local.statistics)
+        batch = None if running else BatchStatistics(saved.count, saved.local.statistics)
         return y, sync_batch_norm_backward, saved, batch
 
     def _moments(self, x: Array, valid: ValidPositions | None) -> Moments:

@@ -120,7 +120,7 @@ class _Pool:
         self.calls_in_batch += 1
 
     def add_batch(self, batch: BatchStatistics) -> None:
-        self.add(Moments.of(batch.count, batch.mean, batch.var))
+        self.add(Moments.of(int(batch.count), batch.mean, batch.var))
 
 
 def _estimate_jointly(run: _Run, layers: list[BatchNormLayer]) -> None:

@@ -105,6 +105,19 @@ def test_the_host_reads_how_many_values_there_are_only_where_it_may_be_a_single_
     assert layer._saved_by_forward()[1].count == 2 * values
 
 
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("values", [0, 5])
+def test_statistics_of_several_processes_may_wait(values, backend):
+    at_once, later = (gl.SyncBatchNorm(2, communicator=Twice()) for _ in range(2))
+    later.deferred = True
+    with gl.use_backend(backend):
+        for layer in (at_once, later):
+            layer(normal((values, 2), np.float32))
+        later.commit()
+    for name, buffer in at_once.buffers.items():
+        assert_same_bits(later.buffers[name], buffer)
+
+
 class Recorded:
     """What an engine of CuPy is asked for, answered as though a second process had twice the values."""
 
