@@ -30,7 +30,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 # ---- The calls that are looked at ------------------------------------------------------------------------------------
 
-#: In place of an operation: those that matter most.
+#: In place of an operation: those that matter most, in both layouts unless channels last are asked for.
 ALL_HEADLINE = "headline"
 
 
@@ -43,10 +43,11 @@ def chosen(text: str, dtype: str, channels_last: bool) -> list[Case]:
         If there is no such operation, pass or layout.
     """
     if text == ALL_HEADLINE:
-        known = [operation for operation in HEADLINE if channels_last in operation.layouts]
         return [
-            Case(operation, direction, operation.shapes[0], dtype, channels_last)
-            for operation in known
+            Case(operation, direction, operation.shapes[0], dtype, layout)
+            for layout in sorted({channels_last, True})
+            for operation in HEADLINE
+            if layout in operation.layouts
             for direction in operation.passes
         ]
     name, _, direction = text.partition("/")

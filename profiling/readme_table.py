@@ -7,12 +7,10 @@ layers of each family, from the catalogue.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gpu_layers.catalogue import FAMILIES
 from profiling.charts import largest_rows, save_bars, save_model_chart
@@ -32,8 +30,6 @@ HEADLINES = (
     ("batch_norm_relu_max_pool", "backward"),
 )
 _MODEL = "modelled.json"
-#: What the model said of an earlier release: its name, and the fraction of the copy by case.
-_BEFORE = "modelled_before.json"
 _PEERS = {"torch": "PyTorch", "torch.compile": "torch.compile", "jax": "JAX"}
 
 
@@ -62,9 +58,7 @@ def section(results: Path, headlines: bool = False) -> str:
     if run is not None:
         return _measured(run, model, headlines)
     assert model is not None
-    before = results / _BEFORE
-    earlier = json.loads(before.read_text(encoding="utf-8")) if before.exists() and not headlines else None
-    return _modelled(model, headlines, earlier)
+    return _modelled(model, headlines)
 
 
 def save_picture(results: Path, path: Path) -> None:
@@ -134,27 +128,22 @@ def _measured(run: Run, model: Run | None, headlines: bool) -> str:
     return "\n".join(lines)
 
 
-def _modelled(model: Run, headlines: bool, before: dict[str, Any] | None) -> str:
+def _modelled(model: Run, headlines: bool) -> str:
     rows = _chosen(model.rows, headlines)
     gpu = next((row.model["gpu"] for row in model.rows if row.model), "GPU")
-    earlier = "" if before is None else f" {before['release']} |"
     lines = [
         f"**Modelled for an {gpu}, not measured**: there is no run on a GPU here. *of copy* is the time of a",
         "plain copy of the fewest bytes over ours; 1.00 is perfect. It follows from bytes, instructions and",
         "waits, which are counted by emulation. *limit* is what the longest launch needs most. *moved* is our",
         "bytes over the fewest. PyTorch's column is an upper bound: it counts only the bytes that its",
         "algorithm moves.",
-        *(() if before is None else (f"*{before['release']}* is what was modelled of that release.",)),
         "",
-        f"| modelled, not measured | of copy |{earlier} limit | moved | PyTorch, at most | launches |",
-        "|---|---|---|---|---|---|" + ("---|" if earlier else ""),
+        "| modelled, not measured | of copy | limit | moved | PyTorch, at most | launches |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         assert row.model is not None
-        cells = [_name(row), f"{row.model['fraction']:.2f}"]
-        if before is not None:
-            cells.append(_number(before["fractions"].get(row.case)))
-        cells.append(row.model["limit"])
+        cells = [_name(row), f"{row.model['fraction']:.2f}", row.model["limit"]]
         cells += [f"{row.model['bytes'] / row.floor_bytes:.2f}", f"{min(1.0, row.floor_bytes / row.torch_bytes):.2f}"]
         lines.append(f"| {' | '.join(cells)} | {len(row.model['launches'])} |")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.dropout_saved import DropoutAddSaved
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
@@ -59,20 +60,11 @@ def dropout_add_forward(
     return _forward(operands, _arguments(activation, mask, scale, dropout_first), call_numbers(mask))
 
 
-def dropout_add_backward(
-    dy: Array,
-    x: Array | None,
-    bias: Array | None,
-    gradient_bits: Array | None,
-    activation: str,
-    mask: DropoutMask,
-    scale: float,
-    dropout_first: bool,
-    sums_rows: bool,
-) -> tuple[Any, Any | None]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any | None]:
     """``gpu_layers.reference.dropout_add_backward``, as kernels."""
-    operands = (dy, x, bias, gradient_bits, mask.rng_state, mask.sample_ids)
-    arguments = (*_arguments(activation, mask, scale, dropout_first), sums_rows)
+    mask, scale = saved.dropout.mask, saved.dropout.scale
+    operands = (dy, saved.x, saved.bias, saved.gradient_bits, mask.rng_state, mask.sample_ids)
+    arguments = (*_arguments(saved.activation, mask, scale, saved.is_first), saved.has_bias)
     return _backward(operands, arguments, call_numbers(mask))
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice
+from gpu_layers.core.dropout_saved import DropoutSaved
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_gradient
-from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward, dropout_forward
+from gpu_layers.ops.dropout import call_mask, check_dropout, dropout_backward, dropout_forward
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_dropout_forward"]

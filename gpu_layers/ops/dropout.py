@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer, check_number, check_uint64
 from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.dropout_saved import DropoutSaved
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
-from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability, check_residual, described
 from gpu_layers.ops.output import claim_elementwise
@@ -35,39 +34,6 @@ __all__ = [
 # Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766
-
-
-@dataclass(slots=True)
-class DropoutSaved:
-    """What backward needs: a few numbers, and a copy of the sample ids if there were any.
-
-    Attributes
-    ----------
-    mask : DropoutMask
-        Which elements are kept.
-    scale : float
-        Factor of a kept element.
-    shape : tuple of int
-    dtype : numpy.dtype
-    channels_last : bool
-    writes : int
-        :func:`write_count` of the forward: a later call may use the array that holds the numbers.
-    """
-
-    mask: DropoutMask
-    scale: float
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    channels_last: bool = False
-    writes: int = field(default_factory=write_count)
-
-    def with_rng_state(self, rng_state: Array) -> DropoutSaved:
-        """The same, for the call whose numbers are in ``rng_state``."""
-        return replace(self, mask=self.mask._replace(rng_state=rng_state), writes=write_count())
-
-    def check_unwritten(self) -> None:
-        """RuntimeError if a later call has overwritten this call's numbers."""
-        check_unwritten(self.writes, rng_state=self.mask.rng_state)
 
 
 def drop_threshold(p: float) -> int:

@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import place_of
+from gpu_layers.core.dropout_saved import DropoutAddSaved, DropoutSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
-from gpu_layers.ops.dropout import DropoutSaved, call_mask, check_dropout, dropout_backward
+from gpu_layers.ops.dropout import call_mask, check_dropout, dropout_backward
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import natural
 
 __all__ = ["DropoutAddSaved", "dropout_add_backward", "dropout_add_forward"]
-
-
-@dataclass(slots=True)
-class DropoutAddSaved:
-    """What backward needs: numbers, and x and the bias if the gradient depends on them.
-
-    Attributes
-    ----------
-    activation, order : str
-    dropout : DropoutSaved
-        The mask as numbers.
-    x, bias : array or None
-        x itself, and the bias as the kernels take it, for activations other than relu and identity.
-    gradient_bits : array of uint8 or None
-        For relu one bit per element: kept and positive.
-    bias_dtype : dtype or None
-        Dtype of the bias, if there was one.
-    writes : int
-        :func:`write_count` of the forward.
-    """
-
-    activation: str
-    order: str
-    dropout: DropoutSaved
-    x: Array = None
-    bias: Array = None
-    gradient_bits: Array = None
-    bias_dtype: np.dtype | None = None
-    writes: int = field(default_factory=write_count)
-
-    def with_rng_state(self, rng_state: Array) -> DropoutAddSaved:
-        """The same, for the call whose numbers are in ``rng_state``."""
-        return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
 
 def dropout_add_forward(
@@ -160,20 +127,16 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any, A
         If the gradient depends on x and this library has written to x since the forward.
     """
     dropout = saved.dropout
-    has_bias = saved.bias_dtype is not None
-    if not has_bias and saved.activation == "identity":
+    if not saved.has_bias and saved.activation == "identity":
         return dropout_backward(dy, dropout), dy, None
     mask = dropout.mask
     backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.rng_state, mask.sample_ids))
     check_gradient(dy, dropout.shape, dropout.dtype)
-    if not has_bias and saved.gradient_bits is not None:
+    if not saved.has_bias and saved.gradient_bits is not None:
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale), dy, None
     check_unwritten(saved.writes, x=saved.x, bias=saved.bias)
     dropout.check_unwritten()
-    first = saved.order == "before"
-    dx, dbias = backend.dropout_add_backward(
-        dy, saved.x, saved.bias, saved.gradient_bits, saved.activation, mask, dropout.scale, first, has_bias
-    )
+    dx, dbias = backend.dropout_add_backward(dy, saved)
     return dx, dy, _of_dtype(dbias, saved.bias_dtype)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.dropout_saved import DropoutAddSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
@@ -72,28 +73,14 @@ def dropout_add_forward(
 
 
 @ieee
-def dropout_add_backward(
-    dy: np.ndarray,
-    x: np.ndarray | None,
-    bias: np.ndarray | None,
-    gradient_bits: np.ndarray | None,
-    activation: str,
-    mask: DropoutMask,
-    scale: float,
-    dropout_first: bool,
-    sums_rows: bool,
-) -> tuple[np.ndarray, np.ndarray | None]:
+def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.ndarray, np.ndarray | None]:
     """Gradients of x and of the bias; that of the residual is dy.
 
     Parameters
     ----------
     dy : ndarray
-    x : ndarray or None
-        None where the gradient does not depend on it: for ReLU, whose ``gradient_bits`` the forward left, and identity.
-    bias, activation, mask, scale, dropout_first
-        Those of the forward.
-    sums_rows : bool
-        Whether the gradient of the bias is asked for.
+    saved : DropoutAddSaved
+        ``x`` is None where the gradient does not depend on it: for ReLU, whose bits the forward left, and identity.
 
     Returns
     -------
@@ -103,31 +90,31 @@ def dropout_add_backward(
     dbias : ndarray, shape (dy.shape[-1],), or None
         Sums of dx, before it is rounded; of the accumulation dtype.
     """
-    phi = ACTIVATIONS[activation]
+    phi = ACTIVATIONS[saved.activation]
     dx = np.empty(dy.shape, dy.dtype)
     accumulate: Any = accumulation_dtype(dy.dtype).type
-    factor = accumulate(scale)
+    factor = accumulate(saved.dropout.scale)
     gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
-    source = None if x is None else np.ascontiguousarray(x).reshape(-1)
+    source = None if saved.x is None else np.ascontiguousarray(saved.x).reshape(-1)
     features = dy.shape[-1] if dy.ndim else 1
     total = np.zeros(features, np.float64)
     pieces = (
-        kept_chunks(mask, dy.size)
-        if gradient_bits is None
-        else ((chunk, _passing(gradient_bits, chunk)) for chunk in chunks(dy.size))
+        kept_chunks(saved.dropout.mask, dy.size)
+        if saved.gradient_bits is None
+        else ((chunk, _passing(saved.gradient_bits, chunk)) for chunk in chunks(dy.size))
     )
     for chunk, kept in pieces:
         result = gradients[chunk].astype(accumulate) * factor
         if source is not None:
-            values = _biased(source, bias, chunk, accumulate)
-            if dropout_first:
+            values = _biased(source, saved.bias, chunk, accumulate)
+            if saved.is_first:
                 values = values * factor
             result = result * phi.derivative_of(values, dy.dtype)
         result = kept_values(result, kept)
         target[chunk] = result
-        if sums_rows:
+        if saved.has_bias:
             total += np.bincount(np.arange(chunk.start, chunk.stop) % features, result, features)
-    return dx, total.astype(accumulate) if sums_rows else None
+    return dx, total.astype(accumulate) if saved.has_bias else None
 
 
 def _biased(source: np.ndarray, bias: np.ndarray | None, chunk: slice, accumulate: Any) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The sections on performance: from the newest measured run, or modelled and saying so."""
 
-import json
-
 import pytest
 
 from profiling.readme_table import (
@@ -40,19 +38,6 @@ def test_without_a_run_it_says_not_measured(tmp_path):
     assert text.startswith("**Modelled for an H200, not measured**: there is no run on a GPU here.")
     assert "| relu forward, 8x8 float32 | 0.66 | issue | 1.51 | 0.67 | 1 |" in text
     assert "µs" not in text
-
-
-def test_the_page_has_what_an_earlier_release_was(tmp_path):
-    modelled().save(tmp_path / "modelled.json")
-    earlier = {"release": "0.1.0", "fractions": {"relu forward 8x8 float32": 0.4}}
-    (tmp_path / "modelled_before.json").write_text(json.dumps(earlier))
-    text = section(tmp_path)
-    assert "*0.1.0* is what was modelled of that release." in text
-    assert "| modelled, not measured | of copy | 0.1.0 | limit |" in text
-    assert "| relu forward, 8x8 float32 | 0.66 | 0.40 | issue | 1.51 | 0.67 | 1 |" in text
-    (tmp_path / "modelled_before.json").write_text(json.dumps({**earlier, "fractions": {}}))
-    assert "| relu forward, 8x8 float32 | 0.66 | - | issue |" in section(tmp_path)
-    assert "0.1.0" not in section(tmp_path, headlines=True)
 
 
 def test_the_newest_measured_run_with_its_prediction(tmp_path):

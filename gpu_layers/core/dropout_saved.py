@@ -1,0 +1,87 @@
+"""What a dropout saves for its backward: the second is an argument of both backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gpu_layers.core.array import Array
+from gpu_layers.core.mask import DropoutMask
+from gpu_layers.core.writes import check_unwritten, write_count
+
+
+@dataclass(slots=True)
+class DropoutSaved:
+    """What backward needs: a few numbers, and a copy of the sample ids if there were any.
+
+    Attributes
+    ----------
+    mask : DropoutMask
+        Which elements are kept.
+    scale : float
+        Factor of a kept element.
+    shape : tuple of int
+    dtype : numpy.dtype
+    channels_last : bool
+    writes : int
+        :func:`write_count` of the forward: a later call may use the array that holds the numbers.
+    """
+
+    mask: DropoutMask
+    scale: float
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    channels_last: bool = False
+    writes: int = field(default_factory=write_count)
+
+    def with_rng_state(self, rng_state: Array) -> DropoutSaved:
+        """The same, for the call whose numbers are in ``rng_state``."""
+        return replace(self, mask=self.mask._replace(rng_state=rng_state), writes=write_count())
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if a later call has overwritten this call's numbers."""
+        check_unwritten(self.writes, rng_state=self.mask.rng_state)
+
+
+@dataclass(slots=True)
+class DropoutAddSaved:
+    """What backward needs: numbers, and x and the bias if the gradient depends on them.
+
+    Attributes
+    ----------
+    activation, order : str
+    dropout : DropoutSaved
+        The mask as numbers.
+    x, bias : array or None
+        x itself, and the bias as the kernels take it, for activations other than relu and identity.
+    gradient_bits : array of uint8 or None
+        For relu one bit per element: kept and positive.
+    bias_dtype : dtype or None
+        Dtype of the bias, if there was one.
+    writes : int
+        :func:`write_count` of the forward.
+    """
+
+    activation: str
+    order: str
+    dropout: DropoutSaved
+    x: Array = None
+    bias: Array = None
+    gradient_bits: Array = None
+    bias_dtype: np.dtype | None = None
+    writes: int = field(default_factory=write_count)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether dropout stood before the activation."""
+        return self.order == "before"
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the gradient of a bias is asked for."""
+        return self.bias_dtype is not None
+
+    def with_rng_state(self, rng_state: Array) -> DropoutAddSaved:
+        """The same, for the call whose numbers are in ``rng_state``."""
+        return replace(self, dropout=self.dropout.with_rng_state(rng_state))
