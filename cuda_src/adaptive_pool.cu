@@ -270,8 +270,8 @@ __global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
 }
 
 // Writes the rows of inputs whose first window along height is the position's, a vector of each: neighbours
-// of a plane, or channels. Calls make(height, row) for the vector of a row where it may be another than that
-// above.
+// of a plane, as far as the row goes, or channels. Calls make(height, row) for the vector of a row where it
+// may be another than that above.
 //   dx          [images, input, groups]
 //   same(row)   whether a row under the position's windows alone is as the one above it
 template <bool ChannelsLast, typename T, typename Same, typename Make>
@@ -281,7 +281,8 @@ __device__ __forceinline__ void write_own_rows(const PoolWindow& window, const P
     const int height = static_cast<int>(window.input[1]), rows = static_cast<int>(window.output[1]);
     const int begin = window.by_output[1].quotient(position.at[1] * height + rows - 1);
     const int end = window.by_output[1].quotient((position.at[1] + 1) * height + rows - 1);
-    const long long step = window.units[2] * window.groups * kWidth;
+    const int width = static_cast<int>(window.input[2]), left = position.at[2] * (ChannelsLast ? 1 : kWidth);
+    const long long step = width * window.groups * (ChannelsLast ? kWidth : 1);
     T* target = dx + position.image * input_image(window) * (ChannelsLast ? kWidth : 1) +
                 (position.at[0] * height + begin) * step +
                 (position.at[2] * static_cast<int>(window.groups) + position.group) * kWidth;
@@ -293,7 +294,7 @@ __device__ __forceinline__ void write_own_rows(const PoolWindow& window, const P
         over.first = position.at[1];
         if (over.last != above || !same(row)) result = make(over, row);
         above = over.last;
-        result.store(target);
+        store_pieces<ChannelsLast, kWidth>(result, target, width - left, width);
     }
 }
 
