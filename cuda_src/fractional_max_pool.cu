@@ -7,35 +7,24 @@
 //
 // A block has boxes of some planes at a time, of outputs or of inputs. It keeps the starts of those planes at
 // hand: each is asked for many times.
-#include "division64.cuh"
 #include "dropout_rule.cuh"
 #include "fast_division.cuh"
-#include "vector_io.cuh"
+#include "pool_box.cuh"
 
 constexpr int kFractionalThreads = 256;
-constexpr int kFractionalStarts = 4096;      // that a block keeps
-constexpr int kFractionalBytes = 24 * 1024;  // of a box of gradients
-constexpr int kFractionalAtOnce = 4;         // taps that are asked for at a time
-
-// Blocks that must fit on a multiprocessor at once: they leave a thread 64 registers, or 128 for the 64-bit
-// indices of images of 2^31 elements and more.
-template <typename Index>
-constexpr int kFractionalBlocks = sizeof(Index) == 4 ? 4 : 2;
+constexpr int kFractionalStarts = 4096;  // that a block keeps
+constexpr int kFractionalAtOnce = 4;     // taps that are asked for at a time
 
 struct FractionalPool {
-    Divisor64 starts;            // of a plane, along all axes
-    Divisor64 boxes[3], groups;  // boxes along each axis, groups of the planes of an image
+    PoolBoxes boxes;
+    Divisor64 starts;  // of a plane, along all axes
     Divisor32 by_starts, by_kernel[3];
     int input[3], output[3];
     int kernel[3];
     int sample_of[3];  // which of a plane's samples is of the axis; unused where there is one output
-    int box[3];        // its sizes
-    int log2_group;    // planes of a block
     int samples;       // of a plane
-    int channels_last;
-    long long images, channels;  // where channels are not last, all planes are of one image
 };
-static_assert(sizeof(FractionalPool) == 256, "the launcher packs it with this size");
+static_assert(sizeof(FractionalPool) == 280, "the launcher packs it with this size");
 
 // starts, by PyTorch's rule: floor((i + u) * alpha) - floor(u * alpha), and the last one at the end.
 //   samples   [planes, pool.samples] u in [0, 1), or null: word number g >> 8, times 2^-24, is number g
@@ -48,7 +37,7 @@ __global__ void __launch_bounds__(kFractionalThreads)
                            const unsigned long long* rng_state, FractionalPool pool) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const unsigned long long total =
-        static_cast<unsigned long long>(pool.images * pool.channels) * pool.starts.divisor;
+        static_cast<unsigned long long>(pool.boxes.images * pool.boxes.channels) * pool.starts.divisor;
     const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
     for (unsigned long long n =
              blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
@@ -77,82 +66,6 @@ __global__ void __launch_bounds__(kFractionalThreads)
         starts[n] = min(start, last);
     }
 }
-
-// A box of some planes, and which of them a thread has.
-struct FractionalBox {
-    long long image, first;  // planes first .. first + planes - 1 of the image
-    int planes;
-    int from[3], to[3];
-    int own, worker, workers;  // the thread's plane, where it is one of so many
-
-    //   size   of a plane
-    __device__ __forceinline__ FractionalBox(const FractionalPool& pool, const int (&size)[3],
-                                             unsigned long long number) {
-#pragma unroll
-        for (int axis = 2; axis >= 0; --axis) {
-            const unsigned long long rest = pool.boxes[axis].quotient(number);
-            from[axis] = static_cast<int>(number - rest * pool.boxes[axis].divisor) * pool.box[axis];
-            to[axis] = min(from[axis] + pool.box[axis], size[axis]);
-            number = rest;
-        }
-        const unsigned long long whole = pool.groups.quotient(number);
-        image = static_cast<long long>(whole);
-        first = static_cast<long long>(number - whole * pool.groups.divisor) << pool.log2_group;
-        planes = static_cast<int>(min(pool.channels - first, 1ll << pool.log2_group));
-        workers = kFractionalThreads >> pool.log2_group;
-        const int thread = threadIdx.x;
-        own = pool.channels_last != 0 ? thread & ((1 << pool.log2_group) - 1) : thread / workers;
-        worker = pool.channels_last != 0 ? thread >> pool.log2_group : thread - own * workers;
-    }
-    // Boxes of all planes.
-    static __device__ __forceinline__ unsigned long long number_of(const FractionalPool& pool) {
-        return static_cast<unsigned long long>(pool.images) * pool.groups.divisor * pool.boxes[0].divisor *
-               pool.boxes[1].divisor * pool.boxes[2].divisor;
-    }
-    // First element of one of the planes in an array whose planes have this size.
-    __device__ __forceinline__ long long before(const FractionalPool& pool, const int (&size)[3],
-                                                int plane) const {
-        const long long places = static_cast<long long>(size[0]) * size[1] * size[2];
-        const long long number = first + plane;
-        return pool.channels_last != 0 ? image * places * pool.channels + number : number * places;
-    }
-    // Whether a box of inputs is of whole rows: one line of them, and of the planes.
-    __device__ __forceinline__ bool is_line(const FractionalPool& pool) const {
-        return pool.channels_last == 0 && to[2] - from[2] == pool.input[2];
-    }
-    // Whether it is of whole vectors.
-    //   start   its first element
-    template <int Width>
-    __device__ __forceinline__ bool is_of_vectors(const FractionalPool& pool, long long start) const {
-        if (pool.channels_last != 0) return pool.channels % Width == 0 && 1 << pool.log2_group >= Width;
-        const int columns = to[2] - from[2];
-        const int places = (to[0] - from[0]) * (to[1] - from[1]) * columns * planes;
-        const bool whole = is_line(pool) ? places % Width == 0 : columns % Width + pool.input[2] % Width == 0;
-        return whole && start % Width == 0;
-    }
-};
-
-// Number of a place in a plane.
-template <typename Index>
-__device__ __forceinline__ Index place_of(const int (&size)[3], int d, int h, int w) {
-    return (static_cast<Index>(d) * size[1] + h) * size[2] + w;
-}
-
-// Rows and columns that a worker takes in turn.
-struct FractionalWalk {
-    int row, column, columns, rows_on, columns_on;
-
-    __device__ __forceinline__ FractionalWalk(int columns, int worker, int workers)
-        : row(worker / columns), columns(columns), rows_on(workers / columns) {
-        column = worker - row * columns;
-        columns_on = workers - rows_on * columns;
-    }
-    __device__ __forceinline__ void next() {
-        row += rows_on;
-        column += columns_on;
-        if (column >= columns) column -= columns, ++row;
-    }
-};
 
 // Starts of the windows of one plane along one axis.
 struct FractionalStarts {
@@ -198,15 +111,16 @@ struct FractionalPlane {
     const int* first;
     int step;
 
-    __device__ __forceinline__ FractionalPlane(const FractionalPool& pool, const FractionalBox& box,
+    __device__ __forceinline__ FractionalPlane(const FractionalPool& pool, const PoolBox& box,
                                                const int* starts, int* kept) {
         const int count = static_cast<int>(pool.starts.divisor);
         // One more for channels last, so that neighbours of an axis are in different banks.
-        const int apart = (1 << pool.log2_group) + 1;
-        const bool last = pool.channels_last != 0;
-        first = starts + (box.image * pool.channels + box.first) * count;
+        const int apart = (1 << pool.boxes.log2_group) + 1;
+        const bool last = pool.boxes.channels_last != 0;
+        first = starts + (box.image * pool.boxes.channels + box.first) * count;
         step = 1;
-        if (count <= kFractionalStarts / apart || (!last && count <= kFractionalStarts >> pool.log2_group)) {
+        if (count <= kFractionalStarts / apart ||
+            (!last && count <= kFractionalStarts >> pool.boxes.log2_group)) {
 #pragma unroll 4
             for (int n = threadIdx.x; n < box.planes * count; n += kFractionalThreads) {
                 const int plane = pool.by_starts.quotient(n);
@@ -232,24 +146,23 @@ struct FractionalPlane {
 //   x, y   [samples, channels, input or output], or with the channels last
 // Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride); a block has boxes of outputs.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
+__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index>)
     fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* argmax,
                                 FractionalPool pool) {
     __shared__ int kept[kFractionalStarts];
-    const unsigned long long total = FractionalBox::number_of(pool);
-    const Index step = pool.channels_last != 0 ? static_cast<Index>(pool.channels) : 1;
+    const Index step = pool.boxes.channels_last != 0 ? static_cast<Index>(pool.boxes.channels) : 1;
     const int taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2];
-    for (unsigned long long number = blockIdx.x; number < total; number += gridDim.x) {
-        const FractionalBox box(pool, pool.output, number);
+    for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
+        const PoolBox box(pool.boxes, number);
         const FractionalPlane plane(pool, box, starts, kept);
         const FractionalStarts over_d = plane.along(pool, 0), over_h = plane.along(pool, 1),
                                over_w = plane.along(pool, 2);
         const int rows = box.own < box.planes ? box.to[1] - box.from[1] : 0;
-        const T* const source = x + box.before(pool, pool.input, box.own);
-        const long long before = box.before(pool, pool.output, box.own);
+        const T* const source = x + box.before(pool.boxes, pool.input, box.own);
+        const long long before = box.before(pool.boxes, pool.output, box.own);
 #pragma unroll 1
         for (int d = box.from[0]; d < box.to[0]; ++d) {
-            FractionalWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
+            PoolWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
 #pragma unroll 1
             for (; walk.row < rows; walk.next()) {
                 const int h = box.from[1] + walk.row, w = box.from[2] + walk.column;
@@ -286,55 +199,23 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
     }
 }
 
-// Writes a box from shared memory, where it has its planes side by side for channels last, else one after
-// another: those are whole, if there are several.
-//   made   aligned to 16 bytes
-//   dx     where the box begins
-template <int Width, typename T>
-__device__ __forceinline__ void write_box(const FractionalPool& pool, const FractionalBox& box, const T* made,
-                                          T* dx) {
-    const bool last = pool.channels_last != 0;
-    int lines = (box.to[0] - box.from[0]) * (box.to[1] - box.from[1]);
-    int places = box.to[2] - box.from[2];
-    if (box.is_line(pool)) places *= lines * box.planes, lines = 1;
-    // Vectors of a place, for channels last; else a vector is a place.
-    const int log2_lanes = last ? pool.log2_group - (Width == 1 ? 0 : __ffs(Width) - 1) : 0;
-    const int lane = threadIdx.x & ((1 << log2_lanes) - 1);
-    if (!last) places /= Width;
-    if (last && lane * Width >= box.planes) return;
-    const long long step = last ? pool.channels : Width;
-    const long long line_step = last ? pool.input[2] * step : pool.input[2];
-    FractionalWalk walk(places, threadIdx.x >> log2_lanes, kFractionalThreads >> log2_lanes);
-    for (; walk.row < lines; walk.next()) {
-        const int at = ((walk.row * places + walk.column) << log2_lanes) + lane;
-        Vector<T, Width>::load(made + at * Width)
-            .store(dx + walk.row * line_step + walk.column * step + lane * Width);
-    }
-}
-
 // dx = sum of the gradients of the windows that chose the element, in the order of the outputs.
 //   dy       y's shape
 //   dx       x's shape: every element is written once
 // Of the windows that chose an element the first adds up the gradients of all.
-// Launch: as fractional_max_pool_forward; a block has boxes of inputs, of kFractionalBytes at most.
+// Launch: as fractional_max_pool_forward; a block has boxes of inputs, of kBoxBytes at most.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
+__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index>)
     fractional_max_pool_backward(const T* dy, const unsigned char* argmax, const int* starts, T* dx,
                                  FractionalPool pool) {
     using A = accumulate_t<T>;
     __shared__ int kept[kFractionalStarts];
-    __shared__ uint4 words[kFractionalBytes / sizeof(uint4)];
+    __shared__ uint4 words[kBoxBytes / sizeof(uint4)];
     T* const made = reinterpret_cast<T*>(words);
-    const unsigned long long total = FractionalBox::number_of(pool);
-    const bool last = pool.channels_last != 0;
-    const Index step = last ? static_cast<Index>(pool.channels) : 1;
-    for (unsigned long long number = blockIdx.x; number < total; number += gridDim.x) {
-        const FractionalBox box(pool, pool.input, number);
-        const int columns = box.to[2] - box.from[2], rows = box.to[1] - box.from[1];
-        const int size = (box.to[0] - box.from[0]) * rows * columns;
-        const int bytes = (size << pool.log2_group) * static_cast<int>(sizeof(T));
-        for (int i = threadIdx.x; i * kVectorBytes < bytes; i += kFractionalThreads)
-            words[i] = make_uint4(0, 0, 0, 0);
+    const Index step = pool.boxes.channels_last != 0 ? static_cast<Index>(pool.boxes.channels) : 1;
+    for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
+        const PoolBox box(pool.boxes, number);
+        clear_box<T>(pool.boxes, box, words);
         const FractionalPlane plane(pool, box, starts, kept);
         __syncthreads();
         if (box.own < box.planes) {
@@ -346,9 +227,7 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
                       end_h = over_h.end_over(box.to[1], pool.input[1]);
             const int begin_w = over_w.first_over(box.from[2]),
                       end_w = over_w.end_over(box.to[2], pool.input[2]);
-            const long long before = box.before(pool, pool.output, box.own);
-            T* const target = made + (last ? box.own : box.own * size);
-            const int log2_step = last ? pool.log2_group : 0;
+            const long long before = box.before(pool.boxes, pool.output, box.own);
             const auto take = [&](int d, int h, int w, int tap, T gradient) {
                 const int tap_row = pool.by_kernel[2].quotient(tap);
                 const int tap_d = pool.by_kernel[1].quotient(tap_row);
@@ -385,27 +264,25 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
                         }
                     }
                 }
-                const int place =
-                    ((at_d - box.from[0]) * rows + at_h - box.from[1]) * columns + at_w - box.from[2];
-                target[place << log2_step] = from_accumulate<T>(sum);
+                made[PlaneInBox(pool.boxes, box).place(box, at_d, at_h, at_w)] = from_accumulate<T>(sum);
             };
 #pragma unroll 1
             for (int d = begin_d; d < end_d; ++d) {
-                const int rows_over = begin_w < end_w ? end_h - begin_h : 0;
-                FractionalWalk walk(max(end_w - begin_w, 1), box.worker, box.workers);
+                PoolWalk walk(max(end_w - begin_w, 1), box.worker, box.workers);
+                const int end_row = begin_w < end_w ? end_h : 0;
+                walk.row += begin_h;
                 int tap;
                 T gradient;
                 const auto ask = [&] {
-                    if (walk.row >= rows_over) return;
-                    const Index i =
-                        place_of<Index>(pool.output, d, begin_h + walk.row, begin_w + walk.column) * step;
+                    if (walk.row >= end_row) return;
+                    const Index i = place_of<Index>(pool.output, d, walk.row, begin_w + walk.column) * step;
                     tap = argmax[before + i];
                     gradient = dy[before + i];
                 };
                 ask();
 #pragma unroll 1
-                while (walk.row < rows_over) {
-                    const int h = begin_h + walk.row, w = begin_w + walk.column, own_tap = tap;
+                while (walk.row < end_row) {
+                    const int h = walk.row, w = begin_w + walk.column, own_tap = tap;
                     const T own_gradient = gradient;
                     walk.next();
                     // The next is on its way meanwhile.
@@ -415,13 +292,7 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
             }
         }
         __syncthreads();
-        T* const place = dx + box.before(pool, pool.input, 0) +
-                         place_of<long long>(pool.input, box.from[0], box.from[1], box.from[2]) * step;
-        if (box.is_of_vectors<kVectorWidth<T>>(pool, place - dx)) {
-            write_box<kVectorWidth<T>>(pool, box, made, place);
-        } else {
-            write_box<1>(pool, box, made, place);
-        }
+        write_box(pool.boxes, box, made, dx);
         __syncthreads();
     }
 }

@@ -12,6 +12,7 @@ from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
 from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spatial_result
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -21,24 +22,16 @@ from gpu_layers.runtime.program import Launcher
 __all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
 
 _SOURCE, _THREADS = "fractional_max_pool.cu", 256
-# ``kFractionalStarts`` and ``kFractionalBytes`` of ``fractional_max_pool.cu``.
-_STARTS_KEPT, _BOX_BYTES = 4096, 24 * 1024
-# Planes side by side, which are read in whole sectors. Outputs of a box at most, and of some planes together: so many
-# that a block is worth its beginning.
-_SIDE_BY_SIDE, _BOX_OUTPUTS, _TOGETHER = 32, 8192, 1024
-# Rows of a box at least.
-_LEAST_ROWS = 4
+# ``kFractionalStarts``; outputs of a box at most.
+_STARTS_KEPT, _BOX_OUTPUTS = 4096, 8192
 _POOL = np.dtype(
     [
+        ("boxes", BOXES),
         ("starts", DIVISOR),
-        ("boxes", DIVISOR, (3,)),
-        ("groups", DIVISOR),
         ("by_starts", DIVISION),
         ("by_kernel", DIVISION, (3,)),
-        *((name, np.int32, (3,)) for name in ("input", "output", "kernel", "sample_of", "box")),
-        *((name, np.int32) for name in ("log2_group", "samples", "channels_last")),
-        ("images", np.int64),
-        ("channels", np.int64),
+        *((name, np.int32, (3,)) for name in ("input", "output", "kernel", "sample_of")),
+        ("samples", np.int32),
     ],
     align=True,
 )
@@ -49,44 +42,24 @@ _FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUC
 _BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
 
-def _struct(window: FractionalWindow, images: int, channels: int) -> np.ndarray:
+def _struct(window: FractionalWindow, boxes: Any) -> np.ndarray:
     pool = np.zeros((), _POOL)
+    pool["boxes"] = boxes
     pool["input"], pool["output"], pool["kernel"] = window.input_shape, window.output_shape, window.kernel
     pool["sample_of"], pool["samples"] = window.sample_of, window.samples
     starts = sum(window.output_shape)
     pool["starts"], pool["by_starts"] = divisor(starts), division(starts)
     pool["by_kernel"] = [division(size) for size in window.kernel]
-    pool["images"], pool["channels"] = images, channels
     return pool
 
 
 def _boxed(
-    window: FractionalWindow, sizes: tuple[int, ...], shape: tuple[int, ...], channels_last: bool, most: int
+    window: FractionalWindow, sizes: tuple[int, int, int], shape: tuple[int, ...], channels_last: bool, most: int
 ) -> tuple[int, np.ndarray]:
-    """Boxes of planes of these sizes, each with at most so many elements: their number, and ``FractionalPool``."""
-    images, channels = (shape[0], shape[-1]) if channels_last else (1, shape[0] * shape[1])
-    starts, outputs, size = sum(window.output_shape), math.prod(window.output_shape), math.prod(sizes)
-    enough, group = limits().full_grid, 1
-    if channels_last:
-        group = min(_SIDE_BY_SIDE, 1 << (channels - 1).bit_length())
-        while group > _SIDE_BY_SIDE // 4 and starts * (group + 1) > _STARTS_KEPT:
-            group //= 2
-    else:
-        while 2 * group * max(size / most, starts / _STARTS_KEPT, max(outputs, 4) / _TOGETHER, enough / channels) <= 1:
-            group *= 2
-    groups = -(-channels // group)
-    columns = min(sizes[2], most // group)
-    rows = min(sizes[1], most // (group * columns))
-    depth = min(sizes[0], most // (group * columns * rows)) if (rows, columns) == sizes[1:] else 1
-    while rows > _LEAST_ROWS and images * groups * math.prod(_ratios(sizes, (depth, rows, columns))) < enough:
-        depth, rows = 1, -(-rows // 2)
-    pool = _struct(window, images, channels)
-    box = depth, -(-sizes[1] // -(-sizes[1] // rows)), columns
-    boxes = _ratios(sizes, box)
-    pool["box"], pool["boxes"] = box, [divisor(number) for number in boxes]
-    pool["groups"], pool["log2_group"] = divisor(groups), group.bit_length() - 1
-    pool["channels_last"] = channels_last
-    return images * groups * math.prod(boxes), pool
+    """Boxes of planes of these sizes: their number, and ``FractionalPool``."""
+    outputs, kept = math.prod(window.output_shape), sum(window.output_shape) / _STARTS_KEPT
+    number, boxes = boxed(sizes, shape, channels_last, most, outputs, _THREADS, kept)
+    return number, _struct(window, boxes)
 
 
 def _types(x: Array, window: FractionalWindow, channels_last: bool) -> dict[str, str]:
@@ -94,10 +67,6 @@ def _types(x: Array, window: FractionalWindow, channels_last: bool) -> dict[str,
     largest = max(map(math.prod, (window.input_shape, window.output_shape)))
     is_wide = largest * (x.shape[-1] if channels_last else 1) >= limits().index32_below
     return {"T": element_type(x), "Index": "long long" if is_wide else "int"}
-
-
-def _ratios(sizes: tuple[int, ...], box: tuple[int, ...]) -> list[int]:
-    return [-(-size // own) for size, own in zip(sizes, box, strict=True)]
 
 
 def fractional_pool_starts(
@@ -143,7 +112,8 @@ def _starts(operands: Any, numbers: Any, planes: int, window: FractionalWindow) 
         number = C_TYPES[wide].type
         sizes = zip(window.input_shape, window.kernel, window.output_shape, strict=True)
         alphas = [float(number(size - kernel) / number(max(count - 1, 1))) for size, kernel, count in sizes]
-        arguments = (samples, starts, *alphas, *numbers, rng_state, _struct(window, 1, planes))
+        _, boxes = boxed((1, 1, 1), (1, planes), False, 1, 1, _THREADS)
+        arguments = (samples, starts, *alphas, *numbers, rng_state, _struct(window, boxes))
         launch(_STARTS(A=wide), blocks_for(starts.size, _THREADS), _THREADS, arguments)
     return starts
 
@@ -168,7 +138,7 @@ def _backward(operands: Any, numbers: Any, window: FractionalWindow, channels_la
     dy, argmax, starts = ready(dy), ready(argmax), ready(starts)
     dx = spatial_result(out, dy, window.input_shape, channels_last)
     if dx.size:
-        most = _BOX_BYTES // dx.dtype.itemsize
+        most = BOX_BYTES // dx.dtype.itemsize
         boxes, pool = _boxed(window, window.input_shape, dy.shape, channels_last, most)
         launch(
             _BACKWARD(**_types(dy, window, channels_last)),
