@@ -69,8 +69,9 @@ struct PoolRow {
                                          const Vector<T, Width>& fill) {
         const int step = groups * Width;
         const T* source = row + first * step;
-        // Neighbours of one aligned vector, or of several.
-        constexpr bool kInPieces = Width == 1 && Body > 1;
+        // Neighbours of one aligned vector, or of some of four values: longer ones would take too many
+        // registers.
+        constexpr bool kInPieces = Width == 1 && Body > 1 && (Whole || Body <= 4);
         Vector<T, Body> body;
         if constexpr (kInPieces) {
 #pragma unroll
