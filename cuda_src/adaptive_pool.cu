@@ -1,5 +1,6 @@
 // Pooling by adaptive windows: large ones forward, and all that have few over an element backward.
 #include "argmax.cuh"
+#include "pool_box.cuh"
 #include "pool_divisor.cuh"
 #include "pool_reduction.cuh"
 
@@ -270,8 +271,8 @@ __global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
 }
 
 // Writes the rows of inputs whose first window along height is the position's, a vector of each: neighbours
-// of a plane, or channels. Calls make(height, row) for the vector of a row where it may be another than that
-// above.
+// of a plane, as far as the row goes, or channels. Calls make(height, row) for the vector of a row where it
+// may be another than that above.
 //   dx          [images, input, groups]
 //   same(row)   whether a row under the position's windows alone is as the one above it
 template <bool ChannelsLast, typename T, typename Same, typename Make>
@@ -281,7 +282,8 @@ __device__ __forceinline__ void write_own_rows(const PoolWindow& window, const P
     const int height = static_cast<int>(window.input[1]), rows = static_cast<int>(window.output[1]);
     const int begin = window.by_output[1].quotient(position.at[1] * height + rows - 1);
     const int end = window.by_output[1].quotient((position.at[1] + 1) * height + rows - 1);
-    const long long step = window.units[2] * window.groups * kWidth;
+    const int width = static_cast<int>(window.input[2]), left = position.at[2] * (ChannelsLast ? 1 : kWidth);
+    const long long step = width * window.groups * (ChannelsLast ? kWidth : 1);
     T* target = dx + position.image * input_image(window) * (ChannelsLast ? kWidth : 1) +
                 (position.at[0] * height + begin) * step +
                 (position.at[2] * static_cast<int>(window.groups) + position.group) * kWidth;
@@ -293,7 +295,7 @@ __device__ __forceinline__ void write_own_rows(const PoolWindow& window, const P
         over.first = position.at[1];
         if (over.last != above || !same(row)) result = make(over, row);
         above = over.last;
-        result.store(target);
+        store_pieces<ChannelsLast, kWidth>(result, target, width - left, width);
     }
 }
 
@@ -354,86 +356,82 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     });
 }
 
-// As max_pool_backward, of adaptive windows of which few are over an element.
+// Threads of a block that has a box, most of which only clear it and write it: few, which begin less often.
+constexpr int kBoxThreads = 128;
+
+// As max_pool_backward, of adaptive windows of which few are over an element: the last of those that chose it
+// adds up the gradients of all, into a box in shared memory.
 //   dy, argmax, dx   as there
-// Launch: as avg_pool_backward_adaptive.
-template <typename T, bool ChannelsLast>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
-    max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window) {
+// Launch: 1-D, kBoxThreads, any number of blocks (grid-stride); boxes are of inputs, of kBoxBytes at most.
+template <typename T>
+__global__ void __launch_bounds__(kBoxThreads, 2 * kBoxBlocks<int>)
+    max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window,
+                               PoolBoxes boxes) {
     using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>, kColumns = ChannelsLast ? 1 : kWidth;
-    // Vectors at a place of an output.
-    constexpr int kValues = ChannelsLast ? kWidth : 1;
-    const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
-    const int groups = static_cast<int>(window.groups);
-    for_each_unit<int>(window, [&](const PoolPosition<int>& position, long long) {
-        const long long before = position.image * output_image(window);
-        const CoveringWindows<int> depth(window, 0, position.at[0]);
-        const int left = position.at[2] * kColumns;
-        const auto number_of = [&](const int (&output)[3]) {
-            return before + ((output[0] * rows + output[1]) * columns + output[2]) * groups + position.group;
-        };
-        // Rows, of the first 64 of the position's, in which one of its windows chose a column of the vector.
-        unsigned long long chosen_rows = 0;
-        const int begin =
-            window.by_output[1].quotient(position.at[1] * static_cast<int>(window.input[1]) + rows - 1);
-        const int top = window.by_output[1].quotient(position.at[1] * static_cast<int>(window.input[1]));
-        CoveringWindows<int> own = depth;
-        own.first = own.last = position.at[1];
-        for_each_window_over_vector<kColumns>(window, depth, own, left, [&](const int (&output)[3]) {
-            int chosen[kValues];
-            load_argmax<kValues>(argmax, number_of(output), chosen, window.argmax_bytes);
-            const int kd = covering_tap(window, 0, position.at[0], output[0]);
-            const int kw = covering_tap(window, 2, left, output[2]);
+    __shared__ uint4 words[kBoxBytes / sizeof(uint4)];
+    T* const made = reinterpret_cast<T*>(words);
+    const int size[3] = {static_cast<int>(window.output[0]), static_cast<int>(window.output[1]),
+                         static_cast<int>(window.output[2])};
+    const int step = boxes.channels_last != 0 ? static_cast<int>(boxes.channels) : 1;
+    for (unsigned long long number = blockIdx.x; number < boxes.number; number += gridDim.x) {
+        const PoolBox box(boxes, number);
+        clear_box<T>(boxes, box, words);
+        __syncthreads();
+        if (box.own < box.planes && box.worker < size[0] * size[1] * size[2]) {
+            int begin[3], end[3];
 #pragma unroll
-            for (int k = 0; k < kValues; ++k) {
-                const int row = window.by_kernel[2].quotient(chosen[k]);
-                const int place = chosen[k] - row * window.kernel[2] - kw;
-                const int own_row = row - kd * window.kernel[1] + top - begin;
-                if (place >= 0 && place < kColumns && own_row >= 0 && own_row < 64)
-                    chosen_rows |= 1ull << own_row;
+            for (int axis = 0; axis < 3; ++axis) {
+                begin[axis] = CoveringWindows<int>(window, axis, box.from[axis]).first;
+                end[axis] = CoveringWindows<int>(window, axis, box.to[axis] - 1).last + 1;
             }
-        });
-        const auto make = [&](const CoveringWindows<int>& height, int row) {
-            A sum[kWidth] = {};
-            for_each_window_over_vector<kColumns>(window, depth, height, left, [&](const int (&output)[3]) {
-                const long long i = number_of(output);
-                const int tap = tap_number(window, covering_tap(window, 0, position.at[0], output[0]),
-                                           covering_tap(window, 1, row, output[1]), 0);
-                const int kw = covering_tap(window, 2, left, output[2]);
-                int chosen[kValues];
-                load_argmax<kValues>(argmax, i, chosen, window.argmax_bytes);
-                const Vector<T, kValues> gradients = Vector<T, kValues>::load(dy + i * kValues);
-                if constexpr (ChannelsLast) {
+            const long long before = box.before(boxes, size, box.own);
+            const PlaneInBox plane_in_box(boxes, box);
+            const auto chosen_by = [&](int place) {
+                int chosen[1];
+                load_argmax<1>(argmax, before + place * step, chosen, window.argmax_bytes);
+                return chosen[0];
+            };
+            const auto take = [&](int d, int h, int w) {
+                const int own = place_of<int>(size, d, h, w), tap = chosen_by(own);
+                const int row = window.by_kernel[2].quotient(tap), kd = window.by_kernel[1].quotient(row);
+                const int at[3] = {AdaptiveTaps(window, 0, d).origin + kd,
+                                   AdaptiveTaps(window, 1, h).origin + row - kd * window.kernel[1],
+                                   AdaptiveTaps(window, 2, w).origin + tap - row * window.kernel[2]};
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        if (chosen[k] == tap + kw) sum[k] += widened(gradients, k);
-                    }
-                } else {
-                    // Of the row of taps that lies in the row of inputs, and of the vector.
-                    const int column = chosen[0] - tap;
-                    const int place = column >= 0 && column < window.kernel[2] ? column - kw : -1;
-                    const A gradient = widened(gradients, 0);
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        if (place == k) sum[k] += gradient;
+                for (int axis = 0; axis < 3; ++axis) {
+                    if (at[axis] < box.from[axis] || at[axis] >= box.to[axis]) return;
+                }
+                const CoveringWindows<int> depth(window, 0, at[0]), height(window, 1, at[1]),
+                    width(window, 2, at[2]);
+                A sum = A(0);
+#pragma unroll 1
+                for (int other_d = depth.last; other_d >= depth.first; --other_d) {
+#pragma unroll 1
+                    for (int other_h = height.last; other_h >= height.first; --other_h) {
+                        const int first_tap = tap_number(window, covering_tap(window, 0, at[0], other_d),
+                                                         covering_tap(window, 1, at[1], other_h), 0);
+#pragma unroll 1
+                        for (int other_w = width.last; other_w >= width.first; --other_w) {
+                            const int other = place_of<int>(size, other_d, other_h, other_w);
+                            if (chosen_by(other) != first_tap + covering_tap(window, 2, at[2], other_w))
+                                continue;
+                            if (other > own) return;
+                            sum += to_accumulate(dy[before + other * step]);
+                        }
                     }
                 }
-            });
-            Vector<T> result;
-#pragma unroll
-            for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-            return result;
-        };
-        bool was_chosen = true;
-        const auto same = [&](int row) {
-            // Nothing is chosen in it, nor was above.
-            const int own_row = row - begin;
-            const bool is_chosen = own_row >= 64 || (chosen_rows >> own_row & 1) != 0;
-            const bool is_same = !is_chosen && !was_chosen;
-            was_chosen = is_chosen;
-            return is_same;
-        };
-        write_own_rows<ChannelsLast>(window, position, dx, same, make);
-    });
+                made[plane_in_box.place(box, at[0], at[1], at[2])] = from_accumulate<T>(sum);
+            };
+#pragma unroll 1
+            for (int d = begin[0]; d < end[0]; ++d) {
+                PoolWalk walk(end[2] - begin[2], box.worker, box.workers);
+#pragma unroll 1
+                for (; walk.row < end[1] - begin[1]; walk.next())
+                    take(d, begin[1] + walk.row, begin[2] + walk.column);
+            }
+        }
+        __syncthreads();
+        write_box(boxes, box, made, dx);
+        __syncthreads();
+    }
 }

@@ -372,7 +372,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NchwLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nchw<T, kClipping, kFusedLoads<kClipping>,
                              PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                  accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
                                                  unsigned int* barrier_count, accumulate_t<T> inv_count,
                                                  int slots_of_x, PoolWindow window, NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nhwc<T, Width, kClipping, PooledGradientOfRows<T, Width>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,

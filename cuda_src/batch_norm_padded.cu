@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NchwLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                               unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
                                               accumulate_t<T> eps, const unsigned int* valid,
                                               unsigned long long first_valid, NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                unsigned int* barrier_count, int slots_of_x,
                                                const unsigned int* valid, unsigned long long values,
                                                NchwLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                                unsigned int* barrier_count, int slots_of_x,
                                                const unsigned int* valid, unsigned long long values,
                                                NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                        long long* batches, unsigned int* barrier_count,
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                        NchwLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                        long long* batches, unsigned int* barrier_count,
                                        FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                        NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                         accumulate_t<T>* dbeta, T* dx, T* dresidual,
                                         unsigned int* barrier_count, accumulate_t<T> inv_count,
                                         int slots_of_x, NchwLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                         accumulate_t<T>* dbeta, T* dx, T* dresidual,
                                         unsigned int* barrier_count, accumulate_t<T> inv_count,
                                         int slots_of_x, NhwcLayout layout) {
-    PERSISTENT_SHARED(slots);
+    DYNAMIC_SHARED(slots);
     backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);

@@ -5,21 +5,11 @@
 #include "batch_norm_backward.cuh"
 #include "batch_norm_forward.cuh"
 #include "copy_async.cuh"
+#include "dynamic_shared.cuh"
 #include "group_barrier.cuh"
 
 // Two blocks, of half of the shared memory each: while one waits the other works.
 constexpr int kPersistentBlocks = 2;
-
-// The shared memory that a launch gives a block, as slots of 16 bytes.
-//   PERSISTENT_SHARED(slots);
-//   SharedCache<T, Width> cache(slots);
-#ifdef GPU_LAYERS_EMULATED
-#define PERSISTENT_SHARED(name)              \
-    GPU_LAYERS_DYNAMIC_SHARED(name##_bytes); \
-    uint4* const name = reinterpret_cast<uint4*>(name##_bytes)
-#else
-#define PERSISTENT_SHARED(name) extern __shared__ uint4 name[]
-#endif
 
 // This block's group and part.
 struct GroupBlock {

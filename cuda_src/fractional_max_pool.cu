@@ -1,23 +1,28 @@
-// Fractional max pooling (Graham, 2014): windows of one size whose starts are rng_staten, for each plane by
+// Fractional max pooling (Graham, 2014): windows of one size whose starts are drawn, for each plane by
 // itself.
 //
 // All ranks are three-dimensional; a missing depth has size 1. In every kernel:
 //   starts   [planes, starts of the outputs along depth, height, width]: first input of each window,
-//   ascending taps     [y's shape] number of the tap chosen; at most 256 taps
-#include "division64.cuh"
+//   ascending argmax   [y's shape] number of the tap chosen; at most 256 taps
+//
+// A block has boxes of some planes at a time, of outputs or of inputs. It keeps the starts of those planes at
+// hand: each is asked for many times.
 #include "dropout_rule.cuh"
-#include "numeric.cuh"
+#include "fast_division.cuh"
+#include "pool_box.cuh"
 
 constexpr int kFractionalThreads = 256;
+constexpr int kFractionalStarts = 4096;  // that a block keeps
+constexpr int kFractionalAtOnce = 4;     // taps that are asked for at a time
 
 struct FractionalPool {
-    Divisor64 input[3], output[3];                          // sizes
-    Divisor64 input_plane, output_plane, channels, starts;  // starts: of a plane, along all axes
+    PoolBoxes boxes;
+    Divisor64 starts;  // of a plane, along all axes
+    Divisor32 by_starts, by_kernel[3];
+    int input[3], output[3];
     int kernel[3];
     int sample_of[3];  // which of a plane's samples is of the axis; unused where there is one output
     int samples;       // of a plane
-    int channels_last;
-    long long planes;  // samples times channels
 };
 static_assert(sizeof(FractionalPool) == 280, "the launcher packs it with this size");
 
@@ -31,24 +36,21 @@ __global__ void __launch_bounds__(kFractionalThreads)
                            unsigned long long seed, unsigned long long offset,
                            const unsigned long long* rng_state, FractionalPool pool) {
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.starts.divisor;
+    const unsigned long long total =
+        static_cast<unsigned long long>(pool.boxes.images * pool.boxes.channels) * pool.starts.divisor;
     const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
     for (unsigned long long n =
              blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
          n < total; n += step) {
         const unsigned long long plane = pool.starts.quotient(n);
-        unsigned long long i = n - plane * pool.starts.divisor;
+        int i = static_cast<int>(n - plane * pool.starts.divisor);
         int axis = 0;
-        if (i >= pool.output[0].divisor) i -= pool.output[0].divisor, axis = 1;
-        if (axis == 1 && i >= pool.output[1].divisor) i -= pool.output[1].divisor, axis = 2;
-        const unsigned long long outputs = axis == 0   ? pool.output[0].divisor
-                                           : axis == 1 ? pool.output[1].divisor
-                                                       : pool.output[2].divisor;
-        const unsigned long long inputs = axis == 0   ? pool.input[0].divisor
-                                          : axis == 1 ? pool.input[1].divisor
-                                                      : pool.input[2].divisor;
+        if (i >= pool.output[0]) i -= pool.output[0], axis = 1;
+        if (axis == 1 && i >= pool.output[1]) i -= pool.output[1], axis = 2;
+        const int outputs = axis == 0 ? pool.output[0] : axis == 1 ? pool.output[1] : pool.output[2];
+        const int inputs = axis == 0 ? pool.input[0] : axis == 1 ? pool.input[1] : pool.input[2];
         const int taps = axis == 0 ? pool.kernel[0] : axis == 1 ? pool.kernel[1] : pool.kernel[2];
-        const int last = static_cast<int>(inputs) - taps;
+        const int last = inputs - taps;
         if (i + 1 == outputs) {
             starts[n] = last;
             continue;
@@ -65,152 +67,232 @@ __global__ void __launch_bounds__(kFractionalThreads)
     }
 }
 
-// Plane and place of an element of an array of inputs or outputs.
-struct FractionalPosition {
-    unsigned long long plane, place;
+// Starts of the windows of one plane along one axis.
+struct FractionalStarts {
+    const int* first;
+    int step, outputs, kernel;
 
-    __device__ __forceinline__ FractionalPosition(const FractionalPool& pool, const Divisor64& size,
-                                                  unsigned long long n) {
-        if (pool.channels_last != 0) {
-            const unsigned long long at = pool.channels.quotient(n);
-            const unsigned long long sample = size.quotient(at);
-            place = at - sample * size.divisor;
-            plane = sample * pool.channels.divisor + (n - at * pool.channels.divisor);
-        } else {
-            plane = size.quotient(n);
-            place = n - plane * size.divisor;
-        }
+    __device__ __forceinline__ int operator[](int i) const { return first[i * step]; }
+
+    // Windows over a range of places.
+    __device__ __forceinline__ int first_over(int from) const {
+        return from == 0 ? 0 : first_beyond(from, kernel);
     }
-};
-
-// First element of a plane in an array whose planes have this size, and the distance of neighbours.
-struct FractionalPlane {
-    unsigned long long first, step;
-
-    __device__ __forceinline__ FractionalPlane(const FractionalPool& pool, const Divisor64& size,
-                                               unsigned long long plane) {
-        step = pool.channels_last != 0 ? pool.channels.divisor : 1;
-        const unsigned long long sample = pool.channels.quotient(plane);
-        first = pool.channels_last != 0
-                    ? sample * size.divisor * pool.channels.divisor + plane - sample * pool.channels.divisor
-                    : plane * size.divisor;
+    __device__ __forceinline__ int end_over(int to, int size) const {
+        return to == size ? outputs : first_beyond(to, 1);
     }
-};
-
-// y = largest value of each window, the first of equal ones, of several NaN the last; and its tap.
-//   x, y   [samples, channels, input or output], or with the channels last
-// Launch: as fractional_pool_starts; a thread has outputs.
-template <typename T>
-__global__ void __launch_bounds__(kFractionalThreads)
-    fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* argmax,
-                                FractionalPool pool) {
-    const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.output_plane.divisor;
-    const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n =
-             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
-         n < total; n += step) {
-        const FractionalPosition output(pool, pool.output_plane, n);
-        const FractionalPlane inputs(pool, pool.input_plane, output.plane);
-        const unsigned long long row = pool.output[2].quotient(output.place);
-        const unsigned long long depth = pool.output[1].quotient(row);
-        const int* const own = starts + output.plane * pool.starts.divisor;
-        const unsigned long long d0 = own[depth];
-        const unsigned long long h0 = own[pool.output[0].divisor + row - depth * pool.output[1].divisor];
-        const unsigned long long w0 = own[pool.output[0].divisor + pool.output[1].divisor + output.place -
-                                          row * pool.output[2].divisor];
-        T best = from_accumulate<T>(accumulate_t<T>(0));
-        int chosen = 0, tap = 0;
-#pragma unroll 1
-        for (int d = 0; d < pool.kernel[0]; ++d) {
-#pragma unroll 1
-            for (int h = 0; h < pool.kernel[1]; ++h) {
-                const unsigned long long first =
-                    ((d0 + d) * pool.input[1].divisor + h0 + h) * pool.input[2].divisor + w0;
-#pragma unroll 1
-                for (int w = 0; w < pool.kernel[2]; ++w, ++tap) {
-                    const T value = x[inputs.first + (first + w) * inputs.step];
-                    const accumulate_t<T> wide = to_accumulate(value);
-                    if (tap == 0 || wide > to_accumulate(best) || wide != wide) {
-                        best = value;
-                        chosen = tap;
-                    }
-                }
-            }
-        }
-        y[n] = best;
-        argmax[n] = static_cast<unsigned char>(chosen);
-    }
-}
-
-// Windows over an input along one axis: outputs first .. end - 1.
-struct FractionalCover {
-    int first, end;
-
-    //   starts   [outputs], ascending
-    __device__ __forceinline__ FractionalCover(const int* starts, int outputs, int kernel, int at) {
+    // The first window that begins less than `taps` before a place.
+    __device__ __forceinline__ int first_beyond(int place, int taps) const {
         int low = 0, high = outputs;
 #pragma unroll 1
         while (low < high) {
             const int middle = (low + high) / 2;
-            if (starts[middle] + kernel <= at) {
+            if ((*this)[middle] + taps <= place) {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        first = end = low;
+        return low;
+    }
+    // More windows over a place, on both sides of some that are.
+    __device__ __forceinline__ void widen(int place, int& low, int& high) const {
 #pragma unroll 1
-        while (end < outputs && starts[end] <= at) ++end;
+        while (low > 0 && (*this)[low - 1] + kernel > place) --low;
+#pragma unroll 1
+        while (high + 1 < outputs && (*this)[high + 1] <= place) ++high;
     }
 };
 
+// Those of the thread's plane, after all threads have brought those of all planes of the block.
+//   kept   [kFractionalStarts] in shared memory
+// All threads of the block must call it.
+struct FractionalPlane {
+    const int* first;
+    int step;
+
+    __device__ __forceinline__ FractionalPlane(const FractionalPool& pool, const PoolBox& box,
+                                               const int* starts, int* kept) {
+        const int count = static_cast<int>(pool.starts.divisor);
+        // One more for channels last, so that neighbours of an axis are in different banks.
+        const int apart = (1 << pool.boxes.log2_group) + 1;
+        const bool last = pool.boxes.channels_last != 0;
+        first = starts + (box.image * pool.boxes.channels + box.first) * count;
+        step = 1;
+        if (count <= kFractionalStarts / apart ||
+            (!last && count <= kFractionalStarts >> pool.boxes.log2_group)) {
+#pragma unroll 4
+            for (int n = threadIdx.x; n < box.planes * count; n += kFractionalThreads) {
+                const int plane = pool.by_starts.quotient(n);
+                kept[last ? (n - plane * count) * apart + plane : n] = first[n];
+            }
+            __syncthreads();
+            first = kept;
+            if (last) {
+                first += box.own;
+                step = apart;
+                return;
+            }
+        }
+        first += static_cast<long long>(box.own) * count;
+    }
+    __device__ __forceinline__ FractionalStarts along(const FractionalPool& pool, int axis) const {
+        const int before = axis == 0 ? 0 : axis == 1 ? pool.output[0] : pool.output[0] + pool.output[1];
+        return FractionalStarts{first + before * step, step, pool.output[axis], pool.kernel[axis]};
+    }
+};
+
+// y = largest value of each window, the first of equal ones, of several NaN the last; and its tap.
+//   x, y   [samples, channels, input or output], or with the channels last
+// Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride); a block has boxes of outputs.
+template <typename T, typename Index>
+__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index>)
+    fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* argmax,
+                                FractionalPool pool) {
+    __shared__ int kept[kFractionalStarts];
+    const Index step = pool.boxes.channels_last != 0 ? static_cast<Index>(pool.boxes.channels) : 1;
+    const int taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2];
+    for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
+        const PoolBox box(pool.boxes, number);
+        const FractionalPlane plane(pool, box, starts, kept);
+        const FractionalStarts over_d = plane.along(pool, 0), over_h = plane.along(pool, 1),
+                               over_w = plane.along(pool, 2);
+        const int rows = box.own < box.planes ? box.to[1] - box.from[1] : 0;
+        const T* const source = x + box.before(pool.boxes, pool.input, box.own);
+        const long long before = box.before(pool.boxes, pool.output, box.own);
+#pragma unroll 1
+        for (int d = box.from[0]; d < box.to[0]; ++d) {
+            PoolWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
+#pragma unroll 1
+            for (; walk.row < rows; walk.next()) {
+                const int h = box.from[1] + walk.row, w = box.from[2] + walk.column;
+                const T* const corner =
+                    source + place_of<Index>(pool.input, over_d[d], over_h[h], over_w[w]) * step;
+                T best = from_accumulate<T>(accumulate_t<T>(0));
+                int chosen = 0, at_d = 0, at_h = 0, at_w = 0;
+#pragma unroll 1
+                for (int tap = 0; tap < taps; tap += kFractionalAtOnce) {
+                    T value[kFractionalAtOnce];
+#pragma unroll
+                    for (int u = 0; u < kFractionalAtOnce; ++u) {
+                        if (tap + u < taps)
+                            value[u] = corner[place_of<Index>(pool.input, at_d, at_h, at_w) * step];
+                        if (++at_w == pool.kernel[2]) at_w = 0, ++at_h;
+                        if (at_h == pool.kernel[1]) at_h = 0, ++at_d;
+                    }
+#pragma unroll
+                    for (int u = 0; u < kFractionalAtOnce; ++u) {
+                        if (tap + u >= taps) break;
+                        const accumulate_t<T> wide = to_accumulate(value[u]);
+                        if (tap + u == 0 || wide > to_accumulate(best) || wide != wide) {
+                            best = value[u];
+                            chosen = tap + u;
+                        }
+                    }
+                }
+                const Index i = place_of<Index>(pool.output, d, h, w) * step;
+                y[before + i] = best;
+                argmax[before + i] = static_cast<unsigned char>(chosen);
+            }
+        }
+        __syncthreads();
+    }
+}
+
 // dx = sum of the gradients of the windows that chose the element, in the order of the outputs.
-//   dy, argmax   y's shape
-//   dx         x's shape: every element is written once
-// Launch: as fractional_pool_starts; a thread has inputs.
-template <typename T>
-__global__ void __launch_bounds__(kFractionalThreads)
+//   dy       y's shape
+//   dx       x's shape: every element is written once
+// Of the windows that chose an element the first adds up the gradients of all.
+// Launch: as fractional_max_pool_forward; a block has boxes of inputs, of kBoxBytes at most.
+template <typename T, typename Index>
+__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index>)
     fractional_max_pool_backward(const T* dy, const unsigned char* argmax, const int* starts, T* dx,
                                  FractionalPool pool) {
     using A = accumulate_t<T>;
-    const unsigned long long total = static_cast<unsigned long long>(pool.planes) * pool.input_plane.divisor;
-    const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n =
-             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
-         n < total; n += step) {
-        const FractionalPosition input(pool, pool.input_plane, n);
-        const FractionalPlane outputs(pool, pool.output_plane, input.plane);
-        const unsigned long long row = pool.input[2].quotient(input.place);
-        const unsigned long long depth = pool.input[1].quotient(row);
-        const int at_d = static_cast<int>(depth);
-        const int at_h = static_cast<int>(row - depth * pool.input[1].divisor);
-        const int at_w = static_cast<int>(input.place - row * pool.input[2].divisor);
-        const int* const starts_d = starts + input.plane * pool.starts.divisor;
-        const int* const starts_h = starts_d + pool.output[0].divisor;
-        const int* const starts_w = starts_h + pool.output[1].divisor;
-        const FractionalCover over_d(starts_d, static_cast<int>(pool.output[0].divisor), pool.kernel[0],
-                                     at_d);
-        const FractionalCover over_h(starts_h, static_cast<int>(pool.output[1].divisor), pool.kernel[1],
-                                     at_h);
-        const FractionalCover over_w(starts_w, static_cast<int>(pool.output[2].divisor), pool.kernel[2],
-                                     at_w);
-        A sum = A(0);
+    __shared__ int kept[kFractionalStarts];
+    __shared__ uint4 words[kBoxBytes / sizeof(uint4)];
+    T* const made = reinterpret_cast<T*>(words);
+    const Index step = pool.boxes.channels_last != 0 ? static_cast<Index>(pool.boxes.channels) : 1;
+    for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
+        const PoolBox box(pool.boxes, number);
+        clear_box<T>(pool.boxes, box, words);
+        const FractionalPlane plane(pool, box, starts, kept);
+        __syncthreads();
+        if (box.own < box.planes) {
+            const FractionalStarts over_d = plane.along(pool, 0), over_h = plane.along(pool, 1),
+                                   over_w = plane.along(pool, 2);
+            const int begin_d = over_d.first_over(box.from[0]),
+                      end_d = over_d.end_over(box.to[0], pool.input[0]);
+            const int begin_h = over_h.first_over(box.from[1]),
+                      end_h = over_h.end_over(box.to[1], pool.input[1]);
+            const int begin_w = over_w.first_over(box.from[2]),
+                      end_w = over_w.end_over(box.to[2], pool.input[2]);
+            const long long before = box.before(pool.boxes, pool.output, box.own);
+            const auto take = [&](int d, int h, int w, int tap, T gradient) {
+                const int tap_row = pool.by_kernel[2].quotient(tap);
+                const int tap_d = pool.by_kernel[1].quotient(tap_row);
+                const int at_d = over_d[d] + tap_d, at_h = over_h[h] + tap_row - tap_d * pool.kernel[1];
+                const int at_w = over_w[w] + tap - tap_row * pool.kernel[2];
+                if (at_d < box.from[0] || at_d >= box.to[0] || at_h < box.from[1] || at_h >= box.to[1] ||
+                    at_w < box.from[2] || at_w >= box.to[2])
+                    return;
+                // Windows over the element.
+                int low_d = d, high_d = d, low_h = h, high_h = h, low_w = w, high_w = w;
+                over_d.widen(at_d, low_d, high_d);
+                over_h.widen(at_h, low_h, high_h);
+                over_w.widen(at_w, low_w, high_w);
+                A sum = A(0);
+                if (low_d == high_d && low_h == high_h && low_w == high_w) {
+                    sum += to_accumulate(gradient);
+                } else {
+                    const Index own = place_of<Index>(pool.output, d, h, w);
 #pragma unroll 1
-        for (int d = over_d.first; d < over_d.end; ++d) {
+                    for (int other_d = low_d; other_d <= high_d; ++other_d) {
 #pragma unroll 1
-            for (int h = over_h.first; h < over_h.end; ++h) {
-                const int before =
-                    ((at_d - starts_d[d]) * pool.kernel[1] + at_h - starts_h[h]) * pool.kernel[2] + at_w;
-                const unsigned long long first =
-                    (d * pool.output[1].divisor + static_cast<unsigned long long>(h)) *
-                    pool.output[2].divisor;
+                        for (int other_h = low_h; other_h <= high_h; ++other_h) {
+                            const int tap_before =
+                                ((at_d - over_d[other_d]) * pool.kernel[1] + at_h - over_h[other_h]) *
+                                    pool.kernel[2] +
+                                at_w;
+                            Index other = place_of<Index>(pool.output, other_d, other_h, low_w);
 #pragma unroll 1
-                for (int w = over_w.first; w < over_w.end; ++w) {
-                    const unsigned long long place = outputs.first + (first + w) * outputs.step;
-                    if (argmax[place] == before - starts_w[w]) sum += to_accumulate(dy[place]);
+                            for (int other_w = low_w; other_w <= high_w; ++other_w, ++other) {
+                                if (argmax[before + other * step] != tap_before - over_w[other_w]) continue;
+                                if (other < own) return;
+                                sum += to_accumulate(dy[before + other * step]);
+                            }
+                        }
+                    }
+                }
+                made[PlaneInBox(pool.boxes, box).place(box, at_d, at_h, at_w)] = from_accumulate<T>(sum);
+            };
+#pragma unroll 1
+            for (int d = begin_d; d < end_d; ++d) {
+                PoolWalk walk(max(end_w - begin_w, 1), box.worker, box.workers);
+                const int end_row = begin_w < end_w ? end_h : 0;
+                walk.row += begin_h;
+                int tap;
+                T gradient;
+                const auto ask = [&] {
+                    if (walk.row >= end_row) return;
+                    const Index i = place_of<Index>(pool.output, d, walk.row, begin_w + walk.column) * step;
+                    tap = argmax[before + i];
+                    gradient = dy[before + i];
+                };
+                ask();
+#pragma unroll 1
+                while (walk.row < end_row) {
+                    const int h = walk.row, w = begin_w + walk.column, own_tap = tap;
+                    const T own_gradient = gradient;
+                    walk.next();
+                    // The next is on its way meanwhile.
+                    ask();
+                    take(d, h, w, own_tap, own_gradient);
                 }
             }
         }
-        dx[n] = from_accumulate<T>(sum);
+        __syncthreads();
+        write_box(pool.boxes, box, made, dx);
+        __syncthreads();
     }
 }

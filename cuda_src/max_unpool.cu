@@ -1,5 +1,7 @@
 // The inverse of max pooling: values go back to where their maxima were.
 #include "division64.cuh"
+#include "dynamic_shared.cuh"
+#include "fast_division.cuh"
 #include "reduce.cuh"
 #include "vector_io.cuh"
 
@@ -24,69 +26,101 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
     if (threadIdx.x == 0) found[blockIdx.x] = static_cast<Found>(outside);
 }
 
-// y[first] .. y[last - 1] = 0, by the lanes of a warp.
-//   y   aligned to 16 bytes
-template <typename T>
-__device__ __forceinline__ void clear(T* y, long long first, long long last, int lane) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const T zero = from_accumulate<T>(0);
-    Vector<T> zeros;
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) zeros[k] = zero;
-    const long long begin = min((first + kWidth - 1) / kWidth * kWidth, last);
-    const long long end = max(last / kWidth * kWidth, begin);
-    if (first + lane < begin) y[first + lane] = zero;
-    for (long long i = begin + lane * kWidth; i < end; i += kWarpThreads * kWidth) zeros.store(y + i);
-    if (end + lane < last) y[end + lane] = zero;
-}
-
 // y = 0, and each value at its index in the plane; of equal indices the last one counts, one outside the
 // plane does not.
 //   x, indices   [planes, values] T, int64
+//   kept         a copy of the indices, or null
 //   y            [planes, plane] T, aligned to 16 bytes
-//   chunks       of a plane, each for a warp: nothing is written by two
-// A warp reads the values of its plane in order, 32 at a time; of lanes with one index the last one writes.
-// Launch: 1-D, kUnpoolThreads, any number of blocks.
-template <typename T>
+//   together     planes of a block, or 1 where a plane has several chunks, of `size` places each but the last
+//   by_values    divides by values
+//   Packed       half types, fewer than 2^16 values in a block: a value is kept with its number
+// A block finds the last value of each of its places in shared memory, and then writes them in order.
+// Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride); shared memory for an int a place, and for
+// two vectors of them.
+template <typename T, bool Packed>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
-    max_unpool_forward(const T* x, const long long* indices, T* y, long long planes, long long values,
-                       long long plane, long long chunks) {
-    const int lane = threadIdx.x % kWarpThreads;
-    const long long warp = (blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x) / kWarpThreads;
-    const long long warps = gridDim.x * static_cast<long long>(kUnpoolThreads / kWarpThreads);
-    const long long size = (plane + chunks - 1) / chunks;
-    for (long long chunk = warp; chunk < planes * chunks; chunk += warps) {
-        const long long image = chunk / chunks;
-        const long long begin = (chunk - image * chunks) * size;
-        const long long end = begin + size < plane ? begin + size : plane;
-        T* target = y + image * plane;
-        if (begin < end) clear(y, image * plane + begin, image * plane + end, lane);
-        __syncwarp();
-        for (long long first = 0; first < values; first += kUnpoolAtOnce * kWarpThreads) {
+    max_unpool_forward(const T* x, const long long* indices, long long* kept, T* y, long long planes,
+                       long long values, long long plane, int together, long long chunks, int size,
+                       Divisor32 by_values) {
+    constexpr int kWidth = kVectorWidth<T>;
+    DYNAMIC_SHARED(slots);
+    unsigned int* const last = reinterpret_cast<unsigned int*>(slots);
+    const long long units = (planes + together - 1) / together * chunks;
+    for (long long unit = blockIdx.x; unit < units; unit += gridDim.x) {
+        const long long group = unit / chunks, begin = (unit - group * chunks) * size;
+        const int places = static_cast<int>(min(plane - begin, static_cast<long long>(size)));
+        const int count = static_cast<int>(min(planes - group * together, static_cast<long long>(together)));
+        const long long start = group * together * plane + begin;
+        // The first place is in the slot that it has in its vector of y.
+        const int lead = static_cast<int>(start % kWidth), end = lead + count * places;
+        for (int i = threadIdx.x; i * 4 < end + kWidth; i += kUnpoolThreads)
+            slots[i] = make_uint4(0, 0, 0, 0);
+        const T* const source = x + group * together * values;
+        const long long* const targets = indices + group * together * values;
+        const long long every = count * values;
+        const bool keeps = kept != nullptr && begin == 0;
+        __syncthreads();
+        for (long long first = threadIdx.x; first < every; first += kUnpoolAtOnce * kUnpoolThreads) {
             long long index[kUnpoolAtOnce];
-            T value[kUnpoolAtOnce];
+            unsigned int value[kUnpoolAtOnce];
 #pragma unroll
             for (int u = 0; u < kUnpoolAtOnce; ++u) {
-                const long long i = first + u * kWarpThreads + lane;
+                const long long i = first + u * kUnpoolThreads;
                 index[u] = -1;
-                if (i < values) {
-                    index[u] = indices[image * values + i];
-                    value[u] = x[image * values + i];
+                if (i >= every) continue;
+                index[u] = targets[i];
+                if constexpr (Packed) {
+                    value[u] = reinterpret_cast<const unsigned short*>(source)[i];
+                } else if (threadIdx.x % kWarpThreads == 0) {
+                    // They are read from everywhere when all places are known.
+                    prefetch(source + i);
                 }
             }
 #pragma unroll
             for (int u = 0; u < kUnpoolAtOnce; ++u) {
-                const bool mine = index[u] >= begin && index[u] < end;
-                const unsigned int same = __match_any_sync(kFullWarp, index[u]);
-                if (mine && (same >> lane) == 1) target[index[u]] = value[u];
-                __syncwarp();
+                const unsigned int i = static_cast<unsigned int>(first) + u * kUnpoolThreads;
+                if (keeps && first + u * kUnpoolThreads < every)
+                    kept[group * together * values + first + u * kUnpoolThreads] = index[u];
+                const long long at = index[u] - begin;
+                if (at < 0 || at >= places) continue;
+                const int own = together == 1 ? 0 : by_values.quotient(static_cast<int>(i)) * places;
+                atomicMax(&last[lead + own + static_cast<int>(at)],
+                          Packed ? (i + 1) << 16 | value[u] : i + 1);
             }
         }
+        __syncthreads();
+        T* const target = y + (start - lead);
+        for (int v = threadIdx.x; v * kWidth < end; v += kUnpoolThreads) {
+            const auto chosen = Vector<unsigned int, kWidth>::load(last + v * kWidth);
+            Vector<T> result;
+            if constexpr (Packed) {
+#pragma unroll
+                for (int k = 0; k < kWidth; k += 2)
+                    reinterpret_cast<unsigned int*>(result.words)[k / 2] =
+                        __byte_perm(chosen[k], chosen[k + 1], 0x5410);
+            } else {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    result[k] = from_accumulate<T>(0);
+                    if (chosen[k] != 0) result[k] = source[chosen[k] - 1];
+                }
+            }
+            if (v * kWidth >= lead && (v + 1) * kWidth <= end) {
+                result.store(target + v * kWidth);
+            } else {
+#pragma unroll
+                for (int k = 0; k < kWidth; ++k) {
+                    if (v * kWidth + k >= lead && v * kWidth + k < end) target[v * kWidth + k] = result[k];
+                }
+            }
+        }
+        __syncthreads();
     }
 }
 
 // The same for channels last.
 //   x, indices   [samples, values, channels] T, int64
+//   kept         as there
 //   y            [samples, plane, channels] T
 //   chunks       of a channel's plane, each for a thread: nothing is written by two
 // Threads side by side have channels side by side. A thread goes through the values of its channel in order,
@@ -94,8 +128,8 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
 // Launch: 1-D, kUnpoolThreads, any number of blocks (grid-stride).
 template <typename T>
 __global__ void __launch_bounds__(kUnpoolThreads, 4)
-    max_unpool_forward_last(const T* x, const long long* indices, T* y, long long samples, long long channels,
-                            long long values, long long plane, long long chunks) {
+    max_unpool_forward_last(const T* x, const long long* indices, long long* kept, T* y, long long samples,
+                            long long channels, long long values, long long plane, long long chunks) {
     const long long size = (plane + chunks - 1) / chunks;
     const long long total = samples * chunks * channels;
     for (long long unit = blockIdx.x * static_cast<long long>(kUnpoolThreads) + threadIdx.x; unit < total;
@@ -111,10 +145,15 @@ __global__ void __launch_bounds__(kUnpoolThreads, 4)
         for (long long first = 0; first < values; first += kUnpoolAtOnce) {
             long long index[kUnpoolAtOnce];
 #pragma unroll
-            for (int k = 0; k < kUnpoolAtOnce; ++k)
-                index[k] = first + k < values ? indices[source + (first + k) * channels] : -1;
+            for (int k = 0; k < kUnpoolAtOnce; ++k) {
+                index[k] = -1;
+                if (first + k >= values) continue;
+                index[k] = indices[source + (first + k) * channels];
+            }
 #pragma unroll
             for (int k = 0; k < kUnpoolAtOnce; ++k) {
+                if (kept != nullptr && begin == 0 && first + k < values)
+                    kept[source + (first + k) * channels] = index[k];
                 if (index[k] >= begin && index[k] < end)
                     target[index[k] * channels] = x[source + (first + k) * channels];
             }

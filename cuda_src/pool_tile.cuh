@@ -69,15 +69,18 @@ struct PoolRow {
                                          const Vector<T, Width>& fill) {
         const int step = groups * Width;
         const T* source = row + first * step;
+        // Neighbours of one aligned vector, or of some of four values: longer ones would take too many
+        // registers.
+        constexpr bool kInPieces = Width == 1 && Body > 1 && (Whole || Body <= 4);
         Vector<T, Body> body;
-        if constexpr (Whole) {
+        if constexpr (kInPieces) {
 #pragma unroll
             for (int i = 0; i < Body; ++i) body[i] = fill[0];
-            if (inside) body = Vector<T, Body>::load(source + Lead);
+            if (inside) load_pieces<Whole, Body>(body, source + Lead, size - first - Lead, size);
         }
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
-            if (Whole && i >= Lead && i < Lead + Body) {
+            if (kInPieces && i >= Lead && i < Lead + Body) {
                 at[i][0] = body[i - Lead];
                 continue;
             }
@@ -104,11 +107,11 @@ struct PoolRow {
     // Writes places 0 .. Count - 1 to first .. of a row of `size`, as far as they are inside.
     template <bool Whole>
     __device__ __forceinline__ void store(T* row, int first, int size, int groups) const {
-        if constexpr (Whole && Width == 1) {
+        if constexpr (Width == 1) {
             Vector<T, Count> all;
 #pragma unroll
             for (int i = 0; i < Count; ++i) all[i] = at[i][0];
-            all.store(row + first);
+            store_pieces<Whole, Count>(all, row + first, size - first, size);
         } else {
             const int step = groups * Width;
             T* target = row + first * step;

@@ -279,7 +279,8 @@ __device__ __forceinline__ void for_each_window_over_vector(const PoolWindow& wi
                                                             const CoveringWindows<int>& height, int left,
                                                             Visit visit, EndRow end_row = EndRow()) {
     const int first = CoveringWindows<int>(window, 2, left).first;
-    const int last = CoveringWindows<int>(window, 2, left + Width - 1).last;
+    const int right = min(left + Width, static_cast<int>(window.input[2])) - 1;
+    const int last = CoveringWindows<int>(window, 2, right).last;
 #pragma unroll 1
     for (int d = depth.last; d >= depth.first; --d) {
 #pragma unroll 1
@@ -290,6 +291,51 @@ __device__ __forceinline__ void for_each_window_over_vector(const PoolWindow& wi
                 visit(output);
             }
             end_row();
+        }
+    }
+}
+
+// Neighbours of a row of `size`, as far as they are inside: `left` are. A row that does not consist of whole
+// vectors may consist of halves or quarters of them.
+//   Whole   it consists of whole vectors
+template <bool Whole, int Piece, typename T, int Count>
+__device__ __forceinline__ void load_pieces(Vector<T, Count>& all, const T* source, int left, int size) {
+    if constexpr (!Whole && Piece > 1) {
+        if (size % Piece != 0) {
+            load_pieces<Whole, Piece / 2>(all, source, left, size);
+            return;
+        }
+    }
+    if constexpr (Piece == Count) {
+        if (Whole || left > 0) all = Vector<T, Count>::load(source);
+    } else {
+#pragma unroll
+        for (int i = 0; i < Count; i += Piece) {
+            if (i >= left) continue;
+            const Vector<T, Piece> piece = Vector<T, Piece>::load(source + i);
+#pragma unroll
+            for (int j = 0; j < Piece; ++j) all[i + j] = piece[j];
+        }
+    }
+}
+template <bool Whole, int Piece, typename T, int Count>
+__device__ __forceinline__ void store_pieces(const Vector<T, Count>& all, T* target, int left, int size) {
+    if constexpr (!Whole && Piece > 1) {
+        if (size % Piece != 0) {
+            store_pieces<Whole, Piece / 2>(all, target, left, size);
+            return;
+        }
+    }
+    if constexpr (Piece == Count) {
+        if (Whole || left > 0) all.store(target);
+    } else {
+#pragma unroll
+        for (int i = 0; i < Count; i += Piece) {
+            if (i >= left) continue;
+            Vector<T, Piece> piece;
+#pragma unroll
+            for (int j = 0; j < Piece; ++j) piece[j] = all[i + j];
+            piece.store(target + i);
         }
     }
 }

@@ -673,6 +673,16 @@ class _Machine:
             view[blocks, places + word] = value
         return place + 1
 
+    def _shared_maximum(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        """Of unsigned integers of 32 bits, where nobody reads what was there before."""
+        if step.instruction.opcode != "ATOMS.MAX" or step.operands[0] != "RZ":
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
+        row = register(step.operands[2])
+        if self._indices(where).size and row is not None:
+            blocks, places = self._shared_places(step.operands[1], where, 4)
+            np.maximum.at(self._shared.view(U32), (blocks, places), self._words(row, where, 4)[0])
+        return place + 1
+
     def _atomic(self, step: _Step, place: int, at: Any, where: Any) -> int:
         """An atomic sum of 32-bit integers: what blocks count each other with."""
         opcode = step.instruction.opcode
@@ -806,6 +816,7 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "STG": _Machine._store_global,
     "LDS": _Machine._load_shared,
     "STS": _Machine._store_shared,
+    "ATOMS": _Machine._shared_maximum,
     "LDGSTS": _Machine._copy_to_shared,
     "CCTL": _Machine._control_cache,
     "LDGDEPBAR": _Machine._begin_wait_for_copies,

@@ -74,10 +74,13 @@ def _max_unpool(dtype: np.dtype, shape: tuple[int, ...], size: tuple[int, ...], 
 
 
 def _floor(s: Sizes, direction: str, touched: int | None = None) -> int:
-    """``touched``: bytes of the sectors of the gradient that an index points into; every other row by default."""
+    """The forward copies the indices.
+
+    ``touched``: bytes of the sectors of the gradient that an index points into; every other row by default.
+    """
     if direction == BACKWARD:
         return s.elements(1) + 8 * s.inputs + (s.elements(2) if touched is None else touched)
-    return s.elements(1, 1) + 8 * s.inputs
+    return s.elements(1, 1) + 16 * s.inputs
 
 
 @cache

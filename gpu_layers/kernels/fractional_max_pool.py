@@ -12,45 +12,61 @@ from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.kernels.pool_plan import spatial_empty, spatial_result
+from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
+from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spatial_result
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
 
 __all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
 
 _SOURCE, _THREADS = "fractional_max_pool.cu", 256
+# ``kFractionalStarts``; outputs of a box at most.
+_STARTS_KEPT, _BOX_OUTPUTS = 4096, 8192
 _POOL = np.dtype(
     [
-        ("input", DIVISOR, (3,)),
-        ("output", DIVISOR, (3,)),
-        *((name, DIVISOR) for name in ("input_plane", "output_plane", "channels", "starts")),
-        ("kernel", np.int32, (3,)),
-        ("sample_of", np.int32, (3,)),
+        ("boxes", BOXES),
+        ("starts", DIVISOR),
+        ("by_starts", DIVISION),
+        ("by_kernel", DIVISION, (3,)),
+        *((name, np.int32, (3,)) for name in ("input", "output", "kernel", "sample_of")),
         ("samples", np.int32),
-        ("channels_last", np.int32),
-        ("planes", np.int64),
     ],
     align=True,
 )
 _STRUCTS = {**STRUCTS, "FractionalPool": _POOL}
-_TYPES = combinations(T=ELEMENT_TYPES)
+_TYPES = combinations(T=ELEMENT_TYPES, Index=("int", "long long"))
 _STARTS = KernelTemplate(_SOURCE, "fractional_pool_starts", combinations(A=ACCUMULATE_TYPES), _STRUCTS)
 _FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUCTS)
 _BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
 
-def _struct(window: FractionalWindow, planes: int, channels: int, channels_last: bool) -> np.ndarray:
+def _struct(window: FractionalWindow, boxes: Any) -> np.ndarray:
     pool = np.zeros((), _POOL)
-    for name, sizes in (("input", window.input_shape), ("output", window.output_shape)):
-        for axis, size in enumerate(sizes):
-            pool[name][axis] = divisor(size)
-        pool[f"{name}_plane"] = divisor(math.prod(sizes))
-    pool["channels"] = divisor(channels)
-    pool["starts"] = divisor(sum(window.output_shape))
-    pool["kernel"], pool["sample_of"] = window.kernel, window.sample_of
-    pool["samples"], pool["channels_last"], pool["planes"] = window.samples, channels_last, planes
+    pool["boxes"] = boxes
+    pool["input"], pool["output"], pool["kernel"] = window.input_shape, window.output_shape, window.kernel
+    pool["sample_of"], pool["samples"] = window.sample_of, window.samples
+    starts = sum(window.output_shape)
+    pool["starts"], pool["by_starts"] = divisor(starts), division(starts)
+    pool["by_kernel"] = [division(size) for size in window.kernel]
     return pool
+
+
+def _boxed(
+    window: FractionalWindow, sizes: tuple[int, int, int], shape: tuple[int, ...], channels_last: bool, most: int
+) -> tuple[int, np.ndarray]:
+    """Boxes of planes of these sizes: their number, and ``FractionalPool``."""
+    outputs, kept = math.prod(window.output_shape), sum(window.output_shape) / _STARTS_KEPT
+    number, boxes = boxed(sizes, shape, channels_last, most, outputs, _THREADS, kept)
+    return number, _struct(window, boxes)
+
+
+def _types(x: Array, window: FractionalWindow, channels_last: bool) -> dict[str, str]:
+    """Template arguments of a kernel."""
+    largest = max(map(math.prod, (window.input_shape, window.output_shape)))
+    is_wide = largest * (x.shape[-1] if channels_last else 1) >= limits().index32_below
+    return {"T": element_type(x), "Index": "long long" if is_wide else "int"}
 
 
 def fractional_pool_starts(
@@ -96,14 +112,10 @@ def _starts(operands: Any, numbers: Any, planes: int, window: FractionalWindow) 
         number = C_TYPES[wide].type
         sizes = zip(window.input_shape, window.kernel, window.output_shape, strict=True)
         alphas = [float(number(size - kernel) / number(max(count - 1, 1))) for size, kernel, count in sizes]
-        arguments = (samples, starts, *alphas, *numbers, rng_state, _struct(window, planes, 1, False))
+        _, boxes = boxed((1, 1, 1), (1, planes), False, 1, 1, _THREADS)
+        arguments = (samples, starts, *alphas, *numbers, rng_state, _struct(window, boxes))
         launch(_STARTS(A=wide), blocks_for(starts.size, _THREADS), _THREADS, arguments)
     return starts
-
-
-def _pool(array: Array, window: FractionalWindow, channels_last: bool) -> np.ndarray:
-    channels = array.shape[-1 if channels_last else 1]
-    return _struct(window, array.shape[0] * channels, channels, channels_last)
 
 
 @Launcher
@@ -113,8 +125,10 @@ def _forward(operands: Any, numbers: Any, window: FractionalWindow, channels_las
     y = spatial_result(out, x, window.output_shape, channels_last)
     argmax = spatial_empty(x, window.output_shape, channels_last, np.uint8)
     if y.size:
-        arguments = (x, starts, y, argmax, _pool(x, window, channels_last))
-        launch(_FORWARD(T=element_type(x)), blocks_for(y.size, _THREADS), _THREADS, arguments)
+        boxes, pool = _boxed(window, window.output_shape, x.shape, channels_last, _BOX_OUTPUTS)
+        launch(
+            _FORWARD(**_types(x, window, channels_last)), blocks_for(boxes, 1), _THREADS, (x, starts, y, argmax, pool)
+        )
     return delivered(y, out), argmax
 
 
@@ -124,6 +138,12 @@ def _backward(operands: Any, numbers: Any, window: FractionalWindow, channels_la
     dy, argmax, starts = ready(dy), ready(argmax), ready(starts)
     dx = spatial_result(out, dy, window.input_shape, channels_last)
     if dx.size:
-        arguments = (dy, argmax, starts, dx, _pool(dy, window, channels_last))
-        launch(_BACKWARD(T=element_type(dy)), blocks_for(dx.size, _THREADS), _THREADS, arguments)
+        most = BOX_BYTES // dx.dtype.itemsize
+        boxes, pool = _boxed(window, window.input_shape, dy.shape, channels_last, most)
+        launch(
+            _BACKWARD(**_types(dy, window, channels_last)),
+            blocks_for(boxes, 1),
+            _THREADS,
+            (dy, argmax, starts, dx, pool),
+        )
     return delivered(dx, out)

@@ -11,8 +11,10 @@ from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import delivered, element_type, empty, ready
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import divisor
+from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
 from gpu_layers.kernels.pool_plan import (
     ALL_TILES,
     STRUCTS,
@@ -30,6 +32,7 @@ from gpu_layers.kernels.pool_plan import (
     spatial_result,
 )
 from gpu_layers.runtime.kernel import INTEGER_DTYPES, KernelTemplate, c_name, combinations
+from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 
 __all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
@@ -42,7 +45,14 @@ _GATHER_OUTPUTS = 8
 _GATHER_NCHW = nchw_template("max_pool.cu", "max_pool_gather_nchw")
 _SCATTER = general_template("max_pool.cu", "max_pool_scatter")
 _FORWARD_ADAPTIVE = adaptive_template("max_pool_forward_adaptive")
-_BACKWARD_ADAPTIVE = adaptive_template("max_pool_backward_adaptive")
+# ``kBoxThreads`` of ``adaptive_pool.cu``.
+_BOX_THREADS = 128
+_BACKWARD_ADAPTIVE = KernelTemplate(
+    "adaptive_pool.cu",
+    "max_pool_backward_adaptive",
+    combinations(T=ELEMENT_TYPES),
+    {**STRUCTS, "PoolBoxes": BOXES},
+)
 
 _FORWARD_INTEGER = general_template(
     "max_pool_integer.cu", "max_pool_integer_forward", tuple(c_name(dtype) for dtype in INTEGER_DTYPES)
@@ -168,7 +178,8 @@ def _fill_gradient(
     if tiled is not None:
         tiled.run((dy, argmax.as_bytes(), dx))
     elif (adaptive := adaptive_backward_plan(dy, window, channels_last, lengths)) is not None:
-        adaptive.run(_BACKWARD_ADAPTIVE, dy, (dy, argmax.as_bytes(), dx))
+        if dx.size:
+            _launch_adaptive(dy, argmax, dx, window, channels_last, adaptive.plan.struct)
     elif apart(window, lengths):
         plan = plan_for(dy, window, "output", channels_last)
         kernel = _SCATTER(T=element_type(dy), **plan.template_arguments)
@@ -177,3 +188,11 @@ def _fill_gradient(
         plan = plan_for(dy, window, "input", channels_last)
         kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
         plan.run(kernel, (dy, argmax.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))
+
+
+def _launch_adaptive(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, struct: Any) -> None:
+    depth, height, width = (1,) * (3 - window.rank) + window.input_shape
+    most, outputs = BOX_BYTES // dx.dtype.itemsize, math.prod(window.output_shape)
+    number, boxes = boxed((depth, height, width), dy.shape, channels_last, most, outputs, _BOX_THREADS)
+    arguments = (dy, argmax.as_bytes(), dx, struct, boxes)
+    launch(_BACKWARD_ADAPTIVE(T=element_type(dy)), blocks_for(number, 1), _BOX_THREADS, arguments)

@@ -12,28 +12,39 @@ from gpu_layers.core.reference_gpu import MULTIPROCESSORS, WARPS
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.kernels.pool_plan import spatial_result
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_result
+from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher
 
 __all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
 
 _THREADS = 256
-_WARPS = _THREADS // 32
 # Blocks that fill any GPU: each leaves one flag to read back.
 _KEEP_BLOCKS = 1024
-# Warps that keep any GPU busy; below that, several of them share a plane.
-_ENOUGH_WARPS = MULTIPROCESSORS * WARPS // 2
-# Values of a plane's chunk at least: for each chunk all indices are read.
+# Threads that keep any GPU busy; below that, several of them share a plane.
+_ENOUGH_THREADS = MULTIPROCESSORS * WARPS * 32 // 2
+# Places of a plane's chunk at least: for each chunk all indices are read.
 _LEAST_CHUNK = 1024
+# Of a block at least, where there are planes enough; at most, so that a multiprocessor holds four blocks. A chunk is
+# whole sectors.
+_LEAST_PLACES, _MOST_PLACES, _SECTOR = 4096, 13 * 1024, 32
 
 _KEEP = KernelTemplate(
     "max_unpool.cu",
     "max_unpool_keep",
     combinations(Found=("unsigned char",)),
 )
-_FORWARD = KernelTemplate("max_unpool.cu", "max_unpool_forward", combinations(T=ELEMENT_TYPES))
+_FORWARD = KernelTemplate(
+    "max_unpool.cu",
+    "max_unpool_forward",
+    [
+        *combinations(T=ELEMENT_TYPES, Packed=("false",)),
+        *combinations(T=[element for element in ELEMENT_TYPES if C_TYPES[element].itemsize == 2], Packed=("true",)),
+    ],
+    {"Divisor32": DIVISION},
+)
 _BACKWARD = KernelTemplate(
     "max_unpool.cu", "max_unpool_backward", combinations(T=ELEMENT_TYPES), {"Divisor64": DIVISOR}
 )
@@ -46,10 +57,15 @@ def max_unpool_keep(indices: Array, plane: int) -> tuple[Any, Any]:
 
 
 def max_unpool_forward(
-    x: Array, indices: Array, output_shape: tuple[int, ...], channels_last: bool = False, out: Array | None = None
-) -> Any:
+    x: Array,
+    indices: Array,
+    output_shape: tuple[int, ...],
+    channels_last: bool = False,
+    keep: bool = False,
+    out: Array | None = None,
+) -> tuple[Any, Any]:
     """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
-    return _forward((x, indices, out), (output_shape, channels_last))
+    return _forward((x, indices, out), (output_shape, channels_last, keep))
 
 
 def max_unpool_backward(dy: Array, indices: Array, channels_last: bool = False, out: Array | None = None) -> Any:
@@ -72,24 +88,34 @@ def _chunks(workers: int, enough: int, plane: int) -> int:
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channels_last: bool) -> Any:
+def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channels_last: bool, keep: bool) -> Any:
     x, indices, out = operands
     x, indices = ready(x), ready(indices)
     y = spatial_result(out, x, output_shape, channels_last)
+    kept = empty(indices.shape, np.int64, indices) if keep else None
     if not y.size:
-        return delivered(y, out)
+        return delivered(y, out), kept
     samples, channels, values = _sizes(x.shape, channels_last)
     planes, plane = samples * channels, math.prod(output_shape)
     if channels_last:
-        chunks = _chunks(planes, _ENOUGH_WARPS * 32, plane)
+        chunks = _chunks(planes, _ENOUGH_THREADS, plane)
         blocks = blocks_for(planes * chunks, _THREADS)
-        arguments = (x, indices, y, samples, channels, values, plane, chunks)
+        arguments: tuple[Any, ...] = (x, indices, kept, y, samples, channels, values, plane, chunks)
         launch(_FORWARD_LAST(T=element_type(x)), blocks, _THREADS, arguments)
     else:
-        chunks = _chunks(planes, _ENOUGH_WARPS, plane)
-        blocks = blocks_for(planes * chunks, _WARPS)
-        launch(_FORWARD(T=element_type(x)), blocks, _THREADS, (x, indices, y, planes, values, plane, chunks))
-    return delivered(y, out)
+        together, enough = 1, limits().full_grid
+        while 2 * together * max(plane / _LEAST_PLACES, enough / planes) <= 1:
+            together *= 2
+        chunks = max(-(-plane // _MOST_PLACES), _chunks(planes, enough, plane))
+        size = -(-plane // (chunks * _SECTOR)) * _SECTOR
+        chunks = -(-plane // size)
+        shared_bytes = 16 * -(-(together * min(size, plane) + 2 * vector_width(x.dtype)) // 4)
+        arguments = (x, indices, kept, y, planes, values, plane, together, chunks, size, division(values))
+        packed = x.dtype.itemsize == 2 and together * values < 2**16
+        kernel = _FORWARD(T=element_type(x), Packed=str(packed).lower())
+        blocks = blocks_for(-(-planes // together) * chunks, 1)
+        launch(kernel, blocks, _THREADS, arguments, shared_bytes=shared_bytes)
+    return delivered(y, out), kept
 
 
 @Launcher

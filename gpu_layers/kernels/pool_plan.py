@@ -497,17 +497,16 @@ def adaptive_backward_plan(
 ) -> AdaptivePlan | None:
     """The plan of a backward by adaptive windows; None if the general kernels are to be taken.
 
-    Those are for rows or channels that are no whole vectors, and for many windows over an element.
+    Those are for channels that are no whole vectors, and for many windows over an element.
     """
     width = 16 // array.dtype.itemsize
     few = math.prod(map(min, window.kernel, window.output_shape)) <= _FEW
     shape = _samples_and_channels(array, channels_last)
-    whole = (shape[1] if channels_last else window.input_shape[-1]) % width == 0
-    if not window.adaptive or lengths is not None or not whole or not few:
+    if not window.adaptive or lengths is not None or (channels_last and shape[1] % width) or not few:
         return None
     if _reach(window, shape[1] if channels_last else 1) >= limits().index32_below:
         return None
-    columns = window.input_shape[-1] if channels_last else window.input_shape[-1] // width
+    columns = window.input_shape[-1] if channels_last else -(-window.input_shape[-1] // width)
     # Rows of inputs are those of windows; one axis has one row.
     lead = (1,) * (3 - window.rank)
     depth, rows = (*lead, *window.input_shape)[0], (*lead, *window.output_shape)[1]

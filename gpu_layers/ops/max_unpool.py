@@ -11,12 +11,11 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
-from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
+from gpu_layers.core.cuda import is_capturing, to_host
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.copying import ready_copy
 
 __all__ = ["MaxUnpoolSaved", "max_unpool_backward", "max_unpool_forward"]
 
@@ -91,7 +90,7 @@ def max_unpool_forward(
         raise RuntimeError("MaxUnpool with check=True cannot be captured: it reads a flag back")
     batch = x if batched else x[None]
     own = indices if batched else indices[None]
-    # A copy: what is checked is what is used, and the caller may change its own before backward.
+    # With a copy of them: what is checked is what is used, and the caller may change its own before backward.
     if check:
         at, outside = backend.max_unpool_keep(own, plane)
         if to_host(outside).any():
@@ -99,11 +98,11 @@ def max_unpool_forward(
             wrong = to_host(at)
             wrong = wrong[(wrong < 0) | (wrong >= plane)][0]
             raise ValueError(f"Found an invalid max index: {wrong} (output volumes are of size {extent})")
-    else:
-        with place_of(x):
-            at = ready_copy(array_module(x), own)
     target = None if out is None else claim_pooled(out, sizes, batched, channels_last, x, indices)
-    y = backend.max_unpool_forward(batch, at, sizes, channels_last, target)
+    if check:
+        y, _ = backend.max_unpool_forward(batch, at, sizes, channels_last, False, target)
+    else:
+        y, at = backend.max_unpool_forward(batch, own, sizes, channels_last, True, target)
     if not batched:
         y = unbatched(y, out)
     return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)

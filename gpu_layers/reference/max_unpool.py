@@ -23,8 +23,9 @@ def max_unpool_forward(
     indices: np.ndarray,
     output_shape: tuple[int, ...],
     channels_last: bool = False,
+    keep: bool = False,
     out: np.ndarray | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Each value at its index in the output plane, and 0 elsewhere.
 
     Parameters
@@ -35,11 +36,15 @@ def max_unpool_forward(
     output_shape : tuple of int
         Spatial.
     channels_last : bool
+    keep : bool
+        Copy the indices.
 
     Returns
     -------
     y : ndarray
         C-contiguous, x's dtype.
+    kept : ndarray or None
+        The copy.
     """
     plane = math.prod(output_shape)
 
@@ -56,7 +61,8 @@ def max_unpool_forward(
         return y.reshape(*x.shape[:2], *output_shape)
 
     channels = x.shape[-1 if channels_last else 1]
-    return delivered(by_samples(scattered, (x, indices), None, channels * plane), out)
+    y = delivered(by_samples(scattered, (x, indices), None, channels * plane), out)
+    return y, np.array(indices, order="C") if keep else None
 
 
 def max_unpool_backward(

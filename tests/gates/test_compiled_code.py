@@ -106,6 +106,10 @@ def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
         name: memory_problems(kernel, most_registers(name)) for name, kernel in compiled(source, capability).items()
     }
     problems = {name: without_barriers(found) if "_persistent_" in name else found for name, found in problems.items()}
+    for name, found in problems.items():
+        if name.startswith("max_unpool_forward<"):
+            # The largest of whole numbers in shared memory, whatever the order.
+            problems[name] = [problem for problem in found if problem != "ATOMS.MAX"]
     compiler = nvrtc().getVersion()[0]
     for name in KEPT_IN_MEMORY.get((compiler, capability), ()):
         problems[name] = beyond_one_number(problems.get(name, []))

@@ -10,8 +10,9 @@ from tests.inputs import DTYPES, UNIT_ROUNDOFF, assert_same_bits, assert_same_va
 WINDOWS = [((2, 2), 2, 0), ((3, 3), 2, 1), ((3, 3), 1, 1)]
 # Only of the maximum.
 LARGE_WINDOWS = [((5, 5), 1, 2)]
-# Planes smaller than a window, of one tile and a bit, and of whole tiles; a row whose last window is cut off.
-PLANES = [(1, 2), (2, 3), (4, 16), (5, 17), (9, 8)]
+# Planes smaller than a window, of one tile and a bit, of whole tiles, and of halves and quarters of them; a row whose
+# last window is cut off.
+PLANES = [(1, 2), (2, 3), (4, 16), (5, 17), (9, 8), (3, 28), (4, 14)]
 TILED_DTYPES = [dtype for dtype in DTYPES if np.dtype(dtype).itemsize < 8]
 
 

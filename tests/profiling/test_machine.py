@@ -120,6 +120,21 @@ def test_barriers_and_shared_memory(tmp_path):
     assert execution.barriers == 3
 
 
+def test_maxima_in_shared_memory(tmp_path):
+    source = """
+    extern "C" __global__ void last(const int* at, unsigned* y) {
+        __shared__ unsigned kept[8];
+        if (threadIdx.x < 8) kept[threadIdx.x] = 0;
+        __syncthreads();
+        atomicMax(&kept[at[threadIdx.x]], threadIdx.x + 1);
+        __syncthreads();
+        if (threadIdx.x < 8) y[threadIdx.x] = kept[threadIdx.x];
+    }"""
+    at, y = np.array([3, 1, 3, 3, 7, 1, *[5] * 58], np.int32), np.zeros(8, np.uint32)
+    execute(compiled(source, "last", tmp_path), (1, 1, 1), (64, 1, 1), [at, y])
+    assert y.tolist() == [0, 6, 0, 4, 0, 64, 0, 5]
+
+
 _MEETING = """
 extern "C" __global__ void meet(unsigned* arrived, unsigned* y) {
     if (threadIdx.x == 0) {

@@ -97,7 +97,7 @@ CASES = {
     "dropout_add": (lambda: dropout_add, 53),
     "batch norm, max pool": (lambda: batch_norm_max_pool, 60),
     "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 48),
-    "unpool": (lambda: unpool, 43),
+    "unpool": (lambda: unpool, 38),
     "unpool backward": (lambda: _backward(unpool, ops.max_unpool_backward), 34),
     "BatchNorm2d in evaluation": (lambda: partial(gl.BatchNorm2d(8).eval(), X), 47),
     "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 52),

@@ -462,7 +462,7 @@ def _run_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
     rank = len(output_size)
     place = arrays.here(x)
     batch, at = (_batched(place, one, rank, channels_last) for one in (x, indices))
-    found = place.floor.max_unpool_forward(batch, at, tuple(output_size), channels_last)
+    found, _ = place.floor.max_unpool_forward(batch, at, tuple(output_size), channels_last)
     return _of_batch(place, found, x, rank, channels_last)
 
 

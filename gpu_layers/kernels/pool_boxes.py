@@ -1,0 +1,89 @@
+"""Boxes of planes, for the kernels whose blocks have one after another: ``pool_box.cuh``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.kernels.dropout import DIVISOR, divisor
+from gpu_layers.runtime.limits import limits
+
+#: ``kBoxBytes``.
+BOX_BYTES = 24 * 1024
+# Planes side by side, which are read in whole sectors, of which a box has so many places. Outputs of some planes
+# together at most: so many that a block is worth its beginning. Rows of a box at least.
+_SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 1024, 4
+#: Layout of ``PoolBoxes``.
+BOXES = np.dtype(
+    [
+        ("along", DIVISOR, (3,)),
+        ("groups", DIVISOR),
+        ("size", np.int32, (3,)),
+        ("box", np.int32, (3,)),
+        ("log2_group", np.int32),
+        ("channels_last", np.int32),
+        ("number", np.uint64),
+        ("images", np.int64),
+        ("channels", np.int64),
+    ],
+    align=True,
+)
+
+
+def boxed(
+    sizes: tuple[int, int, int],
+    shape: tuple[int, ...],
+    channels_last: bool,
+    most: int,
+    outputs: int,
+    threads: int,
+    kept: float = 0.0,
+) -> tuple[int, Any]:
+    """Boxes of planes of these sizes: their number, and ``PoolBoxes``.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+    shape : tuple of int
+        Of an array with these planes, or others of the same samples and channels.
+    channels_last : bool
+    most : int
+        Elements of a box at most.
+    outputs : int
+        Of a plane.
+    threads : int
+        Of a block.
+    kept : float
+        What a block keeps of a plane, as a part of what it can keep.
+    """
+    images, channels = (shape[0], shape[-1]) if channels_last else (1, shape[0] * shape[1])
+    enough, group = limits().full_grid, 1
+    if channels_last:
+        group = min(_SIDE_BY_SIDE, 1 << (channels - 1).bit_length())
+        while group > _SIDE_BY_SIDE // 4 and max((group + 1) * kept, group * _PLACES / most) > 1:
+            group //= 2
+    else:
+        share = max(math.prod(sizes) / most, kept, outputs / _TOGETHER, enough / channels, 1 / threads)
+        while 2 * group * share <= 1:
+            group *= 2
+    groups = -(-channels // group)
+    columns = min(sizes[2], most // group)
+    rows = min(sizes[1], most // (group * columns))
+    depth = min(sizes[0], most // (group * columns * rows)) if (rows, columns) == sizes[1:] else 1
+    while rows > _LEAST_ROWS and images * groups * math.prod(_numbers(sizes, (depth, rows, columns))) < enough:
+        depth, rows = 1, -(-rows // 2)
+    box = depth, -(-sizes[1] // -(-sizes[1] // rows)), columns
+    numbers = _numbers(sizes, box)
+    boxes = np.zeros((), BOXES)
+    boxes["along"], boxes["groups"] = [divisor(one) for one in numbers], divisor(groups)
+    boxes["size"], boxes["box"] = sizes, box
+    boxes["log2_group"], boxes["channels_last"] = group.bit_length() - 1, channels_last
+    boxes["images"], boxes["channels"] = images, channels
+    boxes["number"] = number = images * groups * math.prod(numbers)
+    return number, boxes
+
+
+def _numbers(sizes: tuple[int, int, int], box: tuple[int, int, int]) -> list[int]:
+    return [-(-size // own) for size, own in zip(sizes, box, strict=True)]
