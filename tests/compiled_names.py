@@ -12,7 +12,7 @@ def names_of(source, capability):
     return tuple(
         kernel.name
         for kernel in all_kernels()
-        if kernel.source == source and (capability == WHOLE or "double" not in kernel.name)
+        if kernel.source == source and (capability == WHOLE or "double" not in _arguments(kernel.name))
     )
 
 
@@ -20,6 +20,14 @@ def each_architecture(names, rows):
     """Parameters of a test and, last, ``capability``; a row whose first value names float64 for one alone."""
     rows = [row if isinstance(row, tuple) else (row,) for row in rows]
     values = [
-        (*row, capability) for capability in GATED for row in rows if capability == WHOLE or "double" not in row[0]
+        (*row, capability)
+        for capability in GATED
+        for row in rows
+        if capability == WHOLE or "double" not in _arguments(row[0])
     ]
     return (*names, "capability"), values
+
+
+def _arguments(name):
+    """Those of a template, or, of no template, all of it."""
+    return name.rpartition("<")[2]
