@@ -31,13 +31,15 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES
 #: The page of the documents that has these operations.
 PAGE = "pooling"
 
-# (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places.
+# (N, C, *spatial) of the values, output size: planes of one part and of several, more values than places, more than
+# 16 bits count.
 _UNPOOL_CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((2, 3, 4, 5), (9, 11)),
     ((1, 2, 40, 33), (81, 66)),
     ((3, 2, 70), (20,)),
     ((1, 2, 2, 3, 3), (4, 6, 6)),
     ((0, 2, 3), (6,)),
+    ((1, 1, 65_537), (20,)),
 )
 
 

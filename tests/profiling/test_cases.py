@@ -62,8 +62,10 @@ def test_bytes(operation, direction, dtype, floor, torch):
 def test_nobody_moves_less_than_the_fewest_bytes():
     for case in all_cases(OPERATIONS, ("bfloat16", "float32")):
         # But for numbers of channels, which the counts of some compositions leave out; and for the bits that ReLU's
-        # forward leaves to its backward, where PyTorch reads the output again.
-        least = 0.94 if case.operation is RELU and case.direction == "forward" else 0.97
+        # forward leaves to its backward, where PyTorch reads the output again; and for the copy of the indices, which
+        # PyTorch's unpooling does not make.
+        leaving = {"relu": 0.94, "max_unpool": 0.69} if case.direction == "forward" else {}
+        least = leaving.get(case.operation.name, 0.97)
         assert case.torch_bytes >= least * case.floor_bytes, str(case)
 
 
