@@ -89,23 +89,20 @@ def max_unpool_forward(
     if check and is_capturing(x):
         raise RuntimeError("MaxUnpool with check=True cannot be captured: it reads a flag back")
     batch = x if batched else x[None]
-    own = indices if batched else indices[None]
+    at = indices if batched else indices[None]
     # With a copy of them: what is checked is what is used, and the caller may change its own before backward.
     if check:
-        at, outside = backend.max_unpool_keep(own, plane)
+        at, outside = backend.max_unpool_keep(at, plane)
         if to_host(outside).any():
             extent = "x".join(map(str, sizes))
             wrong = to_host(at)
             wrong = wrong[(wrong < 0) | (wrong >= plane)][0]
             raise ValueError(f"Found an invalid max index: {wrong} (output volumes are of size {extent})")
     target = None if out is None else claim_pooled(out, sizes, batched, channels_last, x, indices)
-    if check:
-        y, _ = backend.max_unpool_forward(batch, at, sizes, channels_last, False, target)
-    else:
-        y, at = backend.max_unpool_forward(batch, own, sizes, channels_last, True, target)
+    y, kept = backend.max_unpool_forward(batch, at, sizes, channels_last, not check, target)
     if not batched:
         y = unbatched(y, out)
-    return y, MaxUnpoolSaved(at, y.shape, x.dtype, channels_last, batched)
+    return y, MaxUnpoolSaved(at if check else kept, y.shape, x.dtype, channels_last, batched)
 
 
 @Checked
