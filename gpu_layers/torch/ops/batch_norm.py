@@ -52,6 +52,8 @@ def _raw(
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place, dtype = arrays.here(x), accumulation_dtype(x.dtype)
     array, found = place.array, None
+    if residual is not None:
+        residual = _as_input(residual, x)
     if running is not None:
         mean, var, batches, momentum, skip_nonfinite = running
         if not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype:
@@ -63,7 +65,7 @@ def _raw(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(_as_input(residual, x), channels_last),
+        None if residual is None else array(residual, channels_last),
         activation,
         found,
     )
@@ -213,6 +215,8 @@ def _raw_inference(
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place = arrays.here(x)
     array = place.array
+    if residual is not None:
+        residual = _as_input(residual, x)
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
     y, statistics = place.floor.batch_norm_inference(
         array(x, channels_last),
@@ -220,7 +224,7 @@ def _raw_inference(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(_as_input(residual, x), channels_last),
+        None if residual is None else array(residual, channels_last),
         activation,
     )
     return place.tensor(y, channels_last), place.kept(statistics)
@@ -282,7 +286,10 @@ def _found_gradients(
     floor, array, tensor = place.floor, place.array, place.tensor
     if of_residual and residual is None:  # asked of the operation itself only
         residual = torch.zeros_like(x)
-    added = None if residual is None else array(_as_input(residual, x), channels_last)
+    added = None
+    if residual is not None:
+        residual = _as_input(residual, x)
+        added = array(residual, channels_last)
     gradient = array(dy, channels_last)
     # Without a number of writes: autograd notices what is written to.
     saved = BatchNormSaved(array(x, channels_last), place.raw(statistics), channels_last, added, activation, 0)
@@ -293,8 +300,8 @@ def _found_gradients(
     elif of_weight or of_bias:
         dx, dgamma, dbeta, dresidual = floor.batch_norm_inference_backward(gradient, saved)
     else:
-        nothing, dgamma, dbeta = array(x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype))), None, None
-        dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, nothing, nothing, 1)
+        nothing, dgamma, dbeta = x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype)), None, None
+        dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, *[array(nothing)] * 2, 1)
     dweight, dbias = tensor(dgamma) if of_weight else None, tensor(dbeta) if of_bias else None
     if x.dtype.itemsize == 2:
         # Parameters may be of half types too.
