@@ -207,8 +207,8 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
 def as_numpy(tensor: torch.Tensor, channels_last: bool = False) -> np.ndarray:
     """The NumPy array on a CPU tensor's memory, to be used while the tensor lives and never to be handed on.
 
-    With the tensor's axes, or as ``(N, *spatial, C)`` if channels_last. Torch does not know of it: what ``Tensor.numpy``
-    has shown it refuses to resize from then on.
+    With the tensor's axes, or as ``(N, *spatial, C)`` if channels_last. Torch does not know of it: it refuses to resize
+    what ``Tensor.numpy`` has shown.
     """
     if tensor.is_neg():  # lazily: there is no memory that holds the values
         found = tensor.detach().resolve_neg().numpy()
