@@ -43,6 +43,8 @@ def check_probability(p: Any) -> Any:
     given = p
     if type(p) is not float and not is_compiling():
         # Of tensors and truth values as torch.
+        if isinstance(p, torch.Tensor):
+            torch.nn.functional.dropout(torch.empty(0), p)
         p = float(p) if isinstance(p, (bool, torch.Tensor)) else check_number(p, "dropout probability")
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {given}")

@@ -1,10 +1,12 @@
 """PyTorch's own error samples of the functions: the same type, and the same words."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as theirs
 
 from gpu_layers.torch import functional as ours
+from tests.torch.layers import UNIT_ROUNDOFF
 
 definitions = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")
 PREFIX = "nn.functional."
@@ -77,6 +79,12 @@ def test_pytorchs_error_samples(info):
         ("lp_pool2d", (1, 1, 4, 4), (0, 2)),
         ("lp_pool2d", (1, 1, 4, 4), ("a", 2)),
         ("adaptive_avg_pool1d", (1, 1, 4), (None,)),
+        ("adaptive_avg_pool1d", (1, 1, 4), ((None,),)),
+        ("avg_pool2d", (1, 1, 4, 4), (torch.tensor(2.0),)),
+        ("max_pool2d", (1, 1, 4, 4), (torch.tensor([2, 2]),)),
+        ("batch_norm", (4, 3), (None, None, None, None, 1)),
+        ("dropout", (4,), (0.5, 1)),
+        ("dropout", (4,), (torch.tensor([0.5]),)),
         ("adaptive_avg_pool2d", (1, 1, 4, 4), (None,)),
         ("adaptive_avg_pool2d", (1, 1, 4, 4), ((2,),)),
         ("adaptive_max_pool3d", (1, 1, 4, 4, 4), ((2,),)),
@@ -90,6 +98,38 @@ def test_other_errors_are_torchs(name, shape, arguments):
     with pytest.raises(expected.type) as found:
         getattr(ours, name)(x, *arguments)
     assert str(found.value) == str(expected.value)
+
+
+_TWO = torch.tensor(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("max_pool1d", (torch.tensor([2]), _TWO, torch.tensor(1))),
+        ("max_pool2d", (_TWO,)),
+        ("max_pool2d", (2, _TWO, torch.tensor(True), (_TWO, 1))),
+        ("max_pool3d", ([_TWO, 1, 2],)),
+        ("avg_pool1d", (torch.tensor([2]),)),
+        ("avg_pool2d", (_TWO, (1, _TWO), 0, False, True, torch.tensor(3))),
+        ("avg_pool3d", (2, _TWO)),
+        ("lp_pool2d", (_TWO, (_TWO, 1), _TWO)),
+        ("adaptive_max_pool1d", (torch.tensor([3]),)),
+        ("adaptive_max_pool2d", (np.array([3, 2]),)),
+        ("adaptive_avg_pool2d", ((_TWO, None),)),
+        ("adaptive_avg_pool3d", (range(1, 4),)),
+        ("batch_norm", (None, None, None, None, True, torch.tensor(0.1), torch.tensor(1e-3))),
+        ("dropout", (torch.tensor(1.0),)),
+    ],
+)
+def test_numbers_of_the_types_that_torch_takes(name, arguments):
+    rank = int(name[-2]) if name.endswith("d") else 1
+    x = torch.arange(2.0 * 3 * 6**rank, dtype=torch.float64).reshape(2, 3, *(6,) * rank)
+    expected, found = (getattr(lib, name)(x, *arguments) for lib in (theirs, ours))
+    assert found.shape == expected.shape
+    # Results are of at most 36 numbers, whose roundings add up.
+    bound = 64 * UNIT_ROUNDOFF[torch.float64]
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
 
 
 def test_strides_of_unpooling():

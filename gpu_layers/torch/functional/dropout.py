@@ -52,6 +52,8 @@ def _drop(
         p = check_probability(p)
     if generator is not None:
         random.check_generator(generator)
+    if type(training) is not bool:
+        fail_as_torch("training must be a bool", reference.dropout, input.new_zeros(0), p, training)
     if not training:
         return input
     if forward_ad._current_level >= 0 and not is_dynamo_compiling():
