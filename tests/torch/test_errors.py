@@ -139,13 +139,16 @@ def test_strides_of_unpooling():
             function(x, indices, 3, 0)
 
 
-def test_statistics_of_evaluation_have_no_gradient():
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_have_no_gradient(training):
     for name in ("running_mean", "running_var"):
         given = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
         given[name].requires_grad_()
         for function in (ours.batch_norm, theirs.batch_norm):
             with pytest.raises(RuntimeError, match=f"not differentiable with respect to argument '{name}'"):
-                function(torch.ones(2, 3), **given)
+                function(torch.ones(2, 3), **given, training=training)
+            with torch.no_grad():
+                function(torch.ones(2, 3), **given, training=training)
 
 
 @pytest.mark.parametrize("index", [-1, 16, 99])

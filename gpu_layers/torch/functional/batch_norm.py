@@ -15,6 +15,7 @@ from gpu_layers.torch.checks import (
     check_residual,
     check_same_device,
     check_savable,
+    check_statistics,
     check_tensor,
     checked_activation,
     fail_as_torch,
@@ -108,6 +109,8 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
+        if (running_mean.requires_grad or running_var.requires_grad) and torch.is_grad_enabled():
+            check_statistics(running_mean, running_var)
         if eager and (
             input.is_inference()
             or (weight is not None and weight.is_inference())

@@ -11,6 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
+from gpu_layers.torch.checks import check_statistics
 from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
@@ -241,12 +242,7 @@ def _fake_inference(x: _Tensor, running_mean: _Tensor, running_var: _Tensor, *ot
 
 def _save_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, running_mean, running_var, *others = inputs
-    for name, one in (("running_mean", running_mean), ("running_var", running_var)):
-        if one.requires_grad:
-            raise RuntimeError(
-                f"The function 'native_batch_norm' is not differentiable with respect to argument '{name}'. This "
-                "input cannot have requires_grad True."
-            )
+    check_statistics(running_mean, running_var)
     _save(ctx, (x, *others), output)
 
 
