@@ -206,7 +206,10 @@ def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: boo
 
 def in_format(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """The tensor itself, or one of its values where channels are to be last and are not."""
-    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()]) if channels_last else tensor
+    if not channels_last:
+        return tensor
+    # Not by torch's memory format, which batched gradients do not know.
+    return tensor.permute(TO_LAST[tensor.dim()]).contiguous().movedim(-1, 1)
 
 
 def is_capturing(x: torch.Tensor) -> bool:

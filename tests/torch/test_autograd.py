@@ -13,7 +13,7 @@ import gpu_layers.torch as glt
 from gpu_layers.torch import functional as F  # noqa: N812
 from gpu_layers.torch.modules import sync_batch_norm
 from gpu_layers.torch.modules.sync_batch_norm import _Synchronized
-from tests.torch.layers import first, values
+from tests.torch.layers import channels_last, first, values
 
 X = values((2, 2, 3, 4)) / 4
 R = values((2, 2, 3, 4), seed=1) / 4
@@ -44,6 +44,8 @@ FUNCTIONS = {
     "alpha_dropout": (seeded(lambda x: F.alpha_dropout(x, 0.4, True)), X),
     "drop_path": (seeded(lambda x: F.drop_path(x, 0.4)), X),
     "dropout_add": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), X, R),
+    "dropout_add, channels last": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), channels_last(X), R),
+    "batch_norm, channels last": (batch_norm(True, None), channels_last(X), W, B, R),
     **{
         f"{name} {order} dropout": (seeded(lambda x, a=name, o=order: F.activation_dropout(x, a, 0.4, order=o)), X)
         for name in ACTIVATIONS
