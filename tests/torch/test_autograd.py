@@ -311,6 +311,19 @@ def test_func_grad_and_vmap():
         torch.testing.assert_close(each[name], torch.stack([one[name] for one in singly]))
 
 
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("name", ["max_pool2d", "max_unpool2d", "batch_norm gelu True", "dropout", "lp_pool2d 2"])
+def test_a_vjp_is_asked_for_when_its_transformation_is_over(name, backend):
+    function, *inputs = FUNCTIONS[name]
+    with gl.use_backend(backend):
+        y, vjp = torch.func.vjp(function, *inputs)
+        found = vjp(torch.ones_like(y))
+        given = [one.clone().requires_grad_() for one in inputs]
+        expected = torch.autograd.grad(function(*given).sum(), given)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_func_second_derivatives():
     def function(x):
         return F.avg_pool2d(F.lp_pool2d(x.square(), 2.0, 2), 2).sum()
