@@ -97,6 +97,10 @@ class Placing:
             return torch.uint8
         return torch.uint16 if taps <= 2**16 else torch.uint32
 
+    def narrowed(self, argmax: Any) -> Any:
+        """Numbers of taps as floors have them."""
+        return argmax.to(self.least_argmax_dtype()) if self.options[0] else argmax
+
     def of_output(self, x: _Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A new tensor beside x, of the output's shape."""
         return arrays.empty((*self.outer, *self.outputs()), dtype, x, self.channels_last)
@@ -213,7 +217,7 @@ def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing) -> torch.T
         return placing.of_input(dy).zero_()
     place, last = arrays.here(dy), placing.channels_last
     if placing.options[0]:
-        argmax = argmax.to(placing.least_argmax_dtype())
+        argmax = placing.narrowed(argmax)
     batch, chosen = place.array(dy, last), place.raw(argmax, last)
     if placing.batched:
         found = place.floor.max_pool_backward(batch, chosen, window, last, None)
@@ -245,14 +249,13 @@ max_pool_backward = define(
 
 
 def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
-    y, rank = _fake_gather(x, argmax, placing), placing.rank
     window = placing.window or placing.find()
     if window is None:
-        return y
-    indices = _run_indices(argmax, placing).flatten(-rank)
-    # A window with no tap inside the input has no value, and no gradient: index -1.
-    found = x.flatten(-rank).gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0)
-    return y.copy_(found.reshape(y.shape))
+        return _fake_gather(x, argmax, placing)
+    place, last, rank = arrays.here(x), placing.channels_last, placing.rank
+    argmax = placing.narrowed(argmax)
+    found = place.floor.max_pool_gather(*(_batched(place, one, rank, last) for one in (x, argmax)), window, last)
+    return _of_batch(place, found, x, rank, last)
 
 
 def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
@@ -274,29 +277,13 @@ max_pool_gather = define(
 
 
 def _run_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
-    found = _fake_indices(argmax, placing)
     window = placing.window or placing.find()
     if window is None:
-        return found
-    flat, inside, number, step = 0, True, argmax.to(torch.int64), 1
-    for axis in reversed(range(window.rank)):
-        at = _origins(window, axis, argmax) + number % window.kernel[axis] * window.dilation[axis]
-        number = number // window.kernel[axis]
-        inside = (at >= 0) & (at < window.input_shape[axis]) & inside
-        flat = at * step + flat
-        step *= window.input_shape[axis]
-    # A window with no tap inside the input has no index.
-    return found.copy_(torch.where(inside, flat, -1))
-
-
-def _origins(window: Window, axis: int, like: _Tensor) -> torch.Tensor:
-    """Position along an axis of each window's first tap, to be broadcast; ``Window.origins`` where the tensor is."""
-    places = torch.arange(window.output_shape[axis], device=like.device)
-    if window.adaptive:
-        places = places * window.input_shape[axis] // window.output_shape[axis]
-    else:
-        places = places * window.stride[axis] - window.pad_before[axis]
-    return places.reshape(-1, *(1,) * (window.rank - 1 - axis))
+        return _fake_indices(argmax, placing)
+    place, last, rank = arrays.here(argmax), placing.channels_last, placing.rank
+    argmax = placing.narrowed(argmax)
+    found = place.floor.max_pool_indices(_batched(place, argmax, rank, last), window, last)
+    return _of_batch(place, found, argmax, rank, last)
 
 
 def _fake_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
