@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gpu_layers.torch.modules import COUNTERPARTS
 from gpu_layers.torch.modules.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNormAct
@@ -56,8 +59,10 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
     ``(bias - running_mean) * s + beta`` (Jacob et al., CVPR 2018, section 3.2), computed in float64 and rounded once.
     What is folded: a batch norm (of torch or of this package, with running statistics) directly after a Linear,
     Conv1d-3d or ConvTranspose1d-3d, grouped or not, with a bias or without, where both are used once and nowhere
-    else. Pairs are found by ``torch.fx``, and in every plain ``nn.Sequential`` where a model cannot be traced. An
-    ``nn.Identity`` takes a batch norm's place, and of a ``BatchNormAct`` without a residual its activation.
+    else. Pairs are found by ``torch.fx``. Where a model cannot be traced they are those that its run of the sample
+    shows, so that other inputs have to take the same way through it; and without a sample those in every plain
+    ``nn.Sequential``. An ``nn.Identity`` takes a batch norm's place, and of a ``BatchNormAct`` without a residual its
+    activation.
 
     Parameters
     ----------
@@ -81,18 +86,20 @@ def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     folded = copy.deepcopy(model).eval()
+    if sample is not None and not isinstance(sample, tuple):
+        sample = (sample,)
     depth = 0
-    for layer, norm, owners in _pairs(folded):
+    for layer, norm, owners in _pairs(folded, sample):
         _fold(layer, norm)
         depth += 1
         for parent, name in owners:
             parent._modules[name] = _what_is_left(norm)
     if sample is not None:
-        _check(model, folded, sample if isinstance(sample, tuple) else (sample,), depth)
+        _check(model, folded, sample, depth)
     return folded
 
 
-def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module, list]]:
+def _pairs(model: nn.Module, sample: tuple | None) -> list[tuple[nn.Module, nn.Module, list]]:
     """Layers with the batch norms that directly follow them, and where those are held."""
     owners: dict[int, list] = {}
     for parent in model.modules():
@@ -101,16 +108,19 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module, list]]:
                 owners.setdefault(id(child), []).append((parent, name))
     return [
         (layer, norm, owners[id(norm)])
-        for layer, norm in _neighbours(model)
+        for layer, norm in _neighbours(model, sample)
         if _can_fold(layer, norm) and len(owners.get(id(layer), ())) == 1 and len(owners.get(id(norm), ())) == 1
     ]
 
 
-def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _neighbours(model: nn.Module, sample: tuple | None) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Modules and the only modules that their results go to."""
     try:
         graph = _Tracer().trace(model)
     except Exception:  # control flow that depends on values, or whatever else cannot be traced
+        if sample is not None:
+            yield from _observed(model, sample)
+            return
         for parent in model.modules():
             if type(parent) is nn.Sequential:
                 children = list(parent)
@@ -127,6 +137,45 @@ def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             continue
         if calls[node.target] == calls[before.target] == 1 and not {node.target, before.target} & reads:
             yield modules[before.target], modules[node.target]
+
+
+class _Reads(TorchDispatchMode):
+    """How many operations have read each tensor, by its identity: of tensors that live on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.ops.aten.alias.default:  # by which operations of this package look for tangents
+            self.of.update(id(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
+        return func(*args, **kwargs)
+
+
+def _observed(model: nn.Module, sample: tuple) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """As :func:`_neighbours`, in a run of the sample."""
+    reads, calls, found = _Reads(), Counter[nn.Module](), []
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by layers, whose results live as long
+
+    def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        calls[module] += 1
+        if len(args) == 1 and not kwargs and id(args[0]) in made:
+            found.append((*made[id(args[0])], module))
+        if type(module) in _CHANNEL_AXIS:
+            made[id(output)] = module, output
+            reads.of[id(output)] = 0
+
+    handle = register_module_forward_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad(), reads:
+            model(*sample)
+    finally:
+        handle.remove()
+    for layer, output, norm in found:
+        own = [*layer.parameters(), *norm.parameters(), *norm.buffers()]
+        if calls[layer] == calls[norm] == reads.of[id(output)] == 1 and all(reads.of[id(one)] <= 1 for one in own):
+            yield layer, norm
 
 
 def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
@@ -195,5 +244,4 @@ def _check(model: nn.Module, folded: nn.Module, sample: tuple, depth: int) -> No
 
 
 def _flat(result: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
+    return [one for one in tree_leaves(result) if isinstance(one, Tensor) and one.is_floating_point()]

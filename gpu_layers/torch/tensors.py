@@ -34,7 +34,7 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 #: Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
 TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 # All addresses but 0, which NumPy takes for no memory. Nothing is read or written but through arrays on a part of it.
-_MEMORY = (ctypes.c_char * 2**62).from_address(1)
+_MEMORY: Any = (ctypes.c_char * 2**62).from_address(1)
 
 
 class Stream:

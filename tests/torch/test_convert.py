@@ -255,6 +255,38 @@ def test_what_cannot_be_traced_folds_in_its_sequentials():
     assert type(folded.body[1]) is nn.Identity
 
 
+def test_what_cannot_be_traced_folds_what_a_run_of_the_sample_shows():
+    class Branching(nn.Module):
+        def __init__(self, add):
+            super().__init__()
+            self.conv, self.norm, self.act = nn.Conv2d(4, 4, 1), glt.BatchNorm2d(4), glt.BatchNormAct2d(4)
+            self.inner, self.linear, self.last = nn.Conv2d(4, 4, 1), nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.add = add
+
+        def forward(self, x):
+            if x.sum() < -1e9:
+                return x
+            h = self.conv(x)
+            g = self.act(self.inner(torch.tanh(self.norm(h))))
+            g = self.last(self.linear(g.mean((2, 3))))
+            return self.add(self, g, h)
+
+    adds = {
+        "nothing": lambda net, g, h: g,
+        "its result": lambda net, g, h: g + h.mean((2, 3)),
+        "its weight": lambda net, g, h: g * net.conv.weight.sum(),
+        "the norm": lambda net, g, h: net.norm(g[:, :, None, None]),
+        "what the norm knows": lambda net, g, h: g + net.norm.running_mean,
+    }
+    for reader, add in adds.items():
+        net, x = trained(Branching(add), (2, 4, 5, 6))
+        folded = glt.fold_batch_norm(net, x)
+        assert type(folded.act) is nn.ReLU
+        assert type(folded.last) is nn.Identity
+        assert type(folded.norm) is (nn.Identity if reader == "nothing" else glt.BatchNorm2d)
+        torch.testing.assert_close(folded(x), net(x), rtol=1e-12, atol=1e-12)
+
+
 def test_what_is_not_folded():
     shared = nn.Linear(4, 4)
     nets = [
@@ -274,8 +306,8 @@ def test_the_check_of_a_fold_can_fail():
             self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 
         def forward(self, x):
-            # Not to be traced, and so not seen: the weight is used elsewhere too.
-            return self.body(x) + self.body[0].weight.sum() if x.sum() < 1e9 else x
+            # Not to be traced; and no operation reads this.
+            return self.body(x) + isinstance(self.body[1], nn.Identity) if x.sum() < 1e9 else x
 
     net, x = trained(Depends(), (3, 4))
     with pytest.raises(ValueError, match="rounding"):

@@ -109,6 +109,7 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
+        assert running_var is not None
         if (running_mean.requires_grad or running_var.requires_grad) and torch.is_grad_enabled():
             check_statistics(running_mean, running_var)
         if eager and (
