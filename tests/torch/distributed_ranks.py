@@ -50,6 +50,26 @@ def one_process_with_all(rank, sizes, dtype, memory_format, device="cpu"):
     assert type(glt.revert(synced)) is nn.SyncBatchNorm
 
 
+def second_derivatives_of_one_process_with_all(rank, sizes):
+    """A penalty on gradients, which depend on all parts of the batch."""
+    generator = torch.Generator().manual_seed(2)
+    whole, dy, other = (torch.randn(sum(sizes), 2, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    own = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], None)
+    alone = nn.BatchNorm1d(2).double()
+    synced = glt.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(alone))
+    found = []
+    for layer, part in ((alone, slice(None)), (synced, own)):
+        x, gradient = (one[part].clone().requires_grad_() for one in (whole, dy))
+        (dx,) = torch.autograd.grad(layer(x), x, gradient, create_graph=True)
+        found.append(torch.autograd.grad((dx.tanh() * other[part]).sum(), [x, gradient, layer.weight]))
+    *expected, of_weight = found[0]
+    *parts, total = found[1]
+    torch.distributed.all_reduce(total)
+    for a, b in zip(parts, expected, strict=True):
+        torch.testing.assert_close(a, b[own], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, of_weight, rtol=1e-12, atol=1e-12)
+
+
 def on_gpus(rank, port):
     """Synchronised batch norm by NCCL, a GPU a process."""
     torch.cuda.set_device(rank)
@@ -99,6 +119,8 @@ def main(rank, port):
         ):
             with gl.use_backend(backend):
                 one_process_with_all(rank, sizes, dtype, memory_format)
+        for sizes in ((3, 2), (4, 0)):
+            second_derivatives_of_one_process_with_all(rank, sizes)
         # What other converters make of a converted model works in a group too.
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(glt.convert(model()))
         glt.convert(synced)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
 from gpu_layers.torch.modules.batch_norm import _BatchNormAct, statistics_of
+from gpu_layers.torch.ops.batch_norm import composite_gradients
 
 __all__ = ["SyncBatchNorm"]
 
@@ -24,7 +24,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     The processes of the group hold parts of a batch, of any sizes, also empty ones. Each direction gathers some numbers
     of every channel, which are added in the order of the ranks in float64: the same bits everywhere, and in every run.
-    Gradients of weight and bias are sums over the process's part, as in torch. ``convert`` keeps torch's class;
+    Gradients of weight and bias are sums over the process's part, as in torch. Second derivatives exchange as well, and
+    all processes have to ask for them. ``convert`` keeps torch's class;
     :meth:`convert_sync_batchnorm` makes this one of all batch norms. Not in compiled graphs, nor under ``torch.func``.
     """
 
@@ -90,6 +91,21 @@ def _gathered(values: Tensor, group: Any) -> Tensor:
     return torch.stack(parts)
 
 
+class _Total(torch.autograd.Function):
+    """The sum over all processes, which each of them gets; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        """Exchange, and add in the order of the ranks."""
+        ctx.group = group
+        return _gathered(values.double(), group).sum(0).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> tuple:
+        """All processes have to get here."""
+        return _Total.apply(dy, ctx.group), None
+
+
 class _Synchronized(torch.autograd.Function):
     """Gives the result, the statistics (5, C) and the number of values per channel in all processes."""
 
@@ -120,11 +136,10 @@ class _Synchronized(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, statistics, count)
         ctx.mark_non_differentiable(statistics, count)
         ctx.set_materialize_grads(False)
-        ctx.place, ctx.channels_last, ctx.group = arrays.place(), channels_last, group
+        ctx.place, ctx.channels_last, ctx.group, ctx.eps = arrays.place(), channels_last, group, eps
         return place.tensor(y, channels_last), statistics, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Any, *_: Any) -> tuple:
         """Two passes over x and dy, the exchange between them; all processes have to get here."""
         x, weight, bias, statistics, count = ctx.saved_tensors
@@ -132,6 +147,14 @@ class _Synchronized(torch.autograd.Function):
         dy = torch.zeros_like(x) if dy is None else dy
         if forward_ad._current_level >= 0:
             registry.refuse_tangents("sync_batch_norm_backward", (dy,))
+        if torch.is_grad_enabled():
+            # Of operations that have gradients themselves, in which all processes have to take part too.
+            found = composite_gradients(
+                *(dy, x, weight, bias, None, statistics, "identity", True, ctx.eps),
+                lambda sums: _Total.apply(sums, ctx.group) / count.to(sums.dtype),
+            )
+            needed = (of_x, of_weight, of_bias)
+            return *(one if need else None for one, need in zip(found, needed, strict=False)), None, None, None
         with arrays.at(ctx.place):
             place, last = arrays.here(x), ctx.channels_last
             gradient = place.array(dy, last)

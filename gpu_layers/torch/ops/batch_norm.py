@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,14 +129,14 @@ def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: tuple)
         else:
             given = dy, x, weight, bias, residual, arrays.tensor_of(statistics)
             if torch.is_grad_enabled():
-                found = _composite(*given, activation, training, eps if training else None)
+                found = composite_gradients(*given, activation, training, eps if training else None)
             else:
                 found = batch_norm_backward(*given, (activation, training, list(needed), channels_last))
             found = tuple([one if need else None for one, need in zip(found, needed, strict=True)])
     return found if dresidual is None else (*found[:3], dresidual)
 
 
-def _composite(
+def composite_gradients(
     dy: _Tensor,
     x: _Tensor,
     weight: _Tensor,
@@ -145,20 +146,22 @@ def _composite(
     activation: str,
     training: bool,
     eps: float | None,
+    mean_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple:
     """Gradients of x, weight, bias and residual, of operations that are differentiable.
 
     The three-term gradient of Ioffe and Szegedy (2015); with an eps the statistics are computed from x once more, as
-    they depend on it.
+    they depend on it. ``mean_of`` is the mean of sums over a channel, where x is not all that is normalised together.
     """
     dtype = accumulation_dtype(x.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [1 if axis != 1 else -1 for axis in range(x.dim())]
     wide, dy = x.to(dtype), dy.to(dtype)
-    if eps is not None and x.numel():
-        centre = wide.mean(axes, keepdim=True)
-        deviation = wide - centre
-        inv = (deviation.square().mean(axes, keepdim=True) + eps).rsqrt()
+    count = max(x.numel() // max(x.shape[1], 1), 1)
+    mean_of = mean_of or (lambda sums: sums / count)
+    if eps is not None:
+        deviation = wide - mean_of(wide.sum(axes)).reshape(shape)
+        inv = (mean_of(deviation.square().sum(axes)).reshape(shape) + eps).rsqrt()
     else:
         deviation, inv = wide - statistics[0].reshape(shape), statistics[2].reshape(shape)
     xhat = deviation * inv
@@ -174,8 +177,7 @@ def _composite(
     dbeta, dgamma = dz.sum(axes), (dz * xhat).sum(axes)
     dx = dz
     if training:
-        count = max(x.numel() // max(x.shape[1], 1), 1)
-        dx = dz - dbeta.reshape(shape) / count - xhat * (dgamma.reshape(shape) / count)
+        dx = dz - mean_of(dbeta).reshape(shape) - xhat * mean_of(dgamma).reshape(shape)
     dx = dx * (inv if gamma is None else inv * gamma)
     return (
         dx.to(x.dtype),
@@ -352,7 +354,7 @@ def _backward_backward(ctx: Any, *gradients: Any) -> tuple:
 
     def composite(dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> tuple:
         # The statistics are arguments here, whatever they were computed from.
-        found = _composite(dy, x, weight, bias, residual, statistics, activation, training, None)
+        found = composite_gradients(dy, x, weight, bias, residual, statistics, activation, training, None)
         return tuple(one if need else None for one, need in zip(found, wanted, strict=True))
 
     needed = ctx.needs_input_grad[:5]
