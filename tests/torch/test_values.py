@@ -1,6 +1,7 @@
 """Values, gradients and buffers, against torch.nn."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -189,6 +190,22 @@ def test_an_empty_batch(layer):
         # As torch: the statistics stay, the batch counts.
         assert layer.running_mean.tolist() == [0, 0, 0]
         assert layer.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.uint8])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_counter_of_another_dtype(dtype, momentum):
+    memory = torch.full((9,), 200, dtype=dtype)
+    layer = glt.BatchNorm2d(3, momentum=momentum)
+    layer.num_batches_tracked = memory[0]
+    layer(torch.randn(2, 3, 4, 4))
+    assert memory.tolist() == [201] + [200] * 8
+
+
+def test_an_eps_that_is_no_number():
+    x = torch.randn(4, 3)
+    for lib in (glt.functional, nn.functional):
+        assert lib.batch_norm(x, None, None, training=True, eps=math.nan).isnan().all()
 
 
 def test_nothing_at_all_is_normalised_as_torch_does():

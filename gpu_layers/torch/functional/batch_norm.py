@@ -186,11 +186,11 @@ def _verdict(
     good = len(shape) >= 2 and (others[0] is None) == (others[1] is None)
     if good and training:
         # More than one value per channel.
-        good = eps > 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
+        good = not eps <= 0.0 and (shape[0] != 1 or (len(shape) > 2 and math.prod(shape[2:]) != 1))
         if good and len(shape) > 2 and shape[0] != 1:
             good = shape[0] * math.prod(shape[2:]) != 1
     elif good:
-        good = eps >= 0.0 and (given_later or others[0] is not None)
+        good = not eps < 0.0 and (given_later or others[0] is not None)
     elsewhere = False
     if good:
         of_channels, half = shape[1:2], dtype is not torch.float64

@@ -17,6 +17,7 @@ from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
 _Tensor = Any
+_COUNTER = torch.int64  # of batches, as kernels take it
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 
@@ -58,7 +59,8 @@ def _raw(
         residual = _as_input(residual, x)
     if running is not None:
         mean, var, batches, momentum, skip_nonfinite = running
-        if not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype:
+        simple = not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype
+        if simple and batches.dtype is _COUNTER and batches.get_device() == x.get_device():
             # Within the kernel that normalises.
             mean, var, batches = place.buffers(mean, var, batches)
             found = RunningStatistics(mean, var, batches, momentum, x.numel() // x.shape[1])
@@ -390,8 +392,9 @@ def _run_update(
     count, momentum, skip_nonfinite = numbers
     batches = statistics.new_zeros((), dtype=torch.int64) if num_batches_tracked is None else num_batches_tracked
     changed = running_mean, running_var, batches
-    # Half types are averaged in float32 and rounded once.
-    wide = [one if one.dtype is dtype else one.to(dtype) for one, dtype in zip(changed, _wide(statistics), strict=True)]
+    # Half types are averaged in float32 and rounded once. The counter may be of any dtype and anywhere, as torch's.
+    dtypes = statistics.dtype, statistics.dtype, _COUNTER
+    wide = [one.to(statistics.device, dtype) for one, dtype in zip(changed, dtypes, strict=True)]
     place = arrays.here(statistics)
     mean, var, number = place.buffers(*wide)
     running = RunningStatistics(mean, var, number, momentum, count)
@@ -399,11 +402,6 @@ def _run_update(
     for one, found in zip(changed, wide, strict=True):
         if found is not one:
             one.data.copy_(found)
-
-
-def _wide(statistics: _Tensor) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """dtypes of running mean and variance and of the number of batches, as kernels take them."""
-    return statistics.dtype, statistics.dtype, torch.int64
 
 
 def _fake_update(*_: Any) -> None:
