@@ -321,6 +321,24 @@ def test_parameters_and_buffers_can_be_resized_afterwards(training):
             parameter.untyped_storage().resize_(0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(glt.MaxPool2d(1), glt.AvgPool2d(1), glt.LPPool2d(1, 1), glt.AdaptiveMaxPool2d(4), glt.AdaptiveAvgPool2d(4)),
+        *(glt.Dropout(0.0), glt.Dropout2d(0.0), glt.AlphaDropout(0.0), glt.DropPath(0.0)),
+        *(glt.ActivationDropout("relu", 0.0), glt.ActivationDropout(None, 0.0), glt.DropoutAdd(0.0)),
+    ],
+)
+def test_results_that_equal_an_input_have_memory_of_their_own(layer, dtype):
+    # The reference sees addresses only: nothing but the caller keeps that memory alive.
+    x = values((2, 3, 4, 4), dtype).requires_grad_()
+    y = layer(x, x.detach()) if isinstance(layer, glt.DropoutAdd) else layer(x)
+    dy = values((2, 3, 4, 4), dtype, 1)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert len({one.untyped_storage().data_ptr() for one in (x, y, dy, dx)}) == 4
+
+
 @pytest.mark.parametrize("backend", ["reference", "emulated"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_can_be_resized_afterwards(backend, dtype):
