@@ -1,4 +1,4 @@
-"""Activations and their slopes, of torch's differentiable operations: for second derivatives."""
+"""Slopes of activations, of torch's differentiable operations: for second derivatives."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ import math
 import torch
 
 
-def activated(z: torch.Tensor, activation: str) -> torch.Tensor:
-    """``phi(z)``, of the activations of :func:`gpu_layers.ops.activation_dropout_forward`."""
-    if activation == "relu":
-        return torch.relu(z)
-    if activation == "leaky_relu":
-        return torch.nn.functional.leaky_relu(z, 0.01)
-    if activation == "gelu":
-        return torch.nn.functional.gelu(z)
-    if activation == "silu":
-        return torch.nn.functional.silu(z)
-    return z if activation == "identity" else getattr(torch, activation)(z)
-
-
 def gradient_factor(z: torch.Tensor, activation: str) -> torch.Tensor:
-    """``phi'(z)``; of ReLU 0 where z is 0."""
+    """``phi'(z)``, of the activations of ``ops.activation_dropout_forward``; of ReLU 0 where z is 0."""
     if activation == "relu":
         return torch.where(z <= 0, 0.0, 1.0).to(z.dtype)
     if activation == "leaky_relu":
-        return torch.where(z > 0, 1.0, 0.01).to(z.dtype)
+        return torch.where(z > 0, torch.ones_like(z), 0.01)  # of z's dtype, not of the default one
     if activation == "sigmoid":
         return torch.sigmoid(z) * torch.sigmoid(-z)
     if activation == "tanh":

@@ -80,6 +80,17 @@ def test_first_and_second_derivatives(name):
     assert gradgradcheck(function, inputs, fast_mode=True, check_batched_grad=True)
 
 
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_a_gradient_that_has_a_graph_is_that_without_one(name):
+    # Of other operations, which round in another order: sums of some dozen products of float64.
+    function, *inputs = FUNCTIONS[name]
+    given = [one.detach().clone().requires_grad_() for one in inputs]
+    for a, b in zip(
+        *(torch.autograd.grad(function(*given).sum(), given, create_graph=g) for g in (False, True)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["batch_norm gelu True", "lp_pool2d 3.5, cut off", "max_pool2d", "gelu after dropout"])
 def test_every_element_of_both_derivatives(name):
     function, *inputs = FUNCTIONS[name]
