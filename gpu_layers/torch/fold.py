@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -166,11 +165,11 @@ def _observed(model: nn.Module, sample: tuple) -> Iterator[tuple[nn.Module, nn.M
             made[id(output)] = module, output
             reads.of[id(output)] = 0
 
-    handle = register_module_forward_hook(note, with_kwargs=True)
-    try:
-        with torch.no_grad(), reads:
-            model(*sample)
-    finally:
+    noted = [one for one in model.modules() if type(one) in _CHANNEL_AXIS or _is_norm(one)]
+    handles = [one.register_forward_hook(note, with_kwargs=True) for one in noted]
+    with torch.no_grad(), reads:
+        model(*sample)
+    for handle in handles:
         handle.remove()
     for layer, output, norm in found:
         own = [*layer.parameters(), *norm.parameters(), *norm.buffers()]
@@ -178,8 +177,12 @@ def _observed(model: nn.Module, sample: tuple) -> Iterator[tuple[nn.Module, nn.M
             yield layer, norm
 
 
+def _is_norm(module: nn.Module) -> bool:
+    return type(module) in _NORMS or isinstance(module, _BatchNormAct)
+
+
 def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    if type(layer) not in _CHANNEL_AXIS or not (type(norm) in _NORMS or isinstance(norm, _BatchNormAct)):
+    if type(layer) not in _CHANNEL_AXIS or not _is_norm(norm):
         return False
     if norm.running_mean is None or norm.running_var is None:
         return False

@@ -109,7 +109,7 @@ def define(
         return *args[:count], *unpack(args[count])
 
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, lambda *args: run(*packed(args)), key)
+        _LIBRARY.impl(name, lambda *args: run(*packed(tuple(map(_plain, args)))), key)
     torch.library.register_fake(qualified, lambda *args: fake(*packed(args)), lib=_LIBRARY)
     # Within this rule torch.func is still on its way down to the operation: only the dispatcher leads on.
     written = [place for place, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write]
@@ -197,6 +197,11 @@ def define(
     if first is not None:
         call.first = caller(forward_first, lambda *args: raw(*args)[0], first)
     return call
+
+
+def _plain(arg: Any) -> Any:
+    """A tensor that programs of kernels know, of a subclass's."""
+    return arg.as_subclass(Tensor) if isinstance(arg, Tensor) and type(arg) not in _PLAIN else arg
 
 
 def _whole(results: Any, args: tuple) -> Any:

@@ -198,13 +198,18 @@ def test_dispatch_modes_see_the_operations():
     assert {"gpu_layers.batch_norm_training.default", "gpu_layers.max_pool_backward.default"} <= set(listed.seen)
 
 
-def test_subclasses_keep_their_type():
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_subclasses_keep_their_type(backend):
     class Named(torch.Tensor):
         pass
 
-    x = torch.randn(2, 3, 4, 4).as_subclass(Named)
-    for layer in (glt.MaxPool2d(2), glt.BatchNorm2d(3), glt.Dropout(generator=gl.Generator(1))):
-        assert type(layer(x)) is Named
+    x = torch.randn(2, 3, 4, 4).as_subclass(Named).requires_grad_()
+    with gl.use_backend(backend):
+        for layer in (glt.MaxPool2d(2), glt.BatchNorm2d(3), glt.Dropout(generator=gl.Generator(1))):
+            y = layer(x)
+            assert type(y) is Named
+            (dx,) = torch.autograd.grad(y.square().sum(), x)
+            assert dx.shape == x.shape
 
 
 def test_script_is_refused():
