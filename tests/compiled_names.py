@@ -30,4 +30,4 @@ def each_architecture(names, rows):
 
 def _arguments(name):
     """Those of a template, or, of no template, all of it."""
-    return name.rpartition("<")[2]
+    return name.partition("<")[2] or name
