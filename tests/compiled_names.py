@@ -25,5 +25,5 @@ def each_architecture(names, rows):
 
 def _is_compiled(name, capability):
     # Of the arguments of a template, or, of no template, of all of it.
-    arguments = name.rpartition("<")[2]
+    arguments = name.partition("<")[2] or name
     return capability == WHOLE or not any(element in arguments for element in _ONE_ALONE)
