@@ -22,9 +22,9 @@ _VECTOR_BYTES = 16
 # Blocks that fill any GPU twice over, so that it is busy whatever the number of channels. A constant, not the GPU's
 # own number.
 _TARGET_BLOCKS = 2 * MULTIPROCESSORS * WARPS * WARP_THREADS // THREADS
-# Likewise of rows, of one array and of two, which leave room for four blocks on a multiprocessor and for three or four:
-# rounds are full. More blocks would spend more on their sums, eight channels a thread, than on what they read.
-_TARGET_BLOCKS_OF_ROWS = {1: 8 * MULTIPROCESSORS, 2: 12 * MULTIPROCESSORS}
+# Likewise of rows, whose kernels leave room for four blocks on a multiprocessor or for two: rounds are full. More
+# blocks would spend more on their sums, eight channels a thread, than on what they read.
+_TARGET_BLOCKS_OF_ROWS = 8 * MULTIPROCESSORS
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
 # Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
@@ -303,7 +303,7 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
     vectors = channels // width
     # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
     # to fill a GPU than there are; single channels by the warp.
-    target = _TARGET_BLOCKS_OF_ROWS[arrays]
+    target = _TARGET_BLOCKS_OF_ROWS
     for widest in (8, 4) if width > 1 else (32,):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
