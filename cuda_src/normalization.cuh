@@ -1,6 +1,6 @@
 // What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
-// normalisation with residual and activation, gradients. The bodies are what for_each_in_nchw_block and
-// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1
+// normalisation with residual and activation, gradients. The bodies are what for_each_in_block
+// calls: a thread has vectors of Width values, which are of `Channels` channels: of 1
 // in planes, of Width in rows.
 #pragma once
 
@@ -60,10 +60,27 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
     column[kBeta * channels] = beta ? beta[channel] : A(0);
 }
 
+__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
+
+// Writes what a block has found of a channel: its numbers, or, if the channel has other blocks, a part of a
+// result that these have to merge. A result, see below, has
+//   write_part(part, channel, rank, blocks)
+//   merged(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it
+//   finished(part, channel)   the numbers of a channel, of what was merged or its only part
+//   write(numbers, channel), read(channel)
+template <typename Result>
+__device__ __forceinline__ void write_result(const Result& result, const typename Result::Part& part,
+                                             long long channel, long long rank, long long blocks) {
+    if (blocks == 1) {
+        result.write(result.finished(part, channel), channel);
+    } else {
+        result.write_part(part, channel, rank, blocks);
+    }
+}
+
 // Where the statistics of each channel go.
 //   partial_moments   [channels, blocks] count, mean - origin, variance, origin: the channel's first value,
-//   see
-//                     Moments. Unused, and may be null, where a channel has a single block
+//                     see Moments. Unused, and may be null, where a channel has a single block
 //   statistics        [5, channels], see StatisticsRow
 //   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
@@ -75,24 +92,38 @@ struct StatisticsResult {
     A eps;
     long long channels;
 
-    __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
-                                                  long long rank, long long blocks) const {
+    struct Part {
+        Moments<A> moments;
+        A origin;
+    };
+
+    __device__ __forceinline__ void write_part(const Part& part, long long channel, long long rank,
+                                               long long blocks) const {
         A* partial = partial_moments + 4 * (channel * blocks + rank);
-        partial[0] = moments.count;
-        partial[1] = moments.mean;
-        partial[2] = moments.var;
-        partial[3] = origin;
+        partial[0] = part.moments.count;
+        partial[1] = part.moments.mean;
+        partial[2] = part.moments.var;
+        partial[3] = part.origin;
     }
 
-    __device__ __forceinline__ ChannelStatistics<A> finished(const Moments<A>& moments, A origin) const {
+    __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
+        const A* partial = partial_moments + 4 * channel * blocks;
+        Moments<A> moments = Moments<A>::identity();
+        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+            moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
+        return {warp_reduce(moments), partial[3]};
+    }
+
+    __device__ __forceinline__ ChannelStatistics<A> finished(const Part& part, long long) const {
         constexpr A kDown = Lowering<A>::kDown, kUp = Lowering<A>::kUp;
+        const Moments<A>& moments = part.moments;
         const A var = moments.var;
         // With an infinity or NaN among the values nothing is known of them, whichever the order they came
         // in.
         const A count = fabs(moments.count);
         if (!is_finite(var)) return {var - var, var - var, var - var, count};
-        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps), count};
-        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
+        if (moments.count > A(0)) return {part.origin + moments.mean, var, A(1) / sqrt(var + eps), count};
+        return {fma(moments.mean, kUp, part.origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
                 count};
     }
 
@@ -101,14 +132,10 @@ struct StatisticsResult {
         running.fold(of_channel, channel);
     }
 
-    // Of a part, which may be the only one.
-    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
-                                          long long rank, long long blocks) const {
-        if (blocks == 1) {
-            write(finished(moments, origin), channel);
-        } else {
-            write_partial(moments, origin, channel, rank, blocks);
-        }
+    // The count is not there.
+    __device__ __forceinline__ ChannelStatistics<A> read(long long channel) const {
+        const A* column = statistics + channel;
+        return {column[kMean * channels], column[kVar * channels], column[kInvStd * channels], A(0)};
     }
 };
 
@@ -128,15 +155,24 @@ struct GradientResult {
     const A* inv_std;
     A *dgamma, *dbeta;
 
-    __device__ __forceinline__ void write_partial(const GradientSums<A>& sums, long long channel,
-                                                  long long rank, long long blocks) const {
+    using Part = GradientSums<A>;
+
+    __device__ __forceinline__ void write_part(const Part& sums, long long channel, long long rank,
+                                               long long blocks) const {
         A* partial = partial_sums + 2 * (channel * blocks + rank);
         partial[0] = sums.dy;
         partial[1] = sums.dy_deviation;
     }
 
-    __device__ __forceinline__ ChannelGradients<A> finished(const GradientSums<A>& sums,
-                                                            long long channel) const {
+    __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
+        const A* partial = partial_sums + 2 * channel * blocks;
+        Part sums = Part::identity();
+        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+            sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
+        return warp_reduce(sums);
+    }
+
+    __device__ __forceinline__ ChannelGradients<A> finished(const Part& sums, long long channel) const {
         return {sums.dy_deviation * inv_std[channel], sums.dy};
     }
 
@@ -145,68 +181,67 @@ struct GradientResult {
         dbeta[channel] = gradients.dbeta;
     }
 
-    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long rank,
-                                          long long blocks) const {
-        if (blocks == 1) {
-            write(finished(sums, channel), channel);
-        } else {
-            write_partial(sums, channel, rank, blocks);
-        }
+    __device__ __forceinline__ ChannelGradients<A> read(long long channel) const {
+        return {dgamma[channel], dbeta[channel]};
     }
 };
 
-__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
-
-// Of a channel, from those of its blocks, in lane 0 of the warp.
-//   origin   is set there too
-template <typename A>
-__device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, long long channel,
-                                                     long long blocks, A& origin) {
-    const A* partial = partial_moments + 4 * channel * blocks;
-    Moments<A> moments = Moments<A>::identity();
-    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-        moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
-    origin = partial[3];
-    return warp_reduce(moments);
+// The numbers of each channel, from its parts: a warp a channel, blockDim.x a multiple of 32.
+template <typename Result>
+__device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
+    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    if (channel >= channels) return;
+    const typename Result::Part merged = result.merged(channel, blocks);
+    if (threadIdx.x % kWarpThreads == 0) result.write(result.finished(merged, channel), channel);
 }
 
-// Likewise.
-template <typename A>
-__device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, long long channel,
-                                                       long long blocks) {
-    const A* partial = partial_sums + 2 * channel * blocks;
-    GradientSums<A> sums = GradientSums<A>::identity();
-    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-        sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
-    return warp_reduce(sums);
+// Values that reduce_channels needs room for.
+//   Parts   of rows, in how many a thread's channels are combined, one after another
+template <typename Layout, int Parts = 1>
+constexpr int kReductionScratch = kChannelThreads / kWarpThreads;
+template <int Width, int Parts>
+constexpr int kReductionScratch<NhwcLayout<Width>, Parts> =
+    (Width > Parts ? Width / Parts : 1) * kChannelThreads;
+
+// Combines what the threads of a block have of the same channels: take(k, value) is called by one thread for
+// each, which has the channel as its k-th.
+//   scratch   [kReductionScratch<Layout, Parts>] in shared memory
+//   __shared__ Moments<A> scratch[kReductionScratch<Layout>];
+//   reduce_channels(layout, moments, scratch, [&](int k, const Moments<A>& all) { write(channel + k, all);
+//   });
+// All threads of the block must call it; of rows, blockDim.x is a power of two, of a warp's threads at most.
+template <typename Value, int Size, typename Take>
+__device__ __forceinline__ void reduce_channels(const NchwLayout&, Value (&values)[1], Value (&scratch)[Size],
+                                                Take take) {
+    const Value all = block_reduce(values[0], scratch);
+    if (linear_thread() == 0) take(0, all);
 }
-
-// Values that column_reduce needs room for.
-template <int Width>
-constexpr int kColumnScratch = Width * kChannelThreads / 2;
-
-// Combines the values of the threads y of each column, for Width channels at once.
-//   scratch   [kColumnScratch<Width>] in shared memory
-//   __shared__ Moments<A> scratch[kColumnScratch<Width>];
-//   column_reduce(moments, scratch);
-//   if (threadIdx.y == 0) write(moments);
-// All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
-// result.
-template <int Width, typename Value>
-__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
-    for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
-        const int other = linear_thread() - static_cast<int>(half * blockDim.x);
-        if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+// A warp combines what all threads have of one of their channels.
+template <int Width, typename Value, int Size, typename Take>
+__device__ __forceinline__ void reduce_channels(const NhwcLayout<Width>&, Value (&values)[Width],
+                                                Value (&scratch)[Size], Take take) {
+    constexpr int kAtOnce = Size / kChannelThreads, kWarps = kChannelThreads / kWarpThreads;
+    static_assert(kAtOnce <= kWarps, "a warp for each");
+    const int thread = linear_thread(), lane = thread % kWarpThreads, warp = thread / kWarpThreads;
+    const int columns = static_cast<int>(blockDim.x);
 #pragma unroll
-            for (int k = 0; k < Width; ++k) scratch[k * (kChannelThreads / 2) + other] = values[k];
-        }
-        __syncthreads();
-        if (threadIdx.y < half) {
+    for (int first = 0; first < Width; first += kAtOnce) {
+        if (first > 0) __syncthreads();
 #pragma unroll
-            for (int k = 0; k < Width; ++k)
-                values[k] = values[k].combine(scratch[k * (kChannelThreads / 2) + linear_thread()]);
-        }
+        for (int k = 0; k < kAtOnce; ++k) scratch[k * kChannelThreads + thread] = values[first + k];
         __syncthreads();
+        if (warp >= kAtOnce) continue;
+        const Value* const own = scratch + warp * kChannelThreads + lane;
+        Value all = own[0], others = own[kWarpThreads];
+#pragma unroll 1
+        for (int j = 2; j < kWarps; j += 2) {
+            all = all.combine(own[j * kWarpThreads]);
+            others = others.combine(own[(j + 1) * kWarpThreads]);
+        }
+        all = all.combine(others);
+        for (int delta = kWarpThreads / 2; delta >= columns; delta /= 2)
+            all = all.combine(all.shuffled_down(delta));
+        if (lane < columns) take(first + warp, all);
     }
 }
 
@@ -219,6 +254,11 @@ __device__ __forceinline__ A inverse_deviation(A variance, double eps) {
 // Threads side by side over the channels of rows at most.
 template <int Width>
 constexpr int kRowThreads = Width == 1 ? 32 : 8;
+// Channels of a tile at most.
+template <typename Layout>
+constexpr int kTileChannels = 1;
+template <int Width>
+constexpr int kTileChannels<NhwcLayout<Width>> = kRowThreads<Width> * Width;
 
 // Which of a thread's channels value k of a vector belongs to.
 template <int Channels>
@@ -301,9 +341,8 @@ struct Statistics {
     }
 
     // Of a thread's values that count the first may be any. Of rows all values of a vector count, or none.
-    template <int Count>
-    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count],
-                                         const SomeOfVectors<Count>& some) {
+    template <int Count, typename Some>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count], const Some& some) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             if (!some.any(u)) continue;
@@ -319,7 +358,7 @@ struct Statistics {
                 const int c = channel_of<Channels>(k);
                 if (some.has(u, k)) values[c].add(taken(widened(loaded[u], k), c));
             }
-            count += Channels == 1 ? __popc(some.bits[u] & ((1u << Width) - 1u)) : 1;
+            count += some.counted(u);
         }
     }
 
@@ -341,17 +380,27 @@ struct Statistics {
     }
 };
 
+// The first value that counts of each of a thread's channels; 0 where it has none.
+template <typename T, typename Layout, typename Valid>
+__device__ __forceinline__ void read_origins(const T* x, const Layout& layout, long long channel,
+                                             const Valid& valid, T (&origins)[Layout::kChannels]) {
+    const T* const first = x + layout.first(channel, valid);
+#pragma unroll
+    for (int k = 0; k < Layout::kChannels; ++k)
+        origins[k] = layout.has(channel) ? first[k] : from_accumulate<T>(accumulate_t<T>(0));
+}
+
 // The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
 // rare, values are taken once more, lowered.
-//   walk(body)   takes them: calls for_each_in_nchw_block or for_each_in_nhwc_block, one vector at a time
+//   walk(body)   takes them: calls for_each_in_block, one vector at a time
 template <typename T, int Width, int Channels, typename Walk>
 __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
-                                               const accumulate_t<T> (&origins)[Channels],
+                                               const T (&origins)[Channels],
                                                Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
     unsigned int beyond = 0;
 #pragma unroll
     for (int k = 0; k < Channels; ++k) {
-        moments[k] = statistics.moments(k, origins[k]);
+        moments[k] = statistics.moments(k, to_accumulate(origins[k]));
         if (!is_finite(moments[k].var) || !is_finite(moments[k].mean)) beyond |= 1u << k;
     }
     if (beyond == 0) return;
@@ -359,7 +408,7 @@ __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channe
     Statistics<T, Width, Channels, true> again{statistics.x, {}, 0, beyond};
     walk(again);
 #pragma unroll
-    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, origins[k]);
+    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, to_accumulate(origins[k]));
 }
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
@@ -396,14 +445,23 @@ constexpr bool kAddsResidual = Fused == kPiecewiseLinear || Fused == kSmooth;
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
 constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kSmooth ? 2 : 3);
-// Those of the input's gradient of rows, with six numbers of each of a thread's channels.
+// Likewise of rows, whose many numbers, up to six of each of a thread's channels, take registers: two blocks
+// with more vectors in flight.
+template <typename Layout, Epilogue Fused, bool HasFewNumbers = Fused == kIdentity>
+constexpr int kLayoutBlocks = Layout::kIsNchw ? kFusedBlocks<Fused>
+                              : HasFewNumbers ? kChannelBlocks
+                                              : 2;
+// Vectors in flight, as kReductionLoads: of what is normalised, of the sums of gradients, and of the input's.
 template <Epilogue Fused>
-constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
-// Vectors in flight, as kReductionLoads.
-template <Epilogue Fused>
-constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
-template <Epilogue Fused>
-constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
+constexpr int kNormalizeLoads = Fused == kSmooth ? 1 : 4;
+template <typename Layout, Epilogue Fused>
+constexpr int kSumLoads = Fused == kSmooth                        ? 1
+                          : Layout::kIsNchw || Fused == kIdentity ? 2
+                                                                  : 4;
+template <typename Layout, Epilogue Fused>
+constexpr int kInputGradientLoads = Fused == kIdentity                    ? (Layout::kIsNchw ? 2 : 4)
+                                    : Layout::kIsNchw || Fused == kSmooth ? 1
+                                                                          : 3;
 
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays
-from gpu_layers.catalogue.operation import BACKWARD, Operation, Shape, Sizes
+from gpu_layers.catalogue.operation import BACKWARD, FORWARD, Operation, Shape, Sizes
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.verification.selection import named_like
 from profiling.devices import Device
@@ -117,6 +117,16 @@ class Case:
     def toy(self) -> Case:
         """The same with an array small enough for an emulated device."""
         return replace(self, shape=_TOY_SIZES[len(self.shape)])
+
+
+def call_of(case: Case, arrays: Arrays) -> Callable[[], Any]:
+    """The pass itself, with the public operation; what comes before it has been done."""
+    operation, last = case.operation, case.channels_last
+    if case.direction == FORWARD:
+        return lambda: operation.forward(arrays, last)
+    backward, (_, saved) = operation.backward, operation.forward(arrays, last)
+    assert backward is not None
+    return lambda: backward(arrays["dy"], saved)
 
 
 def all_cases(operations: Sequence[Operation], dtypes: Iterable[str], quick: bool = False) -> Iterator[Case]:

@@ -47,8 +47,6 @@ class Gpu:
         What a large copy reaches, bytes read and written a second: some nine tenths of the memory's own rate.
     bytes_in_flight : int
         Bytes that a multiprocessor must have asked for at any time, to keep the memory busy.
-    l2_bytes : int
-        Of the cache that all share.
     threads, blocks, registers, shared_bytes : int
         What a multiprocessor holds at once.
     lanes : int
@@ -61,7 +59,6 @@ class Gpu:
     clock: float
     copy_rate: float
     bytes_in_flight: int
-    l2_bytes: int
     threads: int = reference_gpu.WARPS * reference_gpu.WARP_THREADS
     blocks: int = 32
     registers: int = 65536
@@ -84,17 +81,17 @@ class Gpu:
         return self.bytes_in_flight * self.multiprocessors / self.copy_rate
 
 
-#: Multiprocessors, clocks, caches and limits: NVIDIA's data sheets and "CUDA C++ Programming Guide", "Compute
+#: Multiprocessors, clocks and limits: NVIDIA's data sheets and "CUDA C++ Programming Guide", "Compute
 #: Capabilities". Of an H200 the rate of a copy and the bytes in flight are those of the run of 2026-11-29 in
 #: ``profiling/results`` (see :mod:`profiling.model`). Of the others the rates are what such GPUs are commonly seen to
 #: reach; bytes in flight follow Little's law from them and from the latency under load of their kinds of memory.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, 40 * 2**20, shared_bytes=164 * 1024),
-        Gpu("H100", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 3.0e12, 32_000, 50 * 2**20),
-        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.26e12, 48_000, 50 * 2**20),
-        Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000, 126 * 2**20),
+        Gpu("A100", 80, 108, 1.41e9, 1.75e12, 16_000, shared_bytes=164 * 1024),
+        Gpu("H100", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 3.0e12, 32_000),
+        Gpu("H200", 90, reference_gpu.MULTIPROCESSORS, 1.98e9, 4.26e12, 48_000),
+        Gpu("B200", 100, 148, 1.965e9, 6.9e12, 60_000),
     )
 }
 #: The one that tables and pictures speak of.

@@ -20,7 +20,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.limits import force_limits
-from profiling.cases import DTYPES, Case, InputMaker
+from profiling.cases import DTYPES, Case, InputMaker, call_of
 from profiling.devices import Device
 
 OURS, TORCH, COMPILED, JAX, CUPY, COPY = "ours", "torch", "torch.compile", "jax", "cupy", "copy"
@@ -65,12 +65,7 @@ class Ours(Implementation):
 
     def prepare(self, arrays: Arrays) -> Callable[[], Any]:
         """The public operation."""
-        operation, channels_last = self.case.operation, self.case.channels_last
-        if self.case.direction == FORWARD:
-            return lambda: operation.forward(arrays, channels_last)
-        backward, (_, saved) = operation.backward, operation.forward(arrays, channels_last)
-        assert backward is not None
-        return lambda: backward(arrays["dy"], saved)
+        return call_of(self.case, arrays)
 
     def results(self, result: Any) -> dict[str, Any]:
         """Without what is saved for the backward."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ _CONSTANT = r"c\[0x(\w+)\]\[(?:(U?R\w+)\+?)?(?:0x(\w+))?\]"
 # ``threads`` has ``registers``, ``predicates`` and ``constants``; ``at`` chooses among its columns.
 Action = Callable[[Any, Any], None]
 Value = Callable[[Any, Any], Any]
+Put = Callable[[Any, Any, Any], None]
+Builder = Callable[[list[str], list[str]], Action]
 
 
 class UnknownInstructionError(Exception):
@@ -59,11 +62,21 @@ def split(operands: str) -> list[str]:
     return [part.strip() for part in operands.split(",") if part.strip()]
 
 
-def _constant(threads: Any, at: Any, bank: int, offset: int, index: int | None) -> Any:
-    words = threads.constants[bank]
-    if index is None:
-        return words[offset // 4]
-    return words[(threads.registers[index, at] + U32(offset)) // 4]
+def _constant(text: str) -> Callable[..., Any] | None:
+    """A word of a bank of constants, or one that lies ``more`` bytes behind it; None for any other operand."""
+    found = re.fullmatch(_CONSTANT, text)
+    if found is None:
+        return None
+    bank, offset = int(found[1], 16), int(found[3] or "0", 16)
+    index = register(found[2]) if found[2] else None
+
+    def word(threads: Any, at: Any, more: int = 0) -> Any:
+        words = threads.constants[bank]
+        if index is None:
+            return words[(offset + more) // 4]
+        return words[(threads.registers[index, at] + U32(offset + more)) // 4]
+
+    return word
 
 
 def _bits(text: str, is_float: bool) -> Value:
@@ -71,11 +84,9 @@ def _bits(text: str, is_float: bool) -> Value:
     row = register(text)
     if row is not None:
         return lambda threads, at: threads.registers[row, at]
-    found = re.fullmatch(_CONSTANT, text)
-    if found:
-        bank, offset = int(found[1], 16), int(found[3] or "0", 16)
-        index = register(found[2]) if found[2] else None
-        return lambda threads, at: _constant(threads, at, bank, offset, index)
+    word = _constant(text)
+    if word is not None:
+        return word
     number = U32(_number(text, is_float))
     return lambda threads, at: number
 
@@ -117,15 +128,19 @@ def floating(text: str) -> Value:
     negative = text.startswith("-") and not re.fullmatch(r"-([\d.]+(e[+-]?\d+)?|INF|QNAN|0x.*)", text)
     text = text[1:] if negative else text
     absolute = text.startswith("|")
-    value = _bits(text.strip("|"), True)
+    return _with_signs(_bits(text.strip("|"), True), negative, absolute, U32(2**31), F32)
+
+
+def _with_signs(value: Value, negative: bool, absolute: bool, sign: Any, kind: Any) -> Value:
+    """The bits of a value as floats, of which ``sign`` is the bit of the sign."""
 
     def signed(threads: Any, at: Any) -> Any:
         bits = value(threads, at)
         if absolute:
-            bits = bits & U32(0x7FFFFFFF)
+            bits = bits & ~sign
         if negative:
-            bits = bits ^ U32(0x80000000)
-        return bits.view(F32)
+            bits = bits ^ sign
+        return bits.view(kind)
 
     return signed
 
@@ -139,13 +154,11 @@ def wide(text: str) -> Value:
         return lambda threads, at: (
             threads.registers[row, at].astype(U64) | threads.registers[row + 1, at].astype(U64) << U64(32)
         )
-    found = re.fullmatch(_CONSTANT, text)
-    if found:
-        bank, offset = int(found[1], 16), int(found[3] or "0", 16)
-        index = register(found[2]) if found[2] else None
+    word = _constant(text)
+    if word is not None:
 
         def constant(threads: Any, at: Any) -> Any:
-            low, high = (np.asarray(_constant(threads, at, bank, offset + more, index)) for more in (0, 4))
+            low, high = (np.asarray(word(threads, at, more)) for more in (0, 4))
             return low.astype(U64) | high.astype(U64) << U64(32)
 
         return constant
@@ -160,17 +173,7 @@ def double(text: str) -> Value:
         number = F64(special[text] if text in special else float(text))
         return lambda threads, at: number
     negative, absolute = text.startswith("-"), "|" in text
-    value = wide(text.strip("-|"))
-
-    def signed(threads: Any, at: Any) -> Any:
-        bits = value(threads, at)
-        if absolute:
-            bits = bits & U64(2**63 - 1)
-        if negative:
-            bits = bits ^ U64(2**63)
-        return bits.view(F64)
-
-    return signed
+    return _with_signs(wide(text.strip("-|")), negative, absolute, U64(2**63), F64)
 
 
 def truth(text: str) -> Value:
@@ -184,44 +187,71 @@ def truth(text: str) -> Value:
     return lambda threads, at: threads.predicates[row, at]
 
 
-def _put(text: str) -> Callable[[Any, Any, Any], None]:
+def _dropped(threads: Any, at: Any, bits: Any) -> None:
+    """What is written to a register that is always 0, or to a predicate that is always true."""
+
+
+def _put(text: str, modifiers: Sequence[str] = ()) -> Put:
     row = register(text)
     if row is None:
         raise UnknownInstructionError(f"result {text}")
-    if row in (_ZERO, _UNIFORM_ZERO):
-        return lambda threads, at, bits: None
 
     def put(threads: Any, at: Any, bits: Any) -> None:
         threads.registers[row, at] = bits
 
-    return put
+    return _dropped if row in (_ZERO, _UNIFORM_ZERO) else put
 
 
-def _put_wide(text: str) -> Callable[[Any, Any, Any], None]:
+def _put_wide(text: str, modifiers: Sequence[str] = ()) -> Put:
     row = register(text)
     assert row is not None
-    if row in (_ZERO, _UNIFORM_ZERO):
-        return lambda threads, at, bits: None
 
     def put(threads: Any, at: Any, bits: Any) -> None:
         threads.registers[row, at] = bits & U64(0xFFFFFFFF)
         threads.registers[row + 1, at] = bits >> U64(32)
 
-    return put
+    return _dropped if row in (_ZERO, _UNIFORM_ZERO) else put
 
 
-def _put_truth(text: str) -> Callable[[Any, Any, Any], None]:
+def _put_truth(text: str, modifiers: Sequence[str] = ()) -> Put:
     found = predicate(text)
     if found is None:
         raise UnknownInstructionError(f"predicate {text}")
     row = found[0]
-    if row in (7, 15):
-        return lambda threads, at, bits: None
 
     def put(threads: Any, at: Any, bits: Any) -> None:
         threads.predicates[row, at] = bits
 
-    return put
+    return _dropped if row in (7, 15) else put
+
+
+def _put_float(text: str, modifiers: Sequence[str]) -> Put:
+    put, saturate = _put(text), "SAT" in modifiers
+
+    def put_float(threads: Any, at: Any, value: Any) -> None:
+        if saturate:
+            value = np.where(np.isnan(value), F32(0), np.clip(value, F32(0), F32(1)))
+        bits = np.where(np.isnan(value), U32(0x7FFFFFFF), np.asarray(value, F32).view(U32))
+        put(threads, at, bits)
+
+    return put_float
+
+
+def _put_double(text: str, modifiers: Sequence[str]) -> Put:
+    put = _put_wide(text)
+    return lambda threads, at, value: put(threads, at, np.asarray(value, F64).view(U64))
+
+
+def _pointwise(
+    function: Callable[..., Any], put: Callable[[str, list[str]], Put], *reads: Callable[[str], Value]
+) -> Builder:
+    """An instruction with one result, which is a function of its operands."""
+
+    def build(modifiers: list[str], operands: list[str]) -> Action:
+        result, values = put(operands[0], modifiers), [read(operands[1 + i]) for i, read in enumerate(reads)]
+        return lambda threads, at: result(threads, at, function(*(value(threads, at) for value in values)))
+
+    return build
 
 
 def _signed(bits: Any) -> Any:
@@ -259,11 +289,6 @@ def _iadd3(modifiers: list[str], operands: list[str]) -> Action:
             out(threads, at, (total >> U64(32)) >= least)
 
     return act
-
-
-def _viadd(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b = _put(operands[0]), integer(operands[1]), integer(operands[2])
-    return lambda threads, at: put(threads, at, a(threads, at) + b(threads, at))
 
 
 def _imad(modifiers: list[str], operands: list[str]) -> Action:
@@ -423,65 +448,44 @@ def _shf(modifiers: list[str], operands: list[str]) -> Action:
     return act
 
 
-def _prmt(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, chosen, c = _put(operands[0]), *map(integer, operands[1:4])
-
-    def act(threads: Any, at: Any) -> None:
-        both = c(threads, at).astype(U64) << U64(32) | a(threads, at).astype(U64)
-        choice, result = chosen(threads, at), U64(0)
-        for place in range(4):
-            nibble = (choice >> U32(4 * place)) & U32(15)
-            byte = both >> ((nibble & U32(7)).astype(U64) * U64(8)) & U64(255)
-            byte = np.where(nibble & U32(8), np.where(byte & U64(128), U64(255), U64(0)), byte)
-            result = result | byte << U64(8 * place)
-        put(threads, at, result)
-
-    return act
-
-
-def _count_bits(modifiers: list[str], operands: list[str]) -> Action:
-    put, value = _put(operands[0]), integer(operands[1])
-    return lambda threads, at: put(threads, at, np.bitwise_count(value(threads, at)))
+def _permuted(a: Any, choice: Any, c: Any) -> Any:
+    """Four bytes of eight, each of them chosen by four bits, of which the highest asks for its sign alone."""
+    both, result = c.astype(U64) << U64(32) | a.astype(U64), U64(0)
+    for place in range(4):
+        nibble = (choice >> U32(4 * place)) & U32(15)
+        byte = both >> ((nibble & U32(7)).astype(U64) * U64(8)) & U64(255)
+        byte = np.where(nibble & U32(8), np.where(byte & U64(128), U64(255), U64(0)), byte)
+        result = result | byte << U64(8 * place)
+    return result
 
 
 def _highest_bit(modifiers: list[str], operands: list[str]) -> Action:
-    put, value, as_shift = _put(operands[0]), integer(operands[1]), "SH" in modifiers
     if "U32" not in modifiers:
         raise UnknownInstructionError("FLO of signed integers")
 
-    def act(threads: Any, at: Any) -> None:
-        bits = np.asarray(value(threads, at))
-        place = np.frexp(bits.astype(F64))[1] - 1
-        found = (31 - place if as_shift else place).astype(U32)
-        put(threads, at, np.where(bits == 0, U32(0xFFFFFFFF), found))
+    def place_of(bits: Any) -> Any:
+        place = np.frexp(np.asarray(bits).astype(F64))[1] - 1
+        found = (31 - place if "SH" in modifiers else place).astype(U32)
+        return np.where(bits == 0, U32(0xFFFFFFFF), found)
 
-    return act
+    return _pointwise(place_of, _put, integer)(modifiers, operands)
 
 
-def _reversed_bits(modifiers: list[str], operands: list[str]) -> Action:
-    put, value = _put(operands[0]), integer(operands[-1])
-
-    def act(threads: Any, at: Any) -> None:
-        bits = value(threads, at)
-        for step, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
-            bits = (bits >> U32(step)) & U32(mask) | (bits & U32(mask)) << U32(step)
-        put(threads, at, bits)
-
-    return act
+def _reversed_bits(bits: Any) -> Any:
+    for step, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
+        bits = (bits >> U32(step)) & U32(mask) | (bits & U32(mask)) << U32(step)
+    return bits
 
 
 # Moves and choices
 
 
-def _mov(modifiers: list[str], operands: list[str]) -> Action:
-    put, value = _put(operands[0]), integer(operands[1])
-    return lambda threads, at: put(threads, at, value(threads, at))
+_mov = _pointwise(lambda value: value, _put, integer)
 
 
 def _ldc(modifiers: list[str], operands: list[str]) -> Action:
     if "64" in modifiers:
-        put_wide, both = _put_wide(operands[0]), wide(operands[1])
-        return lambda threads, at: put_wide(threads, at, both(threads, at))
+        return _pointwise(lambda value: value, _put_wide, wide)(modifiers, operands)
     if modifiers:
         raise UnknownInstructionError("LDC of a part")
     return _mov(modifiers, operands)
@@ -490,23 +494,7 @@ def _ldc(modifiers: list[str], operands: list[str]) -> Action:
 def _cs2r(modifiers: list[str], operands: list[str]) -> Action:
     if operands[1] != "SRZ":
         raise UnknownInstructionError(f"CS2R of {operands[1]}")
-    if "32" in modifiers:
-        put = _put(operands[0])
-        return lambda threads, at: put(threads, at, U32(0))
-    put_wide = _put_wide(operands[0])
-    return lambda threads, at: put_wide(threads, at, U64(0))
-
-
-def _sel(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b, choice = _put(operands[0]), integer(operands[1]), integer(operands[2]), truth(operands[3])
-    return lambda threads, at: put(threads, at, np.where(choice(threads, at), a(threads, at), b(threads, at)))
-
-
-def _fsel(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b, choice = _put(operands[0]), floating(operands[1]), floating(operands[2]), truth(operands[3])
-    return lambda threads, at: put(
-        threads, at, np.where(choice(threads, at), a(threads, at).view(U32), b(threads, at).view(U32))
-    )
+    return _pointwise(lambda: U64(0), _put if "32" in modifiers else _put_wide)(modifiers, operands)
 
 
 def _extreme(modifiers: list[str], operands: list[str], plus: bool = False) -> Action:
@@ -523,11 +511,6 @@ def _extreme(modifiers: list[str], operands: list[str], plus: bool = False) -> A
         put(threads, at, best)
 
     return act
-
-
-def _iabs(modifiers: list[str], operands: list[str]) -> Action:
-    put, value = _put(operands[0]), integer(operands[1])
-    return lambda threads, at: put(threads, at, np.abs(_signed(value(threads, at))).astype(U32))
 
 
 def _p2r(modifiers: list[str], operands: list[str]) -> Action:
@@ -590,62 +573,47 @@ def _combined(modifiers: list[str], result: Any, other: Any) -> Any:
     return result ^ other
 
 
-def _isetp(modifiers: list[str], operands: list[str]) -> Action:
-    name, unsigned = modifiers[0], "U32" in modifiers
-    outs, (a, b) = [_put_truth(o) for o in operands[:2]], map(integer, operands[2:4])
-    other, below = truth(operands[4]), (truth(operands[5]) if "EX" in modifiers else None)
+def _setp(modifiers: list[str], operands: list[str], read: Callable[[str], Value], order: Callable[..., Any]) -> Action:
+    """Whether two operands are in an order, combined with a predicate; and whether they are not, likewise."""
+    outs, (a, b), other = [_put_truth(o) for o in operands[:2]], map(read, operands[2:4]), truth(operands[4])
+    more = [truth(operands[5])] if "EX" in modifiers else []
 
     def act(threads: Any, at: Any) -> None:
-        x, y = a(threads, at), b(threads, at)
-        if not unsigned:
+        result = order(*(v(threads, at) for v in (a, b, *more)))
+        also = other(threads, at)
+        first, second = _combined(modifiers, result, also), _combined(modifiers, ~np.asarray(result), also)
+        outs[0](threads, at, first)
+        outs[1](threads, at, second)
+
+    return act
+
+
+def _isetp(modifiers: list[str], operands: list[str]) -> Action:
+    name = modifiers[0]
+
+    def order(x: Any, y: Any, below: Any = None) -> Any:
+        """``below`` is the order of the lower halves, of numbers of 64 bits."""
+        if "U32" not in modifiers:
             x, y = _signed(x), _signed(y)
         if below is None:
-            result = _ORDERS[name](x, y)
-        elif name == "NE":
-            result = (x != y) | below(threads, at)
-        else:
-            strict = False if name == "EQ" else _ORDERS[name[0] + "T"](x, y)
-            result = strict | ((x == y) & below(threads, at))
-        also = other(threads, at)
-        first, second = _combined(modifiers, result, also), _combined(modifiers, ~np.asarray(result), also)
-        outs[0](threads, at, first)
-        outs[1](threads, at, second)
+            return _ORDERS[name](x, y)
+        if name == "NE":
+            return (x != y) | below
+        strict = False if name == "EQ" else _ORDERS[name[0] + "T"](x, y)
+        return strict | ((x == y) & below)
 
-    return act
+    return _setp(modifiers, operands, integer, order)
 
 
-def _float_setp(modifiers: list[str], operands: list[str], read: Callable[[str], Value]) -> Action:
-    outs, (a, b), other = [_put_truth(o) for o in operands[:2]], map(read, operands[2:4]), truth(operands[4])
-
-    def act(threads: Any, at: Any) -> None:
-        result = _float_order(modifiers[0], a(threads, at), b(threads, at))
-        also = other(threads, at)
-        first, second = _combined(modifiers, result, also), _combined(modifiers, ~np.asarray(result), also)
-        outs[0](threads, at, first)
-        outs[1](threads, at, second)
-
-    return act
+def _float_setp(read: Callable[[str], Value]) -> Builder:
+    return lambda modifiers, operands: _setp(modifiers, operands, read, partial(_float_order, modifiers[0]))
 
 
-def _fchk(modifiers: list[str], operands: list[str]) -> Action:
+def _needs_slow_division(a: Any, b: Any) -> Any:
     """Whether a division of float32 needs the slow way: what is near the ends of the exponents' range."""
-    out, a, b = _put_truth(operands[0]), floating(operands[1]), floating(operands[2])
-
-    def act(threads: Any, at: Any) -> None:
-        above, below = (v(threads, at).view(U32) >> U32(23) & U32(255) for v in (a, b))
-        above, below = np.asarray(above).astype(I32), np.asarray(below).astype(I32)
-        out(
-            threads,
-            at,
-            (below < 2)
-            | (below > 252)
-            | (above == 255)
-            | (above < 25)
-            | (above - below > 125)
-            | (above - below < -124),
-        )
-
-    return act
+    above, below = (np.asarray(v.view(U32) >> U32(23) & U32(255)).astype(I32) for v in (a, b))
+    beyond = (below < 2) | (below > 252) | (above == 255) | (above < 25)
+    return beyond | (above - below > 125) | (above - below < -124)
 
 
 # Floats
@@ -665,69 +633,41 @@ def _rounded(value: Any, modifiers: list[str]) -> Any:
     return near
 
 
-def _put_float(text: str, modifiers: list[str]) -> Callable[[Any, Any, Any], None]:
-    put, saturate = _put(text), "SAT" in modifiers
-
-    def put_float(threads: Any, at: Any, value: Any) -> None:
-        if saturate:
-            value = np.where(np.isnan(value), F32(0), np.clip(value, F32(0), F32(1)))
-        bits = np.where(np.isnan(value), U32(0x7FFFFFFF), np.asarray(value, F32).view(U32))
-        put(threads, at, bits)
-
-    return put_float
-
-
-def _fadd(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b = _put_float(operands[0], modifiers), floating(operands[1]), floating(operands[2])
-    return lambda threads, at: put(threads, at, a(threads, at) + b(threads, at))
-
-
-def _fmul(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b = _put_float(operands[0], modifiers), floating(operands[1]), floating(operands[2])
-    return lambda threads, at: put(threads, at, a(threads, at) * b(threads, at))
-
-
 def _ffma(modifiers: list[str], operands: list[str]) -> Action:
-    put, (a, b, c) = _put_float(operands[0], modifiers), map(floating, operands[1:4])
-
-    def act(threads: Any, at: Any) -> None:
-        exact = a(threads, at).astype(F64) * b(threads, at).astype(F64)
-        addend = np.asarray(c(threads, at)).astype(F64)
+    def fused(a: Any, b: Any, c: Any) -> Any:
+        exact = a.astype(F64) * b.astype(F64)
+        addend = np.asarray(c).astype(F64)
         total = np.asarray(exact + addend)
         # The sum was rounded to 53 bits. An odd last bit where it was not exact makes the second rounding right.
         error = (exact - (total - (total - exact))) + (addend - (total - exact))
         bits = total.view(I64)
         towards = np.where((error > 0) == (total > 0), 0, -1)
         odd = np.where((error != 0) & (bits & 1 == 0) & np.isfinite(total), bits + towards | 1, bits)
-        put(threads, at, _rounded(odd.view(F64), modifiers))
+        return _rounded(odd.view(F64), modifiers)
 
-    return act
+    return _pointwise(fused, _put_float, floating, floating, floating)(modifiers, operands)
 
 
 def _fmnmx(modifiers: list[str], operands: list[str]) -> Action:
-    put, a, b = _put_float(operands[0], modifiers), floating(operands[1]), floating(operands[2])
-    smallest, keep_nan = truth(operands[3]), "NAN" in modifiers
+    least, most = (np.minimum, np.maximum) if "NAN" in modifiers else (np.fmin, np.fmax)
 
-    def act(threads: Any, at: Any) -> None:
-        x, y = a(threads, at), b(threads, at)
-        least, most = (np.minimum, np.maximum) if keep_nan else (np.fmin, np.fmax)
-        put(threads, at, np.where(smallest(threads, at), least(x, y), most(x, y)))
+    def extreme(x: Any, y: Any, smallest: Any) -> Any:
+        return np.where(smallest, least(x, y), most(x, y))
 
-    return act
+    return _pointwise(extreme, _put_float, floating, floating, truth)(modifiers, operands)
 
 
 def _mufu(modifiers: list[str], operands: list[str]) -> Action:
     """Approximations of the hardware's; here the value itself, rounded once."""
     kind = modifiers[0]
     if kind in ("RCP64H", "RSQ64H"):
-        put, high = _put(operands[0]), integer(operands[1])
 
-        def act(threads: Any, at: Any) -> None:
-            value = (high(threads, at).astype(U64) << U64(32)).view(F64)
+        def of_high_half(high: Any) -> Any:
+            value = (high.astype(U64) << U64(32)).view(F64)
             result = 1.0 / (value if kind == "RCP64H" else np.sqrt(value))
-            put(threads, at, np.asarray(result).view(U64) >> U64(32))
+            return np.asarray(result).view(U64) >> U64(32)
 
-        return act
+        return _pointwise(of_high_half, _put, integer)(modifiers, operands)
     functions: dict[str, Callable[[Any], Any]] = {
         "RCP": lambda x: 1 / x,
         "RSQ": lambda x: 1 / np.sqrt(x),
@@ -738,18 +678,8 @@ def _mufu(modifiers: list[str], operands: list[str]) -> Action:
     }
     if kind not in functions:
         raise UnknownInstructionError(f"MUFU.{kind}")
-    function, put_float, value = functions[kind], _put_float(operands[0], modifiers), floating(operands[1])
-    return lambda threads, at: put_float(threads, at, function(np.asarray(value(threads, at), F64)).astype(F32))
-
-
-def _double_operation(operation: Callable[..., Any]) -> Callable[[list[str], list[str]], Action]:
-    def build(modifiers: list[str], operands: list[str]) -> Action:
-        put, values = _put_wide(operands[0]), [double(o) for o in operands[1:]]
-        return lambda threads, at: put(
-            threads, at, np.asarray(operation(*(v(threads, at) for v in values)), F64).view(U64)
-        )
-
-    return build
+    function = functions[kind]
+    return _pointwise(lambda x: function(np.asarray(x, F64)).astype(F32), _put_float, floating)(modifiers, operands)
 
 
 def _fma64(a: Any, b: Any, c: Any) -> Any:
@@ -770,7 +700,6 @@ def _half_bits(value: Any, kind: str) -> Any:
 
 
 def _f2fp(modifiers: list[str], operands: list[str]) -> Action:
-    put, high, low = _put(operands[0]), floating(operands[1]), floating(operands[2])
     kind = "BF16" if "BF16" in modifiers else "F16"
     if "PACK_AB" not in modifiers or "F32" not in modifiers:
         raise UnknownInstructionError("F2FP")
@@ -779,22 +708,20 @@ def _f2fp(modifiers: list[str], operands: list[str]) -> Action:
     def half(value: Any) -> Any:
         return _half_bits(np.where(value < 0, F32(0), value) if positive else value, kind)
 
-    return lambda threads, at: put(threads, at, _pack(half(low(threads, at)), half(high(threads, at))))
+    return _pointwise(lambda high, low: _pack(half(low), half(high)), _put, floating, floating)(modifiers, operands)
 
 
 def _f2f(modifiers: list[str], operands: list[str]) -> Action:
     to, source = [*modifiers, "F32"][:2]
     if source == "F64":
-        put_float, value = _put_float(operands[0], modifiers), double(operands[1])
-        return lambda threads, at: put_float(threads, at, value(threads, at).astype(F32))
-    single = floating(operands[1])
-    if to == "F64":
-        put_wide = _put_wide(operands[0])
-        return lambda threads, at: put_wide(threads, at, single(threads, at).astype(F64).view(U64))
-    if to not in ("F16", "BF16") or source != "F32":
+        build = _pointwise(lambda value: value.astype(F32), _put_float, double)
+    elif to == "F64":
+        build = _pointwise(lambda value: value.astype(F64), _put_double, floating)
+    elif to in ("F16", "BF16") and source == "F32":
+        build = _pointwise(lambda value: _half_bits(value, to), _put, floating)
+    else:
         raise UnknownInstructionError("F2F")
-    put = _put(operands[0])
-    return lambda threads, at: put(threads, at, _half_bits(single(threads, at), to))
+    return build(modifiers, operands)
 
 
 def _halves(text: str, is_bfloat: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -851,108 +778,98 @@ def _hset2(modifiers: list[str], operands: list[str]) -> Action:
 
 
 def _from_integer(modifiers: list[str], operands: list[str]) -> Action:
+    read, whole = integer, _signed
     if "U64" in modifiers:
-        read = wide(operands[1])
+        read, whole = wide, lambda bits: bits
     elif "U32" in modifiers:
-        read = integer(operands[1])
+        read, whole = integer, lambda bits: bits
     elif "S64" in modifiers:
-        bits = wide(operands[1])
-        read = lambda threads, at: np.asarray(bits(threads, at)).astype(U64).view(I64)  # noqa: E731
+        read, whole = wide, lambda bits: np.asarray(bits).astype(U64).view(I64)
     elif "U16" in modifiers:
-        word = integer(operands[1])
-        read = lambda threads, at: word(threads, at) & 0xFFFF  # noqa: E731
+        read, whole = integer, lambda bits: bits & 0xFFFF
     elif {"S16", "U8", "S8"} & set(modifiers):
         raise UnknownInstructionError(".".join(["I2F", *modifiers]))
-    else:
-        signed_bits = integer(operands[1])
-        read = lambda threads, at: _signed(signed_bits(threads, at))  # noqa: E731
-    if "F64" in modifiers:
-        put_wide = _put_wide(operands[0])
-        return lambda threads, at: put_wide(threads, at, read(threads, at).astype(F64).view(U64))
-    put = _put_float(operands[0], [])
-    if "U64" not in modifiers:
-        return lambda threads, at: put(threads, at, _rounded(np.asarray(read(threads, at)).astype(F64), modifiers))
 
-    def act(threads: Any, at: Any) -> None:
+    def rounded(bits: Any) -> Any:
+        value = np.asarray(whole(bits))
+        if "U64" not in modifiers:
+            return _rounded(value.astype(F64), modifiers)
         # 64 bits hold more than a float64: towards 0 first, so that what was cut off still raises the result.
-        value = np.asarray(read(threads, at))
         near = value.astype(F32)
         short = near.astype(np.longdouble) < value.astype(np.longdouble)
-        put(threads, at, np.where(short & ("RP" in modifiers), np.nextafter(near, F32(np.inf)), near))
+        return np.where(short & ("RP" in modifiers), np.nextafter(near, F32(np.inf)), near)
 
-    return act
+    if "F64" in modifiers:
+        return _pointwise(lambda bits: whole(bits).astype(F64), _put_double, read)(modifiers, operands)
+    return _pointwise(rounded, _put_float, read)([], operands)
+
+
+def _rounding(modifiers: list[str]) -> Callable[[Any], Any]:
+    return np.trunc if "TRUNC" in modifiers else np.floor if "FLOOR" in modifiers else np.rint
 
 
 def _to_integer(modifiers: list[str], operands: list[str]) -> Action:
-    value = floating(operands[1])
-    round_ = np.trunc if "TRUNC" in modifiers else np.floor if "FLOOR" in modifiers else np.rint
-    if "U64" in modifiers:
-        put_wide = _put_wide(operands[0])
-
-        def act(threads: Any, at: Any) -> None:
-            whole = np.clip(np.nan_to_num(round_(value(threads, at).astype(np.longdouble))), 0, 2**64 - 1)
-            put_wide(threads, at, whole.astype(U64))
-
-        return act
+    round_ = _rounding(modifiers)
     if {"S64", "F64", "U16", "S16", "U8", "S8"} & set(modifiers):
         raise UnknownInstructionError("F2I")
     low, high = (0, 2**32 - 1) if "U32" in modifiers else (-(2**31), 2**31 - 1)
-    put = _put(operands[0])
-    return lambda threads, at: put(
-        threads,
-        at,
-        np.clip(np.nan_to_num(round_(np.asarray(value(threads, at), F64))), low, high).astype(I64) & 0xFFFFFFFF,
-    )
+
+    def wide_whole(value: Any) -> Any:
+        return np.clip(np.nan_to_num(round_(value.astype(np.longdouble))), 0, 2**64 - 1).astype(U64)
+
+    def whole(value: Any) -> Any:
+        return np.clip(np.nan_to_num(round_(np.asarray(value, F64))), low, high).astype(I64) & 0xFFFFFFFF
+
+    build = _pointwise(wide_whole, _put_wide, floating) if "U64" in modifiers else _pointwise(whole, _put, floating)
+    return build(modifiers, operands)
 
 
 def _frnd(modifiers: list[str], operands: list[str]) -> Action:
-    round_ = np.trunc if "TRUNC" in modifiers else np.floor if "FLOOR" in modifiers else np.rint
-    if "F64" in modifiers:
-        put_wide, value = _put_wide(operands[0]), double(operands[1])
-        return lambda threads, at: put_wide(threads, at, np.asarray(round_(value(threads, at))).view(U64))
-    put, single = _put_float(operands[0], modifiers), floating(operands[1])
-    return lambda threads, at: put(threads, at, round_(single(threads, at)))
+    put, read = (_put_double, double) if "F64" in modifiers else (_put_float, floating)
+    return _pointwise(_rounding(modifiers), put, read)(modifiers, operands)
 
 
 def _nothing(modifiers: list[str], operands: list[str]) -> Action:
     return lambda threads, at: None
 
 
-_BUILDERS: dict[str, Callable[[list[str], list[str]], Action]] = {
+_BUILDERS: dict[str, Builder] = {
     "IADD3": _iadd3,
-    "VIADD": _viadd,
+    "VIADD": _pointwise(lambda a, b: a + b, _put, integer, integer),
     "IMAD": _imad,
     "LEA": _lea,
     "LOP3": _lop3,
     "PLOP3": _plop3,
     "SHF": _shf,
-    "PRMT": _prmt,
-    "POPC": _count_bits,
+    "PRMT": _pointwise(_permuted, _put, integer, integer, integer),
+    "POPC": _pointwise(np.bitwise_count, _put, integer),
     "FLO": _highest_bit,
-    "BREV": _reversed_bits,
+    "BREV": _pointwise(_reversed_bits, _put, integer),
     "MOV": _mov,
     "R2UR": _mov,
     "LDC": _ldc,
     "CS2R": _cs2r,
-    "SEL": _sel,
-    "FSEL": _fsel,
+    "SEL": _pointwise(lambda a, b, choice: np.where(choice, a, b), _put, integer, integer, truth),
+    "FSEL": _pointwise(
+        lambda a, b, choice: np.where(choice, a.view(U32), b.view(U32)), _put, floating, floating, truth
+    ),
     **dict.fromkeys(("VIMNMX", "VIMNMX3"), _extreme),
     "VIADDMNMX": lambda modifiers, operands: _extreme(modifiers, operands, plus=True),
-    "IABS": _iabs,
+    "IABS": _pointwise(lambda value: np.abs(_signed(value)).astype(U32), _put, integer),
     "P2R": _p2r,
     "R2P": _r2p,
     "ISETP": _isetp,
-    "FSETP": lambda modifiers, operands: _float_setp(modifiers, operands, floating),
-    "DSETP": lambda modifiers, operands: _float_setp(modifiers, operands, double),
-    "FCHK": _fchk,
-    "FADD": _fadd,
-    "FMUL": _fmul,
+    "FSETP": _float_setp(floating),
+    "DSETP": _float_setp(double),
+    "FCHK": _pointwise(_needs_slow_division, _put_truth, floating, floating),
+    "FADD": _pointwise(lambda a, b: a + b, _put_float, floating, floating),
+    "FMUL": _pointwise(lambda a, b: a * b, _put_float, floating, floating),
     "FFMA": _ffma,
     "FMNMX": _fmnmx,
     "MUFU": _mufu,
-    "DADD": _double_operation(lambda a, b: a + b),
-    "DMUL": _double_operation(lambda a, b: a * b),
-    "DFMA": _double_operation(_fma64),
+    "DADD": _pointwise(lambda a, b: a + b, _put_double, double, double),
+    "DMUL": _pointwise(lambda a, b: a * b, _put_double, double, double),
+    "DFMA": _pointwise(_fma64, _put_double, double, double, double),
     "F2FP": _f2fp,
     "F2F": _f2f,
     "HADD2": _hadd2,
@@ -963,7 +880,7 @@ _BUILDERS: dict[str, Callable[[list[str], list[str]], Action]] = {
     "F2I": _to_integer,
     "FRND": _frnd,
     # Order and caches of memory, which here has neither.
-    **dict.fromkeys(("NOP", "MEMBAR", "ERRBAR", "CGAERRBAR", "ENDCOLLECTIVE"), _nothing),
+    **dict.fromkeys(("NOP", "MEMBAR", "ERRBAR", "CGAERRBAR", "ENDCOLLECTIVE", "LDGDEPBAR"), _nothing),
 }
 
 

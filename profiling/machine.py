@@ -11,7 +11,7 @@ import ctypes
 import math
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -235,7 +235,7 @@ class _Machine:
         self._is_sample = len(blocks) < math.prod(grid)
         size = math.prod(block)
         padded = -(-size // _LANES) * _LANES
-        self._block_threads, count = padded, padded * len(blocks)
+        count = padded * len(blocks)
         self.registers = np.zeros((REGISTERS, count), U32)
         self.predicates = np.zeros((PREDICATES, count), bool)
         self.predicates[[7, 15]] = True
@@ -395,11 +395,14 @@ class _Machine:
     # What is not arithmetic
 
     def _special_step(self, step: _Step, place: int, at: Any) -> int:
-        method = _METHODS.get(step.kind)
-        if method is None:
-            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
         where = at if step.guard is None else self._guarded(step.guard, at)
-        return method(self, step, place, at, where)
+        if step.kind in _CONTROL:
+            return _CONTROL[step.kind](self, step, place, at, where)
+        if step.kind not in _EFFECTS:
+            raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
+        if self._indices(where).size:
+            _EFFECTS[step.kind](self, step, where)
+        return place + 1
 
     def _indices(self, at: Any) -> np.ndarray:
         return np.arange(self._pc.size) if isinstance(at, slice) else at
@@ -429,14 +432,9 @@ class _Machine:
         self._pc[where] = target
         return -1
 
-    def _call(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        return self._branch(step, place, at, where)
-
     def _jump_to(self, step: _Step, place: int, at: Any, where: Any) -> int:
         text = step.operands[0].split()[0] if step.kind == "BRX" else step.instruction.operands.split()[0]
-        row = register(text)
-        assert row is not None
-        offset = 0
+        row, offset = _row(text), 0
         if step.kind == "BRX":
             offset = int(step.operands[0].split()[1], 16) + step.instruction.address + 16
         addresses = np.unique(self.registers[row, where].astype(np.int64) + offset)
@@ -506,7 +504,14 @@ class _Machine:
         self._state[where] = _AT_BARRIER
         return -1
 
-    def _barrier_result(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _sleep(self, step: _Step, place: int, at: Any, where: Any) -> int:
+        self._pc[at] = place + 1
+        self._state[where] = _ASLEEP
+        return -1
+
+    # What only changes the state: where there is a thread for it
+
+    def _barrier_result(self, step: _Step, where: Any) -> None:
         """Whether one thread of the block, or each, has voted so at the last barrier."""
         out = predicate(step.operands[1])
         if "RESULT" not in step.instruction.opcode or step.operands[0] != "RZ" or out is None:
@@ -515,20 +520,11 @@ class _Machine:
         gone = (self._state == _DONE).reshape(votes.shape)
         result: np.ndarray = np.all(votes | gone, axis=1) if self._agree else np.any(votes, axis=1)
         self.predicates[out[0], where] = result[self._block_of[where]]
-        return place + 1
 
-    def _sleep(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        self._pc[at] = place + 1
-        self._state[where] = _ASLEEP
-        return -1
-
-    def _special_register(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        row = register(step.operands[0])
-        assert row is not None
+    def _special_register(self, step: _Step, where: Any) -> None:
         if step.operands[1] not in self._special:
             raise UnknownInstructionError(f"S2R of {step.operands[1]}")
-        self.registers[row, where] = self._special[step.operands[1]][where]
-        return place + 1
+        self.registers[_row(step.operands[0]), where] = self._special[step.operands[1]][where]
 
     # Memory
 
@@ -551,26 +547,24 @@ class _Machine:
             total = total + np.asarray((wide if is_wide else integer)(found[3])(self, where)).astype(np.int64)
         return total + (int(found[4], 16) if found[4] else 0)
 
-    def _load_global(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        lanes = self._indices(where)
-        if not lanes.size:
-            return place + 1
-        row, size = register(step.operands[0]), step.instruction.global_bytes
-        assert row is not None
+    def _load_global(self, step: _Step, where: Any) -> None:
+        row, size = _row(step.operands[0]), step.instruction.global_bytes
         addresses = self._address(step.operands[1], where).astype(U64)
         words = self.memory.load(addresses, size)
         if "STRONG" in step.instruction.opcode and self._is_sample:
-            words = [np.full(lanes.size, _MANY, U32) for _ in words]
+            words = [np.full(addresses.size, _MANY, U32) for _ in words]
         self._keep(row, where, words, step.instruction.opcode)
+        self._note_read(addresses, size, where, range(row, row + len(words)) if row != 255 else ())
+
+    def _note_read(self, addresses: np.ndarray, size: int, where: Any, rows: Iterable[int]) -> None:
+        """Count what is read, which is on its way to these registers."""
         is_new, sectors = self.memory.new_sectors(addresses, size)
         self._loaded += sectors * _SECTOR
-        if row != 255:
-            warps, fresh = self._warp_of[lanes], self._warp_of[lanes[is_new]]
-            for word in range(len(words)):
-                self._pending[row + word, warps] |= 1
-                self._pending[row + word, fresh] |= 2
-                self._maybe_pending.add(row + word)
-        return place + 1
+        lanes = self._indices(where)
+        for row in rows:
+            self._pending[row, self._warp_of[lanes]] |= 1
+            self._pending[row, self._warp_of[lanes[is_new]]] |= 2
+            self._maybe_pending.add(row)
 
     def _wait_for_loads(self, sources: frozenset[int]) -> None:
         """A warp that needs one load waits for all that are on their way: they come in order."""
@@ -593,97 +587,64 @@ class _Machine:
                 word = word.view(np.int8 if "S8" in modifiers else np.int16).astype(np.int32).view(U32)
             self.registers[row + number, where] = word
 
-    def _store_global(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        if not self._indices(where).size:
-            return place + 1
-        row, size = register(step.operands[1]), step.instruction.global_bytes
-        assert row is not None
+    def _store_global(self, step: _Step, where: Any) -> None:
+        row, size = _row(step.operands[1]), step.instruction.global_bytes
         addresses = self._address(step.operands[0], where).astype(U64)
         self.memory.store(addresses, size, self._words(row, where, size))
-        return place + 1
 
     def _words(self, row: int, where: Any, size: int) -> list[np.ndarray]:
         mask = U32(0xFFFFFFFF if size >= 4 else (1 << 8 * size) - 1)
         step = 0 if row == 255 else 1
         return [self.registers[row + step * word, where] & mask for word in range(max(1, size // 4))]
 
-    def _shared_places(self, text: str, where: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shared_places(self, text: str, where: Any, size: int) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Shared memory in units of an access, of four bytes at most: blocks and places that an access begins at."""
         places = self._address(text, where) - _SHARED_BASE
         if (places < 0).any() or (places + size > self._shared_size).any() or (places % size).any():
             raise MachineError(f"{self._kernel.symbol}: shared memory outside the block's, or misaligned")
-        unit = min(size, 4)
-        return self._block_of[where], places // unit
-
-    def _load_shared(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        if not self._indices(where).size:
-            return place + 1
-        size = _access_bytes(step.instruction.opcode)
-        blocks, places = self._shared_places(step.operands[1], where, size)
         view = self._shared.view({1: np.uint8, 2: np.uint16}.get(size, U32))
-        words = [view[blocks, places + word] for word in range(max(1, size // 4))]
-        row = register(step.operands[0])
-        assert row is not None
-        self._keep(row, where, words, step.instruction.opcode)
-        return place + 1
+        return view, self._block_of[where], places // min(size, 4)
 
-    def _copy_to_shared(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _load_shared(self, step: _Step, where: Any) -> None:
+        size = _access_bytes(step.instruction.opcode)
+        view, blocks, places = self._shared_places(step.operands[1], where, size)
+        words = [view[blocks, places + word] for word in range(max(1, size // 4))]
+        self._keep(_row(step.operands[0]), where, words, step.instruction.opcode)
+
+    def _copy_to_shared(self, step: _Step, where: Any) -> None:
         """From global memory: it is there at once, but a warp waits where it says so."""
-        lanes = self._indices(where)
-        if not lanes.size:
-            return place + 1
         size = step.instruction.global_bytes
         addresses = self._address(step.operands[1], where).astype(U64)
-        blocks, places = self._shared_places(step.operands[0], where, size)
-        view = self._shared.view(U32)
+        view, blocks, places = self._shared_places(step.operands[0], where, size)
         for word, value in enumerate(self.memory.load(addresses, size)):
             view[blocks, places + word] = value
-        is_new, sectors = self.memory.new_sectors(addresses, size)
-        self._loaded += sectors * _SECTOR
-        self._pending[_COPIES, self._warp_of[lanes]] |= 1
-        self._pending[_COPIES, self._warp_of[lanes[is_new]]] |= 2
-        self._maybe_pending.add(_COPIES)
-        return place + 1
+        self._note_read(addresses, size, where, [_COPIES])
 
-    def _control_cache(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _control_cache(self, step: _Step, where: Any) -> None:
         """A prefetch: whoever reads from there later finds it in a cache. Anything else is nothing here."""
-        if "PF2" in step.instruction.opcode.split(".") and self._indices(where).size:
-            addresses = self._address(step.operands[0], where, is_wide=True).astype(U64)
-            self._loaded += self.memory.new_sectors(addresses, 1)[1] * _SECTOR
-        return place + 1
+        if "PF2" in step.instruction.opcode.split("."):
+            self._note_read(self._address(step.operands[0], where, is_wide=True).astype(U64), 1, where, ())
 
-    def _begin_wait_for_copies(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        return place + 1
-
-    def _wait_for_copies(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _wait_for_copies(self, step: _Step, where: Any) -> None:
         if step.operands[1] != "0x0":
             raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
         if _COPIES in self._maybe_pending:
             self._wait_for_loads(frozenset({_COPIES}))
-        return place + 1
 
-    def _store_shared(self, step: _Step, place: int, at: Any, where: Any) -> int:
-        if not self._indices(where).size:
-            return place + 1
+    def _store_shared(self, step: _Step, where: Any) -> None:
         size = _access_bytes(step.instruction.opcode)
-        blocks, places = self._shared_places(step.operands[0], where, size)
-        view = self._shared.view({1: np.uint8, 2: np.uint16}.get(size, U32))
-        row = register(step.operands[1])
-        assert row is not None
-        for word, value in enumerate(self._words(row, where, size)):
+        view, blocks, places = self._shared_places(step.operands[0], where, size)
+        for word, value in enumerate(self._words(_row(step.operands[1]), where, size)):
             view[blocks, places + word] = value
-        return place + 1
 
-    def _shared_maximum(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _shared_maximum(self, step: _Step, where: Any) -> None:
         """Of unsigned integers of 32 bits, where nobody reads what was there before."""
         if step.instruction.opcode != "ATOMS.MAX" or step.operands[0] != "RZ":
             raise UnknownInstructionError(f"{step.instruction.opcode} {step.instruction.operands}")
-        row = register(step.operands[2])
-        if self._indices(where).size and row is not None:
-            blocks, places = self._shared_places(step.operands[1], where, 4)
-            np.maximum.at(self._shared.view(U32), (blocks, places), self._words(row, where, 4)[0])
-        return place + 1
+        view, blocks, places = self._shared_places(step.operands[1], where, 4)
+        np.maximum.at(view, (blocks, places), self._words(_row(step.operands[2]), where, 4)[0])
 
-    def _atomic(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _atomic(self, step: _Step, where: Any) -> None:
         """An atomic sum of 32-bit integers: what blocks count each other with."""
         opcode = step.instruction.opcode
         if "ADD" not in opcode or {"64", "F32", "F16x2", "F64"} & set(opcode.split(".")):
@@ -694,8 +655,7 @@ class _Machine:
             operands = ["RZ", *operands]
         addresses = self._address(operands[1], where).astype(U64)
         added = np.broadcast_to(integer(operands[2])(self, where), lanes.shape)
-        row = register(operands[0])
-        assert row is not None
+        row = _row(operands[0])
         if row == 255:
             self._arrivals += lanes.size
         for lane, address, value in zip(lanes, addresses, added, strict=True):
@@ -704,14 +664,11 @@ class _Machine:
             self.memory.store(one, 4, [old + value])
             if row != 255:
                 self.registers[row, lane] = _MANY if self._is_sample else old[0]
-        return place + 1
 
     # Between the lanes of a warp
 
-    def _shuffle(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _shuffle(self, step: _Step, where: Any) -> None:
         lanes = self._indices(where)
-        if not lanes.size:
-            return place + 1
         done, row, source = step.operands[:3]
         mode = step.instruction.opcode.split(".")[1]
         by = np.broadcast_to(integer(step.operands[3])(self, where), lanes.shape).astype(np.int64)
@@ -731,16 +688,12 @@ class _Machine:
         from_lane = np.where(valid, wanted, lane)
         columns = lanes - lane + from_lane
         values = np.zeros(self._pc.size, U32)
-        source_row = register(source)
-        assert source_row is not None
-        values[lanes] = self.registers[source_row, where]
-        put_row, put_valid = register(row), predicate(done)
-        assert put_row is not None
+        values[lanes] = self.registers[_row(source), where]
+        put_row, put_valid = _row(row), predicate(done)
         if put_row != 255:
             self.registers[put_row, where] = values[columns]
         if put_valid is not None and put_valid[0] != 7:
             self.predicates[put_valid[0], where] = valid
-        return place + 1
 
     def _vote(self, step: _Step, place: int, at: Any, where: Any) -> int:
         operands = list(step.operands)
@@ -757,38 +710,39 @@ class _Machine:
             self.predicates[out[0], at] = votes != 0 if mode == "ANY" else votes == here
         return place + 1
 
-    def _reduce(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _reduce(self, step: _Step, where: Any) -> None:
         """A sum or an extreme of the lanes of a warp."""
         modifiers = step.instruction.opcode.split(".")[1:]
         operation = {"SUM": np.add, "MIN": np.minimum, "MAX": np.maximum, "OR": np.bitwise_or, "AND": np.bitwise_and}
         chosen = [operation[m] for m in modifiers if m in operation]
-        row, warps = register(step.operands[0]), self._warp_of[where]
-        if not chosen or row is None:
+        row, warps = _row(step.operands[0]), self._warp_of[where]
+        if not chosen:
             raise UnknownInstructionError(step.instruction.opcode)
-        if not self._indices(where).size:
-            return place + 1
         dtype = np.int32 if "S32" in modifiers else U32
         values = np.asarray(integer(step.operands[1])(self, where)).view(dtype)
         first = np.nonzero(np.diff(warps, prepend=-1))[0]
         results = chosen[0].reduceat(values, first).astype(dtype).view(U32)
         self.registers[row, where] = np.repeat(results, np.diff(np.append(first, warps.size)))
-        return place + 1
 
-    def _match(self, step: _Step, place: int, at: Any, where: Any) -> int:
+    def _match(self, step: _Step, where: Any) -> None:
         if "ANY" not in step.instruction.opcode:
             raise UnknownInstructionError(step.instruction.opcode)
         lanes = self._indices(where)
         read = wide if "U64" in step.instruction.opcode else integer
-        row = register(step.operands[0])
-        assert row is not None
         values = np.asarray(read(step.operands[1])(self, where)).astype(U64)
         values = np.broadcast_to(values, lanes.shape)
         _, group = np.unique(np.stack([self._warp_of[lanes].astype(U64), values]), axis=1, return_inverse=True)
         group = group.reshape(-1)
         masks = np.zeros(int(group.max()) + 1, np.int64)
         np.add.at(masks, group, self._bit[lanes].astype(np.int64))
-        self.registers[row, where] = masks[group].astype(U32)
-        return place + 1
+        self.registers[_row(step.operands[0]), where] = masks[group].astype(U32)
+
+
+def _row(text: str) -> int:
+    row = register(text)
+    if row is None:
+        raise UnknownInstructionError(f"register {text}")
+    return row
 
 
 def _access_bytes(opcode: str) -> int:
@@ -797,9 +751,10 @@ def _access_bytes(opcode: str) -> int:
     return next((size for name, size in sizes.items() if name in modifiers), 4)
 
 
-_METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
+#: Which instruction is next; -1 where the threads have parted, or wait.
+_CONTROL: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "BRA": _Machine._branch,
-    "CALL": _Machine._call,
+    "CALL": _Machine._branch,
     "RET": _Machine._jump_to,
     "BRX": _Machine._jump_to,
     "EXIT": _Machine._exit,
@@ -808,8 +763,12 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "BREAK": _Machine._leave_join,
     "WARPSYNC": _Machine._sync_warp,
     "BAR": _Machine._barrier,
-    "B2R": _Machine._barrier_result,
     "NANOSLEEP": _Machine._sleep,
+    "VOTE": _Machine._vote,
+    "VOTEU": _Machine._vote,
+}
+_EFFECTS: dict[str, Callable[[_Machine, _Step, Any], None]] = {
+    "B2R": _Machine._barrier_result,
     "S2R": _Machine._special_register,
     "S2UR": _Machine._special_register,
     "LDG": _Machine._load_global,
@@ -819,13 +778,10 @@ _METHODS: dict[str, Callable[[_Machine, _Step, int, Any, Any], int]] = {
     "ATOMS": _Machine._shared_maximum,
     "LDGSTS": _Machine._copy_to_shared,
     "CCTL": _Machine._control_cache,
-    "LDGDEPBAR": _Machine._begin_wait_for_copies,
     "DEPBAR": _Machine._wait_for_copies,
     "ATOMG": _Machine._atomic,
     "REDG": _Machine._atomic,
     "SHFL": _Machine._shuffle,
-    "VOTE": _Machine._vote,
-    "VOTEU": _Machine._vote,
     "MATCH": _Machine._match,
     "REDUX": _Machine._reduce,
 }

@@ -145,20 +145,7 @@ def model_table(run: Run) -> str:
 
 
 def _largest(cases: list[Case]) -> list[Case]:
-    rows = {
-        str(case): Row(
-            str(case),
-            case.operation.name,
-            case.direction,
-            case.dtype,
-            list(case.shape),
-            case.channels_last,
-            case.floor_bytes,
-            case.torch_bytes,
-        )
-        for case in cases
-    }
-    chosen = {row.case for row in largest_rows(list(rows.values()))}
+    chosen = {row.case for row in largest_rows([Row.of(case) for case in cases])}
     return [
         case
         for case in cases

@@ -8,11 +8,12 @@ away and the device is kept busy for longer.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
+
+import numpy as np
 
 
 class Timer(Protocol):
@@ -259,14 +260,6 @@ class Timing:
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
-def quantile(ordered: Sequence[float], part: float) -> float:
-    """The value that this part of the ordered samples is below, between two samples in proportion."""
-    place = part * (len(ordered) - 1)
-    before = math.floor(place)
-    after = min(before + 1, len(ordered) - 1)
-    return ordered[before] + (place - before) * (ordered[after] - ordered[before])
-
-
 def summarize(seconds: Sequence[float], clock: str = "events", steady: bool = True) -> Timing:
     """Middle and spread of samples in seconds.
 
@@ -277,9 +270,8 @@ def summarize(seconds: Sequence[float], clock: str = "events", steady: bool = Tr
     """
     if not seconds:
         raise ValueError("no samples")
-    ordered = sorted(1e6 * value for value in seconds)
-    median, low, high = (quantile(ordered, part) for part in (0.5, 0.1, 0.9))
-    return Timing(median, low, high, len(ordered), clock, steady)
+    median, low, high = map(float, 1e6 * np.quantile(seconds, (0.5, 0.1, 0.9)))
+    return Timing(median, low, high, len(seconds), clock, steady)
 
 
 def verdict(old: Timing, new: Timing, at_least: float = 0.03) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,13 +12,12 @@ import numpy as np
 
 from gpu_layers.catalogue.case import Arrays
 from gpu_layers.catalogue.inputs import NoLaunches
-from gpu_layers.catalogue.operation import FORWARD
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
 from gpu_layers.runtime.kernel import Kernel
-from profiling.cases import DTYPES, Case, InputMaker
+from profiling.cases import DTYPES, Case, InputMaker, call_of
 from profiling.devices import EmulatedDevice
 from profiling.machine import FOLD
 
@@ -142,16 +141,6 @@ def _traces(case: Case) -> list[Trace]:
         traces.clear()
         call()
     return traces
-
-
-def call_of(case: Case, arrays: Arrays) -> Callable[[], Any]:
-    """The pass itself; what comes before it has been done."""
-    operation, last = case.operation, case.channels_last
-    if case.direction == FORWARD:
-        return lambda: operation.forward(arrays, last)
-    backward, (_, saved) = operation.backward, operation.forward(arrays, last)
-    assert backward is not None
-    return lambda: backward(arrays["dy"], saved)
 
 
 # ---- Which launches an operation makes -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import Pool
@@ -23,11 +23,36 @@ __all__ = [
 class _AdaptivePool(Pool):
     """What both kinds share."""
 
+    _operation: ClassVar[Any]
+    return_indices = False
+
     def __init__(self, output_size: Any, channels_last: bool) -> None:
         super().__init__()
         self.output_size = output_size
         self.channels_last = bool(channels_last)
         self._sizes = check_output_size(output_size, self._rank)
+
+    def forward(self, x: Array) -> Array:
+        """Pool a batch, or one sample without its batch axis.
+
+        Parameters
+        ----------
+        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
+
+        Returns
+        -------
+        y : array
+            x's dtype.
+        indices : array of int64
+            Only if return_indices.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
+        """
+        y, self._saved = self._operation(x, self._sizes, channels_last=self.channels_last)
+        return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
     def _configuration(self) -> str:
         return f"output_size={self.output_size}{', channels_last=True' if self.channels_last else ''}"
@@ -51,30 +76,10 @@ class _AdaptiveAvgPool(_AdaptivePool):
         For sizes that are not valid.
     """
 
-    _gradient = staticmethod(avg_pool_backward)
+    _operation, _gradient = staticmethod(adaptive_avg_pool_forward), staticmethod(avg_pool_backward)
 
     def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
-
-    def forward(self, x: Array) -> Array:
-        """Pool a batch, or one sample without its batch axis.
-
-        Parameters
-        ----------
-        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
-
-        Returns
-        -------
-        array
-            x's dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
-        """
-        y, self._saved = adaptive_avg_pool_forward(x, self._sizes, channels_last=self.channels_last)
-        return y
 
 
 class _AdaptiveMaxPool(_AdaptivePool):
@@ -97,33 +102,11 @@ class _AdaptiveMaxPool(_AdaptivePool):
         For sizes that are not valid.
     """
 
-    _gradient = staticmethod(max_pool_backward)
+    _operation, _gradient = staticmethod(adaptive_max_pool_forward), staticmethod(max_pool_backward)
 
     def __init__(self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
         self.return_indices = bool(return_indices)
-
-    def forward(self, x: Array) -> Array:
-        """Pool a batch, or one sample without its batch axis.
-
-        Parameters
-        ----------
-        x : array, shape (N, C, *spatial), or (N, *spatial, C) if channels_last; N may be missing
-
-        Returns
-        -------
-        y : array
-            x's dtype.
-        indices : array of int64
-            Only if return_indices.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
-        """
-        y, self._saved = adaptive_max_pool_forward(x, self._sizes, channels_last=self.channels_last)
-        return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool):

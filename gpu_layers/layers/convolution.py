@@ -10,19 +10,16 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of
-from gpu_layers.core.writes import check_unwritten, write_count
-from gpu_layers.layers.base import Layer
-from gpu_layers.layers.initialization import he_normal
-from gpu_layers.layers.precision import check_input, parameter_dtype, rounded, widened
-from gpu_layers.ops.checks import check_gradient
+from gpu_layers.core.writes import write_count
+from gpu_layers.layers.precision import check_input, rounded, widened
+from gpu_layers.layers.weighted_layer import WeightedLayer
 from gpu_layers.ops.pool_arguments import per_axis
-from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import natural
 
 __all__ = ["Conv2d"]
 
 
-class Conv2d(Layer):
+class Conv2d(WeightedLayer):
     """Cross-correlation of images with learned filters, as in ``torch.nn.Conv2d``.
 
     Parameters
@@ -56,7 +53,6 @@ class Conv2d(Layer):
         dtype: Any = "float32",
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        super().__init__()
         self.in_channels = check_integer(in_channels, "in_channels", 1, 2**63 - 1)
         self.out_channels = check_integer(out_channels, "out_channels", 1, 2**63 - 1)
         self.kernel_size = per_axis(kernel_size, 2, "kernel_size")
@@ -67,11 +63,7 @@ class Conv2d(Layer):
                 raise ValueError(f"{name} should be greater than zero, but got {name}={list(sizes)}")
         if min(self.padding) < 0:
             raise ValueError(f"negative padding is not supported, but got padding={list(self.padding)}")
-        self.dtype = parameter_dtype(dtype)
-        shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        self.parameters["weight"] = he_normal(shape, int(np.prod(shape[1:])), self.dtype, seed)
-        if bias:
-            self.parameters["bias"] = np.zeros(self.out_channels, self.dtype)
+        super().__init__((self.out_channels, self.in_channels, *self.kernel_size), bias, dtype, seed)
 
     def forward(self, x: Array) -> Array:
         """The layer's output.
@@ -102,39 +94,18 @@ class Conv2d(Layer):
             y = y.reshape(self.out_channels, *output_size, x.shape[0])
             return _samples_first(y, x.dtype)
 
-    def backward(self, dy: Array) -> Array:
-        """Gradient of x; assigns :attr:`gradients` of weight and bias.
+    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], self.out_channels, *self._output_size(shape))
 
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
-        """
-        x, weight, writes = self._saved_by_forward()
-        backend_for(dy, x)
+    def _gradients(self, dy: Array, x: Array, weight: Array) -> tuple[Array, dict[str, Array]]:
         output_size = self._output_size(x.shape)
-        check_gradient(dy, (x.shape[0], self.out_channels, *output_size), x.dtype)
-        check_unwritten(writes, x=x, weight=weight)
-        with place_of(x):
-            wide = widened(dy, self.dtype).transpose(1, 2, 3, 0)
-            wide = wide.reshape(self.out_channels, output_size[0] * output_size[1] * x.shape[0])
-            weight_gradient = wide @ self._columns(x, output_size).T
-            self.gradients = {"weight": weight_gradient.reshape(weight.shape)}
-            if "bias" in self.parameters:
-                self.gradients["bias"] = wide.sum(axis=1)
-            return _samples_first(self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size), x.dtype)
+        wide = widened(dy, self.dtype).transpose(1, 2, 3, 0)
+        wide = wide.reshape(self.out_channels, output_size[0] * output_size[1] * x.shape[0])
+        gradients = {"weight": (wide @ self._columns(x, output_size).T).reshape(weight.shape)}
+        if "bias" in self.parameters:
+            gradients["bias"] = wide.sum(axis=1)
+        dx = self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size)
+        return _samples_first(dx, x.dtype), gradients
 
     def _filters(self, weight: Array) -> Any:
         return weight.reshape(self.out_channels, -1)

@@ -9,17 +9,17 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import place_of
-from gpu_layers.core.writes import check_unwritten, write_count
-from gpu_layers.layers.base import Layer
-from gpu_layers.layers.initialization import he_normal
-from gpu_layers.layers.precision import check_input, parameter_dtype, rounded, widened
+from gpu_layers.core.writes import write_count
+from gpu_layers.layers.operation_layer import OperationLayer
+from gpu_layers.layers.precision import check_input, rounded, widened
+from gpu_layers.layers.weighted_layer import WeightedLayer
 from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["Flatten", "Linear"]
 
 
-class Linear(Layer):
+class Linear(WeightedLayer):
     """``y = x @ weight.T + bias``.
 
     Parameters
@@ -47,14 +47,9 @@ class Linear(Layer):
         dtype: Any = "float32",
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        super().__init__()
         self.in_features = check_integer(in_features, "in_features", 1, 2**63 - 1)
         self.out_features = check_integer(out_features, "out_features", 1, 2**63 - 1)
-        self.dtype = parameter_dtype(dtype)
-        shape = (self.out_features, self.in_features)
-        self.parameters["weight"] = he_normal(shape, self.in_features, self.dtype, seed)
-        if bias:
-            self.parameters["bias"] = np.zeros(self.out_features, self.dtype)
+        super().__init__((self.out_features, self.in_features), bias, dtype, seed)
 
     def forward(self, x: Array) -> Array:
         """The layer's output.
@@ -82,42 +77,21 @@ class Linear(Layer):
             self._saved = (x, weight, write_count())
             return rounded(y, x.dtype)
 
-    def backward(self, dy: Array) -> Array:
-        """Gradient of x; assigns :attr:`gradients` of weight and bias.
+    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], self.out_features
 
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
-        """
-        x, weight, writes = self._saved_by_forward()
-        backend_for(dy, x)
-        check_gradient(dy, (x.shape[0], self.out_features), x.dtype)
-        check_unwritten(writes, x=x, weight=weight)
-        with place_of(x):
-            wide = widened(dy, self.dtype)
-            self.gradients = {"weight": wide.T @ widened(x, self.dtype)}
-            if "bias" in self.parameters:
-                self.gradients["bias"] = wide.sum(axis=0)
-            return rounded(wide @ weight, x.dtype)
+    def _gradients(self, dy: Array, x: Array, weight: Array) -> tuple[Array, dict[str, Array]]:
+        wide = widened(dy, self.dtype)
+        gradients = {"weight": wide.T @ widened(x, self.dtype)}
+        if "bias" in self.parameters:
+            gradients["bias"] = wide.sum(axis=0)
+        return rounded(wide @ weight, x.dtype), gradients
 
     def _configuration(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={'bias' in self.parameters}"
 
 
-class Flatten(Layer):
+class Flatten(OperationLayer):
     """All axes but the first as one: ``(N, C, H, W)`` becomes ``(N, C * H * W)``."""
 
     def __init__(self) -> None:
@@ -148,27 +122,8 @@ class Flatten(Layer):
         self._saved = (x.shape, x.dtype)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """``dy`` in the input's shape.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward.
-        """
-        shape, dtype = self._saved_by_forward()
+    def _gradient(self, dy: Array, saved: tuple[tuple[int, ...], np.dtype]) -> Array:
+        shape, dtype = saved
         backend_for(dy)
         check_gradient(dy, (shape[0], int(np.prod(shape[1:]))), dtype)
         return dy.reshape(shape)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice
-from gpu_layers.core.dropout_saved import DropoutSaved
-from gpu_layers.core.writes import check_unwritten, write_count
+from gpu_layers.core.dropout_saved import ActivationDropoutSaved, DropoutSaved
+from gpu_layers.core.writes import check_unwritten
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_gradient
 from gpu_layers.ops.dropout import call_mask, check_dropout, dropout_backward, dropout_forward
@@ -17,36 +16,6 @@ from gpu_layers.runtime.backend import backend_for
 __all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_dropout_forward"]
 
 ORDERS = ("after", "before")
-
-
-@dataclass(slots=True)
-class ActivationDropoutSaved:
-    """What backward needs: x and numbers; less where the gradient does not depend on x.
-
-    Attributes
-    ----------
-    activation, order : str
-    dropout : DropoutSaved
-        The mask as numbers.
-    x : array or None
-        The input itself. Backward notices what this library has written to it. None for relu and identity.
-    gradient_bits : array of uint8 or None
-        For relu, one bit per element instead: kept and positive. That moves fewer bytes than reading the output again
-        (8.25 per element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
-    writes : int
-        :func:`write_count` of the forward.
-    """
-
-    activation: str
-    order: str
-    dropout: DropoutSaved
-    x: Array = None
-    gradient_bits: Array = None
-    writes: int = field(default_factory=write_count)
-
-    def with_rng_state(self, rng_state: Array) -> ActivationDropoutSaved:
-        """The same, for the call whose numbers are in ``rng_state``."""
-        return replace(self, dropout=self.dropout.with_rng_state(rng_state))
 
 
 def check_order(order: Any) -> str:
@@ -147,5 +116,6 @@ def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Arr
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
     check_unwritten(saved.writes, x=saved.x)
     dropout.check_unwritten()
-    first = saved.order == "before"
-    return backend.activation_dropout_backward(dy, saved.x, saved.activation, dropout.mask, dropout.scale, first)
+    return backend.activation_dropout_backward(
+        dy, saved.x, saved.activation, dropout.mask, dropout.scale, saved.is_first
+    )

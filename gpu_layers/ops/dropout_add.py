@@ -80,22 +80,14 @@ def dropout_add_forward(
     wide = _widened(bias, x)
     # Before out is written to: a backward that needs x then notices.
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
-    keeps = phi not in ("relu", "identity")
     writes = write_count()
     source = x
     if out is not None:
         source, residual = claim_elementwise(out, x, residual)
     y, bits = backend.dropout_add_forward(source, wide, residual, phi, mask, scale, order == "before", out)
-    return y, DropoutAddSaved(
-        phi,
-        order,
-        dropout,
-        x if keeps else None,
-        wide if keeps else None,
-        bits,
-        None if bias is None else bias.dtype,
-        writes,
-    )
+    kept = {"x": x, "bias": wide} if phi not in ("relu", "identity") else {}
+    dtype = None if bias is None else bias.dtype
+    return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, bias_dtype=dtype, **kept)
 
 
 def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any, Any]:

@@ -5,19 +5,27 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.catalogue import LAYERS, LayerExample
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import LAYOUTS, assert_same_bits, each_dtype, normal, unchanged
 
 EXAMPLES = {name: example for name, example in LAYERS.items() if example.inputs == 1}
 EXAMPLES["BatchNorm2d without averages"] = LayerExample(gl.BatchNorm2d, (4,), {"track_running_stats": False}, axes=4)
+EXAMPLES |= {
+    "Flatten": LayerExample(gl.Flatten, axes=4),
+    "Linear": LayerExample(gl.Linear, (4, 4), {"seed": 1}),
+    "Conv2d": LayerExample(gl.Conv2d, (4, 4, 3), {"padding": 1, "seed": 1}, axes=4),
+}
 each_layer = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
 
 
-def made(example):
-    return example.make(np.float32, gl.Generator(1))
+each_mode = pytest.mark.parametrize("training", [True, False])
 
 
-def input_of(example):
-    return normal((2, 4, 5, 4, 6)[: example.axes], np.float32)
+def made(example, dtype=np.float32):
+    return example.make(dtype, gl.Generator(1))
+
+
+def input_of(example, dtype=np.float32):
+    return normal((2, 4, 5, 4, 6)[: example.axes], dtype)
 
 
 @each_layer
@@ -43,7 +51,7 @@ def test_a_mode_is_a_boolean(example, mode):
 
 
 @each_layer
-@pytest.mark.parametrize("training", [True, False])
+@each_mode
 def test_backward_needs_a_forward(example, training):
     layer = made(example).train(training)
     with pytest.raises(RuntimeError, match=f"^{type(layer).__name__}.backward was called before forward$"):
@@ -51,7 +59,7 @@ def test_backward_needs_a_forward(example, training):
 
 
 @each_layer
-@pytest.mark.parametrize("training", [True, False])
+@each_mode
 def test_a_forward_that_raised_is_no_forward(example, training):
     layer = made(example).train(training)
     with pytest.raises(TypeError):
@@ -94,6 +102,58 @@ def test_gradients_have_the_keys_of_the_parameters(example):
     assert layer.gradients.keys() == layer.parameters.keys()
     for name, value in layer.parameters.items():
         assert (layer.gradients[name].shape, layer.gradients[name].dtype) == (value.shape, value.dtype)
+
+
+@each_layer
+@each_mode
+def test_a_gradient_that_does_not_fit_is_refused_and_changes_nothing(example, training):
+    layer = made(example).train(training)
+    y = layer(input_of(example))
+    dx, gradients = layer.backward(y), dict(layer.gradients)
+    for dy, error, message in (
+        (y.astype(np.float64), TypeError, "dy must have the output's dtype float32, got float64"),
+        (y[:1], ValueError, r"dy must have the output's shape \[2, .*\], got \[1, "),
+        (y[None], ValueError, r"dy must have the output's shape \[2, .*\], got \[1, 2, "),
+        (y.tolist(), TypeError, r"expected a numpy\.ndarray or cupy\.ndarray, got list"),
+        (None, TypeError, r"expected a numpy\.ndarray or cupy\.ndarray, got NoneType"),
+    ):
+        with pytest.raises(error, match=message):
+            layer.backward(dy)
+    assert all(layer.gradients[name] is value for name, value in gradients.items())
+    assert_same_bits(layer.backward(y), dx)
+
+
+@each_layer
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_memory_layouts_do_not_change_a_bit(example, dtype, layout):
+    layer, other = made(example, dtype), made(example, dtype)
+    for one in (layer, other):
+        for seed, values in enumerate(one.parameters.values()):
+            values[...] = normal(values.shape, seed=seed)
+    x = input_of(example, dtype)
+    y = layer(x)
+    dy = normal(y.shape, dtype, seed=9)
+    dx = layer.backward(dy)
+    x, dy = layout(x), layout(dy)
+    with unchanged(x, dy):
+        results = other(x), other.backward(dy)
+    for actual, expected in zip(results, (y, dx), strict=True):
+        assert_same_bits(actual, expected)
+        assert actual.flags.c_contiguous or isinstance(layer, gl.Flatten)
+    for name, value in layer.gradients.items():
+        assert_same_bits(other.gradients[name], value, name)
+
+
+@each_layer
+@each_mode
+def test_an_empty_batch_gives_an_empty_result(example, training):
+    layer, x = made(example).train(training), input_of(example)
+    outputs = layer(x).shape[1:]
+    y = layer(x[:0])
+    assert_same_bits(y, np.zeros((0, *outputs), np.float32))
+    assert_same_bits(layer.backward(y), x[:0])
+    assert not any(gradient.any() for gradient in layer.gradients.values())
 
 
 def test_a_bare_layer_says_what_it_lacks():

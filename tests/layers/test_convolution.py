@@ -91,14 +91,6 @@ def test_weight_gradient_is_that_of_finite_differences():
         parameter[...] = start
 
 
-def test_empty_batch():
-    layer, shape = _layer("plain", np.float32)
-    y = layer(np.empty((0, *shape[1:]), np.float32))
-    assert y.shape == (0, 4, 6, 6)
-    assert layer.backward(y).shape == (0, *shape[1:])
-    assert not layer.gradients["weight"].any()
-
-
 def test_too_large_for_half_becomes_infinity():
     layer = Conv2d(1, 1, 1, seed=0)
     layer.parameters["weight"][...] = 2
@@ -135,17 +127,6 @@ def test_bad_input(x, error, message):
 def test_bad_configuration(arguments, error, message):
     with pytest.raises(error, match=message):
         Conv2d(*arguments)
-
-
-def test_bad_gradient():
-    layer, shape = _layer("plain", np.float32)
-    with pytest.raises(RuntimeError, match=r"Conv2d\.backward was called before forward"):
-        layer.backward(np.zeros((2, 4, 6, 6), np.float32))
-    layer(np.zeros(shape, np.float32))
-    with pytest.raises(ValueError, match="dy must have the output's shape"):
-        layer.backward(np.zeros((2, 4, 6, 5), np.float32))
-    with pytest.raises(TypeError, match="dy must have the output's dtype float32"):
-        layer.backward(np.zeros((2, 4, 6, 6)))
 
 
 def test_repr_is_like_torch():

@@ -12,7 +12,6 @@ from tests.inputs import (
     accumulation_dtype,
     assert_same_bits,
     each_dtype,
-    integers,
     normal,
     unchanged,
     with_specials,
@@ -201,32 +200,6 @@ def test_backward_keeps_to_the_mode_of_its_forward():
     layer(x)
     layer.train()
     assert_same_bits(layer.backward(x), x)
-
-
-def test_backward_repeats():
-    layer = gl.Dropout(generator=gl.Generator(SEED))
-    layer(np.ones(50))
-    dy = integers((50,))
-    first = layer.backward(dy)
-    assert_same_bits(layer.backward(dy), first)
-    assert_same_bits(layer.backward(2 * dy), 2 * first)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@each_scaling
-@pytest.mark.parametrize(
-    ("dy", "error", "message"),
-    [
-        (np.ones(3), TypeError, "dy must have the output's dtype float32, got float64"),
-        (np.ones(4, np.float32), ValueError, r"dy must have the output's shape \[3\], got \[4\]"),
-        ([1.0] * 3, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
-    ],
-)
-def test_a_gradient_that_does_not_fit_is_refused(training, scaling, dy, error, message):
-    layer = gl.Dropout(scaling=scaling).train(training)
-    layer(np.ones(3, np.float32))
-    with pytest.raises(error, match=message):
-        layer.backward(dy)
 
 
 # In place.

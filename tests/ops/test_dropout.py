@@ -398,18 +398,8 @@ def test_any_real_number_is_a_probability(p):
     assert_same_bits(y, expected_dropout(X, float(p)))
 
 
-@pytest.mark.parametrize(
-    ("dy", "error", "message"),
-    [
-        (np.ones(6), TypeError, "dy must have the output's dtype float32, got float64"),
-        (np.ones(5, np.float32), ValueError, r"dy must have the output's shape \[6\], got \[5\]"),
-        (np.ones((1, 6), np.float32), ValueError, r"dy must have the output's shape \[6\], got \[1, 6\]"),
-        ([1.0] * 6, TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
-        (None, TypeError, "expected a numpy.ndarray or cupy.ndarray, got NoneType"),
-    ],
-)
-def test_backward_refuses_a_gradient_that_does_not_fit(dy, error, message):
+def test_backward_refuses_a_gradient_that_does_not_fit_and_writes_nothing():
     _, saved = gl.ops.dropout_forward(X, 0.5, 1, 2)
     out = np.full(6, 9, np.float32)
-    with unchanged(out), pytest.raises(error, match=message):
-        gl.ops.dropout_backward(dy, saved, out=out)
+    with unchanged(out), pytest.raises(ValueError, match=r"dy must have the output's shape \[6\], got \[5\]"):
+        gl.ops.dropout_backward(np.ones(5, np.float32), saved, out=out)

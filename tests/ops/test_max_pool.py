@@ -6,7 +6,6 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import (
-    LAYOUTS,
     assert_same_bits,
     assert_same_values,
     each_dtype,
@@ -14,9 +13,6 @@ from tests.inputs import (
     integers,
     normal,
     tie_free,
-    to_channels_first,
-    to_channels_last,
-    unchanged,
     with_specials,
 )
 from tests.ops.pool_cases import SHAPES, TORCH_MAX_POOL, configurations, taps_inside, window_of
@@ -102,28 +98,6 @@ def test_padding_up_to_half_of_a_dilated_window_is_minus_infinity(rank):
         dy = integers(y.shape)
         expected.backward(to_torch(dy))
         assert_same_values(gl.ops.max_pool_backward(dy, saved), from_torch(leaf.grad))
-
-
-@each_dtype
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_layouts_do_not_change_a_bit(dtype, layout, channels_last):
-    options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "ceil_mode": True}
-    values = with_specials((2, 3, 9, 7), dtype)
-    y, saved = gl.ops.max_pool_forward(values, **options)
-    dy = normal(y.shape, dtype, seed=1)
-    dx, indices = gl.ops.max_pool_backward(dy, saved), gl.ops.max_pool_indices(saved)
-
-    convert, back = (to_channels_last, to_channels_first) if channels_last else (np.copy, np.copy)
-    x, gradient = layout(convert(values)), layout(convert(dy))
-    with unchanged(x, gradient):
-        y_other, saved_other = gl.ops.max_pool_forward(x, **options, channels_last=channels_last)
-        dx_other = gl.ops.max_pool_backward(gradient, saved_other)
-    assert_same_bits(back(y_other), y)
-    assert_same_bits(back(dx_other), dx)
-    np.testing.assert_array_equal(back(gl.ops.max_pool_indices(saved_other)), indices)
-    assert y_other.flags.c_contiguous
-    assert dx_other.flags.c_contiguous
 
 
 @each_rank
@@ -230,25 +204,6 @@ def test_what_is_saved_is_the_number_of_the_winning_tap(kernel, dtype):
     assert saved.argmax.dtype == dtype
     assert saved.argmax.item() == kernel[0] * kernel[1] - 1
     assert gl.ops.max_pool_indices(saved).item() == kernel[0] * kernel[1] - 1
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_an_empty_batch_gives_an_empty_result(channels_last):
-    x = np.zeros((0, 4, 6, 3) if channels_last else (0, 3, 4, 6), np.float32)
-    y, saved = gl.ops.max_pool_forward(x, (2, 2), channels_last=channels_last)
-    expected = np.zeros((0, 2, 3, 3) if channels_last else (0, 3, 2, 3), np.float32)
-    assert_same_bits(y, expected)
-    assert_same_bits(gl.ops.max_pool_indices(saved), expected.astype(np.int64))
-    assert_same_bits(gl.ops.max_pool_backward(y, saved), x)
-
-
-def test_backward_repeats_to_the_last_bit():
-    x = normal((2, 3, 17, 19), np.float32)
-    y, saved = gl.ops.max_pool_forward(x, (3, 3), 1, 1)
-    dy = normal(y.shape, np.float32, seed=1)
-    with unchanged(saved.argmax):
-        first = gl.ops.max_pool_backward(dy, saved)
-    assert_same_bits(gl.ops.max_pool_backward(dy, saved), first)
 
 
 def test_nothing_is_saved_of_the_input():

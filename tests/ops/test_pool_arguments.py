@@ -100,28 +100,3 @@ def test_numpy_integers_and_lists_are_sizes(pool):
 def test_bad_divisors(divisor, error, message):
     with pytest.raises(error, match=message):
         gl.ops.avg_pool_forward(X, (2, 2), divisor_override=divisor)
-
-
-@pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
-@pytest.mark.parametrize(
-    ("dy", "error", "message"),
-    [
-        (np.ones((2, 3, 3, 3)), TypeError, "dy must have the output's dtype float32, got float64"),
-        (
-            np.ones((2, 3, 3, 2), np.float32),
-            ValueError,
-            r"dy must have the output's shape \[2, 3, 3, 3\], got \[2, 3, 3, 2",
-        ),
-        (
-            np.ones((3, 3, 3), np.float32),
-            ValueError,
-            r"dy must have the output's shape \[2, 3, 3, 3\], got \[3, 3, 3\]",
-        ),
-        (X, ValueError, "dy must have the output's shape"),
-        ([1.0], TypeError, "expected a numpy.ndarray or cupy.ndarray, got list"),
-    ],
-)
-def test_gradients_that_do_not_fit(name, dy, error, message):
-    _, saved = getattr(gl.ops, f"{name}_forward")(X, (2, 2))
-    with pytest.raises(error, match=message):
-        getattr(gl.ops, f"{name}_backward")(dy, saved)

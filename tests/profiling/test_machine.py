@@ -8,12 +8,11 @@ pytest.importorskip("cupy")
 from gpu_layers.catalogue import OPERATIONS
 from gpu_layers.runtime.backend import use_executor
 from gpu_layers.runtime.emulation import Emulation
-from profiling.cases import Case, InputMaker
+from profiling.cases import Case, InputMaker, call_of
 from profiling.devices import EmulatedDevice
 from profiling.instructions import UnknownInstructionError
 from profiling.machine import MachineError, execute
 from profiling.model import compiled as project_kernel
-from profiling.traffic import call_of
 from tests.profiling.sources import CHAIN, COPY, compiled
 
 BLOCK = (256, 1, 1)

@@ -1,0 +1,64 @@
+"""What the layers that multiply by a weight share: parameters, and backward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpu_layers.core.array import Array
+from gpu_layers.core.cuda import place_of
+from gpu_layers.core.writes import check_unwritten
+from gpu_layers.layers.base import Layer
+from gpu_layers.layers.initialization import he_normal
+from gpu_layers.layers.precision import parameter_dtype
+from gpu_layers.ops.checks import check_gradient
+from gpu_layers.runtime.backend import backend_for
+
+
+class WeightedLayer(Layer):
+    """A layer with a weight of a shape (outputs, inputs), and maybe a bias; forward saves x, weight and writes."""
+
+    def __init__(self, shape: tuple[int, ...], bias: bool, dtype: Any, seed: int | np.random.Generator | None) -> None:
+        super().__init__()
+        self.dtype = parameter_dtype(dtype)
+        self.parameters["weight"] = he_normal(shape, math.prod(shape[1:]), self.dtype, seed)
+        if bias:
+            self.parameters["bias"] = np.zeros(shape[0], self.dtype)
+
+    def backward(self, dy: Array) -> Array:
+        """Gradient of x; assigns :attr:`gradients` of weight and bias.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient of the last forward's output, of its shape and dtype.
+
+        Returns
+        -------
+        array
+            x's shape and dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dy has another array type, dtype or shape.
+        RuntimeError
+            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
+        """
+        x, weight, writes = self._saved_by_forward()
+        backend_for(dy, x)
+        check_gradient(dy, self._output_shape(x.shape), x.dtype)
+        check_unwritten(writes, x=x, weight=weight)
+        with place_of(x):
+            dx, self.gradients = self._gradients(dy, x, weight)
+        return dx
+
+    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the output for an input of a shape."""
+        raise NotImplementedError
+
+    def _gradients(self, dy: Array, x: Array, weight: Array) -> tuple[Array, dict[str, Array]]:
+        """Of x, and of the parameters."""
+        raise NotImplementedError
