@@ -57,10 +57,11 @@ def _raw(
         residual = _as_input(residual, x)
     if running is not None:
         mean, var, batches, momentum, skip_nonfinite = running
-        if not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype:
-            # Within the kernel that normalises.
+        if batches is not None and mean.dtype is var.dtype is dtype:
+            # Within the kernel that finds the statistics.
             mean, var, batches = place.buffers(mean, var, batches)
-            found = RunningStatistics(mean, var, batches, momentum, x.numel() // x.shape[1])
+            count = x.numel() // x.shape[1]
+            found = RunningStatistics(mean, var, batches, momentum, count, finite_only=skip_nonfinite)
     y, statistics = place.floor.batch_norm_forward(
         array(x, channels_last),
         *place.parameters(weight, bias, dtype),
@@ -392,8 +393,8 @@ def _run_update(
     wide = [one if one.dtype is dtype else one.to(dtype) for one, dtype in zip(changed, _wide(statistics), strict=True)]
     place = arrays.here(statistics)
     mean, var, number = place.buffers(*wide)
-    running = RunningStatistics(mean, var, number, momentum, count)
-    place.floor.batch_norm_fold(place.array(statistics), running, finite_only=skip_nonfinite)
+    running = RunningStatistics(mean, var, number, momentum, count, finite_only=skip_nonfinite)
+    place.floor.batch_norm_fold(place.array(statistics), running)
     for one, found in zip(changed, wide, strict=True):
         if found is not one:
             one.data.copy_(found)
