@@ -23,11 +23,11 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_statistics(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                           accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                           accumulate_t<T>* running_mean, accumulate_t<T>* running_var, long long* batches,
-                          FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps, Layout layout) {
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    find_statistics(x, result, layout);
+                          long long* skipped, unsigned int* arrived, FoldingRule<accumulate_t<T>> rule,
+                          accumulate_t<T> eps, Layout layout) {
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+    find_statistics(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels}, arrived,
+                    layout);
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
@@ -35,12 +35,14 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
-                                A* running_mean, A* running_var, long long* batches, FoldingRule<A> rule,
-                                A eps, long long channels, long long blocks) {
-    const RunningStatistics<A> running{running_mean, running_var, batches, rule};
+                                A* running_mean, A* running_var, long long* batches, long long* skipped,
+                                unsigned int* arrived, FoldingRule<A> rule, A eps, long long channels,
+                                long long blocks) {
+    const RunningStatistics<A> running{running_mean, running_var, batches, skipped, rule};
     const StatisticsResult<A> result{
         const_cast<A*>(partial_moments), statistics, gamma, beta, running, eps, channels};
     merge_parts(result, channels, blocks);
+    result.fold_by_last(arrived, gridDim.x);
 }
 
 // y = phi(gamma * (x - mean) * inv_std + beta + residual).
@@ -62,48 +64,22 @@ __device__ __forceinline__ A unbiased_factor(double values) {
     return static_cast<A>(values / max(values - 1.0, 1.0));
 }
 
-// Folds the statistics of a batch into the running ones, if it is taken; see RunningStatistics.
+// Folds given statistics of a batch into the running ones; see RunningStatistics::fold_all.
 //   statistics   [5, channels]
-//   batches      [1], those that are in the running statistics, this one included if it is taken
-//   skipped      [1], those that were not taken; may be null
-//   accepted     [1], whether it is taken; may be null: it is
-//   cumulative   whether each batch counts alike: instead of rule.old and rule.newest
-//   finite_only  take it only if all of its statistics are finite
+//   accepted     [1], may be null: it is
 //   values       [1], of a channel in the batch; null if rule.unbiased and is_empty say enough
-//   is_empty     a batch of no values is counted and nothing else
 // Launch: one block of kChannelThreads.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_fold(const A* statistics, A* running_mean, A* running_var, long long* batches,
                     long long* skipped, const unsigned char* accepted, const double* values,
-                    FoldingRule<A> rule, int cumulative, int finite_only, int is_empty, long long channels) {
-    int taken = accepted == nullptr || *accepted != 0;
-    if (finite_only) {
-        for (long long c = threadIdx.x; c < channels; c += kChannelThreads)
-            taken = taken && isfinite(statistics[kMean * channels + c]) &&
-                    isfinite(statistics[kVar * channels + c]);
-    }
-    // Also: all threads have read the counts before one of them changes these.
-    const long long before = *batches;
-    taken = __syncthreads_and(taken);
-    if (threadIdx.x == 0) {
-        if (taken) *batches = before + 1;
-        if (!taken && skipped != nullptr) *skipped += 1;
-    }
+                    FoldingRule<A> rule, int is_empty, long long channels) {
     if (values != nullptr) {
         is_empty = *values == 0.0;
         rule.unbiased = unbiased_factor<A>(*values);
     }
-    if (!taken || is_empty) return;
-    if (cumulative) {
-        const double newest = 1.0 / static_cast<double>(before + 1);
-        rule.newest = static_cast<A>(newest);
-        rule.old = static_cast<A>(1.0 - newest);
-    }
-    for (long long c = threadIdx.x; c < channels; c += kChannelThreads) {
-        rule.fold(running_mean[c], statistics[kMean * channels + c]);
-        rule.fold(running_var[c], statistics[kVar * channels + c] * rule.unbiased);
-    }
+    const RunningStatistics<A> running{running_mean, running_var, batches, skipped, rule};
+    running.fold_all(statistics, channels, accepted == nullptr || *accepted != 0, is_empty);
 }
 
 // Mean and variance of all values from those of their parts, in the order of the parts, in double (Chan,
@@ -113,21 +89,23 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 //   statistics    [2, channels], kMean and kVar; 0 of no values
 //   total         [1], values of all; may be null
 //   running_mean, running_var, batches   null where there are none; of no values the batch is only counted
+//   arrived       see arrives_last; may be null if the rule does not need all channels
 // Launch: 1-D, kChannelThreads, a thread a channel, at least one block.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_parts(const A* parts, const double* counts, unsigned long long count,
                            unsigned long long last, A* statistics, double* total, A* running_mean,
-                           A* running_var, long long* batches, FoldingRule<A> rule, long long part_count,
-                           long long part_size, long long channels) {
+                           A* running_var, long long* batches, long long* skipped, unsigned int* arrived,
+                           FoldingRule<A> rule, long long part_count, long long part_size,
+                           long long channels) {
     const long long channel = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
-    // The first thread counts, also if there are no channels.
-    if (channel > 0 && channel >= channels) return;
+    // Of a thread without a channel too, which may have to fold others in.
+    const long long shown = max(min(channel, channels - 1), 0ll);
     double values = 0.0, mean = 0.0, squares = 0.0;
     for (long long part = 0; part < part_count; ++part) {
         const double own = counts ? counts[part] : static_cast<double>(part + 1 < part_count ? count : last);
         if (own == 0.0) continue;
-        const A* const column = parts + part * part_size + channel;
+        const A* const column = parts + part * part_size + shown;
         const double own_mean = column[kMean * channels], own_squares = column[kVar * channels] * own;
         const double sum = values + own, difference = own_mean - mean;
         const bool is_first = values == 0.0;
@@ -136,18 +114,26 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
             is_first ? own_squares : squares + own_squares + difference * difference * (values * own / sum);
         values = sum;
     }
+    const bool is_empty = values == 0.0;
+    rule.unbiased = unbiased_factor<A>(values);
+    const RunningStatistics<A> running{running_mean, running_var, batches, skipped, rule};
+    // The first thread counts, also if there are no channels.
     if (channel == 0) {
         if (total) *total = values;
-        if (batches) *batches += 1;
+        if (batches && !rule.needs_all()) *batches += 1;
     }
-    if (channel >= channels) return;
-    const A all_mean = static_cast<A>(mean);
-    const A all_var = static_cast<A>(values == 0.0 ? 0.0 : squares / values);
-    statistics[kMean * channels + channel] = all_mean;
-    statistics[kVar * channels + channel] = all_var;
-    if (running_mean == nullptr || values == 0.0) return;
-    rule.fold(running_mean[channel], all_mean);
-    rule.fold(running_var[channel], all_var * unbiased_factor<A>(values));
+    if (channel < channels) {
+        const A all_mean = static_cast<A>(mean);
+        const A all_var = static_cast<A>(is_empty ? 0.0 : squares / values);
+        statistics[kMean * channels + channel] = all_mean;
+        statistics[kVar * channels + channel] = all_var;
+        if (running_mean && !is_empty && !rule.needs_all()) {
+            rule.fold(running_mean[channel], all_mean);
+            rule.fold(running_var[channel], all_var * rule.unbiased);
+        }
+    }
+    if (rule.needs_all() && arrives_last(arrived, gridDim.x))
+        running.fold_all(statistics, channels, true, is_empty);
 }
 
 // Given statistics and the parameters that go with them, as they are now; see StatisticsRow.
@@ -184,21 +170,21 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     merge_parts(GradientResult<A>{const_cast<A*>(partial_sums), inv_std, dgamma, dbeta}, channels, blocks);
 }
 
-// Shares of each value in the gradients of the parameters over all parts: sums in double, in the order of the
-// parts, over the number of values. An input gradient takes them with an inv_count of 1.
+// The gradients of the parameters over all parts: sums in double, in the order of the parts; or the shares of
+// each value in them, which an input gradient takes with an inv_count of 1.
 //   sums     [part_count, size], dgamma and dbeta of each
-//   count    [1], values of a channel in all parts
-//   shares   [size]
+//   count    [1], values of a channel in all parts; or null: the gradients themselves
+//   added    [size]
 // Launch: 1-D, kChannelThreads, a thread a number.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_add_gradients(const A* sums, const double* count, A* shares, long long part_count,
+    batch_norm_add_gradients(const A* sums, const double* count, A* added, long long part_count,
                              long long size) {
     const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
     if (i >= size) return;
     double sum = sums[i];
     for (long long part = 1; part < part_count; ++part) sum += sums[part * size + i];
-    shares[i] = static_cast<A>(sum) * static_cast<A>(1.0 / *count);
+    added[i] = static_cast<A>(sum) * (count ? static_cast<A>(1.0 / *count) : A(1));
 }
 
 // Gradients of x and of the residual.

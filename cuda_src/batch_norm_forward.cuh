@@ -6,9 +6,11 @@
 
 #include "normalization.cuh"
 
+//   arrived   see StatisticsResult::fold_by_last; not of padded batches
 template <typename T, typename Layout, typename Valid = AllPositions>
 __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResult<accumulate_t<T>>& result,
-                                                const Layout& layout, const Valid& valid = {}) {
+                                                unsigned int* arrived, const Layout& layout,
+                                                const Valid& valid = {}) {
     using A = accumulate_t<T>;
     constexpr int kChannels = Layout::kChannels;
     __shared__ Moments<A> scratch[kReductionScratch<Layout>];
@@ -29,6 +31,7 @@ __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResu
         const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(block.channel + k, valid)];
         write_result(result, {all, to_accumulate(origin)}, block.channel + k, block.rank, layout.blocks);
     });
+    if (layout.blocks == 1) result.fold_by_last(arrived, gridDim.x);
 }
 
 //   other arguments   of batch_norm_normalize

@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear
     padded_batch_norm_statistics(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                  accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                  accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                 long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                 long long* batches, long long* skipped, unsigned int* arrived,
+                                 FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                  const unsigned int* valid, unsigned long long first_valid, Layout layout) {
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    find_statistics(x, result, layout, positions(valid, first_valid));
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+    find_statistics(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels}, arrived,
+                    layout, positions(valid, first_valid));
 }
 
 template <typename T, typename Layout, Epilogue Fused>
@@ -74,15 +74,14 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                          const accumulate_t<T>* beta, const T* residual, int activation, T* y,
                                          accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                          accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                         long long* batches, unsigned int* barrier_count,
+                                         long long* batches, long long* skipped, unsigned int* barrier_count,
                                          FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                          const unsigned int* valid, unsigned long long first_valid,
                                          Layout layout) {
     DYNAMIC_SHARED(slots);
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    forward_persistent<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+    forward_persistent<T, Fused>(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
+                                 residual, activation, y, barrier_count, slots, layout,
                                  positions(valid, first_valid));
 }
 

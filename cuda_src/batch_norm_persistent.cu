@@ -7,8 +7,8 @@
 // go from channel to channel on their own: while one waits or writes, another reads.
 //
 // Arguments are those of batch_norm.cu, and
-//   barrier_count   [groups], 0: see group_barrier. Unused, and may be null, where a channel has a single
-//   block
+//   barrier_count   [groups + 1], 0: see group_barrier; the last one, see arrives_last. Where a channel has a
+//                   single block there is only the last one; null if the rule does not need all channels
 // Launch: blockDim as in batch_norm.cu; blocks blocks a group, any number of groups; cooperative if blocks >
 // 1; dynamic shared memory for what each thread keeps, kVectorBytes for a vector or a single value.
 #include "batch_norm_persistent.cuh"
@@ -18,14 +18,13 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     batch_norm_forward_persistent(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                   const T* residual, int activation, T* y, accumulate_t<T>* partial_moments,
                                   accumulate_t<T>* statistics, accumulate_t<T>* running_mean,
-                                  accumulate_t<T>* running_var, long long* batches,
+                                  accumulate_t<T>* running_var, long long* batches, long long* skipped,
                                   unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
                                   accumulate_t<T> eps, Layout layout) {
     DYNAMIC_SHARED(slots);
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    forward_persistent<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout);
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+    forward_persistent<T, Fused>(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
+                                 residual, activation, y, barrier_count, slots, layout);
 }
 
 //   activation   none or ReLU, whose gradient is exact; shared memory: what is kept of x, then of dz

@@ -278,6 +278,7 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         }
         for_each_in_block<T, kTaken<Fused, Valid>>(layout, channel, block.rank, normalize, valid);
     }
+    result.fold_by_last(barrier_count + (layout.blocks > 1 ? block.groups : 0), gridDim.x);
 }
 
 // ---- backward --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// A barrier between the blocks of a group.
+// What blocks wait for each other at, or count each other by.
 #pragma once
 
 #ifdef GPU_LAYERS_EMULATED
@@ -12,6 +12,12 @@ __device__ __forceinline__ unsigned int load_acquire(unsigned int* counter) {
     __threadfence();
     return value;
 }
+__device__ __forceinline__ unsigned int add_acquire_release(unsigned int* counter, unsigned int value) {
+    __threadfence();
+    const unsigned int before = atomicAdd(counter, value);
+    __threadfence();
+    return before;
+}
 #else
 // Adds to a counter in global memory; who reads the sum by load_acquire also sees what was written before.
 __device__ __forceinline__ void add_release(unsigned int* counter, unsigned int value) {
@@ -21,6 +27,15 @@ __device__ __forceinline__ unsigned int load_acquire(const unsigned int* counter
     unsigned int value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
     return value;
+}
+// Both at once; what the counter was before.
+__device__ __forceinline__ unsigned int add_acquire_release(unsigned int* counter, unsigned int value) {
+    unsigned int before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(value)
+                 : "memory");
+    return before;
 }
 #endif
 
@@ -42,4 +57,13 @@ __device__ __forceinline__ void group_barrier(unsigned int* barrier_count, unsig
         while (load_acquire(barrier_count) < expected) __nanosleep(32);
     }
     __syncthreads();
+}
+
+// Whether this is the last of so many blocks to come here: then it sees what each of them wrote before.
+// Nobody waits, so that any launch will do. All threads of the block must call it.
+//   arrived   in global memory, 0 when the launch begins
+__device__ __forceinline__ bool arrives_last(unsigned int* arrived, unsigned int blocks) {
+    __syncthreads();
+    const bool is_first = threadIdx.x == 0 && threadIdx.y == 0;
+    return __syncthreads_or(is_first && add_acquire_release(arrived, 1u) == blocks - 1u);
 }

@@ -6,7 +6,10 @@
 
 #include "activation.cuh"
 #include "channel_layout.cuh"
+#include "group_barrier.cuh"
 #include "moments.cuh"
+
+__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 // Mean, biased variance, 1 / sqrt(variance + eps) of a channel, and how many values it has, where they were
 // counted.
@@ -20,31 +23,75 @@ enum StatisticsRow { kMean, kVar, kInvStd, kGamma, kBeta };
 
 // How the statistics of a batch are folded into running ones: running = running * old + batch * newest, of
 // the variance times unbiased: n / (n - 1) for n values, or 0 where only the kernels count them.
+//   cumulative    whether each batch counts alike: instead of old and newest
+//   finite_only   whether a batch is taken only if all of its statistics are finite
 template <typename A>
 struct FoldingRule {
     A old, newest, unbiased;
+    int cumulative, finite_only;
+
+    // Of these rules one channel depends on the others: on their statistics, or on the number of batches,
+    // which is changed only when all channels are done.
+    __device__ __forceinline__ bool needs_all() const { return cumulative || finite_only; }
 
     __device__ __forceinline__ void fold(A& running, A batch) const {
         running = running * old + batch * newest;
     }
 };
 
-// Running statistics, and how many batches are in them. Null where there are none.
+// Running statistics. Null where there are none.
 //   mean, var   [channels]
-//   batches     [1]
+//   batches     [1], how many are in them
+//   skipped     [1], how many were not taken; may be null
 template <typename A>
 struct RunningStatistics {
     A *mean, *var;
-    long long* batches;
+    long long *batches, *skipped;
     FoldingRule<A> rule;
 
-    // One thread calls this for a channel.
+    // A channel of a batch, by one thread, unless the rule needs all of them.
     __device__ __forceinline__ void fold(const ChannelStatistics<A>& batch, long long channel) const {
-        if (mean == nullptr) return;
+        if (mean == nullptr || rule.needs_all()) return;
         const A unbiased = rule.unbiased != A(0) ? rule.unbiased : batch.count / (batch.count - A(1));
         rule.fold(mean[channel], batch.mean);
         rule.fold(var[channel], batch.var * unbiased);
         if (channel == 0) *batches += 1;
+    }
+
+    // All channels of a batch, by a block of kChannelThreads, in few instructions, which all kernels that
+    // find statistics carry along; not with an `unbiased` of 0.
+    //   statistics   [2 or more, channels], see StatisticsRow
+    //   accepted     whether it is taken, if the rule allows
+    //   is_empty     a batch of no values is counted and nothing else
+    __device__ __forceinline__ void fold_all(const A* statistics, long long channels, bool accepted = true,
+                                             bool is_empty = false) const {
+        static_assert(kMean == 0 && kVar == 1, "the rows that are folded in are the first");
+        const int thread = linear_thread();
+        if (rule.finite_only) {
+#pragma unroll 1
+            for (long long i = thread; i < 2 * channels; i += kChannelThreads)
+                accepted = accepted && is_finite(statistics[i]);
+        }
+        // Also: all threads have read the count before it changes.
+        const long long before = *batches;
+        const bool taken = __syncthreads_and(accepted);
+        if (thread == 0) {
+            if (taken) *batches = before + 1;
+            if (!taken && skipped != nullptr) *skipped += 1;
+        }
+        if (!taken || is_empty) return;
+        FoldingRule<A> applied = rule;
+        if (rule.cumulative) {
+            const double newest = 1.0 / static_cast<double>(before + 1);
+            applied.newest = static_cast<A>(newest);
+            applied.old = static_cast<A>(1.0 - newest);
+        }
+#pragma unroll 1
+        for (long long i = thread; i < 2 * channels; i += kChannelThreads) {
+            const bool is_mean = i < channels;
+            applied.fold(is_mean ? mean[i] : var[i - channels],
+                         is_mean ? statistics[i] : statistics[i] * rule.unbiased);
+        }
     }
 };
 
@@ -59,8 +106,6 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
     column[kGamma * channels] = gamma ? gamma[channel] : A(1);
     column[kBeta * channels] = beta ? beta[channel] : A(0);
 }
-
-__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 // Writes what a block has found of a channel: its numbers, or, if the channel has other blocks, a part of a
 // result that these have to merge. A result, see below, has
@@ -130,6 +175,13 @@ struct StatisticsResult {
     __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
         write_statistics(statistics, of_channel, gamma, beta, channel, channels);
         running.fold(of_channel, channel);
+    }
+
+    // Folds in a batch whose rule needs all channels, in the last of so many blocks to come here, each of
+    // which has written its channels. All threads of these blocks must call it.
+    //   arrived   see arrives_last; may be null if the rule does not
+    __device__ __forceinline__ void fold_by_last(unsigned int* arrived, unsigned int blocks) const {
+        if (running.rule.needs_all() && arrives_last(arrived, blocks)) running.fold_all(statistics, channels);
     }
 
     // The count is not there.

@@ -361,10 +361,11 @@ def _fold(dtype: np.dtype) -> Case:
             mean, var, batches, skipped = changed
             backend_for(mean).batch_norm_fold(
                 arrays[f"statistics {channels} {spoilt}"],
-                RunningStatistics(mean, var, batches, momentum, arrays.get(f"{values}", values)),
-                None if accepted is None and not finite_only else skipped,
+                RunningStatistics(
+                    *(mean, var, batches, momentum, arrays.get(f"{values}", values)),
+                    *(None if accepted is None and not finite_only else skipped, finite_only),
+                ),
                 None if accepted is None else arrays[str(accepted)],
-                finite_only,
             )
             name = f"{channels}, {spoilt}, momentum={momentum}, {values} values, {finite_only=}, {accepted=}"
             results |= {f"{of} of {name}": array for of, array in zip(_CHANGED, changed, strict=True)}

@@ -20,6 +20,10 @@ class RunningStatistics(NamedTuple):
         None gives all batches the same weight.
     values : int, or array of float64, shape ()
         Values per channel in the batch.
+    skipped : array of int64, of one element, optional
+        Counts the batches that are not taken; changed in place.
+    finite_only : bool
+        Whether a batch is taken only if all of its means and variances are finite.
     """
 
     mean: Array
@@ -27,8 +31,10 @@ class RunningStatistics(NamedTuple):
     batches: Array
     momentum: float | None
     values: Any
+    skipped: Array | None = None
+    finite_only: bool = False
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any]:
+    def arrays(self) -> tuple[Any, Any, Any, Any | None]:
         """The arrays that are changed."""
-        return self.mean, self.var, self.batches
+        return self.mean, self.var, self.batches, self.skipped

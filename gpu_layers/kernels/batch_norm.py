@@ -25,10 +25,12 @@ from gpu_layers.kernels.batch_norm_common import (
     ROWS,
     RUNNING_ARRAYS,
     STRAIGHT_FUSIONS,
+    Folding,
     LayoutKernel,
     Normalization,
     PersistentKernel,
     activation_number,
+    arrivals,
     contiguous,
     deliver,
     folding_rule,
@@ -36,6 +38,7 @@ from gpu_layers.kernels.batch_norm_common import (
     gradients,
     merge_gradients,
     merge_statistics,
+    needs_all,
     new_statistics,
     of_inputs,
     sums_of_channels,
@@ -74,15 +77,13 @@ class _Kernels:
     """
 
     def __init__(self, source: str, persistent_source: str, name: str, fusions: tuple[dict[str, str], ...]) -> None:
-        fused: dict[str, Any] = {"of_nchw": fusions, "of_nhwc": fusions}
-        straight: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
         self._fusions = fusions
         self.statistics = LayoutKernel(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
-        self.normalize = LayoutKernel(source, f"{name}_normalize", **fused)
-        self.gradient_sums = LayoutKernel(source, f"{name}_gradient_sums", **fused)
-        self.input_gradient = LayoutKernel(source, f"{name}_input_gradient", **fused)
-        self.forward = PersistentKernel(persistent_source, f"{name}_forward_persistent", **straight)
-        self.backward = PersistentKernel(persistent_source, f"{name}_backward_persistent", **straight)
+        self.normalize = LayoutKernel(source, f"{name}_normalize", fusions=fusions)
+        self.gradient_sums = LayoutKernel(source, f"{name}_gradient_sums", fusions=fusions)
+        self.input_gradient = LayoutKernel(source, f"{name}_input_gradient", fusions=fusions)
+        self.forward = PersistentKernel(persistent_source, f"{name}_forward_persistent", fusions=STRAIGHT_FUSIONS)
+        self.backward = PersistentKernel(persistent_source, f"{name}_backward_persistent", fusions=STRAIGHT_FUSIONS)
 
     def epilogue(self, residual: Array | None, activation: str) -> str:
         """Of the elementwise ones."""
@@ -93,9 +94,7 @@ class _Kernels:
 _CURVED = {"Epilogue": "kSmooth"}
 _WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED))
 _PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm", (STRAIGHT_FUSIONS[1], _CURVED))
-_FOLD = KernelTemplate(
-    "batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, (*RUNNING_ARRAYS, "skipped")
-)
+_FOLD = KernelTemplate("batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS)
 _MERGE_PARTS = KernelTemplate(
     "batch_norm.cu", "batch_norm_merge_parts", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
 )
@@ -116,13 +115,20 @@ def _arguments(norm: Normalization) -> tuple[Any, ...]:
     return *norm.of_channels, norm.residual, norm.number
 
 
-def of_running_statistics(running: RunningStatistics | None) -> tuple[tuple[Any, ...], tuple[float | None, int] | None]:
-    """The arrays of running statistics, and how they are folded in: None if there are none."""
-    if running is None:
-        return (None, None, None), None
-    if running.momentum is None:
-        raise ValueError("a cumulative average is folded in by batch_norm_fold")
-    return running.arrays, (running.momentum, running.values)
+def of_running_statistics(
+    running: RunningStatistics | None, valid: ValidPositions | None = None
+) -> tuple[tuple[Any, ...], Folding | None]:
+    """The arrays of running statistics, and how a batch is folded in.
+
+    None if there are none, or if that is left to :func:`batch_norm_fold`: the block that sees all channels of a padded
+    batch does not know how many values they have.
+    """
+    if running is not None:
+        counted = valid is None and isinstance(running.values, int)
+        folding = running.momentum, running.values if counted else _UNCOUNTED, running.finite_only
+        if valid is None or not needs_all(folding):
+            return running.arrays, folding
+    return (None, None, None, None), None
 
 
 def batch_norm_forward(
@@ -139,12 +145,13 @@ def batch_norm_forward(
     statistics: Array | None = None,
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
-    of_running, folding = of_running_statistics(running)
+    of_running, folding = of_running_statistics(running, valid)
     words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
-    if numbers and folding is not None:
-        folding = folding[0], _UNCOUNTED
     arrays = (x, gamma, beta, residual, *of_running, out, words, statistics)
-    return forward(arrays, (eps, channels_last, activation, folding), numbers)
+    y, statistics = forward(arrays, (eps, channels_last, activation, folding), numbers)
+    if running is not None and folding is None:
+        batch_norm_fold(statistics, running)
+    return y, statistics
 
 
 def batch_norm_statistics(
@@ -157,11 +164,12 @@ def batch_norm_statistics(
     valid: ValidPositions | None = None,
 ) -> Any:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
-    of_running, folding = of_running_statistics(running)
+    of_running, folding = of_running_statistics(running, valid)
     words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
-    if numbers and folding is not None:
-        folding = folding[0], _UNCOUNTED
-    return statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
+    statistics = statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
+    if running is not None and folding is None:
+        batch_norm_fold(statistics, running)
+    return statistics
 
 
 def batch_norm_inference(
@@ -183,7 +191,7 @@ def batch_norm_inference(
 
 
 def batch_norm_backward(
-    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, ...] = (None, None, None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
@@ -206,13 +214,13 @@ def batch_norm_input_gradient(
     return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_add_gradients(sums: Array, count: Array) -> Any:
+def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> Any:
     """``gpu_layers.reference.batch_norm_add_gradients``, as a kernel."""
     return _add_gradients((sums, count))
 
 
 def batch_norm_inference_backward(
-    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, Any | None] = (None, None)
+    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, ...] = (None, None, None, None)
 ) -> tuple[Any, Any, Any, Any | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
@@ -220,17 +228,10 @@ def batch_norm_inference_backward(
     return inference_backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_fold(
-    statistics: Array,
-    running: RunningStatistics,
-    skipped: Any | None = None,
-    accepted: Any | None = None,
-    finite_only: bool = False,
-) -> None:
+def batch_norm_fold(statistics: Array, running: RunningStatistics, accepted: Any | None = None) -> None:
     """``gpu_layers.reference.batch_norm_fold``, as a kernel."""
     values, told = (running.values, None) if isinstance(running.values, int) else (_UNCOUNTED, running.values)
-    arrays = (statistics, *running.arrays, skipped, accepted, told)
-    _fold(arrays, (running.momentum, values, finite_only))
+    _fold((statistics, *running.arrays, accepted, told), ((running.momentum, values, running.finite_only),))
 
 
 def batch_norm_merge_parts(
@@ -238,18 +239,17 @@ def batch_norm_merge_parts(
 ) -> tuple[Any, Any]:
     """``gpu_layers.reference.batch_norm_merge_parts``, as a kernel."""
     of_running, folding = of_running_statistics(running)
-    momentum = 0.0 if folding is None else folding[0]
     if not isinstance(counts, tuple):
-        return _merge_parts((parts, counts, *of_running), (channels, momentum), (0, 0))
+        return _merge_parts((parts, counts, *of_running), (channels, folding), (0, 0))
     told, numbers = None, (counts[0], counts[-1])
     if any(count != counts[0] for count in counts[:-1]):
         told = array_module(parts).asarray(np.array(counts, np.float64))
-    return _merge_parts((parts, told, *of_running), (channels, momentum), numbers)[0], sum(counts)
+    return _merge_parts((parts, told, *of_running), (channels, folding), numbers)[0], sum(counts)
 
 
 @Launcher
 def forward(
-    operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str, folding: tuple[float, int] | None
+    operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str, folding: Folding | None
 ) -> Any:
     """Of ``batch_norm_forward``."""
     x, gamma, beta, residual, *of_running, out, words, kept = operands
@@ -258,31 +258,31 @@ def forward(
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     statistics = new_statistics(x, plan, dtype) if kept is None else kept
-    running, rule = contiguous(of_running), folding_rule(*(folding or (0.0, 2)), dtype)
+    running, rule = contiguous(of_running), folding_rule(folding, dtype)
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-        if kernels.forward.run(plan, x, before, (rule, eps, *valid), Epilogue=fusion(residual, activation)):
+        if kernels.forward.run(plan, x, before, (rule, eps, *valid), folding, Epilogue=fusion(residual, activation)):
             deliver(running, of_running)
             return delivered(y, out), statistics
-    _launch_statistics(plan, x, dtype, (gamma, beta, partial_moments, statistics, *running, rule, eps), kernels, valid)
+    results = (gamma, beta, partial_moments, statistics, *running, arrivals(folding, x), rule, eps)
+    _launch_statistics(plan, x, dtype, results, kernels, valid)
     deliver(running, of_running)
     _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last, words)
     return delivered(y, out), statistics
 
 
 @Launcher
-def statistics_of_batch(
-    operands: Any, numbers: Any, eps: float, channels_last: bool, folding: tuple[float, int] | None
-) -> Any:
+def statistics_of_batch(operands: Any, numbers: Any, eps: float, channels_last: bool, folding: Folding | None) -> Any:
     """Of ``batch_norm_statistics``."""
     x, gamma, beta, *of_running, words = operands
     x = ready(x)
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
     statistics = new_statistics(x, plan, dtype)
-    running, rule = contiguous(of_running), folding_rule(*(folding or (0.0, 2)), dtype)
-    results = (gamma, beta, workspace(plan, 4, dtype, x), statistics, *running, rule, eps)
+    running, rule = contiguous(of_running), folding_rule(folding, dtype)
+    partial_moments = workspace(plan, 4, dtype, x)
+    results = (gamma, beta, partial_moments, statistics, *running, arrivals(folding, x), rule, eps)
     _launch_statistics(plan, x, dtype, results, *_of(words, numbers))
     deliver(running, of_running)
     return statistics
@@ -343,7 +343,7 @@ def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) 
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     kernels, valid = _of(words, numbers)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums, inputs = sums_of_channels(plan, x), of_inputs(x, norm, out)
+    sums, inputs = sums_of_channels(plan, x, out[1:3]), of_inputs(x, norm, out)
     arguments, fused = (dy, x, *_arguments(norm), *sums, *inputs), fusion(residual, activation)
     last = (plan.slots, *valid) if valid else (1 / plan.count, plan.slots)
     if activation not in EXACT_GRADIENT or not kernels.backward.run(plan, x, arguments, last, Epilogue=fused):
@@ -378,7 +378,7 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
     dy, x, statistics, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums, inputs = sums_of_channels(plan, x), of_inputs(x, norm, out)
+    sums, inputs = sums_of_channels(plan, x, out[1:3]), of_inputs(x, norm, out)
     _parameter_gradients(plan, dy, x, norm, sums, words)
     if words is not None or fusion(norm.residual, activation) != "kIdentity":
         _input_gradients(dy, x, norm, (None, None), plan.count, inputs, channels_last, words, numbers)
@@ -389,25 +389,25 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
 
 
 @Launcher
-def _fold(operands: Any, numbers: Any, momentum: float | None, count: int, finite_only: bool) -> None:
+def _fold(operands: Any, numbers: Any, folding: Folding) -> None:
     statistics, *changed, accepted, values = operands
-    mean, var, batches, skipped = contiguous(changed)
-    rule = folding_rule(0.0 if momentum is None else momentum, count, mean.dtype)
+    running = contiguous(changed)
+    mean, rule = running[0], folding_rule(folding, running[0].dtype)
     accepted = None if accepted is None else accepted.as_bytes()
-    modes = (int(momentum is None), int(finite_only), int(count == 0))
-    arguments = (ready(statistics), mean, var, batches, skipped, accepted, values, rule, *modes, mean.size)
+    arguments = (ready(statistics), *running, accepted, values, rule, int(folding[1] == 0), mean.size)
     launch(_FOLD(A=c_name(mean.dtype)), 1, THREADS, arguments)
-    deliver((mean, var, batches, skipped), changed)
+    deliver(running, changed)
 
 
 @Launcher
-def _merge_parts(operands: Any, numbers: Any, channels: int, momentum: float) -> Any:
+def _merge_parts(operands: Any, numbers: Any, channels: int, folding: Folding | None) -> Any:
     parts, counts, *of_running = operands
     parts, counts = ready(parts), None if counts is None else ready(counts)
     statistics = empty((2, channels), parts.dtype, parts)
     total = None if counts is None else empty((), counts.dtype, counts)
-    running, rule = contiguous(of_running), folding_rule(momentum, _UNCOUNTED, parts.dtype)
-    arguments = (parts, counts, *numbers, statistics, total, *running, rule, *parts.shape, channels)
+    running = contiguous(of_running)
+    folded = (*running, arrivals(folding, parts), folding_rule(folding, parts.dtype))
+    arguments = (parts, counts, *numbers, statistics, total, *folded, *parts.shape, channels)
     launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)
     deliver(running, of_running)
     return statistics, total
@@ -417,10 +417,10 @@ def _merge_parts(operands: Any, numbers: Any, channels: int, momentum: float) ->
 def _add_gradients(operands: Any, numbers: Any) -> Any:
     sums, count = ready(operands[0]), operands[1]
     parts, rows, channels = sums.shape
-    shares, size = empty((rows, channels), sums.dtype, sums), rows * channels
-    arguments = (sums, count, shares, parts, size)
+    added, size = empty((rows, channels), sums.dtype, sums), rows * channels
+    arguments = (sums, count, added, parts, size)
     launch(_ADD_GRADIENTS(A=c_name(sums.dtype)), max(-(-size // THREADS), 1), THREADS, arguments)
-    return shares
+    return added
 
 
 def _parameter_gradients(

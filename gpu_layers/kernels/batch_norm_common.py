@@ -31,8 +31,8 @@ _NO_ACTIVATION = -1
 PIECEWISE_LINEAR = ("identity", "relu", "leaky_relu")
 #: Those whose gradient is dy or 0, which the type of dy holds.
 EXACT_GRADIENT = ("identity", "relu")
-#: Parameters for running statistics, which the statistics of a batch are folded into, if there are any.
-RUNNING_ARRAYS = ("running_mean", "running_var", "batches")
+#: Parameters for running statistics, which those of a batch are folded into, and for :func:`arrivals`.
+RUNNING_ARRAYS = ("running_mean", "running_var", "batches", "skipped", "arrived")
 _WARP = 32
 
 
@@ -59,8 +59,10 @@ class LayoutKernel(KernelTemplate):
     ----------
     source, name : str
         Of its template.
-    of_nchw, of_nhwc : sequence of dict of str to str
+    fusions : sequence of dict of str to str
         Template arguments after these.
+    of_nchw : sequence of dict of str to str, optional
+        Those of NCHW, if they are others.
     single_channels : bool
         Whether rows of channels that make no vectors are taken too.
     structs : mapping of str to numpy.dtype
@@ -74,22 +76,19 @@ class LayoutKernel(KernelTemplate):
         source: str,
         name: str,
         *,
-        of_nchw: Sequence[dict[str, str]] = ({},),
-        of_nhwc: Sequence[dict[str, str]] = ({},),
+        fusions: Sequence[dict[str, str]] = ({},),
+        of_nchw: Sequence[dict[str, str]] | None = None,
         single_channels: bool = True,
         structs: Mapping[str, np.dtype] | None = None,
         initialised: Sequence[str] = (),
     ) -> None:
-        instantiations = [
-            {"T": c_name(dtype), "Layout": layout, **more}
-            for dtype in FLOAT_DTYPES
-            for layouts, others in (
-                (("NchwLayout",), of_nchw),
-                ([f"NhwcLayout<{width}>" for width in (vector_width(dtype), 1)[: 1 + single_channels]], of_nhwc),
-            )
-            for layout in layouts
-            for more in others
-        ]
+        instantiations = []
+        for dtype in FLOAT_DTYPES:
+            widths = (vector_width(dtype), 1) if single_channels else (vector_width(dtype),)
+            choices = [("NchwLayout", fusions if of_nchw is None else of_nchw)]
+            choices += [(f"NhwcLayout<{width}>", fusions) for width in widths]
+            for layout, others in choices:
+                instantiations += [{"T": c_name(dtype), "Layout": layout, **more} for more in others]
         super().__init__(source, name, instantiations, {**STRUCTS, **(structs or {})}, initialised)
 
     def launch(self, plan: Plan, x: Array, arguments: tuple[Any, ...], **more: str) -> None:
@@ -105,7 +104,16 @@ class PersistentKernel(LayoutKernel):
         initialised = ("barrier_count", *RUNNING_ARRAYS)
         super().__init__(source, name, single_channels=False, initialised=initialised, **options)
 
-    def run(self, plan: Plan, x: Array, before: tuple[Any, ...], after: tuple[Any, ...], **more: str) -> bool:
+    def run(
+        self,
+        plan: Plan,
+        x: Array,
+        before: tuple[Any, ...],
+        after: tuple[Any, ...],
+        folding: Folding | None = None,
+        /,
+        **more: str,
+    ) -> bool:
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
         if plan.slots is None or not limits().one_read:
             return False
@@ -117,9 +125,9 @@ class PersistentKernel(LayoutKernel):
             return False
         if cooperative:
             groups = min(plan.tiles, resident // plan.blocks_per_group)
-            barrier_count = x.program.allocate((groups,), np.uint32, zeroed=True)
+            barrier_count = x.program.allocate((groups + 1,), np.uint32, zeroed=True)
         else:
-            groups, barrier_count = min(plan.tiles, limits().max_blocks), None
+            groups, barrier_count = min(plan.tiles, limits().max_blocks), arrivals(folding, x)
         launch(
             kernel,
             groups * plan.blocks_per_group,
@@ -188,10 +196,10 @@ class Normalization:
         return activation_number(self.activation)
 
 
-def sums_of_channels(plan: Plan, x: Array) -> tuple[Any | None, Any, Any]:
-    """Where the blocks of each channel leave their sums, if there are several; dgamma, dbeta."""
+def sums_of_channels(plan: Plan, x: Array, out: Sequence[Any] = (None, None)) -> tuple[Any | None, Any, Any]:
+    """Where the blocks of each channel leave their sums, if there are several; dgamma, dbeta: ``out``, if they can."""
     dtype = accumulation_dtype(x.dtype)
-    dgamma, dbeta = (empty((plan.channels,), dtype, x) for _ in range(2))
+    dgamma, dbeta = (one if one is not None and one.is_contiguous else empty((plan.channels,), dtype, x) for one in out)
     return workspace(plan, 2, dtype, x), dgamma, dbeta
 
 
@@ -201,9 +209,9 @@ def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Any | None, Any
     _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
 
 
-def of_inputs(x: Array, norm: Normalization, out: Sequence[Any] = (None, None)) -> tuple[Any, Any | None]:
-    """Where dx and dresidual go, if there is a residual."""
-    return destination(out[0], x), None if norm.residual is None else destination(out[1], x)
+def of_inputs(x: Array, norm: Normalization, out: Sequence[Any] = (None,)) -> tuple[Any, Any | None]:
+    """Where dx and dresidual go, the first and the last of ``out``, if there is a residual."""
+    return destination(out[0], x), None if norm.residual is None else destination(out[-1], x)
 
 
 def contiguous(arrays: Sequence[Any]) -> list[Any]:
@@ -218,10 +226,27 @@ def deliver(changed: Sequence[Any], arrays: Sequence[Any]) -> None:
             delivered(one, place)
 
 
-def folding_rule(momentum: float, count: int, dtype: np.dtype) -> np.ndarray:
-    """``FoldingRule`` of ``normalization.cuh``; count: 0 where only the kernels count the values."""
-    numbers = (1 - momentum, momentum, count / max(count - 1, 1))
+#: How a batch is folded into running statistics: the momentum, how many values it has (0 where only the kernels count
+#: them), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
+Folding = tuple[float | None, int, bool]
+
+
+def needs_all(folding: Folding | None) -> bool:
+    """Whether a channel depends on the others."""
+    return folding is not None and (folding[0] is None or folding[2])
+
+
+def folding_rule(folding: Folding | None, dtype: np.dtype) -> np.ndarray:
+    """``FoldingRule`` of ``normalization.cuh``."""
+    momentum, values, finite_only = folding or (0.0, 0, False)
+    newest = 0.0 if momentum is None else momentum
+    numbers = (1 - newest, newest, values / max(values - 1, 1), momentum is None, finite_only)
     return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
+
+
+def arrivals(folding: Folding | None, like: Array) -> Any | None:
+    """What counts the blocks that are done, the last of which folds a batch in, if that needs all channels."""
+    return like.program.allocate((1,), np.uint32, zeroed=True) if needs_all(folding) else None
 
 
 def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Any:
@@ -231,5 +256,5 @@ def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Any:
 
 def gradients(inputs: tuple[Any, Any], out: Sequence[Any], sums: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     """What a backward returns: dx, dgamma, dbeta, dresidual."""
-    dx, dresidual = (one if one is None else delivered(one, place) for one, place in zip(inputs, out, strict=True))
-    return dx, *sums[1:], dresidual
+    found = (inputs[0], *sums[1:], inputs[1])
+    return tuple(one if one is None else delivered(one, place) for one, place in zip(found, out, strict=True))

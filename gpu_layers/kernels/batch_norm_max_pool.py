@@ -20,6 +20,7 @@ from gpu_layers.kernels.batch_norm import keep_statistics, launch_normalize, of_
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     PIECEWISE_LINEAR,
+    Folding,
     LayoutKernel,
     Normalization,
     PersistentKernel,
@@ -106,7 +107,7 @@ def _forward(
     window: Window,
     channels_last: bool,
     activation: str,
-    folding: tuple[float, int] | None,
+    folding: Folding | None,
 ) -> Any:
     x, *others = operands
     x = ready(x)
@@ -228,7 +229,7 @@ def _backward(
     if gather is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
-        return step((dz, x, statistics, None, None, None, None), (channels_last, activation))[:3]
+        return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
     norm = Normalization.of(statistics, None, activation)
     plan = backward_plan(shape, itemsize, channels_last)
     sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments

@@ -54,7 +54,10 @@ STRUCTS = {
     "NchwLayout": _NCHW_LAYOUT,
     **{f"NhwcLayout<{width}>": _NHWC_LAYOUT for width in (8, 4, 2, 1)},
     **{
-        f"FoldingRule<{c_name(dtype)}>": np.dtype([(name, dtype) for name in ("old", "newest", "unbiased")])
+        f"FoldingRule<{c_name(dtype)}>": np.dtype(
+            [(name, dtype) for name in ("old", "newest", "unbiased")]
+            + [(name, np.int32) for name in ("cumulative", "finite_only")]
+        )
         for dtype in (np.dtype(np.float32), np.dtype(np.float64))
     },
 }

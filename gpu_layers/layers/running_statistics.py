@@ -235,18 +235,18 @@ class RunningStatisticsLayer(Layer):
     def _running(self, count: int) -> RunningStatistics | None:
         """The running statistics for a forward's kernel to fold a batch of so many values per channel into, or None.
 
-        None if the statistics have to wait, if folding in depends on more than one channel, or if :meth:`_take_batch`
-        was replaced.
+        None if the statistics have to wait, or if :meth:`_take_batch` was replaced.
         """
-        if not self._updates() or self.deferred or self.skip_nonfinite or self.momentum is None:
+        if not self._updates() or self.deferred or "_take_batch" in vars(self):
             return None
-        return None if "_take_batch" in vars(self) else self._running_statistics(count)
+        return self._running_statistics(count, self.skip_nonfinite)
 
-    def _running_statistics(self, count: Any) -> RunningStatistics:
-        buffers = vars(self)["buffers"]
-        return RunningStatistics(
-            buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], self.momentum, count
-        )
+    def _running_statistics(self, count: Any, may_skip: bool) -> RunningStatistics:
+        mean, var, batches = map(vars(self)["buffers"].__getitem__, RUNNING_STATISTICS)
+        if self._skipped is None and may_skip:
+            with place_of(batches):
+                self._skipped = array_module(batches).zeros((), np.int64)
+        return RunningStatistics(mean, var, batches, self.momentum, count, self._skipped, self.skip_nonfinite)
 
     def _take_batch(self, batch: BatchStatistics) -> None:
         """Fold in the statistics of a batch, or leave them pending."""
@@ -263,11 +263,7 @@ class RunningStatisticsLayer(Layer):
         accepted : boolean array or None
             Whether to fold the batch in, decided on the device; with :attr:`skip_nonfinite` it must also be finite.
         """
-        running = self._running_statistics(batch.count)
+        running = self._running_statistics(batch.count, self.skip_nonfinite or accepted is not None)
         with place_of(running.batches):
-            if self._skipped is None and (self.skip_nonfinite or accepted is not None):
-                self._skipped = array_module(running.batches).zeros((), np.int64)
             accepted = None if accepted is None else array_module(running.batches).asarray(accepted, bool)
-        backend_for(batch.statistics, *running.arrays).batch_norm_fold(
-            batch.statistics, running, self._skipped, accepted, self.skip_nonfinite
-        )
+        backend_for(batch.statistics, optional=running.arrays).batch_norm_fold(batch.statistics, running, accepted)

@@ -168,8 +168,8 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     return _backward("batch_norm_backward", dy, saved)
 
 
-def batch_norm_backward_into(out: tuple[Any, Any], dy: Array, saved: BatchNormSaved) -> tuple[Any, ...]:
-    """:func:`batch_norm_backward` that writes dx and dresidual to these arrays, where they are not None."""
+def batch_norm_backward_into(out: tuple[Any, Any, Any, Any], dy: Array, saved: BatchNormSaved) -> tuple[Any, ...]:
+    """:func:`batch_norm_backward` that writes its results to these arrays, where they are not None."""
     return _backward("batch_norm_backward", dy, saved, out)
 
 
@@ -329,17 +329,21 @@ def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Arr
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any] = (None, None)) -> tuple[Any, ...]:
+def _backward(
+    name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any, Any, Any] = (None, None, None, None)
+) -> tuple[Any, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
     if saved.x.size == 0 or (saved.valid is not None and saved.valid.count == 0):
         xp = array_module(dy)
         with place_of(dy):
-            zeros = [xp.zeros(saved.mean.shape, saved.mean.dtype) for _ in range(2)]
-            dx, dresidual = (xp.empty(dy.shape, dy.dtype) if one is None else one for one in out)
-            dx[...] = dresidual[...] = 0
-        gradients = (dx, *zeros, dresidual)
+            results = (dy, saved.mean, saved.mean, dy)
+            gradients = tuple(
+                xp.empty(like.shape, like.dtype) if one is None else one for one, like in zip(out, results, strict=True)
+            )
+            for gradient in gradients:
+                gradient[...] = 0
     else:
         gradients = getattr(backend, name)(dy, saved, out)
     return gradients[:3] if saved.residual is None else gradients

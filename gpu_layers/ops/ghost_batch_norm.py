@@ -129,7 +129,7 @@ def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
 
 @placed
 def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, ...]:
-    """Gradients of :func:`ghost_batch_norm_forward`: those of each group. dgamma and dbeta are summed in float64.
+    """Gradients of :func:`ghost_batch_norm_forward`: those of each group. A kernel adds dgamma and dbeta in float64.
 
     Parameters
     ----------
@@ -147,18 +147,16 @@ def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Ar
     TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
-    backend_for(dy, saved.x)
+    backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     for group in saved.groups:
         group.check_unwritten()
     xp, first = array_module(dy), saved.groups[0]
     dx = xp.empty(dy.shape, dy.dtype)
     dresidual = None if first.residual is None else xp.empty(dy.shape, dy.dtype)
-    sums = [xp.zeros(first.mean.shape) for _ in range(2)]
-    for (start, stop), group in zip(pairwise(saved.bounds), saved.groups, strict=True):
-        own = (dx[start:stop], None if dresidual is None else dresidual[start:stop])
-        _, *of_channels = batch_norm_backward_into(own, dy[start:stop], group)[:3]
-        for total, part in zip(sums, of_channels, strict=True):
-            total += part
-    gradients = (dx, *(total.astype(first.mean.dtype) for total in sums))
+    sums = xp.empty((len(saved.groups), 2, first.mean.size), first.mean.dtype)
+    for (start, stop), group, of_channels in zip(pairwise(saved.bounds), saved.groups, sums, strict=True):
+        own = None if dresidual is None else dresidual[start:stop]
+        batch_norm_backward_into((dx[start:stop], *of_channels, own), dy[start:stop], group)
+    gradients = (dx, *backend.batch_norm_add_gradients(sums))
     return gradients if dresidual is None else (*gradients, dresidual)

@@ -127,7 +127,7 @@ def batch_norm_forward(
     activation : str
         A name in ``ACTIVATIONS``.
     running : RunningStatistics, optional
-        The statistics are folded in there; with a momentum.
+        The statistics are folded in there.
     out : ndarray, optional
         Where y is written to.
     valid : ValidPositions, optional
@@ -221,13 +221,7 @@ def _keep_parameters(statistics: np.ndarray, gamma: np.ndarray | None, beta: np.
 
 
 @ieee
-def batch_norm_fold(
-    statistics: np.ndarray,
-    running: RunningStatistics,
-    skipped: np.ndarray | None = None,
-    accepted: np.ndarray | None = None,
-    finite_only: bool = False,
-) -> None:
+def batch_norm_fold(statistics: np.ndarray, running: RunningStatistics, accepted: np.ndarray | None = None) -> None:
     """Fold the statistics of a batch into running ones: ``running = (1 - momentum) * running + momentum * batch``.
 
     Parameters
@@ -236,20 +230,16 @@ def batch_norm_fold(
         As of :func:`batch_norm_statistics`.
     running : RunningStatistics
         Without a momentum every batch counts alike: the momentum is 1 over their number.
-    skipped : ndarray of int64, of one element, optional
-        Counts batches that are not taken.
     accepted : ndarray of bool, of one element, optional
         Whether the batch is taken.
-    finite_only : bool
-        Take it only if all of its means and variances are finite.
     """
     mean, var = statistics[:2]
     taken = accepted is None or bool(accepted)
-    if finite_only:
+    if running.finite_only:
         taken = taken and bool(np.isfinite(mean).all() and np.isfinite(var).all())
     if not taken:
-        if skipped is not None:
-            skipped += 1
+        if running.skipped is not None:
+            running.skipped[...] += 1
         return
     running.batches[...] += 1
     if running.values == 0:
@@ -276,7 +266,7 @@ def batch_norm_merge_parts(
     channels : int
         C.
     running : RunningStatistics, optional
-        The statistics are folded in there; with a momentum. How many values it has is not asked.
+        The statistics are folded in there. How many values it has is not asked.
 
     Returns
     -------
@@ -302,14 +292,14 @@ def batch_norm_merge_parts(
 @ieee
 @padded(0, 3)
 def batch_norm_backward(
-    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, ...] = (None, None, None, None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_forward`.
 
     With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
     ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
-    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``. Those of x and the residual are
-    written to the arrays in ``out``, if there are any.
+    ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``. They are written to the arrays
+    in ``out``, where these are not None.
 
     Returns
     -------
@@ -340,25 +330,27 @@ def batch_norm_gradient_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.
 
 
 @ieee
-def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """``dgamma`` and ``dbeta`` of all parts of a batch, added in float64 in their order, over all its values.
+def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:
+    """``dgamma`` and ``dbeta`` of all parts of a batch, added in float64 in their order; or these over all its values.
 
     Parameters
     ----------
     sums : ndarray, shape (parts, 2, C)
         In the statistics dtype.
-    count : ndarray of float64, shape ()
+    count : ndarray of float64, shape (), optional
         Values per channel in all parts.
 
     Returns
     -------
-    ndarray of float64, shape (2, C)
-        :func:`batch_norm_input_gradient` takes these with a count of 1. A kernel gives them in the dtype of ``sums``.
+    ndarray, shape (2, C)
+        In the dtype of ``sums``. With a count in float64, if no kernel gives them: :func:`batch_norm_input_gradient`
+        takes these with a count of 1.
     """
     total = sums[0].astype(np.float64)
     for part in sums[1:]:
         total = total + part
-    return total.astype(sums.dtype).astype(np.float64) / count
+    total = total.astype(sums.dtype)
+    return total if count is None else total.astype(np.float64) / count
 
 
 @ieee
@@ -417,26 +409,29 @@ def _gradients(
     in_float64: Callable[[np.ndarray, BatchNormSaved, slice], _Three],
     dy: np.ndarray,
     saved: BatchNormSaved,
-    out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    out: tuple[np.ndarray | None, ...] = (None, None, None, None),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of x, gamma, beta and the residual, of some channels at a time.
 
     ``in_float64(dz, own, part)`` gives the first three of the channels ``part``, whose record is ``own``; it may write
     to dz.
     """
-    x, (dx, dresidual) = saved.x, out
+    x, (dx, dgamma, dbeta, dresidual) = saved.x, out
     dx = np.empty(x.shape, x.dtype) if dx is None else dx
     if saved.residual is None:
         dresidual = None
     elif dresidual is None:
         dresidual = np.empty(x.shape, x.dtype)
-    sums = np.empty((2, saved.statistics.shape[1]), accumulation_dtype(x.dtype))
+    dgamma, dbeta = (
+        np.empty(saved.statistics.shape[1], accumulation_dtype(x.dtype)) if one is None else one
+        for one in (dgamma, dbeta)
+    )
     for part, place, own in _parts_of(saved):
         dz = _gradient_before_activation(dy[place], own)
         if dresidual is not None:
             dresidual[place] = dz
-        dx[place], sums[0, part], sums[1, part] = in_float64(dz, own, part)
-    return dx, sums[0], sums[1], dresidual
+        dx[place], dgamma[part], dbeta[part] = in_float64(dz, own, part)
+    return dx, dgamma, dbeta, dresidual
 
 
 @ieee
@@ -522,7 +517,7 @@ def batch_norm_inference(
 @ieee
 @padded(0, 3)
 def batch_norm_inference_backward(
-    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    dy: np.ndarray, saved: BatchNormSaved, out: tuple[np.ndarray | None, ...] = (None, None, None, None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 

@@ -55,14 +55,15 @@ def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             if "out" in own:
                 own["out"] = signature.parameters["out"].default
             found = function(*bound.args, **bound.kwargs)
-            places = out if isinstance(out, tuple) else (out,) * len(results)
-            for number, place in zip(results, places, strict=True):
-                of_rows = found[number]
-                if of_rows is None:
+            places = enumerate(out) if isinstance(out, tuple) else ((number, out) for number in results)
+            for number, place in places:
+                one = found[number]
+                if one is None:
                     continue
-                whole = np.zeros(x.shape, x.dtype)
-                _with_last(whole, last)[valid.mask] = of_rows
-                found = (*found[:number], delivered(whole, place), *found[number + 1 :])
+                if number in results:
+                    of_rows, one = one, np.zeros(x.shape, x.dtype)
+                    _with_last(one, last)[valid.mask] = of_rows
+                found = (*found[:number], delivered(one, place), *found[number + 1 :])
             return found
 
         return run

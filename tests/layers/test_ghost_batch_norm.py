@@ -130,6 +130,15 @@ def test_bad_input_is_refused_before_anything_is_launched(options, error, messag
         gl.ops.ghost_batch_norm_forward(normal((7, 3)), None, None, **options)
 
 
+def test_a_kernel_adds_the_gradients_of_all_groups():
+    layer, launched = make(2, dtype="float32"), []
+    with gl.use_backend("emulated", check=True, record=lambda kernel, _: launched.append(kernel.name.split("<")[0])):
+        y = layer(normal((6, 3, 4, 2), np.float32))
+        launched.clear()
+        layer.backward(y)
+    assert launched == ["batch_norm_backward_persistent"] * 3 + ["batch_norm_add_gradients"]
+
+
 def test_groups_that_begin_at_odd_addresses_are_copied():
     """Three samples of 3 x 5 float32 are 180 bytes: no multiple of 16."""
     layer, (x, residual, dy) = make(3, dtype="float32"), (normal((7, 3, 5, 1), np.float32, seed=i) for i in range(3))

@@ -59,11 +59,12 @@ def _raw(
         residual = _as_input(residual, x)
     if running is not None:
         mean, var, batches, momentum, skip_nonfinite = running
-        simple = not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype
-        if simple and batches.dtype is _COUNTER and batches.get_device() == x.get_device():
-            # Within the kernel that normalises.
+        fits = batches is not None and mean.dtype is var.dtype is dtype
+        if fits and batches.dtype is _COUNTER and batches.get_device() == x.get_device():
+            # Within the kernel that finds the statistics.
             mean, var, batches = place.buffers(mean, var, batches)
-            found = RunningStatistics(mean, var, batches, momentum, x.numel() // x.shape[1])
+            count = x.numel() // x.shape[1]
+            found = RunningStatistics(mean, var, batches, momentum, count, finite_only=skip_nonfinite)
     y, statistics = place.floor.batch_norm_forward(
         array(x, channels_last),
         *place.parameters(weight, bias, dtype),
@@ -397,8 +398,8 @@ def _run_update(
     wide = [one.to(statistics.device, dtype) for one, dtype in zip(changed, dtypes, strict=True)]
     place = arrays.here(statistics)
     mean, var, number = place.buffers(*wide)
-    running = RunningStatistics(mean, var, number, momentum, count)
-    place.floor.batch_norm_fold(place.array(statistics), running, finite_only=skip_nonfinite)
+    running = RunningStatistics(mean, var, number, momentum, count, finite_only=skip_nonfinite)
+    place.floor.batch_norm_fold(place.array(statistics), running)
     for one, found in zip(changed, wide, strict=True):
         if found is not one:
             one.data.copy_(found)
