@@ -11,6 +11,7 @@ from tests.inputs import (
     UNIT_ROUNDOFF,
     NoLaunch,
     accumulation_dtype,
+    assert_all_same_bits,
     assert_same_bits,
     assert_within,
     each_dtype,
@@ -62,8 +63,7 @@ def test_running_statistics_are_torchs(kind, shape, dtype, momentum):
             assert_within(ours.buffers[name], getattr(theirs, name).numpy(), 2 * 7 * steps * u * size, name)
     before = ours.state_dict()
     ours.eval()(x)
-    for name, value in ours.state_dict().items():
-        assert_same_bits(value, before[name], name)
+    assert_all_same_bits(ours.state_dict(), before)
 
 
 def test_running_statistics_of_numbers_that_are_exact():
@@ -106,8 +106,7 @@ def test_each_mode_is_its_op(kind, shape, dtype, channels_last):
             assert_same_bits(layer(x), y)
             dx = layer.backward(dy)
         actual = (dx, layer.gradients["weight"], layer.gradients["bias"])
-        for one, other in zip(actual, gradients, strict=True):
-            assert_same_bits(one, other)
+        assert_all_same_bits(actual, gradients)
         assert layer.gradients.keys() == layer.parameters.keys()
         assert all(value.dtype == accumulation_dtype(dtype) for value in layer.gradients.values())
 
@@ -187,8 +186,7 @@ def test_backward_repeats_and_assigns():
     first, gradients = layer.backward(dy), layer.gradients
     kept = {name: value.copy() for name, value in gradients.items()}
     assert_same_bits(layer.backward(dy), first)
-    for name, value in layer.gradients.items():
-        assert_same_bits(value, kept[name])
+    assert_all_same_bits(layer.gradients, kept)
     layer.backward(2 * dy)
     for name, value in kept.items():
         assert_same_bits(layer.gradients[name], 2 * value)
@@ -263,12 +261,10 @@ def test_state_is_copied_both_ways():
     parameters = dict(other.parameters)
     layer(x)
     other(x)
-    for name, value in before.items():
-        assert_same_bits(state[name], value)
+    assert_all_same_bits(state, before)
     # Loading fills the arrays that an optimizer may hold.
     assert all(other.parameters[name] is value for name, value in parameters.items())
-    for name, value in layer.state_dict().items():
-        assert_same_bits(other.state_dict()[name], value)
+    assert_all_same_bits(other.state_dict(), layer.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -309,8 +305,7 @@ def test_reset_running_stats():
     fresh = layer.state_dict()
     layer(normal((5, 3), np.float32))
     layer.reset_running_stats()
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, fresh[name])
+    assert_all_same_bits(layer.state_dict(), fresh)
 
 
 # Bad input.

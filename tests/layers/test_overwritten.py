@@ -11,7 +11,7 @@ from gpu_layers.layers.convolution import Conv2d
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.optimizers import SGD, Adam
-from tests.inputs import assert_same_bits, each_backend, normal
+from tests.inputs import assert_all_same_bits, assert_same_bits, each_backend, normal
 
 MODIFIED = (
     r"^one of the variables needed for gradient computation has been modified by an inplace operation: {name}, of"
@@ -77,8 +77,7 @@ def gradients(layer, x, between=lambda layer, x, y: None):
 
 def assert_same_gradients(ours, expected):
     assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        assert_same_bits(ours[name], value, name)
+    assert_all_same_bits(ours, expected)
 
 
 @each_backend
@@ -211,8 +210,7 @@ def test_operations_copy_what_is_small(backend):
         for values in affine:
             values[...] = 9
         for (_, backward, _, dz), one, wanted in zip(passes, saved, expected, strict=True):
-            for ours, theirs in zip(backward(dz, one), wanted, strict=True):
-                assert_same_bits(ours, theirs)
+            assert_all_same_bits(backward(dz, one), wanted)
     assert (saved[0].mean != mean).all()
     assert (saved[0].var != var).all()
 
@@ -228,8 +226,7 @@ def test_a_residual_is_read_again_where_an_activation_needs_it(backend, activati
         layer(X, residual=residual)
         gl.ReLU(inplace=True)(residual)
         if activation is None:
-            for ours, theirs in zip(layer.backward(dy), expected, strict=True):
-                assert_same_bits(ours, theirs)
+            assert_all_same_bits(layer.backward(dy), expected)
         else:
             with pytest.raises(RuntimeError, match=MODIFIED.format(name="residual")):
                 layer.backward(dy)
