@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.array import DTypeLike
+
 Arrays = dict[str, Any]
 
 
@@ -48,11 +50,11 @@ class Case:
         return f"{self.op} {self.dtype} {self.label}"
 
 
-def epsilon(dtype: Any) -> float:
+def epsilon(dtype: DTypeLike) -> float:
     """Distance from 1 to the next number of a dtype: twice the relative error of one rounding."""
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def smallest(dtype: Any) -> float:
+def smallest(dtype: DTypeLike) -> float:
     """Smallest positive number of a dtype: the largest rounding error near 0."""
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)

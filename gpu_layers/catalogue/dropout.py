@@ -29,6 +29,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for, use_backend
@@ -84,7 +85,7 @@ def _dropout(
     return Case("dropout", dtype, label, inputs, run)
 
 
-def _moments(dtype: Any) -> Case:
+def _moments(dtype: np.dtype) -> Case:
     """Calls whose numbers need a word more, or all bits; more than are looked up; nothing that is dropped."""
     sizes, offsets = (1400, 2048), (2**32 - 3, 2**64 - 3)
 
@@ -94,7 +95,7 @@ def _moments(dtype: Any) -> Case:
     def run(arrays: Arrays) -> Arrays:
         results: Arrays = {}
 
-        def take(label: str, x: Any, *of: Any, **options: Any) -> None:
+        def take(label: str, x: Array, *of: Any, **options: Any) -> None:
             mean, variance = ops.dropout_moments(x, *of, **options)
             results.update({f"mean {label}": mean, f"variance {label}": variance})
 
@@ -114,7 +115,7 @@ def around(word: int) -> tuple[float, float]:
     return word / 2**32, (word + 1) / 2**32
 
 
-def _on_both_sides(name: str, word: Any, x: Any, of: tuple[int, int] = (_SEED, _OFFSET), **options: Any) -> Arrays:
+def _on_both_sides(name: str, word: Array, x: Array, of: tuple[int, int] = (_SEED, _OFFSET), **options: Any) -> Arrays:
     results: Arrays = {}
     for side, p in zip(("kept", "dropped"), around(int(word)), strict=True):
         y, saved = ops.dropout_forward(x, p, *of, **options)
@@ -125,7 +126,7 @@ def _on_both_sides(name: str, word: Any, x: Any, of: tuple[int, int] = (_SEED, _
     return results
 
 
-def _at_words(dtype: Any) -> Case:
+def _at_words(dtype: np.dtype) -> Case:
     """Probabilities at the very words that decide, in every kernel: one keeps the element, the next one drops it."""
     # Of each array an element in its vectors, and the last.
     shape, rows, runs = (37,), (3, 8), (3, 11, 7, 7)
@@ -155,7 +156,7 @@ EXTREME = (20261129, 1)
 EXTREME_WORDS = {2926279597: 0, 140096785: 2**32 - 1}
 
 
-def _at_extreme_words(dtype: Any) -> Case:
+def _at_extreme_words(dtype: np.dtype) -> Case:
     """p = 0 drops not even a word of 0, p = 1 drops the largest too; and the next probabilities to either."""
 
     def inputs() -> Arrays:
@@ -449,15 +450,15 @@ def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) ->
     return {"forward": run, "kept": kept, "floor": lambda s, direction: _floor(s, direction, kept(s.shape))}
 
 
-def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Any:
+def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Array:
     """Dropout in JAX."""
     x = arrays["x"]
     kept = jax.random.bernoulli(jax.random.PRNGKey(TIMED[0]), 1 - P, x.shape)
     return jax.numpy.where(kept, x / (1 - P), 0).astype(x.dtype)
 
 
-def _dropout_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
-    def channels_last(x: Any) -> Any:
+def _dropout_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+    def channels_last(x: Array) -> Any:
         return ops.dropout_forward(x, P, *TIMED, channels_last=True)
 
     def with_residual() -> Prepared:
@@ -519,7 +520,7 @@ ALPHA_DROPOUT = Operation(
 
 
 @cache
-def _numbers(xp: Any, first: int, count: int) -> Any:
+def _numbers(xp: Any, first: int, count: int) -> Array:
     return xp.arange(first, first + count, dtype=np.int64)
 
 
@@ -604,7 +605,7 @@ def _moments_floor(s: Sizes, direction: str) -> int:
     return s.elements(1) + 2 * s.accumulated * s.inputs
 
 
-def _moments_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _moments_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     def prepare() -> Prepared:
         x = normal(_ROWS, dtype)
         floor = _moments_floor(Sizes(x.size, x.size, x.itemsize), FORWARD)

@@ -101,7 +101,7 @@ class LayerExample:
     axes: int = 2
     inputs: int = 1
 
-    def make(self, dtype: Any, generator: Any) -> Any:
+    def make(self, dtype: np.dtype, generator: Any) -> Any:
         """A new layer, for inputs of a dtype, that draws from a generator if it draws at all."""
         taken = inspect.signature(self.kind).parameters
         given = {"dtype": accumulation_dtype(dtype), "generator": generator}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpu_layers.core.array import Array
 
@@ -26,9 +26,9 @@ class RunningStatistics(NamedTuple):
     var: Array
     batches: Array
     momentum: float | None
-    values: Any
+    values: Array
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any]:
+    def arrays(self) -> tuple[Array, Array, Array]:
         """The arrays that are changed."""
         return self.mean, self.var, self.batches

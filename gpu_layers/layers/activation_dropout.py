@@ -58,7 +58,7 @@ class ActivationDropout(OperationLayer):
         self.p = check_probability(p)
         self.generator = check_generator(generator)
         self.first_sample = 0
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Array) -> Array:

@@ -29,7 +29,7 @@ def _place(array: Array) -> tuple[Any, ...]:
     return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
 
 
-def turned(values: Any, owner: Any, other: Any) -> Any:
+def turned(values: Array, owner: Any, other: Array) -> Array:
     """Values that belong to an array, in the axes of another array of the same memory, such as its transpose."""
     here, there = _axes(owner), _axes(other)
     if here == there:
@@ -42,7 +42,7 @@ def _axes(array: Array) -> list[int]:
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
-def added(one: Any, other: Any) -> Any:
+def added(one: Array, other: Array) -> Array:
     """The sum of two gradients, a new array; None counts as no gradient."""
     if one is None or other is None:
         return one if other is None else other
@@ -82,7 +82,7 @@ class LayerArrays(dict[str, Any]):
                         found[first] = added(before, turned(array, owner, first_owner))
         super().__init__(found)
 
-    def refreshed(self) -> Any:
+    def refreshed(self) -> Array:
         """The same, read again: after a move, or with layers that were added."""
         return getattr(self._layer, self._kind)
 
@@ -108,7 +108,7 @@ class LayerArrays(dict[str, Any]):
         del place[last]
         super().__delitem__(name)
 
-    def __ior__(self, other: Any) -> LayerArrays:  # type: ignore[override, misc]
+    def __ior__(self, other: Array) -> LayerArrays:  # type: ignore[override, misc]
         self.update(other)
         return self
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.arrays import added, memory_of, turned
 
 
@@ -142,7 +143,7 @@ class _Backward(_Pass):
         else:
             self.totals[id(layer)] = (layer, gradients)
 
-    def _collect(self, layer: Any, gradients: dict[str, Any]) -> None:
+    def _collect(self, layer: Any, gradients: dict[str, Array]) -> None:
         before = self.totals.get(id(layer))
         if before is not None and (before[1] or gradients):
             names = dict.fromkeys((*before[1], *gradients))

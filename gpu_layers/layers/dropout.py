@@ -69,7 +69,7 @@ class DropoutLayer(Layer):
         self.inplace = bool(inplace)
         self.generator = check_generator(generator)
         self.first_sample = 0
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Array) -> Array:

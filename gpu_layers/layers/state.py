@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array, place_of
 from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
@@ -92,7 +93,7 @@ def _keys(state: Any) -> list[str]:
     return list(names)
 
 
-def as_array(value: Any, name: str) -> Any:
+def as_array(value: Any, name: str) -> Array:
     """A value of a state as an array of NumPy or CuPy; a tensor keeps its memory if possible.
 
     Raises
@@ -126,7 +127,7 @@ def _check_shapes(arrays: Mapping[str, Any], own: Mapping[str, Any], owner: str)
         raise ValueError("; ".join(wrong))
 
 
-def converted(value: Any, own: Any, name: str, owner: str) -> Any:
+def converted(value: Any, own: Any, name: str, owner: str) -> Array:
     """A copy in the dtype and on the device of ``own``: floating numbers are rounded, counts are exact."""
     # In either byte order; for NumPy bfloat16 is not a floating dtype.
     floating = value.dtype.kind == "f" or value.dtype in FLOAT_DTYPES
@@ -156,6 +157,6 @@ def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise ValueError(f"{other} and {name} are the same array here, but differ in the state")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Array, other: Array) -> bool:
     with place_of(one):
         return bool(((one == other) | ((one != one) & (other != other))).all())

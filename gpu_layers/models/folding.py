@@ -166,7 +166,7 @@ def _folded(
         return (weight.astype(np.float64) * along(scale, weight)).astype(weight.dtype), shift.astype(weight.dtype)
 
 
-def _rows(scale: Any, weight: Array) -> Any:
+def _rows(scale: Any, weight: Array) -> Array:
     """Output channels are the first axis."""
     return scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
@@ -174,7 +174,7 @@ def _rows(scale: Any, weight: Array) -> Any:
 def _transposed_rows(groups: int) -> Callable[[Any, Any], Any]:
     """Output channels are the second axis, those of a group for its input channels on the first."""
 
-    def along(scale: Any, weight: Array) -> Any:
+    def along(scale: Any, weight: Array) -> Array:
         by_input = scale.reshape(groups, weight.shape[1]).repeat(weight.shape[0] // groups, axis=0)
         return by_input.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
 

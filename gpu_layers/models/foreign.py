@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice, check_finite, check_integer
 from gpu_layers.core.cuda import array_module
 from gpu_layers.layers.base import moved
@@ -133,7 +134,7 @@ def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
     return flat
 
 
-def _without_path(state: dict[str, Any], library: str) -> dict[str, Any]:
+def _without_path(state: dict[str, Array], library: str) -> dict[str, Any]:
     """Keys without their common path and without Keras' ``:0``."""
     parts = {key: key.removesuffix(":0").rpartition("/") for key in state}
     paths = sorted({path for path, _, _ in parts.values()})

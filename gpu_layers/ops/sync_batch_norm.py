@@ -40,7 +40,7 @@ class SyncBatchNormSaved:
     communicator: Any
 
     @property
-    def x(self) -> Any:
+    def x(self) -> Array:
         """The input."""
         return self.local.x
 

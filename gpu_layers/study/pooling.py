@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d, MaxUnpool2d
 from gpu_layers.ops import max_pool_forward
 from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text
@@ -199,7 +200,7 @@ def _said(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
-def _whole_gradient(rng: np.random.Generator, y: Any) -> np.ndarray:
+def _whole_gradient(rng: np.random.Generator, y: Array) -> np.ndarray:
     return rng.integers(1, 9, y.shape).astype(np.dtype(y.dtype))
 
 

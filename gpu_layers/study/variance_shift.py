@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import gpu_layers as gl
+from gpu_layers.core.array import Array
 from gpu_layers.layers import BatchNorm1d, Dropout, ReLU
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
@@ -212,7 +213,7 @@ def wide_ratio(p: float, c: float, v: float, rho: float, d: int, cos_squared: fl
     return (v + common) / ((c**2 + v) / (1 - p) - c**2 + common)
 
 
-def _in_batches(x: Any) -> Iterator[Any]:
+def _in_batches(x: Array) -> Iterator[Any]:
     for start in range(0, x.shape[0], _BATCH):
         yield x[start : start + _BATCH]
 

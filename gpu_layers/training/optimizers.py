@@ -54,7 +54,7 @@ class Optimizer:
         self._place_state(self.parameters)
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Array]:
         """The current parameters."""
         refreshed = getattr(self._given, "refreshed", None)
         return dict(self._given if refreshed is None else refreshed())
@@ -111,7 +111,7 @@ class Optimizer:
         placed = self._placed
         return len(parameters) == len(placed) and all(placed.get(name) is value for name, value in parameters.items())
 
-    def _place_state(self, parameters: dict[str, Any]) -> None:
+    def _place_state(self, parameters: dict[str, Array]) -> None:
         """Put the state of each parameter on its device; new states start at 0, others are dropped."""
         firsts = self._firsts = _first_names(parameters)
         self._placed = parameters
@@ -124,11 +124,11 @@ class Optimizer:
                 with place_of(parameter):
                     self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         """The number to subtract from a parameter; updates its state."""
         raise TypeError(f"{type(self).__name__} defines no step")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Array]:
         """Copies of the number of steps and of the state of every parameter. Rates are not in it."""
         return {name: value.copy() for name, value in self._own().items()}
 
@@ -182,7 +182,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         self.momentum = _below_one(momentum, "momentum")
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         velocity = self._state[f"velocity.{name}"]
         velocity *= self.momentum
         velocity += gradient
@@ -221,7 +221,7 @@ class Adam(Optimizer):
         self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
         self.eps = _not_negative(eps, "eps")
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
         for average, newest, beta in ((mean, gradient, self.betas[0]), (square, gradient * gradient, self.betas[1])):
             average *= beta
