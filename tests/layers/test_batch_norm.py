@@ -300,14 +300,6 @@ def test_a_state_that_is_no_mapping_is_refused(state):
         gl.BatchNorm1d(3).load_state_dict(state)
 
 
-def test_reset_running_stats():
-    layer = gl.BatchNorm1d(3)
-    fresh = layer.state_dict()
-    layer(normal((5, 3), np.float32))
-    layer.reset_running_stats()
-    assert_all_same_bits(layer.state_dict(), fresh)
-
-
 # Bad input.
 
 

@@ -227,26 +227,9 @@ def test_in_place_writes_the_input(dtype, scaling, layout):
 # Construction.
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"p": 1.5}, ValueError, r"^dropout probability has to be between 0 and 1, but got 1\.5$"),
-        ({"p": -0.5}, ValueError, r"^dropout probability has to be between 0 and 1, but got -0\.5$"),
-        ({"p": float("nan")}, ValueError, r"^dropout probability has to be between 0 and 1, but got nan$"),
-        ({"p": "0.5"}, TypeError, "dropout probability must be a number, got str"),
-        ({"p": None}, TypeError, "dropout probability must be a number, got NoneType"),
-        ({"scaling": "none"}, ValueError, "scaling must be one of 'inverted', 'inference', got 'none'"),
-        ({"generator": 1}, TypeError, r"generator must be a gpu_layers\.Generator, got int"),
-        (
-            {"generator": np.random.default_rng(0)},
-            TypeError,
-            r"generator must be a gpu_layers\.Generator, got Generator",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        gl.Dropout(**arguments)
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(ValueError, match="scaling must be one of 'inverted', 'inference', got 'none'"):
+        gl.Dropout(scaling="none")
 
 
 def test_extras_are_keyword_only():
