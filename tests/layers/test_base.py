@@ -153,6 +153,21 @@ def test_an_empty_batch_gives_an_empty_result(example, training):
     assert not any(gradient.any() for gradient in layer.gradients.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("BatchNorm2d", (3, 1e-5, 0.1, True, True, True)),
+        ("Dropout", (0.5, False, "inverted")),
+        ("ActivationDropout", ("relu", 0.5, "after")),
+        ("MaxPool2d", (2, 2, 0, 1, False, False, True)),
+        ("AvgPool2d", (2, 2, 0, False, True, None, 1)),
+    ],
+)
+def test_extras_are_keyword_only(kind, arguments):
+    with pytest.raises(TypeError, match="positional arguments"):
+        getattr(gl, kind)(*arguments)
+
+
 def test_a_bare_layer_says_what_it_lacks():
     with pytest.raises(TypeError, match="Layer defines no forward"):
         gl.Layer()(np.ones(1))

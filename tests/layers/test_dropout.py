@@ -232,11 +232,6 @@ def test_an_unknown_scaling_is_refused():
         gl.Dropout(scaling="none")
 
 
-def test_extras_are_keyword_only():
-    with pytest.raises(TypeError):
-        gl.Dropout(0.5, False, "inverted")
-
-
 def test_repr_is_torchs():
     for arguments in ((), (0.25,), (0.1, True)):
         assert repr(gl.Dropout(*arguments)) == repr(torch.nn.Dropout(*arguments))

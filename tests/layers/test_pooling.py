@@ -178,10 +178,3 @@ def test_bad_divisors_are_refused_when_the_layer_is_made(divisor, error, message
 def test_bad_input_is_refused(layer, x, error, message):
     with pytest.raises(error, match=message):
         layer(x)
-
-
-def test_extras_are_keyword_only():
-    with pytest.raises(TypeError):
-        gl.MaxPool2d(2, 2, 0, 1, False, False, True)
-    with pytest.raises(TypeError):
-        gl.AvgPool2d(2, 2, 0, False, True, None, 1)
