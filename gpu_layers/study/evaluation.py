@@ -23,8 +23,8 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.models.uncertainty import mc_dropout
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
@@ -370,60 +370,54 @@ def _identity_table(rows: list[list[Any]]) -> Table:
     )
 
 
-def _scale_figure(inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for row, (_, scaling, way, colour) in enumerate(_WAYS):
-            chosen = inverted if scaling == "inverted" else unscaled
-            slopes = [run["ways"][way]["slope"] for run in chosen]
-            axes.barh(row, np.mean(slopes), color=colour, alpha=0.5, height=0.55)
-            axes.plot(slopes, [row] * len(slopes), "o", color=colour, markersize=4)
-            axes.annotate(
-                f"{np.mean(slopes):.2f}", (max(slopes), row), xytext=(6, 0), textcoords="offset points", va="center"
-            )
-        axes.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
-        axes.set_xlim(0, 4.7)
-        axes.set_yticks(range(len(_WAYS)), [say(name) for name, *_ in _WAYS])
-        axes.invert_yaxis()
-        axes.set_xlabel(say(Text("size of evaluation logits, training = 1", "推理 logit 的大小（训练时 = 1）")))
-
-    return draw(
-        "scale",
-        Text(
-            "Logits in evaluation, relative to their mean over sampled masks; a point for each seed.",
-            "推理时的 logit 与其在抽样掩码下的均值之比；每个点对应一个随机种子。",
-        ),
-        paint,
-        size=(5.4, 2.3),
-    )
+@draw(
+    "scale",
+    Text(
+        "Logits in evaluation, relative to their mean over sampled masks; a point for each seed.",
+        "推理时的 logit 与其在抽样掩码下的均值之比；每个点对应一个随机种子。",
+    ),
+    size=(5.4, 2.3),
+)
+def _scale_figure(figure: Any, say: Say, inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for row, (_, scaling, way, colour) in enumerate(_WAYS):
+        chosen = inverted if scaling == "inverted" else unscaled
+        slopes = [run["ways"][way]["slope"] for run in chosen]
+        axes.barh(row, np.mean(slopes), color=colour, alpha=0.5, height=0.55)
+        axes.plot(slopes, [row] * len(slopes), "o", color=colour, markersize=4)
+        axes.annotate(
+            f"{np.mean(slopes):.2f}", (max(slopes), row), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
+    axes.set_xlim(0, 4.7)
+    axes.set_yticks(range(len(_WAYS)), [say(name) for name, *_ in _WAYS])
+    axes.invert_yaxis()
+    axes.set_xlabel(say(Text("size of evaluation logits, training = 1", "推理 logit 的大小（训练时 = 1）")))
 
 
-def _average_figure(distances: Mapping[str, list[float]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for key, name, colour in (
-            ("one", Text("one dropout layer, before the output", "仅输出层之前的一层"), BLUE),
-            ("both", Text("both dropout layers", "两个随机失活层"), ORANGE),
-        ):
-            axes.loglog(_SIZES, distances[key], "o-", color=colour, label=say(name), markersize=4)
-        first = distances["one"][0]
-        axes.loglog(_SIZES, [first / np.sqrt(size) for size in _SIZES], "--", color=GREY, label="$T^{-1/2}$")
-        axes.set_xlabel(say(Text("sampled networks T", "抽样子网络数 T")))
-        axes.set_ylabel(say(Text("distance from the full network", "与完整网络的距离")))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend()
-
-    return draw(
-        "average",
-        Text(
-            "Root mean square distance of the mean logits from the full network's, in standard deviations of the "
-            "logits. With a ReLU between two dropout layers a small difference remains.",
-            "平均 logit 与完整网络 logit 的均方根距离（以 logit 的标准差为单位）。"
-            "两个随机失活层之间有 ReLU 时，会留下一点差异。",
-        ),
-        paint,
-    )
+@draw(
+    "average",
+    Text(
+        "Root mean square distance of the mean logits from the full network's, in standard deviations of the "
+        "logits. With a ReLU between two dropout layers a small difference remains.",
+        "平均 logit 与完整网络 logit 的均方根距离（以 logit 的标准差为单位）。"
+        "两个随机失活层之间有 ReLU 时，会留下一点差异。",
+    ),
+)
+def _average_figure(figure: Any, say: Say, distances: Mapping[str, list[float]]) -> None:
+    axes = figure.subplots()
+    for key, name, colour in (
+        ("one", Text("one dropout layer, before the output", "仅输出层之前的一层"), BLUE),
+        ("both", Text("both dropout layers", "两个随机失活层"), ORANGE),
+    ):
+        axes.loglog(_SIZES, distances[key], "o-", color=colour, label=say(name), markersize=4)
+    first = distances["one"][0]
+    axes.loglog(_SIZES, [first / np.sqrt(size) for size in _SIZES], "--", color=GREY, label="$T^{-1/2}$")
+    axes.set_xlabel(say(Text("sampled networks T", "抽样子网络数 T")))
+    axes.set_ylabel(say(Text("distance from the full network", "与完整网络的距离")))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend()
 
 
 STUDY = Study(
