@@ -56,6 +56,11 @@ class _AvgPool(WindowPool):
         super().__init__(kernel_size, stride, padding, dilation, channels_last)
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor_override = check_divisor(divisor_override)
+        if self._rank == 1:
+            # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
+            self.kernel_size, self.stride = self._kernel, per_axis(self.stride or self._kernel, 1, "stride")
+            if isinstance(padding, int):
+                self.padding = (padding,)
 
     def forward(self, x: Array, lengths: ArrayLike | None = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
@@ -98,25 +103,6 @@ class _AvgPool(WindowPool):
 class AvgPool1d(_AvgPool):
     __doc__ = _AvgPool.__doc__
     _rank = 1
-
-    def __init__(
-        self,
-        kernel_size: PerAxis,
-        stride: PerAxis | None = None,
-        padding: Padding = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-        *,
-        dilation: PerAxis = 1,
-        channels_last: bool = False,
-    ) -> None:
-        numbers = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        super().__init__(*numbers, dilation=dilation, channels_last=channels_last)
-        # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
-        self.kernel_size, self.stride = self._kernel, per_axis(self.stride or self._kernel, 1, "stride")
-        if isinstance(padding, int):
-            self.padding = (padding,)
 
 
 class AvgPool2d(_AvgPool):
