@@ -41,6 +41,11 @@ PAGE = "dropout"
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 
 
+def _starting_at(*starts: int) -> Callable[[Callable[[np.dtype, int], Case]], Callable[[], Iterator[Case]]]:
+    """Of a case of a dtype and of the number of its first decision: one of each dtype from each start."""
+    return lambda make: lambda: (make(dtype, start) for dtype in FLOAT_DTYPES for start in starts)
+
+
 def dropout_cases() -> Iterator[Case]:
     """Sizes, probabilities, shards and views."""
     for dtype in FLOAT_DTYPES:
@@ -212,14 +217,10 @@ _SHARED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 
 
-def shared_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def shared_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Masks that elements share along any axes."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _shared_dropout(dtype, start)
 
-
-def _shared_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape, _ in _SHARED}
 
@@ -280,14 +281,10 @@ _LAST: tuple[tuple[int, ...], ...] = (
 )
 
 
-def channels_last_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def channels_last_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Masks that do not depend on the layout, over elements, channels and samples; with a residual; alpha dropout."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _channels_last_dropout(dtype, start)
 
-
-def _channels_last_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape in _LAST}
 
@@ -308,14 +305,9 @@ def _channels_last_dropout(dtype: np.dtype, start: int) -> Case:
     return Case("dropout_last", dtype, f"start={start}", inputs, run)
 
 
-def residual_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def residual_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """A residual that is added, of whole vectors and not, at the start of the whole array and within."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _dropout_add(dtype, start)
-
-
-def _dropout_add(dtype: np.dtype, start: int) -> Case:
     shapes = ((4, 64), (3, 37), (1,), (9001,), (0, 3))
 
     def inputs() -> Arrays:
@@ -335,14 +327,9 @@ def _dropout_add(dtype: np.dtype, start: int) -> Case:
     return Case("residual_dropout", dtype, f"start={start}", inputs, run)
 
 
-def sample_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 8, 6, 2**34 - 3)
+def sample_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Rows with masks of their own: of whole vectors, of other lengths, of one element, of more than a block."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 8, 6, 2**34 - 3):
-            yield _sample_dropout(dtype, start)
-
-
-def _sample_dropout(dtype: np.dtype, start: int) -> Case:
     shapes = ((5, 64), (7, 3, 4), (6, 2), (4, 37), (9, 1), (2, 2501), (8,), (0, 4), (3, 0))
     ids = np.array([0, -1, 2**63 - 1, -(2**63), 12345, 7, 7, 1, 2], np.int64)
 
