@@ -38,8 +38,7 @@ class Bug:
         return f"{self.name}-{self.mode}"
 
 
-def n(value: int) -> np.int32:
-    return np.int32(value)
+n = np.int32
 
 
 BUGS = [
@@ -148,25 +147,18 @@ BUGS = [
         grid=4,
         initialised=(2,),
     ),
-    Bug(
-        "group_barrier_without_fence",
-        errors.RaceError,
-        ("thread (0,0,0) reads 4 bytes", "wrote"),
-        arguments=(X, "y", "ticket", "y"),
-        lines=("group_barrier_without_fence", "group_barrier_without_fence write"),
-        grid=4,
-        cooperative=True,
-        initialised=(2,),
-    ),
-    Bug(
-        "group_barrier_without_acquire",
-        errors.RaceError,
-        ("thread (0,0,0) reads 4 bytes", "wrote"),
-        arguments=(X, "y", "ticket", "y"),
-        lines=("group_barrier_without_acquire", "group_barrier_without_acquire write"),
-        grid=4,
-        cooperative=True,
-        initialised=(2,),
+    *(
+        Bug(
+            name,
+            errors.RaceError,
+            ("thread (0,0,0) reads 4 bytes", "wrote"),
+            arguments=(X, "y", "ticket", "y"),
+            lines=(name, f"{name} write"),
+            grid=4,
+            cooperative=True,
+            initialised=(2,),
+        )
+        for name in ("group_barrier_without_fence", "group_barrier_without_acquire")
     ),
     Bug(
         "group_barrier_of_too_many",

@@ -147,13 +147,6 @@ def test_p_is_checked_when_it_is_used_too():
     assert generator.offset == 10
 
 
-@pytest.fixture
-def default_generator():
-    before = gl.default_generator.get_state()
-    yield gl.default_generator
-    gl.default_generator.set_state(before)
-
-
 def test_layers_share_the_default_generator(default_generator):
     gl.manual_seed(SEED)
     x = np.ones((5, 8))

@@ -18,32 +18,17 @@ from tests.inputs import (
 )
 from tests.ops.pool_cases import BAD_WINDOWS
 
+_PLANE_ARGUMENTS = [(2,), ((3, 2),), (3, 2, 1), ((3, 2), (1, 2), (1, 0))]
 _MAX_ARGUMENTS = [(2,), (3, 2, 1), (3, None, 1, 2), (2, 1, 0, 1, True, True)]
 MAX_ARGUMENTS = {
     1: _MAX_ARGUMENTS,
-    2: [
-        (2,),
-        ((3, 2),),
-        (3, 2, 1),
-        ((3, 2), (1, 2), (1, 0)),
-        (3, 1, 1, 2),
-        (3, 2, 0, 1, True, True),
-        (2, None, 1, (1, 2), True),
-    ],
+    2: [*_PLANE_ARGUMENTS, (3, 1, 1, 2), (3, 2, 0, 1, True, True), (2, None, 1, (1, 2), True)],
     3: _MAX_ARGUMENTS,
 }
 _AVG_ARGUMENTS = [(2,), (3, 2, 1), (3, 2, 1, True, False), (2, 1, 0, True)]
 AVG_ARGUMENTS = {
     1: _AVG_ARGUMENTS,
-    2: [
-        (2,),
-        ((3, 2),),
-        (3, 2, 1),
-        ((3, 2), (1, 2), (1, 0)),
-        (3, 2, 1, True),
-        (3, 2, 1, True, False),
-        (3, 2, 1, False, True, 5),
-    ],
+    2: [*_PLANE_ARGUMENTS, (3, 2, 1, True), (3, 2, 1, True, False), (3, 2, 1, False, True, 5)],
     3: _AVG_ARGUMENTS,
 }
 

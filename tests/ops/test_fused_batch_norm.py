@@ -6,18 +6,8 @@ import torch
 
 import gpu_layers as gl
 from tests.inputs import DTYPES, assert_all_same_bits, assert_same_bits, assert_within, normal, to_channels_last
-from tests.torch_bridge import from_torch, to_torch
+from tests.torch_bridge import ACTIVATIONS, from_torch, to_torch
 
-ACTIVATIONS = {
-    None: lambda z: z,
-    "identity": lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
-}
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_residual = pytest.mark.parametrize("with_residual", [False, True])
 
