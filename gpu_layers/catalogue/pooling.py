@@ -66,10 +66,7 @@ WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((1, 8, 10, 13), {"kernel_size": (3, 4), "stride": (2, 3), "padding": "same_lower"}),
     # Cut off by one tap; windows that meet in depth by their taps, not by their sizes.
     ((2, 4, 10, 8), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
-    (
-        (1, 8, 10, 5, 8),
-        {"kernel_size": (2, 3, 3), "stride": (3, 2, 2), "padding": (0, 1, 1), "dilation": (3, 1, 1)},
-    ),
+    ((1, 8, 10, 5, 8), {"kernel_size": (2, 3, 3), "stride": (3, 2, 2), "padding": (0, 1, 1), "dilation": (3, 1, 1)}),
 )
 
 # (N, C, *spatial), lengths, window: as long as the batch, shorter, empty.

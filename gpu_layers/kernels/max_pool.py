@@ -48,10 +48,7 @@ _FORWARD_ADAPTIVE = adaptive_template("max_pool_forward_adaptive")
 # ``kBoxThreads`` of ``adaptive_pool.cu``.
 _BOX_THREADS = 128
 _BACKWARD_ADAPTIVE = KernelTemplate(
-    "adaptive_pool.cu",
-    "max_pool_backward_adaptive",
-    combinations(T=ELEMENT_TYPES),
-    {**STRUCTS, "PoolBoxes": BOXES},
+    "adaptive_pool.cu", "max_pool_backward_adaptive", combinations(T=ELEMENT_TYPES), {**STRUCTS, "PoolBoxes": BOXES}
 )
 
 _FORWARD_INTEGER = general_template(

@@ -31,11 +31,7 @@ _LEAST_CHUNK = 1024
 # whole sectors.
 _LEAST_PLACES, _MOST_PLACES, _SECTOR = 4096, 13 * 1024, 32
 
-_KEEP = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_keep",
-    combinations(Found=("unsigned char",)),
-)
+_KEEP = KernelTemplate("max_unpool.cu", "max_unpool_keep", combinations(Found=("unsigned char",)))
 _FORWARD = KernelTemplate(
     "max_unpool.cu",
     "max_unpool_forward",

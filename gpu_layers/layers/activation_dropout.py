@@ -9,11 +9,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
 from gpu_layers.layers.operation_layer import OperationLayer
-from gpu_layers.ops.activation_dropout import (
-    activation_dropout_backward,
-    activation_dropout_forward,
-    check_order,
-)
+from gpu_layers.ops.activation_dropout import activation_dropout_backward, activation_dropout_forward, check_order
 from gpu_layers.ops.checks import check_activation, check_probability
 
 __all__ = ["ActivationDropout"]

@@ -24,10 +24,7 @@ _Self = TypeVar("_Self", bound="Layer")
 
 #: Attributes of a layer in which no layer is looked for.
 NO_LAYERS_IN = frozenset(
-    {
-        *("parameters", "gradients", "buffers", "last_call"),
-        *("_saved", "_noted_calls", "_kept_names", "_layer_holders"),
-    }
+    {*("parameters", "gradients", "buffers", "last_call"), *("_saved", "_noted_calls", "_kept_names", "_layer_holders")}
 )
 
 

@@ -13,11 +13,7 @@ from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.precision import check_layer_dtype
-from gpu_layers.layers.running_statistics import (
-    BatchStatistics,
-    RunningStatisticsLayer,
-    batch_statistics,
-)
+from gpu_layers.layers.running_statistics import BatchStatistics, RunningStatisticsLayer, batch_statistics
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
     batch_norm_backward,

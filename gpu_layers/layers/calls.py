@@ -303,12 +303,7 @@ def _plain(
 
 
 def _run(
-    layer: Any,
-    outer: _Pass | None,
-    backward: Callable[..., Any],
-    *args: Any,
-    parts: Sequence[Any] = (),
-    **kwargs: Any,
+    layer: Any, outer: _Pass | None, backward: Callable[..., Any], *args: Any, parts: Sequence[Any] = (), **kwargs: Any
 ) -> tuple[Any, _Backward]:
     calls = layer._noted_calls
     if calls is Calls.INTERRUPTED:

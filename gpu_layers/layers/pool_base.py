@@ -27,10 +27,7 @@ class WindowPool(Pool):
         self.channels_last = bool(channels_last)
         self._kernel = per_axis(kernel_size, self._rank, "kernel_size")
         check_window(
-            self._kernel,
-            per_axis(steps, self._rank, "stride"),
-            padding,
-            per_axis(dilation, self._rank, "dilation"),
+            self._kernel, per_axis(steps, self._rank, "stride"), padding, per_axis(dilation, self._rank, "dilation")
         )
 
     def _extras(self, show_dilation: bool = False) -> str:

@@ -71,10 +71,7 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     folded_weight, folded_bias = _folded(weight, bias, mean, var, gamma, beta, batch_norm.eps, _rows)
     # A shallow copy: all attributes except the dicts are numbers.
     folded = copy.copy(layer)
-    folded.parameters = {
-        "weight": folded_weight,
-        "bias": folded_bias,
-    }
+    folded.parameters = {"weight": folded_weight, "bias": folded_bias}
     folded.gradients, folded.buffers, folded._saved = {}, {}, None
     return folded
 

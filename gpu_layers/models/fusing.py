@@ -208,10 +208,7 @@ _PATTERNS: tuple[tuple[tuple[_Fits, ...], Callable[..., list[Layer]]], ...] = (
         (lambda layer: _is_poolable_batch_norm(layer) and _is_plain_batch_norm(layer), _is_relu, _is_max_pool),
         lambda norm, relu, pool: [BatchNormMaxPool(_with_relu(norm), pool), *_absorbed(relu, pool)],
     ),
-    (
-        (_is_poolable_batch_norm, _is_max_pool),
-        lambda norm, pool: [BatchNormMaxPool(norm, pool), *_absorbed(pool)],
-    ),
+    ((_is_poolable_batch_norm, _is_max_pool), lambda norm, pool: [BatchNormMaxPool(norm, pool), *_absorbed(pool)]),
     ((_is_plain_batch_norm, _is_relu), lambda norm, relu: [_with_relu(norm), *_absorbed(relu)]),
     ((_is_relu, _is_fusable_dropout), lambda relu, dropout: [_relu_dropout(dropout, "after"), *_absorbed(dropout)]),
     ((_is_fusable_dropout, _is_relu), lambda dropout, relu: [_relu_dropout(dropout, "before"), *_absorbed(relu)]),

@@ -376,10 +376,7 @@ def _term_table(left_out: Mapping[str, float]) -> Table:
         "all": Text("all three", "三项齐全"),
     }
     return Table(
-        Text(
-            "The gradient with terms left out, against finite differences",
-            "缺少某些项时的梯度与有限差分之差",
-        ),
+        Text("The gradient with terms left out, against finite differences", "缺少某些项时的梯度与有限差分之差"),
         (Text("terms", "保留的项"), Text("largest relative error", "最大相对误差")),
         [[names[key], f"{error:.2g}"] for key, error in left_out.items()],
     )
@@ -388,8 +385,7 @@ def _term_table(left_out: Mapping[str, float]) -> Table:
 @draw(
     "approach",
     Text(
-        "How the moving mean forgets its start, and when 1 % is left.",
-        "滑动均值如何遗忘初值；圆点标出残留 1% 的时刻。",
+        "How the moving mean forgets its start, and when 1 % is left.", "滑动均值如何遗忘初值；圆点标出残留 1% 的时刻。"
     ),
 )
 def _approach_figure(figure: Any, say: Say, left: Mapping[float | None, list[float]]) -> None:

@@ -91,10 +91,7 @@ _CLAIMS = (
         ),
         r"s = (1-p)^{-2} = 4",
         Criterion(
-            Text(
-                "|slope (1-p)² - 1|, largest over the seeds",
-                "|斜率 × (1-p)² - 1|（取各随机种子的最大值）",
-            ),
+            Text("|slope (1-p)² - 1|, largest over the seeds", "|斜率 × (1-p)² - 1|（取各随机种子的最大值）"),
             "<=",
             0.1,
             _LOGIT_REASON,
@@ -105,16 +102,10 @@ _CLAIMS = (
     ),
     Claim(
         "correction",
-        Text(
-            "Multiplying by 1-p in evaluation puts that right.",
-            "推理时乘以 1-p 即可纠正。",
-        ),
+        Text("Multiplying by 1-p in evaluation puts that right.", "推理时乘以 1-p 即可纠正。"),
         r"D_{\mathrm{eval}}(x) = (1-p)\,x \ \Rightarrow\ s = 1",
         Criterion(
-            Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"),
-            "<=",
-            0.1,
-            _LOGIT_REASON,
+            Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"), "<=", 0.1, _LOGIT_REASON
         ),
         "x, w = np.ones((1, 64)), np.full((64, 1), 1 / 64)\n"
         'dropout = gl.Dropout(0.5, scaling="inference")\n'
@@ -152,10 +143,7 @@ _CLAIMS = (
         ),
         r"\left\Vert \overline{z}_T - z_{\mathrm{eval}} \right\Vert \sim T^{-1/2}",
         Criterion(
-            Text(
-                "|exponent + 1/2|, fitted from T = 1 to 200",
-                "|拟合指数 + 1/2|（T 取 1 至 200）",
-            ),
+            Text("|exponent + 1/2|, fitted from T = 1 to 200", "|拟合指数 + 1/2|（T 取 1 至 200）"),
             "<=",
             0.1,
             Text("the fit of eight random distances", "由八个带随机性的距离拟合而得"),
@@ -167,16 +155,10 @@ _CLAIMS = (
     ),
     Claim(
         "accuracy-suffers",
-        Text(
-            "Often said: without the correction, accuracy suffers.",
-            "常见说法：不做修正，准确率会下降。",
-        ),
+        Text("Often said: without the correction, accuracy suffers.", "常见说法：不做修正，准确率会下降。"),
         r"\overline{a_{\mathrm{corrected}}-a_{\mathrm{as\ is}}} \geq 1\,\%",
         Criterion(
-            Text(
-                "mean loss of test accuracy, percentage points",
-                "测试准确率的平均下降（百分点）",
-            ),
+            Text("mean loss of test accuracy, percentage points", "测试准确率的平均下降（百分点）"),
             ">=",
             1,
             Text("four of 360 test digits", "即 360 个测试数字中的四个"),

@@ -44,17 +44,9 @@ _CLAIMS = (
     ),
     Claim(
         "published",
-        Text(
-            "Every machine must give the checksum published here.",
-            "任何机器都必须得到这里公布的校验和。",
-        ),
+        Text("Every machine must give the checksum published here.", "任何机器都必须得到这里公布的校验和。"),
         r"\mathrm{dropped}_g \Leftrightarrow \mathrm{word}_g < \mathrm{round}(p\cdot 2^{32})",
-        Criterion(
-            Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"),
-            "==",
-            0,
-            EXACT,
-        ),
+        Criterion(Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"), "==", 0, EXACT),
         "import hashlib\n\n"
         "mask = gl.ops.dropout_mask(100_003, 0.3, seed=2026, offset=41)\n"
         "print(hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16])",
@@ -69,8 +61,7 @@ _CLAIMS = (
         r"_{\,g\ \mathrm{mod}\ 4}",
         Criterion(
             Text(
-                "words that differ, of four, found by bisection of p",
-                "四个随机字中不同的个数（对 p 作二分查找得到）",
+                "words that differ, of four, found by bisection of p", "四个随机字中不同的个数（对 p 作二分查找得到）"
             ),
             "==",
             0,

@@ -41,10 +41,7 @@ _PHI: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray],
     "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
     "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * (1 - _sigmoid(x))),
     "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
-    "gelu": (
-        lambda x: x * _normal_cdf(x),
-        lambda x: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
-    ),
+    "gelu": (lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)),
     "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
     "identity": (lambda x: x * 1.0, np.ones_like),
 }
@@ -104,10 +101,7 @@ _CLAIMS = (
         ),
         r"m = 0 \ \Rightarrow\ y_{\mathrm{before}} = \varphi(0),\qquad \sigma(0) = \frac{1}{2}",
         Criterion(
-            Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"),
-            "==",
-            0,
-            EXACT,
+            Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"), "==", 0, EXACT
         ),
         'layer = gl.ActivationDropout("sigmoid", 0.5, order="before")\nprint(layer(np.full(8, 3.0)).round(3))',
     ),
@@ -185,12 +179,7 @@ _CLAIMS = (
             "因此 ReLU 网络无论哪种顺序，训练曲线都完全一致。",
         ),
         r"L_{\mathrm{after}}(t) = L_{\mathrm{before}}(t)\quad\forall\, t",
-        Criterion(
-            Text("largest difference of an epoch's loss", "各轮损失的最大差值"),
-            "==",
-            0,
-            EXACT,
-        ),
+        Criterion(Text("largest difference of an epoch's loss", "各轮损失的最大差值"), "==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal((64, 3))\n"
         "a, b = (gl.ActivationDropout('relu', 0.3, order=order, generator=gl.Generator(1))\n"
         "        for order in ('after', 'before'))\n"
@@ -205,8 +194,7 @@ _CLAIMS = (
         r"\overline{a_{\mathrm{after}} - a_{\mathrm{before}}} \geq 1\,\%",
         Criterion(
             Text(
-                "mean difference of test accuracy, sigmoid, percentage points",
-                "测试准确率的平均差（sigmoid，百分点）",
+                "mean difference of test accuracy, sigmoid, percentage points", "测试准确率的平均差（sigmoid，百分点）"
             ),
             ">=",
             1,

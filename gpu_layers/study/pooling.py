@@ -84,10 +84,7 @@ _CLAIMS = (
     ),
     Claim(
         "maximum-keeps-sums",
-        Text(
-            "Max pooling always preserves the sum of gradients.",
-            "最大池化总是保持梯度之和。",
-        ),
+        Text("Max pooling always preserves the sum of gradients.", "最大池化总是保持梯度之和。"),
         r"\sum_i \frac{\partial L}{\partial x_i} = \sum_o dy_o",
         Criterion(
             Text("layers that do not, of nine, whole-number gradients", "九种层中不满足者的个数（整数梯度）"),
@@ -113,10 +110,7 @@ _CLAIMS = (
             Text("layers that do otherwise, of nine", "九种层中与规则不符者的个数"),
             "==",
             0,
-            Text(
-                "the same sum up to 1e-12, or not, as the rule says",
-                "按规则判断和是否相同（容差 1e-12）",
-            ),
+            Text("the same sum up to 1e-12, or not, as the rule says", "按规则判断和是否相同（容差 1e-12）"),
         ),
         "x = np.ones((1, 1, 9, 9))\n"
         "for include in (True, False):\n"
@@ -208,10 +202,7 @@ def _measure(lab: Lab) -> dict[str, Any]:
     """All of it: it takes moments."""
     example = lab.place(_EXAMPLE[None, None])
     wrong = 0
-    for layer, value, gradient in (
-        (MaxPool2d(2), _MAX, _MAX_GRADIENT),
-        (AvgPool2d(2), _AVERAGE, _AVERAGE_GRADIENT),
-    ):
+    for layer, value, gradient in ((MaxPool2d(2), _MAX, _MAX_GRADIENT), (AvgPool2d(2), _AVERAGE, _AVERAGE_GRADIENT)):
         wrong += int((on_cpu(layer(example))[0, 0] != value).sum())
         wrong += int((on_cpu(layer.backward(lab.place(_GRADIENT[None, None])))[0, 0] != gradient).sum())
     sums = _sums(lab)
@@ -425,12 +416,7 @@ def _byte_figure(figure: Any, say: Say, rows: list[tuple[str, float, float]]) ->
         axes.bar(at + shift, ratios, width=0.38, color=colour, alpha=0.7, label=say(name))
         for position, ratio in zip(at + shift, ratios, strict=True):
             axes.annotate(
-                f"{ratio:.2f}",
-                (position, ratio),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
+                f"{ratio:.2f}", (position, ratio), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9
             )
     axes.set_xticks(at, [row[0] for row in rows])
     axes.set_xlabel(say(Text("window", "窗口")))

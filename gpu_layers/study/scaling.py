@@ -185,10 +185,7 @@ _CLAIMS = (
             ),
             ">=",
             0.9,
-            Text(
-                "nine of ten by chance alone: 1.1 %",
-                "若全凭偶然，十个中至少九个的概率为 1.1 %",
-            ),
+            Text("nine of ten by chance alone: 1.1 %", "若全凭偶然，十个中至少九个的概率为 1.1 %"),
         ),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
@@ -198,10 +195,7 @@ _CLAIMS = (
     ),
     Claim(
         "generalises",
-        Text(
-            "Often said: dropout improves the test accuracy.",
-            "常见说法：随机失活能提高测试准确率。",
-        ),
+        Text("Often said: dropout improves the test accuracy.", "常见说法：随机失活能提高测试准确率。"),
         r"\overline{a_{\mathrm{dropout}}-a_{\mathrm{none}}} \geq 0.5\,\%",
         Criterion(
             Text(
@@ -488,10 +482,7 @@ def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> No
 
 @draw(
     "boundaries",
-    Text(
-        "Decision boundaries of the first seed, with its test points.",
-        "第一个随机种子的决策边界及其测试点。",
-    ),
+    Text("Decision boundaries of the first seed, with its test points.", "第一个随机种子的决策边界及其测试点。"),
     size=(5.4, 4.9),
 )
 def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:

@@ -60,10 +60,7 @@ _CLAIMS = (
     ),
     Claim(
         "depth",
-        Text(
-            "Every further pair multiplies the ratio by 1-p.",
-            "每增加一对随机失活与批归一化，这个比值就再乘以 1-p。",
-        ),
+        Text("Every further pair multiplies the ratio by 1-p.", "每增加一对随机失活与批归一化，这个比值就再乘以 1-p。"),
         r"\Delta_k = \Delta_1\,(1-p)^{k-1}",
         Criterion(
             Text(
@@ -121,10 +118,7 @@ _CLAIMS = (
             ),
             "<=",
             0.03,
-            Text(
-                "the moving variance averages a finite number of masks",
-                "滑动方差只平均了有限个掩码",
-            ),
+            Text("the moving variance averages a finite number of masks", "滑动方差只平均了有限个掩码"),
         ),
         "a = np.abs(np.random.default_rng(0).standard_normal((50_000, 32)))\n"
         "w = np.random.default_rng(1).standard_normal(32)\n"
@@ -161,10 +155,7 @@ _CLAIMS = (
         ),
         r"\overline{L_{\mathrm{before}} - L_{\mathrm{after}}} \geq 0.01",
         Criterion(
-            Text(
-                "mean difference of test loss, p = 0.5, no recalibration",
-                "测试损失的平均差（p = 0.5，未重新校准）",
-            ),
+            Text("mean difference of test loss, p = 0.5, no recalibration", "测试损失的平均差（p = 0.5，未重新校准）"),
             ">=",
             0.01,
             Text("a tenth of the loss of such a network", "约为此类网络损失的十分之一"),
@@ -184,10 +175,7 @@ _CLAIMS = (
         ),
         r"\overline{L_{\mathrm{moving}} - L_{\mathrm{recalibrated}}} > 0",
         Criterion(
-            Text(
-                "part of the networks whose test loss falls, p = 0.5",
-                "测试损失下降的网络所占比例（p = 0.5）",
-            ),
+            Text("part of the networks whose test loss falls, p = 0.5", "测试损失下降的网络所占比例（p = 0.5）"),
             ">=",
             0.9,
             Text("by chance alone it would be half", "若全凭偶然，应为一半"),

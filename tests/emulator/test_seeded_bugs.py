@@ -118,18 +118,9 @@ BUGS = [
     Bug("uninitialised_global", errors.UninitialisedError, ("byte 0 of argument 1 was never written",)),
     Bug("missing_wait_for_copies", errors.UninitialisedError, ("the shared array 'tile' was never written",)),
     Bug("wait_for_the_batch_before", errors.UninitialisedError, ("byte 256 of the shared array 'tile'",)),
-    Bug(
-        "missing_barrier_after_copies",
-        errors.EmulationError,
-        ("the shared array 'tile'",),
-    ),
+    Bug("missing_barrier_after_copies", errors.EmulationError, ("the shared array 'tile'",)),
     Bug("misaligned_copy", errors.MisalignedError, ("copies 16 bytes", "no multiple of that")),
-    Bug(
-        "race_between_blocks",
-        errors.RaceError,
-        ("block (1,0,0)", "block (0,0,0)", "blocks run in any order"),
-        grid=4,
-    ),
+    Bug("race_between_blocks", errors.RaceError, ("block (1,0,0)", "block (0,0,0)", "blocks run in any order"), grid=4),
     Bug(
         "plain_beside_atomic",
         errors.RaceError,

@@ -377,10 +377,7 @@ def test_an_inner_transaction_of_three_fails_with_the_outermost_alone():
 
     def step():
         with gl.statistics_transaction(norm):
-            with (
-                gl.statistics_transaction(other),
-                gl.statistics_transaction(lambda x: x, layers=[norm, other]),
-            ):
+            with gl.statistics_transaction(other), gl.statistics_transaction(lambda x: x, layers=[norm, other]):
                 other(norm(X))
             assert norm.buffers["num_batches_tracked"] == 2
             raise OSError("later")

@@ -161,11 +161,7 @@ def test_arrays_are_rounded_once_to_the_dtype_of_the_weight(dtype):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (
-            {"weight": np.ones((4, 3), int)},
-            TypeError,
-            "weight must be float16, .* float64, got int64",
-        ),
+        ({"weight": np.ones((4, 3), int)}, TypeError, "weight must be float16, .* float64, got int64"),
         ({"weight": [[1.0]]}, TypeError, "expected a numpy.ndarray"),
         ({"weight": np.ones(4)}, ValueError, r"weight does not fit a layer with 1 groups, got shape \[4\]"),
         ({"groups": 3}, ValueError, r"weight does not fit a layer with 3 groups, got shape \[4, 3\]"),

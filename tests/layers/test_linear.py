@@ -68,8 +68,7 @@ def test_bad_input(x, error, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
-    [((0, 3), ValueError), ((3, 0), ValueError), ((2.5, 3), TypeError), ((True, 3), TypeError)],
+    ("arguments", "error"), [((0, 3), ValueError), ((3, 0), ValueError), ((2.5, 3), TypeError), ((True, 3), TypeError)]
 )
 def test_bad_size(arguments, error):
     with pytest.raises(error):

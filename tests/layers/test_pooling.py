@@ -81,10 +81,7 @@ def test_avg_pool_is_torchs(rank, arguments, batch):
 
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda **side: gl.MaxPool2d((3, 2), 2, 1, **side),
-        lambda **side: gl.AvgPool2d((3, 2), 2, 1, dilation=2, **side),
-    ],
+    [lambda **side: gl.MaxPool2d((3, 2), 2, 1, **side), lambda **side: gl.AvgPool2d((3, 2), 2, 1, dilation=2, **side)],
     ids=["max", "avg"],
 )
 def test_channels_last_is_the_same_map(make):

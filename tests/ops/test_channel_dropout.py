@@ -7,14 +7,7 @@ import pytest
 
 import gpu_layers as gl
 from tests import philox_in_ints
-from tests.inputs import (
-    WRITABLE_LAYOUTS,
-    accumulation_dtype,
-    assert_same_bits,
-    each_dtype,
-    normal,
-    with_specials,
-)
+from tests.inputs import WRITABLE_LAYOUTS, accumulation_dtype, assert_same_bits, each_dtype, normal, with_specials
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
 SHAPES = [((3, 5, 7), 2), ((4, 6, 3, 3), 2), ((5, 8), 1), ((6, 2, 3), 1), ((9,), 1), ((3, 4, 1), 2), ((2, 3, 4), 3)]
