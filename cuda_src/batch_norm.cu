@@ -10,7 +10,7 @@
 //                                       16-byte aligned. residual and dresidual may be null
 //   mean, inv_std, gamma, beta, ...     [channels]; mean, gamma, beta may be null: 0, 1, 0
 //   activation                          its number, see with_fused_activation
-//   Width                               of rows: channels of a thread; it divides channels
+//   Layout                              NchwLayout, or NhwcLayout<Width>, whose Width divides channels
 //   Fused                               whether residual, activation and dresidual are looked at
 // Launch: blockDim (x, y) of kChannelThreads in all, for rows y a power of two; planes: channels * blocks
 // blocks, rows: tiles * blocks.
@@ -18,30 +18,16 @@
 #include "batch_norm_forward.cuh"
 
 // Statistics: final ones, or partial ones to be merged, see StatisticsResult.
-template <typename T>
+template <typename T, typename Layout>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                               accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                               accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                               long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                               NchwLayout layout) {
+    batch_norm_statistics(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                          accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                          accumulate_t<T>* running_mean, accumulate_t<T>* running_var, long long* batches,
+                          FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps, Layout layout) {
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    statistics_of_nchw<T>(x, result, layout);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_statistics_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                               accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                               accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                               long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                               NhwcLayout layout) {
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    statistics_of_nhwc<T, Width>(x, result, layout);
+    find_statistics(x, result, layout);
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
@@ -51,38 +37,23 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, FoldingRule<A> rule,
                                 A eps, long long channels, long long blocks) {
-    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
-    if (channel >= channels) return;
-    A origin;
-    const Moments<A> moments = merged_moments(partial_moments, channel, blocks, origin);
-    if (threadIdx.x % kWarpThreads != 0) return;
+    const RunningStatistics<A> running{running_mean, running_var, batches, rule};
     const StatisticsResult<A> result{
-        nullptr, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps, channels};
-    result.write(result.finished(moments, origin), channel);
+        const_cast<A*>(partial_moments), statistics, gamma, beta, running, eps, channels};
+    merge_parts(result, channels, blocks);
 }
 
 // y = phi(gamma * (x - mean) * inv_std + beta + residual).
 //   deviation    inv_std, or the variance if there are statistics to write
-//   statistics   [5, channels], see StatisticsRow: from given running statistics, which may change later; or
-//   null eps          added to the variance; inv_std is rounded once
-template <typename T, Epilogue Fused>
+//   statistics   [5, channels], see StatisticsRow: from given running statistics, which may change later;
+//                or null
+//   eps          added to the variance; inv_std is rounded once
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_nchw(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
-                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                              int activation, T* y, accumulate_t<T>* statistics, double eps,
-                              NchwLayout layout) {
-    normalize_of_nchw<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps,
-                                layout);
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_normalize_nhwc(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
-                              const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
-                              int activation, T* y, accumulate_t<T>* statistics, double eps,
-                              NhwcLayout layout) {
-    normalize_of_nhwc<T, Width, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics,
-                                       eps, layout);
+    batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
+                         const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
+                         int activation, T* y, accumulate_t<T>* statistics, double eps, Layout layout) {
+    normalize<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps, layout);
 }
 
 // By which the variance of so many values is multiplied to be unbiased.
@@ -192,31 +163,18 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 }
 
 // Gradients of the parameters: final ones, or partial ones to be merged, see GradientResult.
-template <typename T, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_gradient_sums_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                  const accumulate_t<T>* beta, const T* residual, int activation,
-                                  accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                  accumulate_t<T>* dbeta, NchwLayout layout) {
-    using Source = GradientArray<T, kVectorWidth<T>>;
-    sum_gradients_of_nchw<T, Fused, kFusedLoads<Fused>, Source>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
-        layout);
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_gradient_sums_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                  const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                  const accumulate_t<T>* beta, const T* residual, int activation,
-                                  accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                  accumulate_t<T>* dbeta, NhwcLayout layout) {
-    // What is fused takes the registers of a second one.
-    constexpr int kLoads = Fused == kIdentity ? kFusedLoads<Fused> : 1;
-    sum_gradients_of_nhwc<T, Width, Fused, kLoads, GradientArray<T, Width>>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
-        layout);
+    batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
+                             const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                             const accumulate_t<T>* beta, const T* residual, int activation,
+                             accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma, accumulate_t<T>* dbeta,
+                             Layout layout) {
+    // Of rows, what is fused takes the registers of a second one.
+    constexpr int kLoads = Layout::kIsNchw || Fused == kIdentity ? kFusedLoads<Fused> : 1;
+    sum_gradients<T, Fused, kLoads, GradientArray<T, Layout>>({{dy}, x, residual, activation},
+                                                              {mean, inv_std, gamma, beta},
+                                                              {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
 
 // Gradients of the parameters of each channel, from the sums of its blocks; see GradientResult.
@@ -225,12 +183,7 @@ template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_gradients(const A* partial_sums, const A* inv_std, A* dgamma, A* dbeta,
                                long long channels, long long blocks) {
-    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
-    if (channel >= channels) return;
-    const GradientSums<A> sums = merged_sums(partial_sums, channel, blocks);
-    if (threadIdx.x % kWarpThreads != 0) return;
-    const GradientResult<A> result{nullptr, inv_std, dgamma, dbeta};
-    result.write(result.finished(sums, channel), channel);
+    merge_parts(GradientResult<A>{const_cast<A*>(partial_sums), inv_std, dgamma, dbeta}, channels, blocks);
 }
 
 // Shares of each value in the gradients of the parameters over all parts: sums in double, in the order of the
@@ -253,26 +206,14 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 // Gradients of x and of the residual.
 //   dgamma, dbeta   may be null: the statistics were given
 //   inv_count       1 / values of a channel
-template <typename T, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    batch_norm_input_gradient_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                   const accumulate_t<T>* beta, const T* residual, int activation,
-                                   const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                   T* dresidual, accumulate_t<T> inv_count, NchwLayout layout) {
-    input_gradients_of_nchw<T, Fused, GradientArray<T, kVectorWidth<T>>>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
-        inv_count, layout);
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kInputGradientBlocks<Fused>)
-    batch_norm_input_gradient_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                   const accumulate_t<T>* beta, const T* residual, int activation,
-                                   const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                   T* dresidual, accumulate_t<T> inv_count, NhwcLayout layout) {
-    input_gradients_of_nhwc<T, Width, Fused, GradientArray<T, Width>>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
-        inv_count, layout);
+template <typename T, typename Layout, Epilogue Fused>
+__global__ void __launch_bounds__(kChannelThreads, kInputGradientBlocks<Layout, Fused>)
+    batch_norm_input_gradient(const T* dy, const T* x, const accumulate_t<T>* mean,
+                              const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                              const accumulate_t<T>* beta, const T* residual, int activation,
+                              const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                              T* dresidual, accumulate_t<T> inv_count, Layout layout) {
+    find_input_gradients<T, Fused, GradientArray<T, Layout>>({{dy}, x, residual, activation},
+                                                             {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+                                                             dresidual, inv_count, layout);
 }

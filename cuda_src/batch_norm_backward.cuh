@@ -14,16 +14,16 @@
 #include "normalization.cuh"
 
 // dy, of x's shape.
-template <typename T, int Width>
+template <typename T, typename Layout>
 struct GradientArray {
     static constexpr bool kWhole = false, kIsArray = true, kIsKept = true;
-    using Loaded = Vector<T, Width>;
+    using Loaded = Vector<T, kLayoutWidth<T, Layout>>;
     const T* dy;
 
     __device__ __forceinline__ const T* array() const { return dy; }
     __device__ __forceinline__ T scalar(long long i) const { return dy[i]; }
     __device__ __forceinline__ Loaded load(long long i) const { return Loaded::load(dy + i); }
-    __device__ __forceinline__ const Vector<T, Width>& of(const Loaded& loaded) const { return loaded; }
+    __device__ __forceinline__ const Loaded& of(const Loaded& loaded) const { return loaded; }
 };
 
 // The gradient of the activation's input, which if kIdentity is that of y.
@@ -201,82 +201,54 @@ struct ChannelArrays {
 // ---- two reads -------------------------------------------------------------------------------------------
 //
 //   const GradientResult<accumulate_t<T>> result{partial_sums, inv_std, dgamma, dbeta};
-//   sum_gradients_of_nchw<T, kIdentity, 1, GradientArray<T, kVectorWidth<T>>>(
-//       {{dy}, x, nullptr, kNoActivation}, {mean, inv_std, gamma, beta}, result, layout);
+//   sum_gradients<kIdentity, 1>({{dy}, x, nullptr, kNoActivation}, {mean, inv_std, gamma, beta}, result,
+//   layout);
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
-template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void sum_gradients_of_nchw(
-    const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
+template <typename T, Epilogue Fused, int Loads, typename Source, typename Layout,
+          typename Valid = AllPositions>
+__device__ __forceinline__ void sum_gradients(
+    const GradientBeforeActivation<T, kLayoutWidth<T, Layout>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NchwLayout& layout, const Valid& valid = {}) {
+    const Layout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
-    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const NchwBlock block(layout);
-    ParameterGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{
-        gradient, {}, {GradientSums<A>::identity()}};
-    of_channels.load(gradients.norms[0], block.channel);
-    for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
-    const GradientSums<A> sums = block_reduce(gradients.sums[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0) result.write(sums, block.channel, block.rank, layout.blocks);
-}
-
-template <typename T, int Width, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void sum_gradients_of_nhwc(
-    const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
-    const ChannelArrays<accumulate_t<T>>& of_channels, const GradientResult<accumulate_t<T>>& result,
-    const NhwcLayout& layout, const Valid& valid = {}) {
-    using A = accumulate_t<T>;
-    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    ParameterGradients<T, Width, Width, Fused, Source> gradients{gradient, {}, {}};
+    constexpr int kChannels = Layout::kChannels;
+    __shared__ GradientSums<A> scratch[kReductionScratch<Layout>];
+    const auto block = layout.block();
+    const bool exists = layout.has(block.channel);
+    ParameterGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
+    for (int k = 0; k < kChannels; ++k) {
         gradients.sums[k] = GradientSums<A>::identity();
-        if (channel < layout.channels) of_channels.load(gradients.norms[k], channel + k);
+        if (exists) of_channels.load(gradients.norms[k], block.channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<Loads>(layout, channel, rank, gradients, valid);
-    column_reduce(gradients.sums, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
+    if (exists)
+        for_each_in_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
+    reduce_channels(layout, gradients.sums, scratch);
+    if (!layout.gets_results() || !exists) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k) result.write(gradients.sums[k], channel + k, rank, layout.blocks);
+    for (int k = 0; k < kChannels; ++k)
+        write_result(result, gradients.sums[k], block.channel + k, block.rank, layout.blocks);
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
-template <typename T, Epilogue Fused, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void input_gradients_of_nchw(
-    const GradientBeforeActivation<T, kVectorWidth<T>, Fused, Source>& gradient,
+template <typename T, Epilogue Fused, typename Source, typename Layout, typename Valid = AllPositions>
+__device__ __forceinline__ void find_input_gradients(
+    const GradientBeforeActivation<T, kLayoutWidth<T, Layout>, Fused, Source>& gradient,
     const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NchwLayout& layout,
+    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const Layout& layout,
     const Valid& valid = {}) {
-    const NchwBlock block(layout, number_from_the_end());
-    InputGradients<T, kVectorWidth<T>, 1, Fused, Source> gradients{gradient,          {}, {},
-                                                                   dgamma != nullptr, dx, dresidual};
-    of_channels.load(gradients.norms[0], block.channel);
-    gradients.input_gradients[0].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel);
-    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
-    for_each_in_nchw_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
-}
-
-template <typename T, int Width, Epilogue Fused, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void input_gradients_of_nhwc(
-    const GradientBeforeActivation<T, Width, Fused, Source>& gradient,
-    const ChannelArrays<accumulate_t<T>>& of_channels, const accumulate_t<T>* dgamma,
-    const accumulate_t<T>* dbeta, T* dx, T* dresidual, accumulate_t<T> inv_count, const NhwcLayout& layout,
-    const Valid& valid = {}) {
-    const unsigned int number = number_from_the_end();
-    const int rank = number / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank, number);
-    if (channel >= layout.channels) return;
-    InputGradients<T, Width, Width, Fused, Source> gradients{gradient,          {}, {},
-                                                             dgamma != nullptr, dx, dresidual};
+    constexpr int kChannels = Layout::kChannels;
+    const auto block = layout.block(number_from_the_end());
+    if (!layout.has(block.channel)) return;
+    InputGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{
+        gradient, {}, {}, dgamma != nullptr, dx, dresidual};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        of_channels.load(gradients.norms[k], channel + k);
-        gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, channel + k);
+    for (int k = 0; k < kChannels; ++k) {
+        of_channels.load(gradients.norms[k], block.channel + k);
+        gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
     }
     constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
-    for_each_in_nhwc_block<kLoads>(layout, channel, rank, gradients, valid);
+    for_each_in_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }

@@ -128,47 +128,30 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
 // The sums of the blocks.
 //   partial_sums   [channels, blocks], see DoubleSums
 // Launch: as batch_norm.cu.
-template <typename T>
+template <typename T, typename Layout>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_nchw(const T* ddx, const T* dy, const T* x, const T* residual,
-                                accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
-                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                const accumulate_t<T>* beta, int activation, NchwLayout layout) {
+    batch_norm_double_sums(const T* ddx, const T* dy, const T* x, const T* residual,
+                           accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
+                           const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                           const accumulate_t<T>* beta, int activation, Layout layout) {
     using A = accumulate_t<T>;
-    __shared__ DoubleSums<A> warp_values[kChannelThreads / kWarpThreads];
-    const NchwBlock block(layout);
-    DoubleSummation<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {DoubleSums<A>::identity()}};
-    body.inputs.norms[0].load(mean, inv_std, gamma, beta, block.channel);
-    for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
-    const DoubleSums<A> sums = block_reduce(body.sums[0], warp_values);
-    if (threadIdx.x == 0 && threadIdx.y == 0)
-        write_double_sums(sums, partial_sums, block.channel, block.rank, layout.blocks);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_sums_nhwc(const T* ddx, const T* dy, const T* x, const T* residual,
-                                accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
-                                const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                const accumulate_t<T>* beta, int activation, NhwcLayout layout) {
-    using A = accumulate_t<T>;
-    __shared__ DoubleSums<A> scratch[kColumnScratch<Width>];
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    DoubleSummation<T, Width, Width> body{
+    constexpr int kChannels = Layout::kChannels;
+    __shared__ DoubleSums<A> scratch[kReductionScratch<Layout>];
+    const auto block = layout.block();
+    const bool exists = layout.has(block.channel);
+    DoubleSummation<T, kLayoutWidth<T, Layout>, kChannels> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
+    for (int k = 0; k < kChannels; ++k) {
         body.sums[k] = DoubleSums<A>::identity();
-        if (channel < layout.channels) body.inputs.norms[k].load(mean, inv_std, gamma, beta, channel + k);
+        if (exists) body.inputs.norms[k].load(mean, inv_std, gamma, beta, block.channel + k);
     }
-    if (channel < layout.channels) for_each_in_nhwc_block<kDoubleLoads>(layout, channel, rank, body);
-    column_reduce(body.sums, scratch);
-    if (threadIdx.y != 0 || channel >= layout.channels) return;
+    if (exists) for_each_in_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
+    reduce_channels(layout, body.sums, scratch);
+    if (!layout.gets_results() || !exists) return;
 #pragma unroll
-    for (int k = 0; k < Width; ++k)
-        write_double_sums(body.sums[k], partial_sums, channel + k, rank, layout.blocks);
+    for (int k = 0; k < kChannels; ++k)
+        write_double_sums(body.sums[k], partial_sums, block.channel + k, block.rank, layout.blocks);
 }
 
 // From the sums of the blocks what the elements are made of, and the gradient of gamma: a warp for each
@@ -292,48 +275,32 @@ struct DoubleGradients {
 //   ddresidual      the gradient of that of the residual, or null
 //   coefficients    [6, channels], see DoubleCoefficients
 // Launch: as batch_norm.cu.
-template <typename T>
+template <typename T, typename Layout>
 __global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_nchw(const T* ddx, const T* ddresidual, const T* dy, const T* x,
-                                    const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
-                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                    const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                    int activation, NchwLayout layout) {
+    batch_norm_double_gradient(const T* ddx, const T* ddresidual, const T* dy, const T* x, const T* residual,
+                               T* ddy, T* dx, const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                               const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                               const accumulate_t<T>* coefficients, int activation, Layout layout) {
     using A = accumulate_t<T>;
-    const NchwBlock block(layout);
-    DoubleGradients<T, kVectorWidth<T>, 1> body{
-        {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
-    body.inputs.norms[0].load(mean, inv_std, gamma, beta, block.channel);
-    body.load(0, coefficients, block.channel, layout.channels);
-    for_each_in_nchw_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, 2)
-    batch_norm_double_gradient_nhwc(const T* ddx, const T* ddresidual, const T* dy, const T* x,
-                                    const T* residual, T* ddy, T* dx, const accumulate_t<T>* mean,
-                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                    const accumulate_t<T>* beta, const accumulate_t<T>* coefficients,
-                                    int activation, NhwcLayout layout) {
-    using A = accumulate_t<T>;
-    const int rank = blockIdx.x / static_cast<int>(layout.tiles);
-    const long long channel = first_channel<Width>(layout, rank);
-    if (channel >= layout.channels) return;
-    DoubleGradients<T, Width, Width> body{
+    constexpr int kChannels = Layout::kChannels;
+    const auto block = layout.block();
+    if (!layout.has(block.channel)) return;
+    DoubleGradients<T, kLayoutWidth<T, Layout>, kChannels> body{
         {ddx, dy, x, residual, PiecewiseLinearActivation<A>(activation), {}}, ddresidual, ddy, dx, {}};
 #pragma unroll
-    for (int k = 0; k < Width; ++k) {
-        body.inputs.norms[k].load(mean, inv_std, gamma, beta, channel + k);
-        body.load(k, coefficients, channel + k, layout.channels);
+    for (int k = 0; k < kChannels; ++k) {
+        body.inputs.norms[k].load(mean, inv_std, gamma, beta, block.channel + k);
+        body.load(k, coefficients, block.channel + k, layout.channels);
     }
-    if constexpr (Width > 1) {
-        const BlockRows rows(layout, rank);
+    if constexpr (kChannels > 1) {
+        const BlockRows rows(layout, block.rank);
         const long long apart = blockDim.y * layout.channels;
-        const long long first = (rows.begin + threadIdx.y) * layout.channels + channel;
+        const long long first = (rows.begin + threadIdx.y) * layout.channels + block.channel;
         body.ahead = kAskedAhead * apart;
         body.end = (rows.begin + rows.rows) * layout.channels;
 #pragma unroll
         for (int n = 1; n < kAskedAhead; ++n) body.ask_for(first + n * apart);
     }
-    for_each_in_nhwc_block<1>(layout, channel, rank, body);
+    constexpr int kLoads = Layout::kIsNchw ? kDoubleLoads : 1;
+    for_each_in_block<T, kLoads>(layout, block.channel, block.rank, body);
 }

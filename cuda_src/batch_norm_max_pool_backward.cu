@@ -42,9 +42,14 @@ struct TwoWindows {
     __device__ __forceinline__ bool covers(int back) const { return back == 0 ? by_last : by_other; }
 };
 
+// A source of gradients, see batch_norm_backward.cuh.
+//   Window   of planes: kernel, stride and padding, along both
+template <typename T, typename Layout, int... Window>
+struct PooledGradient;
+
 // Rows, of any such window.
 template <typename T, int Width>
-struct PooledGradientOfRows {
+struct PooledGradient<T, NhwcLayout<Width>> {
     static constexpr bool kWhole = true, kIsArray = false, kIsKept = false;
     __device__ __forceinline__ const T* array() const { return nullptr; }
 
@@ -107,7 +112,7 @@ struct PooledGradientOfRows {
 // Planes, whose rows are whole vectors, and as many outputs as these have windows of their own: for common
 // windows, so that what a vector takes from which window is known when compiled.
 template <typename T, int Kernel, int Stride, int Pad>
-struct PooledGradientOfPlanes {
+struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
     static constexpr bool kWhole = true, kIsArray = false, kIsKept = true;
     __device__ __forceinline__ const T* array() const { return nullptr; }
     static constexpr int kWidth = kVectorWidth<T>;
@@ -306,91 +311,47 @@ struct PooledGradientOfPlanes {
 // ---- two reads -------------------------------------------------------------------------------------------
 
 // Blocks that must fit on a multiprocessor at once: four windows of eight channels take registers.
-template <int Width>
-constexpr int kBlocksOfRows = Width == 8 ? 2 : kFusedBlocks<kClipping>;
+template <typename Layout>
+constexpr int kPooledBlocks = Layout::kChannels == 8 ? 2 : kFusedBlocks<kClipping>;
 
-template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
-    batch_norm_max_pool_gradient_sums_nchw(const T* dy, const unsigned char* argmax, const T* x,
-                                           const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                           const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                           int activation, accumulate_t<T>* partial_sums,
-                                           accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
-                                           NchwLayout layout) {
-    sum_gradients_of_nchw<T, kClipping, 1, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
+template <typename T, typename Layout, int... Window>
+__global__ void __launch_bounds__(kChannelThreads, kPooledBlocks<Layout>)
+    batch_norm_max_pool_gradient_sums(const T* dy, const unsigned char* argmax, const T* x,
+                                      const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                      const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                      int activation, accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                      accumulate_t<T>* dbeta, PoolWindow window, Layout layout) {
+    sum_gradients<T, kClipping, 1, PooledGradient<T, Layout, Window...>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
         {partial_sums, inv_std, dgamma, dbeta}, layout);
 }
 
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
-    batch_norm_max_pool_gradient_sums_nhwc(const T* dy, const unsigned char* argmax, const T* x,
-                                           const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                           const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                           int activation, accumulate_t<T>* partial_sums,
-                                           accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, PoolWindow window,
-                                           NhwcLayout layout) {
-    sum_gradients_of_nhwc<T, Width, kClipping, 1, PooledGradientOfRows<T, Width>>(
-        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
-        {partial_sums, inv_std, dgamma, dbeta}, layout);
-}
-
-template <typename T, int Kernel, int Stride, int Pad>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
-    batch_norm_max_pool_input_gradient_nchw(const T* dy, const unsigned char* argmax, const T* x,
-                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                            int activation, const accumulate_t<T>* dgamma,
-                                            const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                            PoolWindow window, NchwLayout layout) {
-    input_gradients_of_nchw<T, kClipping, PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
-        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
-        nullptr, inv_count, layout);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kBlocksOfRows<Width>)
-    batch_norm_max_pool_input_gradient_nhwc(const T* dy, const unsigned char* argmax, const T* x,
-                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                            int activation, const accumulate_t<T>* dgamma,
-                                            const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                            PoolWindow window, NhwcLayout layout) {
-    input_gradients_of_nhwc<T, Width, kClipping, PooledGradientOfRows<T, Width>>(
+template <typename T, typename Layout, int... Window>
+__global__ void __launch_bounds__(kChannelThreads, kPooledBlocks<Layout>)
+    batch_norm_max_pool_input_gradient(const T* dy, const unsigned char* argmax, const T* x,
+                                       const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                       const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                       int activation, const accumulate_t<T>* dgamma,
+                                       const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
+                                       PoolWindow window, Layout layout) {
+    find_input_gradients<T, kClipping, PooledGradient<T, Layout, Window...>>(
         {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
         nullptr, inv_count, layout);
 }
 
 // ---- one read --------------------------------------------------------------------------------------------
 
-template <typename T, int Kernel, int Stride, int Pad>
+template <typename T, typename Layout, int... Window>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_max_pool_backward_persistent_nchw(const T* dy, const unsigned char* argmax, const T* x,
-                                                 const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                                 int activation, accumulate_t<T>* partial_sums,
-                                                 accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
-                                                 int slots_of_x, PoolWindow window, NchwLayout layout) {
+    batch_norm_max_pool_backward_persistent(const T* dy, const unsigned char* argmax, const T* x,
+                                            const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
+                                            const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                            int activation, accumulate_t<T>* partial_sums,
+                                            accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
+                                            unsigned int* barrier_count, accumulate_t<T> inv_count,
+                                            int slots_of_x, PoolWindow window, Layout layout) {
     DYNAMIC_SHARED(slots);
-    backward_persistent_nchw<T, kClipping, kFusedLoads<kClipping>,
-                             PooledGradientOfPlanes<T, Kernel, Stride, Pad>>(
-        {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
-        {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
-        layout);
-}
-
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_max_pool_backward_persistent_nhwc(const T* dy, const unsigned char* argmax, const T* x,
-                                                 const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
-                                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                                 int activation, accumulate_t<T>* partial_sums,
-                                                 accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
-                                                 unsigned int* barrier_count, accumulate_t<T> inv_count,
-                                                 int slots_of_x, PoolWindow window, NhwcLayout layout) {
-    DYNAMIC_SHARED(slots);
-    backward_persistent_nhwc<T, Width, kClipping, PooledGradientOfRows<T, Width>>(
+    backward_persistent<T, kClipping, PooledGradient<T, Layout, Window...>>(
         {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
         layout);

@@ -20,173 +20,88 @@ __device__ __forceinline__ A inverse(unsigned long long values) {
     return static_cast<A>(1.0 / static_cast<double>(values));
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    padded_batch_norm_statistics_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                      accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                      accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                      long long* batches, FoldingRule<accumulate_t<T>> rule,
-                                      accumulate_t<T> eps, const unsigned int* valid,
-                                      unsigned long long first_valid, NchwLayout layout) {
+// Blocks of the statistics that must fit on a multiprocessor at once: sums of many channels take registers.
+template <typename Layout>
+constexpr int kPaddedStatisticsBlocks = Layout::kIsNchw ? kChannelBlocks : 3;
+
+template <typename T, typename Layout>
+__global__ void __launch_bounds__(kChannelThreads, kPaddedStatisticsBlocks<Layout>)
+    padded_batch_norm_statistics(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                 accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                 accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                 long long* batches, FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                 const unsigned int* valid, unsigned long long first_valid, Layout layout) {
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    statistics_of_nchw<T>(x, result, layout, positions(valid, first_valid));
+    find_statistics(x, result, layout, positions(valid, first_valid));
 }
 
-template <typename T, int Width>
-__global__ void __launch_bounds__(kChannelThreads, kPaddedRowStatisticsBlocks)
-    padded_batch_norm_statistics_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                      accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                      accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                      long long* batches, FoldingRule<accumulate_t<T>> rule,
-                                      accumulate_t<T> eps, const unsigned int* valid,
-                                      unsigned long long first_valid, NhwcLayout layout) {
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    statistics_of_nhwc<T, Width>(x, result, layout, positions(valid, first_valid));
-}
-
-template <typename T, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_normalize_nchw(const T* x, const accumulate_t<T>* mean,
-                                     const accumulate_t<T>* deviation, const accumulate_t<T>* gamma,
-                                     const accumulate_t<T>* beta, const T* residual, int activation, T* y,
-                                     accumulate_t<T>* statistics, double eps, const unsigned int* valid,
-                                     NchwLayout layout) {
-    normalize_of_nchw<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps,
-                                layout, positions(valid));
+    padded_batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
+                                const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
+                                int activation, T* y, accumulate_t<T>* statistics, double eps,
+                                const unsigned int* valid, Layout layout) {
+    normalize<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps, layout,
+                        positions(valid));
 }
 
-template <typename T, int Width, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_normalize_nhwc(const T* x, const accumulate_t<T>* mean,
-                                     const accumulate_t<T>* deviation, const accumulate_t<T>* gamma,
-                                     const accumulate_t<T>* beta, const T* residual, int activation, T* y,
-                                     accumulate_t<T>* statistics, double eps, const unsigned int* valid,
-                                     NhwcLayout layout) {
-    normalize_of_nhwc<T, Width, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics,
-                                       eps, layout, positions(valid));
-}
-
-template <typename T, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_gradient_sums_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                         const accumulate_t<T>* beta, const T* residual, int activation,
-                                         accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                         accumulate_t<T>* dbeta, const unsigned int* valid,
-                                         NchwLayout layout) {
-    sum_gradients_of_nchw<T, Fused, 1, GradientArray<T, kVectorWidth<T>>>(
+    padded_batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                    const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                    const accumulate_t<T>* beta, const T* residual, int activation,
+                                    accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                    accumulate_t<T>* dbeta, const unsigned int* valid, Layout layout) {
+    sum_gradients<T, Fused, 1, GradientArray<T, Layout>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
         layout, positions(valid));
 }
 
-template <typename T, int Width, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_gradient_sums_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                         const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                         const accumulate_t<T>* beta, const T* residual, int activation,
-                                         accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                         accumulate_t<T>* dbeta, const unsigned int* valid,
-                                         NhwcLayout layout) {
-    sum_gradients_of_nhwc<T, Width, Fused, 1, GradientArray<T, Width>>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
-        layout, positions(valid));
-}
-
-template <typename T, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_input_gradient_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                          const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                          const accumulate_t<T>* beta, const T* residual, int activation,
-                                          const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                          T* dresidual, const unsigned int* valid, unsigned long long values,
-                                          NchwLayout layout) {
-    input_gradients_of_nchw<T, Fused, GradientArray<T, kVectorWidth<T>>>(
+    padded_batch_norm_input_gradient(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                     const accumulate_t<T>* beta, const T* residual, int activation,
+                                     const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
+                                     T* dresidual, const unsigned int* valid, unsigned long long values,
+                                     Layout layout) {
+    find_input_gradients<T, Fused, GradientArray<T, Layout>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
         inverse<accumulate_t<T>>(values), layout, positions(valid));
 }
 
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
-    padded_batch_norm_input_gradient_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
+template <typename T, typename Layout, Epilogue Fused>
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    padded_batch_norm_forward_persistent(const T* x, const accumulate_t<T>* gamma,
+                                         const accumulate_t<T>* beta, const T* residual, int activation, T* y,
+                                         accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
+                                         accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
+                                         long long* batches, unsigned int* barrier_count,
+                                         FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
+                                         const unsigned int* valid, unsigned long long first_valid,
+                                         Layout layout) {
+    DYNAMIC_SHARED(slots);
+    const StatisticsResult<accumulate_t<T>> result{
+        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
+        layout.channels};
+    forward_persistent<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
+                                 positions(valid, first_valid));
+}
+
+template <typename T, typename Layout, Epilogue Fused>
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
+    padded_batch_norm_backward_persistent(const T* dy, const T* x, const accumulate_t<T>* mean,
                                           const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                           const accumulate_t<T>* beta, const T* residual, int activation,
-                                          const accumulate_t<T>* dgamma, const accumulate_t<T>* dbeta, T* dx,
-                                          T* dresidual, const unsigned int* valid, unsigned long long values,
-                                          NhwcLayout layout) {
-    input_gradients_of_nhwc<T, Width, Fused, GradientArray<T, Width>>(
-        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx, dresidual,
-        inverse<accumulate_t<T>>(values), layout, positions(valid));
-}
-
-template <typename T, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    padded_batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma,
-                                              const accumulate_t<T>* beta, const T* residual, int activation,
-                                              T* y, accumulate_t<T>* partial_moments,
-                                              accumulate_t<T>* statistics, accumulate_t<T>* running_mean,
-                                              accumulate_t<T>* running_var, long long* batches,
-                                              unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
-                                              accumulate_t<T> eps, const unsigned int* valid,
-                                              unsigned long long first_valid, NchwLayout layout) {
+                                          accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                          accumulate_t<T>* dbeta, T* dx, T* dresidual,
+                                          unsigned int* barrier_count, int slots_of_x,
+                                          const unsigned int* valid, unsigned long long values,
+                                          Layout layout) {
     DYNAMIC_SHARED(slots);
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    forward_persistent_nchw<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
-                                      positions(valid, first_valid));
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    padded_batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma,
-                                              const accumulate_t<T>* beta, const T* residual, int activation,
-                                              T* y, accumulate_t<T>* partial_moments,
-                                              accumulate_t<T>* statistics, accumulate_t<T>* running_mean,
-                                              accumulate_t<T>* running_var, long long* batches,
-                                              unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
-                                              accumulate_t<T> eps, const unsigned int* valid,
-                                              unsigned long long first_valid, NhwcLayout layout) {
-    DYNAMIC_SHARED(slots);
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    forward_persistent_nhwc<T, Width, Fused>(x, result, residual, activation, y, barrier_count, slots, layout,
-                                             positions(valid, first_valid));
-}
-
-template <typename T, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    padded_batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                               const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                               const accumulate_t<T>* beta, const T* residual, int activation,
-                                               accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                               accumulate_t<T>* dbeta, T* dx, T* dresidual,
-                                               unsigned int* barrier_count, int slots_of_x,
-                                               const unsigned int* valid, unsigned long long values,
-                                               NchwLayout layout) {
-    DYNAMIC_SHARED(slots);
-    backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
-        {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
-        dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
-        positions(valid));
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    padded_batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                               const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                               const accumulate_t<T>* beta, const T* residual, int activation,
-                                               accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                               accumulate_t<T>* dbeta, T* dx, T* dresidual,
-                                               unsigned int* barrier_count, int slots_of_x,
-                                               const unsigned int* valid, unsigned long long values,
-                                               NhwcLayout layout) {
-    DYNAMIC_SHARED(slots);
-    backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
+    backward_persistent<T, Fused, GradientArray<T, Layout>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
         positions(valid));

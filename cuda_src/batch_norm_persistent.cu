@@ -13,70 +13,32 @@
 // 1; dynamic shared memory for what each thread keeps, kVectorBytes for a vector or a single value.
 #include "batch_norm_persistent.cuh"
 
-// ---- forward ---------------------------------------------------------------------------------------------
-
-template <typename T, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_forward_persistent_nchw(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                       const T* residual, int activation, T* y,
-                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                       long long* batches, unsigned int* barrier_count,
-                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                       NchwLayout layout) {
+    batch_norm_forward_persistent(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
+                                  const T* residual, int activation, T* y, accumulate_t<T>* partial_moments,
+                                  accumulate_t<T>* statistics, accumulate_t<T>* running_mean,
+                                  accumulate_t<T>* running_var, long long* batches,
+                                  unsigned int* barrier_count, FoldingRule<accumulate_t<T>> rule,
+                                  accumulate_t<T> eps, Layout layout) {
     DYNAMIC_SHARED(slots);
     const StatisticsResult<accumulate_t<T>> result{
         partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
         layout.channels};
-    forward_persistent_nchw<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout);
+    forward_persistent<T, Fused>(x, result, residual, activation, y, barrier_count, slots, layout);
 }
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_forward_persistent_nhwc(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
-                                       const T* residual, int activation, T* y,
-                                       accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                       accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                       long long* batches, unsigned int* barrier_count,
-                                       FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                       NhwcLayout layout) {
-    DYNAMIC_SHARED(slots);
-    const StatisticsResult<accumulate_t<T>> result{
-        partial_moments, statistics, gamma, beta, {running_mean, running_var, batches, rule}, eps,
-        layout.channels};
-    forward_persistent_nhwc<T, Width, Fused>(x, result, residual, activation, y, barrier_count, slots,
-                                             layout);
-}
-
-// ---- backward --------------------------------------------------------------------------------------------
 
 //   activation   none or ReLU, whose gradient is exact; shared memory: what is kept of x, then of dz
-template <typename T, Epilogue Fused>
+template <typename T, typename Layout, Epilogue Fused>
 __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_backward_persistent_nchw(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                        const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                        const accumulate_t<T>* beta, const T* residual, int activation,
-                                        accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                        accumulate_t<T>* dbeta, T* dx, T* dresidual,
-                                        unsigned int* barrier_count, accumulate_t<T> inv_count,
-                                        int slots_of_x, NchwLayout layout) {
+    batch_norm_backward_persistent(const T* dy, const T* x, const accumulate_t<T>* mean,
+                                   const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
+                                   const accumulate_t<T>* beta, const T* residual, int activation,
+                                   accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
+                                   accumulate_t<T>* dbeta, T* dx, T* dresidual, unsigned int* barrier_count,
+                                   accumulate_t<T> inv_count, int slots_of_x, Layout layout) {
     DYNAMIC_SHARED(slots);
-    backward_persistent_nchw<T, Fused, kFusedLoads<kPiecewiseLinear>, GradientArray<T, kVectorWidth<T>>>(
-        {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
-        dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
-}
-
-template <typename T, int Width, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    batch_norm_backward_persistent_nhwc(const T* dy, const T* x, const accumulate_t<T>* mean,
-                                        const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                                        const accumulate_t<T>* beta, const T* residual, int activation,
-                                        accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                        accumulate_t<T>* dbeta, T* dx, T* dresidual,
-                                        unsigned int* barrier_count, accumulate_t<T> inv_count,
-                                        int slots_of_x, NhwcLayout layout) {
-    DYNAMIC_SHARED(slots);
-    backward_persistent_nhwc<T, Width, Fused, GradientArray<T, Width>>(
+    backward_persistent<T, Fused, GradientArray<T, Layout>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
         dx, dresidual, barrier_count, inv_count, slots_of_x, slots, layout);
 }

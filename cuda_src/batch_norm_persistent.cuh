@@ -14,11 +14,18 @@ constexpr int kPersistentBlocks = 2;
 // This block's group and part.
 struct GroupBlock {
     int rank, group, groups;
+    unsigned int blocks, arrivals;
 
-    __device__ __forceinline__ explicit GroupBlock(long long blocks)
-        : rank(static_cast<int>(blockIdx.x % static_cast<unsigned int>(blocks))),
-          group(static_cast<int>(blockIdx.x / static_cast<unsigned int>(blocks))),
-          groups(static_cast<int>(gridDim.x / static_cast<unsigned int>(blocks))) {}
+    __device__ __forceinline__ explicit GroupBlock(long long blocks_of_group)
+        : blocks(static_cast<unsigned int>(blocks_of_group)), arrivals(0) {
+        rank = static_cast<int>(blockIdx.x % blocks);
+        group = static_cast<int>(blockIdx.x / blocks);
+        groups = static_cast<int>(gridDim.x / blocks);
+    }
+
+    __device__ __forceinline__ void wait(unsigned int* barrier_count) {
+        group_barrier(barrier_count + group, arrivals += blocks);
+    }
 };
 
 // What one thread keeps, in the order in which it came. No other thread looks at it.
@@ -63,17 +70,57 @@ struct SharedCache {
     }
 };
 
-// The channels of a tile whose blocks this warp merges: calls merge(channel).
-template <int Width, typename Merge>
-__device__ __forceinline__ void for_each_channel_to_merge(const NhwcLayout& layout, int tile, int rank,
-                                                          Merge merge) {
-    const long long first = static_cast<long long>(tile) * blockDim.x * Width;
-    const int channels =
-        static_cast<int>(min(static_cast<long long>(blockDim.x) * Width, layout.channels - first));
-    const int blocks = static_cast<int>(layout.blocks);
-    for (int c = rank + linear_thread() / kWarpThreads * blocks; c < channels;
-         c += kChannelThreads / kWarpThreads * blocks)
-        merge(first + c);
+// From what each block of a group has found of the tile's channels, the numbers of these, which all threads
+// get as agreed(channel); written they are, too. See write_result.
+//   parts   of this thread's channels, if it gets_results()
+//
+// Of planes each block merges for itself, ...
+template <typename Result>
+__device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, GroupBlock& block,
+                                      unsigned int* barrier_count, const Result& result,
+                                      const typename Result::Part (&parts)[1]) {
+    __shared__ decltype(result.read(0)) numbers;
+    typename Result::Part part = parts[0];
+    if (layout.blocks > 1) {
+        if (linear_thread() == 0) result.write_part(part, channel, block.rank, layout.blocks);
+        block.wait(barrier_count);
+        if (linear_thread() < kWarpThreads) part = result.merged(channel, layout.blocks);
+    }
+    if (linear_thread() == 0) {
+        numbers = result.finished(part, channel);
+        if (block.rank == 0) result.write(numbers, channel);
+    }
+    __syncthreads();
+    return [&](long long) { return numbers; };
+}
+// ... of rows some of the channels for all of them: if all merged all, they would read more than the data.
+template <int Width, typename Result>
+__device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile, GroupBlock& block,
+                                      unsigned int* barrier_count, const Result& result,
+                                      const typename Result::Part (&parts)[Width]) {
+    const long long channel = layout.channel_of(tile);
+    if (layout.gets_results() && layout.has(channel)) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k)
+            write_result(result, parts[k], channel + k, block.rank, layout.blocks);
+    }
+    if (block.blocks > 1) {
+        block.wait(barrier_count);
+        const long long first = static_cast<long long>(tile) * layout.tile_channels();
+        const int channels =
+            static_cast<int>(min(static_cast<long long>(layout.tile_channels()), layout.channels - first));
+        const int blocks = static_cast<int>(block.blocks);
+        for (int c = block.rank + linear_thread() / kWarpThreads * blocks; c < channels;
+             c += kChannelThreads / kWarpThreads * blocks) {
+            const typename Result::Part merged = result.merged(first + c, layout.blocks);
+            if (linear_thread() % kWarpThreads == 0)
+                result.write(result.finished(merged, first + c), first + c);
+        }
+        block.wait(barrier_count);
+    } else {
+        __syncthreads();
+    }
+    return [&](long long of_tile) { return result.read(of_tile); };
 }
 
 // ---- forward ---------------------------------------------------------------------------------------------
@@ -186,111 +233,47 @@ struct NormalizeCached {
 
 //   slots   of the block
 //   valid   as in batch_norm_forward.cuh
-template <typename T, Epilogue Fused, typename Valid = AllPositions>
-__device__ __forceinline__ void forward_persistent_nchw(const T* x,
-                                                        const StatisticsResult<accumulate_t<T>>& result,
-                                                        const T* residual, int activation, T* y,
-                                                        unsigned int* barrier_count, uint4* slots,
-                                                        const NchwLayout& layout, const Valid& valid = {}) {
+template <typename T, Epilogue Fused, typename Layout, typename Valid = AllPositions>
+__device__ __forceinline__ void forward_persistent(const T* x,
+                                                   const StatisticsResult<accumulate_t<T>>& result,
+                                                   const T* residual, int activation, T* y,
+                                                   unsigned int* barrier_count, uint4* slots,
+                                                   const Layout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    __shared__ Moments<A> warp_values[kChannelThreads / kWarpThreads];
-    __shared__ ChannelStatistics<A> of_channel;
-    const GroupBlock block(layout.blocks);
-    unsigned int expected = 0;
-    for (int channel = block.group; channel < layout.channels; channel += block.groups) {
-        const T first = x[first_in_nchw(layout, channel, valid)];
-        FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
-        for_each_in_nchw_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
-        wait_for_copies();
-        // Not before: it would be waited for.
-        A origin[1] = {to_accumulate(first)};
-        StatisticsOfCached<T, kWidth, 1> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
-        for_each_in_nchw_block<T, kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
-        Moments<A> of_part[1];
-        finish_moments(values.statistics, origin, of_part, [&](auto& lowered) {
-            for_each_in_nchw_block<T, 1>(layout, channel, block.rank, lowered, valid);
-        });
-        Moments<A> moments = block_reduce(of_part[0], warp_values);
-        if (layout.blocks > 1) {
-            if (linear_thread() == 0)
-                result.write_partial(moments, origin[0], channel, block.rank, layout.blocks);
-            expected += static_cast<unsigned int>(layout.blocks);
-            group_barrier(barrier_count + block.group, expected);
-            if (linear_thread() < kWarpThreads)
-                moments = merged_moments(result.partial_moments, channel, layout.blocks, origin[0]);
-        }
-        if (linear_thread() == 0) {
-            of_channel = result.finished(moments, origin[0]);
-            if (block.rank == 0) result.write(of_channel, channel);
-        }
-        __syncthreads();
-        NormalizeCached<T, kWidth, 1, Fused> normalize{
-            SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
-        normalize.norms[0].set(of_channel.mean, of_channel.inv_std, result.gamma, result.beta, channel);
-        for_each_in_nchw_block<T, kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
-    }
-}
-
-template <typename T, int Width, Epilogue Fused, typename Valid = AllPositions>
-__device__ __forceinline__ void forward_persistent_nhwc(const T* x,
-                                                        const StatisticsResult<accumulate_t<T>>& result,
-                                                        const T* residual, int activation, T* y,
-                                                        unsigned int* barrier_count, uint4* slots,
-                                                        const NhwcLayout& layout, const Valid& valid = {}) {
-    using A = accumulate_t<T>;
-    __shared__ Moments<A> scratch[kColumnScratch<Width>];
-    const GroupBlock block(layout.blocks);
-    const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
-    unsigned int expected = 0;
-    for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
-        const long long channel = channel_of_tile<Width>(tile);
-        const bool exists = channel < layout.channels;
-        StatisticsOfCached<T, Width, Width> values{{x, {}, 0}, SharedCache<T, Width>(slots)};
+    constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
+    __shared__ Moments<A> scratch[kReductionScratch<Layout>];
+    GroupBlock block(layout.blocks);
+    for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
+        const auto channel = layout.channel_of(tile);
+        const bool exists = layout.has(channel);
+        T origins[kChannels];
+        if constexpr (Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
+        StatisticsOfCached<T, kWidth, kChannels> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         if (exists) {
-            FetchArray<T, Width> fetch{x, SharedCache<T, Width>(slots)};
-            for_each_in_nhwc_block<kFetched>(layout, channel, block.rank, fetch, valid);
+            FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
+            for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_nhwc_block<kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
+            for_each_in_block<T, kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
         }
-        Moments<A> moments[Width];
-        A origins[Width];
-        const T* const first = x + first_in_nhwc(layout, valid) + channel;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) origins[k] = exists ? to_accumulate(first[k]) : A(0);
+        if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
+        Moments<A> moments[kChannels];
         finish_moments(values.statistics, origins, moments, [&](auto& lowered) {
-            for_each_in_nhwc_block<1>(layout, channel, block.rank, lowered, valid);
+            for_each_in_block<T, 1>(layout, channel, block.rank, lowered, valid);
         });
-        column_reduce(moments, scratch);
-        if (threadIdx.y == 0 && exists) {
+        reduce_channels(layout, moments, scratch);
+        typename StatisticsResult<A>::Part parts[kChannels];
 #pragma unroll
-            for (int k = 0; k < Width; ++k)
-                result.write(moments[k], origins[k], channel + k, block.rank, layout.blocks);
-        }
-        if (blocks > 1) {
-            // Each block merges some of the channels for all of them: if all merged all, they would read more
-            // than the data.
-            group_barrier(barrier_count + block.group, expected += blocks);
-            for_each_channel_to_merge<Width>(layout, tile, block.rank, [&](long long of_tile) {
-                A origin;
-                const Moments<A> merged =
-                    merged_moments(result.partial_moments, of_tile, layout.blocks, origin);
-                if (linear_thread() % kWarpThreads == 0)
-                    result.write(result.finished(merged, origin), of_tile);
-            });
-            group_barrier(barrier_count + block.group, expected += blocks);
-        } else {
-            __syncthreads();
-        }
+        for (int k = 0; k < kChannels; ++k) parts[k] = {moments[k], to_accumulate(origins[k])};
+        const auto agreed = agree(layout, tile, block, barrier_count, result, parts);
         if (!exists) continue;
-        NormalizeCached<T, Width, Width, Fused> normalize{
-            SharedCache<T, Width>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
+        NormalizeCached<T, kWidth, kChannels, Fused> normalize{
+            SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            normalize.norms[k].load(result.statistics, result.statistics + kInvStd * layout.channels,
-                                    result.gamma, result.beta, channel + k);
+        for (int k = 0; k < kChannels; ++k) {
+            const ChannelStatistics<A> numbers = agreed(channel + k);
+            normalize.norms[k].set(numbers.mean, numbers.inv_std, result.gamma, result.beta, channel + k);
         }
-        for_each_in_nhwc_block<kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
+        for_each_in_block<T, kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
     }
 }
 
@@ -446,128 +429,63 @@ struct InputGradientsCached {
 
 //   source       of dy, see batch_norm_backward.cuh
 //   activation   none or ReLU, whose gradient is exact
-//   slots       those of x, and then those of dz
-//   Loads        vectors in flight
-template <typename T, Epilogue Fused, int Loads, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void backward_persistent_nchw(
-    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
-    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual,
-    unsigned int* barrier_count, accumulate_t<T> inv_count, int slots_of_x, uint4* slots,
-    const NchwLayout& layout, const Valid& valid = {}) {
+//   slots        those of x, and then those of dz
+template <typename T, Epilogue Fused, typename Source, typename Layout, typename Valid = AllPositions>
+__device__ __forceinline__ void backward_persistent(const Source& source, const T* x,
+                                                    const ChannelArrays<accumulate_t<T>>& of_channels,
+                                                    const T* residual, int activation,
+                                                    const GradientResult<accumulate_t<T>>& result, T* dx,
+                                                    T* dresidual, unsigned int* barrier_count,
+                                                    accumulate_t<T> inv_count, int slots_of_x, uint4* slots,
+                                                    const Layout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
-    __shared__ GradientSums<A> warp_values[kChannelThreads / kWarpThreads];
-    __shared__ ChannelGradients<A> of_channel;
+    constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
+    // Vectors in flight: of rows the numbers of all channels take the registers of a second one.
+    constexpr int kLoads = Layout::kIsNchw ? 2 : 1;
+    __shared__ GradientSums<A> scratch[kReductionScratch<Layout>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
-    const GroupBlock block(layout.blocks);
-    unsigned int expected = 0;
-    for (int channel = block.group; channel < layout.channels; channel += block.groups) {
-        FetchInputs<T, kWidth, Source> fetch{source,
-                                             {x, SharedCache<T, kWidth>(slots)},
-                                             {source.array(), SharedCache<T, kWidth>(slots_of_dz)}};
-        for_each_in_nchw_block<T, kFetched / 2, Source::kWhole>(layout, channel, block.rank, fetch, valid);
+    GroupBlock block(layout.blocks);
+    for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
+        const auto channel = layout.channel_of(tile);
+        const bool exists = layout.has(channel);
+        if (exists) {
+            FetchInputs<T, kWidth, Source> fetch{source,
+                                                 {x, SharedCache<T, kWidth>(slots)},
+                                                 {source.array(), SharedCache<T, kWidth>(slots_of_dz)}};
+            for_each_in_block<T, kFetched / 2, Source::kWhole>(layout, channel, block.rank, fetch, valid);
+        }
         if constexpr (Source::kIsKept && !Source::kIsArray) {
             // Threads have each other's slots, of the channel before as well.
             __syncthreads();
             source.fill(layout, channel, block.rank, slots_of_dz);
             __syncthreads();
         }
-        SumsOfCached<T, kWidth, 1, Fused, Source> keep{source,
-                                                       residual,
-                                                       ClippingActivation<A>(activation),
-                                                       SharedCache<T, kWidth>(slots),
-                                                       SharedCache<T, kWidth>(slots_of_dz),
-                                                       {},
-                                                       {GradientSums<A>::identity()}};
-        of_channels.load(keep.norms[0], channel);
-        wait_for_copies();
-        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, keep, valid);
-        GradientSums<A> sums = block_reduce(keep.sums[0], warp_values);
-        if (layout.blocks > 1) {
-            if (linear_thread() == 0) result.write_partial(sums, channel, block.rank, layout.blocks);
-            expected += static_cast<unsigned int>(layout.blocks);
-            group_barrier(barrier_count + block.group, expected);
-            if (linear_thread() < kWarpThreads)
-                sums = merged_sums(result.partial_sums, channel, layout.blocks);
-        }
-        if (linear_thread() == 0) {
-            of_channel = result.finished(sums, channel);
-            if (block.rank == 0) result.write(of_channel, channel);
-        }
-        __syncthreads();
-        InputGradientsCached<T, kWidth, 1, Fused> gradients{SharedCache<T, kWidth>(slots),
-                                                            SharedCache<T, kWidth>(slots_of_dz),
-                                                            dx,
-                                                            dresidual,
-                                                            {keep.norms[0]},
-                                                            {}};
-        gradients.input_gradients[0].set(of_channels.inv_std[channel], of_channel.dgamma, of_channel.dbeta,
-                                         inv_count);
-        for_each_in_nchw_block<T, Loads, Source::kWhole>(layout, channel, block.rank, gradients, valid);
-    }
-}
-
-template <typename T, int Width, Epilogue Fused, typename Source, typename Valid = AllPositions>
-__device__ __forceinline__ void backward_persistent_nhwc(
-    const Source& source, const T* x, const ChannelArrays<accumulate_t<T>>& of_channels, const T* residual,
-    int activation, const GradientResult<accumulate_t<T>>& result, T* dx, T* dresidual,
-    unsigned int* barrier_count, accumulate_t<T> inv_count, int slots_of_x, uint4* slots,
-    const NhwcLayout& layout, const Valid& valid = {}) {
-    using A = accumulate_t<T>;
-    __shared__ GradientSums<A> scratch[kColumnScratch<Width>];
-    uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
-    const GroupBlock block(layout.blocks);
-    const unsigned int blocks = static_cast<unsigned int>(layout.blocks);
-    unsigned int expected = 0;
-    for (int tile = block.group; tile < layout.tiles; tile += block.groups) {
-        const long long channel = channel_of_tile<Width>(tile);
-        const bool exists = channel < layout.channels;
-        SumsOfCached<T, Width, Width, Fused, Source> keep{source,
-                                                          residual,
-                                                          ClippingActivation<A>(activation),
-                                                          SharedCache<T, Width>(slots),
-                                                          SharedCache<T, Width>(slots_of_dz),
-                                                          {},
-                                                          {}};
-        if (exists) {
-            FetchInputs<T, Width, Source> fetch{source,
-                                                {x, SharedCache<T, Width>(slots)},
-                                                {source.array(), SharedCache<T, Width>(slots_of_dz)}};
-            for_each_in_nhwc_block<kFetched / 2>(layout, channel, block.rank, fetch, valid);
-        }
+        SumsOfCached<T, kWidth, kChannels, Fused, Source> keep{source,
+                                                               residual,
+                                                               ClippingActivation<A>(activation),
+                                                               SharedCache<T, kWidth>(slots),
+                                                               SharedCache<T, kWidth>(slots_of_dz),
+                                                               {},
+                                                               {}};
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
+        for (int k = 0; k < kChannels; ++k) {
             keep.sums[k] = GradientSums<A>::identity();
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
         wait_for_copies();
-        if (exists) for_each_in_nhwc_block<1>(layout, channel, block.rank, keep, valid);
-        column_reduce(keep.sums, scratch);
-        if (threadIdx.y == 0 && exists) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k)
-                result.write(keep.sums[k], channel + k, block.rank, layout.blocks);
-        }
-        if (blocks > 1) {
-            group_barrier(barrier_count + block.group, expected += blocks);
-            for_each_channel_to_merge<Width>(layout, tile, block.rank, [&](long long of_tile) {
-                const GradientSums<A> merged = merged_sums(result.partial_sums, of_tile, layout.blocks);
-                if (linear_thread() % kWarpThreads == 0)
-                    result.write(result.finished(merged, of_tile), of_tile);
-            });
-            group_barrier(barrier_count + block.group, expected += blocks);
-        } else {
-            __syncthreads();
-        }
+        if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, valid);
+        reduce_channels(layout, keep.sums, scratch);
+        const auto agreed = agree(layout, tile, block, barrier_count, result, keep.sums);
         if (!exists) continue;
-        InputGradientsCached<T, Width, Width, Fused> gradients{
-            SharedCache<T, Width>(slots), SharedCache<T, Width>(slots_of_dz), dx, dresidual, {}, {}};
+        InputGradientsCached<T, kWidth, kChannels, Fused> gradients{
+            SharedCache<T, kWidth>(slots), SharedCache<T, kWidth>(slots_of_dz), dx, dresidual, {}, {}};
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
+        for (int k = 0; k < kChannels; ++k) {
+            const ChannelGradients<A> numbers = agreed(channel + k);
             gradients.norms[k] = keep.norms[k];
-            gradients.input_gradients[k].load(of_channels.inv_std, result.dgamma, result.dbeta, inv_count,
-                                              channel + k);
+            gradients.input_gradients[k].set(of_channels.inv_std[channel + k], numbers.dgamma, numbers.dbeta,
+                                             inv_count);
         }
-        for_each_in_nhwc_block<1>(layout, channel, block.rank, gradients, valid);
+        for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, valid);
     }
 }

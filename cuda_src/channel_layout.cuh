@@ -4,6 +4,9 @@
 // has one channel and a part of its chunks: a chunk is a run, or a piece of a long one. Rows: (rows,
 // channels), a value of every channel in each row. A block has a tile of channels, a vector of neighbours for
 // each thread along x, and a part of the rows.
+//
+// What is the same of both is written once, for a Layout, which is NchwLayout or NhwcLayout<Width>: a tile is
+// a channel there, or `Width` neighbouring channels for each thread along x.
 #pragma once
 
 #include "vector_io.cuh"
@@ -14,11 +17,49 @@ constexpr int kChannelBlocks = 4;
 // Vectors that a thread of the statistics has in flight. A thread that reads several arrays, or writes, needs
 // fewer to keep the memory busy, and its registers for the numbers of its channels.
 constexpr int kReductionLoads = 4;
-// Blocks of the statistics of rows of which only some count that must fit on a multiprocessor: sums of many
-// channels take registers.
-constexpr int kPaddedRowStatisticsBlocks = 3;
 
+// Which positions of a batch count: all of them, ...
+struct AllPositions {};
+// ... or those whose bit is set, which is bit p & 31 of words[p >> 5] for position p: a place in a sample's
+// plane, or a row, counted over the batch. There is a word more than the positions need.
+//   first   of these positions
+struct SomePositions {
+    const unsigned int* words;
+    long long first;
+
+    // Bits of Width positions, first of this one.
+    template <int Width>
+    __device__ __forceinline__ unsigned int from(long long position) const {
+        const unsigned int* word = words + (position >> 5);
+        const int shift = static_cast<int>(position & 31);
+        unsigned int bits = word[0] >> shift;
+        if (shift > 32 - Width) bits |= word[1] << (32 - shift);
+        return bits & ((1u << Width) - 1u);
+    }
+    __device__ __forceinline__ bool has(long long position) const {
+        return words[position >> 5] >> (position & 31) & 1u;
+    }
+};
+
+// The channels of a thread and the part of a block: one of those that share a tile.
+//   channel   the first of Layout::kChannels neighbours; of rows there may be none, see Layout::has
+template <typename Channel>
+struct ChannelBlock {
+    Channel channel;
+    int rank;
+};
+
+// In both layouts:
+//   kChannels         of a thread
+//   tile_count()      blocks of a grid are tile_count() * blocks
+//   channel_of(tile)  first of this thread's channels in a tile, and has(channel), whether it exists
+//   block(number)     of a grid that takes parts of a channel in turn, or of rows tiles
+//   tile_channels()   channels of a tile at most, and place_in_tile(), that of this thread's first
+//   gets_results()    whether this thread has what reduce_channels makes of its channels
+//   first(channel, valid)   index of the first value that counts of a channel
 struct NchwLayout {
+    static constexpr bool kIsNchw = true;
+    static constexpr int kChannels = 1;
     long long channels;
     long long plane;             // values of a channel in one sample
     long long chunk;             // values of a chunk at most; a multiple of the vector width
@@ -26,18 +67,66 @@ struct NchwLayout {
     long long chunks;            // of a channel: batch * chunks_per_plane
     long long chunks_per_block;  // of a block
     long long blocks;            // blocks of a channel
-};
 
+    __device__ __forceinline__ long long tile_count() const { return channels; }
+    __device__ __forceinline__ int channel_of(int tile) const { return tile; }
+    __device__ __forceinline__ constexpr bool has(long long) const { return true; }
+    __device__ __forceinline__ ChannelBlock<int> block(unsigned int number = blockIdx.x) const {
+        const int channel = number / static_cast<int>(blocks);
+        return {channel, static_cast<int>(number) - channel * static_cast<int>(blocks)};
+    }
+    __device__ __forceinline__ constexpr int tile_channels() const { return 1; }
+    __device__ __forceinline__ constexpr int place_in_tile() const { return 0; }
+    __device__ __forceinline__ bool gets_results() const { return threadIdx.x == 0 && threadIdx.y == 0; }
+    __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
+        return channel * plane;
+    }
+    __device__ __forceinline__ long long first(long long channel, const SomePositions& valid) const {
+        const long long sample = valid.first / plane;
+        return (sample * channels + channel - sample) * plane + valid.first;
+    }
+};
 static_assert(sizeof(NchwLayout) == 56, "the launcher packs it with this size");
 
+//   Width   channels of a thread: those of a vector
+template <int Width>
 struct NhwcLayout {
+    static constexpr bool kIsNchw = false;
+    static constexpr int kChannels = Width;
     long long rows;
     long long channels;
     long long tiles;           // blocks side by side, to cover the channels
     long long rows_per_block;  // of a block
     long long blocks;          // blocks of a tile
+
+    __device__ __forceinline__ long long tile_count() const { return tiles; }
+    __device__ __forceinline__ long long channel_of(int tile) const {
+        // The vectors of a row can be counted in 32 bits.
+        return static_cast<long long>(tile * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) *
+               Width;
+    }
+    __device__ __forceinline__ bool has(long long channel) const { return channel < channels; }
+    __device__ __forceinline__ ChannelBlock<long long> block(unsigned int number = blockIdx.x) const {
+        const int rank = number / static_cast<int>(tiles);
+        return {channel_of(static_cast<int>(number) - rank * static_cast<int>(tiles)), rank};
+    }
+    __device__ __forceinline__ int tile_channels() const { return static_cast<int>(blockDim.x) * Width; }
+    __device__ __forceinline__ int place_in_tile() const { return static_cast<int>(threadIdx.x) * Width; }
+    __device__ __forceinline__ bool gets_results() const { return threadIdx.y == 0; }
+    __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
+        return channel;
+    }
+    __device__ __forceinline__ long long first(long long channel, const SomePositions& valid) const {
+        return valid.first * channels + channel;
+    }
 };
-static_assert(sizeof(NhwcLayout) == 40, "the launcher packs it with this size");
+static_assert(sizeof(NhwcLayout<1>) == 40, "the launcher packs it with this size");
+
+// Values of a vector, in either layout.
+template <typename T, typename Layout>
+constexpr int kLayoutWidth = kVectorWidth<T>;
+template <typename T, int Width>
+constexpr int kLayoutWidth<T, NhwcLayout<Width>> = Width;
 
 // What one thread of `threads` (a power of two) has of `count` things that they take in turn: groups of
 // Unroll, and some that are left. All have as many groups: lanes of a warp that disagree go through a loop
@@ -78,29 +167,6 @@ struct SomeOfVectors {
     __device__ __forceinline__ constexpr bool exists(int) const { return true; }
     __device__ __forceinline__ bool any(int u) const { return bits[u] != 0; }
     __device__ __forceinline__ bool has(int u, int k) const { return bits[u] >> k & 1u; }
-};
-
-// Which positions of a batch count: all of them, ...
-struct AllPositions {};
-// ... or those whose bit is set, which is bit p & 31 of words[p >> 5] for position p: a place in a sample's
-// plane, or a row, counted over the batch. There is a word more than the positions need.
-//   first   of these positions
-struct SomePositions {
-    const unsigned int* words;
-    long long first;
-
-    // Bits of Width positions, first of this one.
-    template <int Width>
-    __device__ __forceinline__ unsigned int from(long long position) const {
-        const unsigned int* word = words + (position >> 5);
-        const int shift = static_cast<int>(position & 31);
-        unsigned int bits = word[0] >> shift;
-        if (shift > 32 - Width) bits |= word[1] << (32 - shift);
-        return bits & ((1u << Width) - 1u);
-    }
-    __device__ __forceinline__ bool has(long long position) const {
-        return words[position >> 5] >> (position & 31) & 1u;
-    }
 };
 
 template <typename Valid>
@@ -179,13 +245,13 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
 //       template <int Count> __device__ void vectors(long long i, long long step);  // of x + i + u * step
 //       __device__ void scalar(long long i);                                        // of x[i]
 //   } sums;
-//   for_each_in_nchw_block<T, kReductionLoads>(layout, block.channel, block.rank, sums);
+//   for_each_in_block<T, kReductionLoads>(layout, block.channel, block.rank, sums);
 //   Whole   planes consist of whole vectors: none is left over for body.scalar
 //   valid   AllPositions or SomePositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
 template <typename T, int Unroll, bool Whole = false, typename Body, typename Valid = AllPositions>
-__device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout, long long channel,
-                                                       long long rank, Body& body, const Valid& valid = {}) {
+__device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long long channel, long long rank,
+                                                  Body& body, const Valid& valid = {}) {
     constexpr int width = kVectorWidth<T>;
     const long long begin = rank * layout.chunks_per_block;
     const long long end = min(begin + layout.chunks_per_block, layout.chunks);
@@ -228,46 +294,6 @@ __device__ __forceinline__ void for_each_in_nchw_block(const NchwLayout& layout,
     }
 }
 
-// Index of the first value that counts of a channel; of rows that of channel 0.
-__device__ __forceinline__ long long first_in_nchw(const NchwLayout& layout, long long channel,
-                                                   const AllPositions&) {
-    return channel * layout.plane;
-}
-__device__ __forceinline__ long long first_in_nchw(const NchwLayout& layout, long long channel,
-                                                   const SomePositions& valid) {
-    const long long sample = valid.first / layout.plane;
-    return (sample * layout.channels + channel - sample) * layout.plane + valid.first;
-}
-__device__ __forceinline__ long long first_in_nhwc(const NhwcLayout&, const AllPositions&) { return 0; }
-__device__ __forceinline__ long long first_in_nhwc(const NhwcLayout& layout, const SomePositions& valid) {
-    return valid.first * layout.channels;
-}
-
-// The channel and part of a block that has one part of one channel.
-//   number   of the block
-struct NchwBlock {
-    int channel, rank;
-
-    __device__ __forceinline__ explicit NchwBlock(const NchwLayout& layout, unsigned int number = blockIdx.x)
-        : channel(number / static_cast<int>(layout.blocks)),
-          rank(number - channel * static_cast<int>(layout.blocks)) {}
-};
-
-// First of this thread's Width channels in a tile; there may be no such channel.
-template <int Width>
-__device__ __forceinline__ long long channel_of_tile(int tile) {
-    // The vectors of a row can be counted in 32 bits.
-    return static_cast<long long>(tile * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) *
-           Width;
-}
-
-// The same in a block of rank `rank`.
-template <int Width>
-__device__ __forceinline__ long long first_channel(const NhwcLayout& layout, int rank,
-                                                   unsigned int number = blockIdx.x) {
-    return channel_of_tile<Width>(static_cast<int>(number) - rank * static_cast<int>(layout.tiles));
-}
-
 // Number of a block that takes the work from the end: what a launch before has read last is still in the
 // cache.
 __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
@@ -278,9 +304,10 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 //   channel   first channel of this thread; the caller has checked that it exists
 //   valid     AllPositions or SomePositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
-template <int Unroll, typename Body, typename Valid = AllPositions>
-__device__ __forceinline__ void for_each_in_rows(const NhwcLayout& layout, long long channel, long long begin,
-                                                 int rows, Body& body, const Valid& valid = {}) {
+template <int Unroll, int Width, typename Body, typename Valid = AllPositions>
+__device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout, long long channel,
+                                                 long long begin, int rows, Body& body,
+                                                 const Valid& valid = {}) {
     if (rows <= 0) return;
     const int apart = static_cast<int>(blockDim.y);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
@@ -305,15 +332,16 @@ struct BlockRows {
     long long begin;
     int rows;
 
-    __device__ __forceinline__ BlockRows(const NhwcLayout& layout, long long rank)
+    template <int Width>
+    __device__ __forceinline__ BlockRows(const NhwcLayout<Width>& layout, long long rank)
         : begin(rank * layout.rows_per_block),
           rows(static_cast<int>(min(layout.rows_per_block, layout.rows - begin))) {}
 };
 
 // The same in all rows of the block of rank `rank`.
-template <int Unroll, typename Body, typename Valid = AllPositions>
-__device__ __forceinline__ void for_each_in_nhwc_block(const NhwcLayout& layout, long long channel,
-                                                       long long rank, Body& body, const Valid& valid = {}) {
+template <typename T, int Unroll, bool = false, int Width, typename Body, typename Valid = AllPositions>
+__device__ __forceinline__ void for_each_in_block(const NhwcLayout<Width>& layout, long long channel,
+                                                  long long rank, Body& body, const Valid& valid = {}) {
     const BlockRows of_block(layout, rank);
     for_each_in_rows<Unroll>(layout, channel, of_block.begin, of_block.rows, body, valid);
 }

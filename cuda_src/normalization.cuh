@@ -1,6 +1,6 @@
 // What batch norm computes for a value and for a channel, whichever kernel has the value: statistics, the
-// normalisation with residual and activation, gradients. The bodies are what for_each_in_nchw_block and
-// for_each_in_nhwc_block call: a thread has vectors of Width values, which are of `Channels` channels: of 1
+// normalisation with residual and activation, gradients. The bodies are what for_each_in_block
+// calls: a thread has vectors of Width values, which are of `Channels` channels: of 1
 // in planes, of Width in rows.
 #pragma once
 
@@ -60,10 +60,27 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
     column[kBeta * channels] = beta ? beta[channel] : A(0);
 }
 
+__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
+
+// Writes what a block has found of a channel: its numbers, or, if the channel has other blocks, a part of a
+// result that these have to merge. A result, see below, has
+//   write_part(part, channel, rank, blocks)
+//   merged(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it
+//   finished(part, channel)   the numbers of a channel, of what was merged or its only part
+//   write(numbers, channel), read(channel)
+template <typename Result>
+__device__ __forceinline__ void write_result(const Result& result, const typename Result::Part& part,
+                                             long long channel, long long rank, long long blocks) {
+    if (blocks == 1) {
+        result.write(result.finished(part, channel), channel);
+    } else {
+        result.write_part(part, channel, rank, blocks);
+    }
+}
+
 // Where the statistics of each channel go.
 //   partial_moments   [channels, blocks] count, mean - origin, variance, origin: the channel's first value,
-//   see
-//                     Moments. Unused, and may be null, where a channel has a single block
+//                     see Moments. Unused, and may be null, where a channel has a single block
 //   statistics        [5, channels], see StatisticsRow
 //   gamma, beta       [channels], copied there; may be null: 1, 0
 template <typename A>
@@ -75,24 +92,38 @@ struct StatisticsResult {
     A eps;
     long long channels;
 
-    __device__ __forceinline__ void write_partial(const Moments<A>& moments, A origin, long long channel,
-                                                  long long rank, long long blocks) const {
+    struct Part {
+        Moments<A> moments;
+        A origin;
+    };
+
+    __device__ __forceinline__ void write_part(const Part& part, long long channel, long long rank,
+                                               long long blocks) const {
         A* partial = partial_moments + 4 * (channel * blocks + rank);
-        partial[0] = moments.count;
-        partial[1] = moments.mean;
-        partial[2] = moments.var;
-        partial[3] = origin;
+        partial[0] = part.moments.count;
+        partial[1] = part.moments.mean;
+        partial[2] = part.moments.var;
+        partial[3] = part.origin;
     }
 
-    __device__ __forceinline__ ChannelStatistics<A> finished(const Moments<A>& moments, A origin) const {
+    __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
+        const A* partial = partial_moments + 4 * channel * blocks;
+        Moments<A> moments = Moments<A>::identity();
+        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+            moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
+        return {warp_reduce(moments), partial[3]};
+    }
+
+    __device__ __forceinline__ ChannelStatistics<A> finished(const Part& part, long long) const {
         constexpr A kDown = Lowering<A>::kDown, kUp = Lowering<A>::kUp;
+        const Moments<A>& moments = part.moments;
         const A var = moments.var;
         // With an infinity or NaN among the values nothing is known of them, whichever the order they came
         // in.
         const A count = fabs(moments.count);
         if (!is_finite(var)) return {var - var, var - var, var - var, count};
-        if (moments.count > A(0)) return {origin + moments.mean, var, A(1) / sqrt(var + eps), count};
-        return {fma(moments.mean, kUp, origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
+        if (moments.count > A(0)) return {part.origin + moments.mean, var, A(1) / sqrt(var + eps), count};
+        return {fma(moments.mean, kUp, part.origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
                 count};
     }
 
@@ -101,14 +132,10 @@ struct StatisticsResult {
         running.fold(of_channel, channel);
     }
 
-    // Of a part, which may be the only one.
-    __device__ __forceinline__ void write(const Moments<A>& moments, A origin, long long channel,
-                                          long long rank, long long blocks) const {
-        if (blocks == 1) {
-            write(finished(moments, origin), channel);
-        } else {
-            write_partial(moments, origin, channel, rank, blocks);
-        }
+    // The count is not there.
+    __device__ __forceinline__ ChannelStatistics<A> read(long long channel) const {
+        const A* column = statistics + channel;
+        return {column[kMean * channels], column[kVar * channels], column[kInvStd * channels], A(0)};
     }
 };
 
@@ -128,15 +155,24 @@ struct GradientResult {
     const A* inv_std;
     A *dgamma, *dbeta;
 
-    __device__ __forceinline__ void write_partial(const GradientSums<A>& sums, long long channel,
-                                                  long long rank, long long blocks) const {
+    using Part = GradientSums<A>;
+
+    __device__ __forceinline__ void write_part(const Part& sums, long long channel, long long rank,
+                                               long long blocks) const {
         A* partial = partial_sums + 2 * (channel * blocks + rank);
         partial[0] = sums.dy;
         partial[1] = sums.dy_deviation;
     }
 
-    __device__ __forceinline__ ChannelGradients<A> finished(const GradientSums<A>& sums,
-                                                            long long channel) const {
+    __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
+        const A* partial = partial_sums + 2 * channel * blocks;
+        Part sums = Part::identity();
+        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
+            sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
+        return warp_reduce(sums);
+    }
+
+    __device__ __forceinline__ ChannelGradients<A> finished(const Part& sums, long long channel) const {
         return {sums.dy_deviation * inv_std[channel], sums.dy};
     }
 
@@ -145,55 +181,39 @@ struct GradientResult {
         dbeta[channel] = gradients.dbeta;
     }
 
-    __device__ __forceinline__ void write(const GradientSums<A>& sums, long long channel, long long rank,
-                                          long long blocks) const {
-        if (blocks == 1) {
-            write(finished(sums, channel), channel);
-        } else {
-            write_partial(sums, channel, rank, blocks);
-        }
+    __device__ __forceinline__ ChannelGradients<A> read(long long channel) const {
+        return {dgamma[channel], dbeta[channel]};
     }
 };
 
-__device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
-
-// Of a channel, from those of its blocks, in lane 0 of the warp.
-//   origin   is set there too
-template <typename A>
-__device__ __forceinline__ Moments<A> merged_moments(const A* partial_moments, long long channel,
-                                                     long long blocks, A& origin) {
-    const A* partial = partial_moments + 4 * channel * blocks;
-    Moments<A> moments = Moments<A>::identity();
-    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-        moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
-    origin = partial[3];
-    return warp_reduce(moments);
+// The numbers of each channel, from its parts: a warp a channel, blockDim.x a multiple of 32.
+template <typename Result>
+__device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
+    const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
+    if (channel >= channels) return;
+    const typename Result::Part merged = result.merged(channel, blocks);
+    if (threadIdx.x % kWarpThreads == 0) result.write(result.finished(merged, channel), channel);
 }
 
-// Likewise.
-template <typename A>
-__device__ __forceinline__ GradientSums<A> merged_sums(const A* partial_sums, long long channel,
-                                                       long long blocks) {
-    const A* partial = partial_sums + 2 * channel * blocks;
-    GradientSums<A> sums = GradientSums<A>::identity();
-    for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-        sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
-    return warp_reduce(sums);
-}
-
-// Values that column_reduce needs room for.
+// Values that reduce_channels needs room for.
+template <typename Layout>
+constexpr int kReductionScratch = kChannelThreads / kWarpThreads;
 template <int Width>
-constexpr int kColumnScratch = Width * kChannelThreads / 2;
+constexpr int kReductionScratch<NhwcLayout<Width>> = Width * kChannelThreads / 2;
 
-// Combines the values of the threads y of each column, for Width channels at once.
-//   scratch   [kColumnScratch<Width>] in shared memory
-//   __shared__ Moments<A> scratch[kColumnScratch<Width>];
-//   column_reduce(moments, scratch);
-//   if (threadIdx.y == 0) write(moments);
-// All threads of the block must call it, blockDim.y a power of two; those with threadIdx.y == 0 get the
-// result.
+// Combines what the threads of a block have of the same channels, for those that have gets_results().
+//   scratch   [kReductionScratch<Layout>] in shared memory
+//   __shared__ Moments<A> scratch[kReductionScratch<Layout>];
+//   reduce_channels(layout, moments, scratch);
+//   if (layout.gets_results()) write(moments);
+// All threads of the block must call it; of rows, blockDim.y is a power of two.
+template <typename Value>
+__device__ __forceinline__ void reduce_channels(const NchwLayout&, Value (&values)[1], Value* scratch) {
+    values[0] = block_reduce(values[0], scratch);
+}
 template <int Width, typename Value>
-__device__ __forceinline__ void column_reduce(Value (&values)[Width], Value* scratch) {
+__device__ __forceinline__ void reduce_channels(const NhwcLayout<Width>&, Value (&values)[Width],
+                                                Value* scratch) {
     for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
         const int other = linear_thread() - static_cast<int>(half * blockDim.x);
         if (threadIdx.y >= half && threadIdx.y < 2 * half) {
@@ -219,6 +239,11 @@ __device__ __forceinline__ A inverse_deviation(A variance, double eps) {
 // Threads side by side over the channels of rows at most.
 template <int Width>
 constexpr int kRowThreads = Width == 1 ? 32 : 8;
+// Channels of a tile at most.
+template <typename Layout>
+constexpr int kTileChannels = 1;
+template <int Width>
+constexpr int kTileChannels<NhwcLayout<Width>> = kRowThreads<Width> * Width;
 
 // Which of a thread's channels value k of a vector belongs to.
 template <int Channels>
@@ -341,17 +366,27 @@ struct Statistics {
     }
 };
 
+// The first value that counts of each of a thread's channels; 0 where it has none.
+template <typename T, typename Layout, typename Valid>
+__device__ __forceinline__ void read_origins(const T* x, const Layout& layout, long long channel,
+                                             const Valid& valid, T (&origins)[Layout::kChannels]) {
+    const T* const first = x + layout.first(channel, valid);
+#pragma unroll
+    for (int k = 0; k < Layout::kChannels; ++k)
+        origins[k] = layout.has(channel) ? first[k] : from_accumulate<T>(accumulate_t<T>(0));
+}
+
 // The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
 // rare, values are taken once more, lowered.
-//   walk(body)   takes them: calls for_each_in_nchw_block or for_each_in_nhwc_block, one vector at a time
+//   walk(body)   takes them: calls for_each_in_block, one vector at a time
 template <typename T, int Width, int Channels, typename Walk>
 __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
-                                               const accumulate_t<T> (&origins)[Channels],
+                                               const T (&origins)[Channels],
                                                Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
     unsigned int beyond = 0;
 #pragma unroll
     for (int k = 0; k < Channels; ++k) {
-        moments[k] = statistics.moments(k, origins[k]);
+        moments[k] = statistics.moments(k, to_accumulate(origins[k]));
         if (!is_finite(moments[k].var) || !is_finite(moments[k].mean)) beyond |= 1u << k;
     }
     if (beyond == 0) return;
@@ -359,7 +394,7 @@ __device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channe
     Statistics<T, Width, Channels, true> again{statistics.x, {}, 0, beyond};
     walk(again);
 #pragma unroll
-    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, origins[k]);
+    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, to_accumulate(origins[k]));
 }
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
@@ -396,9 +431,9 @@ constexpr bool kAddsResidual = Fused == kPiecewiseLinear || Fused == kSmooth;
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
 constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kSmooth ? 2 : 3);
-// Those of the input's gradient of rows, with six numbers of each of a thread's channels.
-template <Epilogue Fused>
-constexpr int kInputGradientBlocks = Fused == kSmooth ? 2 : 3;
+// Those of the input's gradient, with six numbers of each of a thread's channels.
+template <typename Layout, Epilogue Fused>
+constexpr int kInputGradientBlocks = Layout::kIsNchw || Fused == kSmooth ? kFusedBlocks<Fused> : 3;
 // Vectors in flight, as kReductionLoads.
 template <Epilogue Fused>
 constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;

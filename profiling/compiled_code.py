@@ -335,8 +335,14 @@ _CARRIES_ROWS = re.compile(
     r"|max_pool_(forward|backward)_tiled<\w+, 5, "
     r"|max_pool_backward_wide<"
     r"|(max|avg)_pool_forward_adaptive<"
-    r"|batch_norm_max_pool_(gradient_sums|input_gradient)_nhwc<__(half|nv_bfloat16), 8>"
+    r"|batch_norm_max_pool_(gradient_sums|input_gradient)<\w+, NhwcLayout<8>>"
     r"|batch_norm_max_pool_forward_tiled<\w+, \d, \d, \d, true, "
+)
+# Those of which three blocks of 256 threads are held.
+_THREE_BLOCKS = re.compile(
+    r"^(batch_norm_max_pool|activation_dropout|dropout_add)_"
+    r"|^((padded_)?batch_norm_statistics|batch_norm_input_gradient)<\w+, NhwcLayout"
+    r"|kPiecewiseLinear>$"
 )
 
 
@@ -355,16 +361,8 @@ def most_registers(kernel_name: str) -> int:
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS
-    if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent_" in kernel_name or "_double_" in kernel_name:
+    if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent<" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST_REGISTERS
     if kernel_name.startswith(("dropout_add_", "dropout_moments")) and kernel_name.endswith("false>"):
         return 2 * _MOST_REGISTERS
-    three_blocks = (
-        "batch_norm_max_pool_",
-        "activation_dropout_",
-        "dropout_add_",
-        "batch_norm_statistics_nhwc",
-        "padded_batch_norm_statistics_nhwc",
-        "batch_norm_input_gradient_nhwc",
-    )
-    return 80 if kernel_name.endswith("kPiecewiseLinear>") or kernel_name.startswith(three_blocks) else _MOST_REGISTERS
+    return 80 if _THREE_BLOCKS.search(kernel_name) else _MOST_REGISTERS

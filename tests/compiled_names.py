@@ -2,32 +2,28 @@
 
 from gpu_layers.runtime.kernel import all_kernels
 
-#: Those whose machine code the gates read, and that for which every element type is compiled: float64 takes a quarter
-#: of the compiler's time, and what one architecture shows of it, the others do.
+#: Those whose machine code the gates read, and that for which every element type is compiled. On the others float32
+#: and bfloat16 stand for all: the rest takes half of the compiler's time, and what one architecture shows of it, the
+#: others do.
 GATED, WHOLE = (80, 90, 100), 90
+_ONE_ALONE = ("double", "__half")
 
 
 def names_of(source, capability):
     """The kernels of a file for one of these architectures."""
     return tuple(
-        kernel.name
-        for kernel in all_kernels()
-        if kernel.source == source and (capability == WHOLE or "double" not in _arguments(kernel.name))
+        kernel.name for kernel in all_kernels() if kernel.source == source and _is_compiled(kernel.name, capability)
     )
 
 
 def each_architecture(names, rows):
-    """Parameters of a test and, last, ``capability``; a row whose first value names float64 for one alone."""
+    """Parameters of a test and, last, ``capability``; a row whose first value is a kernel only where it is compiled."""
     rows = [row if isinstance(row, tuple) else (row,) for row in rows]
-    values = [
-        (*row, capability)
-        for capability in GATED
-        for row in rows
-        if capability == WHOLE or "double" not in _arguments(row[0])
-    ]
+    values = [(*row, capability) for capability in GATED for row in rows if _is_compiled(row[0], capability)]
     return (*names, "capability"), values
 
 
-def _arguments(name):
-    """Those of a template, or, of no template, all of it."""
-    return name.rpartition("<")[2]
+def _is_compiled(name, capability):
+    # Of the arguments of a template, or, of no template, of all of it.
+    arguments = name.partition("<")[2] or name
+    return capability == WHOLE or not any(element in arguments for element in _ONE_ALONE)

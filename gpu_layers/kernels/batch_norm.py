@@ -25,7 +25,7 @@ from gpu_layers.kernels.batch_norm_common import (
     ROWS,
     RUNNING_ARRAYS,
     STRAIGHT_FUSIONS,
-    LayoutPair,
+    LayoutKernel,
     Normalization,
     PersistentKernel,
     activation_number,
@@ -77,10 +77,10 @@ class _Kernels:
         fused: dict[str, Any] = {"of_nchw": fusions, "of_nhwc": fusions}
         straight: dict[str, Any] = {"of_nchw": STRAIGHT_FUSIONS, "of_nhwc": STRAIGHT_FUSIONS}
         self._fusions = fusions
-        self.statistics = LayoutPair(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
-        self.normalize = LayoutPair(source, f"{name}_normalize", **fused)
-        self.gradient_sums = LayoutPair(source, f"{name}_gradient_sums", **fused)
-        self.input_gradient = LayoutPair(source, f"{name}_input_gradient", **fused)
+        self.statistics = LayoutKernel(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
+        self.normalize = LayoutKernel(source, f"{name}_normalize", **fused)
+        self.gradient_sums = LayoutKernel(source, f"{name}_gradient_sums", **fused)
+        self.input_gradient = LayoutKernel(source, f"{name}_input_gradient", **fused)
         self.forward = PersistentKernel(persistent_source, f"{name}_forward_persistent", **straight)
         self.backward = PersistentKernel(persistent_source, f"{name}_backward_persistent", **straight)
 

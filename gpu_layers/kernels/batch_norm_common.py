@@ -13,7 +13,6 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import (
     ACCUMULATE_TYPES,
-    ELEMENT_TYPES,
     delivered,
     destination,
     element_type,
@@ -22,7 +21,7 @@ from gpu_layers.kernels.arrays import (
     vector_width,
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
-from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, KernelTemplate, c_name, combinations
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
 
@@ -53,15 +52,15 @@ def activation_number(activation: str) -> int:
     return NUMBERS.get(activation, _NO_ACTIVATION)
 
 
-class LayoutPair:
-    """One kernel in both layouts.
+class LayoutKernel(KernelTemplate):
+    """A kernel for both layouts, whose first template arguments are ``T`` and ``Layout``.
 
     Parameters
     ----------
     source, name : str
-        Of its templates, whose names end in ``_nchw`` and ``_nhwc`` and whose parameters in a layout.
+        Of its template.
     of_nchw, of_nhwc : sequence of dict of str to str
-        Template arguments behind ``T``, or ``T`` and ``Width``.
+        Template arguments after these.
     single_channels : bool
         Whether rows of channels that make no vectors are taken too.
     structs : mapping of str to numpy.dtype
@@ -81,28 +80,25 @@ class LayoutPair:
         structs: Mapping[str, np.dtype] | None = None,
         initialised: Sequence[str] = (),
     ) -> None:
-        planes = [{"T": element, **more} for element in ELEMENT_TYPES for more in of_nchw]
-        rows = [
-            {"T": c_name(dtype), "Width": str(width), **more}
+        instantiations = [
+            {"T": c_name(dtype), "Layout": layout, **more}
             for dtype in FLOAT_DTYPES
-            for width in ((vector_width(dtype), 1) if single_channels else (vector_width(dtype),))
-            for more in of_nhwc
+            for layouts, others in (
+                (("NchwLayout",), of_nchw),
+                ([f"NhwcLayout<{width}>" for width in (vector_width(dtype), 1)[: 1 + single_channels]], of_nhwc),
+            )
+            for layout in layouts
+            for more in others
         ]
-        known = {**STRUCTS, **(structs or {})}
-        self._nchw = KernelTemplate(source, f"{name}_nchw", planes, known, initialised)
-        self._nhwc = KernelTemplate(source, f"{name}_nhwc", rows, known, initialised)
-
-    def kernel(self, element: str, width: int | None, **more: str) -> Kernel:
-        """The kernel for rows, of this many channels a thread, or for planes."""
-        return self._nchw(T=element, **more) if width is None else self._nhwc(T=element, Width=str(width), **more)
+        super().__init__(source, name, instantiations, {**STRUCTS, **(structs or {})}, initialised)
 
     def launch(self, plan: Plan, x: Array, arguments: tuple[Any, ...], **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
-        kernel = self.kernel(element_type(x), plan.width, **more)
+        kernel = self(T=element_type(x), Layout=plan.layout_type, **more)
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
 
 
-class PersistentKernel(LayoutPair):
+class PersistentKernel(LayoutKernel):
     """A kernel that reads once. ``barrier_count`` in its parameters counts the blocks of each group."""
 
     def __init__(self, source: str, name: str, **options: Any) -> None:
@@ -113,7 +109,7 @@ class PersistentKernel(LayoutPair):
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
         if plan.slots is None or not limits().one_read:
             return False
-        kernel = self.kernel(element_type(x), plan.width, **more)
+        kernel = self(T=element_type(x), Layout=plan.layout_type, **more)
         # With one part nobody waits for anybody.
         cooperative = plan.blocks_per_group > 1
         resident = resident_blocks(kernel, plan.block, plan.shared_bytes, x, cooperative=cooperative)

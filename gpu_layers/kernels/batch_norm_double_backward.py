@@ -8,7 +8,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
-from gpu_layers.kernels.batch_norm_common import LayoutPair, Normalization
+from gpu_layers.kernels.batch_norm_common import LayoutKernel, Normalization
 from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -20,9 +20,9 @@ _SOURCE = "batch_norm_double_backward.cu"
 _WARP = 32
 # ``DoubleSums`` and ``DoubleCoefficients``.
 _SUMS, _COEFFICIENTS = 5, 6
-_SUMMATION = LayoutPair(_SOURCE, "batch_norm_double_sums")
+_SUMMATION = LayoutKernel(_SOURCE, "batch_norm_double_sums")
 _MERGE = KernelTemplate(_SOURCE, "batch_norm_double_merge", combinations(A=ACCUMULATE_TYPES))
-_GRADIENT = LayoutPair(_SOURCE, "batch_norm_double_gradient")
+_GRADIENT = LayoutKernel(_SOURCE, "batch_norm_double_gradient")
 
 
 def batch_norm_double_backward(

@@ -20,7 +20,7 @@ from gpu_layers.kernels.batch_norm import keep_statistics, launch_normalize, of_
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
     PIECEWISE_LINEAR,
-    LayoutPair,
+    LayoutKernel,
     Normalization,
     PersistentKernel,
     activation_number,
@@ -57,10 +57,10 @@ _BACKWARD: dict[str, Any] = {
     ],
     "structs": STRUCTS,
 }
-_GRADIENT_SUMS = LayoutPair(
+_GRADIENT_SUMS = LayoutKernel(
     "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_gradient_sums", single_channels=False, **_BACKWARD
 )
-_INPUT_GRADIENT = LayoutPair(
+_INPUT_GRADIENT = LayoutKernel(
     "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", single_channels=False, **_BACKWARD
 )
 _BACKWARD_RESIDENT = PersistentKernel(

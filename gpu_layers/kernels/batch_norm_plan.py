@@ -51,7 +51,7 @@ _NHWC_LAYOUT = np.dtype(
 #: Structs of the kernels' parameters.
 STRUCTS = {
     "NchwLayout": _NCHW_LAYOUT,
-    "NhwcLayout": _NHWC_LAYOUT,
+    **{f"NhwcLayout<{width}>": _NHWC_LAYOUT for width in (8, 4, 2, 1)},
     **{
         f"FoldingRule<{c_name(dtype)}>": np.dtype([(name, dtype) for name in ("old", "newest", "unbiased")])
         for dtype in (np.dtype(np.float32), np.dtype(np.float64))
@@ -70,7 +70,7 @@ class Plan:
     block : tuple of int
         Threads side by side, and those that take chunks or rows in turn.
     layout : ndarray
-        ``NchwLayout`` or ``NhwcLayout``.
+        ``NchwLayout`` or ``NhwcLayout`` of ``channel_layout.cuh``.
     channels : int
     tiles : int
         What a group of blocks shares: channels, or of rows tiles of neighbouring channels.
@@ -99,6 +99,11 @@ class Plan:
     def blocks(self) -> int:
         """Blocks of each of the two reads."""
         return self.tiles * self.blocks_per_group
+
+    @property
+    def layout_type(self) -> str:
+        """C++ type of the layout."""
+        return "NchwLayout" if self.width is None else f"NhwcLayout<{self.width}>"
 
     @property
     def shared_bytes(self) -> int:

@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 from gpu_layers.emulator import EmulatedModule, Schedule, Trace, load
+from gpu_layers.emulator.defaults import cuda_headers
+from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.runtime.kernel import Kernel, all_kernels
 from gpu_layers.runtime.sources import source_folder
 
@@ -42,6 +44,8 @@ class Emulation:
             raise ValueError("record needs check=True: only checked launches are counted")
         if not isinstance(self.schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule, got {type(self.schedule).__name__}")
+        # What is missing is told here, not by a first launch, for which a random number may have been drawn.
+        find_compiler(), cuda_headers()
 
     @property
     def mode(self) -> str:

@@ -17,15 +17,12 @@ import numpy as np
 import torch
 
 from gpu_layers.runtime.backend import back_on, forced_backend
-from gpu_layers.torch.tensors import BFLOAT16, as_numpy, borrowed
+from gpu_layers.torch.tensors import BFLOAT16, TO_LAST, as_numpy, borrowed
 
 #: What layers take; all others are a TypeError.
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 #: Formats in which channels lie side by side, by the number of axes.
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_BFLOAT16 = torch.bfloat16
-# Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
-_TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,10 +56,8 @@ class Reference:
         """See the class."""
         return importlib.import_module("gpu_layers.reference")
 
-    def array(self, tensor: torch.Tensor, channels_last: bool = False) -> Any:
-        """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
-        found = as_numpy(tensor) if tensor.dtype is _BFLOAT16 else tensor.numpy(force=True)
-        return found.transpose(_TO_LAST[found.ndim]) if channels_last else found
+    #: What the floor takes. Nothing but the caller keeps the tensor alive meanwhile.
+    array = staticmethod(as_numpy)
 
     def raw(self, found: Any, channels_last: bool = False) -> Any:
         """What the floor takes, of a tensor or of what was kept."""
@@ -112,7 +107,7 @@ def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
         return None
     if tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg():
         return borrowed((tensor.data_ptr(),), tensor.shape, dtype)[0]
-    return as_numpy(tensor.detach().to(dtype, copy=True).contiguous())
+    return tensor.to(dtype, copy=True).contiguous().numpy(force=True)
 
 
 class Kernels:
@@ -133,7 +128,7 @@ class Kernels:
         """What the floor takes: with the tensor's axes, or as ``(N, *spatial, C)`` if channels_last."""
         if tensor.is_neg():  # lazily: there is no memory that holds the values
             tensor = tensor.resolve_neg()
-        return tensor.permute(_TO_LAST[tensor.dim()]) if channels_last else tensor
+        return tensor.permute(TO_LAST[tensor.dim()]) if channels_last else tensor
 
     raw = array
 
@@ -211,7 +206,10 @@ def empty(shape: Any, dtype: torch.dtype, like: torch.Tensor, channels_last: boo
 
 def in_format(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """The tensor itself, or one of its values where channels are to be last and are not."""
-    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()]) if channels_last else tensor
+    if not channels_last:
+        return tensor
+    # Not by torch's memory format, which batched gradients do not know.
+    return tensor.permute(TO_LAST[tensor.dim()]).contiguous().movedim(-1, 1)
 
 
 def is_capturing(x: torch.Tensor) -> bool:

@@ -38,11 +38,23 @@ def check_savable(*tensors: torch.Tensor | None) -> None:
         )
 
 
+def check_statistics(running_mean: torch.Tensor, running_var: torch.Tensor) -> None:
+    """RuntimeError, in torch's words, if running statistics require a gradient; autograd records the call."""
+    for name, one in (("running_mean", running_mean), ("running_var", running_var)):
+        if one.requires_grad:
+            raise RuntimeError(
+                f"The function 'native_batch_norm' is not differentiable with respect to argument '{name}'. This "
+                "input cannot have requires_grad True."
+            )
+
+
 def check_probability(p: Any) -> Any:
     """ValueError outside [0, 1] or for NaN, TypeError for anything that is not a number."""
     given = p
     if type(p) is not float and not is_compiling():
         # Of tensors and truth values as torch.
+        if isinstance(p, torch.Tensor):
+            torch.nn.functional.dropout(torch.empty(0), p)
         p = float(p) if isinstance(p, (bool, torch.Tensor)) else check_number(p, "dropout probability")
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {given}")

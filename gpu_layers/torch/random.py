@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 from torch.compiler import is_compiling, is_dynamo_compiling
 
+from gpu_layers.core.cuda import import_cupy
 from gpu_layers.random import Generator
 from gpu_layers.torch import arrays
 
@@ -26,6 +28,7 @@ _hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
 _transforms_active = torch._C._are_functorch_transforms_active
 _Mode = torch._C._TorchDispatchModeKey
 _function_mode = torch._C._is_torch_function_mode_enabled
+_needed_cupy = cache(import_cupy)
 
 
 class _Recording:
@@ -72,10 +75,15 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
 
     Raises
     ------
+    TypeError
+        If the backend that is forced does not take the tensor.
     RuntimeError
         For a generator in a graph that is compiled, traced or captured, under a vmap that is not to have the same
         random numbers for all, or in a recomputation that does not replay it.
     """
+    # Where nothing can compute these raise, before anything is drawn: here, and CuPy on a GPU.
+    if eager and arrays.place() is not None:
+        arrays.here(x)
     if generator is None:
         if x.is_cpu:
             # Elsewhere a default device, which is a function mode, would decide where it lies.
@@ -84,6 +92,7 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
             # A number needs no saving, but hooks are to see what backward needs.
             return seed.item() if eager and _hooks_of_saved(True) is None else seed, 0
         if eager and x.is_cuda and not arrays.is_capturing(x):
+            _needed_cupy()
             return _numbers_of_cuda(torch.cuda.default_generators[x.get_device()]), 0
         return _randint(0, _BELOW, (), device=x.device), 0
     if is_compiling() or arrays.is_capturing(x) or not (eager or _runs_as_it_is_read()):

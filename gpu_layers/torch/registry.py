@@ -317,7 +317,27 @@ def _transformable(name: str, overload: Any, setup: Any, backward: Any, vmap: An
     def forward(*args: Any) -> Any:
         return overload(*args)
 
-    return _function(name, forward=forward, setup_context=setup, backward=backward, vmap=vmap)
+    def backward_of_wrapped(ctx: Any, *gradients: Any) -> tuple:
+        return backward(_Unwrapped(ctx), *gradients)
+
+    return _function(name, forward=forward, setup_context=setup, backward=backward_of_wrapped, vmap=vmap)
+
+
+class _Unwrapped:
+    """A context of a backward, which may be asked for after its transformation is over, as ``torch.func.vjp``'s is.
+
+    What is saved is in wrappers then, which have no memory.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple:
+        return tuple([None if one is None else _wrappers.unwrap_if_dead(one) for one in self._ctx.saved_tensors])
 
 
 def _loop(call: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:

@@ -31,6 +31,10 @@ _NUMPY[torch.bfloat16] = BFLOAT16
 _TORCH = {numpy: own for own, numpy in _NUMPY.items()}
 # What is filled with zeros, on every version of torch, in place of integers that it can do little with.
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+#: Axes of (N, C, *spatial) in the order of (N, *spatial, C), by their number.
+TO_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+# All addresses but 0, which NumPy takes for no memory. Nothing is read or written but through arrays on a part of it.
+_MEMORY = (ctypes.c_char * 2**62).from_address(1)
 
 
 class Stream:
@@ -200,32 +204,27 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
     return found.reshape(-1).view(np.uint8) if argument.as_bytes else found
 
 
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The NumPy array on a CPU tensor's memory, with its axes."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.int16).numpy(force=True).view(BFLOAT16)
-    try:
-        return tensor.numpy()
-    except RuntimeError:  # negated lazily: there is no memory that holds the values
-        return tensor.resolve_neg().numpy()
+def as_numpy(tensor: torch.Tensor, channels_last: bool = False) -> np.ndarray:
+    """The NumPy array on a CPU tensor's memory, to be used while the tensor lives and never to be handed on.
+
+    With the tensor's axes, or as ``(N, *spatial, C)`` if channels_last. Torch does not know of it: it refuses to resize
+    what ``Tensor.numpy`` has shown.
+    """
+    if tensor.is_neg():  # lazily: there is no memory that holds the values
+        found = tensor.detach().resolve_neg().numpy()
+    elif tensor.is_contiguous():
+        (found,) = borrowed((tensor.data_ptr(),), tensor.shape, tensor.dtype)
+    else:
+        strides = [tensor.element_size() * stride for stride in tensor.stride()]
+        found = np.ndarray(tensor.shape, _NUMPY[tensor.dtype], _MEMORY, tensor.data_ptr() - 1, strides)
+    return found.transpose(TO_LAST[found.ndim]) if channels_last else found
 
 
 @lru_cache(maxsize=4096)
 def borrowed(addresses: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, ...]:
-    """NumPy arrays on the memory of contiguous tensors, to be used while those live and never to be handed on.
-
-    Torch does not know of them: what ``Tensor.numpy`` has shown it refuses to resize, which FSDP does to parameters.
-    """
-    return tuple(_on_memory(address, np.empty(shape, _NUMPY[dtype])) for address in addresses)
-
-
-def _on_memory(address: int, like: np.ndarray) -> np.ndarray:
-    if not like.size:
-        return like
-    memory: Any = (ctypes.c_char * like.nbytes).from_address(address)
-    return np.frombuffer(memory, like.dtype).reshape(like.shape)
+    """NumPy arrays on the memory of contiguous tensors, as :func:`as_numpy` gives them."""
+    kind = _NUMPY[dtype]
+    return tuple([np.ndarray(shape, kind, _MEMORY, one - 1) if one else np.empty(shape, kind) for one in addresses])
 
 
 for _type in (torch.Tensor, torch.nn.Parameter):

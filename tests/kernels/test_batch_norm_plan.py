@@ -75,7 +75,7 @@ def test_parts_and_tiles_cover_all_rows_and_channels_once(shape, planned, itemsi
 
 
 def visits(plan, channel, part, thread_x, thread_y, plane, itemsize):
-    """Vectors and single values of one thread, counted as ``for_each_in_nchw_block`` walks."""
+    """Vectors and single values of one thread, counted as ``for_each_in_block`` walks."""
     layout, width = plan.layout, 16 // itemsize
     along, slots = plan.block
     begin = part * int(layout["chunks_per_block"])

@@ -20,8 +20,8 @@ from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_modu
 from gpu_layers.runtime.sources import source_folder
 from tests.compiled_names import GATED, WHOLE, names_of
 
-# The oldest and the newest, for which one element type stands for all: the one that headers treat differently from
-# architecture to architecture.
+# The oldest and the newest, for which one kernel of each template stands for all, of bfloat16 where there is one: the
+# type that headers treat differently from architecture to architecture.
 OTHERS = (75, 120)
 SOURCES = sorted({kernel.source for kernel in all_kernels()})
 
@@ -29,10 +29,8 @@ SOURCES = sorted({kernel.source for kernel in all_kernels()})
 def names(source, capability):
     if capability in GATED:
         return names_of(source, capability)
-    every = [kernel.name for kernel in all_kernels() if kernel.source == source]
-    standing = [name for name in every if "<__nv_bfloat16" in name]
-    templates = {template(name) for name in standing}
-    return tuple(standing + [name for name in every if template(name) not in templates])
+    last_of = sorted(all_kernels(), key=lambda kernel: "<__nv_bfloat16" in kernel.name)
+    return tuple({template(kernel.name): kernel.name for kernel in last_of if kernel.source == source}.values())
 
 
 def template(name):

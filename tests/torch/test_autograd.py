@@ -13,7 +13,7 @@ import gpu_layers.torch as glt
 from gpu_layers.torch import functional as F  # noqa: N812
 from gpu_layers.torch.modules import sync_batch_norm
 from gpu_layers.torch.modules.sync_batch_norm import _Synchronized
-from tests.torch.layers import first, values
+from tests.torch.layers import channels_last, first, values
 
 X = values((2, 2, 3, 4)) / 4
 R = values((2, 2, 3, 4), seed=1) / 4
@@ -44,6 +44,8 @@ FUNCTIONS = {
     "alpha_dropout": (seeded(lambda x: F.alpha_dropout(x, 0.4, True)), X),
     "drop_path": (seeded(lambda x: F.drop_path(x, 0.4)), X),
     "dropout_add": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), X, R),
+    "dropout_add, channels last": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), channels_last(X), R),
+    "batch_norm, channels last": (batch_norm(True, None), channels_last(X), W, B, R),
     **{
         f"{name} {order} dropout": (seeded(lambda x, a=name, o=order: F.activation_dropout(x, a, 0.4, order=o)), X)
         for name in ACTIVATIONS
@@ -307,6 +309,19 @@ def test_func_grad_and_vmap():
     singly = [torch.func.grad(loss)(parameters, one) for one in x]
     for name in each:
         torch.testing.assert_close(each[name], torch.stack([one[name] for one in singly]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("name", ["max_pool2d", "max_unpool2d", "batch_norm gelu True", "dropout", "lp_pool2d 2"])
+def test_a_vjp_is_asked_for_when_its_transformation_is_over(name, backend):
+    function, *inputs = FUNCTIONS[name]
+    with gl.use_backend(backend):
+        y, vjp = torch.func.vjp(function, *inputs)
+        found = vjp(torch.ones_like(y))
+        given = [one.clone().requires_grad_() for one in inputs]
+        expected = torch.autograd.grad(function(*given).sum(), given)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_func_second_derivatives():

@@ -1,10 +1,12 @@
 """PyTorch's own error samples of the functions: the same type, and the same words."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as theirs
 
 from gpu_layers.torch import functional as ours
+from tests.torch.layers import UNIT_ROUNDOFF
 
 definitions = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")
 PREFIX = "nn.functional."
@@ -77,6 +79,12 @@ def test_pytorchs_error_samples(info):
         ("lp_pool2d", (1, 1, 4, 4), (0, 2)),
         ("lp_pool2d", (1, 1, 4, 4), ("a", 2)),
         ("adaptive_avg_pool1d", (1, 1, 4), (None,)),
+        ("adaptive_avg_pool1d", (1, 1, 4), ((None,),)),
+        ("avg_pool2d", (1, 1, 4, 4), (torch.tensor(2.0),)),
+        ("max_pool2d", (1, 1, 4, 4), (torch.tensor([2, 2]),)),
+        ("batch_norm", (4, 3), (None, None, None, None, 1)),
+        ("dropout", (4,), (0.5, 1)),
+        ("dropout", (4,), (torch.tensor([0.5]),)),
         ("adaptive_avg_pool2d", (1, 1, 4, 4), (None,)),
         ("adaptive_avg_pool2d", (1, 1, 4, 4), ((2,),)),
         ("adaptive_max_pool3d", (1, 1, 4, 4, 4), ((2,),)),
@@ -92,6 +100,38 @@ def test_other_errors_are_torchs(name, shape, arguments):
     assert str(found.value) == str(expected.value)
 
 
+_TWO = torch.tensor(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("max_pool1d", (torch.tensor([2]), _TWO, torch.tensor(1))),
+        ("max_pool2d", (_TWO,)),
+        ("max_pool2d", (2, _TWO, torch.tensor(True), (_TWO, 1))),
+        ("max_pool3d", ([_TWO, 1, 2],)),
+        ("avg_pool1d", (torch.tensor([2]),)),
+        ("avg_pool2d", (_TWO, (1, _TWO), 0, False, True, torch.tensor(3))),
+        ("avg_pool3d", (2, _TWO)),
+        ("lp_pool2d", (_TWO, (_TWO, 1), _TWO)),
+        ("adaptive_max_pool1d", (torch.tensor([3]),)),
+        ("adaptive_max_pool2d", (np.array([3, 2]),)),
+        ("adaptive_avg_pool2d", ((_TWO, None),)),
+        ("adaptive_avg_pool3d", (range(1, 4),)),
+        ("batch_norm", (None, None, None, None, True, torch.tensor(0.1), torch.tensor(1e-3))),
+        ("dropout", (torch.tensor(1.0),)),
+    ],
+)
+def test_numbers_of_the_types_that_torch_takes(name, arguments):
+    rank = int(name[-2]) if name.endswith("d") else 1
+    x = torch.arange(2.0 * 3 * 6**rank, dtype=torch.float64).reshape(2, 3, *(6,) * rank)
+    expected, found = (getattr(lib, name)(x, *arguments) for lib in (theirs, ours))
+    assert found.shape == expected.shape
+    # Results are of at most 36 numbers, whose roundings add up.
+    bound = 64 * UNIT_ROUNDOFF[torch.float64]
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+
+
 def test_strides_of_unpooling():
     x, indices = torch.ones(1, 1, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2, dtype=torch.int64)
     for function in (ours.max_unpool3d, theirs.max_unpool3d):
@@ -99,13 +139,16 @@ def test_strides_of_unpooling():
             function(x, indices, 3, 0)
 
 
-def test_statistics_of_evaluation_have_no_gradient():
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_have_no_gradient(training):
     for name in ("running_mean", "running_var"):
         given = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
         given[name].requires_grad_()
         for function in (ours.batch_norm, theirs.batch_norm):
             with pytest.raises(RuntimeError, match=f"not differentiable with respect to argument '{name}'"):
-                function(torch.ones(2, 3), **given)
+                function(torch.ones(2, 3), **given, training=training)
+            with torch.no_grad():
+                function(torch.ones(2, 3), **given, training=training)
 
 
 @pytest.mark.parametrize("index", [-1, 16, 99])

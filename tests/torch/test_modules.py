@@ -12,7 +12,7 @@ from torch import nn
 import gpu_layers as gl
 import gpu_layers.torch as glt
 from gpu_layers.torch.modules import COUNTERPARTS
-from tests.torch.layers import first
+from tests.torch.layers import first, values
 
 common_modules = pytest.importorskip("torch.testing._internal.common_modules", reason="needs expecttest")
 
@@ -319,3 +319,20 @@ def test_parameters_and_buffers_can_be_resized_afterwards(training):
         layer(torch.randn(2, 3, 4, 4, dtype=layer.weight.dtype, requires_grad=True)).sum().backward()
         for parameter in (*layer.parameters(), *layer.buffers()):
             parameter.untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_can_be_resized_afterwards(backend, dtype):
+    # As a buffer that batches of several sizes are collected in.
+    layers = [glt.Dropout(), glt.ActivationDropout("relu"), glt.DropoutAdd(), glt.BatchNormAct2d(3).to(dtype)]
+    layers += [glt.MaxPool2d(2), glt.AvgPool2d(2), glt.LPPool2d(2, 2), glt.Dropout(inplace=True)]
+    with gl.use_backend(backend):
+        for layer in layers:
+            x, dy = values((2, 3, 4, 4), dtype), values((2, 3, 4, 4), dtype)[:, :, ::2, ::2]
+            residuals = [x] if isinstance(layer, (glt.DropoutAdd, glt.BatchNormAct2d)) else []
+            y = layer(x * 1 if layer.__dict__.get("inplace") else x.requires_grad_(), *residuals)
+            if y.requires_grad:
+                y.backward(dy if y.shape == dy.shape else x.detach())
+            for one in (x, dy):
+                one.untyped_storage().resize_(0)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gpu_layers as gl
 import gpu_layers.torch as glt
+from gpu_layers.runtime.backend import _Choice, back_on
 from gpu_layers.torch import functional, random, registry
 from tests.torch.layers import channels_last, every_other
 
@@ -405,3 +406,20 @@ def test_under_a_default_device_a_gpu_draws_as_without():
         assert random._numbers_of_cuda(stub).tolist()[1] == 8
     with BaseTorchFunctionMode():
         assert not registry.is_eager(torch.ones(3))
+
+
+@pytest.mark.parametrize("generator", [None, gl.Generator(3)])
+def test_nothing_is_drawn_where_nothing_can_compute(monkeypatch, generator):
+    layers = [glt.Dropout(0.5, generator=generator), glt.DropoutAdd(0.5, generator=generator)]
+    layers += [glt.ActivationDropout("relu", 0.5, generator=generator)]
+    x, state = torch.ones(3), torch.get_rng_state()
+    for layer in layers:
+        given = (x, x) if isinstance(layer, glt.DropoutAdd) else (x,)
+        with back_on(_Choice("cuda")), pytest.raises(TypeError, match="takes CUDA tensors"):
+            layer(*given)
+        with monkeypatch.context() as patch:
+            patch.setenv("CXX", "no-such-compiler")
+            with pytest.raises(RuntimeError, match="no-such-compiler"), gl.use_backend("emulated"):
+                layer(*given)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generator is None or generator.offset == 0

@@ -15,6 +15,7 @@ from gpu_layers.torch.checks import (
     check_residual,
     check_same_device,
     check_savable,
+    check_statistics,
     check_tensor,
     checked_activation,
     fail_as_torch,
@@ -67,10 +68,9 @@ def batch_norm(
         For parameters or statistics of another size, dtype or device.
     """
     check_tensor(input)
-    if not isinstance(momentum, (float, int)):
-        # torch's error for what is no number; it takes some that are of other types.
-        reference.batch_norm(input.new_zeros((2, 1)), None, None, None, None, True, momentum)
-        momentum = float(momentum)
+    if momentum is None or type(training) is not bool:
+        given = input.new_zeros((2, 1)), None, None, None, None, training, momentum
+        fail_as_torch("batch_norm does not take these arguments", reference.batch_norm, *given)
     if input.dim() == 1 and not input.numel():
         return input.clone()  # as torch
     return normalize(
@@ -93,6 +93,11 @@ def normalize(
     skip_nonfinite: bool,
 ) -> Tensor:
     """:func:`batch_norm` of a tensor, with a layer's counter of batches, which a momentum of None averages by."""
+    if not (isinstance(eps, (float, int)) and (momentum is None or isinstance(momentum, (float, int)))):
+        # torch's error for what is no number; it takes some that are of other types.
+        given = 0.1 if momentum is None else momentum
+        reference.batch_norm(input.new_zeros((2, 1)), None, None, None, None, True, given, eps)
+        momentum, eps = None if momentum is None else float(momentum), float(eps)
     name = "identity" if activation is None else checked_activation(activation)
     eager = registry.is_eager(input, weight, bias, residual)
     check_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, eager)
@@ -104,6 +109,8 @@ def normalize(
         return rows(input, running_mean, running_var, weight, bias, residual, (eps, name, channels_last))
     running = None
     if running_mean is not None and not random.is_recomputation():
+        if (running_mean.requires_grad or running_var.requires_grad) and torch.is_grad_enabled():
+            check_statistics(running_mean, running_var)
         if eager and (
             input.is_inference()
             or (weight is not None and weight.is_inference())

@@ -52,6 +52,8 @@ def _drop(
         p = check_probability(p)
     if generator is not None:
         random.check_generator(generator)
+    if type(training) is not bool:
+        fail_as_torch("training must be a bool", reference.dropout, input.new_zeros(0), p, training)
     if not training:
         return input
     if forward_ad._current_level >= 0 and not is_dynamo_compiling():
@@ -305,7 +307,11 @@ def dropout_add(
     if residual.dtype is not input.dtype:
         residual = residual.to(input.dtype)
     if not training:
-        return input + residual  # in this order: in the input's format
+        dropping = _dropping(input, 0.0, -1, "inverted")
+        if not dropping.channels_last:
+            return input + residual
+        # By an operation whose gradients have this format too.
+        return dropout_rows.dropout_add(input, residual, 0, (0, dropping))
     if forward_ad._current_level >= 0 and not is_dynamo_compiling():
         registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,12 @@ def max_pool(
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
     window = rank, kernel_size, stride, padding, dilation, ceil_mode
-    placing = _placed(input.shape, input.stride(), input.dtype, *window, False)
+    placed = partial(_placed, input.shape, input.stride(), input.dtype)
+    placing = placed(*window, False)
     if placing is None:
-        fail_as_torch(
-            f"max_pool{rank}d does not take these arguments",
+        placing = _taken_by_torch(
+            placed,
+            (*window, False),
             getattr(reference, f"max_pool{rank}d"),
             input,
             kernel_size,
@@ -190,6 +193,26 @@ def max_pool(
             return_indices=return_indices,
         )
     return _with_indices(input, placing) if return_indices else pool_rows.max_pool.first(input, placing)
+
+
+def _taken_by_torch(
+    placed: Callable[..., Placing | None], given: tuple, theirs: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Placing:
+    """The window of arguments of other types that torch takes too, as tensors of one number; else torch's error."""
+    with torch.no_grad():
+        theirs(*args, **kwargs)
+    placing = placed(*map(_plain, given))
+    if placing is None:
+        raise ValueError(f"{theirs.__name__} does not take these arguments")
+    return placing
+
+
+def _plain(value: Any) -> Any:
+    """Integers and tuples of them, where they are in tensors, arrays or ranges."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+        return int(value) if isinstance(value, bool) else _plain(value)
+    return tuple(map(_plain, value)) if isinstance(value, (tuple, list, range)) else value
 
 
 def _with_indices(input: Tensor, placing: Placing) -> tuple[Tensor, Tensor]:
@@ -295,12 +318,13 @@ def avg_pool(
         if placing is not None:
             return pool_rows.avg_pool.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed_averages(input.shape, input.stride(), input.dtype, *window)
+    placed = partial(_placed_averages, input.shape, input.stride(), input.dtype)
+    placing = placed(*window)
     if placing is None:
         theirs = getattr(reference, f"avg_pool{rank}d")
         given = (kernel_size, () if stride is None else stride, padding, ceil_mode, count_include_pad)
         divisor = () if rank == 1 else (divisor_override,)
-        fail_as_torch(f"avg_pool{rank}d does not take these arguments", theirs, input, *given, *divisor)
+        placing = _taken_by_torch(placed, window, theirs, input, *given, *divisor)
     return pool_rows.avg_pool(input, placing)
 
 
@@ -350,10 +374,12 @@ def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride
     except (TypeError, ValueError):
         p = 0.0  # which torch refuses too
     window = rank, kernel_size, stride, 0, 1, ceil_mode
-    placing = _placed(input.shape, input.stride(), input.dtype, *window, p)
+    placed = partial(_placed, input.shape, input.stride(), input.dtype)
+    placing = placed(*window, p)
     if placing is None or p == 0.0 or not (rank < 3 or _are_covered(placing)):
-        fail_as_torch(
-            f"lp_pool{rank}d does not take these arguments",
+        placing = _taken_by_torch(
+            placed,
+            (*window, p),
             getattr(reference, f"lp_pool{rank}d"),
             input,
             norm_type,
@@ -401,6 +427,8 @@ def _placed_adaptively(
     for size in image:
         if size == 0:
             return None
+    if rank == 1 and output_size[0] is None:  # which torch takes of several axes only
+        return None
     sizes = tuple(own if size is None else size for size, own in zip(output_size, image[1:], strict=True))
     for size in sizes:
         if not isinstance(size, _NUMBERS) or isinstance(size, bool) or size < 0:
@@ -438,10 +466,12 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices
             return pool_rows.max_pool.first.eagerly(input, placing)
     check_tensor(input)
     wide = not _is_known(input.shape, rank, output_size)
-    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, wide)
+    placed = partial(_placed_adaptively, input.shape, input.stride(), input.dtype, rank)
+    placing = placed(output_size, wide)
     if placing is None:
-        fail_as_torch(
-            f"adaptive_max_pool{rank}d does not take these arguments",
+        placing = _taken_by_torch(
+            placed,
+            (output_size, wide),
             getattr(reference, f"adaptive_max_pool{rank}d"),
             input,
             output_size,
@@ -459,12 +489,14 @@ def adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
         if placing is not None:
             return pool_rows.avg_pool.eagerly(input, placing)
     check_tensor(input)
-    placing = _placed_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, True, None)
+    placed = partial(_placed_adaptively, input.shape, input.stride(), input.dtype, rank)
+    placing = placed(output_size, True, None)
     if placing is None:
         if rank == 2 and input.dim() == 2 and type(output_size) is int and output_size == 1 and input.numel():
             return input.mean((0, 1), keepdim=True)  # as torch, of a single plane
-        fail_as_torch(
-            f"adaptive_avg_pool{rank}d does not take these arguments",
+        placing = _taken_by_torch(
+            placed,
+            (output_size, True, None),
             getattr(reference, f"adaptive_avg_pool{rank}d"),
             input,
             output_size,

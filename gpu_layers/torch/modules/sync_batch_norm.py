@@ -111,7 +111,7 @@ class _Synchronized(torch.autograd.Function):
         var = (squares + counts * (means - mean).square()).sum(0) / count.clamp(min=1)
         y, statistics = place.floor.batch_norm_inference(
             place.array(x, channels_last),
-            *(place.array(one.to(dtype)) for one in (mean, var)),
+            *place.parameters(mean, var, dtype),
             *place.parameters(weight, bias, dtype),
             eps,
             channels_last,
@@ -146,8 +146,7 @@ class _Synchronized(torch.autograd.Function):
             if of_x:
                 dx = torch.empty_like(x)
                 if x.numel():
-                    means = [place.array(one.contiguous()) for one in means]
-                    found, _ = place.floor.batch_norm_input_gradient(gradient, saved, *means, 1)
+                    found, _ = place.floor.batch_norm_input_gradient(gradient, saved, *map(place.array, means), 1)
                     dx = place.tensor(found, last)
         dweight, dbias = (
             one.to(parameter.dtype) if need else None

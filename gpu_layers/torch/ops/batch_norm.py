@@ -11,6 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
 from gpu_layers.torch.activations import gradient_factor
 from gpu_layers.torch.arrays import accumulation_dtype
+from gpu_layers.torch.checks import check_statistics
 from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
@@ -52,6 +53,8 @@ def _raw(
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place, dtype = arrays.here(x), accumulation_dtype(x.dtype)
     array, found = place.array, None
+    if residual is not None:
+        residual = _as_input(residual, x)
     if running is not None:
         mean, var, batches, momentum, skip_nonfinite = running
         if not (skip_nonfinite or momentum is None or batches is None) and mean.dtype is var.dtype is dtype:
@@ -63,7 +66,7 @@ def _raw(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(_as_input(residual, x), channels_last),
+        None if residual is None else array(residual, channels_last),
         activation,
         found,
     )
@@ -213,6 +216,8 @@ def _raw_inference(
         return arrays.empty(x.shape, x.dtype, x, channels_last), statistics
     place = arrays.here(x)
     array = place.array
+    if residual is not None:
+        residual = _as_input(residual, x)
     # The statistics that come back are copies: what is updated after this forward does not change its backward.
     y, statistics = place.floor.batch_norm_inference(
         array(x, channels_last),
@@ -220,7 +225,7 @@ def _raw_inference(
         *place.parameters(weight, bias, dtype),
         eps,
         channels_last,
-        None if residual is None else array(_as_input(residual, x), channels_last),
+        None if residual is None else array(residual, channels_last),
         activation,
     )
     return place.tensor(y, channels_last), place.kept(statistics)
@@ -237,12 +242,7 @@ def _fake_inference(x: _Tensor, running_mean: _Tensor, running_var: _Tensor, *ot
 
 def _save_inference(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, running_mean, running_var, *others = inputs
-    for name, one in (("running_mean", running_mean), ("running_var", running_var)):
-        if one.requires_grad:
-            raise RuntimeError(
-                f"The function 'native_batch_norm' is not differentiable with respect to argument '{name}'. This "
-                "input cannot have requires_grad True."
-            )
+    check_statistics(running_mean, running_var)
     _save(ctx, (x, *others), output)
 
 
@@ -282,7 +282,10 @@ def _found_gradients(
     floor, array, tensor = place.floor, place.array, place.tensor
     if of_residual and residual is None:  # asked of the operation itself only
         residual = torch.zeros_like(x)
-    added = None if residual is None else array(_as_input(residual, x), channels_last)
+    added = None
+    if residual is not None:
+        residual = _as_input(residual, x)
+        added = array(residual, channels_last)
     gradient = array(dy, channels_last)
     # Without a number of writes: autograd notices what is written to.
     saved = BatchNormSaved(array(x, channels_last), place.raw(statistics), channels_last, added, activation, 0)
@@ -293,8 +296,8 @@ def _found_gradients(
     elif of_weight or of_bias:
         dx, dgamma, dbeta, dresidual = floor.batch_norm_inference_backward(gradient, saved)
     else:
-        nothing, dgamma, dbeta = array(x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype))), None, None
-        dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, nothing, nothing, 1)
+        nothing, dgamma, dbeta = x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype)), None, None
+        dx, dresidual = floor.batch_norm_input_gradient(gradient, saved, *[array(nothing)] * 2, 1)
     dweight, dbias = tensor(dgamma) if of_weight else None, tensor(dbeta) if of_bias else None
     if x.dtype.itemsize == 2:
         # Parameters may be of half types too.
