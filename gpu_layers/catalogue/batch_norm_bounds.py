@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, epsilon, smallest
@@ -60,7 +58,7 @@ def batch_norm_bounds(
     beta = inputs["beta"].astype(np.float64) if "beta" in inputs else np.zeros(channels)
     scale, scale_bound = np.abs(gamma) * inv_std, np.abs(gamma) * (inv_std_bound + unit * inv_std)
 
-    def rounded(error: Any, result: str) -> Array:
+    def rounded(error: Array, result: str) -> Array:
         stored = rounding * np.abs(expected[result].astype(np.float64)) if dtype != parameters else 0
         return error + stored + smallest(dtype)
 

@@ -79,7 +79,7 @@ def ghost_batch_norm_cases() -> Iterator[Case]:
 
 
 def _ghost(
-    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: Any
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: str | None
 ) -> Case:
     def run(arrays: Arrays) -> Arrays:
         y, saved = ops.ghost_batch_norm_forward(
@@ -171,7 +171,7 @@ def _sync_of_one(channels: int, **options: Any) -> BatchNormLayer:
 
 
 def _padded(
-    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, make: Any, valid: dict[str, Any], activation: Any
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, make: Any, valid: Arrays, activation: str | None
 ) -> Case:
     parameters = accumulation_dtype(dtype)
     channels = shape[-1 if channels_last else 1]
@@ -219,7 +219,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         if not has_residual:
             del rows["residual"]
-        options = {"channels_last": True, "activation": activation}
+        options: dict[str, Any] = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
@@ -263,7 +263,7 @@ def _unpacked(bound: np.ndarray, inside: np.ndarray, channels_last: bool) -> np.
 class _OneOf(Communicator):
     """One of several processes; what the others would send is there before."""
 
-    def __init__(self, rank: int, sent: Sequence[Any]) -> None:
+    def __init__(self, rank: int, sent: Sequence[Array]) -> None:
         self.rank, self.size, self._sent = rank, len(sent), sent
 
     def gather(self, values: Array) -> Array:
@@ -278,7 +278,7 @@ class _Listening(SingleProcess):
     size = 2
 
     def __init__(self) -> None:
-        self.heard: Any = None
+        self.heard: Array = None
 
     def gather(self, values: Array) -> Array:
         """Twice the values."""
@@ -298,7 +298,7 @@ def sync_batch_norm_cases() -> Iterator[Case]:
 
 
 def _sync(
-    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: Any
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: str | None
 ) -> Case:
     parts = [slice(start, stop) for start, stop in pairwise(bounds)]
     of_statistics, of_elements = ("mean", "var", "inv_std"), ("y", "dx", "dresidual")
@@ -318,7 +318,7 @@ def _sync(
 
         forwards = _exchanged(forward, len(parts))
 
-        def backward(rank: int, communicator: Communicator) -> tuple[Any, ...]:
+        def backward(rank: int, communicator: Communicator) -> tuple[Array, ...]:
             saved = replace(forwards[rank][1], communicator=communicator)
             return ops.sync_batch_norm_backward(arrays["dy"][parts[rank]], saved)
 
@@ -573,14 +573,14 @@ def _valid_part(shape: Shape) -> float:
     return sum(height * width for height, width in _lengths(shape, False)) / (samples * rows * columns)
 
 
-def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Any, BatchNorm2d]:
+def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Array, BatchNorm2d]:
     x, gamma = arrays["x"], arrays["gamma"]
     layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
     layer.parameters = {"weight": gamma, "bias": arrays["beta"]}
     return layer(x, lengths=_lengths(x.shape, channels_last)), layer
 
 
-def _padded_backward(dy: Array, layer: BatchNorm2d) -> tuple[Any, ...]:
+def _padded_backward(dy: Array, layer: BatchNorm2d) -> tuple[Array, ...]:
     return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
 
 

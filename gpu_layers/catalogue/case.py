@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpu_layers.core.array import DTypeLike
+from gpu_layers.core.array import Array, DTypeLike
 
-Arrays = dict[str, Any]
+Arrays = dict[str, Array]
 
 
 def _exactly(inputs: Arrays, expected: Arrays) -> Arrays:

@@ -73,7 +73,7 @@ def _dropout(
     p: float,
     *,
     start: int = 0,
-    view: Callable[[Any], Any] = lambda x: x,
+    view: Callable[[Array], Array] = lambda x: x,
 ) -> Case:
     def inputs() -> Arrays:
         return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}

@@ -125,12 +125,12 @@ def _view(label: str, x: Array) -> Array:
     return x[:, ::2, ::-1] if label == "non-contiguous" else x
 
 
-def _max_forward(x: Array, window: dict[str, Any]) -> tuple[Any, ops.MaxPoolSaved]:
+def _max_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.MaxPoolSaved]:
     forward: Any = ops.adaptive_max_pool_forward if "output_size" in window else ops.max_pool_forward
     return forward(x, **window)
 
 
-def _avg_forward(x: Array, window: dict[str, Any]) -> tuple[Any, ops.AvgPoolSaved]:
+def _avg_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.AvgPoolSaved]:
     forward: Any = ops.adaptive_avg_pool_forward if "output_size" in window else ops.avg_pool_forward
     return forward(x, **window)
 
@@ -398,7 +398,7 @@ def _kept_by_torch(kind: str, shape: Shape, dtype: np.dtype, outputs: Shape) -> 
     return math.prod(shape) * dtype.itemsize + (8 * math.prod(outputs) if kind == "max" else 0)
 
 
-def _gather(run: Callable[[Any], Any], shape: Shape, dtype: np.dtype, layout: str) -> Prepared:
+def _gather(run: Callable[[Array], Any], shape: Shape, dtype: np.dtype, layout: str) -> Prepared:
     x = in_layout(shape, dtype, layout)
     y, saved = run(x)
     read = touched_bytes(ops.max_pool_indices(saved), math.prod(shape[2:]), x.itemsize, layout == "NHWC")
@@ -440,7 +440,7 @@ def _adaptive(kind: str, *calls: tuple[str, tuple[int, int], float]) -> Callable
     return traffic
 
 
-def _taps(xp: Any, x: Array, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Any]:
+def _taps(xp: Any, x: Array, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Array]:
     """For each tap of the window, what it sees at every output: a strided view of the padded array."""
     kernel, stride, padding = window
     first = 1 if channels_last else 2

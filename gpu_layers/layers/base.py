@@ -191,7 +191,7 @@ class Layer:
         return self._arrays_by_name("parameters")
 
     @parameters.setter
-    def parameters(self, arrays: dict[str, Any]) -> None:
+    def parameters(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("parameters", arrays)
 
     @property
@@ -200,7 +200,7 @@ class Layer:
         return self._arrays_by_name("gradients")
 
     @gradients.setter
-    def gradients(self, arrays: dict[str, Any]) -> None:
+    def gradients(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("gradients", arrays)
 
     @property
@@ -209,16 +209,16 @@ class Layer:
         return self._arrays_by_name("buffers")
 
     @buffers.setter
-    def buffers(self, arrays: dict[str, Any]) -> None:
+    def buffers(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("buffers", arrays)
 
     def _arrays_by_name(self, kind: str) -> dict[str, Array]:
         if self._layer_holders and next(self.named_children(), None) is not None:
             return LayerArrays(self, kind)
-        own: dict[str, Any] = vars(self)[kind]
+        own: dict[str, Array] = vars(self)[kind]
         return own
 
-    def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
+    def _assign_arrays(self, kind: str, arrays: dict[str, Array]) -> None:
         """Replace the layer's own arrays; arrays with the name of a layer within go there."""
         own, within = arrays, {}
         if self._layer_holders:

@@ -23,7 +23,7 @@ ALIGNMENT = 16
 
 
 #: ``run(arrays, numbers)`` returns the results.
-Runner = Callable[[Sequence[Any], tuple[int, ...]], Any]
+Runner = Callable[[Sequence[Array], tuple[int, ...]], Any]
 
 
 class ArrayKind(Protocol):

@@ -17,6 +17,7 @@ from gpu_layers.layers import (
     Dropout3d,
     DropPath,
     FeatureAlphaDropout,
+    Layer,
     ReLU,
 )
 from gpu_layers.layers.linear import Linear
@@ -220,7 +221,7 @@ def _identity(lab: Lab) -> dict[str, Any]:
 def _network(scaling: str, seed: int) -> Sequential:
     weights = np.random.default_rng(seed)
     masks = Generator(seed).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for features, mask in zip((64, _WIDTH), masks, strict=True):
         layers += [Linear(features, _WIDTH, seed=weights), ReLU(), Dropout(_P, scaling=scaling, generator=mask)]
     return Sequential(*layers, Linear(_WIDTH, 10, seed=weights))

@@ -74,7 +74,7 @@ def network(seeds: int, scaling: str | None, *, dtype: DTypeLike = np.float32) -
     """
     weights = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))) for seed in range(seeds)]
     masks = Generator(2026).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for number, (features, units) in enumerate(pairwise(WIDTHS)):
         layers.append(StackedLinear(seeds, features, units, seeds=weights, dtype=dtype))
         if number < len(masks):
@@ -84,14 +84,14 @@ def network(seeds: int, scaling: str | None, *, dtype: DTypeLike = np.float32) -
     return Sequential(*layers)
 
 
-def bernoulli_cross_entropy(logits: Array, labels: Array) -> tuple[np.ndarray, Any]:
+def bernoulli_cross_entropy(logits: Array, labels: Array) -> tuple[np.ndarray, Array]:
     """Mean cost of each copy, and the gradient of their sum."""
     xp = array_module(logits)
     cost = xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-xp.abs(logits)))
     return on_cpu(cost.mean(axis=(1, 2))), gradient_of_cost(logits, labels)
 
 
-def gradient_of_cost(logits: Array, labels: Array) -> Any:
+def gradient_of_cost(logits: Array, labels: Array) -> Array:
     """Gradient of the sum of the copies' mean costs."""
     xp = array_module(logits)
     # By tanh: no overflow, whatever the logit.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.layers import ActivationDropout
+from gpu_layers.layers import ActivationDropout, Layer
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.ops import dropout_mask
@@ -298,7 +298,7 @@ def _curves(lab: Lab) -> dict[tuple[str, str], dict[str, Any]]:
             losses, accuracies = [], []
             for seed in range(seeds):
                 weights, masks = np.random.default_rng(seed), Generator(seed).spawn(2)
-                layers: list[Any] = []
+                layers: list[Layer] = []
                 for features, mask in zip((64, 128), masks, strict=True):
                     layers += [
                         Linear(features, 128, seed=weights),

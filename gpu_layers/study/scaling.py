@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers import Dropout
 from gpu_layers.random import Generator
 from gpu_layers.study import moons
@@ -277,7 +278,7 @@ def _sums(lab: Lab) -> dict[str, np.ndarray]:
     }
 
 
-def _in_other_coordinates(lab: Lab) -> tuple[Any, Any]:
+def _in_other_coordinates(lab: Lab) -> tuple[Array, Array]:
     """An inverted network, and the unscaled one that computes the same."""
     scaled, unscaled = (moons.network(2, scaling, dtype=np.float64) for scaling in ("inverted", "inference"))
     state = scaled.state_dict()

@@ -14,7 +14,7 @@ import numpy as np
 
 import gpu_layers as gl
 from gpu_layers.core.array import Array
-from gpu_layers.layers import BatchNorm1d, Dropout, ReLU
+from gpu_layers.layers import BatchNorm1d, Dropout, Layer, ReLU
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
@@ -201,7 +201,7 @@ def wide_ratio(p: float, c: float, v: float, rho: float, d: int, cos_squared: fl
     return (v + common) / ((c**2 + v) / (1 - p) - c**2 + common)
 
 
-def _in_batches(x: Array) -> Iterator[Any]:
+def _in_batches(x: Array) -> Iterator[Array]:
     for start in range(0, x.shape[0], _BATCH):
         yield x[start : start + _BATCH]
 
@@ -216,7 +216,7 @@ def _chains(lab: Lab) -> list[dict[str, Any]]:
     for p in _CHAIN_P:
         masks = Generator(51).spawn(_DEPTHS)
         norms = [BatchNorm1d(features, momentum=None, affine=False, eps=1e-12, dtype="float64") for _ in range(_DEPTHS)]
-        chain: list[Any] = []
+        chain: list[Layer] = []
         for mask, norm in zip(masks, norms, strict=True):
             chain += [Dropout(p, generator=mask), norm]
         model = Sequential(*chain)
@@ -268,7 +268,7 @@ def _widths(lab: Lab) -> list[dict[str, Any]]:
 def _network(place: str, p: float, seed: int) -> Sequential:
     """Linear-BN-ReLU three times, then Linear; dropout in between (before later batch norms), or after the last."""
     weights, masks = np.random.default_rng(seed), Generator(seed).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for block, features in enumerate((64, _UNITS, _UNITS)):
         layers += [Linear(features, _UNITS, bias=False, seed=weights), BatchNorm1d(_UNITS), ReLU()]
         if place == "before" and block < 2:
