@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.gpu import runner_on_gpu
 from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
+
+if TYPE_CHECKING:
+    from gpu_layers.runtime.program import Program
 
 #: Bytes of the widest access, hence the alignment of every array.
 ALIGNMENT = 16
@@ -53,7 +56,7 @@ class ArrayKind(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> Array:
         """An uninitialised array on the device of another one."""
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """A function that runs the steps of a program."""
 
 
@@ -99,11 +102,11 @@ class NumpyArrays:
         """See :class:`ArrayKind`; malloc aligns to 16 bytes wherever the emulator runs."""
         return np.empty(shape, dtype)
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """See :class:`ArrayKind`; :func:`gpu_layers.use_backend` decides how kernels run."""
         return lambda arrays, numbers: self._run(program, arrays, numbers)
 
-    def _run(self, program: Any, arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
+    def _run(self, program: Program, arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
         objects: list[Any] = [*arrays, *numbers]
         for step in program.steps:
             if isinstance(step, Launch):
@@ -176,7 +179,7 @@ class CupyArrays:
         with self.on(like.data.device_id):
             return import_cupy().ndarray(shape, dtype)
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """See :class:`ArrayKind`."""
         return runner_on_gpu(program)
 
