@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 //                or null
 //   eps          added to the variance; inv_std is rounded once
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                          const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                          int activation, T* y, accumulate_t<T>* statistics, double eps, Layout layout) {
@@ -164,17 +164,15 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 
 // Gradients of the parameters: final ones, or partial ones to be merged, see GradientResult.
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
                              const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                              const accumulate_t<T>* beta, const T* residual, int activation,
                              accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma, accumulate_t<T>* dbeta,
                              Layout layout) {
-    // Of rows, what is fused takes the registers of a second one.
-    constexpr int kLoads = Layout::kIsNchw || Fused == kIdentity ? kFusedLoads<Fused> : 1;
-    sum_gradients<T, Fused, kLoads, GradientArray<T, Layout>>({{dy}, x, residual, activation},
-                                                              {mean, inv_std, gamma, beta},
-                                                              {partial_sums, inv_std, dgamma, dbeta}, layout);
+    sum_gradients<T, Fused, kSumLoads<Layout, Fused>, GradientArray<T, Layout>>(
+        {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
+        layout);
 }
 
 // Gradients of the parameters of each channel, from the sums of its blocks; see GradientResult.
@@ -207,7 +205,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 //   dgamma, dbeta   may be null: the statistics were given
 //   inv_count       1 / values of a channel
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kInputGradientBlocks<Layout, Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, false>)
     batch_norm_input_gradient(const T* dy, const T* x, const accumulate_t<T>* mean,
                               const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                               const accumulate_t<T>* beta, const T* residual, int activation,

@@ -225,11 +225,9 @@ __device__ __forceinline__ void sum_gradients(
     }
     if (exists)
         for_each_in_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
-    reduce_channels(layout, gradients.sums, scratch);
-    if (!layout.gets_results() || !exists) return;
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k)
-        write_result(result, gradients.sums[k], block.channel + k, block.rank, layout.blocks);
+    reduce_channels(layout, gradients.sums, scratch, [&](int k, const GradientSums<A>& all) {
+        if (exists) write_result(result, all, block.channel + k, block.rank, layout.blocks);
+    });
 }
 
 //   dgamma, dbeta, dx, dresidual, inv_count   as in batch_norm.cu
@@ -249,6 +247,6 @@ __device__ __forceinline__ void find_input_gradients(
         of_channels.load(gradients.norms[k], block.channel + k);
         gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
     }
-    constexpr int kLoads = Fused == kIdentity && Source::kIsArray ? 2 : 1;
+    constexpr int kLoads = Source::kIsArray ? kInputGradientLoads<Layout, Fused> : 1;
     for_each_in_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
                            const accumulate_t<T>* beta, int activation, Layout layout) {
     using A = accumulate_t<T>;
     constexpr int kChannels = Layout::kChannels;
-    __shared__ DoubleSums<A> scratch[kReductionScratch<Layout>];
+    __shared__ DoubleSums<A> scratch[kReductionScratch<Layout, 2>];
     const auto block = layout.block();
     const bool exists = layout.has(block.channel);
     DoubleSummation<T, kLayoutWidth<T, Layout>, kChannels> body{
@@ -147,11 +147,9 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
         if (exists) body.inputs.norms[k].load(mean, inv_std, gamma, beta, block.channel + k);
     }
     if (exists) for_each_in_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
-    reduce_channels(layout, body.sums, scratch);
-    if (!layout.gets_results() || !exists) return;
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k)
-        write_double_sums(body.sums[k], partial_sums, block.channel + k, block.rank, layout.blocks);
+    reduce_channels(layout, body.sums, scratch, [&](int k, const DoubleSums<A>& all) {
+        if (exists) write_double_sums(all, partial_sums, block.channel + k, block.rank, layout.blocks);
+    });
 }
 
 // From the sums of the blocks what the elements are made of, and the gradient of gamma: a warp for each

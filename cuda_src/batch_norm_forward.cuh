@@ -18,21 +18,17 @@ __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResu
     // That of planes is there when it is needed. Those of rows would keep registers: they are read twice.
     if constexpr (Layout::kIsNchw) read_origins(x, layout, block.channel, valid, origins);
     Statistics<T, kLayoutWidth<T, Layout>, kChannels> values{x, {}, 0};
-    if (exists)
-        for_each_in_block<T, kStatisticsLoads<T, Valid>>(layout, block.channel, block.rank, values, valid);
+    if (exists) for_each_in_block<T, kStatisticsLoads<T>>(layout, block.channel, block.rank, values, valid);
     if constexpr (!Layout::kIsNchw) read_origins(x, layout, block.channel, valid, origins);
     Moments<A> moments[kChannels];
     finish_moments(values, origins, moments, [&](auto& lowered) {
         for_each_in_block<T, 1>(layout, block.channel, block.rank, lowered, valid);
     });
-    reduce_channels(layout, moments, scratch);
-    if (!layout.gets_results() || !exists) return;
-    const T* const first = x + layout.first(block.channel, valid);
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k) {
-        const A origin = to_accumulate(Layout::kIsNchw ? origins[k] : first[k]);
-        write_result(result, {moments[k], origin}, block.channel + k, block.rank, layout.blocks);
-    }
+    reduce_channels(layout, moments, scratch, [&](int k, const Moments<A>& all) {
+        if (!exists) return;
+        const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(block.channel + k, valid)];
+        write_result(result, {all, to_accumulate(origin)}, block.channel + k, block.rank, layout.blocks);
+    });
 }
 
 //   other arguments   of batch_norm_normalize

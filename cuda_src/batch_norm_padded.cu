@@ -20,12 +20,8 @@ __device__ __forceinline__ A inverse(unsigned long long values) {
     return static_cast<A>(1.0 / static_cast<double>(values));
 }
 
-// Blocks of the statistics that must fit on a multiprocessor at once: sums of many channels take registers.
-template <typename Layout>
-constexpr int kPaddedStatisticsBlocks = Layout::kIsNchw ? kChannelBlocks : 3;
-
 template <typename T, typename Layout>
-__global__ void __launch_bounds__(kChannelThreads, kPaddedStatisticsBlocks<Layout>)
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear>)
     padded_batch_norm_statistics(const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                  accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
                                  accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
@@ -38,7 +34,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPaddedStatisticsBlocks<Layou
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     padded_batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                                 int activation, T* y, accumulate_t<T>* statistics, double eps,
@@ -48,19 +44,19 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     padded_batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const T* residual, int activation,
                                     accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                     accumulate_t<T>* dbeta, const unsigned int* valid, Layout layout) {
-    sum_gradients<T, Fused, 1, GradientArray<T, Layout>>(
+    sum_gradients<T, Fused, kSumLoads<Layout, Fused>, GradientArray<T, Layout>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
         layout, positions(valid));
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, false>)
     padded_batch_norm_input_gradient(const T* dy, const T* x, const accumulate_t<T>* mean,
                                      const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                      const accumulate_t<T>* beta, const T* residual, int activation,

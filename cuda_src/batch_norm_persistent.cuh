@@ -70,17 +70,19 @@ struct SharedCache {
     }
 };
 
-// From what each block of a group has found of the tile's channels, the numbers of these, which all threads
-// get as agreed(channel); written they are, too. See write_result.
-//   parts   of this thread's channels, if it gets_results()
+// From what the threads of each block of a group have found of the tile's channels, the numbers of these,
+// which all threads get as agreed(channel); written they are, too. See write_result.
+//   values, scratch   see reduce_channels
+//   part_of(k, all)   a block's part, from what reduce_channels makes of its values
 //
 // Of planes each block merges for itself, ...
-template <typename Result>
+template <typename Result, typename Value, int Size, typename PartOf>
 __device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, GroupBlock& block,
-                                      unsigned int* barrier_count, const Result& result,
-                                      const typename Result::Part (&parts)[1]) {
+                                      unsigned int* barrier_count, const Result& result, Value (&values)[1],
+                                      Value (&scratch)[Size], PartOf part_of) {
     __shared__ decltype(result.read(0)) numbers;
-    typename Result::Part part = parts[0];
+    typename Result::Part part;
+    reduce_channels(layout, values, scratch, [&](int k, const Value& all) { part = part_of(k, all); });
     if (layout.blocks > 1) {
         if (linear_thread() == 0) result.write_part(part, channel, block.rank, layout.blocks);
         block.wait(barrier_count);
@@ -94,16 +96,15 @@ __device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, Gro
     return [&](long long) { return numbers; };
 }
 // ... of rows some of the channels for all of them: if all merged all, they would read more than the data.
-template <int Width, typename Result>
+template <int Width, typename Result, typename Value, int Size, typename PartOf>
 __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile, GroupBlock& block,
                                       unsigned int* barrier_count, const Result& result,
-                                      const typename Result::Part (&parts)[Width]) {
+                                      Value (&values)[Width], Value (&scratch)[Size], PartOf part_of) {
     const long long channel = layout.channel_of(tile);
-    if (layout.gets_results() && layout.has(channel)) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k)
-            write_result(result, parts[k], channel + k, block.rank, layout.blocks);
-    }
+    reduce_channels(layout, values, scratch, [&](int k, const Value& all) {
+        if (layout.has(channel))
+            write_result(result, part_of(k, all), channel + k, block.rank, layout.blocks);
+    });
     if (block.blocks > 1) {
         block.wait(barrier_count);
         const long long first = static_cast<long long>(tile) * layout.tile_channels();
@@ -127,8 +128,8 @@ __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile,
 
 // Vectors that a thread starts to fetch at a time, and those that it takes from where it keeps them.
 constexpr int kFetched = 4;
-template <Epilogue Fused>
-constexpr int kTaken = Fused == kIdentity ? 2 : 4;
+template <Epilogue Fused, typename Valid>
+constexpr int kTaken = Fused == kIdentity || !kCountsAll<Valid> ? 2 : 4;
 
 template <typename T, int Width>
 struct FetchArray {
@@ -147,6 +148,7 @@ struct FetchArray {
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             if (some.any(u)) {
                 kept.fetch(array + i + u * step);
             } else {
@@ -218,6 +220,7 @@ struct NormalizeCached {
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             const Vector<T, Width> values = kept.get_vector(some.any(u));
             A z[Width] = {};
 #pragma unroll
@@ -241,7 +244,7 @@ __device__ __forceinline__ void forward_persistent(const T* x,
                                                    const Layout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
-    __shared__ Moments<A> scratch[kReductionScratch<Layout>];
+    __shared__ Moments<A> scratch[kReductionScratch<Layout, 2>];
     GroupBlock block(layout.blocks);
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
         const auto channel = layout.channel_of(tile);
@@ -253,18 +256,18 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
             for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_block<T, kStatisticsLoads<T, Valid>>(layout, channel, block.rank, values, valid);
+            for_each_in_block<T, kStatisticsLoads<T>>(layout, channel, block.rank, values, valid);
         }
         if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
         Moments<A> moments[kChannels];
         finish_moments(values.statistics, origins, moments, [&](auto& lowered) {
             for_each_in_block<T, 1>(layout, channel, block.rank, lowered, valid);
         });
-        reduce_channels(layout, moments, scratch);
-        typename StatisticsResult<A>::Part parts[kChannels];
-#pragma unroll
-        for (int k = 0; k < kChannels; ++k) parts[k] = {moments[k], to_accumulate(origins[k])};
-        const auto agreed = agree(layout, tile, block, barrier_count, result, parts);
+        const auto part_of = [&](int k, const Moments<A>& all) {
+            const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(channel + k, valid)];
+            return typename StatisticsResult<A>::Part{all, to_accumulate(origin)};
+        };
+        const auto agreed = agree(layout, tile, block, barrier_count, result, moments, scratch, part_of);
         if (!exists) continue;
         NormalizeCached<T, kWidth, kChannels, Fused> normalize{
             SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
@@ -273,7 +276,7 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             const ChannelStatistics<A> numbers = agreed(channel + k);
             normalize.norms[k].set(numbers.mean, numbers.inv_std, result.gamma, result.beta, channel + k);
         }
-        for_each_in_block<T, kTaken<Fused>>(layout, channel, block.rank, normalize, valid);
+        for_each_in_block<T, kTaken<Fused, Valid>>(layout, channel, block.rank, normalize, valid);
     }
 }
 
@@ -345,6 +348,7 @@ struct SumsOfCached {
         }
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             if (!some.any(u)) {
                 cached_x.skip();
                 cached_dz.skip();
@@ -409,6 +413,7 @@ struct InputGradientsCached {
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
             const Vector<T, Width> values = cached_x.get_vector(some.any(u));
             Vector<T, Width> gradients = cached_dz.get_vector(some.any(u));
             A results[Width] = {};
@@ -442,7 +447,7 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
     // Vectors in flight: of rows the numbers of all channels take the registers of a second one.
     constexpr int kLoads = Layout::kIsNchw ? 2 : 1;
-    __shared__ GradientSums<A> scratch[kReductionScratch<Layout>];
+    __shared__ GradientSums<A> scratch[kReductionScratch<Layout, 2>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
     GroupBlock block(layout.blocks);
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
@@ -474,8 +479,8 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         }
         wait_for_copies();
         if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, valid);
-        reduce_channels(layout, keep.sums, scratch);
-        const auto agreed = agree(layout, tile, block, barrier_count, result, keep.sums);
+        const auto agreed = agree(layout, tile, block, barrier_count, result, keep.sums, scratch,
+                                  [](int, const GradientSums<A>& all) { return all; });
         if (!exists) continue;
         InputGradientsCached<T, kWidth, kChannels, Fused> gradients{
             SharedCache<T, kWidth>(slots), SharedCache<T, kWidth>(slots_of_dz), dx, dresidual, {}, {}};

@@ -27,17 +27,22 @@ struct SomePositions {
     const unsigned int* words;
     long long first;
 
-    // Bits of Width positions, first of this one.
-    template <int Width>
-    __device__ __forceinline__ unsigned int from(long long position) const {
+    // The words of the 32 positions at most from this one on, and of them the first Width.
+    __device__ __forceinline__ uint2 words_at(long long position) const {
         const unsigned int* word = words + (position >> 5);
-        const int shift = static_cast<int>(position & 31);
-        unsigned int bits = word[0] >> shift;
-        if (shift > 32 - Width) bits |= word[1] << (32 - shift);
-        return bits & ((1u << Width) - 1u);
+        return {word[0], word[1]};
+    }
+    template <int Width>
+    static __device__ __forceinline__ unsigned int first_of(uint2 pair, long long position) {
+        const unsigned int shift = static_cast<unsigned int>(position) & 31;
+        return __funnelshift_r(pair.x, pair.y, shift) & ((1u << Width) - 1u);
+    }
+    __device__ __forceinline__ unsigned int word_at(long long position) const { return words[position >> 5]; }
+    static __device__ __forceinline__ bool is_set(unsigned int word, long long position) {
+        return word >> (position & 31) & 1u;
     }
     __device__ __forceinline__ bool has(long long position) const {
-        return words[position >> 5] >> (position & 31) & 1u;
+        return is_set(word_at(position), position);
     }
 };
 
@@ -55,7 +60,6 @@ struct ChannelBlock {
 //   channel_of(tile)  first of this thread's channels in a tile, and has(channel), whether it exists
 //   block(number)     of a grid that takes parts of a channel in turn, or of rows tiles
 //   tile_channels()   channels of a tile at most, and place_in_tile(), that of this thread's first
-//   gets_results()    whether this thread has what reduce_channels makes of its channels
 //   first(channel, valid)   index of the first value that counts of a channel
 struct NchwLayout {
     static constexpr bool kIsNchw = true;
@@ -77,7 +81,6 @@ struct NchwLayout {
     }
     __device__ __forceinline__ constexpr int tile_channels() const { return 1; }
     __device__ __forceinline__ constexpr int place_in_tile() const { return 0; }
-    __device__ __forceinline__ bool gets_results() const { return threadIdx.x == 0 && threadIdx.y == 0; }
     __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
         return channel * plane;
     }
@@ -112,7 +115,6 @@ struct NhwcLayout {
     }
     __device__ __forceinline__ int tile_channels() const { return static_cast<int>(blockDim.x) * Width; }
     __device__ __forceinline__ int place_in_tile() const { return static_cast<int>(threadIdx.x) * Width; }
-    __device__ __forceinline__ bool gets_results() const { return threadIdx.y == 0; }
     __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
         return channel;
     }
@@ -159,66 +161,58 @@ struct FirstOfVectors {
     __device__ __forceinline__ bool any(int u) const { return u < count; }
     __device__ __forceinline__ bool has(int u, int) const { return u < count; }
 };
-// ... or value k of vector u if bit k of bits[u] is set.
+// ... value k of vector u, of the first `count` vectors, if bit k of bits[u] is set, ...
+//   counted   values of a vector, of each of its channels
 template <int Count>
 struct SomeOfVectors {
     unsigned int bits[Count];
+    int count;
 
-    __device__ __forceinline__ constexpr bool exists(int) const { return true; }
+    __device__ __forceinline__ bool exists(int u) const { return u < count; }
     __device__ __forceinline__ bool any(int u) const { return bits[u] != 0; }
     __device__ __forceinline__ bool has(int u, int k) const { return bits[u] >> k & 1u; }
+    __device__ __forceinline__ int counted(int u) const { return __popc(bits[u]); }
+};
+// ... or, of rows, all of vector u, of the first `count`, if bit u is set.
+struct SomeOfRows {
+    unsigned int bits;
+    int count;
+
+    __device__ __forceinline__ bool exists(int u) const { return u < count; }
+    __device__ __forceinline__ bool any(int u) const { return bits >> u & 1u; }
+    __device__ __forceinline__ bool has(int u, int) const { return any(u); }
+    __device__ __forceinline__ constexpr int counted(int) const { return 1; }
 };
 
 template <typename Valid>
 constexpr bool kCountsAll = true;
 template <>
 constexpr bool kCountsAll<SomePositions> = false;
-// Vectors of a thread of the statistics in flight: which of their values count takes the registers of two,
-// and so do wide sums.
-template <typename T, typename Valid>
-constexpr int kStatisticsLoads = kCountsAll<Valid> && sizeof(T) < 8 ? kReductionLoads : kReductionLoads / 2;
+// Vectors of a thread of the statistics in flight: wide sums take the registers of two.
+template <typename T>
+constexpr int kStatisticsLoads = sizeof(T) < 8 ? kReductionLoads : kReductionLoads / 2;
 
-// Calls body.vectors<Count>(i, step), or, where not all of the vectors' values count, with which of them do.
-//   position   of the first value, and the step between those of two vectors, in a plane
-template <int Count, int Width, typename Body>
-__device__ __forceinline__ void take_vectors(Body& body, long long i, long long step, const AllPositions&,
-                                             long long) {
-    body.template vectors<Count>(i, step);
-}
-template <int Count, int Width, typename Body>
-__device__ __forceinline__ void take_vectors(Body& body, long long i, long long step,
-                                             const SomePositions& valid, long long position) {
-    SomeOfVectors<Count> some;
-    unsigned int common = ~0u;
-#pragma unroll
-    for (int u = 0; u < Count; ++u) common &= some.bits[u] = valid.from<Width>(position + u * step);
-    if (common == (1u << Width) - 1u) {
-        body.template vectors<Count>(i, step);
-    } else {
-        body.template vectors<Count>(i, step, some);
+// Where only some positions count, calls take(first, count, words) for a thread's vectors, Unroll at a time,
+// and fewer the first time: `count` of them from vector `first` on, and words = read(first, count), which
+// says which of their values count. For the next ones this is read before these are taken.
+template <int Unroll, typename Read, typename Take>
+__device__ __forceinline__ void take_some(const Share<Unroll>& share, Read read, Take take) {
+    // Of single vectors all are left over.
+    int first = 0, count = Unroll > 1 && share.left > 0 ? share.left : Unroll;
+    int groups = Unroll > 1 ? share.groups + (share.left > 0 ? 1 : 0) : share.left;
+    if (groups == 0) return;
+    auto next = read(first, count);
+#pragma unroll 1
+    for (; groups > 0; --groups) {
+        const auto words = next;
+        if (groups > 1) next = read(first + count, Unroll);
+        take(first, count, words);
+        first += count;
+        count = Unroll;
     }
 }
-// The same of rows, of which all values count or none.
-template <int Count, typename Body>
-__device__ __forceinline__ void take_rows(Body& body, long long i, long long step, const AllPositions&,
-                                          long long, int) {
-    body.template vectors<Count>(i, step);
-}
-template <int Count, typename Body>
-__device__ __forceinline__ void take_rows(Body& body, long long i, long long step, const SomePositions& valid,
-                                          long long row, int rows_apart) {
-    SomeOfVectors<Count> some;
-    unsigned int common = ~0u;
-#pragma unroll
-    for (int u = 0; u < Count; ++u) common &= some.bits[u] = valid.has(row + u * rows_apart) ? ~0u : 0u;
-    if (common) {
-        body.template vectors<Count>(i, step);
-    } else {
-        body.template vectors<Count>(i, step, some);
-    }
-}
-// Those that are left over by groups of Unroll: at once where all positions count and the body has
-// kTakesFew, which is to say that it takes FirstOfVectors; otherwise one by one.
+// Vectors that are left over by groups of Unroll are taken at once where the body has kTakesFew, which is to
+// say that it takes FirstOfVectors; otherwise one by one.
 template <typename Body>
 __device__ __forceinline__ constexpr auto takes_few(int) -> decltype(Body::kTakesFew) {
     return Body::kTakesFew;
@@ -226,6 +220,19 @@ __device__ __forceinline__ constexpr auto takes_few(int) -> decltype(Body::kTake
 template <typename>
 __device__ __forceinline__ constexpr bool takes_few(long) {
     return false;
+}
+template <int Unroll, typename Body>
+__device__ __forceinline__ void take_all(const Share<Unroll>& share, Body& body, long long i,
+                                         long long step) {
+    if constexpr (takes_few<Body>(0) && Unroll > 1) {
+        body.template vectors<Unroll>(i, step, FirstOfVectors{share.left});
+        i += share.left * step;
+    } else {
+#pragma unroll 1
+        for (int n = 0; n < share.left; ++n, i += step) body.template vectors<1>(i, 0);
+    }
+#pragma unroll 1
+    for (int n = 0; n < share.groups; ++n, i += Unroll * step) body.template vectors<Unroll>(i, step);
 }
 template <typename Body>
 __device__ __forceinline__ void take_scalar(Body& body, long long i, const AllPositions&, long long) {
@@ -273,19 +280,41 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
                 take_scalar(body, base + i, valid, base + i + to_position);
         }
         const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
-        long long i = base + head + static_cast<long long>(threadIdx.x) * width;
+        const long long own = base + head + static_cast<long long>(threadIdx.x) * width;
         const long long step = static_cast<long long>(blockDim.x) * width;
-        if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {
-            body.template vectors<Unroll>(i, step, FirstOfVectors{share.left});
-            i += share.left * step;
+        if constexpr (kCountsAll<Valid>) {
+            take_all(share, body, own, step);
         } else {
-#pragma unroll 1
-            for (int n = 0; n < share.left; ++n, i += step)
-                take_vectors<1, width>(body, i, 0, valid, i + to_position);
+            struct Words {
+                uint2 of[Unroll];
+            };
+            const long long position = own + to_position;
+            take_some(
+                share,
+                [&](int i, int count) {
+                    Words words;
+#pragma unroll
+                    for (int u = 0; u < Unroll; ++u)
+                        if (u < count) words.of[u] = valid.words_at(position + (i + u) * step);
+                    return words;
+                },
+                [&](int i, int count, const Words& words) {
+                    SomeOfVectors<Unroll> some{{}, count};
+                    unsigned int common = (1u << width) - 1u;
+#pragma unroll
+                    for (int u = 0; u < Unroll; ++u) {
+                        if (u < count)
+                            some.bits[u] =
+                                Valid::template first_of<width>(words.of[u], position + (i + u) * step);
+                        common &= some.bits[u];
+                    }
+                    if (common == (1u << width) - 1u) {
+                        body.template vectors<Unroll>(own + i * step, step);
+                    } else {
+                        body.template vectors<Unroll>(own + i * step, step, some);
+                    }
+                });
         }
-#pragma unroll 1
-        for (int n = 0; n < share.groups; ++n, i += Unroll * step)
-            take_vectors<Unroll, width>(body, i, step, valid, i + to_position);
         if constexpr (!Whole) {
 #pragma unroll 1
             for (int i = tail + threadIdx.x; i < length; i += blockDim.x)
@@ -311,20 +340,31 @@ __device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout
     if (rows <= 0) return;
     const int apart = static_cast<int>(blockDim.y);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
-    long long row = begin + threadIdx.y;
-    long long i = row * layout.channels + channel;
-    const long long step = apart * layout.channels;
-    if constexpr (takes_few<Body>(0) && Unroll > 1 && kCountsAll<Valid>) {
-        body.template vectors<Unroll>(i, step, FirstOfVectors{share.left});
-        i += share.left * step;
+    const long long row = begin + threadIdx.y;
+    const long long own = row * layout.channels + channel, step = apart * layout.channels;
+    if constexpr (kCountsAll<Valid>) {
+        take_all(share, body, own, step);
     } else {
-#pragma unroll 1
-        for (int n = 0; n < share.left; ++n, i += step, row += apart)
-            take_rows<1>(body, i, 0, valid, row, apart);
+        struct Words {
+            unsigned int of[Unroll];
+        };
+        take_some(
+            share,
+            [&](int i, int count) {
+                Words words;
+#pragma unroll
+                for (int u = 0; u < Unroll; ++u)
+                    if (u < count) words.of[u] = valid.word_at(row + (i + u) * apart);
+                return words;
+            },
+            [&](int i, int count, const Words& words) {
+                SomeOfRows some{0, count};
+#pragma unroll
+                for (int u = 0; u < Unroll; ++u)
+                    if (u < count && Valid::is_set(words.of[u], row + (i + u) * apart)) some.bits |= 1u << u;
+                body.template vectors<Unroll>(own + i * step, step, some);
+            });
     }
-#pragma unroll 1
-    for (int n = 0; n < share.groups; ++n, i += Unroll * step, row += Unroll * apart)
-        take_rows<Unroll>(body, i, step, valid, row, apart);
 }
 
 // First row of the block of rank `rank`, and how many it has.

@@ -196,37 +196,52 @@ __device__ __forceinline__ void merge_parts(const Result& result, long long chan
 }
 
 // Values that reduce_channels needs room for.
-template <typename Layout>
+//   Parts   of rows, in how many a thread's channels are combined, one after another
+template <typename Layout, int Parts = 1>
 constexpr int kReductionScratch = kChannelThreads / kWarpThreads;
-template <int Width>
-constexpr int kReductionScratch<NhwcLayout<Width>> = Width * kChannelThreads / 2;
+template <int Width, int Parts>
+constexpr int kReductionScratch<NhwcLayout<Width>, Parts> =
+    (Width > Parts ? Width / Parts : 1) * kChannelThreads;
 
-// Combines what the threads of a block have of the same channels, for those that have gets_results().
-//   scratch   [kReductionScratch<Layout>] in shared memory
+// Combines what the threads of a block have of the same channels: take(k, value) is called by one thread for
+// each, which has the channel as its k-th.
+//   scratch   [kReductionScratch<Layout, Parts>] in shared memory
 //   __shared__ Moments<A> scratch[kReductionScratch<Layout>];
-//   reduce_channels(layout, moments, scratch);
-//   if (layout.gets_results()) write(moments);
-// All threads of the block must call it; of rows, blockDim.y is a power of two.
-template <typename Value>
-__device__ __forceinline__ void reduce_channels(const NchwLayout&, Value (&values)[1], Value* scratch) {
-    values[0] = block_reduce(values[0], scratch);
+//   reduce_channels(layout, moments, scratch, [&](int k, const Moments<A>& all) { write(channel + k, all);
+//   });
+// All threads of the block must call it; of rows, blockDim.x is a power of two, of a warp's threads at most.
+template <typename Value, int Size, typename Take>
+__device__ __forceinline__ void reduce_channels(const NchwLayout&, Value (&values)[1], Value (&scratch)[Size],
+                                                Take take) {
+    const Value all = block_reduce(values[0], scratch);
+    if (linear_thread() == 0) take(0, all);
 }
-template <int Width, typename Value>
+// A warp combines what all threads have of one of their channels.
+template <int Width, typename Value, int Size, typename Take>
 __device__ __forceinline__ void reduce_channels(const NhwcLayout<Width>&, Value (&values)[Width],
-                                                Value* scratch) {
-    for (unsigned int half = blockDim.y / 2; half > 0; half /= 2) {
-        const int other = linear_thread() - static_cast<int>(half * blockDim.x);
-        if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+                                                Value (&scratch)[Size], Take take) {
+    constexpr int kAtOnce = Size / kChannelThreads, kWarps = kChannelThreads / kWarpThreads;
+    static_assert(kAtOnce <= kWarps, "a warp for each");
+    const int thread = linear_thread(), lane = thread % kWarpThreads, warp = thread / kWarpThreads;
+    const int columns = static_cast<int>(blockDim.x);
 #pragma unroll
-            for (int k = 0; k < Width; ++k) scratch[k * (kChannelThreads / 2) + other] = values[k];
-        }
-        __syncthreads();
-        if (threadIdx.y < half) {
+    for (int first = 0; first < Width; first += kAtOnce) {
+        if (first > 0) __syncthreads();
 #pragma unroll
-            for (int k = 0; k < Width; ++k)
-                values[k] = values[k].combine(scratch[k * (kChannelThreads / 2) + linear_thread()]);
-        }
+        for (int k = 0; k < kAtOnce; ++k) scratch[k * kChannelThreads + thread] = values[first + k];
         __syncthreads();
+        if (warp >= kAtOnce) continue;
+        const Value* const own = scratch + warp * kChannelThreads + lane;
+        Value all = own[0], others = own[kWarpThreads];
+#pragma unroll 1
+        for (int j = 2; j < kWarps; j += 2) {
+            all = all.combine(own[j * kWarpThreads]);
+            others = others.combine(own[(j + 1) * kWarpThreads]);
+        }
+        all = all.combine(others);
+        for (int delta = kWarpThreads / 2; delta >= columns; delta /= 2)
+            all = all.combine(all.shuffled_down(delta));
+        if (lane < columns) take(first + warp, all);
     }
 }
 
@@ -326,9 +341,8 @@ struct Statistics {
     }
 
     // Of a thread's values that count the first may be any. Of rows all values of a vector count, or none.
-    template <int Count>
-    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count],
-                                         const SomeOfVectors<Count>& some) {
+    template <int Count, typename Some>
+    __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count], const Some& some) {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             if (!some.any(u)) continue;
@@ -344,7 +358,7 @@ struct Statistics {
                 const int c = channel_of<Channels>(k);
                 if (some.has(u, k)) values[c].add(taken(widened(loaded[u], k), c));
             }
-            count += Channels == 1 ? __popc(some.bits[u] & ((1u << Width) - 1u)) : 1;
+            count += some.counted(u);
         }
     }
 
@@ -431,14 +445,23 @@ constexpr bool kAddsResidual = Fused == kPiecewiseLinear || Fused == kSmooth;
 // Blocks that must fit on a multiprocessor at once: the numbers of what is fused take registers.
 template <Epilogue Fused>
 constexpr int kFusedBlocks = Fused == kIdentity ? kChannelBlocks : (Fused == kSmooth ? 2 : 3);
-// Those of the input's gradient, with six numbers of each of a thread's channels.
+// Likewise of rows, whose many numbers, up to six of each of a thread's channels, take registers: two blocks
+// with more vectors in flight.
+template <typename Layout, Epilogue Fused, bool HasFewNumbers = Fused == kIdentity>
+constexpr int kLayoutBlocks = Layout::kIsNchw ? kFusedBlocks<Fused>
+                              : HasFewNumbers ? kChannelBlocks
+                                              : 2;
+// Vectors in flight, as kReductionLoads: of what is normalised, of the sums of gradients, and of the input's.
+template <Epilogue Fused>
+constexpr int kNormalizeLoads = Fused == kSmooth ? 1 : 4;
 template <typename Layout, Epilogue Fused>
-constexpr int kInputGradientBlocks = Layout::kIsNchw || Fused == kSmooth ? kFusedBlocks<Fused> : 3;
-// Vectors in flight, as kReductionLoads.
-template <Epilogue Fused>
-constexpr int kFusedLoads = Fused == kSmooth ? 1 : 2;
-template <Epilogue Fused>
-constexpr int kNormalizeLoads = Fused == kIdentity ? 4 : kFusedLoads<Fused>;
+constexpr int kSumLoads = Fused == kSmooth                        ? 1
+                          : Layout::kIsNchw || Fused == kIdentity ? 2
+                                                                  : 4;
+template <typename Layout, Epilogue Fused>
+constexpr int kInputGradientLoads = Fused == kIdentity                    ? (Layout::kIsNchw ? 2 : 4)
+                                    : Layout::kIsNchw || Fused == kSmooth ? 1
+                                                                          : 3;
 
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>

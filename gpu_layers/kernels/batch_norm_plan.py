@@ -22,9 +22,10 @@ _VECTOR_BYTES = 16
 # Blocks that fill any GPU twice over, so that it is busy whatever the number of channels. A constant, not the GPU's
 # own number.
 _TARGET_BLOCKS = 2 * MULTIPROCESSORS * WARPS * WARP_THREADS // THREADS
-# Likewise of rows, of one array and of two, which leave room for four blocks on a multiprocessor and for three or four:
-# rounds are full. More blocks would spend more on their sums, eight channels a thread, than on what they read.
-_TARGET_BLOCKS_OF_ROWS = {1: 8 * MULTIPROCESSORS, 2: 12 * MULTIPROCESSORS}
+# Likewise of rows, whose kernels leave room for four blocks on a multiprocessor or for two: rounds are full. Half of
+# that where a thread would have less than so many vectors: it would spend more on its sums than on what it reads.
+_TARGET_BLOCKS_OF_ROWS = 8 * MULTIPROCESSORS
+_VECTORS_OF_ROWS = 12
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
 # Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
@@ -303,13 +304,14 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
     vectors = channels // width
     # Threads side by side: 128 bytes of a row, or the 64 that still are whole sectors where this takes more blocks
     # to fill a GPU than there are; single channels by the warp.
-    target = _TARGET_BLOCKS_OF_ROWS[arrays]
+    has_few = rows * vectors < _VECTORS_OF_ROWS * THREADS * _TARGET_BLOCKS_OF_ROWS
+    target = _TARGET_BLOCKS_OF_ROWS // 2 if has_few else _TARGET_BLOCKS_OF_ROWS
     for widest in (8, 4) if width > 1 else (32,):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
         tiles = -(-vectors // threads_x)
         blocks = min(-(-target // tiles), -(-rows // threads_y), _most_blocks(rows, itemsize))
-        if 2 * tiles * blocks >= target:
+        if 2 * tiles * blocks >= _TARGET_BLOCKS_OF_ROWS:
             break
     rows_per_block = -(-rows // blocks)
     blocks = -(-rows // rows_per_block)
