@@ -15,15 +15,8 @@ from gpu_layers.models.foreign import load_foreign_batch_norm
 from gpu_layers.models.fusing import fuse
 from gpu_layers.models.recalibration import recalibrate
 from gpu_layers.models.transaction import statistics_transaction
-from gpu_layers.models.uncertainty import (
-    mc_dropout,
-)
-from gpu_layers.random import (
-    CudaGraphGenerator,
-    Generator,
-    default_generator,
-    manual_seed,
-)
+from gpu_layers.models.uncertainty import mc_dropout
+from gpu_layers.random import CudaGraphGenerator, Generator, default_generator, manual_seed
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.ranges import profile_ranges
 from gpu_layers.sync_conversion import convert_sync_batch_norm, revert_sync_batch_norm

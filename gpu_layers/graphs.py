@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import graph_device, require_gpu
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
@@ -94,7 +95,7 @@ class Graph:
         What the step returned when it was captured: each replay fills these arrays again.
     """
 
-    def __init__(self, captured: Any, result: Any, draws: _DeviceDraws, pool: Any) -> None:
+    def __init__(self, captured: Any, result: Array, draws: _DeviceDraws, pool: Any) -> None:
         self.result = result
         self._captured, self._draws = captured, draws
         # The graph writes to this memory, so it must belong to nobody else while the graph exists.
@@ -129,7 +130,7 @@ class _DeviceDraws:
         finally:
             random.device_draws.reset(token)
 
-    def call(self, generator: Generator, taken: Any) -> GeneratorCall:
+    def call(self, generator: Generator, taken: Array) -> GeneratorCall:
         """A call of the step with this generator."""
         twin = self._twins.get(id(generator))
         if twin is None:

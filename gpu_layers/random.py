@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer, check_uint64
 from gpu_layers.core.cuda import array_module, place_of, require_gpu
 from gpu_layers.core.philox import SEED_STEP, philox4x32_10, sample_seed
@@ -54,7 +55,7 @@ class Generator:
         # Locks cannot be copied or pickled: a copy has its own.
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Array]) -> None:
         vars(self).update(state)
         self._lock = threading.RLock()
 
@@ -124,11 +125,11 @@ class Generator:
         return self.rng_state is not None or device_draws.get() is not None
 
     @property
-    def rng_state(self) -> Any:
+    def rng_state(self) -> Array:
         """None; for a :class:`CudaGraphGenerator` the array that holds seed and offset."""
         return None
 
-    def call(self, taken: Any) -> GeneratorCall:
+    def call(self, taken: Array) -> GeneratorCall:
         """A context in which an operation draws its mask; see :class:`GeneratorCall`.
 
         Parameters
@@ -214,8 +215,8 @@ class GeneratorCall:
 
     seed: int | None = None
     offset: int | None = None
-    rng_state: Any = None
-    taken: Any = None
+    rng_state: Array = None
+    taken: Array = None
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -263,7 +264,7 @@ class CallRecord:
             _record.reset(token)
             self._outer = None
 
-    def call(self, generator: Generator, taken: Any) -> GeneratorCall:
+    def call(self, generator: Generator, taken: Array) -> GeneratorCall:
         """A new call of a layer, or the noted call that it repeats."""
         if self._again is not None:
             earlier = next(self._again, None)
@@ -348,7 +349,7 @@ class CudaGraphGenerator(Generator):
         return int(self._rng_state[1])
 
     @property
-    def rng_state(self) -> Any:
+    def rng_state(self) -> Array:
         """Seed, offset and the seed of sample 0: three uint64 on the device."""
         return self._rng_state
 
@@ -376,7 +377,7 @@ class CudaGraphGenerator(Generator):
             if self.offset == (offset + calls) % 2**64:
                 self._write(self._seed, offset)
 
-    def call(self, taken: Any) -> GeneratorCall:
+    def call(self, taken: Array) -> GeneratorCall:
         """A context in which an operation draws its mask; see :class:`CudaGraphCall`.
 
         Parameters
@@ -388,7 +389,7 @@ class CudaGraphGenerator(Generator):
         record = _record.get()
         return CudaGraphCall(self, taken) if record is None else record.call(self, taken)
 
-    def advance(self, taken: Any) -> Any:
+    def advance(self, taken: Array) -> Array:
         """Go on to the next offset, by a kernel.
 
         Parameters
@@ -450,7 +451,7 @@ class CudaGraphCall(GeneratorCall):
         After the context: keeps this call's numbers for its backward.
     """
 
-    def __init__(self, generator: CudaGraphGenerator, taken: Any) -> None:
+    def __init__(self, generator: CudaGraphGenerator, taken: Array) -> None:
         self._graph_generator, self.rng_state, self.taken = generator, generator.rng_state, taken
 
     def __enter__(self) -> GeneratorCall:

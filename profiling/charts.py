@@ -33,15 +33,9 @@ def save_charts(run: Run, folder: Path | str) -> list[Path]:
     rows = [row for row in run.rows if "ours" in row.timings]
     if not rows:
         return []
-    pyplot = load_pyplot()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in (("bars", _bars), ("roofline", _roofline)):
-        figure = draw(pyplot, run, rows)
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=110)
-        pyplot.close(figure)
+    pyplot, paths = load_pyplot(), [Path(folder) / "bars.png", Path(folder) / "roofline.png"]
+    for path, draw in zip(paths, (_bars, _roofline), strict=True):
+        save_figure(draw(pyplot, run, rows), path)
     return paths
 
 

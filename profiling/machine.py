@@ -676,12 +676,7 @@ class _Machine:
         lane = self._lane[lanes]
         segment, last = clamp >> 8 & 31, clamp & 31
         low, high = lane & segment, (lane & segment) | (last & ~segment)
-        wanted = {
-            "DOWN": lane + by,
-            "UP": lane - by,
-            "BFLY": lane ^ by,
-            "IDX": low | (by & ~segment & 31),
-        }.get(mode)
+        wanted = {"DOWN": lane + by, "UP": lane - by, "BFLY": lane ^ by, "IDX": low | (by & ~segment & 31)}.get(mode)
         if wanted is None:
             raise UnknownInstructionError(step.instruction.opcode)
         valid = wanted >= high if mode == "UP" else wanted <= high

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+import gpu_layers as gl
 from gpu_layers.core.cuda import require_gpu
 
 # As many processes as processors run at a time: threads of their own only wait for each other.
@@ -134,3 +135,11 @@ def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and (reason := _why_no_gpu()):
         # Without CuPy, which the extra brings, nothing is known about a GPU.
         pytest.skip(reason.replace("no usable GPU", "GPU: none that is usable", 1))
+
+
+@pytest.fixture
+def default_generator():
+    """The default generator, which has its state back afterwards."""
+    before = gl.default_generator.get_state()
+    yield gl.default_generator
+    gl.default_generator.set_state(before)

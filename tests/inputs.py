@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -108,6 +109,15 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, message: str = ""
         as_floats = [np.asarray(values, np.float64) for values in (actual, expected)]
         np.testing.assert_array_equal(*as_floats, err_msg=message)
         raise AssertionError(f"equal values, other bits (zeros of another sign, or NaN of another kind) {message}")
+
+
+def assert_all_same_bits(actual: Any, expected: Any) -> None:
+    """Of arrays by name, or one after the other."""
+    if isinstance(expected, Mapping):
+        assert actual.keys() == expected.keys()
+        actual, expected = [actual[name] for name in expected], expected.values()
+    for place, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert_same_bits(one, other, f"at {place}")
 
 
 def assert_same_values(actual: np.ndarray, expected: np.ndarray, message: str = "") -> None:

@@ -142,13 +142,6 @@ def test_spawn_of_none():
     assert gl.Generator(1).spawn(0) == []
 
 
-@pytest.fixture
-def default_generator():
-    before = gl.default_generator.get_state()
-    yield gl.default_generator
-    gl.default_generator.set_state(before)
-
-
 def test_manual_seed_restarts_the_default_generator(default_generator):
     default_generator.next_offset()
     assert gl.manual_seed(2**64 - 1) is default_generator is gl.random.default_generator

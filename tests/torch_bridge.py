@@ -9,6 +9,18 @@ from tests.inputs import BFLOAT16
 
 torch.set_num_threads(1)  # for tensors of a few hundred elements, threads only cost time
 
+#: Every activation; None is the identity too.
+ACTIVATIONS = {
+    None: lambda z: z,
+    "identity": lambda z: z,
+    "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
+
 
 def to_torch(x: np.ndarray) -> torch.Tensor:
     x = np.array(x, order="C")

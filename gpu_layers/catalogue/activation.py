@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import passes
+from gpu_layers.core.array import Array
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.
@@ -37,7 +37,7 @@ def relu_cases() -> Iterator[Case]:
         yield _relu(dtype, "empty", (3, 0))
 
 
-def _relu(dtype: np.dtype, label: str, shape: tuple[int, ...], view: Callable[[Any], Any] = lambda x: x) -> Case:
+def _relu(dtype: np.dtype, label: str, shape: tuple[int, ...], view: Callable[[Array], Array] = lambda x: x) -> Case:
     def inputs() -> Arrays:
         return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}
 

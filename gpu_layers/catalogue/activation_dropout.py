@@ -27,6 +27,7 @@ from gpu_layers.catalogue.operation import (
 )
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.activations import NAMES
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
@@ -61,7 +62,7 @@ def activation_dropout_cases() -> Iterator[Case]:
         yield _at_words(dtype)
 
 
-def _runs(x: Any, shape: tuple[int, ...]) -> Any:
+def _runs(x: Array, shape: tuple[int, ...]) -> Array:
     return x.reshape(-1)[: int(np.prod(shape))].reshape(shape)
 
 
@@ -105,7 +106,7 @@ def _activation_dropout(dtype: np.dtype, activation: str) -> Case:
     return Case("activation_dropout", dtype, activation, inputs, run, bounds)
 
 
-def _at_words(dtype: Any) -> Case:
+def _at_words(dtype: np.dtype) -> Case:
     """Probabilities at the very words that decide: one keeps the element, the next one drops it."""
 
     def inputs() -> Arrays:
@@ -229,7 +230,7 @@ def _dropout_add(dtype: np.dtype, activation: str | None, bias_dtype: np.dtype) 
     return Case("dropout_add", dtype, label, inputs, run, bounds)
 
 
-def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any) -> np.ndarray:
+def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Error of y, from the errors that ``activation.cuh`` names, in units u in the last place of what computes.
 
     sigmoid: exp 2 u, which the sum passes on, 1/2 for the sum, 2 for the quotient, 2 for the numerator; a product
@@ -243,11 +244,13 @@ def _error_of_forward(activation: str, x: np.ndarray, y: np.ndarray, dtype: Any)
     return _rounded((_magnified(x, dtype) + 9 if activation == "gelu" else 8) * np.abs(y), y, dtype)
 
 
-def _magnified(x: np.ndarray, dtype: Any) -> np.ndarray | int:
+def _magnified(x: np.ndarray, dtype: np.dtype) -> np.ndarray | int:
     return 0 if dtype == np.float32 else np.minimum(x * x, 1e3)
 
 
-def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx: np.ndarray, dtype: Any) -> np.ndarray:
+def _error_of_backward(
+    activation: str, x: np.ndarray, gradient: np.ndarray, dx: np.ndarray, dtype: np.dtype
+) -> np.ndarray:
     """Error of dx, likewise.
 
     sigmoid, tanh: exp 2 u, the sum 1.5, its square 3.5, the quotient 2, two products: 9 u. silu: two such terms.
@@ -264,7 +267,7 @@ def _error_of_backward(activation: str, x: np.ndarray, gradient: np.ndarray, dx:
     return _rounded((_magnified(x, dtype) + 10 if activation == "gelu" else 10) * size, dx, dtype)
 
 
-def _of_polynomials(size: np.ndarray, dtype: Any) -> np.ndarray | float:
+def _of_polynomials(size: np.ndarray, dtype: np.dtype) -> np.ndarray | float:
     """What half_activation.cuh is off by before it is rounded."""
     return 0.1 * epsilon(dtype) * np.abs(size) if dtype != accumulation_dtype(dtype) else 0.0
 
@@ -277,7 +280,7 @@ def _distribution(x: np.ndarray) -> np.ndarray:
     return np.where(x == 0, 0.5, ACTIVATIONS["gelu"].forward(x) / np.where(x == 0, 1, x))
 
 
-def _rounded(units: np.ndarray, result: np.ndarray, dtype: Any) -> np.ndarray:
+def _rounded(units: np.ndarray, result: np.ndarray, dtype: np.dtype) -> np.ndarray:
     accumulate = accumulation_dtype(dtype)
     # The reference's own functions are no better than the kernels' where both compute in double; what underflows may
     # become 0.
@@ -303,11 +306,11 @@ def _relu_floor(s: Sizes, direction: str) -> int:
     return s.elements(2) + s.inputs // 8
 
 
-def _call(x: Any, activation: str, order: str = "after", start: int = 0) -> Any:
+def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Any:
     return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, start=start)
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     floors = {"relu": _relu_floor, "gelu": _floor}
     for activation, order in itertools.product(floors, ORDERS):
         yield from passes(
@@ -374,15 +377,15 @@ def _add(a: Arrays, activation: str | None) -> Any:
 
 
 @wraps(ops.dropout_add_backward)
-def _add_backward(dy: Any, saved: Any) -> Any:
+def _add_backward(dy: Array, saved: Any) -> Array:
     # That of the bias is no sum over a part of the rows, which is what is looked at.
     return ops.dropout_add_backward(dy, saved)[0]
 
 
-def _add_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _add_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     shape = (512, 256)
 
-    def run(x: Any, activation: str | None) -> Any:
+    def run(x: Array, activation: str | None) -> Any:
         bias = normal(shape[-1:], accumulation_dtype(x.dtype))
         return _add({"x": x, "residual": normal(shape, x.dtype, "residual"), "beta": bias, "start": 0}, activation)
 

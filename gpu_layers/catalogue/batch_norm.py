@@ -27,6 +27,7 @@ from gpu_layers.catalogue.operation import (
     of_ranks,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -70,7 +71,7 @@ def _double_backward(
     axes = tuple(axis for axis in range(len(shape)) if axis != (len(shape) - 1 if channels_last else 1))
     parameters = accumulation_dtype(dtype)
 
-    def per_channel(values: Any) -> Any:
+    def per_channel(values: Array) -> Array:
         return values if channels_last else values.reshape(-1, *[1] * (len(shape) - 2))
 
     def inputs() -> Arrays:
@@ -105,7 +106,7 @@ def _double_backward(
         scale, m = np.abs(gamma) * inv_std, x.size // gamma.size
         units = epsilon(parameters) * (m + 24)
 
-        def mean_of(values: Any) -> Any:
+        def mean_of(values: Array) -> Array:
             return values.mean(axis=axes)
 
         v_xhat, w_xhat = mean_of(v * xhat), mean_of(w * xhat)
@@ -239,7 +240,7 @@ def _batch_norm(
     return Case("batch_norm", dtype, label, inputs, run, bounds)
 
 
-def _special_residual(dtype: Any, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
+def _special_residual(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
     """NaN and infinities that a residual brings behind the normalisation: they spoil their own elements alone."""
     label = f"{activation} of special values{', channels_last' if channels_last else ''}"
     plain = _batch_norm(dtype, label, shape, 2.0, channels_last, activation=activation, residual=True)
@@ -257,7 +258,7 @@ def _special_residual(dtype: Any, shape: tuple[int, ...], channels_last: bool, a
     return replace(plain, inputs=inputs, bounds=bounds)
 
 
-def _not_a_number(dtype: Any, shape: tuple[int, ...]) -> Case:
+def _not_a_number(dtype: np.dtype, shape: tuple[int, ...]) -> Case:
     """Of a channel with a NaN nothing is known, were it all a single thread's; of the others everything."""
     plain = _batch_norm(dtype, f"{list(shape)} with NaN", shape, 2.0, False)
 
@@ -423,7 +424,7 @@ def _channels_first(channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(channels.reshape(batch, *spatial, -1), -1, 1))
 
 
-def _largest(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
+def _largest(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool) -> Case:
     """Values as large as the dtype has them, of either sign: their difference is beyond it, and so is the variance.
 
     An eps of that size counts.
@@ -463,7 +464,7 @@ def _largest(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
     return Case("batch_norm", dtype, label, inputs, run, bounds)
 
 
-def _of_negative_zeros(dtype: Any, shape: tuple[int, ...], channels_last: bool) -> Case:
+def _of_negative_zeros(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool) -> Case:
     """Gradients of -0 where the statistics were given: dx is a product and a sum, and has no -0."""
     parameters, channels = accumulation_dtype(dtype), shape[-1 if channels_last else 1]
 
@@ -520,12 +521,12 @@ COUNTED = tuple(
 _COUNTED = (*COUNTED, ((64, 1000), "flat"))
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     for shape, layout in _COUNTED:
         yield from passes(operation, "batch_norm", dtype, shape, layout, floor=_by_plan)
 
 
-def _sum_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _sum_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     floor = partial(_by_plan, residual=True)
     for shape, layout in _COUNTED:
         residual = in_layout(shape, dtype, layout)
@@ -542,13 +543,13 @@ def _inference_floor(s: Sizes, direction: str, affine: bool = True) -> int:
     return s.elements(2) + (2 + 2 * affine + KEPT) * s.statistic
 
 
-def _inference_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _inference_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     for shape, layout in _COUNTED:
         prepare = partial(_given_statistics, dtype, shape, layout)
         yield TrafficCase("batch_norm inference", dtype, shape, layout, prepare)
 
 
-def _given_statistics(dtype: Any, shape: Shape, layout: str) -> Prepared:
+def _given_statistics(dtype: np.dtype, shape: Shape, layout: str) -> Prepared:
     x = in_layout(shape, dtype, layout)
     options: dict[str, Any] = {"channels_last": layout == "NHWC"}
     _, saved = ops.batch_norm_forward(x, None, None, **options)
@@ -562,24 +563,24 @@ def _training(a: Arrays, channels_last: bool, **options: Any) -> Any:
     )
 
 
-def batch_norm_torch(F: Any, t: Arrays) -> Any:  # noqa: N803 - its usual name
+def batch_norm_torch(F: Any, t: Arrays) -> Array:  # noqa: N803 - its usual name
     """PyTorch's batch norm in training."""
     return F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS)
 
 
-def _channel_axis(x: Any, channels_last: bool) -> int:
+def _channel_axis(x: Array, channels_last: bool) -> int:
     return x.ndim - 1 if channels_last else 1
 
 
-def _other_axes(x: Any, channels_last: bool) -> tuple[int, ...]:
+def _other_axes(x: Array, channels_last: bool) -> tuple[int, ...]:
     return tuple(axis for axis in range(x.ndim) if axis != _channel_axis(x, channels_last))
 
 
-def _along_channels(values: Any, x: Any, channels_last: bool) -> Any:
+def _along_channels(values: Array, x: Array, channels_last: bool) -> Array:
     return values.reshape([-1 if axis == _channel_axis(x, channels_last) else 1 for axis in range(x.ndim)])
 
 
-def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     x = arrays["x"].astype(xp.result_type(arrays["x"], arrays["gamma"]))
     axes = _other_axes(x, channels_last)
     mean, var = (arrays.get(name) for name in ("mean", "var"))
@@ -591,7 +592,7 @@ def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
     return ((x - mean) / xp.sqrt(var + _EPS) * gamma + beta).astype(arrays["x"].dtype)
 
 
-def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     x, dy = (arrays[name].astype(xp.result_type(arrays[name], arrays["gamma"])) for name in ("x", "dy"))
     axes = _other_axes(x, channels_last)
     gamma = _along_channels(arrays["gamma"], x, channels_last)
@@ -601,7 +602,7 @@ def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
     return (gamma * inv_std * inner).astype(arrays["x"].dtype)
 
 
-def _sum_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+def _sum_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     z = _expression(xp, arrays, channels_last) + arrays["residual"]
     return xp.where(z > 0, z, xp.zeros_like(z))
 
@@ -667,7 +668,7 @@ BATCH_NORM_SUM_RELU = Operation(
 
 
 @cache
-def _unit_statistics(module: Any, channels: int, dtype: Any) -> Any:
+def _unit_statistics(module: Any, channels: int, dtype: np.dtype) -> Array:
     """Mean 0, variance 1, gamma 1, beta 0."""
     statistics = module.zeros((5, channels), dtype)
     statistics[1:4] = 1
@@ -687,7 +688,7 @@ def _double_floor(s: Sizes, direction: str) -> int:
     return s.elements(8) + (READ + 3) * s.statistic
 
 
-def _double_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _double_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     for shape, layout in _COUNTED:
         # Of few values a channel the eleven numbers that lie between the two reads count.
         limit = 1.05 if len(shape) == 4 else 1.2
@@ -695,7 +696,7 @@ def _double_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
         yield TrafficCase("batch_norm double backward", dtype, shape, layout, prepare, limit)
 
 
-def _saved_for_second_derivatives(dtype: Any, shape: Shape, layout: str) -> Prepared:
+def _saved_for_second_derivatives(dtype: np.dtype, shape: Shape, layout: str) -> Prepared:
     x, ddx, dy = (in_layout(shape, dtype, layout, name) for name in ("x", "ddx", "dy"))
     _, saved = ops.batch_norm_forward(x, None, None, activation="relu", channels_last=layout == "NHWC")
     run = partial(ops.batch_norm_double_backward, ddx, saved.gamma, saved.beta, dy, saved)

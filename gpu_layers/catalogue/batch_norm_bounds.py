@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, epsilon, smallest
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.batch_norm_plan import summation_depth
 
@@ -41,7 +40,7 @@ def batch_norm_bounds(
     residual, channels = "residual" in inputs, expected["mean"].size
     axes = tuple(axis for axis in range(x.ndim) if axis != (x.ndim - 1 if channels_last else 1))
 
-    def broadcast(values: Any) -> Any:
+    def broadcast(values: Array) -> Array:
         return values if channels_last else values.reshape(-1, *[1] * (x.ndim - 2))
 
     mean = expected["mean"].astype(np.float64)
@@ -59,7 +58,7 @@ def batch_norm_bounds(
     beta = inputs["beta"].astype(np.float64) if "beta" in inputs else np.zeros(channels)
     scale, scale_bound = np.abs(gamma) * inv_std, np.abs(gamma) * (inv_std_bound + unit * inv_std)
 
-    def rounded(error: Any, result: str) -> Any:
+    def rounded(error: Array, result: str) -> Array:
         stored = rounding * np.abs(expected[result].astype(np.float64)) if dtype != parameters else 0
         return error + stored + smallest(dtype)
 

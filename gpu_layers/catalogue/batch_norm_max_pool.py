@@ -41,7 +41,7 @@ def batch_norm_max_pool_cases() -> Iterator[Case]:
             yield _case(dtype, (2, 8, 7, 5), activation, True)
 
 
-def _case(dtype: Any, shape: tuple[int, ...], activation: str | None, channels_last: bool) -> Case:
+def _case(dtype: np.dtype, shape: tuple[int, ...], activation: str | None, channels_last: bool) -> Case:
     channels = shape[-1] if channels_last else shape[1]
     parameters = accumulation_dtype(dtype)
 
@@ -113,7 +113,7 @@ def _by_plan(s: Sizes, direction: str, saved: Any) -> int:
     return _floor(s, direction, taps=argmax_bytes(saved.pool), reads=reads_of(s, direction), affine=False)
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     for shape, layout in COUNTED:
         forward, backward = passes(operation, "batch_norm max_pool", dtype, shape, layout, floor=_by_plan)
         yield replace(forward, limit=1.1)

@@ -31,6 +31,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -52,7 +53,7 @@ _EPS = 1e-5
 _MERGING = 8
 
 
-def _inputs(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Arrays:
+def _inputs(shape: tuple[int, ...], dtype: np.dtype, channels_last: bool) -> Arrays:
     channels = (shape[-1 if channels_last else 1],)
     parameters = {name: normal(channels, accumulation_dtype(dtype), name) for name in ("gamma", "beta")}
     arrays = {name: normal(shape, dtype, name, mean=2.0 * (name == "x")) for name in ("x", "dy", "residual")}
@@ -77,7 +78,9 @@ def ghost_batch_norm_cases() -> Iterator[Case]:
         yield _ghost(dtype, (2, 3, 61, 70), False, (0, 1, 2), "relu")
 
 
-def _ghost(dtype: Any, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: Any) -> Case:
+def _ghost(
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: str | None
+) -> Case:
     def run(arrays: Arrays) -> Arrays:
         y, saved = ops.ghost_batch_norm_forward(
             arrays["x"],
@@ -168,7 +171,7 @@ def _sync_of_one(channels: int, **options: Any) -> BatchNormLayer:
 
 
 def _padded(
-    dtype: Any, shape: tuple[int, ...], channels_last: bool, make: Any, valid: dict[str, Any], activation: Any
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, make: Any, valid: Arrays, activation: str | None
 ) -> Case:
     parameters = accumulation_dtype(dtype)
     channels = shape[-1 if channels_last else 1]
@@ -216,7 +219,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         if not has_residual:
             del rows["residual"]
-        options = {"channels_last": True, "activation": activation}
+        options: dict[str, Any] = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
@@ -260,10 +263,10 @@ def _unpacked(bound: np.ndarray, inside: np.ndarray, channels_last: bool) -> np.
 class _OneOf(Communicator):
     """One of several processes; what the others would send is there before."""
 
-    def __init__(self, rank: int, sent: Sequence[Any]) -> None:
+    def __init__(self, rank: int, sent: Sequence[Array]) -> None:
         self.rank, self.size, self._sent = rank, len(sent), sent
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """With the own values, as they are now, in their place."""
         parts = [*self._sent[: self.rank], values, *self._sent[self.rank + 1 :]]
         return array_module(values).stack(parts)
@@ -275,9 +278,9 @@ class _Listening(SingleProcess):
     size = 2
 
     def __init__(self) -> None:
-        self.heard: Any = None
+        self.heard: Array = None
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """Twice the values."""
         self.heard = values
         return array_module(values).stack([values, values])
@@ -294,7 +297,9 @@ def sync_batch_norm_cases() -> Iterator[Case]:
         yield _sync(dtype, (9, 21), False, (0, 1, 6, 9), "leaky_relu")
 
 
-def _sync(dtype: Any, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: Any) -> Case:
+def _sync(
+    dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, bounds: tuple[int, ...], activation: str | None
+) -> Case:
     parts = [slice(start, stop) for start, stop in pairwise(bounds)]
     of_statistics, of_elements = ("mean", "var", "inv_std"), ("y", "dx", "dresidual")
 
@@ -313,7 +318,7 @@ def _sync(dtype: Any, shape: tuple[int, ...], channels_last: bool, bounds: tuple
 
         forwards = _exchanged(forward, len(parts))
 
-        def backward(rank: int, communicator: Communicator) -> tuple[Any, ...]:
+        def backward(rank: int, communicator: Communicator) -> tuple[Array, ...]:
             saved = replace(forwards[rank][1], communicator=communicator)
             return ops.sync_batch_norm_backward(arrays["dy"][parts[rank]], saved)
 
@@ -417,7 +422,7 @@ def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
     return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
 
 
-def _ghost_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _ghost_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     """Groups of samples with a smaller last one."""
     images, of_images, of_rows = (8, 32, 28, 28), (0, 3, 6, 8), (0, 100, 200, 256)
     for shape, layout, bounds in (
@@ -470,7 +475,7 @@ def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
     return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
 
 
-def _sync_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _sync_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     images = itertools.product(((2, 16, 112, 112), (4, 32, 28, 28)), ("NCHW", "NHWC"))
     for (shape, layout), summed in itertools.product((*images, ((64, 1000), "flat")), (False, True)):
         residual = in_layout(shape, dtype, layout, "residual") if summed else None
@@ -526,7 +531,7 @@ def _packing_bytes(s: Sizes, direction: str, rows: int, positions: int) -> int:
     return finding + (index + 2 * valid) + (index + s.elements(1) + 2 * valid)
 
 
-def _padded_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _padded_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     # Of planes of 28 columns half a row is no whole number of sectors.
     images, halved, squares = (4, 32, 28, 28), [[28, 28], [14, 28]], [[28, 28]]
     ragged = [[256 - 8 * sample] for sample in range(16)]
@@ -546,7 +551,7 @@ def _padded_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
         yield TrafficCase(f"padded batch_norm {direction}", dtype, shape, layout, prepare)
 
 
-def _padded_pass(dtype: Any, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
+def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
     x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
     options: dict[str, Any] = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
     layer = kind(shape[1], affine=False, track_running_stats=False, **options)
@@ -568,14 +573,14 @@ def _valid_part(shape: Shape) -> float:
     return sum(height * width for height, width in _lengths(shape, False)) / (samples * rows * columns)
 
 
-def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Any, BatchNorm2d]:
+def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Array, BatchNorm2d]:
     x, gamma = arrays["x"], arrays["gamma"]
     layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
     layer.parameters = {"weight": gamma, "bias": arrays["beta"]}
     return layer(x, lengths=_lengths(x.shape, channels_last)), layer
 
 
-def _padded_backward(dy: Any, layer: BatchNorm2d) -> tuple[Any, ...]:
+def _padded_backward(dy: Array, layer: BatchNorm2d) -> tuple[Array, ...]:
     return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
 
 

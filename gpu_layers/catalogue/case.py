@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-Arrays = dict[str, Any]
+from gpu_layers.core.array import Array, DTypeLike
+
+Arrays = dict[str, Array]
 
 
 def _exactly(inputs: Arrays, expected: Arrays) -> Arrays:
@@ -48,11 +49,11 @@ class Case:
         return f"{self.op} {self.dtype} {self.label}"
 
 
-def epsilon(dtype: Any) -> float:
+def epsilon(dtype: DTypeLike) -> float:
     """Distance from 1 to the next number of a dtype: twice the relative error of one rounding."""
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def smallest(dtype: Any) -> float:
+def smallest(dtype: DTypeLike) -> float:
     """Smallest positive number of a dtype: the largest rounding error near 0."""
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)

@@ -29,6 +29,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for, use_backend
@@ -38,6 +39,11 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES
 PAGE = "dropout"
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
+
+
+def _starting_at(*starts: int) -> Callable[[Callable[[np.dtype, int], Case]], Callable[[], Iterator[Case]]]:
+    """Of a case of a dtype and of the number of its first decision: one of each dtype from each start."""
+    return lambda make: lambda: (make(dtype, start) for dtype in FLOAT_DTYPES for start in starts)
 
 
 def dropout_cases() -> Iterator[Case]:
@@ -67,7 +73,7 @@ def _dropout(
     p: float,
     *,
     start: int = 0,
-    view: Callable[[Any], Any] = lambda x: x,
+    view: Callable[[Array], Array] = lambda x: x,
 ) -> Case:
     def inputs() -> Arrays:
         return {"x": with_special_values(normal(shape, dtype)), "dy": normal(shape, dtype, "dy")}
@@ -84,7 +90,7 @@ def _dropout(
     return Case("dropout", dtype, label, inputs, run)
 
 
-def _moments(dtype: Any) -> Case:
+def _moments(dtype: np.dtype) -> Case:
     """Calls whose numbers need a word more, or all bits; more than are looked up; nothing that is dropped."""
     sizes, offsets = (1400, 2048), (2**32 - 3, 2**64 - 3)
 
@@ -94,7 +100,7 @@ def _moments(dtype: Any) -> Case:
     def run(arrays: Arrays) -> Arrays:
         results: Arrays = {}
 
-        def take(label: str, x: Any, *of: Any, **options: Any) -> None:
+        def take(label: str, x: Array, *of: Any, **options: Any) -> None:
             mean, variance = ops.dropout_moments(x, *of, **options)
             results.update({f"mean {label}": mean, f"variance {label}": variance})
 
@@ -114,7 +120,7 @@ def around(word: int) -> tuple[float, float]:
     return word / 2**32, (word + 1) / 2**32
 
 
-def _on_both_sides(name: str, word: Any, x: Any, of: tuple[int, int] = (_SEED, _OFFSET), **options: Any) -> Arrays:
+def _on_both_sides(name: str, word: Array, x: Array, of: tuple[int, int] = (_SEED, _OFFSET), **options: Any) -> Arrays:
     results: Arrays = {}
     for side, p in zip(("kept", "dropped"), around(int(word)), strict=True):
         y, saved = ops.dropout_forward(x, p, *of, **options)
@@ -125,7 +131,7 @@ def _on_both_sides(name: str, word: Any, x: Any, of: tuple[int, int] = (_SEED, _
     return results
 
 
-def _at_words(dtype: Any) -> Case:
+def _at_words(dtype: np.dtype) -> Case:
     """Probabilities at the very words that decide, in every kernel: one keeps the element, the next one drops it."""
     # Of each array an element in its vectors, and the last.
     shape, rows, runs = (37,), (3, 8), (3, 11, 7, 7)
@@ -155,7 +161,7 @@ EXTREME = (20261129, 1)
 EXTREME_WORDS = {2926279597: 0, 140096785: 2**32 - 1}
 
 
-def _at_extreme_words(dtype: Any) -> Case:
+def _at_extreme_words(dtype: np.dtype) -> Case:
     """p = 0 drops not even a word of 0, p = 1 drops the largest too; and the next probabilities to either."""
 
     def inputs() -> Arrays:
@@ -211,14 +217,10 @@ _SHARED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 
 
-def shared_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def shared_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Masks that elements share along any axes."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _shared_dropout(dtype, start)
 
-
-def _shared_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape, _ in _SHARED}
 
@@ -279,14 +281,10 @@ _LAST: tuple[tuple[int, ...], ...] = (
 )
 
 
-def channels_last_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def channels_last_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Masks that do not depend on the layout, over elements, channels and samples; with a residual; alpha dropout."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _channels_last_dropout(dtype, start)
 
-
-def _channels_last_dropout(dtype: np.dtype, start: int) -> Case:
     def inputs() -> Arrays:
         return {str(list(shape)): with_special_values(normal(shape, dtype)) for shape in _LAST}
 
@@ -307,14 +305,9 @@ def _channels_last_dropout(dtype: np.dtype, start: int) -> Case:
     return Case("dropout_last", dtype, f"start={start}", inputs, run)
 
 
-def residual_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 2**33 + 3)
+def residual_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """A residual that is added, of whole vectors and not, at the start of the whole array and within."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 2**33 + 3):
-            yield _dropout_add(dtype, start)
-
-
-def _dropout_add(dtype: np.dtype, start: int) -> Case:
     shapes = ((4, 64), (3, 37), (1,), (9001,), (0, 3))
 
     def inputs() -> Arrays:
@@ -334,14 +327,9 @@ def _dropout_add(dtype: np.dtype, start: int) -> Case:
     return Case("residual_dropout", dtype, f"start={start}", inputs, run)
 
 
-def sample_dropout_cases() -> Iterator[Case]:
+@_starting_at(0, 8, 6, 2**34 - 3)
+def sample_dropout_cases(dtype: np.dtype, start: int) -> Case:
     """Rows with masks of their own: of whole vectors, of other lengths, of one element, of more than a block."""
-    for dtype in FLOAT_DTYPES:
-        for start in (0, 8, 6, 2**34 - 3):
-            yield _sample_dropout(dtype, start)
-
-
-def _sample_dropout(dtype: np.dtype, start: int) -> Case:
     shapes = ((5, 64), (7, 3, 4), (6, 2), (4, 37), (9, 1), (2, 2501), (8,), (0, 4), (3, 0))
     ids = np.array([0, -1, 2**63 - 1, -(2**63), 12345, 7, 7, 1, 2], np.int64)
 
@@ -449,15 +437,15 @@ def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) ->
     return {"forward": run, "kept": kept, "floor": lambda s, direction: _floor(s, direction, kept(s.shape))}
 
 
-def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Any:
+def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Array:
     """Dropout in JAX."""
     x = arrays["x"]
     kept = jax.random.bernoulli(jax.random.PRNGKey(TIMED[0]), 1 - P, x.shape)
     return jax.numpy.where(kept, x / (1 - P), 0).astype(x.dtype)
 
 
-def _dropout_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
-    def channels_last(x: Any) -> Any:
+def _dropout_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
+    def channels_last(x: Array) -> Any:
         return ops.dropout_forward(x, P, *TIMED, channels_last=True)
 
     def with_residual() -> Prepared:
@@ -519,7 +507,7 @@ ALPHA_DROPOUT = Operation(
 
 
 @cache
-def _numbers(xp: Any, first: int, count: int) -> Any:
+def _numbers(xp: Any, first: int, count: int) -> Array:
     return xp.arange(first, first + count, dtype=np.int64)
 
 
@@ -604,7 +592,7 @@ def _moments_floor(s: Sizes, direction: str) -> int:
     return s.elements(1) + 2 * s.accumulated * s.inputs
 
 
-def _moments_traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _moments_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     def prepare() -> Prepared:
         x = normal(_ROWS, dtype)
         floor = _moments_floor(Sizes(x.size, x.size, x.itemsize), FORWARD)

@@ -15,6 +15,7 @@ from gpu_layers.catalogue.inputs import generator, normal, with_special_values, 
 from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -87,7 +88,7 @@ def _floor(s: Sizes, direction: str, starts: int | None = None) -> int:
     return pool_floor(s, 1) + (2 * starts if direction == FORWARD else starts)
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     """Windows of 3 x 3 that leave no gaps."""
     for layout in ("NCHW", "NHWC"):
         yield from passes(
@@ -111,7 +112,7 @@ def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
 
 
 @cache
-def _samples(module: Any, images: int, channels: int, dtype: Any) -> Any:
+def _samples(module: Any, images: int, channels: int, dtype: np.dtype) -> Array:
     """Numbers of the windows, the same of every image: drawn ones are those of the whole batch."""
     of_an_image = np.random.default_rng(1).random((1, channels, 2), np.float32).astype(accumulation_dtype(dtype))
     return module.asarray(np.repeat(of_an_image, images, axis=0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import DTypeLike
 from gpu_layers.runtime.backend import use_executor
 
 #: One element; less than a vector; vectors and no rest, vectors and a rest; more than the 4,096 elements of a half-type
@@ -20,7 +21,7 @@ def generator(*what: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(what).encode()))
 
 
-def normal(shape: tuple[int, ...], dtype: Any, *what: Any, mean: float = 0.0) -> np.ndarray:
+def normal(shape: tuple[int, ...], dtype: DTypeLike, *what: Any, mean: float = 0.0) -> np.ndarray:
     """Normally distributed values of standard deviation 1."""
     return np.asarray(generator(shape, *what).standard_normal(shape) + mean).astype(dtype)
 
@@ -33,7 +34,7 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def negative_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def negative_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """-0 everywhere: a sum of such values that begins with +0 is +0, a value that is only moved is not."""
     return np.full(shape, -0.0).astype(dtype)
 
@@ -46,7 +47,7 @@ def with_several_nan(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def with_ties(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def with_ties(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Small whole numbers, many of them equal."""
     return generator("ties", shape).integers(-3, 4, shape).astype(dtype)
 

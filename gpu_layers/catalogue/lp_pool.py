@@ -100,7 +100,7 @@ def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: dict[str
     return Case("lp_pool", dtype, f"{list(shape)} p={p:g}, {options}{sizes and ', '}{sizes}", inputs, run, bounds)
 
 
-def _lp_pool_special(dtype: Any) -> Case:
+def _lp_pool_special(dtype: np.dtype) -> Case:
     """The last of several NaN is the largest; a gradient of -0 is a sum, and has the sign of x."""
 
     def inputs() -> Arrays:
@@ -133,7 +133,7 @@ def _floor(s: Sizes, direction: str, argmax: int = 0) -> int:
     return s.elements(1 if direction == FORWARD else 2, 1) + argmax * s.outputs
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     # Where windows overlap, the backward of a finite power leaves the norms to a second launch.
     for p, window in ((2.0, ((2, 2),)), (np.inf, ((3, 3), 2, 1))):
         yield from passes(

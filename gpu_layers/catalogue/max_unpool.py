@@ -24,6 +24,7 @@ from gpu_layers.catalogue.operation import (
 )
 from gpu_layers.catalogue.pooling import touched_bytes
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -86,14 +87,14 @@ def _floor(s: Sizes, direction: str, touched: int | None = None) -> int:
 
 
 @cache
-def _chosen(shape: Shape, dtype: Any, channels_last: bool) -> Any:
+def _chosen(shape: Shape, dtype: np.dtype, channels_last: bool) -> Array:
     """The indices of a max pooling of an array of this shape, by windows of 2 x 2."""
     with use_backend("reference"):
         _, pooled = ops.max_pool_forward(normal(shape, dtype), (2, 2), channels_last=channels_last)
         return ops.max_pool_indices(pooled)
 
 
-def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
+def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     shape, size = (2, 16, 32, 32), (64, 64)
 
     def floor(s: Sizes, direction: str, saved: Any) -> int:
@@ -101,7 +102,7 @@ def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
 
     for layout in ("NCHW", "NHWC"):
 
-        def forward(x: Any, last: bool = layout == "NHWC") -> Any:
+        def forward(x: Array, last: bool = layout == "NHWC") -> Any:
             indices = _chosen((shape[0], *size, shape[1]) if last else (*shape[:2], *size), dtype, last)
             return ops.max_unpool_forward(x, indices, size, check=False, channels_last=last)
 
@@ -110,7 +111,7 @@ def _traffic(operation: Operation, dtype: Any) -> Iterator[TrafficCase]:
 
 
 @cache
-def _places(module: Any, shape: Shape) -> Any:
+def _places(module: Any, shape: Shape) -> Array:
     """Of values, the first place in their windows of 2 x 2: flat in a plane of twice the sizes."""
     *_, rows, columns = shape
     first = 2 * (2 * columns) * np.arange(rows)[:, None] + 2 * np.arange(columns)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -101,7 +102,7 @@ class LayerExample:
     axes: int = 2
     inputs: int = 1
 
-    def make(self, dtype: Any, generator: Any) -> Any:
+    def make(self, dtype: np.dtype, generator: Any) -> Any:
         """A new layer, for inputs of a dtype, that draws from a generator if it draws at all."""
         taken = inspect.signature(self.kind).parameters
         given = {"dtype": accumulation_dtype(dtype), "generator": generator}
@@ -183,8 +184,8 @@ class Operation:
 
     name: str
     shapes: tuple[Shape, ...]
-    forward: Callable[[Arrays, bool], tuple[Any, Any]]
-    backward: Callable[[Any, Any], Any] | None
+    forward: Callable[[Arrays, bool], tuple[Array, Any]]
+    backward: Callable[[Array, Any], Any] | None
     floor: Bytes
     torch_bytes: Bytes
     cases: tuple[Callable[[], Iterator[Case]], ...] = ()

@@ -24,6 +24,7 @@ from gpu_layers.catalogue.inputs import (
 )
 from gpu_layers.catalogue.operation import IMAGES, LARGE_IMAGES, Bytes, Operation, Shape, Sizes, of_ranks, per_pass
 from gpu_layers.catalogue.traffic import SECTOR, Prepared, TrafficCase, in_layout, passes
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
@@ -65,10 +66,7 @@ WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((1, 8, 10, 13), {"kernel_size": (3, 4), "stride": (2, 3), "padding": "same_lower"}),
     # Cut off by one tap; windows that meet in depth by their taps, not by their sizes.
     ((2, 4, 10, 8), {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
-    (
-        (1, 8, 10, 5, 8),
-        {"kernel_size": (2, 3, 3), "stride": (3, 2, 2), "padding": (0, 1, 1), "dilation": (3, 1, 1)},
-    ),
+    ((1, 8, 10, 5, 8), {"kernel_size": (2, 3, 3), "stride": (3, 2, 2), "padding": (0, 1, 1), "dilation": (3, 1, 1)}),
 )
 
 # (N, C, *spatial), lengths, window: as long as the batch, shorter, empty.
@@ -123,16 +121,16 @@ def _shapes() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
     yield "unbatched", (4, 9, 8), {"kernel_size": (2, 2)}
 
 
-def _view(label: str, x: Any) -> Any:
+def _view(label: str, x: Array) -> Array:
     return x[:, ::2, ::-1] if label == "non-contiguous" else x
 
 
-def _max_forward(x: Any, window: dict[str, Any]) -> tuple[Any, ops.MaxPoolSaved]:
+def _max_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.MaxPoolSaved]:
     forward: Any = ops.adaptive_max_pool_forward if "output_size" in window else ops.max_pool_forward
     return forward(x, **window)
 
 
-def _avg_forward(x: Any, window: dict[str, Any]) -> tuple[Any, ops.AvgPoolSaved]:
+def _avg_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.AvgPoolSaved]:
     forward: Any = ops.adaptive_avg_pool_forward if "output_size" in window else ops.avg_pool_forward
     return forward(x, **window)
 
@@ -170,7 +168,7 @@ def max_pool_cases() -> Iterator[Case]:
         yield _of_negative_zeros("max_pool", dtype, _max_forward, ops.max_pool_backward)
 
 
-def _max_pool_of_nan(dtype: Any) -> Case:
+def _max_pool_of_nan(dtype: np.dtype) -> Case:
     """The last of several NaN is the one that counts, whichever threads have them."""
 
     def inputs() -> Arrays:
@@ -186,7 +184,7 @@ def _max_pool_of_nan(dtype: Any) -> Case:
     return Case("max_pool", dtype, "several NaN", inputs, run)
 
 
-def _of_negative_zeros(op: str, dtype: Any, forward: Callable[..., Any], backward: Callable[..., Any]) -> Case:
+def _of_negative_zeros(op: str, dtype: np.dtype, forward: Callable[..., Any], backward: Callable[..., Any]) -> Case:
     """A gradient is a sum, were it of one value: of -0 it is +0. Nothing is rounded, so every bit counts."""
 
     def inputs() -> Arrays:
@@ -400,7 +398,7 @@ def _kept_by_torch(kind: str, shape: Shape, dtype: np.dtype, outputs: Shape) -> 
     return math.prod(shape) * dtype.itemsize + (8 * math.prod(outputs) if kind == "max" else 0)
 
 
-def _gather(run: Callable[[Any], Any], shape: Shape, dtype: Any, layout: str) -> Prepared:
+def _gather(run: Callable[[Array], Any], shape: Shape, dtype: np.dtype, layout: str) -> Prepared:
     x = in_layout(shape, dtype, layout)
     y, saved = run(x)
     read = touched_bytes(ops.max_pool_indices(saved), math.prod(shape[2:]), x.itemsize, layout == "NHWC")
@@ -416,7 +414,7 @@ def _max_pool_traffic(operation: Operation, dtype: np.dtype) -> Iterator[Traffic
         yield TrafficCase("max_pool 3x3 s2 of integers", dtype, (2, 16, 112, 112), layout, prepare)
 
 
-def _of_integers(shape: Shape, dtype: Any, layout: str) -> Prepared:
+def _of_integers(shape: Shape, dtype: np.dtype, layout: str) -> Prepared:
     x = np.abs(in_layout(shape, np.float64, layout) * 50).astype(dtype)
     run = partial(ops.max_pool_forward, x, (3, 3), 2, 1, channels_last=layout == "NHWC")
     y, saved = run()
@@ -442,7 +440,7 @@ def _adaptive(kind: str, *calls: tuple[str, tuple[int, int], float]) -> Callable
     return traffic
 
 
-def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Any]:
+def _taps(xp: Any, x: Array, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Array]:
     """For each tap of the window, what it sees at every output: a strided view of the padded array."""
     kernel, stride, padding = window
     first = 1 if channels_last else 2
@@ -461,7 +459,7 @@ def _taps(xp: Any, x: Any, window: tuple[int, int, int], channels_last: bool, fi
 
 
 def _max_pool_expression(window: tuple[int, int, int]) -> Any:
-    def expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+    def expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
         first, *others = _taps(xp, arrays["x"], window, channels_last, -math.inf)
         for tap in others:
             first = xp.maximum(first, tap)
@@ -470,11 +468,13 @@ def _max_pool_expression(window: tuple[int, int, int]) -> Any:
     return expression
 
 
-def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Any:
+def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     return sum(_taps(xp, arrays["x"], HALVING, channels_last, 0.0)) / HALVING[0] ** 2
 
 
-def _reduce_window(jax: Any, x: Any, start: float, by: Any, window: tuple[int, int, int], channels_last: bool) -> Any:
+def _reduce_window(
+    jax: Any, x: Array, start: float, by: Any, window: tuple[int, int, int], channels_last: bool
+) -> Array:
     kernel, stride, padding = window
 
     def spatial(value: Any, rest: Any) -> tuple:
@@ -521,7 +521,7 @@ def _second_taps(module: Any, shape: Shape) -> ops.MaxPoolSaved:
     return replace(saved, argmax=module.ones(saved.argmax.shape, np.uint8))
 
 
-def _gathered(x: Any) -> Any:
+def _gathered(x: Array) -> Array:
     return ops.max_pool_gather(x, replace(_second_taps(array_module(x), x.shape), dtype=x.dtype))
 
 

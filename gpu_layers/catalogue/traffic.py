@@ -11,6 +11,7 @@ import numpy as np
 
 from gpu_layers.catalogue.inputs import normal
 from gpu_layers.catalogue.operation import FORWARD, Operation, Sizes
+from gpu_layers.core.array import DTypeLike
 
 #: Bytes of what the memory moves at once.
 SECTOR = 32
@@ -55,7 +56,7 @@ class TrafficCase:
         return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
 
 
-def in_layout(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np.ndarray:
+def in_layout(shape: tuple[int, ...], dtype: DTypeLike, layout: str, *what: Any) -> np.ndarray:
     """Normally distributed values of a shape (N, C, *spatial), in the order of memory of a layout."""
     return normal((shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape, dtype, *what)
 
@@ -63,7 +64,7 @@ def in_layout(shape: tuple[int, ...], dtype: Any, layout: str, *what: Any) -> np
 def passes(
     operation: Operation,
     name: str,
-    dtype: Any,
+    dtype: np.dtype,
     shape: tuple[int, ...],
     layout: str = "flat",
     *,

@@ -155,11 +155,7 @@ def machine_facts() -> dict[str, Any]:
     return {
         "versions": versions,
         "tools": {"C++ compiler": compiler, "CUDA headers": str(headers[0]) if headers else None},
-        "backends": {
-            "reference": _backend(None),
-            "emulated": _backend(no_emulation),
-            "cuda": _backend(no_cuda),
-        },
+        "backends": {"reference": _backend(None), "emulated": _backend(no_emulation), "cuda": _backend(no_cuda)},
         "cache": {"folder": str(cache.folder), "bytes": cache.size, "kernels": cache.kernels},
         "gpus": gpus or [],
         "missing": [{"what": what, "advice": advice} for is_missing, what, advice in missing if is_missing],

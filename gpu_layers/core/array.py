@@ -1,8 +1,12 @@
-"""The type of arrays in annotations."""
+"""The types of arrays, and of what becomes one, in annotations."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
+
+from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["Array", "ArrayLike", "DTypeLike"]
 
 #: An array of NumPy or CuPy; within launchers, an operand of a program, which has a shape and a dtype but no memory.
 #: Type checkers know of no protocol that all of them meet.

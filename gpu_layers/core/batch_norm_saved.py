@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
@@ -46,27 +45,27 @@ class BatchNormSaved:
         check_unwritten(self.writes, x=self.x, residual=residual)
 
     @property
-    def mean(self) -> Any:
+    def mean(self) -> Array:
         """Mean: of the batch in training, the given one in inference; shape (C,)."""
         return self.statistics[0]
 
     @property
-    def var(self) -> Any:
+    def var(self) -> Array:
         """Biased variance: of the batch in training, the given one in inference; shape (C,)."""
         return self.statistics[1]
 
     @property
-    def inv_std(self) -> Any:
+    def inv_std(self) -> Array:
         """``1 / sqrt(var + eps)``."""
         return self.statistics[2]
 
     @property
-    def gamma(self) -> Any:
+    def gamma(self) -> Array:
         """Weight, shape (C,); 1 if there was none."""
         return self.statistics[3]
 
     @property
-    def beta(self) -> Any:
+    def beta(self) -> Array:
         """Bias, shape (C,); 0 if there was none."""
         return self.statistics[4]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
+
 INSTALL_ADVICE = "pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]', to match the driver's CUDA version"
 
 
@@ -53,7 +55,7 @@ def array_module(x: object) -> Any:
     return sys.modules["cupy"] if is_cupy_array(x) else np
 
 
-def place_of(x: Any) -> contextlib.AbstractContextManager[Any]:
+def place_of(x: Array) -> contextlib.AbstractContextManager[Any]:
     """A context in which the array library works on the device of x.
 
     Programs of kernels do not need it. CuPy's own operations run on the current device and refuse arrays of another.
@@ -82,12 +84,12 @@ graph_device: ContextVar[int | None] = ContextVar("gpu_layers_graph_device", def
 _NOWHERE_ELSE = contextlib.nullcontext()
 
 
-def to_host(x: Any) -> np.ndarray:
+def to_host(x: Array) -> np.ndarray:
     """The array in the host's memory; waits for pending writes."""
     return x.get() if is_cupy_array(x) else x
 
 
-def is_capturing(x: Any) -> bool:
+def is_capturing(x: Array) -> bool:
     """Whether x is on a GPU whose current stream records a graph; nothing may wait for the device then."""
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
 

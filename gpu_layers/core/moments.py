@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Moments:
 
     count: int
     mean: Array
-    squares: Any
+    squares: Array
 
     @classmethod
     def of(cls, count: int, mean: Array, var: Array) -> Moments:
@@ -46,13 +45,13 @@ class Moments:
             return cls(count, mean.astype(np.float64), var.astype(np.float64) * count)
 
     @property
-    def var(self) -> Any:
+    def var(self) -> Array:
         """Biased variance."""
         with place_of(self.squares):
             return self.squares / self.count
 
     @property
-    def unbiased_var(self) -> Any:
+    def unbiased_var(self) -> Array:
         """Unbiased variance, of at least 2 values."""
         with place_of(self.squares):
             return self.squares / (self.count - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpu_layers.core.array import Array
 
@@ -30,11 +30,11 @@ class RunningStatistics(NamedTuple):
     var: Array
     batches: Array
     momentum: float | None
-    values: Any
+    values: Array
     skipped: Array | None = None
     finite_only: bool = False
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any, Any | None]:
+    def arrays(self) -> tuple[Array, Array, Array, Array | None]:
         """The arrays that are changed."""
         return self.mean, self.var, self.batches, self.skipped

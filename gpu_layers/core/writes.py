@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array
 
 
@@ -34,7 +35,7 @@ def write_count() -> int:
     return _writes.count
 
 
-def record_write(array: Any) -> None:
+def record_write(array: Array) -> None:
     """Record that an array of a caller has been written to."""
     if not array.size:
         return
@@ -88,7 +89,7 @@ def check_unwritten(since: int, **arrays: Any) -> None:
             )
 
 
-def _addresses(array: Any) -> tuple[int, int]:
+def _addresses(array: Array) -> tuple[int, int]:
     """Addresses of the first byte of its elements and after the last. The CPU and all GPUs share one address space."""
     first = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
     last = first + array.dtype.itemsize
@@ -100,7 +101,7 @@ def _addresses(array: Any) -> tuple[int, int]:
     return first, last
 
 
-def _owner(array: Any) -> Any:
+def _owner(array: Array) -> Any:
     """The array that owns the memory."""
     while isinstance(array.base, np.ndarray) or is_cupy_array(array.base):
         array = array.base

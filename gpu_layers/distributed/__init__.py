@@ -4,11 +4,4 @@ from gpu_layers.distributed.communicator import Communicator, SingleProcess, def
 from gpu_layers.distributed.mpi import MpiCommunicator
 from gpu_layers.distributed.nccl import NcclCommunicator
 
-__all__ = [
-    "Communicator",
-    "MpiCommunicator",
-    "NcclCommunicator",
-    "SingleProcess",
-    "default_communicator",
-    "shard",
-]
+__all__ = ["Communicator", "MpiCommunicator", "NcclCommunicator", "SingleProcess", "default_communicator", "shard"]

@@ -7,6 +7,7 @@ import warnings
 from functools import cache
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 
 #: Number of processes, as Open MPI and MPICH announce it.
@@ -29,7 +30,7 @@ class Communicator:
     rank: int
     size: int
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """The arrays of all processes, in the order of their ranks.
 
         Parameters
@@ -70,7 +71,7 @@ class SingleProcess(Communicator):
 
     rank, size = 0, 1
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """The ``values`` on a new first axis."""
         return array_module(values).stack([values])
 

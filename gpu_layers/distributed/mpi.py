@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_number
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.distributed.communicator import Communicator
@@ -48,7 +49,7 @@ class MpiCommunicator(Communicator):
         self._comm = _import_mpi().COMM_WORLD if communicator is None else communicator
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """Gather ``values`` as :meth:`Communicator.gather`."""
         host = np.asarray(values.get() if is_cupy_array(values) else values, order="C")
         everything = np.empty((self.size, *host.shape), host.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module
 from gpu_layers.distributed.communicator import Communicator
@@ -36,7 +37,7 @@ class NcclCommunicator(Communicator):
         self.size = check_integer(size, "size", 1, 2**31 - 1)
         self.rank = check_integer(rank, "rank", 0, self.size - 1)
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Array) -> Array:
         """Gather ``values`` as :meth:`Communicator.gather`; float32 and float64 only."""
         if values.dtype not in (np.float32, np.float64):
             raise TypeError(f"NCCL gathers float32 and float64 here, got {values.dtype}")

@@ -41,12 +41,7 @@ class ArgumentRecord(ctypes.Structure):
 
 
 class SharedVariableRecord(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("offset", c_uint64),
-        ("bytes", c_uint64),
-        ("index", c_int32),
-        ("reserved", c_int32),
-    ]
+    _fields_: ClassVar = [("offset", c_uint64), ("bytes", c_uint64), ("index", c_int32), ("reserved", c_int32)]
 
 
 class LaunchRequest(ctypes.Structure):

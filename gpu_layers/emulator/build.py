@@ -21,10 +21,7 @@ from .errors import CacheError, CompilationError
 HOST_FOLDER = pathlib.Path(__file__).parent / "host"
 
 #: The CUDA headers include these two by path; some wheels lack them, so ours are always used.
-_FORWARDED_HEADERS = {
-    "crt/host_defines.h": "cuda_host_defines.h",
-    "nv/target": "nv_target.h",
-}
+_FORWARDED_HEADERS = {"crt/host_defines.h": "cuda_host_defines.h", "nv/target": "nv_target.h"}
 
 #: A part of every kernel file is compiled again for each process that shares the work, so splitting
 #: pays only for many kernels.

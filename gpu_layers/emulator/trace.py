@@ -155,10 +155,7 @@ class Trace:
         for name, footprint in other.footprints.items():
             footprints[name] = footprints.get(name, Footprint()) + footprint
         return Trace(
-            self.kernels + other.kernels,
-            tuple(merged.values()),
-            footprints,
-            max(self.shared_bytes, other.shared_bytes),
+            self.kernels + other.kernels, tuple(merged.values()), footprints, max(self.shared_bytes, other.shared_bytes)
         )
 
     def table(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.core.array import Array
@@ -11,7 +9,7 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready
 from gpu_layers.kernels.elementwise import THREADS, filled, tile_blocks
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["relu_backward", "relu_forward"]
 
@@ -26,23 +24,23 @@ def octet_blocks(x: Array, unroll: int = 1) -> int:
     return tile_blocks(x.size, THREADS * _OCTET * unroll * (2 if x.dtype.itemsize == 2 else 1))
 
 
-def empty_bits(x: Array) -> Any:
+def empty_bits(x: Array) -> Array:
     """Room for one bit per element of x."""
     return empty((-(-x.size // _OCTET),), np.uint8, x)
 
 
-def relu_forward(x: Array, out: Array | None = None) -> tuple[Any, Any]:
+def relu_forward(x: Array, out: Array | None = None) -> tuple[Array, Array]:
     """``gpu_layers.reference.relu_forward``, as a kernel."""
     return _forward((x, out))
 
 
-def relu_backward(dy: Array, gradient_bits: Array, out: Array | None = None) -> Any:
+def relu_backward(dy: Array, gradient_bits: Array, out: Array | None = None) -> Array:
     """``gpu_layers.reference.relu_backward``, as a kernel."""
     return _backward((dy, gradient_bits, out))
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any) -> Any:
+def _forward(operands: Operands, numbers: Numbers) -> tuple[Array, Array]:
     x, out = operands
     x = ready(x)
     kernel, bits = _RELU_FORWARD(T=element_type(x)), empty_bits(x)
@@ -50,7 +48,7 @@ def _forward(operands: Any, numbers: Any) -> Any:
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any) -> Any:
+def _backward(operands: Operands, numbers: Numbers) -> Array:
     dy, gradient_bits, out = operands
     dy, bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))

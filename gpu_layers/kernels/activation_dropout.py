@@ -13,7 +13,7 @@ from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, filled
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
 
@@ -26,19 +26,19 @@ _RELU_BACKWARD = KernelTemplate(_SOURCE, "relu_dropout_backward", _TYPES)
 
 def activation_dropout_forward(
     x: Array, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
-) -> tuple[Any, Any | None]:
+) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
     return _forward((x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
 def activation_dropout_backward(
     dy: Array, x: Array, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
     return _backward((dy, x, mask.rng_state), (activation, mask.drop_below, scale, dropout_first), call_numbers(mask))
 
 
-def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Any:
+def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Array:
     """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
     return _relu_backward((dy, gradient_bits), (scale,))
 
@@ -52,7 +52,7 @@ def _call(
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> Any:
+def _forward(operands: Operands, numbers: Numbers, activation: str, *of_dropout: Any) -> tuple[Array, Array]:
     x, rng_state = operands
     x = ready(x)
     bits = empty_bits(x) if activation == "relu" else None
@@ -63,7 +63,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_dropout: Any) -> 
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any, *of_call: Any) -> Any:
+def _backward(operands: Operands, numbers: Numbers, *of_call: Any) -> Array:
     dy, x, rng_state = operands
     dy, x = ready(dy), ready(x)
     call = _call(x, rng_state, numbers, *of_call)
@@ -72,7 +72,7 @@ def _backward(operands: Any, numbers: Any, *of_call: Any) -> Any:
 
 
 @Launcher
-def _relu_backward(operands: Any, numbers: Any, scale: float) -> Any:
+def _relu_backward(operands: Operands, numbers: Numbers, scale: float) -> Array:
     dy, gradient_bits = operands
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.runtime.arrays import ALIGNMENT, kind_of
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, c_name
 from gpu_layers.runtime.program import Operand
@@ -17,7 +17,7 @@ ELEMENT_TYPES = tuple(c_name(dtype) for dtype in FLOAT_DTYPES)
 ACCUMULATE_TYPES = ("float", "double")
 
 
-def empty(shape: Any, dtype: Any, like: Array) -> Any:
+def empty(shape: Any, dtype: DTypeLike, like: Array) -> Array:
     """An uninitialised C-contiguous array: in the program of an operand ``like``, or on the device of an array."""
     if isinstance(like, Operand):
         return like.program.allocate(shape, dtype)
@@ -51,6 +51,6 @@ def element_type(array: Array) -> str:
     return c_name(array.dtype)
 
 
-def vector_width(dtype: Any) -> int:
+def vector_width(dtype: DTypeLike) -> int:
     """Elements of one 16-byte access: ``kVectorWidth`` of ``vector_io.cuh``."""
     return ALIGNMENT // np.dtype(dtype).itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpu_layers.core.array import Array
@@ -40,9 +41,9 @@ def avg_pool_forward(
     channels_last: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-    lengths: Any | None = None,
+    lengths: Array | None = None,
     out: Array | None = None,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.avg_pool_forward``, as a kernel."""
     return _forward((x, lengths, out), (window, channels_last, count_include_pad, divisor_override))
 
@@ -53,22 +54,22 @@ def avg_pool_backward(
     channels_last: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-    lengths: Any | None = None,
+    lengths: Array | None = None,
     out: Array | None = None,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.avg_pool_backward``, as a kernel."""
     return _backward((dy, lengths, out), (window, channels_last, count_include_pad, divisor_override))
 
 
 @Launcher
 def _forward(
-    operands: Any,
+    operands: Sequence[Array],
     numbers: Any,
     window: Window,
     channels_last: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-) -> Any:
+) -> Array:
     x, lengths, out = operands
     x = ready(x)
     element = element_type(x)
@@ -91,13 +92,13 @@ def _forward(
 
 @Launcher
 def _backward(
-    operands: Any,
+    operands: Sequence[Array],
     numbers: Any,
     window: Window,
     channels_last: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-) -> Any:
+) -> Array:
     dy, lengths, out = operands
     dy = ready(dy)
     element = element_type(dy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_t
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
 
@@ -135,8 +136,15 @@ _FACTORS = struct.Struct("3d")
 
 @Launcher
 def _apply(
-    operands: Any, numbers: Any, drop_below: int, run: int, digits: Any, phase: int, factors: bytes, channels_last: bool
-) -> Any:
+    operands: Sequence[Array],
+    numbers: Any,
+    drop_below: int,
+    run: int,
+    digits: Any,
+    phase: int,
+    factors: bytes,
+    channels_last: bool,
+) -> Array:
     """phase: of the first decision within two Philox blocks."""
     x, ids, rng_state, out, residual = operands
     seed, offset, start = numbers
@@ -190,7 +198,7 @@ def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
 
-def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: int) -> None:
+def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Array, phase: int) -> None:
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)
@@ -202,7 +210,7 @@ def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Any, phase: i
         launch(_APPLY_BLOCKS(T=element), blocks, THREADS, (*arguments, features, divisor(row)))
 
 
-def dropout_moments(x: Array, mask: DropoutMask, scale: float, passes: int) -> tuple[Any, Any]:
+def dropout_moments(x: Array, mask: DropoutMask, scale: float, passes: int) -> tuple[Array, Array]:
     """``gpu_layers.reference.dropout_moments``, as a kernel."""
     features, span = x.size, _SPAN
     if mask.sample_ids is not None:
@@ -212,7 +220,9 @@ def dropout_moments(x: Array, mask: DropoutMask, scale: float, passes: int) -> t
 
 
 @Launcher
-def _moments(operands: Any, numbers: Any, drop_below: int, spans: int, scale: float, passes: int) -> Any:
+def _moments(
+    operands: Operands, numbers: Numbers, drop_below: int, spans: int, scale: float, passes: int
+) -> tuple[Array, Array]:
     """spans: of a row's elements."""
     x, ids = operands
     seed, offset, start = numbers
@@ -231,13 +241,13 @@ def _moments(operands: Any, numbers: Any, drop_below: int, spans: int, scale: fl
     return mean, variance
 
 
-def advance_rng_state(rng_state: Array, taken: Any) -> None:
+def advance_rng_state(rng_state: Array, taken: Array) -> None:
     """``gpu_layers.reference.advance_rng_state``, as a kernel."""
     _advance((rng_state, taken))
 
 
 @Launcher
-def _advance(operands: Any, numbers: Any) -> None:
+def _advance(operands: Operands, numbers: Numbers) -> None:
     rng_state, taken = operands
     launch(_ADVANCE(T="unsigned long long"), 1, 1, (rng_state, rng_state, taken))
 

@@ -17,7 +17,7 @@ from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, div
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
 from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["dropout_add_backward", "dropout_add_forward"]
 
@@ -54,13 +54,13 @@ def dropout_add_forward(
     scale: float,
     dropout_first: bool,
     out: Array | None = None,
-) -> tuple[Any, Any | None]:
+) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.dropout_add_forward``, as a kernel."""
     operands = (x, bias, residual, mask.rng_state, mask.sample_ids, out)
     return _forward(operands, _arguments(activation, mask, scale, dropout_first), call_numbers(mask))
 
 
-def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any | None]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.dropout_add_backward``, as kernels."""
     mask, scale = saved.dropout.mask, saved.dropout.scale
     operands = (dy, saved.x, saved.bias, saved.gradient_bits, mask.rng_state, mask.sample_ids)
@@ -75,7 +75,7 @@ def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: 
 def _call(
     x: Array,
     rng_state: Array,
-    ids: Any | None,
+    ids: Array | None,
     numbers: Any,
     activation: str,
     drop_below: int,
@@ -90,13 +90,13 @@ def _call(
     return activation_number(activation), int(dropout_first), of_rule, seed, offset, rng_state, start, rows, ids
 
 
-def _straight(activation: str, ids: Any | None, run: int, digits: Any) -> str:
+def _straight(activation: str, ids: Array | None, run: int, digits: Any) -> str:
     is_straight = activation in EXACT_GRADIENT and ids is None and run == 1 and not digits
     return _STRAIGHT[0 if is_straight else 1]
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
+def _forward(operands: Operands, numbers: Numbers, activation: str, *of_mask: Any) -> tuple[Array, Array]:
     x, bias, residual, rng_state, ids, out = operands
     x, residual = ready(x), ready(residual)
     bias, ids = (None if one is None else ready(one) for one in (bias, ids))
@@ -112,7 +112,7 @@ def _forward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any, activation: str, *of_mask: Any) -> Any:
+def _backward(operands: Operands, numbers: Numbers, activation: str, *of_mask: Any) -> tuple[Array, Array]:
     dy, x, bias, bits, rng_state, ids = operands
     *of_call, sums_rows = of_mask
     dy = ready(dy)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from gpu_layers.core.array import DTypeLike
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS
 from gpu_layers.kernels.arrays import delivered, destination, vector_width
 from gpu_layers.runtime.limits import limits
@@ -29,7 +29,7 @@ def tile_blocks(units: int, units_per_tile: int) -> int:
     return -(-tiles // max(1, min(_MOST_TILES, tiles // (6 * 4 * MULTIPROCESSORS))))
 
 
-def vector_blocks(n: int, dtype: Any) -> int:
+def vector_blocks(n: int, dtype: DTypeLike) -> int:
     """Blocks of an elementwise kernel over n elements."""
     return tile_blocks(n, THREADS * _UNROLL * vector_width(dtype))
 

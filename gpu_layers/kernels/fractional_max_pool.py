@@ -17,7 +17,7 @@ from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spat
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
 
@@ -84,7 +84,7 @@ def fractional_pool_starts(
 
 def fractional_max_pool_forward(
     x: Array, starts: Array, window: FractionalWindow, channels_last: bool = False, out: Array | None = None
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.fractional_max_pool_forward``, as a kernel."""
     return _forward((x, starts, out), (window, channels_last))
 
@@ -102,7 +102,7 @@ def fractional_max_pool_backward(
 
 
 @Launcher
-def _starts(operands: Any, numbers: Any, planes: int, window: FractionalWindow) -> Any:
+def _starts(operands: Operands, numbers: Numbers, planes: int, window: FractionalWindow) -> Array:
     like, samples, rng_state = operands
     samples = None if samples is None else ready(samples)
     wide = accumulate_name(element_type(like))
@@ -119,7 +119,9 @@ def _starts(operands: Any, numbers: Any, planes: int, window: FractionalWindow) 
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, window: FractionalWindow, channels_last: bool) -> Any:
+def _forward(
+    operands: Operands, numbers: Numbers, window: FractionalWindow, channels_last: bool
+) -> tuple[Array, Array]:
     x, starts, out = operands
     x, starts = ready(x), ready(starts)
     y = spatial_result(out, x, window.output_shape, channels_last)
@@ -133,7 +135,7 @@ def _forward(operands: Any, numbers: Any, window: FractionalWindow, channels_las
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any, window: FractionalWindow, channels_last: bool) -> Any:
+def _backward(operands: Operands, numbers: Numbers, window: FractionalWindow, channels_last: bool) -> Array:
     dy, argmax, starts, out = operands
     dy, argmax, starts = ready(dy), ready(argmax), ready(starts)
     dx = spatial_result(out, dy, window.input_shape, channels_last)

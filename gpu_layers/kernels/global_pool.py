@@ -68,7 +68,7 @@ _SPREAD_ROWS = _template("global_spread_nhwc")
 
 
 def takes(
-    array: Array, window: Window, channels_last: bool, lengths: Any | None = None, numbered: bool = False
+    array: Array, window: Window, channels_last: bool, lengths: Array | None = None, numbered: bool = False
 ) -> bool:
     """Whether these kernels do a pooling: one window that is the plane.
 

@@ -22,7 +22,7 @@ from gpu_layers.kernels.pool_plan import (
     spatial_result,
 )
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["lp_pool_backward", "lp_pool_forward"]
 
@@ -49,7 +49,7 @@ _BACKWARD_TILED = TiledKernels("lp_pool_tiled.cu", "lp_pool_backward_tiled", SID
 
 def lp_pool_forward(
     x: Array, window: Window, norm_type: float, channels_last: bool = False, out: Array | None = None
-) -> tuple[Any, Any | None]:
+) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.lp_pool_forward``, as a kernel."""
     return _forward((x, out), (window, norm_type, channels_last))
 
@@ -68,7 +68,9 @@ def lp_pool_backward(
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, window: Window, norm_type: float, channels_last: bool) -> Any:
+def _forward(
+    operands: Operands, numbers: Numbers, window: Window, norm_type: float, channels_last: bool
+) -> tuple[Array, Array]:
     x, out = operands
     x = ready(x)
     y, argmax = spatial_result(out, x, window.output_shape, channels_last), None
@@ -83,7 +85,7 @@ def _forward(operands: Any, numbers: Any, window: Window, norm_type: float, chan
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any, window: Window, norm_type: float, channels_last: bool) -> Any:
+def _backward(operands: Operands, numbers: Numbers, window: Window, norm_type: float, channels_last: bool) -> Array:
     dy, x, argmax, out = operands
     dy, x, argmax = ready(dy), ready(x), None if argmax is None else ready(argmax)
     dx = spatial_result(out, dy, window.input_shape, channels_last)

@@ -33,7 +33,7 @@ from gpu_layers.kernels.pool_plan import (
 )
 from gpu_layers.runtime.kernel import INTEGER_DTYPES, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["max_pool_backward", "max_pool_forward", "max_pool_gather", "max_pool_indices"]
 
@@ -48,10 +48,7 @@ _FORWARD_ADAPTIVE = adaptive_template("max_pool_forward_adaptive")
 # ``kBoxThreads`` of ``adaptive_pool.cu``.
 _BOX_THREADS = 128
 _BACKWARD_ADAPTIVE = KernelTemplate(
-    "adaptive_pool.cu",
-    "max_pool_backward_adaptive",
-    combinations(T=ELEMENT_TYPES),
-    {**STRUCTS, "PoolBoxes": BOXES},
+    "adaptive_pool.cu", "max_pool_backward_adaptive", combinations(T=ELEMENT_TYPES), {**STRUCTS, "PoolBoxes": BOXES}
 )
 
 _FORWARD_INTEGER = general_template(
@@ -66,8 +63,8 @@ _BACKWARD_WIDE = WideKernels("max_pool_wide.cu", "max_pool_backward_wide")
 
 
 def max_pool_forward(
-    x: Array, window: Window, channels_last: bool = False, lengths: Any | None = None, out: Array | None = None
-) -> tuple[Any, Any]:
+    x: Array, window: Window, channels_last: bool = False, lengths: Array | None = None, out: Array | None = None
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.max_pool_forward``, as a kernel."""
     return forward((x, lengths, out), (window, channels_last))
 
@@ -77,9 +74,9 @@ def max_pool_backward(
     argmax: Array,
     window: Window,
     channels_last: bool = False,
-    lengths: Any | None = None,
+    lengths: Array | None = None,
     out: Array | None = None,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.max_pool_backward``, as a kernel."""
     return backward((dy, argmax, lengths, out), (window, channels_last))
 
@@ -89,20 +86,20 @@ def max_pool_gather(
     argmax: Array,
     window: Window,
     channels_last: bool = False,
-    lengths: Any | None = None,
+    lengths: Array | None = None,
     out: Array | None = None,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.max_pool_gather``, as a kernel."""
     return _gather((x, argmax, lengths, out), (window, channels_last))
 
 
-def max_pool_indices(argmax: Array, window: Window, channels_last: bool = False, lengths: Any | None = None) -> Any:
+def max_pool_indices(argmax: Array, window: Window, channels_last: bool = False, lengths: Array | None = None) -> Array:
     """``gpu_layers.reference.max_pool_indices``, as a kernel."""
     return _indices((argmax, lengths), (window, channels_last))
 
 
 @Launcher
-def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+def forward(operands: Operands, numbers: Numbers, window: Window, channels_last: bool) -> tuple[Array, Array]:
     """Of ``max_pool_forward``."""
     x, lengths, out = operands
     x = ready(x)
@@ -131,7 +128,7 @@ def forward(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
 
 
 @Launcher
-def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+def _gather(operands: Operands, numbers: Numbers, window: Window, channels_last: bool) -> Array:
     x, argmax, lengths, out = operands
     x, argmax = ready(x), ready(argmax)
     y = spatial_result(out, x, window.output_shape, channels_last)
@@ -146,7 +143,7 @@ def _gather(operands: Any, numbers: Any, window: Window, channels_last: bool) ->
 
 
 @Launcher
-def _indices(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+def _indices(operands: Operands, numbers: Numbers, window: Window, channels_last: bool) -> Array:
     argmax, lengths = operands
     argmax = ready(argmax)
     indices = empty(argmax.shape, np.int64, argmax)
@@ -157,7 +154,7 @@ def _indices(operands: Any, numbers: Any, window: Window, channels_last: bool) -
 
 
 @Launcher
-def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -> Any:
+def backward(operands: Operands, numbers: Numbers, window: Window, channels_last: bool) -> Array:
     """Of ``max_pool_backward``."""
     dy, argmax, lengths, out = operands
     dy, argmax = ready(dy), ready(argmax)
@@ -167,7 +164,7 @@ def backward(operands: Any, numbers: Any, window: Window, channels_last: bool) -
 
 
 def _fill_gradient(
-    dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, lengths: Any | None
+    dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, lengths: Array | None
 ) -> None:
     if global_pool.takes(dy, window, channels_last, lengths, numbered=True):
         global_pool.global_backward(dy, argmax, dx, window, channels_last)

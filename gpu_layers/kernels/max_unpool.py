@@ -16,7 +16,7 @@ from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_result
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
 
@@ -31,11 +31,7 @@ _LEAST_CHUNK = 1024
 # whole sectors.
 _LEAST_PLACES, _MOST_PLACES, _SECTOR = 4096, 13 * 1024, 32
 
-_KEEP = KernelTemplate(
-    "max_unpool.cu",
-    "max_unpool_keep",
-    combinations(Found=("unsigned char",)),
-)
+_KEEP = KernelTemplate("max_unpool.cu", "max_unpool_keep", combinations(Found=("unsigned char",)))
 _FORWARD = KernelTemplate(
     "max_unpool.cu",
     "max_unpool_forward",
@@ -51,7 +47,7 @@ _BACKWARD = KernelTemplate(
 _FORWARD_LAST = KernelTemplate("max_unpool.cu", "max_unpool_forward_last", combinations(T=ELEMENT_TYPES))
 
 
-def max_unpool_keep(indices: Array, plane: int) -> tuple[Any, Any]:
+def max_unpool_keep(indices: Array, plane: int) -> tuple[Array, Array]:
     """``gpu_layers.reference.max_unpool_keep``, as a kernel: a flag for each of its blocks."""
     return _keep((indices,), (plane,))
 
@@ -63,18 +59,18 @@ def max_unpool_forward(
     channels_last: bool = False,
     keep: bool = False,
     out: Array | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.max_unpool_forward``, as a kernel."""
     return _forward((x, indices, out), (output_shape, channels_last, keep))
 
 
-def max_unpool_backward(dy: Array, indices: Array, channels_last: bool = False, out: Array | None = None) -> Any:
+def max_unpool_backward(dy: Array, indices: Array, channels_last: bool = False, out: Array | None = None) -> Array:
     """``gpu_layers.reference.max_unpool_backward``, as a kernel."""
     return _backward((dy, indices, out), (channels_last,))
 
 
 @Launcher
-def _keep(operands: Any, numbers: Any, plane: int) -> Any:
+def _keep(operands: Operands, numbers: Numbers, plane: int) -> tuple[Array, Array]:
     indices = ready(operands[0])
     kept = empty(indices.shape, np.int64, indices)
     found = empty((min(blocks_for(indices.size, _THREADS), _KEEP_BLOCKS),), np.uint8, indices)
@@ -88,7 +84,9 @@ def _chunks(workers: int, enough: int, plane: int) -> int:
 
 
 @Launcher
-def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channels_last: bool, keep: bool) -> Any:
+def _forward(
+    operands: Operands, numbers: Numbers, output_shape: tuple[int, ...], channels_last: bool, keep: bool
+) -> tuple[Array, Array]:
     x, indices, out = operands
     x, indices = ready(x), ready(indices)
     y = spatial_result(out, x, output_shape, channels_last)
@@ -119,7 +117,7 @@ def _forward(operands: Any, numbers: Any, output_shape: tuple[int, ...], channel
 
 
 @Launcher
-def _backward(operands: Any, numbers: Any, channels_last: bool) -> Any:
+def _backward(operands: Operands, numbers: Numbers, channels_last: bool) -> Array:
     dy, indices, out = operands
     dy, indices = ready(dy), ready(indices)
     dx = result_like(out, indices.shape, dy)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.argmax import argmax_dtype
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR
@@ -334,7 +334,7 @@ class WideKernels:
         return True
 
 
-def apart(window: Window, lengths: Any | None) -> bool:
+def apart(window: Window, lengths: Array | None) -> bool:
     """Whether no input is in two windows, as kernels know that scatter gradients."""
     if window.adaptive or lengths is not None or not _begins_inside(window):
         return False
@@ -387,7 +387,7 @@ class TiledKernels:
         self._template = KernelTemplate(source, function, instantiations, STRUCTS)
 
     def launch_for(
-        self, array: Array, window: Window, side: str, channels_last: bool, lengths: Any | None = None
+        self, array: Array, window: Window, side: str, channels_last: bool, lengths: Array | None = None
     ) -> TiledLaunch | None:
         """How it is launched for an array; None if the general kernels are to be taken.
 
@@ -459,7 +459,7 @@ class AdaptivePlan:
 
 
 def adaptive_forward_plan(
-    array: Array, window: Window, channels_last: bool, lengths: Any | None
+    array: Array, window: Window, channels_last: bool, lengths: Array | None
 ) -> AdaptivePlan | None:
     """The plan of a forward by large adaptive windows; None if the general kernels are to be taken."""
     if not window.adaptive or lengths is not None or window.taps < _LARGE:
@@ -493,7 +493,7 @@ def _adaptive_forward_plan(
 
 
 def adaptive_backward_plan(
-    array: Array, window: Window, channels_last: bool, lengths: Any | None
+    array: Array, window: Window, channels_last: bool, lengths: Array | None
 ) -> AdaptivePlan | None:
     """The plan of a backward by adaptive windows; None if the general kernels are to be taken.
 
@@ -520,31 +520,31 @@ def spatial_shape(array: Array, spatial: tuple[int, ...], channels_last: bool) -
     return (lead, *spatial, channels) if channels_last else (lead, channels, *spatial)
 
 
-def spatial_empty(array: Array, spatial: tuple[int, ...], channels_last: bool, dtype: Any = None) -> Any:
+def spatial_empty(array: Array, spatial: tuple[int, ...], channels_last: bool, dtype: DTypeLike | None = None) -> Array:
     """An uninitialised array on the device of another one, with other spatial sizes."""
     shape = spatial_shape(array, spatial, channels_last)
     return empty(shape, array.dtype if dtype is None else dtype, array)
 
 
-def spatial_result(out: Array | None, array: Array, spatial: tuple[int, ...], channels_last: bool) -> Any:
+def spatial_result(out: Array | None, array: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     """Where kernels write a result with other spatial sizes: ``out``, if they can."""
     return result_like(out, spatial_shape(array, spatial, channels_last), array)
 
 
-def ready_lengths(lengths: Any | None, rank: int) -> Any | None:
+def ready_lengths(lengths: Array | None, rank: int) -> Array | None:
     """Lengths as kernels take them: of three axes, missing ones of size 1."""
     if lengths is None:
         return None
     return lengths.program.compute(_with_leading_ones, [lengths], (lengths.shape[0], 3), np.int64)
 
 
-def _with_leading_ones(xp: Any, lengths: Any) -> Any:
+def _with_leading_ones(xp: Any, lengths: Array) -> Array:
     ones = xp.ones((lengths.shape[0], 3 - lengths.shape[1]), np.int64)
     return xp.ascontiguousarray(xp.concatenate([ones, lengths], axis=1))
 
 
 def divisor_struct(
-    window: Window, element: str, count_include_pad: bool, divisor_override: int | None, lengths: Any | None
+    window: Window, element: str, count_include_pad: bool, divisor_override: int | None, lengths: Array | None
 ) -> np.ndarray:
     """``PoolDivisor`` of ``pool_divisor.cuh``."""
     return _divisor_struct(window, element, count_include_pad, divisor_override, lengths is not None)

@@ -9,11 +9,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
 from gpu_layers.layers.operation_layer import OperationLayer
-from gpu_layers.ops.activation_dropout import (
-    activation_dropout_backward,
-    activation_dropout_forward,
-    check_order,
-)
+from gpu_layers.ops.activation_dropout import activation_dropout_backward, activation_dropout_forward, check_order
 from gpu_layers.ops.checks import check_activation, check_probability
 
 __all__ = ["ActivationDropout"]
@@ -58,7 +54,7 @@ class ActivationDropout(OperationLayer):
         self.p = check_probability(p)
         self.generator = check_generator(generator)
         self.first_sample = 0
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Array) -> Array:

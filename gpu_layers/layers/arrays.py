@@ -29,7 +29,7 @@ def _place(array: Array) -> tuple[Any, ...]:
     return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
 
 
-def turned(values: Any, owner: Any, other: Any) -> Any:
+def turned(values: Array, owner: Array, other: Array) -> Array:
     """Values that belong to an array, in the axes of another array of the same memory, such as its transpose."""
     here, there = _axes(owner), _axes(other)
     if here == there:
@@ -42,7 +42,7 @@ def _axes(array: Array) -> list[int]:
     return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
 
 
-def added(one: Any, other: Any) -> Any:
+def added(one: Array, other: Array) -> Array:
     """The sum of two gradients, a new array; None counts as no gradient."""
     if one is None or other is None:
         return one if other is None else other
@@ -50,7 +50,7 @@ def added(one: Any, other: Any) -> Any:
         return one + other
 
 
-class LayerArrays(dict[str, Any]):
+class LayerArrays(dict[str, Array]):
     """Current parameters, gradients or buffers of a layer and of all layers within.
 
     The items belong to the layers: assigning to an item assigns to its layer's array. A parameter that several layers
@@ -66,7 +66,7 @@ class LayerArrays(dict[str, Any]):
         self._layer, self._kind = layer, kind
         self._owners: dict[str, Any] = {}
         firsts: dict[Any, tuple[str, Any]] = {}
-        found: dict[str, Any] = {}
+        found: dict[str, Array] = {}
         for prefix, one in layer.named_layers():
             own = vars(one)
             for name, array in own[kind].items():
@@ -82,13 +82,13 @@ class LayerArrays(dict[str, Any]):
                         found[first] = added(before, turned(array, owner, first_owner))
         super().__init__(found)
 
-    def refreshed(self) -> Any:
+    def refreshed(self) -> Array:
         """The same, read again: after a move, or with layers that were added."""
         return getattr(self._layer, self._kind)
 
-    def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
+    def _place_of(self, name: str) -> tuple[dict[str, Array], str]:
         """The dict for the item, and its name there."""
-        own: dict[str, Any] = vars(self._layer)[self._kind]
+        own: dict[str, Array] = vars(self._layer)[self._kind]
         if name in own:
             return own, name
         if not self._owners:
@@ -98,7 +98,7 @@ class LayerArrays(dict[str, Any]):
             raise KeyError(f"there is no layer {prefix!r} for {name!r}")
         return vars(self._owners[prefix])[self._kind], last
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: Array) -> None:
         place, last = self._place_of(name)
         place[last] = value
         super().__setitem__(name, value)
@@ -108,7 +108,7 @@ class LayerArrays(dict[str, Any]):
         del place[last]
         super().__delitem__(name)
 
-    def __ior__(self, other: Any) -> LayerArrays:  # type: ignore[override, misc]
+    def __ior__(self, other: Array) -> LayerArrays:  # type: ignore[override, misc]
         self.update(other)
         return self
 
@@ -119,7 +119,7 @@ class LayerArrays(dict[str, Any]):
     popitem = MutableMapping.popitem
     clear = MutableMapping.clear
 
-    def copy(self) -> dict[str, Any]:
+    def copy(self) -> dict[str, Array]:
         """A plain dict of the same arrays."""
         return dict(self)
 

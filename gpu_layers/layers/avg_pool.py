@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.avg_pool import avg_pool_backward, avg_pool_forward, check_divisor
-from gpu_layers.ops.pool_arguments import per_axis
+from gpu_layers.ops.pool_arguments import Padding, PerAxis, per_axis
 
 __all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d"]
 
@@ -45,21 +43,26 @@ class _AvgPool(WindowPool):
 
     def __init__(
         self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
+        kernel_size: PerAxis,
+        stride: PerAxis | None = None,
+        padding: Padding = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
         *,
-        dilation: Any = 1,
+        dilation: PerAxis = 1,
         channels_last: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, channels_last)
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor_override = check_divisor(divisor_override)
+        if self._rank == 1:
+            # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
+            self.kernel_size, self.stride = self._kernel, per_axis(self.stride or self._kernel, 1, "stride")
+            if isinstance(padding, int):
+                self.padding = (padding,)
 
-    def forward(self, x: Array, lengths: Any = None) -> Array:
+    def forward(self, x: Array, lengths: ArrayLike | None = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters
@@ -100,25 +103,6 @@ class _AvgPool(WindowPool):
 class AvgPool1d(_AvgPool):
     __doc__ = _AvgPool.__doc__
     _rank = 1
-
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-        *,
-        dilation: Any = 1,
-        channels_last: bool = False,
-    ) -> None:
-        numbers = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        super().__init__(*numbers, dilation=dilation, channels_last=channels_last)
-        # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
-        self.kernel_size, self.stride = self._kernel, per_axis(self.stride, 1, "stride")
-        if isinstance(padding, int):
-            self.padding = (padding,)
 
 
 class AvgPool2d(_AvgPool):

@@ -24,10 +24,7 @@ _Self = TypeVar("_Self", bound="Layer")
 
 #: Attributes of a layer in which no layer is looked for.
 NO_LAYERS_IN = frozenset(
-    {
-        *("parameters", "gradients", "buffers", "last_call"),
-        *("_saved", "_noted_calls", "_kept_names", "_layer_holders"),
-    }
+    {*("parameters", "gradients", "buffers", "last_call"), *("_saved", "_noted_calls", "_kept_names", "_layer_holders")}
 )
 
 
@@ -189,39 +186,39 @@ class Layer:
         raise TypeError(f"{type(self).__name__} defines no backward")
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Array]:
         """Of this layer and those within."""
         return self._arrays_by_name("parameters")
 
     @parameters.setter
-    def parameters(self, arrays: dict[str, Any]) -> None:
+    def parameters(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("parameters", arrays)
 
     @property
-    def gradients(self) -> dict[str, Any]:
+    def gradients(self) -> dict[str, Array]:
         """Of this layer and those within."""
         return self._arrays_by_name("gradients")
 
     @gradients.setter
-    def gradients(self, arrays: dict[str, Any]) -> None:
+    def gradients(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("gradients", arrays)
 
     @property
-    def buffers(self) -> dict[str, Any]:
+    def buffers(self) -> dict[str, Array]:
         """Of this layer and those within."""
         return self._arrays_by_name("buffers")
 
     @buffers.setter
-    def buffers(self, arrays: dict[str, Any]) -> None:
+    def buffers(self, arrays: dict[str, Array]) -> None:
         self._assign_arrays("buffers", arrays)
 
-    def _arrays_by_name(self, kind: str) -> dict[str, Any]:
+    def _arrays_by_name(self, kind: str) -> dict[str, Array]:
         if self._layer_holders and next(self.named_children(), None) is not None:
             return LayerArrays(self, kind)
-        own: dict[str, Any] = vars(self)[kind]
+        own: dict[str, Array] = vars(self)[kind]
         return own
 
-    def _assign_arrays(self, kind: str, arrays: dict[str, Any]) -> None:
+    def _assign_arrays(self, kind: str, arrays: dict[str, Array]) -> None:
         """Replace the layer's own arrays; arrays with the name of a layer within go there."""
         own, within = arrays, {}
         if self._layer_holders:
@@ -342,7 +339,7 @@ class Layer:
         """Switch to evaluation mode; returns the layer."""
         return self.train(False)
 
-    def _named_state(self) -> dict[str, Any]:
+    def _named_state(self) -> dict[str, Array]:
         """The arrays themselves; those of a layer that is held twice under both names, as in PyTorch."""
         return {
             f"{prefix}.{name}" if prefix else name: array
@@ -350,7 +347,7 @@ class Layer:
             for name, array in {**vars(layer)["parameters"], **vars(layer)["buffers"]}.items()
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
         return {name: _copied(value) for name, value in self._named_state().items()}
 
@@ -444,7 +441,7 @@ class Layer:
         return f"{type(self).__name__}(\n" + "".join("  " + line.replace("\n", "\n  ") + "\n" for line in lines) + ")"
 
 
-def _copied(array: Array) -> Any:
+def _copied(array: Array) -> Array:
     with place_of(array):
         return array.copy()
 
@@ -500,7 +497,7 @@ def device_module(device: str) -> Any:
     return np if device == "cpu" else require_gpu()
 
 
-def moved(array: Array, xp: Any) -> Any:
+def moved(array: Array, xp: Any) -> Array:
     """The array as one of ``xp``: NumPy or CuPy."""
     if xp is np:
         return array.get() if is_cupy_array(array) else np.asarray(array)

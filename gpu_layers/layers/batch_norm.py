@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.precision import check_layer_dtype
-from gpu_layers.layers.running_statistics import (
-    BatchStatistics,
-    RunningStatisticsLayer,
-    batch_statistics,
-)
+from gpu_layers.layers.running_statistics import BatchStatistics, RunningStatisticsLayer, batch_statistics
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
     batch_norm_backward,
@@ -109,7 +105,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         bias: bool = True,
         channels_last: bool = False,
         activation: str | None = None,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
     ) -> None:
         if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(
@@ -128,7 +124,9 @@ class BatchNormLayer(RunningStatisticsLayer):
             if bias:
                 self.parameters["bias"] = np.zeros(self.num_features, self.dtype)
 
-    def forward(self, x: Array, residual: Array = None, *, lengths: Any = None, mask: Array = None) -> Array:
+    def forward(
+        self, x: Array, residual: Array = None, *, lengths: ArrayLike | None = None, mask: Array = None
+    ) -> Array:
         """Normalise, add the residual, activate.
 
         In a padded batch only valid positions count; y and the gradients are +0 elsewhere.
@@ -205,7 +203,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         own["gradients"] = {name: gradients[name] if self.train_affine else None for name in own["parameters"]}
         return (dx, *dresidual) if dresidual else dx
 
-    def batch_moments(self, x: Array, residual: Array = None, *, lengths: Any = None, mask: Array = None) -> Moments:
+    def batch_moments(
+        self, x: Array, residual: Array = None, *, lengths: ArrayLike | None = None, mask: Array = None
+    ) -> Moments:
         """Moments of the values that :meth:`forward` would normalise, in float64.
 
         Parameters
@@ -288,7 +288,7 @@ class BatchNormLayer(RunningStatisticsLayer):
             check_count(x, self.num_features, valid)
         return batch_statistics(moments, self.dtype)
 
-    def _affine_part(self) -> tuple[Any, Any]:
+    def _affine_part(self) -> tuple[Array, Array]:
         parameters = vars(self)["parameters"]
         return parameters.get("weight"), parameters.get("bias")
 

@@ -14,9 +14,16 @@ import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.arrays import added, memory_of, turned
+
+if TYPE_CHECKING:
+    from gpu_layers.layers.base import Layer
+
+#: What a call of a layer has saved, by the attributes' names.
+Saved: TypeAlias = dict[str, Any]
 
 
 class Calls(Enum):
@@ -41,12 +48,12 @@ class _Pass:
 
     __slots__ = ("calls", "inside", "layer", "within")
 
-    def __init__(self, layer: Any, within: _Pass | None) -> None:
+    def __init__(self, layer: Layer, within: _Pass | None) -> None:
         self.layer = self.inside = layer
         self.within = within
-        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.calls: list[tuple[Layer, Saved]] = []
 
-    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+    def note(self, layer: Layer, saved: Saved) -> None:
         """Note that a call of this layer has ended, and what it saved."""
         self.calls.append((layer, saved))
 
@@ -56,13 +63,13 @@ class _Forward(_Pass):
 
     __slots__ = ()
 
-    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+    def note(self, layer: Layer, saved: Saved) -> None:
         if not self.calls:
             # From here on the calls of the last forward are out of date; this frees their memory.
             vars(self.layer)["_noted_calls"] = Calls.INTERRUPTED
         self.calls.append((layer, saved))
 
-    def replace(self, layer: Any, saved: dict[str, Any] | None) -> None:
+    def replace(self, layer: Layer, saved: Saved | None) -> None:
         """Replace what the last call of this layer saved, or drop it."""
         for index in range(len(self.calls) - 1, -1, -1):
             if self.calls[index][0] is layer:
@@ -83,18 +90,18 @@ class _Backward(_Pass):
 
     __slots__ = ("_chosen", "_noted", "_waiting", "before", "totals")
 
-    def __init__(self, layer: Any, within: _Pass | None, calls: list[tuple[Any, dict[str, Any]]]) -> None:
+    def __init__(self, layer: Layer, within: _Pass | None, calls: list[tuple[Layer, Saved]]) -> None:
         super().__init__(layer, within)
-        self._waiting: dict[int, list[dict[str, Any]]] = {}
+        self._waiting: dict[int, list[Saved]] = {}
         self._noted: dict[int, int] = {}
         self._chosen: set[int] = set()
-        self.totals: dict[int, tuple[Any, dict[str, Any]]] = {}
-        self.before: list[tuple[Any, dict[str, Any]]] | None = None
+        self.totals: dict[int, tuple[Layer, dict[str, Array]]] = {}
+        self.before: list[tuple[Layer, Saved]] | None = None
         # These references keep the layers alive, whose ids are used.
         for called, saved in calls:
             self.note(called, saved)
 
-    def note(self, layer: Any, saved: dict[str, Any]) -> None:
+    def note(self, layer: Layer, saved: Saved) -> None:
         # Also for a forward that runs again in backward: the next backward of its layer is that of this call.
         self.calls.append((layer, saved))
         self._waiting.setdefault(id(layer), []).append(saved)
@@ -105,11 +112,11 @@ class _Backward(_Pass):
         self._waiting.clear()
         self._noted.clear()
 
-    def choose(self, layer: Any) -> None:
+    def choose(self, layer: Layer) -> None:
         """The next backward of this layer uses what the caller assigned."""
         self._chosen.add(id(layer))
 
-    def next_saved(self, layer: Any) -> dict[str, Any] | None:
+    def next_saved(self, layer: Layer) -> Saved | None:
         """What the call saved whose backward is next; None for a layer that the forward did not call.
 
         A layer's only call may have its backward several times, for parts of dy.
@@ -129,7 +136,7 @@ class _Backward(_Pass):
             )
         return waiting.pop()
 
-    def collect(self, layer: Any, within: _Backward | None) -> None:
+    def collect(self, layer: Layer, within: _Backward | None) -> None:
         """Add the gradients that a layer's backward has just assigned, and those of the layers within it."""
         self.before = None
         if within is not None:
@@ -142,7 +149,7 @@ class _Backward(_Pass):
         else:
             self.totals[id(layer)] = (layer, gradients)
 
-    def _collect(self, layer: Any, gradients: dict[str, Any]) -> None:
+    def _collect(self, layer: Layer, gradients: dict[str, Array]) -> None:
         before = self.totals.get(id(layer))
         if before is not None and (before[1] or gradients):
             names = dict.fromkeys((*before[1], *gradients))
@@ -155,7 +162,7 @@ _ABSENT = object()
 _under_way: ContextVar[_Pass | None] = ContextVar("gpu_layers_pass", default=None)
 
 
-def earlier_calls(layer: Any) -> int:
+def earlier_calls(layer: Layer) -> int:
     """How often this layer was called so far within the outermost running pass; 0 outside any."""
     count, under_way = 0, _under_way.get()
     while under_way is not None:
@@ -164,7 +171,7 @@ def earlier_calls(layer: Any) -> int:
     return count
 
 
-def _times(layer: Any, calls: Any) -> int:
+def _times(layer: Layer, calls: Any) -> int:
     """How often a layer is among these calls and the calls within them."""
     if not isinstance(calls, list):
         return 0
@@ -183,7 +190,7 @@ def forget_calls() -> None:
         under_way.forget()
 
 
-def _counted(calls: Any) -> list[tuple[Any, dict[str, Any]]]:
+def _counted(calls: Any) -> list[tuple[Layer, Saved]]:
     """Calls without what they saved, but for the calls within them."""
     kept = []
     for layer, saved in calls:
@@ -192,7 +199,7 @@ def _counted(calls: Any) -> list[tuple[Any, dict[str, Any]]]:
     return kept
 
 
-def put(layer: Any, saved: dict[str, Any] | None) -> None:
+def put(layer: Layer, saved: Saved | None) -> None:
     """Note that the caller replaced what a layer saved, within the running pass."""
     under_way = _under_way.get()
     if isinstance(under_way, _Forward):
@@ -205,7 +212,7 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that notes what it saved in the pass that calls it, and what its own calls saved."""
 
     @functools.wraps(forward)
-    def forward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_noted(self: Layer, *args: Any, **kwargs: Any) -> Any:
         outer = _under_way.get()
         if self._of_this_library and not self._layer_holders:  # it calls no layers
             if outer is None or outer.inside is self:
@@ -243,7 +250,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward of the next call, which gives each call within it what that call saved."""
 
     @functools.wraps(backward)
-    def backward_noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def backward_noted(self: Layer, *args: Any, **kwargs: Any) -> Any:
         outer = _under_way.get()
         plain = self._of_this_library and not self._layer_holders  # it calls no layers
         if outer.inside is self if outer is not None else plain:
@@ -280,7 +287,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _plain(
-    layer: Any, saved: dict[str, Any], outer: _Backward, backward: Callable[..., Any], *args: Any, **kwargs: Any
+    layer: Layer, saved: Saved, outer: _Backward, backward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """The backward of a layer that calls no others: the same, faster."""
     own = vars(layer)
@@ -302,7 +309,7 @@ def _plain(
 
 
 def _run(
-    layer: Any,
+    layer: Layer,
     outer: _Pass | None,
     backward: Callable[..., Any],
     *args: Any,
@@ -332,7 +339,7 @@ def _run(
         _under_way.reset(token)
 
 
-def _outermost(layer: Any, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _outermost(layer: Layer, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     parts = [one for _, one in layer.named_layers()]
     dx, this = _run(layer, None, backward, *args, parts=parts, **kwargs)
     by_memory: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.writes import write_count
@@ -50,7 +49,7 @@ class Conv2d(WeightedLayer):
         padding: int | tuple[int, int] = 0,
         bias: bool = True,
         *,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         seed: int | np.random.Generator | None = None,
     ) -> None:
         self.in_channels = check_integer(in_channels, "in_channels", 1, 2**63 - 1)
@@ -107,7 +106,7 @@ class Conv2d(WeightedLayer):
         dx = self._sum_of_columns(self._filters(weight).T @ wide, x.shape, output_size)
         return _samples_first(dx, x.dtype), gradients
 
-    def _filters(self, weight: Array) -> Any:
+    def _filters(self, weight: Array) -> Array:
         return weight.reshape(self.out_channels, -1)
 
     def _output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -120,7 +119,7 @@ class Conv2d(WeightedLayer):
         height, width = ((p - k) // s + 1 for p, k, s in zip(padded, self.kernel_size, self.stride, strict=True))
         return height, width
 
-    def _columns(self, x: Array, output_size: tuple[int, int]) -> Any:
+    def _columns(self, x: Array, output_size: tuple[int, int]) -> Array:
         """The inputs of each output as a matrix (in_channels * kh * kw, OH * OW * N) in the parameters' dtype.
 
         Samples lie side by side: what is copied at a time is as long as there are samples, however small images are.
@@ -137,7 +136,7 @@ class Conv2d(WeightedLayer):
         )
         return windows.reshape(channels * self.kernel_size[0] * self.kernel_size[1], np.prod(output_size) * samples)
 
-    def _sum_of_columns(self, columns: Any, shape: tuple[int, ...], output_size: tuple[int, int]) -> Any:
+    def _sum_of_columns(self, columns: Array, shape: tuple[int, ...], output_size: tuple[int, int]) -> Array:
         """The transpose of :meth:`_columns`: each input sums its outputs' gradients, offset by offset."""
         xp = array_module(columns)
         (samples, channels, height, width), (pad_h, pad_w) = shape, self.padding
@@ -160,7 +159,7 @@ class Conv2d(WeightedLayer):
 _TILE = 128
 
 
-def _samples_first(values: Array, dtype: np.dtype) -> Any:
+def _samples_first(values: Array, dtype: np.dtype) -> Array:
     """Values with the last axis moved to the front, rounded."""
     if not isinstance(values, np.ndarray):
         return rounded(values.transpose(3, 0, 1, 2), dtype)

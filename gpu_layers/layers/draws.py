@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 from gpu_layers.layers.calls import earlier_calls
 
 
@@ -16,7 +17,7 @@ def check_generator(generator: Any) -> random.Generator | None:
     return generator
 
 
-def drawn(layer: Any, operation: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, Any]:
+def drawn(layer: Any, operation: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, Array]:
     """``operation(*arguments, seed, offset, rng_state=..., **options)``, with the next numbers of a layer's generator.
 
     A layer that is called several times within another keeps the numbers of each call in an array of its own,

@@ -63,13 +63,13 @@ class DropoutLayer(Layer):
     shared_axes: tuple[int, ...] = ()
     _operation: Callable[..., Any] = staticmethod(dropout_forward)
 
-    def __init__(self, p: float, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
         super().__init__()
         self.p = check_probability(p)
         self.inplace = bool(inplace)
         self.generator = check_generator(generator)
         self.first_sample = 0
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Array) -> Array:
@@ -264,9 +264,6 @@ class _ChannelDropout(DropoutLayer):
 
     _mask_axes_of_rank: ClassVar[dict[int, int]]
 
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
-        super().__init__(p, inplace, generator=generator)
-
     def _mask_axes(self, x: Array) -> int | None:
         rank = _rank_of(x)
         if rank not in self._mask_axes_of_rank:
@@ -301,9 +298,6 @@ class AlphaDropout(DropoutLayer):
         + _PARAMETERS
     )
     _operation = staticmethod(alpha_dropout_forward)
-
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: random.Generator | None = None) -> None:
-        super().__init__(p, inplace, generator=generator)
 
 
 class FeatureAlphaDropout(AlphaDropout):

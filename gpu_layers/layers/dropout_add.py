@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
@@ -67,7 +67,7 @@ class DropoutAdd(Layer):
         order: str = "after",
         shared_axes: Sequence[int] = (),
         generator: random.Generator | None = None,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
         self.p = check_probability(p)
@@ -79,7 +79,7 @@ class DropoutAdd(Layer):
             self.num_features = check_integer(num_features, "num_features", 1, 2**63 - 1)
             self.parameters["bias"] = np.zeros(self.num_features, parameter_dtype(dtype))
         self.first_sample = 0
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def forward(self, x: Array, residual: Array, sample_ids: Array = None) -> Array:  # type: ignore[override]
@@ -116,7 +116,7 @@ class DropoutAdd(Layer):
         self._saved = saved if taken is None else saved.with_rng_state(taken)
         return y
 
-    def backward(self, dy: Array) -> tuple[Any, Any]:
+    def backward(self, dy: Array) -> tuple[Array, Array]:
         """Gradients of x and of the residual; assigns :attr:`gradients` of the bias.
 
         Parameters

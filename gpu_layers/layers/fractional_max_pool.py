@@ -14,7 +14,7 @@ from gpu_layers.ops.fractional_max_pool import (
     fractional_max_pool_forward,
     fractional_max_pool_indices,
 )
-from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
+from gpu_layers.ops.pool_arguments import PerAxis, per_axis, spatial_shape
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["FractionalMaxPool2d", "FractionalMaxPool3d"]
@@ -48,7 +48,7 @@ class _FractionalMaxPool(Pool):
 
     def __init__(
         self,
-        kernel_size: Any,
+        kernel_size: PerAxis,
         output_size: Any = None,
         output_ratio: Any = None,
         return_indices: bool = False,
@@ -71,7 +71,7 @@ class _FractionalMaxPool(Pool):
         for what, sizes in (("kernel_size", self._kernel), ("output_size", self._sizes or (1,))):
             if min(sizes) < 1:
                 raise ValueError(f"{what} should be greater than zero, got {list(sizes)}")
-        self._taken: Any = None
+        self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
     def _checked_ratios(self, ratio: Any) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import to_host
 from gpu_layers.core.valid import ValidPositions
@@ -55,10 +55,10 @@ class _GhostBatchNorm(BatchNormLayer):
         bias: bool = True,
         channels_last: bool = False,
         activation: str | None = None,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
     ) -> None:
-        options = {"bias": bias, "channels_last": channels_last, "activation": activation, "dtype": dtype}
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        options: dict[str, Any] = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
     def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers import random
+from gpu_layers.core.array import Array
 
 
 def he_normal(
     shape: tuple[int, ...], fan_in: int, dtype: np.dtype, seed: int | np.random.Generator | None = None
-) -> Any:
+) -> Array:
     """Normal numbers of variance ``2 / fan_in``, which keep the size of activations through ReLU (He et al., 2015).
 
     Parameters

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array
 from gpu_layers.layers.base import NO_LAYERS_IN, Layer
 
@@ -73,7 +74,7 @@ def _layers_in(model: Any) -> Iterator[Layer]:
         waiting.extend(reversed(list(_parts(one))))
 
 
-def _parts(one: Any) -> Iterator[Any]:
+def _parts(one: Array) -> Iterator[Any]:
     """The objects that an object visibly refers to."""
     if isinstance(one, (list, tuple, set, frozenset, deque)):
         yield from one

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.writes import write_count
@@ -44,7 +42,7 @@ class Linear(WeightedLayer):
         out_features: int,
         bias: bool = True,
         *,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         seed: int | np.random.Generator | None = None,
     ) -> None:
         self.in_features = check_integer(in_features, "in_features", 1, 2**63 - 1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.lp_pool import check_norm_type, lp_pool_backward, lp_pool_forward
+from gpu_layers.ops.pool_arguments import Padding, PerAxis
 
 __all__ = ["LPPool1d", "LPPool2d", "LPPool3d"]
 
@@ -43,12 +42,12 @@ class _LPPool(WindowPool):
     def __init__(
         self,
         norm_type: float,
-        kernel_size: Any,
-        stride: Any = None,
+        kernel_size: PerAxis,
+        stride: PerAxis | None = None,
         ceil_mode: bool = False,
         *,
-        padding: Any = 0,
-        dilation: Any = 1,
+        padding: Padding = 0,
+        dilation: PerAxis = 1,
         channels_last: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, channels_last)

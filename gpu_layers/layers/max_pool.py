@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
+from gpu_layers.ops.pool_arguments import Padding, PerAxis
 
 __all__ = ["MaxPool1d", "MaxPool2d", "MaxPool3d"]
 
@@ -42,10 +43,10 @@ class MaxPoolLayer(WindowPool):
 
     def __init__(
         self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: PerAxis,
+        stride: PerAxis | None = None,
+        padding: Padding = 0,
+        dilation: PerAxis = 1,
         return_indices: bool = False,
         ceil_mode: bool = False,
         *,
@@ -54,7 +55,7 @@ class MaxPoolLayer(WindowPool):
         super().__init__(kernel_size, stride, padding, dilation, channels_last)
         self.return_indices, self.ceil_mode = bool(return_indices), bool(ceil_mode)
 
-    def forward(self, x: Array, lengths: Any = None) -> Array:
+    def forward(self, x: Array, lengths: ArrayLike | None = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
 
         Parameters

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import Pool
 from gpu_layers.ops.max_unpool import max_unpool_backward, max_unpool_forward
-from gpu_layers.ops.pool_arguments import per_axis
+from gpu_layers.ops.pool_arguments import PerAxis, per_axis
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"]
 
@@ -32,7 +31,9 @@ class _MaxUnpool(Pool):
 
     _gradient = staticmethod(max_unpool_backward)
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, channels_last: bool = False) -> None:
+    def __init__(
+        self, kernel_size: PerAxis, stride: PerAxis | None = None, padding: PerAxis = 0, *, channels_last: bool = False
+    ) -> None:
         super().__init__()
         self.channels_last = bool(channels_last)
         self.kernel_size = per_axis(kernel_size, self._rank, "kernel_size")
@@ -46,7 +47,7 @@ class _MaxUnpool(Pool):
 
     def forward(  # type: ignore[override]
         self, x: Array, indices: Array, output_size: Sequence[int] | None = None, *, check: bool = True
-    ) -> Any:
+    ) -> Array:
         """Unpool a batch, or one sample without its batch axis.
 
         Parameters

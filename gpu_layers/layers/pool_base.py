@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.layers.operation_layer import OperationLayer
-from gpu_layers.ops.pool_arguments import check_window, per_axis
+from gpu_layers.ops.pool_arguments import Padding, PerAxis, check_window, per_axis
 
 
 class Pool(OperationLayer):
@@ -17,19 +15,19 @@ class Pool(OperationLayer):
 class WindowPool(Pool):
     """One with a sliding window."""
 
-    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, channels_last: bool) -> None:
+    def __init__(
+        self, kernel_size: PerAxis, stride: PerAxis | None, padding: Padding, dilation: PerAxis, channels_last: bool
+    ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
+        steps = kernel_size if stride is None else stride
+        self.stride: PerAxis | None = steps
         self.padding = padding
         self.dilation = dilation
         self.channels_last = bool(channels_last)
         self._kernel = per_axis(kernel_size, self._rank, "kernel_size")
         check_window(
-            self._kernel,
-            per_axis(self.stride, self._rank, "stride"),
-            padding,
-            per_axis(dilation, self._rank, "dilation"),
+            self._kernel, per_axis(steps, self._rank, "stride"), padding, per_axis(dilation, self._rank, "dilation")
         )
 
     def _extras(self, show_dilation: bool = False) -> str:

@@ -8,11 +8,9 @@ half-precision weight, sums do not overflow, and NumPy, which has no BLAS for ha
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.ops.checks import check_dtype
@@ -20,7 +18,7 @@ from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import natural
 
 
-def parameter_dtype(dtype: Any) -> np.dtype:
+def parameter_dtype(dtype: DTypeLike) -> np.dtype:
     """float32 or float64 as a NumPy dtype.
 
     Raises
@@ -60,12 +58,12 @@ def check_input(x: Array, weight: Array, rank: int, channels: int) -> None:
         raise ValueError(f"expected input with {channels} channels, got {x.shape[1]} (shape {list(x.shape)})")
 
 
-def widened(values: Array, dtype: np.dtype) -> Any:
+def widened(values: Array, dtype: np.dtype) -> Array:
     """The values in the dtype of a layer's parameters, at addresses that the array library works on."""
     return natural(values).astype(dtype, copy=False)
 
 
-def rounded(values: Any, dtype: np.dtype) -> Any:
+def rounded(values: Array, dtype: np.dtype) -> Array:
     """The values in another dtype, C-contiguous; values that are too large for it become infinity."""
     with np.errstate(over="ignore"):
         return array_module(values).ascontiguousarray(values.astype(dtype, copy=False))

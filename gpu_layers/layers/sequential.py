@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.layers.base import Layer
 
 __all__ = ["Sequential"]
@@ -62,7 +62,9 @@ class Sequential(Layer):
         """The layers in their order."""
         return tuple(self._layers.values())
 
-    def forward(self, x: Array, *, sample_ids: Array = None, lengths: Any = None, mask: Array = None) -> Array:
+    def forward(
+        self, x: Array, *, sample_ids: Array = None, lengths: ArrayLike | None = None, mask: Array = None
+    ) -> Array:
         """The last layer's output.
 
         Parameters

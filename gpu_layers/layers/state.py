@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array, place_of
 from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
@@ -31,7 +32,7 @@ class IncompatibleKeys(NamedTuple):
         return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
 
 
-def load_arrays_into(own: Mapping[str, Any], state: Any, strict: bool, owner: str) -> IncompatibleKeys:
+def load_arrays_into(own: Mapping[str, Array], state: Any, strict: bool, owner: str) -> IncompatibleKeys:
     """Write a state into arrays: all of it, or nothing if anything does not fit.
 
     Parameters
@@ -92,7 +93,7 @@ def _keys(state: Any) -> list[str]:
     return list(names)
 
 
-def as_array(value: Any, name: str) -> Any:
+def as_array(value: Any, name: str) -> Array:
     """A value of a state as an array of NumPy or CuPy; a tensor keeps its memory if possible.
 
     Raises
@@ -115,7 +116,7 @@ def as_array(value: Any, name: str) -> Any:
         raise TypeError(f"{name} is a tensor that cannot be read as an array: {error}") from error
 
 
-def _check_shapes(arrays: Mapping[str, Any], own: Mapping[str, Any], owner: str) -> None:
+def _check_shapes(arrays: Mapping[str, Array], own: Mapping[str, Array], owner: str) -> None:
     wrong = [
         f"size mismatch for {name}: copying a param with shape {list(value.shape)}, "
         f"the shape in {owner} is {list(own[name].shape)}"
@@ -126,7 +127,7 @@ def _check_shapes(arrays: Mapping[str, Any], own: Mapping[str, Any], owner: str)
         raise ValueError("; ".join(wrong))
 
 
-def converted(value: Any, own: Any, name: str, owner: str) -> Any:
+def converted(value: Any, own: Array, name: str, owner: str) -> Array:
     """A copy in the dtype and on the device of ``own``: floating numbers are rounded, counts are exact."""
     # In either byte order; for NumPy bfloat16 is not a floating dtype.
     floating = value.dtype.kind == "f" or value.dtype in FLOAT_DTYPES
@@ -144,7 +145,7 @@ def converted(value: Any, own: Any, name: str, owner: str) -> Any:
         return array_module(own).asarray(copy)
 
 
-def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _check_writable(ready: Mapping[str, Array], own: Mapping[str, Array]) -> None:
     """Raise unless all arrays can be written, each with one value."""
     locked = [name for name in ready if isinstance(own[name], np.ndarray) and not own[name].flags.writeable]
     if locked:
@@ -156,6 +157,6 @@ def _check_writable(ready: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             raise ValueError(f"{other} and {name} are the same array here, but differ in the state")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Array, other: Array) -> bool:
     with place_of(one):
         return bool(((one == other) | ((one != one) & (other != other))).all())

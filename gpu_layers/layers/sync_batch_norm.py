@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator, default_communicator
@@ -55,11 +55,11 @@ class SyncBatchNorm(BatchNormLayer):
         bias: bool = True,
         channels_last: bool = False,
         activation: str | None = None,
-        dtype: Any = "float32",
+        dtype: DTypeLike = "float32",
         communicator: Communicator | None = None,
     ) -> None:
-        options = {"bias": bias, "channels_last": channels_last, "activation": activation, "dtype": dtype}
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        options: dict[str, Any] = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias, **options)
         if communicator is not None:
             check_communicator(communicator)
         self.communicator = default_communicator() if communicator is None else communicator

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.writes import check_unwritten
 from gpu_layers.layers.base import Layer
@@ -20,7 +19,9 @@ from gpu_layers.runtime.backend import backend_for
 class WeightedLayer(Layer):
     """A layer with a weight of a shape (outputs, inputs), and maybe a bias; forward saves x, weight and writes."""
 
-    def __init__(self, shape: tuple[int, ...], bias: bool, dtype: Any, seed: int | np.random.Generator | None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], bias: bool, dtype: DTypeLike, seed: int | np.random.Generator | None
+    ) -> None:
         super().__init__()
         self.dtype = parameter_dtype(dtype)
         self.parameters["weight"] = he_normal(shape, math.prod(shape[1:]), self.dtype, seed)

@@ -71,10 +71,7 @@ def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
     folded_weight, folded_bias = _folded(weight, bias, mean, var, gamma, beta, batch_norm.eps, _rows)
     # A shallow copy: all attributes except the dicts are numbers.
     folded = copy.copy(layer)
-    folded.parameters = {
-        "weight": folded_weight,
-        "bias": folded_bias,
-    }
+    folded.parameters = {"weight": folded_weight, "bias": folded_bias}
     folded.gradients, folded.buffers, folded._saved = {}, {}, None
     return folded
 
@@ -90,7 +87,7 @@ def fold_batch_norm_arrays(
     eps: float = 1e-5,
     transposed: bool = False,
     groups: int = 1,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """:func:`fold_batch_norm` for a convolution or linear layer of any library: its weight and bias, as arrays.
 
     Parameters
@@ -153,8 +150,8 @@ def _folded(
     gamma: Array,
     beta: Array,
     eps: float,
-    along: Callable[[Any, Any], Any],
-) -> tuple[Any, Any]:
+    along: Callable[[Array, Array], Array],
+) -> tuple[Array, Array]:
     """Weight and bias of both layers; ``along(scale, weight)`` is the scale as it is multiplied with the weight."""
     with place_of(weight), np.errstate(over="ignore"):
         scale = 1 / np.sqrt(var.astype(np.float64) + eps)
@@ -166,15 +163,15 @@ def _folded(
         return (weight.astype(np.float64) * along(scale, weight)).astype(weight.dtype), shift.astype(weight.dtype)
 
 
-def _rows(scale: Any, weight: Array) -> Any:
+def _rows(scale: Array, weight: Array) -> Array:
     """Output channels are the first axis."""
     return scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
-def _transposed_rows(groups: int) -> Callable[[Any, Any], Any]:
+def _transposed_rows(groups: int) -> Callable[[Array, Array], Array]:
     """Output channels are the second axis, those of a group for its input channels on the first."""
 
-    def along(scale: Any, weight: Array) -> Any:
+    def along(scale: Array, weight: Array) -> Array:
         by_input = scale.reshape(groups, weight.shape[1]).repeat(weight.shape[0] // groups, axis=0)
         return by_input.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice, check_finite, check_integer
 from gpu_layers.core.cuda import array_module
 from gpu_layers.layers.base import moved
@@ -54,7 +55,7 @@ _LIBRARIES = {
 
 def load_foreign_batch_norm(
     layer: BatchNormLayer,
-    state: Mapping[str, Any],
+    state: Mapping[str, Array],
     library: str,
     *,
     momentum: float | None = None,
@@ -118,11 +119,11 @@ def load_foreign_batch_norm(
     layer.momentum, layer.eps = 1 - kept, float(new_eps)
 
 
-def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
+def _flat(state: Any, convention: _Library, library: str) -> dict[str, Array]:
     """The state without Flax' collections."""
     if not isinstance(state, Mapping):
         raise TypeError(f"Expected state to be dict-like, got {type(state)}.")
-    flat: dict[str, Any] = {}
+    flat: dict[str, Array] = {}
     for key, value in state.items():
         if not isinstance(value, Mapping):
             flat[str(key)] = value
@@ -133,7 +134,7 @@ def _flat(state: Any, convention: _Library, library: str) -> dict[str, Any]:
     return flat
 
 
-def _without_path(state: dict[str, Any], library: str) -> dict[str, Any]:
+def _without_path(state: dict[str, Array], library: str) -> dict[str, Array]:
     """Keys without their common path and without Keras' ``:0``."""
     parts = {key: key.removesuffix(":0").rpartition("/") for key in state}
     paths = sorted({path for path, _, _ in parts.values()})
@@ -143,7 +144,7 @@ def _without_path(state: dict[str, Any], library: str) -> dict[str, Any]:
 
 
 def _arrays(
-    layer: BatchNormLayer, given: dict[str, Any], convention: _Library, library: str
+    layer: BatchNormLayer, given: dict[str, Array], convention: _Library, library: str
 ) -> tuple[dict[str, np.ndarray], int]:
     """The state in float64 under this library's names, and the number of batches."""
     own = {**layer.parameters, **layer.buffers}

@@ -39,11 +39,11 @@ class Absorbed(Layer):
     So the layers after it keep their positions, and parameters and buffers keep their names.
     """
 
-    def forward(self, x: Array) -> Any:
+    def forward(self, x: Array) -> Array:
         """``x`` itself."""
         return x
 
-    def backward(self, dy: Array) -> Any:
+    def backward(self, dy: Array) -> Array:
         """``dy`` itself."""
         return dy
 
@@ -156,7 +156,7 @@ def _is_fusable_dropout(layer: Layer) -> bool:
     return _is_dropout(layer) and not added_attributes(layer, Dropout(), _OF_DROPOUT)
 
 
-def _with_relu(norm: Any) -> Any:
+def _with_relu(norm: BatchNormLayer) -> BatchNormLayer:
     # A shallow copy: a new layer with the original's dicts of parameters and buffers.
     fused = copy.copy(norm)
     fused.activation = "relu"
@@ -164,7 +164,7 @@ def _with_relu(norm: Any) -> Any:
     return fused
 
 
-def _relu_dropout(dropout: Any, order: str) -> Layer:
+def _relu_dropout(dropout: Dropout, order: str) -> Layer:
     fused = ActivationDropout("relu", dropout.p, order=order, generator=dropout.generator)
     fused.first_sample, fused.training = dropout.first_sample, dropout.training
     return fused
@@ -189,7 +189,7 @@ def _absorbed(*layers: Layer) -> list[Layer]:
     return absorbed
 
 
-def _fit_together(row: list[Any]) -> bool:
+def _fit_together(row: list[Layer]) -> bool:
     """Whether batch norm and max pooling have the same layout, if the row has both."""
     layouts = {layer.channels_last for layer in row if isinstance(layer, (BatchNormLayer, MaxPoolLayer))}
     return len(layouts) < 2
@@ -208,10 +208,7 @@ _PATTERNS: tuple[tuple[tuple[_Fits, ...], Callable[..., list[Layer]]], ...] = (
         (lambda layer: _is_poolable_batch_norm(layer) and _is_plain_batch_norm(layer), _is_relu, _is_max_pool),
         lambda norm, relu, pool: [BatchNormMaxPool(_with_relu(norm), pool), *_absorbed(relu, pool)],
     ),
-    (
-        (_is_poolable_batch_norm, _is_max_pool),
-        lambda norm, pool: [BatchNormMaxPool(norm, pool), *_absorbed(pool)],
-    ),
+    ((_is_poolable_batch_norm, _is_max_pool), lambda norm, pool: [BatchNormMaxPool(norm, pool), *_absorbed(pool)]),
     ((_is_plain_batch_norm, _is_relu), lambda norm, relu: [_with_relu(norm), *_absorbed(relu)]),
     ((_is_relu, _is_fusable_dropout), lambda relu, dropout: [_relu_dropout(dropout, "after"), *_absorbed(dropout)]),
     ((_is_fusable_dropout, _is_relu), lambda dropout, relu: [_relu_dropout(dropout, "before"), *_absorbed(relu)]),

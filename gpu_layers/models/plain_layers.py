@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 
 #: Attributes that passes leave: another layer never takes them over.
@@ -40,7 +41,7 @@ def added_attributes(layer: Layer, fresh: Layer, known: Iterable[str]) -> list[s
     )
 
 
-def _are_equal(one: Any, other: Any) -> bool:
+def _are_equal(one: Array, other: Array) -> bool:
     if one is other:
         return True
     try:

@@ -11,6 +11,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.moments import Moments, merged
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.layers.layer_tree import layers_of, modes
@@ -176,7 +177,7 @@ def _observing(layer: BatchNormLayer, pool: _Pool, calls: int | None) -> Callabl
     """
     forward = layer._forward
 
-    def observed(x: Array, residual: Array, valid: Any) -> Any:
+    def observed(x: Array, residual: Array, valid: ValidPositions | None) -> Any:
         pool.add(layer._moments(x, valid))
         if pool.calls_in_batch == calls:
             raise _Enough

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
 
@@ -30,7 +30,7 @@ class _Kept:
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
         self._buffers = [(name, value, value.copy()) for name, value in layer.buffers.items()]
-        self._skipped: Any = layer._skipped if isinstance(layer, RunningStatisticsLayer) else None
+        self._skipped: Array = layer._skipped if isinstance(layer, RunningStatisticsLayer) else None
         self._count = None if self._skipped is None else self._skipped.copy()
 
     def restore(self) -> None:

@@ -21,7 +21,7 @@ from gpu_layers.ops.dropout import check_passes, dropout_moments
 
 def mc_dropout(
     model: Callable[..., Any], x: Array, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: Any
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
 
     Dropout layers drop; all others, batch norm included, evaluate. Afterwards, also after an exception, every layer has
@@ -81,7 +81,7 @@ def mc_dropout(
         return _moments((model(x.copy() if in_place else x, **inputs) for _ in range(passes)), passes)
 
 
-def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
+def _moments(outputs: Iterator[Array], passes: int) -> tuple[Array, Array]:
     """Running mean and variance (Welford); no output is kept.
 
     If an output is not finite, such as a half-precision one that overflowed, the mean is the sum of those outputs and
@@ -89,7 +89,7 @@ def _moments(outputs: Iterator[Any], passes: int) -> tuple[Any, Any]:
     """
     mean: Array = None
     variance: Array = None
-    others: Any = None
+    others: Array = None
     for count, output in enumerate(outputs, 1):
         y = output.astype(accumulation_dtype(output.dtype))
         xp = array_module(y)

@@ -117,5 +117,5 @@ def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Arr
     check_unwritten(saved.writes, x=saved.x)
     dropout.check_unwritten()
     return backend.activation_dropout_backward(
-        dy, saved.x, saved.activation, dropout.mask, dropout.scale, saved.is_first
+        dy, saved.x, saved.activation, dropout.mask, dropout.scale, saved.order == "before"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient
@@ -41,7 +41,7 @@ class AvgPoolSaved:
     batched: bool
     count_include_pad: bool
     divisor_override: int | None
-    lengths: Any = None
+    lengths: Array = None
 
 
 def check_divisor(divisor_override: Any) -> int | None:
@@ -65,7 +65,7 @@ def avg_pool_forward(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     channels_last: bool = False,
-    lengths: Any = None,
+    lengths: ArrayLike | None = None,
     out: Array = None,
 ) -> tuple[Array, AvgPoolSaved]:
     """Mean of each window.
@@ -139,7 +139,7 @@ def _forward(
     channels_last: bool,
     count_include_pad: bool,
     divisor: int | None,
-    lengths: Any,
+    lengths: ArrayLike | None,
     out: Array,
 ) -> tuple[Array, AvgPoolSaved]:
     target = None if out is None else claim_pooled(out, window.output_shape, batched, channels_last, x)

@@ -81,7 +81,7 @@ def batch_norm_forward(
 
 @Checked
 def _checked_forward(
-    arrays: tuple[Any, ...], activation: str | None, channels_last: bool, eps: float
+    arrays: tuple[Array, ...], activation: str | None, channels_last: bool, eps: float
 ) -> tuple[str, float]:
     """The activation's name, and eps."""
     x, gamma, beta, residual = arrays
@@ -93,7 +93,7 @@ def _checked_forward(
 
 @Checked
 def _checked_inference(
-    arrays: tuple[Any, ...], activation: str | None, channels_last: bool, eps: float
+    arrays: tuple[Array, ...], activation: str | None, channels_last: bool, eps: float
 ) -> tuple[str, float]:
     """The activation's name, and eps."""
     x, mean, var, gamma, beta, residual = arrays
@@ -179,7 +179,7 @@ STRAIGHT = ("identity", "relu", "leaky_relu")
 
 def batch_norm_double_backward(
     ddx: Array, ddgamma: Array, ddbeta: Array, dy: Array, saved: BatchNormSaved, *, ddresidual: Array = None
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_backward`, which maps dy, x and gamma to dx, dgamma, dbeta and dresidual.
 
     Parameters
@@ -349,7 +349,7 @@ def _backward(
     return gradients[:3] if saved.residual is None else gradients
 
 
-def _statistics_of_nothing(x: Array, channels: int, eps: float, statistics: Any) -> Any:
+def _statistics_of_nothing(x: Array, channels: int, eps: float, statistics: Array) -> Array:
     """The statistics that an empty batch saves."""
     if statistics is None:
         statistics = array_module(x).empty((5, channels), accumulation_dtype(x.dtype))

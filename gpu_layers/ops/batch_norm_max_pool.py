@@ -119,7 +119,7 @@ def batch_norm_max_pool_running(
     return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
 
-def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_max_pool_forward`: the bits of the backwards of its two steps.
 
     Kernels take the gradient of each normalised value from the windows over it, at most two along height and width
@@ -204,7 +204,7 @@ def _saved(
     return BatchNormMaxPoolSaved(norm, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, True))
 
 
-def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Any, Any, Any]:
+def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_max_pool_inference`; the statistics are constants.
 
     Parameters
@@ -229,7 +229,7 @@ def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSav
 
 def _backward(
     name: str, dy: Array, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any]
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     norm, pool = saved.norm, saved.pool
     backend = backend_for(dy, norm.x)
     check_gradient(dy, pool.output_shape, pool.dtype)
@@ -242,7 +242,7 @@ def _backward(
 
 
 def _pooled(
-    normalised: Any, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool
+    normalised: Array, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=norm.channels_last)
     return y, BatchNormMaxPoolSaved(norm, pool)
@@ -250,13 +250,13 @@ def _pooled(
 
 @Checked
 def _checked(
-    arrays: tuple[Any, ...],
+    arrays: tuple[Array, ...],
     activation: str | None,
     eps: float,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    kernel_size: Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: Padding,
+    dilation: int | Sequence[int],
     ceil_mode: bool,
     channels_last: bool,
 ) -> tuple[int, str, float, Window]:

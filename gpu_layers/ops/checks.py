@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.activations import NAMES
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_choice, check_number
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
-def described(dtype: Any) -> str:
+def described(dtype: DTypeLike) -> str:
     """A dtype for a message; if its byte order is not the machine's, it says so and how to convert it."""
     dtype = np.dtype(dtype)
     if dtype.isnative:
@@ -60,7 +60,7 @@ def check_probability(p: Any) -> float:
     return probability
 
 
-def check_eps(eps: Any, dtype: Any) -> float:
+def check_eps(eps: Any, dtype: DTypeLike) -> float:
     """Batch norm's eps, rounded to the dtype of the statistics.
 
     Raises
@@ -73,11 +73,13 @@ def check_eps(eps: Any, dtype: Any) -> float:
     number = check_number(eps, "eps")
     if not 0 < number < float("inf"):
         raise ValueError(f"batch_norm eps must be positive, but got {eps}")
-    dtype = np.dtype(dtype)
+    statistics = np.dtype(dtype)
     with np.errstate(over="ignore", under="ignore"):
-        rounded = float(dtype.type(number))
+        rounded = float(np.asarray(number).astype(statistics))
     if not 0 < rounded < float("inf"):
-        raise ValueError(f"batch_norm eps must be a positive {dtype} number, but got {eps}, which becomes {rounded}")
+        raise ValueError(
+            f"batch_norm eps must be a positive {statistics} number, but got {eps}, which becomes {rounded}"
+        )
     return rounded
 
 

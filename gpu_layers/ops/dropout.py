@@ -243,7 +243,7 @@ def dropout_moments(
     start: int = 0,
     scale: float | None = None,
     sample_ids: Array = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """Mean and variance of :func:`dropout_forward` over ``passes`` calls, in one kernel.
 
     Parameters

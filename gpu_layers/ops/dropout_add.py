@@ -90,7 +90,7 @@ def dropout_add_forward(
     return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, bias_dtype=dtype, **kept)
 
 
-def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Any, Any, Any]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array, Array]:
     """Gradients of :func:`dropout_add_forward`; its mask is drawn again.
 
     Parameters
@@ -157,12 +157,12 @@ def _checked(
     return phi, order, check_dropout(x, p, start, None, None, shared_axes, by_samples)
 
 
-def _widened(bias: Array, x: Array) -> Any:
+def _widened(bias: Array, x: Array) -> Array:
     """The bias in the dtype of the computation."""
     return bias if bias is None else _of_dtype(bias, accumulation_dtype(x.dtype))
 
 
-def _of_dtype(array: Array, dtype: Any) -> Any:
+def _of_dtype(array: Array, dtype: np.dtype | None) -> Array:
     if array is None or array.dtype == dtype:
         return array
     with place_of(array), np.errstate(over="ignore"):

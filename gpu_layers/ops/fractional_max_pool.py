@@ -152,7 +152,7 @@ def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, ou
     return _result(dx, out, window, saved.batched, last)
 
 
-def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Any:
+def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Array:
     """Flat index in the input plane of each maximum, as PyTorch's ``return_indices=True`` gives it.
 
     Parameters
@@ -175,7 +175,7 @@ def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Any:
     return _result(indices, None, saved.window, saved.batched, saved.channels_last)
 
 
-def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:
+def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Array:
     if window.samples == 3:
         return array
     return array[:, None] if channels_last else array[:, :, None]
@@ -183,14 +183,14 @@ def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> 
 
 def _claimed(
     out: Array, spatial: tuple[int, ...], window: FractionalWindow, batched: bool, channels_last: bool, x: Array
-) -> Any:
+) -> Array:
     """out as the backend takes it, or None."""
     if out is None:
         return None
     return _with_depth(claim_pooled(out, spatial[-window.samples :], batched, channels_last, x), channels_last, window)
 
 
-def _result(found: Array, out: Array, window: FractionalWindow, batched: bool, channels_last: bool) -> Any:
+def _result(found: Array, out: Array, window: FractionalWindow, batched: bool, channels_last: bool) -> Array:
     """out, if it is given, or what the backend has found."""
     if out is not None:
         return out
@@ -198,7 +198,7 @@ def _result(found: Array, out: Array, window: FractionalWindow, batched: bool, c
     return found if batched else found[0]
 
 
-def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Any:
+def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Array:
     if window.samples == 3:
         return array
     return array[:, 0] if channels_last else array[:, :, 0]

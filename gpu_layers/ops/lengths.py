@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.core.cuda import array_module, is_capturing, place_of
 
 
-def sample_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> Any:
+def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: tuple[int, ...]) -> Array:
     """:func:`checked_lengths` on the device of x; RuntimeError while a graph is captured there."""
     if is_capturing(x):
         raise RuntimeError("pooling with lengths= cannot be captured: the host checks them")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.window import Window
 from gpu_layers.ops.checks import check_gradient, described
@@ -48,7 +48,7 @@ class MaxPoolSaved:
     dtype: np.dtype
     channels_last: bool
     batched: bool
-    lengths: Any = None
+    lengths: Array = None
 
 
 def max_pool_forward(
@@ -60,7 +60,7 @@ def max_pool_forward(
     *,
     ceil_mode: bool = False,
     channels_last: bool = False,
-    lengths: Any = None,
+    lengths: ArrayLike | None = None,
     out: Array = None,
 ) -> tuple[Array, MaxPoolSaved]:
     """Largest value of each window.
@@ -143,7 +143,7 @@ def adaptive_max_pool_forward(
 
 
 def _forward(
-    backend: Any, x: Array, batched: bool, window: Window, channels_last: bool, lengths: Any, out: Array
+    backend: Any, x: Array, batched: bool, window: Window, channels_last: bool, lengths: ArrayLike | None, out: Array
 ) -> tuple[Array, MaxPoolSaved]:
     check_taps(window)
     if x.dtype.kind == "b":
@@ -158,7 +158,7 @@ def _forward(
     return y, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, batched, lengths)
 
 
-def _bytes_of(out: Array) -> Any:
+def _bytes_of(out: Array) -> Array:
     """An array of bool as bytes; another one as it is, which is then refused."""
     return out.view(np.uint8) if out.dtype.kind == "b" else out
 
@@ -197,7 +197,7 @@ def max_pool_backward(dy: Array, saved: MaxPoolSaved, *, out: Array = None) -> A
     return dx if batched else unbatched(dx, out)
 
 
-def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
+def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Array:
     """For each window, the element of another array that a forward chose.
 
     It is linear in x and the transpose of :func:`max_pool_backward`: the backward of that, and the derivative of
@@ -235,7 +235,7 @@ def max_pool_gather(x: Array, saved: MaxPoolSaved, *, out: Array = None) -> Any:
     return y if batched else unbatched(y, out)
 
 
-def max_pool_indices(saved: MaxPoolSaved) -> Any:
+def max_pool_indices(saved: MaxPoolSaved) -> Array:
     """Flat index in the input plane of each maximum, as PyTorch's ``return_indices=True`` gives it.
 
     Parameters

@@ -73,13 +73,13 @@ def _check(out: Array, shape: tuple[int, ...], dtype: np.dtype, read_only: str =
 
 def claim_pooled(
     out: Array, spatial: tuple[int, ...], batched: bool, channels_last: bool, x: Array, *others: Array
-) -> Any:
+) -> Array:
     """:func:`claim` for a result like x with other spatial sizes; returns out with a batch axis."""
     claim(out, output_shape(x, spatial, batched, channels_last), x.dtype, x, *others)
     return out if batched else out[None]
 
 
-def unbatched(result: Array, out: Array) -> Any:
+def unbatched(result: Array, out: Array) -> Array:
     """The result of an input without a batch axis: out itself, if it was given."""
     return result[0] if out is None else out
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.core.cuda import array_module, is_capturing, placed
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.lengths import checked_lengths
@@ -16,7 +16,7 @@ _WORD = 32
 
 
 @placed
-def valid_positions(x: Array, lengths: Any, mask: Array, channels_last: bool) -> ValidPositions | None:
+def valid_positions(x: Array, lengths: ArrayLike | None, mask: Array, channels_last: bool) -> ValidPositions | None:
     """Where a padded batch is valid; None without lengths and mask. On a GPU this waits for the device.
 
     Parameters
@@ -58,7 +58,7 @@ def positions_of(mask: Array, x: Array) -> ValidPositions:
     return ValidPositions(mask, array_module(x).asarray(words), first, count)
 
 
-def _within(x: Array, lengths: Any, spatial: tuple[int, ...]) -> np.ndarray:
+def _within(x: Array, lengths: ArrayLike | None, spatial: tuple[int, ...]) -> np.ndarray:
     if not spatial:
         raise ValueError(f"lengths need a spatial axis, got input of shape {list(x.shape)}: use mask=")
     own = checked_lengths(lengths, x, True, spatial)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.window import Sides, Sizes, Window, adaptive_window, same_padding, sliding_window
 from gpu_layers.ops.checked import Checked
@@ -16,6 +16,8 @@ from gpu_layers.ops.lengths import sample_lengths
 from gpu_layers.runtime.kernel import INTEGER_DTYPES
 
 #: An int, one for each axis, a (before, after) pair for each axis, "same_upper" or "same_lower".
+#: One for all spatial axes, or one for each.
+PerAxis = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | str
 _SAME = ("same_upper", "same_lower")
 _INT32 = (-(2**31), 2**31 - 1)
@@ -209,6 +211,6 @@ def check_taps(window: Window) -> None:
         )
 
 
-def check_lengths(lengths: Any, x: Array, batched: bool, window: Window) -> Any:
+def check_lengths(lengths: ArrayLike | None, x: Array, batched: bool, window: Window) -> Array:
     """The size of each sample, or None; see :func:`sample_lengths`."""
     return None if lengths is None else sample_lengths(lengths, x, batched, window.input_shape)

@@ -36,18 +36,18 @@ class SyncBatchNormSaved:
     """
 
     local: BatchNormSaved
-    count: Any
-    communicator: Any
+    count: int | Array
+    communicator: Communicator
 
     @property
-    def x(self) -> Any:
+    def x(self) -> Array:
         """The input."""
         return self.local.x
 
 
 @placed
 def sync_batch_norm_moments(
-    x: Array, communicator: Any, *, channels_last: bool = False, valid: ValidPositions | None = None
+    x: Array, communicator: Communicator, *, channels_last: bool = False, valid: ValidPositions | None = None
 ) -> Moments:
     """Moments of all processes' parts, merged in the order of their ranks. On a GPU this waits for the exchange.
 
@@ -80,8 +80,8 @@ def sync_batch_norm_moments(
 
 
 def _exchanged(
-    x: Array, communicator: Any, channels_last: bool, valid: ValidPositions | None
-) -> tuple[int, tuple[Any, Any, int]]:
+    x: Array, communicator: Communicator, channels_last: bool, valid: ValidPositions | None
+) -> tuple[int, tuple[Array, Array, int]]:
     """This part's values per channel; and what ``batch_norm_merge_parts`` takes, by one exchange."""
     count, statistics = statistics_of_part(x, channels_last, valid)
     channels = statistics.shape[1]
@@ -98,7 +98,7 @@ def sync_batch_norm_forward(
     x: Array,
     gamma: Array,
     beta: Array,
-    communicator: Any,
+    communicator: Communicator,
     *,
     eps: float = 1e-5,
     residual: Array = None,
@@ -145,7 +145,7 @@ def checked_sync_forward(
     x: Array,
     gamma: Array,
     beta: Array,
-    communicator: Any,
+    communicator: Communicator,
     eps: float,
     residual: Array,
     activation: str,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.reference.activation import ACTIVATIONS
@@ -95,6 +96,6 @@ def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: floa
     return dx
 
 
-def _accumulate(x: np.ndarray, scale: float) -> tuple[Any, Any]:
+def _accumulate(x: np.ndarray, scale: float) -> tuple[Array, Array]:
     accumulate: Any = accumulation_dtype(x.dtype).type
     return accumulate, accumulate(scale)

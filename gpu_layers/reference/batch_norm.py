@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
@@ -254,7 +255,7 @@ def batch_norm_fold(statistics: np.ndarray, running: RunningStatistics, accepted
 @ieee
 def batch_norm_merge_parts(
     parts: np.ndarray, counts: tuple[int, ...] | np.ndarray, channels: int, running: RunningStatistics | None = None
-) -> tuple[np.ndarray, Any]:
+) -> tuple[np.ndarray, Array]:
     """Mean and biased variance of a batch that comes in parts, merged in float64 in their order.
 
     Parameters
@@ -461,7 +462,7 @@ def batch_norm_double_backward(
     v = ddx.astype(np.float64, order="C")
     _, _, xhat = _parameter_gradients(w, saved)
 
-    def per_channel(values: Any) -> np.ndarray:
+    def per_channel(values: Array) -> np.ndarray:
         return _per_channel(np.asarray(values, np.float64), x, saved.channels_last)
 
     def mean(values: np.ndarray) -> np.ndarray:

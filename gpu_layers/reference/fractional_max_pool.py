@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.core.philox import random_words
@@ -110,7 +111,7 @@ def fractional_max_pool_backward(
     """Send each gradient to the element that won its window; contributions are added in the order of the outputs."""
     plane = math.prod(window.input_shape)
 
-    def scattered(dy: np.ndarray, argmax: np.ndarray, starts: np.ndarray, lengths: None) -> Any:
+    def scattered(dy: np.ndarray, argmax: np.ndarray, starts: np.ndarray, lengths: None) -> Array:
         gradients = _planes(dy, window.output_shape, channels_last)
         starts = starts.reshape(len(gradients), starts.shape[-1])
         places = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, np)
@@ -125,14 +126,14 @@ def fractional_max_pool_backward(
 
 
 def fractional_max_pool_indices(
-    argmax: Any, starts: Any, window: FractionalWindow, channels_last: bool, xp: Any
-) -> Any:
+    argmax: Array, starts: Array, window: FractionalWindow, channels_last: bool, xp: Any
+) -> Array:
     """Flat index in the input plane of each maximum: int64, the argmax' shape and kind."""
     indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, xp)
     return xp.ascontiguousarray(_batch(indices, argmax, channels_last))
 
 
-def _indices(argmax: Any, starts: Any, window: FractionalWindow, xp: Any) -> Any:
+def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: Any) -> Array:
     rest, index, scale = argmax.astype(np.int64), 0, 1
     for axis in (2, 1, 0):
         rest, k = rest // window.kernel[axis], rest % window.kernel[axis]
@@ -141,7 +142,7 @@ def _indices(argmax: Any, starts: Any, window: FractionalWindow, xp: Any) -> Any
     return index
 
 
-def _starts_of_axes(starts: Any, window: FractionalWindow) -> list[Any]:
+def _starts_of_axes(starts: Array, window: FractionalWindow) -> list[Any]:
     """Of each axis, shaped so that they broadcast to (planes, *output_shape)."""
     ends = list(itertools.accumulate(window.output_shape))
     return [
@@ -150,14 +151,14 @@ def _starts_of_axes(starts: Any, window: FractionalWindow) -> list[Any]:
     ]
 
 
-def _planes(x: Any, spatial: tuple[int, ...], channels_last: bool) -> Any:
+def _planes(x: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     """As (samples * channels, *spatial)."""
     if channels_last:
         x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
     return x.reshape(x.shape[0] * x.shape[1], *spatial)
 
 
-def _batch(planes: Any, like: Any, channels_last: bool) -> Any:
+def _batch(planes: Any, like: Array, channels_last: bool) -> Array:
     """Planes in the layout of an array of the same samples and channels; C-contiguous."""
     spatial = planes.shape[1:]
     if not channels_last:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.window import Window
 
 
@@ -42,7 +43,7 @@ class Step(NamedTuple):
     """
 
     row: tuple[int, ...]
-    tap: Any
+    tap: Array
     outputs: tuple
     inputs: tuple
 
@@ -96,7 +97,7 @@ def window_inputs(window: Window, output: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(inside)
 
 
-def _along(window: Window, axis: int, k: int) -> tuple[Any, Any]:
+def _along(window: Window, axis: int, k: int) -> tuple[Array, Array]:
     """Outputs along an axis whose tap k is inside the input, and where; None if there is none."""
     if window.adaptive:
         outputs = np.flatnonzero(window.tap_counts(axis) > k)
@@ -155,7 +156,7 @@ class CompensatedSum:
         What is summed in.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self._sum, self._lost = np.zeros(shape, dtype), np.zeros(shape, dtype)
 
     def add(self, outputs: tuple, values: np.ndarray) -> None:
@@ -196,7 +197,7 @@ def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 _PART, _MOST_PARTS = 2**19, 16
 
 
-def by_samples(compute: Callable[..., Any], arrays: tuple[Any, ...], lengths: Any, elements: int) -> Any:
+def by_samples(compute: Callable[..., Any], arrays: tuple[Array, ...], lengths: Array | None, elements: int) -> Any:
     """``compute(*arrays, lengths)`` for some samples at a time, so that its temporary memory is small.
 
     Parameters

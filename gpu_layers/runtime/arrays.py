@@ -7,59 +7,63 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import import_cupy, is_cupy_array
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.gpu import runner_on_gpu
 from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
 
+if TYPE_CHECKING:
+    from gpu_layers.runtime.program import Program
+
 #: Bytes of the widest access, hence the alignment of every array.
 ALIGNMENT = 16
 
 
 #: ``run(arrays, numbers)`` returns the results.
-Runner = Callable[[Sequence[Any], tuple[int, ...]], Any]
+Runner = Callable[[Sequence[Array], tuple[int, ...]], Any]
 
 
 class ArrayKind(Protocol):
     """What programs need from an array library."""
 
-    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
         """All that a program depends on: shape, strides, dtype, alignment and device of each array, or None."""
 
-    def device(self, array: Any) -> int | None:
+    def device(self, array: Array) -> int | None:
         """Number of the GPU, or None for the host."""
 
-    def dtype(self, array: Any) -> np.dtype:
+    def dtype(self, array: Array) -> np.dtype:
         """The dtype as NumPy's."""
 
-    def is_contiguous(self, array: Any) -> bool:
+    def is_contiguous(self, array: Array) -> bool:
         """Whether the array is in C order, without gaps, and each element at its natural address."""
 
-    def is_ready(self, array: Any) -> bool:
+    def is_ready(self, array: Array) -> bool:
         """Whether kernels can use the array as it is: C-contiguous, at a multiple of 16 bytes."""
 
-    def is_writeable(self, array: Any) -> bool:
+    def is_writeable(self, array: Array) -> bool:
         """Whether the array may be written to."""
 
     def on(self, device: int | None) -> contextlib.AbstractContextManager[Any]:
         """A context in which this GPU is the current one."""
 
-    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> Array:
         """An uninitialised array on the device of another one."""
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """A function that runs the steps of a program."""
 
 
 class NumpyArrays:
     """Arrays in the host's memory; kernels are emulated."""
 
-    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
         return tuple(
             [
@@ -70,23 +74,23 @@ class NumpyArrays:
             ]
         )
 
-    def device(self, array: Any) -> int | None:
+    def device(self, array: Array) -> int | None:
         """None."""
         return None
 
-    def dtype(self, array: Any) -> np.dtype:
+    def dtype(self, array: Array) -> np.dtype:
         """Its dtype."""
         return array.dtype
 
-    def is_contiguous(self, array: Any) -> bool:
+    def is_contiguous(self, array: Array) -> bool:
         """See :class:`ArrayKind`."""
         return array.flags.c_contiguous and array.flags.aligned
 
-    def is_ready(self, array: Any) -> bool:
+    def is_ready(self, array: Array) -> bool:
         """See :class:`ArrayKind`."""
         return array.flags.c_contiguous and _address(array) % ALIGNMENT == 0
 
-    def is_writeable(self, array: Any) -> bool:
+    def is_writeable(self, array: Array) -> bool:
         """See :class:`ArrayKind`."""
         return array.flags.writeable
 
@@ -94,15 +98,15 @@ class NumpyArrays:
         """A context that does nothing."""
         return contextlib.nullcontext()
 
-    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> Array:
         """See :class:`ArrayKind`; malloc aligns to 16 bytes wherever the emulator runs."""
         return np.empty(shape, dtype)
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """See :class:`ArrayKind`; :func:`gpu_layers.use_backend` decides how kernels run."""
         return lambda arrays, numbers: self._run(program, arrays, numbers)
 
-    def _run(self, program: Any, arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    def _run(self, program: Program, arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
         objects: list[Any] = [*arrays, *numbers]
         for step in program.steps:
             if isinstance(step, Launch):
@@ -135,7 +139,7 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
 class CupyArrays:
     """On a GPU, in memory from CuPy's current allocator, on CuPy's current stream of the device."""
 
-    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
         """Shape, strides, dtype, alignment, and the number of its GPU."""
         return tuple(
             [
@@ -146,23 +150,23 @@ class CupyArrays:
             ]
         )
 
-    def device(self, array: Any) -> int | None:
+    def device(self, array: Array) -> int | None:
         """Number of its GPU."""
         return array.data.device_id
 
-    def dtype(self, array: Any) -> np.dtype:
+    def dtype(self, array: Array) -> np.dtype:
         """Its dtype."""
         return array.dtype
 
-    def is_contiguous(self, array: Any) -> bool:
+    def is_contiguous(self, array: Array) -> bool:
         """See :class:`ArrayKind`."""
         return array.flags.c_contiguous and array.data.ptr % array.dtype.itemsize == 0
 
-    def is_ready(self, array: Any) -> bool:
+    def is_ready(self, array: Array) -> bool:
         """See :class:`ArrayKind`."""
         return array.flags.c_contiguous and array.data.ptr % ALIGNMENT == 0
 
-    def is_writeable(self, array: Any) -> bool:
+    def is_writeable(self, array: Array) -> bool:
         """True: CuPy has no read-only arrays."""
         return True
 
@@ -170,17 +174,17 @@ class CupyArrays:
         """See :class:`ArrayKind`."""
         return import_cupy().cuda.Device(device)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> Array:
         """See :class:`ArrayKind`."""
         with self.on(like.data.device_id):
             return import_cupy().ndarray(shape, dtype)
 
-    def runner(self, program: Any) -> Runner:
+    def runner(self, program: Program) -> Runner:
         """See :class:`ArrayKind`."""
         return runner_on_gpu(program)
 
 
-def _address(array: Any) -> int:
+def _address(array: Array) -> int:
     return array.__array_interface__["data"][0]
 
 
@@ -192,7 +196,7 @@ def register_kind(array_type: type, kind: ArrayKind) -> None:
     _KINDS[array_type] = kind
 
 
-def kind_of(array: Any) -> ArrayKind:
+def kind_of(array: Array) -> ArrayKind:
     """The kind of an array.
 
     Raises

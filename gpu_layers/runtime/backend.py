@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array, require_gpu
 
 BACKENDS = ("reference", "emulated", "cuda")
@@ -120,7 +121,7 @@ def emulation() -> Any:
     return choice.emulation
 
 
-def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> ModuleType:
+def backend_for(array: Array, *others: Any, optional: tuple[Any, ...] = ()) -> ModuleType:
     """The backend for these arrays: the module ``gpu_layers.reference`` or ``gpu_layers.kernels``.
 
     Parameters
@@ -154,7 +155,7 @@ def backend_for(array: Any, *others: Any, optional: tuple[Any, ...] = ()) -> Mod
 _FLOORS: dict[type, ModuleType] = {}
 
 
-def _floor_for(array: Any, others: tuple[Any, ...], optional: tuple[Any, ...]) -> ModuleType:
+def _floor_for(array: Array, others: tuple[Any, ...], optional: tuple[Any, ...]) -> ModuleType:
     kinds = {_kind(one) for one in (array, *others)} | {_kind(one) for one in optional if one is not None}
     if len(kinds) > 1:
         raise TypeError(
@@ -174,7 +175,7 @@ def _floor_for(array: Any, others: tuple[Any, ...], optional: tuple[Any, ...]) -
     return floor
 
 
-def _kind(array: Any) -> str:
+def _kind(array: Array) -> str:
     if type(array) is np.ndarray:
         return "numpy"
     if is_cupy_array(array):

@@ -6,22 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array
 
 
-def ready_copy(xp: Any, array: Any) -> Any:
+def ready_copy(xp: Any, array: Array) -> Array:
     """A contiguous and aligned copy, which kernels need."""
     copy = xp.ndarray(array.shape, array.dtype)
     copy_into(xp, copy, array)
     return copy
 
 
-def natural(array: Any) -> Any:
+def natural(array: Array) -> Array:
     """The array, or a copy if its elements are not at their natural addresses, where CuPy's kernels fail."""
     return array if not is_cupy_array(array) or _is_natural(array) else ready_copy(array_module(array), array)
 
 
-def copy_into(xp: Any, target: Any, source: Any) -> None:
+def copy_into(xp: Any, target: Array, source: Array) -> None:
     """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
     if xp is not np and not (_is_natural(target) and _is_natural(source)):
         # CuPy's kernels read and write whole elements, which are misaligned here.
@@ -29,12 +30,12 @@ def copy_into(xp: Any, target: Any, source: Any) -> None:
     target[...] = source
 
 
-def _is_natural(array: Any) -> bool:
+def _is_natural(array: Array) -> bool:
     itemsize = array.dtype.itemsize
     return array.data.ptr % itemsize == 0 and not any(stride % itemsize for stride in array.strides)
 
 
-def _bytes_of_elements(xp: Any, array: Any) -> Any:
+def _bytes_of_elements(xp: Any, array: Array) -> Array:
     """The same memory, with the bytes of an element as the last axis."""
     itemsize = array.dtype.itemsize
     return xp.ndarray((*array.shape, itemsize), np.uint8, array.data, strides=(*array.strides, 1))

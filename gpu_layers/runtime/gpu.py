@@ -11,6 +11,7 @@ from operator import itemgetter
 from threading import Lock
 from typing import Any
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import graph_device, import_cupy
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.kernel import Kernel
@@ -214,7 +215,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     current = cupy.cuda.device.get_device_id
     bound: list[BoundStep] | None = None
 
-    def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    def run(arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
         nonlocal bound
         if current() != device:
             if graph_device.get() is not None:

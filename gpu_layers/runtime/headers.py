@@ -11,11 +11,7 @@ from pathlib import Path
 # Layouts of NVIDIA's wheels in site-packages: CUDA 13, CUDA 12.
 _WHEEL_FOLDERS = ("nvidia/cu13/include", "nvidia/cuda_runtime/include")
 # Folders with nv/target: NVIDIA's CCCL wheels (13, 12), CuPy's bundled copy.
-_TARGET_FOLDERS = (
-    "nvidia/cu13/include/cccl",
-    "nvidia/cuda_cccl/include",
-    "cupy/_core/include/cupy/_cccl/libcudacxx",
-)
+_TARGET_FOLDERS = ("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include", "cupy/_core/include/cupy/_cccl/libcudacxx")
 # Those of another major version than the compiler's.
 _FOREIGN = {12: ("nvidia/cu13",), 13: ("nvidia/cuda_cccl",)}
 

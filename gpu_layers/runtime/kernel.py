@@ -115,9 +115,7 @@ def declared_parameters(source: str, function: str) -> str:
 
 
 def parse_parameters(
-    signature: str,
-    types: Mapping[str, str],
-    structs: Mapping[str, np.dtype] | None = None,
+    signature: str, types: Mapping[str, str], structs: Mapping[str, np.dtype] | None = None
 ) -> tuple[Parameter, ...]:
     """Read a parameter list written as in the ``.cu`` file.
 

@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.runtime.arrays import ALIGNMENT, ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.kernel import Kernel
@@ -113,7 +114,7 @@ class Program:
     steps : list
     """
 
-    def __init__(self, kind: ArrayKind, arrays: Sequence[Any], numbers: int) -> None:
+    def __init__(self, kind: ArrayKind, arrays: Sequence[Array], numbers: int) -> None:
         devices = {kind.device(array) for array in arrays if array is not None}
         if len(devices) != 1:
             raise ValueError(f"the arrays must all be on one device, got {sorted(devices, key=str)}")
@@ -136,9 +137,9 @@ class Program:
         self.steps: list[Any] = []
         self._slots = len(arrays) + numbers
         self._shapes: dict[int, tuple[int, ...]] = {}
-        self.result: Any = None
+        self.result: Array = None
 
-    def allocate(self, shape: tuple[int, ...], dtype: Any, *, zeroed: bool = False) -> Operand:
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike, *, zeroed: bool = False) -> Operand:
         """An uninitialised array, or one of zeros."""
         operand = Operand(self, self._new_slot(), tuple(int(size) for size in shape), np.dtype(dtype))
         self.steps.append(Allocate(operand.slot, operand.shape, operand.dtype, zeroed))
@@ -153,7 +154,7 @@ class Program:
         return [Operand(self, self._new_slot(), (length,), operand.dtype, **flags) for _ in range(count)]
 
     def compute(
-        self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: Any
+        self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Operand:
         """The result of ``function(xp, *arrays)``, of this shape and dtype; ``xp`` is the array library."""
         result = Operand(self, self._new_slot(), shape, np.dtype(dtype))
@@ -183,7 +184,7 @@ class Program:
         """Start a kernel; see ``gpu_layers.runtime.launch``, which has checked the arguments."""
         self.steps.append(Launch(kernel, grid, block, arguments, shared_bytes, cooperative))
 
-    def returns(self, result: Any) -> None:
+    def returns(self, result: Array) -> None:
         """Set what each call returns: an operand, None, or a tuple of these."""
         self._take_shapes(result)
         self.result = result
@@ -215,12 +216,17 @@ class Program:
         self._slots += 1
         return self._slots - 1
 
-    def _take_shapes(self, result: Any) -> None:
+    def _take_shapes(self, result: Array) -> None:
         if isinstance(result, tuple):
             for one in result:
                 self._take_shapes(one)
         elif result is not None:
             self._shapes[result.slot] = result.shape
+
+
+#: What a launcher's function is given: operands, None where there is no array, and numbers that it only hands on.
+Operands: TypeAlias = Sequence[Array]
+Numbers: TypeAlias = Sequence[Any]
 
 
 class Launcher:
@@ -241,7 +247,7 @@ class Launcher:
         self._record = record
         self._programs: dict[Any, Program] = {}
 
-    def __call__(self, arrays: Sequence[Any], arguments: tuple[Any, ...] = (), numbers: tuple[int, ...] = ()) -> Any:
+    def __call__(self, arrays: Sequence[Array], arguments: tuple[Any, ...] = (), numbers: tuple[int, ...] = ()) -> Any:
         """Run the program of this call.
 
         Parameters
@@ -273,7 +279,7 @@ class Launcher:
             return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
 
     def _recorded(
-        self, key: Any, kind: ArrayKind, arrays: Sequence[Any], arguments: tuple[Any, ...], numbers: int
+        self, key: Any, kind: ArrayKind, arrays: Sequence[Array], arguments: tuple[Any, ...], numbers: int
     ) -> Program:
         program = Program(kind, arrays, numbers)
         with kind.on(program.device):

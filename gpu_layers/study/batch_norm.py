@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers import BatchNorm1d
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import COUNTED, FIVE_ERRORS, ROUNDING
 
@@ -376,74 +376,64 @@ def _term_table(left_out: Mapping[str, float]) -> Table:
         "all": Text("all three", "三项齐全"),
     }
     return Table(
-        Text(
-            "The gradient with terms left out, against finite differences",
-            "缺少某些项时的梯度与有限差分之差",
-        ),
+        Text("The gradient with terms left out, against finite differences", "缺少某些项时的梯度与有限差分之差"),
         (Text("terms", "保留的项"), Text("largest relative error", "最大相对误差")),
         [[names[key], f"{error:.2g}"] for key, error in left_out.items()],
     )
 
 
-def _approach_figure(left: Mapping[float | None, list[float]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for (momentum, values), colour in zip(left.items(), _COLOURS, strict=True):
-            label = f"{say(Text('momentum', '动量'))} {momentum:g}" if momentum else say(_momentum_name(None))
-            # Below rounding there is nothing to see.
-            at = [step for step, part in enumerate(values) if part > 1e-9]
-            axes.semilogy(at, [values[step] for step in at], color=colour, label=label)
-            taken = _steps_taken(values)
-            axes.plot(taken, max(values[taken], 1e-4), "o", color=colour)
-            axes.annotate(
-                str(taken), (taken, max(values[taken], 1e-4)), xytext=(6, 4), textcoords="offset points", color=colour
-            )
-        axes.axhline(_LEFT, color=GREY, linestyle="--", linewidth=1)
-        axes.set_ylim(1e-4, 2)
-        axes.set_xlabel(say(Text("batches", "批次数")))
-        axes.set_ylabel(say(Text("part of the start that is left", "初值影响的残留比例")))
-        axes.legend()
-
-    return draw(
-        "approach",
-        Text(
-            "How the moving mean forgets its start, and when 1 % is left.",
-            "滑动均值如何遗忘初值；圆点标出残留 1% 的时刻。",
-        ),
-        paint,
-    )
-
-
-def _direction_figure(lost: list[tuple[int, float, float]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        at = np.linspace(2, _COUNTS[-1], 200)
-        axes.semilogx(at, (at - 2) / at, color=GREY, label="(N - 2) / N", base=2)
-        counts, means, errors = zip(*lost, strict=True)
-        axes.errorbar(
-            counts,
-            means,
-            yerr=[5 * error for error in errors],
-            fmt="o",
-            color=BLUE,
-            markersize=4,
-            capsize=3,
-            label=say(Text("measured", "实测")),
+@draw(
+    "approach",
+    Text(
+        "How the moving mean forgets its start, and when 1 % is left.", "滑动均值如何遗忘初值；圆点标出残留 1% 的时刻。"
+    ),
+)
+def _approach_figure(figure: Any, say: Say, left: Mapping[float | None, list[float]]) -> None:
+    axes = figure.subplots()
+    for (momentum, values), colour in zip(left.items(), _COLOURS, strict=True):
+        label = f"{say(Text('momentum', '动量'))} {momentum:g}" if momentum else say(_momentum_name(None))
+        # Below rounding there is nothing to see.
+        at = [step for step, part in enumerate(values) if part > 1e-9]
+        axes.semilogy(at, [values[step] for step in at], color=colour, label=label)
+        taken = _steps_taken(values)
+        axes.plot(taken, max(values[taken], 1e-4), "o", color=colour)
+        axes.annotate(
+            str(taken), (taken, max(values[taken], 1e-4)), xytext=(6, 4), textcoords="offset points", color=colour
         )
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel(say(Text("samples N", "样本数 N")))
-        axes.set_ylabel(say(Text("part of the gradient that is left", "梯度保留的比例")))
-        axes.legend(loc="lower right")
+    axes.axhline(_LEFT, color=GREY, linestyle="--", linewidth=1)
+    axes.set_ylim(1e-4, 2)
+    axes.set_xlabel(say(Text("batches", "批次数")))
+    axes.set_ylabel(say(Text("part of the start that is left", "初值影响的残留比例")))
+    axes.legend()
 
-    return draw(
-        "directions",
-        Text(
-            "What normalising leaves of a gradient: with two samples, nothing.",
-            "归一化之后梯度还剩多少：只有两个样本时，什么也不剩。",
-        ),
-        paint,
-        size=(5.4, 3.0),
+
+@draw(
+    "directions",
+    Text(
+        "What normalising leaves of a gradient: with two samples, nothing.",
+        "归一化之后梯度还剩多少：只有两个样本时，什么也不剩。",
+    ),
+    size=(5.4, 3.0),
+)
+def _direction_figure(figure: Any, say: Say, lost: list[tuple[int, float, float]]) -> None:
+    axes = figure.subplots()
+    at = np.linspace(2, _COUNTS[-1], 200)
+    axes.semilogx(at, (at - 2) / at, color=GREY, label="(N - 2) / N", base=2)
+    counts, means, errors = zip(*lost, strict=True)
+    axes.errorbar(
+        counts,
+        means,
+        yerr=[5 * error for error in errors],
+        fmt="o",
+        color=BLUE,
+        markersize=4,
+        capsize=3,
+        label=say(Text("measured", "实测")),
     )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(say(Text("samples N", "样本数 N")))
+    axes.set_ylabel(say(Text("part of the gradient that is left", "梯度保留的比例")))
+    axes.legend(loc="lower right")
 
 
 STUDY = Study(

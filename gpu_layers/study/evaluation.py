@@ -17,14 +17,15 @@ from gpu_layers.layers import (
     Dropout3d,
     DropPath,
     FeatureAlphaDropout,
+    Layer,
     ReLU,
 )
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.models.uncertainty import mc_dropout
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
@@ -91,10 +92,7 @@ _CLAIMS = (
         ),
         r"s = (1-p)^{-2} = 4",
         Criterion(
-            Text(
-                "|slope (1-p)² - 1|, largest over the seeds",
-                "|斜率 × (1-p)² - 1|（取各随机种子的最大值）",
-            ),
+            Text("|slope (1-p)² - 1|, largest over the seeds", "|斜率 × (1-p)² - 1|（取各随机种子的最大值）"),
             "<=",
             0.1,
             _LOGIT_REASON,
@@ -105,16 +103,10 @@ _CLAIMS = (
     ),
     Claim(
         "correction",
-        Text(
-            "Multiplying by 1-p in evaluation puts that right.",
-            "推理时乘以 1-p 即可纠正。",
-        ),
+        Text("Multiplying by 1-p in evaluation puts that right.", "推理时乘以 1-p 即可纠正。"),
         r"D_{\mathrm{eval}}(x) = (1-p)\,x \ \Rightarrow\ s = 1",
         Criterion(
-            Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"),
-            "<=",
-            0.1,
-            _LOGIT_REASON,
+            Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"), "<=", 0.1, _LOGIT_REASON
         ),
         "x, w = np.ones((1, 64)), np.full((64, 1), 1 / 64)\n"
         'dropout = gl.Dropout(0.5, scaling="inference")\n'
@@ -152,10 +144,7 @@ _CLAIMS = (
         ),
         r"\left\Vert \overline{z}_T - z_{\mathrm{eval}} \right\Vert \sim T^{-1/2}",
         Criterion(
-            Text(
-                "|exponent + 1/2|, fitted from T = 1 to 200",
-                "|拟合指数 + 1/2|（T 取 1 至 200）",
-            ),
+            Text("|exponent + 1/2|, fitted from T = 1 to 200", "|拟合指数 + 1/2|（T 取 1 至 200）"),
             "<=",
             0.1,
             Text("the fit of eight random distances", "由八个带随机性的距离拟合而得"),
@@ -167,16 +156,10 @@ _CLAIMS = (
     ),
     Claim(
         "accuracy-suffers",
-        Text(
-            "Often said: without the correction, accuracy suffers.",
-            "常见说法：不做修正，准确率会下降。",
-        ),
+        Text("Often said: without the correction, accuracy suffers.", "常见说法：不做修正，准确率会下降。"),
         r"\overline{a_{\mathrm{corrected}}-a_{\mathrm{as\ is}}} \geq 1\,\%",
         Criterion(
-            Text(
-                "mean loss of test accuracy, percentage points",
-                "测试准确率的平均下降（百分点）",
-            ),
+            Text("mean loss of test accuracy, percentage points", "测试准确率的平均下降（百分点）"),
             ">=",
             1,
             Text("four of 360 test digits", "即 360 个测试数字中的四个"),
@@ -238,7 +221,7 @@ def _identity(lab: Lab) -> dict[str, Any]:
 def _network(scaling: str, seed: int) -> Sequential:
     weights = np.random.default_rng(seed)
     masks = Generator(seed).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for features, mask in zip((64, _WIDTH), masks, strict=True):
         layers += [Linear(features, _WIDTH, seed=weights), ReLU(), Dropout(_P, scaling=scaling, generator=mask)]
     return Sequential(*layers, Linear(_WIDTH, 10, seed=weights))
@@ -370,60 +353,54 @@ def _identity_table(rows: list[list[Any]]) -> Table:
     )
 
 
-def _scale_figure(inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for row, (_, scaling, way, colour) in enumerate(_WAYS):
-            chosen = inverted if scaling == "inverted" else unscaled
-            slopes = [run["ways"][way]["slope"] for run in chosen]
-            axes.barh(row, np.mean(slopes), color=colour, alpha=0.5, height=0.55)
-            axes.plot(slopes, [row] * len(slopes), "o", color=colour, markersize=4)
-            axes.annotate(
-                f"{np.mean(slopes):.2f}", (max(slopes), row), xytext=(6, 0), textcoords="offset points", va="center"
-            )
-        axes.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
-        axes.set_xlim(0, 4.7)
-        axes.set_yticks(range(len(_WAYS)), [say(name) for name, *_ in _WAYS])
-        axes.invert_yaxis()
-        axes.set_xlabel(say(Text("size of evaluation logits, training = 1", "推理 logit 的大小（训练时 = 1）")))
-
-    return draw(
-        "scale",
-        Text(
-            "Logits in evaluation, relative to their mean over sampled masks; a point for each seed.",
-            "推理时的 logit 与其在抽样掩码下的均值之比；每个点对应一个随机种子。",
-        ),
-        paint,
-        size=(5.4, 2.3),
-    )
+@draw(
+    "scale",
+    Text(
+        "Logits in evaluation, relative to their mean over sampled masks; a point for each seed.",
+        "推理时的 logit 与其在抽样掩码下的均值之比；每个点对应一个随机种子。",
+    ),
+    size=(5.4, 2.3),
+)
+def _scale_figure(figure: Any, say: Say, inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for row, (_, scaling, way, colour) in enumerate(_WAYS):
+        chosen = inverted if scaling == "inverted" else unscaled
+        slopes = [run["ways"][way]["slope"] for run in chosen]
+        axes.barh(row, np.mean(slopes), color=colour, alpha=0.5, height=0.55)
+        axes.plot(slopes, [row] * len(slopes), "o", color=colour, markersize=4)
+        axes.annotate(
+            f"{np.mean(slopes):.2f}", (max(slopes), row), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+    axes.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
+    axes.set_xlim(0, 4.7)
+    axes.set_yticks(range(len(_WAYS)), [say(name) for name, *_ in _WAYS])
+    axes.invert_yaxis()
+    axes.set_xlabel(say(Text("size of evaluation logits, training = 1", "推理 logit 的大小（训练时 = 1）")))
 
 
-def _average_figure(distances: Mapping[str, list[float]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for key, name, colour in (
-            ("one", Text("one dropout layer, before the output", "仅输出层之前的一层"), BLUE),
-            ("both", Text("both dropout layers", "两个随机失活层"), ORANGE),
-        ):
-            axes.loglog(_SIZES, distances[key], "o-", color=colour, label=say(name), markersize=4)
-        first = distances["one"][0]
-        axes.loglog(_SIZES, [first / np.sqrt(size) for size in _SIZES], "--", color=GREY, label="$T^{-1/2}$")
-        axes.set_xlabel(say(Text("sampled networks T", "抽样子网络数 T")))
-        axes.set_ylabel(say(Text("distance from the full network", "与完整网络的距离")))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.legend()
-
-    return draw(
-        "average",
-        Text(
-            "Root mean square distance of the mean logits from the full network's, in standard deviations of the "
-            "logits. With a ReLU between two dropout layers a small difference remains.",
-            "平均 logit 与完整网络 logit 的均方根距离（以 logit 的标准差为单位）。"
-            "两个随机失活层之间有 ReLU 时，会留下一点差异。",
-        ),
-        paint,
-    )
+@draw(
+    "average",
+    Text(
+        "Root mean square distance of the mean logits from the full network's, in standard deviations of the "
+        "logits. With a ReLU between two dropout layers a small difference remains.",
+        "平均 logit 与完整网络 logit 的均方根距离（以 logit 的标准差为单位）。"
+        "两个随机失活层之间有 ReLU 时，会留下一点差异。",
+    ),
+)
+def _average_figure(figure: Any, say: Say, distances: Mapping[str, list[float]]) -> None:
+    axes = figure.subplots()
+    for key, name, colour in (
+        ("one", Text("one dropout layer, before the output", "仅输出层之前的一层"), BLUE),
+        ("both", Text("both dropout layers", "两个随机失活层"), ORANGE),
+    ):
+        axes.loglog(_SIZES, distances[key], "o-", color=colour, label=say(name), markersize=4)
+    first = distances["one"][0]
+    axes.loglog(_SIZES, [first / np.sqrt(size) for size in _SIZES], "--", color=GREY, label="$T^{-1/2}$")
+    axes.set_xlabel(say(Text("sampled networks T", "抽样子网络数 T")))
+    axes.set_ylabel(say(Text("distance from the full network", "与完整网络的距离")))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend()
 
 
 STUDY = Study(

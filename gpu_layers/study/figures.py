@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from gpu_layers.study.claims import Figure, Text
 from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
+P = ParamSpec("P")
+#: Gives a text in the language that is being drawn.
+Say = Callable[[Text], str]
 #: Told apart by people who do not see colours as most do (Okabe and Ito, 2008).
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#d98200", "#00835f", "#c4420a", "#a3568a", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, "#3b9fd4")
@@ -34,37 +37,42 @@ _STYLE = {
 
 
 def draw(
-    name: str,
-    caption: Text,
-    paint: Callable[[Any, Callable[[Text], str]], None],
-    *,
-    size: tuple[float, float] = (5.4, 3.4),
-) -> Figure:
-    """Draw a figure in both languages.
+    name: str, caption: Text, *, size: tuple[float, float] = (5.4, 3.4)
+) -> Callable[[Callable[Concatenate[Any, Say, P], None]], Callable[P, Figure]]:
+    """Decorate a function that paints: it then draws a figure in both languages.
 
     Parameters
     ----------
     name : str
     caption : Text
-    paint : callable
-        Takes a matplotlib figure and a function that gives a text in the language being drawn.
     size : tuple of float
         Width and height in inches.
 
     Returns
     -------
-    Figure
-        With its ``failure``, where matplotlib, its fonts or its settings do not let it be drawn.
+    decorator
+        For a function of a matplotlib figure, a :data:`Say`, and what it shows. The decorated one takes what it shows,
+        and returns a Figure, with its ``failure`` where matplotlib, its fonts or its settings do not let it be drawn.
     """
-    try:
-        return Figure(name, caption, {language: _svg(paint, size, language) for language in ("en", "zh")})
-    # No picture is worth minutes of measurements.
-    except Exception as error:
-        failure = " ".join(f"{type(error).__name__}: {error}".split())
-        return Figure(name, caption, dict.fromkeys(("en", "zh"), _failed_svg(failure)), failure)
+
+    def decorate(paint: Callable[Concatenate[Any, Say, P], None]) -> Callable[P, Figure]:
+        def figure(*args: P.args, **kwargs: P.kwargs) -> Figure:
+            def painted(canvas: Any, say: Say) -> None:
+                paint(canvas, say, *args, **kwargs)
+
+            try:
+                return Figure(name, caption, {language: _svg(painted, size, language) for language in ("en", "zh")})
+            # No picture is worth minutes of measurements.
+            except Exception as error:
+                failure = " ".join(f"{type(error).__name__}: {error}".split())
+                return Figure(name, caption, dict.fromkeys(("en", "zh"), _failed_svg(failure)), failure)
+
+        return figure
+
+    return decorate
 
 
-def _svg(paint: Callable[[Any, Callable[[Text], str]], None], size: tuple[float, float], language: str) -> str:
+def _svg(paint: Callable[[Any, Say], None], size: tuple[float, float], language: str) -> str:
     buffer = io.StringIO()
     # Its own font has no Chinese; the reader's has.
     with fixed_settings(_STYLE, extra="study"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array, require_gpu
 
 
@@ -36,17 +36,17 @@ class Lab:
         """A size: the first, or the second in a quick run."""
         return quick if self.quick else full
 
-    def place(self, array: Any) -> Any:
+    def place(self, array: Array) -> Array:
         """The array on the study's device."""
         return array if self.device == "cpu" else require_gpu().asarray(array)
 
 
-def on_cpu(array: Any) -> np.ndarray:
+def on_cpu(array: Array) -> np.ndarray:
     """The array in NumPy."""
     return array.get() if is_cupy_array(array) else np.asarray(array)
 
 
-def different_bits(one: Any, other: Any) -> int:
+def different_bits(one: Array, other: Array) -> int:
     """How many elements of two arrays differ in any bit."""
     a, b = np.ascontiguousarray(on_cpu(one)), np.ascontiguousarray(on_cpu(other))
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -16,8 +16,8 @@ from gpu_layers.layers import Dropout
 from gpu_layers.ops import dropout_forward, dropout_mask
 from gpu_layers.random import Generator
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREY, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREY, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
 
@@ -44,17 +44,9 @@ _CLAIMS = (
     ),
     Claim(
         "published",
-        Text(
-            "Every machine must give the checksum published here.",
-            "任何机器都必须得到这里公布的校验和。",
-        ),
+        Text("Every machine must give the checksum published here.", "任何机器都必须得到这里公布的校验和。"),
         r"\mathrm{dropped}_g \Leftrightarrow \mathrm{word}_g < \mathrm{round}(p\cdot 2^{32})",
-        Criterion(
-            Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"),
-            "==",
-            0,
-            EXACT,
-        ),
+        Criterion(Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"), "==", 0, EXACT),
         "import hashlib\n\n"
         "mask = gl.ops.dropout_mask(100_003, 0.3, seed=2026, offset=41)\n"
         "print(hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16])",
@@ -69,8 +61,7 @@ _CLAIMS = (
         r"_{\,g\ \mathrm{mod}\ 4}",
         Criterion(
             Text(
-                "words that differ, of four, found by bisection of p",
-                "四个随机字中不同的个数（对 p 作二分查找得到）",
+                "words that differ, of four, found by bisection of p", "四个随机字中不同的个数（对 p 作二分查找得到）"
             ),
             "==",
             0,
@@ -180,27 +171,24 @@ def _table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def _figure(mask: np.ndarray) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        axes.imshow(mask.reshape(24, 64), cmap="Blues", vmin=-0.2, vmax=1.3, interpolation="none", aspect="equal")
-        per_shard = 64 / _SHARDS
-        for shard in range(1, _SHARDS):
-            axes.axvline(shard * per_shard - 0.5, color=GREY, linewidth=0.6)
-        axes.set_xticks([per_shard * (shard + 0.5) - 0.5 for shard in range(_SHARDS)], range(_SHARDS), color=BLUE)
-        axes.set_yticks([])
-        axes.grid(False)
-        axes.set_xlabel(say(Text("an array of 24 rows in eight pieces of columns", "24 行的数组按列分成八片")))
-
-    return draw(
-        "mask",
-        Text(
-            "The first elements of the mask (dark: kept). An element's number decides, not the piece it lies in.",
-            "掩码的前若干元素（深色：保留）。决定去留的是元素的编号，与它落在哪一片无关。",
-        ),
-        paint,
-        size=(5.4, 2.6),
-    )
+@draw(
+    "mask",
+    Text(
+        "The first elements of the mask (dark: kept). An element's number decides, not the piece it lies in.",
+        "掩码的前若干元素（深色：保留）。决定去留的是元素的编号，与它落在哪一片无关。",
+    ),
+    size=(5.4, 2.6),
+)
+def _figure(figure: Any, say: Say, mask: np.ndarray) -> None:
+    axes = figure.subplots()
+    axes.imshow(mask.reshape(24, 64), cmap="Blues", vmin=-0.2, vmax=1.3, interpolation="none", aspect="equal")
+    per_shard = 64 / _SHARDS
+    for shard in range(1, _SHARDS):
+        axes.axvline(shard * per_shard - 0.5, color=GREY, linewidth=0.6)
+    axes.set_xticks([per_shard * (shard + 0.5) - 0.5 for shard in range(_SHARDS)], range(_SHARDS), color=BLUE)
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.set_xlabel(say(Text("an array of 24 rows in eight pieces of columns", "24 行的数组按列分成八片")))
 
 
 STUDY = Study(

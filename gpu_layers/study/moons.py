@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import array_module
 from gpu_layers.layers import Dropout, Layer, ReLU
 from gpu_layers.layers.sequential import Sequential
@@ -61,7 +62,7 @@ def moons(seeds: int) -> Moons:
     return Moons(**{name: np.stack(arrays).astype(np.float32) for name, arrays in parts.items()})
 
 
-def network(seeds: int, scaling: str | None, *, dtype: Any = np.float32) -> Sequential:
+def network(seeds: int, scaling: str | None, *, dtype: DTypeLike = np.float32) -> Sequential:
     """Linear-ReLU-Dropout twice, then Linear, one copy a seed; the same weights and masks whatever the scaling.
 
     Parameters
@@ -73,7 +74,7 @@ def network(seeds: int, scaling: str | None, *, dtype: Any = np.float32) -> Sequ
     """
     weights = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))) for seed in range(seeds)]
     masks = Generator(2026).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for number, (features, units) in enumerate(pairwise(WIDTHS)):
         layers.append(StackedLinear(seeds, features, units, seeds=weights, dtype=dtype))
         if number < len(masks):
@@ -83,14 +84,14 @@ def network(seeds: int, scaling: str | None, *, dtype: Any = np.float32) -> Sequ
     return Sequential(*layers)
 
 
-def bernoulli_cross_entropy(logits: Any, labels: Any) -> tuple[np.ndarray, Any]:
+def bernoulli_cross_entropy(logits: Array, labels: Array) -> tuple[np.ndarray, Array]:
     """Mean cost of each copy, and the gradient of their sum."""
     xp = array_module(logits)
     cost = xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-xp.abs(logits)))
     return on_cpu(cost.mean(axis=(1, 2))), gradient_of_cost(logits, labels)
 
 
-def gradient_of_cost(logits: Any, labels: Any) -> Any:
+def gradient_of_cost(logits: Array, labels: Array) -> Array:
     """Gradient of the sum of the copies' mean costs."""
     xp = array_module(logits)
     # By tanh: no overflow, whatever the logit.
@@ -157,7 +158,7 @@ def train(lab: Lab, scaling: str | None, *, seeds: int, steps: int) -> Trained:
     return Trained(np.stack(costs), np.mean(late, axis=0), accuracy, plane)
 
 
-def _accuracy(logits: Any, labels: np.ndarray) -> np.ndarray:
+def _accuracy(logits: Array, labels: np.ndarray) -> np.ndarray:
     return ((on_cpu(logits) > 0) == (labels > 0.5)).mean(axis=(1, 2))
 
 

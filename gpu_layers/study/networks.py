@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.layers import Layer
@@ -39,7 +39,7 @@ class StackedLinear(Layer):
         out_features: int,
         *,
         seeds: Sequence[np.random.Generator],
-        dtype: Any = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__()
         shape = (in_features, out_features)
@@ -47,13 +47,13 @@ class StackedLinear(Layer):
         self.parameters["weight"] = np.stack(weights)
         self.parameters["bias"] = np.zeros((copies, 1, out_features), dtype)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Array) -> Array:
         """The layers' outputs, shape (copies, N, out_features), for x of shape (copies, N, in_features)."""
         weight = self.parameters["weight"]
         self._saved = (x, weight, write_count())
         return x @ weight + self.parameters["bias"]
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Array) -> Array:
         """Gradient of x; assigns those of weight and bias."""
         x, weight, writes = self._saved_by_forward()
         check_unwritten(writes, x=x, weight=weight)
@@ -106,12 +106,12 @@ def train_classifier(
         after_epoch(epoch + 1, total / len(dataset.y_train))
 
 
-def flat(lab: Lab, images: np.ndarray) -> Any:
+def flat(lab: Lab, images: np.ndarray) -> Array:
     """Images as rows, on the lab's device."""
     return lab.place(images.reshape(len(images), -1))
 
 
-def loss_and_accuracy(logits: Any, labels: Any) -> tuple[float, float]:
+def loss_and_accuracy(logits: Array, labels: Array) -> tuple[float, float]:
     """Mean cross-entropy, and the part of the samples whose largest logit is that of their label."""
     xp = array_module(logits)
     labels = xp.asarray(labels)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.layers import ActivationDropout
+from gpu_layers.layers import ActivationDropout, Layer
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.ops import dropout_mask
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS, ROUNDING
@@ -41,10 +41,7 @@ _PHI: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray],
     "leaky_relu": (lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
     "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * (1 - _sigmoid(x))),
     "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
-    "gelu": (
-        lambda x: x * _normal_cdf(x),
-        lambda x: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
-    ),
+    "gelu": (lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)),
     "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
     "identity": (lambda x: x * 1.0, np.ones_like),
 }
@@ -104,10 +101,7 @@ _CLAIMS = (
         ),
         r"m = 0 \ \Rightarrow\ y_{\mathrm{before}} = \varphi(0),\qquad \sigma(0) = \frac{1}{2}",
         Criterion(
-            Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"),
-            "==",
-            0,
-            EXACT,
+            Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"), "==", 0, EXACT
         ),
         'layer = gl.ActivationDropout("sigmoid", 0.5, order="before")\nprint(layer(np.full(8, 3.0)).round(3))',
     ),
@@ -185,12 +179,7 @@ _CLAIMS = (
             "因此 ReLU 网络无论哪种顺序，训练曲线都完全一致。",
         ),
         r"L_{\mathrm{after}}(t) = L_{\mathrm{before}}(t)\quad\forall\, t",
-        Criterion(
-            Text("largest difference of an epoch's loss", "各轮损失的最大差值"),
-            "==",
-            0,
-            EXACT,
-        ),
+        Criterion(Text("largest difference of an epoch's loss", "各轮损失的最大差值"), "==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal((64, 3))\n"
         "a, b = (gl.ActivationDropout('relu', 0.3, order=order, generator=gl.Generator(1))\n"
         "        for order in ('after', 'before'))\n"
@@ -205,8 +194,7 @@ _CLAIMS = (
         r"\overline{a_{\mathrm{after}} - a_{\mathrm{before}}} \geq 1\,\%",
         Criterion(
             Text(
-                "mean difference of test accuracy, sigmoid, percentage points",
-                "测试准确率的平均差（sigmoid，百分点）",
+                "mean difference of test accuracy, sigmoid, percentage points", "测试准确率的平均差（sigmoid，百分点）"
             ),
             ">=",
             1,
@@ -310,7 +298,7 @@ def _curves(lab: Lab) -> dict[tuple[str, str], dict[str, Any]]:
             losses, accuracies = [], []
             for seed in range(seeds):
                 weights, masks = np.random.default_rng(seed), Generator(seed).spawn(2)
-                layers: list[Any] = []
+                layers: list[Layer] = []
                 for features, mask in zip((64, 128), masks, strict=True):
                     layers += [
                         Linear(features, 128, seed=weights),
@@ -408,70 +396,64 @@ def _training_table(runs: Mapping[tuple[str, str], dict[str, Any]]) -> Table:
     )
 
 
-def _shift_figure(rows: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        names = list(_PHI)
-        for order, shift, colour, name in (
-            ("after", -0.18, BLUE, Text("after the activation", "激活函数之后")),
-            ("before", 0.18, ORANGE, Text("before the activation", "激活函数之前")),
+@draw(
+    "shift",
+    Text(
+        f"How far training moves the expectation of a unit of the next layer, p = {_P}: by the formula (bars) and "
+        "measured (points, five standard errors).",
+        f"训练时下一层单元期望的偏移，p = {_P}：公式（柱）与实测（点，误差线为五倍标准误差）。",
+    ),
+)
+def _shift_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    names = list(_PHI)
+    for order, shift, colour, name in (
+        ("after", -0.18, BLUE, Text("after the activation", "激活函数之后")),
+        ("before", 0.18, ORANGE, Text("before the activation", "激活函数之前")),
+    ):
+        chosen = [row for row in rows if row["order"] == order]
+        at = np.arange(len(names)) + shift
+        axes.bar(at, [row["shift"] for row in chosen], width=0.34, color=colour, alpha=0.4, label=say(name))
+        axes.errorbar(
+            at,
+            [row["measured"] for row in chosen],
+            yerr=[5 * row["error"] for row in chosen],
+            fmt=".",
+            color=colour,
+            capsize=3,
+        )
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xticks(range(len(names)), names, rotation=25)
+    axes.set_ylabel(say(Text("E[z] - z in evaluation", "E[z] - 推理时的 z")))
+    axes.legend()
+
+
+@draw(
+    "curves",
+    Text(
+        "Training loss with dropout after and before the activation; for ReLU one curve hides the other.",
+        "随机失活置于激活函数之后与之前的训练损失；ReLU 的两条曲线完全重合。",
+    ),
+    size=(5.4, 4.2),
+)
+def _curve_figure(figure: Any, say: Say, runs: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+    for number, (axes, name) in enumerate(zip(figure.subplots(2, 2, sharex=True).flat, _SHOWN, strict=True)):
+        for order, colour, style, label in (
+            ("after", BLUE, "-", Text("after", "之后")),
+            ("before", ORANGE, "--", Text("before", "之前")),
         ):
-            chosen = [row for row in rows if row["order"] == order]
-            at = np.arange(len(names)) + shift
-            axes.bar(at, [row["shift"] for row in chosen], width=0.34, color=colour, alpha=0.4, label=say(name))
-            axes.errorbar(
-                at,
-                [row["measured"] for row in chosen],
-                yerr=[5 * row["error"] for row in chosen],
-                fmt=".",
-                color=colour,
-                capsize=3,
-            )
-        axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set_xticks(range(len(names)), names, rotation=25)
-        axes.set_ylabel(say(Text("E[z] - z in evaluation", "E[z] - 推理时的 z")))
-        axes.legend()
-
-    return draw(
-        "shift",
-        Text(
-            f"How far training moves the expectation of a unit of the next layer, p = {_P}: by the formula (bars) and "
-            "measured (points, five standard errors).",
-            f"训练时下一层单元期望的偏移，p = {_P}：公式（柱）与实测（点，误差线为五倍标准误差）。",
-        ),
-        paint,
-    )
-
-
-def _curve_figure(runs: Mapping[tuple[str, str], dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        for number, (axes, name) in enumerate(zip(figure.subplots(2, 2, sharex=True).flat, _SHOWN, strict=True)):
-            for order, colour, style, label in (
-                ("after", BLUE, "-", Text("after", "之后")),
-                ("before", ORANGE, "--", Text("before", "之前")),
-            ):
-                mean = runs[name, order]["losses"].mean(axis=0)
-                axes.semilogy(np.arange(1, len(mean) + 1), mean, style, color=colour, label=say(label))
-            axes.set_title(name)
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            if number == 0:
-                axes.legend()
-            if number >= 2:
-                axes.set_xlabel(say(Text("epoch", "训练轮数")))
-            if number % 2 == 0:
-                axes.set_ylabel(say(Text("training loss", "训练损失")))
-
-    return draw(
-        "curves",
-        Text(
-            "Training loss with dropout after and before the activation; for ReLU one curve hides the other.",
-            "随机失活置于激活函数之后与之前的训练损失；ReLU 的两条曲线完全重合。",
-        ),
-        paint,
-        size=(5.4, 4.2),
-    )
+            mean = runs[name, order]["losses"].mean(axis=0)
+            axes.semilogy(np.arange(1, len(mean) + 1), mean, style, color=colour, label=say(label))
+        axes.set_title(name)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if number == 0:
+            axes.legend()
+        if number >= 2:
+            axes.set_xlabel(say(Text("epoch", "训练轮数")))
+        if number % 2 == 0:
+            axes.set_ylabel(say(Text("training loss", "训练损失")))
 
 
 STUDY = Study(

@@ -8,10 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d, MaxUnpool2d
 from gpu_layers.ops import max_pool_forward
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text
-from gpu_layers.study.figures import BLUE, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
+from gpu_layers.study.figures import BLUE, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.texts import COUNTED, EXACT
 
@@ -83,10 +84,7 @@ _CLAIMS = (
     ),
     Claim(
         "maximum-keeps-sums",
-        Text(
-            "Max pooling always preserves the sum of gradients.",
-            "最大池化总是保持梯度之和。",
-        ),
+        Text("Max pooling always preserves the sum of gradients.", "最大池化总是保持梯度之和。"),
         r"\sum_i \frac{\partial L}{\partial x_i} = \sum_o dy_o",
         Criterion(
             Text("layers that do not, of nine, whole-number gradients", "九种层中不满足者的个数（整数梯度）"),
@@ -112,10 +110,7 @@ _CLAIMS = (
             Text("layers that do otherwise, of nine", "九种层中与规则不符者的个数"),
             "==",
             0,
-            Text(
-                "the same sum up to 1e-12, or not, as the rule says",
-                "按规则判断和是否相同（容差 1e-12）",
-            ),
+            Text("the same sum up to 1e-12, or not, as the rule says", "按规则判断和是否相同（容差 1e-12）"),
         ),
         "x = np.ones((1, 1, 9, 9))\n"
         "for include in (True, False):\n"
@@ -199,7 +194,7 @@ def _said(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
-def _whole_gradient(rng: np.random.Generator, y: Any) -> np.ndarray:
+def _whole_gradient(rng: np.random.Generator, y: Array) -> np.ndarray:
     return rng.integers(1, 9, y.shape).astype(np.dtype(y.dtype))
 
 
@@ -207,10 +202,7 @@ def _measure(lab: Lab) -> dict[str, Any]:
     """All of it: it takes moments."""
     example = lab.place(_EXAMPLE[None, None])
     wrong = 0
-    for layer, value, gradient in (
-        (MaxPool2d(2), _MAX, _MAX_GRADIENT),
-        (AvgPool2d(2), _AVERAGE, _AVERAGE_GRADIENT),
-    ):
+    for layer, value, gradient in ((MaxPool2d(2), _MAX, _MAX_GRADIENT), (AvgPool2d(2), _AVERAGE, _AVERAGE_GRADIENT)):
         wrong += int((on_cpu(layer(example))[0, 0] != value).sum())
         wrong += int((on_cpu(layer.backward(lab.place(_GRADIENT[None, None])))[0, 0] != gradient).sum())
     sums = _sums(lab)
@@ -365,84 +357,72 @@ def _byte_table(rows: list[tuple[str, float, float]]) -> Table:
     )
 
 
-def _example_figure() -> Figure:
+@draw(
+    "example",
+    Text(
+        "The worked example: 2 x 2 windows, and the gradients (1, 2; 3, 4) on their way back.",
+        "手算例子：2 x 2 窗口，以及回传的梯度 (1, 2; 3, 4)。",
+    ),
+    size=(4.6, 4.8),
+)
+def _example_figure(figure: Any, say: Say) -> None:
     panels = (
         (Text("x, maxima marked", "x（标出最大值）"), _EXAMPLE, _MAX_GRADIENT != 0),
         (Text("gradient, maximum", "梯度（最大池化）"), _MAX_GRADIENT, _MAX_GRADIENT != 0),
         (Text("y, maximum", "y（最大池化）"), _MAX, np.ones((2, 2), bool)),
         (Text("gradient, average", "梯度（平均池化）"), _AVERAGE_GRADIENT, np.ones((4, 4), bool)),
     )
-
-    def paint(figure: Any, say: Any) -> None:
-        for axes, (title, values, marked) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            size = len(values)
-            axes.imshow(marked, cmap="Blues", vmin=0, vmax=4, extent=(0, size, size, 0), interpolation="none")
-            for row in range(size):
-                for column in range(size):
-                    axes.text(
-                        column + 0.5,
-                        row + 0.5,
-                        f"{values[row, column]:g}",
-                        ha="center",
-                        va="center",
-                        color=BLUE if marked[row, column] else GREY,
-                    )
-            axes.set_xticks(range(size + 1), [])
-            axes.set_yticks(range(size + 1), [])
-            axes.grid(alpha=0.15)
-            for number in range(0, size + 1, 2 if size == 4 else 1):
-                axes.axhline(number, color="black", linewidth=1)
-                axes.axvline(number, color="black", linewidth=1)
-            axes.tick_params(length=0)
-            axes.set_title(say(title))
-
-    return draw(
-        "example",
-        Text(
-            "The worked example: 2 x 2 windows, and the gradients (1, 2; 3, 4) on their way back.",
-            "手算例子：2 x 2 窗口，以及回传的梯度 (1, 2; 3, 4)。",
-        ),
-        paint,
-        size=(4.6, 4.8),
-    )
-
-
-def _byte_figure(rows: list[tuple[str, float, float]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        at = np.arange(len(rows))
-        for shift, kept, colour, name in (
-            (-0.2, [row[1] for row in rows], BLUE, Text("tap numbers", "窗口内编号")),
-            (0.2, [row[2] for row in rows], ORANGE, Text("int64 indices", "int64 索引")),
-        ):
-            kernels = [_TAPS[row[0]] for row in rows]
-            ratios = [_traffic(*one) / _traffic(one[0], 0) for one in zip(kernels, kept, strict=True)]
-            axes.bar(at + shift, ratios, width=0.38, color=colour, alpha=0.7, label=say(name))
-            for position, ratio in zip(at + shift, ratios, strict=True):
-                axes.annotate(
-                    f"{ratio:.2f}",
-                    (position, ratio),
-                    xytext=(0, 2),
-                    textcoords="offset points",
+    for axes, (title, values, marked) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        size = len(values)
+        axes.imshow(marked, cmap="Blues", vmin=0, vmax=4, extent=(0, size, size, 0), interpolation="none")
+        for row in range(size):
+            for column in range(size):
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    f"{values[row, column]:g}",
                     ha="center",
-                    fontsize=9,
+                    va="center",
+                    color=BLUE if marked[row, column] else GREY,
                 )
-        axes.set_xticks(at, [row[0] for row in rows])
-        axes.set_xlabel(say(Text("window", "窗口")))
-        axes.set_ylabel(say(Text("bytes moved, without index = 1", "搬运字节数（无索引 = 1）")))
-        axes.set_ylim(0, 2.1)
-        axes.legend()
+        axes.set_xticks(range(size + 1), [])
+        axes.set_yticks(range(size + 1), [])
+        axes.grid(alpha=0.15)
+        for number in range(0, size + 1, 2 if size == 4 else 1):
+            axes.axhline(number, color="black", linewidth=1)
+            axes.axvline(number, color="black", linewidth=1)
+        axes.tick_params(length=0)
+        axes.set_title(say(title))
 
-    return draw(
-        "bytes",
-        Text(
-            "Bytes that the forward pass must move, with the index of each maximum kept as the number of the element "
-            "in its window or as int64 (float16, counted).",
-            "前向必须搬运的字节数：最大值的位置存为窗口内编号或 int64 索引（float16，为计数结果）。",
-        ),
-        paint,
-        size=(5.4, 3.0),
-    )
+
+@draw(
+    "bytes",
+    Text(
+        "Bytes that the forward pass must move, with the index of each maximum kept as the number of the element "
+        "in its window or as int64 (float16, counted).",
+        "前向必须搬运的字节数：最大值的位置存为窗口内编号或 int64 索引（float16，为计数结果）。",
+    ),
+    size=(5.4, 3.0),
+)
+def _byte_figure(figure: Any, say: Say, rows: list[tuple[str, float, float]]) -> None:
+    axes = figure.subplots()
+    at = np.arange(len(rows))
+    for shift, kept, colour, name in (
+        (-0.2, [row[1] for row in rows], BLUE, Text("tap numbers", "窗口内编号")),
+        (0.2, [row[2] for row in rows], ORANGE, Text("int64 indices", "int64 索引")),
+    ):
+        kernels = [_TAPS[row[0]] for row in rows]
+        ratios = [_traffic(*one) / _traffic(one[0], 0) for one in zip(kernels, kept, strict=True)]
+        axes.bar(at + shift, ratios, width=0.38, color=colour, alpha=0.7, label=say(name))
+        for position, ratio in zip(at + shift, ratios, strict=True):
+            axes.annotate(
+                f"{ratio:.2f}", (position, ratio), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9
+            )
+    axes.set_xticks(at, [row[0] for row in rows])
+    axes.set_xlabel(say(Text("window", "窗口")))
+    axes.set_ylabel(say(Text("bytes moved, without index = 1", "搬运字节数（无索引 = 1）")))
+    axes.set_ylim(0, 2.1)
+    axes.legend()
 
 
 STUDY = Study(

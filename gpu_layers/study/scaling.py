@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.layers import Dropout
 from gpu_layers.random import Generator
 from gpu_layers.study import moons
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import FIVE_ERRORS, ROUNDING
 from gpu_layers.training.optimizers import SGD
@@ -185,10 +186,7 @@ _CLAIMS = (
             ),
             ">=",
             0.9,
-            Text(
-                "nine of ten by chance alone: 1.1 %",
-                "若全凭偶然，十个中至少九个的概率为 1.1 %",
-            ),
+            Text("nine of ten by chance alone: 1.1 %", "若全凭偶然，十个中至少九个的概率为 1.1 %"),
         ),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
@@ -198,10 +196,7 @@ _CLAIMS = (
     ),
     Claim(
         "generalises",
-        Text(
-            "Often said: dropout improves the test accuracy.",
-            "常见说法：随机失活能提高测试准确率。",
-        ),
+        Text("Often said: dropout improves the test accuracy.", "常见说法：随机失活能提高测试准确率。"),
         r"\overline{a_{\mathrm{dropout}}-a_{\mathrm{none}}} \geq 0.5\,\%",
         Criterion(
             Text(
@@ -283,7 +278,7 @@ def _sums(lab: Lab) -> dict[str, np.ndarray]:
     }
 
 
-def _in_other_coordinates(lab: Lab) -> tuple[Any, Any]:
+def _in_other_coordinates(lab: Lab) -> tuple[Array, Array]:
     """An inverted network, and the unscaled one that computes the same."""
     scaled, unscaled = (moons.network(2, scaling, dtype=np.float64) for scaling in ("inverted", "inference"))
     state = scaled.state_dict()
@@ -429,147 +424,128 @@ def _mean_and_spread(values: np.ndarray, digits: int) -> str:
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
-def _sums_figure(sums: Mapping[str, np.ndarray]) -> Figure:
+@draw(
+    "sums",
+    Text(
+        f"The sum of a layer over many masks (bars) and the normal distribution of the formula's mean and variance "
+        f"(lines), p = {_P}. Only the scaled sum has the mean of the layer without dropout.",
+        f"一层神经元之和在大量掩码下的分布（柱）与按公式的均值和方差画出的正态分布（线），p = {_P}。"
+        "只有缩放后，均值才与没有随机失活时一致。",
+    ),
+    size=(5.4, 2.9),
+)
+def _sums_figure(figure: Any, say: Say, sums: Mapping[str, np.ndarray]) -> None:
     q, total, squares = 1 - _P, float(sums["h"].sum()), float(np.sum(sums["h"] ** 2))
-
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for scaling, name, colour, mean, deviation in (
-            ("inference", Text("unscaled", "不缩放"), ORANGE, q * total, np.sqrt(_P * q * squares)),
-            ("inverted", Text("scaled", "缩放"), BLUE, total, np.sqrt(_P / q * squares)),
-        ):
-            axes.hist(sums[scaling], bins=40, density=True, color=colour, alpha=0.45, label=say(name))
-            at = np.linspace(mean - 4 * deviation, mean + 4 * deviation, 100)
-            density = np.exp(-0.5 * ((at - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
-            axes.plot(at, density, color=colour, linewidth=1.6)
-        axes.axvline(total, color=GREY, linestyle="--", linewidth=1.2, label=say(Text("without dropout", "无随机失活")))
-        axes.set_xlabel(say(Text("sum over 1,000 neurons", "1000 个神经元之和")))
-        axes.set_ylabel(say(Text("density", "概率密度")))
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
-        axes.legend(loc="upper left", ncols=3)
-
-    return draw(
-        "sums",
-        Text(
-            f"The sum of a layer over many masks (bars) and the normal distribution of the formula's mean and variance "
-            f"(lines), p = {_P}. Only the scaled sum has the mean of the layer without dropout.",
-            f"一层神经元之和在大量掩码下的分布（柱）与按公式的均值和方差画出的正态分布（线），p = {_P}。"
-            "只有缩放后，均值才与没有随机失活时一致。",
-        ),
-        paint,
-        size=(5.4, 2.9),
-    )
+    axes = figure.subplots()
+    for scaling, name, colour, mean, deviation in (
+        ("inference", Text("unscaled", "不缩放"), ORANGE, q * total, np.sqrt(_P * q * squares)),
+        ("inverted", Text("scaled", "缩放"), BLUE, total, np.sqrt(_P / q * squares)),
+    ):
+        axes.hist(sums[scaling], bins=40, density=True, color=colour, alpha=0.45, label=say(name))
+        at = np.linspace(mean - 4 * deviation, mean + 4 * deviation, 100)
+        density = np.exp(-0.5 * ((at - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+        axes.plot(at, density, color=colour, linewidth=1.6)
+    axes.axvline(total, color=GREY, linestyle="--", linewidth=1.2, label=say(Text("without dropout", "无随机失活")))
+    axes.set_xlabel(say(Text("sum over 1,000 neurons", "1000 个神经元之和")))
+    axes.set_ylabel(say(Text("density", "概率密度")))
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.25)
+    axes.legend(loc="upper left", ncols=3)
 
 
-def _cost_figure(runs: Mapping[str, moons.Trained]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for name, colour, run, way in _ARMS:
-            if way == "corrected":
-                continue  # the same training
-            costs = runs[run].costs
-            at = np.arange(len(costs)) * moons.RECORD_EVERY
-            # Masks make single costs jump: a mean of ten records is drawn.
-            width = min(10, len(costs))
-            kernel = np.ones(width) / width
-            smooth = np.stack([np.convolve(one, kernel, "valid") for one in costs.T])
-            at = at[width - 1 :]
-            mean, spread = smooth.mean(axis=0), smooth.std(axis=0, ddof=1)
-            thin = slice(None, None, max(1, len(at) // 100))
-            axes.plot(at[thin], mean[thin], color=colour, label=say(name), linewidth=1.6)
-            axes.fill_between(
-                at[thin], (mean - spread)[thin], (mean + spread)[thin], color=colour, alpha=0.15, linewidth=0
-            )
-        axes.set_xlabel(say(Text("step", "步数")))
-        axes.set_ylabel(say(Text("training cost", "训练代价")))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(loc="upper right")
-
-    return draw(
-        "costs",
-        Text(
-            "Training cost, masks included: mean and standard deviation over the seeds.",
-            "训练代价（含掩码）：各随机种子的均值与标准差。",
-        ),
-        paint,
-    )
+@draw(
+    "costs",
+    Text(
+        "Training cost, masks included: mean and standard deviation over the seeds.",
+        "训练代价（含掩码）：各随机种子的均值与标准差。",
+    ),
+)
+def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+    axes = figure.subplots()
+    for name, colour, run, way in _ARMS:
+        if way == "corrected":
+            continue  # the same training
+        costs = runs[run].costs
+        at = np.arange(len(costs)) * moons.RECORD_EVERY
+        # Masks make single costs jump: a mean of ten records is drawn.
+        width = min(10, len(costs))
+        kernel = np.ones(width) / width
+        smooth = np.stack([np.convolve(one, kernel, "valid") for one in costs.T])
+        at = at[width - 1 :]
+        mean, spread = smooth.mean(axis=0), smooth.std(axis=0, ddof=1)
+        thin = slice(None, None, max(1, len(at) // 100))
+        axes.plot(at[thin], mean[thin], color=colour, label=say(name), linewidth=1.6)
+        axes.fill_between(at[thin], (mean - spread)[thin], (mean + spread)[thin], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel(say(Text("step", "步数")))
+    axes.set_ylabel(say(Text("training cost", "训练代价")))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="upper right")
 
 
-def _boundary_figure(runs: Mapping[str, moons.Trained]) -> Figure:
+@draw(
+    "boundaries",
+    Text("Decision boundaries of the first seed, with its test points.", "第一个随机种子的决策边界及其测试点。"),
+    size=(5.4, 4.9),
+)
+def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     data = moons.moons(1)
+    for axes, (name, colour, run, way) in zip(figure.subplots(2, 2).flat, _ARMS, strict=True):
+        left, right, bottom, top = moons.PLANE
+        axes.imshow(
+            runs[run].plane[way],
+            origin="lower",
+            extent=moons.PLANE,
+            cmap="RdBu",
+            vmin=-1.0,
+            vmax=2.0,
+            aspect="auto",
+            interpolation="none",
+        )
+        grid = [np.linspace(*ends, runs[run].plane[way].shape[0]) for ends in ((left, right), (bottom, top))]
+        axes.contour(*grid, runs[run].plane[way], levels=[0.5], colors="black", linewidths=1.3)
+        for label, mark in ((0, RED), (1, BLUE)):
+            chosen = data.x_test[0][data.y_test[0, :, 0] == label]
+            axes.plot(*chosen.T, ".", color=mark, markersize=3.2, alpha=0.8, rasterized=True)
+        accuracy = 100 * runs[run].accuracy[way]["test"][0]
+        axes.set_title(f"{say(name)}\n{say(Text('test', '测试'))} {accuracy:.1f} %", color=colour)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(False)
 
-    def paint(figure: Any, say: Any) -> None:
-        for axes, (name, colour, run, way) in zip(figure.subplots(2, 2).flat, _ARMS, strict=True):
-            left, right, bottom, top = moons.PLANE
-            axes.imshow(
-                runs[run].plane[way],
-                origin="lower",
-                extent=moons.PLANE,
-                cmap="RdBu",
-                vmin=-1.0,
-                vmax=2.0,
-                aspect="auto",
-                interpolation="none",
+
+@draw(
+    "accuracy",
+    Text(
+        "Accuracy in evaluation: mean and standard deviation over the seeds.",
+        "推理时的准确率：各随机种子的均值与标准差。",
+    ),
+    size=(5.4, 3.0),
+)
+def _accuracy_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+    axes = figure.subplots()
+    for row, (_, colour, run, way) in enumerate(_ARMS):
+        for part, shift, filled in (("train", -0.15, False), ("test", 0.15, True)):
+            values = 100 * runs[run].accuracy[way][part]
+            axes.errorbar(
+                values.mean(),
+                row + shift,
+                xerr=values.std(ddof=1),
+                fmt="o" if filled else "s",
+                markerfacecolor=colour if filled else "white",
+                color=colour,
+                capsize=3,
             )
-            grid = [np.linspace(*ends, runs[run].plane[way].shape[0]) for ends in ((left, right), (bottom, top))]
-            axes.contour(*grid, runs[run].plane[way], levels=[0.5], colors="black", linewidths=1.3)
-            for label, mark in ((0, RED), (1, BLUE)):
-                chosen = data.x_test[0][data.y_test[0, :, 0] == label]
-                axes.plot(*chosen.T, ".", color=mark, markersize=3.2, alpha=0.8, rasterized=True)
-            accuracy = 100 * runs[run].accuracy[way]["test"][0]
-            axes.set_title(f"{say(name)}\n{say(Text('test', '测试'))} {accuracy:.1f} %", color=colour)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.grid(False)
-
-    return draw(
-        "boundaries",
-        Text(
-            "Decision boundaries of the first seed, with its test points.",
-            "第一个随机种子的决策边界及其测试点。",
-        ),
-        paint,
-        size=(5.4, 4.9),
-    )
-
-
-def _accuracy_figure(runs: Mapping[str, moons.Trained]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for row, (_, colour, run, way) in enumerate(_ARMS):
-            for part, shift, filled in (("train", -0.15, False), ("test", 0.15, True)):
-                values = 100 * runs[run].accuracy[way][part]
-                axes.errorbar(
-                    values.mean(),
-                    row + shift,
-                    xerr=values.std(ddof=1),
-                    fmt="o" if filled else "s",
-                    markerfacecolor=colour if filled else "white",
-                    color=colour,
-                    capsize=3,
-                )
-                axes.annotate(
-                    f"{values.mean():.1f}",
-                    (values.mean(), row + shift),
-                    xytext=(0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8.5,
-                    color=colour,
-                )
-        axes.set_yticks(range(len(_ARMS)), [say(name) for name, *_ in _ARMS])
-        axes.invert_yaxis()
-        axes.set_xlabel(say(Text("accuracy, %: □ training points, ● test points", "准确率（%）：□ 训练点，● 测试点")))
-
-    return draw(
-        "accuracy",
-        Text(
-            "Accuracy in evaluation: mean and standard deviation over the seeds.",
-            "推理时的准确率：各随机种子的均值与标准差。",
-        ),
-        paint,
-        size=(5.4, 3.0),
-    )
+            axes.annotate(
+                f"{values.mean():.1f}",
+                (values.mean(), row + shift),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=colour,
+            )
+    axes.set_yticks(range(len(_ARMS)), [say(name) for name, *_ in _ARMS])
+    axes.invert_yaxis()
+    axes.set_xlabel(say(Text("accuracy, %: □ training points, ● test points", "准确率（%）：□ 训练点，● 测试点")))
 
 
 STUDY = Study(

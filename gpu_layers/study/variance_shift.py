@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 import gpu_layers as gl
-from gpu_layers.layers import BatchNorm1d, Dropout, ReLU
+from gpu_layers.core.array import Array
+from gpu_layers.layers import BatchNorm1d, Dropout, Layer, ReLU
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Figure, Findings, Study, Table, Text
-from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
+from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import FIVE_ERRORS
@@ -59,10 +60,7 @@ _CLAIMS = (
     ),
     Claim(
         "depth",
-        Text(
-            "Every further pair multiplies the ratio by 1-p.",
-            "每增加一对随机失活与批归一化，这个比值就再乘以 1-p。",
-        ),
+        Text("Every further pair multiplies the ratio by 1-p.", "每增加一对随机失活与批归一化，这个比值就再乘以 1-p。"),
         r"\Delta_k = \Delta_1\,(1-p)^{k-1}",
         Criterion(
             Text(
@@ -120,10 +118,7 @@ _CLAIMS = (
             ),
             "<=",
             0.03,
-            Text(
-                "the moving variance averages a finite number of masks",
-                "滑动方差只平均了有限个掩码",
-            ),
+            Text("the moving variance averages a finite number of masks", "滑动方差只平均了有限个掩码"),
         ),
         "a = np.abs(np.random.default_rng(0).standard_normal((50_000, 32)))\n"
         "w = np.random.default_rng(1).standard_normal(32)\n"
@@ -160,10 +155,7 @@ _CLAIMS = (
         ),
         r"\overline{L_{\mathrm{before}} - L_{\mathrm{after}}} \geq 0.01",
         Criterion(
-            Text(
-                "mean difference of test loss, p = 0.5, no recalibration",
-                "测试损失的平均差（p = 0.5，未重新校准）",
-            ),
+            Text("mean difference of test loss, p = 0.5, no recalibration", "测试损失的平均差（p = 0.5，未重新校准）"),
             ">=",
             0.01,
             Text("a tenth of the loss of such a network", "约为此类网络损失的十分之一"),
@@ -183,10 +175,7 @@ _CLAIMS = (
         ),
         r"\overline{L_{\mathrm{moving}} - L_{\mathrm{recalibrated}}} > 0",
         Criterion(
-            Text(
-                "part of the networks whose test loss falls, p = 0.5",
-                "测试损失下降的网络所占比例（p = 0.5）",
-            ),
+            Text("part of the networks whose test loss falls, p = 0.5", "测试损失下降的网络所占比例（p = 0.5）"),
             ">=",
             0.9,
             Text("by chance alone it would be half", "若全凭偶然，应为一半"),
@@ -212,7 +201,7 @@ def wide_ratio(p: float, c: float, v: float, rho: float, d: int, cos_squared: fl
     return (v + common) / ((c**2 + v) / (1 - p) - c**2 + common)
 
 
-def _in_batches(x: Any) -> Iterator[Any]:
+def _in_batches(x: Array) -> Iterator[Array]:
     for start in range(0, x.shape[0], _BATCH):
         yield x[start : start + _BATCH]
 
@@ -227,7 +216,7 @@ def _chains(lab: Lab) -> list[dict[str, Any]]:
     for p in _CHAIN_P:
         masks = Generator(51).spawn(_DEPTHS)
         norms = [BatchNorm1d(features, momentum=None, affine=False, eps=1e-12, dtype="float64") for _ in range(_DEPTHS)]
-        chain: list[Any] = []
+        chain: list[Layer] = []
         for mask, norm in zip(masks, norms, strict=True):
             chain += [Dropout(p, generator=mask), norm]
         model = Sequential(*chain)
@@ -279,7 +268,7 @@ def _widths(lab: Lab) -> list[dict[str, Any]]:
 def _network(place: str, p: float, seed: int) -> Sequential:
     """Linear-BN-ReLU three times, then Linear; dropout in between (before later batch norms), or after the last."""
     weights, masks = np.random.default_rng(seed), Generator(seed).spawn(2)
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for block, features in enumerate((64, _UNITS, _UNITS)):
         layers += [Linear(features, _UNITS, bias=False, seed=weights), BatchNorm1d(_UNITS), ReLU()]
         if place == "before" and block < 2:
@@ -417,102 +406,93 @@ def _trained_table(rows: list[dict[str, Any]]) -> Table:
     )
 
 
-def _chain_figure(rows: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for p, colour in zip(_CHAIN_P, COLOURS, strict=False):
-            chosen = [row for row in rows if row["p"] == p]
-            depths = [row["depth"] for row in chosen]
-            axes.semilogy(depths, [row["theory"] for row in chosen], "-", color=colour, label=f"p = {p:g}")
-            axes.errorbar(
-                depths,
-                [row["ratio"] for row in chosen],
-                yerr=[5 * row["error"] for row in chosen],
-                fmt="o",
-                color=colour,
-                markersize=5,
-                capsize=3,
-            )
-        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-        axes.set_xticks(range(1, _DEPTHS + 1))
-        axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1])
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.set_xlabel(say(Text("pairs of dropout and batch norm", "随机失活与批归一化的对数")))
-        axes.set_ylabel(say(Text("variance met / moving variance", "实际方差 / 滑动方差")))
-        axes.legend()
-
-    return draw(
-        "depth",
-        Text(
-            "The ratio at each depth: theory (lines) and measured (points, five standard errors).",
-            "各深度上的比值：理论（线）与实测（点，误差线为五倍标准误差）。",
-        ),
-        paint,
-    )
+@draw(
+    "depth",
+    Text(
+        "The ratio at each depth: theory (lines) and measured (points, five standard errors).",
+        "各深度上的比值：理论（线）与实测（点，误差线为五倍标准误差）。",
+    ),
+)
+def _chain_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for p, colour in zip(_CHAIN_P, COLOURS, strict=False):
+        chosen = [row for row in rows if row["p"] == p]
+        depths = [row["depth"] for row in chosen]
+        axes.semilogy(depths, [row["theory"] for row in chosen], "-", color=colour, label=f"p = {p:g}")
+        axes.errorbar(
+            depths,
+            [row["ratio"] for row in chosen],
+            yerr=[5 * row["error"] for row in chosen],
+            fmt="o",
+            color=colour,
+            markersize=5,
+            capsize=3,
+        )
+    axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xticks(range(1, _DEPTHS + 1))
+    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel(say(Text("pairs of dropout and batch norm", "随机失活与批归一化的对数")))
+    axes.set_ylabel(say(Text("variance met / moving variance", "实际方差 / 滑动方差")))
+    axes.legend()
 
 
-def _width_figure(rows: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        for p, colour in zip(_WIDE_P, COLOURS[1:], strict=False):
-            chosen = [row for row in rows if row["p"] == p]
-            axes.semilogx(
-                [row["d"] for row in chosen],
-                [row["theory"] for row in chosen],
-                "-",
-                color=colour,
-                label=f"p = {p:g}",
-                base=4,
-            )
-            axes.plot([row["d"] for row in chosen], [row["ratio"] for row in chosen], "o", color=colour, markersize=5)
-        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-        axes.set_ylim(0, 1.05)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel(say(Text("inputs d of the linear layer", "线性层的输入数 d")))
-        axes.set_ylabel(say(Text("variance met / moving variance", "实际方差 / 滑动方差")))
-        axes.legend(loc="lower right")
-
-    return draw(
-        "width",
-        Text(
-            f"A linear layer in between, inputs correlated by {_CORRELATION:g}: theory (lines) and measured (points).",
-            f"中间有线性层，输入之间的相关系数为 {_CORRELATION:g}：理论（线）与实测（点）。",
-        ),
-        paint,
-        size=(5.4, 3.0),
-    )
+@draw(
+    "width",
+    Text(
+        f"A linear layer in between, inputs correlated by {_CORRELATION:g}: theory (lines) and measured (points).",
+        f"中间有线性层，输入之间的相关系数为 {_CORRELATION:g}：理论（线）与实测（点）。",
+    ),
+    size=(5.4, 3.0),
+)
+def _width_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    for p, colour in zip(_WIDE_P, COLOURS[1:], strict=False):
+        chosen = [row for row in rows if row["p"] == p]
+        axes.semilogx(
+            [row["d"] for row in chosen],
+            [row["theory"] for row in chosen],
+            "-",
+            color=colour,
+            label=f"p = {p:g}",
+            base=4,
+        )
+        axes.plot([row["d"] for row in chosen], [row["ratio"] for row in chosen], "o", color=colour, markersize=5)
+    axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set_ylim(0, 1.05)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(say(Text("inputs d of the linear layer", "线性层的输入数 d")))
+    axes.set_ylabel(say(Text("variance met / moving variance", "实际方差 / 滑动方差")))
+    axes.legend(loc="lower right")
 
 
-def _trained_figure(rows: list[dict[str, Any]]) -> Figure:
-    def paint(figure: Any, say: Any) -> None:
-        axes = figure.subplots()
-        arms = list(dict.fromkeys((row["place"], row["p"]) for row in rows))
-        for state, shift, colour, name in (
-            ("moving", -0.17, ORANGE, Text("moving averages", "滑动平均")),
-            ("recalibrated", 0.17, GREEN, Text("recalibrated", "重新校准")),
-        ):
-            for position, (place, p) in enumerate(arms):
-                losses = [row[f"{state} loss"] for row in rows if (row["place"], row["p"]) == (place, p)]
-                label = say(name) if position == 0 else None
-                axes.barh(position + shift, np.mean(losses), height=0.32, color=colour, alpha=0.5, label=label)
-                axes.plot(losses, [position + shift] * len(losses), ".", color=colour, markersize=5)
-        names = [say(_PLACE_NAMES[place]) + (f", {p:g}" if p else "") for place, p in arms]
-        axes.set_yticks(range(len(arms)), names)
-        axes.invert_yaxis()
-        axes.set_xlabel(say(Text("test loss", "测试损失")))
-        figure.legend(loc="outside lower right", ncols=2)
-
-    return draw(
-        "trained",
-        Text(
-            "Test loss of trained networks, by the place and the p of dropout, before and after recalibration; a point "
-            "for each seed.",
-            "训练好的网络的测试损失，按随机失活的位置与 p 排列，校准前后对比；每个点对应一个随机种子。",
-        ),
-        paint,
-        size=(5.4, 3.2),
-    )
+@draw(
+    "trained",
+    Text(
+        "Test loss of trained networks, by the place and the p of dropout, before and after recalibration; a point "
+        "for each seed.",
+        "训练好的网络的测试损失，按随机失活的位置与 p 排列，校准前后对比；每个点对应一个随机种子。",
+    ),
+    size=(5.4, 3.2),
+)
+def _trained_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+    axes = figure.subplots()
+    arms = list(dict.fromkeys((row["place"], row["p"]) for row in rows))
+    for state, shift, colour, name in (
+        ("moving", -0.17, ORANGE, Text("moving averages", "滑动平均")),
+        ("recalibrated", 0.17, GREEN, Text("recalibrated", "重新校准")),
+    ):
+        for position, (place, p) in enumerate(arms):
+            losses = [row[f"{state} loss"] for row in rows if (row["place"], row["p"]) == (place, p)]
+            label = say(name) if position == 0 else None
+            axes.barh(position + shift, np.mean(losses), height=0.32, color=colour, alpha=0.5, label=label)
+            axes.plot(losses, [position + shift] * len(losses), ".", color=colour, markersize=5)
+    names = [say(_PLACE_NAMES[place]) + (f", {p:g}" if p else "") for place, p in arms]
+    axes.set_yticks(range(len(arms)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(say(Text("test loss", "测试损失")))
+    figure.legend(loc="outside lower right", ncols=2)
 
 
 STUDY = Study(

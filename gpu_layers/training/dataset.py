@@ -80,11 +80,7 @@ def digits() -> Dataset:
     datasets, selection = import_extra("sklearn.datasets"), import_extra("sklearn.model_selection")
     images, labels = datasets.load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = selection.train_test_split(
-        images.reshape(-1, 8, 8),
-        labels,
-        test_size=_DIGITS_TEST_SHARE,
-        random_state=_DIGITS_SPLIT_SEED,
-        stratify=labels,
+        images.reshape(-1, 8, 8), labels, test_size=_DIGITS_TEST_SHARE, random_state=_DIGITS_SPLIT_SEED, stratify=labels
     )
     return _dataset("digits", "auto", x_train, y_train, x_test, y_test)
 

@@ -39,7 +39,7 @@ class Optimizer:
 
     _state_names: tuple[str, ...] = ()
 
-    def __init__(self, parameters: Mapping[str, Any], lr: float, weight_decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, Array], lr: float, weight_decay: float) -> None:
         self._given = parameters
         for name, value in parameters.items():
             if value.dtype not in (np.float32, np.float64):
@@ -48,18 +48,18 @@ class Optimizer:
         self.lr = _not_negative(lr, "lr")
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0
-        self._state: dict[str, Any] = {}
-        self._placed: dict[str, Any] = {}
+        self._state: dict[str, Array] = {}
+        self._placed: dict[str, Array] = {}
         self._firsts: dict[str, str] = {}
         self._place_state(self.parameters)
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Array]:
         """The current parameters."""
         refreshed = getattr(self._given, "refreshed", None)
         return dict(self._given if refreshed is None else refreshed())
 
-    def step(self, gradients: Mapping[str, Any]) -> None:
+    def step(self, gradients: Mapping[str, Array]) -> None:
         """Change every parameter once.
 
         Parameters
@@ -83,7 +83,7 @@ class Optimizer:
                 f"gradients must have the parameters' names, got a difference in {different}: call backward first"
             )
         firsts = self._firsts if self._has_placed(parameters) else _first_names(parameters)
-        given: dict[str, Any] = {}
+        given: dict[str, Array] = {}
         for name, gradient in gradients.items():
             if gradient is None:
                 continue
@@ -106,12 +106,12 @@ class Optimizer:
                 parameter -= self._change(name, gradient)
             record_write(parameter)
 
-    def _has_placed(self, parameters: Mapping[str, Any]) -> bool:
+    def _has_placed(self, parameters: Mapping[str, Array]) -> bool:
         """Whether the state is that of exactly these arrays."""
         placed = self._placed
         return len(parameters) == len(placed) and all(placed.get(name) is value for name, value in parameters.items())
 
-    def _place_state(self, parameters: dict[str, Any]) -> None:
+    def _place_state(self, parameters: dict[str, Array]) -> None:
         """Put the state of each parameter on its device; new states start at 0, others are dropped."""
         firsts = self._firsts = _first_names(parameters)
         self._placed = parameters
@@ -124,15 +124,15 @@ class Optimizer:
                 with place_of(parameter):
                     self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         """The number to subtract from a parameter; updates its state."""
         raise TypeError(f"{type(self).__name__} defines no step")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Array]:
         """Copies of the number of steps and of the state of every parameter. Rates are not in it."""
         return {name: value.copy() for name, value in self._own().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Load a ``state``; all or nothing.
 
         Parameters
@@ -153,7 +153,7 @@ class Optimizer:
             raise ValueError(f"state of another optimizer: {told}") from None
         self.steps = int(own["steps"])
 
-    def _own(self) -> dict[str, Any]:
+    def _own(self) -> dict[str, Array]:
         self._place_state(self.parameters)
         return {"steps": np.array(self.steps, np.int64), **self._state}
 
@@ -177,12 +177,12 @@ class SGD(Optimizer):
     _state_names = ("velocity",)
 
     def __init__(
-        self, parameters: Mapping[str, Any], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0
+        self, parameters: Mapping[str, Array], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
         self.momentum = _below_one(momentum, "momentum")
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         velocity = self._state[f"velocity.{name}"]
         velocity *= self.momentum
         velocity += gradient
@@ -211,7 +211,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, Array],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -221,7 +221,7 @@ class Adam(Optimizer):
         self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
         self.eps = _not_negative(eps, "eps")
 
-    def _change(self, name: str, gradient: Array) -> Any:
+    def _change(self, name: str, gradient: Array) -> Array:
         mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
         for average, newest, beta in ((mean, gradient, self.betas[0]), (square, gradient * gradient, self.betas[1])):
             average *= beta
@@ -232,13 +232,13 @@ class Adam(Optimizer):
         return (self.lr / mean_bias) * mean / (root + self.eps)
 
 
-def _first_names(parameters: Mapping[str, Any]) -> dict[str, str]:
+def _first_names(parameters: Mapping[str, Array]) -> dict[str, str]:
     """For each name, the first name of the same array."""
     firsts: dict[Any, str] = {}
     return {name: firsts.setdefault(memory_of(value), name) for name, value in parameters.items()}
 
 
-def _check_alike(name: str, gradient: Array, parameter: Any) -> None:
+def _check_alike(name: str, gradient: Array, parameter: Array) -> None:
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"size mismatch for {name}: got shape {list(gradient.shape)}, expected {list(parameter.shape)}"

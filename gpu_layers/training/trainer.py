@@ -171,9 +171,7 @@ class Trainer:
         return self._part.batches if self._part else 0
 
     def train_epoch(
-        self,
-        report: Callable[[Progress], None] = lambda progress: None,
-        stop: Callable[[], bool] = lambda: False,
+        self, report: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
         """Train on every training image once, then evaluate.
 

@@ -44,10 +44,7 @@ def compare(name: str, actual: Any, expected: np.ndarray, bound: Any | None) -> 
     """
     actual = actual.get() if is_cupy_array(actual) else np.asarray(actual)
     expected = np.asarray(expected)
-    for what, given, needed in (
-        ("shape", actual.shape, expected.shape),
-        ("dtype", actual.dtype, expected.dtype),
-    ):
+    for what, given, needed in (("shape", actual.shape, expected.shape), ("dtype", actual.dtype, expected.dtype)):
         if given != needed:
             return Difference(name, np.inf, f"{name}: {what} is {given}, must be {needed}")
     if actual.size == 0:

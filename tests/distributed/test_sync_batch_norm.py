@@ -16,7 +16,7 @@ import gpu_layers as gl
 from gpu_layers.distributed import Communicator, MpiCommunicator, NcclCommunicator, SingleProcess, shard
 from gpu_layers.ops import sync_batch_norm
 from tests.distributed.processes import run_processes
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import assert_all_same_bits, assert_same_bits, normal
 
 HERE = Path(__file__).parent
 
@@ -114,8 +114,7 @@ def test_statistics_of_several_processes_may_wait(values, backend):
         for layer in (at_once, later):
             layer(normal((values, 2), np.float32))
         later.commit()
-    for name, buffer in at_once.buffers.items():
-        assert_same_bits(later.buffers[name], buffer)
+    assert_all_same_bits(later.buffers, at_once.buffers)
 
 
 class Recorded:
@@ -193,8 +192,7 @@ def test_copies_share_the_communicator_and_pickles_take_the_default_one(communic
     with pytest.warns(UserWarning, match=f"a pickled layer had a {name} of 2 processes.* SingleProcess of 1"):
         loaded, _ = pickle.loads(content)
     assert type(loaded.communicator) is SingleProcess
-    for name, value in layer.state_dict().items():
-        assert_same_bits(loaded.state_dict()[name], value)
+    assert_all_same_bits(loaded.state_dict(), layer.state_dict())
 
 
 def test_what_was_the_default_one_stays_so_without_a_word():

@@ -38,8 +38,7 @@ class Bug:
         return f"{self.name}-{self.mode}"
 
 
-def n(value: int) -> np.int32:
-    return np.int32(value)
+n = np.int32
 
 
 BUGS = [
@@ -119,18 +118,9 @@ BUGS = [
     Bug("uninitialised_global", errors.UninitialisedError, ("byte 0 of argument 1 was never written",)),
     Bug("missing_wait_for_copies", errors.UninitialisedError, ("the shared array 'tile' was never written",)),
     Bug("wait_for_the_batch_before", errors.UninitialisedError, ("byte 256 of the shared array 'tile'",)),
-    Bug(
-        "missing_barrier_after_copies",
-        errors.EmulationError,
-        ("the shared array 'tile'",),
-    ),
+    Bug("missing_barrier_after_copies", errors.EmulationError, ("the shared array 'tile'",)),
     Bug("misaligned_copy", errors.MisalignedError, ("copies 16 bytes", "no multiple of that")),
-    Bug(
-        "race_between_blocks",
-        errors.RaceError,
-        ("block (1,0,0)", "block (0,0,0)", "blocks run in any order"),
-        grid=4,
-    ),
+    Bug("race_between_blocks", errors.RaceError, ("block (1,0,0)", "block (0,0,0)", "blocks run in any order"), grid=4),
     Bug(
         "plain_beside_atomic",
         errors.RaceError,
@@ -148,25 +138,18 @@ BUGS = [
         grid=4,
         initialised=(2,),
     ),
-    Bug(
-        "group_barrier_without_fence",
-        errors.RaceError,
-        ("thread (0,0,0) reads 4 bytes", "wrote"),
-        arguments=(X, "y", "ticket", "y"),
-        lines=("group_barrier_without_fence", "group_barrier_without_fence write"),
-        grid=4,
-        cooperative=True,
-        initialised=(2,),
-    ),
-    Bug(
-        "group_barrier_without_acquire",
-        errors.RaceError,
-        ("thread (0,0,0) reads 4 bytes", "wrote"),
-        arguments=(X, "y", "ticket", "y"),
-        lines=("group_barrier_without_acquire", "group_barrier_without_acquire write"),
-        grid=4,
-        cooperative=True,
-        initialised=(2,),
+    *(
+        Bug(
+            name,
+            errors.RaceError,
+            ("thread (0,0,0) reads 4 bytes", "wrote"),
+            arguments=(X, "y", "ticket", "y"),
+            lines=(name, f"{name} write"),
+            grid=4,
+            cooperative=True,
+            initialised=(2,),
+        )
+        for name in ("group_barrier_without_fence", "group_barrier_without_acquire")
     ),
     Bug(
         "group_barrier_of_too_many",

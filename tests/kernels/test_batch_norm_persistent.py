@@ -7,7 +7,7 @@ import gpu_layers as gl
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_same_bits, normal
+from tests.inputs import DTYPES, assert_all_same_bits, normal
 
 # Groups of several blocks in both passes: planes of an odd size and of whole vectors; rows whose last tile is not full.
 SHAPES = [((3, 3, 61, 71), False), ((6, 2, 48, 40), False), ((4, 16, 16, 40), True), ((601, 48), True)]
@@ -48,14 +48,12 @@ def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activat
     # No group of blocks fits.
     with gl.use_backend("emulated"), force_limits(max_blocks=1):
         twice = passes(arrays, channels_last, activation, with_residual)
-    for one, other in zip(once, twice, strict=True):
-        assert_same_bits(one, other)
+    assert_all_same_bits(once, twice)
     # One group, which takes the channels in turn: what one of them leaves in shared memory meets the next.
     groups = max(plan.blocks_per_group for plan in plans)
     with gl.use_backend("emulated", check=True), force_limits(max_blocks=groups):
         in_turn = passes(arrays, channels_last, activation, with_residual)
-    for one, other in zip(once, in_turn, strict=True):
-        assert_same_bits(one, other)
+    assert_all_same_bits(once, in_turn)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -69,8 +67,7 @@ def test_a_block_takes_channels_in_turn(shape, channels_last, dtype):
         expected = passes(arrays, channels_last, "relu", True)
     for schedule in (ALL_SCHEDULES[0], ALL_SCHEDULES[-1]):
         with gl.use_backend("emulated", check=True, schedule=schedule), force_limits(max_blocks=1):
-            for one, other in zip(expected, passes(arrays, channels_last, "relu", True), strict=True):
-                assert_same_bits(one, other)
+            assert_all_same_bits(expected, passes(arrays, channels_last, "relu", True))
 
 
 @each_shape
@@ -81,8 +78,7 @@ def test_no_schedule_changes_a_bit(shape, channels_last):
         with gl.use_backend("emulated", schedule=schedule):
             results.append(passes(arrays, channels_last, "relu", True))
     for other in results[1:]:
-        for one, another in zip(results[0], other, strict=True):
-            assert_same_bits(one, another)
+        assert_all_same_bits(results[0], other)
 
 
 @each_shape

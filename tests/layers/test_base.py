@@ -5,7 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.catalogue import LAYERS, LayerExample
-from tests.inputs import LAYOUTS, assert_same_bits, each_dtype, normal, unchanged
+from tests.inputs import LAYOUTS, assert_all_same_bits, assert_same_bits, each_dtype, normal, unchanged
 
 EXAMPLES = {name: example for name, example in LAYERS.items() if example.inputs == 1}
 EXAMPLES["BatchNorm2d without averages"] = LayerExample(gl.BatchNorm2d, (4,), {"track_running_stats": False}, axes=4)
@@ -80,10 +80,8 @@ def test_to_the_cpu_keeps_values_and_forgets_the_forward(example):
     layer.backward(layer(input_of(example)))
     state, gradients = layer.state_dict(), dict(layer.gradients)
     assert layer.to("cpu") is layer
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, state[name])
-    for name, value in gradients.items():
-        assert_same_bits(layer.gradients[name], value)
+    assert_all_same_bits(layer.state_dict(), state)
+    assert_all_same_bits(layer.gradients, gradients)
     with pytest.raises(RuntimeError, match="backward was called before forward"):
         layer.backward(input_of(example))
 
@@ -141,8 +139,7 @@ def test_memory_layouts_do_not_change_a_bit(example, dtype, layout):
     for actual, expected in zip(results, (y, dx), strict=True):
         assert_same_bits(actual, expected)
         assert actual.flags.c_contiguous or isinstance(layer, gl.Flatten)
-    for name, value in layer.gradients.items():
-        assert_same_bits(other.gradients[name], value, name)
+    assert_all_same_bits(other.gradients, layer.gradients)
 
 
 @each_layer
@@ -154,6 +151,21 @@ def test_an_empty_batch_gives_an_empty_result(example, training):
     assert_same_bits(y, np.zeros((0, *outputs), np.float32))
     assert_same_bits(layer.backward(y), x[:0])
     assert not any(gradient.any() for gradient in layer.gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("BatchNorm2d", (3, 1e-5, 0.1, True, True, True)),
+        ("Dropout", (0.5, False, "inverted")),
+        ("ActivationDropout", ("relu", 0.5, "after")),
+        ("MaxPool2d", (2, 2, 0, 1, False, False, True)),
+        ("AvgPool2d", (2, 2, 0, False, True, None, 1)),
+    ],
+)
+def test_extras_are_keyword_only(kind, arguments):
+    with pytest.raises(TypeError, match="positional arguments"):
+        getattr(gl, kind)(*arguments)
 
 
 def test_a_bare_layer_says_what_it_lacks():

@@ -7,7 +7,7 @@ import gpu_layers as gl
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.optimizers import SGD, Adam
-from tests.inputs import assert_same_bits, normal, unchanged
+from tests.inputs import assert_all_same_bits, assert_same_bits, normal, unchanged
 
 X, DY = normal((7, 3)) + 2, normal((7, 3), seed=1)
 #: (use, update) -> by the batch in training, by the batch in evaluation, updated in training, in evaluation.
@@ -113,8 +113,7 @@ def test_what_is_pending_is_folded_in_once():
     deferred.to("cpu")
     deferred.commit()
     assert deferred.pending is None
-    for name, value in plain.buffers.items():
-        assert_same_bits(deferred.buffers[name], value)
+    assert_all_same_bits(deferred.buffers, plain.buffers)
     with unchanged(*deferred.buffers.values()):
         deferred.commit()
         deferred(X)
@@ -162,8 +161,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_counted(bad, momentum):
             torchs(x)
     for x in (X, X + 1):
         plain(x)
-    for name, value in plain.buffers.items():
-        assert_same_bits(skipping.buffers[name], value)
+    assert_all_same_bits(skipping.buffers, plain.buffers)
     assert skipping.num_batches_skipped == 1
     assert skipping.to("cpu").num_batches_skipped == 1
     assert list(skipping.state_dict()) == list(plain.state_dict())
@@ -183,8 +181,7 @@ def test_a_transaction_folds_in_everything_or_nothing():
         model(X)
         model(X)
         assert model.buffers["0.num_batches_tracked"] == 0
-    for name, value in plain.buffers.items():
-        assert_same_bits(model.buffers[name], value)
+    assert_all_same_bits(model.buffers, plain.buffers)
     first, _, second = model.layers
     with (
         unchanged(*model.buffers.values()),
@@ -228,7 +225,7 @@ def test_what_a_transaction_skips_and_what_a_layer_itself(broken, of_layer, of_a
         assert norm.num_batches_skipped == left_out
         assert norm.buffers["num_batches_tracked"] == 2 - left_out
         if left_out:
-            assert_state(norm, before[number])
+            assert_all_same_bits(norm.buffers, before[number])
         else:
             plain = layer()
             plain(spoilt if number in broken else X)
@@ -254,9 +251,9 @@ def test_a_commit_is_accepted_by_the_caller_and_by_the_layer(floor, own, accepte
     left_out = accepted is False or (own and broken)
     assert norm.num_batches_skipped == left_out
     if left_out:
-        assert_state(norm, before)
+        assert_all_same_bits(norm.buffers, before)
     else:
-        assert_state(norm, state_of(plain))
+        assert_all_same_bits(norm.buffers, state_of(plain))
 
 
 @pytest.mark.parametrize("floor", ["reference", "emulated"])
@@ -302,12 +299,6 @@ def state_of(model):
     return {name: value.copy() for name, value in model.buffers.items()}
 
 
-def assert_state(model, expected):
-    assert model.buffers.keys() == expected.keys()
-    for name, value in expected.items():
-        assert_same_bits(model.buffers[name], value, name)
-
-
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_a_commit_that_breaks_off_leaves_nothing_behind(position, skip_nonfinite):
@@ -321,7 +312,7 @@ def test_a_commit_that_breaks_off_leaves_nothing_behind(position, skip_nonfinite
         gl.statistics_transaction(model, skip_nonfinite=skip_nonfinite),
     ):
         model(X)
-    assert_state(model, before)
+    assert_all_same_bits(model.buffers, before)
     assert all(model.buffers[name] is array for name, array in arrays.items())
     assert [norm.num_batches_skipped for norm in norms] == [0, 0, 0]
     assert not any(norm.deferred or norm.pending for norm in norms)
@@ -334,7 +325,7 @@ def test_a_buffer_that_cannot_be_written_leaves_nothing_behind():
     with pytest.raises(ValueError, match="read-only"), gl.statistics_transaction(model):
         model(X)
     model.layers[2].buffers["running_mean"].flags.writeable = True
-    assert_state(model, before)
+    assert_all_same_bits(model.buffers, before)
 
 
 def test_an_inner_transaction_fails_with_the_outer_one():
@@ -358,7 +349,7 @@ def test_an_inner_transaction_fails_with_the_outer_one():
 
     with pytest.raises(OSError, match="later"):
         step()
-    assert_state(model, before)
+    assert_all_same_bits(model.buffers, before)
     assert not any(norm.deferred or norm.pending for norm in (first, second))
 
 
@@ -386,17 +377,14 @@ def test_an_inner_transaction_of_three_fails_with_the_outermost_alone():
 
     def step():
         with gl.statistics_transaction(norm):
-            with (
-                gl.statistics_transaction(other),
-                gl.statistics_transaction(lambda x: x, layers=[norm, other]),
-            ):
+            with gl.statistics_transaction(other), gl.statistics_transaction(lambda x: x, layers=[norm, other]):
                 other(norm(X))
             assert norm.buffers["num_batches_tracked"] == 2
             raise OSError("later")
 
     with pytest.raises(OSError, match="later"):
         step()
-    assert_state(norm, before)
+    assert_all_same_bits(norm.buffers, before)
     # The block that has failed is none of the other layer's.
     assert other.buffers["num_batches_tracked"] == of_other["num_batches_tracked"] + 1
 
@@ -417,7 +405,7 @@ def test_an_inner_transaction_that_fails_leaves_the_outer_one():
         norm(X * 2)
     plain(X)
     plain(X * 2)
-    assert_state(norm, state_of(plain))
+    assert_all_same_bits(norm.buffers, state_of(plain))
 
 
 def test_an_outer_commit_that_breaks_off_undoes_the_inner_ones():
@@ -432,5 +420,5 @@ def test_an_outer_commit_that_breaks_off_undoes_the_inner_ones():
 
     with pytest.raises(MemoryError, match="no memory left"):
         step()
-    assert_state(norm, before)
-    assert_state(broken, of_broken)
+    assert_all_same_bits(norm.buffers, before)
+    assert_all_same_bits(broken.buffers, of_broken)

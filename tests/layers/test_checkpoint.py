@@ -9,7 +9,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.random import CudaGraphGenerator
 from gpu_layers.training import SGD
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import assert_all_same_bits, assert_same_bits, normal
 
 X, DY = normal((6, 5), np.float32), normal((6, 7), np.float32, seed=1)
 
@@ -48,10 +48,8 @@ def assert_same_steps(plain, wrapped, generators, steps=3):
         assert_same_bits(wrapped(X), plain(X))
         for _ in range(2):  # a backward may be repeated
             assert_same_bits(wrapped.backward(DY), plain.backward(DY))
-        for one, other in zip(wrapped.gradients.values(), plain.gradients.values(), strict=True):
-            assert_same_bits(one, other)
-        for one, other in zip(state_of(wrapped), state_of(plain), strict=True):
-            assert_same_bits(one, other)
+        assert_all_same_bits(wrapped.gradients.values(), plain.gradients.values())
+        assert_all_same_bits(state_of(wrapped), state_of(plain))
         assert generators[0].offset == generators[1].offset
 
 
@@ -148,8 +146,7 @@ def test_statistics_of_a_transaction_count_once_or_not_at_all(wrap):
             net.backward(DY)
         with pytest.raises(ValueError, match="dy must have"), gl.statistics_transaction(net):
             net.backward(net(X + 1)[:3])
-    for one, other in zip(state_of(wrapped), state_of(plain), strict=True):
-        assert_same_bits(one, other)
+    assert_all_same_bits(state_of(wrapped), state_of(plain))
 
 
 def test_modes_are_those_of_the_forward():

@@ -13,7 +13,7 @@ import torch
 
 import gpu_layers as gl
 from gpu_layers.training import SGD
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import assert_all_same_bits, assert_same_bits, normal
 
 
 class Net(gl.Layer):
@@ -118,8 +118,7 @@ def test_evaluation_is_deterministic_and_leaves_statistics():
     net, x = Net().eval(), normal((7, 3), np.float32)
     before = net.state_dict()
     assert_same_bits(net(x), net(x))
-    for name, value in net.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(net.state_dict(), before)
 
 
 def test_parameters_are_the_arrays_themselves_and_assigning_reaches_the_layer():
@@ -287,6 +286,7 @@ def test_the_repr_is_torchs():
         "    (norm): BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)\n"
         "    (rest.0): ReLU()\n  )\n)"
     )
+    assert repr(gl.Sequential()) == "Sequential()"
 
 
 def test_a_layer_of_this_library_with_a_layer_put_into_it():
@@ -361,6 +361,8 @@ def test_a_sequential_is_a_sequence():
         network[1] = 3
     with pytest.raises(TypeError, match="expected a Layer, got int"):
         network.append(3)
+    with pytest.raises(TypeError, match="expected a Layer, got int"):
+        gl.Sequential(relu, 3)
 
 
 def test_slices_are_torchs():
@@ -482,8 +484,7 @@ def test_a_parameter_that_is_read_only_is_refused_before_anything_changes():
     optimizer, before = SGD(network.parameters, 1.0), network.state_dict()
     with pytest.raises(ValueError, match=r"parameter 3\.bias is read-only"):
         optimizer.step({name: np.ones_like(value) for name, value in network.parameters.items()})
-    for name, value in network.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(network.state_dict(), before)
     assert optimizer.steps == 0
 
 

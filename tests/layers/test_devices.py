@@ -119,11 +119,7 @@ def _batch_norm(weight, running_mean, running_var):
 def _statistics(weight, running_mean, running_var, x):
     layer = _batch_norm(weight, running_mean, running_var)
     y = layer(x)
-    results = [
-        y,
-        layer.backward(natural(x) ** 2),
-        *(natural(one).copy() for one in (running_mean, running_var)),
-    ]
+    results = [y, layer.backward(natural(x) ** 2), *(natural(one).copy() for one in (running_mean, running_var))]
     layer.reset_running_stats()
     return [*results, layer.eval()(x)]
 

@@ -181,14 +181,17 @@ def test_a_read_only_input_is_not_written_to(make):
             make(0.5, True, generator=gl.Generator(1))(x)
 
 
-@pytest.mark.parametrize("make", INPUTS)
+@pytest.mark.parametrize("make", [gl.Dropout, *INPUTS])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"p": 1.5}, ValueError, r"^dropout probability has to be between 0 and 1, but got 1\.5$"),
+        ({"p": -0.5}, ValueError, r"^dropout probability has to be between 0 and 1, but got -0\.5$"),
         ({"p": float("nan")}, ValueError, "^dropout probability has to be between 0 and 1, but got nan$"),
         ({"p": "0.5"}, TypeError, "dropout probability must be a number, got str"),
+        ({"p": None}, TypeError, "dropout probability must be a number, got NoneType"),
         ({"generator": 3}, TypeError, r"generator must be a gpu_layers\.Generator, got int"),
+        ({"generator": np.random.default_rng(0)}, TypeError, "must be a gpu_layers.Generator, got Generator"),
     ],
 )
 def test_bad_arguments_are_refused(make, arguments, error, message):

@@ -81,21 +81,6 @@ def test_parameters_are_rounded_once(make, dtype):
     assert_within(y, expected(x.astype(np.float64)), size * unit + 30 * 100 * 2.0**-24)
 
 
-@pytest.mark.parametrize("make", [conv, linear])
-@pytest.mark.parametrize("kind", ["SyncBatchNorm", "Ghost"])
-def test_relatives_of_batch_norm_evaluate_alike(make, kind):
-    layer = make()
-    plain = norm_after(layer)
-    options = {"eps": 0.01, "dtype": "float64"}
-    if kind == "Ghost":
-        norm = getattr(gl, f"Ghost{type(plain).__name__}")(4, 2, **options)
-    else:
-        norm = gl.SyncBatchNorm(4, **options)
-    norm.load_state_dict(plain.state_dict())
-    for name, value in gl.fold_batch_norm(layer, norm).parameters.items():
-        np.testing.assert_array_equal(value, gl.fold_batch_norm(layer, plain).parameters[name])
-
-
 def test_what_is_folded_is_independent():
     layer = linear()
     norm = norm_after(layer)
@@ -176,11 +161,7 @@ def test_arrays_are_rounded_once_to_the_dtype_of_the_weight(dtype):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (
-            {"weight": np.ones((4, 3), int)},
-            TypeError,
-            "weight must be float16, .* float64, got int64",
-        ),
+        ({"weight": np.ones((4, 3), int)}, TypeError, "weight must be float16, .* float64, got int64"),
         ({"weight": [[1.0]]}, TypeError, "expected a numpy.ndarray"),
         ({"weight": np.ones(4)}, ValueError, r"weight does not fit a layer with 1 groups, got shape \[4\]"),
         ({"groups": 3}, ValueError, r"weight does not fit a layer with 3 groups, got shape \[4, 3\]"),

@@ -7,7 +7,7 @@ import gpu_layers as gl
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.training.network import image_classifier
-from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal
+from tests.inputs import BFLOAT16, assert_all_same_bits, assert_same_bits, each_dtype, normal
 
 PATTERNS = {
     "BN R": ["BatchNorm2d", "Absorbed"],
@@ -61,8 +61,7 @@ def check_same(fused, plain, x, dy):
         assert_same_bits(fused.backward(dy), plain.backward(dy))
         for one, other in ((fused.gradients, plain.gradients), (fused.buffers, plain.buffers)):
             assert list(one) == list(other)
-            for name, value in other.items():
-                assert_same_bits(one[name], value, name)
+            assert_all_same_bits(one, other)
         offsets = [
             [layer.generator.offset for layer in each.layers if getattr(layer, "generator", None)]
             for each in (fused, plain)

@@ -116,11 +116,7 @@ def test_empty_and_single_batches():
         # The last group's single value is found before the first group is normalised.
         ({"bounds": (0, 3, 6, 7)}, ValueError, r"^Expected more than 1 value per channel when training, .* \[1, 3\]$"),
         ({"bounds": (0, 3, 7), "residual": np.ones((8, 3))}, ValueError, "^residual must have the input's shape"),
-        (
-            {"bounds": (0, 3, 7), "residual": np.ones((7, 3), np.float32)},
-            TypeError,
-            "^residual must have the input",
-        ),
+        ({"bounds": (0, 3, 7), "residual": np.ones((7, 3), np.float32)}, TypeError, "^residual must have the input"),
         ({"bounds": (0, 3, 7), "eps": 0.0}, ValueError, "^batch_norm eps must be positive, but got 0.0$"),
         ({"bounds": (0, 3, 7), "activation": "elu"}, ValueError, "^activation must be one of"),
     ],

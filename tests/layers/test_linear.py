@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from gpu_layers.training import Flatten, Linear
-from tests.gradients import finite_differences
-from tests.inputs import DTYPES, LAYOUTS, UNIT_ROUNDOFF, accumulation_dtype, assert_within, normal, unchanged
+from tests.inputs import DTYPES, UNIT_ROUNDOFF, accumulation_dtype, assert_within, normal, unchanged
 
 
 def _layer(dtype, bias=True):
@@ -27,11 +26,10 @@ def _expected(layer, x, dy):
     return yt.detach().numpy(), xt.grad.numpy(), gradients
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_agrees_with_torch(dtype, layout):
+def test_agrees_with_torch(dtype):
     layer = _layer(dtype)
-    x, dy = LAYOUTS[layout](normal((7, 5), dtype, seed=2)), LAYOUTS[layout](normal((7, 3), dtype, seed=3))
+    x, dy = normal((7, 5), dtype, seed=2), normal((7, 3), dtype, seed=3)
     with unchanged(x, dy):
         y = layer(x)
         dx = layer.backward(dy)
@@ -47,35 +45,11 @@ def test_agrees_with_torch(dtype, layout):
         assert_within(layer.gradients[name], expected, sums, name)
 
 
-def test_gradients_are_those_of_finite_differences():
-    layer, x, dy = _layer(np.float64), normal((4, 5), seed=4), normal((4, 3), seed=5)
-    layer(x)
-    dx = layer.backward(dy)
-
-    def loss_of_weight(weight):
-        layer.parameters["weight"][...] = weight
-        return float((layer(x) * dy).sum())
-
-    # See finite_differences: 2e-13 of the size of the loss, about 10.
-    gradient = layer.gradients["weight"].copy()
-    np.testing.assert_allclose(finite_differences(lambda v: float((layer(v) * dy).sum()), x), dx, rtol=0, atol=1e-11)
-    weight = layer.parameters["weight"].copy()
-    np.testing.assert_allclose(finite_differences(loss_of_weight, weight), gradient, rtol=0, atol=1e-11)
-
-
 def test_no_bias():
     layer = _layer(np.float32, bias=False)
     layer(normal((2, 5), np.float32))
     layer.backward(normal((2, 3), np.float32))
     assert list(layer.parameters) == list(layer.gradients) == ["weight"]
-
-
-def test_seed_decides_the_weights():
-    same, again, other = (Linear(50, 40, seed=seed).parameters["weight"] for seed in (3, 3, 4))
-    np.testing.assert_array_equal(same, again)
-    assert not np.array_equal(same, other)
-    # Variance 2 / 50 of 2,000 normal numbers: its relative standard error is sqrt(2 / 2000) = 3.2 %.
-    assert abs(same.var() / (2 / 50) - 1) < 4 * 0.032
 
 
 @pytest.mark.parametrize(
@@ -94,8 +68,7 @@ def test_bad_input(x, error, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
-    [((0, 3), ValueError), ((3, 0), ValueError), ((2.5, 3), TypeError), ((True, 3), TypeError)],
+    ("arguments", "error"), [((0, 3), ValueError), ((3, 0), ValueError), ((2.5, 3), TypeError), ((True, 3), TypeError)]
 )
 def test_bad_size(arguments, error):
     with pytest.raises(error):
@@ -107,9 +80,8 @@ def test_parameters_are_single_or_double():
         Linear(2, 3, dtype="float16")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_flatten(layout):
-    x = LAYOUTS[layout](normal((3, 2, 4, 5), np.float32))
+def test_flatten():
+    x = normal((3, 2, 4, 5), np.float32)
     layer = Flatten()
     y = layer(x)
     np.testing.assert_array_equal(y, torch.flatten(torch.from_numpy(x.copy()), 1).numpy())

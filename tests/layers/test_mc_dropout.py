@@ -11,6 +11,7 @@ from gpu_layers.runtime.backend import use_executor
 from tests.inputs import (
     UNIT_ROUNDOFF,
     accumulation_dtype,
+    assert_all_same_bits,
     assert_same_bits,
     assert_within,
     each_backend,
@@ -124,8 +125,7 @@ def test_a_network_with_batch_norm_in_evaluation():
         state, before = model.state_dict(), modes(model)
         moments = gl.mc_dropout(model, x, passes=6)
         assert modes(model) == before
-        for name, value in model.state_dict().items():
-            assert_same_bits(value, state[name])
+        assert_all_same_bits(model.state_dict(), state)
         again.eval()
         again.layers[3].layers[0].train()
         check(moments, over_passes(lambda: again(x), 6), np.dtype(np.float32))

@@ -53,11 +53,7 @@ def test_a_network_on_a_gpu():
                 assert_same_bits(
                     value.get() if isinstance(value, cupy.ndarray) else value, expected.astype(value.dtype)
                 )
-    for make in (
-        gl.BatchNorm1d,
-        partial(gl.GhostBatchNorm1d, group_size=2),
-        gl.SyncBatchNorm,
-    ):
+    for make in (gl.BatchNorm1d, partial(gl.GhostBatchNorm1d, group_size=2), gl.SyncBatchNorm):
         norm = make(3).to("cuda")
         buffers = dict(norm.buffers)
         for value in buffers.values():

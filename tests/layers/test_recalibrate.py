@@ -6,7 +6,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
-from tests.inputs import BFLOAT16, assert_same_bits, assert_within, normal, unchanged
+from tests.inputs import BFLOAT16, assert_all_same_bits, assert_same_bits, assert_within, normal, unchanged
 
 # Fewer than a hundred values of order 1 to 10 in float64, a handful of roundings each.
 BOUND = 1e4 * 2.0**-53
@@ -150,8 +150,7 @@ def test_a_function_and_a_layer_it_calls_twice():
     both = np.concatenate([x, x / np.sqrt(1 + 1e-5) + 3])
     assert_within(layer.buffers["running_mean"], both.mean(axis=0), BOUND)
     assert_within(layer.buffers["running_var"], both.var(axis=0, ddof=1), BOUND)
-    for name, value in unused.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(unused.state_dict(), before)
 
 
 def test_a_layer_that_some_batches_do_not_reach():

@@ -12,7 +12,7 @@ import gpu_layers as gl
 from gpu_layers.catalogue import LAYERS, LayerExample
 from gpu_layers.runtime import ranges
 from gpu_layers.training import SGD, Adam
-from tests.inputs import BFLOAT16, assert_same_bits, normal, unchanged
+from tests.inputs import BFLOAT16, assert_all_same_bits, assert_same_bits, normal, unchanged
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), BFLOAT16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,6 +45,30 @@ MAKERS = {
     "Sequential": (lambda *made: gl.Sequential(*two_layers(*made)), 3),
     "Checkpoint": (lambda *made: gl.checkpoint(list(two_layers(*made))), 3),
 }
+
+
+class Passing(gl.Layer):
+    """Does nothing."""
+
+    def forward(self, x):
+        return x
+
+    def backward(self, dy):
+        return dy
+
+
+class Within(gl.Layer):
+    """Another layer, under the name ``inner``."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def backward(self, dy):
+        return self.inner.backward(dy)
 
 
 class Own(gl.Layer):
@@ -272,13 +296,10 @@ def test_nothing_grows_where_nobody_calls_backward():
 
 
 def test_the_forward_before_is_forgotten_as_soon_as_the_next_one_gets_on():
-    class Looking(gl.Layer):
+    class Looking(Passing):
         def forward(self, x):
             alive.append(first() is not None)
             return x
-
-        def backward(self, dy):
-            return dy
 
     alive, linear = [], gl.Linear(3, 3)
     network = gl.Sequential(linear, Looking(), linear)
@@ -361,69 +382,57 @@ def test_what_is_forgotten_by_hand_is_forgotten_whole():
 
 
 def test_branches_in_any_order_by_last_call():
-    class Branches(gl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.linear = gl.Linear(3, 3, seed=1)
-
+    class Branches(Within):
         def forward(self, x, z):
-            y = self.linear(x)
-            self.first = self.linear.last_call
-            return y * self.linear(z)[0, 0]
+            y = super().forward(x)
+            self.first = self.inner.last_call
+            return y * super().forward(z)[0, 0]
 
         def backward(self, dy):
-            self.linear.last_call = self.first
-            return self.linear.backward(dy)
+            self.inner.last_call = self.first
+            return super().backward(dy)
 
     x, z = normal((2, 3), np.float32), normal((4, 3), np.float32, seed=1)
-    layer, plain = Branches(), gl.Linear(3, 3, seed=1)
+    layer, plain = Branches(gl.Linear(3, 3, seed=1)), gl.Linear(3, 3, seed=1)
     layer(x, z)
     plain(x)
     assert_same_bits(layer.backward(x), plain.backward(x))
-    assert_same_bits(layer.gradients["linear.weight"], plain.gradients["weight"])
+    assert_same_bits(layer.gradients["inner.weight"], plain.gradients["weight"])
 
 
 def test_what_is_put_in_a_forward_is_that_of_the_last_call():
-    class Replaces(gl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.relu = gl.ReLU()
-
+    class Replaces(Within):
         def forward(self, x):
-            self.relu(x[2])
-            kept = self.relu.last_call
-            self.relu(x[0])
-            self.relu(x[1])
-            self.relu.last_call = kept
+            self.inner(x[2])
+            kept = self.inner.last_call
+            self.inner(x[0])
+            self.inner(x[1])
+            self.inner.last_call = kept
             return x
 
         def backward(self, dy):
-            return np.stack([self.relu.backward(np.ones(3)) for _ in range(3)])
+            return np.stack([self.inner.backward(np.ones(3)) for _ in range(3)])
 
-    layer, x = Replaces(), np.eye(3) - 0.5
+    layer, x = Replaces(gl.ReLU()), np.eye(3) - 0.5
     layer(x)
     assert_same_bits(layer.backward(x), np.eye(3)[[2, 0, 2]])
 
 
 def test_a_call_that_was_chosen_is_chosen_for_one_backward():
-    class Branches(gl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.relu = gl.ReLU()
-
+    class Branches(Within):
         def forward(self, x):
             self.calls = []
             for rows in x:
-                self.relu(rows)
-                self.calls.append(self.relu.last_call)
+                self.inner(rows)
+                self.calls.append(self.inner.last_call)
             return x
 
         def backward(self, dy):
-            self.relu.last_call = self.calls[1]
+            self.inner.last_call = self.calls[1]
             # And then in their order, the last call first.
-            return np.stack([self.relu.backward(np.ones(3)) for _ in range(3)])
+            return np.stack([self.inner.backward(np.ones(3)) for _ in range(3)])
 
-    layer = Branches()
+    layer = Branches(gl.ReLU())
     x = np.eye(3) - 0.5
     layer(x)
     assert_same_bits(layer.backward(x), np.eye(3)[[1, 2, 1]])
@@ -549,18 +558,6 @@ class FailingLinear(gl.Linear):
         return dx
 
 
-class Within(gl.Layer):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x)
-
-    def backward(self, dy):
-        return self.inner.backward(dy)
-
-
 @pytest.mark.parametrize("wrap", [lambda layer: layer, Within, lambda layer: Within(Within(layer))])
 def test_a_backward_that_raises_leaves_the_gradients_of_the_calls_before(wrap):
     failing, last, x = FailingLinear(3, 3, seed=2), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
@@ -573,24 +570,19 @@ def test_a_backward_that_raises_leaves_the_gradients_of_the_calls_before(wrap):
     with pytest.raises(ArithmeticError):
         network.backward(x)
     assert failing.gradients.keys() == last.gradients.keys()
-    for name, value in last.gradients.items():
-        assert_same_bits(failing.gradients[name], value, name)
+    assert_all_same_bits(failing.gradients, last.gradients)
 
 
 @pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: gl.Sequential(layer)])
 def test_a_backward_that_is_refused_leaves_the_gradients_of_the_calls_before(wrap):
-    class Mistaken(gl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.linear = wrap(gl.Linear(3, 3, seed=2))
-
+    class Mistaken(Within):
         def forward(self, x):
-            return self.linear(self.linear(x))
+            return self.inner(self.inner(x))
 
         def backward(self, dy):
-            return self.linear.backward(self.linear.backward(dy)[:, :2])
+            return self.inner.backward(self.inner.backward(dy)[:, :2])
 
-    network, plain, x = Mistaken(), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
+    network, plain, x = Mistaken(wrap(gl.Linear(3, 3, seed=2))), gl.Linear(3, 3, seed=2), normal((2, 3), np.float32)
     network(x)
     plain(plain(x))
     plain.backward(x)
@@ -701,25 +693,16 @@ def test_forwards_by_their_name_and_layers_that_are_not_held():
 
 
 def test_backward_in_parts_of_the_only_call_is_added():
-    linear = gl.Linear(3, 3, seed=1)
-
-    class Parts(gl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.linear = linear
-
-        def forward(self, x):
-            return self.linear(x)
-
+    class Parts(Within):
         def backward(self, dy):
-            return self.linear.backward(dy) + self.linear.backward(2 * dy)
+            return super().backward(dy) + super().backward(2 * dy)
 
     x, dy = normal((2, 3), np.float32), normal((2, 3), np.float32, seed=1)
-    layer = Parts()
+    layer = Parts(gl.Linear(3, 3, seed=1))
     layer(x)
     layer.backward(dy)
     one, two = dy.T @ x, (2 * dy).T @ x
-    assert_same_bits(layer.gradients["linear.weight"], one + two)
+    assert_same_bits(layer.gradients["inner.weight"], one + two)
 
 
 def test_more_backwards_than_calls_are_an_error():
@@ -735,14 +718,11 @@ def test_more_backwards_than_calls_are_an_error():
 
 
 def test_a_forward_that_raised_in_the_middle_is_no_forward():
-    class Fails(gl.Layer):
+    class Fails(Passing):
         def forward(self, x):
             if failing:
                 raise ArithmeticError
             return x
-
-        def backward(self, dy):
-            return dy
 
     failing, x = [], normal((2, 3), np.float32)
     network = gl.Sequential(gl.Linear(3, 3), Fails(), gl.Linear(3, 3))
@@ -774,16 +754,9 @@ def test_a_backward_that_is_refused_changes_no_gradient():
 
 
 def test_a_container_may_change_the_gradients_of_what_it_holds():
-    class Clips(gl.Layer):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x)
-
+    class Clips(Within):
         def backward(self, dy):
-            dx = self.inner.backward(dy)
+            dx = super().backward(dy)
             self.inner.gradients = {"weight": np.full((3, 3), 2, np.float32), "bias": None}
             return dx
 
@@ -799,10 +772,7 @@ def test_a_container_may_change_the_gradients_of_what_it_holds():
 
 
 def test_old_gradients_are_let_go_as_soon_as_there_are_new_ones():
-    class Looking(gl.Layer):
-        def forward(self, x):
-            return x
-
+    class Looking(Passing):
         def backward(self, dy):
             if failing:
                 raise ArithmeticError
@@ -856,20 +826,16 @@ def test_what_had_no_part_has_no_gradient():
 def test_a_forward_that_is_run_again_in_backward():
     """As recomputation does: what forward kept is forgotten, and the gradients are those of the second run."""
 
-    class Again(gl.Layer):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
+    class Again(Within):
         def forward(self, x):
             self.x = x
-            y = self.inner(x)
+            y = super().forward(x)
             self.inner.last_call = None
             return y
 
         def backward(self, dy):
             self.inner(self.x)
-            return self.inner.backward(dy)
+            return super().backward(dy)
 
     shared, separate = gl.Linear(3, 3, seed=1), [gl.Linear(3, 3, seed=1) for _ in range(2)]
     x = normal((2, 3), np.float32)

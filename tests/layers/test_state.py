@@ -9,7 +9,7 @@ import torch
 
 import gpu_layers as gl
 from gpu_layers.training import SGD, Adam
-from tests.inputs import BFLOAT16, DTYPES, assert_same_bits, normal, unchanged
+from tests.inputs import BFLOAT16, DTYPES, assert_all_same_bits, assert_same_bits, normal, unchanged
 
 NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
@@ -64,8 +64,7 @@ def test_a_tensor_without_values_is_refused_by_name():
     for broken in (torch.empty(4, device="meta"), torch.ones(4).to_sparse(), torch.ones(4, dtype=torch.complex64)):
         with pytest.raises(TypeError, match=r"1\.bias"):
             layer.load_state_dict(state | {"1.bias": broken})
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(layer.state_dict(), before)
 
 
 @pytest.mark.parametrize("count", [7, np.int32(7), np.uint8(7), 7.0, np.float16(7), torch.tensor(7), torch.tensor(7.0)])
@@ -81,8 +80,7 @@ def test_a_fraction_counts_nothing(count):
     before = layer.state_dict()
     with pytest.raises(ValueError, match=r"1\.num_batches_tracked must be a whole number, got"):
         layer.load_state_dict(filled() | {"1.num_batches_tracked": count})
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(layer.state_dict(), before)
 
 
 def test_old_checkpoints_have_no_count():
@@ -157,8 +155,7 @@ def test_read_only_values_and_read_only_layers():
     layer[1].buffers["running_var"].flags.writeable = False
     with pytest.raises(ValueError, match=r"1\.running_var: the layer's own array is read-only"):
         layer.load_state_dict({name: value + 1 for name, value in state.items()})
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(layer.state_dict(), before)
 
 
 def test_archives_of_numpy():
@@ -167,8 +164,7 @@ def test_archives_of_numpy():
     buffer.seek(0)
     layer = network()
     layer.load_state_dict(np.load(buffer))
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, state[name], name)
+    assert_all_same_bits(layer.state_dict(), state)
     assert layer.load_state_dict({**state, "1.num_batches_tracked": 3, "0.bias": [1.0, 2, 3, 4]}) == ([], [])
     assert layer[0].parameters["bias"].tolist() == [1, 2, 3, 4]
 
@@ -200,8 +196,7 @@ def test_an_optimizers_state_from_elsewhere(kind, convert):
     second.load_state_dict(state)
     first.step(gradients)
     second.step(gradients)
-    for name, value in ones[0].parameters.items():
-        assert_same_bits(ones[1].parameters[name], value)
+    assert_all_same_bits(ones[1].parameters, ones[0].parameters)
 
 
 # --- running statistics begin anew ---
@@ -252,5 +247,4 @@ def test_buffers_that_are_not_as_they_should_be_are_replaced(make):
     layer.buffers["running_mean"] = np.zeros(4, np.float32)
     layer.buffers["running_var"] = np.zeros(3, BFLOAT16)
     layer.reset_running_stats()
-    for name, value in fresh.buffers.items():
-        assert_same_bits(layer.buffers[name], value)
+    assert_all_same_bits(layer.buffers, fresh.buffers)

@@ -6,7 +6,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.distributed import SingleProcess
 from gpu_layers.training import SGD
-from tests.inputs import assert_same_bits, assert_within, normal
+from tests.inputs import assert_all_same_bits, assert_same_bits, assert_within, normal
 
 X = normal((6, 3, 4, 5), np.float64)
 
@@ -48,8 +48,7 @@ def test_there_and_back():
     assert gl.revert_sync_batch_norm(model) is model
     assert type(model.norm) is gl.BatchNorm2d
     assert "communicator" not in vars(model.norm)
-    for name, array in state.items():
-        assert_same_bits(model.state_dict()[name], array)
+    assert_all_same_bits(model.state_dict(), state)
     plain.load_state_dict(state)
     assert_same_bits(model.eval()(X), plain.eval()(X))
 
@@ -76,8 +75,7 @@ def test_a_converted_layer_is_folded():
     linear, norm = gl.Linear(3, 3, seed=0), gl.BatchNorm1d(3).eval()
     expected = gl.fold_batch_norm(linear, norm).parameters
     gl.convert_sync_batch_norm(norm)
-    for name, array in gl.fold_batch_norm(linear, norm).parameters.items():
-        assert_same_bits(array, expected[name])
+    assert_all_same_bits(gl.fold_batch_norm(linear, norm).parameters, expected)
 
 
 def test_one_that_was_made_as_such_needs_a_kind():

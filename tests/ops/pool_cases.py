@@ -30,6 +30,34 @@ SHAPES = {
 _KERNELS = {1: [(1,), (2,), (3,), (5,)], 2: [(1, 1), (2, 2), (3, 3), (2, 3), (1, 4)], 3: [(2, 2, 2), (3, 1, 2)]}
 _STRIDES = {1: [None, 1, (2,), 3], 2: [None, 1, (2, 1), 3], 3: [None, 1, (1, 2, 3)]}
 _DILATIONS = {1: [1, (2,), 3], 2: [1, (2, 1), 2], 3: [1, (1, 2, 2)]}
+#: Windows that operations and layers refuse: what differs from a kernel of 3 x 3, and what is said.
+BAD_WINDOWS = [
+    ({"kernel_size": (0, 2)}, ValueError, "^kernel size should be greater than zero, but got "),
+    ({"kernel_size": (2, -1)}, ValueError, "^kernel size should be greater than zero, but got "),
+    ({"kernel_size": (2.0, 2)}, TypeError, "kernel_size must be an integer, got float"),
+    ({"kernel_size": (True, 2)}, TypeError, "kernel_size must be an integer, got bool"),
+    ({"kernel_size": (None, 2)}, TypeError, "kernel_size must be an integer, got NoneType"),
+    ({"kernel_size": (2**40, 2)}, ValueError, "kernel_size must be in"),
+    ({"stride": 0}, ValueError, "^stride should be greater than zero, but got "),
+    ({"stride": (1, -2)}, ValueError, "^stride should be greater than zero, but got "),
+    ({"stride": 1.0}, TypeError, "stride must be an integer, got float"),
+    ({"stride": (1, 1, 1)}, ValueError, "stride must be an int, or 2 of them, one a spatial axis"),
+    ({"padding": -1}, ValueError, "^pad must be non-negative, but got pad: -1$"),
+    (
+        {"padding": 2},
+        ValueError,
+        "^pad should be at most half of effective kernel size, but got pad=2, kernel_size=3 and dilation=1$",
+    ),
+    (
+        {"padding": (0, 3), "dilation": 2},
+        ValueError,
+        "^pad should be at most half of effective kernel size, but got pad=3, kernel_size=3 and dilation=2$",
+    ),
+    ({"padding": "1"}, TypeError, "padding must be an integer, got str"),
+    ({"padding": None}, TypeError, "padding must be an integer, got NoneType"),
+    ({"dilation": 0}, ValueError, "^dilation should be greater than zero, but got "),
+    ({"dilation": 1.5}, TypeError, "dilation must be an integer, got float"),
+]
 
 
 def per_axis(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:

@@ -21,18 +21,10 @@ from tests.inputs import (
     unchanged,
     with_specials,
 )
-from tests.torch_bridge import from_torch, to_torch
+from tests.torch_bridge import ACTIVATIONS, from_torch, to_torch
 
 SEED, OFFSET = 2**63 + 12345, 2**32 + 7
-TORCH = {
-    "relu": torch.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
-    "identity": lambda x: x,
-}
+TORCH = {name: phi for name, phi in ACTIVATIONS.items() if name}
 EXACT = ("relu", "leaky_relu", "identity")
 HOMOGENEOUS = EXACT
 each_activation = pytest.mark.parametrize("activation", TORCH)

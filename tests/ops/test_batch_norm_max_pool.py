@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from tests.inputs import DTYPES, assert_same_bits, normal, to_channels_last
+from tests.inputs import DTYPES, assert_all_same_bits, assert_same_bits, normal, to_channels_last
 
 WINDOWS = [((3, 3), {"stride": 2, "padding": 1}), ((2, 2), {}), ((2, 3), {"dilation": (2, 1), "ceil_mode": True})]
 each_window = pytest.mark.parametrize(("kernel", "window"), WINDOWS, ids=str)
@@ -48,8 +48,7 @@ def test_the_bits_of_the_two_in_a_row(kernel, window, training, dtype, channels,
             channels_last,
             "gelu" if kernel == (2, 2) else "relu",
         )
-    for actual, expected in zip(one, two, strict=True):
-        assert_same_bits(actual, expected)
+    assert_all_same_bits(one, two)
 
 
 def test_nan_and_infinity_pass():

@@ -10,7 +10,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import BFLOAT16, assert_same_bits, each_dtype, normal, with_specials
+from tests.inputs import BFLOAT16, assert_all_same_bits, assert_same_bits, each_dtype, normal, with_specials
 
 each_mode = pytest.mark.parametrize("training", [True, False])
 SIDE_BY_SIDE, OVERLAPPING = ((2, 2), {}), ((3, 3), {"stride": 2, "padding": 1})
@@ -87,11 +87,6 @@ def assert_gathered(launched, *passes):
         assert name.startswith(f"batch_norm_max_pool_{expected}<"), launched
 
 
-def assert_all_same(one, other):
-    for ours, theirs in zip(one, other, strict=True):
-        assert_same_bits(ours, theirs)
-
-
 @each_shape
 @each_dtype
 @pytest.mark.parametrize(("kernel", "window"), [SIDE_BY_SIDE, OVERLAPPING], ids=str)
@@ -100,7 +95,7 @@ def test_one_read_gives_the_bits_of_two_steps(shape, channels_last, dtype, kerne
     dy = normal(outputs, dtype, seed=5)
     one, two, launched = one_and_two(dy, saved)
     assert_gathered(launched, "backward_persistent")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), [SHAPES[1], SHAPES[3]], ids=str)
@@ -110,10 +105,10 @@ def test_several_parts_a_channel(shape, channels_last):
     dy = normal(outputs, np.float32, seed=5)
     results = [one_and_two(dy, saved, schedule=schedule)[0] for schedule in ALL_SCHEDULES]
     for result in results[1:]:
-        assert_all_same(result, results[0])
+        assert_all_same_bits(result, results[0])
     # As many groups as fit, which take the channels in turn.
     with force_limits(max_blocks=backward_plan(shape, 4, channels_last).blocks_per_group):
-        assert_all_same(one_and_two(dy, saved)[0], results[0])
+        assert_all_same_bits(one_and_two(dy, saved)[0], results[0])
 
 
 @pytest.mark.parametrize("shape", [(20, 1, 2, 8), (5, 1, 226, 224)])
@@ -125,7 +120,7 @@ def test_threads_with_several_chunks_of_unequal_shares(shape):
     saved, outputs = pooled(inputs(shape, False, BFLOAT16), *OVERLAPPING)
     one, two, launched = one_and_two(normal(outputs, BFLOAT16, seed=5), saved)
     assert_gathered(launched, "backward_persistent")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 @each_shape
@@ -139,7 +134,7 @@ def test_two_reads_give_the_bits_of_two_steps(shape, channels_last, dtype, train
     with force_limits(max_blocks=0):
         one, two, launched = one_and_two(normal(outputs, dtype, seed=5), saved, training)
     assert_gathered(launched, "gradient_sums", "input_gradient")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(("kernel", "window"), OF_ROWS, ids=str)
@@ -148,7 +143,7 @@ def test_any_window_of_rows_that_overlaps_with_one_other(kernel, window, dtype):
     saved, outputs = pooled(inputs(ROWS[0], True, dtype), kernel, window, channels_last=True)
     one, two, launched = one_and_two(normal(outputs, dtype, seed=5), saved)
     assert_gathered(launched, "backward_persistent")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +157,7 @@ def test_one_axis_and_256_taps(shape, kernel, window):
     assert saved.pool.argmax.max() == np.prod(kernel) - 1
     one, two, launched = one_and_two(normal(outputs, np.float32, seed=5), saved)
     assert_gathered(launched, "backward_persistent")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(("shape", "channels_last", "kernel", "window", "activation"), IN_TWO_STEPS)
@@ -172,7 +167,7 @@ def test_other_windows_take_the_two_steps(shape, channels_last, kernel, window, 
     saved, outputs = pooled(arrays, kernel, window, activation, channels_last, training)
     one, two, launched = one_and_two(normal(outputs, BFLOAT16, seed=5), saved, training)
     assert any(name.startswith(("max_pool_backward", "max_pool_scatter", "global_")) for name in launched)
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
 
 
 def test_more_vectors_than_32_bits_count_take_the_two_steps():
@@ -181,8 +176,8 @@ def test_more_vectors_than_32_bits_count_take_the_two_steps():
     with force_limits(index64=True):
         one, two, launched = one_and_two(dy, saved)
     assert launched[0].startswith("max_pool_scatter<")
-    assert_all_same(one, two)
-    assert_all_same(one, one_and_two(dy, saved)[0])
+    assert_all_same_bits(one, two)
+    assert_all_same_bits(one, one_and_two(dy, saved)[0])
 
 
 @pytest.mark.parametrize(("kernel", "window"), [SIDE_BY_SIDE, OVERLAPPING], ids=str)
@@ -203,7 +198,8 @@ def test_nan_infinity_ties_and_zeros_of_both_signs(kernel, window, shape, channe
     assert np.isnan(one[0]).any()
     assert np.isfinite(one[0]).any()
     # Which of two NaN a sum keeps is the processor's choice.
-    assert_all_same(*([np.where(np.isnan(values), np.nan, values) for values in gradients] for gradients in (one, two)))
+    one, two = ([np.where(np.isnan(values), np.nan, values) for values in gradients] for gradients in (one, two))
+    assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), [SHAPES[0], SHAPES[2]], ids=str)
@@ -215,7 +211,7 @@ def test_non_contiguous_arrays(shape, channels_last):
     kept = dy.copy()
     one, two, launched = one_and_two(dy, saved)
     assert_gathered(launched, "backward_persistent")
-    assert_all_same(one, two)
+    assert_all_same_bits(one, two)
     assert_same_bits(dy, kept)
 
 

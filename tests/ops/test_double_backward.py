@@ -6,7 +6,16 @@ import torch
 
 import gpu_layers as gl
 from tests.gradients import finite_differences
-from tests.inputs import LAYOUTS, assert_same_bits, assert_within, each_backend, normal, to_channels_last, unchanged
+from tests.inputs import (
+    LAYOUTS,
+    assert_all_same_bits,
+    assert_same_bits,
+    assert_within,
+    each_backend,
+    normal,
+    to_channels_last,
+    unchanged,
+)
 from tests.torch_bridge import from_torch, to_torch
 
 EPS = 1e-5
@@ -119,8 +128,7 @@ def test_layouts(layout, backend):
     with gl.use_backend(backend):
         expected = ours(arrays, "relu", False)
         actual = ours({name: layout(array) for name, array in arrays.items()}, "relu", False)
-    for one, other in zip(actual, expected, strict=True):
-        assert_same_bits(one, other)
+    assert_all_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

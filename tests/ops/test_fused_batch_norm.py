@@ -5,19 +5,9 @@ import pytest
 import torch
 
 import gpu_layers as gl
-from tests.inputs import DTYPES, assert_same_bits, assert_within, normal, to_channels_last
-from tests.torch_bridge import from_torch, to_torch
+from tests.inputs import DTYPES, assert_all_same_bits, assert_same_bits, assert_within, normal, to_channels_last
+from tests.torch_bridge import ACTIVATIONS, from_torch, to_torch
 
-ACTIVATIONS = {
-    None: lambda z: z,
-    "identity": lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
-}
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_residual = pytest.mark.parametrize("with_residual", [False, True])
 
@@ -167,8 +157,7 @@ def test_a_bad_residual_leaves_the_layer_as_it_was():
     x = normal((3, 5, 4, 7), np.float32)
     with pytest.raises(ValueError, match="residual must have the input's shape"):
         layer(x, x[:2])
-    for name, value in layer.state_dict().items():
-        assert_same_bits(value, before[name])
+    assert_all_same_bits(layer.state_dict(), before)
 
 
 def test_a_layer_knows_its_activations():

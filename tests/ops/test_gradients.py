@@ -57,10 +57,7 @@ def test_max_pool(window, channels_last):
     options = window | {"channels_last": channels_last}
     _, saved = gl.ops.max_pool_forward(x, **options)
     check(
-        lambda moved: gl.ops.max_pool_forward(moved, **options)[0],
-        lambda dy: gl.ops.max_pool_backward(dy, saved),
-        x,
-        0,
+        lambda moved: gl.ops.max_pool_forward(moved, **options)[0], lambda dy: gl.ops.max_pool_backward(dy, saved), x, 0
     )
 
 
@@ -73,10 +70,7 @@ def test_avg_pool(window, channels_last, divisor):
     options = window | divisor | {"channels_last": channels_last}
     _, saved = gl.ops.avg_pool_forward(x, **options)
     check(
-        lambda moved: gl.ops.avg_pool_forward(moved, **options)[0],
-        lambda dy: gl.ops.avg_pool_backward(dy, saved),
-        x,
-        0,
+        lambda moved: gl.ops.avg_pool_forward(moved, **options)[0], lambda dy: gl.ops.avg_pool_backward(dy, saved), x, 0
     )
 
 

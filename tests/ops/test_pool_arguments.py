@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
+from tests.ops.pool_cases import BAD_WINDOWS
 
 each_pool = pytest.mark.parametrize(
     "pool", [gl.ops.max_pool_forward, gl.ops.avg_pool_forward], ids=["max_pool", "avg_pool"]
@@ -15,35 +16,11 @@ X = np.ones((2, 3, 6, 6), np.float32)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"kernel_size": (0, 2)}, ValueError, "^kernel size should be greater than zero, but got "),
-        ({"kernel_size": (2, -1)}, ValueError, "^kernel size should be greater than zero, but got "),
+        *BAD_WINDOWS,
         ({"kernel_size": 2}, TypeError, "kernel_size must be a tuple, one int a spatial axis, got int"),
         ({"kernel_size": "22"}, TypeError, "kernel_size must be a tuple, one int a spatial axis, got str"),
-        ({"kernel_size": (2.0, 2)}, TypeError, "kernel_size must be an integer, got float"),
-        ({"kernel_size": (True, 2)}, TypeError, "kernel_size must be an integer, got bool"),
-        ({"kernel_size": (None, 2)}, TypeError, "kernel_size must be an integer, got NoneType"),
         ({"kernel_size": ()}, ValueError, "kernel_size must have 1 to 3 elements, one a spatial axis, got 0"),
         ({"kernel_size": (1, 1, 1, 1)}, ValueError, "kernel_size must have 1 to 3 elements, one a spatial axis, got 4"),
-        ({"kernel_size": (2**40, 2)}, ValueError, "kernel_size must be in"),
-        ({"stride": 0}, ValueError, "^stride should be greater than zero, but got "),
-        ({"stride": (1, -2)}, ValueError, "^stride should be greater than zero, but got "),
-        ({"stride": 1.0}, TypeError, "stride must be an integer, got float"),
-        ({"stride": (1, 1, 1)}, ValueError, "stride must be an int, or 2 of them, one a spatial axis"),
-        ({"padding": -1}, ValueError, "^pad must be non-negative, but got pad: -1$"),
-        (
-            {"padding": 2},
-            ValueError,
-            "^pad should be at most half of effective kernel size, but got pad=2, kernel_size=3 and dilation=1$",
-        ),
-        (
-            {"padding": (0, 3), "dilation": 2},
-            ValueError,
-            "^pad should be at most half of effective kernel size, but got pad=3, kernel_size=3 and dilation=2$",
-        ),
-        ({"padding": "1"}, TypeError, "padding must be an integer, got str"),
-        ({"padding": None}, TypeError, "padding must be an integer, got NoneType"),
-        ({"dilation": 0}, ValueError, "^dilation should be greater than zero, but got "),
-        ({"dilation": 1.5}, TypeError, "dilation must be an integer, got float"),
         ({"kernel_size": (7, 7)}, ValueError, "Output size is too small$"),
         ({"dilation": 3}, ValueError, "Output size is too small$"),
     ],

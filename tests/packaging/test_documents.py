@@ -21,7 +21,7 @@ OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md")
 
 #: What a page's code begins with, where it speaks of something that the reader has.
 BEFORE = {
-    "docs/torch.md": "import torch\nmodel = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))\n",
+    "docs/torch.md": "import torch\nmodel = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))\n"
 }
 #: A block with one of these needs a GPU; all others run on NumPy arrays, if they are told to.
 OF_GPUS = re.compile(r"\bcp\.cuda\b|\bgl\.capture\(")

@@ -145,10 +145,7 @@ def test_the_largest_rows_and_those_that_are_measured(capsys):
     pytest.importorskip("cupy")
     assert main(["--largest", "--only", "^relu forward"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("relu")]
-    assert [line.split()[2:4] for line in lines] == [
-        ["8192x4096", "bfloat16"],
-        ["256x64x112x112", "bfloat16"],
-    ]
+    assert [line.split()[2:4] for line in lines] == [["8192x4096", "bfloat16"], ["256x64x112x112", "bfloat16"]]
 
 
 def test_the_command(tmp_path, capsys):

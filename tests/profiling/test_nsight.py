@@ -40,10 +40,7 @@ def test_table_and_csv(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("", "no kernel was profiled"),
-        ("==ERROR== ERR_NVGPUCTRPERM - no permission\n", "==ERROR== ERR_NVGPUCTRPERM"),
-    ],
+    [("", "no kernel was profiled"), ("==ERROR== ERR_NVGPUCTRPERM - no permission\n", "==ERROR== ERR_NVGPUCTRPERM")],
 )
 def test_a_file_without_a_table(tmp_path, text, message):
     (tmp_path / "raw.csv").write_text(text)

@@ -425,10 +425,7 @@ def test_without_a_gpu(stubs, tmp_path):
     (stubs / "environment.does").write_text('echo "no usable GPU" >&2; exit 2')
     done = run(stubs, tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "no usable GPU",
-        "profiling/on_gpu.sh needs a GPU and CuPy; nothing was run.",
-    ]
+    assert done.stderr.splitlines() == ["no usable GPU", "profiling/on_gpu.sh needs a GPU and CuPy; nothing was run."]
     assert not (tmp_path / "out").exists()
 
 

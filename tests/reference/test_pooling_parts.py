@@ -5,7 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.reference import pool_taps
-from tests.inputs import assert_same_bits, normal
+from tests.inputs import assert_all_same_bits, normal
 
 SAMPLES = 37
 WINDOW = {"kernel_size": (3,), "stride": 2, "padding": 1}
@@ -44,7 +44,6 @@ def test_parts_of_a_batch_are_the_batch(name, channels_last, monkeypatch):
         monkeypatch.setattr(f"gpu_layers.reference.{module}.by_samples", counted)
     # Of five samples, or of ten half as large: 37 are no whole number of either.
     monkeypatch.setattr(pool_taps, "_PART", 5 * x[0].size)
-    for one, other in zip(results(), expected, strict=True):
-        assert_same_bits(one, other)
+    assert_all_same_bits(results(), expected)
     assert max(taken) < SAMPLES
     assert set(taken) - {5, 10} == {SAMPLES % size for size in {5, 10} & set(taken)}

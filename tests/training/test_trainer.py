@@ -12,15 +12,7 @@ from gpu_layers.training import Settings, Trainer, load_npz
 from tests.training.images import write_images
 
 SETTINGS = Settings(
-    device="cpu",
-    dtype="float32",
-    seed=3,
-    epochs=4,
-    batch_size=8,
-    p=0.2,
-    placement="after",
-    optimizer="adam",
-    lr=0.01,
+    device="cpu", dtype="float32", seed=3, epochs=4, batch_size=8, p=0.2, placement="after", optimizer="adam", lr=0.01
 )
 
 
@@ -198,10 +190,7 @@ def test_evaluation_changes_nothing(dataset):
     assert (
         trainer.evaluate()
         == trainer.evaluate()
-        == (
-            trainer.history[-1]["test_loss"],
-            trainer.history[-1]["test_accuracy"],
-        )
+        == (trainer.history[-1]["test_loss"], trainer.history[-1]["test_accuracy"])
     )
     after, facts = trainer.state()
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)

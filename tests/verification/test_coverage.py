@@ -29,11 +29,7 @@ PASSES -= {"alpha_dropout_backward"}
 #: How a layer is told what is valid of a padded batch.
 PADDED = {"lengths", "mask"}
 #: Passes of the same kernels as others that are counted and timed.
-EVALUATED = {
-    "batch_norm_inference_backward",
-    "batch_norm_max_pool_inference",
-    "batch_norm_max_pool_inference_backward",
-}
+EVALUATED = {"batch_norm_inference_backward", "batch_norm_max_pool_inference", "batch_norm_max_pool_inference_backward"}
 
 
 @pytest.fixture
