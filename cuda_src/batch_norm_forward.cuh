@@ -20,7 +20,9 @@ __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResu
     // That of planes is there when it is needed. Those of rows would keep registers: they are read twice.
     if constexpr (Layout::kIsNchw) read_origins(x, layout, block.channel, valid, origins);
     Statistics<T, kLayoutWidth<T, Layout>, kChannels> values{x, {}, 0};
-    if (exists) for_each_in_block<T, kStatisticsLoads<T>>(layout, block.channel, block.rank, values, valid);
+    if (exists)
+        for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>>(layout, block.channel, block.rank, values,
+                                                                 valid);
     if constexpr (!Layout::kIsNchw) read_origins(x, layout, block.channel, valid, origins);
     Moments<A> moments[kChannels];
     finish_moments(values, origins, moments, [&](auto& lowered) {
@@ -66,5 +68,5 @@ __device__ __forceinline__ void normalize(const T* x, const accumulate_t<T>* mea
                           statistics != nullptr ? inv_std[place + k] : deviation[channel], gamma, beta,
                           channel);
     }
-    for_each_in_block<T, kNormalizeLoads<Fused>>(layout, block.channel, block.rank, body, valid);
+    for_each_in_block<T, kNormalizeLoads<Layout, Fused>>(layout, block.channel, block.rank, body, valid);
 }

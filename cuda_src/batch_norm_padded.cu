@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
                                     const accumulate_t<T>* beta, const T* residual, int activation,
                                     accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                     accumulate_t<T>* dbeta, const unsigned int* valid, Layout layout) {
-    sum_gradients<T, Fused, kSumLoads<Layout, Fused>, GradientArray<T, Layout>>(
+    constexpr int kLoads = Layout::kIsNchw ? 1 : kSumLoads<Layout, Fused>;
+    sum_gradients<T, Fused, kLoads, GradientArray<T, Layout>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
         layout, positions(valid));
 }

@@ -256,7 +256,8 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
             for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_block<T, kStatisticsLoads<T>>(layout, channel, block.rank, values, valid);
+            for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>>(layout, channel, block.rank, values,
+                                                                     valid);
         }
         if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
         Moments<A> moments[kChannels];

@@ -188,9 +188,11 @@ template <typename Valid>
 constexpr bool kCountsAll = true;
 template <>
 constexpr bool kCountsAll<SomePositions> = false;
-// Vectors of a thread of the statistics in flight: wide sums take the registers of two.
-template <typename T>
-constexpr int kStatisticsLoads = sizeof(T) < 8 ? kReductionLoads : kReductionLoads / 2;
+// Vectors of a thread of the statistics in flight: wide sums take the registers of two, and so do planes of
+// which some values count.
+template <typename T, typename Layout, typename Valid>
+constexpr int kStatisticsLoads =
+    sizeof(T) < 8 && (kCountsAll<Valid> || !Layout::kIsNchw) ? kReductionLoads : kReductionLoads / 2;
 
 // Where only some positions count, calls take(first, count, words) for a thread's vectors, Unroll at a time,
 // and fewer the first time: `count` of them from vector `first` on, and words = read(first, count), which

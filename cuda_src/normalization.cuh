@@ -504,8 +504,10 @@ constexpr int kLayoutBlocks = Layout::kIsNchw ? kFusedBlocks<Fused>
                               : HasFewNumbers ? kChannelBlocks
                                               : 2;
 // Vectors in flight, as kReductionLoads: of what is normalised, of the sums of gradients, and of the input's.
-template <Epilogue Fused>
-constexpr int kNormalizeLoads = Fused == kSmooth ? 1 : 4;
+template <typename Layout, Epilogue Fused>
+constexpr int kNormalizeLoads = Fused == kSmooth                        ? 1
+                                : Layout::kIsNchw && Fused != kIdentity ? 2
+                                                                        : 4;
 template <typename Layout, Epilogue Fused>
 constexpr int kSumLoads = Fused == kSmooth                        ? 1
                           : Layout::kIsNchw || Fused == kIdentity ? 2
