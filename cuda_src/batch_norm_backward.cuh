@@ -247,6 +247,6 @@ __device__ __forceinline__ void find_input_gradients(
         of_channels.load(gradients.norms[k], block.channel + k);
         gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
     }
-    constexpr int kLoads = Source::kIsArray ? kInputGradientLoads<Layout, Fused> : 1;
+    constexpr int kLoads = Source::kIsArray ? kInputGradientLoads<Layout, Fused, Valid> : 1;
     for_each_in_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
 }

@@ -512,10 +512,11 @@ template <typename Layout, Epilogue Fused>
 constexpr int kSumLoads = Fused == kSmooth                        ? 1
                           : Layout::kIsNchw || Fused == kIdentity ? 2
                                                                   : 4;
-template <typename Layout, Epilogue Fused>
+template <typename Layout, Epilogue Fused, typename Valid>
 constexpr int kInputGradientLoads = Fused == kIdentity                    ? (Layout::kIsNchw ? 2 : 4)
                                     : Layout::kIsNchw || Fused == kSmooth ? 1
-                                                                          : 3;
+                                    : kCountsAll<Valid>                   ? 3
+                                                                          : 2;
 
 // f(activation) for the activation of this number, one of those of Fused.
 template <typename T, Epilogue Fused, typename Function>
