@@ -48,7 +48,7 @@ from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
     "batch_norm_add_gradients",
@@ -106,18 +106,18 @@ _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics",
 _UNCOUNTED = 0
 
 
-def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Any, ...]]:
+def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Array, ...]]:
     """The kernels, and what those of padded batches take in addition: the positions that count, and a number."""
     return (_WHOLE, ()) if words is None else (_PADDED, (words, *numbers))
 
 
-def _arguments(norm: Normalization) -> tuple[Any, ...]:
+def _arguments(norm: Normalization) -> tuple[Array, ...]:
     return *norm.of_channels, norm.residual, norm.number
 
 
 def of_running_statistics(
     running: RunningStatistics | None, valid: ValidPositions | None = None
-) -> tuple[tuple[Any, ...], Folding | None]:
+) -> tuple[tuple[Array, ...], Folding | None]:
     """The arrays of running statistics, and how a batch is folded in.
 
     None if there are none, or if that is left to :func:`batch_norm_fold`: the block that sees all channels of a padded
@@ -143,7 +143,7 @@ def batch_norm_forward(
     out: Array | None = None,
     valid: ValidPositions | None = None,
     statistics: Array | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running, valid)
     words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
@@ -162,7 +162,7 @@ def batch_norm_statistics(
     channels_last: bool = False,
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
     of_running, folding = of_running_statistics(running, valid)
     words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
@@ -184,22 +184,22 @@ def batch_norm_inference(
     activation: str = "identity",
     out: Array | None = None,
     valid: ValidPositions | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
     words = None if valid is None else valid.words
     return _inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
 
 
 def batch_norm_backward(
-    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, ...] = (None, None, None, None)
-) -> tuple[Any, Any, Any, Any | None]:
+    dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
+) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
     arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
     return backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any]:
+def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
     arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
     return _gradient_sums(arrays, (saved.channels_last, saved.activation))
@@ -207,28 +207,28 @@ def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Any, Any
 
 def batch_norm_input_gradient(
     dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
-) -> tuple[Any, Any | None]:
+) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
     return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> Any:
+def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> Array:
     """``gpu_layers.reference.batch_norm_add_gradients``, as a kernel."""
     return _add_gradients((sums, count))
 
 
 def batch_norm_inference_backward(
-    dy: Array, saved: BatchNormSaved, out: tuple[Any | None, ...] = (None, None, None, None)
-) -> tuple[Any, Any, Any, Any | None]:
+    dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
+) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
     arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
     return inference_backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_fold(statistics: Array, running: RunningStatistics, accepted: Any | None = None) -> None:
+def batch_norm_fold(statistics: Array, running: RunningStatistics, accepted: Array | None = None) -> None:
     """``gpu_layers.reference.batch_norm_fold``, as a kernel."""
     values, told = (running.values, None) if isinstance(running.values, int) else (_UNCOUNTED, running.values)
     _fold((statistics, *running.arrays, accepted, told), ((running.momentum, values, running.finite_only),))
@@ -236,7 +236,7 @@ def batch_norm_fold(statistics: Array, running: RunningStatistics, accepted: Any
 
 def batch_norm_merge_parts(
     parts: Array, counts: tuple[int, ...] | Array, channels: int, running: RunningStatistics | None = None
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_merge_parts``, as a kernel."""
     of_running, folding = of_running_statistics(running)
     if not isinstance(counts, tuple):
@@ -249,8 +249,8 @@ def batch_norm_merge_parts(
 
 @Launcher
 def forward(
-    operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str, folding: Folding | None
-) -> Any:
+    operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str, folding: Folding | None
+) -> Array:
     """Of ``batch_norm_forward``."""
     x, gamma, beta, residual, *of_running, out, words, kept = operands
     kernels, valid = _of(words, numbers)
@@ -273,7 +273,9 @@ def forward(
 
 
 @Launcher
-def statistics_of_batch(operands: Any, numbers: Any, eps: float, channels_last: bool, folding: Folding | None) -> Any:
+def statistics_of_batch(
+    operands: Operands, numbers: Numbers, eps: float, channels_last: bool, folding: Folding | None
+) -> Array:
     """Of ``batch_norm_statistics``."""
     x, gamma, beta, *of_running, words = operands
     x = ready(x)
@@ -296,7 +298,7 @@ def _launch_statistics(
 
 
 @Launcher
-def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, activation: str) -> Any:
+def _inference(operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str) -> Array:
     x, mean, var, gamma, beta, residual, out, words = operands
     kernels, valid = _of(words, ())
     x = ready(x)
@@ -315,7 +317,7 @@ def _inference(operands: Any, numbers: Any, eps: float, channels_last: bool, act
 
 def keep_statistics(
     mean: Array, var: Array, gamma: Array | None, beta: Array | None, eps: float, channels: int, dtype: np.dtype
-) -> Any:
+) -> Array:
     """Given statistics, as a forward keeps its own."""
     of_channels = [None if one is None else ready(one) for one in (mean, var, gamma, beta)]
     statistics = empty((len(ROWS), channels), dtype, mean)
@@ -337,7 +339,7 @@ def _launch_normalize(x: Array, norm: Normalization, y: Array, channels_last: bo
 
 
 @Launcher
-def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
+def backward(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
     """Of ``batch_norm_backward``."""
     dy, x, statistics, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
@@ -353,7 +355,7 @@ def backward(operands: Any, numbers: Any, channels_last: bool, activation: str) 
 
 
 @Launcher
-def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
+def _gradient_sums(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
     dy, x, statistics, residual, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
@@ -363,7 +365,7 @@ def _gradient_sums(operands: Any, numbers: Any, channels_last: bool, activation:
 
 
 @Launcher
-def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool, activation: str) -> Any:
+def _input_gradient(operands: Operands, numbers: Numbers, count: int, channels_last: bool, activation: str) -> Array:
     dy, x, statistics, dgamma, dbeta, residual, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     inputs = of_inputs(x, norm)
@@ -373,7 +375,7 @@ def _input_gradient(operands: Any, numbers: Any, count: int, channels_last: bool
 
 
 @Launcher
-def inference_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
+def inference_backward(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
     """Of ``batch_norm_inference_backward``."""
     dy, x, statistics, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
@@ -389,7 +391,7 @@ def inference_backward(operands: Any, numbers: Any, channels_last: bool, activat
 
 
 @Launcher
-def _fold(operands: Any, numbers: Any, folding: Folding) -> None:
+def _fold(operands: Operands, numbers: Numbers, folding: Folding) -> None:
     statistics, *changed, accepted, values = operands
     running = contiguous(changed)
     mean, rule = running[0], folding_rule(folding, running[0].dtype)
@@ -400,7 +402,7 @@ def _fold(operands: Any, numbers: Any, folding: Folding) -> None:
 
 
 @Launcher
-def _merge_parts(operands: Any, numbers: Any, channels: int, folding: Folding | None) -> Any:
+def _merge_parts(operands: Operands, numbers: Numbers, channels: int, folding: Folding | None) -> Array:
     parts, counts, *of_running = operands
     parts, counts = ready(parts), None if counts is None else ready(counts)
     statistics = empty((2, channels), parts.dtype, parts)
@@ -414,7 +416,7 @@ def _merge_parts(operands: Any, numbers: Any, channels: int, folding: Folding | 
 
 
 @Launcher
-def _add_gradients(operands: Any, numbers: Any) -> Any:
+def _add_gradients(operands: Operands, numbers: Numbers) -> Array:
     sums, count = ready(operands[0]), operands[1]
     parts, rows, channels = sums.shape
     added, size = empty((rows, channels), sums.dtype, sums), rows * channels
@@ -424,7 +426,7 @@ def _add_gradients(operands: Any, numbers: Any) -> Any:
 
 
 def _parameter_gradients(
-    plan: Plan, dy: Array, x: Array, norm: Normalization, sums: tuple[Any | None, Any, Any], words: Array | None
+    plan: Plan, dy: Array, x: Array, norm: Normalization, sums: tuple[Array | None, Array, Array], words: Array | None
 ) -> None:
     kernels, valid = _of(words, ())
     arguments = (dy, x, *_arguments(norm), *sums, *valid)
@@ -436,9 +438,9 @@ def _input_gradients(
     dy: Array,
     x: Array,
     norm: Normalization,
-    sums: tuple[Any | None, Any | None],
+    sums: tuple[Array | None, Array | None],
     count: int,
-    inputs: tuple[Any, Any | None],
+    inputs: tuple[Array, Array | None],
     channels_last: bool,
     words: Array | None,
     numbers: Sequence[Any],

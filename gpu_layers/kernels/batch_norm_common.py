@@ -157,7 +157,7 @@ def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> N
     _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
 
 
-def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Any | None:
+def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Array | None:
     """Where the blocks of each channel leave this many numbers each, if there are several."""
     return None if plan.blocks_per_group == 1 else empty((plan.channels, plan.blocks_per_group, numbers), dtype, like)
 
@@ -186,7 +186,7 @@ class Normalization:
         return cls(mean, inv_std, gamma, beta, None if residual is None else ready(residual), activation)
 
     @property
-    def of_channels(self) -> tuple[Any, ...]:
+    def of_channels(self) -> tuple[Array, ...]:
         """mean, inv_std, gamma and beta, which all kernels but those of the statistics take."""
         return self.mean, self.inv_std, self.gamma, self.beta
 
@@ -196,30 +196,30 @@ class Normalization:
         return activation_number(self.activation)
 
 
-def sums_of_channels(plan: Plan, x: Array, out: Sequence[Any] = (None, None)) -> tuple[Any | None, Any, Any]:
+def sums_of_channels(plan: Plan, x: Array, out: Sequence[Array] = (None, None)) -> tuple[Array | None, Array, Array]:
     """Where the blocks of each channel leave their sums, if there are several; dgamma, dbeta: ``out``, if they can."""
     dtype = accumulation_dtype(x.dtype)
     dgamma, dbeta = (one if one is not None and one.is_contiguous else empty((plan.channels,), dtype, x) for one in out)
     return workspace(plan, 2, dtype, x), dgamma, dbeta
 
 
-def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Any | None, Any, Any]) -> None:
+def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Array | None, Array, Array]) -> None:
     """Merge the blocks of each channel, if there are several; sums: of :func:`sums_of_channels`."""
     partial_sums, dgamma, dbeta = sums
     _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
 
 
-def of_inputs(x: Array, norm: Normalization, out: Sequence[Any] = (None,)) -> tuple[Any, Any | None]:
+def of_inputs(x: Array, norm: Normalization, out: Sequence[Array] = (None,)) -> tuple[Array, Array | None]:
     """Where dx and dresidual go, the first and the last of ``out``, if there is a residual."""
     return destination(out[0], x), None if norm.residual is None else destination(out[-1], x)
 
 
-def contiguous(arrays: Sequence[Any]) -> list[Any]:
+def contiguous(arrays: Sequence[Array]) -> list[Array]:
     """Arrays that kernels change, or copies where they are strided; see :func:`deliver`."""
     return [one if one is None or one.is_contiguous else ready(one) for one in arrays]
 
 
-def deliver(changed: Sequence[Any], arrays: Sequence[Any]) -> None:
+def deliver(changed: Sequence[Array], arrays: Sequence[Array]) -> None:
     """Copy back what kernels have changed in copies."""
     for one, place in zip(changed, arrays, strict=True):
         if one is not None:
@@ -244,17 +244,17 @@ def folding_rule(folding: Folding | None, dtype: np.dtype) -> np.ndarray:
     return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
 
 
-def arrivals(folding: Folding | None, like: Array) -> Any | None:
+def arrivals(folding: Folding | None, like: Array) -> Array | None:
     """What counts the blocks that are done, the last of which folds a batch in, if that needs all channels."""
     return like.program.allocate((1,), np.uint32, zeroed=True) if needs_all(folding) else None
 
 
-def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Any:
+def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Array:
     """Where a forward keeps the numbers of the channels."""
     return empty((len(ROWS), plan.channels), dtype, x)
 
 
-def gradients(inputs: tuple[Any, Any], out: Sequence[Any], sums: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+def gradients(inputs: tuple[Array, Array], out: Sequence[Array], sums: tuple[Array, Array, Array]) -> tuple[Array, ...]:
     """What a backward returns: dx, dgamma, dbeta, dresidual."""
     found = (inputs[0], *sums[1:], inputs[1])
     return tuple(one if one is None else delivered(one, place) for one, place in zip(found, out, strict=True))

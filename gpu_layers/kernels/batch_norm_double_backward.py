@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
@@ -12,7 +10,7 @@ from gpu_layers.kernels.batch_norm_common import LayoutKernel, Normalization
 from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["batch_norm_double_backward"]
 
@@ -32,14 +30,14 @@ def batch_norm_double_backward(
     ddresidual: Array | None,
     dy: Array,
     saved: BatchNormSaved,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_double_backward``, as kernels."""
     operands = (ddx, ddgamma, ddbeta, ddresidual, dy, saved.x, saved.statistics, saved.residual)
     return _double_backward(operands, (saved.channels_last, saved.activation))
 
 
 @Launcher
-def _double_backward(operands: Any, numbers: Any, channels_last: bool, activation: str) -> Any:
+def _double_backward(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
     ddx, ddgamma, ddbeta, ddresidual, dy, x, statistics, residual = operands
     ddx, ddgamma, ddbeta, dy, x = (ready(one) for one in (ddx, ddgamma, ddbeta, dy, x))
     ddresidual = None if ddresidual is None else ready(ddresidual)

@@ -32,7 +32,7 @@ from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
 from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
     "batch_norm_max_pool",
@@ -78,7 +78,7 @@ def batch_norm_max_pool(
     channels_last: bool = False,
     activation: str = "identity",
     running: RunningStatistics | None = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool``, as kernels."""
     of_running, folding = of_running_statistics(running)
     return _forward((x, gamma, beta, *of_running), (eps, window, channels_last, activation, folding))
@@ -94,21 +94,21 @@ def batch_norm_max_pool_inference(
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_inference``, as kernels."""
     return _inference((x, mean, var, gamma, beta), (eps, window, channels_last, activation))
 
 
 @Launcher
 def _forward(
-    operands: Any,
-    numbers: Any,
+    operands: Operands,
+    numbers: Numbers,
     eps: float,
     window: Window,
     channels_last: bool,
     activation: str,
     folding: Folding | None,
-) -> Any:
+) -> Array:
     x, *others = operands
     x = ready(x)
     statistics = statistics_of_batch((x, *others, None), (eps, channels_last, folding))
@@ -116,7 +116,9 @@ def _forward(
 
 
 @Launcher
-def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels_last: bool, activation: str) -> Any:
+def _inference(
+    operands: Operands, numbers: Numbers, eps: float, window: Window, channels_last: bool, activation: str
+) -> Array:
     x, mean, var, gamma, beta = operands
     x = ready(x)
     channels = x.shape[-1 if channels_last else 1]
@@ -124,7 +126,7 @@ def _inference(operands: Any, numbers: Any, eps: float, window: Window, channels
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 
-def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, activation: str) -> tuple[Any, Any]:
+def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, activation: str) -> tuple[Array, Array]:
     """The pooled values of x, normalised and activated, and which tap each is."""
     element, plan = element_type(x), plan_for(x, window, "output", channels_last)
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last)
@@ -203,7 +205,7 @@ def _gather(
 
 def batch_norm_max_pool_backward(
     dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
     arrays = (dy, argmax, norm.x, norm.statistics)
     return _backward(arrays, (window, norm.channels_last, norm.activation, True))
@@ -211,7 +213,7 @@ def batch_norm_max_pool_backward(
 
 def batch_norm_max_pool_inference_backward(
     dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
     arrays = (dy, argmax, norm.x, norm.statistics)
     return _backward(arrays, (window, norm.channels_last, norm.activation, False))
@@ -219,8 +221,8 @@ def batch_norm_max_pool_inference_backward(
 
 @Launcher
 def _backward(
-    operands: Any, numbers: Any, window: Window, channels_last: bool, activation: str, depends: bool
-) -> tuple[Any, Any, Any]:
+    operands: Operands, numbers: Numbers, window: Window, channels_last: bool, activation: str, depends: bool
+) -> tuple[Array, Array, Array]:
     """``depends``: whether the statistics are those of x."""
     dy, argmax, x, statistics = operands
     dy, argmax, x = ready(dy), ready(argmax), ready(x)

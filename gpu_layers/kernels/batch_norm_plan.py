@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import DTypeLike
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES, WARP_THREADS, WARPS
 from gpu_layers.runtime.kernel import c_name
 
@@ -91,7 +91,7 @@ class Plan:
 
     width: int | None
     block: tuple[int, int]
-    layout: Any
+    layout: np.ndarray
     channels: int
     tiles: int
     blocks_per_group: int
@@ -177,7 +177,7 @@ def _group_size(blocks: int, most: int) -> int:
 def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     budget = _SLOTS_OF_NCHW // arrays
-    best: tuple[Any, ...] | None = None
+    best: tuple[tuple[int, ...], int, int, int] | None = None
     # Neighbouring threads read 128 bytes together, where a plane has as many.
     for threads_x in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 128 else [])):
         pieces, slots = _pieces(plane, threads_x, width, budget)
@@ -322,7 +322,7 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, None, arrays)
 
 
-def summation_depth(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> int:
+def summation_depth(shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool) -> int:
     """Additions on the way of one value into a sum over its channel, at most: what bounds the sum's rounding error.
 
     A thread adds its values one after another, a block those of its threads in a tree, and the lanes of a warp the

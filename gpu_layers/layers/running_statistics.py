@@ -33,16 +33,16 @@ class BatchStatistics:
         Rows :attr:`mean` and :attr:`var`, then any others.
     """
 
-    count: Any
+    count: Array
     statistics: Array
 
     @property
-    def mean(self) -> Any:
+    def mean(self) -> Array:
         """Mean, shape (C,)."""
         return self.statistics[0]
 
     @property
-    def var(self) -> Any:
+    def var(self) -> Array:
         """Biased variance, shape (C,)."""
         return self.statistics[1]
 
@@ -64,7 +64,7 @@ def _buffer_kinds(num_features: int, dtype: np.dtype) -> dict[str, tuple[tuple[i
     return dict(zip(RUNNING_STATISTICS, kinds, strict=True))
 
 
-def check_buffers(buffers: Mapping[str, Any], num_features: int, dtype: np.dtype) -> None:
+def check_buffers(buffers: Mapping[str, Array], num_features: int, dtype: np.dtype) -> None:
     """Raise if the running statistics were replaced by arrays of another shape or dtype."""
     expected = _buffer_kinds(num_features, dtype)
     for name, buffer in buffers.items():
@@ -96,7 +96,7 @@ class RunningStatisticsLayer(Layer):
         self.deferred = self.skip_nonfinite = False
         self._pending: BatchStatistics | None = None
         # On the device, once batches may be left out.
-        self._skipped: Any = None
+        self._skipped: Array = None
         if self.track_running_stats:
             self.reset_running_stats()
 
@@ -186,7 +186,7 @@ class RunningStatisticsLayer(Layer):
         """Number of batches left out for NaN or infinity. Reading it waits for the device; updating it does not."""
         return 0 if self._skipped is None else int(self._skipped)
 
-    def commit(self, accepted: Any = None) -> None:
+    def commit(self, accepted: Array = None) -> None:
         """Fold the pending statistics into the running ones; without any it does nothing.
 
         Parameters
@@ -199,7 +199,7 @@ class RunningStatisticsLayer(Layer):
             pending, self._pending = self._pending, None
             self._fold(pending, accepted)
 
-    def pending_is_finite(self) -> Any:
+    def pending_is_finite(self) -> Array:
         """Whether all pending statistics are finite.
 
         Returns
@@ -241,7 +241,7 @@ class RunningStatisticsLayer(Layer):
             return None
         return self._running_statistics(count, self.skip_nonfinite)
 
-    def _running_statistics(self, count: Any, may_skip: bool) -> RunningStatistics:
+    def _running_statistics(self, count: Array, may_skip: bool) -> RunningStatistics:
         mean, var, batches = map(vars(self)["buffers"].__getitem__, RUNNING_STATISTICS)
         if self._skipped is None and may_skip:
             with place_of(batches):
@@ -254,7 +254,7 @@ class RunningStatisticsLayer(Layer):
         if not self.deferred:
             self.commit()
 
-    def _fold(self, batch: BatchStatistics, accepted: Any) -> None:
+    def _fold(self, batch: BatchStatistics, accepted: Array) -> None:
         """``running = (1 - momentum) * running + momentum * batch``.
 
         Parameters

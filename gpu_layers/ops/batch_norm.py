@@ -168,7 +168,7 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     return _backward("batch_norm_backward", dy, saved)
 
 
-def batch_norm_backward_into(out: tuple[Any, Any, Any, Any], dy: Array, saved: BatchNormSaved) -> tuple[Any, ...]:
+def batch_norm_backward_into(out: tuple[Array | None, ...], dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     """:func:`batch_norm_backward` that writes its results to these arrays, where they are not None."""
     return _backward("batch_norm_backward", dy, saved, out)
 
@@ -330,8 +330,8 @@ def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Arr
 
 
 def _backward(
-    name: str, dy: Array, saved: BatchNormSaved, out: tuple[Any, Any, Any, Any] = (None, None, None, None)
-) -> tuple[Any, ...]:
+    name: str, dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
+) -> tuple[Array, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
@@ -387,7 +387,7 @@ def check_statistics(x: Array, mean: Array, var: Array, channels: int) -> None:
     _check_parameter(var, "var", channels, x)
 
 
-def _check_parameter(parameter: Any, name: str, channels: int, x: Array) -> None:
+def _check_parameter(parameter: Array, name: str, channels: int, x: Array) -> None:
     dtype = accumulation_dtype(x.dtype)
     if parameter.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for {x.dtype} input, got {described(parameter.dtype)}")
