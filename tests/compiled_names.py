@@ -1,6 +1,10 @@
 """Which kernels of a file the tests compile for which architecture."""
 
+import fcntl
+
+from gpu_layers.runtime.cache import writable_cache_folder
 from gpu_layers.runtime.kernel import all_kernels
+from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 
 #: Those whose machine code the gates read, and that for which every element type is compiled. On the others float32
 #: and bfloat16 stand for all: the rest takes half of the compiler's time, and what one architecture shows of it, the
@@ -14,6 +18,13 @@ def names_of(source, capability):
     return tuple(
         kernel.name for kernel in all_kernels() if kernel.source == source and _is_compiled(kernel.name, capability)
     )
+
+
+def compiled(source, names, capability):
+    """The compiled module of some kernels of a file. While a process compiles it others wait, and then read it."""
+    with (writable_cache_folder("locks") / f"{source}-{capability}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return compiled_module(source, names, Architecture(capability), warnings_as_errors=True)
 
 
 def each_architecture(names, rows):

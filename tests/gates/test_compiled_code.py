@@ -6,10 +6,10 @@ import pytest
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime.kernel import all_kernels
-from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module, nvrtc
+from gpu_layers.runtime.nvrtc import Architecture, compile_source, nvrtc
 from profiling.compiled_code import most_registers, read_cubin
 from tests.compiled_names import GATED as ARCHITECTURES
-from tests.compiled_names import WHOLE, each_architecture, names_of
+from tests.compiled_names import WHOLE, compiled, each_architecture, names_of
 
 SOURCES = sorted({kernel.source for kernel in all_kernels()})
 # Of these the arithmetic must not be what limits: all their memory traffic is in the hot loop.
@@ -45,10 +45,10 @@ COUNTS_BLOCKS = re.compile("_persistent<|batch_norm_statistics<|batch_norm_merge
 ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
 
 
-def compiled(source, capability):
+def code_of(source, capability):
     """Name and code of each kernel of a file."""
     names = names_of(source, capability)
-    module = compiled_module(source, names, Architecture(capability), warnings_as_errors=True)
+    module = compiled(source, names, capability)
     code = read_cubin(module.path)
     return {name: code[module.symbols[name]] for name in names}
 
@@ -99,7 +99,7 @@ def hot_loop_problems(kernel, widths=(0, 16)):
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_spills_no_stack_no_atomics_few_registers(source, capability):
     problems = {
-        name: memory_problems(kernel, most_registers(name)) for name, kernel in compiled(source, capability).items()
+        name: memory_problems(kernel, most_registers(name)) for name, kernel in code_of(source, capability).items()
     }
     problems = {
         name: without_arrivals(found) if COUNTS_BLOCKS.search(name) else found for name, found in problems.items()
@@ -135,7 +135,7 @@ def moves_vectors(loop, access):
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_what_is_kept_moves_16_bytes_at_a_time(capability):
-    for name, kernel in compiled("batch_norm_persistent.cu", capability).items():
+    for name, kernel in code_of("batch_norm_persistent.cu", capability).items():
         # The loop over vectors that fetches most, and the one that writes most of what was kept: the backward one
         # vector of two.
         for access, most in (("LDGSTS", 0.5), ("LDS", 6.0 if "backward" in name else 3.75)):
@@ -153,7 +153,7 @@ def test_what_is_kept_moves_16_bytes_at_a_time(capability):
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize("source", ["activation.cu", "batch_norm.cu", "dropout.cu"])
 def test_hot_loops_move_16_bytes_at_a_time_and_do_not_divide(source, capability):
-    kernels = {name: kernel for name, kernel in compiled(source, capability).items() if streams(name)}
+    kernels = {name: kernel for name, kernel in code_of(source, capability).items() if streams(name)}
     if capability == 80:
         # Its way back from where lanes exchange values hides the loop around.
         kernels = {name: kernel for name, kernel in kernels.items() if not name.startswith("dropout_apply_grouped")}
@@ -213,7 +213,7 @@ def test_instructions_per_byte(name, most, capability):
     source = sources.get(name.partition("_")[0], "batch_norm.cu")
     if capability == 80 and name.startswith("dropout_apply_grouped"):
         return  # as above
-    assert compiled(source, capability)[name].hot_loop().instructions_per_byte <= most
+    assert code_of(source, capability)[name].hot_loop().instructions_per_byte <= most
 
 
 # Of the backward of batch norm and max pooling of 3x3 windows 2 apart, where all four windows are over each of the
@@ -227,7 +227,7 @@ def test_instructions_per_byte(name, most, capability):
     )
 )
 def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capability):
-    kernels = compiled("batch_norm_max_pool_backward.cu", capability)
+    kernels = code_of("batch_norm_max_pool_backward.cu", capability)
     moved = 16 + 16 + (16 + width) / 4
     for layout, most in (("NchwLayout, 3, 2, 1", nchw), (f"NhwcLayout<{width}>", nhwc)):
         kernel = kernels[name := f"batch_norm_max_pool_backward_persistent<{element}, {layout}>"]
@@ -243,7 +243,7 @@ def test_instructions_of_a_gathered_gradient(element, width, nchw, nhwc, capabil
     *each_architecture(("element", "most"), [("__nv_bfloat16", 6.9), ("__half", 6.9), ("float", 5.1), ("double", 5.1)])
 )
 def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, capability):
-    loop = compiled("dropout.cu", capability)[f"dropout_apply_samples<{element}>"].hot_loop()
+    loop = code_of("dropout.cu", capability)[f"dropout_apply_samples<{element}>"].hot_loop()
     accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
     assert sorted(accesses) == [8] * 2 + [16] * 4
     assert not [i.opcode for i in loop.instructions if i.mnemonic == "MUFU"]
@@ -259,7 +259,7 @@ def test_dropout_by_samples_reads_numbers_of_samples_and_vectors(element, most, 
     )
 )
 def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
-    code = compiled("dropout.cu", capability)[f"dropout_apply_last<{kernel}>"]
+    code = code_of("dropout.cu", capability)[f"dropout_apply_last<{kernel}>"]
     accesses = [i.global_bytes for i in code.instructions if i.global_bytes]
     # Seed and offset, where they lie in memory; x, residual and y at four positions.
     assert sorted(accesses) == [8] * 2 + [16] * 12
@@ -269,7 +269,7 @@ def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
-    for name, kernel in compiled("activation_dropout.cu", capability).items():
+    for name, kernel in code_of("activation_dropout.cu", capability).items():
         accesses = [i.global_bytes for i in kernel.hot_loop().instructions if i.global_bytes]
         assert accesses.count(1) <= accesses.count(16), name
         assert set(accesses) <= {1, 16}, name
@@ -279,7 +279,7 @@ def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
     *each_architecture(("element", "width", "most"), [("__half", 8, 6.0), ("__nv_bfloat16", 8, 6.0), ("float", 4, 3.5)])
 )
 def test_a_branch_is_added_to_a_residual_in_vectors(element, width, most, capability):
-    kernels = compiled("dropout_add.cu", capability)
+    kernels = code_of("dropout_add.cu", capability)
     for name in (f"dropout_add_forward<{element}, true>", f"dropout_add_backward<{element}, {width}, true>"):
         loop = kernels[name].hot_loop()
         # Beside vectors a byte of bits, of which others than ReLU have none, for each that is read or written.
@@ -313,7 +313,7 @@ def pooled_round(name, kernel):
 def tiled_kernels(capability, op, direction, window, deep=None):
     """Those of `deep` windows or of others, but for windows side by side, which have the same kernels."""
     kernels = {}
-    for name, kernel in compiled(f"{op}_pool_tiled.cu", capability).items():
+    for name, kernel in code_of(f"{op}_pool_tiled.cu", capability).items():
         match = TILED.match(name)
         if match.group(2) == direction and f", {window}, " in name and match.group(8) == (deep or match.group(8)):
             kernels[name] = kernel
@@ -372,7 +372,7 @@ def test_max_pooling_takes_few_instructions_for_each_byte_of_input(capability):
 
 @pytest.mark.parametrize(*each_architecture(("element",), ["__nv_bfloat16", "__half", "float", "double"]))
 def test_gradients_of_whole_planes_of_channels_are_stored_in_vectors(element, capability):
-    kernel = compiled("global_pool.cu", capability)[f"global_spread_nhwc<{element}>"]
+    kernel = code_of("global_pool.cu", capability)[f"global_spread_nhwc<{element}>"]
     assert not hot_loop_problems(kernel)
     assert kernel.hot_loop().instructions_per_byte <= 3
 
@@ -380,7 +380,7 @@ def test_gradients_of_whole_planes_of_channels_are_stored_in_vectors(element, ca
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 @pytest.mark.parametrize("source", ["max_pool.cu", "max_pool_tiled.cu", "avg_pool_tiled.cu", "global_pool.cu"])
 def test_pooling_loops_do_not_divide(source, capability):
-    for name, kernel in compiled(source, capability).items():
+    for name, kernel in code_of(source, capability).items():
         # 64-bit indices, those of images of 2**31 elements and more, are divided as they are.
         if name.endswith("long long>"):
             continue

@@ -80,7 +80,7 @@ def test_padding_is_not_read_but_written():
     ("operation", "direction", "per_input", "launches"),
     [
         (GHOST_BATCH_NORM, "forward", 8, 3),
-        (GHOST_BATCH_NORM, "backward", 12, 3),
+        (GHOST_BATCH_NORM, "backward", 12, 4),
         (SYNC_BATCH_NORM, "forward", 12, 4),
         (SYNC_BATCH_NORM, "backward", 20, 3),
     ],

@@ -16,9 +16,9 @@ import pytest
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime import headers, nvrtc
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, all_kernels
-from gpu_layers.runtime.nvrtc import Architecture, compile_source, compiled_module
+from gpu_layers.runtime.nvrtc import Architecture, compile_source
 from gpu_layers.runtime.sources import source_folder
-from tests.compiled_names import GATED, WHOLE, names_of
+from tests.compiled_names import GATED, WHOLE, compiled, names_of
 
 # The oldest and the newest, for which one kernel of each template stands for all, of bfloat16 where there is one: the
 # type that headers treat differently from architecture to architecture.
@@ -37,8 +37,8 @@ def template(name):
     return name.split("<")[0]
 
 
-def compiled(source, capability):
-    return compiled_module(source, names(source, capability), Architecture(capability), warnings_as_errors=True)
+def compiled_for(source, capability):
+    return compiled(source, names(source, capability), capability)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def symbols():
     found = {capability: {} for capability in GATED + OTHERS}
     # Processes of their own: NVRTC compiles one program at a time in each.
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for (_, capability), module in zip(jobs, pool.map(compiled, *zip(*jobs, strict=True)), strict=True):
+        for (_, capability), module in zip(jobs, pool.map(compiled_for, *zip(*jobs, strict=True)), strict=True):
             assert module.path.read_bytes()[:4] == b"\x7fELF"
             found[capability].update(module.symbols)
     return found
