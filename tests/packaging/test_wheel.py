@@ -159,7 +159,9 @@ def test_works_without_the_checkout(environment, tmp_path):
     )
 
 
-def test_command_reports_the_installation(environment, tmp_path):
+def test_command_reports_the_installation(environment, tmp_path, monkeypatch):
+    # A cache that no other test writes to meanwhile: its size is printed.
+    monkeypatch.setenv("GPU_LAYERS_CACHE_DIR", str(tmp_path / "cache"))
     printed = run(environment / "bin" / "gpu-layers", "info", cwd=tmp_path)
     assert importlib.metadata.version("gpu-layers") in printed
     assert run(environment / "bin" / "python", "-I", "-m", "gpu_layers", "info", cwd=tmp_path) == printed
