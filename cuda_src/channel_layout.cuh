@@ -195,20 +195,28 @@ constexpr int kStatisticsLoads =
     sizeof(T) < 8 && (kCountsAll<Valid> || !Layout::kIsNchw) ? kReductionLoads : kReductionLoads / 2;
 
 // Where only some positions count, calls take(first, count, words) for a thread's vectors, Unroll at a time,
-// and fewer the first time: `count` of them from vector `first` on, and words = read(first, count), which
-// says which of their values count. For the next ones this is read before these are taken.
+// and fewer the first time: `count` of them from vector `first` on, with words[u] = read(first + u), which
+// says which values of one count. Those of the next vectors are read before these are taken.
 template <int Unroll, typename Read, typename Take>
 __device__ __forceinline__ void take_some(const Share<Unroll>& share, Read read, Take take) {
     // Of single vectors all are left over.
     int first = 0, count = Unroll > 1 && share.left > 0 ? share.left : Unroll;
     int groups = Unroll > 1 ? share.groups + (share.left > 0 ? 1 : 0) : share.left;
     if (groups == 0) return;
-    auto next = read(first, count);
+    struct Words {
+        decltype(read(0)) of[Unroll];
+    } next;
+    const auto read_next = [&](int from, int some) {
+#pragma unroll
+        for (int u = 0; u < Unroll; ++u)
+            if (u < some) next.of[u] = read(from + u);
+    };
+    read_next(first, count);
 #pragma unroll 1
     for (; groups > 0; --groups) {
-        const auto words = next;
-        if (groups > 1) next = read(first + count, Unroll);
-        take(first, count, words);
+        const Words words = next;
+        if (groups > 1) read_next(first + count, Unroll);
+        take(first, count, words.of);
         first += count;
         count = Unroll;
     }
@@ -287,27 +295,17 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
         if constexpr (kCountsAll<Valid>) {
             take_all(share, body, own, step);
         } else {
-            struct Words {
-                uint2 of[Unroll];
-            };
             const long long position = own + to_position;
             take_some(
-                share,
-                [&](int i, int count) {
-                    Words words;
-#pragma unroll
-                    for (int u = 0; u < Unroll; ++u)
-                        if (u < count) words.of[u] = valid.words_at(position + (i + u) * step);
-                    return words;
-                },
-                [&](int i, int count, const Words& words) {
+                share, [&](int i) { return valid.words_at(position + i * step); },
+                [&](int i, int count, const uint2(&words)[Unroll]) {
                     SomeOfVectors<Unroll> some{{}, count};
                     unsigned int common = (1u << width) - 1u;
 #pragma unroll
                     for (int u = 0; u < Unroll; ++u) {
                         if (u < count)
                             some.bits[u] =
-                                Valid::template first_of<width>(words.of[u], position + (i + u) * step);
+                                Valid::template first_of<width>(words[u], position + (i + u) * step);
                         common &= some.bits[u];
                     }
                     if (common == (1u << width) - 1u) {
@@ -347,23 +345,13 @@ __device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout
     if constexpr (kCountsAll<Valid>) {
         take_all(share, body, own, step);
     } else {
-        struct Words {
-            unsigned int of[Unroll];
-        };
         take_some(
-            share,
-            [&](int i, int count) {
-                Words words;
-#pragma unroll
-                for (int u = 0; u < Unroll; ++u)
-                    if (u < count) words.of[u] = valid.word_at(row + (i + u) * apart);
-                return words;
-            },
-            [&](int i, int count, const Words& words) {
+            share, [&](int i) { return valid.word_at(row + i * apart); },
+            [&](int i, int count, const unsigned int (&words)[Unroll]) {
                 SomeOfRows some{0, count};
 #pragma unroll
                 for (int u = 0; u < Unroll; ++u)
-                    if (u < count && Valid::is_set(words.of[u], row + (i + u) * apart)) some.bits |= 1u << u;
+                    if (u < count && Valid::is_set(words[u], row + (i + u) * apart)) some.bits |= 1u << u;
                 body.template vectors<Unroll>(own + i * step, step, some);
             });
     }
