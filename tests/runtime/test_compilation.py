@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, with no GPU and no driver, and takes what its launcher passes."""
+"""Every kernel compiles, for every architecture some of each template, and takes what its launcher passes: no GPU."""
 
 import json
 import multiprocessing
