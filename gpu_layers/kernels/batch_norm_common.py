@@ -151,10 +151,20 @@ def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tup
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
 
 
-def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> None:
-    """Merge the blocks of each channel, if there are several; results: what the statistics' kernel takes after x."""
+def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype, values: Any) -> None:
+    """Merge the blocks of each channel, if there are several.
+
+    Parameters
+    ----------
+    plan : Plan
+    results : tuple
+        What the statistics' kernel takes after x.
+    dtype : numpy.dtype
+    values : int or Number
+        Of a channel.
+    """
     gamma, beta, partial_moments, *others = results
-    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
+    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others, values))
 
 
 def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Array | None:
@@ -226,8 +236,8 @@ def deliver(changed: Sequence[Array], arrays: Sequence[Array]) -> None:
             delivered(one, place)
 
 
-#: How a batch is folded into running statistics: the momentum, how many values it has (0 where only the kernels count
-#: them), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
+#: How a batch is folded into running statistics: the momentum, how many values it has (0 where the kernels are told in
+#: each call), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
 Folding = tuple[float | None, int, bool]
 
 
