@@ -31,15 +31,16 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
-//   values   of a channel, which the rule's unbiased follows from
+//   unbiased   bits of the rule's
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, long long* skipped,
-                                unsigned int* arrived, FoldingRule<A> rule, A eps, unsigned long long values,
-                                long long channels, long long blocks) {
-    const RunningStatistics<A> running{running_mean, running_var, batches, skipped, of_values(rule, values)};
+                                unsigned int* arrived, FoldingRule<A> rule, A eps,
+                                unsigned long long unbiased, long long channels, long long blocks) {
+    const RunningStatistics<A> running{running_mean, running_var, batches, skipped,
+                                       with_unbiased(rule, unbiased)};
     const StatisticsResult<A> result{
         const_cast<A*>(partial_moments), statistics, gamma, beta, running, eps, channels};
     merge_parts(result, channels, blocks);
@@ -57,6 +58,12 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
                          const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                          int activation, T* y, accumulate_t<T>* statistics, double eps, Layout layout) {
     normalize<T, Fused>(x, mean, deviation, gamma, beta, residual, activation, y, statistics, eps, layout);
+}
+
+// By which the variance of so many values is multiplied to be unbiased.
+template <typename A>
+__device__ __forceinline__ A unbiased_factor(double values) {
+    return static_cast<A>(values / max(values - 1.0, 1.0));
 }
 
 // Folds given statistics of a batch into the running ones; see RunningStatistics::fold_all.

@@ -20,14 +20,8 @@ struct ChannelStatistics {
 // Rows of what batch norm keeps of the channels: ChannelStatistics, and the parameters that went with them.
 enum StatisticsRow { kMean, kVar, kInvStd, kGamma, kBeta };
 
-// By which the variance of so many values is multiplied to be unbiased.
-template <typename A>
-__device__ __forceinline__ A unbiased_factor(double values) {
-    return static_cast<A>(values / max(values - 1.0, 1.0));
-}
-
 // How the statistics of a batch are folded into running ones: running = running * old + batch * newest, of
-// the variance times unbiased, see unbiased_factor.
+// the variance times unbiased: n / (n - 1) for n values.
 //   cumulative    whether each batch counts alike: instead of old and newest
 //   finite_only   whether a batch is taken only if all of its statistics are finite
 template <typename A>
@@ -44,10 +38,15 @@ struct FoldingRule {
     }
 };
 
-// The rule of a batch of so many values.
-template <typename A>
-__device__ __forceinline__ FoldingRule<A> of_values(FoldingRule<A> rule, unsigned long long values) {
-    rule.unbiased = unbiased_factor<A>(static_cast<double>(values));
+// The rule with another factor, of these bits: which a launcher tells in each call.
+__device__ __forceinline__ FoldingRule<float> with_unbiased(FoldingRule<float> rule,
+                                                            unsigned long long bits) {
+    rule.unbiased = __uint_as_float(static_cast<unsigned int>(bits));
+    return rule;
+}
+__device__ __forceinline__ FoldingRule<double> with_unbiased(FoldingRule<double> rule,
+                                                             unsigned long long bits) {
+    rule.unbiased = __longlong_as_double(static_cast<long long>(bits));
     return rule;
 }
 

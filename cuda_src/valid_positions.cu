@@ -38,8 +38,8 @@ static_assert(sizeof(PaddedSizes) == 24, "the launcher packs it with this size")
 //   lengths   [samples, axes]
 template <typename Word>
 __global__ void __launch_bounds__(kThreads)
-    valid_positions_of_lengths(const long long* lengths, Word* words, PaddedSizes padded,
-                               long long positions, long long word_count) {
+    valid_positions_of_lengths(const long long* lengths, Word* words, PaddedSizes padded, long long positions,
+                               long long word_count) {
     const long long word = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
     if (word >= word_count) return;
     long long position = word * kPositionsPerWord;

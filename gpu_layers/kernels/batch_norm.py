@@ -41,6 +41,7 @@ from gpu_layers.kernels.batch_norm_common import (
     new_statistics,
     of_inputs,
     sums_of_channels,
+    unbiased_bits,
     workspace,
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
@@ -124,6 +125,11 @@ def of_running_statistics(
     return running.arrays, (running.momentum, values, running.finite_only)
 
 
+def of_positions(valid: ValidPositions, dtype: np.dtype) -> tuple[Array, tuple[int, ...]]:
+    """What forwards take of a padded batch of this dtype: words, and numbers of the call."""
+    return valid.words, (valid.first, unbiased_bits(valid.count, accumulation_dtype(dtype)))
+
+
 def batch_norm_forward(
     x: Array,
     gamma: Array | None,
@@ -139,7 +145,7 @@ def batch_norm_forward(
 ) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first, valid.count))
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
     arrays = (x, gamma, beta, residual, *of_running, out, words, statistics)
     return forward(arrays, (eps, channels_last, activation, folding), numbers)
 
@@ -155,7 +161,7 @@ def batch_norm_statistics(
 ) -> Array:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first, valid.count))
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
     return statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
 
 
@@ -287,7 +293,7 @@ def _launch_statistics(
     plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], kernels: _Kernels, valid: tuple[Any, ...]
 ) -> None:
     kernels.statistics.launch(plan, x, (x, *results, *valid))
-    merge_statistics(plan, results, dtype, valid[-1] if valid else plan.count)
+    merge_statistics(plan, results, dtype, valid[-1] if valid else unbiased_bits(plan.count, dtype))
 
 
 @Launcher

@@ -11,7 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.kernels import batch_norm
 from gpu_layers.kernels.arrays import empty, ready
-from gpu_layers.kernels.batch_norm import add_gradients, merge_parts, of_running_statistics, told_counts
+from gpu_layers.kernels.batch_norm import add_gradients, merge_parts, of_positions, of_running_statistics, told_counts
 from gpu_layers.kernels.batch_norm_common import ROWS, Folding
 from gpu_layers.runtime.program import Launcher, Numbers, Operand, Operands
 
@@ -38,10 +38,13 @@ def ghost_batch_norm_forward(
     of_running, folding = of_running_statistics(running)
     numbers: Numbers
     told, numbers = (None, (0, 0)) if counts is None else told_counts(counts, x)
-    operands = (x, gamma, beta, residual, *of_running, told, *[positions.words for positions in valid])
-    arguments = (eps, bounds, channels_last, activation, folding, counts is not None)
+    words = []
     for positions in valid:
-        numbers += (positions.first, positions.count)
+        of_group, numbers_of_group = of_positions(positions, x.dtype)
+        words.append(of_group)
+        numbers += numbers_of_group
+    operands = (x, gamma, beta, residual, *of_running, told, *words)
+    arguments = (eps, bounds, channels_last, activation, folding, counts is not None)
     return _forward(operands, arguments, numbers)
 
 
