@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from gpu_layers import random
@@ -77,7 +78,7 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
 
 
 @contextlib.contextmanager
-def _on_one_device(cupy: Any) -> Iterator[None]:
+def _on_one_device(cupy: ModuleType) -> Iterator[None]:
     """Work on another device, which would not be captured, is refused."""
     token = graph_device.set(cupy.cuda.device.get_device_id())
     try:

@@ -27,7 +27,7 @@ from gpu_layers.catalogue.operation import (
 )
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.activations import NAMES
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
@@ -121,7 +121,7 @@ def _at_words(dtype: np.dtype) -> Case:
             calls += [(EXTREME, element - place, word) for element, word in EXTREME_WORDS.items()]
         for numbers, start, word in calls:
             for p, activation, order in itertools.product(around(word), ("relu", "leaky_relu"), ORDERS):
-                options: dict[str, Any] = {"order": order, "start": start}
+                options: Options = {"order": order, "start": start}
                 y, saved = ops.activation_dropout_forward(arrays["x"], activation, p, *numbers, **options)
                 name = f"{word} from {start}, p={p}, {activation} {order}"
                 results[f"y {name}"] = y
@@ -134,7 +134,7 @@ def _at_words(dtype: np.dtype) -> Case:
 # Shape, and options of the call: features that make vectors and that make none; rows whose gradient of the bias several
 # blocks add; decisions shared along axes; rows with masks of their own; a shard; dropout before the activation; nothing
 # dropped, everything dropped, nothing there.
-_BRANCHES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+_BRANCHES: tuple[tuple[tuple[int, ...], Options], ...] = (
     ((5, 16), {"bias": True}),
     ((7, 11), {"bias": True, "order": "before", "start": 2**33 + 3}),
     ((70, 40), {"bias": True, "shared_axes": (0,)}),

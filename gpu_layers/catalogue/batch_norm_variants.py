@@ -31,7 +31,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -219,7 +219,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         if not has_residual:
             del rows["residual"]
-        options: dict[str, Any] = {"channels_last": True, "activation": activation}
+        options: Options = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
@@ -234,7 +234,7 @@ def _padded(
     return Case("padded_batch_norm", dtype, label, inputs, run, allowed)
 
 
-def _inside(shape: tuple[int, ...], channels_last: bool, valid: dict[str, Any]) -> np.ndarray:
+def _inside(shape: tuple[int, ...], channels_last: bool, valid: Options) -> np.ndarray:
     """Which positions are valid, one by one."""
     if "mask" in valid:
         mask: np.ndarray = valid["mask"]
@@ -418,7 +418,7 @@ def _ghost_floor(s: Sizes, direction: str, bounds: tuple[int, ...] = (), by_plan
 
 
 def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
-    options: dict[str, Any] = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
+    options: Options = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
     return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
 
 
@@ -471,7 +471,7 @@ def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: boo
 
 
 def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
-    options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, **fused}
+    options: Options = {"eps": _EPS, "channels_last": channels_last, **fused}
     return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
 
 
@@ -553,7 +553,7 @@ def _padded_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCa
 
 def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
     x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
-    options: dict[str, Any] = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
+    options: Options = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
     layer = kind(shape[1], affine=False, track_running_stats=False, **options)
     if direction == FORWARD:
         return lambda: layer(x, lengths=lengths), floor

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for, use_backend
@@ -228,7 +229,7 @@ def shared_dropout_cases(dtype: np.dtype, start: int) -> Case:
         results = {}
         for shape, axes in _SHARED:
             x = arrays[str(list(shape))]
-            of_call: dict[str, Any] = {"start": start, "shared_axes": axes}
+            of_call: Options = {"start": start, "shared_axes": axes}
             for name, forward in (("dropout", ops.dropout_forward), ("alpha", ops.alpha_dropout_forward)):
                 y, saved = forward(x, 0.4, _SEED, _OFFSET, **of_call)
                 results[f"{name} y {list(shape)} {axes}"] = y
@@ -292,7 +293,7 @@ def channels_last_dropout_cases(dtype: np.dtype, start: int) -> Case:
         results = {}
         for (name, x), p in zip(arrays.items(), (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=False):
             for axes in (None, 2, 1):
-                of_call: dict[str, Any] = {"start": start, "mask_axes": axes, "channels_last": True}
+                of_call: Options = {"start": start, "mask_axes": axes, "channels_last": True}
                 for kind, forward in (("", ops.dropout_forward), ("alpha ", ops.alpha_dropout_forward)):
                     y, saved = forward(x, p, _SEED, _OFFSET, **of_call)
                     results[f"{kind}y {name} by {axes}"] = y
@@ -357,7 +358,7 @@ def draw_cases() -> Iterator[Case]:
 
 
 def _draw(dtype: np.dtype) -> Case:
-    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    calls: dict[str, tuple[Callable[..., Any], Options]] = {
         "elements": (ops.dropout_forward, {}),
         "shard": (ops.dropout_forward, {"start": 3}),
         "channels": (ops.dropout_forward, {"mask_axes": 2}),
@@ -423,7 +424,7 @@ def _kept(decisions: int, offset: int) -> float:
         return float(ops.dropout_mask(decisions, P, TIMED[0], offset).mean())
 
 
-def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) -> dict[str, Any]:
+def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) -> Options:
     """How elements with the same indices on the first axes, which are dropped together, are run; what is read."""
 
     def run(a: Arrays, channels_last: bool) -> Any:
@@ -437,7 +438,7 @@ def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) ->
     return {"forward": run, "kept": kept, "floor": lambda s, direction: _floor(s, direction, kept(s.shape))}
 
 
-def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Array:
+def dropout_jax(jax: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
     """Dropout in JAX."""
     x = arrays["x"]
     kept = jax.random.bernoulli(jax.random.PRNGKey(TIMED[0]), 1 - P, x.shape)
@@ -507,7 +508,7 @@ ALPHA_DROPOUT = Operation(
 
 
 @cache
-def _numbers(xp: Any, first: int, count: int) -> Array:
+def _numbers(xp: ModuleType, first: int, count: int) -> Array:
     return xp.arange(first, first + count, dtype=np.int64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
 
 
 @cache
-def _places(module: Any, shape: Shape) -> Array:
+def _places(module: ModuleType, shape: Shape) -> Array:
     """Of values, the first place in their windows of 2 x 2: flat in a plane of twice the sizes."""
     *_, rows, columns = shape
     first = 2 * (2 * columns) * np.arange(rows)[:, None] + 2 * np.arange(columns)

@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, Case
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -98,7 +99,7 @@ class LayerExample:
 
     kind: type
     arguments: tuple[Any, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     axes: int = 2
     inputs: int = 1
 
@@ -193,10 +194,10 @@ class Operation:
     dtypes: tuple[np.dtype, ...] = FLOAT_DTYPES
     layers: tuple[LayerExample, ...] = ()
     kept: Callable[[Shape], float] | None = None
-    torch: Callable[[Any, Arrays], Any] | None = None
-    expression: Callable[[Any, Arrays, bool], Any] | None = None
-    gradient: Callable[[Any, Arrays, bool], Any] | None = None
-    jax: Callable[[Any, Arrays, bool], Any] | None = None
+    torch: Callable[[ModuleType, Arrays], Any] | None = None
+    expression: Callable[[ModuleType, Arrays, bool], Any] | None = None
+    gradient: Callable[[ModuleType, Arrays, bool], Any] | None = None
+    jax: Callable[[ModuleType, Arrays, bool], Any] | None = None
     output_shape: Callable[[Shape], Shape] = field(default=_same_shape)
     layouts: tuple[bool, ...] = (False,)
     per_channel: tuple[str, ...] = ()

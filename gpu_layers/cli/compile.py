@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
-from gpu_layers.cli.arguments import integer
+from gpu_layers.cli.arguments import Commands, integer
 from gpu_layers.core.cuda import require_gpu
 from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, all_kernels
@@ -28,7 +28,7 @@ _DTYPES = {str(dtype): dtype for dtype in FLOAT_DTYPES}
 _SECONDS_A_LINE = 10
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "compile",
@@ -157,7 +157,7 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _rich() -> Any:
+def _rich() -> ModuleType | None:
     try:
         return importlib.import_module("rich.progress")
     except ImportError:

@@ -9,9 +9,11 @@ import platform
 import re
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from gpu_layers._version import __version__
+from gpu_layers.cli.arguments import Commands
 from gpu_layers.core.cuda import INSTALL_ADVICE, import_cupy, require_gpu
 from gpu_layers.distributed.mpi import MPI_ADVICE
 from gpu_layers.emulator.defaults import cuda_headers
@@ -29,7 +31,7 @@ _STUDY_PACKAGES = ("Jinja2",)
 _STUDY_ADVICE = "pip install 'gpu-layers[study]'"
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "info",
@@ -192,7 +194,7 @@ def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, " ".join(str(error).split()) or type(error).__name__
 
 
-def _gpus(cupy: Any) -> list[dict[str, Any]]:
+def _gpus(cupy: ModuleType) -> list[dict[str, Any]]:
     found = []
     for device in range(cupy.cuda.runtime.getDeviceCount()):
         properties = cupy.cuda.runtime.getDeviceProperties(device)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpu_layers.cli.arguments import folder, integer
+from gpu_layers.cli.arguments import Commands, folder, integer
 from gpu_layers.cli.device import CHOICES, choose_device
 from gpu_layers.runtime.cache import write_atomically
 from gpu_layers.study import STUDIES, Lab, Report, run_studies
@@ -24,7 +24,7 @@ _ALL = "all"
 _PACKAGES = ("rich", "matplotlib", "jinja2", "sklearn", "threadpoolctl")
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "study",

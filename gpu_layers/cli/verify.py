@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
+from gpu_layers.cli.arguments import Commands
 from gpu_layers.core.cuda import require_gpu
 from gpu_layers.emulator import sanitizer_environment
 from gpu_layers.verification import Backend, cuda_backend, emulated_backend
@@ -19,7 +19,7 @@ from gpu_layers.verification.traffic import count_all, traffic_table
 _SECONDS_A_LINE = 10
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "verify",

@@ -6,8 +6,10 @@ from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["Array", "ArrayLike", "DTypeLike"]
+__all__ = ["Array", "ArrayLike", "DTypeLike", "Options"]
 
 #: An array of NumPy or CuPy; within launchers, an operand of a program, which has a shape and a dtype but no memory.
 #: Type checkers know of no protocol that all of them meet.
 Array: TypeAlias = Any
+#: Arguments of a call, by name.
+Options: TypeAlias = dict[str, Any]

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from gpu_layers.core.array import Array
 INSTALL_ADVICE = "pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]', to match the driver's CUDA version"
 
 
-def import_cupy() -> Any:
+def import_cupy() -> ModuleType:
     """CuPy.
 
     Raises
@@ -50,7 +51,7 @@ def is_cupy_array(x: object) -> bool:
     return isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
-def array_module(x: object) -> Any:
+def array_module(x: object) -> ModuleType:
     """The module of ``x``: ``numpy`` or ``cupy``."""
     return sys.modules["cupy"] if is_cupy_array(x) else np
 
@@ -94,7 +95,7 @@ def is_capturing(x: Array) -> bool:
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
 
 
-def require_gpu() -> Any:
+def require_gpu() -> ModuleType:
     """CuPy, on a machine where it finds a GPU.
 
     Raises

@@ -44,7 +44,7 @@ def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Arra
 
 
 def _call(
-    x: Array, rng_state: Array, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
+    x: Array, rng_state: Array, numbers: Numbers, activation: str, drop_below: int, scale: float, dropout_first: bool
 ) -> tuple[Any, ...]:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))

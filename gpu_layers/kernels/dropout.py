@@ -17,7 +17,7 @@ from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_t
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
 
@@ -137,7 +137,7 @@ _FACTORS = struct.Struct("3d")
 @Launcher
 def _apply(
     operands: Sequence[Array],
-    numbers: Any,
+    numbers: Numbers,
     drop_below: int,
     run: int,
     digits: Any,
@@ -171,7 +171,7 @@ def _apply(
     return filled(out, x, fill)
 
 
-def _launch_last(element: str, arguments: tuple[Any, ...], residual: Array, run: int, channels_last: bool) -> None:
+def _launch_last(element: str, arguments: Arguments, residual: Array, run: int, channels_last: bool) -> None:
     x, y, _, *of_call = arguments
     if channels_last:
         samples, channels = x.shape[0], x.shape[-1]
@@ -198,7 +198,7 @@ def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
 
-def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Array, phase: int) -> None:
+def _launch_samples(element: str, arguments: Arguments, ids: Array, phase: int) -> None:
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)

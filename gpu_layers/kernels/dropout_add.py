@@ -76,7 +76,7 @@ def _call(
     x: Array,
     rng_state: Array,
     ids: Array | None,
-    numbers: Any,
+    numbers: Numbers,
     activation: str,
     drop_below: int,
     scale: float,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_result
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
 
 __all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
 
@@ -98,7 +97,7 @@ def _forward(
     if channels_last:
         chunks = _chunks(planes, _ENOUGH_THREADS, plane)
         blocks = blocks_for(planes * chunks, _THREADS)
-        arguments: tuple[Any, ...] = (x, indices, kept, y, samples, channels, values, plane, chunks)
+        arguments: Arguments = (x, indices, kept, y, samples, channels, values, plane, chunks)
         launch(_FORWARD_LAST(T=element_type(x)), blocks, _THREADS, arguments)
     else:
         together, enough = 1, limits().full_grid

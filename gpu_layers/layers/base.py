@@ -6,6 +6,7 @@ import functools
 import reprlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -490,14 +491,14 @@ def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen, (*path, layer))
 
 
-def device_module(device: str) -> Any:
+def device_module(device: str) -> ModuleType:
     """NumPy for "cpu", CuPy for "cuda"; the errors of :meth:`Layer.to`."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
     return np if device == "cpu" else require_gpu()
 
 
-def moved(array: Array, xp: Any) -> Array:
+def moved(array: Array, xp: ModuleType) -> Array:
     """The array as one of ``xp``: NumPy or CuPy."""
     if xp is np:
         return array.get() if is_cupy_array(array) else np.asarray(array)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array, ArrayLike, DTypeLike
+from gpu_layers.core.array import Array, ArrayLike, DTypeLike, Options
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
@@ -270,7 +270,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
         return y, batch_norm_inference_backward, saved
 
-    def _options(self, residual: Array) -> dict[str, Any]:
+    def _options(self, residual: Array) -> Options:
         """Keyword arguments of the operations."""
         return {
             "eps": self.eps,

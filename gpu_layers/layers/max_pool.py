@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gpu_layers.core.array import Array, ArrayLike
+from gpu_layers.core.array import Array, ArrayLike, Options
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 from gpu_layers.ops.pool_arguments import Padding, PerAxis
@@ -80,7 +78,7 @@ class MaxPoolLayer(WindowPool):
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
     @property
-    def window_arguments(self) -> dict[str, Any]:
+    def window_arguments(self) -> Options:
         """The window as arguments of :func:`gpu_layers.ops.max_pool_forward`."""
         return {
             "kernel_size": self._kernel,

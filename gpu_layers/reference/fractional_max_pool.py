@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -126,14 +127,14 @@ def fractional_max_pool_backward(
 
 
 def fractional_max_pool_indices(
-    argmax: Array, starts: Array, window: FractionalWindow, channels_last: bool, xp: Any
+    argmax: Array, starts: Array, window: FractionalWindow, channels_last: bool, xp: ModuleType
 ) -> Array:
     """Flat index in the input plane of each maximum: int64, the argmax' shape and kind."""
     indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, xp)
     return xp.ascontiguousarray(_batch(indices, argmax, channels_last))
 
 
-def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: Any) -> Array:
+def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: ModuleType) -> Array:
     rest, index, scale = argmax.astype(np.int64), 0, 1
     for axis in (2, 1, 0):
         rest, k = rest // window.kernel[axis], rest % window.kernel[axis]

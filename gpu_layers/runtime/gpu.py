@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 from gpu_layers.core.array import Array
@@ -238,7 +239,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     return run
 
 
-def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
+def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
     if isinstance(step, Launch):
         return bound_launch(step, program.device)
     if isinstance(step, Allocate):
@@ -270,7 +271,7 @@ def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
     raise TypeError(f"expected a step of a program, got {type(step).__name__}")
 
 
-def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:
+def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> BoundStep:
     shape, dtype = step.shape, step.dtype
     size = math.prod(shape) * dtype.itemsize
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc

@@ -227,6 +227,8 @@ class Program:
 #: What a launcher's function is given: operands, None where there is no array, and numbers that it only hands on.
 Operands: TypeAlias = Sequence[Array]
 Numbers: TypeAlias = Sequence[Any]
+#: Arguments of a kernel: operands, None, numbers and structs.
+Arguments: TypeAlias = tuple[Any, ...]
 
 
 class Launcher:

@@ -12,8 +12,8 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers import Dropout
 from gpu_layers.random import Generator
 from gpu_layers.study import moons
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Say, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import FIVE_ERRORS, ROUNDING
 from gpu_layers.training.optimizers import SGD
@@ -224,7 +224,7 @@ _ARMS = (
 )
 
 
-def _by_hand(lab: Lab) -> dict[str, Any]:
+def _by_hand(lab: Lab) -> Results:
     """Three neurons, a sum of a thousand, and the change of coordinates."""
     draws, q = lab.choose(200_000, 40_000), 1 - _P
     h = np.array(_NEURONS)
@@ -354,7 +354,7 @@ def _train(lab: Lab, scaling: str | None) -> moons.Trained:
     return moons.train(lab, scaling, seeds=lab.choose(_SEEDS, _QUICK_SEEDS), steps=lab.choose(_STEPS, _QUICK_STEPS))
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     by_hand = parts["by hand"]
     runs = {name: parts[name] for name in ("inverted", "inference", "none")}
 
@@ -434,7 +434,7 @@ def _mean_and_spread(values: np.ndarray, digits: int) -> str:
     ),
     size=(5.4, 2.9),
 )
-def _sums_figure(figure: Any, say: Say, sums: Mapping[str, np.ndarray]) -> None:
+def _sums_figure(figure: Canvas, say: Say, sums: Mapping[str, np.ndarray]) -> None:
     q, total, squares = 1 - _P, float(sums["h"].sum()), float(np.sum(sums["h"] ** 2))
     axes = figure.subplots()
     for scaling, name, colour, mean, deviation in (
@@ -459,7 +459,7 @@ def _sums_figure(figure: Any, say: Say, sums: Mapping[str, np.ndarray]) -> None:
         "训练代价（含掩码）：各随机种子的均值与标准差。",
     ),
 )
-def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _cost_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     axes = figure.subplots()
     for name, colour, run, way in _ARMS:
         if way == "corrected":
@@ -486,7 +486,7 @@ def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> No
     Text("Decision boundaries of the first seed, with its test points.", "第一个随机种子的决策边界及其测试点。"),
     size=(5.4, 4.9),
 )
-def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _boundary_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     data = moons.moons(1)
     for axes, (name, colour, run, way) in zip(figure.subplots(2, 2).flat, _ARMS, strict=True):
         left, right, bottom, top = moons.PLANE
@@ -520,7 +520,7 @@ def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -
     ),
     size=(5.4, 3.0),
 )
-def _accuracy_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _accuracy_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     axes = figure.subplots()
     for row, (_, colour, run, way) in enumerate(_ARMS):
         for part, shift, filled in (("train", -0.15, False), ("test", 0.15, True)):

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from gpu_layers.training.extras import import_extra
@@ -50,7 +51,7 @@ def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "trai
             yield matplotlib
 
 
-def _matplotlib(extra: str) -> Any:
+def _matplotlib(extra: str) -> ModuleType:
     try:
         return import_extra("matplotlib", extra=extra)
     except (RuntimeError, MemoryError):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -134,7 +135,7 @@ class Trainer:
         self.communicator = communicator or SingleProcess()
         self.history: list[dict[str, Any]] = []
         self._part: _Part | None = None
-        xp: Any = np if settings.device == "cpu" else require_gpu()
+        xp: ModuleType = np if settings.device == "cpu" else require_gpu()
         dtype = DTYPES[settings.dtype]
         self._x_train, self._x_test = (xp.asarray(x.astype(dtype)) for x in (dataset.x_train, dataset.x_test))
         self._y_train, self._y_test = (xp.asarray(y) for y in (dataset.y_train, dataset.y_test))
