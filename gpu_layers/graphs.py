@@ -14,7 +14,7 @@ from gpu_layers.core.cuda import graph_device, require_gpu
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
 
 
-def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
+def capture(step: Callable[[], object], *, warmup: int = 2) -> Graph:
     """Capture a step as a CUDA graph, on the current device.
 
     The step first runs ``warmup`` times like plain calls (parameters, running statistics and generators advance). That
@@ -96,7 +96,7 @@ class Graph:
         What the step returned when it was captured: each replay fills these arrays again.
     """
 
-    def __init__(self, captured: Any, result: Array, draws: _DeviceDraws, pool: Any) -> None:
+    def __init__(self, captured: Any, result: Array, draws: _DeviceDraws, pool: object) -> None:
         self.result = result
         self._captured, self._draws = captured, draws
         # The graph writes to this memory, so it must belong to nobody else while the graph exists.

@@ -18,7 +18,7 @@ _CONVERTED = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def convert_sync_batch_norm(
-    model: Layer | Callable[..., Any],
+    model: Layer | Callable[..., object],
     communicator: Communicator | None = None,
     *,
     layers: Iterable[Layer] | None = None,
@@ -73,7 +73,7 @@ def convert_sync_batch_norm(
 
 
 def revert_sync_batch_norm(
-    model: Layer | Callable[..., Any],
+    model: Layer | Callable[..., object],
     kind: type[BatchNormLayer] | None = None,
     *,
     layers: Iterable[Layer] | None = None,

@@ -20,6 +20,7 @@ from gpu_layers.catalogue.operation import (
     LARGE_ROWS,
     SMALL_IMAGES,
     SMALL_ROWS,
+    Called,
     LayerExample,
     Operation,
     Sizes,
@@ -306,7 +307,7 @@ def _relu_floor(s: Sizes, direction: str) -> int:
     return s.elements(2) + s.inputs // 8
 
 
-def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Any:
+def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Called:
     return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, start=start)
 
 
@@ -371,7 +372,7 @@ def _add_floor(s: Sizes, direction: str, activation: str | None = None) -> int:
     return s.elements(3 if keeps else 2) + bits + numbers * (2 if keeps else 1)
 
 
-def _add(a: Arrays, activation: str | None) -> Any:
+def _add(a: Arrays, activation: str | None) -> Called:
     options = {"bias": a["beta"], "activation": activation, "start": a["start"]}
     return ops.dropout_add_forward(a["x"], a["residual"], P, *TIMED, **options)
 
@@ -385,7 +386,7 @@ def _add_backward(dy: Array, saved: Any) -> Array:
 def _add_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     shape = (512, 256)
 
-    def run(x: Array, activation: str | None) -> Any:
+    def run(x: Array, activation: str | None) -> Called:
         bias = normal(shape[-1:], accumulation_dtype(x.dtype))
         return _add({"x": x, "residual": normal(shape, x.dtype, "residual"), "beta": bias, "start": 0}, activation)
 

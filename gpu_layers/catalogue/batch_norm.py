@@ -22,6 +22,7 @@ from gpu_layers.catalogue.operation import (
     IMAGES,
     LARGE_IMAGES,
     SMALL_ROWS,
+    Called,
     Operation,
     Shape,
     Sizes,
@@ -558,7 +559,7 @@ def _given_statistics(dtype: np.dtype, shape: Shape, layout: str) -> Prepared:
     return run, _inference_floor(Sizes(x.size, x.size, x.itemsize, shape), FORWARD, affine=False)
 
 
-def _training(a: Arrays, channels_last: bool, **options: Any) -> Any:
+def _training(a: Arrays, channels_last: bool, **options: Any) -> Called:
     return ops.batch_norm_forward(
         a["x"], a.get("gamma"), a.get("beta"), eps=_EPS, channels_last=channels_last, **options
     )
@@ -676,7 +677,7 @@ def _unit_statistics(module: ModuleType, channels: int, dtype: np.dtype) -> Arra
     return statistics
 
 
-def _second_derivatives(a: Arrays, last: bool) -> Any:
+def _second_derivatives(a: Arrays, last: bool) -> Called:
     x, gamma, beta = a["x"], a["gamma"], a["beta"]
     statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
     saved = ops.BatchNormSaved(x, statistics, last, None, "relu")

@@ -12,7 +12,7 @@ from gpu_layers import ops
 from gpu_layers.catalogue.batch_norm import COUNTED, KEPT, READ, batch_norm_torch, reads_of
 from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.catalogue.inputs import normal
-from gpu_layers.catalogue.operation import FORWARD, IMAGES, Operation, Sizes, per_pass
+from gpu_layers.catalogue.operation import FORWARD, IMAGES, Called, Operation, Sizes, per_pass
 from gpu_layers.catalogue.pooling import MAX_WINDOW, argmax_bytes, pooled
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.array import Options
@@ -102,7 +102,7 @@ def _floor(s: Sizes, direction: str, *, taps: int = 1, reads: int = 1, affine: b
     return reads * (s.elements(1) + of_outputs) + s.elements(1) + (READ + 2) * s.statistic
 
 
-def _forward(a: Arrays, channels_last: bool) -> Any:
+def _forward(a: Arrays, channels_last: bool) -> Called:
     kernel, stride, padding = MAX_WINDOW
     options: Options = {"eps": 1e-5, "activation": "relu", "channels_last": channels_last}
     return ops.batch_norm_max_pool_forward(

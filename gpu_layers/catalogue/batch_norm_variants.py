@@ -23,6 +23,7 @@ from gpu_layers.catalogue.operation import (
     LARGE_IMAGES,
     SMALL_IMAGES,
     SMALL_ROWS,
+    Called,
     LayerExample,
     Operation,
     Shape,
@@ -31,7 +32,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array, Options
+from gpu_layers.core.array import Array, ArrayLike, Options
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -417,7 +418,7 @@ def _ghost_floor(s: Sizes, direction: str, bounds: tuple[int, ...] = (), by_plan
     return total
 
 
-def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
+def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Called:
     options: Options = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
     return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
 
@@ -470,7 +471,7 @@ def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: boo
     return s.elements(2 * (1 + inputs) + inputs) + 2 * (READ + 2) * s.statistic
 
 
-def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
+def _sync_call(a: Arrays, channels_last: bool, **fused: object) -> Called:
     options: Options = {"eps": _EPS, "channels_last": channels_last, **fused}
     return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
 
@@ -551,7 +552,9 @@ def _padded_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCa
         yield TrafficCase(f"padded batch_norm {direction}", dtype, shape, layout, prepare)
 
 
-def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
+def _padded_pass(
+    dtype: np.dtype, shape: Shape, layout: str, lengths: ArrayLike, direction: str, floor: int
+) -> Prepared:
     x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
     options: Options = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
     layer = kind(shape[1], affine=False, track_running_stats=False, **options)

@@ -22,6 +22,7 @@ from gpu_layers.catalogue.operation import (
     SINGLE_IMAGE,
     SMALL_IMAGES,
     SMALL_ROWS,
+    Called,
     LayerExample,
     Operation,
     Shape,
@@ -246,7 +247,7 @@ def alpha_dropout_cases() -> Iterator[Case]:
         yield _channel_dropout("alpha_dropout", dtype, 5, ops.alpha_dropout_forward)
 
 
-def _channel_dropout(op: str, dtype: np.dtype, start: int, forward: Callable[..., Any]) -> Case:
+def _channel_dropout(op: str, dtype: np.dtype, start: int, forward: Callable[..., Called]) -> Case:
     def inputs() -> Arrays:
         shapes = {str(list(shape)): shape for shape, _ in _RUNS}
         return {name: with_special_values(normal(shape, dtype)) for name, shape in shapes.items()}
@@ -410,11 +411,11 @@ def _floor(s: Sizes, direction: str, kept: float = 1.0) -> int:
     return s.elements(1) + round(kept * s.elements(1))
 
 
-def _traffic(name: str, shape: Shape, **options: Any) -> Callable[[Operation, Any], Iterator[TrafficCase]]:
+def _traffic(name: str, shape: Shape, **options: Any) -> Callable[[Operation, np.dtype], Iterator[TrafficCase]]:
     return lambda operation, dtype: passes(operation, name, dtype, shape, **options)
 
 
-def _elements(forward: Callable[..., Any], **options: Any) -> Callable[[Arrays, bool], Any]:
+def _elements(forward: Callable[..., Called], **options: object) -> Callable[[Arrays, bool], Called]:
     return lambda a, last: forward(a["x"], P, *TIMED, start=a["start"], **options)
 
 
@@ -424,10 +425,10 @@ def _kept(decisions: int, offset: int) -> float:
         return float(ops.dropout_mask(decisions, P, TIMED[0], offset).mean())
 
 
-def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) -> Options:
+def _together(axes: int, forward: Callable[..., Called], offset: int = TIMED[1]) -> Options:
     """How elements with the same indices on the first axes, which are dropped together, are run; what is read."""
 
-    def run(a: Arrays, channels_last: bool) -> Any:
+    def run(a: Arrays, channels_last: bool) -> Called:
         # A decision for each of these indices: that is what the operation counts.
         start = a["start"] and a["start"] // math.prod(a["x"].shape[axes:])
         return forward(a["x"], P, TIMED[0], offset, start=start, mask_axes=axes)
@@ -446,7 +447,7 @@ def dropout_jax(jax: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
 
 
 def _dropout_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
-    def channels_last(x: Array) -> Any:
+    def channels_last(x: Array) -> Array:
         return ops.dropout_forward(x, P, *TIMED, channels_last=True)
 
     def with_residual() -> Prepared:
@@ -512,7 +513,7 @@ def _numbers(xp: ModuleType, first: int, count: int) -> Array:
     return xp.arange(first, first + count, dtype=np.int64)
 
 
-def _by_sample(a: Arrays, channels_last: bool) -> Any:
+def _by_sample(a: Arrays, channels_last: bool) -> Called:
     x = a["x"]
     ids = _numbers(array_module(x), a["start"] // math.prod(x.shape[1:]), len(x))
     return ops.dropout_forward(x, P, *TIMED, sample_ids=ids)
@@ -531,7 +532,7 @@ SAMPLE_DROPOUT = Operation(
 )
 
 
-def _shared(a: Arrays, channels_last: bool) -> Any:
+def _shared(a: Arrays, channels_last: bool) -> Called:
     # All channels of a place in a sample, as all steps of time elsewhere.
     start = a["start"] and a["start"] // a["x"].shape[1]
     return ops.dropout_forward(a["x"], P, *TIMED, start=start, shared_axes=(1,))

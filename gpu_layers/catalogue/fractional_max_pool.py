@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator
 from functools import cache, partial
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from gpu_layers import layers, ops
 from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.catalogue.inputs import generator, normal, with_special_values, with_ties
-from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Operation, Shape, Sizes, of_ranks
+from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Called, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.array import Array, Options
@@ -119,7 +118,7 @@ def _samples(module: ModuleType, images: int, channels: int, dtype: np.dtype) ->
     return module.asarray(np.repeat(of_an_image, images, axis=0))
 
 
-def _by_samples(a: Arrays, channels_last: bool) -> Any:
+def _by_samples(a: Arrays, channels_last: bool) -> Called:
     x = a["x"]
     sizes, channels = (x.shape[1:-1], x.shape[-1]) if channels_last else (x.shape[2:], x.shape[1])
     samples = _samples(array_module(x), len(x), channels, x.dtype)

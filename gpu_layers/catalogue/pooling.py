@@ -340,7 +340,7 @@ def pool_bytes(extra: int) -> Bytes:
     return lambda s, direction: s.elements(1, 1) + extra * s.outputs
 
 
-def argmax_bytes(saved: Any) -> int:
+def argmax_bytes(saved: object) -> int:
     """Bytes that are kept of the place of each maximum, if any are."""
     argmax = getattr(saved, "argmax", None)
     return 0 if argmax is None else argmax.itemsize
@@ -357,7 +357,7 @@ def touched_bytes(indices: np.ndarray, plane: int, itemsize: int, channels_last:
     return np.unique(places * itemsize // SECTOR).size * SECTOR
 
 
-def _floor_of_saved(s: Sizes, direction: str, saved: Any) -> int:
+def _floor_of_saved(s: Sizes, direction: str, saved: object) -> int:
     return pool_floor(s, argmax_bytes(saved))
 
 
@@ -459,7 +459,7 @@ def _taps(xp: ModuleType, x: Array, window: tuple[int, int, int], channels_last:
     return views
 
 
-def _max_pool_expression(window: tuple[int, int, int]) -> Any:
+def _max_pool_expression(window: tuple[int, int, int]) -> Callable[[ModuleType, Arrays, bool], Array]:
     def expression(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
         first, *others = _taps(xp, arrays["x"], window, channels_last, -math.inf)
         for tap in others:
@@ -474,11 +474,16 @@ def _avg_pool_expression(xp: ModuleType, arrays: Arrays, channels_last: bool) ->
 
 
 def _reduce_window(
-    jax: ModuleType, x: Array, start: float, by: Any, window: tuple[int, int, int], channels_last: bool
+    jax: ModuleType,
+    x: Array,
+    start: float,
+    by: Callable[..., object],
+    window: tuple[int, int, int],
+    channels_last: bool,
 ) -> Array:
     kernel, stride, padding = window
 
-    def spatial(value: Any, rest: Any) -> tuple:
+    def spatial(value: object, rest: object) -> tuple:
         return (rest, value, value, rest) if channels_last else (rest, rest, value, value)
 
     pads = spatial((padding, padding), (0, 0))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gpu_layers.core.array import Facts
 from gpu_layers.training.extras import import_extra
 from gpu_layers.training.trainer import Progress
 
@@ -78,7 +79,7 @@ def progress_display(images: int) -> Iterator[PlainProgress | BarProgress]:
         yield BarProgress(bar, images)
 
 
-def epoch_line(entry: dict[str, Any], epochs: int) -> str:
+def epoch_line(entry: Facts, epochs: int) -> str:
     """One entry of a run's history as text."""
     return (
         f"epoch {entry['epoch']:>{len(str(epochs))}}/{epochs}"

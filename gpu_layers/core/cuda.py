@@ -66,7 +66,7 @@ def place_of(x: Array) -> contextlib.AbstractContextManager[Any]:
     return x.device
 
 
-def placed(function: Callable[..., Any]) -> Callable[..., Any]:
+def placed(function: Callable[..., object]) -> Callable[..., Any]:
     """The function, run on the device of its first argument; see :func:`place_of`."""
 
     name = next(iter(inspect.signature(function).parameters))

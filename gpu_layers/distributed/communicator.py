@@ -57,7 +57,7 @@ class Communicator:
     def __copy__(self) -> Communicator:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+    def __deepcopy__(self, memo: dict[int, object]) -> Communicator:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

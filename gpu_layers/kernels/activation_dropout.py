@@ -13,7 +13,7 @@ from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, filled
 from gpu_layers.runtime.kernel import KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
 
 __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
 
@@ -45,7 +45,7 @@ def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Arra
 
 def _call(
     x: Array, rng_state: Array, numbers: Numbers, activation: str, drop_below: int, scale: float, dropout_first: bool
-) -> tuple[Any, ...]:
+) -> Arguments:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
     return x.size, NUMBERS[activation], int(dropout_first), of_rule, seed, offset, rng_state, start

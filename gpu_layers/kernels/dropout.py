@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -123,7 +122,7 @@ def dropout_forward(
     out: Array | None = None,
     residual: Array | None = None,
     channels_last: bool = False,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
@@ -140,7 +139,7 @@ def _apply(
     numbers: Numbers,
     drop_below: int,
     run: int,
-    digits: Any,
+    digits: tuple[tuple[int, int], ...],
     phase: int,
     factors: bytes,
     channels_last: bool,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ class _Plan:
     merge_blocks: int
     merge_layout: np.ndarray
 
-    def partials(self, array: Array) -> Any | None:
+    def partials(self, array: Array) -> Array | None:
         """Where the values of chunks go, if planes are reduced in chunks."""
         chunks = int(self.layout["chunks"])
         if chunks == 1:

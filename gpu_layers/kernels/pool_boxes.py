@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ def boxed(
     outputs: int,
     threads: int,
     kept: float = 0.0,
-) -> tuple[int, Any]:
+) -> tuple[int, np.ndarray]:
     """Boxes of planes of these sizes: their number, and ``PoolBoxes``.
 
     Parameters

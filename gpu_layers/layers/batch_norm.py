@@ -30,8 +30,8 @@ from gpu_layers.runtime.backend import backend_for
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 #: The output, the backward's operation and what the forward saved for it; and the statistics of the batch.
-Normalised = tuple[Any, Callable[..., Any], Any]
-NormalisedByBatch = tuple[Any, Callable[..., Any], Any, BatchStatistics | None]
+Normalised = tuple[Array, Callable[..., Any], Any]
+NormalisedByBatch = tuple[Array, Callable[..., Any], Any, BatchStatistics | None]
 
 
 class BatchNormLayer(RunningStatisticsLayer):
@@ -84,7 +84,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     _input_ranks: tuple[int, ...]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         # With another setting, everything is checked again.
         vars(self).pop("_checked_call", None)
         super().__setattr__(name, value)

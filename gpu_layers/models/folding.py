@@ -215,5 +215,5 @@ def _check(layer: Any, batch_norm: Any) -> None:
         raise ValueError(f"the batch norm applies {batch_norm.activation}, which cannot be folded into weights")
 
 
-def _subclassed(layer: Any, types: tuple[type, ...]) -> str:
+def _subclassed(layer: object, types: tuple[type, ...]) -> str:
     return ", a subclass, whose forward may be another" if isinstance(layer, types) else ""

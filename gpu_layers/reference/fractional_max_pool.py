@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -143,7 +142,7 @@ def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: ModuleT
     return index
 
 
-def _starts_of_axes(starts: Array, window: FractionalWindow) -> list[Any]:
+def _starts_of_axes(starts: Array, window: FractionalWindow) -> list[Array]:
     """Of each axis, shaped so that they broadcast to (planes, *output_shape)."""
     ends = list(itertools.accumulate(window.output_shape))
     return [
@@ -159,7 +158,7 @@ def _planes(x: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], *spatial)
 
 
-def _batch(planes: Any, like: Array, channels_last: bool) -> Array:
+def _batch(planes: Array, like: Array, channels_last: bool) -> Array:
     """Planes in the layout of an array of the same samples and channels; C-contiguous."""
     spatial = planes.shape[1:]
     if not channels_last:

@@ -197,7 +197,7 @@ def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 _PART, _MOST_PARTS = 2**19, 16
 
 
-def by_samples(compute: Callable[..., Any], arrays: tuple[Array, ...], lengths: Array | None, elements: int) -> Any:
+def by_samples(compute: Callable[..., object], arrays: tuple[Array, ...], lengths: Array | None, elements: int) -> Any:
     """``compute(*arrays, lengths)`` for some samples at a time, so that its temporary memory is small.
 
     Parameters

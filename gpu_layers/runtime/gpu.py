@@ -248,7 +248,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         of, nothing = step.of, [None] * step.count
         offsets = [index * step.size for index in range(step.count)]
 
-        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
+        def rows(objects: list[object], slots: list[int], stream: object) -> None:
             first = slots[of]
             objects.extend(nothing)
             slots.extend([first + offset for offset in offsets])
@@ -256,7 +256,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         return rows
     if isinstance(step, Compute):
 
-        def compute(objects: list[Any], slots: list[int], stream: Any) -> None:
+        def compute(objects: list[object], slots: list[int], stream: object) -> None:
             result = step.function(cupy, *[objects[slot] for slot in step.of])
             objects.append(result)
             slots.append(result.data.ptr)
@@ -264,7 +264,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         return compute
     if isinstance(step, Deliver):
 
-        def deliver(objects: list[Any], slots: list[int], stream: Any) -> None:
+        def deliver(objects: list[object], slots: list[int], stream: object) -> None:
             copy_into(cupy, objects[step.target], objects[step.source])
 
         return deliver
@@ -277,12 +277,12 @@ def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> Bound
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
     memset, current_stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
 
-    def allocate(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate(objects: list[object], slots: list[int], stream: object) -> None:
         array = new_array(shape, dtype)
         objects.append(array)
         slots.append(array.data.ptr)
 
-    def allocate_memory(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate_memory(objects: list[object], slots: list[int], stream: object) -> None:
         memory = new_memory(size)
         objects.append(memory)
         slots.append(memory.ptr)
@@ -291,7 +291,7 @@ def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> Bound
     if not step.zeroed:
         return plain
 
-    def allocate_zeros(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate_zeros(objects: list[object], slots: list[int], stream: object) -> None:
         plain(objects, slots, stream)
         memset(slots[-1], 0, size, current_stream().ptr)
 

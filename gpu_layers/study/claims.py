@@ -22,6 +22,10 @@ class Text:
     zh: str
 
 
+#: Of a table.
+Cell: TypeAlias = Text | str | int | float
+
+
 def same(words: str) -> Text:
     """Names and numbers, which are the same in both languages."""
     return Text(words, words)
@@ -88,7 +92,7 @@ class Table:
 
     title: Text
     columns: Sequence[Text]
-    rows: Sequence[Sequence[Text | str | int | float]]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)

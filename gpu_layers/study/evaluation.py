@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +23,7 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.models.uncertainty import mc_dropout
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text, same
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text, same
 from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
@@ -320,7 +319,7 @@ _WAYS = (
 
 
 def _accuracy_table(inverted: list[Results], unscaled: list[Results]) -> Table:
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     for name, scaling, way, _ in _WAYS:
         chosen = inverted if scaling == "inverted" else unscaled
         values = [[run["ways"][way][what] for run in chosen] for what in ("accuracy", "loss", "slope")]
@@ -345,7 +344,7 @@ def _accuracy_table(inverted: list[Results], unscaled: list[Results]) -> Table:
     )
 
 
-def _identity_table(rows: list[list[Any]]) -> Table:
+def _identity_table(rows: list[list[Cell]]) -> Table:
     return Table(
         Text("Elements changed by a layer in evaluation", "推理时被各层改变的元素个数"),
         (Text("layer", "层"), *(same(np.dtype(dtype).name) for dtype in _DTYPES)),

@@ -104,7 +104,7 @@ def _reason(look: Any) -> str | None:
 
 def _measure(lab: Lab) -> Results:
     """The table, the words, the frequency."""
-    rows: list[list[Any]] = []
+    rows: list[list[str | bool | int | None]] = []
     present = list(_backends())
     for number, (backend, place, missing) in enumerate(present):
         for dtype in _DTYPES:

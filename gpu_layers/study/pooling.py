@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.layers import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d, MaxUnpool2d
 from gpu_layers.ops import max_pool_forward
 from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text
@@ -21,7 +21,7 @@ _GRADIENT = np.array([[1, 2], [3, 4]], np.float64)
 _MAX, _AVERAGE = np.array([[6, 5], [7, 9.0]]), np.array([[3.5, 2], [3.25, 6.5]])
 _MAX_GRADIENT = np.array([[0, 0, 0, 0], [0, 1, 2, 0], [3, 0, 4, 0], [0, 0, 0, 0.0]])
 _AVERAGE_GRADIENT = np.kron(_GRADIENT / 4, np.ones((2, 2)))
-_MAX_OPTIONS: tuple[Results, ...] = (
+_MAX_OPTIONS: tuple[Options, ...] = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1},
     {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -30,7 +30,7 @@ _MAX_OPTIONS: tuple[Results, ...] = (
     {"kernel_size": 3, "stride": 2, "ceil_mode": True},
     {"kernel_size": (2, 3), "stride": (1, 2), "padding": "same_upper"},
 )
-_AVERAGE_OPTIONS: tuple[Results, ...] = (
+_AVERAGE_OPTIONS: tuple[Options, ...] = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1},
     {"kernel_size": 3, "stride": 2, "ceil_mode": True},
@@ -182,14 +182,14 @@ def _max_layers() -> list[tuple[str, Any]]:
     return [*layers, *((f"AdaptiveMaxPool2d({size})", AdaptiveMaxPool2d(size)) for size in (3, 4))]
 
 
-def _average_layers() -> list[tuple[str, Results, Any]]:
-    layers: list[tuple[str, Results, Any]] = [
+def _average_layers() -> list[tuple[str, Options, Any]]:
+    layers: list[tuple[str, Options, Any]] = [
         (_said("AvgPool2d", one), one, AvgPool2d(**one)) for one in _AVERAGE_OPTIONS
     ]
     return [*layers, ("AdaptiveAvgPool2d(3)", {}, AdaptiveAvgPool2d(3))]
 
 
-def _said(name: str, options: Results) -> str:
+def _said(name: str, options: Options) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
@@ -236,7 +236,7 @@ def _finite_differences(lab: Lab) -> float:
 def _sums(lab: Lab) -> list[tuple[str, float, bool, bool]]:
     """Each layer, the sum of its gradients over that of what came in, whether they agree, and whether they should."""
     rng, rows = np.random.default_rng(3), []
-    every: list[tuple[str, Results, Any]] = [(name, {}, layer) for name, layer in _max_layers()] + _average_layers()
+    every: list[tuple[str, Options, Any]] = [(name, {}, layer) for name, layer in _max_layers()] + _average_layers()
     for name, options, layer in every:
         y = layer(lab.place(_plane(rng, 9)))
         dy = _whole_gradient(rng, y)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers import Dropout
 from gpu_layers.random import Generator
 from gpu_layers.study import moons
-from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text
 from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import FIVE_ERRORS, ROUNDING
@@ -240,7 +239,7 @@ def _by_hand(lab: Lab) -> Results:
         ),
     }
     kept = outputs["inverted"] > 0
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     deviations = []
     for pattern in product((1, 0), repeat=len(h)):
         probability = float(np.prod([q if keep else _P for keep in pattern]))
@@ -374,7 +373,7 @@ def _conclude(parts: Results) -> Findings:
     )
 
 
-def _pattern_table(rows: list[list[Any]]) -> Table:
+def _pattern_table(rows: list[list[Cell]]) -> Table:
     return Table(
         Text(
             f"Three neurons h = (1, 2, 3), p = {_P}: every mask, by hand and from the layer",
@@ -397,7 +396,7 @@ def _training_table(runs: Mapping[str, moons.Trained]) -> Table:
     rows = []
     for name, _, run, way in _ARMS:
         costs = runs[run].costs
-        row: list[Any] = [name]
+        row: list[Cell] = [name]
         row += [_mean_and_spread(costs[step // moons.RECORD_EVERY], 4) for step in milestones]
         row.append(_mean_and_spread(runs[run].late_cost, 4))
         row += [_mean_and_spread(100 * runs[run].accuracy[way][part], 1) for part in ("train", "test")]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from gpu_layers.layers import BatchNorm1d, Dropout, Layer, ReLU
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text
 from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
@@ -376,9 +375,9 @@ def _trained_table(rows: list[Results]) -> Table:
     for row in rows:
         groups.setdefault((row["place"], row["p"]), []).append(row)
     seeds = len(next(iter(groups.values())))
-    lines: list[list[Any]] = []
+    lines: list[list[Cell]] = []
     for (place, p), group in groups.items():
-        line: list[Any] = [_PLACE_NAMES[place], f"{p:g}"]
+        line: list[Cell] = [_PLACE_NAMES[place], f"{p:g}"]
         for state in ("moving", "recalibrated"):
             ratios = np.mean([row[f"{state} ratios"] for row in group], axis=0)
             line.append(" ".join(f"{ratio:.2f}" for ratio in ratios))

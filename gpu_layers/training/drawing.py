@@ -17,7 +17,7 @@ _NEUTRAL = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
 @contextmanager
-def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "train") -> Iterator[Any]:
+def fixed_settings(style: Mapping[str, object] | None = None, *, extra: str = "train") -> Iterator[Any]:
     """matplotlib with its own defaults and this style, until the end of the block.
 
     The user's settings may ask for TeX, for a notebook's backend or for missing fonts. Draw with

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
 
 from gpu_layers.catalogue import TrafficCase, traffic_cases
 from gpu_layers.catalogue.traffic import SECTOR
@@ -65,7 +64,7 @@ class TrafficRow:
         return self.ratio <= self.case.limit
 
 
-def _saved_bytes(saved: Any) -> int:
+def _saved_bytes(saved: object) -> int:
     """Bytes of the arrays among the fields of what a forward saved."""
     if not is_dataclass(saved):
         return 0
