@@ -18,8 +18,8 @@ import numpy as np
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.cli.arguments import Commands, integer
+from gpu_layers.core.cache import cache_folder
 from gpu_layers.core.cuda import require_gpu
-from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, cached_module, compiled_module
 from gpu_layers.verification.selection import named_like

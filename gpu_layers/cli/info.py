@@ -15,13 +15,13 @@ from typing import Any
 from gpu_layers._version import __version__
 from gpu_layers.cli.arguments import Commands
 from gpu_layers.core.array import Facts
+from gpu_layers.core.cache import cache_contents
 from gpu_layers.core.cuda import INSTALL_ADVICE, import_cupy, require_gpu
+from gpu_layers.core.headers import cuda_header_folders
 from gpu_layers.distributed.mpi import MPI_ADVICE
 from gpu_layers.emulator.defaults import cuda_headers
 from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.runtime.cache import cache_contents
-from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.runtime.nvrtc import nvrtc
 

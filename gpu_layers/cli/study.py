@@ -14,7 +14,7 @@ from pathlib import Path
 from gpu_layers.cli.arguments import Commands, folder, integer
 from gpu_layers.cli.device import CHOICES, choose_device
 from gpu_layers.core.array import Facts
-from gpu_layers.runtime.cache import write_atomically
+from gpu_layers.core.cache import write_atomically
 from gpu_layers.study import STUDIES, Lab, Report, run_studies
 from gpu_layers.study.claims import number
 from gpu_layers.study.page import render_page

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from gpu_layers.core.cache import CUBINS, cache_folder, writable_cache_folder, write_atomically
 from gpu_layers.core.cuda import import_cupy
-from gpu_layers.runtime.cache import CUBINS, cache_folder, writable_cache_folder, write_atomically
-from gpu_layers.runtime.headers import cuda_header_folders
+from gpu_layers.core.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_layers.core.array import Facts
-from gpu_layers.runtime.cache import write_atomically
+from gpu_layers.core.cache import write_atomically
 from gpu_layers.training.extras import import_extra
 
 _KEY = "gpu_layers"

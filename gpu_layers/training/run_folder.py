@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpu_layers._version import __version__
 from gpu_layers.core.array import Facts
-from gpu_layers.runtime.cache import remove_partial, write_atomically
+from gpu_layers.core.cache import remove_partial, write_atomically
 from gpu_layers.training.checkpoint import load_arrays, save_arrays
 from gpu_layers.training.curves import curves_png
 from gpu_layers.training.dataset import Dataset
