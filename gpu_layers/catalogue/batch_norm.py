@@ -243,7 +243,7 @@ def _batch_norm(
 
 
 def _special_residual(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
-    """NaN and infinities that a residual brings behind the normalisation: they spoil their own elements alone."""
+    """NaN and infinities that a residual brings after the normalisation: they spoil their own elements alone."""
     label = f"{activation} of special values{', channels_last' if channels_last else ''}"
     plain = _batch_norm(dtype, label, shape, 2.0, channels_last, activation=activation, residual=True)
 

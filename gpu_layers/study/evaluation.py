@@ -37,7 +37,7 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 _DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 
 _LOGIT_REASON = Text(
-    "exact for a linear network; behind a ReLU, the mean of the function is not quite the function of the mean",
+    "exact for a linear network; after a ReLU, the mean of the function is not quite the function of the mean",
     "对线性网络严格成立；经过 ReLU 之后，函数的均值与均值的函数略有出入",
 )
 _CLAIMS = (

@@ -54,7 +54,7 @@ _CLAIMS = (
     Claim(
         "random123",
         Text(
-            "The words behind it are those of Philox4x32-10 as its authors published them.",
+            "Its random words are those of Philox4x32-10 as its authors published them.",
             "掩码所用的随机字与 Philox4x32-10 作者公布的结果一致。",
         ),
         r"\mathrm{word}_g = \mathrm{philox}(\lfloor g/4 \rfloor,\ \mathrm{offset};\ \mathrm{seed})"

@@ -199,7 +199,7 @@ _CLAIMS = (
             1,
             Text("four of 360 test digits", "即 360 个测试数字中的四个"),
         ),
-        "x = np.full((20_000, 100), 3.0)  # what a unit behind it sees\n"
+        "x = np.full((20_000, 100), 3.0)  # what a unit after it sees\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("sigmoid", 0.5, order=order)\n'
         "    print(order, layer(x).mean(), layer.eval()(x).mean())",
@@ -255,7 +255,7 @@ def _same_bits(lab: Lab) -> Results:
 
 
 def _expectations(lab: Lab) -> list[Results]:
-    """A unit behind each activation and order: what it expects in training, measured and by the formula."""
+    """A unit after each activation and order: what it expects in training, measured and by the formula."""
     rng, draws, q = np.random.default_rng(10), lab.choose(40_000, 10_000), 1 - _P
     x, w = rng.uniform(-1, 5, _UNITS), rng.uniform(0, 2, _UNITS) / _UNITS
     tiled = lab.place(np.tile(x, (draws, 1)))

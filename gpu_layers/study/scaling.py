@@ -106,7 +106,7 @@ _CLAIMS = (
     Claim(
         "same-function",
         Text(
-            "Scaling is a change of coordinates: divide the weights behind each dropout by 1-p, leave the factor away, "
+            "Scaling is a change of coordinates: divide the weights after each dropout by 1-p, leave the factor away, "
             "and training and evaluation compute the same numbers.",
             "缩放只是换了一套坐标：把每个随机失活层之后的权重除以 1-p 并去掉缩放系数，训练和推理算出的数值不变。",
         ),
@@ -281,14 +281,14 @@ def _in_other_coordinates(lab: Lab) -> tuple[Array, Array]:
     """An inverted network, and the unscaled one that computes the same."""
     scaled, unscaled = (moons.network(2, scaling, dtype=np.float64) for scaling in ("inverted", "inference"))
     state = scaled.state_dict()
-    for name in _BEHIND_DROPOUT:
+    for name in _AFTER_DROPOUT:
         state[name] = state[name] / (1 - moons.DROP)
     unscaled.load_state_dict(state)
     return scaled.to(lab.device), unscaled.to(lab.device)
 
 
 #: Weights that take what a dropout layer gives: those of the second and the third Linear.
-_BEHIND_DROPOUT = ("3.weight", "6.weight")
+_AFTER_DROPOUT = ("3.weight", "6.weight")
 
 
 def _function_difference(lab: Lab) -> float:
@@ -317,10 +317,10 @@ def trajectory_difference(lab: Lab, steps: int) -> float:
     scaled, unscaled = _in_other_coordinates(lab)
     data, q = moons.moons(2), 1 - moons.DROP
     x, y = (lab.place(array.astype(np.float64)) for array in (data.x_train, data.y_train))
-    behind = {name: value for name, value in scaled.parameters.items() if name in _BEHIND_DROPOUT}
-    others = {name: value for name, value in scaled.parameters.items() if name not in _BEHIND_DROPOUT}
+    after = {name: value for name, value in scaled.parameters.items() if name in _AFTER_DROPOUT}
+    others = {name: value for name, value in scaled.parameters.items() if name not in _AFTER_DROPOUT}
     optimizers = (
-        (scaled, SGD(behind, q**2 * moons.LR)),
+        (scaled, SGD(after, q**2 * moons.LR)),
         (scaled, SGD(others, moons.LR)),
         (unscaled, SGD(unscaled.parameters, moons.LR)),
     )
@@ -331,7 +331,7 @@ def trajectory_difference(lab: Lab, steps: int) -> float:
             optimizer.step({name: network.gradients[name] for name in optimizer.parameters})
     largest = 0.0
     for name, value in unscaled.parameters.items():
-        factor = q if name in _BEHIND_DROPOUT else 1.0
+        factor = q if name in _AFTER_DROPOUT else 1.0
         one, other = on_cpu(scaled.parameters[name]), factor * on_cpu(value)
         largest = max(largest, float(np.abs(one - other).max() / np.abs(one).max()))
     return largest

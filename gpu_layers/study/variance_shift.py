@@ -498,7 +498,7 @@ STUDY = Study(
     "variance-shift",
     Text("Dropout before batch norm: what shifts?", "批归一化之前的随机失活：什么在偏移？"),
     Text(
-        "Dropout adds variance in training and none in evaluation; batch norm behind it goes on dividing by the "
+        "Dropout adds variance in training and none in evaluation; batch norm after it goes on dividing by the "
         "former. By how much is known in closed form.",
         "随机失活在训练时增加方差，推理时不增加；其后的批归一化却仍按训练时的方差归一化。偏差有多大，可由闭式给出。",
     ),
