@@ -101,15 +101,12 @@ class _AvgPool(WindowPool):
 
 
 class AvgPool1d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 1
 
 
 class AvgPool2d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 2
 
 
 class AvgPool3d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 3

@@ -124,10 +124,8 @@ class _FractionalMaxPool(Pool):
 
 
 class FractionalMaxPool2d(_FractionalMaxPool):
-    __doc__ = _FractionalMaxPool.__doc__
     _rank = 2
 
 
 class FractionalMaxPool3d(_FractionalMaxPool):
-    __doc__ = _FractionalMaxPool.__doc__
     _rank = 3

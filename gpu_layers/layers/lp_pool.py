@@ -93,15 +93,12 @@ class _LPPool(WindowPool):
 
 
 class LPPool1d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 1
 
 
 class LPPool2d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 2
 
 
 class LPPool3d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 3

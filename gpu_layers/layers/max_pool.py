@@ -101,15 +101,12 @@ class MaxPoolLayer(WindowPool):
 
 
 class MaxPool1d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 1
 
 
 class MaxPool2d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 2
 
 
 class MaxPool3d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 3

@@ -28,8 +28,8 @@ class TrafficRow:
     ----------
     case : TrafficCase
     launches : int
-    floor, moved, requested : int
-        Bytes: the fewest possible; of the distinct sectors of each launch; that threads asked for.
+    floor, moved : int
+        Bytes: the fewest possible; of the distinct sectors of each launch.
     sectors : int
         Sectors that warps asked for, one by one.
     widest : float
@@ -46,7 +46,6 @@ class TrafficRow:
     launches: int
     floor: int
     moved: int
-    requested: int
     sectors: int
     widest: float
     bank_conflicts: int
@@ -90,7 +89,6 @@ def count(case: TrafficCase) -> TrafficRow:
         launches=len(traces),
         floor=floor,
         moved=(footprint.sectors_loaded + footprint.sectors_stored) * SECTOR,
-        requested=asked.bytes,
         sectors=asked.sectors,
         widest=16 * widths.get(16, 0) / max(asked.bytes, 1),
         bank_conflicts=total.bank_conflicts,
