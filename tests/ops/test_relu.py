@@ -5,15 +5,7 @@ import pytest
 import torch
 
 import gpu_layers as gl
-from tests.inputs import (
-    LAYOUTS,
-    assert_same_bits,
-    assert_same_values,
-    each_dtype,
-    normal,
-    unchanged,
-    with_specials,
-)
+from tests.inputs import LAYOUTS, assert_same_bits, assert_same_values, each_dtype, normal, unchanged, with_specials
 from tests.torch_bridge import from_torch, to_torch
 
 
