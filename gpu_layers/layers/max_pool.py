@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu_layers.core.array import Array, ArrayLike, Options
+from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
 from gpu_layers.ops.pool_arguments import Padding, PerAxis
@@ -50,8 +50,8 @@ class MaxPoolLayer(WindowPool):
         *,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, channels_last)
-        self.return_indices, self.ceil_mode = bool(return_indices), bool(ceil_mode)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+        self.return_indices = bool(return_indices)
 
     def forward(self, x: Array, lengths: ArrayLike | None = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
@@ -76,17 +76,6 @@ class MaxPoolLayer(WindowPool):
         """
         y, self._saved = max_pool_forward(x, **self.window_arguments, channels_last=self.channels_last, lengths=lengths)
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
-
-    @property
-    def window_arguments(self) -> Options:
-        """The window as arguments of :func:`gpu_layers.ops.max_pool_forward`."""
-        return {
-            "kernel_size": self._kernel,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-        }
 
     @property
     def rank(self) -> int:
