@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from gpu_layers.core.array import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INSTALL_ADVICE = "pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]', to match the driver's CUDA version"
 
@@ -66,13 +69,13 @@ def place_of(x: Array) -> contextlib.AbstractContextManager[Any]:
     return x.device
 
 
-def placed(function: Callable[..., object]) -> Callable[..., Any]:
+def placed(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run on the device of its first argument; see :func:`place_of`."""
 
     name = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
-    def run(*arguments: Any, **options: Any) -> Any:
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
         with place_of(arguments[0] if arguments else options.get(name)):
             return function(*arguments, **options)
 
