@@ -242,7 +242,7 @@ def with_index64(case: Case) -> Case:
 
 
 def with_one_block(case: Case) -> Case:
-    """The same case, by the kernels for arrays of which a GPU does not hold enough blocks at once."""
+    """The same case, by the kernels for arrays that need more blocks than a GPU holds at once."""
     return _limited(case, "one block", max_blocks=1)
 
 

@@ -82,7 +82,7 @@ def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: Options,
             return {}  # nothing but what IEEE 754 defines to the last bit
         # The reference computes in float64, and rounds. So does the kernel of float32: the results may fall to either
         # side, which is a unit in the last place. Half types are computed in float32, with p products of 2 roundings
-        # each, of which forward's root leaves the p-th part, and a root within 4 units. In float64 pow is within 1 unit
+        # each (forward's root leaves a p-th part of them), and a root within 4 units. In float64 pow is within 1 unit
         # here and there; so are a quotient, a root, and what they are multiplied by. Its values are rounded before
         # powers are taken only if p is beyond 900.
         half = dtype not in (np.float32, np.float64)

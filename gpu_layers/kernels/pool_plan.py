@@ -142,7 +142,7 @@ class Plan:
         self.struct["by_image"] = division(image)
 
     def run(self, kernel: Kernel, arguments: Arguments, at_a_time: int = 1) -> None:
-        """Launch a kernel over all units, of which a thread has so many at a time, if there are any."""
+        """Launch a kernel over all units, if there are any: so many at a time for each thread."""
         if self.units:
             launch(kernel, blocks_for(self.units, THREADS * at_a_time), THREADS, arguments)
 
@@ -247,7 +247,7 @@ def _begins_inside(window: Window) -> bool:
 
 
 def _strip(rows: int, columns: int, strips: Sequence[int], threads: int) -> int:
-    """Rows of a strip, of which all of a column are about equal: as many as leave strips for so many threads."""
+    """Rows of a strip: as many as leave strips for so many threads. All strips of a column are about equal."""
     most = next((n for n in strips if columns * -(-rows // n) >= threads), 1)
     return -(-rows // -(-rows // most))
 

@@ -1,8 +1,8 @@
 """Which outputs of a pooling use which inputs: what the NumPy poolings share.
 
 They loop over the taps of the window, never over outputs. For each tap of a sliding window, all outputs at once are
-one strided view of the input, which is never padded; adaptive windows, of which some have a tap more than others,
-are index arrays.
+one strided view of the input, which is never padded. Adaptive windows, where some have a tap more than others, are
+index arrays.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ SHAPES = [
 def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
     x = normal((2, 8, *inputs), dtype)
     x[0, 1, ..., ::3], x[1, 2, ..., 1] = 0.5, np.nan
-    # A plane of nothing but -inf; and NaN of which the last counts.
+    # A plane of nothing but -inf; and several NaN: the last counts.
     x[1, 3], x[0, 5, ..., -1:] = -np.inf, np.nan
     x = to_channels_last(x) if channels_last else x
     launched = []
@@ -55,7 +55,7 @@ def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
 
 
 def test_many_windows_over_an_element_are_for_the_general_kernel():
-    """Of which the shares are added with compensation."""
+    """It adds the shares with compensation."""
     x, launched = normal((1, 1, 2, 2, 4), np.float32), []
     y, saved = gl.ops.adaptive_avg_pool_forward(x, (9, 9, 9))
     dy = normal(y.shape, np.float32, seed=2)

@@ -37,7 +37,7 @@ def test_the_newest_measured_run_with_its_prediction(tmp_path):
     text = section(tmp_path)
     assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14,\nPyTorch 2.1, commit abc, 2026-02-01." in text
     assert "| | µs | of copy | modelled | x PyTorch |" in text
-    # 2 us, of which a copy takes 1 and PyTorch 3.
+    # 2 us, where a copy takes 1 and PyTorch 3.
     assert "| relu forward, 8x8 float32 | 2.0 | 0.50 | 0.66 | 1.50 |" in text
 
 
