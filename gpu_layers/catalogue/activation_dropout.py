@@ -20,7 +20,6 @@ from gpu_layers.catalogue.operation import (
     LARGE_ROWS,
     SMALL_IMAGES,
     SMALL_ROWS,
-    Called,
     LayerExample,
     Operation,
     Sizes,
@@ -28,7 +27,7 @@ from gpu_layers.catalogue.operation import (
 )
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.activations import NAMES
-from gpu_layers.core.array import Array, Options
+from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.philox import random_words
 from gpu_layers.ops.activation_dropout import ORDERS
@@ -122,7 +121,7 @@ def _at_words(dtype: np.dtype) -> Case:
             calls += [(EXTREME, element - place, word) for element, word in EXTREME_WORDS.items()]
         for numbers, start, word in calls:
             for p, activation, order in itertools.product(around(word), ("relu", "leaky_relu"), ORDERS):
-                options: Options = {"order": order, "start": start}
+                options: dict[str, Any] = {"order": order, "start": start}
                 y, saved = ops.activation_dropout_forward(arrays["x"], activation, p, *numbers, **options)
                 name = f"{word} from {start}, p={p}, {activation} {order}"
                 results[f"y {name}"] = y
@@ -135,7 +134,7 @@ def _at_words(dtype: np.dtype) -> Case:
 # Shape, and options of the call: features that make vectors and that make none; rows whose gradient of the bias several
 # blocks add; decisions shared along axes; rows with masks of their own; a shard; dropout before the activation; nothing
 # dropped, everything dropped, nothing there.
-_BRANCHES: tuple[tuple[tuple[int, ...], Options], ...] = (
+_BRANCHES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((5, 16), {"bias": True}),
     ((7, 11), {"bias": True, "order": "before", "start": 2**33 + 3}),
     ((70, 40), {"bias": True, "shared_axes": (0,)}),
@@ -307,7 +306,7 @@ def _relu_floor(s: Sizes, direction: str) -> int:
     return s.elements(2) + s.inputs // 8
 
 
-def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Called:
+def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Any:
     return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, start=start)
 
 
@@ -372,7 +371,7 @@ def _add_floor(s: Sizes, direction: str, activation: str | None = None) -> int:
     return s.elements(3 if keeps else 2) + bits + numbers * (2 if keeps else 1)
 
 
-def _add(a: Arrays, activation: str | None) -> Called:
+def _add(a: Arrays, activation: str | None) -> Any:
     options = {"bias": a["beta"], "activation": activation, "start": a["start"]}
     return ops.dropout_add_forward(a["x"], a["residual"], P, *TIMED, **options)
 
@@ -386,7 +385,7 @@ def _add_backward(dy: Array, saved: Any) -> Array:
 def _add_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
     shape = (512, 256)
 
-    def run(x: Array, activation: str | None) -> Called:
+    def run(x: Array, activation: str | None) -> Any:
         bias = normal(shape[-1:], accumulation_dtype(x.dtype))
         return _add({"x": x, "residual": normal(shape, x.dtype, "residual"), "beta": bias, "start": 0}, activation)
 

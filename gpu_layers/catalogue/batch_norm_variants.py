@@ -23,7 +23,6 @@ from gpu_layers.catalogue.operation import (
     LARGE_IMAGES,
     SMALL_IMAGES,
     SMALL_ROWS,
-    Called,
     LayerExample,
     Operation,
     Shape,
@@ -32,7 +31,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array, ArrayLike, Options
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -220,7 +219,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         if not has_residual:
             del rows["residual"]
-        options: Options = {"channels_last": True, "activation": activation}
+        options: dict[str, Any] = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
@@ -235,7 +234,7 @@ def _padded(
     return Case("padded_batch_norm", dtype, label, inputs, run, allowed)
 
 
-def _inside(shape: tuple[int, ...], channels_last: bool, valid: Options) -> np.ndarray:
+def _inside(shape: tuple[int, ...], channels_last: bool, valid: dict[str, Any]) -> np.ndarray:
     """Which positions are valid, one by one."""
     if "mask" in valid:
         mask: np.ndarray = valid["mask"]
@@ -352,7 +351,7 @@ def _sync(
     return Case("sync_batch_norm", dtype, label, lambda: _inputs(shape, dtype, channels_last), run, allowed)
 
 
-# Values of parts: numbers that the host knows (a kernel is told two or all), and what the device alone knows.
+# Values of parts: numbers that the host knows, of which a kernel is told two or all; and what the device alone knows.
 _COUNTS = ((7,), (5, 5, 5, 2), (0, 4, 0, 3), (0, 0))
 
 
@@ -418,8 +417,8 @@ def _ghost_floor(s: Sizes, direction: str, bounds: tuple[int, ...] = (), by_plan
     return total
 
 
-def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Called:
-    options: Options = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
+def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
+    options: dict[str, Any] = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
     return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
 
 
@@ -448,7 +447,7 @@ GHOST_BATCH_NORM = Operation(
     forward=lambda a, last: _ghost_call(a, last, _groups(len(a["x"]))),
     backward=ops.ghost_batch_norm_backward,
     floor=_ghost_floor,
-    # In chunks, whose results a copy puts together.
+    # In chunks, of which the results are put together by a copy.
     torch_bytes=per_pass(lambda s: s.elements(3 + 2), lambda s: s.elements(5 + 2)),
     cases=(ghost_batch_norm_cases,),
     traffic=_ghost_traffic,
@@ -471,8 +470,8 @@ def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: boo
     return s.elements(2 * (1 + inputs) + inputs) + 2 * (READ + 2) * s.statistic
 
 
-def _sync_call(a: Arrays, channels_last: bool, **fused: object) -> Called:
-    options: Options = {"eps": _EPS, "channels_last": channels_last, **fused}
+def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
+    options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, **fused}
     return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
 
 
@@ -552,11 +551,9 @@ def _padded_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCa
         yield TrafficCase(f"padded batch_norm {direction}", dtype, shape, layout, prepare)
 
 
-def _padded_pass(
-    dtype: np.dtype, shape: Shape, layout: str, lengths: ArrayLike, direction: str, floor: int
-) -> Prepared:
+def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
     x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
-    options: Options = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
+    options: dict[str, Any] = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
     layer = kind(shape[1], affine=False, track_running_stats=False, **options)
     if direction == FORWARD:
         return lambda: layer(x, lengths=lengths), floor

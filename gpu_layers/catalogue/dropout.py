@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from gpu_layers.catalogue.operation import (
     SINGLE_IMAGE,
     SMALL_IMAGES,
     SMALL_ROWS,
-    Called,
     LayerExample,
     Operation,
     Shape,
@@ -31,7 +29,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, passes
-from gpu_layers.core.array import Array, Options
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.philox import random_words, sample_seed, sample_words
 from gpu_layers.runtime.backend import backend_for, use_backend
@@ -230,7 +228,7 @@ def shared_dropout_cases(dtype: np.dtype, start: int) -> Case:
         results = {}
         for shape, axes in _SHARED:
             x = arrays[str(list(shape))]
-            of_call: Options = {"start": start, "shared_axes": axes}
+            of_call: dict[str, Any] = {"start": start, "shared_axes": axes}
             for name, forward in (("dropout", ops.dropout_forward), ("alpha", ops.alpha_dropout_forward)):
                 y, saved = forward(x, 0.4, _SEED, _OFFSET, **of_call)
                 results[f"{name} y {list(shape)} {axes}"] = y
@@ -247,7 +245,7 @@ def alpha_dropout_cases() -> Iterator[Case]:
         yield _channel_dropout("alpha_dropout", dtype, 5, ops.alpha_dropout_forward)
 
 
-def _channel_dropout(op: str, dtype: np.dtype, start: int, forward: Callable[..., Called]) -> Case:
+def _channel_dropout(op: str, dtype: np.dtype, start: int, forward: Callable[..., Any]) -> Case:
     def inputs() -> Arrays:
         shapes = {str(list(shape)): shape for shape, _ in _RUNS}
         return {name: with_special_values(normal(shape, dtype)) for name, shape in shapes.items()}
@@ -294,7 +292,7 @@ def channels_last_dropout_cases(dtype: np.dtype, start: int) -> Case:
         results = {}
         for (name, x), p in zip(arrays.items(), (0.3, 0.5, 0.7, 0.0, 1.0) * 2, strict=False):
             for axes in (None, 2, 1):
-                of_call: Options = {"start": start, "mask_axes": axes, "channels_last": True}
+                of_call: dict[str, Any] = {"start": start, "mask_axes": axes, "channels_last": True}
                 for kind, forward in (("", ops.dropout_forward), ("alpha ", ops.alpha_dropout_forward)):
                     y, saved = forward(x, p, _SEED, _OFFSET, **of_call)
                     results[f"{kind}y {name} by {axes}"] = y
@@ -359,7 +357,7 @@ def draw_cases() -> Iterator[Case]:
 
 
 def _draw(dtype: np.dtype) -> Case:
-    calls: dict[str, tuple[Callable[..., Any], Options]] = {
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "elements": (ops.dropout_forward, {}),
         "shard": (ops.dropout_forward, {"start": 3}),
         "channels": (ops.dropout_forward, {"mask_axes": 2}),
@@ -411,11 +409,11 @@ def _floor(s: Sizes, direction: str, kept: float = 1.0) -> int:
     return s.elements(1) + round(kept * s.elements(1))
 
 
-def _traffic(name: str, shape: Shape, **options: Any) -> Callable[[Operation, np.dtype], Iterator[TrafficCase]]:
+def _traffic(name: str, shape: Shape, **options: Any) -> Callable[[Operation, Any], Iterator[TrafficCase]]:
     return lambda operation, dtype: passes(operation, name, dtype, shape, **options)
 
 
-def _elements(forward: Callable[..., Called], **options: object) -> Callable[[Arrays, bool], Called]:
+def _elements(forward: Callable[..., Any], **options: Any) -> Callable[[Arrays, bool], Any]:
     return lambda a, last: forward(a["x"], P, *TIMED, start=a["start"], **options)
 
 
@@ -425,10 +423,10 @@ def _kept(decisions: int, offset: int) -> float:
         return float(ops.dropout_mask(decisions, P, TIMED[0], offset).mean())
 
 
-def _together(axes: int, forward: Callable[..., Called], offset: int = TIMED[1]) -> Options:
+def _together(axes: int, forward: Callable[..., Any], offset: int = TIMED[1]) -> dict[str, Any]:
     """How elements with the same indices on the first axes, which are dropped together, are run; what is read."""
 
-    def run(a: Arrays, channels_last: bool) -> Called:
+    def run(a: Arrays, channels_last: bool) -> Any:
         # A decision for each of these indices: that is what the operation counts.
         start = a["start"] and a["start"] // math.prod(a["x"].shape[axes:])
         return forward(a["x"], P, TIMED[0], offset, start=start, mask_axes=axes)
@@ -439,7 +437,7 @@ def _together(axes: int, forward: Callable[..., Called], offset: int = TIMED[1])
     return {"forward": run, "kept": kept, "floor": lambda s, direction: _floor(s, direction, kept(s.shape))}
 
 
-def dropout_jax(jax: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
+def dropout_jax(jax: Any, arrays: Arrays, channels_last: bool) -> Array:
     """Dropout in JAX."""
     x = arrays["x"]
     kept = jax.random.bernoulli(jax.random.PRNGKey(TIMED[0]), 1 - P, x.shape)
@@ -447,7 +445,7 @@ def dropout_jax(jax: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
 
 
 def _dropout_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
-    def channels_last(x: Array) -> Array:
+    def channels_last(x: Array) -> Any:
         return ops.dropout_forward(x, P, *TIMED, channels_last=True)
 
     def with_residual() -> Prepared:
@@ -509,11 +507,11 @@ ALPHA_DROPOUT = Operation(
 
 
 @cache
-def _numbers(xp: ModuleType, first: int, count: int) -> Array:
+def _numbers(xp: Any, first: int, count: int) -> Array:
     return xp.arange(first, first + count, dtype=np.int64)
 
 
-def _by_sample(a: Arrays, channels_last: bool) -> Called:
+def _by_sample(a: Arrays, channels_last: bool) -> Any:
     x = a["x"]
     ids = _numbers(array_module(x), a["start"] // math.prod(x.shape[1:]), len(x))
     return ops.dropout_forward(x, P, *TIMED, sample_ids=ids)
@@ -532,7 +530,7 @@ SAMPLE_DROPOUT = Operation(
 )
 
 
-def _shared(a: Arrays, channels_last: bool) -> Called:
+def _shared(a: Arrays, channels_last: bool) -> Any:
     # All channels of a place in a sample, as all steps of time elsewhere.
     start = a["start"] and a["start"] // a["x"].shape[1]
     return ops.dropout_forward(a["x"], P, *TIMED, start=start, shared_axes=(1,))

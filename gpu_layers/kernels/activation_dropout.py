@@ -11,9 +11,9 @@ from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, rule
 from gpu_layers.kernels.elementwise import THREADS, filled
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dropout_backward"]
 

@@ -6,7 +6,9 @@ program: the kernels are told in each call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,7 @@ from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
     "batch_norm_add_gradients",
@@ -104,7 +106,7 @@ _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics",
 _UNCOUNTED = 0
 
 
-def _of(words: Array | None, numbers: Numbers) -> tuple[_Kernels, tuple[Array, ...]]:
+def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Array, ...]]:
     """The kernels, and what those of padded batches take in addition: the positions that count, and a number."""
     return (_WHOLE, ()) if words is None else (_PADDED, (words, *numbers))
 
@@ -289,7 +291,7 @@ def statistics_of_batch(
 
 
 def _launch_statistics(
-    plan: Plan, x: Array, dtype: np.dtype, results: Arguments, kernels: _Kernels, valid: Arguments
+    plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], kernels: _Kernels, valid: tuple[Any, ...]
 ) -> None:
     kernels.statistics.launch(plan, x, (x, *results, *valid))
     merge_statistics(plan, results, dtype)
@@ -441,7 +443,7 @@ def _input_gradients(
     inputs: tuple[Array, Array | None],
     channels_last: bool,
     words: Array | None,
-    numbers: Numbers,
+    numbers: Sequence[Any],
 ) -> None:
     """dx and dresidual, from dgamma and dbeta of all ``count`` values, or Nones where the statistics were given."""
     kernels, valid = _of(words, numbers)

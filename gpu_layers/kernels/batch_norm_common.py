@@ -24,7 +24,6 @@ from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Arguments
 
 # ``kNoActivation`` of ``activation.cuh``.
 _NO_ACTIVATION = -1
@@ -92,7 +91,7 @@ class LayoutKernel(KernelTemplate):
                 instantiations += [{"T": c_name(dtype), "Layout": layout, **more} for more in others]
         super().__init__(source, name, instantiations, {**STRUCTS, **(structs or {})}, initialised)
 
-    def launch(self, plan: Plan, x: Array, arguments: Arguments, **more: str) -> None:
+    def launch(self, plan: Plan, x: Array, arguments: tuple[Any, ...], **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
         kernel = self(T=element_type(x), Layout=plan.layout_type, **more)
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
@@ -109,8 +108,8 @@ class PersistentKernel(LayoutKernel):
         self,
         plan: Plan,
         x: Array,
-        before: Arguments,
-        after: Arguments,
+        before: tuple[Any, ...],
+        after: tuple[Any, ...],
         folding: Folding | None = None,
         /,
         **more: str,
@@ -146,13 +145,13 @@ _MERGE_STATISTICS = KernelTemplate(
 _MERGE_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_merge_gradients", combinations(A=ACCUMULATE_TYPES))
 
 
-def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: Arguments) -> None:
+def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
     if plan.blocks_per_group > 1:
         blocks = -(-plan.channels // (THREADS // _WARP))
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
 
 
-def merge_statistics(plan: Plan, results: Arguments, dtype: np.dtype) -> None:
+def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> None:
     """Merge the blocks of each channel, if there are several; results: what the statistics' kernel takes after x."""
     gamma, beta, partial_moments, *others = results
     _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))

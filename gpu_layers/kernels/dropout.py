@@ -14,9 +14,9 @@ from gpu_layers.core.philox import sample_seed
 from gpu_layers.core.reference_gpu import WARP_THREADS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
-from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
 

@@ -15,9 +15,17 @@ from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_t
 from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_number
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
-from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
+from gpu_layers.runtime.kernel import (
+    C_TYPES,
+    FLOAT_DTYPES,
+    Arguments,
+    KernelTemplate,
+    accumulate_name,
+    c_name,
+    combinations,
+)
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["dropout_add_backward", "dropout_add_forward"]
 

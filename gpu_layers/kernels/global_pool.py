@@ -15,9 +15,8 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, vector
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, division
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
-from gpu_layers.runtime.program import Arguments
 
 _THREADS = 256
 _WARP = 32

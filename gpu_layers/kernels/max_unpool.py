@@ -12,10 +12,10 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, em
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_result
-from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.program import Arguments, Launcher, Numbers, Operands
+from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["max_unpool_backward", "max_unpool_forward", "max_unpool_keep"]
 

@@ -17,10 +17,9 @@ from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import OF_A_GPU, limits
-from gpu_layers.runtime.program import Arguments
 
 THREADS = 256
 

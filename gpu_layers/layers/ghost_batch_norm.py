@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array, DTypeLike, Options
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import to_host
 from gpu_layers.core.valid import ValidPositions
@@ -56,7 +57,7 @@ class _GhostBatchNorm(BatchNormLayer):
         activation: str | None = None,
         dtype: DTypeLike = "float32",
     ) -> None:
-        options: Options = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
+        options: dict[str, Any] = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 

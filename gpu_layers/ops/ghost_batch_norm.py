@@ -47,7 +47,7 @@ class GhostBatchNormSaved:
     groups: tuple[BatchNormSaved, ...]
     statistics: Array
 
-    def merged(self, running: RunningStatistics | None = None) -> tuple[Array, int]:
+    def merged(self, running: RunningStatistics | None = None) -> tuple[Any, int]:
         """Mean and biased variance of the whole batch, shape (2, C), and its values per channel.
 
         They are merged in the order of the groups, and folded into ``running``, if it is given.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
@@ -17,7 +19,7 @@ def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: 
         return array_module(x).array(values, np.int64)
 
 
-def checked_lengths(lengths: Array, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
+def checked_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
     """The size of each sample, (N, spatial axes), in the host's memory.
 
     Parameters

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
 from threading import Lock
-from types import ModuleType
 from typing import Any
 
 from gpu_layers.core.array import Array
@@ -239,7 +238,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     return run
 
 
-def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
+def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
     if isinstance(step, Launch):
         return bound_launch(step, program.device)
     if isinstance(step, Allocate):
@@ -248,7 +247,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         of, nothing = step.of, [None] * step.count
         offsets = [index * step.size for index in range(step.count)]
 
-        def rows(objects: list[object], slots: list[int], stream: object) -> None:
+        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
             first = slots[of]
             objects.extend(nothing)
             slots.extend([first + offset for offset in offsets])
@@ -256,7 +255,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         return rows
     if isinstance(step, Compute):
 
-        def compute(objects: list[object], slots: list[int], stream: object) -> None:
+        def compute(objects: list[Any], slots: list[int], stream: Any) -> None:
             result = step.function(cupy, *[objects[slot] for slot in step.of])
             objects.append(result)
             slots.append(result.data.ptr)
@@ -264,25 +263,25 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
         return compute
     if isinstance(step, Deliver):
 
-        def deliver(objects: list[object], slots: list[int], stream: object) -> None:
+        def deliver(objects: list[Any], slots: list[int], stream: Any) -> None:
             copy_into(cupy, objects[step.target], objects[step.source])
 
         return deliver
     raise TypeError(f"expected a step of a program, got {type(step).__name__}")
 
 
-def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> BoundStep:
+def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:
     shape, dtype = step.shape, step.dtype
     size = math.prod(shape) * dtype.itemsize
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
     memset, current_stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
 
-    def allocate(objects: list[object], slots: list[int], stream: object) -> None:
+    def allocate(objects: list[Any], slots: list[int], stream: Any) -> None:
         array = new_array(shape, dtype)
         objects.append(array)
         slots.append(array.data.ptr)
 
-    def allocate_memory(objects: list[object], slots: list[int], stream: object) -> None:
+    def allocate_memory(objects: list[Any], slots: list[int], stream: Any) -> None:
         memory = new_memory(size)
         objects.append(memory)
         slots.append(memory.ptr)
@@ -291,7 +290,7 @@ def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> Bound
     if not step.zeroed:
         return plain
 
-    def allocate_zeros(objects: list[object], slots: list[int], stream: object) -> None:
+    def allocate_zeros(objects: list[Any], slots: list[int], stream: Any) -> None:
         plain(objects, slots, stream)
         memset(slots[-1], 0, size, current_stream().ptr)
 

@@ -9,7 +9,7 @@ library allocates, in one place (``gpu_layers.runtime.arrays``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -154,7 +154,7 @@ class Program:
         return [Operand(self, self._new_slot(), (length,), operand.dtype, **flags) for _ in range(count)]
 
     def compute(
-        self, function: Callable[..., object], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
+        self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Operand:
         """The result of ``function(xp, *arrays)``, of this shape and dtype; ``xp`` is the array library."""
         result = Operand(self, self._new_slot(), shape, np.dtype(dtype))
@@ -177,7 +177,7 @@ class Program:
         kernel: Kernel,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        arguments: Arguments,
+        arguments: tuple[Any, ...],
         shared_bytes: int,
         cooperative: bool,
     ) -> None:
@@ -227,8 +227,6 @@ class Program:
 #: What a launcher's function is given: operands, None where there is no array, and numbers that it only hands on.
 Operands: TypeAlias = Sequence[Array]
 Numbers: TypeAlias = Sequence[Any]
-#: Arguments of a kernel: operands, None, numbers and structs.
-Arguments: TypeAlias = tuple[Any, ...]
 
 
 class Launcher:
@@ -245,13 +243,11 @@ class Launcher:
     # Programs that are kept, of some kilobytes each; the oldest goes first.
     MOST = 4096
 
-    def __init__(self, record: Callable[..., object]) -> None:
+    def __init__(self, record: Callable[..., Any]) -> None:
         self._record = record
-        self._programs: dict[Hashable, Program] = {}
+        self._programs: dict[Any, Program] = {}
 
-    def __call__(
-        self, arrays: Sequence[Array], arguments: tuple[object, ...] = (), numbers: tuple[int, ...] = ()
-    ) -> Any:
+    def __call__(self, arrays: Sequence[Array], arguments: tuple[Any, ...] = (), numbers: tuple[int, ...] = ()) -> Any:
         """Run the program of this call.
 
         Parameters
@@ -283,7 +279,7 @@ class Launcher:
             return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
 
     def _recorded(
-        self, key: Hashable, kind: ArrayKind, arrays: Sequence[Array], arguments: tuple[object, ...], numbers: int
+        self, key: Any, kind: ArrayKind, arrays: Sequence[Array], arguments: tuple[Any, ...], numbers: int
     ) -> Program:
         program = Program(kind, arrays, numbers)
         with kind.on(program.device):
