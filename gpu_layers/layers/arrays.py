@@ -123,5 +123,5 @@ class LayerArrays(dict[str, Array]):
         """A plain dict of the same arrays."""
         return dict(self)
 
-    def __reduce__(self) -> tuple[Hashable, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return dict, (dict(self),)
