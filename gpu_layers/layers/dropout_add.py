@@ -102,11 +102,7 @@ class DropoutAdd(Layer):
         TypeError, ValueError
             For a wrong array type, dtype or shape; the generator then stays as it was.
         """
-        options: Options = {
-            "bias": self.parameters.get("bias"),
-            "activation": self.activation,
-            "order": self.order,
-        }
+        options: Options = {"bias": self.parameters.get("bias"), "activation": self.activation, "order": self.order}
         if not self.training:
             y, self._saved = dropout_add_forward(x, residual, 0.0, 0, 0, **options)
             return y
