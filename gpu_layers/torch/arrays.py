@@ -96,11 +96,6 @@ class Reference:
         """A result that only a backward needs, which is spared the tensor."""
         return found
 
-    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
-        """Write what the floor found to a tensor."""
-        as_numpy(target)[...] = found
-        return target
-
 
 def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
     if tensor is None:
@@ -148,10 +143,6 @@ class Kernels:
         return found
 
     kept = tensor
-
-    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
-        """Write what the floor found to a tensor."""
-        return target.copy_(found)
 
 
 def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:

@@ -97,7 +97,7 @@ def test_one_graph_with_eagers_masks(backend, dynamic, training):
 def test_inductor():
     torch._dynamo.reset()
     torch.manual_seed(0)
-    eager = nn.Sequential(glt.BatchNormAct2d(3), glt.MaxPool2d(2), glt.Dropout(0.5))
+    eager = nn.Sequential(glt.BatchNormAct2d(3), glt.MaxPool2d(2), glt.ActivationDropout("silu", 0.5), glt.Dropout(0.5))
     module = copy.deepcopy(eager)
     with torch._inductor.config.patch(fallback_random=True):
         compiled = torch.compile(module, fullgraph=True, backend="inductor")

@@ -69,20 +69,37 @@ def test_a_generator_gives_the_cores_masks(kind, shape, axes, backend):
     assert generator.offset == 1
 
 
-def test_a_mask_is_of_the_logical_shape_whatever_the_format():
-    x = torch.randn(2, 6, 5, 3)
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 16, 3, 3), (1, 3, 2, 2, 5)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        glt.Dropout(P),
+        glt.ActivationDropout("gelu", P),
+        glt.ActivationDropout("relu", P, order="before"),
+        glt.ActivationDropout("sigmoid", P, order="before"),
+        glt.ActivationDropout("tanh", P).eval(),
+    ],
+    ids=repr,
+)
+def test_a_mask_is_of_the_logical_shape_whatever_the_format(layer, shape, backend):
+    x, dy = torch.randn(shape), torch.randn(shape)
     results = []
     for given in (x, channels_last(x), every_other(x)):
         torch.manual_seed(5)
         given = given.detach().requires_grad_()
-        y = glt.Dropout(P)(given)
-        (dx,) = torch.autograd.grad(y.sum(), given)
+        with gl.use_backend(backend):
+            y = layer(given)
+        # Of a gradient in either format.
+        (dx,) = torch.autograd.grad(y, given, dy, retain_graph=True)
+        (other,) = torch.autograd.grad(y, given, channels_last(dy))
+        assert torch.equal(dx, other)
+        assert dx.stride() == other.stride()
         results.append((y, dx))
     for y, dx in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(dx, results[0][1])
-    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
-    assert results[1][1].is_contiguous(memory_format=torch.channels_last)
+    assert all(one.stride() == channels_last(x).stride() for one in results[1])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])

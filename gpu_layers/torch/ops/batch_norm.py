@@ -10,7 +10,7 @@ import torch
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
-from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.activations import activation_gradient
 from gpu_layers.torch.arrays import accumulation_dtype
 from gpu_layers.torch.checks import check_statistics
 from gpu_layers.torch.random import is_recomputation
@@ -174,9 +174,7 @@ def composite_gradients(
         z = xhat if gamma is None else xhat * gamma
         z = z if bias is None else z + bias.to(dtype).reshape(shape)
         z = z if residual is None else z + _as_input(residual, x).to(dtype)
-        slope = gradient_factor(z, activation)
-        # Not by multiplying: a clipped unit passes no gradient, were it infinite.
-        dz = torch.where(slope == 0, 0.0, dy * slope)
+        dz = activation_gradient(dy, z, activation)
     dbeta, dgamma = dz.sum(axes), (dz * xhat).sum(axes)
     dx = dz
     if training:

@@ -10,7 +10,7 @@ import torch
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.ops.dropout import alpha_map, drop_threshold, inverted_scale
 from gpu_layers.torch import arrays
-from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.activations import activation_gradient
 from gpu_layers.torch.registry import define, is_plain, through
 
 _LOW_64 = 2**64 - 1
@@ -218,13 +218,13 @@ def _unpack_activated(numbers: tuple) -> tuple:
 
 def _run_activation(x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
     offset, dropping, activation, dropout_first = numbers
-    y = dropping.empty(x)
     factors = dropping.factors or dropping.find()
     if not factors:
-        return y
-    place, mask = arrays.here(x), dropping.mask(seed, offset)
-    found, _ = place.floor.activation_dropout_forward(place.array(x), activation, mask, *factors, dropout_first)
-    return place.store(y, found) if dropping.channels_last else place.tensor(found)
+        return dropping.empty(x)
+    place, last, mask = arrays.here(x), dropping.channels_last, dropping.mask(seed, offset)
+    of_call = activation, mask, *factors, dropout_first, last
+    found, _ = place.floor.activation_dropout_forward(place.array(x, last), *of_call)
+    return place.tensor(found, last)
 
 
 def _save_input_and_seed(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -248,20 +248,19 @@ def _gradient(dy: Any, x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
     """:data:`activation_dropout_backward`, of operations that are differentiable."""
     *drawn, activation, dropout_first = numbers
     z = dropout(x, seed, drawn) if dropout_first else x
-    return dropout(dy, seed, drawn) * gradient_factor(z, activation)
+    return activation_gradient(dropout(dy, seed, drawn), z, activation)
 
 
 def _run_activation_backward(dy: Any, x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
     offset, dropping, activation, dropout_first = numbers
-    dx = dropping.empty(x)
     factors = dropping.factors or dropping.find()
     if not factors:
-        return dx
-    place, mask = arrays.here(x), dropping.mask(seed, offset)
-    found = place.floor.activation_dropout_backward(
-        place.array(dy), place.array(x), activation, mask, *factors, dropout_first
+        return dropping.empty(x)
+    place, last, mask = arrays.here(x), dropping.channels_last, dropping.mask(seed, offset)
+    of_call = activation, mask, *factors, dropout_first, last
+    return place.tensor(
+        place.floor.activation_dropout_backward(place.array(dy, last), place.array(x, last), *of_call), last
     )
-    return place.store(dx, found) if dropping.channels_last else place.tensor(found)
 
 
 def _save_all(ctx: Any, inputs: tuple, output: Any) -> None:
