@@ -354,6 +354,49 @@ def test_func_second_derivatives():
     torch.testing.assert_close(found, torch.autograd.functional.hessian(theirs, x))
 
 
+def nested(function):
+    """First derivatives in a second one."""
+
+    def gradient(*inputs):
+        return torch.func.grad(lambda *given: function(*given).square().sum())(*inputs)
+
+    return torch.func.grad(lambda *given: gradient(*given).square().sum())
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_functionalize(name):
+    function, *inputs = FUNCTIONS[name]
+    for call in (function, torch.func.grad(lambda *given: function(*given).square().sum()), nested(function)):
+        torch.testing.assert_close(torch.func.functionalize(call)(*inputs), call(*inputs), rtol=0, atol=0)
+    if not name.startswith("batch_norm"):
+        mapped = torch.vmap(torch.func.functionalize(function), randomness="same")
+        torch.testing.assert_close(mapped(*[one[None] for one in inputs])[0], function(*inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_functionalize_counts_a_batch(momentum):
+    layer, own = (glt.BatchNorm2d(3, momentum=momentum) for _ in range(2))
+    buffers = {name: one.clone() for name, one in layer.named_buffers()}
+    x = torch.randn(4, 3, 5, 5)
+
+    def given(buffers, x):
+        return torch.func.functional_call(layer, buffers, (x,))
+
+    y = torch.func.functionalize(given)(buffers, x)
+    assert torch.equal(y, own(x))
+    assert all(torch.equal(buffers[name], one) for name, one in own.named_buffers())
+    assert layer.num_batches_tracked == 0
+    # And where the layer holds them itself, with gradients on either side.
+    for call in (
+        lambda x: torch.func.functionalize(torch.func.grad(lambda one: layer(one).pow(3).sum()))(x),
+        lambda x: torch.func.grad(lambda one: torch.func.functionalize(layer)(one).pow(3).sum())(x),
+    ):
+        buffers = {name: one.clone() for name, one in layer.named_buffers()}
+        found = call(x)
+        assert torch.equal(found, torch.func.grad(lambda one: given(buffers, one).pow(3).sum())(x))
+        assert all(torch.equal(buffers[name], one) for name, one in layer.named_buffers())
+
+
 def test_vmap_of_dropout_follows_randomness():
     x = torch.ones(4, 1000)
     with pytest.raises(RuntimeError, match="randomness"):
@@ -490,12 +533,30 @@ def test_forward_mode_through_a_backward_is_right_or_refused(name, create_graph,
             assert "forward" in refused
 
 
-def test_forward_mode_is_refused_within_a_compiled_graph():
+@pytest.mark.parametrize("transform", [lambda function: function, torch.func.grad, nested])
+@pytest.mark.parametrize("name", ["dropout", "batch_norm", "max_pool2d"])
+def test_forward_mode_is_refused_within_a_compiled_graph(name, transform):
+    def call(x):
+        y = FORWARD_MODE[name](x)
+        return y.square().sum() if transform is torch.func.grad else y
+
     def tangent(x):
-        return torch.func.jvp(FORWARD_MODE["max_pool2d"], (x,), (torch.ones_like(x),))[1]
+        return torch.func.jvp(transform(call), (x,), (torch.ones_like(x),))[1]
 
     with pytest.raises(RuntimeError, match="forward-mode"):
         torch.compile(tangent, backend="aot_eager")(torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("name", sorted(FORWARD_MODE.keys() - {"in place"}))
+def test_nested_gradients_within_a_compiled_graph(name):
+    torch._dynamo.reset()
+    x = values((2, 3, 4, 4), torch.float32) / 4
+    results = []
+    for call in (nested(FORWARD_MODE[name]), torch.compile(nested(FORWARD_MODE[name]), backend="aot_eager")):
+        torch.manual_seed(1)
+        results.append(call(x))
+    torch.testing.assert_close(*results)
+    assert results[0].abs().sum() > 0
 
 
 def test_second_order_by_create_graph_in_half_types():
