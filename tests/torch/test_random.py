@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -154,6 +156,16 @@ RAISING = [
     lambda **kw: functional.dropout1d(torch.ones(3), **kw),
     lambda **kw: functional.dropout(torch.ones(3, requires_grad=True), inplace=True, **kw),
     lambda **kw: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True, **kw),
+    # More than an address can tell.
+    *(
+        lambda call=call, **kw: call(torch.ones(1).expand(2**60), **kw)
+        for call in (
+            functional.dropout,
+            functional.drop_path,
+            lambda x, **kw: functional.activation_dropout(x, "gelu", **kw),
+            lambda x, **kw: functional.dropout_add(x, x, **kw),
+        )
+    ),
     lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(4), **kw),
     lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(3).double(), **kw),
     lambda **kw: functional.activation_dropout(torch.ones(3), "softplus", **kw),
@@ -179,6 +191,23 @@ def test_a_call_that_raises_draws_nothing(call):
         functional.dropout(torch.ones(3), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
     assert generator.offset == 0
+
+
+def test_a_sharded_tensor_is_refused_before_anything_is_drawn():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        x = DTensor.from_local(torch.ones(3, 4), init_device_mesh("cpu", (1,)))
+        for call in (
+            functional.dropout,
+            functional.drop_path,
+            lambda x, **kw: functional.dropout(x, inplace=True, **kw),
+        ):
+            test_a_call_that_raises_draws_nothing(lambda call=call, **kw: call(x, **kw))
+            with pytest.raises(NotImplementedError, match="DTensor"):
+                call(x)
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

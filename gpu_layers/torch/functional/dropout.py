@@ -75,7 +75,7 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
             "Please clone() the tensor before performing the operation."
         )
     eager = registry.is_eager(input)
-    seed, offset = random.draw(input, generator, eager)
+    seed, offset = random.draw(input, generator, eager, inplace=True)
     numbers = offset, _dropping(input, p, axes, kind)
     if eager:
         return dropout_rows.DropoutInPlace.apply(input, seed, numbers)
