@@ -11,7 +11,7 @@ import importlib
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -154,10 +154,12 @@ def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) ->
     return made.set_(memory.untyped_storage(), memory.storage_offset(), shape, strides)
 
 
+#: What computes.
+Place: TypeAlias = Reference | Kernels
 _REFERENCE, _KERNELS = Reference(), Kernels()
 
 
-def here(tensor: torch.Tensor) -> Any:
+def here(tensor: torch.Tensor) -> Place:
     """What computes with this tensor: :class:`Reference` or :class:`Kernels`, on its GPU or emulated.
 
     Raises

@@ -84,8 +84,8 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool, inplace: boo
     NotImplementedError
         For a DTensor.
     RuntimeError
-        If there is no memory for a large result; for a generator in a graph that is compiled, traced or captured, under a vmap that is not to have the same
-        random numbers for all, or in a recomputation that does not replay it.
+        If there is no memory for a large result; for a generator in a graph that is compiled, traced or captured, under
+        a vmap that is not to have the same random numbers for all, or in a recomputation that does not replay it.
     """
     # Where nothing can compute these raise, before anything is drawn: here, CuPy on a GPU, and, of plain tensors so
     # large that it takes no time beside the rest, the allocator.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from gpu_layers.torch.functional import pooling
+from gpu_layers.torch.functional.pooling import Pooled
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -39,7 +41,7 @@ class _Pool(nn.Module):
 class _MaxPool(_Pool):
     """``torch.nn``'s, which keeps one byte per output for backward, for windows of at most 256 taps."""
 
-    def forward(self, input: Tensor) -> Any:
+    def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         held = self.__dict__  # at once; a module's attributes are looked for in three places
         return pooling.max_pool(
@@ -127,7 +129,7 @@ class LPPool3d(_LPPool, nn.LPPool3d):
 
 
 class _AdaptiveMaxPool(_Pool):
-    def forward(self, input: Tensor) -> Any:
+    def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         return pooling.adaptive_max_pool(self._rank, input, self.output_size, self.return_indices)
 
@@ -177,7 +179,7 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
 class _MaxUnpool(_Pool):
     """``torch.nn``'s; where indices are equal, the last value is kept."""
 
-    def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
+    def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""
         return pooling.max_unpool(self._rank, input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
