@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gpu_layers.torch.functional import pooling
 from gpu_layers.torch.functional.pooling import Pooled
+from gpu_layers.torch.modules.leaf import leaf
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -41,6 +42,7 @@ class _Pool(nn.Module):
 class _MaxPool(_Pool):
     """``torch.nn``'s, which keeps one byte per output for backward, for windows of at most 256 taps."""
 
+    @leaf
     def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         held = self.__dict__  # at once; a module's attributes are looked for in three places
@@ -72,6 +74,7 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
 
 
 class _AvgPool(_Pool):
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
         held = self.__dict__
@@ -108,6 +111,7 @@ class AvgPool3d(_AvgPool, nn.AvgPool3d):
 class _LPPool(_Pool):
     """``torch.nn``'s, of ``abs(input)``."""
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """``(sum |x|^p)^(1/p)`` of each window."""
         return pooling.lp_pool(self._rank, input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
@@ -129,6 +133,7 @@ class LPPool3d(_LPPool, nn.LPPool3d):
 
 
 class _AdaptiveMaxPool(_Pool):
+    @leaf
     def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         return pooling.adaptive_max_pool(self._rank, input, self.output_size, self.return_indices)
@@ -153,6 +158,7 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
 
 
 class _AdaptiveAvgPool(_Pool):
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
         return pooling.adaptive_avg_pool(self._rank, input, self.output_size)
@@ -179,6 +185,7 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
 class _MaxUnpool(_Pool):
     """``torch.nn``'s; where indices are equal, the last value is kept."""
 
+    @leaf
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""
         return pooling.max_unpool(self._rank, input, indices, self.kernel_size, self.stride, self.padding, output_size)
