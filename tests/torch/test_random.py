@@ -156,6 +156,8 @@ RAISING = [
     lambda **kw: functional.dropout1d(torch.ones(3), **kw),
     lambda **kw: functional.dropout(torch.ones(3, requires_grad=True), inplace=True, **kw),
     lambda **kw: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True, **kw),
+    lambda **kw: functional.dropout(torch.nested.nested_tensor([torch.ones(2)]), **kw),
+    lambda **kw: functional.activation_dropout(torch.nested.nested_tensor([torch.ones(2)]), "relu", **kw),
     # More than an address can tell.
     *(
         lambda call=call, **kw: call(torch.ones(1).expand(2**60), **kw)
