@@ -31,14 +31,16 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 }
 
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
+//   unbiased   bits of the rule's
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, long long* skipped,
-                                unsigned int* arrived, FoldingRule<A> rule, A eps, long long channels,
-                                long long blocks) {
-    const RunningStatistics<A> running{running_mean, running_var, batches, skipped, rule};
+                                unsigned int* arrived, FoldingRule<A> rule, A eps,
+                                unsigned long long unbiased, long long channels, long long blocks) {
+    const RunningStatistics<A> running{running_mean, running_var, batches, skipped,
+                                       with_unbiased(rule, unbiased)};
     const StatisticsResult<A> result{
         const_cast<A*>(partial_moments), statistics, gamma, beta, running, eps, channels};
     merge_parts(result, channels, blocks);
@@ -172,19 +174,21 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 
 // The gradients of the parameters over all parts: sums in double, in the order of the parts; or the shares of
 // each value in them, which an input gradient takes with an inv_count of 1.
-//   sums     [part_count, size], dgamma and dbeta of each
-//   count    [1], values of a channel in all parts; or null: the gradients themselves
-//   added    [size]
+//   sums            [part_count, 2, channels], dgamma and dbeta of each
+//   count           [1], values of a channel in all parts; or null: the gradients themselves
+//   dgamma, dbeta   [channels]
 // Launch: 1-D, kChannelThreads, a thread a number.
 template <typename A>
 __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
-    batch_norm_add_gradients(const A* sums, const double* count, A* added, long long part_count,
-                             long long size) {
+    batch_norm_add_gradients(const A* sums, const double* count, A* dgamma, A* dbeta, long long part_count,
+                             long long channels) {
     const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+    const long long size = 2 * channels;
     if (i >= size) return;
     double sum = sums[i];
     for (long long part = 1; part < part_count; ++part) sum += sums[part * size + i];
-    added[i] = static_cast<A>(sum) * (count ? static_cast<A>(1.0 / *count) : A(1));
+    const A added = static_cast<A>(sum) * (count ? static_cast<A>(1.0 / *count) : A(1));
+    (i < channels ? dgamma[i] : dbeta[i - channels]) = added;
 }
 
 // Gradients of x and of the residual.

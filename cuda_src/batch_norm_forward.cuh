@@ -6,7 +6,7 @@
 
 #include "normalization.cuh"
 
-//   arrived   see StatisticsResult::fold_by_last; not of padded batches
+//   arrived   see StatisticsResult::fold_by_last
 template <typename T, typename Layout, typename Valid = AllPositions>
 __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResult<accumulate_t<T>>& result,
                                                 unsigned int* arrived, const Layout& layout,

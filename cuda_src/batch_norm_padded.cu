@@ -5,7 +5,8 @@
 //   valid         which positions count, see SomePositions
 //   first_valid   the first of them
 //   values        their number, of the whole batch
-// The rule's unbiased is 0: the kernels count the values. Launch: as there.
+//   unbiased      bits of the rule's, which follows from their number
+// Launch: as there.
 #include "batch_norm_backward.cuh"
 #include "batch_norm_forward.cuh"
 #include "batch_norm_persistent.cuh"
@@ -27,8 +28,10 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear
                                  accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
                                  long long* batches, long long* skipped, unsigned int* arrived,
                                  FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                 const unsigned int* valid, unsigned long long first_valid, Layout layout) {
-    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+                                 const unsigned int* valid, unsigned long long first_valid,
+                                 unsigned long long unbiased, Layout layout) {
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped,
+                                                     with_unbiased(rule, unbiased)};
     find_statistics(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels}, arrived,
                     layout, positions(valid, first_valid));
 }
@@ -78,9 +81,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                          long long* batches, long long* skipped, unsigned int* barrier_count,
                                          FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
                                          const unsigned int* valid, unsigned long long first_valid,
-                                         Layout layout) {
+                                         unsigned long long unbiased, Layout layout) {
     DYNAMIC_SHARED(slots);
-    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
+    const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped,
+                                                     with_unbiased(rule, unbiased)};
     forward_persistent<T, Fused>(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
                                  residual, activation, y, barrier_count, slots, layout,
                                  positions(valid, first_valid));

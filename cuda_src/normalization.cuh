@@ -11,18 +11,17 @@
 
 __device__ __forceinline__ int linear_thread() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
-// Mean, biased variance, 1 / sqrt(variance + eps) of a channel, and how many values it has, where they were
-// counted.
+// Mean, biased variance and 1 / sqrt(variance + eps) of a channel.
 template <typename A>
 struct ChannelStatistics {
-    A mean, var, inv_std, count;
+    A mean, var, inv_std;
 };
 
 // Rows of what batch norm keeps of the channels: ChannelStatistics, and the parameters that went with them.
 enum StatisticsRow { kMean, kVar, kInvStd, kGamma, kBeta };
 
 // How the statistics of a batch are folded into running ones: running = running * old + batch * newest, of
-// the variance times unbiased: n / (n - 1) for n values, or 0 where only the kernels count them.
+// the variance times unbiased: n / (n - 1) for n values.
 //   cumulative    whether each batch counts alike: instead of old and newest
 //   finite_only   whether a batch is taken only if all of its statistics are finite
 template <typename A>
@@ -39,6 +38,18 @@ struct FoldingRule {
     }
 };
 
+// The rule with another factor, of these bits: which a launcher tells in each call.
+__device__ __forceinline__ FoldingRule<float> with_unbiased(FoldingRule<float> rule,
+                                                            unsigned long long bits) {
+    rule.unbiased = __uint_as_float(static_cast<unsigned int>(bits));
+    return rule;
+}
+__device__ __forceinline__ FoldingRule<double> with_unbiased(FoldingRule<double> rule,
+                                                             unsigned long long bits) {
+    rule.unbiased = __longlong_as_double(static_cast<long long>(bits));
+    return rule;
+}
+
 // Running statistics. Null where there are none.
 //   mean, var   [channels]
 //   batches     [1], how many are in them
@@ -52,14 +63,13 @@ struct RunningStatistics {
     // A channel of a batch, by one thread, unless the rule needs all of them.
     __device__ __forceinline__ void fold(const ChannelStatistics<A>& batch, long long channel) const {
         if (mean == nullptr || rule.needs_all()) return;
-        const A unbiased = rule.unbiased != A(0) ? rule.unbiased : batch.count / (batch.count - A(1));
         rule.fold(mean[channel], batch.mean);
-        rule.fold(var[channel], batch.var * unbiased);
+        rule.fold(var[channel], batch.var * rule.unbiased);
         if (channel == 0) *batches += 1;
     }
 
     // All channels of a batch, by a block of kChannelThreads, in few instructions, which all kernels that
-    // find statistics carry along; not with an `unbiased` of 0.
+    // find statistics carry along.
     //   statistics   [2 or more, channels], see StatisticsRow
     //   accepted     whether it is taken, if the rule allows
     //   is_empty     a batch of no values is counted and nothing else
@@ -165,11 +175,10 @@ struct StatisticsResult {
         const A var = moments.var;
         // With an infinity or NaN among the values nothing is known of them, whichever the order they came
         // in.
-        const A count = fabs(moments.count);
-        if (!is_finite(var)) return {var - var, var - var, var - var, count};
-        if (moments.count > A(0)) return {part.origin + moments.mean, var, A(1) / sqrt(var + eps), count};
-        return {fma(moments.mean, kUp, part.origin), var * kUp * kUp, kDown / sqrt(var + eps * kDown * kDown),
-                count};
+        if (!is_finite(var)) return {var - var, var - var, var - var};
+        if (moments.count > A(0)) return {part.origin + moments.mean, var, A(1) / sqrt(var + eps)};
+        return {fma(moments.mean, kUp, part.origin), var * kUp * kUp,
+                kDown / sqrt(var + eps * kDown * kDown)};
     }
 
     __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
@@ -184,10 +193,9 @@ struct StatisticsResult {
         if (running.rule.needs_all() && arrives_last(arrived, blocks)) running.fold_all(statistics, channels);
     }
 
-    // The count is not there.
     __device__ __forceinline__ ChannelStatistics<A> read(long long channel) const {
         const A* column = statistics + channel;
-        return {column[kMean * channels], column[kVar * channels], column[kInvStd * channels], A(0)};
+        return {column[kMean * channels], column[kVar * channels], column[kInvStd * channels]};
     }
 };
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ from gpu_layers.kernels.batch_norm_plan import summation_depth
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNormLayer
 from gpu_layers.layers.ghost_batch_norm import GhostBatchNorm1d
 from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
+from gpu_layers.ops.batch_norm import checked_forward
+from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -273,7 +275,7 @@ class _OneOf(Communicator):
 
 
 class _Listening(SingleProcess):
-    """Records what is sent, and answers as if a second process had sent the same."""
+    """One of two processes: records what is sent, and answers as if the other had sent the same."""
 
     size = 2
 
@@ -461,18 +463,18 @@ GHOST_BATCH_NORM = Operation(
 def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: bool = True) -> int:
     """One of several processes: what it kept is lost in the exchange, which the statistics stand on both sides of.
 
-    So each input is read twice whatever its size; the statistics do not need the residual. The numbers of channels that
-    are exchanged are not counted.
+    So each input is read twice whatever its size; the statistics do not need the residual. What is exchanged is not
+    counted; what kernels then read of two processes is.
     """
     inputs = 2 if residual else 1
     if direction == FORWARD:
-        return s.elements(2 + inputs) + (KEPT + 2 + 2 * affine + KEPT) * s.statistic
+        return s.elements(2 + inputs) + (KEPT + 2 * 2 + 2 * affine + KEPT) * s.statistic
     return s.elements(2 * (1 + inputs) + inputs) + 2 * (READ + 2) * s.statistic
 
 
 def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
     options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, **fused}
-    return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), SingleProcess(), **options)
+    return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), _Listening(), **options)
 
 
 def _sync_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
@@ -561,27 +563,25 @@ def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direc
     return lambda: layer.backward(x), floor
 
 
-def _lengths(shape: Shape, channels_last: bool) -> list[tuple[int, int]]:
+@lru_cache
+def _lengths(shape: Shape, channels_last: bool) -> np.ndarray:
     """Every other sample has all rows, the others half of them: three quarters are valid."""
     rows, columns = shape[1:3] if channels_last else shape[2:]
-    return [(rows // 2 if sample % 2 else rows, columns) for sample in range(shape[0])]
+    return np.array([(rows // 2 if sample % 2 else rows, columns) for sample in range(shape[0])])
 
 
 def _valid_part(shape: Shape) -> float:
     """What part of a padded batch is valid."""
     samples, rows, columns = shape[0], *shape[2:]
-    return sum(height * width for height, width in _lengths(shape, False)) / (samples * rows * columns)
+    return _lengths(shape, False).prod(1).sum() / (samples * rows * columns)
 
 
-def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Array, BatchNorm2d]:
-    x, gamma = arrays["x"], arrays["gamma"]
-    layer = BatchNorm2d(gamma.size, _EPS, track_running_stats=False, channels_last=channels_last, dtype=gamma.dtype)
-    layer.parameters = {"weight": gamma, "bias": arrays["beta"]}
-    return layer(x, lengths=_lengths(x.shape, channels_last)), layer
-
-
-def _padded_backward(dy: Array, layer: BatchNorm2d) -> tuple[Array, ...]:
-    return layer.backward(dy), layer.gradients["weight"], layer.gradients["bias"]
+def _padded_forward(arrays: Arrays, channels_last: bool) -> tuple[Array, ops.BatchNormSaved]:
+    """What a layer does with lengths."""
+    x = arrays["x"]
+    valid = valid_positions(x, _lengths(x.shape, channels_last), None, channels_last)
+    given = (x, arrays["gamma"], arrays["beta"], _EPS, None, "identity", channels_last, None, None, valid)
+    return checked_forward(backend_for(x), *given)
 
 
 def _three_quarters(s: Sizes, direction: str) -> int:
@@ -592,7 +592,7 @@ PADDED_BATCH_NORM = Operation(
     name="padded_batch_norm",
     shapes=(LARGE_IMAGES[0], SMALL_IMAGES[0]),
     forward=_padded_forward,
-    backward=_padded_backward,
+    backward=ops.batch_norm_backward,
     floor=_padded_floor,
     kept=_valid_part,
     # Its batch norm is one of rows, into which valid values are packed, and from which they are unpacked.

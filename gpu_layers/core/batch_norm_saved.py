@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.valid import ValidPositions
@@ -75,3 +76,53 @@ class BatchNormSaved:
         if self.valid is not None:
             return self.valid.count
         return int(self.x.size // max(self.statistics.shape[1], 1))
+
+
+@dataclass(slots=True)
+class GhostBatchNormSaved:
+    """What the backward of groups of samples needs.
+
+    Attributes
+    ----------
+    x : array
+        The input.
+    bounds : tuple of int
+        Where groups begin and end on the first axis.
+    statistics : array, shape (groups, at least 5 C)
+        Of each group, one after the other.
+    channels_last, residual, activation, writes
+        As of :class:`BatchNormSaved`.
+    valid : tuple of ValidPositions
+        Of a padded batch, the positions of each group that count.
+    """
+
+    x: Array
+    bounds: tuple[int, ...]
+    statistics: Array
+    channels_last: bool = False
+    residual: Array = None
+    activation: str = "identity"
+    writes: int = field(default_factory=write_count)
+    valid: tuple[ValidPositions, ...] = ()
+
+    def check_unwritten(self) -> None:
+        """RuntimeError if this library has written to an array that backward reads, since the forward."""
+        residual = None if self.activation == "identity" else self.residual
+        check_unwritten(self.writes, x=self.x, residual=residual)
+
+    @property
+    def groups(self) -> tuple[BatchNormSaved, ...]:
+        """What the backward of each group needs."""
+        channels = self.x.shape[-1 if self.channels_last else 1]
+        return tuple(
+            BatchNormSaved(
+                self.x[start:stop],
+                self.statistics[group, : 5 * channels].reshape(5, channels),
+                self.channels_last,
+                None if self.residual is None else self.residual[start:stop],
+                self.activation,
+                self.writes,
+                self.valid[group] if self.valid else None,
+            )
+            for group, (start, stop) in enumerate(pairwise(self.bounds))
+        )

@@ -89,6 +89,13 @@ def to_host(x: Array) -> np.ndarray:
     return x.get() if is_cupy_array(x) else x
 
 
+def place_of_work(x: Array) -> Any:
+    """What a result of x belongs to: its GPU and the current stream there, which must be current; or None."""
+    if not is_cupy_array(x):
+        return None
+    return x.data.device_id, sys.modules["cupy"].cuda.get_current_stream().ptr
+
+
 def is_capturing(x: Array) -> bool:
     """Whether x is on a GPU whose current stream records a graph; nothing may wait for the device then."""
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()

@@ -38,10 +38,10 @@ from gpu_layers.kernels.batch_norm_common import (
     gradients,
     merge_gradients,
     merge_statistics,
-    needs_all,
     new_statistics,
     of_inputs,
     sums_of_channels,
+    unbiased_bits,
     workspace,
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
@@ -102,12 +102,12 @@ _ADD_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_add_gradients", com
 _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics", combinations(A=ACCUMULATE_TYPES))
 
 
-# The kernels count the values of a padded batch.
-_UNCOUNTED = 0
+# The kernels are told in each call how many values a channel has.
+_TOLD = 0
 
 
 def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Array, ...]]:
-    """The kernels, and what those of padded batches take in addition: the positions that count, and a number."""
+    """The kernels, and what those of padded batches take in addition: the positions that count, and numbers."""
     return (_WHOLE, ()) if words is None else (_PADDED, (words, *numbers))
 
 
@@ -118,17 +118,16 @@ def _arguments(norm: Normalization) -> tuple[Array, ...]:
 def of_running_statistics(
     running: RunningStatistics | None, valid: ValidPositions | None = None
 ) -> tuple[tuple[Array, ...], Folding | None]:
-    """The arrays of running statistics, and how a batch is folded in.
+    """The arrays of running statistics, and how a batch is folded in; Nones if there are none."""
+    if running is None:
+        return (None, None, None, None), None
+    values = running.values if valid is None and isinstance(running.values, int) else _TOLD
+    return running.arrays, (running.momentum, values, running.finite_only)
 
-    None if there are none, or if that is left to :func:`batch_norm_fold`: the block that sees all channels of a padded
-    batch does not know how many values they have.
-    """
-    if running is not None:
-        counted = valid is None and isinstance(running.values, int)
-        folding = running.momentum, running.values if counted else _UNCOUNTED, running.finite_only
-        if valid is None or not needs_all(folding):
-            return running.arrays, folding
-    return (None, None, None, None), None
+
+def of_positions(valid: ValidPositions, dtype: np.dtype) -> tuple[Array, tuple[int, ...]]:
+    """What forwards take of a padded batch of this dtype: words, and numbers of the call."""
+    return valid.words, (valid.first, unbiased_bits(valid.count, accumulation_dtype(dtype)))
 
 
 def batch_norm_forward(
@@ -146,12 +145,9 @@ def batch_norm_forward(
 ) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
     arrays = (x, gamma, beta, residual, *of_running, out, words, statistics)
-    y, statistics = forward(arrays, (eps, channels_last, activation, folding), numbers)
-    if running is not None and folding is None:
-        batch_norm_fold(statistics, running)
-    return y, statistics
+    return forward(arrays, (eps, channels_last, activation, folding), numbers)
 
 
 def batch_norm_statistics(
@@ -165,11 +161,8 @@ def batch_norm_statistics(
 ) -> Array:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else (valid.words, (valid.first,))
-    statistics = statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
-    if running is not None and folding is None:
-        batch_norm_fold(statistics, running)
-    return statistics
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
+    return statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
 
 
 def batch_norm_inference(
@@ -211,12 +204,12 @@ def batch_norm_input_gradient(
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
-    return _input_gradient(arrays, (_UNCOUNTED if numbers else count, saved.channels_last, saved.activation), numbers)
+    return _input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
-def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> Array:
+def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_add_gradients``, as a kernel."""
-    return _add_gradients((sums, count))
+    return add_gradients((sums, count))
 
 
 def batch_norm_inference_backward(
@@ -230,7 +223,7 @@ def batch_norm_inference_backward(
 
 def batch_norm_fold(statistics: Array, running: RunningStatistics, accepted: Array | None = None) -> None:
     """``gpu_layers.reference.batch_norm_fold``, as a kernel."""
-    values, told = (running.values, None) if isinstance(running.values, int) else (_UNCOUNTED, running.values)
+    values, told = (running.values, None) if isinstance(running.values, int) else (_TOLD, running.values)
     _fold((statistics, *running.arrays, accepted, told), ((running.momentum, values, running.finite_only),))
 
 
@@ -240,11 +233,17 @@ def batch_norm_merge_parts(
     """``gpu_layers.reference.batch_norm_merge_parts``, as a kernel."""
     of_running, folding = of_running_statistics(running)
     if not isinstance(counts, tuple):
-        return _merge_parts((parts, counts, *of_running), (channels, folding), (0, 0))
+        return merge_parts((parts, counts, *of_running), (channels, folding), (0, 0))
     told, numbers = None, (counts[0], counts[-1])
     if any(count != counts[0] for count in counts[:-1]):
         told = array_module(parts).asarray(np.array(counts, np.float64))
-    return _merge_parts((parts, told, *of_running), (channels, folding), numbers)[0], sum(counts)
+    return merge_parts((parts, told, *of_running), (channels, folding), numbers)[0], sum(counts)
+
+
+def told_counts(counts: tuple[int, ...], like: Array) -> tuple[Array | None, tuple[int, int]]:
+    """Values of parts for :func:`merge_parts`: an array, where all but the last are not alike; and two numbers."""
+    alike = all(count == counts[0] for count in counts[:-1])
+    return None if alike else array_module(like).asarray(np.array(counts, np.float64)), (counts[0], counts[-1])
 
 
 @Launcher
@@ -294,7 +293,7 @@ def _launch_statistics(
     plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], kernels: _Kernels, valid: tuple[Any, ...]
 ) -> None:
     kernels.statistics.launch(plan, x, (x, *results, *valid))
-    merge_statistics(plan, results, dtype)
+    merge_statistics(plan, results, dtype, valid[-1] if valid else unbiased_bits(plan.count, dtype))
 
 
 @Launcher
@@ -402,7 +401,8 @@ def _fold(operands: Operands, numbers: Numbers, folding: Folding) -> None:
 
 
 @Launcher
-def _merge_parts(operands: Operands, numbers: Numbers, channels: int, folding: Folding | None) -> Array:
+def merge_parts(operands: Operands, numbers: Numbers, channels: int, folding: Folding | None) -> tuple[Array, Array]:
+    """Of ``batch_norm_merge_parts``."""
     parts, counts, *of_running = operands
     parts, counts = ready(parts), None if counts is None else ready(counts)
     statistics = empty((2, channels), parts.dtype, parts)
@@ -416,13 +416,14 @@ def _merge_parts(operands: Operands, numbers: Numbers, channels: int, folding: F
 
 
 @Launcher
-def _add_gradients(operands: Operands, numbers: Numbers) -> Array:
+def add_gradients(operands: Operands, numbers: Numbers) -> tuple[Array, Array]:
+    """Of ``batch_norm_add_gradients``."""
     sums, count = ready(operands[0]), operands[1]
-    parts, rows, channels = sums.shape
-    added, size = empty((rows, channels), sums.dtype, sums), rows * channels
-    arguments = (sums, count, added, parts, size)
-    launch(_ADD_GRADIENTS(A=c_name(sums.dtype)), max(-(-size // THREADS), 1), THREADS, arguments)
-    return added
+    parts, _, channels = sums.shape
+    dgamma, dbeta = (empty((channels,), sums.dtype, sums) for _ in range(2))
+    blocks = max(-(-2 * channels // THREADS), 1)
+    launch(_ADD_GRADIENTS(A=c_name(sums.dtype)), blocks, THREADS, (sums, count, dgamma, dbeta, parts, channels))
+    return dgamma, dbeta
 
 
 def _parameter_gradients(

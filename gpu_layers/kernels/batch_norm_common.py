@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -151,10 +152,20 @@ def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tup
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
 
 
-def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype) -> None:
-    """Merge the blocks of each channel, if there are several; results: what the statistics' kernel takes after x."""
+def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype, unbiased: Any) -> None:
+    """Merge the blocks of each channel, if there are several.
+
+    Parameters
+    ----------
+    plan : Plan
+    results : tuple
+        What the statistics' kernel takes after x.
+    dtype : numpy.dtype
+    unbiased : int or Number
+        :func:`unbiased_bits`.
+    """
     gamma, beta, partial_moments, *others = results
-    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others))
+    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others, unbiased))
 
 
 def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Array | None:
@@ -226,8 +237,10 @@ def deliver(changed: Sequence[Array], arrays: Sequence[Array]) -> None:
             delivered(one, place)
 
 
-#: How a batch is folded into running statistics: the momentum, how many values it has (0 where only the kernels count
-#: them), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
+# Of a number and its bits.
+_BITS = {4: (Struct("f"), Struct("I")), 8: (Struct("d"), Struct("Q"))}
+#: How a batch is folded into running statistics: the momentum, how many values it has (0 where the kernels are told in
+#: each call), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
 Folding = tuple[float | None, int, bool]
 
 
@@ -236,11 +249,21 @@ def needs_all(folding: Folding | None) -> bool:
     return folding is not None and (folding[0] is None or folding[2])
 
 
+def unbiased_bits(values: int, dtype: np.dtype) -> int:
+    """Bits of ``FoldingRule::unbiased`` for so many values a channel."""
+    number, bits = _BITS[dtype.itemsize]
+    return int(bits.unpack(number.pack(_unbiased(values)))[0])
+
+
+def _unbiased(values: int) -> float:
+    return values / max(values - 1, 1)
+
+
 def folding_rule(folding: Folding | None, dtype: np.dtype) -> np.ndarray:
     """``FoldingRule`` of ``normalization.cuh``."""
     momentum, values, finite_only = folding or (0.0, 0, False)
     newest = 0.0 if momentum is None else momentum
-    numbers = (1 - newest, newest, values / max(values - 1, 1), momentum is None, finite_only)
+    numbers = (1 - newest, newest, _unbiased(values), momentum is None, finite_only)
     return np.array(numbers, STRUCTS[f"FoldingRule<{c_name(dtype)}>"])
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
-from gpu_layers.core.cuda import to_host
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import BatchStatistics
-from gpu_layers.ops.ghost_batch_norm import ghost_batch_norm_backward, ghost_batch_norm_forward
+from gpu_layers.ops.ghost_batch_norm import checked_ghost_forward, ghost_batch_norm_backward, values_before
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -62,40 +60,41 @@ class _GhostBatchNorm(BatchNormLayer):
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 
     def _normalise_by_batch(self, x: Array, residual: Array, valid: ValidPositions | None) -> NormalisedByBatch:
-        samples = x.shape[0]
-        values_a_sample = x.size // max(samples * self.num_features, 1)
-        # Values of a channel before each sample.
-        before = [sample * values_a_sample for sample in range(samples + 1)] if valid is None else _before(valid.mask)
-        bounds = _joined(range(0, samples, self.group_size), before)
-        y, saved = ghost_batch_norm_forward(
-            x, *self._affine_part(), bounds=bounds, **self._options(residual), valid=valid
+        before = values_before(x, self.channels_last, valid)
+        bounds = _joined(self.group_size, before)
+        merges = self._updates()
+        # The kernel counts the values of all groups.
+        running = self._running(0) if merges else None
+        y, saved, statistics = checked_ghost_forward(
+            x,
+            *self._affine_part(),
+            self.eps,
+            bounds,
+            before,
+            residual,
+            self.activation or "identity",
+            self.channels_last,
+            valid,
+            merges,
+            running,
         )
-        batch = None
-        if self._updates():
-            # The kernel counts the values of all groups.
-            running = self._running(0)
-            statistics, count = saved.merged(running)
-            batch = None if running else BatchStatistics(count, statistics)
+        batch = None if running or not merges else BatchStatistics(before[-1], statistics)
         return y, ghost_batch_norm_backward, saved, batch
 
     def _configuration(self) -> str:
         return f"{self.num_features}, group_size={self.group_size}, {super()._configuration().partition(', ')[2]}"
 
 
-def _before(mask: Array) -> list[int]:
-    counts = to_host(mask).reshape(mask.shape[0], -1).sum(axis=1, dtype=np.int64)
-    return [0, *np.cumsum(counts).tolist()]
-
-
-def _joined(starts: Iterable[int], before: Sequence[int]) -> tuple[int, ...]:
-    """Bounds of the groups that begin at these samples; each has at least two values, if the batch does."""
-    bounds = [0]
-    for start in starts:
+@lru_cache(maxsize=1024)
+def _joined(group_size: int, before: Sequence[int]) -> tuple[int, ...]:
+    """Bounds of the groups of so many samples; each has at least two values, if the batch does."""
+    bounds, samples = [0], len(before) - 1
+    for start in range(0, samples, group_size):
         if before[start] - before[bounds[-1]] >= 2:
             bounds.append(start)
     if len(bounds) > 1 and before[-1] - before[bounds[-1]] < 2:
         bounds.pop()
-    return (*bounds, len(before) - 1)
+    return (*bounds, samples)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, BatchNorm1d):

@@ -218,25 +218,21 @@ def batch_norm_double_backward(
         raise ValueError(f"second derivatives need the activation {' or '.join(STRAIGHT)}, got {saved.activation}")
     if ddresidual is not None and saved.residual is None:
         raise ValueError("ddresidual was given, but the forward had no residual")
-    for name, one, like in zip(_GIVEN, given, (saved.x, saved.mean, saved.mean, saved.x), strict=True):
-        if one is not None and (one.dtype != like.dtype or one.shape != like.shape):
-            raise (TypeError if one.dtype != like.dtype else ValueError)(
-                f"{name} must be {like.dtype} of shape {list(like.shape)}, got {described(one.dtype)} of shape "
-                f"{list(one.shape)}"
+    of_x, of_channel = (saved.x.shape, saved.x.dtype), (saved.statistics.shape[1:], saved.statistics.dtype)
+    for name, one, (shape, dtype) in zip(_GIVEN, given, (of_x, of_channel, of_channel, of_x), strict=True):
+        if one is not None and (one.dtype != dtype or one.shape != shape):
+            raise (TypeError if one.dtype != dtype else ValueError)(
+                f"{name} must be {dtype} of shape {list(shape)}, got {described(one.dtype)} of shape {list(one.shape)}"
             )
     saved.check_unwritten()
     xp = array_module(dy)
     with place_of(dy):
         ddx, ddgamma, ddbeta = (
-            xp.zeros(like.shape, like.dtype) if one is None else one
-            for one, like in zip(given, (saved.x, saved.mean, saved.mean), strict=False)
+            xp.zeros(*like) if one is None else one
+            for one, like in zip(given, (of_x, of_channel, of_channel), strict=False)
         )
         if dy.size == 0:
-            return (
-                xp.empty(dy.shape, dy.dtype),
-                xp.empty(dy.shape, dy.dtype),
-                xp.zeros(saved.mean.shape, saved.mean.dtype),
-            )
+            return xp.empty(dy.shape, dy.dtype), xp.empty(dy.shape, dy.dtype), xp.zeros(*of_channel)
     return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved)
 
 

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from gpu_layers.core.array import Array
+from gpu_layers.core.batch_norm_saved import GhostBatchNormSaved
 from gpu_layers.core.checks import check_integer
-from gpu_layers.core.cuda import array_module, place_of, placed
+from gpu_layers.core.cuda import placed
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
-from gpu_layers.ops.batch_norm import (
-    BatchNormSaved,
-    batch_norm_backward_into,
-    check_count,
-    check_input,
-    checked_forward,
-)
+from gpu_layers.ops.batch_norm import batch_norm_backward, check_input, checked_forward
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
-from gpu_layers.ops.padding import positions_of
+from gpu_layers.ops.padding import part_of
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["GhostBatchNormSaved", "ghost_batch_norm_backward", "ghost_batch_norm_forward"]
-
-
-@dataclass(slots=True)
-class GhostBatchNormSaved:
-    """What backward needs.
-
-    Attributes
-    ----------
-    x : array
-        The input.
-    bounds : tuple of int
-        Where groups begin and end on the first axis.
-    groups : tuple of BatchNormSaved
-        One for each group.
-    statistics : array, shape (groups, at least 5 C)
-        Of each group, one after the other.
-    """
-
-    x: Array
-    bounds: tuple[int, ...]
-    groups: tuple[BatchNormSaved, ...]
-    statistics: Array
-
-    def merged(self, running: RunningStatistics | None = None) -> tuple[Any, int]:
-        """Mean and biased variance of the whole batch, shape (2, C), and its values per channel.
-
-        They are merged in the order of the groups, and folded into ``running``, if it is given.
-        """
-        counts, channels = tuple(group.count for group in self.groups), self.groups[0].mean.size
-        with place_of(self.x):
-            return backend_for(self.x).batch_norm_merge_parts(self.statistics, counts, channels, running)
 
 
 @placed
@@ -97,34 +63,91 @@ def ghost_batch_norm_forward(
         As :func:`batch_norm_forward`, also for a group with a single value per channel, and for bounds that do not
         cover all of x.
     """
-    backend = backend_for(x, optional=(gamma, beta, residual))
-    channels, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps, bounds = check_eps(eps, accumulation_dtype(x.dtype)), _checked_bounds(bounds, x.shape[0])
-    parts = [
-        (start, stop, None if valid is None else positions_of(valid.mask[start:stop], x))
-        for start, stop in pairwise(bounds)
-    ]
-    for start, stop, of_group in parts:
-        check_count(x[start:stop], channels, of_group)
-    xp = array_module(x)
-    y = xp.empty(x.shape, x.dtype)
-    # Those of each group begin at a multiple of 16 bytes, where kernels can read them.
-    size = 5 * channels
-    statistics = xp.empty((len(parts), -(-size // 4) * 4), accumulation_dtype(x.dtype))
-    groups = []
-    for (start, stop, of_group), kept in zip(parts, statistics[:, :size], strict=True):
-        own = None if residual is None else residual[start:stop]
-        group, target = x[start:stop], y[start:stop]
-        arguments = (group, gamma, beta, eps, own, phi, channels_last, target, None, of_group)
-        groups.append(checked_forward(backend, *arguments, kept.reshape(5, channels))[1])
-    return y, GhostBatchNormSaved(x, bounds, tuple(groups), statistics)
+    backend_for(x, optional=(gamma, beta, residual))
+    phi, eps, bounds = _checked((x, gamma, beta, residual), activation, channels_last, eps, bounds)
+    before = values_before(x, channels_last, valid)
+    return checked_ghost_forward(x, gamma, beta, eps, bounds, before, residual, phi, channels_last, valid)[:2]
 
 
-def _checked_bounds(bounds: Any, samples: int) -> tuple[int, ...]:
+@placed
+def checked_ghost_forward(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    bounds: tuple[int, ...],
+    before: Sequence[int],
+    residual: Array,
+    activation: str,
+    channels_last: bool,
+    valid: ValidPositions | None,
+    merges: bool = False,
+    running: RunningStatistics | None = None,
+) -> tuple[Array, GhostBatchNormSaved, Array]:
+    """:func:`ghost_batch_norm_forward` of checked arguments.
+
+    Parameters
+    ----------
+    before : sequence of int
+        :func:`values_before`.
+    merges : bool
+        Whether the last result is mean and biased variance of the whole batch, shape (2, C); None if not.
+    running : RunningStatistics, optional
+        These are folded in there.
+    """
+    parts: tuple[ValidPositions, ...] = ()
+    if before[-1] == 0:
+        given = (x, gamma, beta, eps, residual, activation, channels_last, None, running, valid)
+        y, whole = checked_forward(backend_for(x), *given)
+        bounds, parts, statistics = (
+            (0, x.shape[0]),
+            parts if valid is None else (valid,),
+            whole.statistics.reshape(1, -1),
+        )
+        saved = GhostBatchNormSaved(x, bounds, statistics, channels_last, residual, activation, valid=parts)
+        return y, saved, whole.statistics[:2]
+    bounds, counts = _not_empty(bounds, before)
+    if 1 in counts:
+        group = counts.index(1)
+        channels = x.shape[-1 if channels_last else 1]
+        shape = [bounds[group + 1] - bounds[group], *x.shape[1:]] if valid is None else [1, channels]
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+    if valid is not None:
+        parts = tuple([part_of(valid, start, stop, x) for start, stop in pairwise(bounds)])
+    y, statistics, merged = backend_for(x).ghost_batch_norm_forward(
+        x, gamma, beta, eps, bounds, channels_last, residual, activation, parts, counts if merges else None, running
+    )
+    return y, GhostBatchNormSaved(x, bounds, statistics, channels_last, residual, activation, valid=parts), merged
+
+
+def values_before(x: Array, channels_last: bool, valid: ValidPositions | None) -> Sequence[int]:
+    """Values of a channel before each sample, and all of them."""
+    if valid is not None:
+        return valid.before
+    of_sample = x.size // max(x.shape[0] * x.shape[-1 if channels_last else 1], 1)
+    return range(0, x.shape[0] * of_sample + 1, of_sample) if of_sample else (0,) * (x.shape[0] + 1)
+
+
+@lru_cache(maxsize=1024)
+def _not_empty(bounds: tuple[int, ...], before: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bounds of the groups that have values, and how many of a channel each has."""
+    inner = [stop for start, stop in pairwise(bounds) if before[start] < before[stop] < before[-1]]
+    bounds = (0, *inner, bounds[-1])
+    return bounds, tuple([before[stop] - before[start] for start, stop in pairwise(bounds)])
+
+
+@Checked
+def _checked(
+    arrays: tuple[Array, ...], activation: str | None, channels_last: bool, eps: float, bounds: Any
+) -> tuple[str, float, tuple[int, ...]]:
+    """The activation's name, eps and bounds."""
+    x, gamma, beta, residual = arrays
+    _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
+    eps, samples = check_eps(eps, accumulation_dtype(x.dtype)), x.shape[0]
     own = tuple(check_integer(bound, "bounds", 0, samples) for bound in bounds)
     if len(own) < 2 or own[0] != 0 or own[-1] != samples or any(stop < start for start, stop in pairwise(own)):
         raise ValueError(f"bounds must ascend from 0 to the input's {samples} samples, got {own}")
-    return own
+    return phi, eps, own
 
 
 @placed
@@ -149,14 +172,8 @@ def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Ar
     """
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
-    for group in saved.groups:
-        group.check_unwritten()
-    xp, first = array_module(dy), saved.groups[0]
-    dx = xp.empty(dy.shape, dy.dtype)
-    dresidual = None if first.residual is None else xp.empty(dy.shape, dy.dtype)
-    sums = xp.empty((len(saved.groups), 2, first.mean.size), first.mean.dtype)
-    for (start, stop), group, of_channels in zip(pairwise(saved.bounds), saved.groups, sums, strict=True):
-        own = None if dresidual is None else dresidual[start:stop]
-        batch_norm_backward_into((dx[start:stop], *of_channels, own), dy[start:stop], group)
-    gradients = (dx, *backend.batch_norm_add_gradients(sums))
-    return gradients if dresidual is None else (*gradients, dresidual)
+    saved.check_unwritten()
+    if len(saved.bounds) == 2:
+        return batch_norm_backward(dy, saved.groups[0])
+    gradients = backend.ghost_batch_norm_backward(dy, saved)
+    return gradients[:3] if saved.residual is None else gradients

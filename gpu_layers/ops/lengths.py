@@ -14,17 +14,26 @@ def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: 
     """:func:`checked_lengths` on the device of x; RuntimeError while a graph is captured there."""
     if is_capturing(x):
         raise RuntimeError("pooling with lengths= cannot be captured: the host checks them")
-    values = checked_lengths(lengths, x, batched, spatial)
+    values = checked_lengths(host_lengths(lengths), x, batched, spatial)
     with place_of(x):
         return array_module(x).array(values, np.int64)
 
 
-def checked_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
+def host_lengths(lengths: Any) -> np.ndarray:
+    """Lengths as an array in the host's memory; ValueError for samples with unequal numbers of sizes."""
+    try:
+        found: np.ndarray = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+    except ValueError:
+        raise ValueError("lengths must have the same number of sizes for every sample") from None
+    return found
+
+
+def checked_lengths(values: np.ndarray, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
     """The size of each sample, (N, spatial axes), in the host's memory.
 
     Parameters
     ----------
-    lengths : array_like of int
+    values : ndarray
         (N, spatial axes), or (N,) for one spatial axis; without N for an unbatched x.
     x : array
     batched : bool
@@ -43,10 +52,6 @@ def checked_lengths(lengths: Any, x: Array, batched: bool, spatial: tuple[int, .
         If their shape is wrong, or one is below 0 or above the input's size.
     """
     rank = len(spatial)
-    try:
-        values = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
-    except ValueError:
-        raise ValueError("lengths must have the same number of sizes for every sample") from None
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths must be integers, got {values.dtype}")
     samples = x.shape[0] if batched else 1

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import array_module, is_capturing, placed
-from gpu_layers.core.valid import ValidPositions
-from gpu_layers.ops.lengths import checked_lengths
+from gpu_layers.core.cuda import array_module, is_capturing, place_of_work, placed, to_host
+from gpu_layers.core.valid import WORD, ValidPositions
+from gpu_layers.ops.lengths import checked_lengths, host_lengths
 from gpu_layers.runtime.backend import backend_for
 
-_WORD = 32
+# By lengths and place, while somebody has them: layers of a network are called with the same lengths.
+_in_use: WeakValueDictionary[Any, ValidPositions] = WeakValueDictionary()
 
 
 @placed
 def valid_positions(x: Array, lengths: ArrayLike | None, mask: Array, channels_last: bool) -> ValidPositions | None:
-    """Where a padded batch is valid; None without lengths and mask. On a GPU this waits for the device.
+    """Where a padded batch is valid; None without lengths and mask. On a GPU a mask waits for the device.
 
     Parameters
     ----------
@@ -44,30 +48,44 @@ def valid_positions(x: Array, lengths: ArrayLike | None, mask: Array, channels_l
     if lengths is not None and mask is not None:
         raise ValueError("a padded batch has lengths or a mask, not both")
     spatial = x.shape[1:-1] if channels_last else x.shape[2:]
-    return positions_of(_within(x, lengths, spatial) if mask is None else _checked(x, mask, spatial), x)
-
-
-def positions_of(mask: Array, x: Array) -> ValidPositions:
-    """Those of a mask that nobody changes, for a batch on the device of x."""
-    xp = array_module(mask)
-    words = xp.zeros(-(-mask.size // _WORD) + 1, np.uint32)
-    bits = xp.packbits(mask.reshape(-1), bitorder="little")
-    words.view(np.uint8)[: bits.size] = bits
-    count = int(xp.count_nonzero(mask))
-    first = int(mask.argmax()) if count else 0
-    return ValidPositions(mask, array_module(x).asarray(words), first, count)
-
-
-def _within(x: Array, lengths: ArrayLike | None, spatial: tuple[int, ...]) -> np.ndarray:
+    if mask is not None:
+        return _of_mask(_checked(x, mask, spatial), x)
     if not spatial:
         raise ValueError(f"lengths need a spatial axis, got input of shape {list(x.shape)}: use mask=")
-    own = checked_lengths(lengths, x, True, spatial)
-    valid = np.ones((x.shape[0], *(1,) * len(spatial)), bool)
-    for axis, size in enumerate(spatial):
-        before, after = (1,) * axis, (1,) * (len(spatial) - axis - 1)
-        places = np.arange(size).reshape(1, *before, size, *after)
-        valid = valid & (places < own[:, axis].reshape(-1, *(1,) * len(spatial)))
+    return _of_lengths(host_lengths(lengths), x, spatial)
+
+
+def part_of(valid: ValidPositions, start: int, stop: int, x: Array) -> ValidPositions:
+    """Those of these samples, for a batch on the device of x."""
+    if valid.lengths is None:
+        return _of_mask(valid.mask[start:stop], x)
+    return _of_lengths(valid.lengths[start:stop], x[start:stop], valid.shape[1:])
+
+
+def _of_lengths(lengths: np.ndarray, x: Array, spatial: tuple[int, ...]) -> ValidPositions:
+    backend = backend_for(x)
+    key = backend, lengths.tobytes(), lengths.dtype, lengths.shape, len(x), spatial, place_of_work(x)
+    valid = _in_use.get(key)
+    if valid is None:
+        lengths = checked_lengths(lengths, x, True, spatial).astype(np.int64)
+        sizes, shape = lengths.prod(axis=1), (len(lengths), *spatial)
+        first = int((sizes > 0).argmax()) * math.prod(spatial) if sizes.any() else 0
+        pack = partial(backend.valid_words, shape, array_module(x).asarray(lengths), None)
+        valid = _in_use[key] = ValidPositions(shape, lengths, None, first, int(sizes.sum()), pack)
     return valid
+
+
+def _of_mask(mask: Array, x: Array) -> ValidPositions:
+    pack = partial(backend_for(x).valid_words, mask.shape, None, mask)
+    if isinstance(mask, np.ndarray):
+        count = int(np.count_nonzero(mask))
+        return ValidPositions(mask.shape, None, mask, int(mask.argmax()) if count else 0, count, pack)
+    words = pack()
+    bits = to_host(words)
+    some = int((bits != 0).argmax())
+    lowest = int(bits[some]) & -int(bits[some])
+    first = WORD * some + max(lowest.bit_length() - 1, 0)
+    return ValidPositions(mask.shape, None, mask, first, int(np.bitwise_count(bits).sum()), lambda: words)
 
 
 def _checked(x: Array, mask: Array, spatial: tuple[int, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,13 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator
 from gpu_layers.ops.batch_moments import statistics_of_part
-from gpu_layers.ops.batch_norm import BatchNormSaved, check_input, checked_inference
+from gpu_layers.ops.batch_norm import (
+    BatchNormSaved,
+    batch_norm_backward,
+    check_input,
+    checked_forward,
+    checked_inference,
+)
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
 
@@ -108,7 +115,8 @@ def sync_batch_norm_forward(
 ) -> tuple[Array, SyncBatchNormSaved]:
     """:func:`batch_norm_forward` of a batch that is split between processes.
 
-    x is read twice: for its statistics before the exchange, and for normalising after it.
+    x is read twice: for its statistics before the exchange, and for normalising after it. Of one process it is
+    :func:`batch_norm_forward`.
 
     Parameters
     ----------
@@ -156,19 +164,34 @@ def checked_sync_forward(
     """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
+    backend, channels = backend_for(x), x.shape[-1 if channels_last else 1]
+    if communicator.size == 1:
+        own = x.size // max(channels, 1) if valid is None else valid.count
+        _check_values([own], x, channels, valid, communicator)
+        running = None if running is None else running._replace(values=own)
+        y, local = checked_forward(
+            backend, x, gamma, beta, eps, residual, activation, channels_last, None, running, valid
+        )
+        return y, SyncBatchNormSaved(local, own, communicator)
     own, parts = _exchanged(x, communicator, channels_last, valid)
     # Only where this part has too few values they may be the only ones: else the host need not wait for the exchange.
-    if own < 2 and sum(to_host(parts[1])) == 1:
-        shape = list(x.shape) if valid is None else [valid.count, parts[2]]
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {shape} in process "
-            f"{communicator.rank} of {communicator.size} and a single value in all of them"
-        )
-    backend = backend_for(x)
+    if own < 2:
+        _check_values([*to_host(parts[1])], x, channels, valid, communicator)
     (mean, var), count = backend.batch_norm_merge_parts(*parts, running)
     given = (mean, var, gamma, beta, eps, residual, activation, channels_last, None, valid)
     y, local = checked_inference(backend, x, *given)
     return y, SyncBatchNormSaved(local, count, communicator)
+
+
+def _check_values(
+    counts: Sequence[int], x: Array, channels: int, valid: ValidPositions | None, communicator: Communicator
+) -> None:
+    if sum(counts) == 1:
+        shape = list(x.shape) if valid is None else [valid.count, channels]
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {shape} in process "
+            f"{communicator.rank} of {communicator.size} and a single value in all of them"
+        )
 
 
 @placed
@@ -201,6 +224,8 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
         As :func:`batch_norm_backward`; RuntimeError also if the other processes do not answer.
     """
     local = saved.local
+    if saved.communicator.size == 1:
+        return batch_norm_backward(dy, local)
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
@@ -209,15 +234,12 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
         dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
     else:
         dgamma, dbeta = backend.batch_norm_gradient_sums(dy, local)
-    shares, count = (dgamma, dbeta), saved.count
-    if saved.communicator.size > 1:
-        told = saved.communicator.gather(xp.stack(shares))
-        if not is_empty:
-            shares, count = backend.batch_norm_add_gradients(told, xp.asarray(count, np.float64)), 1
+    told = saved.communicator.gather(xp.stack([dgamma, dbeta]))
     if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *shares, count)
+        shares = backend.batch_norm_add_gradients(told, xp.asarray(saved.count, np.float64))
+        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *shares, 1)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

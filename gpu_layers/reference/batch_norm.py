@@ -331,7 +331,7 @@ def batch_norm_gradient_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.
 
 
 @ieee
-def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray | None = None) -> np.ndarray:
+def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """``dgamma`` and ``dbeta`` of all parts of a batch, added in float64 in their order; or these over all its values.
 
     Parameters
@@ -343,15 +343,15 @@ def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray | None = None) 
 
     Returns
     -------
-    ndarray, shape (2, C)
+    dgamma, dbeta : ndarray, shape (C,)
         In the dtype of ``sums``. With a count in float64, if no kernel gives them: :func:`batch_norm_input_gradient`
         takes these with a count of 1.
     """
     total = sums[0].astype(np.float64)
     for part in sums[1:]:
         total = total + part
-    total = total.astype(sums.dtype)
-    return total if count is None else total.astype(np.float64) / count
+    dgamma, dbeta = total.astype(sums.dtype)
+    return (dgamma, dbeta) if count is None else (dgamma.astype(np.float64) / count, dbeta.astype(np.float64) / count)
 
 
 @ieee

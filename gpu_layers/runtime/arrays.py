@@ -16,7 +16,7 @@ from gpu_layers.core.cuda import import_cupy, is_cupy_array
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import copy_into
 from gpu_layers.runtime.gpu import runner_on_gpu
-from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Rows, Slot
+from gpu_layers.runtime.steps import Allocate, Compute, Deliver, Launch, Slot, Views
 
 if TYPE_CHECKING:
     from gpu_layers.runtime.program import Program
@@ -117,8 +117,10 @@ class NumpyArrays:
                 emulation().launch(step.kernel, step.grid, step.block, values, step.shared_bytes, step.cooperative)
             elif isinstance(step, Allocate):
                 objects.append((np.zeros if step.zeroed else np.empty)(step.shape, step.dtype))
-            elif isinstance(step, Rows):
-                objects.extend(objects[step.of])
+            elif isinstance(step, Views):
+                flat = objects[step.of].reshape(-1)
+                for part, shape in step.parts:
+                    objects.append(flat[part].reshape(shape))
             elif isinstance(step, Compute):
                 objects.append(step.function(np, *[objects[slot] for slot in step.of]))
             elif isinstance(step, Deliver):

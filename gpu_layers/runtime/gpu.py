@@ -23,8 +23,8 @@ from gpu_layers.runtime.steps import (
     CooperativeLaunchRefusedError,
     Deliver,
     Launch,
-    Rows,
     Slot,
+    Views,
 )
 
 # Shared memory that a launch may use unless a function opts in to more.
@@ -243,16 +243,8 @@ def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
         return bound_launch(step, program.device)
     if isinstance(step, Allocate):
         return _bound_allocation(step, step.slot in program.needs_array, cupy)
-    if isinstance(step, Rows):
-        of, nothing = step.of, [None] * step.count
-        offsets = [index * step.size for index in range(step.count)]
-
-        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
-            first = slots[of]
-            objects.extend(nothing)
-            slots.extend([first + offset for offset in offsets])
-
-        return rows
+    if isinstance(step, Views):
+        return bound_views(step)
     if isinstance(step, Compute):
 
         def compute(objects: list[Any], slots: list[int], stream: Any) -> None:
@@ -268,6 +260,24 @@ def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
 
         return deliver
     raise TypeError(f"expected a step of a program, got {type(step).__name__}")
+
+
+def bound_views(step: Views) -> BoundStep:
+    """A function that adds the parts of an array, or their addresses alone."""
+    of, nothing = step.of, [None] * len(step.slots)
+    offsets = [offset * step.itemsize for offset in step.offsets]
+
+    def views(objects: list[Any], slots: list[int], stream: Any) -> None:
+        first = slots[of]
+        objects.extend(nothing)
+        slots.extend([first + offset for offset in offsets])
+
+    def arrays(objects: list[Any], slots: list[int], stream: Any) -> None:
+        flat, first = objects[of].reshape(-1), slots[of]
+        objects.extend([flat[part].reshape(shape) for part, shape in step.parts])
+        slots.extend([first + offset for offset in offsets])
+
+    return arrays if step.are_arrays else views
 
 
 def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from gpu_layers.runtime.arrays import ALIGNMENT, ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.kernel import Kernel
 from gpu_layers.runtime.limits import limits
-from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Views
 
 
 class Operand:
@@ -145,13 +146,35 @@ class Program:
         self.steps.append(Allocate(operand.slot, operand.shape, operand.dtype, zeroed))
         return operand
 
+    def views(self, operand: Operand, offsets: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Operand]:
+        """Parts of a contiguous operand in the same memory, each after so many of its elements."""
+        if not operand.is_contiguous:
+            raise ValueError(f"an operand of shape {operand.shape} that is not contiguous has no parts in its memory")
+        slots = tuple([self._new_slot() for _ in offsets])
+        itemsize = operand.dtype.itemsize
+        self.steps.append(Views(slots, operand.slot, tuple(offsets), tuple(shapes), itemsize))
+        return [
+            Operand(
+                self,
+                slot,
+                shape,
+                operand.dtype,
+                is_ready=operand.is_ready and offset * itemsize % ALIGNMENT == 0,
+                is_writeable=operand.is_writeable,
+            )
+            for slot, offset, shape in zip(slots, offsets, shapes, strict=True)
+        ]
+
     def rows(self, operand: Operand) -> list[Operand]:
         """The rows of an array of two axes, in the same memory."""
         count, length = operand.shape
-        size = length * operand.dtype.itemsize
-        self.steps.append(Rows(operand.slot, count, size))
-        flags = {"is_ready": size % ALIGNMENT == 0, "is_writeable": operand.is_writeable}
-        return [Operand(self, self._new_slot(), (length,), operand.dtype, **flags) for _ in range(count)]
+        return self.views(operand, range(0, count * length, length), [(length,)] * count)
+
+    def split(self, operand: Operand, bounds: Sequence[int]) -> list[Operand]:
+        """Its parts along the first axis, in the same memory: part i from bounds[i] to bounds[i + 1]."""
+        shape, of_one = operand.shape[1:], math.prod(operand.shape[1:])
+        offsets = [start * of_one for start in bounds[:-1]]
+        return self.views(operand, offsets, [(stop - start, *shape) for start, stop in pairwise(bounds)])
 
     def compute(
         self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
@@ -206,9 +229,14 @@ class Program:
             slot = result.slot
             self.results = lambda objects: objects[slot]
         used = [step.of for step in self.steps if isinstance(step, Compute)]
-        used += [(step.source,) for step in self.steps if isinstance(step, Deliver)]
+        used += [(step.source, step.target) for step in self.steps if isinstance(step, Deliver)]
+        needed = set(self._shapes).union(*used)
+        for place, step in reversed(list(enumerate(self.steps))):
+            if isinstance(step, Views) and not needed.isdisjoint(step.slots):
+                needed.add(step.of)
+                self.steps[place] = replace(step, are_arrays=True)
         #: Slots that must be arrays of the library; memory is enough for the others.
-        self.needs_array = frozenset(self._shapes).union(*used)
+        self.needs_array = frozenset(needed)
         #: Runs the steps on arrays of the recorded signature: ``run(arrays, numbers)``.
         self.run = self.kind.runner(self)
 
@@ -226,7 +254,7 @@ class Program:
 
 #: What a launcher's function is given: operands, None where there is no array, and numbers that it only hands on.
 Operands: TypeAlias = Sequence[Array]
-Numbers: TypeAlias = Sequence[Any]
+Numbers: TypeAlias = tuple[Any, ...]
 
 
 class Launcher:

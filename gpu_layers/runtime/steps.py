@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,12 +59,35 @@ class Allocate:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of an array, of ``size`` bytes each, as new slots in order."""
+class Views:
+    """Parts of a contiguous array in its own memory, as new slots in order.
 
+    Attributes
+    ----------
+    slots : tuple of int
+    of : int
+    offsets : tuple of int
+        Elements before each.
+    shapes : tuple of tuple of int
+    itemsize : int
+    are_arrays : bool
+        Whether they must be arrays of the library; addresses are enough otherwise.
+    """
+
+    slots: tuple[int, ...]
     of: int
-    count: int
-    size: int
+    offsets: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    itemsize: int
+    are_arrays: bool = False
+
+    @cached_property
+    def parts(self) -> tuple[tuple[slice, tuple[int, ...]], ...]:
+        """Where each is in the array's elements, and its shape."""
+        return tuple(
+            (slice(offset, offset + math.prod(shape)), shape)
+            for offset, shape in zip(self.offsets, self.shapes, strict=True)
+        )
 
 
 @dataclass(frozen=True)

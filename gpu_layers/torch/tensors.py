@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch
 from gpu_layers.runtime.arrays import ALIGNMENT, Runner, register_kind
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import ready_copy
-from gpu_layers.runtime.gpu import bound_launch
-from gpu_layers.runtime.steps import Allocate, BoundStep, Compute, Deliver, Launch, Rows, Slot
+from gpu_layers.runtime.gpu import bound_launch, bound_views
+from gpu_layers.runtime.steps import Allocate, BoundStep, Compute, Deliver, Launch, Slot, Views
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _NUMPY = {
@@ -143,14 +144,9 @@ def _bound(step: Any, device: int | None) -> BoundStep:
         return _emulated(step) if device is None else bound_launch(step, device)
     if isinstance(step, Deliver):
         return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
-    if isinstance(step, Rows):
-
-        def rows(objects: list[Any], slots: list[int], stream: Any) -> None:
-            found = objects[step.of].unbind()
-            objects.extend(found)
-            slots.extend([one.data_ptr() for one in found])
-
-        return rows
+    if isinstance(step, Views):
+        # The emulator takes tensors.
+        return bound_views(replace(step, are_arrays=True) if device is None else step)
     made = _made(step, memory_of(device))
 
     def make(objects: list[Any], slots: list[int], stream: Any) -> None:

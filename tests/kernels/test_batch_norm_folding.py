@@ -11,6 +11,7 @@ from gpu_layers.core.running import RunningStatistics
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import forward_plan
 from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
+from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.limits import force_limits
 from tests.inputs import assert_same_bits, normal
@@ -81,6 +82,24 @@ def test_a_forward_folds_a_batch_in(shape, channels_last, two_reads, rule):
 
     with force_limits(two_reads=two_reads):
         assert_folds(run, channels, plan.count, batches(shape, channels_last), rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("two_reads", [False, True])
+@pytest.mark.parametrize(("shape", "channels_last"), [SHARED, WHOLE, SHARED_ROWS], ids=str)
+def test_a_padded_batch_is_folded_in_with_the_number_of_its_values(shape, channels_last, two_reads, rule):
+    channels, spatial = shape[-1 if channels_last else 1], shape[1:3] if channels_last else shape[2:]
+    inputs = batches(shape, channels_last)
+    # The last sample, which one batch spoils, counts.
+    lengths = [[min(1 + sample, size) for size in spatial] for sample in range(shape[0] - 1)] + [spatial]
+    valid = valid_positions(inputs[0], lengths, None, channels_last)
+
+    def run(x, into):
+        arguments = (x, None, None, 1e-5, channels_last, None, "identity", into, None, valid)
+        return backend_for(x).batch_norm_forward(*arguments)[1]
+
+    with force_limits(two_reads=two_reads):
+        assert_folds(run, channels, valid.count, inputs, rule)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -10,7 +10,7 @@ from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import force_limits
 from gpu_layers.runtime.program import Launcher
-from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Rows
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Views
 from tests.inputs import LAYOUTS, assert_same_bits, normal
 
 misaligned = LAYOUTS["off_by_a_byte"]
@@ -139,12 +139,14 @@ def test_views_of_operands():
         frozen, strided = operands
         for view in (frozen.reshape(5, 3), frozen.as_bytes(), frozen.as_bytes().reshape(4, 15), *rows_of(frozen)):
             assert not view.is_writeable
-        assert [row.is_ready for row in rows_of(frozen)] == [False] * 3
+        assert [row.is_ready for row in rows_of(frozen)] == [True, False, False]
         assert all(row.is_ready for row in rows_of(frozen.program.allocate((2, 4), np.float32)))
         assert frozen.as_bytes().reshape(4, 15).of_bytes
         assert not frozen.reshape(5, 3).of_bytes
         with pytest.raises(ValueError, match="has no view of shape"):
             strided.reshape(15)
+        with pytest.raises(ValueError, match="not contiguous has no parts"):
+            strided.program.split(strided, (0, 5))
 
     def rows_of(operand):
         return operand.program.rows(operand)
@@ -173,7 +175,26 @@ def test_steps_of_every_kind():
     assert_same_bits(np.ascontiguousarray(out[1]), np.maximum(x, 0).reshape(-1))
     assert not out[0].any()
     assert not first.any()
-    assert [type(step) for step in programs[0].steps] == [Compute, Allocate, Rows, Allocate, Launch, Deliver]
+    assert [type(step) for step in programs[0].steps] == [Compute, Allocate, Views, Allocate, Launch, Deliver]
+
+
+def test_parts_of_arrays():
+    """Kernels write into parts of a result where their addresses suit them; others are copied there."""
+
+    @Launcher
+    def by_parts(operands, numbers):
+        x = operands[0]
+        y = arrays.empty(x.shape, x.dtype, x)
+        for own, place in zip(x.program.split(x, (0, 1, 3)), x.program.split(y, (0, 1, 3)), strict=True):
+            own, target = arrays.ready(own), arrays.destination(place, place)
+            launch(RELU["relu_forward<float>"], 1, 256, (own, target, bits_of(own), own.size))
+            arrays.delivered(target, place)
+        return y, x.program.split(y, (1, 3))[0]
+
+    y, last = by_parts((X,))
+    assert_same_bits(y, np.maximum(X, 0))
+    assert_same_bits(last.copy(), np.maximum(X[1:], 0))
+    assert np.shares_memory(y, last)
 
 
 def test_numbers_of_a_call():

@@ -10,7 +10,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
-from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.catalogue import OPERATIONS, batch_norm_variants
 from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.layers import batch_norm as batch_norm_layers
 from gpu_layers.runtime import ranges
@@ -48,7 +48,8 @@ def called(monkeypatch) -> Iterator[set[str]]:
         names.update({"lengths"} if lengths is not None else (), {"mask"} if mask is not None else ())
         return right(x, lengths, mask, channels_last)
 
-    monkeypatch.setattr(batch_norm_layers, "valid_positions", valid_positions)
+    for module in (batch_norm_layers, batch_norm_variants):
+        monkeypatch.setattr(module, "valid_positions", valid_positions)
     sys.setprofile(note)
     yield names
     sys.setprofile(None)
