@@ -10,6 +10,7 @@
 // A thread owns octets of neighbouring elements, which take two Philox blocks each (three where start is no
 // multiple of 8). Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 #include "activation_dropout.cuh"
+#include "channels_last.cuh"
 #include "gradient_bits.cuh"
 
 // y = D(phi(x)) or phi(D(x)).
@@ -119,6 +120,68 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 4 ? 4 : 3)
     activation_gradient<T>(result, at, activation, first != 0, rule.scale,
                            [&](int, int) { return (kept >> threadIdx.x & 1u) != 0; });
     dx[rest] = from_accumulate<T>(result[0][0]);
+}
+
+// As the forward, without bits, of an array whose channels lie side by side.
+//   Width   neighbouring channels of a thread
+template <typename T, int Width>
+__global__ void __launch_bounds__(kElementwiseThreads, 3)
+    activation_dropout_forward_last(const T* x, T* y, ChannelsLast array, int activation, int first,
+                                    DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
+                                    unsigned long long offset, const unsigned long long* rng_state,
+                                    unsigned long long start) {
+    using A = accumulate_t<T>;
+    // Positions that are calculated together: values of as many octets as above.
+    constexpr int together = kPositionsOf<kOctetUnroll<T> * kOctet, Width>;
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+    for (long long number = first_of_thread(); number < array.parts; number += step_of_threads()) {
+        LastPart<Width> part(array, number);
+        part.decide(rule, stream, start);
+        Vector<T, Width> values[kPositions];
+        part.load(values, x);
+#pragma unroll
+        for (int begin = 0; begin < kPositions; begin += together) {
+            A results[together][Width];
+            unsigned int passing[together] = {};
+            for_each_value(results, [&](A& result, int i, int j) { result = widened(values[begin + i], j); });
+            activate_and_drop<T>(
+                results, activation, first != 0, rule.scale,
+                [&](int i, int j) { return part.keeps(begin + i, j); }, passing, 0);
+#pragma unroll
+            for (int i = 0; i < together; ++i) values[begin + i] = rounded<T, Width>(results[i]);
+        }
+        part.store(values, y);
+    }
+}
+
+// As the backward, likewise.
+template <typename T, int Width>
+__global__ void __launch_bounds__(kElementwiseThreads, 3)
+    activation_dropout_backward_last(const T* dy, const T* x, T* dx, ChannelsLast array, int activation,
+                                     int first, DropoutRule<accumulate_t<T>> rule, unsigned long long seed,
+                                     unsigned long long offset, const unsigned long long* rng_state,
+                                     unsigned long long start) {
+    using A = accumulate_t<T>;
+    constexpr int together = kPositionsOf<kOctetUnroll<T> * kPart<T>, Width>;
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+    for (long long number = first_of_thread(); number < array.parts; number += step_of_threads()) {
+        LastPart<Width> part(array, number);
+        part.decide(rule, stream, start);
+#pragma unroll 1
+        for (int begin = 0; begin < part.count; begin += together) {
+            Vector<T, Width> gradients[together], inputs[together];
+            part.load(gradients, dy, begin);
+            part.load(inputs, x, begin);
+            A results[together][Width], at[together][Width];
+            for_each_value(results, [&](A& value, int i, int j) { value = widened(gradients[i], j); });
+            for_each_value(at, [&](A& value, int i, int j) { value = widened(inputs[i], j); });
+            activation_gradient<T>(results, at, activation, first != 0, rule.scale,
+                                   [&](int i, int j) { return part.keeps(begin + i, j); });
+#pragma unroll
+            for (int i = 0; i < together; ++i) gradients[i] = rounded<T, Width>(results[i]);
+            part.store(gradients, dx, begin);
+        }
+    }
 }
 
 // dx = scale * dy where the forward set the element's bit, and +0 elsewhere: ReLU, with either order of

@@ -8,6 +8,7 @@
 //   start    number of the first decision in the whole (sharded) array
 // The mask depends on (seed, offset, number of the decision) alone: any launch gives the same bits.
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
+#include "channels_last.cuh"
 #include "division64.cuh"
 #include "dropout_rule.cuh"
 #include "elementwise.cuh"
@@ -222,75 +223,44 @@ __global__ void __launch_bounds__(kElementwiseThreads, 4)
     }
 }
 
-// Decides over an array (samples, positions, channels) in memory, by numbers that count in the order of
-// (samples, channels, positions): over elements, or over whole channels of a sample. A thread owns Width
-// neighbouring channels at four neighbouring positions: each Philox block serves its four decisions.
-//   residual     [n] T, or null: added to what the rule makes, before that is rounded; y may be it
-//   n            samples * groups * vectors: of threads' parts
-//   positions, channels    of a sample; channels is a multiple of Width
+// Decides over an array whose channels lie side by side: over elements, or over whole channels of a sample.
+//   residual     as x, or null: added to what the rule makes, before that is rounded; y may be it
 //   by_channel   whether the positions of a channel share a decision
-//   vectors      channels / Width
-//   groups       ceil(positions / 4)
 // Of float and double the compiler is told to stay within 64 registers, which of half types it does untold
 // (0).
 template <typename T, int Width>
 __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
-    dropout_apply_last(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
+    dropout_apply_last(const T* x, T* y, ChannelsLast array, DropoutRule<accumulate_t<T>> rule,
                        unsigned long long seed, unsigned long long offset,
                        const unsigned long long* rng_state, unsigned long long start, const T* residual,
-                       long long positions, long long channels, int by_channel, Divisor64 vectors,
-                       Divisor64 groups) {
+                       int by_channel) {
     using A = accumulate_t<T>;
-    constexpr unsigned int kAll = (1ull << 4 * Width) - 1;
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
-    for (long long part = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; part < n;
-         part += step) {
-        const unsigned long long row = vectors.quotient(static_cast<unsigned long long>(part));
-        const unsigned long long sample = groups.quotient(row);
-        const long long channel =
-            (part - static_cast<long long>(row * vectors.divisor)) * static_cast<long long>(Width);
-        const long long position = static_cast<long long>(row - sample * groups.divisor) * 4;
-        const long long first = (static_cast<long long>(sample) * positions + position) * channels + channel;
-        const int count = static_cast<int>(min(positions - position, 4ll));
-        // Bit 4 * j + i: whether channel j is kept at position i.
-        unsigned int kept = kAll;
-        const unsigned long long number =
-            sample * static_cast<unsigned long long>(channels) + static_cast<unsigned long long>(channel);
+    for (long long number = first_of_thread(); number < array.parts; number += step_of_threads()) {
+        LastPart<Width> part(array, number);
         if (by_channel) {
-            const unsigned int decisions = kept_neighbours<Width>(rule, stream, start + number);
+            const unsigned int decisions = kept_neighbours<Width>(rule, stream, start + part.channel);
 #pragma unroll
             for (int j = 0; j < Width; ++j) {
-                if ((decisions >> j & 1u) == 0) kept &= ~(0xfu << 4 * j);
+                if ((decisions >> j & 1u) == 0) part.kept &= ~(0xfu << kPositions * j);
             }
         } else {
-            unsigned long long g = start + number * static_cast<unsigned long long>(positions) +
-                                   static_cast<unsigned long long>(position);
-            kept = 0;
-#pragma unroll 1
-            for (int j = 0; j < Width; ++j) {
-                kept |= kept_neighbours<4>(rule, stream, g) << 4 * j;
-                g += static_cast<unsigned long long>(positions);
-            }
+            part.decide(rule, stream, start);
         }
-        // Not before: Philox blocks need the registers.
-        Vector<T, Width> values[4];
+        Vector<T, Width> values[kPositions];
+        part.load(values, x);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i < count) values[i] = Vector<T, Width>::load(x + first + i * channels);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i >= count) break;
+        for (int i = 0; i < kPositions; ++i) {
+            if (i >= part.count) break;
             Vector<T, Width> others;
-            if (residual != nullptr) others = Vector<T, Width>::load(residual + first + i * channels);
+            if (residual != nullptr) others = Vector<T, Width>::load(residual + part.first + i * part.apart);
 #pragma unroll
             for (int j = 0; j < Width; ++j) {
-                A value = rule.choose(to_accumulate(values[i][j]), kept >> (4 * j + i) & 1u);
+                A value = rule.choose(to_accumulate(values[i][j]), part.keeps(i, j));
                 if (residual != nullptr) value += to_accumulate(others[j]);
                 values[i][j] = from_accumulate<T>(value);
             }
-            values[i].store(y + first + i * channels);
+            values[i].store(y + part.first + i * part.apart);
         }
     }
 }

@@ -59,7 +59,7 @@ def _idle_floor() -> SimpleNamespace:
 @contextmanager
 def idle_floors() -> Iterator[None]:
     """A block in which the package's operations compute nothing."""
-    place = arrays.here(torch.empty(0))
+    place: Any = arrays.here(torch.empty(0))
     original = place.floor
     place.floor = _idle_floor()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import ml_dtypes
@@ -39,17 +39,25 @@ from gpu_layers.runtime.kernel import FLOAT_DTYPES
 PAGE = "dropout"
 
 _SEED, _OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210
-# Size, p and start: less than the eight elements of a thread, no whole number of them, more than a block's; a shard
-# that starts within a Philox block; nothing dropped, everything dropped, nothing there.
-_CALLS: tuple[tuple[tuple[int, ...], float, int], ...] = (
-    ((5,), 0.5, 0),
-    ((7, 11), 0.3, 2**33 + 3),
-    ((3, 2051), 0.1, 4),
-    ((9, 5), 0.4, 2**34 - 6),
-    ((5,), 0.0, 0),
-    ((40,), 0.0, 1),
-    ((40,), 1.0, 0),
-    ((0, 3), 0.5, 0),
+# Size, p, start and whether channels are last. Less than the eight elements of a thread, no whole number of them, more
+# than a block's; a shard that starts within a Philox block; nothing dropped, everything dropped, nothing there.
+_CALLS: tuple[tuple[tuple[int, ...], float, int, bool], ...] = (
+    ((5,), 0.5, 0, False),
+    ((7, 11), 0.3, 2**33 + 3, False),
+    ((3, 2051), 0.1, 4, False),
+    ((9, 5), 0.4, 2**34 - 6, False),
+    ((5,), 0.0, 0, False),
+    ((40,), 0.0, 1, False),
+    ((40,), 1.0, 0, False),
+    ((0, 3), 0.5, 0, False),
+    # Channels that make vectors and that make none, positions that fill no Philox block, more than a block's elements.
+    ((2, 3, 5, 16), 0.4, 0, True),
+    ((3, 7, 5), 0.3, 2**33 + 3, True),
+    ((3, 130, 8), 0.1, 4, True),
+    ((5, 24), 0.5, 2**34 - 6, True),
+    ((2, 3, 8), 0.0, 0, True),
+    ((2, 3, 7), 1.0, 0, True),
+    ((0, 4, 8), 0.5, 0, True),
 )
 
 
@@ -76,15 +84,15 @@ def _activation_dropout(dtype: np.dtype, activation: str) -> Case:
 
     def run(arrays: Arrays) -> Arrays:
         results = {}
-        for shape, p, start in _CALLS:
-            for order in ORDERS:
-                x, dy = _runs(arrays["x"], shape), _runs(arrays["dy"], shape)
-                y, saved = ops.activation_dropout_forward(x, activation, p, _SEED, _OFFSET, order=order, start=start)
-                name = f"{list(shape)} p={p} {order}"
-                results[f"y {name}"] = y
-                results[f"dx {name}"] = ops.activation_dropout_backward(dy, saved)
-                if saved.gradient_bits is not None:
-                    results[f"bits {name}"] = saved.gradient_bits
+        for (shape, p, start, last), order in itertools.product(_CALLS, ORDERS):
+            x, dy = _runs(arrays["x"], shape), _runs(arrays["dy"], shape)
+            of_call: dict[str, Any] = {"order": order, "start": start, "channels_last": last}
+            y, saved = ops.activation_dropout_forward(x, activation, p, _SEED, _OFFSET, **of_call)
+            name = f"{list(shape)} p={p} {order}"
+            results[f"y {name}"] = y
+            results[f"dx {name}"] = ops.activation_dropout_backward(dy, saved)
+            if saved.gradient_bits is not None:
+                results[f"bits {name}"] = saved.gradient_bits
         return results
 
     @ieee
@@ -92,15 +100,14 @@ def _activation_dropout(dtype: np.dtype, activation: str) -> Case:
         if ACTIVATIONS[activation].is_exact:
             return {}
         allowed = {}
-        for shape, p, _ in _CALLS:
-            for order in ORDERS:
-                scale = 1 / (1 - p) if p < 1 else 0.0
-                x, dy = (_runs(inputs[name], shape).astype(np.float64) for name in ("x", "dy"))
-                x = x * scale if order == "before" else x
-                name = f"{list(shape)} p={p} {order}"
-                y, dx = expected[f"y {name}"].astype(np.float64), expected[f"dx {name}"].astype(np.float64)
-                allowed[f"y {name}"] = _error_of_forward(activation, x, y, dtype)
-                allowed[f"dx {name}"] = _error_of_backward(activation, x, dy * scale, dx, dtype)
+        for (shape, p, *_), order in itertools.product(_CALLS, ORDERS):
+            scale = 1 / (1 - p) if p < 1 else 0.0
+            x, dy = (_runs(inputs[name], shape).astype(np.float64) for name in ("x", "dy"))
+            x = x * scale if order == "before" else x
+            name = f"{list(shape)} p={p} {order}"
+            y, dx = expected[f"y {name}"].astype(np.float64), expected[f"dx {name}"].astype(np.float64)
+            allowed[f"y {name}"] = _error_of_forward(activation, x, y, dtype)
+            allowed[f"dx {name}"] = _error_of_backward(activation, x, dy * scale, dx, dtype)
         return allowed
 
     return Case("activation_dropout", dtype, activation, inputs, run, bounds)
@@ -306,8 +313,8 @@ def _relu_floor(s: Sizes, direction: str) -> int:
     return s.elements(2) + s.inputs // 8
 
 
-def _call(x: Array, activation: str, order: str = "after", start: int = 0) -> Any:
-    return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, start=start)
+def _call(x: Array, activation: str, order: str = "after", **options: Any) -> Any:
+    return ops.activation_dropout_forward(x, activation, P, *TIMED, order=order, **options)
 
 
 def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
@@ -321,6 +328,8 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
             forward=lambda x, call=(activation, order): _call(x, *call),
             floor=lambda s, direction, saved, floor=floors[activation]: floor(s, direction),
         )
+    forward = partial(_call, activation="gelu", channels_last=True)
+    yield from passes(operation, "gelu dropout, channels last", dtype, (4, 16, 16, 64), forward=forward)
 
 
 ACTIVATION_DROPOUT = Operation(
@@ -352,7 +361,7 @@ RELU_DROPOUT = ACTIVATION_DROPOUT.called(
 DROPOUT_ACTIVATION = ACTIVATION_DROPOUT.called(
     "dropout_activation",
     shapes=LARGE_ROWS,
-    forward=lambda a, last: _call(a["x"], "gelu", "before", a["start"]),
+    forward=lambda a, last: _call(a["x"], "gelu", "before", start=a["start"]),
     torch=lambda F, t: F.gelu(F.dropout(t["x"], P, training=True)),  # noqa: N803
     jax=lambda jax, a, last: jax.nn.gelu(dropout_jax(jax, a, last), approximate=False),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -378,7 +378,8 @@ def _draw(dtype: np.dtype) -> Case:
             of_call = options | ({"sample_ids": arrays["ids"]} if "sample_ids" in options else {})
             forwards[name] = forward(x, 0.5, None, None, rng_state=rng_state, **of_call)
         y, relu = ops.activation_dropout_forward(x, "relu", 0.5, None, None, rng_state=rng_state)
-        z, leaky_relu = ops.activation_dropout_forward(x, "leaky_relu", 0.5, None, None, rng_state=rng_state)
+        leaky = partial(ops.activation_dropout_forward, x, "leaky_relu", 0.5, None, None, rng_state=rng_state)
+        (z, leaky_relu), (last_z, last) = leaky(), leaky(channels_last=True)
         summed, added = ops.dropout_add_forward(
             x, x, 0.5, None, None, bias=x[0, 0], rng_state=rng_state, sample_ids=arrays["ids"]
         )
@@ -387,6 +388,8 @@ def _draw(dtype: np.dtype) -> Case:
         results = {"relu y": y, "leaky_relu y": z, "advanced": rng_state, "taken": taken}
         results["relu dx"] = ops.activation_dropout_backward(x, relu)
         results["leaky_relu dx"] = ops.activation_dropout_backward(x, leaky_relu.with_rng_state(taken))
+        results["leaky_relu y, last"] = last_z
+        results["leaky_relu dx, last"] = ops.activation_dropout_backward(x, last.with_rng_state(taken))
         results["dropout_add y"] = summed
         results["dropout_add dx"], _, _ = ops.dropout_add_backward(x, added.with_rng_state(taken))
         for name, (y, saved) in forwards.items():

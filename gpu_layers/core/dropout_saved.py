@@ -57,10 +57,12 @@ class ActivationDropoutSaved:
     dropout : DropoutSaved
         The mask as numbers.
     x : array or None
-        The input itself. Backward notices what this library has written to it. None for relu and identity.
+        The input itself. Backward notices what this library has written to it. None for identity, and for relu
+        where there are gradient_bits.
     gradient_bits : array of uint8 or None
-        For relu, one bit per element instead: kept and positive. That moves fewer bytes than reading the output again
-        (8.25 per element of bfloat16 in both directions, not 10), and keeps fewer, unless the output is kept anyway.
+        For relu, unless channels are last, one bit per element instead: kept and positive. That moves fewer bytes than
+        reading the output again (8.25 per element of bfloat16 in both directions, not 10), and keeps fewer, unless the
+        output is kept anyway.
     writes : int
         :func:`write_count` of the forward.
     """

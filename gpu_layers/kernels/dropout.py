@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask
 from gpu_layers.core.philox import sample_seed
 from gpu_layers.core.reference_gpu import WARP_THREADS
@@ -43,7 +43,10 @@ _ROWS = np.dtype(
         ("is_shared", np.int32),
     ]
 )
-STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, **_RULES}
+_CHANNELS_LAST = np.dtype(
+    [*((size, np.int64) for size in ("parts", "positions", "channels")), ("vectors", DIVISOR), ("groups", DIVISOR)]
+)
+STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, "ChannelsLast": _CHANNELS_LAST, **_RULES}
 # Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
 _SHORT_RUN, _RUN_UNROLL = 16, 2
 # Of dropout_moments: elements of a span, where they are one row.
@@ -55,12 +58,11 @@ _APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_grouped", _TYPES, STRU
 _APPLY_SHARED = KernelTemplate("dropout.cu", "dropout_apply_shared", _TYPES, STRUCTS)
 _APPLY_ROWS = KernelTemplate("dropout.cu", "dropout_apply_samples", _TYPES, STRUCTS)
 _APPLY_BLOCKS = KernelTemplate("dropout.cu", "dropout_apply_blocks", _TYPES, STRUCTS)
-_APPLY_LAST = KernelTemplate(
-    "dropout.cu",
-    "dropout_apply_last",
-    [{"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)],
-    STRUCTS,
-)
+#: Of kernels over arrays whose channels lie side by side: whether or not they make vectors.
+LAST_TYPES = [
+    {"T": element, "Width": str(width)} for element in ELEMENT_TYPES for width in (vector_width(C_TYPES[element]), 1)
+]
+_APPLY_LAST = KernelTemplate("dropout.cu", "dropout_apply_last", LAST_TYPES, STRUCTS)
 _MOMENTS = KernelTemplate(
     "dropout.cu", "dropout_moments", combinations(T=ELEMENT_TYPES, BySample=("false", "true")), STRUCTS
 )
@@ -172,20 +174,24 @@ def _apply(
 
 def _launch_last(element: str, arguments: Arguments, residual: Array, run: int, channels_last: bool) -> None:
     x, y, _, *of_call = arguments
-    if channels_last:
-        samples, channels = x.shape[0], x.shape[-1]
-        positions, by_channel = x.size // (samples * channels), run > 1
-    else:
-        # One sample of one position: its channels are the elements.
-        samples, channels, positions, by_channel = 1, x.size, 1, True
-    width = vector_width(x.dtype)
+    # Otherwise one sample of one position: its channels are the elements.
+    shape = x.shape if channels_last else (1, x.size)
+    width, array, blocks = last_parts(shape, x.dtype)
+    by_channel = int(run > 1 or not channels_last)
+    kernel = _APPLY_LAST(T=element, Width=str(width))
+    launch(kernel, blocks, THREADS, (x, y, array, *of_call, residual, by_channel))
+
+
+def last_parts(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, np.ndarray, int]:
+    """For an array of the shape ``(N, *spatial, C)``: channels of a thread, ``ChannelsLast`` and blocks."""
+    samples, *spatial, channels = shape
+    positions, width = math.prod(spatial), vector_width(dtype)
     if channels % width:
         width = 1
     vectors, groups = channels // width, -(-positions // 4)
     parts = samples * groups * vectors
-    shape = (positions, channels, int(by_channel), divisor(vectors), divisor(groups))
-    kernel = _APPLY_LAST(T=element, Width=str(width))
-    launch(kernel, blocks_for(parts, THREADS), THREADS, (x, y, parts, *of_call, residual, *shape))
+    array = np.array((parts, positions, channels, divisor(vectors), divisor(groups)), _CHANNELS_LAST)
+    return width, array, blocks_for(parts, THREADS)
 
 
 def _is_aligned(phase: int, x: Array) -> bool:

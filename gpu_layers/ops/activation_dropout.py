@@ -31,6 +31,7 @@ def activation_dropout_forward(
     order: str = "after",
     start: int = 0,
     rng_state: Array = None,
+    channels_last: bool = False,
 ) -> tuple[Array, ActivationDropoutSaved]:
     """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
 
@@ -40,7 +41,7 @@ def activation_dropout_forward(
         float16, bfloat16, float32 or float64, any shape and layout.
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "identity"}
         leaky_relu has a slope of 0.01, gelu is the exact one (by erf).
-    p, seed, offset, start, rng_state
+    p, seed, offset, start, rng_state, channels_last
         As in :func:`dropout_forward`: the mask is the same.
     order : {"after", "before"}
         Dropout after the activation (a dropped element is +0 whatever it was) or before it (a dropped element is
@@ -61,21 +62,24 @@ def activation_dropout_forward(
         For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
     """
     backend = backend_for(x, optional=(rng_state,))
-    activation, order, drop_below, scale, run = _checked(x, activation, order, p, start)
+    activation, order, drop_below, scale, run = _checked(x, activation, order, p, start, channels_last)
+    channels_last = bool(channels_last)
     if activation == "identity":
-        y, dropout = dropout_forward(x, p, seed, offset, start=start, rng_state=rng_state)
+        y, dropout = dropout_forward(x, p, seed, offset, start=start, rng_state=rng_state, channels_last=channels_last)
         return y, ActivationDropoutSaved(activation, order, dropout)
     mask = call_mask(x, drop_below, seed, offset, start, run, None, rng_state)
-    y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before")
-    dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
-    return y, ActivationDropoutSaved(activation, order, dropout, None if activation == "relu" else x, bits)
+    y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before", channels_last)
+    dropout = DropoutSaved(mask, scale, x.shape, x.dtype, channels_last)
+    return y, ActivationDropoutSaved(activation, order, dropout, x if bits is None else None, bits)
 
 
 @Checked
-def _checked(x: Array, activation: str, order: str, p: float, start: int) -> tuple[str, str, int, float, int]:
+def _checked(
+    x: Array, activation: str, order: str, p: float, start: int, channels_last: bool
+) -> tuple[str, str, int, float, int]:
     """Names of the activation and the order; threshold, factor and run of the mask."""
     activation, order = check_activation(activation), check_order(order)
-    drop_below, scale, run, _ = check_dropout(x, p, start)
+    drop_below, scale, run, _ = check_dropout(x, p, start, None, None, (), False, channels_last)
     return activation, order, drop_below, scale, run
 
 
@@ -114,6 +118,5 @@ def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Arr
         return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
     check_unwritten(saved.writes, x=saved.x)
     dropout.check_unwritten()
-    return backend.activation_dropout_backward(
-        dy, saved.x, saved.activation, dropout.mask, dropout.scale, saved.order == "before"
-    )
+    of_call = dropout.mask, dropout.scale, saved.order == "before", dropout.channels_last
+    return backend.activation_dropout_backward(dy, saved.x, saved.activation, *of_call)

@@ -17,7 +17,7 @@ __all__ = ["activation_dropout_backward", "activation_dropout_forward", "relu_dr
 
 @ieee
 def activation_dropout_forward(
-    x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+    x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool, channels_last: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """``D(phi(x))``, or ``phi(D(x))`` if ``dropout_first``, where D drops and scales kept elements.
 
@@ -33,14 +33,19 @@ def activation_dropout_forward(
         Rounded to the accumulation dtype, in which x is scaled; an activation that is not exact is computed in
         float64.
     dropout_first : bool
+    channels_last : bool
+        x is (N, *spatial, C), and the mask is that of (N, C, *spatial).
 
     Returns
     -------
     y : ndarray
         C-contiguous, x's shape and dtype.
     gradient_bits : ndarray of uint8, shape (ceil(size / 8),), or None
-        For ReLU: bit ``i & 7`` of byte ``i >> 3`` is set where element i is kept and not clipped.
+        For ReLU, unless channels_last: bit ``i & 7`` of byte ``i >> 3`` is set where element i is kept and not clipped.
     """
+    if channels_last:
+        y, _ = activation_dropout_forward(np.moveaxis(x, -1, 1), activation, mask, scale, dropout_first)
+        return np.ascontiguousarray(np.moveaxis(y, 1, -1)), None
     phi = ACTIVATIONS[activation]
     y = np.empty(x.shape, x.dtype)
     bits = np.empty(-(-x.size // 8), np.uint8) if activation == "relu" else None
@@ -61,9 +66,22 @@ def activation_dropout_forward(
 
 @ieee
 def activation_dropout_backward(
-    dy: np.ndarray, x: np.ndarray, activation: str, mask: DropoutMask, scale: float, dropout_first: bool
+    dy: np.ndarray,
+    x: np.ndarray,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    channels_last: bool = False,
 ) -> np.ndarray:
-    """``scale * phi'(x) * dy``, or ``scale * phi'(scale * x) * dy`` if ``dropout_first``, where kept; +0 elsewhere."""
+    """``scale * phi'(x) * dy``, or ``scale * phi'(scale * x) * dy`` if ``dropout_first``, where kept.
+
+    +0 elsewhere, and where ReLU clips, whatever dy is.
+    """
+    if channels_last:
+        dy, x = np.moveaxis(dy, -1, 1), np.moveaxis(x, -1, 1)
+        dx = activation_dropout_backward(dy, x, activation, mask, scale, dropout_first)
+        return np.ascontiguousarray(np.moveaxis(dx, 1, -1))
     phi = ACTIVATIONS[activation]
     dx = np.empty(dy.shape, dy.dtype)
     gradients, source, target = (
@@ -77,6 +95,8 @@ def activation_dropout_backward(
         if dropout_first:
             values *= factor
         slope = phi.derivative_of(values, x.dtype)
+        if activation == "relu":
+            kept = kept & (slope != 0)
         target[chunk] = kept_values(gradients[chunk].astype(accumulate) * factor * slope, kept)
     return dx
 

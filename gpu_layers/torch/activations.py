@@ -1,4 +1,4 @@
-"""Slopes of activations, of torch's differentiable operations: for second derivatives."""
+"""Gradients of activations, of torch's differentiable operations: for second derivatives."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import math
 import torch
 
 
-def gradient_factor(z: torch.Tensor, activation: str) -> torch.Tensor:
-    """``phi'(z)``, of the activations of ``ops.activation_dropout_forward``; of ReLU 0 where z is 0."""
+def activation_gradient(dy: torch.Tensor, z: torch.Tensor, activation: str) -> torch.Tensor:
+    """``phi'(z) * dy``, of the activations of ``ops.activation_dropout_forward``; of ReLU 0 where z is 0."""
+    slope = _slope(z, activation)
+    # Not by multiplying: a clipped unit passes no gradient, were it infinite.
+    return torch.where(slope == 0, 0.0, dy * slope)
+
+
+def _slope(z: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "relu":
         return torch.where(z <= 0, 0.0, 1.0).to(z.dtype)
     if activation == "leaky_relu":

@@ -11,7 +11,7 @@ import importlib
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -96,11 +96,6 @@ class Reference:
         """A result that only a backward needs, which is spared the tensor."""
         return found
 
-    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
-        """Write what the floor found to a tensor."""
-        as_numpy(target)[...] = found
-        return target
-
 
 def _parameter(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
     if tensor is None:
@@ -149,10 +144,6 @@ class Kernels:
 
     kept = tensor
 
-    def store(self, target: torch.Tensor, found: Any) -> torch.Tensor:
-        """Write what the floor found to a tensor."""
-        return target.copy_(found)
-
 
 def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
     shape, strides = memory.shape, memory.stride()
@@ -163,10 +154,12 @@ def _on_memory(memory: torch.Tensor, dtype: torch.dtype, channels_last: bool) ->
     return made.set_(memory.untyped_storage(), memory.storage_offset(), shape, strides)
 
 
+#: What computes.
+Place: TypeAlias = Reference | Kernels
 _REFERENCE, _KERNELS = Reference(), Kernels()
 
 
-def here(tensor: torch.Tensor) -> Any:
+def here(tensor: torch.Tensor) -> Place:
     """What computes with this tensor: :class:`Reference` or :class:`Kernels`, on its GPU or emulated.
 
     Raises

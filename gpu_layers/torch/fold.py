@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpu_layers.torch.modules import COUNTERPARTS
 from gpu_layers.torch.modules.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNormAct
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -38,17 +37,6 @@ _ACTIVATIONS: dict[str | None, Any] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
-
-
-class _Tracer(fx.Tracer):
-    """Sees our modules, as torch's, from outside."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            type(m) in COUNTERPARTS.values()
-            or isinstance(m, _BatchNormAct)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
 
 
 def fold_batch_norm(model: _Model, sample: Any = None) -> _Model:
@@ -115,7 +103,7 @@ def _pairs(model: nn.Module, sample: tuple | None) -> list[tuple[nn.Module, nn.M
 def _neighbours(model: nn.Module, sample: tuple | None) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Modules and the only modules that their results go to."""
     try:
-        graph = _Tracer().trace(model)
+        graph = fx.Tracer().trace(model)
     except Exception:  # control flow that depends on values, or whatever else cannot be traced
         if sample is not None:
             yield from _observed(model, sample)

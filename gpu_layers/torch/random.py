@@ -23,6 +23,8 @@ _LOW_64 = 2**64 - 1
 _CUDA_KEY = 0x6770755F6C617973
 # Numbers that torch's kernels draw in a thread, and so what its generator has to advance by, a multiple of 4.
 _CUDA_STEP = 4
+# Elements of a result that is allocated before a number is drawn.
+_LARGE = 2**18
 _backward_task = torch._C._current_graph_task_id
 _hooks_of_saved = torch._C._autograd._top_saved_tensors_default_hooks
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -55,7 +57,7 @@ def check_generator(generator: Any) -> None:
         raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")
 
 
-def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any, int]:
+def draw(x: torch.Tensor, generator: Generator | None, eager: bool, inplace: bool = False) -> tuple[Any, int]:
     """Seed and offset of a training forward over x: the one draw that it makes.
 
     Parameters
@@ -64,6 +66,8 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
     generator : gpu_layers.Generator, optional
     eager : bool
         :func:`gpu_layers.torch.registry.is_eager` of x.
+    inplace : bool
+        Whether the result needs no memory.
 
     Returns
     -------
@@ -77,13 +81,24 @@ def draw(x: torch.Tensor, generator: Generator | None, eager: bool) -> tuple[Any
     ------
     TypeError
         If the backend that is forced does not take the tensor.
+    NotImplementedError
+        For a DTensor.
     RuntimeError
-        For a generator in a graph that is compiled, traced or captured, under a vmap that is not to have the same
-        random numbers for all, or in a recomputation that does not replay it.
+        If there is no memory for a large result; for a generator in a graph that is compiled, traced or captured, under
+        a vmap that is not to have the same random numbers for all, or in a recomputation that does not replay it.
     """
-    # Where nothing can compute these raise, before anything is drawn: here, and CuPy on a GPU.
-    if eager and arrays.place() is not None:
-        arrays.here(x)
+    # Where nothing can compute these raise, before anything is drawn: here, CuPy on a GPU, and, of plain tensors so
+    # large that it takes no time beside the rest, the allocator.
+    if eager:
+        if arrays.place() is not None:
+            arrays.here(x)
+        if not inplace and x.numel() >= _LARGE:
+            x.new_empty(x.shape)
+    elif not is_compiling() and hasattr(x, "device_mesh"):
+        raise NotImplementedError(
+            "gpu_layers.torch has no sharding rules for DTensor inputs: pass the local tensors, or use torch's own "
+            "layers (gpu_layers.torch.revert(model))"
+        )
     if generator is None:
         if x.is_cpu:
             # Elsewhere a default device, which is a function mode, would decide where it lies.

@@ -1,11 +1,10 @@
-"""The seam between torch and the operations: one row an operation, three ways to call it.
+"""The seam between torch and the operations: one row an operation, two ways to call it.
 
 1. Plain tensors, eagerly: an ``autograd.Function`` calls ``run`` at once; no dispatcher is asked.
-2. ``torch.compile``, export, fake tensors, dispatch modes, subclasses: ``torch.ops.gpu_layers.<name>``, with a fake
-   implementation and a backward of its own.
-3. ``torch.func``: a Function with ``setup_context``, whose rule for ``vmap`` is a loop.
+2. ``torch.compile``, export, fake tensors, dispatch modes, subclasses, ``torch.func``: ``torch.ops.gpu_layers.<name>``,
+   with a fake implementation, a backward of its own, and a loop for ``vmap``.
 
-All three share ``run``, ``save`` and ``backward``.
+Both share ``run``, ``save`` and ``backward``.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch._C import _functorch as _wrappers
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
@@ -28,6 +27,7 @@ from gpu_layers.torch import arrays
 _LIBRARY = torch.library.Library("gpu_layers", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+_Transform = _wrappers.TransformType
 _PLAIN = (Tensor, Parameter)
 _OF_NUMBERS = (None,)  # their gradient
 
@@ -115,7 +115,7 @@ def define(
     written = [place for place, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write]
     torch.library.register_vmap(qualified, _loop(overload, written), lib=_LIBRARY)
     if backward is None:
-        return _without_gradient(overload, run, flat)
+        return _without_gradient(overload, run, flat, written)
 
     place_of_call = arrays.place
 
@@ -134,17 +134,6 @@ def define(
 
     def backward_of_schema(ctx: Any, *gradients: Any) -> tuple:
         return backward_of_call(ctx, *gradients)[:count] + (None,) * (len(arguments) - count)
-
-    def call_flat(*args: Any) -> Any:
-        return call(*packed(args))
-
-    vmap = _loop(call_flat)
-    transformed: list[Any] = []  # made when torch.func first asks
-
-    def transform(*args: Any) -> Any:
-        if not transformed:
-            transformed.append(_transformable(name, overload, setup_context, backward_of_schema, vmap))
-        return transformed[0].apply(*args)
 
     kernel = _autograd_kernel(name, overload, setup_context, backward_of_schema)
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
@@ -173,11 +162,7 @@ def define(
         def call(*args: Any) -> Any:
             if is_eager(args[0], *args[1:count]) and not _is_legacy_batched(args[0]):
                 return eagerly(*args)
-            through: Any = overload
-            # While a graph is made of what torch.func transforms, the operation itself.
-            if not is_dynamo_compiling() and _transforms_active() and not is_compiling():
-                through = transform
-            return part(through(*flat(args)), args)
+            return part(overload(*flat(args)), args)
 
         def eagerly(*args: Any) -> Any:
             if forward_ad._current_level >= 0:
@@ -197,6 +182,38 @@ def define(
     if first is not None:
         call.first = caller(forward_first, lambda *args: raw(*args)[0], first)
     return call
+
+
+def _functionalizes() -> bool:
+    """Whether ``torch.func.functionalize`` is among the transformations."""
+    return any(one.key() == _Transform.Functionalize for one in retrieve_all_functorch_interpreters())
+
+
+def _functionalized(overload: Any, written: Sequence[int], args: Sequence[Any]) -> None:
+    """Call an operation that writes, which ``torch.func.functionalize`` refuses.
+
+    To what that wraps it writes by a copy, and by an operation of torch's.
+    """
+    transformation = retrieve_current_functorch_interpreter()
+    kind, level = transformation.key(), transformation.level()
+    if kind == _Transform.Vmap:
+        return overload(*args)
+    within, copied = list(args), []
+    for place, arg in enumerate(args):
+        if isinstance(arg, Tensor) and _wrappers.maybe_get_level(arg) == level:
+            if kind == _Transform.Functionalize:
+                torch._sync(arg)
+                copied += [place] * (place in written)
+            within[place] = _wrappers.get_unwrapped(arg)
+    with transformation.lower():
+        if kind != _Transform.Functionalize:
+            return _functionalized(overload, written, within)
+        for place in copied:
+            within[place] = within[place].clone()
+        overload(*within)
+    for place in copied:
+        args[place].copy_(within[place])
+    return None
 
 
 def _plain(arg: Any) -> Any:
@@ -279,21 +296,27 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
 
     def forward(ctx: Any, *args: Any) -> Any:
         inputs, keyset = args[:-1], args[-1]
-        output = below(keyset, *inputs)
+        if _transforms_active():
+            # A Function's forward switches gradients off, of transformations around this one too.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                output = below(keyset, *inputs)
+        else:
+            output = below(keyset, *inputs)
         setup(ctx, inputs, output)
         return output
 
     def backward_of_args(ctx: Any, *gradients: Any) -> tuple:
-        return (*backward(ctx, *gradients), None)
+        return (*backward(_Unwrapped(ctx), *gradients), None)
 
     function: Any = _function(name, forward=forward, backward=backward_of_args)
-    # Function.apply refuses what has no setup_context under torch.func; where that is compiled, this kernel is called
-    # for one level of it, whose tensors are like any others here.
+    # Function.apply refuses what has no setup_context under torch.func; but this kernel is called for one level of it,
+    # whose tensors are like any others here.
     apply = super(torch.autograd.Function, function).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if torch._C._is_fwd_grad_enabled():
-            refuse_tangents(name, args)
+            # Of the transformation, if any, that calls this: the others call it themselves.
+            refuse_tangents(name, args, _has_own_tangent)
         if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             if _transforms_active():
                 with enable_single_level_autograd_function():
@@ -309,23 +332,19 @@ def _function(name: str, **methods: Any) -> type:
     return type(title, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
 
 
-def _without_gradient(overload: Any, run: Callable[..., Any], flat: Callable[[tuple], tuple]) -> Callable[..., Any]:
+def _without_gradient(
+    overload: Any, run: Callable[..., Any], flat: Callable[[tuple], tuple], written: Sequence[int]
+) -> Callable[..., Any]:
     """The call of an operation whose results have no gradient."""
 
     def call(*args: Any) -> Any:
-        return run(*args) if is_eager(*args) else overload(*flat(args))
+        if is_eager(*args):
+            return run(*args)
+        if written and not is_dynamo_compiling() and _transforms_active() and _functionalizes():
+            return _functionalized(overload, written, flat(args))
+        return overload(*flat(args))
 
     return call
-
-
-def _transformable(name: str, overload: Any, setup: Any, backward: Any, vmap: Any) -> Any:
-    def forward(*args: Any) -> Any:
-        return overload(*args)
-
-    def backward_of_wrapped(ctx: Any, *gradients: Any) -> tuple:
-        return backward(_Unwrapped(ctx), *gradients)
-
-    return _function(name, forward=forward, setup_context=setup, backward=backward_of_wrapped, vmap=vmap)
 
 
 class _Unwrapped:
@@ -382,27 +401,31 @@ def _loop(call: Callable[..., Any], written: Sequence[int] = ()) -> Callable[...
     return vmap
 
 
-def refuse_tangents(name: str, args: tuple) -> None:
-    """RuntimeError if one of these is a dual tensor."""
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and _has_tangent(arg):
-            raise RuntimeError(
-                f"gpu_layers::{name} has no forward-mode derivative: use reverse mode, or torch's own layers "
-                "(gpu_layers.torch.revert(model))"
-            )
+def _has_own_tangent(x: torch.Tensor) -> bool:
+    # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
+    return torch._VF._unpack_dual(x, level=0)[1] is not None
 
 
 def _has_tangent(x: torch.Tensor) -> bool:
-    # Of level 0, the only one that there is: within a compiled graph nothing tells which is current.
     if not (_transforms_active() and _wrappers.is_functorch_wrapped_tensor(x)):
-        return torch._VF._unpack_dual(x, level=0)[1] is not None
+        return _has_own_tangent(x)
     # Under torch.func: of this transformation's tensor, which vmap has no rule for, or of one within.
-    if not _wrappers.is_batchedtensor(x) and torch._VF._unpack_dual(x, level=0)[1] is not None:
+    if not _wrappers.is_batchedtensor(x) and _has_own_tangent(x):
         return True
     transformation = retrieve_current_functorch_interpreter()
     with transformation.lower():
         outermost = _wrappers.maybe_get_level(x) == transformation.level()
         return _has_tangent(_wrappers.get_unwrapped(x) if outermost else x)
+
+
+def refuse_tangents(name: str, args: tuple, has_tangent: Callable[[torch.Tensor], bool] = _has_tangent) -> None:
+    """RuntimeError if one of these is a dual tensor."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and has_tangent(arg):
+            raise RuntimeError(
+                f"gpu_layers::{name} has no forward-mode derivative: use reverse mode, or torch's own layers "
+                "(gpu_layers.torch.revert(model))"
+            )
 
 
 def through(composite: Callable[..., Any], inputs: tuple, needed: tuple[bool, ...], gradients: tuple) -> list:

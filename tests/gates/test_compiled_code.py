@@ -266,6 +266,11 @@ def test_dropout_of_channels_last_moves_vectors(kernel, most, capability):
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_activation_and_dropout_move_vectors_and_bytes_of_bits(capability):
     for name, kernel in code_of("activation_dropout.cu", capability).items():
+        if "_last<" in name:
+            # Seed and offset, where they lie in memory, and vectors, or single elements.
+            moved = {i.global_bytes for i in kernel.instructions} - {0, 8}
+            assert moved <= ({2, 4} if name.endswith(", 1>") else {16}), name
+            continue
         accesses = [i.global_bytes for i in kernel.hot_loop().instructions if i.global_bytes]
         assert accesses.count(1) <= accesses.count(16), name
         assert set(accesses) <= {1, 16}, name

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from gpu_layers import ops
+from gpu_layers.core.activations import NAMES
 from gpu_layers.runtime.backend import use_backend
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
-from tests.inputs import normal
+from tests.inputs import assert_same_bits, normal, with_specials
 
 SEED, OFFSET, P = 0x0123456789ABCDEF, 2**64 - 2, 0.375
 SHAPES = [(2, 3, 5, 16), (3, 7, 5), (2, 4, 8), (5, 24), (2, 9, 1), (0, 3, 4)]
@@ -65,6 +66,24 @@ def test_alpha_dropout_too():
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("order", ["after", "before"])
+@pytest.mark.parametrize("activation", NAMES)
+def test_activation_dropout_has_the_bits_of_the_other_layout(activation, order, dtype):
+    for shape in SHAPES:
+        x, dy = with_specials(shape, dtype), normal(shape, dtype, 1)
+        for p, start in ((P, 0), (P, 7), (0.0, 0), (1.0, 3)):
+            numbers, of_call = (activation, p, SEED, OFFSET), {"order": order, "start": start}
+            y, saved = ops.activation_dropout_forward(x, *numbers, channels_last=True, **of_call)
+            z, other = ops.activation_dropout_forward(np.moveaxis(x, -1, 1), *numbers, **of_call)
+            assert_same_bits(y, np.moveaxis(z, 1, -1))
+            dz = ops.activation_dropout_backward(np.moveaxis(dy, -1, 1), other)
+            dx = ops.activation_dropout_backward(dy, saved)
+            assert_same_bits(dx, np.moveaxis(dz, 1, -1))
+            assert y.flags.c_contiguous
+            assert dx.flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize(("shape", "last"), [((3, 64), False), ((7, 5), False), ((2, 5, 6, 16), True), ((), False)])
 def test_a_residual_is_added_before_the_only_rounding(shape, last, dtype):
     x, residual = normal(shape, dtype), normal(shape, dtype, 1)
@@ -104,6 +123,8 @@ def test_bad_arguments_are_refused_before_anything_is_written(options, error, me
 def test_other_bad_arguments():
     with pytest.raises(ValueError, match="at least 2 axes"):
         ops.dropout_forward(normal((4,), np.float32), P, SEED, OFFSET, channels_last=True)
+    with pytest.raises(ValueError, match="at least 2 axes"):
+        ops.activation_dropout_forward(normal((4,), np.float32), "gelu", P, SEED, OFFSET, channels_last=True)
     with pytest.raises(ValueError, match="mask_axes must be 1"):
         ops.dropout_forward(normal((2, 3, 4, 5), np.float32), P, SEED, OFFSET, mask_axes=3, channels_last=True)
     both = normal((5, 8), np.float32)

@@ -45,6 +45,13 @@ FUNCTIONS = {
     "drop_path": (seeded(lambda x: F.drop_path(x, 0.4)), X),
     "dropout_add": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), X, R),
     "dropout_add, channels last": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), channels_last(X), R),
+    **{
+        f"{name} dropout, channels last": (
+            seeded(lambda x, a=name: F.activation_dropout(x, a, 0.4)),
+            channels_last(X),
+        )
+        for name in ("relu", "gelu")
+    },
     "batch_norm, channels last": (batch_norm(True, None), channels_last(X), W, B, R),
     **{
         f"{name} {order} dropout": (seeded(lambda x, a=name, o=order: F.activation_dropout(x, a, 0.4, order=o)), X)
@@ -347,6 +354,51 @@ def test_func_second_derivatives():
     torch.testing.assert_close(found, torch.autograd.functional.hessian(theirs, x))
 
 
+def nested(function):
+    """First derivatives in a second one."""
+
+    def gradient(*inputs):
+        return torch.func.grad(lambda *given: function(*given).square().sum())(*inputs)
+
+    return torch.func.grad(lambda *given: gradient(*given).square().sum())
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_functionalize(name):
+    function, *inputs = FUNCTIONS[name]
+    for call in (function, torch.func.grad(lambda *given: function(*given).square().sum()), nested(function)):
+        torch.testing.assert_close(torch.func.functionalize(call)(*inputs), call(*inputs), rtol=0, atol=0)
+    if not name.startswith("batch_norm"):
+        mapped = torch.vmap(torch.func.functionalize(function), randomness="same")
+        torch.testing.assert_close(mapped(*[one[None] for one in inputs])[0], function(*inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_functionalize_counts_a_batch(momentum):
+    layer, own = (glt.BatchNorm2d(3, momentum=momentum) for _ in range(2))
+    buffers = {name: one.clone() for name, one in layer.named_buffers()}
+    x = torch.randn(4, 3, 5, 5)
+
+    def given(buffers, x):
+        return torch.func.functional_call(layer, buffers, (x,))
+
+    y = torch.func.functionalize(given)(buffers, x)
+    assert torch.equal(y, own(x))
+    assert all(torch.equal(buffers[name], one) for name, one in own.named_buffers())
+    assert layer.num_batches_tracked == 0
+    # And where the layer holds them itself, with gradients on either side.
+    functionalize, grad = torch.func.functionalize, torch.func.grad
+    expected = grad(lambda x: own(x).pow(3).sum())(x)
+    for call in (
+        functionalize(grad(lambda x: layer(x).pow(3).sum())),
+        grad(lambda x: functionalize(layer)(x).pow(3).sum()),
+    ):
+        layer.reset_running_stats()
+        layer(x)
+        assert torch.equal(call(x), expected)
+        assert all(torch.equal(*pair) for pair in zip(layer.buffers(), own.buffers(), strict=True))
+
+
 def test_vmap_of_dropout_follows_randomness():
     x = torch.ones(4, 1000)
     with pytest.raises(RuntimeError, match="randomness"):
@@ -483,12 +535,30 @@ def test_forward_mode_through_a_backward_is_right_or_refused(name, create_graph,
             assert "forward" in refused
 
 
-def test_forward_mode_is_refused_within_a_compiled_graph():
+@pytest.mark.parametrize("transform", [lambda function: function, torch.func.grad, nested])
+@pytest.mark.parametrize("name", ["dropout", "batch_norm", "max_pool2d"])
+def test_forward_mode_is_refused_within_a_compiled_graph(name, transform):
+    def call(x):
+        y = FORWARD_MODE[name](x)
+        return y.square().sum() if transform is torch.func.grad else y
+
     def tangent(x):
-        return torch.func.jvp(FORWARD_MODE["max_pool2d"], (x,), (torch.ones_like(x),))[1]
+        return torch.func.jvp(transform(call), (x,), (torch.ones_like(x),))[1]
 
     with pytest.raises(RuntimeError, match="forward-mode"):
         torch.compile(tangent, backend="aot_eager")(torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("name", sorted(FORWARD_MODE.keys() - {"in place"}))
+def test_nested_gradients_within_a_compiled_graph(name):
+    torch._dynamo.reset()
+    x = values((2, 3, 4, 4), torch.float32) / 4
+    results = []
+    for call in (nested(FORWARD_MODE[name]), torch.compile(nested(FORWARD_MODE[name]), backend="aot_eager")):
+        torch.manual_seed(1)
+        results.append(call(x))
+    torch.testing.assert_close(*results)
+    assert results[0].abs().sum() > 0
 
 
 def test_second_order_by_create_graph_in_half_types():

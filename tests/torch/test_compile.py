@@ -76,6 +76,24 @@ def compare(eager, compiled, module, shape, masks):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
 
 
+def test_a_symbolic_trace_has_the_modules_themselves():
+    eager, module = networks(True)
+    traced = torch.fx.symbolic_trace(module)
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    assert called == {name for name, _ in module.named_children()}
+    x = torch.randn(2, 3, 16, 18)
+    for training in (True, False):
+        results = []
+        for network in (eager, traced):
+            torch.manual_seed(3)
+            results.append(network.train(training)(x))
+        assert torch.equal(*results)
+    assert all(torch.equal(*pair) for pair in zip(eager.buffers(), module.buffers(), strict=True))
+    # A module alone is not within a graph.
+    with pytest.raises(TypeError, match="Proxy"):
+        torch.fx.symbolic_trace(glt.Dropout())
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -97,7 +115,7 @@ def test_one_graph_with_eagers_masks(backend, dynamic, training):
 def test_inductor():
     torch._dynamo.reset()
     torch.manual_seed(0)
-    eager = nn.Sequential(glt.BatchNormAct2d(3), glt.MaxPool2d(2), glt.Dropout(0.5))
+    eager = nn.Sequential(glt.BatchNormAct2d(3), glt.MaxPool2d(2), glt.ActivationDropout("silu", 0.5), glt.Dropout(0.5))
     module = copy.deepcopy(eager)
     with torch._inductor.config.patch(fallback_random=True):
         compiled = torch.compile(module, fullgraph=True, backend="inductor")

@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -129,13 +130,12 @@ def test_a_mask_is_of_torchs_generator():
     assert torch.equal(glt.Dropout(0.375)(torch.ones(1000, device="cuda")), y)
 
 
-def test_a_generator_gives_the_bits_of_the_cpu():
-    shape = (2, 6, 5, 7)
-    results = [
-        glt.Dropout(0.375, generator=gl.Generator(3, 9))(channels_last(torch.ones(shape)).to(device)).cpu()
-        for device in ("cpu", "cuda")
-    ]
-    assert torch.equal(*results)
+@pytest.mark.parametrize("make", [glt.Dropout, partial(glt.ActivationDropout, "relu")])
+def test_a_generator_gives_the_bits_of_the_cpu(make):
+    x = channels_last(values((2, 6, 5, 7), torch.float32))
+    results = [make(p=0.375, generator=gl.Generator(3, 9))(x.to(device)) for device in ("cpu", "cuda")]
+    assert results[1].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(results[0], results[1].cpu())
 
 
 def test_nothing_waits_for_the_device():

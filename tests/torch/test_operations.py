@@ -32,6 +32,8 @@ def arguments():
         "dropout_add": (x, r, seed, 0, 0.3, False),
         "activation_dropout": (x, seed, 0, 0.3, "gelu", True, False),
         "activation_dropout_backward": (r, x, seed, 0, 0.3, "gelu", False, False),
+        "activation_dropout, channels last": (last, seed, 0, 0.3, "relu", False, True),
+        "activation_dropout_backward, channels last": (r, last, seed, 0, 0.3, "gelu", True, True),
         "batch_norm_training": (x, w, b, r, 1e-5, "silu", False),
         "batch_norm_training, plain": (last, w, None, None, 1e-5, "identity", True),
         "batch_norm_inference": (x, mean, var, w, b, r, 1e-5, "tanh", False),

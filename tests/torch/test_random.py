@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -69,20 +71,37 @@ def test_a_generator_gives_the_cores_masks(kind, shape, axes, backend):
     assert generator.offset == 1
 
 
-def test_a_mask_is_of_the_logical_shape_whatever_the_format():
-    x = torch.randn(2, 6, 5, 3)
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 16, 3, 3), (1, 3, 2, 2, 5)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        glt.Dropout(P),
+        glt.ActivationDropout("gelu", P),
+        glt.ActivationDropout("relu", P, order="before"),
+        glt.ActivationDropout("sigmoid", P, order="before"),
+        glt.ActivationDropout("tanh", P).eval(),
+    ],
+    ids=repr,
+)
+def test_a_mask_is_of_the_logical_shape_whatever_the_format(layer, shape, backend):
+    x, dy = torch.randn(shape), torch.randn(shape)
     results = []
     for given in (x, channels_last(x), every_other(x)):
         torch.manual_seed(5)
         given = given.detach().requires_grad_()
-        y = glt.Dropout(P)(given)
-        (dx,) = torch.autograd.grad(y.sum(), given)
+        with gl.use_backend(backend):
+            y = layer(given)
+        # Of a gradient in either format.
+        (dx,) = torch.autograd.grad(y, given, dy, retain_graph=True)
+        (other,) = torch.autograd.grad(y, given, channels_last(dy))
+        assert torch.equal(dx, other)
+        assert dx.stride() == other.stride()
         results.append((y, dx))
     for y, dx in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(dx, results[0][1])
-    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
-    assert results[1][1].is_contiguous(memory_format=torch.channels_last)
+    assert all(one.stride() == channels_last(x).stride() for one in results[1])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
@@ -137,6 +156,18 @@ RAISING = [
     lambda **kw: functional.dropout1d(torch.ones(3), **kw),
     lambda **kw: functional.dropout(torch.ones(3, requires_grad=True), inplace=True, **kw),
     lambda **kw: functional.dropout(torch.ones(1, 3).expand(2, 3), inplace=True, **kw),
+    lambda **kw: functional.dropout(torch.nested.nested_tensor([torch.ones(2)]), **kw),
+    lambda **kw: functional.activation_dropout(torch.nested.nested_tensor([torch.ones(2)]), "relu", **kw),
+    # More than an address can tell.
+    *(
+        lambda call=call, **kw: call(torch.ones(1).expand(2**60), **kw)
+        for call in (
+            functional.dropout,
+            functional.drop_path,
+            lambda x, **kw: functional.activation_dropout(x, "gelu", **kw),
+            lambda x, **kw: functional.dropout_add(x, x, **kw),
+        )
+    ),
     lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(4), **kw),
     lambda **kw: functional.dropout_add(torch.ones(3), torch.ones(3).double(), **kw),
     lambda **kw: functional.activation_dropout(torch.ones(3), "softplus", **kw),
@@ -162,6 +193,23 @@ def test_a_call_that_raises_draws_nothing(call):
         functional.dropout(torch.ones(3), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
     assert generator.offset == 0
+
+
+def test_a_sharded_tensor_is_refused_before_anything_is_drawn():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        x = DTensor.from_local(torch.ones(3, 4), init_device_mesh("cpu", (1,)))
+        for call in (
+            functional.dropout,
+            functional.drop_path,
+            lambda x, **kw: functional.dropout(x, inplace=True, **kw),
+        ):
+            test_a_call_that_raises_draws_nothing(lambda call=call, **kw: call(x, **kw))
+            with pytest.raises(NotImplementedError, match="DTensor"):
+                call(x)
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

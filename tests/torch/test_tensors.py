@@ -147,7 +147,15 @@ def test_a_seed_on_the_device_is_read_by_the_kernel(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "layer", [glt.Dropout(0.5), glt.Dropout2d(0.5), glt.DropoutAdd(0.5), glt.Dropout(0.5, inplace=True)]
+    "layer",
+    [
+        glt.Dropout(0.5),
+        glt.Dropout2d(0.5),
+        glt.DropoutAdd(0.5),
+        glt.Dropout(0.5, inplace=True),
+        glt.ActivationDropout("gelu", 0.5),
+        glt.ActivationDropout("leaky_relu", 0.5, order="before"),
+    ],
 )
 @pytest.mark.parametrize("layout", [torch.clone, channels_last])
 def test_one_pass_of_memory_each_way(gpu, layer, layout):

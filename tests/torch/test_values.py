@@ -312,3 +312,19 @@ def test_operations_of_batch_norm_on_what_is_absent():
             dy, x, None, None, None, statistics, "relu", training, [True] * 4, False
         )
         assert torch.equal(found, torch.where(x > 0, dy, 0.0))
+
+
+@pytest.mark.parametrize("order", ["after", "before"])
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@pytest.mark.parametrize("layout", [torch.clone, channels_last])
+def test_a_clipped_unit_passes_no_gradient_were_it_infinite(layout, backend, order):
+    infinity, nan = float("inf"), float("nan")
+    x = layout(torch.tensor([-1.0, -2.0, 3.0, nan, 0.0, -1.0]).reshape(1, 6, 1, 1)).requires_grad_()
+    dy = torch.tensor([-1.0, infinity, 2.0, 3.0, -5.0, nan]).reshape(1, 6, 1, 1)
+    (expected,) = torch.autograd.grad(torch.relu(x), x, dy)
+    for create_graph in (False, True):
+        with gl.use_backend(backend):
+            y = glt.functional.activation_dropout(x, "relu", 0.0, order=order)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=create_graph)
+        assert torch.equal(dx, expected)
+        assert not dx.signbit().any()

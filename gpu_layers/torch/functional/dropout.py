@@ -60,9 +60,9 @@ def _drop(
         registry.refuse_tangents("dropout", (input,))
     if inplace:
         return _drop_in_place(input, p, generator, axes, kind)
-    eager = registry.is_eager(input)
+    eager, dropping = registry.is_eager(input), _dropping(input, p, axes, kind)
     seed, offset = random.draw(input, generator, eager)
-    numbers = offset, _dropping(input, p, axes, kind)
+    numbers = offset, dropping
     return dropout_rows.dropout.eagerly(input, seed, numbers) if eager else dropout_rows.dropout(input, seed, numbers)
 
 
@@ -74,9 +74,9 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    eager = registry.is_eager(input)
-    seed, offset = random.draw(input, generator, eager)
-    numbers = offset, _dropping(input, p, axes, kind)
+    eager, dropping = registry.is_eager(input), _dropping(input, p, axes, kind)
+    seed, offset = random.draw(input, generator, eager, inplace=True)
+    numbers = offset, dropping
     if eager:
         return dropout_rows.DropoutInPlace.apply(input, seed, numbers)
     return input.copy_(dropout_rows.dropout(input, seed, numbers))
@@ -271,8 +271,8 @@ def dropout_add(
     check_residual(residual, input)
     if residual.dtype is not input.dtype:
         residual = residual.to(input.dtype)
+    dropping = _dropping(input, p if training else 0.0, -1, "inverted")
     if not training:
-        dropping = _dropping(input, 0.0, -1, "inverted")
         if not dropping.channels_last:
             return input + residual
         # By an operation whose gradients have this format too.
@@ -280,7 +280,7 @@ def dropout_add(
     if forward_ad._current_level >= 0 and not is_dynamo_compiling():
         registry.refuse_tangents("dropout_add", (input, residual))
     seed, offset = random.draw(input, generator, registry.is_eager(input))
-    return dropout_rows.dropout_add(input, residual, seed, (offset, _dropping(input, p, -1, "inverted")))
+    return dropout_rows.dropout_add(input, residual, seed, (offset, dropping))
 
 
 def activation_dropout(
@@ -313,9 +313,12 @@ def activation_dropout(
     p = check_probability(p)
     activation, order = checked_activation(activation), check_order(order)
     random.check_generator(generator)
+    if activation == "identity" and not training:
+        return input
+    dropping = _dropping(input, p if training else 0.0, -1, "inverted")
     if not training:
         # No number is drawn: nothing is dropped for p = 0.
-        seed, offset, p = 0, 0, 0.0
+        seed, offset = 0, 0
     else:
         if forward_ad._current_level >= 0 and not is_dynamo_compiling():
             registry.refuse_tangents("activation_dropout", (input,))
@@ -323,9 +326,6 @@ def activation_dropout(
         if eager and input.is_inference():
             check_savable(input)
         seed, offset = random.draw(input, generator, eager)
-    if activation == "identity" and not training:
-        return input
-    numbers = offset, _dropping(input, p, -1, "inverted")
     if activation == "identity":
-        return dropout_rows.dropout(input, seed, numbers)
-    return dropout_rows.activation_dropout(input, seed, (*numbers, activation, order == "before"))
+        return dropout_rows.dropout(input, seed, (offset, dropping))
+    return dropout_rows.activation_dropout(input, seed, (offset, dropping, activation, order == "before"))

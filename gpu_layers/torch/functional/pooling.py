@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -47,6 +47,13 @@ __all__ = [
 ]
 
 
+#: One number for all spatial axes, or one for each.
+Sizes: TypeAlias = int | Sequence[int]
+#: Likewise, of adaptive pooling: None for the input's.
+Outputs: TypeAlias = int | Sequence[int | None] | None
+#: With the indices of the maxima, if they are asked for.
+Pooled: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
 # A size may be a symbol in a compiled graph.
 _NUMBERS = (int, torch.SymInt, np.integer)
 
@@ -57,7 +64,7 @@ def _per_axis(value: Any, rank: int) -> tuple:
     return values * rank if len(values) == 1 else values
 
 
-def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> tuple | None:
+def _numbers(kernel_size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, rank: int) -> tuple | None:
     """Kernel, stride, padding and dilation, one per spatial axis; None where they make no window."""
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         stride = kernel_size
@@ -78,7 +85,7 @@ def _numbers(kernel_size: Any, stride: Any, padding: Any, dilation: Any, rank: i
     return kernel, strides, pads, dilations
 
 
-def _fits(shape: Any, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
+def _fits(shape: Sequence[int], rank: int, window: tuple | None, ceil_mode: bool) -> bool:
     """Whether an input has spatial axes, none of them (nor the channels) empty, and a window fits in."""
     if window is None or len(shape) not in (rank + 1, rank + 2):
         return False
@@ -92,16 +99,16 @@ def _fits(shape: Any, rank: int, window: tuple | None, ceil_mode: bool) -> bool:
 
 
 def _placed(
-    shape: Any,
-    strides: Any,
+    shape: Sequence[int],
+    strides: Sequence[int],
     dtype: torch.dtype,
     rank: int,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil_mode: Any,
-    *options: Any,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    dilation: Sizes,
+    ceil_mode: bool,
+    *options: float | None,
 ) -> Placing | None:
     """A window over an input of this shape and these strides; None where it is none, or does not fit."""
     window = _numbers(kernel_size, stride, padding, dilation, rank)
@@ -112,22 +119,22 @@ def _placed(
     return _placing(shape, strides, rank, (*window, ceil_mode, ()), options)
 
 
-def _placing(shape: Any, strides: Any, rank: int, numbers: tuple, options: tuple) -> Placing:
+def _placing(shape: Sequence[int], strides: Sequence[int], rank: int, numbers: tuple, options: tuple) -> Placing:
     channels_last = len(shape) == rank + 2 and arrays.is_channels_last(shape, strides)
     return Placing(shape[:-rank], shape[-rank:], numbers, (*options, channels_last))
 
 
 def _placed_averages(
-    shape: Any,
-    strides: Any,
+    shape: Sequence[int],
+    strides: Sequence[int],
     dtype: torch.dtype,
     rank: int,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    ceil_mode: Any,
-    count_include_pad: Any,
-    divisor_override: Any,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
 ) -> Placing | None:
     """As :func:`_placed`, of averages."""
     if type(count_include_pad) is not bool or divisor_override == 0:
@@ -158,13 +165,13 @@ _DENSE = torch.strided
 def max_pool(
     rank: int,
     input: Tensor,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    dilation: Sizes,
     ceil_mode: bool,
     return_indices: bool,
-) -> Any:
+) -> Pooled:
     """:func:`max_pool2d` with so many spatial axes."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
@@ -222,78 +229,78 @@ def _with_indices(input: Tensor, placing: Placing) -> tuple[Tensor, Tensor]:
 
 def max_pool1d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """Largest value of each window of ``(N, C, L)`` or ``(C, L)``."""
     return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool1d_with_indices(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """:func:`max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
 def max_pool2d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """Largest value of each window of ``(N, C, H, W)`` or ``(C, H, W)``."""
     return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d_with_indices(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """:func:`max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
 def max_pool3d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """Largest value of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
     return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool3d_with_indices(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Pooled:
     """:func:`max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
@@ -301,9 +308,9 @@ def max_pool3d_with_indices(
 def avg_pool(
     rank: int,
     input: Tensor,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
@@ -330,9 +337,9 @@ def avg_pool(
 
 def avg_pool1d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
@@ -342,9 +349,9 @@ def avg_pool1d(
 
 def avg_pool2d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -355,9 +362,9 @@ def avg_pool2d(
 
 def avg_pool3d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -366,7 +373,9 @@ def avg_pool3d(
     return avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
+def lp_pool(
+    rank: int, input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None, ceil_mode: bool
+) -> Tensor:
     """:func:`lp_pool2d` with so many spatial axes."""
     check_tensor(input)
     try:
@@ -398,38 +407,48 @@ def lp_pool(rank: int, input: Tensor, norm_type: float, kernel_size: Any, stride
     return pool_rows.lp_pool(input, placing)
 
 
-def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+def lp_pool1d(
+    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
+) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, L)`` or ``(C, L)``; torch's for x >= 0."""
     return lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+def lp_pool2d(
+    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
+) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, H, W)`` or ``(C, H, W)``; torch's for x >= 0."""
     return lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
 
 
-def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+def lp_pool3d(
+    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
+) -> Tensor:
     """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; torch's for x >= 0."""
     return lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def _placed_adaptively(
-    shape: Any, strides: Any, dtype: torch.dtype, rank: int, output_size: Any, *options: Any
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    rank: int,
+    output_size: Outputs,
+    *options: float | None,
 ) -> Placing | None:
     """The windows that cut an input of this shape into an output of this size; None where there are none."""
     if output_size is None:
         return None
-    if not isinstance(output_size, (tuple, list)):
-        output_size = (output_size,) * rank
-    if len(output_size) != rank or len(shape) not in (rank + 1, rank + 2) or dtype not in arrays.FLOAT_DTYPES:
+    wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * rank
+    if len(wanted) != rank or len(shape) not in (rank + 1, rank + 2) or dtype not in arrays.FLOAT_DTYPES:
         return None
     image = shape[-rank - 1 :]
     for size in image:
         if size == 0:
             return None
-    if rank == 1 and output_size[0] is None:  # which torch takes of several axes only
+    if rank == 1 and wanted[0] is None:  # which torch takes of several axes only
         return None
-    sizes = tuple(own if size is None else size for size, own in zip(output_size, image[1:], strict=True))
+    sizes = tuple(own if size is None else size for size, own in zip(wanted, image[1:], strict=True))
     for size in sizes:
         if not isinstance(size, _NUMBERS) or isinstance(size, bool) or size < 0:
             return None
@@ -437,7 +456,7 @@ def _placed_adaptively(
     return _placing(shape, strides, rank, ((), (), (), (), False, sizes), options)
 
 
-def _is_known(shape: Any, rank: int, output_size: Any) -> bool:
+def _is_known(shape: Sequence[int], rank: int, output_size: Outputs) -> bool:
     """Whether the graph that is made, if any, is for windows of known sizes."""
     if not is_compiling() and not any(isinstance(size, torch.SymInt) for size in shape):
         return True
@@ -455,7 +474,7 @@ def _is_known(shape: Any, rank: int, output_size: Any) -> bool:
 _kept_adaptively = _remembered(_placed_adaptively)
 
 
-def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
+def adaptive_max_pool(rank: int, input: Tensor, output_size: Outputs, return_indices: bool) -> Pooled:
     """:func:`adaptive_max_pool2d` with so many spatial axes."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
@@ -475,7 +494,7 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices
     return _with_indices(input, placing) if return_indices else pool_rows.max_pool.first(input, placing)
 
 
-def adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool(rank: int, input: Tensor, output_size: Outputs) -> Tensor:
     """:func:`adaptive_avg_pool2d` with so many spatial axes."""
     if is_eager(input) and input.layout is _DENSE:
         try:
@@ -496,53 +515,59 @@ def adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
     return pool_rows.avg_pool(input, placing)
 
 
-def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool1d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """Largest value of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
     return adaptive_max_pool(1, input, output_size, return_indices)
 
 
-def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """:func:`adaptive_max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(1, input, output_size, True)
 
 
-def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool2d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """Largest value of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
     return adaptive_max_pool(2, input, output_size, return_indices)
 
 
-def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """:func:`adaptive_max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(2, input, output_size, True)
 
 
-def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool3d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """Largest value of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
     return adaptive_max_pool(3, input, output_size, return_indices)
 
 
-def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
     """:func:`adaptive_max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
     return adaptive_max_pool(3, input, output_size, True)
 
 
-def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool1d(input: Tensor, output_size: Outputs) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
     return adaptive_avg_pool(1, input, output_size)
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: Outputs) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
     return adaptive_avg_pool(2, input, output_size)
 
 
-def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+def adaptive_avg_pool3d(input: Tensor, output_size: Outputs) -> Tensor:
     """Mean of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
     return adaptive_avg_pool(3, input, output_size)
 
 
 def max_unpool(
-    rank: int, input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+    rank: int,
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    output_size: Sequence[int] | None,
 ) -> Tensor:
     """:func:`max_unpool2d` with so many spatial axes."""
     check_tensor(input)
@@ -571,7 +596,13 @@ def max_unpool(
 
 
 def _unpooled_size(
-    input: Tensor, indices: Tensor, rank: int, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+    input: Tensor,
+    indices: Tensor,
+    rank: int,
+    kernel_size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
+    output_size: Sequence[int] | None,
 ) -> tuple | None:
     """Spatial sizes of the output; None where there is none."""
     given = []
@@ -607,21 +638,36 @@ def _unpooled_size(
 
 
 def max_unpool1d(
-    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Each value of ``(N, C, L)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool1d`."""
     return max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool2d(
-    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Each value of ``(N, C, H, W)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool2d`."""
     return max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
 
 def max_unpool3d(
-    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    output_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Each value of ``(N, C, D, H, W)`` at its index in the output: the inverse of :func:`max_pool3d`."""
     return max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

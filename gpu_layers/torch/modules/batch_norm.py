@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpu_layers.torch.checks import check_tensor, checked_activation
 from gpu_layers.torch.functional.batch_norm import normalize
+from gpu_layers.torch.modules.leaf import leaf
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
@@ -72,6 +73,7 @@ class _BatchNorm(nn.Module):
             raise TypeError(f"{name} takes no activation: use {name.replace('BatchNorm', 'BatchNormAct')}")
         super().__init__(*args, **kwargs)
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Normalise with the statistics of the batch in training, with the running ones in evaluation."""
         return _normalize(self, input, None, None)
@@ -122,8 +124,8 @@ class _BatchNormAct(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
         activation: str | None = "relu",
@@ -163,6 +165,7 @@ class _BatchNormAct(nn.Module):
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
 
+    @leaf
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``phi(bn(input) + residual)``.
 

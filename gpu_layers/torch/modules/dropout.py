@@ -11,6 +11,7 @@ from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.random import Generator
 from gpu_layers.torch import functional
 from gpu_layers.torch.checks import check_probability, checked_activation
+from gpu_layers.torch.modules.leaf import leaf
 from gpu_layers.torch.random import check_generator
 
 __all__ = [
@@ -44,6 +45,7 @@ class _WithGenerator(nn.Module):
         check_generator(generator)
         self.generator = generator
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
         return self._function(input, self.p, self.training, self.inplace, generator=self.generator)
@@ -92,6 +94,7 @@ class Dropout3d(_WithGenerator, nn.Dropout3d):
 class AlphaDropout(_WithGenerator, nn.AlphaDropout):
     """``torch.nn.AlphaDropout``, for SELU networks; parameters and errors as :class:`Dropout`."""
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
         return functional.alpha_dropout(input, self.p, self.training, generator=self.generator)
@@ -100,6 +103,7 @@ class AlphaDropout(_WithGenerator, nn.AlphaDropout):
 class FeatureAlphaDropout(_WithGenerator, nn.FeatureAlphaDropout):
     """``torch.nn.FeatureAlphaDropout``: whole channels; parameters and errors as :class:`Dropout`."""
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
         return functional.feature_alpha_dropout(input, self.p, self.training, generator=self.generator)
@@ -138,6 +142,7 @@ class DropPath(_Masking):
     def __init__(self, p: float = 0.0, *, generator: Generator | None = None) -> None:
         super().__init__(p, generator)
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
         return functional.drop_path(input, self.p, self.training, generator=self.generator)
@@ -149,6 +154,7 @@ class DropoutAdd(_Masking):
     def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
         super().__init__(p, generator)
 
+    @leaf
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         """``residual + dropout(input)``; in evaluation ``residual + input``."""
         return functional.dropout_add(input, residual, self.p, self.training, generator=self.generator)
@@ -181,6 +187,7 @@ class ActivationDropout(_Masking):
         checked_activation(activation)
         self.activation, self.order = activation, check_order(order)
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Activate and drop; in evaluation activate."""
         return functional.activation_dropout(

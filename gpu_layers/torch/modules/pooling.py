@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from gpu_layers.torch.functional import pooling
+from gpu_layers.torch.functional.pooling import Pooled
+from gpu_layers.torch.modules.leaf import leaf
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -39,7 +42,8 @@ class _Pool(nn.Module):
 class _MaxPool(_Pool):
     """``torch.nn``'s, which keeps one byte per output for backward, for windows of at most 256 taps."""
 
-    def forward(self, input: Tensor) -> Any:
+    @leaf
+    def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         held = self.__dict__  # at once; a module's attributes are looked for in three places
         return pooling.max_pool(
@@ -70,6 +74,7 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
 
 
 class _AvgPool(_Pool):
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
         held = self.__dict__
@@ -106,6 +111,7 @@ class AvgPool3d(_AvgPool, nn.AvgPool3d):
 class _LPPool(_Pool):
     """``torch.nn``'s, of ``abs(input)``."""
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """``(sum |x|^p)^(1/p)`` of each window."""
         return pooling.lp_pool(self._rank, input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
@@ -127,7 +133,8 @@ class LPPool3d(_LPPool, nn.LPPool3d):
 
 
 class _AdaptiveMaxPool(_Pool):
-    def forward(self, input: Tensor) -> Any:
+    @leaf
+    def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
         return pooling.adaptive_max_pool(self._rank, input, self.output_size, self.return_indices)
 
@@ -151,6 +158,7 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
 
 
 class _AdaptiveAvgPool(_Pool):
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
         return pooling.adaptive_avg_pool(self._rank, input, self.output_size)
@@ -177,7 +185,8 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
 class _MaxUnpool(_Pool):
     """``torch.nn``'s; where indices are equal, the last value is kept."""
 
-    def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
+    @leaf
+    def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""
         return pooling.max_unpool(self._rank, input, indices, self.kernel_size, self.stride, self.padding, output_size)
 

@@ -14,6 +14,7 @@ from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
 from gpu_layers.torch.modules.batch_norm import _BatchNormAct, statistics_of
+from gpu_layers.torch.modules.leaf import leaf
 from gpu_layers.torch.ops.batch_norm import composite_gradients
 
 __all__ = ["SyncBatchNorm"]
@@ -29,6 +30,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     :meth:`convert_sync_batchnorm` makes this one of all batch norms. Not in compiled graphs, nor under ``torch.func``.
     """
 
+    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Normalise with the statistics of all processes in training, with the running ones in evaluation."""
         check_tensor(input)

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.torch import arrays
-from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.activations import activation_gradient
 from gpu_layers.torch.arrays import accumulation_dtype
 from gpu_layers.torch.checks import check_statistics
 from gpu_layers.torch.random import is_recomputation
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
-_Tensor = Any
+_Optional: TypeAlias = torch.Tensor | None
 _COUNTER = torch.int64  # of batches, as kernels take it
 _AFFINE = "Tensor? weight, Tensor? bias, Tensor? residual"
 
 
-def _new_statistics(x: _Tensor) -> torch.Tensor:
+def _new_statistics(x: torch.Tensor) -> torch.Tensor:
     """Of each channel: mean, variance, ``1 / sqrt(var + eps)``, weight, bias."""
     return arrays.empty((5, x.shape[1]), accumulation_dtype(x.dtype), x)
 
 
-def _as_input(residual: _Tensor, x: _Tensor) -> _Tensor:
+def _as_input(residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """In the input's dtype, which it has not under autocast: what is saved is the residual itself, and no copy."""
     return residual if residual.dtype is x.dtype else residual.to(x.dtype)
 
 
-def _statistics_of_nothing(x: _Tensor, weight: _Tensor, bias: _Tensor) -> torch.Tensor:
+def _statistics_of_nothing(x: torch.Tensor, weight: _Optional, bias: _Optional) -> torch.Tensor:
     statistics = _new_statistics(x).zero_()
     statistics[3] = 1.0 if weight is None else weight
     if bias is not None:
@@ -40,10 +40,10 @@ def _statistics_of_nothing(x: _Tensor, weight: _Tensor, bias: _Tensor) -> torch.
 
 
 def _raw(
-    x: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
+    x: torch.Tensor,
+    weight: _Optional,
+    bias: _Optional,
+    residual: _Optional,
     numbers: tuple,
 ) -> tuple:
     eps, activation, channels_last, running = numbers
@@ -84,7 +84,7 @@ def _run(*args: Any) -> tuple:
     return y, arrays.tensor_of(statistics)
 
 
-def _fold(update: Any, x: _Tensor, statistics: _Tensor, running: tuple) -> None:
+def _fold(update: Any, x: torch.Tensor, statistics: torch.Tensor, running: tuple) -> None:
     """Fold the statistics of a batch into running ones, by an operation of its own."""
     mean, var, batches, momentum, skip_nonfinite = running
     count = x.numel() // max(x.shape[1], 1)
@@ -100,7 +100,7 @@ def _folded(results: tuple, args: tuple) -> torch.Tensor:
     return y
 
 
-def _fake(x: _Tensor, weight: _Tensor, bias: _Tensor, residual: _Tensor, numbers: tuple) -> tuple:
+def _fake(x: torch.Tensor, weight: _Optional, bias: _Optional, residual: _Optional, numbers: tuple) -> tuple:
     return arrays.empty(x.shape, x.dtype, x, numbers[2]), _new_statistics(x)
 
 
@@ -140,12 +140,12 @@ def _gradients(ctx: Any, dy: torch.Tensor | None, training: bool, needed: tuple)
 
 
 def composite_gradients(
-    dy: _Tensor,
-    x: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
-    statistics: _Tensor,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: _Optional,
+    bias: _Optional,
+    residual: _Optional,
+    statistics: torch.Tensor,
     activation: str,
     training: bool,
     eps: float | None,
@@ -174,9 +174,7 @@ def composite_gradients(
         z = xhat if gamma is None else xhat * gamma
         z = z if bias is None else z + bias.to(dtype).reshape(shape)
         z = z if residual is None else z + _as_input(residual, x).to(dtype)
-        slope = gradient_factor(z, activation)
-        # Not by multiplying: a clipped unit passes no gradient, were it infinite.
-        dz = torch.where(slope == 0, 0.0, dy * slope)
+        dz = activation_gradient(dy, z, activation)
     dbeta, dgamma = dz.sum(axes), (dz * xhat).sum(axes)
     dx = dz
     if training:
@@ -205,12 +203,12 @@ batch_norm_training = define(
 
 
 def _raw_inference(
-    x: _Tensor,
-    running_mean: _Tensor,
-    running_var: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
+    x: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    weight: _Optional,
+    bias: _Optional,
+    residual: _Optional,
     numbers: tuple,
 ) -> tuple:
     eps, activation, channels_last = numbers
@@ -241,7 +239,7 @@ def _run_inference(*args: Any) -> tuple:
     return y, arrays.tensor_of(statistics)
 
 
-def _fake_inference(x: _Tensor, running_mean: _Tensor, running_var: _Tensor, *others: Any) -> tuple:
+def _fake_inference(x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor, *others: Any) -> tuple:
     return _fake(x, *others)
 
 
@@ -270,12 +268,12 @@ batch_norm_inference = define(
 
 
 def _found_gradients(
-    dy: _Tensor,
-    x: _Tensor,
-    weight: _Tensor,
-    bias: _Tensor,
-    residual: _Tensor,
-    statistics: _Tensor,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: _Optional,
+    bias: _Optional,
+    residual: _Optional,
+    statistics: torch.Tensor,
     numbers: tuple,
 ) -> tuple:
     """Gradients of x, weight, bias and residual; None of what is not needed."""
@@ -318,7 +316,7 @@ def _found_gradients(
     )
 
 
-def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:
+def _run_backward(dy: torch.Tensor, x: torch.Tensor, weight: _Optional, bias: _Optional, *rest: Any) -> tuple:
     # An operation of the dispatcher has no results that are None.
     found = _found_gradients(dy, x, weight, bias, *rest)
     others = _gradients_like(x, weight, bias, [False] * 4, False)
@@ -328,10 +326,12 @@ def _run_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest
     )
 
 
-def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[bool], channels_last: bool) -> tuple:
+def _gradients_like(
+    x: torch.Tensor, weight: _Optional, bias: _Optional, needed: list[bool], channels_last: bool
+) -> tuple:
     """Tensors for the four gradients; empty ones for those that were not requested."""
 
-    def of_channels(values: _Tensor, need: bool) -> torch.Tensor:
+    def of_channels(values: _Optional, need: bool) -> torch.Tensor:
         dtype = accumulation_dtype(x.dtype) if values is None else values.dtype
         return arrays.empty((x.shape[1],) if need else (0,), dtype, x)
 
@@ -341,7 +341,7 @@ def _gradients_like(x: _Tensor, weight: _Tensor, bias: _Tensor, needed: list[boo
     return of_input(needed[0]), of_channels(weight, needed[1]), of_channels(bias, needed[2]), of_input(needed[3])
 
 
-def _fake_backward(dy: _Tensor, x: _Tensor, weight: _Tensor, bias: _Tensor, *rest: Any) -> tuple:
+def _fake_backward(dy: torch.Tensor, x: torch.Tensor, weight: _Optional, bias: _Optional, *rest: Any) -> tuple:
     _, _, needed, channels_last = rest[-1]
     return _gradients_like(x, weight, bias, needed, channels_last)
 
@@ -376,10 +376,10 @@ batch_norm_backward = define(
 
 
 def _run_update(
-    running_mean: _Tensor,
-    running_var: _Tensor,
-    num_batches_tracked: _Tensor,
-    statistics: _Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    num_batches_tracked: _Optional,
+    statistics: torch.Tensor,
     numbers: tuple,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``; the variance of the batch is the unbiased one.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.ops.dropout import alpha_map, drop_threshold, inverted_scale
 from gpu_layers.torch import arrays
-from gpu_layers.torch.activations import gradient_factor
+from gpu_layers.torch.activations import activation_gradient
 from gpu_layers.torch.registry import define, is_plain, through
 
+# A number, or a tensor of one, or of it and the offset.
+_Seed: TypeAlias = int | torch.Tensor
 _LOW_64 = 2**64 - 1
 _MASK = "Tensor seed, int offset, float p"
 
@@ -30,7 +33,7 @@ class Dropping:
     channels_last : bool
     """
 
-    def __init__(self, shape: Any, p: float, axes: int, kind: str, channels_last: bool) -> None:
+    def __init__(self, shape: Sequence[int], p: float, axes: int, kind: str, channels_last: bool) -> None:
         self.shape, self.p, self.axes, self.kind, self.channels_last = shape, p, axes, kind, channels_last
         self.factors: tuple = ()
 
@@ -47,7 +50,7 @@ class Dropping:
             self.factors = factors[:1] if self.kind == "alpha_gradient" else factors
         return self.factors
 
-    def mask(self, seed: Any, offset: int) -> DropoutMask:
+    def mask(self, seed: _Seed, offset: int) -> DropoutMask:
         """The mask of a call with these numbers."""
         rng_state = None
         if isinstance(seed, torch.Tensor):
@@ -65,7 +68,7 @@ class Dropping:
         return arrays.empty(self.shape, x.dtype, x, self.channels_last)
 
 
-def _on_device(seed: torch.Tensor, offset: int) -> Any:
+def _on_device(seed: torch.Tensor, offset: int) -> torch.Tensor:
     """Seed and offset where kernels read them: nothing waits for the device."""
     rng_state = seed.new_zeros(3)
     rng_state[0] = seed
@@ -92,7 +95,7 @@ def _with_tensor(args: tuple) -> tuple:
     return *tensors, seed, numbers
 
 
-def _run(x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _run(x: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     offset, dropping = numbers
     factors = dropping.factors or dropping.find()
     if not factors:
@@ -102,7 +105,7 @@ def _run(x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
     return place.tensor(place.floor.dropout_forward(place.array(x, last), mask, *factors, channels_last=last), last)
 
 
-def _fill_in_place(x: Any, seed: Any, numbers: tuple) -> None:
+def _fill_in_place(x: torch.Tensor, seed: _Seed, numbers: tuple) -> None:
     offset, dropping = numbers
     factors = dropping.factors or dropping.find()
     if not factors:
@@ -116,7 +119,7 @@ def _fill_in_place(x: Any, seed: Any, numbers: tuple) -> None:
         x.copy_(place.tensor(place.floor.dropout_forward(place.array(x), mask, *factors)))
 
 
-def _fake(x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _fake(x: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     return numbers[1].empty(x)
 
 
@@ -169,7 +172,7 @@ class DropoutInPlace(torch.autograd.Function):
             return *_backward(ctx, dy), None
 
 
-def _run_add(x: Any, residual: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _run_add(x: torch.Tensor, residual: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     offset, dropping = numbers
     factors = dropping.factors or dropping.find()
     if not factors:
@@ -180,7 +183,7 @@ def _run_add(x: Any, residual: Any, seed: Any, numbers: tuple) -> torch.Tensor:
     return place.tensor(found, last)
 
 
-def _fake_add(x: Any, residual: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _fake_add(x: torch.Tensor, residual: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     return numbers[1].empty(x)
 
 
@@ -216,15 +219,15 @@ def _unpack_activated(numbers: tuple) -> tuple:
     return offset, dropping.p, activation, dropout_first, dropping.channels_last
 
 
-def _run_activation(x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _run_activation(x: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     offset, dropping, activation, dropout_first = numbers
-    y = dropping.empty(x)
     factors = dropping.factors or dropping.find()
     if not factors:
-        return y
-    place, mask = arrays.here(x), dropping.mask(seed, offset)
-    found, _ = place.floor.activation_dropout_forward(place.array(x), activation, mask, *factors, dropout_first)
-    return place.store(y, found) if dropping.channels_last else place.tensor(found)
+        return dropping.empty(x)
+    place, last, mask = arrays.here(x), dropping.channels_last, dropping.mask(seed, offset)
+    of_call = activation, mask, *factors, dropout_first, last
+    found, _ = place.floor.activation_dropout_forward(place.array(x, last), *of_call)
+    return place.tensor(found, last)
 
 
 def _save_input_and_seed(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -244,24 +247,23 @@ def _backward_activation(ctx: Any, dy: torch.Tensor) -> tuple:
     return row(dy, x, drawn[0] if drawn else ctx.seed, ctx.numbers), None
 
 
-def _gradient(dy: Any, x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _gradient(dy: torch.Tensor, x: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     """:data:`activation_dropout_backward`, of operations that are differentiable."""
     *drawn, activation, dropout_first = numbers
     z = dropout(x, seed, drawn) if dropout_first else x
-    return dropout(dy, seed, drawn) * gradient_factor(z, activation)
+    return activation_gradient(dropout(dy, seed, drawn), z, activation)
 
 
-def _run_activation_backward(dy: Any, x: Any, seed: Any, numbers: tuple) -> torch.Tensor:
+def _run_activation_backward(dy: torch.Tensor, x: torch.Tensor, seed: _Seed, numbers: tuple) -> torch.Tensor:
     offset, dropping, activation, dropout_first = numbers
-    dx = dropping.empty(x)
     factors = dropping.factors or dropping.find()
     if not factors:
-        return dx
-    place, mask = arrays.here(x), dropping.mask(seed, offset)
-    found = place.floor.activation_dropout_backward(
-        place.array(dy), place.array(x), activation, mask, *factors, dropout_first
+        return dropping.empty(x)
+    place, last, mask = arrays.here(x), dropping.channels_last, dropping.mask(seed, offset)
+    of_call = activation, mask, *factors, dropout_first, last
+    return place.tensor(
+        place.floor.activation_dropout_backward(place.array(dy, last), place.array(x, last), *of_call), last
     )
-    return place.store(dx, found) if dropping.channels_last else place.tensor(found)
 
 
 def _save_all(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -271,7 +273,7 @@ def _save_all(ctx: Any, inputs: tuple, output: Any) -> None:
 def _backward_activation_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
     dy, x, seed = ctx.saved_tensors
 
-    def composite(dy: Any, x: Any) -> tuple:
+    def composite(dy: torch.Tensor, x: torch.Tensor) -> tuple:
         return (_gradient(dy, x, seed, ctx.numbers),)
 
     needed = ctx.needs_input_grad[:2]

@@ -6,6 +6,7 @@ A ``kernel`` without numbers stands for adaptive windows: then the sizes of the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,15 +17,20 @@ from gpu_layers.torch import arrays, registry
 from gpu_layers.torch.arrays import accumulation_dtype
 from gpu_layers.torch.registry import define, first_result, is_plain, keep, kept, through
 
-_Tensor = Any
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode, SymInt[] output_size"
 _LAST = "bool channels_last"
 _NUMBERS = 6  # of _WINDOW
 
 
 def output_sizes(
-    spatial: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, output_size: Any
-) -> list:
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    output_size: Sequence[int],
+) -> list[int]:
     """Spatial sizes of the output; may be symbols, or too small."""
     if not kernel:
         return list(output_size)
@@ -63,7 +69,9 @@ class Placing:
         What the schemas have behind those.
     """
 
-    def __init__(self, outer: Any, spatial: Any, numbers: Any, options: Any) -> None:
+    def __init__(
+        self, outer: Sequence[int], spatial: Sequence[int], numbers: Sequence[Any], options: Sequence[Any]
+    ) -> None:
         self.outer, self.spatial, self.numbers, self.rank = outer, spatial, numbers, len(spatial)
         *self.options, self.channels_last = options
         self.batched = len(outer) > 1
@@ -76,7 +84,7 @@ class Placing:
             self.window = _window(tuple(self.spatial), *map(tuple, given), ceil_mode, tuple(output_size))
         return self.window
 
-    def outputs(self) -> list:
+    def outputs(self) -> list[int]:
         """Spatial sizes of the output."""
         return output_sizes(self.spatial, *self.numbers)
 
@@ -86,7 +94,7 @@ class Placing:
 
     def least_argmax_dtype(self) -> torch.dtype:
         """Smallest dtype that numbers the taps, of ``core.argmax.argmax_dtype``."""
-        taps: Any = 1
+        taps = 1
         kernel, *_, output_size = self.numbers
         if kernel:
             taps = math.prod(kernel)
@@ -97,20 +105,20 @@ class Placing:
             return torch.uint8
         return torch.uint16 if taps <= 2**16 else torch.uint32
 
-    def narrowed(self, argmax: Any) -> Any:
+    def narrowed(self, argmax: torch.Tensor) -> torch.Tensor:
         """Numbers of taps as floors have them."""
         return argmax.to(self.least_argmax_dtype()) if self.options[0] else argmax
 
-    def of_output(self, x: _Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def of_output(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A new tensor beside x, of the output's shape."""
         return arrays.empty((*self.outer, *self.outputs()), dtype, x, self.channels_last)
 
-    def of_input(self, x: _Tensor) -> torch.Tensor:
+    def of_input(self, x: torch.Tensor) -> torch.Tensor:
         """A new tensor beside x, of its dtype and the input's shape."""
         return arrays.empty((*self.outer, *self.spatial), x.dtype, x, self.channels_last)
 
 
-def _most_taps(size: Any, outputs: Any) -> Any:
+def _most_taps(size: int, outputs: int) -> int:
     """Taps of the largest adaptive window along an axis: ``ceil((i + 1) L / o) - floor(i L / o)``."""
     if type(outputs) is not int:
         return 1  # as many windows as inputs: of other symbols the numbers are wide
@@ -144,13 +152,13 @@ _FROM_INPUT: dict[str, Any] = {"pack": _placed, "unpack": _numbers}
 _FROM_OUTPUT: dict[str, Any] = {"pack": _placed_by, "unpack": _numbers_with_sizes}
 
 
-def _batched(place: Any, x: _Tensor, rank: int, channels_last: bool) -> Any:
+def _batched(place: arrays.Place, x: torch.Tensor, rank: int, channels_last: bool) -> Any:
     """The array of a batch: one sample gets its axis."""
     found = place.array(x, channels_last)
     return found if x.dim() == rank + 2 else found[None]
 
 
-def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool) -> torch.Tensor:
+def _of_batch(place: arrays.Place, found: Any, x: torch.Tensor, rank: int, channels_last: bool) -> torch.Tensor:
     """The tensor of what a floor found for the batch of x."""
     return place.tensor(found if x.dim() == rank + 2 else found[0], channels_last)
 
@@ -163,7 +171,7 @@ def _of_batch(place: Any, found: Any, x: _Tensor, rank: int, channels_last: bool
 _WIDE = "bool wide_argmax"
 
 
-def _raw_max(x: _Tensor, placing: Placing) -> tuple:
+def _raw_max(x: torch.Tensor, placing: Placing) -> tuple:
     window = placing.window or placing.find()
     if window is None:
         return _fake_max(x, placing)
@@ -176,13 +184,13 @@ def _raw_max(x: _Tensor, placing: Placing) -> tuple:
     return place.tensor(y, last), place.kept(argmax, last)
 
 
-def _run_max(x: _Tensor, placing: Placing) -> tuple:
+def _run_max(x: torch.Tensor, placing: Placing) -> tuple:
     y, argmax = _raw_max(x, placing)
     argmax = arrays.tensor_of(argmax, placing.channels_last)
     return y, argmax.to(torch.int32) if placing.options[0] else argmax
 
 
-def _fake_max(x: _Tensor, placing: Placing) -> tuple:
+def _fake_max(x: torch.Tensor, placing: Placing) -> tuple:
     return placing.of_output(x, x.dtype), placing.of_output(x, placing.argmax_dtype())
 
 
@@ -211,7 +219,7 @@ max_pool = define(
 )
 
 
-def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_max_backward(dy: torch.Tensor, argmax: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return placing.of_input(dy).zero_()
@@ -226,7 +234,7 @@ def _run_max_backward(dy: _Tensor, argmax: _Tensor, placing: Placing) -> torch.T
     return place.tensor(found, last)
 
 
-def _fake_of_input(dy: _Tensor, *others: Any) -> torch.Tensor:
+def _fake_of_input(dy: torch.Tensor, *others: Any) -> torch.Tensor:
     return others[-1].of_input(dy)
 
 
@@ -248,7 +256,7 @@ max_pool_backward = define(
 )
 
 
-def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_gather(x: torch.Tensor, argmax: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return _fake_gather(x, argmax, placing)
@@ -258,7 +266,7 @@ def _run_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
     return _of_batch(place, found, x, rank, last)
 
 
-def _fake_gather(x: _Tensor, argmax: _Tensor, placing: Placing) -> torch.Tensor:
+def _fake_gather(x: torch.Tensor, argmax: torch.Tensor, placing: Placing) -> torch.Tensor:
     return placing.of_output(x, x.dtype)
 
 
@@ -276,7 +284,7 @@ max_pool_gather = define(
 )
 
 
-def _run_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_indices(argmax: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return _fake_indices(argmax, placing)
@@ -286,7 +294,7 @@ def _run_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
     return _of_batch(place, found, argmax, rank, last)
 
 
-def _fake_indices(argmax: _Tensor, placing: Placing) -> torch.Tensor:
+def _fake_indices(argmax: torch.Tensor, placing: Placing) -> torch.Tensor:
     return placing.of_output(argmax, torch.int64)
 
 
@@ -303,7 +311,7 @@ max_pool_indices = define(
 _DIVISOR = "bool count_include_pad, int? divisor_override"
 
 
-def _run_avg(x: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_avg(x: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return _fake_of_output(x, placing)
@@ -316,7 +324,7 @@ def _run_avg(x: _Tensor, placing: Placing) -> torch.Tensor:
     return place.tensor(found, last)
 
 
-def _fake_of_output(x: _Tensor, placing: Placing) -> torch.Tensor:
+def _fake_of_output(x: torch.Tensor, placing: Placing) -> torch.Tensor:
     return placing.of_output(x, x.dtype)
 
 
@@ -334,7 +342,7 @@ avg_pool = define(
 )
 
 
-def _run_avg_backward(dy: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_avg_backward(dy: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return placing.of_input(dy).zero_()
@@ -363,7 +371,7 @@ avg_pool_backward = define(
 # ---- the norm of each window
 
 
-def _run_lp(x: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_lp(x: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return _fake_of_output(x, placing)
@@ -393,7 +401,7 @@ lp_pool = define(
 )
 
 
-def _run_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing) -> torch.Tensor:
+def _run_lp_backward(dy: torch.Tensor, x: torch.Tensor, placing: Placing) -> torch.Tensor:
     window = placing.window or placing.find()
     if window is None:
         return placing.of_input(dy).zero_()
@@ -403,7 +411,7 @@ def _run_lp_backward(dy: _Tensor, x: _Tensor, placing: Placing) -> torch.Tensor:
     return _of_batch(place, found, x, rank, last)
 
 
-def _lp_gradient(dy: _Tensor, x: _Tensor, placing: Placing) -> torch.Tensor:
+def _lp_gradient(dy: torch.Tensor, x: torch.Tensor, placing: Placing) -> torch.Tensor:
     """Gradient of x, of operations that are differentiable: ``sign(x) |x|^(p-1) sum(dy c y^(1-p))``."""
     wide, (p,) = x.to(accumulation_dtype(x.dtype)), placing.options
     size, norm = wide.abs(), lp_pool(wide, placing)
@@ -442,7 +450,7 @@ lp_pool_backward = define(
 # ---- the inverse of max pooling; numbers: sizes of the output, or how many, and channels_last
 
 
-def _run_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+def _run_unpool(x: torch.Tensor, indices: torch.Tensor, numbers: tuple) -> torch.Tensor:
     output_size, channels_last = numbers
     if not (x.numel() and math.prod(output_size)):
         return _fake_unpool(x, indices, numbers).zero_()
@@ -453,7 +461,7 @@ def _run_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
     return _of_batch(place, found, x, rank, channels_last)
 
 
-def _fake_unpool(x: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+def _fake_unpool(x: torch.Tensor, indices: torch.Tensor, numbers: tuple) -> torch.Tensor:
     output_size, channels_last = numbers
     return arrays.empty((*x.shape[: -len(output_size)], *output_size), x.dtype, x, channels_last)
 
@@ -481,7 +489,7 @@ def indices_are_valid(indices: torch.Tensor, sizes: Any) -> bool:
     return not bool(outside.any())
 
 
-def _run_unpool_backward(dy: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+def _run_unpool_backward(dy: torch.Tensor, indices: torch.Tensor, numbers: tuple) -> torch.Tensor:
     rank, channels_last = numbers
     if not (indices.numel() and dy.numel()):
         return _fake_unpool_backward(dy, indices, numbers).zero_()
@@ -491,7 +499,7 @@ def _run_unpool_backward(dy: _Tensor, indices: _Tensor, numbers: tuple) -> torch
     return _of_batch(place, found, indices, rank, channels_last)
 
 
-def _fake_unpool_backward(dy: _Tensor, indices: _Tensor, numbers: tuple) -> torch.Tensor:
+def _fake_unpool_backward(dy: torch.Tensor, indices: torch.Tensor, numbers: tuple) -> torch.Tensor:
     return arrays.empty(indices.shape, dy.dtype, dy, numbers[1])
 
 
