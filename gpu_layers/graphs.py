@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from gpu_layers import random
@@ -13,7 +14,7 @@ from gpu_layers.core.cuda import graph_device, require_gpu
 from gpu_layers.random import CudaGraphGenerator, Generator, GeneratorCall
 
 
-def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
+def capture(step: Callable[[], object], *, warmup: int = 2) -> Graph:
     """Capture a step as a CUDA graph, on the current device.
 
     The step first runs ``warmup`` times like plain calls (parameters, running statistics and generators advance). That
@@ -77,7 +78,7 @@ def capture(step: Callable[[], Any], *, warmup: int = 2) -> Graph:
 
 
 @contextlib.contextmanager
-def _on_one_device(cupy: Any) -> Iterator[None]:
+def _on_one_device(cupy: ModuleType) -> Iterator[None]:
     """Work on another device, which would not be captured, is refused."""
     token = graph_device.set(cupy.cuda.device.get_device_id())
     try:
@@ -95,7 +96,7 @@ class Graph:
         What the step returned when it was captured: each replay fills these arrays again.
     """
 
-    def __init__(self, captured: Any, result: Array, draws: _DeviceDraws, pool: Any) -> None:
+    def __init__(self, captured: Any, result: Array, draws: _DeviceDraws, pool: object) -> None:
         self.result = result
         self._captured, self._draws = captured, draws
         # The graph writes to this memory, so it must belong to nobody else while the graph exists.

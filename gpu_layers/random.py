@@ -26,7 +26,7 @@ _WEIGHTS = int.from_bytes(b"weights", "big")
 #: Set by :func:`gpu_layers.capture`: the source of a captured step's masks, with a method ``call(generator, taken)``.
 device_draws: ContextVar[Any] = ContextVar("gpu_layers_device_draws", default=None)
 #: What notes the calls of a forward, or gives them out again: a :class:`CallRecord`, or None.
-_record: ContextVar[Any] = ContextVar("gpu_layers_call_record", default=None)
+_record: ContextVar[CallRecord | None] = ContextVar("gpu_layers_call_record", default=None)
 
 
 class Generator:
@@ -281,12 +281,12 @@ class CallRecord:
         return call
 
     @property
-    def draws(self) -> list[Any]:
+    def draws(self) -> list[Array]:
         """The arrays on the device that hold the numbers of calls."""
         return [rng_state for rng_state in map(_kept_draw, self._calls) if rng_state is not None]
 
 
-def _kept_draw(call: GeneratorCall) -> Any:
+def _kept_draw(call: GeneratorCall) -> Array:
     """The array on the device that holds the numbers of a finished call, or None."""
     return call.rng_state if isinstance(call, _RecalledCall) else call.taken
 

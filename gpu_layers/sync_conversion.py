@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
 from gpu_layers.distributed.communicator import Communicator, default_communicator
 from gpu_layers.layers.base import Layer
@@ -14,15 +14,17 @@ from gpu_layers.layers.sync_batch_norm import SyncBatchNorm
 from gpu_layers.models.plain_layers import replaced_methods
 from gpu_layers.ops.sync_batch_norm import check_communicator
 
+_Model = TypeVar("_Model", bound=Callable[..., object])
+
 _CONVERTED = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def convert_sync_batch_norm(
-    model: Layer | Callable[..., Any],
+    model: _Model,
     communicator: Communicator | None = None,
     *,
     layers: Iterable[Layer] | None = None,
-) -> Any:
+) -> _Model:
     """Make every batch norm of a model use the statistics of all processes, as :class:`SyncBatchNorm` does.
 
     It works in place: the layers stay the same objects, with their parameters, buffers, switches and modes, and
@@ -73,11 +75,11 @@ def convert_sync_batch_norm(
 
 
 def revert_sync_batch_norm(
-    model: Layer | Callable[..., Any],
+    model: _Model,
     kind: type[BatchNormLayer] | None = None,
     *,
     layers: Iterable[Layer] | None = None,
-) -> Any:
+) -> _Model:
     """Undo :func:`convert_sync_batch_norm`, for evaluation or to continue in one process.
 
     Parameters

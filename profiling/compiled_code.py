@@ -301,7 +301,7 @@ def read_cubin(cubin: Path) -> dict[str, CompiledKernel]:
 
 
 _REGISTER_UNIT = 256
-# Registers lie in four parts, each of which serves a quarter of the warps.
+# Registers lie in four parts; each serves a quarter of the warps.
 _PARTS = 4
 
 
@@ -340,7 +340,7 @@ _CARRIES_ROWS = re.compile(
     r"|(padded_)?batch_norm_input_gradient<\w+, NhwcLayout"
     r"|batch_norm_max_pool_forward_tiled<\w+, \d, \d, \d, true, "
 )
-# Those of which three blocks of 256 threads are held.
+# So many that three blocks of 256 threads are held.
 _THREE_BLOCKS = re.compile(
     r"^(batch_norm_max_pool|activation_dropout|dropout_add)_"
     r"|^(padded_batch_norm_statistics<|batch_norm_statistics<\w+, NhwcLayout)"

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -284,44 +285,23 @@ class Part:
 def parts(case: Case) -> Iterator[Part]:
     """The first and the last piece of a case: a kernel that does not reach the end is found."""
     kind, shape = case.operation.independent, case.input_shape
-    if kind == "elements":
-        size = math.prod(shape)
-        for begin in sorted({0, max(0, size - _PART)}):
-            piece = slice(begin, min(begin + _PART, size))
-            yield Part(f"elements {piece.start} to {piece.stop}", _Flat(piece), _whole, begin)
-    elif kind == "images":
-        count = max(1, min(shape[0], _PART // math.prod(shape[1:])))
-        for begin in sorted({0, shape[0] - count}):
-            piece = slice(begin, begin + count)
-            start = begin * math.prod(shape[1:])
-            yield Part(f"images {piece.start} to {piece.stop}", _Along(0, piece), _whole, start)
-    else:
-        axis = len(shape) - 1 if case.channels_last else 1
-        count = max(1, min(shape[axis], _PART // (math.prod(shape) // shape[axis])))
-        for begin in sorted({0, shape[axis] - count}):
-            piece = slice(begin, begin + count)
-            yield Part(f"channels {piece.start} to {piece.stop}", _Along(axis, piece), _Along(0, piece))
+    axis = {"elements": None, "images": 0, "channels": len(shape) - 1 if case.channels_last else 1}[kind]
+    length = math.prod(shape) if axis is None else shape[axis]
+    inner = math.prod(shape) // length
+    count = max(1, min(length, _PART // inner))
+    for begin in sorted({0, length - count}):
+        piece = slice(begin, begin + count)
+        take = partial(_along, axis, piece)
+        label = f"{kind} {begin} to {piece.stop}"
+        if kind == "channels":
+            yield Part(label, take, partial(_along, 0, piece))
+        else:
+            yield Part(label, take, lambda array: array, begin * inner)
 
 
-@dataclass(frozen=True)
-class _Flat:
-    piece: slice
-
-    def __call__(self, array: Any) -> Any:
-        return array.reshape(-1)[self.piece]
-
-
-@dataclass(frozen=True)
-class _Along:
-    axis: int
-    piece: slice
-
-    def __call__(self, array: Any) -> Any:
-        return array[(slice(None),) * self.axis + (self.piece,)]
-
-
-def _whole(array: Any) -> Any:
-    return array
+def _along(axis: int | None, piece: slice, array: Any) -> Any:
+    """The piece along an axis, or of the flat array."""
+    return array.reshape(-1)[piece] if axis is None else array[(slice(None),) * axis + (piece,)]
 
 
 def expected(case: Case, part: Part, inputs: Arrays, to_numpy: Callable[[Any], np.ndarray]) -> dict[str, np.ndarray]:

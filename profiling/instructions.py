@@ -132,7 +132,7 @@ def floating(text: str) -> Value:
 
 
 def _with_signs(value: Value, negative: bool, absolute: bool, sign: Any, kind: Any) -> Value:
-    """The bits of a value as floats, of which ``sign`` is the bit of the sign."""
+    """The bits of a value as floats; ``sign`` is the bit of the sign."""
 
     def signed(threads: Any, at: Any) -> Any:
         bits = value(threads, at)
@@ -449,7 +449,7 @@ def _shf(modifiers: list[str], operands: list[str]) -> Action:
 
 
 def _permuted(a: Any, choice: Any, c: Any) -> Any:
-    """Four bytes of eight, each of them chosen by four bits, of which the highest asks for its sign alone."""
+    """Four bytes of eight, each of them chosen by four bits; the highest asks for its sign alone."""
     both, result = c.astype(U64) << U64(32) | a.astype(U64), U64(0)
     for place in range(4):
         nibble = (choice >> U32(4 * place)) & U32(15)

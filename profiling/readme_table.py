@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_layers.catalogue import FAMILIES
-from profiling.charts import largest_rows, save_bars, save_model_chart
+from profiling.charts import largest_rows, save_bars
 from profiling.results import ResultsError, Row, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,21 +29,22 @@ HEADLINES = (
     ("avg_pool", "backward"),
     ("batch_norm_relu_max_pool", "backward"),
 )
-_MODEL = "modelled.json"
 _PEERS = {"torch": "PyTorch", "torch.compile": "torch.compile", "jax": "JAX"}
 
 
-def newest(results: Path) -> Run | None:
-    """The measured run with the latest date; None if there is none.
+def newest(results: Path) -> Run:
+    """The measured run with the latest date.
 
     Raises
     ------
     ResultsError
-        If a ``bench.json`` there is no result, or one of another version.
+        If there is none, or a ``bench.json`` there is no result, or one of another version.
     """
     runs = [Run.load(path) for path in sorted(results.glob("*/bench.json"))]
     measured = [run for run in runs if run.kind == "measured" and run.rows]
-    return max(measured, key=lambda run: str(run.environment.get("date")), default=None)
+    if not measured:
+        raise ResultsError(f"{results} holds no measured run: profiling/on_gpu.sh makes one")
+    return max(measured, key=lambda run: str(run.environment.get("date")))
 
 
 def section(results: Path, headlines: bool = False) -> str:
@@ -54,43 +55,8 @@ def section(results: Path, headlines: bool = False) -> str:
     ResultsError
         If there is no result, or one cannot be read.
     """
-    run, model = _runs(results)
-    if run is not None:
-        return _measured(run, model, headlines)
-    assert model is not None
-    return _modelled(model, headlines)
-
-
-def save_picture(results: Path, path: Path) -> None:
-    """Draw the README's rows.
-
-    Raises
-    ------
-    ResultsError
-        If there is no result, or one cannot be read.
-    RuntimeError
-        Without matplotlib.
-    """
-    run, model = _runs(results)
-    shown = run or model
-    assert shown is not None
-    shown = replace(shown, rows=_chosen(shown.rows, headlines=True))
-    if run is not None:
-        save_bars(shown, path)
-    else:
-        save_model_chart(shown, path)
-
-
-def _runs(results: Path) -> tuple[Run | None, Run | None]:
-    """The newest measured run and the model; at least one of them."""
-    path = results / _MODEL
-    model = Run.load(path) if path.exists() else None
-    run = newest(results)
-    if run is None and model is None:
-        raise ResultsError(
-            f"{results} holds no measured run and no {_MODEL}: run python -m profiling.model --json {path}"
-        )
-    return run, model
+    path = results / "modelled.json"
+    return _measured(newest(results), Run.load(path) if path.exists() else None, headlines)
 
 
 def _chosen(rows: list[Row], headlines: bool) -> list[Row]:
@@ -125,27 +91,6 @@ def _measured(run: Run, model: Run | None, headlines: bool) -> str:
     failed = [row.case for row in run.rows if row.correct is False]
     if failed:
         lines += ["", f"Wrong, and therefore not timed: {', '.join(failed)}."]
-    return "\n".join(lines)
-
-
-def _modelled(model: Run, headlines: bool) -> str:
-    rows = _chosen(model.rows, headlines)
-    gpu = next((row.model["gpu"] for row in model.rows if row.model), "GPU")
-    lines = [
-        f"**Modelled for an {gpu}, not measured**: there is no run on a GPU here. *of copy* is the time of a",
-        "plain copy of the fewest bytes over ours; 1.00 is perfect. It follows from bytes, instructions and",
-        "waits, which are counted by emulation. *limit* is what the longest launch needs most. *moved* is our",
-        "bytes over the fewest. PyTorch's column is an upper bound: it counts only the bytes that its",
-        "algorithm moves.",
-        "",
-        "| modelled, not measured | of copy | limit | moved | PyTorch, at most | launches |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        assert row.model is not None
-        cells = [_name(row), f"{row.model['fraction']:.2f}", row.model["limit"]]
-        cells += [f"{row.model['bytes'] / row.floor_bytes:.2f}", f"{min(1.0, row.floor_bytes / row.torch_bytes):.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {len(row.model['launches'])} |")
     return "\n".join(lines)
 
 
@@ -209,7 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
         if translation.exists():
             old[translation] = translation.read_text(encoding="utf-8")
             new[translation] = with_layers(old[translation])
-        save_picture(options.results, options.picture)
+        run = newest(options.results)
+        save_bars(replace(run, rows=_chosen(run.rows, headlines=True)), options.picture)
     except (OSError, ResultsError) as error:
         print(f"profiling.readme_table: error: {error}", file=sys.stderr)
         return 2

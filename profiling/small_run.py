@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, Case
+from gpu_layers.core.cache import write_atomically
 from gpu_layers.core.cuda import is_cupy_array
 from gpu_layers.runtime.backend import use_backend, use_executor
-from gpu_layers.runtime.cache import write_atomically
 from gpu_layers.runtime.kernel import Kernel, Parameter, all_kernels
 from gpu_layers.runtime.limits import force_limits
 from gpu_layers.verification import Backend, all_cases, cuda_backend, emulated_backend
@@ -242,7 +242,7 @@ def with_index64(case: Case) -> Case:
 
 
 def with_one_block(case: Case) -> Case:
-    """The same case, by the kernels for arrays of which a GPU does not hold enough blocks at once."""
+    """The same case, by the kernels for arrays that need more blocks than a GPU holds at once."""
     return _limited(case, "one block", max_blocks=1)
 
 

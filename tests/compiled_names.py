@@ -2,7 +2,7 @@
 
 import fcntl
 
-from gpu_layers.runtime.cache import writable_cache_folder
+from gpu_layers.core.cache import writable_cache_folder
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compiled_module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
+from gpu_layers.runtime.backend import use_backend
+from gpu_layers.runtime.limits import force_limits
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
@@ -146,6 +150,28 @@ def unchanged(*arrays: np.ndarray) -> Iterator[None]:
     before = [array.tobytes() for array in arrays]
     yield
     assert [array.tobytes() for array in arrays] == before
+
+
+def memory_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, int, int]:
+    """The result of a call, the most bytes that it used at a time, and those that it left in use."""
+    tracemalloc.start()
+    try:
+        result = call(*arguments, **options)
+        kept, most = tracemalloc.get_traced_memory()
+        return result, most, kept
+    finally:
+        tracemalloc.stop()
+
+
+@contextmanager
+def emulated(launched: list[str], **limits: Any) -> Iterator[None]:
+    """Run emulated kernels in checked mode, within these limits, and add the names of those that are launched."""
+
+    def record(kernel, trace):
+        launched.append(kernel.name)
+
+    with force_limits(**limits), use_backend("emulated", check=True, record=record):
+        yield
 
 
 class NoLaunch:

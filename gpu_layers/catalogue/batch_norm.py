@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -21,13 +22,14 @@ from gpu_layers.catalogue.operation import (
     IMAGES,
     LARGE_IMAGES,
     SMALL_ROWS,
+    Called,
     Operation,
     Shape,
     Sizes,
     of_ranks,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -212,7 +214,7 @@ def _batch_norm(
     def run(arrays: Arrays) -> Arrays:
         x, dy = arrays["x"][..., ::stride], arrays["dy"][..., ::stride]
         gamma, beta = arrays.get("gamma"), arrays.get("beta")
-        options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, "activation": activation}
+        options: Options = {"eps": _EPS, "channels_last": channels_last, "activation": activation}
         if residual:
             options["residual"] = arrays["residual"][..., ::stride]
         y, saved = ops.batch_norm_forward(x, gamma, beta, **options)
@@ -241,7 +243,7 @@ def _batch_norm(
 
 
 def _special_residual(dtype: np.dtype, shape: tuple[int, ...], channels_last: bool, activation: str) -> Case:
-    """NaN and infinities that a residual brings behind the normalisation: they spoil their own elements alone."""
+    """NaN and infinities that a residual brings after the normalisation: they spoil their own elements alone."""
     label = f"{activation} of special values{', channels_last' if channels_last else ''}"
     plain = _batch_norm(dtype, label, shape, 2.0, channels_last, activation=activation, residual=True)
 
@@ -277,7 +279,7 @@ def _not_a_number(dtype: np.dtype, shape: tuple[int, ...]) -> Case:
 
 # How a layer folds the statistics of a batch into the running ones: in the kernels of the forward (of one read, and of
 # two), and by a kernel for that alone.
-_FOLDINGS: dict[str, dict[str, Any]] = {
+_FOLDINGS: dict[str, Options] = {
     "momentum": {"momentum": 0.3},
     "momentum, two reads": {"momentum": 0.3, "activation": "gelu"},
     "average": {"momentum": None},
@@ -477,7 +479,7 @@ def _of_negative_zeros(dtype: np.dtype, shape: tuple[int, ...], channels_last: b
         results: Arrays = {}
         given = [arrays[name] for name in ("x", "mean", "var", "gamma", "beta")]
         for activation, residual in itertools.product((None, "relu", "leaky_relu"), (None, "residual")):
-            options: dict[str, Any] = {"activation": activation, "residual": residual and arrays[residual]}
+            options: Options = {"activation": activation, "residual": residual and arrays[residual]}
             _, saved = ops.batch_norm_inference(*given, eps=_EPS, channels_last=channels_last, **options)
             gradients = ops.batch_norm_inference_backward(arrays["dy"], saved)
             names = ("dx", "dgamma", "dbeta", "dresidual")[: len(gradients)]
@@ -551,19 +553,19 @@ def _inference_traffic(operation: Operation, dtype: np.dtype) -> Iterator[Traffi
 
 def _given_statistics(dtype: np.dtype, shape: Shape, layout: str) -> Prepared:
     x = in_layout(shape, dtype, layout)
-    options: dict[str, Any] = {"channels_last": layout == "NHWC"}
+    options: Options = {"channels_last": layout == "NHWC"}
     _, saved = ops.batch_norm_forward(x, None, None, **options)
     run = partial(ops.batch_norm_inference, x, saved.mean, saved.var, None, None, **options)
     return run, _inference_floor(Sizes(x.size, x.size, x.itemsize, shape), FORWARD, affine=False)
 
 
-def _training(a: Arrays, channels_last: bool, **options: Any) -> Any:
+def _training(a: Arrays, channels_last: bool, **options: Any) -> Called:
     return ops.batch_norm_forward(
         a["x"], a.get("gamma"), a.get("beta"), eps=_EPS, channels_last=channels_last, **options
     )
 
 
-def batch_norm_torch(F: Any, t: Arrays) -> Array:  # noqa: N803 - its usual name
+def batch_norm_torch(F: ModuleType, t: Arrays) -> Array:  # noqa: N803 - its usual name
     """PyTorch's batch norm in training."""
     return F.batch_norm(t["x"], None, None, t["gamma"], t["beta"], True, 0.1, _EPS)
 
@@ -580,7 +582,7 @@ def _along_channels(values: Array, x: Array, channels_last: bool) -> Array:
     return values.reshape([-1 if axis == _channel_axis(x, channels_last) else 1 for axis in range(x.ndim)])
 
 
-def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
+def _expression(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
     x = arrays["x"].astype(xp.result_type(arrays["x"], arrays["gamma"]))
     axes = _other_axes(x, channels_last)
     mean, var = (arrays.get(name) for name in ("mean", "var"))
@@ -592,7 +594,7 @@ def _expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     return ((x - mean) / xp.sqrt(var + _EPS) * gamma + beta).astype(arrays["x"].dtype)
 
 
-def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
+def _gradient(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
     x, dy = (arrays[name].astype(xp.result_type(arrays[name], arrays["gamma"])) for name in ("x", "dy"))
     axes = _other_axes(x, channels_last)
     gamma = _along_channels(arrays["gamma"], x, channels_last)
@@ -602,7 +604,7 @@ def _gradient(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
     return (gamma * inv_std * inner).astype(arrays["x"].dtype)
 
 
-def _sum_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
+def _sum_expression(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
     z = _expression(xp, arrays, channels_last) + arrays["residual"]
     return xp.where(z > 0, z, xp.zeros_like(z))
 
@@ -668,14 +670,14 @@ BATCH_NORM_SUM_RELU = Operation(
 
 
 @cache
-def _unit_statistics(module: Any, channels: int, dtype: np.dtype) -> Array:
+def _unit_statistics(module: ModuleType, channels: int, dtype: np.dtype) -> Array:
     """Mean 0, variance 1, gamma 1, beta 0."""
     statistics = module.zeros((5, channels), dtype)
     statistics[1:4] = 1
     return statistics
 
 
-def _second_derivatives(a: Arrays, last: bool) -> Any:
+def _second_derivatives(a: Arrays, last: bool) -> Called:
     x, gamma, beta = a["x"], a["gamma"], a["beta"]
     statistics = _unit_statistics(array_module(x), gamma.size, gamma.dtype)
     saved = ops.BatchNormSaved(x, statistics, last, None, "relu")

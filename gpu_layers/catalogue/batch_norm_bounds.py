@@ -25,7 +25,7 @@ def batch_norm_bounds(
     inputs : dict
         ``x`` and ``dy``; ``gamma``, ``beta`` and ``residual``, if there are any.
     expected : dict
-        ``mean`` and ``inv_std``, and those results of which there shall be a bound: of training and, prefixed by
+        ``mean`` and ``inv_std``, and the results to bound: of training and, prefixed by
         ``inference``, with the same statistics given.
     channels_last : bool
     activation : str or None
@@ -46,7 +46,7 @@ def batch_norm_bounds(
     mean = expected["mean"].astype(np.float64)
     deviation = np.abs(x - broadcast(mean))
     spread = deviation.max(axis=axes)
-    # A value passes through `depth` additions, each of which rounds a sum that is below the sum of magnitudes;
+    # A value passes through `depth` additions; each rounds a sum that is below the sum of magnitudes;
     # deviations are taken from a value of the channel, hence at most twice the spread.
     depth = depth or summation_depth(x.shape, dtype, channels_last)
     mean_bound = unit * (np.abs(mean) + 2 * depth * spread)

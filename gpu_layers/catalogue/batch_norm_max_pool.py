@@ -12,9 +12,10 @@ from gpu_layers import ops
 from gpu_layers.catalogue.batch_norm import COUNTED, KEPT, READ, batch_norm_torch, reads_of
 from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.catalogue.inputs import normal
-from gpu_layers.catalogue.operation import FORWARD, IMAGES, Operation, Sizes, per_pass
+from gpu_layers.catalogue.operation import FORWARD, IMAGES, Called, Operation, Sizes, per_pass
 from gpu_layers.catalogue.pooling import MAX_WINDOW, argmax_bytes, pooled
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.array import Options
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -23,7 +24,7 @@ PAGE = "batch_norm"
 
 # 1 / sqrt(var + eps) is then 1/2 or 1/4, without rounding.
 _EPS = 2.0**-10
-_WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+_WINDOWS: tuple[tuple[tuple[int, ...], Options], ...] = (
     ((2, 2), {"stride": 2}),
     ((3, 3), {"stride": 2, "padding": 1}),
     ((2, 3), {"dilation": (2, 1), "ceil_mode": True}),
@@ -101,9 +102,9 @@ def _floor(s: Sizes, direction: str, *, taps: int = 1, reads: int = 1, affine: b
     return reads * (s.elements(1) + of_outputs) + s.elements(1) + (READ + 2) * s.statistic
 
 
-def _forward(a: Arrays, channels_last: bool) -> Any:
+def _forward(a: Arrays, channels_last: bool) -> Called:
     kernel, stride, padding = MAX_WINDOW
-    options: dict[str, Any] = {"eps": 1e-5, "activation": "relu", "channels_last": channels_last}
+    options: Options = {"eps": 1e-5, "activation": "relu", "channels_last": channels_last}
     return ops.batch_norm_max_pool_forward(
         a["x"], a.get("gamma"), a.get("beta"), (kernel, kernel), stride, padding, **options
     )

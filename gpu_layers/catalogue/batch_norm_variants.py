@@ -23,6 +23,7 @@ from gpu_layers.catalogue.operation import (
     LARGE_IMAGES,
     SMALL_IMAGES,
     SMALL_ROWS,
+    Called,
     LayerExample,
     Operation,
     Shape,
@@ -31,7 +32,7 @@ from gpu_layers.catalogue.operation import (
     per_pass,
 )
 from gpu_layers.catalogue.traffic import Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, ArrayLike, Options
 from gpu_layers.core.cuda import array_module, is_cupy_array
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
@@ -221,7 +222,7 @@ def _padded(
         rows, results = {**inputs, **rows_of(inputs, ("x", "dy", "residual"))}, rows_of(expected, elements)
         if not has_residual:
             del rows["residual"]
-        options: dict[str, Any] = {"channels_last": True, "activation": activation}
+        options: Options = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
         depth = summation_depth(shape, dtype, channels_last) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
@@ -236,7 +237,7 @@ def _padded(
     return Case("padded_batch_norm", dtype, label, inputs, run, allowed)
 
 
-def _inside(shape: tuple[int, ...], channels_last: bool, valid: dict[str, Any]) -> np.ndarray:
+def _inside(shape: tuple[int, ...], channels_last: bool, valid: Options) -> np.ndarray:
     """Which positions are valid, one by one."""
     if "mask" in valid:
         mask: np.ndarray = valid["mask"]
@@ -306,7 +307,7 @@ def _sync(
     of_statistics, of_elements = ("mean", "var", "inv_std"), ("y", "dx", "dresidual")
 
     def run(arrays: Arrays) -> Arrays:
-        def forward(rank: int, communicator: Communicator) -> tuple[Any, Any]:
+        def forward(rank: int, communicator: Communicator) -> tuple[Array, Any]:
             return ops.sync_batch_norm_forward(
                 arrays["x"][parts[rank]],
                 arrays["gamma"],
@@ -419,8 +420,8 @@ def _ghost_floor(s: Sizes, direction: str, bounds: tuple[int, ...] = (), by_plan
     return total
 
 
-def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Any:
-    options: dict[str, Any] = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
+def _ghost_call(a: Arrays, channels_last: bool, bounds: tuple[int, ...]) -> Called:
+    options: Options = {"bounds": bounds, "eps": _EPS, "channels_last": channels_last}
     return ops.ghost_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), **options)
 
 
@@ -472,8 +473,8 @@ def _sync_floor(s: Sizes, direction: str, *, residual: bool = False, affine: boo
     return s.elements(2 * (1 + inputs) + inputs) + 2 * (READ + 2) * s.statistic
 
 
-def _sync_call(a: Arrays, channels_last: bool, **fused: Any) -> Any:
-    options: dict[str, Any] = {"eps": _EPS, "channels_last": channels_last, **fused}
+def _sync_call(a: Arrays, channels_last: bool, **fused: object) -> Called:
+    options: Options = {"eps": _EPS, "channels_last": channels_last, **fused}
     return ops.sync_batch_norm_forward(a["x"], a.get("gamma"), a.get("beta"), _Listening(), **options)
 
 
@@ -553,9 +554,11 @@ def _padded_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCa
         yield TrafficCase(f"padded batch_norm {direction}", dtype, shape, layout, prepare)
 
 
-def _padded_pass(dtype: np.dtype, shape: Shape, layout: str, lengths: Any, direction: str, floor: int) -> Prepared:
+def _padded_pass(
+    dtype: np.dtype, shape: Shape, layout: str, lengths: ArrayLike, direction: str, floor: int
+) -> Prepared:
     x, kind = in_layout(shape, dtype, layout), BatchNorm2d if len(shape) == 4 else BatchNorm1d
-    options: dict[str, Any] = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
+    options: Options = {"channels_last": layout == "NHWC", "dtype": accumulation_dtype(dtype)}
     layer = kind(shape[1], affine=False, track_running_stats=False, **options)
     if direction == FORWARD:
         return lambda: layer(x, lengths=lengths), floor

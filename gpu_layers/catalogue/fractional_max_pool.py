@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from gpu_layers import layers, ops
 from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.catalogue.inputs import generator, normal, with_special_values, with_ties
-from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Operation, Shape, Sizes, of_ranks
+from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Called, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
@@ -56,7 +56,7 @@ def _fractional_max_pool(
 
     def run(arrays: Arrays) -> Arrays:
         results: Arrays = {}
-        calls: dict[str, dict[str, Any]] = {
+        calls: dict[str, Options] = {
             "samples": {"samples": arrays["samples"]},
             "numbers": {"seed": 2**63 + 1, "offset": 2**40},
             "rng_state": {"rng_state": arrays["rng_state"]},
@@ -112,13 +112,13 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
 
 
 @cache
-def _samples(module: Any, images: int, channels: int, dtype: np.dtype) -> Array:
+def _samples(module: ModuleType, images: int, channels: int, dtype: np.dtype) -> Array:
     """Numbers of the windows, the same of every image: drawn ones are those of the whole batch."""
     of_an_image = np.random.default_rng(1).random((1, channels, 2), np.float32).astype(accumulation_dtype(dtype))
     return module.asarray(np.repeat(of_an_image, images, axis=0))
 
 
-def _by_samples(a: Arrays, channels_last: bool) -> Any:
+def _by_samples(a: Arrays, channels_last: bool) -> Called:
     x = a["x"]
     sizes, channels = (x.shape[1:-1], x.shape[-1]) if channels_last else (x.shape[2:], x.shape[1])
     samples = _samples(array_module(x), len(x), channels, x.dtype)

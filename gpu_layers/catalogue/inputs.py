@@ -16,12 +16,12 @@ from gpu_layers.runtime.backend import use_executor
 ELEMENTWISE_SIZES = (1, 3, 32, 37, 9001)
 
 
-def generator(*what: Any) -> np.random.Generator:
+def generator(*what: object) -> np.random.Generator:
     """Random numbers that depend on what they are for, not on what was drawn before."""
     return np.random.default_rng(zlib.crc32(repr(what).encode()))
 
 
-def normal(shape: tuple[int, ...], dtype: DTypeLike, *what: Any, mean: float = 0.0) -> np.ndarray:
+def normal(shape: tuple[int, ...], dtype: DTypeLike, *what: object, mean: float = 0.0) -> np.ndarray:
     """Normally distributed values of standard deviation 1."""
     return np.asarray(generator(shape, *what).standard_normal(shape) + mean).astype(dtype)
 
@@ -55,11 +55,11 @@ def with_ties(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 class NoLaunches:
     """Takes launches, and does nothing: what remains is the host's work."""
 
-    def launch(self, *launch: Any) -> None:
+    def launch(self, *launch: object) -> None:
         """Nothing."""
 
 
-def launched_nowhere(run: Callable[[], Any]) -> Any:
+def launched_nowhere(run: Callable[[], object]) -> Any:
     """Shapes and dtypes of an operation's results: neither a kernel nor the reference runs."""
     with use_executor(NoLaunches()):
         return run()

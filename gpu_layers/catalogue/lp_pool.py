@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from gpu_layers.catalogue.inputs import (
 from gpu_layers.catalogue.operation import FORWARD, IMAGES, Operation, Sizes, of_ranks, per_pass
 from gpu_layers.catalogue.pooling import HALVING, WINDOWS, argmax_bytes, pooled
 from gpu_layers.catalogue.traffic import TrafficCase, passes
+from gpu_layers.core.array import Options
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
@@ -29,14 +29,14 @@ PAGE = "pooling"
 # Those that are enough: most kernels are the general ones, whose geometry max and average pooling test.
 _LP_CASES = [case for case in WINDOWS if case[0] in ((2, 3, 8, 10), (2, 5, 13, 9), (1, 2, 20, 19), (2, 8, 5, 6, 7))]
 # Windows side by side, by tiles: whole ones, of one axis with one input left, and of three axes.
-_LP_TILED: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+_LP_TILED: tuple[tuple[tuple[int, ...], Options], ...] = (
     ((2, 8, 6, 16), {"kernel_size": (2, 2)}),
     ((1, 8, 13), {"kernel_size": (2,)}),
     ((1, 8, 3, 5, 8), {"kernel_size": (1, 2, 2)}),
 )
 _POWERS = (1.0, 2.0, 2.5, 3.0, 100.0, 2000.0, np.inf)
 # Windows cut off before by padding and after by ceil mode; values whose squares are beyond float32, infinities, NaN.
-_LP_CUT_OFF: tuple[tuple[int, ...], dict[str, Any]] = (
+_LP_CUT_OFF: tuple[tuple[int, ...], Options] = (
     (2, 2, 8, 10),
     {"kernel_size": (3, 4), "stride": (2, 3), "padding": ((1, 0), (0, 2)), "dilation": (2, 1), "ceil_mode": True},
 )
@@ -62,7 +62,7 @@ def lp_pool_cases() -> Iterator[Case]:
         yield _lp_pool_special(dtype)
 
 
-def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: dict[str, Any], sizes: str = "") -> Case:
+def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: Options, sizes: str = "") -> Case:
     accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
@@ -82,7 +82,7 @@ def _lp_pool(dtype: np.dtype, p: float, shape: tuple[int, ...], window: dict[str
             return {}  # nothing but what IEEE 754 defines to the last bit
         # The reference computes in float64, and rounds. So does the kernel of float32: the results may fall to either
         # side, which is a unit in the last place. Half types are computed in float32, with p products of 2 roundings
-        # each, of which forward's root leaves the p-th part, and a root within 4 units. In float64 pow is within 1 unit
+        # each (forward's root leaves a p-th part of them), and a root within 4 units. In float64 pow is within 1 unit
         # here and there; so are a quotient, a root, and what they are multiplied by. Its values are rounded before
         # powers are taken only if p is beyond 900.
         half = dtype not in (np.float32, np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpu_layers.catalogue.operation import (
     BACKWARD,
     LARGE_IMAGES,
     SMALL_IMAGES,
+    Called,
     Operation,
     Shape,
     Sizes,
@@ -102,7 +104,7 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
 
     for layout in ("NCHW", "NHWC"):
 
-        def forward(x: Array, last: bool = layout == "NHWC") -> Any:
+        def forward(x: Array, last: bool = layout == "NHWC") -> Called:
             indices = _chosen((shape[0], *size, shape[1]) if last else (*shape[:2], *size), dtype, last)
             return ops.max_unpool_forward(x, indices, size, check=False, channels_last=last)
 
@@ -111,14 +113,14 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
 
 
 @cache
-def _places(module: Any, shape: Shape) -> Array:
+def _places(module: ModuleType, shape: Shape) -> Array:
     """Of values, the first place in their windows of 2 x 2: flat in a plane of twice the sizes."""
     *_, rows, columns = shape
     first = 2 * (2 * columns) * np.arange(rows)[:, None] + 2 * np.arange(columns)
     return module.asarray(np.ascontiguousarray(np.broadcast_to(first, shape)))
 
 
-def _doubled(a: Arrays, channels_last: bool) -> Any:
+def _doubled(a: Arrays, channels_last: bool) -> Called:
     x = a["x"]
     size = tuple(2 * length for length in x.shape[2:])
     return ops.max_unpool_forward(x, _places(array_module(x), x.shape), size, check=False)

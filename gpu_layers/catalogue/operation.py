@@ -6,18 +6,21 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays, Case
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 FORWARD, BACKWARD = "forward", "backward"
 
 Shape = tuple[int, ...]
+#: y, and what the backward needs.
+Called: TypeAlias = tuple[Array, Any]
 
 #: Batches of images, (N, C, H, W): two that are well beyond the L2 cache, and two that fit into it.
 LARGE_IMAGES = ((64, 256, 56, 56), (256, 64, 112, 112))
@@ -97,19 +100,19 @@ class LayerExample:
     """
 
     kind: type
-    arguments: tuple[Any, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    arguments: tuple[object, ...] = ()
+    options: Options = field(default_factory=dict)
     axes: int = 2
     inputs: int = 1
 
-    def make(self, dtype: np.dtype, generator: Any) -> Any:
+    def make(self, dtype: np.dtype, generator: object) -> Any:
         """A new layer, for inputs of a dtype, that draws from a generator if it draws at all."""
         taken = inspect.signature(self.kind).parameters
         given = {"dtype": accumulation_dtype(dtype), "generator": generator}
         return self.kind(*self.arguments, **self.options, **{name: given[name] for name in given if name in taken})
 
 
-def of_ranks(*kinds: type, arguments: tuple[Any, ...], **options: Any) -> tuple[LayerExample, ...]:
+def of_ranks(*kinds: type, arguments: tuple[object, ...], **options: Any) -> tuple[LayerExample, ...]:
     """Layers of the same arguments whose names end in their number of spatial axes, 1d for example."""
     return tuple(LayerExample(kind, arguments, axes=int(kind.__name__[-2]) + 2, **options) for kind in kinds)
 
@@ -184,8 +187,8 @@ class Operation:
 
     name: str
     shapes: tuple[Shape, ...]
-    forward: Callable[[Arrays, bool], tuple[Array, Any]]
-    backward: Callable[[Array, Any], Any] | None
+    forward: Callable[[Arrays, bool], Called]
+    backward: Callable[[Array, Any], Array] | None
     floor: Bytes
     torch_bytes: Bytes
     cases: tuple[Callable[[], Iterator[Case]], ...] = ()
@@ -193,10 +196,10 @@ class Operation:
     dtypes: tuple[np.dtype, ...] = FLOAT_DTYPES
     layers: tuple[LayerExample, ...] = ()
     kept: Callable[[Shape], float] | None = None
-    torch: Callable[[Any, Arrays], Any] | None = None
-    expression: Callable[[Any, Arrays, bool], Any] | None = None
-    gradient: Callable[[Any, Arrays, bool], Any] | None = None
-    jax: Callable[[Any, Arrays, bool], Any] | None = None
+    torch: Callable[[ModuleType, Arrays], Array] | None = None
+    expression: Callable[[ModuleType, Arrays, bool], Array] | None = None
+    gradient: Callable[[ModuleType, Arrays, bool], Array] | None = None
+    jax: Callable[[ModuleType, Arrays, bool], Array] | None = None
     output_shape: Callable[[Shape], Shape] = field(default=_same_shape)
     layouts: tuple[bool, ...] = (False,)
     per_channel: tuple[str, ...] = ()

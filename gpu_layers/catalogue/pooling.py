@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from gpu_layers.catalogue.inputs import (
 )
 from gpu_layers.catalogue.operation import IMAGES, LARGE_IMAGES, Bytes, Operation, Shape, Sizes, of_ranks, per_pass
 from gpu_layers.catalogue.traffic import SECTOR, Prepared, TrafficCase, in_layout, passes
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, INTEGER_DTYPES
@@ -34,7 +35,7 @@ PAGE = "pooling"
 
 # (N, C, *spatial), window: compiled-in windows and general ones; planes that are smaller and larger than a block;
 # channels that do and do not make 16-byte vectors; one and three axes; more than 256 taps.
-WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+WINDOWS: tuple[tuple[tuple[int, ...], Options], ...] = (
     ((2, 3, 8, 10), {"kernel_size": (2, 2)}),
     ((2, 8, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
     ((1, 16, 7, 30), {"kernel_size": (3, 3), "stride": 1, "padding": 1}),
@@ -70,7 +71,7 @@ WINDOWS: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
 )
 
 # (N, C, *spatial), lengths, window: as long as the batch, shorter, empty.
-_LENGTHS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
+_LENGTHS: tuple[tuple[tuple[int, ...], Any, Options], ...] = (
     ((4, 4, 21), [21, 9, 1, 0], {"kernel_size": (3,), "stride": 2, "padding": 1}),
     ((3, 8, 9, 10), [[9, 10], [5, 7], [0, 3]], {"kernel_size": (3, 3), "stride": 2, "padding": 1, "ceil_mode": True}),
 )
@@ -102,7 +103,7 @@ _ADAPTIVE: tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...] = (
 )
 
 
-def _shapes() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
+def _shapes() -> Iterator[tuple[str, tuple[int, ...], Options]]:
     for shape, window in WINDOWS:
         label = f"{list(shape)} {', '.join(f'{name}={value}' for name, value in window.items())}"
         yield label, shape, window
@@ -125,12 +126,12 @@ def _view(label: str, x: Array) -> Array:
     return x[:, ::2, ::-1] if label == "non-contiguous" else x
 
 
-def _max_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.MaxPoolSaved]:
+def _max_forward(x: Array, window: Options) -> tuple[Array, ops.MaxPoolSaved]:
     forward: Any = ops.adaptive_max_pool_forward if "output_size" in window else ops.max_pool_forward
     return forward(x, **window)
 
 
-def _avg_forward(x: Array, window: dict[str, Any]) -> tuple[Array, ops.AvgPoolSaved]:
+def _avg_forward(x: Array, window: Options) -> tuple[Array, ops.AvgPoolSaved]:
     forward: Any = ops.adaptive_avg_pool_forward if "output_size" in window else ops.avg_pool_forward
     return forward(x, **window)
 
@@ -152,7 +153,7 @@ _ALL_KERNELS = (
 )
 
 
-def _of_all_kernels() -> Iterator[tuple[str, tuple[int, ...], dict[str, Any]]]:
+def _of_all_kernels() -> Iterator[tuple[str, tuple[int, ...], Options]]:
     for label, shape, window in _shapes():
         first = (shape[0], shape[-1], *shape[1:-1]) if window.get("channels_last") else shape
         if first in _ALL_KERNELS:
@@ -212,7 +213,7 @@ def integer_max_pool_cases() -> Iterator[Case]:
 
 
 def _integer_max_pool(dtype: np.dtype) -> Case:
-    windows: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+    windows: tuple[tuple[tuple[int, ...], Options], ...] = (
         ((2, 3, 9, 11), {"kernel_size": (3, 3), "stride": 2, "padding": 1}),
         ((2, 5, 6, 16), {"kernel_size": (2, 2), "channels_last": True}),
         ((1, 2, 20, 19), {"kernel_size": (17, 17), "stride": 2, "padding": 8}),
@@ -241,7 +242,7 @@ def _integer_max_pool(dtype: np.dtype) -> Case:
     return Case("max_pool", dtype, "whole numbers", inputs, run)
 
 
-def _max_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: dict[str, Any]) -> Case:
+def _max_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: Options) -> Case:
     def inputs() -> Arrays:
         x = with_special_values(with_ties(shape, dtype))
         y = launched_nowhere(lambda: _max_forward(_view(label, x), window)[0])
@@ -271,7 +272,7 @@ def avg_pool_cases() -> Iterator[Case]:
         yield _of_negative_zeros("avg_pool", dtype, _avg_forward, ops.avg_pool_backward)
 
 
-def _avg_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: dict[str, Any]) -> Case:
+def _avg_pool(dtype: np.dtype, label: str, shape: tuple[int, ...], window: Options) -> Case:
     accumulate = accumulation_dtype(dtype)
 
     def inputs() -> Arrays:
@@ -339,7 +340,7 @@ def pool_bytes(extra: int) -> Bytes:
     return lambda s, direction: s.elements(1, 1) + extra * s.outputs
 
 
-def argmax_bytes(saved: Any) -> int:
+def argmax_bytes(saved: object) -> int:
     """Bytes that are kept of the place of each maximum, if any are."""
     argmax = getattr(saved, "argmax", None)
     return 0 if argmax is None else argmax.itemsize
@@ -356,7 +357,7 @@ def touched_bytes(indices: np.ndarray, plane: int, itemsize: int, channels_last:
     return np.unique(places * itemsize // SECTOR).size * SECTOR
 
 
-def _floor_of_saved(s: Sizes, direction: str, saved: Any) -> int:
+def _floor_of_saved(s: Sizes, direction: str, saved: object) -> int:
     return pool_floor(s, argmax_bytes(saved))
 
 
@@ -386,7 +387,7 @@ def _window_traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCa
                 padding=padding,
                 channels_last=layout == "NHWC",
             )
-            options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
+            options: Options = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
             yield from passes(operation, name, dtype, shape, layout, forward=run, **options)
             if kind == "max" and rank == 2:
                 prepare = partial(_gather, run, shape, dtype, layout)
@@ -434,13 +435,13 @@ def _adaptive(kind: str, *calls: tuple[str, tuple[int, int], float]) -> Callable
             # PyTorch takes the mean of the whole plane as a sum, which needs nothing.
             needs = kind == "max" or name != "global"
             kept = _kept_by_torch(kind, shape, dtype, (*shape[:2], *outputs)) if needs else None
-            options: dict[str, Any] = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
+            options: Options = {"floor": _floor_of_saved, "limit": limit, "torch_saved": kept}
             yield from passes(operation, f"{name} {kind}", dtype, shape, layout, forward=run, **options)
 
     return traffic
 
 
-def _taps(xp: Any, x: Array, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Array]:
+def _taps(xp: ModuleType, x: Array, window: tuple[int, int, int], channels_last: bool, fill: float) -> list[Array]:
     """For each tap of the window, what it sees at every output: a strided view of the padded array."""
     kernel, stride, padding = window
     first = 1 if channels_last else 2
@@ -458,8 +459,8 @@ def _taps(xp: Any, x: Array, window: tuple[int, int, int], channels_last: bool, 
     return views
 
 
-def _max_pool_expression(window: tuple[int, int, int]) -> Any:
-    def expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
+def _max_pool_expression(window: tuple[int, int, int]) -> Callable[[ModuleType, Arrays, bool], Array]:
+    def expression(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
         first, *others = _taps(xp, arrays["x"], window, channels_last, -math.inf)
         for tap in others:
             first = xp.maximum(first, tap)
@@ -468,23 +469,28 @@ def _max_pool_expression(window: tuple[int, int, int]) -> Any:
     return expression
 
 
-def _avg_pool_expression(xp: Any, arrays: Arrays, channels_last: bool) -> Array:
+def _avg_pool_expression(xp: ModuleType, arrays: Arrays, channels_last: bool) -> Array:
     return sum(_taps(xp, arrays["x"], HALVING, channels_last, 0.0)) / HALVING[0] ** 2
 
 
 def _reduce_window(
-    jax: Any, x: Array, start: float, by: Any, window: tuple[int, int, int], channels_last: bool
+    jax: ModuleType,
+    x: Array,
+    start: float,
+    by: Callable[..., object],
+    window: tuple[int, int, int],
+    channels_last: bool,
 ) -> Array:
     kernel, stride, padding = window
 
-    def spatial(value: Any, rest: Any) -> tuple:
+    def spatial(value: object, rest: object) -> tuple:
         return (rest, value, value, rest) if channels_last else (rest, rest, value, value)
 
     pads = spatial((padding, padding), (0, 0))
     return jax.lax.reduce_window(x, x.dtype.type(start), by, spatial(kernel, 1), spatial(stride, 1), pads)
 
 
-def _max_pool_timed(window: tuple[int, int, int], shapes: tuple[Shape, ...]) -> dict[str, Any]:
+def _max_pool_timed(window: tuple[int, int, int], shapes: tuple[Shape, ...]) -> Options:
     kernel, stride, padding = window
     return {
         "shapes": shapes,
@@ -515,7 +521,7 @@ PYRAMID_MAX_POOL = MAX_POOL.called(
 
 
 @cache
-def _second_taps(module: Any, shape: Shape) -> ops.MaxPoolSaved:
+def _second_taps(module: ModuleType, shape: Shape) -> ops.MaxPoolSaved:
     """Of a pooling by windows of 2 x 2, of which each chose its second element."""
     _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
     return replace(saved, argmax=module.ones(saved.argmax.shape, np.uint8))

@@ -11,12 +11,12 @@ import numpy as np
 
 from gpu_layers.catalogue.inputs import normal
 from gpu_layers.catalogue.operation import FORWARD, Operation, Sizes
-from gpu_layers.core.array import DTypeLike
+from gpu_layers.core.array import Array, DTypeLike
 
 #: Bytes of what the memory moves at once.
 SECTOR = 32
 #: A pass, ready to run, and its floor in bytes.
-Prepared = tuple[Callable[[], Any], int]
+Prepared = tuple[Callable[[], object], int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrafficCase:
         return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
 
 
-def in_layout(shape: tuple[int, ...], dtype: DTypeLike, layout: str, *what: Any) -> np.ndarray:
+def in_layout(shape: tuple[int, ...], dtype: DTypeLike, layout: str, *what: object) -> np.ndarray:
     """Normally distributed values of a shape (N, C, *spatial), in the order of memory of a layout."""
     return normal((shape[0], *shape[2:], shape[1]) if layout == "NHWC" else shape, dtype, *what)
 
@@ -73,7 +73,7 @@ def passes(
     limit: float = 1.05,
     torch_saved: int | None = None,
     launches: tuple[int, int] = (1, 1),
-    **arrays: Any,
+    **arrays: Array,
 ) -> Iterator[TrafficCase]:
     """The forward of an operation and, if it has one, its backward, of the result in place of a gradient.
 

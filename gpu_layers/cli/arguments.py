@@ -6,6 +6,10 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
+
+#: What commands are added to.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:

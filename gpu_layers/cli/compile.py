@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
-from gpu_layers.cli.arguments import integer
+from gpu_layers.cli.arguments import Commands, integer
+from gpu_layers.cli.progress import Count
+from gpu_layers.core.cache import cache_folder
 from gpu_layers.core.cuda import require_gpu
-from gpu_layers.runtime.cache import cache_folder
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, architecture_for, cached_module, compiled_module
 from gpu_layers.verification.selection import named_like
 
 _DTYPES = {str(dtype): dtype for dtype in FLOAT_DTYPES}
-_SECONDS_A_LINE = 10
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "compile",
@@ -73,12 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [(kernel, target) for kernel, target in jobs if not cached_module(kernel.source, (kernel.name,), target)]
     processes = min(len(missing), arguments.jobs or len(os.sched_getaffinity(0)))
     failures = 0
-    with _progress(len(missing)) as advance:
-        for kernel, architecture, reason in _compiled(missing, processes):
-            advance()
-            if reason is not None:
-                failures += 1
-                print(f"FAILED {kernel} ({_named(architecture)}): {reason}", flush=True)
+    progress = Count("kernels")
+    for done, (kernel, architecture, reason) in enumerate(_compiled(missing, processes), 1):
+        progress(done, len(missing))
+        if reason is not None:
+            failures += 1
+            print(f"FAILED {kernel} ({_named(architecture)}): {reason}", flush=True)
     print(
         f"{len(kernels)} kernels for {', '.join(map(_named, architectures))}: {len(missing) - failures} compiled, "
         f"{len(jobs) - len(missing)} were there, {failures} failed; {time.monotonic() - begin:.0f} s; {cache_folder()}"
@@ -142,35 +138,3 @@ def _compile(source: str, name: str, architecture: Architecture) -> str | None:
     except Exception as error:  # whatever a compiler says, the other kernels are compiled
         return f"{type(error).__name__}: {error}"
     return None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """What to call after each kernel: moves a bar on a terminal, if rich is there; else prints a line now and then."""
-    rich = _rich() if total and sys.stdout.isatty() else None
-    if rich is None:
-        yield _Lines(total)
-        return
-    columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("kernels"), rich.TimeRemainingColumn())
-    with rich.Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
-
-
-def _rich() -> Any:
-    try:
-        return importlib.import_module("rich.progress")
-    except ImportError:
-        return None
-
-
-class _Lines:
-    def __init__(self, total: int) -> None:
-        self._done, self._total, self._last = 0, total, time.monotonic()
-
-    def __call__(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_A_LINE:
-            self._last = now
-            print(f"{self._done} of {self._total} kernels", flush=True)

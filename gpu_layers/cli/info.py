@@ -9,16 +9,19 @@ import platform
 import re
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from gpu_layers._version import __version__
+from gpu_layers.cli.arguments import Commands
+from gpu_layers.core.array import Facts
+from gpu_layers.core.cache import cache_contents
 from gpu_layers.core.cuda import INSTALL_ADVICE, import_cupy, require_gpu
+from gpu_layers.core.headers import cuda_header_folders
 from gpu_layers.distributed.mpi import MPI_ADVICE
 from gpu_layers.emulator.defaults import cuda_headers
 from gpu_layers.emulator.toolchain import find_compiler
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.runtime.cache import cache_contents
-from gpu_layers.runtime.headers import cuda_header_folders
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 from gpu_layers.runtime.nvrtc import nvrtc
 
@@ -29,7 +32,7 @@ _STUDY_PACKAGES = ("Jinja2",)
 _STUDY_ADVICE = "pip install 'gpu-layers[study]'"
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "info",
@@ -71,7 +74,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+def batch_norm_plans(shape: tuple[int, ...]) -> list[Facts]:
     """The rows of ``info --plan``: one for each dtype, layout and pass.
 
     Parameters
@@ -95,7 +98,7 @@ def batch_norm_plans(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def _plans_as_text(rows: list[dict[str, Any]]) -> str:
+def _plans_as_text(rows: list[dict[str, object]]) -> str:
     lines = [f"{row['dtype']:<9} {row['layout']:<5} {row['pass']:<9} {row['plan']}" for row in rows]
     return "\n".join(
         [
@@ -105,7 +108,7 @@ def _plans_as_text(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_facts() -> Facts:
     """The content of ``info --json``.
 
     Returns
@@ -183,7 +186,7 @@ def _cupy_packages() -> list[str]:
     return sorted(name for name in names if re.fullmatch(r"(?i)cupy([-_.](cuda|rocm)[-_.\w]*)?", name))
 
 
-def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
+def _tried(look: Callable[[], object]) -> tuple[Any, str | None]:
     """The result of ``look()``, or None and the reason."""
     try:
         return look(), None
@@ -192,7 +195,7 @@ def _tried(look: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, " ".join(str(error).split()) or type(error).__name__
 
 
-def _gpus(cupy: Any) -> list[dict[str, Any]]:
+def _gpus(cupy: ModuleType) -> list[Facts]:
     found = []
     for device in range(cupy.cuda.runtime.getDeviceCount()):
         properties = cupy.cuda.runtime.getDeviceProperties(device)
@@ -217,11 +220,11 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
 
 
-def _backend(reason: str | None) -> dict[str, Any]:
+def _backend(reason: str | None) -> Facts:
     return {"available": True} if reason is None else {"available": False, "reason": reason}
 
 
-def _as_text(facts: dict[str, Any]) -> str:
+def _as_text(facts: Facts) -> str:
     backends = {
         name: "yes" if backend["available"] else f"no: {backend['reason']}"
         for name, backend in facts["backends"].items()

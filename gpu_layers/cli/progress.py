@@ -1,14 +1,40 @@
-"""Progress of a training run: a bar on a terminal, plain lines elsewhere."""
+"""Progress: of a training run, a bar on a terminal and plain lines elsewhere; of other work, how much is done."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gpu_layers.core.array import Facts
 from gpu_layers.training.extras import import_extra
 from gpu_layers.training.trainer import Progress
+
+_SECONDS_A_LINE = 10
+
+
+class Count:
+    """How much is done: on a terminal in one place, else a line now and then, known even if the process is ended.
+
+    Parameters
+    ----------
+    what : str
+        What is counted.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._last, self._in_place = what, time.monotonic(), sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show it, on the standard error."""
+        now, text = time.monotonic(), f"{done} of {total} {self._what}"
+        if self._in_place:
+            print(text, end="\r" if done < total else f"\r{'':{len(text)}}\r", file=sys.stderr, flush=True)
+        elif now - self._last >= _SECONDS_A_LINE:
+            self._last = now
+            print(text, file=sys.stderr, flush=True)
 
 
 class PlainProgress:
@@ -78,7 +104,7 @@ def progress_display(images: int) -> Iterator[PlainProgress | BarProgress]:
         yield BarProgress(bar, images)
 
 
-def epoch_line(entry: dict[str, Any], epochs: int) -> str:
+def epoch_line(entry: Facts, epochs: int) -> str:
     """One entry of a run's history as text."""
     return (
         f"epoch {entry['epoch']:>{len(str(epochs))}}/{epochs}"

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from gpu_layers.cli.arguments import folder, integer
+from gpu_layers.cli.arguments import Commands, folder, integer
 from gpu_layers.cli.device import CHOICES, choose_device
-from gpu_layers.runtime.cache import write_atomically
+from gpu_layers.core.array import Facts
+from gpu_layers.core.cache import write_atomically
 from gpu_layers.study import STUDIES, Lab, Report, run_studies
 from gpu_layers.study.claims import number
 from gpu_layers.study.page import render_page
@@ -24,7 +24,7 @@ _ALL = "all"
 _PACKAGES = ("rich", "matplotlib", "jinja2", "sklearn", "threadpoolctl")
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "study",
@@ -153,7 +153,7 @@ def _write(folder: Path, reports: Sequence[Report], lab: Lab) -> None:
     write_atomically(folder / "index.html", render_page(reports, lab).encode())
 
 
-def _as_data(reports: Sequence[Report], lab: Lab) -> dict[str, Any]:
+def _as_data(reports: Sequence[Report], lab: Lab) -> Facts:
     return {
         "quick": lab.quick,
         "device": lab.device,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpu_layers.cli.arguments import file, folder, integer, positive, probability
+from gpu_layers.cli.arguments import Commands, file, folder, integer, positive, probability
 from gpu_layers.cli.device import CHOICES, Device, choose_device
 from gpu_layers.cli.progress import epoch_line, progress_display
 from gpu_layers.cli.termination import Terminated, deaf_to_termination, termination_requests
@@ -32,7 +31,7 @@ replaces nothing of an earlier run without --overwrite. Several processes share 
 """
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "train",

@@ -6,20 +6,17 @@ import argparse
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
+from gpu_layers.cli.arguments import Commands
+from gpu_layers.cli.progress import Count
 from gpu_layers.core.cuda import require_gpu
 from gpu_layers.emulator import sanitizer_environment
 from gpu_layers.verification import Backend, cuda_backend, emulated_backend
 from gpu_layers.verification.report import DeviceLostError, table, verify
 from gpu_layers.verification.traffic import count_all, traffic_table
 
-_SECONDS_A_LINE = 10
 
-
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Add this command to the parser's."""
     parser = commands.add_parser(
         "verify",
@@ -65,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     lost = None
     try:
         # Said at once, so that it is known even if the process is ended.
-        rows = verify(backend, arguments.only, _progress(), lambda message: print(f"WRONG {message}", flush=True))
+        rows = verify(backend, arguments.only, Count("cases"), lambda message: print(f"WRONG {message}", flush=True))
     except DeviceLostError as error:
         rows, lost = error.rows, error
     print(table(rows))
@@ -82,7 +79,7 @@ def _count_traffic(arguments: argparse.Namespace) -> int:
     if arguments.backend == "cuda" or arguments.check or arguments.sanitizer:
         raise ValueError("--traffic is counted by the emulator in its own way: use it with --only at most")
     print("Bytes that each pass moves, counted by CPU emulation of the source over whole launches.")
-    rows = count_all(arguments.only, _progress())
+    rows = count_all(arguments.only, Count("cases"))
     print(traffic_table(rows))
     return 0 if all(row.is_good for row in rows) else 1
 
@@ -114,25 +111,3 @@ def _verify_in_sanitized_process(arguments: argparse.Namespace) -> int:
         print(f"{arguments.sanitizer} ended the process with status {status}", file=sys.stderr)
         return 1
     return status
-
-
-def _progress() -> Callable[[int, int], None]:
-    return _show_progress if sys.stderr.isatty() else _Lines()
-
-
-class _Lines:
-    """A line now and then, for a log: what was done is known even if the process is ended."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= _SECONDS_A_LINE:
-            self._last = now
-            print(f"{done} of {total} cases", file=sys.stderr, flush=True)
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\r" if done < total else "\r" + " " * 20 + "\r"
-    print(f"{done} of {total} cases", end=end, file=sys.stderr, flush=True)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 
-def check_number(value: Any, name: str) -> float:
+def check_number(value: object, name: str) -> float:
     """A real number as a float; TypeError for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
 
 
-def check_finite(value: Any, name: str) -> float:
+def check_finite(value: object, name: str) -> float:
     """A finite number as a float. TypeError if it is not a real number, ValueError for NaN and infinity."""
     number = check_number(value, name)
     if not abs(number) < float("inf"):
@@ -45,12 +45,12 @@ def check_integer(value: Any, name: str, low: int, high: int) -> int:
     return number
 
 
-def check_uint64(value: Any, name: str) -> int:
+def check_uint64(value: object, name: str) -> int:
     """An integer in ``0 .. 2**64 - 1``."""
     return check_integer(value, name, 0, 2**64 - 1)
 
 
-def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> str:
     """The value, if it is one of these names; otherwise ValueError."""
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -9,16 +9,20 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from gpu_layers.core.array import Array
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 INSTALL_ADVICE = "pip install 'gpu-layers[cuda12]' or 'gpu-layers[cuda13]', to match the driver's CUDA version"
 
 
-def import_cupy() -> Any:
+def import_cupy() -> ModuleType:
     """CuPy.
 
     Raises
@@ -50,7 +54,7 @@ def is_cupy_array(x: object) -> bool:
     return isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
-def array_module(x: object) -> Any:
+def array_module(x: object) -> ModuleType:
     """The module of ``x``: ``numpy`` or ``cupy``."""
     return sys.modules["cupy"] if is_cupy_array(x) else np
 
@@ -65,13 +69,13 @@ def place_of(x: Array) -> contextlib.AbstractContextManager[Any]:
     return x.device
 
 
-def placed(function: Callable[..., Any]) -> Callable[..., Any]:
+def placed(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run on the device of its first argument; see :func:`place_of`."""
 
     name = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
-    def run(*arguments: Any, **options: Any) -> Any:
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
         with place_of(arguments[0] if arguments else options.get(name)):
             return function(*arguments, **options)
 
@@ -101,7 +105,7 @@ def is_capturing(x: Array) -> bool:
     return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
 
 
-def require_gpu() -> Any:
+def require_gpu() -> ModuleType:
     """CuPy, on a machine where it finds a GPU.
 
     Raises

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -128,7 +127,7 @@ class Window:
         high = size + (self.pad_after[axis] if count_include_pad else 0)
         first, taps = self.origins(axis), self.tap_counts(axis)
 
-        def taps_before(limit: Any) -> np.ndarray:
+        def taps_before(limit: int | np.ndarray) -> np.ndarray:
             return np.clip(-((first - limit) // self.dilation[axis]), 0, taps)
 
         return taps_before(high) - taps_before(low)

@@ -41,7 +41,7 @@ def record_write(array: Array) -> None:
         return
     place = _addresses(array)
 
-    def forget(reference: Any) -> None:
+    def forget(reference: object) -> None:
         with _writes.lock:
             if _writes.ranges.get(place, (0, None))[1] is reference:
                 del _writes.ranges[place]
@@ -54,7 +54,7 @@ def record_write(array: Array) -> None:
         _writes.ranges[place] = (_writes.count, reference)
 
 
-def check_unwritten(since: int, **arrays: Any) -> None:
+def check_unwritten(since: int, **arrays: Array) -> None:
     """Raise if one of these arrays has been written to since a forward saved it.
 
     Parameters

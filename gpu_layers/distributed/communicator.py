@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache
-from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
@@ -57,10 +56,10 @@ class Communicator:
     def __copy__(self) -> Communicator:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Communicator:
+    def __deepcopy__(self, memo: dict[int, object]) -> Communicator:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # It cannot go into a file or to another process: the default one replaces it there.
         was_default = bool(default_communicator.cache_info().currsize) and self is default_communicator()
         return _default_instead, (type(self).__name__, self.size, was_default)
@@ -79,7 +78,7 @@ class SingleProcess(Communicator):
         """Exit with status 1."""
         raise SystemExit(1)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return (SingleProcess, ()) if type(self) is SingleProcess else super().__reduce__()
 
 

@@ -1,4 +1,4 @@
-"""The folders of gpu_layers, which the emulator uses where its caller names none: all that ties it to the library."""
+"""The folders of gpu_layers, which the emulator uses where its caller names none: its only tie to the library."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import os
 import pathlib
 
-from gpu_layers.runtime.cache import cache_folder
-from gpu_layers.runtime.headers import cuda_header_folders
+from gpu_layers.core.cache import cache_folder
+from gpu_layers.core.headers import cuda_header_folders
 
 from .errors import ToolchainError
 

@@ -195,7 +195,7 @@ class EmulatedModule:
         self,
         request: abi.LaunchRequest,
         parameters: Sequence[ParameterType],
-        values: Sequence[Any],
+        values: Sequence[object],
         addresses: dict[int, int],
         labels: Sequence[str],
     ) -> abi.LaunchResult:

@@ -6,7 +6,6 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -95,7 +94,7 @@ def _wanted(parameter: ParameterType) -> str:
 
 
 def check_values(
-    kernel: str, parameters: Sequence[ParameterType], values: Sequence[Any], labels: Sequence[str]
+    kernel: str, parameters: Sequence[ParameterType], values: Sequence[object], labels: Sequence[str]
 ) -> None:
     """Refuse what a GPU would silently misread.
 

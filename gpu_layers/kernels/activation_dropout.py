@@ -11,7 +11,7 @@ from gpu_layers.kernels.activation import empty_bits, octet_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import LAST_TYPES, STRUCTS, call_numbers, last_parts, rule
 from gpu_layers.kernels.elementwise import THREADS, filled
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
@@ -54,8 +54,8 @@ def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Arra
 
 
 def _call(
-    x: Array, rng_state: Array, numbers: Any, activation: str, drop_below: int, scale: float, dropout_first: bool
-) -> tuple[Any, ...]:
+    x: Array, rng_state: Array, numbers: Numbers, activation: str, drop_below: int, scale: float, dropout_first: bool
+) -> Arguments:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
     return NUMBERS[activation], int(dropout_first), of_rule, seed, offset, rng_state, start

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.core.array import Array, DTypeLike
@@ -17,7 +15,7 @@ ELEMENT_TYPES = tuple(c_name(dtype) for dtype in FLOAT_DTYPES)
 ACCUMULATE_TYPES = ("float", "double")
 
 
-def empty(shape: Any, dtype: DTypeLike, like: Array) -> Array:
+def empty(shape: tuple[int, ...], dtype: DTypeLike, like: Array) -> Array:
     """An uninitialised C-contiguous array: in the program of an operand ``like``, or on the device of an array."""
     if isinstance(like, Operand):
         return like.program.allocate(shape, dtype)

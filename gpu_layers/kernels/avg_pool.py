@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
@@ -21,7 +20,7 @@ from gpu_layers.kernels.pool_plan import (
     ready_lengths,
     spatial_result,
 )
-from gpu_layers.runtime.program import Launcher
+from gpu_layers.runtime.program import Launcher, Numbers
 
 __all__ = ["avg_pool_backward", "avg_pool_forward"]
 
@@ -64,7 +63,7 @@ def avg_pool_backward(
 @Launcher
 def _forward(
     operands: Sequence[Array],
-    numbers: Any,
+    numbers: Numbers,
     window: Window,
     channels_last: bool,
     count_include_pad: bool,
@@ -93,7 +92,7 @@ def _forward(
 @Launcher
 def _backward(
     operands: Sequence[Array],
-    numbers: Any,
+    numbers: Numbers,
     window: Window,
     channels_last: bool,
     count_include_pad: bool,

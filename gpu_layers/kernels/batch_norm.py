@@ -46,7 +46,7 @@ from gpu_layers.kernels.batch_norm_common import (
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
@@ -290,7 +290,7 @@ def statistics_of_batch(
 
 
 def _launch_statistics(
-    plan: Plan, x: Array, dtype: np.dtype, results: tuple[Any, ...], kernels: _Kernels, valid: tuple[Any, ...]
+    plan: Plan, x: Array, dtype: np.dtype, results: Arguments, kernels: _Kernels, valid: Arguments
 ) -> None:
     kernels.statistics.launch(plan, x, (x, *results, *valid))
     merge_statistics(plan, results, dtype, valid[-1] if valid else unbiased_bits(plan.count, dtype))

@@ -22,7 +22,7 @@ from gpu_layers.kernels.arrays import (
     vector_width,
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
-from gpu_layers.runtime.kernel import FLOAT_DTYPES, KernelTemplate, c_name, combinations
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, Arguments, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
 from gpu_layers.runtime.limits import limits
 
@@ -92,7 +92,7 @@ class LayoutKernel(KernelTemplate):
                 instantiations += [{"T": c_name(dtype), "Layout": layout, **more} for more in others]
         super().__init__(source, name, instantiations, {**STRUCTS, **(structs or {})}, initialised)
 
-    def launch(self, plan: Plan, x: Array, arguments: tuple[Any, ...], **more: str) -> None:
+    def launch(self, plan: Plan, x: Array, arguments: Arguments, **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
         kernel = self(T=element_type(x), Layout=plan.layout_type, **more)
         launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
@@ -109,8 +109,8 @@ class PersistentKernel(LayoutKernel):
         self,
         plan: Plan,
         x: Array,
-        before: tuple[Any, ...],
-        after: tuple[Any, ...],
+        before: Arguments,
+        after: Arguments,
         folding: Folding | None = None,
         /,
         **more: str,
@@ -146,13 +146,13 @@ _MERGE_STATISTICS = KernelTemplate(
 _MERGE_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_merge_gradients", combinations(A=ACCUMULATE_TYPES))
 
 
-def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: Arguments) -> None:
     if plan.blocks_per_group > 1:
         blocks = -(-plan.channels // (THREADS // _WARP))
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
 
 
-def merge_statistics(plan: Plan, results: tuple[Any, ...], dtype: np.dtype, unbiased: Any) -> None:
+def merge_statistics(plan: Plan, results: Arguments, dtype: np.dtype, unbiased: Any) -> None:
     """Merge the blocks of each channel, if there are several.
 
     Parameters

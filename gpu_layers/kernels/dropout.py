@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from gpu_layers.core.philox import sample_seed
 from gpu_layers.core.reference_gpu import WARP_THREADS
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
-from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
@@ -125,7 +124,7 @@ def dropout_forward(
     out: Array | None = None,
     residual: Array | None = None,
     channels_last: bool = False,
-) -> Any:
+) -> Array:
     """``gpu_layers.reference.dropout_forward``, as a kernel."""
     # As bytes: a key that tells -0 from +0.
     factors = _FACTORS.pack(scale, shift, dropped)
@@ -139,10 +138,10 @@ _FACTORS = struct.Struct("3d")
 @Launcher
 def _apply(
     operands: Sequence[Array],
-    numbers: Any,
+    numbers: Numbers,
     drop_below: int,
     run: int,
-    digits: Any,
+    digits: tuple[tuple[int, int], ...],
     phase: int,
     factors: bytes,
     channels_last: bool,
@@ -173,7 +172,7 @@ def _apply(
     return filled(out, x, fill)
 
 
-def _launch_last(element: str, arguments: tuple[Any, ...], residual: Array, run: int, channels_last: bool) -> None:
+def _launch_last(element: str, arguments: Arguments, residual: Array, run: int, channels_last: bool) -> None:
     x, y, _, *of_call = arguments
     # Otherwise one sample of one position: its channels are the elements.
     shape = x.shape if channels_last else (1, x.size)
@@ -204,7 +203,7 @@ def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
 
-def _launch_samples(element: str, arguments: tuple[Any, ...], ids: Array, phase: int) -> None:
+def _launch_samples(element: str, arguments: Arguments, ids: Array, phase: int) -> None:
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
     arguments = (*arguments, ids)

@@ -15,7 +15,15 @@ from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_t
 from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_number
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
-from gpu_layers.runtime.kernel import C_TYPES, FLOAT_DTYPES, KernelTemplate, accumulate_name, c_name, combinations
+from gpu_layers.runtime.kernel import (
+    C_TYPES,
+    FLOAT_DTYPES,
+    Arguments,
+    KernelTemplate,
+    accumulate_name,
+    c_name,
+    combinations,
+)
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
@@ -68,7 +76,7 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Arra
     return _backward(operands, arguments, call_numbers(mask))
 
 
-def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> tuple[Any, ...]:
+def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> Arguments:
     return activation, mask.drop_below, scale, dropout_first, mask.run, mask.digits
 
 
@@ -76,21 +84,21 @@ def _call(
     x: Array,
     rng_state: Array,
     ids: Array | None,
-    numbers: Any,
+    numbers: Numbers,
     activation: str,
     drop_below: int,
     scale: float,
     dropout_first: bool,
     run: int,
     digits: tuple[tuple[int, int], ...],
-) -> tuple[Any, ...]:
+) -> Arguments:
     seed, offset, start = numbers
     of_rule = rule(drop_below, scale, 0.0, 0.0, element_type(x))
     rows = decision_rows(run, digits, 0 if ids is None else ids.size, x.size)
     return activation_number(activation), int(dropout_first), of_rule, seed, offset, rng_state, start, rows, ids
 
 
-def _straight(activation: str, ids: Array | None, run: int, digits: Any) -> str:
+def _straight(activation: str, ids: Array | None, run: int, digits: tuple[tuple[int, int], ...]) -> str:
     is_straight = activation in EXACT_GRADIENT and ids is None and run == 1 and not digits
     return _STRAIGHT[0 if is_straight else 1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,7 @@ _FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUC
 _BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
 
-def _struct(window: FractionalWindow, boxes: Any) -> np.ndarray:
+def _struct(window: FractionalWindow, boxes: np.ndarray) -> np.ndarray:
     pool = np.zeros((), _POOL)
     pool["boxes"] = boxes
     pool["input"], pool["output"], pool["kernel"] = window.input_shape, window.output_shape, window.kernel
@@ -77,7 +76,7 @@ def fractional_pool_starts(
     seed: int,
     offset: int,
     rng_state: Array | None,
-) -> Any:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.fractional_pool_starts``, as a kernel."""
     return _starts((like, samples, rng_state), (planes, window), (seed, offset))
 
@@ -96,7 +95,7 @@ def fractional_max_pool_backward(
     window: FractionalWindow,
     channels_last: bool = False,
     out: Array | None = None,
-) -> Any:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.fractional_max_pool_backward``, as a kernel."""
     return _backward((dy, argmax, starts, out), (window, channels_last))
 

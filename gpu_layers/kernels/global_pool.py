@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, vector
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, division
-from gpu_layers.runtime.kernel import KernelTemplate, combinations
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 
 _THREADS = 256
@@ -94,7 +93,7 @@ class _Plan:
     merge_blocks: int
     merge_layout: np.ndarray
 
-    def partials(self, array: Array) -> Any | None:
+    def partials(self, array: Array) -> Array | None:
         """Where the values of chunks go, if planes are reduced in chunks."""
         chunks = int(self.layout["chunks"])
         if chunks == 1:
@@ -152,7 +151,7 @@ def global_max_forward(x: Array, y: Array, argmax: Array, window: Window, channe
         return
     plan = _plan_for(x, window, channels_last, argmax.dtype.itemsize)
     element, partials = element_type(x), plan.partials(x)
-    arguments: tuple[Any, ...] = (x, y, argmax.as_bytes(), partials, plan.layout)
+    arguments: Arguments = (x, y, argmax.as_bytes(), partials, plan.layout)
     launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if partials is not None:
         merged = (partials, y, argmax.as_bytes(), plan.merge_layout)
@@ -165,7 +164,7 @@ def global_avg_forward(x: Array, y: Array, window: Window, channels_last: bool, 
         return
     plan, factor = _plan_for(x, window, channels_last, 0), _factor(window, divisor_override)
     element, partials = element_type(x), plan.partials(x)
-    arguments: tuple[Any, ...] = (x, y, partials, factor, plan.layout)
+    arguments: Arguments = (x, y, partials, factor, plan.layout)
     launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
     if partials is not None:
         merged = (partials, y, factor, plan.merge_layout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def lp_pool_backward(
     norm_type: float,
     channels_last: bool = False,
     out: Array | None = None,
-) -> Any:
+) -> tuple[Array, Array]:
     """``gpu_layers.reference.lp_pool_backward``, as a kernel."""
     return _backward((dy, x, argmax, out), (window, norm_type, channels_last))
 
@@ -140,5 +139,5 @@ def _rule(window: Window, p: float, dtype: np.dtype) -> np.ndarray:
     return rule
 
 
-def _bytes(argmax: Array | None) -> Any | None:
+def _bytes(argmax: Array | None) -> Array | None:
     return None if argmax is None else argmax.as_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -187,7 +186,9 @@ def _fill_gradient(
         plan.run(kernel, (dy, argmax.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))
 
 
-def _launch_adaptive(dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, struct: Any) -> None:
+def _launch_adaptive(
+    dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, struct: np.ndarray
+) -> None:
     depth, height, width = (1,) * (3 - window.rank) + window.input_shape
     most, outputs = BOX_BYTES // dx.dtype.itemsize, math.prod(window.output_shape)
     number, boxes = boxed((depth, height, width), dy.shape, channels_last, most, outputs, _BOX_THREADS)

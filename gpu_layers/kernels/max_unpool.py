@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, em
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_result
-from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
@@ -98,7 +97,7 @@ def _forward(
     if channels_last:
         chunks = _chunks(planes, _ENOUGH_THREADS, plane)
         blocks = blocks_for(planes * chunks, _THREADS)
-        arguments: tuple[Any, ...] = (x, indices, kept, y, samples, channels, values, plane, chunks)
+        arguments: Arguments = (x, indices, kept, y, samples, channels, values, plane, chunks)
         launch(_FORWARD_LAST(T=element_type(x)), blocks, _THREADS, arguments)
     else:
         together, enough = 1, limits().full_grid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from gpu_layers.runtime.limits import limits
 
 #: ``kBoxBytes``.
 BOX_BYTES = 24 * 1024
-# Planes side by side, which are read in whole sectors, of which a box has so many places. Outputs of some planes
+# Planes side by side, which are read in whole sectors: a box has so many places of them. Outputs of some planes
 # together at most: so many that a block is worth its beginning. Rows of a box at least.
 _SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 1024, 4
 #: Layout of ``PoolBoxes``.
@@ -40,7 +39,7 @@ def boxed(
     outputs: int,
     threads: int,
     kept: float = 0.0,
-) -> tuple[int, Any]:
+) -> tuple[int, np.ndarray]:
     """Boxes of planes of these sizes: their number, and ``PoolBoxes``.
 
     Parameters

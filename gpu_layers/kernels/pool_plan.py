@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpu_layers.core.window import Window
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, result_like, vector_width
 from gpu_layers.kernels.dropout import DIVISOR
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.runtime.kernel import C_TYPES, Kernel, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, Kernel, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import OF_A_GPU, limits
 
@@ -139,8 +140,8 @@ class Plan:
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)
 
-    def run(self, kernel: Kernel, arguments: tuple[Any, ...], at_a_time: int = 1) -> None:
-        """Launch a kernel over all units, of which a thread has so many at a time, if there are any."""
+    def run(self, kernel: Kernel, arguments: Arguments, at_a_time: int = 1) -> None:
+        """Launch a kernel over all units, if there are any: so many at a time for each thread."""
         if self.units:
             launch(kernel, blocks_for(self.units, THREADS * at_a_time), THREADS, arguments)
 
@@ -245,7 +246,7 @@ def _begins_inside(window: Window) -> bool:
 
 
 def _strip(rows: int, columns: int, strips: Sequence[int], threads: int) -> int:
-    """Rows of a strip, of which all of a column are about equal: as many as leave strips for so many threads."""
+    """Rows of a strip: as many as leave strips for so many threads. All strips of a column are about equal."""
     most = next((n for n in strips if columns * -(-rows // n) >= threads), 1)
     return -(-rows // -(-rows // most))
 
@@ -317,7 +318,7 @@ class WideKernels:
         instantiations = combinations(T=_TILED_ELEMENTS, Kernel=tuple(map(str, _WIDE)), ChannelsLast=("false", "true"))
         self._template = KernelTemplate(source, function, instantiations, STRUCTS)
 
-    def run(self, array: Array, window: Window, channels_last: bool, arguments: tuple[Any, ...]) -> bool:
+    def run(self, array: Array, window: Window, channels_last: bool, arguments: Arguments) -> bool:
         """Launch it for an array of gradients, if it is for them."""
         shape, in_force = _samples_and_channels(array, channels_last), limits()
         planned = _wide_plan(window, shape, channels_last, in_force.index32_below, in_force.full_grid)
@@ -358,7 +359,7 @@ class TiledLaunch:
     plan: Plan
     strip: int
 
-    def run(self, arguments: tuple[Any, ...], more: tuple[Any, ...] = ()) -> None:
+    def run(self, arguments: Arguments, more: Arguments = ()) -> None:
         """Launch it, with these arguments before the strip and the window, and more after them."""
         self.plan.run(self.kernel, (*arguments, self.strip, self.plan.struct, *more))
 
@@ -451,7 +452,7 @@ class AdaptivePlan:
     lanes: int
     channels_last: str
 
-    def run(self, template: KernelTemplate, array: Array, before: tuple[Any, ...], after: tuple[Any, ...] = ()) -> None:
+    def run(self, template: KernelTemplate, array: Array, before: Arguments, after: Arguments = ()) -> None:
         """Launch the instantiation for an array's type, with these arguments before and after the window."""
         if self.plan.units:
             kernel = template(T=element_type(array), ChannelsLast=self.channels_last)
@@ -538,7 +539,7 @@ def ready_lengths(lengths: Array | None, rank: int) -> Array | None:
     return lengths.program.compute(_with_leading_ones, [lengths], (lengths.shape[0], 3), np.int64)
 
 
-def _with_leading_ones(xp: Any, lengths: Array) -> Array:
+def _with_leading_ones(xp: ModuleType, lengths: Array) -> Array:
     ones = xp.ones((lengths.shape[0], 3 - lengths.shape[1]), np.int64)
     return xp.ascontiguousarray(xp.concatenate([ones, lengths], axis=1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_layers import random
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.layers.draws import check_generator, drawn
 from gpu_layers.layers.dropout import first_decision
 from gpu_layers.layers.operation_layer import OperationLayer
@@ -76,7 +76,7 @@ class ActivationDropout(OperationLayer):
             For a wrong array type or dtype; the generator then stays as it was.
         """
         if self.training:
-            options: dict[str, Any] = {"order": self.order, "start": first_decision(x, self.first_sample)}
+            options: Options = {"order": self.order, "start": first_decision(x, self.first_sample)}
             (y, saved), taken = drawn(self, activation_dropout_forward, x, self.activation, self.p, **options)
             self._saved = saved if taken is None else saved.with_rng_state(taken)
         else:

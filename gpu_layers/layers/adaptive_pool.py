@@ -8,7 +8,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers.pool_base import Pool
 from gpu_layers.ops.avg_pool import adaptive_avg_pool_forward, avg_pool_backward
 from gpu_layers.ops.max_pool import adaptive_max_pool_forward, max_pool_backward, max_pool_indices
-from gpu_layers.ops.pool_arguments import check_output_size
+from gpu_layers.ops.pool_arguments import OutputSize, check_output_size
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -26,7 +26,7 @@ class _AdaptivePool(Pool):
     _operation: ClassVar[Any]
     return_indices = False
 
-    def __init__(self, output_size: Any, channels_last: bool) -> None:
+    def __init__(self, output_size: OutputSize, channels_last: bool) -> None:
         super().__init__()
         self.output_size = output_size
         self.channels_last = bool(channels_last)
@@ -78,7 +78,7 @@ class _AdaptiveAvgPool(_AdaptivePool):
 
     _operation, _gradient = staticmethod(adaptive_avg_pool_forward), staticmethod(avg_pool_backward)
 
-    def __init__(self, output_size: Any, *, channels_last: bool = False) -> None:
+    def __init__(self, output_size: OutputSize, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
 
 
@@ -104,36 +104,30 @@ class _AdaptiveMaxPool(_AdaptivePool):
 
     _operation, _gradient = staticmethod(adaptive_max_pool_forward), staticmethod(max_pool_backward)
 
-    def __init__(self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False) -> None:
+    def __init__(self, output_size: OutputSize, return_indices: bool = False, *, channels_last: bool = False) -> None:
         super().__init__(output_size, channels_last)
         self.return_indices = bool(return_indices)
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool):
-    __doc__ = _AdaptiveAvgPool.__doc__
     _rank = 1
 
 
 class AdaptiveAvgPool2d(_AdaptiveAvgPool):
-    __doc__ = _AdaptiveAvgPool.__doc__
     _rank = 2
 
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPool):
-    __doc__ = _AdaptiveAvgPool.__doc__
     _rank = 3
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool):
-    __doc__ = _AdaptiveMaxPool.__doc__
     _rank = 1
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPool):
-    __doc__ = _AdaptiveMaxPool.__doc__
     _rank = 2
 
 
 class AdaptiveMaxPool3d(_AdaptiveMaxPool):
-    __doc__ = _AdaptiveMaxPool.__doc__
     _rank = 3

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Hashable, MutableMapping
 from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array, place_of
 
 
-def memory_of(array: Array) -> Any:
+def memory_of(array: Array) -> Hashable:
     """A key that is equal for equal arrays: of the same memory and dtype, each element once, in any order of axes.
 
     The arrays must live as long as their keys are compared.
@@ -23,7 +23,7 @@ def memory_of(array: Array) -> Any:
     return id(root) if type(root) is type(array) and _place(root) == place else place
 
 
-def _place(array: Array) -> tuple[Any, ...]:
+def _place(array: Array) -> tuple[Hashable, ...]:
     address = array.data.ptr if is_cupy_array(array) else array.__array_interface__["data"][0]
     axes = _axes(array)
     return address, *(tuple(sizes[axis] for axis in axes) for sizes in (array.shape, array.strides)), array.dtype
@@ -65,7 +65,7 @@ class LayerArrays(dict[str, Array]):
     def __init__(self, layer: Any, kind: str) -> None:
         self._layer, self._kind = layer, kind
         self._owners: dict[str, Any] = {}
-        firsts: dict[Any, tuple[str, Any]] = {}
+        firsts: dict[Hashable, tuple[str, Any]] = {}
         found: dict[str, Array] = {}
         for prefix, one in layer.named_layers():
             own = vars(one)
@@ -123,5 +123,5 @@ class LayerArrays(dict[str, Array]):
         """A plain dict of the same arrays."""
         return dict(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return dict, (dict(self),)

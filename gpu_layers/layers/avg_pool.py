@@ -53,8 +53,8 @@ class _AvgPool(WindowPool):
         dilation: PerAxis = 1,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, channels_last)
-        self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+        self.count_include_pad = bool(count_include_pad)
         self.divisor_override = check_divisor(divisor_override)
         if self._rank == 1:
             # PyTorch keeps, and shows, tuples here, unlike in the other ranks.
@@ -83,11 +83,7 @@ class _AvgPool(WindowPool):
         """
         y, self._saved = avg_pool_forward(
             x,
-            self._kernel,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
+            **self.window_arguments,
             count_include_pad=self.count_include_pad,
             divisor_override=self.divisor_override,
             channels_last=self.channels_last,
@@ -101,15 +97,12 @@ class _AvgPool(WindowPool):
 
 
 class AvgPool1d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 1
 
 
 class AvgPool2d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 2
 
 
 class AvgPool3d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
     _rank = 3

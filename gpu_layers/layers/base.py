@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import reprlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array, place_of, require_gpu
 from gpu_layers.layers.arrays import LayerArrays, memory_of, turned
-from gpu_layers.layers.calls import put, recording, replaying
+from gpu_layers.layers.calls import Saved, put, recording, replaying
 from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
 from gpu_layers.runtime.ranges import add_layer_class
 
@@ -117,14 +118,14 @@ class Layer:
     training: bool
     _saved: Any
 
-    def __new__(cls: type[_Self], *args: Any, **kwargs: Any) -> _Self:
+    def __new__(cls: type[_Self], *args: object, **kwargs: object) -> _Self:
         """A layer without parameters, in training mode, also if its class never calls this constructor."""
         layer = super().__new__(cls)
         # The layer's own arrays have the names of the properties, which come before them.
         vars(layer).update(training=True, parameters={}, gradients={}, buffers={}, _saved=None)
         return layer
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         cls._of_this_library = cls.__module__.startswith("gpu_layers.")
         for name, noting in (("__call__", recording), ("forward", recording), ("backward", replaying)):
@@ -134,7 +135,7 @@ class Layer:
                 setattr(cls, name, noting(method))
         add_layer_class(cls)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name == "_saved":
             own = vars(self)
             if value is None:
@@ -146,7 +147,7 @@ class Layer:
             self._note_layer_holder(name, value)
         object.__setattr__(self, name, value)
 
-    def _note_layer_holder(self, name: str, value: Any) -> None:
+    def _note_layer_holder(self, name: str, value: object) -> None:
         if isinstance(value, (set, frozenset)):
             if any(isinstance(one, Layer) for one in value):
                 raise TypeError(f"{name} must hold layers in an order, got a set: use a list or a dict")
@@ -156,7 +157,7 @@ class Layer:
             # A new tuple, as shallow copies share it.
             object.__setattr__(self, "_layer_holders", (*self._layer_holders, name))
 
-    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+    def __call__(self, x: Array, *args: object, **kwargs: object) -> Array:
         """:meth:`forward`."""
         return self.forward(x, *args, **kwargs) if args or kwargs else self.forward(x)
 
@@ -232,7 +233,7 @@ class Layer:
             LayerArrays(self, kind).update(within)
 
     @property
-    def last_call(self) -> dict[str, Any]:
+    def last_call(self) -> Saved:
         """What the last forward saved for :meth:`backward`. Assigned again later, backward is that of this forward.
 
         Assigning None forgets what the layers of this library saved, and frees its memory.
@@ -248,7 +249,7 @@ class Layer:
         }
 
     @last_call.setter
-    def last_call(self, saved: Mapping[str, Any] | None) -> None:
+    def last_call(self, saved: Mapping[str, object] | None) -> None:
         put(self, None if saved is None else dict(saved))
         self._saved = None
         if saved is not None:
@@ -256,7 +257,7 @@ class Layer:
             if self._noted_calls is None:
                 vars(self).pop("_noted_calls", None)
 
-    def _kept_of(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def _kept_of(self, saved: Mapping[str, object]) -> Saved:
         """From all attributes at the end of a forward, those that forwards assign."""
         return {name: saved[name] for name in self._kept_names if name in saved}
 
@@ -265,7 +266,7 @@ class Layer:
             raise RuntimeError(f"{type(self).__name__}.backward was called before forward")
         return self._saved
 
-    def _names_to_keep(self, before: Mapping[str, Any]) -> tuple[str, ...]:
+    def _names_to_keep(self, before: Mapping[str, object]) -> tuple[str, ...]:
         """The attributes that forwards have assigned so far; ``before`` are those before this forward."""
         absent = object()
         changed = (
@@ -351,7 +352,7 @@ class Layer:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
         return {name: _copied(value) for name, value in self._named_state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+    def load_state_dict(self, state: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
         """Copy parameters and buffers into the layer's arrays; all or nothing.
 
         Parameters
@@ -416,9 +417,9 @@ class Layer:
         self.last_call = None
         return self
 
-    def _shared_arrays(self) -> list[list[tuple[dict[str, Any], str, Any]]]:
+    def _shared_arrays(self) -> list[list[tuple[dict[str, Array], str, Array]]]:
         """The places of each array that is in several places."""
-        places: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
+        places: dict[Hashable, list[tuple[dict[str, Array], str, Array]]] = {}
         for _, layer in self.named_layers():
             for kind in ("parameters", "gradients", "buffers"):
                 arrays = vars(layer)[kind]
@@ -446,15 +447,17 @@ def _copied(array: Array) -> Array:
         return array.copy()
 
 
-def _may_hold(value: tuple[Any, ...]) -> bool:
+def _may_hold(value: tuple[object, ...]) -> bool:
     return any(isinstance(one, (Layer, list, dict)) or (isinstance(one, tuple) and _may_hold(one)) for one in value)
 
 
-def _holds_layers(value: Any) -> bool:
+def _holds_layers(value: object) -> bool:
     return isinstance(value, Layer) or next(_layers_within(value, (), ()), None) is not None
 
 
-def _layers_within(value: Any, name: tuple[str, ...], path: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], Layer]]:
+def _layers_within(
+    value: object, name: tuple[str, ...], path: tuple[int, ...]
+) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """The layers in lists, tuples and dicts, and the parts of their names."""
     if isinstance(value, Layer):
         yield name, value
@@ -490,14 +493,14 @@ def _walk(layer: Layer, name: str, seen: set[int] | None, path: tuple[Layer, ...
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen, (*path, layer))
 
 
-def device_module(device: str) -> Any:
+def device_module(device: str) -> ModuleType:
     """NumPy for "cpu", CuPy for "cuda"; the errors of :meth:`Layer.to`."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
     return np if device == "cpu" else require_gpu()
 
 
-def moved(array: Array, xp: Any) -> Array:
+def moved(array: Array, xp: ModuleType) -> Array:
     """The array as one of ``xp``: NumPy or CuPy."""
     if xp is np:
         return array.get() if is_cupy_array(array) else np.asarray(array)

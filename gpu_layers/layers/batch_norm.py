@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_layers.core.array import Array, ArrayLike, DTypeLike
+from gpu_layers.core.array import Array, ArrayLike, DTypeLike, Options
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
@@ -30,8 +30,8 @@ from gpu_layers.runtime.backend import backend_for
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 #: The output, the backward's operation and what the forward saved for it; and the statistics of the batch.
-Normalised = tuple[Any, Callable[..., Any], Any]
-NormalisedByBatch = tuple[Any, Callable[..., Any], Any, BatchStatistics | None]
+Normalised = tuple[Array, Callable[..., Any], Any]
+NormalisedByBatch = tuple[Array, Callable[..., Any], Any, BatchStatistics | None]
 
 
 class BatchNormLayer(RunningStatisticsLayer):
@@ -84,7 +84,7 @@ class BatchNormLayer(RunningStatisticsLayer):
 
     _input_ranks: tuple[int, ...]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         # With another setting, everything is checked again.
         vars(self).pop("_checked_call", None)
         super().__setattr__(name, value)
@@ -270,7 +270,7 @@ class BatchNormLayer(RunningStatisticsLayer):
         )
         return y, batch_norm_inference_backward, saved
 
-    def _options(self, residual: Array) -> dict[str, Any]:
+    def _options(self, residual: Array) -> Options:
         """Keyword arguments of the operations."""
         return {
             "eps": self.eps,

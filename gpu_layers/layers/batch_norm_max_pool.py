@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNormLayer, Normalised, NormalisedByBatch
 from gpu_layers.layers.max_pool import MaxPoolLayer
@@ -59,7 +58,7 @@ class BatchNormMaxPool(BatchNormLayer):
         self._check_input(x)
         return self._forward(x, None, None)
 
-    def _options(self, residual: Array) -> dict[str, Any]:
+    def _options(self, residual: Array) -> Options:
         options = super()._options(residual)
         del options["residual"]
         return options | self._window

@@ -11,7 +11,7 @@ hold. The forward or backward that is running is known for each thread (and task
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -171,7 +171,7 @@ def earlier_calls(layer: Layer) -> int:
     return count
 
 
-def _times(layer: Layer, calls: Any) -> int:
+def _times(layer: Layer, calls: object) -> int:
     """How often a layer is among these calls and the calls within them."""
     if not isinstance(calls, list):
         return 0
@@ -208,11 +208,11 @@ def put(layer: Layer, saved: Saved | None) -> None:
         under_way.choose(layer)
 
 
-def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+def recording(forward: Callable[..., object]) -> Callable[..., Any]:
     """A forward that notes what it saved in the pass that calls it, and what its own calls saved."""
 
     @functools.wraps(forward)
-    def forward_noted(self: Layer, *args: Any, **kwargs: Any) -> Any:
+    def forward_noted(self: Layer, *args: object, **kwargs: object) -> Any:
         outer = _under_way.get()
         if self._of_this_library and not self._layer_holders:  # it calls no layers
             if outer is None or outer.inside is self:
@@ -246,7 +246,7 @@ def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward_noted
 
 
-def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
+def replaying(backward: Callable[..., object]) -> Callable[..., Any]:
     """A backward of the next call, which gives each call within it what that call saved."""
 
     @functools.wraps(backward)
@@ -287,7 +287,7 @@ def replaying(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _plain(
-    layer: Layer, saved: Saved, outer: _Backward, backward: Callable[..., Any], *args: Any, **kwargs: Any
+    layer: Layer, saved: Saved, outer: _Backward, backward: Callable[..., object], *args: object, **kwargs: object
 ) -> Any:
     """The backward of a layer that calls no others: the same, faster."""
     own = vars(layer)
@@ -339,10 +339,10 @@ def _run(
         _under_way.reset(token)
 
 
-def _outermost(layer: Layer, backward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _outermost(layer: Layer, backward: Callable[..., object], *args: object, **kwargs: object) -> Any:
     parts = [one for _, one in layer.named_layers()]
     dx, this = _run(layer, None, backward, *args, parts=parts, **kwargs)
-    by_memory: dict[Any, list[tuple[dict[str, Any], str, Any]]] = {}
+    by_memory: dict[Hashable, list[tuple[dict[str, Array], str, Array]]] = {}
     for one in parts:
         gradients = vars(one)["gradients"]
         for name, parameter in vars(one)["parameters"].items():

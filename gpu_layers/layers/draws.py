@@ -10,7 +10,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers.calls import earlier_calls
 
 
-def check_generator(generator: Any) -> random.Generator | None:
+def check_generator(generator: object) -> random.Generator | None:
     """A generator, or None; TypeError for anything else."""
     if not (generator is None or isinstance(generator, random.Generator)):
         raise TypeError(f"generator must be a gpu_layers.Generator, got {type(generator).__name__}")

@@ -92,7 +92,7 @@ class DropoutLayer(Layer):
         """
         return self._forward(x)
 
-    def _forward(self, x: Array, **options: Any) -> Any:
+    def _forward(self, x: Array, **options: object) -> Array:
         saved: DropoutSaved | _IdentitySaved
         if self.training:
             mask_axes = options["mask_axes"] = self._mask_axes(x)
@@ -138,7 +138,7 @@ class DropoutLayer(Layer):
             return dy
         return dropout_backward(dy, saved)
 
-    def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+    def _evaluate(self, x: Array) -> tuple[Array, DropoutSaved | _IdentitySaved]:
         return x, _IdentitySaved(x.shape, x.dtype)
 
     def _mask_axes(self, x: Array) -> int | None:
@@ -223,7 +223,7 @@ class Dropout(DropoutLayer):
             check_shared_axes(self.shared_axes, _rank_of(x))
         return None
 
-    def _evaluate(self, x: Array) -> tuple[Any, DropoutSaved | _IdentitySaved]:
+    def _evaluate(self, x: Array) -> tuple[Array, DropoutSaved | _IdentitySaved]:
         if self.scaling == "inverted":
             return super()._evaluate(x)
         return dropout_forward(x, 0.0, 0, 0, scale=1 - self.p, out=x if self.inplace else None)

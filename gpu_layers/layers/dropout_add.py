@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers import random
-from gpu_layers.core.array import Array, DTypeLike
+from gpu_layers.core.array import Array, DTypeLike, Options
 from gpu_layers.core.checks import check_integer
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.draws import check_generator, drawn
@@ -102,11 +102,7 @@ class DropoutAdd(Layer):
         TypeError, ValueError
             For a wrong array type, dtype or shape; the generator then stays as it was.
         """
-        options: dict[str, Any] = {
-            "bias": self.parameters.get("bias"),
-            "activation": self.activation,
-            "order": self.order,
-        }
+        options: Options = {"bias": self.parameters.get("bias"), "activation": self.activation, "order": self.order}
         if not self.training:
             y, self._saved = dropout_add_forward(x, residual, 0.0, 0, 0, **options)
             return y

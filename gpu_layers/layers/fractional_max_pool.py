@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpu_layers import random
@@ -49,8 +50,8 @@ class _FractionalMaxPool(Pool):
     def __init__(
         self,
         kernel_size: PerAxis,
-        output_size: Any = None,
-        output_ratio: Any = None,
+        output_size: PerAxis | None = None,
+        output_ratio: float | Sequence[float] | None = None,
         return_indices: bool = False,
         *,
         channels_last: bool = False,
@@ -74,7 +75,7 @@ class _FractionalMaxPool(Pool):
         self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()
 
-    def _checked_ratios(self, ratio: Any) -> tuple[float, ...]:
+    def _checked_ratios(self, ratio: object) -> tuple[float, ...]:
         ratios = tuple(ratio) if isinstance(ratio, (tuple, list)) else (ratio,) * self._rank
         if len(ratios) != self._rank:
             raise ValueError(f"output_ratio must be a number, or {self._rank} of them, one a spatial axis, got {ratio}")
@@ -123,10 +124,8 @@ class _FractionalMaxPool(Pool):
 
 
 class FractionalMaxPool2d(_FractionalMaxPool):
-    __doc__ = _FractionalMaxPool.__doc__
     _rank = 2
 
 
 class FractionalMaxPool3d(_FractionalMaxPool):
-    __doc__ = _FractionalMaxPool.__doc__
     _rank = 3

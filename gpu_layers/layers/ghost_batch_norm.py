@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
-from gpu_layers.core.array import Array, DTypeLike
+from gpu_layers.core.array import Array, DTypeLike, Options
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
@@ -55,7 +54,7 @@ class _GhostBatchNorm(BatchNormLayer):
         activation: str | None = None,
         dtype: DTypeLike = "float32",
     ) -> None:
-        options: dict[str, Any] = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
+        options: Options = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias, **options)
         self.group_size = check_integer(group_size, "group_size", 1, 2**63 - 1)
 

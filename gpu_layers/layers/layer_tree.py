@@ -21,7 +21,7 @@ _CLOSED = (type, types.ModuleType, str, bytes, bytearray, int, float, complex, b
 _CODE = (types.FunctionType, types.BuiltinFunctionType, np.ufunc)
 
 
-def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:
+def layers_of(model: object, layers: Iterable[Layer] | None = None) -> list[Layer]:
     """The layers of a model and those within them, each once, in the order in which they are found.
 
     Parameters
@@ -50,14 +50,14 @@ def layers_of(model: Any, layers: Iterable[Layer] | None = None) -> list[Layer]:
     return found
 
 
-def _called(model: Any) -> Any:
+def _called(model: object) -> Any:
     """The function that a partial function calls."""
     while isinstance(model, functools.partial):
         model = model.func
     return model
 
 
-def _layers_in(model: Any) -> Iterator[Layer]:
+def _layers_in(model: object) -> Iterator[Layer]:
     seen: set[int] = set()
     waiting = [model]
     # Ids are unique among living objects only, and nothing else may hold what a slot or a property returns.

@@ -50,9 +50,9 @@ class _LPPool(WindowPool):
         dilation: PerAxis = 1,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, channels_last)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
         check_norm_type(norm_type)
-        self.norm_type, self.ceil_mode = norm_type, bool(ceil_mode)
+        self.norm_type = norm_type
         self.stride = stride  # PyTorch keeps, and shows, None here, unlike in the other poolings
 
     def forward(self, x: Array) -> Array:
@@ -72,16 +72,7 @@ class _LPPool(WindowPool):
         TypeError, ValueError
             For a wrong array type, dtype or rank, an empty channel or spatial axis, or a window that does not fit.
         """
-        y, self._saved = lp_pool_forward(
-            x,
-            self.norm_type,
-            self._kernel,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            channels_last=self.channels_last,
-        )
+        y, self._saved = lp_pool_forward(x, self.norm_type, **self.window_arguments, channels_last=self.channels_last)
         return y
 
     def _configuration(self) -> str:
@@ -93,15 +84,12 @@ class _LPPool(WindowPool):
 
 
 class LPPool1d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 1
 
 
 class LPPool2d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 2
 
 
 class LPPool3d(_LPPool):
-    __doc__ = _LPPool.__doc__
     _rank = 3

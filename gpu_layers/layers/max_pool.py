@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array, ArrayLike
 from gpu_layers.layers.pool_base import WindowPool
 from gpu_layers.ops.max_pool import max_pool_backward, max_pool_forward, max_pool_indices
@@ -52,8 +50,8 @@ class MaxPoolLayer(WindowPool):
         *,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, channels_last)
-        self.return_indices, self.ceil_mode = bool(return_indices), bool(ceil_mode)
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels_last)
+        self.return_indices = bool(return_indices)
 
     def forward(self, x: Array, lengths: ArrayLike | None = None) -> Array:
         """Pool a batch, or one sample without its batch axis.
@@ -80,17 +78,6 @@ class MaxPoolLayer(WindowPool):
         return (y, max_pool_indices(self._saved)) if self.return_indices else y
 
     @property
-    def window_arguments(self) -> dict[str, Any]:
-        """The window as arguments of :func:`gpu_layers.ops.max_pool_forward`."""
-        return {
-            "kernel_size": self._kernel,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-        }
-
-    @property
     def rank(self) -> int:
         """Number of spatial axes."""
         return self._rank
@@ -103,15 +90,12 @@ class MaxPoolLayer(WindowPool):
 
 
 class MaxPool1d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 1
 
 
 class MaxPool2d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 2
 
 
 class MaxPool3d(MaxPoolLayer):
-    __doc__ = MaxPoolLayer.__doc__
     _rank = 3

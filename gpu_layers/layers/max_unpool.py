@@ -113,15 +113,12 @@ class _MaxUnpool(Pool):
 
 
 class MaxUnpool1d(_MaxUnpool):
-    __doc__ = _MaxUnpool.__doc__
     _rank = 1
 
 
 class MaxUnpool2d(_MaxUnpool):
-    __doc__ = _MaxUnpool.__doc__
     _rank = 2
 
 
 class MaxUnpool3d(_MaxUnpool):
-    __doc__ = _MaxUnpool.__doc__
     _rank = 3

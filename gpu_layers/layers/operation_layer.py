@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
@@ -11,10 +12,10 @@ from gpu_layers.layers.base import Layer
 class OperationLayer(Layer):
     """A layer that saves what its operation's forward returns, and whose backward is the operation ``_gradient``."""
 
-    _gradient: ClassVar[Any]
+    _gradient: Callable[..., Any]
 
     def backward(self, dy: Array) -> Array:
-        """Gradient of the last forward's input.
+        """Gradient of the last forward's input; assigns :attr:`gradients`, if there are parameters.
 
         Parameters
         ----------
@@ -31,6 +32,7 @@ class OperationLayer(Layer):
         TypeError, ValueError
             If dy has another array type, dtype or shape.
         RuntimeError
-            Before any forward; for what reads x, also if this library has written to x since.
+            Before any forward; or if this library has since written to what backward reads: to x or a weight, in place
+            or by an optimizer, or to the numbers of a :class:`CudaGraphGenerator`'s masks.
         """
         return self._gradient(dy, self._saved_by_forward())

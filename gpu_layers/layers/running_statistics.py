@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -138,7 +137,7 @@ class RunningStatisticsLayer(Layer):
     def update_statistics(self, value: bool | None) -> None:
         self._update_statistics = self._checked(value, "update_statistics", needs_statistics=value is True)
 
-    def _checked(self, value: Any, name: str, needs_statistics: bool) -> bool | None:
+    def _checked(self, value: object, name: str, needs_statistics: bool) -> bool | None:
         if not (value is None or isinstance(value, (bool, np.bool_))):
             raise TypeError(f"{name} must be True, False, or None to follow the mode, got {type(value).__name__}")
         if needs_statistics and not self.track_running_stats:

@@ -201,7 +201,7 @@ class Sequential(Layer):
         return names[position]
 
 
-def _check_layer(layer: Any) -> None:
+def _check_layer(layer: object) -> None:
     if not isinstance(layer, Layer):
         raise TypeError(f"expected a Layer, got {type(layer).__name__}")
 

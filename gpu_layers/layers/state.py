@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ def load_arrays_into(own: Mapping[str, Array], state: Any, strict: bool, owner: 
     return IncompatibleKeys(missing, unexpected)
 
 
-def _keys(state: Any) -> list[str]:
+def _keys(state: object) -> list[str]:
     if isinstance(state, Mapping) or (hasattr(state, "keys") and hasattr(state, "__getitem__")):
         return list(state.keys())
     # The result of cupy.load for an .npz file has items but no keys.
@@ -93,7 +93,7 @@ def _keys(state: Any) -> list[str]:
     return list(names)
 
 
-def as_array(value: Any, name: str) -> Array:
+def as_array(value: object, name: str) -> Array:
     """A value of a state as an array of NumPy or CuPy; a tensor keeps its memory if possible.
 
     Raises
@@ -150,7 +150,7 @@ def _check_writable(ready: Mapping[str, Array], own: Mapping[str, Array]) -> Non
     locked = [name for name in ready if isinstance(own[name], np.ndarray) and not own[name].flags.writeable]
     if locked:
         raise ValueError(f"{', '.join(locked)}: the layer's own array is read-only; replace it by a copy first")
-    first: dict[Any, str] = {}
+    first: dict[Hashable, str] = {}
     for name, value in ready.items():
         other = first.setdefault(memory_of(own[name]), name)
         if other != name and not _equal(turned(ready[other], own[other], own[name]), value):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gpu_layers.core.array import Array, DTypeLike
+from gpu_layers.core.array import Array, DTypeLike, Options
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.distributed.communicator import Communicator, default_communicator
@@ -58,7 +56,7 @@ class SyncBatchNorm(BatchNormLayer):
         dtype: DTypeLike = "float32",
         communicator: Communicator | None = None,
     ) -> None:
-        options: dict[str, Any] = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
+        options: Options = {"channels_last": channels_last, "activation": activation, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias=bias, **options)
         if communicator is not None:
             check_communicator(communicator)

@@ -9,14 +9,14 @@ import numpy as np
 from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.writes import check_unwritten
-from gpu_layers.layers.base import Layer
 from gpu_layers.layers.initialization import he_normal
+from gpu_layers.layers.operation_layer import OperationLayer
 from gpu_layers.layers.precision import parameter_dtype
 from gpu_layers.ops.checks import check_gradient
 from gpu_layers.runtime.backend import backend_for
 
 
-class WeightedLayer(Layer):
+class WeightedLayer(OperationLayer):
     """A layer with a weight of a shape (outputs, inputs), and maybe a bias; forward saves x, weight and writes."""
 
     def __init__(
@@ -28,27 +28,8 @@ class WeightedLayer(Layer):
         if bias:
             self.parameters["bias"] = np.zeros(shape[0], self.dtype)
 
-    def backward(self, dy: Array) -> Array:
-        """Gradient of x; assigns :attr:`gradients` of weight and bias.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient of the last forward's output, of its shape and dtype.
-
-        Returns
-        -------
-        array
-            x's shape and dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If dy has another array type, dtype or shape.
-        RuntimeError
-            Before any forward, or if x or weight has been written to since: by a layer in place or an optimizer.
-        """
-        x, weight, writes = self._saved_by_forward()
+    def _gradient(self, dy: Array, saved: tuple[Array, Array, int]) -> Array:
+        x, weight, writes = saved
         backend_for(dy, x)
         check_gradient(dy, self._output_shape(x.shape), x.dtype)
         check_unwritten(writes, x=x, weight=weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from gpu_layers.models.plain_layers import added_attributes, replaced_methods
 from gpu_layers.ops.checks import check_dtype, check_eps
 from gpu_layers.runtime.backend import backend_for
 
+_Weighted = TypeVar("_Weighted", Conv2d, Linear)
+
 # Batch norms that evaluate alike, by the layer before them.
 _FOLDABLE: dict[type[Layer], tuple[type[BatchNormLayer], ...]] = {
     Conv2d: (BatchNorm2d, GhostBatchNorm2d, SyncBatchNorm),
@@ -34,7 +36,7 @@ _KNOWN = (
 )
 
 
-def fold_batch_norm(layer: Conv2d | Linear, batch_norm: BatchNormLayer) -> Any:
+def fold_batch_norm(layer: _Weighted, batch_norm: BatchNormLayer) -> _Weighted:
     """A single layer that computes ``batch_norm(layer(x))`` in evaluation.
 
     With ``s = gamma / sqrt(running_var + eps)`` its weight is ``s * weight`` and its bias is
@@ -215,5 +217,5 @@ def _check(layer: Any, batch_norm: Any) -> None:
         raise ValueError(f"the batch norm applies {batch_norm.activation}, which cannot be folded into weights")
 
 
-def _subclassed(layer: Any, types: tuple[type, ...]) -> str:
+def _subclassed(layer: object, types: tuple[type, ...]) -> str:
     return ", a subclass, whose forward may be another" if isinstance(layer, types) else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -119,7 +118,7 @@ def load_foreign_batch_norm(
     layer.momentum, layer.eps = 1 - kept, float(new_eps)
 
 
-def _flat(state: Any, convention: _Library, library: str) -> dict[str, Array]:
+def _flat(state: object, convention: _Library, library: str) -> dict[str, Array]:
     """The state without Flax' collections."""
     if not isinstance(state, Mapping):
         raise TypeError(f"Expected state to be dict-like, got {type(state)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
@@ -12,7 +11,7 @@ from gpu_layers.layers.base import Layer
 OF_PASSES = frozenset({"gradients", "_saved", "_noted_calls", "_checked_call"})
 
 
-def is_plain(layer: Any, types: tuple[type[Layer], ...]) -> bool:
+def is_plain(layer: Layer, types: tuple[type[Layer], ...]) -> bool:
     """Whether a layer is of exactly one of these types, not a subclass, without a replaced method."""
     return type(layer) in types and not replaced_methods(layer)
 

@@ -23,8 +23,8 @@ _NOTHING = object()
 
 
 def recalibrate(
-    model: Callable[..., Any],
-    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    model: Callable[..., object],
+    batches: Iterable[object] | Callable[[], Iterable[object]],
     *,
     order: str = "sequential",
     layers: Iterable[Layer] | None = None,
@@ -85,7 +85,7 @@ def recalibrate(
 class _Run:
     """Runs of the model over the batches."""
 
-    def __init__(self, model: Callable[..., Any], batches: Array, copies: bool) -> None:
+    def __init__(self, model: Callable[..., object], batches: Array, copies: bool) -> None:
         if not callable(batches) and not hasattr(batches, "__iter__"):
             raise TypeError(
                 f"batches must be an iterable, or a function that returns one, got {type(batches).__name__}"
@@ -251,7 +251,7 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
 
 
 @contextmanager
-def _attribute(layer: BatchNormLayer, name: str, value: Any) -> Iterator[None]:
+def _attribute(layer: BatchNormLayer, name: str, value: object) -> Iterator[None]:
     """An attribute of this one layer replaced for a while; what the layer had of its own comes back."""
     had = vars(layer).get(name, _NOTHING)
     setattr(layer, name, value)

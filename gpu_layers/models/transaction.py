@@ -44,7 +44,7 @@ _open: ContextVar[tuple[_Transaction, ...]] = ContextVar("gpu_layers_transaction
 
 @contextmanager
 def statistics_transaction(
-    model: Callable[..., Any], *, skip_nonfinite: bool = False, layers: Iterable[Layer] | None = None
+    model: Callable[..., object], *, skip_nonfinite: bool = False, layers: Iterable[Layer] | None = None
 ) -> Iterator[None]:
     """Update running statistics at the end of the block: those of all layers, or none after an exception.
 

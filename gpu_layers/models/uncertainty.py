@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from gpu_layers.ops.dropout import check_passes, dropout_moments
 
 
 def mc_dropout(
-    model: Callable[..., Any], x: Array, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: Any
+    model: Callable[..., object], x: Array, passes: int = 10, *, layers: Iterable[Layer] | None = None, **inputs: object
 ) -> tuple[Array, Array]:
     """Mean and variance of a model's output over passes with different dropout masks (Gal and Ghahramani, 2016).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice
 from gpu_layers.core.dropout_saved import ActivationDropoutSaved, DropoutSaved
@@ -18,7 +16,7 @@ __all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_
 ORDERS = ("after", "before")
 
 
-def check_order(order: Any) -> str:
+def check_order(order: object) -> str:
     """``"after"`` or ``"before"``; ValueError for any other."""
     return check_choice(order, "order", ORDERS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class AvgPoolSaved:
     lengths: Array = None
 
 
-def check_divisor(divisor_override: Any) -> int | None:
+def check_divisor(divisor_override: object) -> int | None:
     """A divisor, or None. TypeError unless it is an integer, ValueError for 0."""
     if divisor_override is None:
         return None
@@ -132,7 +132,7 @@ def adaptive_avg_pool_forward(
 
 
 def _forward(
-    backend: Any,
+    backend: ModuleType,
     x: Array,
     batched: bool,
     window: Window,

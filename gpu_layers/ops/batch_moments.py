@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, placed
 from gpu_layers.core.dtypes import accumulation_dtype
@@ -42,7 +40,7 @@ def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPos
     return Moments.of(count, statistics[0], statistics[1])
 
 
-def statistics_of_part(x: Array, channels_last: bool, valid: ValidPositions | None) -> tuple[int, Any]:
+def statistics_of_part(x: Array, channels_last: bool, valid: ValidPositions | None) -> tuple[int, Array]:
     """Values per channel, and an array of shape (2 or more, C) in the statistics' dtype: means and biased variances."""
     backend = backend_for(x)
     check_dtype(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
@@ -103,7 +103,7 @@ def _checked_inference(
 
 
 def checked_forward(
-    backend: Any,
+    backend: ModuleType,
     x: Array,
     gamma: Array,
     beta: Array,
@@ -283,7 +283,7 @@ def batch_norm_inference(
 
 
 def checked_inference(
-    backend: Any,
+    backend: ModuleType,
     x: Array,
     mean: Array,
     var: Array,

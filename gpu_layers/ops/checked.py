@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -25,14 +25,14 @@ class Checked(Generic[Result]):
 
     def __init__(self, check: Callable[..., Result]) -> None:
         self._check = check
-        self._found: dict[Any, Result] = {}
+        self._found: dict[Hashable, Result] = {}
         self.__doc__ = check.__doc__
 
     def __call__(self, arrays: Any, *arguments: Any) -> Result:
         """The check's result."""
         try:
             # Bytes distinguish values that are equal but not alike, such as 1, 1.0 and True, in lists too.
-            key: Any = marshal.dumps(arguments, 2)
+            key: Hashable = marshal.dumps(arguments, 2)
         except ValueError:
             return self._check(arrays, *arguments)
         if type(arrays) is tuple:

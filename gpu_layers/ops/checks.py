@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def check_residual(residual: Array, x: Array) -> None:
         raise ValueError(f"residual must have the input's shape {list(x.shape)}, got {list(residual.shape)}")
 
 
-def check_probability(p: Any) -> float:
+def check_probability(p: object) -> float:
     """A dropout probability as a float.
 
     Raises
@@ -60,7 +59,7 @@ def check_probability(p: Any) -> float:
     return probability
 
 
-def check_eps(eps: Any, dtype: DTypeLike) -> float:
+def check_eps(eps: object, dtype: DTypeLike) -> float:
     """Batch norm's eps, rounded to the dtype of the statistics.
 
     Raises
@@ -122,6 +121,6 @@ def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int)
     return bool((np.diff(places) < itemsize).any())
 
 
-def check_activation(activation: Any) -> str:
+def check_activation(activation: object) -> str:
     """The name of an activation; ValueError for an unknown one."""
     return check_choice(activation, "activation", NAMES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -171,7 +170,9 @@ def _first_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[-1], *shape[1:-1])
 
 
-def _check_residual(residual: Array, x: Array, run: int, digits: Any, sample_ids: Array, out: Array) -> None:
+def _check_residual(
+    residual: Array, x: Array, run: int, digits: tuple[tuple[int, int], ...], sample_ids: Array, out: Array
+) -> None:
     check_residual(residual, x)
     if run > 1 or digits or sample_ids is not None:
         raise ValueError("a residual needs a mask over all axes, without sample_ids")
@@ -179,7 +180,7 @@ def _check_residual(residual: Array, x: Array, run: int, digits: Any, sample_ids
         raise ValueError("out must be the residual itself or not overlap it")
 
 
-def check_shared_axes(shared_axes: Any, rank: int | None = None) -> tuple[int, ...]:
+def check_shared_axes(shared_axes: object, rank: int | None = None) -> tuple[int, ...]:
     """Different axes of an array of this rank, counted from 0; without a rank they are returned as they are.
 
     Raises
@@ -271,7 +272,7 @@ def dropout_moments(
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
 
-def check_passes(passes: Any) -> int:
+def check_passes(passes: object) -> int:
     """A number of passes, from 1 to ``2**24``."""
     return check_integer(passes, "passes", 1, 2**24)
 
@@ -414,7 +415,7 @@ def call_mask(
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 
-def check_call_numbers(seed: Any, offset: Any, rng_state: Array) -> tuple[int, int]:
+def check_call_numbers(seed: object, offset: object, rng_state: Array) -> tuple[int, int]:
     """Seed and offset of a call; zeros, if they lie in rng_state."""
     if rng_state is None:
         return check_uint64(seed, "seed"), check_uint64(offset, "offset")
@@ -422,7 +423,7 @@ def check_call_numbers(seed: Any, offset: Any, rng_state: Array) -> tuple[int, i
     return 0, 0
 
 
-def _check_rng_state(rng_state: Array, seed: Any, offset: Any) -> None:
+def _check_rng_state(rng_state: Array, seed: object, offset: object) -> None:
     if rng_state.dtype != np.uint64:
         raise TypeError(f"rng_state must be uint64, got {described(rng_state.dtype)}")
     if rng_state.shape != (3,) or not rng_state.flags.c_contiguous:

@@ -134,7 +134,7 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Arra
 
 @Checked
 def _checked(
-    arrays: tuple[Any, Any, Any],
+    arrays: tuple[Array, Array, Array],
     activation: str | None,
     order: str,
     p: float,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -206,7 +205,7 @@ def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) 
 
 @Checked
 def _checked(
-    arrays: tuple[Any, Any], kernel_size: Sequence[int], output_size: Sequence[int], channels_last: bool
+    arrays: tuple[Array, Array], kernel_size: Sequence[int], output_size: Sequence[int], channels_last: bool
 ) -> tuple[bool, FractionalWindow, int]:
     """Whether x is batched, the windows, and planes of the batch."""
     x, samples = arrays

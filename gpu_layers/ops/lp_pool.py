@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ class LPPoolSaved:
     writes: int = field(default_factory=write_count)
 
 
-def check_norm_type(norm_type: Any) -> float:
+def check_norm_type(norm_type: object) -> float:
     """The p of a norm as a float. TypeError unless it is a number, ValueError unless it is positive."""
     p = check_number(norm_type, "norm_type")
     if not p > 0:
@@ -111,7 +110,7 @@ def lp_pool_forward(
 
 
 @Checked
-def _checked(x: Array, norm_type: float, *arguments: Any) -> tuple[float, bool, Window]:
+def _checked(x: Array, norm_type: float, *arguments: object) -> tuple[float, bool, Window]:
     """p, whether x is batched, and the window over its spatial axes."""
     p = check_norm_type(norm_type)
     batched, window = place_window(x, *arguments)

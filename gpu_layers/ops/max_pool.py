@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -143,7 +143,13 @@ def adaptive_max_pool_forward(
 
 
 def _forward(
-    backend: Any, x: Array, batched: bool, window: Window, channels_last: bool, lengths: ArrayLike | None, out: Array
+    backend: ModuleType,
+    x: Array,
+    batched: bool,
+    window: Window,
+    channels_last: bool,
+    lengths: ArrayLike | None,
+    out: Array,
 ) -> tuple[Array, MaxPoolSaved]:
     check_taps(window)
     if x.dtype.kind == "b":

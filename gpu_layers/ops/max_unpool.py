@@ -106,7 +106,7 @@ def max_unpool_forward(
 
 
 @Checked
-def _checked(arrays: tuple[Any, Any], output_size: Any) -> tuple[bool, tuple[int, ...], int]:
+def _checked(arrays: tuple[Array, Array], output_size: Any) -> tuple[bool, tuple[int, ...], int]:
     """Whether x is batched, the output's sizes, and the size of its plane."""
     x, indices = arrays
     check_dtype(x)

@@ -40,7 +40,7 @@ def claim(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Array) -
 
 
 def claim_elementwise(out: Array, x: Array, *others: Array) -> Any:
-    """The same for a result like x each element of which needs that element of the inputs alone: out may be an input.
+    """The same for a result like x whose elements each need that element of the inputs alone: out may be an input.
 
     Returns
     -------

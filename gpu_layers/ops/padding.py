@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,7 +17,7 @@ from gpu_layers.ops.lengths import checked_lengths, host_lengths
 from gpu_layers.runtime.backend import backend_for
 
 # By lengths and place, while somebody has them: layers of a network are called with the same lengths.
-_in_use: WeakValueDictionary[Any, ValidPositions] = WeakValueDictionary()
+_in_use: WeakValueDictionary[Hashable, ValidPositions] = WeakValueDictionary()
 
 
 @placed

@@ -18,6 +18,7 @@ from gpu_layers.runtime.kernel import INTEGER_DTYPES
 #: An int, one for each axis, a (before, after) pair for each axis, "same_upper" or "same_lower".
 #: One for all spatial axes, or one for each.
 PerAxis = int | Sequence[int]
+OutputSize = int | Sequence[int | None] | None
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | str
 _SAME = ("same_upper", "same_lower")
 _INT32 = (-(2**31), 2**31 - 1)
@@ -161,7 +162,7 @@ def place_adaptive_window(
     return batched, adaptive_window(outputs, spatial)
 
 
-def check_output_size(output_size: Any, rank: int) -> tuple[int | None, ...]:
+def check_output_size(output_size: OutputSize, rank: int) -> tuple[int | None, ...]:
     """One output size a spatial axis; None keeps the input's.
 
     Raises

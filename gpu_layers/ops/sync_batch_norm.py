@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -243,7 +242,7 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 
-def check_communicator(communicator: Any) -> None:
+def check_communicator(communicator: object) -> None:
     """TypeError unless it is a communicator."""
     if not isinstance(communicator, Communicator):
         raise TypeError(

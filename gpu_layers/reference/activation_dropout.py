@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.core.array import Array
@@ -117,5 +115,5 @@ def relu_dropout_backward(dy: np.ndarray, gradient_bits: np.ndarray, scale: floa
 
 
 def _accumulate(x: np.ndarray, scale: float) -> tuple[Array, Array]:
-    accumulate: Any = accumulation_dtype(x.dtype).type
+    accumulate = accumulation_dtype(x.dtype).type
     return accumulate, accumulate(scale)

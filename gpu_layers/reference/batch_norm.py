@@ -470,7 +470,7 @@ def batch_norm_double_backward(
 
     mean_v, mean_v_xhat, mean_w, mean_w_xhat = mean(v), mean(v * xhat), mean(w), mean(w * xhat)
     scale = gamma * inv_std
-    # The backward is a symmetric map of w, of which dx is the image.
+    # The backward is a symmetric map of w, and dx its image.
     dw = per_channel(scale) * (v - per_channel(mean_v) - xhat * per_channel(mean_v_xhat))
     dw += per_channel(ddgamma) * xhat + per_channel(ddbeta)
     if ddresidual is not None:

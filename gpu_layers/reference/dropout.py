@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def dropout_forward(
         return delivered(y, out)
     others = None if residual is None else np.ascontiguousarray(residual).reshape(-1)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    accumulate: Any = accumulation_dtype(x.dtype).type
+    accumulate = accumulation_dtype(x.dtype).type
     factor, summand, constant = accumulate(scale), accumulate(shift), accumulate(dropped)
     shifts = summand != 0 or not np.signbit(summand)
     for chunk, kept in kept_chunks(mask, source.size):
@@ -107,7 +106,7 @@ def dropout_moments(x: np.ndarray, mask: DropoutMask, scale: float, passes: int)
     mean, variance : ndarray
         C-contiguous, of the accumulation dtype. The variance is that of the population: divided by ``passes``.
     """
-    accumulate: Any = accumulation_dtype(x.dtype).type
+    accumulate = accumulation_dtype(x.dtype).type
     mean, variance = np.empty(x.shape, accumulate), np.empty(x.shape, accumulate)
     counts = np.zeros(x.size, np.int32)
     for number in range(passes):
@@ -151,7 +150,7 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
     if mask.rng_state is not None:
         mask = mask._replace(seed=int(mask.rng_state[0]), offset=int(mask.rng_state[1]), rng_state=None)
     # drop_below = 2**32 does not fit a word: it is compared as 64-bit integers, which takes longer.
-    drop_below: Any = (np.uint32 if mask.drop_below < 2**32 else np.uint64)(mask.drop_below)
+    drop_below: np.unsignedinteger = (np.uint32 if mask.drop_below < 2**32 else np.uint64)(mask.drop_below)
     if mask.sample_ids is not None:
         for chunk, words in _sample_chunks(mask, size):
             yield chunk, words >= drop_below
@@ -170,7 +169,7 @@ def kept_chunks(mask: DropoutMask, size: int) -> Iterator[tuple[slice, np.ndarra
 
 # A backward asks for what its forward asked for: of small arrays it is still there, in four megabytes at most.
 @lru_cache(maxsize=64)
-def _kept(seed: int, offset: int, start: int, count: int, drop_below: Any) -> np.ndarray:
+def _kept(seed: int, offset: int, start: int, count: int, drop_below: np.unsignedinteger) -> np.ndarray:
     """Which of these decisions keep; read-only."""
     kept = random_words(seed, offset, start, count) >= drop_below
     kept.flags.writeable = False

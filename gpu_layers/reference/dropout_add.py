@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpu_layers.core.dropout_saved import DropoutAddSaved
@@ -57,7 +55,7 @@ def dropout_add_forward(
     y = flat_result(out, x)
     passes = np.empty(x.size, bool) if activation == "relu" else None
     source, added, target = (np.ascontiguousarray(one).reshape(-1) for one in (x, residual, y))
-    accumulate: Any = accumulation_dtype(x.dtype).type
+    accumulate = accumulation_dtype(x.dtype).type
     factor = accumulate(scale)
     for chunk, kept in kept_chunks(mask, x.size):
         values = _biased(source, bias, chunk, accumulate)
@@ -92,7 +90,7 @@ def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.nda
     """
     phi = ACTIVATIONS[saved.activation]
     dx = np.empty(dy.shape, dy.dtype)
-    accumulate: Any = accumulation_dtype(dy.dtype).type
+    accumulate = accumulation_dtype(dy.dtype).type
     factor = accumulate(saved.dropout.scale)
     gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
     source = None if saved.x is None else np.ascontiguousarray(saved.x).reshape(-1)
@@ -117,7 +115,7 @@ def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.nda
     return dx, total.astype(accumulate) if saved.has_bias else None
 
 
-def _biased(source: np.ndarray, bias: np.ndarray | None, chunk: slice, accumulate: Any) -> np.ndarray:
+def _biased(source: np.ndarray, bias: np.ndarray | None, chunk: slice, accumulate: type[np.floating]) -> np.ndarray:
     values = source[chunk].astype(accumulate)
     if bias is not None:
         values += bias[np.arange(chunk.start, chunk.stop) % bias.size]

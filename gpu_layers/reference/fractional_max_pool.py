@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -126,14 +126,14 @@ def fractional_max_pool_backward(
 
 
 def fractional_max_pool_indices(
-    argmax: Array, starts: Array, window: FractionalWindow, channels_last: bool, xp: Any
+    argmax: Array, starts: Array, window: FractionalWindow, channels_last: bool, xp: ModuleType
 ) -> Array:
     """Flat index in the input plane of each maximum: int64, the argmax' shape and kind."""
     indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, xp)
     return xp.ascontiguousarray(_batch(indices, argmax, channels_last))
 
 
-def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: Any) -> Array:
+def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: ModuleType) -> Array:
     rest, index, scale = argmax.astype(np.int64), 0, 1
     for axis in (2, 1, 0):
         rest, k = rest // window.kernel[axis], rest % window.kernel[axis]
@@ -142,7 +142,7 @@ def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: Any) ->
     return index
 
 
-def _starts_of_axes(starts: Array, window: FractionalWindow) -> list[Any]:
+def _starts_of_axes(starts: Array, window: FractionalWindow) -> list[Array]:
     """Of each axis, shaped so that they broadcast to (planes, *output_shape)."""
     ends = list(itertools.accumulate(window.output_shape))
     return [
@@ -158,7 +158,7 @@ def _planes(x: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], *spatial)
 
 
-def _batch(planes: Any, like: Array, channels_last: bool) -> Array:
+def _batch(planes: Array, like: Array, channels_last: bool) -> Array:
     """Planes in the layout of an array of the same samples and channels; C-contiguous."""
     spatial = planes.shape[1:]
     if not channels_last:

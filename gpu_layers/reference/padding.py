@@ -6,17 +6,19 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpu_layers.reference.results import delivered
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _ELEMENTWISE = ("x", "dy", "residual")
 _OF_BATCH = ("valid", "x", "channels_last")
 
 
-def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def padded(*results: int) -> Callable[[_Function], _Function]:
     """Decorator of a batch norm of the last axis: of a padded batch only the positions in ``valid`` reach it.
 
     Parameters
@@ -25,7 +27,7 @@ def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         Which of the results have the shape of x: they are +0 at other positions.
     """
 
-    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorated(function: _Function) -> _Function:
         signature = inspect.signature(function)
         names = tuple(signature.parameters)
         # A backward is given them in the record of its forward.
@@ -66,7 +68,7 @@ def padded(*results: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 found = (*found[:number], delivered(one, place), *found[number + 1 :])
             return found
 
-        return run
+        return run  # type: ignore[return-value]
 
     return decorated
 

@@ -1,8 +1,8 @@
 """Which outputs of a pooling use which inputs: what the NumPy poolings share.
 
 They loop over the taps of the window, never over outputs. For each tap of a sliding window, all outputs at once are
-one strided view of the input, which is never padded; adaptive windows, of which some have a tap more than others,
-are index arrays.
+one strided view of the input, which is never padded. Adaptive windows, where some have a tap more than others, are
+index arrays.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 _PART, _MOST_PARTS = 2**19, 16
 
 
-def by_samples(compute: Callable[..., Any], arrays: tuple[Array, ...], lengths: Array | None, elements: int) -> Any:
+def by_samples(compute: Callable[..., object], arrays: tuple[Array, ...], lengths: Array | None, elements: int) -> Any:
     """``compute(*arrays, lengths)`` for some samples at a time, so that its temporary memory is small.
 
     Parameters

@@ -6,7 +6,7 @@ NumPy and CuPy arrays are here. :func:`register_kind` adds the arrays (tensors) 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ Runner = Callable[[Sequence[Array], tuple[int, ...]], Any]
 class ArrayKind(Protocol):
     """What programs need from an array library."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
         """All that a program depends on: shape, strides, dtype, alignment and device of each array, or None."""
 
     def device(self, array: Array) -> int | None:
@@ -63,7 +63,7 @@ class ArrayKind(Protocol):
 class NumpyArrays:
     """Arrays in the host's memory; kernels are emulated."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
         return tuple(
             [
@@ -141,7 +141,7 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
 class CupyArrays:
     """On a GPU, in memory from CuPy's current allocator, on CuPy's current stream of the device."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Any, ...]:
+    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
         """Shape, strides, dtype, alignment, and the number of its GPU."""
         return tuple(
             [

@@ -8,20 +8,39 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import is_cupy_array, require_gpu
 
+if TYPE_CHECKING:
+    from gpu_layers.emulator import Schedule
+    from gpu_layers.runtime.kernel import Kernel
+
 BACKENDS = ("reference", "emulated", "cuda")
+
+
+class Executor(Protocol):
+    """What runs kernels on NumPy arrays."""
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        values: list[object],
+        shared_bytes: int,
+        cooperative: bool,
+    ) -> None:
+        """Run a kernel, or do something else in its place."""
 
 
 @dataclass(frozen=True)
 class _Choice:
     name: str
-    emulation: Any = None
+    emulation: Executor | None = None
 
 
 _forced: ContextVar[_Choice | None] = ContextVar("gpu_layers_backend", default=None)
@@ -32,7 +51,7 @@ def use_backend(
     name: str,
     *,
     check: bool = False,
-    schedule: Any = None,
+    schedule: Schedule | None = None,
     sanitizer: str | None = None,
     record: Callable[..., None] | None = None,
 ) -> Iterator[None]:
@@ -77,13 +96,12 @@ def use_backend(
 
 
 @contextmanager
-def use_executor(executor: Any) -> Iterator[None]:
+def use_executor(executor: Executor) -> Iterator[None]:
     """Send the launches of NumPy arrays in a ``with`` block to an object that lists or times them.
 
     Parameters
     ----------
-    executor : object
-        Has a method ``launch`` with the arguments of ``gpu_layers.runtime.emulation.Emulation.launch``.
+    executor : Executor
     """
     with _force(_Choice("emulated", executor)):
         yield
@@ -107,7 +125,7 @@ def _force(choice: _Choice | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def emulation() -> Any:
+def emulation() -> Executor:
     """The object that runs kernels on NumPy arrays here.
 
     Raises
@@ -121,7 +139,7 @@ def emulation() -> Any:
     return choice.emulation
 
 
-def backend_for(array: Array, *others: Any, optional: tuple[Any, ...] = ()) -> ModuleType:
+def backend_for(array: Array, *others: object, optional: tuple[object, ...] = ()) -> ModuleType:
     """The backend for these arrays: the module ``gpu_layers.reference`` or ``gpu_layers.kernels``.
 
     Parameters
@@ -155,7 +173,7 @@ def backend_for(array: Array, *others: Any, optional: tuple[Any, ...] = ()) -> M
 _FLOORS: dict[type, ModuleType] = {}
 
 
-def _floor_for(array: Array, others: tuple[Any, ...], optional: tuple[Any, ...]) -> ModuleType:
+def _floor_for(array: Array, others: tuple[object, ...], optional: tuple[object, ...]) -> ModuleType:
     kinds = {_kind(one) for one in (array, *others)} | {_kind(one) for one in optional if one is not None}
     if len(kinds) > 1:
         raise TypeError(

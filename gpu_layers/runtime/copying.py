@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array
 
 
-def ready_copy(xp: Any, array: Array) -> Array:
+def ready_copy(xp: ModuleType, array: Array) -> Array:
     """A contiguous and aligned copy, which kernels need."""
     copy = xp.ndarray(array.shape, array.dtype)
     copy_into(xp, copy, array)
@@ -22,7 +22,7 @@ def natural(array: Array) -> Array:
     return array if not is_cupy_array(array) or _is_natural(array) else ready_copy(array_module(array), array)
 
 
-def copy_into(xp: Any, target: Array, source: Array) -> None:
+def copy_into(xp: ModuleType, target: Array, source: Array) -> None:
     """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
     if xp is not np and not (_is_natural(target) and _is_natural(source)):
         # CuPy's kernels read and write whole elements, which are misaligned here.
@@ -35,7 +35,7 @@ def _is_natural(array: Array) -> bool:
     return array.data.ptr % itemsize == 0 and not any(stride % itemsize for stride in array.strides)
 
 
-def _bytes_of_elements(xp: Any, array: Array) -> Array:
+def _bytes_of_elements(xp: ModuleType, array: Array) -> Array:
     """The same memory, with the bytes of an element as the last axis."""
     itemsize = array.dtype.itemsize
     return xp.ndarray((*array.shape, itemsize), np.uint8, array.data, strides=(*array.strides, 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from gpu_layers.emulator import EmulatedModule, Schedule, Trace, load
 from gpu_layers.emulator.defaults import cuda_headers
@@ -57,7 +56,7 @@ class Emulation:
         kernel: Kernel,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        values: list[Any],
+        values: list[object],
         shared_bytes: int,
         cooperative: bool,
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 from gpu_layers.core.array import Array
@@ -238,7 +239,7 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
     return run
 
 
-def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
+def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
     if isinstance(step, Launch):
         return bound_launch(step, program.device)
     if isinstance(step, Allocate):
@@ -247,7 +248,7 @@ def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
         return bound_views(step)
     if isinstance(step, Compute):
 
-        def compute(objects: list[Any], slots: list[int], stream: Any) -> None:
+        def compute(objects: list[object], slots: list[int], stream: object) -> None:
             result = step.function(cupy, *[objects[slot] for slot in step.of])
             objects.append(result)
             slots.append(result.data.ptr)
@@ -255,7 +256,7 @@ def _bound(step: Any, program: Any, cupy: Any) -> BoundStep:
         return compute
     if isinstance(step, Deliver):
 
-        def deliver(objects: list[Any], slots: list[int], stream: Any) -> None:
+        def deliver(objects: list[object], slots: list[int], stream: object) -> None:
             copy_into(cupy, objects[step.target], objects[step.source])
 
         return deliver
@@ -267,12 +268,12 @@ def bound_views(step: Views) -> BoundStep:
     of, nothing = step.of, [None] * len(step.slots)
     offsets = [offset * step.itemsize for offset in step.offsets]
 
-    def views(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def views(objects: list[object], slots: list[int], stream: object) -> None:
         first = slots[of]
         objects.extend(nothing)
         slots.extend([first + offset for offset in offsets])
 
-    def arrays(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def arrays(objects: list[Array], slots: list[int], stream: object) -> None:
         flat, first = objects[of].reshape(-1), slots[of]
         objects.extend([flat[part].reshape(shape) for part, shape in step.parts])
         slots.extend([first + offset for offset in offsets])
@@ -280,18 +281,18 @@ def bound_views(step: Views) -> BoundStep:
     return arrays if step.are_arrays else views
 
 
-def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:
+def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> BoundStep:
     shape, dtype = step.shape, step.dtype
     size = math.prod(shape) * dtype.itemsize
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
     memset, current_stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
 
-    def allocate(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate(objects: list[object], slots: list[int], stream: object) -> None:
         array = new_array(shape, dtype)
         objects.append(array)
         slots.append(array.data.ptr)
 
-    def allocate_memory(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate_memory(objects: list[object], slots: list[int], stream: object) -> None:
         memory = new_memory(size)
         objects.append(memory)
         slots.append(memory.ptr)
@@ -300,7 +301,7 @@ def _bound_allocation(step: Allocate, is_array: bool, cupy: Any) -> BoundStep:
     if not step.zeroed:
         return plain
 
-    def allocate_zeros(objects: list[Any], slots: list[int], stream: Any) -> None:
+    def allocate_zeros(objects: list[object], slots: list[int], stream: object) -> None:
         plain(objects, slots, stream)
         memset(slots[-1], 0, size, current_stream().ptr)
 

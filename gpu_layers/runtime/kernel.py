@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +39,8 @@ _C_NAMES = {dtype: name for name, dtype in C_TYPES.items()}
 
 #: Of whole numbers, which max pooling takes too.
 INTEGER_DTYPES = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32, 64) for sign in ("u", ""))
+#: Arguments of a kernel: operands, None, numbers and structs.
+Arguments: TypeAlias = tuple[Any, ...]
 
 
 def c_name(dtype: np.dtype) -> str:

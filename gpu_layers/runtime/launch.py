@@ -51,7 +51,7 @@ def _where(kernel: Kernel, parameter: Parameter) -> str:
     return f"{kernel}: argument {parameter.name} ({parameter.c_type})"
 
 
-def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
+def _check_operand(kernel: Kernel, parameter: Parameter, value: object) -> None:
     if not isinstance(value, Operand):
         raise TypeError(f"{_where(kernel, parameter)} needs an array, got {type(value).__name__}")
     if value.dtype != parameter.dtype:
@@ -62,7 +62,7 @@ def _check_operand(kernel: Kernel, parameter: Parameter, value: Any) -> None:
         raise ValueError(f"{_where(kernel, parameter)} is written to, but the array is read-only")
 
 
-def _scalar(kernel: Kernel, parameter: Parameter, value: Any) -> np.ndarray:
+def _scalar(kernel: Kernel, parameter: Parameter, value: object) -> np.ndarray:
     """A scalar or struct as an array of one element of the declared type."""
     if isinstance(value, Operand) or (isinstance(value, np.ndarray) and value.size != 1):
         raise TypeError(f"{_where(kernel, parameter)} needs a scalar, got an array")
@@ -127,7 +127,12 @@ def launch(
 
 
 def _launch_arrays(
-    kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_bytes: int, cooperative: bool
+    kernel: Kernel,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[object],
+    shared_bytes: int,
+    cooperative: bool,
 ) -> None:
     """A program of one launch, run once."""
     places = [index for index, parameter in enumerate(kernel.parameters) if parameter.is_pointer]

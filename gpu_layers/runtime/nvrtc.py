@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+from gpu_layers.core.cache import CUBINS, cache_folder, writable_cache_folder, write_atomically
 from gpu_layers.core.cuda import import_cupy
-from gpu_layers.runtime.cache import CUBINS, cache_folder, writable_cache_folder, write_atomically
-from gpu_layers.runtime.headers import cuda_header_folders
+from gpu_layers.core.headers import cuda_header_folders
 from gpu_layers.runtime.sources import source_folder, sources_digest
 
 
@@ -78,7 +78,7 @@ class CompiledModule:
 _WHEEL_LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
 
 
-def nvrtc() -> Any:
+def nvrtc() -> ModuleType:
     """CuPy's module ``nvrtc``, with the library of CuPy's own CUDA version if it can be found.
 
     Raises

@@ -9,7 +9,7 @@ library allocates, in one place (``gpu_layers.runtime.arrays``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import itemgetter
@@ -20,7 +20,7 @@ import numpy as np
 from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.runtime.arrays import ALIGNMENT, ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
-from gpu_layers.runtime.kernel import Kernel
+from gpu_layers.runtime.kernel import Arguments, Kernel
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Deliver, Launch, Views
 
@@ -177,7 +177,7 @@ class Program:
         return self.views(operand, offsets, [(stop - start, *shape) for start, stop in pairwise(bounds)])
 
     def compute(
-        self, function: Callable[..., Any], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
+        self, function: Callable[..., object], operands: Sequence[Operand], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Operand:
         """The result of ``function(xp, *arrays)``, of this shape and dtype; ``xp`` is the array library."""
         result = Operand(self, self._new_slot(), shape, np.dtype(dtype))
@@ -200,7 +200,7 @@ class Program:
         kernel: Kernel,
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
-        arguments: tuple[Any, ...],
+        arguments: Arguments,
         shared_bytes: int,
         cooperative: bool,
     ) -> None:
@@ -271,11 +271,11 @@ class Launcher:
     # Programs that are kept, of some kilobytes each; the oldest goes first.
     MOST = 4096
 
-    def __init__(self, record: Callable[..., Any]) -> None:
+    def __init__(self, record: Callable[..., object]) -> None:
         self._record = record
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[Hashable, Program] = {}
 
-    def __call__(self, arrays: Sequence[Array], arguments: tuple[Any, ...] = (), numbers: tuple[int, ...] = ()) -> Any:
+    def __call__(self, arrays: Sequence[Array], arguments: Arguments = (), numbers: tuple[int, ...] = ()) -> Any:
         """Run the program of this call.
 
         Parameters
@@ -307,7 +307,7 @@ class Launcher:
             return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
 
     def _recorded(
-        self, key: Any, kind: ArrayKind, arrays: Sequence[Array], arguments: tuple[Any, ...], numbers: int
+        self, key: Hashable, kind: ArrayKind, arrays: Sequence[Array], arguments: Arguments, numbers: int
     ) -> Program:
         program = Program(kind, arrays, numbers)
         with kind.on(program.device):

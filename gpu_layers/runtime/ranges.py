@@ -84,9 +84,9 @@ def _wrap(layer_class: type) -> None:
             setattr(layer_class, name, _ranged(layer_class.__dict__[name], name))
 
 
-def _ranged(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _ranged(method: Callable[..., object], name: str) -> Callable[..., Any]:
     @functools.wraps(method)
-    def within_range(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def within_range(self: object, *args: object, **kwargs: object) -> Any:
         begin, end = _state.begin, _state.end
         if begin is None or end is None:
             return method(self, *args, **kwargs)

@@ -43,7 +43,7 @@ class Launch:
     kernel: Kernel
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    arguments: tuple[Any, ...]
+    arguments: tuple[Slot | np.ndarray | None, ...]
     shared_bytes: int
     cooperative: bool
 

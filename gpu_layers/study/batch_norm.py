@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.layers import BatchNorm1d
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Say, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import COUNTED, FIVE_ERRORS, ROUNDING
 
@@ -201,7 +201,7 @@ def _layer(lab: Lab, channels: int, **options: Any) -> BatchNorm1d:
     return layer
 
 
-def _statistics(lab: Lab) -> dict[str, Any]:
+def _statistics(lab: Lab) -> Results:
     """Modes, refusals and the moving variance."""
     rng = np.random.default_rng(1)
     x = 5 + 3 * rng.standard_normal((37, 6))
@@ -238,7 +238,7 @@ def _two_values(lab: Lab) -> float:
     return math.inf
 
 
-def _approach(lab: Lab) -> dict[str, Any]:
+def _approach(lab: Lab) -> Results:
     """How fast moving averages arrive, and how much they keep shaking."""
     steps, batch = 500, lab.place(5 + 3 * np.random.default_rng(2).standard_normal((64, 1)))
     true = float(batch.mean())
@@ -266,7 +266,7 @@ def _approach(lab: Lab) -> dict[str, Any]:
     return {"left": left, "noise": noise, "noise error": math.sqrt(2 / (channels - 1)), "batches": count}
 
 
-def _gradients(lab: Lab) -> dict[str, Any]:
+def _gradients(lab: Lab) -> Results:
     """The backward against finite differences, and by how much it fails with terms left out."""
     rng = np.random.default_rng(4)
     x, dy = rng.standard_normal((2, 9, 4)) * 2 + 1
@@ -320,7 +320,7 @@ def _steps_taken(left: list[float]) -> int:
     return next((step for step, part in enumerate(left) if part <= _LEFT), len(left))
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     statistics, approach, gradients = parts["statistics"], parts["approach"], parts["gradients"]
     measured = {
         **statistics,
@@ -341,7 +341,7 @@ def _momentum_name(momentum: float | None) -> Text:
     return Text("cumulative", "累积平均") if momentum is None else same(f"{momentum:g}")
 
 
-def _momentum_table(approach: Mapping[str, Any]) -> Table:
+def _momentum_table(approach: Results) -> Table:
     return Table(
         Text(
             f"Batches until 1 % of the start is left, and the variance of the mean after {approach['batches']} batches "
@@ -388,7 +388,7 @@ def _term_table(left_out: Mapping[str, float]) -> Table:
         "How the moving mean forgets its start, and when 1 % is left.", "滑动均值如何遗忘初值；圆点标出残留 1% 的时刻。"
     ),
 )
-def _approach_figure(figure: Any, say: Say, left: Mapping[float | None, list[float]]) -> None:
+def _approach_figure(figure: Canvas, say: Say, left: Mapping[float | None, list[float]]) -> None:
     axes = figure.subplots()
     for (momentum, values), colour in zip(left.items(), _COLOURS, strict=True):
         label = f"{say(Text('momentum', '动量'))} {momentum:g}" if momentum else say(_momentum_name(None))
@@ -415,7 +415,7 @@ def _approach_figure(figure: Any, say: Say, left: Mapping[float | None, list[flo
     ),
     size=(5.4, 3.0),
 )
-def _direction_figure(figure: Any, say: Say, lost: list[tuple[int, float, float]]) -> None:
+def _direction_figure(figure: Canvas, say: Say, lost: list[tuple[int, float, float]]) -> None:
     axes = figure.subplots()
     at = np.linspace(2, _COUNTS[-1], 200)
     axes.semilogx(at, (at - 2) / at, color=GREY, label="(N - 2) / N", base=2)

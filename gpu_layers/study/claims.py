@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from gpu_layers.study.lab import Lab
+
+#: What a part of a study measured, or all parts, by name.
+Results: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,10 @@ class Text:
 
     en: str
     zh: str
+
+
+#: Of a table.
+Cell: TypeAlias = Text | str | int | float
 
 
 def same(words: str) -> Text:
@@ -85,7 +92,7 @@ class Table:
 
     title: Text
     columns: Sequence[Text]
-    rows: Sequence[Sequence[Text | str | int | float]]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class Study:
     summary: Text
     claims: tuple[Claim, ...]
     parts: Mapping[str, Callable[[Lab], Any]]
-    conclude: Callable[[Mapping[str, Any]], Findings]
+    conclude: Callable[[Results], Findings]
 
 
 @dataclass(frozen=True)

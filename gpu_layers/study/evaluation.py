@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,8 +23,8 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.models.uncertainty import mc_dropout
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Say, draw
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
@@ -38,7 +37,7 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 _DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 
 _LOGIT_REASON = Text(
-    "exact for a linear network; behind a ReLU, the mean of the function is not quite the function of the mean",
+    "exact for a linear network; after a ReLU, the mean of the function is not quite the function of the mean",
     "对线性网络严格成立；经过 ReLU 之后，函数的均值与均值的函数略有出入",
 )
 _CLAIMS = (
@@ -194,7 +193,7 @@ _CLAIMS = (
 )
 
 
-def _identity(lab: Lab) -> dict[str, Any]:
+def _identity(lab: Lab) -> Results:
     """How many elements the layers change in evaluation."""
     layers = {
         "Dropout": (Dropout(_P), (5, 7)),
@@ -227,7 +226,7 @@ def _network(scaling: str, seed: int) -> Sequential:
     return Sequential(*layers, Linear(_WIDTH, 10, seed=weights))
 
 
-def _trained(lab: Lab) -> dict[str, Any]:
+def _trained(lab: Lab) -> Results:
     """Networks trained both ways, evaluated with and without the correction, and averaged."""
     data, seeds = digits(), lab.choose(4, 1)
     runs = []
@@ -240,7 +239,7 @@ def _trained(lab: Lab) -> dict[str, Any]:
     return {"runs": runs, "average": _averages(lab, network, data)}
 
 
-def _evaluated(lab: Lab, network: Sequential, scaling: str, seed: int, data: Dataset) -> dict[str, Any]:
+def _evaluated(lab: Lab, network: Sequential, scaling: str, seed: int, data: Dataset) -> Results:
     x = flat(lab, data.x_test)
     sampled = on_cpu(mc_dropout(network, x, _PASSES)[0])
     ways = {}
@@ -256,7 +255,7 @@ def _evaluated(lab: Lab, network: Sequential, scaling: str, seed: int, data: Dat
     return {"scaling": scaling, "ways": ways, "averaged": averaged, "single": single}
 
 
-def _averages(lab: Lab, network: Sequential, data: Dataset) -> dict[str, Any]:
+def _averages(lab: Lab, network: Sequential, data: Dataset) -> Results:
     """Means of T sampled networks against the full one: the last dropout layer alone, and both."""
     x = flat(lab, data.x_test)
     network.eval()
@@ -281,13 +280,13 @@ def _averages(lab: Lab, network: Sequential, data: Dataset) -> dict[str, Any]:
     return {"distances": distances, "deviation": float(np.max(np.abs(mean - full) / errors))}
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     runs, average = parts["trained"]["runs"], parts["trained"]["average"]
     inverted = [run for run in runs if run["scaling"] == "inverted"]
     unscaled = [run for run in runs if run["scaling"] == "inference"]
     q = 1 - _P
 
-    def furthest(chosen: list[dict[str, Any]], way: str, factor: float = 1.0) -> float:
+    def furthest(chosen: list[Results], way: str, factor: float = 1.0) -> float:
         return max(abs(run["ways"][way]["slope"] * factor - 1) for run in chosen)
 
     exponent = np.polyfit(np.log(_SIZES), np.log(average["distances"]["one"]), 1)[0]
@@ -319,8 +318,8 @@ _WAYS = (
 )
 
 
-def _accuracy_table(inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> Table:
-    rows: list[list[Any]] = []
+def _accuracy_table(inverted: list[Results], unscaled: list[Results]) -> Table:
+    rows: list[list[Cell]] = []
     for name, scaling, way, _ in _WAYS:
         chosen = inverted if scaling == "inverted" else unscaled
         values = [[run["ways"][way][what] for run in chosen] for what in ("accuracy", "loss", "slope")]
@@ -345,7 +344,7 @@ def _accuracy_table(inverted: list[dict[str, Any]], unscaled: list[dict[str, Any
     )
 
 
-def _identity_table(rows: list[list[Any]]) -> Table:
+def _identity_table(rows: list[list[Cell]]) -> Table:
     return Table(
         Text("Elements changed by a layer in evaluation", "推理时被各层改变的元素个数"),
         (Text("layer", "层"), *(same(np.dtype(dtype).name) for dtype in _DTYPES)),
@@ -361,7 +360,7 @@ def _identity_table(rows: list[list[Any]]) -> Table:
     ),
     size=(5.4, 2.3),
 )
-def _scale_figure(figure: Any, say: Say, inverted: list[dict[str, Any]], unscaled: list[dict[str, Any]]) -> None:
+def _scale_figure(figure: Canvas, say: Say, inverted: list[Results], unscaled: list[Results]) -> None:
     axes = figure.subplots()
     for row, (_, scaling, way, colour) in enumerate(_WAYS):
         chosen = inverted if scaling == "inverted" else unscaled
@@ -387,7 +386,7 @@ def _scale_figure(figure: Any, say: Say, inverted: list[dict[str, Any]], unscale
         "两个随机失活层之间有 ReLU 时，会留下一点差异。",
     ),
 )
-def _average_figure(figure: Any, say: Say, distances: Mapping[str, list[float]]) -> None:
+def _average_figure(figure: Canvas, say: Say, distances: Mapping[str, list[float]]) -> None:
     axes = figure.subplots()
     for key, name, colour in (
         ("one", Text("one dropout layer, before the output", "仅输出层之前的一层"), BLUE),

@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from html import escape
-from typing import Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 from gpu_layers.study.claims import Figure, Text
 from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+else:
+    Canvas = object  # matplotlib is imported when something is drawn
 
 P = ParamSpec("P")
 #: Gives a text in the language that is being drawn.
@@ -38,7 +43,7 @@ _STYLE = {
 
 def draw(
     name: str, caption: Text, *, size: tuple[float, float] = (5.4, 3.4)
-) -> Callable[[Callable[Concatenate[Any, Say, P], None]], Callable[P, Figure]]:
+) -> Callable[[Callable[Concatenate[Canvas, Say, P], None]], Callable[P, Figure]]:
     """Decorate a function that paints: it then draws a figure in both languages.
 
     Parameters
@@ -55,9 +60,9 @@ def draw(
         and returns a Figure, with its ``failure`` where matplotlib, its fonts or its settings do not let it be drawn.
     """
 
-    def decorate(paint: Callable[Concatenate[Any, Say, P], None]) -> Callable[P, Figure]:
+    def decorate(paint: Callable[Concatenate[Canvas, Say, P], None]) -> Callable[P, Figure]:
         def figure(*args: P.args, **kwargs: P.kwargs) -> Figure:
-            def painted(canvas: Any, say: Say) -> None:
+            def painted(canvas: Canvas, say: Say) -> None:
                 paint(canvas, say, *args, **kwargs)
 
             try:
@@ -72,7 +77,7 @@ def draw(
     return decorate
 
 
-def _svg(paint: Callable[[Any, Say], None], size: tuple[float, float], language: str) -> str:
+def _svg(paint: Callable[[Canvas, Say], None], size: tuple[float, float], language: str) -> str:
     buffer = io.StringIO()
     # Its own font has no Chinese; the reader's has.
     with fixed_settings(_STYLE, extra="study"):

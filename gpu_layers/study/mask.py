@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -16,8 +16,8 @@ from gpu_layers.layers import Dropout
 from gpu_layers.ops import dropout_forward, dropout_mask
 from gpu_layers.random import Generator
 from gpu_layers.runtime.backend import use_backend
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREY, Say, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREY, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS
 
@@ -54,7 +54,7 @@ _CLAIMS = (
     Claim(
         "random123",
         Text(
-            "The words behind it are those of Philox4x32-10 as its authors published them.",
+            "Its random words are those of Philox4x32-10 as its authors published them.",
             "掩码所用的随机字与 Philox4x32-10 作者公布的结果一致。",
         ),
         r"\mathrm{word}_g = \mathrm{philox}(\lfloor g/4 \rfloor,\ \mathrm{offset};\ \mathrm{seed})"
@@ -102,9 +102,9 @@ def _reason(look: Any) -> str | None:
     return None
 
 
-def _measure(lab: Lab) -> dict[str, Any]:
+def _measure(lab: Lab) -> Results:
     """The table, the words, the frequency."""
-    rows: list[list[Any]] = []
+    rows: list[list[str | bool | int | None]] = []
     present = list(_backends())
     for number, (backend, place, missing) in enumerate(present):
         for dtype in _DTYPES:
@@ -142,7 +142,7 @@ def _word(g: int) -> int:
     return word
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     results = parts["all"]
     sums = [checksum for row in results["rows"] for checksum in row[2:] if checksum]
     measured = {
@@ -154,7 +154,7 @@ def _conclude(parts: Mapping[str, Any]) -> Findings:
     return Findings(measured, tables=(_table(results),), figures=(_figure(results["picture"]),))
 
 
-def _table(results: Mapping[str, Any]) -> Table:
+def _table(results: Results) -> Table:
     absent = Text("not on this machine", "本机没有")
     return Table(
         Text(
@@ -179,7 +179,7 @@ def _table(results: Mapping[str, Any]) -> Table:
     ),
     size=(5.4, 2.6),
 )
-def _figure(figure: Any, say: Say, mask: np.ndarray) -> None:
+def _figure(figure: Canvas, say: Say, mask: np.ndarray) -> None:
     axes = figure.subplots()
     axes.imshow(mask.reshape(24, 64), cmap="Blues", vmin=-0.2, vmax=1.3, interpolation="none", aspect="equal")
     per_shard = 64 / _SHARDS

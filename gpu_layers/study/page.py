@@ -6,12 +6,11 @@ import base64
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpu_layers._version import __version__
-from gpu_layers.study.claims import Report, Text, number
+from gpu_layers.study.claims import Report, Results, Text, number
 from gpu_layers.study.formulas import formula_svg
 from gpu_layers.study.lab import Lab
 from gpu_layers.study.snippets import PREAMBLE
@@ -71,7 +70,7 @@ def _data_uri(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def _where(lab: Lab) -> dict[str, Any]:
+def _where(lab: Lab) -> Results:
     return {
         "version": __version__,
         "numpy": np.__version__,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,8 @@ from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.ops import dropout_mask
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text, same
-from gpu_layers.study.figures import BLUE, GREY, ORANGE, Say, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text, same
+from gpu_layers.study.figures import BLUE, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import EXACT, FIVE_ERRORS, ROUNDING
@@ -200,7 +199,7 @@ _CLAIMS = (
             1,
             Text("four of 360 test digits", "即 360 个测试数字中的四个"),
         ),
-        "x = np.full((20_000, 100), 3.0)  # what a unit behind it sees\n"
+        "x = np.full((20_000, 100), 3.0)  # what a unit after it sees\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("sigmoid", 0.5, order=order)\n'
         "    print(order, layer(x).mean(), layer.eval()(x).mean())",
@@ -213,7 +212,7 @@ def _layer(activation: str, order: str, seed: int = _SEED) -> ActivationDropout:
     return ActivationDropout(activation, _P, order=order, generator=Generator(seed))
 
 
-def _formulas(lab: Lab) -> dict[str, Any]:
+def _formulas(lab: Lab) -> Results:
     """The layers against the textbook."""
     rng = np.random.default_rng(8)
     h = rng.standard_normal((30, 12))
@@ -239,7 +238,7 @@ def _formulas(lab: Lab) -> dict[str, Any]:
     return {"forward": max(forward), "gradient": max(gradient), "phi-of-zero": max(at_zero), **_same_bits(lab)}
 
 
-def _same_bits(lab: Lab) -> dict[str, Any]:
+def _same_bits(lab: Lab) -> Results:
     """How many elements differ between the orders, by activation."""
     rng, counts = np.random.default_rng(9), {}
     for name in _PHI:
@@ -255,8 +254,8 @@ def _same_bits(lab: Lab) -> dict[str, Any]:
     return {"bits": counts}
 
 
-def _expectations(lab: Lab) -> list[dict[str, Any]]:
-    """A unit behind each activation and order: what it expects in training, measured and by the formula."""
+def _expectations(lab: Lab) -> list[Results]:
+    """A unit after each activation and order: what it expects in training, measured and by the formula."""
     rng, draws, q = np.random.default_rng(10), lab.choose(40_000, 10_000), 1 - _P
     x, w = rng.uniform(-1, 5, _UNITS), rng.uniform(0, 2, _UNITS) / _UNITS
     tiled = lab.place(np.tile(x, (draws, 1)))
@@ -287,11 +286,11 @@ def _expectations(lab: Lab) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(lab: Lab) -> dict[tuple[str, str], dict[str, Any]]:
+def _curves(lab: Lab) -> dict[tuple[str, str], Results]:
     """Digits, both orders, several activations."""
     data, seeds, epochs = digits(), lab.choose(2, 1), lab.choose(15, 4)
     x = flat(lab, data.x_test)
-    runs: dict[tuple[str, str], dict[str, Any]] = {}
+    runs: dict[tuple[str, str], Results] = {}
     total, done = len(_SHOWN) * len(_ORDERS) * seeds, 0
     for name in _SHOWN:
         for order in _ORDERS:
@@ -322,7 +321,7 @@ def _curves(lab: Lab) -> dict[tuple[str, str], dict[str, Any]]:
     return runs
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     formulas, rows, runs = parts["formulas"], parts["expectations"], parts["curves"]
     measured = {
         **{name: formulas[name] for name in ("forward", "gradient", "phi-of-zero")},
@@ -340,7 +339,7 @@ def _conclude(parts: Mapping[str, Any]) -> Findings:
     )
 
 
-def _shift_table(rows: list[dict[str, Any]], bits: Mapping[str, int]) -> Table:
+def _shift_table(rows: list[Results], bits: Mapping[str, int]) -> Table:
     before = [row for row in rows if row["order"] == "before"]
     return Table(
         Text(
@@ -371,7 +370,7 @@ def _shift_table(rows: list[dict[str, Any]], bits: Mapping[str, int]) -> Table:
     )
 
 
-def _training_table(runs: Mapping[tuple[str, str], dict[str, Any]]) -> Table:
+def _training_table(runs: Mapping[tuple[str, str], Results]) -> Table:
     seeds, epochs = runs["relu", "after"]["losses"].shape
     return Table(
         Text(
@@ -404,7 +403,7 @@ def _training_table(runs: Mapping[tuple[str, str], dict[str, Any]]) -> Table:
         f"训练时下一层单元期望的偏移，p = {_P}：公式（柱）与实测（点，误差线为五倍标准误差）。",
     ),
 )
-def _shift_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+def _shift_figure(figure: Canvas, say: Say, rows: list[Results]) -> None:
     axes = figure.subplots()
     names = list(_PHI)
     for order, shift, colour, name in (
@@ -436,7 +435,7 @@ def _shift_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
     ),
     size=(5.4, 4.2),
 )
-def _curve_figure(figure: Any, say: Say, runs: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+def _curve_figure(figure: Canvas, say: Say, runs: Mapping[tuple[str, str], Results]) -> None:
     for number, (axes, name) in enumerate(zip(figure.subplots(2, 2, sharex=True).flat, _SHOWN, strict=True)):
         for order, colour, style, label in (
             ("after", BLUE, "-", Text("after", "之后")),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Options
 from gpu_layers.layers import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d, MaxUnpool2d
 from gpu_layers.ops import max_pool_forward
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
-from gpu_layers.study.figures import BLUE, GREY, ORANGE, Say, draw
+from gpu_layers.study.claims import Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.figures import BLUE, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, different_bits, on_cpu
 from gpu_layers.study.texts import COUNTED, EXACT
 
@@ -22,7 +21,7 @@ _GRADIENT = np.array([[1, 2], [3, 4]], np.float64)
 _MAX, _AVERAGE = np.array([[6, 5], [7, 9.0]]), np.array([[3.5, 2], [3.25, 6.5]])
 _MAX_GRADIENT = np.array([[0, 0, 0, 0], [0, 1, 2, 0], [3, 0, 4, 0], [0, 0, 0, 0.0]])
 _AVERAGE_GRADIENT = np.kron(_GRADIENT / 4, np.ones((2, 2)))
-_MAX_OPTIONS: tuple[dict[str, Any], ...] = (
+_MAX_OPTIONS: tuple[Options, ...] = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1},
     {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -31,7 +30,7 @@ _MAX_OPTIONS: tuple[dict[str, Any], ...] = (
     {"kernel_size": 3, "stride": 2, "ceil_mode": True},
     {"kernel_size": (2, 3), "stride": (1, 2), "padding": "same_upper"},
 )
-_AVERAGE_OPTIONS: tuple[dict[str, Any], ...] = (
+_AVERAGE_OPTIONS: tuple[Options, ...] = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1},
     {"kernel_size": 3, "stride": 2, "ceil_mode": True},
@@ -183,14 +182,14 @@ def _max_layers() -> list[tuple[str, Any]]:
     return [*layers, *((f"AdaptiveMaxPool2d({size})", AdaptiveMaxPool2d(size)) for size in (3, 4))]
 
 
-def _average_layers() -> list[tuple[str, dict[str, Any], Any]]:
-    layers: list[tuple[str, dict[str, Any], Any]] = [
+def _average_layers() -> list[tuple[str, Options, Any]]:
+    layers: list[tuple[str, Options, Any]] = [
         (_said("AvgPool2d", one), one, AvgPool2d(**one)) for one in _AVERAGE_OPTIONS
     ]
     return [*layers, ("AdaptiveAvgPool2d(3)", {}, AdaptiveAvgPool2d(3))]
 
 
-def _said(name: str, options: Mapping[str, Any]) -> str:
+def _said(name: str, options: Options) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
@@ -198,7 +197,7 @@ def _whole_gradient(rng: np.random.Generator, y: Array) -> np.ndarray:
     return rng.integers(1, 9, y.shape).astype(np.dtype(y.dtype))
 
 
-def _measure(lab: Lab) -> dict[str, Any]:
+def _measure(lab: Lab) -> Results:
     """All of it: it takes moments."""
     example = lab.place(_EXAMPLE[None, None])
     wrong = 0
@@ -237,9 +236,7 @@ def _finite_differences(lab: Lab) -> float:
 def _sums(lab: Lab) -> list[tuple[str, float, bool, bool]]:
     """Each layer, the sum of its gradients over that of what came in, whether they agree, and whether they should."""
     rng, rows = np.random.default_rng(3), []
-    every: list[tuple[str, dict[str, Any], Any]] = [
-        (name, {}, layer) for name, layer in _max_layers()
-    ] + _average_layers()
+    every: list[tuple[str, Options, Any]] = [(name, {}, layer) for name, layer in _max_layers()] + _average_layers()
     for name, options, layer in every:
         y = layer(lab.place(_plane(rng, 9)))
         dy = _whole_gradient(rng, y)
@@ -304,7 +301,7 @@ def _bytes(lab: Lab) -> list[tuple[str, float, float]]:
     return rows
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     results = parts["all"]
     measured = {name: results[name] for name in results if name not in ("sums", "bytes")}
     measured["one-byte"] = max(kept for name, kept, _ in results["bytes"] if name != "17 x 17")
@@ -365,7 +362,7 @@ def _byte_table(rows: list[tuple[str, float, float]]) -> Table:
     ),
     size=(4.6, 4.8),
 )
-def _example_figure(figure: Any, say: Say) -> None:
+def _example_figure(figure: Canvas, say: Say) -> None:
     panels = (
         (Text("x, maxima marked", "x（标出最大值）"), _EXAMPLE, _MAX_GRADIENT != 0),
         (Text("gradient, maximum", "梯度（最大池化）"), _MAX_GRADIENT, _MAX_GRADIENT != 0),
@@ -404,7 +401,7 @@ def _example_figure(figure: Any, say: Say) -> None:
     ),
     size=(5.4, 3.0),
 )
-def _byte_figure(figure: Any, say: Say, rows: list[tuple[str, float, float]]) -> None:
+def _byte_figure(figure: Canvas, say: Say, rows: list[tuple[str, float, float]]) -> None:
     axes = figure.subplots()
     at = np.arange(len(rows))
     for shift, kept, colour, name in (

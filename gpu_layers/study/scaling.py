@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from gpu_layers.core.array import Array
 from gpu_layers.layers import Dropout
 from gpu_layers.random import Generator
 from gpu_layers.study import moons
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
-from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Say, draw
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.figures import BLUE, GREEN, GREY, ORANGE, RED, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.texts import FIVE_ERRORS, ROUNDING
 from gpu_layers.training.optimizers import SGD
@@ -107,7 +106,7 @@ _CLAIMS = (
     Claim(
         "same-function",
         Text(
-            "Scaling is a change of coordinates: divide the weights behind each dropout by 1-p, leave the factor away, "
+            "Scaling is a change of coordinates: divide the weights after each dropout by 1-p, leave the factor away, "
             "and training and evaluation compute the same numbers.",
             "缩放只是换了一套坐标：把每个随机失活层之后的权重除以 1-p 并去掉缩放系数，训练和推理算出的数值不变。",
         ),
@@ -224,7 +223,7 @@ _ARMS = (
 )
 
 
-def _by_hand(lab: Lab) -> dict[str, Any]:
+def _by_hand(lab: Lab) -> Results:
     """Three neurons, a sum of a thousand, and the change of coordinates."""
     draws, q = lab.choose(200_000, 40_000), 1 - _P
     h = np.array(_NEURONS)
@@ -240,7 +239,7 @@ def _by_hand(lab: Lab) -> dict[str, Any]:
         ),
     }
     kept = outputs["inverted"] > 0
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     deviations = []
     for pattern in product((1, 0), repeat=len(h)):
         probability = float(np.prod([q if keep else _P for keep in pattern]))
@@ -282,14 +281,14 @@ def _in_other_coordinates(lab: Lab) -> tuple[Array, Array]:
     """An inverted network, and the unscaled one that computes the same."""
     scaled, unscaled = (moons.network(2, scaling, dtype=np.float64) for scaling in ("inverted", "inference"))
     state = scaled.state_dict()
-    for name in _BEHIND_DROPOUT:
+    for name in _AFTER_DROPOUT:
         state[name] = state[name] / (1 - moons.DROP)
     unscaled.load_state_dict(state)
     return scaled.to(lab.device), unscaled.to(lab.device)
 
 
 #: Weights that take what a dropout layer gives: those of the second and the third Linear.
-_BEHIND_DROPOUT = ("3.weight", "6.weight")
+_AFTER_DROPOUT = ("3.weight", "6.weight")
 
 
 def _function_difference(lab: Lab) -> float:
@@ -318,10 +317,10 @@ def trajectory_difference(lab: Lab, steps: int) -> float:
     scaled, unscaled = _in_other_coordinates(lab)
     data, q = moons.moons(2), 1 - moons.DROP
     x, y = (lab.place(array.astype(np.float64)) for array in (data.x_train, data.y_train))
-    behind = {name: value for name, value in scaled.parameters.items() if name in _BEHIND_DROPOUT}
-    others = {name: value for name, value in scaled.parameters.items() if name not in _BEHIND_DROPOUT}
+    after = {name: value for name, value in scaled.parameters.items() if name in _AFTER_DROPOUT}
+    others = {name: value for name, value in scaled.parameters.items() if name not in _AFTER_DROPOUT}
     optimizers = (
-        (scaled, SGD(behind, q**2 * moons.LR)),
+        (scaled, SGD(after, q**2 * moons.LR)),
         (scaled, SGD(others, moons.LR)),
         (unscaled, SGD(unscaled.parameters, moons.LR)),
     )
@@ -332,7 +331,7 @@ def trajectory_difference(lab: Lab, steps: int) -> float:
             optimizer.step({name: network.gradients[name] for name in optimizer.parameters})
     largest = 0.0
     for name, value in unscaled.parameters.items():
-        factor = q if name in _BEHIND_DROPOUT else 1.0
+        factor = q if name in _AFTER_DROPOUT else 1.0
         one, other = on_cpu(scaled.parameters[name]), factor * on_cpu(value)
         largest = max(largest, float(np.abs(one - other).max() / np.abs(one).max()))
     return largest
@@ -354,7 +353,7 @@ def _train(lab: Lab, scaling: str | None) -> moons.Trained:
     return moons.train(lab, scaling, seeds=lab.choose(_SEEDS, _QUICK_SEEDS), steps=lab.choose(_STEPS, _QUICK_STEPS))
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     by_hand = parts["by hand"]
     runs = {name: parts[name] for name in ("inverted", "inference", "none")}
 
@@ -374,7 +373,7 @@ def _conclude(parts: Mapping[str, Any]) -> Findings:
     )
 
 
-def _pattern_table(rows: list[list[Any]]) -> Table:
+def _pattern_table(rows: list[list[Cell]]) -> Table:
     return Table(
         Text(
             f"Three neurons h = (1, 2, 3), p = {_P}: every mask, by hand and from the layer",
@@ -397,7 +396,7 @@ def _training_table(runs: Mapping[str, moons.Trained]) -> Table:
     rows = []
     for name, _, run, way in _ARMS:
         costs = runs[run].costs
-        row: list[Any] = [name]
+        row: list[Cell] = [name]
         row += [_mean_and_spread(costs[step // moons.RECORD_EVERY], 4) for step in milestones]
         row.append(_mean_and_spread(runs[run].late_cost, 4))
         row += [_mean_and_spread(100 * runs[run].accuracy[way][part], 1) for part in ("train", "test")]
@@ -434,7 +433,7 @@ def _mean_and_spread(values: np.ndarray, digits: int) -> str:
     ),
     size=(5.4, 2.9),
 )
-def _sums_figure(figure: Any, say: Say, sums: Mapping[str, np.ndarray]) -> None:
+def _sums_figure(figure: Canvas, say: Say, sums: Mapping[str, np.ndarray]) -> None:
     q, total, squares = 1 - _P, float(sums["h"].sum()), float(np.sum(sums["h"] ** 2))
     axes = figure.subplots()
     for scaling, name, colour, mean, deviation in (
@@ -459,7 +458,7 @@ def _sums_figure(figure: Any, say: Say, sums: Mapping[str, np.ndarray]) -> None:
         "训练代价（含掩码）：各随机种子的均值与标准差。",
     ),
 )
-def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _cost_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     axes = figure.subplots()
     for name, colour, run, way in _ARMS:
         if way == "corrected":
@@ -486,7 +485,7 @@ def _cost_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> No
     Text("Decision boundaries of the first seed, with its test points.", "第一个随机种子的决策边界及其测试点。"),
     size=(5.4, 4.9),
 )
-def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _boundary_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     data = moons.moons(1)
     for axes, (name, colour, run, way) in zip(figure.subplots(2, 2).flat, _ARMS, strict=True):
         left, right, bottom, top = moons.PLANE
@@ -520,7 +519,7 @@ def _boundary_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -
     ),
     size=(5.4, 3.0),
 )
-def _accuracy_figure(figure: Any, say: Say, runs: Mapping[str, moons.Trained]) -> None:
+def _accuracy_figure(figure: Canvas, say: Say, runs: Mapping[str, moons.Trained]) -> None:
     axes = figure.subplots()
     for row, (_, colour, run, way) in enumerate(_ARMS):
         for part, shift, filled in (("train", -0.15, False), ("test", 0.15, True)):

@@ -7,8 +7,7 @@ Theory: Li, Chen, Hu, Yang, "Understanding the Disharmony between Dropout and Ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from gpu_layers.layers import BatchNorm1d, Dropout, Layer, ReLU
 from gpu_layers.layers.linear import Linear
 from gpu_layers.layers.sequential import Sequential
 from gpu_layers.random import Generator
-from gpu_layers.study.claims import Claim, Criterion, Findings, Study, Table, Text
-from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, Say, draw
+from gpu_layers.study.claims import Cell, Claim, Criterion, Findings, Results, Study, Table, Text
+from gpu_layers.study.figures import COLOURS, GREEN, GREY, ORANGE, Canvas, Say, draw
 from gpu_layers.study.lab import Lab, on_cpu
 from gpu_layers.study.networks import flat, loss_and_accuracy, train_classifier
 from gpu_layers.study.texts import FIVE_ERRORS
@@ -206,7 +205,7 @@ def _in_batches(x: Array) -> Iterator[Array]:
         yield x[start : start + _BATCH]
 
 
-def _chains(lab: Lab) -> list[dict[str, Any]]:
+def _chains(lab: Lab) -> list[Results]:
     """Dropout and batch norm in turn: the ratio at each depth."""
     features, rows = 16, []
     count = _BATCH * lab.choose(15, 3)
@@ -237,7 +236,7 @@ def _chains(lab: Lab) -> list[dict[str, Any]]:
     return rows
 
 
-def _widths(lab: Lab) -> list[dict[str, Any]]:
+def _widths(lab: Lab) -> list[Results]:
     """Dropout, a linear layer, batch norm: the ratio for several widths."""
     rng, rows, count = np.random.default_rng(2), [], _BATCH * lab.choose(20, 10)
     for d in _WIDTHS:
@@ -278,7 +277,7 @@ def _network(place: str, p: float, seed: int) -> Sequential:
     return Sequential(*layers, Linear(_UNITS, 10, seed=weights))
 
 
-def _trained(lab: Lab) -> list[dict[str, Any]]:
+def _trained(lab: Lab) -> list[Results]:
     """Digits with dropout before and after the last batch norm: ratios, loss, accuracy, before and after repair."""
     data, seeds, rows = digits(), lab.choose(4, 1), []
     arms = [("none", 0.0), *((place, p) for p in _TRAINED_P for place in ("before", "after"))]
@@ -286,7 +285,7 @@ def _trained(lab: Lab) -> list[dict[str, Any]]:
         for seed in range(seeds):
             network = _network(place, p, seed)
             train_classifier(lab, network, data, epochs=lab.choose(15, 4), seed=seed)
-            row: dict[str, Any] = {"place": place, "p": p, "seed": seed}
+            row: Results = {"place": place, "p": p, "seed": seed}
             row |= _looked_at(lab, network, data, "moving")
             if place == "before":
                 row["noise"] = _noise_difference(lab, network, data, p)
@@ -297,7 +296,7 @@ def _trained(lab: Lab) -> list[dict[str, Any]]:
     return rows
 
 
-def _looked_at(lab: Lab, network: Sequential, data: Dataset, state: str) -> dict[str, Any]:
+def _looked_at(lab: Lab, network: Sequential, data: Dataset, state: str) -> Results:
     network.eval()
     loss, accuracy = loss_and_accuracy(network(flat(lab, data.x_test)), data.y_test)
     ratios, y = [], flat(lab, data.x_train)
@@ -328,7 +327,7 @@ def _noise_difference(lab: Lab, network: Sequential, data: Dataset, p: float) ->
     return abs(float(moving / (clean + noise).mean()) - 1)
 
 
-def _conclude(parts: Mapping[str, Any]) -> Findings:
+def _conclude(parts: Results) -> Findings:
     chains, widths, rows = parts["chains"], parts["widths"], parts["trained"]
     before = [row for row in rows if row["place"] == "before" and row["p"] == max(_TRAINED_P)]
     after = [row for row in rows if row["place"] == "after" and row["p"] == max(_TRAINED_P)]
@@ -357,7 +356,7 @@ _PLACE_NAMES = {
 }
 
 
-def _chain_table(rows: list[dict[str, Any]]) -> Table:
+def _chain_table(rows: list[Results]) -> Table:
     return Table(
         Text(
             "Variance met in evaluation over moving variance, dropout and batch norm in turn, mean 1, variance 1",
@@ -371,14 +370,14 @@ def _chain_table(rows: list[dict[str, Any]]) -> Table:
     )
 
 
-def _trained_table(rows: list[dict[str, Any]]) -> Table:
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+def _trained_table(rows: list[Results]) -> Table:
+    groups: dict[tuple[str, float], list[Results]] = {}
     for row in rows:
         groups.setdefault((row["place"], row["p"]), []).append(row)
     seeds = len(next(iter(groups.values())))
-    lines: list[list[Any]] = []
+    lines: list[list[Cell]] = []
     for (place, p), group in groups.items():
-        line: list[Any] = [_PLACE_NAMES[place], f"{p:g}"]
+        line: list[Cell] = [_PLACE_NAMES[place], f"{p:g}"]
         for state in ("moving", "recalibrated"):
             ratios = np.mean([row[f"{state} ratios"] for row in group], axis=0)
             line.append(" ".join(f"{ratio:.2f}" for ratio in ratios))
@@ -413,7 +412,7 @@ def _trained_table(rows: list[dict[str, Any]]) -> Table:
         "各深度上的比值：理论（线）与实测（点，误差线为五倍标准误差）。",
     ),
 )
-def _chain_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+def _chain_figure(figure: Canvas, say: Say, rows: list[Results]) -> None:
     axes = figure.subplots()
     for p, colour in zip(_CHAIN_P, COLOURS, strict=False):
         chosen = [row for row in rows if row["p"] == p]
@@ -446,7 +445,7 @@ def _chain_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
     ),
     size=(5.4, 3.0),
 )
-def _width_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+def _width_figure(figure: Canvas, say: Say, rows: list[Results]) -> None:
     axes = figure.subplots()
     for p, colour in zip(_WIDE_P, COLOURS[1:], strict=False):
         chosen = [row for row in rows if row["p"] == p]
@@ -476,7 +475,7 @@ def _width_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
     ),
     size=(5.4, 3.2),
 )
-def _trained_figure(figure: Any, say: Say, rows: list[dict[str, Any]]) -> None:
+def _trained_figure(figure: Canvas, say: Say, rows: list[Results]) -> None:
     axes = figure.subplots()
     arms = list(dict.fromkeys((row["place"], row["p"]) for row in rows))
     for state, shift, colour, name in (
@@ -499,7 +498,7 @@ STUDY = Study(
     "variance-shift",
     Text("Dropout before batch norm: what shifts?", "批归一化之前的随机失活：什么在偏移？"),
     Text(
-        "Dropout adds variance in training and none in evaluation; batch norm behind it goes on dividing by the "
+        "Dropout adds variance in training and none in evaluation; batch norm after it goes on dividing by the "
         "former. By how much is known in closed form.",
         "随机失活在训练时增加方差，推理时不增加；其后的批归一化却仍按训练时的方差归一化。偏差有多大，可由闭式给出。",
     ),

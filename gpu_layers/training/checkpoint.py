@@ -10,18 +10,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpu_layers.runtime.cache import write_atomically
+from gpu_layers.core.array import Facts
+from gpu_layers.core.cache import write_atomically
 from gpu_layers.training.extras import import_extra
 
 _KEY = "gpu_layers"
 _VERSION = 1
 
 
-def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> None:
     """Write a file atomically: readers find the old or the new content, also after a crash at any moment.
 
     Parameters
@@ -47,7 +47,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], facts: 
     write_atomically(path, safetensors.save(contiguous, metadata={_KEY: json.dumps(header, allow_nan=False)}))
 
 
-def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Facts]:
     """Read a file of :func:`save_arrays`.
 
     Returns
@@ -87,7 +87,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     return arrays, header
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True, allow_nan=False).encode())
     for name in sorted(arrays):
         value = arrays[name]

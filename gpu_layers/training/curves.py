@@ -6,13 +6,14 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from gpu_layers.core.array import Facts
 from gpu_layers.training.drawing import fixed_settings
 from gpu_layers.training.extras import import_extra
 
 _TRAIN, _TEST = "#9a9a9a", "#0b6e99"
 
 
-def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
+def curves_png(history: Sequence[dict[str, object]], title: str) -> bytes:
     """Draw a run.
 
     Parameters
@@ -42,7 +43,7 @@ def curves_png(history: Sequence[dict[str, Any]], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _paint(figure: Any, history: Sequence[dict[str, Any]]) -> None:
+def _paint(figure: Any, history: Sequence[Facts]) -> None:
     loss, accuracy = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
     marker = "o" if len(epochs) == 1 else ""

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from gpu_layers.training.extras import import_extra
@@ -16,7 +17,7 @@ _NEUTRAL = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
 @contextmanager
-def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "train") -> Iterator[Any]:
+def fixed_settings(style: Mapping[str, object] | None = None, *, extra: str = "train") -> Iterator[Any]:
     """matplotlib with its own defaults and this style, until the end of the block.
 
     The user's settings may ask for TeX, for a notebook's backend or for missing fonts. Draw with
@@ -50,7 +51,7 @@ def fixed_settings(style: Mapping[str, Any] | None = None, *, extra: str = "trai
             yield matplotlib
 
 
-def _matplotlib(extra: str) -> Any:
+def _matplotlib(extra: str) -> ModuleType:
     try:
         return import_extra("matplotlib", extra=extra)
     except (RuntimeError, MemoryError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, placed
 from gpu_layers.core.dtypes import accumulation_dtype
@@ -13,7 +11,7 @@ from gpu_layers.runtime.backend import backend_for
 
 
 @placed
-def softmax_cross_entropy(logits: Array, labels: Array, *, samples: int | None = None) -> tuple[float, Any]:
+def softmax_cross_entropy(logits: Array, labels: Array, *, samples: int | None = None) -> tuple[float, Array]:
     """Mean over samples of ``-log softmax(logits)[label]``, and its gradient.
 
     Computed in float32 (float64 for float64), relative to each sample's largest logit, so nothing overflows.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -234,7 +233,7 @@ class Adam(Optimizer):
 
 def _first_names(parameters: Mapping[str, Array]) -> dict[str, str]:
     """For each name, the first name of the same array."""
-    firsts: dict[Any, str] = {}
+    firsts: dict[Hashable, str] = {}
     return {name: firsts.setdefault(memory_of(value), name) for name, value in parameters.items()}
 
 
@@ -255,7 +254,7 @@ def _check_alike(name: str, gradient: Array, parameter: Array) -> None:
         raise ValueError(f"parameter {name} is read-only")
 
 
-def _not_negative(value: Any, name: str) -> float:
+def _not_negative(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number = float(value)
@@ -264,7 +263,7 @@ def _not_negative(value: Any, name: str) -> float:
     return number
 
 
-def _below_one(value: Any, name: str) -> float:
+def _below_one(value: object, name: str) -> float:
     number = _not_negative(value, name)
     if number >= 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gpu_layers._version import __version__
-from gpu_layers.runtime.cache import remove_partial, write_atomically
+from gpu_layers.core.array import Facts
+from gpu_layers.core.cache import remove_partial, write_atomically
 from gpu_layers.training.checkpoint import load_arrays, save_arrays
 from gpu_layers.training.curves import curves_png
 from gpu_layers.training.dataset import Dataset
@@ -203,7 +203,7 @@ class RunFolder:
         write_atomically(self.curves, picture)
 
 
-def _description(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
+def _description(trainer: Trainer, dataset: Dataset) -> Facts:
     _, facts = trainer.state()
     last = trainer.history[-1]
     return {

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module
 from gpu_layers.distributed import Communicator
 
 
 def added(
-    communicator: Communicator, loss: float, hits: int, gradients: Mapping[str, Any]
-) -> tuple[float, int, dict[str, Any]]:
+    communicator: Communicator, loss: float, hits: int, gradients: Mapping[str, Array]
+) -> tuple[float, int, dict[str, Array]]:
     """Sums of loss, hits and gradients over all processes: one exchange, added in float64 in the order of the ranks.
 
     Parameters

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
 
-from gpu_layers.core.array import Array
+from gpu_layers.core.array import Array, Facts
 from gpu_layers.core.cuda import array_module, is_cupy_array, require_gpu
 from gpu_layers.distributed import Communicator, SingleProcess, shard
 from gpu_layers.layers.dropout import DropoutLayer
@@ -132,9 +132,9 @@ class Trainer:
         self.settings = settings
         self.classes = len(dataset.classes)
         self.communicator = communicator or SingleProcess()
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Facts] = []
         self._part: _Part | None = None
-        xp: Any = np if settings.device == "cpu" else require_gpu()
+        xp: ModuleType = np if settings.device == "cpu" else require_gpu()
         dtype = DTYPES[settings.dtype]
         self._x_train, self._x_test = (xp.asarray(x.astype(dtype)) for x in (dataset.x_train, dataset.x_test))
         self._y_train, self._y_test = (xp.asarray(y) for y in (dataset.y_train, dataset.y_test))
@@ -172,7 +172,7 @@ class Trainer:
 
     def train_epoch(
         self, report: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, Any] | None:
+    ) -> Facts | None:
         """Train on every training image once, then evaluate.
 
         Parameters
@@ -202,7 +202,7 @@ class Trainer:
         self.history.append(entry)
         return entry
 
-    def _train_epoch(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> dict[str, Any] | None:
+    def _train_epoch(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> Facts | None:
         self.network.train()
         count = self._x_train.shape[0]
         order = array_module(self._x_train).asarray(epoch_order(count, self.settings.seed, self.epoch))
@@ -246,7 +246,7 @@ class Trainer:
                 loss_sum, correct = loss_sum + loss * len(labels), correct + _hits(logits, labels)
         return loss_sum / count, correct / count
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, np.ndarray], Facts]:
         """Arrays and facts from which :meth:`restore` continues bit for bit."""
         arrays = {f"model.{name}": value for name, value in self.network.state_dict().items()}
         arrays.update({f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()})
@@ -259,7 +259,7 @@ class Trainer:
         }
         return {name: _on_cpu(value) for name, value in arrays.items()}, facts
 
-    def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> int:
+    def restore(self, arrays: dict[str, np.ndarray], facts: Facts) -> int:
         """Go back to a :meth:`state`, possibly of a run with another number of epochs.
 
         Parameters
@@ -305,7 +305,7 @@ class Trainer:
         """The network's parameters and running statistics, under PyTorch's names."""
         return {name: _on_cpu(value) for name, value in self.network.state_dict().items()}
 
-    def _step(self, chosen: Any) -> tuple[float, int]:
+    def _step(self, chosen: Array) -> tuple[float, int]:
         """Train on these images: loss and hits of all of them."""
         if self.communicator.size == 1:
             logits = self.network(self._x_train[chosen])

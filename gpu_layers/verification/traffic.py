@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
 
 from gpu_layers.catalogue import TrafficCase, traffic_cases
 from gpu_layers.catalogue.traffic import SECTOR
@@ -29,8 +28,8 @@ class TrafficRow:
     ----------
     case : TrafficCase
     launches : int
-    floor, moved, requested : int
-        Bytes: the fewest possible; of the distinct sectors of each launch; that threads asked for.
+    floor, moved : int
+        Bytes: the fewest possible; of the distinct sectors of each launch.
     sectors : int
         Sectors that warps asked for, one by one.
     widest : float
@@ -47,7 +46,6 @@ class TrafficRow:
     launches: int
     floor: int
     moved: int
-    requested: int
     sectors: int
     widest: float
     bank_conflicts: int
@@ -65,7 +63,7 @@ class TrafficRow:
         return self.ratio <= self.case.limit
 
 
-def _saved_bytes(saved: Any) -> int:
+def _saved_bytes(saved: object) -> int:
     """Bytes of the arrays among the fields of what a forward saved."""
     if not is_dataclass(saved):
         return 0
@@ -91,7 +89,6 @@ def count(case: TrafficCase) -> TrafficRow:
         launches=len(traces),
         floor=floor,
         moved=(footprint.sectors_loaded + footprint.sectors_stored) * SECTOR,
-        requested=asked.bytes,
         sectors=asked.sectors,
         widest=16 * widths.get(16, 0) / max(asked.bytes, 1),
         bank_conflicts=total.bank_conflicts,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import compile as command
-from gpu_layers.cli import main
+from gpu_layers.cli import main, progress
 from gpu_layers.runtime.kernel import BFLOAT16, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, cached_module, compiled_module
 from tests.cli.commands import assert_one_line_error, gpu_layers
@@ -109,20 +109,12 @@ class Terminal:
         return getattr(self._stream, name)
 
 
-def test_a_bar_on_a_terminal_and_lines_elsewhere(capsys, monkeypatch):
-    monkeypatch.setattr(command, "_SECONDS_A_LINE", 0)
-    with command._progress(2) as advance:
-        advance()
-        advance()
-    assert capsys.readouterr().out.splitlines() == ["1 of 2 kernels", "2 of 2 kernels"]
-    monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
-    monkeypatch.setattr(command, "_rich", lambda: None)
-    with command._progress(1) as advance:
-        advance()
-    assert "1 of 1 kernels" in capsys.readouterr().out
-    monkeypatch.undo()
-    pytest.importorskip("rich")
-    monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
-    with command._progress(1) as advance:
-        advance()
-    assert "of 1 kernels" not in capsys.readouterr().out
+def test_counts_in_place_on_a_terminal_and_in_lines_elsewhere(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_A_LINE", 0)
+    for terminal, printed in ((False, "1 of 2 kernels\n2 of 2 kernels\n"), (True, "1 of 2 kernels\r2 of 2 kernels\r")):
+        if terminal:
+            monkeypatch.setattr(sys, "stderr", Terminal(sys.stderr))
+        count = progress.Count("kernels")
+        count(1, 2)
+        count(2, 2)
+        assert capsys.readouterr().err.rstrip(" \r") == printed.rstrip("\r")

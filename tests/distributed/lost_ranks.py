@@ -1,4 +1,4 @@
-"""Run by two processes, of which the second does not come along."""
+"""Run by two processes; the second does not come along."""
 
 import os
 import signal

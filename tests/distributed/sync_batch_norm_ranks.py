@@ -70,7 +70,7 @@ with np.errstate(all="raise"):
     check("BatchNorm1d", (last, 3), uneven, np.float64, 1e-12, affine=False)
     check("BatchNorm2d", (last, 4, 5, 3), uneven, np.float64, 1e-12, channels_last=True, momentum=None)
     check("BatchNorm2d", (8, 3, 4, 5), even(8), np.float32, 1e-4)
-    # Two roundings of a value below 32, of which one comes from another sum.
+    # Two roundings of a value below 32; one comes from another sum.
     check("BatchNorm2d", (8, 3, 4, 5), even(8), np.float16, 2 * 32 * 2.0**-11)
     check("BatchNorm2d", (8, 3, 4, 5), even(8), BFLOAT16, 2 * 32 * 2.0**-8)
     if size < 4:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from gpu_layers import emulator
+from gpu_layers.core import headers
+from gpu_layers.core.cache import cache_folder
 from gpu_layers.emulator import defaults, errors, toolchain
 from gpu_layers.emulator.build import is_whole
-from gpu_layers.runtime import headers
-from gpu_layers.runtime.cache import cache_folder
 
 from .conftest import KERNELS
 

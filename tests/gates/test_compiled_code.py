@@ -129,10 +129,6 @@ def without_arrivals(problems):
     return [problem for problem in problems if problem not in counting]
 
 
-def moves_vectors(loop, access):
-    return any(i.mnemonic == access and "128" in i.opcode.split(".") for i in loop.instructions)
-
-
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_what_is_kept_moves_16_bytes_at_a_time(capability):
     for name, kernel in code_of("batch_norm_persistent.cu", capability).items():

@@ -5,7 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_same_bits, normal, to_channels_last
+from tests.inputs import DTYPES, assert_same_bits, emulated, normal, to_channels_last
 
 # Spatial sizes of the input and of the output: uneven windows, one and three axes, windows of more than 256 taps, more
 # outputs than inputs, a single row of vectors, windows narrower than a vector; rows of halves, quarters and single
@@ -30,7 +30,7 @@ SHAPES = [
 def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
     x = normal((2, 8, *inputs), dtype)
     x[0, 1, ..., ::3], x[1, 2, ..., 1] = 0.5, np.nan
-    # A plane of nothing but -inf; and NaN of which the last counts.
+    # A plane of nothing but -inf; and several NaN: the last counts.
     x[1, 3], x[0, 5, ..., -1:] = -np.inf, np.nan
     x = to_channels_last(x) if channels_last else x
     launched = []
@@ -48,17 +48,17 @@ def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
             expected = getattr(gl.ops, f"{name}_pool_backward")(dy, saved)
         if name == "max":
             assert_same_bits(gl.ops.max_pool_backward(dy, saved), expected)
-        with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
+        with emulated(launched):
             ours = getattr(gl.ops, f"{name}_pool_backward")(dy, saved)
         assert_same_bits(ours, expected, name)
     assert ["_adaptive<" in name for name in launched] == [True, True]
 
 
 def test_many_windows_over_an_element_are_for_the_general_kernel():
-    """Of which the shares are added with compensation."""
+    """It adds the shares with compensation."""
     x, launched = normal((1, 1, 2, 2, 4), np.float32), []
     y, saved = gl.ops.adaptive_avg_pool_forward(x, (9, 9, 9))
     dy = normal(y.shape, np.float32, seed=2)
-    with gl.use_backend("emulated", record=lambda kernel, trace: launched.append(kernel.name), check=True):
+    with emulated(launched):
         assert_same_bits(gl.ops.avg_pool_backward(dy, saved), gl.ops.avg_pool_backward(dy, saved))
     assert all(name.startswith("avg_pool_backward") for name in launched)

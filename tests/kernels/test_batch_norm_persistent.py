@@ -7,7 +7,7 @@ import gpu_layers as gl
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_all_same_bits, normal
+from tests.inputs import DTYPES, assert_all_same_bits, emulated, normal
 
 # Groups of several blocks in both passes: planes of an odd size and of whole vectors; rows whose last tile is not full.
 SHAPES = [((3, 3, 61, 71), False), ((6, 2, 48, 40), False), ((4, 16, 16, 40), True), ((601, 48), True)]
@@ -40,7 +40,7 @@ def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activat
     itemsize = np.dtype(dtype).itemsize
     plans = [plan(shape, itemsize, channels_last) for plan in (forward_plan, backward_plan)]
     assert all(plan.slots is not None and plan.blocks_per_group > 1 for plan in plans)
-    with gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)):
+    with emulated(launched):
         once = passes(arrays, channels_last, activation, with_residual)
     persistent = ["_persistent<" in name for name in launched]
     # The gradient of a leaky ReLU is not exact in the type of dy: its backward reads twice.

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, UNIT_ROUNDOFF, assert_same_bits, assert_same_values, normal
+from tests.inputs import DTYPES, UNIT_ROUNDOFF, assert_same_bits, assert_same_values, emulated, normal
 
 WINDOWS = [((2, 2), 2, 0), ((3, 3), 2, 1), ((3, 3), 1, 1)]
 # Only of the maximum.
@@ -43,10 +42,7 @@ def test_edges_ties_and_special_values(dtype, plane, channels_last):
         dx = gl.ops.max_pool_backward(dy, saved)
         # As few strips as there are, and as many.
         for full_grid in (1, 10**6):
-            with (
-                force_limits(full_grid=full_grid),
-                gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
-            ):
+            with emulated(launched, full_grid=full_grid):
                 own_y, own_saved = gl.ops.max_pool_forward(x, window, stride, **arguments)
                 assert_same_bits(own_y, y)
                 assert_same_bits(own_saved.argmax, saved.argmax)
@@ -87,10 +83,7 @@ def test_norms_of_windows_side_by_side(dtype, plane, channels_last):
             dx = gl.ops.lp_pool_backward(dy, saved)
             found = []
             for full_grid in (1, 10**6):
-                with (
-                    force_limits(full_grid=full_grid),
-                    gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
-                ):
+                with emulated(launched, full_grid=full_grid):
                     own_y, own_saved = gl.ops.lp_pool_forward(x, p, size, channels_last=channels_last)
                     found.append((own_y, gl.ops.lp_pool_backward(dy, own_saved)))
             for own, other in zip(*found, strict=True):
@@ -116,10 +109,7 @@ def test_averages_of_tiled_and_general_kernels_have_the_same_bits(dtype, plane, 
         results = []
         # 64-bit indices are the general kernels' alone.
         for index64 in (False, True):
-            with (
-                force_limits(index64=index64, full_grid=1),
-                gl.use_backend("emulated", check=True, record=lambda kernel, trace: launched.append(kernel.name)),
-            ):
+            with emulated(launched, index64=index64, full_grid=1):
                 y, saved = gl.ops.avg_pool_forward(x, window, stride, **arguments)
                 results.append((y, gl.ops.avg_pool_backward(normal(y.shape, dtype, seed=5), saved)))
         (y, dx), (general_y, general_dx) = results

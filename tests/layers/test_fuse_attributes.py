@@ -83,7 +83,7 @@ def fresh(value):
 
 
 def trace(sequential):
-    """All that can be seen: outputs and gradients of batches, one of which is not finite, in this mode; the state."""
+    """All that can be seen: outputs and gradients of batches (one is not finite) in this mode; the state."""
     seen = []
     for x in X:
         y = sequential(x.copy())

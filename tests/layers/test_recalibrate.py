@@ -187,7 +187,7 @@ def test_batches_that_call_a_layer_as_often_as_they_like():
 
 
 def routed(order):
-    """Three batch norms of which each batch takes those that its first value says, in that order."""
+    """Three batch norms; each batch takes those that its first value says, in that order."""
     norms = {name: gl.BatchNorm1d(2, dtype="float64") for name in "abc"}
 
     def model(x, take=lambda name, x: norms[name](x)):

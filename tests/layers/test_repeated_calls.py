@@ -845,7 +845,7 @@ def test_a_forward_that_is_run_again_in_backward():
     assert_same_bits(network(x), plain(x))
     assert again.inner.last_call == {"_saved": None, "_noted_calls": None}
     assert_same_bits(network.backward(x), plain.backward(x))
-    # The sums over two calls of each are taken in another order: four terms, each of which rounds by 6e-8 of about 1.
+    # The sums over two calls of each are taken in another order: four terms; each rounds by 6e-8 of about 1.
     total = plain.gradients["0.weight"] + plain.gradients["2.weight"]
     np.testing.assert_allclose(network.gradients["0.inner.0.weight"], total, rtol=0, atol=1e-6)
 

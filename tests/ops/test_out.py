@@ -5,7 +5,15 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
-from tests.inputs import LAYOUTS, WRITABLE_LAYOUTS, assert_same_bits, normal
+from tests.inputs import (
+    LAYOUTS,
+    WRITABLE_LAYOUTS,
+    assert_same_bits,
+    assert_same_values,
+    each_dtype,
+    normal,
+    with_specials,
+)
 
 X = normal((2, 3, 7, 6), np.float32)
 ONES = np.ones(3, np.float32)
@@ -55,7 +63,12 @@ def batch_norm_cases():
     yield "inference", X, lambda x, **k: ops.batch_norm_inference(x, ONES, ONES, ONES, None, **k), None
 
 
+ELEMENTWISE = {
+    "relu": (ops.relu_forward, ops.relu_backward),
+    "dropout": (lambda x, **k: ops.dropout_forward(x, 0.5, 1, 2, **k), ops.dropout_backward),
+}
 CASES = [*pool_cases(), *batch_norm_cases()]
+CASES += [("relu", X, ops.relu_forward, None), ("dropout", X, *ELEMENTWISE["dropout"])]
 each_case = pytest.mark.parametrize(
     ("x", "forward", "backward"),
     [case[1:] for case in CASES],
@@ -101,6 +114,19 @@ def test_bad_ones_are_refused_and_left_alone(x, forward, backward):
             with pytest.raises(error, match=message):
                 call(out)
             assert np.all(np.asarray(out) == 7)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+@pytest.mark.parametrize(("forward", "backward"), ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_elementwise_it_may_be_the_input(forward, backward, layout, dtype):
+    values, dy = with_specials((4, 5), dtype), normal((4, 5), dtype)
+    expected, saved = forward(values)
+    x = LAYOUTS[layout](values)
+    y, saved_in_place = forward(x, out=x)
+    assert y is x
+    assert_same_values(y, expected)
+    assert_same_bits(backward(dy, saved_in_place), backward(dy, saved))
 
 
 def test_out_must_be_apart_from_what_is_read():

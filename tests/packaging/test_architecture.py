@@ -13,10 +13,10 @@ ON_TOP = {"catalogue", "cli", "study", "training", "verification"}
 FORBIDDEN = {
     "core": {"distributed", "emulator", "kernels", "layers", "models", "ops", "reference", "runtime", "torch", *ON_TOP},
     "distributed": {"emulator", "kernels", "layers", "models", "ops", "reference", "runtime", "torch", *ON_TOP},
-    "reference": {"distributed", "emulator", "kernels", "layers", "models", "ops", "torch", *ON_TOP},
+    "reference": {"distributed", "emulator", "kernels", "layers", "models", "ops", "runtime", "torch", *ON_TOP},
     "kernels": {"distributed", "emulator", "layers", "models", "ops", "reference", "torch", *ON_TOP},
     "runtime": {"distributed", "kernels", "layers", "models", "ops", "reference", "torch", *ON_TOP},
-    "emulator": {"core", "distributed", "kernels", "layers", "models", "ops", "reference", "torch", *ON_TOP},
+    "emulator": {"distributed", "kernels", "layers", "models", "ops", "reference", "runtime", "torch", *ON_TOP},
     "ops": {"emulator", "kernels", "layers", "models", "torch", *ON_TOP},
     "layers": {"emulator", "kernels", "models", "torch", *ON_TOP},
     "models": {"emulator", "kernels", "torch", *ON_TOP},

@@ -82,7 +82,7 @@ def test_padding_is_not_read_but_written():
         (GHOST_BATCH_NORM, "forward", 8, 3),
         (GHOST_BATCH_NORM, "backward", 12, 4),
         (SYNC_BATCH_NORM, "forward", 12, 4),
-        (SYNC_BATCH_NORM, "backward", 20, 3),
+        (SYNC_BATCH_NORM, "backward", 20, 4),
     ],
 )
 def test_modelled_bytes_of_the_variants_of_batch_norm(operation, direction, per_input, launches):

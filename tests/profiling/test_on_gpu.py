@@ -193,23 +193,14 @@ def test_a_failure_is_named_and_the_rest_goes_on(stubs, tmp_path):
     ]
 
 
-def test_a_step_that_takes_too_long_is_ended(stubs, tmp_path):
-    (stubs / "verify.does").write_text("echo working; sleep 30")
-    done = run(stubs, "--only", "verify,bits", tmp_path, BUDGET_verify="1")
+@pytest.mark.parametrize(("slow", "other"), [("verify", "bits"), ("memcheck", "synccheck")])
+def test_a_step_that_takes_too_long_is_ended(stubs, tmp_path, slow, other):
+    (stubs / f"{slow}.does").write_text("echo working; sleep 30")
+    done = run(stubs, "--only", f"{slow},{other}", tmp_path, **{f"BUDGET_{slow}": "1"})
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "FAILED: verify"
-    assert steps(tmp_path)["verify"]["text"] == "not done after 1 s; working"
-    assert steps(tmp_path)["bits"]["outcome"] == "passed"
-
-
-def test_side_by_side_each_has_its_own_seconds(stubs, tmp_path):
-    (stubs / "memcheck.does").write_text("echo working; sleep 30")
-    done = run(stubs, "--only", "memcheck,synccheck", tmp_path, BUDGET_memcheck="1")
-    assert done.returncode == 1
-    found = steps(tmp_path)
-    assert found["memcheck"]["outcome"] == "failed"
-    assert found["memcheck"]["text"] == "not done after 1 s; working"
-    assert found["synccheck"]["outcome"] == "passed"
+    assert done.stdout.splitlines()[-1] == f"FAILED: {slow}"
+    assert steps(tmp_path)[slow]["text"] == "not done after 1 s; working"
+    assert outcomes(tmp_path) == {slow: "failed", other: "passed"}
 
 
 def budgets():

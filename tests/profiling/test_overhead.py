@@ -55,7 +55,7 @@ def test_the_fastest_turn_of_each_counts_and_turns_alternate():
         return nullcontext, call
 
     found = overhead._least_seconds({"a": subject("a", 3.0), "b": subject("b", 1e-5)}, device, most_calls=6)
-    # Slow calls make turns of five, of which one falls within the fast six; a turn of six of the others may not.
+    # Slow calls make turns of five, and one turn falls within the fast six; a turn of six of the others may not.
     assert found["a"] == 3.0
     assert 1e-5 < found["b"] < 2e-5
     assert order[:10] == ["a"] * 5 + ["b"] * 5

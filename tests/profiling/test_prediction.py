@@ -36,7 +36,7 @@ THREADS = (256, 1, 1)
 
 
 def counted(source, name, folder, blocks, values, moved, threads=THREADS):
-    """A launch of a kernel of the tests' own, of which a few blocks are executed."""
+    """A launch of a kernel of the tests' own; a few of its blocks are executed."""
     kernel, grid = sources.compiled(source, name, folder), (blocks, 1, 1)
     chosen = range(min(blocks, 8))
     execution = execute(kernel, grid, threads, values, blocks=chosen)
@@ -111,7 +111,7 @@ def test_reads_one_after_the_other_take_their_time(tmp_path):
     following = np.roll(np.arange(32 * 64, dtype=np.int32), -64)
     values = [following, np.zeros(32, np.int32), np.int32(100)]
     launch = counted(sources.CHAIN, "chain", tmp_path, 1, values, 0, (32, 1, 1))
-    # 64 steps around, of which a few share sectors with others; then everything has been read before.
+    # 64 steps around; a few share sectors with others. Then everything has been read before.
     execution = launch.execution
     assert execution.trips + execution.cached_trips == 100
     time = launch_time(launch, H200)

@@ -1,4 +1,4 @@
-"""The sections on performance: from the newest measured run, or modelled and saying so."""
+"""The sections on performance: from the newest measured run."""
 
 import pytest
 
@@ -8,9 +8,7 @@ from profiling.readme_table import (
     HEADLINES,
     ROOT,
     main,
-    newest,
     replaced,
-    save_picture,
     section,
     with_layers,
 )
@@ -32,23 +30,14 @@ def measured(date, us=2.0):
     return Run("measured", facts | {"date": date}, 3000.0, [row])
 
 
-def test_without_a_run_it_says_not_measured(tmp_path):
-    modelled().save(tmp_path / "modelled.json")
-    text = section(tmp_path)
-    assert text.startswith("**Modelled for an H200, not measured**: there is no run on a GPU here.")
-    assert "| relu forward, 8x8 float32 | 0.66 | issue | 1.51 | 0.67 | 1 |" in text
-    assert "µs" not in text
-
-
 def test_the_newest_measured_run_with_its_prediction(tmp_path):
     modelled().save(tmp_path / "modelled.json")
     measured("2026-01-01T00:00:00Z", us=9.0).save(tmp_path / "z-older" / "bench.json")
     measured("2026-02-01T00:00:00Z").save(tmp_path / "a-newer" / "bench.json")
     text = section(tmp_path)
     assert "Measured on GPU X: driver 1, CUDA 13.0, CuPy 14,\nPyTorch 2.1, commit abc, 2026-02-01." in text
-    assert "not measured" not in text
     assert "| | µs | of copy | modelled | x PyTorch |" in text
-    # 2 us, of which a copy takes 1 and PyTorch 3.
+    # 2 us, where a copy takes 1 and PyTorch 3.
     assert "| relu forward, 8x8 float32 | 2.0 | 0.50 | 0.66 | 1.50 |" in text
 
 
@@ -56,8 +45,7 @@ def test_emulated_runs_are_never_published(tmp_path):
     emulated = measured("2026-03-01T00:00:00Z")
     emulated.kind = "emulated"
     emulated.save(tmp_path / "run" / "bench.json")
-    assert newest(tmp_path) is None
-    with pytest.raises(ResultsError, match="holds no measured run and no modelled"):
+    with pytest.raises(ResultsError, match="holds no measured run"):
         section(tmp_path)
 
 
@@ -82,23 +70,22 @@ def test_the_readme_has_the_headlines_alone(tmp_path):
     assert set(lines) <= set(section(tmp_path).splitlines())
 
 
-@pytest.mark.parametrize("kind", ["modelled", "measured"])
-def test_a_picture_of_the_headlines(tmp_path, kind):
-    run = sample_run(kind)
-    if kind == "modelled":
-        for row in run.rows:
-            row.model = {"gpu": "H200", "fraction": 0.5}
-        run.save(tmp_path / "modelled.json")
-    else:
-        run.save(tmp_path / "run" / "bench.json")
-    save_picture(tmp_path, tmp_path / "one.svg")
-    save_picture(tmp_path, tmp_path / "two.svg")
-    picture = (tmp_path / "one.svg").read_text(encoding="utf-8")
-    assert picture == (tmp_path / "two.svg").read_text(encoding="utf-8")
-    assert ("MODELLED for an H200" in picture) == (kind == "modelled")
+def test_both_pages_and_the_picture_are_written(tmp_path, capsys):
+    sample_run().save(tmp_path / "run" / "bench.json")
+    pages = [tmp_path / "README.md", tmp_path / "page.md"]
+    for page in pages:
+        page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for picture in pictures:
+        options = ["--results", tmp_path, "--readme", pages[0], "--page", pages[1], "--picture", picture]
+        assert main([str(option) for option in options]) == 0
+    assert capsys.readouterr().out.count("rewritten") == 2
+    assert ["lp_pool" in page.read_text(encoding="utf-8") for page in pages] == [False, True]
+    one, two = (picture.read_text(encoding="utf-8") for picture in pictures)
+    assert one == two
     for op, direction in HEADLINES:
-        assert f"{op} {direction}" in picture
-    assert "lp_pool" not in picture
+        assert f"{op} {direction}" in one
+    assert "lp_pool" not in one
 
 
 def test_only_the_section_changes():
@@ -113,19 +100,6 @@ def test_a_file_of_another_version_is_one_line(tmp_path, capsys):
     (tmp_path / "run" / "bench.json").write_text('{"schema": 7}')
     assert main(["--results", str(tmp_path)]) == 2
     assert "has version 7 of the results, this is version 2" in capsys.readouterr().err
-
-
-def test_both_pages_are_written(tmp_path, capsys):
-    modelled().save(tmp_path / "modelled.json")
-    pages = [tmp_path / "README.md", tmp_path / "page.md"]
-    for page in pages:
-        page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
-    options = ["--results", tmp_path, "--readme", pages[0], "--page", pages[1], "--picture", tmp_path / "p.svg"]
-    assert main([str(option) for option in options]) == 0
-    assert "relu forward" not in pages[0].read_text(encoding="utf-8")
-    assert "relu forward" in pages[1].read_text(encoding="utf-8")
-    assert (tmp_path / "p.svg").exists()
-    assert capsys.readouterr().out.count("rewritten") == 2
 
 
 @pytest.mark.parametrize(("page", "headlines"), [("README.md", True), ("docs/performance.md", False)])

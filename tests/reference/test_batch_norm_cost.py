@@ -1,20 +1,10 @@
 """What the reference of batch norm takes beside its input."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
 import gpu_layers as gl
-
-
-def peak(call, *args, **kwargs):
-    """The result of a call, and the most memory that it held at a time."""
-    tracemalloc.start()
-    try:
-        return call(*args, **kwargs), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+from tests.inputs import memory_of
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -24,15 +14,15 @@ def test_at_most_three_times_the_memory_of_the_input(activation, channels_last):
     x, dy, residual = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     gamma, beta = np.ones((2, 64), np.float32)
     kinds = {"activation": activation, "channels_last": channels_last}
-    (_, saved), forward = peak(gl.ops.batch_norm_forward, x, gamma, beta, residual=residual, **kinds)
+    (_, saved), forward, _ = memory_of(gl.ops.batch_norm_forward, x, gamma, beta, residual=residual, **kinds)
     # The result is once the input; an eighth of the channels at a time is twice as large in float64. (GELU takes some
     # parts of a cache beside that.)
     assert forward <= (3 if activation == "gelu" else 2) * x.nbytes
     # Two results here.
-    _, backward = peak(gl.ops.batch_norm_backward, dy, saved)
+    _, backward, _ = memory_of(gl.ops.batch_norm_backward, dy, saved)
     assert backward <= 4 * x.nbytes
     _, saved = gl.ops.batch_norm_forward(x, gamma, beta, **kinds)
-    _, backward = peak(gl.ops.batch_norm_backward, dy, saved)
+    _, backward, _ = memory_of(gl.ops.batch_norm_backward, dy, saved)
     assert backward <= 3 * x.nbytes
 
 

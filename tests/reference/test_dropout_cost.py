@@ -1,13 +1,12 @@
 """What the reference of dropout costs: time, and memory beside the result."""
 
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
 
 import gpu_layers as gl
-from tests.inputs import BFLOAT16, normal
+from tests.inputs import BFLOAT16, memory_of, normal
 
 SIZE = 2**21
 
@@ -50,13 +49,7 @@ BACKWARD = {
 
 def temporary_bytes(call, x):
     """The most bytes in use at a time, beyond what is returned, an element."""
-    tracemalloc.start()
-    try:
-        result = call(x)
-        kept, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    del result
+    _, most, kept = memory_of(call, x)
     return (most - kept) / x.size
 
 

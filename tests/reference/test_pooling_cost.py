@@ -1,14 +1,13 @@
 """What the reference of the poolings costs: memory beside the input, and time."""
 
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
 
 import gpu_layers as gl
 from gpu_layers.catalogue import FAMILIES
-from tests.inputs import BFLOAT16, normal
+from tests.inputs import BFLOAT16, memory_of, normal
 
 SHAPE = (8, 32, 112, 112)  # the 16th part of 64 x 64 x 112 x 112
 #: Windows that the catalogue does not have.
@@ -30,16 +29,6 @@ PASSES = {one.name: of_catalogue(one) for one in FAMILIES["pooling"] if one.back
 PASSES |= WINDOWS
 
 
-def most_bytes(call):
-    """The most bytes in use at a time, beyond what was there, results included."""
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
 @pytest.mark.parametrize("operation", PASSES)
 def test_within_three_times_the_memory_of_the_input(operation, dtype):
@@ -47,8 +36,8 @@ def test_within_three_times_the_memory_of_the_input(operation, dtype):
     x = np.resize(normal((2**16 + 1,), dtype), SHAPE)
     y, saved = forward(x)
     dy = np.ones_like(y)
-    assert most_bytes(lambda: forward(x)) <= 3 * x.nbytes
-    assert most_bytes(lambda: backward(dy, saved)) <= 3 * x.nbytes
+    assert memory_of(forward, x)[1] <= 3 * x.nbytes
+    assert memory_of(backward, dy, saved)[1] <= 3 * x.nbytes
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
@@ -58,8 +47,8 @@ def test_unpooling_within_three_times_the_memory_of_indices_and_output(dtype):
     indices = gl.ops.max_pool_indices(saved)
     y, saved = gl.ops.max_unpool_forward(pooled, indices, SHAPE[2:])
     moved = y.nbytes + indices.nbytes
-    assert most_bytes(lambda: gl.ops.max_unpool_forward(pooled, indices, SHAPE[2:])) <= 3 * moved
-    assert most_bytes(lambda: gl.ops.max_unpool_backward(y, saved)) <= 3 * moved
+    assert memory_of(lambda: gl.ops.max_unpool_forward(pooled, indices, SHAPE[2:]))[1] <= 3 * moved
+    assert memory_of(lambda: gl.ops.max_unpool_backward(y, saved))[1] <= 3 * moved
 
 
 @pytest.mark.parametrize("operation", ["max_pool", "avg_pool"])

@@ -33,10 +33,7 @@ def device_class(cupy, capability, multiprocessors, shared_optin=227 * 1024):
     class Device:
         def __init__(self, number):
             self.id, self.compute_capability = number, capability
-            self.attributes = {
-                "MaxSharedMemoryPerBlockOptin": shared_optin,
-                "MultiProcessorCount": multiprocessors,
-            }
+            self.attributes = {"MaxSharedMemoryPerBlockOptin": shared_optin, "MultiProcessorCount": multiprocessors}
 
         def __enter__(self):
             self.before, cupy.current = cupy.current, self.id

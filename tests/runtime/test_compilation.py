@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
-from gpu_layers.runtime import headers, nvrtc
+from gpu_layers.core import headers
+from gpu_layers.runtime import nvrtc
 from gpu_layers.runtime.kernel import C_TYPES, Kernel, all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compile_source
 from gpu_layers.runtime.sources import source_folder
@@ -195,7 +196,8 @@ def test_kernels_are_declared_once():
 BY_ANOTHER = """
 import json, sys
 import gpu_layers.kernels
-from gpu_layers.runtime import headers, nvrtc
+from gpu_layers.core import headers
+from gpu_layers.runtime import nvrtc
 from gpu_layers.runtime.kernel import all_kernels
 nvrtc._open_library(int(sys.argv[1]))
 nvrtc._open_library = lambda cuda: None

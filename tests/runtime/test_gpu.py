@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
-from gpu_layers.runtime import gpu, headers, nvrtc
+from gpu_layers.core import headers
+from gpu_layers.runtime import gpu, nvrtc
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.steps import CooperativeLaunchRefusedError, Launch, Slot
 from tests.runtime.fake_cupy import SHARED_BY_DEFAULT, STATIC_SHARED, CUDADriverError, stand_in

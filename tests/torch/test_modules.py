@@ -116,11 +116,7 @@ def test_copies_keep_types_and_generators():
     file = io.BytesIO()
     torch.save(original, file)
     file.seek(0)
-    for copied in (
-        copy.deepcopy(original),
-        pickle.loads(pickle.dumps(original)),
-        torch.load(file, weights_only=False),
-    ):
+    for copied in (copy.deepcopy(original), pickle.loads(pickle.dumps(original)), torch.load(file, weights_only=False)):
         assert [type(one) for one in copied] == [type(one) for one in original]
         assert copied[1].generator.get_state() == {"seed": 5, "offset": 7}
         assert copied[1].generator is not original[1].generator

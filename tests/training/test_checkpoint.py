@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gpu_layers.runtime import cache
-from gpu_layers.runtime.cache import remove_partial, write_atomically
+from gpu_layers.core import cache
+from gpu_layers.core.cache import remove_partial, write_atomically
 from gpu_layers.training.checkpoint import load_arrays, save_arrays
 
 ARRAYS = {

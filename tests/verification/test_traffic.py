@@ -24,7 +24,7 @@ def test_within_the_limit_of_the_floor(case):
 
 
 # Bytes, by hand. Of 8 x 32 x 28 x 28 bfloat16: 401,408 and for each of three groups 5 or 6 numbers of 32 channels.
-# Of 4 x 32 x 28 x 28 float32: 401,408, of which three quarters are valid: 2,352 positions of four sizes of 28 or 14.
+# Of 4 x 32 x 28 x 28 float32: 401,408; three quarters are valid: 2,352 positions of four sizes of 28 or 14.
 FLOORS = {
     "ghost batch_norm forward bfloat16 NCHW 8x32x28x28": 2 * 401_408 + 3 * 5 * 128,
     "ghost batch_norm backward bfloat16 NHWC 8x32x28x28": 3 * 401_408 + 3 * 6 * 128,

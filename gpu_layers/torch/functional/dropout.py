@@ -109,12 +109,7 @@ _kept = lru_cache(maxsize=4096)(_made)
 
 
 def dropout(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Drop each element with probability p and divide the others by ``1 - p``.
 
@@ -150,12 +145,7 @@ def dropout(
 
 
 def alpha_dropout(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = False,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Dropout that keeps mean 0 and variance 1 (Klambauer et al., 2017); arguments and errors as of :func:`dropout`."""
     check_tensor(input)
@@ -163,12 +153,7 @@ def alpha_dropout(
 
 
 def feature_alpha_dropout(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = False,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Alpha dropout of whole channels of ``(N, C, ...)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
@@ -180,12 +165,7 @@ def feature_alpha_dropout(
 
 
 def dropout1d(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Drop whole channels of ``(N, C, L)`` or ``(C, L)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
@@ -198,12 +178,7 @@ def dropout1d(
 
 
 def dropout2d(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Drop whole channels of ``(N, C, H, W)``; arguments and errors as of :func:`dropout`.
 
@@ -225,12 +200,7 @@ def dropout2d(
 
 
 def dropout3d(
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
     """Drop whole channels of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; arguments and errors as of :func:`dropout`."""
     check_tensor(input)
@@ -278,12 +248,7 @@ def drop_path(input: Tensor, p: float = 0.0, training: bool = True, *, generator
 
 
 def dropout_add(
-    input: Tensor,
-    residual: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    generator: Generator | None = None,
+    input: Tensor, residual: Tensor, p: float = 0.5, training: bool = True, *, generator: Generator | None = None
 ) -> Tensor:
     """``residual + dropout(input)``; the sum is rounded once.
 

@@ -489,11 +489,7 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Outputs, return_ind
     placing = placed(output_size, wide)
     if placing is None:
         placing = _taken_by_torch(
-            placed,
-            (output_size, wide),
-            getattr(reference, f"adaptive_max_pool{rank}d"),
-            input,
-            output_size,
+            placed, (output_size, wide), getattr(reference, f"adaptive_max_pool{rank}d"), input, output_size
         )
     return _with_indices(input, placing) if return_indices else pool_rows.max_pool.first(input, placing)
 
@@ -514,11 +510,7 @@ def adaptive_avg_pool(rank: int, input: Tensor, output_size: Outputs) -> Tensor:
         if rank == 2 and input.dim() == 2 and type(output_size) is int and output_size == 1 and input.numel():
             return input.mean((0, 1), keepdim=True)  # as torch, of a single plane
         placing = _taken_by_torch(
-            placed,
-            (output_size, True, None),
-            getattr(reference, f"adaptive_avg_pool{rank}d"),
-            input,
-            output_size,
+            placed, (output_size, True, None), getattr(reference, f"adaptive_avg_pool{rank}d"), input, output_size
         )
     return pool_rows.avg_pool(input, placing)
 
