@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
 // Mean and variance of all values from those of their parts, in the order of the parts, in double (Chan,
 // Golub and LeVeque, 1979); folded into the running ones, whose rule counts nothing here.
 //   parts         [part_count, part_size], whose rows kMean and kVar are of channels
-//   counts        [part_count], values of each; or null: count, of the last one last
+//   counts        values of each, `apart` from one to the next; or null: count, of the last one last
 //   statistics    [2, channels], kMean and kVar; 0 of no values
 //   total         [1], values of all; may be null
 //   running_mean, running_var, batches   null where there are none; of no values the batch is only counted
@@ -98,14 +98,15 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
     batch_norm_merge_parts(const A* parts, const double* counts, unsigned long long count,
                            unsigned long long last, A* statistics, double* total, A* running_mean,
                            A* running_var, long long* batches, long long* skipped, unsigned int* arrived,
-                           FoldingRule<A> rule, long long part_count, long long part_size,
+                           FoldingRule<A> rule, long long apart, long long part_count, long long part_size,
                            long long channels) {
     const long long channel = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
     // Of a thread without a channel too, which may have to fold others in.
     const long long shown = max(min(channel, channels - 1), 0ll);
     double values = 0.0, mean = 0.0, squares = 0.0;
     for (long long part = 0; part < part_count; ++part) {
-        const double own = counts ? counts[part] : static_cast<double>(part + 1 < part_count ? count : last);
+        const double own =
+            counts ? counts[part * apart] : static_cast<double>(part + 1 < part_count ? count : last);
         if (own == 0.0) continue;
         const A* const column = parts + part * part_size + shown;
         const double own_mean = column[kMean * channels], own_squares = column[kVar * channels] * own;

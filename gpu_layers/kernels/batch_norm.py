@@ -180,7 +180,7 @@ def batch_norm_inference(
 ) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
     words = None if valid is None else valid.words
-    return _inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
+    return inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
 
 
 def batch_norm_backward(
@@ -195,7 +195,7 @@ def batch_norm_backward(
 def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
     arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
-    return _gradient_sums(arrays, (saved.channels_last, saved.activation))
+    return gradient_sums((*arrays, None, None), (saved.channels_last, saved.activation))
 
 
 def batch_norm_input_gradient(
@@ -204,7 +204,7 @@ def batch_norm_input_gradient(
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
-    return _input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
+    return input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
 def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> tuple[Array, Array]:
@@ -297,11 +297,12 @@ def _launch_statistics(
 
 
 @Launcher
-def _inference(operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str) -> Array:
+def inference(operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str) -> Array:
+    """Of ``batch_norm_inference``."""
     x, mean, var, gamma, beta, residual, out, words = operands
     kernels, valid = _of(words, ())
     x = ready(x)
-    mean, var, gamma, beta = (None if one is None else ready(one) for one in (mean, var, gamma, beta))
+    mean, var, gamma, beta = contiguous((mean, var, gamma, beta))
     residual = None if residual is None else ready(residual)
     y, dtype = destination(out, x), accumulation_dtype(x.dtype)
     if not x.size:
@@ -354,17 +355,19 @@ def backward(operands: Operands, numbers: Numbers, channels_last: bool, activati
 
 
 @Launcher
-def _gradient_sums(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
-    dy, x, statistics, residual, words = operands
+def gradient_sums(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
+    """Of ``batch_norm_gradient_sums``."""
+    dy, x, statistics, residual, words, *out = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
-    sums = sums_of_channels(plan, x)
+    sums = sums_of_channels(plan, x, out)
     _parameter_gradients(plan, dy, x, norm, sums, words)
     return sums[1:]
 
 
 @Launcher
-def _input_gradient(operands: Operands, numbers: Numbers, count: int, channels_last: bool, activation: str) -> Array:
+def input_gradient(operands: Operands, numbers: Numbers, count: int, channels_last: bool, activation: str) -> Array:
+    """Of ``batch_norm_input_gradient``."""
     dy, x, statistics, dgamma, dbeta, residual, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     inputs = of_inputs(x, norm)
@@ -401,18 +404,35 @@ def _fold(operands: Operands, numbers: Numbers, folding: Folding) -> None:
 
 
 @Launcher
-def merge_parts(operands: Operands, numbers: Numbers, channels: int, folding: Folding | None) -> tuple[Array, Array]:
-    """Of ``batch_norm_merge_parts``."""
+def merge_parts(
+    operands: Operands, numbers: Numbers, channels: int, folding: Folding | None, apart: int = 1
+) -> tuple[Array, Array]:
+    """Of ``batch_norm_merge_parts``. ``apart``: counts from one part's to the next."""
     parts, counts, *of_running = operands
     parts, counts = ready(parts), None if counts is None else ready(counts)
     statistics = empty((2, channels), parts.dtype, parts)
     total = None if counts is None else empty((), counts.dtype, counts)
     running = contiguous(of_running)
-    folded = (*running, arrivals(folding, parts), folding_rule(folding, parts.dtype))
-    arguments = (parts, counts, *numbers, statistics, total, *folded, *parts.shape, channels)
-    launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)
+    launch_merge(parts, counts, numbers, statistics, total, running, folding, apart)
     deliver(running, of_running)
     return statistics, total
+
+
+def launch_merge(
+    parts: Array,
+    counts: Array | None,
+    numbers: Numbers,
+    statistics: Array,
+    total: Array | None,
+    running: Sequence[Array] = (None, None, None, None),
+    folding: Folding | None = None,
+    apart: int = 1,
+) -> None:
+    """Merge into ``statistics``, (2, C), and ``total``."""
+    channels = statistics.shape[1]
+    folded = (*running, arrivals(folding, parts), folding_rule(folding, parts.dtype), apart)
+    arguments = (parts, counts, *numbers, statistics, total, *folded, *parts.shape, channels)
+    launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)
 
 
 @Launcher

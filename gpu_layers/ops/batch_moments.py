@@ -42,14 +42,9 @@ def batch_norm_moments(x: Array, *, channels_last: bool = False, valid: ValidPos
 
 def statistics_of_part(x: Array, channels_last: bool, valid: ValidPositions | None) -> tuple[int, Array]:
     """Values per channel, and an array of shape (2 or more, C) in the statistics' dtype: means and biased variances."""
-    backend = backend_for(x)
-    check_dtype(x)
-    if x.ndim < 2:
-        raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
-    channels = x.shape[-1] if channels_last else x.shape[1]
-    xp, dtype = array_module(x), accumulation_dtype(x.dtype)
-    count = x.size // max(channels, 1) if valid is None else valid.count
-    if x.size == 0 or count == 0:
+    backend, count = backend_for(x), count_of_part(x, channels_last, valid)
+    channels, xp, dtype = x.shape[-1 if channels_last else 1], array_module(x), accumulation_dtype(x.dtype)
+    if count == 0:
         return 0, xp.zeros((2, channels), dtype)
     if count == 1:
         first = 0 if valid is None else valid.first
@@ -60,3 +55,13 @@ def statistics_of_part(x: Array, channels_last: bool, valid: ValidPositions | No
         mean = values.astype(dtype)
         return 1, xp.stack([mean, mean - mean])
     return count, backend.batch_norm_statistics(x, None, None, 1.0, channels_last, None, valid)
+
+
+def count_of_part(x: Array, channels_last: bool, valid: ValidPositions | None) -> int:
+    """Values per channel of an input, which is checked."""
+    check_dtype(x)
+    if x.ndim < 2:
+        raise ValueError(f"expected at least 2D input (got {x.ndim}D input)")
+    if x.size == 0:
+        return 0
+    return x.size // x.shape[-1 if channels_last else 1] if valid is None else valid.count

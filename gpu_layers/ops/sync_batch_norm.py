@@ -13,14 +13,14 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
+from gpu_layers.core.writes import write_count
 from gpu_layers.distributed.communicator import Communicator
-from gpu_layers.ops.batch_moments import statistics_of_part
+from gpu_layers.ops.batch_moments import count_of_part, statistics_of_part
 from gpu_layers.ops.batch_norm import (
     BatchNormSaved,
     batch_norm_backward,
     check_input,
     checked_forward,
-    checked_inference,
 )
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
@@ -77,27 +77,26 @@ def sync_batch_norm_moments(
     RuntimeError
         If the other processes do not answer.
     """
-    _, (parts, counts, channels) = _exchanged(x, communicator, channels_last, valid)
+    _, told = _exchanged(x, communicator, channels_last, valid)
+    channels, counts = x.shape[-1 if channels_last else 1], told[:, -1]
     of_parts = [
         Moments.of(int(count), part[:channels], part[channels : 2 * channels])
-        for count, part in zip(counts, parts, strict=True)
+        for count, part in zip(counts, told.view(accumulation_dtype(x.dtype)), strict=True)
     ]
     return merged(of_parts) or of_parts[0]
 
 
 def _exchanged(
     x: Array, communicator: Communicator, channels_last: bool, valid: ValidPositions | None
-) -> tuple[int, tuple[Array, Array, int]]:
-    """This part's values per channel; and what ``batch_norm_merge_parts`` takes, by one exchange."""
-    count, statistics = statistics_of_part(x, channels_last, valid)
-    channels = statistics.shape[1]
-    own = statistics[:2].reshape(-1)
-    if communicator.size == 1:
-        return count, (own[None], (count,), channels)
-    xp = array_module(x)
-    # The count is exact in float64; in the others' dtype it goes as bytes.
-    told = communicator.gather(xp.concatenate([own, xp.full(1, float(count)).view(own.dtype)]))
-    return count, (told, told.view(np.float64)[:, -1], channels)
+) -> tuple[int, Array]:
+    """This part's values per channel; and of all parts what they tell, by one exchange."""
+    backend, count = backend_for(x), count_of_part(x, channels_last, valid)
+    if count > 1:
+        return count, communicator.gather(backend.sync_batch_norm_statistics(x, count, channels_last, valid))
+    # The count is exact in float64; the others' dtype goes as bytes.
+    xp, (_, statistics) = array_module(x), statistics_of_part(x, channels_last, valid)
+    told = xp.concatenate([statistics[:2].reshape(-1).view(np.float64), xp.full(1, float(count))])
+    return count, communicator.gather(told)
 
 
 def sync_batch_norm_forward(
@@ -172,13 +171,13 @@ def checked_sync_forward(
             backend, x, gamma, beta, eps, residual, activation, channels_last, None, running, valid
         )
         return y, SyncBatchNormSaved(local, own, communicator)
-    own, parts = _exchanged(x, communicator, channels_last, valid)
+    own, told = _exchanged(x, communicator, channels_last, valid)
     # Only where this part has too few values they may be the only ones: else the host need not wait for the exchange.
     if own < 2:
-        _check_values([*to_host(parts[1])], x, channels, valid, communicator)
-    (mean, var), count = backend.batch_norm_merge_parts(*parts, running)
-    given = (mean, var, gamma, beta, eps, residual, activation, channels_last, None, valid)
-    y, local = checked_inference(backend, x, *given)
+        _check_values([*to_host(told[:, -1])], x, channels, valid, communicator)
+    given = (gamma, beta, eps, channels_last, residual, activation, running, valid)
+    y, statistics, count = backend.sync_batch_norm_forward(x, told, *given)
+    local = BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
     return y, SyncBatchNormSaved(local, count, communicator)
 
 
@@ -228,17 +227,16 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
-    xp, dtype, is_empty = array_module(dy), local.mean.dtype, local.count == 0
-    if is_empty:
-        dgamma, dbeta = (xp.zeros(local.mean.shape, dtype) for _ in range(2))
-    else:
-        dgamma, dbeta = backend.batch_norm_gradient_sums(dy, local)
-    told = saved.communicator.gather(xp.stack([dgamma, dbeta]))
+    xp, statistics, is_empty = array_module(dy), local.statistics, local.count == 0
+    nothing = (2, statistics.shape[1]), statistics.dtype
+    sums = xp.zeros(*nothing) if is_empty else backend.sync_batch_norm_sums(dy, local)
+    told = saved.communicator.gather(sums)
     if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        shares = backend.batch_norm_add_gradients(told, xp.asarray(saved.count, np.float64))
-        dx, dresidual = backend.batch_norm_input_gradient(dy, local, *shares, 1)
+        count = xp.asarray(saved.count, np.float64)
+        dx, dresidual = backend.sync_batch_norm_input_gradient(dy, local, told, count)
+    dgamma, dbeta = sums
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

@@ -118,7 +118,7 @@ class NumpyArrays:
             elif isinstance(step, Allocate):
                 objects.append((np.zeros if step.zeroed else np.empty)(step.shape, step.dtype))
             elif isinstance(step, Views):
-                flat = objects[step.of].reshape(-1)
+                flat = objects[step.of].reshape(-1).view(step.dtype)
                 for part, shape in step.parts:
                     objects.append(flat[part].reshape(shape))
             elif isinstance(step, Compute):

@@ -266,7 +266,7 @@ def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
 def bound_views(step: Views) -> BoundStep:
     """A function that adds the parts of an array, or their addresses alone."""
     of, nothing = step.of, [None] * len(step.slots)
-    offsets = [offset * step.itemsize for offset in step.offsets]
+    offsets = [offset * step.dtype.itemsize for offset in step.offsets]
 
     def views(objects: list[object], slots: list[int], stream: object) -> None:
         first = slots[of]
@@ -274,6 +274,7 @@ def bound_views(step: Views) -> BoundStep:
         slots.extend([first + offset for offset in offsets])
 
     def arrays(objects: list[Array], slots: list[int], stream: object) -> None:
+        # Those that are results or copied have the array's dtype.
         flat, first = objects[of].reshape(-1), slots[of]
         objects.extend([flat[part].reshape(shape) for part, shape in step.parts])
         slots.extend([first + offset for offset in offsets])

@@ -146,20 +146,26 @@ class Program:
         self.steps.append(Allocate(operand.slot, operand.shape, operand.dtype, zeroed))
         return operand
 
-    def views(self, operand: Operand, offsets: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Operand]:
-        """Parts of a contiguous operand in the same memory, each after so many of its elements."""
+    def views(
+        self,
+        operand: Operand,
+        offsets: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
+        dtype: DTypeLike | None = None,
+    ) -> list[Operand]:
+        """Parts of a contiguous operand in the same memory, of its dtype or another, each after so many elements."""
         if not operand.is_contiguous:
             raise ValueError(f"an operand of shape {operand.shape} that is not contiguous has no parts in its memory")
         slots = tuple([self._new_slot() for _ in offsets])
-        itemsize = operand.dtype.itemsize
-        self.steps.append(Views(slots, operand.slot, tuple(offsets), tuple(shapes), itemsize))
+        dtype = operand.dtype if dtype is None else np.dtype(dtype)
+        self.steps.append(Views(slots, operand.slot, tuple(offsets), tuple(shapes), dtype))
         return [
             Operand(
                 self,
                 slot,
                 shape,
-                operand.dtype,
-                is_ready=operand.is_ready and offset * itemsize % ALIGNMENT == 0,
+                dtype,
+                is_ready=operand.is_ready and offset * dtype.itemsize % ALIGNMENT == 0,
                 is_writeable=operand.is_writeable,
             )
             for slot, offset, shape in zip(slots, offsets, shapes, strict=True)

@@ -67,9 +67,10 @@ class Views:
     slots : tuple of int
     of : int
     offsets : tuple of int
-        Elements before each.
+        Elements before each, of their dtype.
     shapes : tuple of tuple of int
-    itemsize : int
+    dtype : numpy.dtype
+        Theirs; it may be another than the array's.
     are_arrays : bool
         Whether they must be arrays of the library; addresses are enough otherwise.
     """
@@ -78,7 +79,7 @@ class Views:
     of: int
     offsets: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
-    itemsize: int
+    dtype: np.dtype
     are_arrays: bool = False
 
     @cached_property
