@@ -2,74 +2,65 @@
 //
 // In both kernels:
 //   words   [word_count], the bits of 32 positions each; 0 beyond the positions; Word has 32 bits
-// Launch: 1-D, any number of threads and blocks that are a thread a word at least.
+// Launch: 1-D, kPackingThreads, a warp a word at least.
+#include "division64.cuh"
 
-constexpr int kThreads = 256;
+constexpr int kPackingThreads = 256;
 constexpr int kPositionsPerWord = 32;
+
+__device__ __forceinline__ long long position_of_thread() {
+    return blockIdx.x * static_cast<long long>(kPackingThreads) + threadIdx.x;
+}
+
+// Writes the word of the warp's positions. All threads must call it.
+template <typename Word>
+__device__ __forceinline__ void write_word(Word* words, long long word_count, bool counts) {
+    const Word bits = __ballot_sync(0xffffffffu, counts);
+    const long long word = position_of_thread() / kPositionsPerWord;
+    if (threadIdx.x % kPositionsPerWord == 0 && word < word_count) words[word] = bits;
+}
 
 // Those that a mask says.
 //   mask   [positions], of zeros and others
 template <typename Word>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kPackingThreads)
     valid_positions_of_mask(const unsigned char* mask, Word* words, long long positions,
                             long long word_count) {
-    const long long word = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
-    if (word >= word_count) return;
-    const long long first = word * kPositionsPerWord;
-    const int own = static_cast<int>(min(static_cast<long long>(kPositionsPerWord), positions - first));
-    Word bits = 0;
-    for (int i = 0; i < own; ++i) bits |= static_cast<Word>(mask[first + i] != 0) << i;
-    words[word] = bits;
+    const long long position = position_of_thread();
+    write_word(words, word_count, position < positions && mask[position] != 0);
 }
 
 constexpr int kMostAxes = 3;
 
-// The positions of a sample.
-//   sizes       of the padded batch, along the last axes; 1 before them
-//   of_sample   all of a sample
+//   sizes   of the padded batch, along the last axes; 1 before them
 struct PaddedSizes {
-    long long of_sample;
-    int axes;
-    int sizes[kMostAxes];
+    Divisor64 sizes[kMostAxes];
+    long long axes;
 };
-static_assert(sizeof(PaddedSizes) == 24, "the launcher packs it with this size");
+static_assert(sizeof(PaddedSizes) == 80, "the launcher packs it with this size");
 
 // Those below the lengths of their samples.
 //   lengths   [samples, axes]
 template <typename Word>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kPackingThreads)
     valid_positions_of_lengths(const long long* lengths, Word* words, PaddedSizes padded, long long positions,
                                long long word_count) {
-    const long long word = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
-    if (word >= word_count) return;
-    long long position = word * kPositionsPerWord;
-    const long long last = min(position + kPositionsPerWord, positions);
-    long long sample = position / padded.of_sample, rest = position - sample * padded.of_sample;
-    int place[kMostAxes];
-#pragma unroll
-    for (int axis = kMostAxes - 1; axis >= 0; --axis) {
-        const long long next = rest / padded.sizes[axis];
-        place[axis] = static_cast<int>(rest - next * padded.sizes[axis]);
-        rest = next;
-    }
-    Word bits = 0;
-    for (Word bit = 1; position < last; ++position, bit <<= 1) {
-        bool counts = true;
-#pragma unroll
-        for (int axis = 0; axis < kMostAxes; ++axis) {
-            const int own = axis - (kMostAxes - padded.axes);
-            if (own >= 0) counts = counts && place[axis] < lengths[sample * padded.axes + own];
-        }
-        if (counts) bits |= bit;
-        // The next one: a step along the last axis, and along the one before where that is at its end.
-        bool carries = true;
+    const long long position = position_of_thread();
+    bool counts = position < positions;
+    if (counts) {
+        unsigned long long place[kMostAxes], sample = static_cast<unsigned long long>(position);
 #pragma unroll
         for (int axis = kMostAxes - 1; axis >= 0; --axis) {
-            if (!carries) continue;
-            carries = ++place[axis] == padded.sizes[axis];
-            if (carries) place[axis] = 0;
+            const unsigned long long before = padded.sizes[axis].quotient(sample);
+            place[axis] = sample - before * padded.sizes[axis].divisor;
+            sample = before;
         }
-        if (carries) ++sample;
+        const long long* const own = lengths + static_cast<long long>(sample) * padded.axes;
+#pragma unroll
+        for (int axis = 0; axis < kMostAxes; ++axis) {
+            const long long number = axis - (kMostAxes - padded.axes);
+            if (number >= 0) counts = counts && static_cast<long long>(place[axis]) < own[number];
+        }
     }
-    words[word] = bits;
+    write_word(words, word_count, counts);
 }

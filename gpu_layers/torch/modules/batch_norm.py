@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from gpu_layers.torch.checks import check_tensor, checked_activation
 from gpu_layers.torch.functional.batch_norm import normalize
-from gpu_layers.torch.modules.leaf import leaf
+from gpu_layers.torch.leaf import call_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
 
 def _normalize(module: Any, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
     """What ``forward`` does, of a module with the attributes of ``torch.nn.BatchNorm2d``."""
+    if not isinstance(input, Tensor):
+        return call_of(module, input, *([] if residual is None else [residual]))
     check_tensor(input)
     module._check_input_dim(input)
     mean, var, tracked, training = statistics_of(module)
@@ -73,7 +75,6 @@ class _BatchNorm(nn.Module):
             raise TypeError(f"{name} takes no activation: use {name.replace('BatchNorm', 'BatchNormAct')}")
         super().__init__(*args, **kwargs)
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Normalise with the statistics of the batch in training, with the running ones in evaluation."""
         return _normalize(self, input, None, None)
@@ -165,7 +166,6 @@ class _BatchNormAct(nn.Module):
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
 
-    @leaf
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """``phi(bn(input) + residual)``.
 

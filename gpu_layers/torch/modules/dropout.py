@@ -11,7 +11,7 @@ from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.random import Generator
 from gpu_layers.torch import functional
 from gpu_layers.torch.checks import check_probability, checked_activation
-from gpu_layers.torch.modules.leaf import leaf
+from gpu_layers.torch.leaf import call_of
 from gpu_layers.torch.random import check_generator
 
 __all__ = [
@@ -45,9 +45,10 @@ class _WithGenerator(nn.Module):
         check_generator(generator)
         self.generator = generator
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return self._function(input, self.p, self.training, self.inplace, generator=self.generator)
 
 
@@ -94,18 +95,20 @@ class Dropout3d(_WithGenerator, nn.Dropout3d):
 class AlphaDropout(_WithGenerator, nn.AlphaDropout):
     """``torch.nn.AlphaDropout``, for SELU networks; parameters and errors as :class:`Dropout`."""
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return functional.alpha_dropout(input, self.p, self.training, generator=self.generator)
 
 
 class FeatureAlphaDropout(_WithGenerator, nn.FeatureAlphaDropout):
     """``torch.nn.FeatureAlphaDropout``: whole channels; parameters and errors as :class:`Dropout`."""
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return functional.feature_alpha_dropout(input, self.p, self.training, generator=self.generator)
 
 
@@ -142,9 +145,10 @@ class DropPath(_Masking):
     def __init__(self, p: float = 0.0, *, generator: Generator | None = None) -> None:
         super().__init__(p, generator)
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Drop in training; the input itself in evaluation."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return functional.drop_path(input, self.p, self.training, generator=self.generator)
 
 
@@ -154,9 +158,10 @@ class DropoutAdd(_Masking):
     def __init__(self, p: float = 0.5, *, generator: Generator | None = None) -> None:
         super().__init__(p, generator)
 
-    @leaf
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         """``residual + dropout(input)``; in evaluation ``residual + input``."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input, residual)
         return functional.dropout_add(input, residual, self.p, self.training, generator=self.generator)
 
 
@@ -187,9 +192,10 @@ class ActivationDropout(_Masking):
         checked_activation(activation)
         self.activation, self.order = activation, check_order(order)
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Activate and drop; in evaluation activate."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return functional.activation_dropout(
             input, self.activation, self.p, self.training, order=self.order, generator=self.generator
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpu_layers.torch.functional import pooling
 from gpu_layers.torch.functional.pooling import Pooled
-from gpu_layers.torch.modules.leaf import leaf
+from gpu_layers.torch.leaf import call_of
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -42,9 +42,10 @@ class _Pool(nn.Module):
 class _MaxPool(_Pool):
     """``torch.nn``'s, which keeps one byte per output for backward, for windows of at most 256 taps."""
 
-    @leaf
     def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         held = self.__dict__  # at once; a module's attributes are looked for in three places
         return pooling.max_pool(
             self._rank,
@@ -74,9 +75,10 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
 
 
 class _AvgPool(_Pool):
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         held = self.__dict__
         return pooling.avg_pool(
             self._rank,
@@ -111,9 +113,10 @@ class AvgPool3d(_AvgPool, nn.AvgPool3d):
 class _LPPool(_Pool):
     """``torch.nn``'s, of ``abs(input)``."""
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """``(sum |x|^p)^(1/p)`` of each window."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return pooling.lp_pool(self._rank, input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
 
@@ -133,9 +136,10 @@ class LPPool3d(_LPPool, nn.LPPool3d):
 
 
 class _AdaptiveMaxPool(_Pool):
-    @leaf
     def forward(self, input: Tensor) -> Pooled:
         """Largest value of each window; with ``return_indices`` also where it was."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return pooling.adaptive_max_pool(self._rank, input, self.output_size, self.return_indices)
 
 
@@ -158,9 +162,10 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool, nn.AdaptiveMaxPool3d):
 
 
 class _AdaptiveAvgPool(_Pool):
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Mean of each window."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         return pooling.adaptive_avg_pool(self._rank, input, self.output_size)
 
 
@@ -185,9 +190,10 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool, nn.AdaptiveAvgPool3d):
 class _MaxUnpool(_Pool):
     """``torch.nn``'s; where indices are equal, the last value is kept."""
 
-    @leaf
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Each value at its index in the output, and 0 elsewhere."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input, indices, output_size)
         return pooling.max_unpool(self._rank, input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 

@@ -13,8 +13,8 @@ from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.torch import arrays, random, registry
 from gpu_layers.torch.checks import check_tensor
 from gpu_layers.torch.functional.batch_norm import check_batch_norm, normalize
+from gpu_layers.torch.leaf import call_of
 from gpu_layers.torch.modules.batch_norm import _BatchNormAct, statistics_of
-from gpu_layers.torch.modules.leaf import leaf
 from gpu_layers.torch.ops.batch_norm import composite_gradients
 
 __all__ = ["SyncBatchNorm"]
@@ -30,9 +30,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     :meth:`convert_sync_batchnorm` makes this one of all batch norms. Not in compiled graphs, nor under ``torch.func``.
     """
 
-    @leaf
     def forward(self, input: Tensor) -> Tensor:
         """Normalise with the statistics of all processes in training, with the running ones in evaluation."""
+        if not isinstance(input, Tensor):
+            return call_of(self, input)
         check_tensor(input)
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
