@@ -20,10 +20,7 @@ _CONVERTED = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def convert_sync_batch_norm(
-    model: _Model,
-    communicator: Communicator | None = None,
-    *,
-    layers: Iterable[Layer] | None = None,
+    model: _Model, communicator: Communicator | None = None, *, layers: Iterable[Layer] | None = None
 ) -> _Model:
     """Make every batch norm of a model use the statistics of all processes, as :class:`SyncBatchNorm` does.
 
@@ -75,10 +72,7 @@ def convert_sync_batch_norm(
 
 
 def revert_sync_batch_norm(
-    model: _Model,
-    kind: type[BatchNormLayer] | None = None,
-    *,
-    layers: Iterable[Layer] | None = None,
+    model: _Model, kind: type[BatchNormLayer] | None = None, *, layers: Iterable[Layer] | None = None
 ) -> _Model:
     """Undo :func:`convert_sync_batch_norm`, for evaluation or to continue in one process.
 

@@ -12,15 +12,7 @@ import numpy as np
 from gpu_layers.core.activations import NUMBERS
 from gpu_layers.core.array import Array
 from gpu_layers.core.dtypes import accumulation_dtype
-from gpu_layers.kernels.arrays import (
-    ACCUMULATE_TYPES,
-    delivered,
-    destination,
-    element_type,
-    empty,
-    ready,
-    vector_width,
-)
+from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, delivered, destination, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan
 from gpu_layers.runtime.kernel import FLOAT_DTYPES, Arguments, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch, resident_blocks
@@ -106,14 +98,7 @@ class PersistentKernel(LayoutKernel):
         super().__init__(source, name, single_channels=False, initialised=initialised, **options)
 
     def run(
-        self,
-        plan: Plan,
-        x: Array,
-        before: Arguments,
-        after: Arguments,
-        folding: Folding | None = None,
-        /,
-        **more: str,
+        self, plan: Plan, x: Array, before: Arguments, after: Arguments, folding: Folding | None = None, /, **more: str
     ) -> bool:
         """Launch it, with these arguments before and after ``barrier_count``; False where it cannot be resident."""
         if plan.slots is None or not limits().one_read:

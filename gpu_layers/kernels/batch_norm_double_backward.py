@@ -24,12 +24,7 @@ _GRADIENT = LayoutKernel(_SOURCE, "batch_norm_double_gradient")
 
 
 def batch_norm_double_backward(
-    ddx: Array,
-    ddgamma: Array,
-    ddbeta: Array,
-    ddresidual: Array | None,
-    dy: Array,
-    saved: BatchNormSaved,
+    ddx: Array, ddgamma: Array, ddbeta: Array, ddresidual: Array | None, dy: Array, saved: BatchNormSaved
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_double_backward``, as kernels."""
     operands = (ddx, ddgamma, ddbeta, ddresidual, dy, saved.x, saved.statistics, saved.residual)

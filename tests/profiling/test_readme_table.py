@@ -2,16 +2,7 @@
 
 import pytest
 
-from profiling.readme_table import (
-    BEGIN,
-    END,
-    HEADLINES,
-    ROOT,
-    main,
-    replaced,
-    section,
-    with_layers,
-)
+from profiling.readme_table import BEGIN, END, HEADLINES, ROOT, main, replaced, section, with_layers
 from profiling.results import ResultsError, Row, Run
 from profiling.timing import Timing
 from tests.profiling.sample_run import sample_run

@@ -46,10 +46,7 @@ FUNCTIONS = {
     "dropout_add": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), X, R),
     "dropout_add, channels last": (seeded(lambda x, r: F.dropout_add(x, r, 0.4)), channels_last(X), R),
     **{
-        f"{name} dropout, channels last": (
-            seeded(lambda x, a=name: F.activation_dropout(x, a, 0.4)),
-            channels_last(X),
-        )
+        f"{name} dropout, channels last": (seeded(lambda x, a=name: F.activation_dropout(x, a, 0.4)), channels_last(X))
         for name in ("relu", "gelu")
     },
     "batch_norm, channels last": (batch_norm(True, None), channels_last(X), W, B, R),

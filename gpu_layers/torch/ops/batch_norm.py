@@ -39,13 +39,7 @@ def _statistics_of_nothing(x: torch.Tensor, weight: _Optional, bias: _Optional) 
     return statistics
 
 
-def _raw(
-    x: torch.Tensor,
-    weight: _Optional,
-    bias: _Optional,
-    residual: _Optional,
-    numbers: tuple,
-) -> tuple:
+def _raw(x: torch.Tensor, weight: _Optional, bias: _Optional, residual: _Optional, numbers: tuple) -> tuple:
     eps, activation, channels_last, running = numbers
     if not x.numel():
         statistics = _statistics_of_nothing(x, weight, bias)
