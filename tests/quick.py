@@ -41,10 +41,15 @@ COLLECTED = (
 )
 #: Files in them that take long.
 LEFT_OUT = (
+    "tests/kernels/test_adaptive_pool.py",
+    "tests/kernels/test_batch_norm_folding.py",
+    "tests/kernels/test_batch_norm_persistent.py",
     "tests/kernels/test_tiled_pool.py",
+    "tests/ops/test_batch_norm_max_pool.py",
     "tests/ops/test_batch_norm_max_pool_backward.py",
     "tests/ops/test_large_windows.py",
     "tests/ops/test_lp_pool.py",
+    "tests/ops/test_pool_safety.py",
     "tests/packaging/test_checkout.py",
     "tests/packaging/test_wheel.py",
     "tests/reference/test_dropout_cost.py",

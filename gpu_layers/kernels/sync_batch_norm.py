@@ -25,8 +25,8 @@ from gpu_layers.kernels.batch_norm_common import Folding
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
-    "sync_batch_norm_forward",
     "sync_batch_norm_input_gradient",
+    "sync_batch_norm_normalize",
     "sync_batch_norm_statistics",
     "sync_batch_norm_sums",
 ]
@@ -40,7 +40,7 @@ def sync_batch_norm_statistics(
     return _statistics((x, words), (channels_last,), (count, *numbers))
 
 
-def sync_batch_norm_forward(
+def sync_batch_norm_normalize(
     x: Array,
     told: Array,
     gamma: Array | None,
@@ -52,10 +52,10 @@ def sync_batch_norm_forward(
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
 ) -> tuple[Array, Array, Array]:
-    """``gpu_layers.reference.sync_batch_norm_forward``, as kernels."""
+    """``gpu_layers.reference.sync_batch_norm_normalize``, as kernels."""
     of_running, folding = of_running_statistics(running)
     arrays = (x, told, gamma, beta, residual, *of_running, None if valid is None else valid.words)
-    return _forward(arrays, (eps, channels_last, activation, folding))
+    return _normalize(arrays, (eps, channels_last, activation, folding))
 
 
 def sync_batch_norm_sums(dy: Array, saved: BatchNormSaved) -> Array:
@@ -91,7 +91,7 @@ def _statistics(operands: Operands, numbers: Numbers, channels_last: bool) -> Ar
 
 
 @Launcher
-def _forward(
+def _normalize(
     operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str, folding: Folding | None
 ) -> tuple[Array, Array, Array]:
     x, told, gamma, beta, residual, *of_running, words = operands

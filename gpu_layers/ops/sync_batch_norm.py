@@ -176,7 +176,7 @@ def checked_sync_forward(
     if own < 2:
         _check_values([*to_host(told[:, -1])], x, channels, valid, communicator)
     given = (gamma, beta, eps, channels_last, residual, activation, running, valid)
-    y, statistics, count = backend.sync_batch_norm_forward(x, told, *given)
+    y, statistics, count = backend.sync_batch_norm_normalize(x, told, *given)
     local = BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
     return y, SyncBatchNormSaved(local, count, communicator)
 

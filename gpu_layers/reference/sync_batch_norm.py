@@ -18,8 +18,8 @@ from gpu_layers.reference.batch_norm import (
 )
 
 __all__ = [
-    "sync_batch_norm_forward",
     "sync_batch_norm_input_gradient",
+    "sync_batch_norm_normalize",
     "sync_batch_norm_statistics",
     "sync_batch_norm_sums",
 ]
@@ -48,7 +48,7 @@ def sync_batch_norm_statistics(
     return np.append(statistics.reshape(-1).view(np.float64), np.float64(count))
 
 
-def sync_batch_norm_forward(
+def sync_batch_norm_normalize(
     x: np.ndarray,
     told: np.ndarray,
     gamma: np.ndarray | None,
