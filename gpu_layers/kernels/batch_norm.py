@@ -162,7 +162,7 @@ def batch_norm_statistics(
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
     of_running, folding = of_running_statistics(running, valid)
     words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
-    return statistics_of_batch((x, gamma, beta, *of_running, words), (eps, channels_last, folding), numbers)
+    return statistics_of_batch((x, gamma, beta, *of_running, words, None), (eps, channels_last, folding), numbers)
 
 
 def batch_norm_inference(
@@ -276,11 +276,11 @@ def statistics_of_batch(
     operands: Operands, numbers: Numbers, eps: float, channels_last: bool, folding: Folding | None
 ) -> Array:
     """Of ``batch_norm_statistics``."""
-    x, gamma, beta, *of_running, words = operands
+    x, gamma, beta, *of_running, words, kept = operands
     x = ready(x)
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
-    statistics = new_statistics(x, plan, dtype)
+    statistics = new_statistics(x, plan, dtype) if kept is None else kept
     running, rule = contiguous(of_running), folding_rule(folding, dtype)
     partial_moments = workspace(plan, 4, dtype, x)
     results = (gamma, beta, partial_moments, statistics, *running, arrivals(folding, x), rule, eps)
@@ -413,7 +413,7 @@ def merge_parts(
     statistics = empty((2, channels), parts.dtype, parts)
     total = None if counts is None else empty((), counts.dtype, counts)
     running = contiguous(of_running)
-    launch_merge(parts, counts, numbers, statistics, total, running, folding, apart)
+    launch_merge(parts, counts, numbers, channels, statistics, total, running, folding, apart)
     deliver(running, of_running)
     return statistics, total
 
@@ -422,14 +422,14 @@ def launch_merge(
     parts: Array,
     counts: Array | None,
     numbers: Numbers,
+    channels: int,
     statistics: Array,
     total: Array | None,
     running: Sequence[Array] = (None, None, None, None),
     folding: Folding | None = None,
     apart: int = 1,
 ) -> None:
-    """Merge into ``statistics``, (2, C), and ``total``."""
-    channels = statistics.shape[1]
+    """Merge into ``statistics``, (2, C), and ``total``; of no channels into the latter alone."""
     folded = (*running, arrivals(folding, parts), folding_rule(folding, parts.dtype), apart)
     arguments = (parts, counts, *numbers, statistics, total, *folded, *parts.shape, channels)
     launch(_MERGE_PARTS(A=c_name(parts.dtype)), max(-(-channels // THREADS), 1), THREADS, arguments)

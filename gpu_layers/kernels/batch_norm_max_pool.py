@@ -111,7 +111,7 @@ def _forward(
 ) -> Array:
     x, *others = operands
     x = ready(x)
-    statistics = statistics_of_batch((x, *others, None), (eps, channels_last, folding))
+    statistics = statistics_of_batch((x, *others, None, None), (eps, channels_last, folding))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
 
 

@@ -21,7 +21,7 @@ from gpu_layers.kernels.batch_norm import (
     of_running_statistics,
     statistics_of_batch,
 )
-from gpu_layers.kernels.batch_norm_common import Folding
+from gpu_layers.kernels.batch_norm_common import ROWS, Folding
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
@@ -77,17 +77,15 @@ def sync_batch_norm_input_gradient(
 def _statistics(operands: Operands, numbers: Numbers, channels_last: bool) -> Array:
     x, words = operands
     count, *of_words = numbers
-    found = statistics_of_batch((x, *[None] * 6, words), (1.0, channels_last, None), tuple(of_words))
-    channels, dtype = found.shape[1], found.dtype
-    size = 2 * channels * dtype.itemsize // 8
-    told = empty((size + 1,), np.float64, x)
-    (statistics,), (total,) = (
-        x.program.views(told, [0], [(2, channels)], dtype),
-        x.program.views(told, [size], [()]),
-    )
-    # Of one part: a copy of what it has, and its count.
-    launch_merge(found.reshape(1, found.size), None, (count, count), statistics, total)
-    return told
+    channels, dtype = x.shape[-1 if channels_last else 1], accumulation_dtype(x.dtype)
+    kept, size = len(ROWS) * channels, 2 * channels * dtype.itemsize // 8
+    told = empty((-(-kept * dtype.itemsize // 8),), np.float64, x)
+    (statistics,) = x.program.views(told, [0], [(len(ROWS), channels)], dtype)
+    statistics_of_batch((x, *[None] * 6, words, statistics), (1.0, channels_last, None), tuple(of_words))
+    # Of the rows two are told, and the count, which takes the place of the next.
+    count_place, result = x.program.views(told, [size, 0], [(), (size + 1,)])
+    launch_merge(statistics.reshape(1, kept), None, (count, count), 0, statistics, count_place)
+    return result
 
 
 @Launcher

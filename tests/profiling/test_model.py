@@ -81,7 +81,7 @@ def test_padding_is_not_read_but_written():
     [
         (GHOST_BATCH_NORM, "forward", 8, 3),
         (GHOST_BATCH_NORM, "backward", 12, 4),
-        (SYNC_BATCH_NORM, "forward", 12, 4),
+        (SYNC_BATCH_NORM, "forward", 12, 5),
         (SYNC_BATCH_NORM, "backward", 20, 4),
     ],
 )
