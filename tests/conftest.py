@@ -1,5 +1,6 @@
 """What all tests share: the markers ``gpu`` and ``slow``, and for which reasons a test may be skipped."""
 
+import gc
 import os
 import warnings
 from functools import cache
@@ -103,6 +104,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: ask for it with -m slow"))
+
+
+def pytest_collection_finish():
+    """Collections of garbage pass over tens of thousands of tests, which live as long as the process."""
+    gc.freeze()
 
 
 def _deselect_parity_cases(config, items):
