@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.catalogue.case import Arrays
-from gpu_layers.catalogue.inputs import NoLaunches
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import Trace
 from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
+from gpu_layers.runtime.emulation import Emulation
 from gpu_layers.runtime.kernel import Kernel
 from profiling.cases import DTYPES, Case, InputMaker, call_of
 from profiling.devices import EmulatedDevice
@@ -27,10 +27,12 @@ _COUNTED, _MOST_COUNTED = 2**17, 2**22
 _CHANNELS, _VECTOR = 64, 8
 # Numbers that inputs repeat.
 _NUMBERS = 2**20
+# Kernels that decide how much work later ones have: they run where launches are listed.
+_DECIDING = ("valid_positions.cu",)
 
 
 def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
-    """The launches of one call, at the case's own shape; none of them runs.
+    """The launches of one call, at the case's own shape; none of them runs, but for those of :data:`_DECIDING`.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
         _fill(case, arrays)
     # What is between two kernels computes with whatever is in memory.
     with np.errstate(all="ignore"):
-        with use_executor(NoLaunches()):
+        with listed_launches():
             call = call_of(case, arrays)
         with listed_launches() as launches:
             call()
@@ -191,11 +193,16 @@ class _Listed:
             if parameter.is_pointer and value is not None
         }
         self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, list(values)))
+        if kernel.source in _DECIDING:
+            Emulation().launch(kernel, grid, block, values, shared_bytes, cooperative)
 
 
 @contextmanager
 def listed_launches() -> Iterator[list[Launch]]:
-    """A list that grows with each launch of NumPy arrays in a ``with`` block. Results hold whatever was in memory."""
+    """A list that grows with each launch of NumPy arrays in a ``with`` block.
+
+    Results hold whatever was in memory, but for those of :data:`_DECIDING`.
+    """
     executor = _Listed()
     with use_executor(executor):
         yield executor.launches

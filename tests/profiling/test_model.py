@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gpu_layers import reference
 from gpu_layers.catalogue.activation import RELU
 from gpu_layers.catalogue.batch_norm import BATCH_NORM_INFERENCE
 from gpu_layers.catalogue.batch_norm_variants import GHOST_BATCH_NORM, PADDED_BATCH_NORM, SYNC_BATCH_NORM
@@ -14,6 +15,7 @@ from profiling.devices import GPUS
 from profiling.model import failed_gates, main, model, predict_case
 from profiling.results import Run
 from profiling.traffic import launches_of, listed_launches, modelled_bytes
+from tests.inputs import assert_same_bits
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,21 @@ def test_padding_is_not_read_but_written():
     assert row.model["bytes"] == pytest.approx(5 * x // 2, rel=0.01)
     assert row.floor_bytes == 5 * x // 2 + 6 * 4 * 64  # of each of 64 channels six numbers
     assert row.notes == []
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_launches_of_a_padded_batch_are_told_its_positions(direction):
+    """What is executed for the model does the work of these lengths, not of what was in memory."""
+    case = Case(PADDED_BATCH_NORM, direction, (8, 16, 28, 28), "float32")
+    own = np.array([(14 if sample % 2 else 28, 28) for sample in range(8)])
+    told = [
+        launch.values[[one.name for one in launch.kernel.parameters].index("valid")]
+        for launch in launches_of(case)
+        if "padded_" in launch.kernel.name
+    ]
+    assert told
+    for words in told:
+        assert_same_bits(words, reference.valid_words((8, 28, 28), own, None))
 
 
 @pytest.mark.parametrize(
