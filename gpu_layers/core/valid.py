@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +63,7 @@ class ValidPositions:
 
 def word_count(shape: tuple[int, ...]) -> int:
     """Words of the positions of a shape, and one more."""
-    return -(-int(np.prod(shape, dtype=np.int64)) // WORD) + 1
+    return -(-math.prod(shape) // WORD) + 1
 
 
 def mask_of_lengths(lengths: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

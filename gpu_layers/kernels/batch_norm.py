@@ -51,7 +51,6 @@ from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = [
-    "batch_norm_add_gradients",
     "batch_norm_backward",
     "batch_norm_fold",
     "batch_norm_forward",
@@ -205,11 +204,6 @@ def batch_norm_input_gradient(
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
     return input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
-
-
-def batch_norm_add_gradients(sums: Array, count: Array | None = None) -> tuple[Array, Array]:
-    """``gpu_layers.reference.batch_norm_add_gradients``, as a kernel."""
-    return add_gradients((sums, count))
 
 
 def batch_norm_inference_backward(
@@ -437,7 +431,7 @@ def launch_merge(
 
 @Launcher
 def add_gradients(operands: Operands, numbers: Numbers) -> tuple[Array, Array]:
-    """Of ``batch_norm_add_gradients``."""
+    """``gpu_layers.reference.batch_norm.batch_norm_add_gradients``, of operands."""
     sums, count = ready(operands[0]), operands[1]
     parts, _, channels = sums.shape
     dgamma, dbeta = (empty((channels,), sums.dtype, sums) for _ in range(2))

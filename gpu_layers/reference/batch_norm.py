@@ -25,7 +25,6 @@ from gpu_layers.reference.results import delivered
 from gpu_layers.reference.select import kept_values
 
 __all__ = [
-    "batch_norm_add_gradients",
     "batch_norm_backward",
     "batch_norm_double_backward",
     "batch_norm_fold",
