@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 ALIGNMENT = 16
 
 
-#: ``run(arrays, numbers)`` returns the results.
-Runner = Callable[[Sequence[Array], tuple[int, ...]], Any]
+#: ``run(arrays, addresses, numbers)`` returns the results.
+Runner = Callable[[Sequence[Array], list[int], tuple[int, ...]], Any]
+#: All that a program depends on, and the addresses of its arrays.
+Reading = tuple[tuple[Hashable, ...], list[int]]
 
 
 class ArrayKind(Protocol):
     """What programs need from an array library."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
-        """All that a program depends on: shape, strides, dtype, alignment and device of each array, or None."""
+    def read(self, arrays: Sequence[Array]) -> Reading:
+        """All that a program depends on: shape, strides, dtype, alignment and device of each array, or None in place
+        of all of them, one after the other; and the addresses, 0 where there is no array."""
 
     def device(self, array: Array) -> int | None:
         """Number of the GPU, or None for the host."""
@@ -63,16 +66,16 @@ class ArrayKind(Protocol):
 class NumpyArrays:
     """Arrays in the host's memory; kernels are emulated."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
+    def read(self, arrays: Sequence[Array]) -> Reading:
         """Shape, strides, dtype, alignment, and whether it may be written to."""
-        return tuple(
-            [
-                None
-                if array is None
-                else (array.shape, array.strides, array.dtype, _address(array) % ALIGNMENT, array.flags.writeable)
-                for array in arrays
-            ]
-        )
+        signature: list[Hashable] = []
+        addresses = [0 if array is None else _address(array) for array in arrays]
+        for array, address in zip(arrays, addresses, strict=True):
+            if array is None:
+                signature.append(None)
+            else:
+                signature += array.shape, array.strides, array.dtype, address % ALIGNMENT, array.flags.writeable
+        return tuple(signature), addresses
 
     def device(self, array: Array) -> int | None:
         """None."""
@@ -104,7 +107,7 @@ class NumpyArrays:
 
     def runner(self, program: Program) -> Runner:
         """See :class:`ArrayKind`; :func:`gpu_layers.use_backend` decides how kernels run."""
-        return lambda arrays, numbers: self._run(program, arrays, numbers)
+        return lambda arrays, addresses, numbers: self._run(program, arrays, numbers)
 
     def _run(self, program: Program, arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
         objects: list[Any] = [*arrays, *numbers]
@@ -141,16 +144,20 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
 class CupyArrays:
     """On a GPU, in memory from CuPy's current allocator, on CuPy's current stream of the device."""
 
-    def signature(self, arrays: Sequence[Array]) -> tuple[Hashable, ...]:
+    def read(self, arrays: Sequence[Array]) -> Reading:
         """Shape, strides, dtype, alignment, and the number of its GPU."""
-        return tuple(
-            [
-                None
-                if array is None
-                else (array.shape, array.strides, array.dtype, (data := array.data).ptr % ALIGNMENT, data.device_id)
-                for array in arrays
-            ]
-        )
+        signature: list[Hashable] = []
+        addresses = []
+        for array in arrays:
+            if array is None:
+                signature.append(None)
+                addresses.append(0)
+            else:
+                data = array.data
+                address = data.ptr
+                signature += array.shape, array.strides, array.dtype, address % ALIGNMENT, data.device_id
+                addresses.append(address)
+        return tuple(signature), addresses
 
     def device(self, array: Array) -> int | None:
         """Number of its GPU."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import struct
-from collections.abc import Callable, Sequence
-from functools import cache
-from operator import itemgetter
+from collections.abc import Callable, Container, Sequence
+from functools import cache, partial
+from itertools import groupby
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -33,6 +32,10 @@ _SHARED_BY_DEFAULT = 48 * 1024
 # Percent of the memory of L1 cache and shared memory that goes to shared memory.
 _CARVE_OUT = 100
 _POINTER = 8
+# Bytes of an array that shares a piece of memory with others: a piece costs the host a third of what a launch does.
+_SMALL = 16 * 1024
+# Where arrays in it begin: at multiples of what the driver aligns memory to.
+_APART = 256
 # Errors of the driver: too many blocks to be resident at once, or no cooperative launches here.
 _REFUSALS = (
     "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
@@ -126,98 +129,99 @@ def is_refused(kernel: Kernel, device: int) -> bool:
     return (kernel, device) in _refused
 
 
-def bound_launch(step: Launch, device: int) -> BoundStep:
-    """A function that starts a launch, with pointers and numbers in their slots.
+def bound_launches(steps: Sequence[Launch], slots: int, device: int) -> BoundStep:
+    """A function that starts launches one after the other, with the pointers and numbers in so many slots.
 
-    All arguments are in one buffer, and after them their addresses, which the driver takes. Constant ones are written
-    once, the others in each call by one ``pack``. The driver's own function starts the kernel: CuPy's launch reads each
-    argument again, and makes a cooperative grid smaller that does not fit, whose blocks would then wait for ever.
+    One buffer holds the slots, which each call writes by one ``pack``, and after them the constants. The driver takes
+    the address of each argument of a launch, there. Its own function starts a kernel: CuPy's launch reads each argument
+    again, and makes a cooperative grid smaller that does not fit, whose blocks would then wait for ever.
     """
     cuda = import_cupy().cuda
-    function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
-    varying = [argument.index for argument in step.arguments if isinstance(argument, Slot)]
-    constants = [
-        bytes(_POINTER) if argument is None else argument.tobytes()
-        for argument in step.arguments
-        if not isinstance(argument, Slot)
-    ]
-    # Every constant at a multiple of 16 bytes, which suffices for every type.
-    size = _aligned(_POINTER * len(varying)) + sum(_aligned(len(constant)) for constant in constants)
-    buffer = (ctypes.c_uint64 * (size // _POINTER + len(step.arguments)))()
-    base, next_varying, next_constant = ctypes.addressof(buffer), 0, _aligned(_POINTER * len(varying))
-    addresses, remaining = [], iter(constants)
-    for argument in step.arguments:
-        if isinstance(argument, Slot):
-            addresses.append(base + next_varying)
-            next_varying += _POINTER
-        else:
-            constant = next(remaining)
-            ctypes.memmove(base + next_constant, constant, len(constant))
-            addresses.append(base + next_constant)
-            next_constant += _aligned(len(constant))
-    parameters = base + size
-    struct.pack_into(f"{len(addresses)}Q", buffer, size, *addresses)
-    pack, pick = struct.Struct(f"{len(varying)}Q").pack_into, _picker(varying)
-    geometry = function.ptr, *step.grid, *step.block, step.shared_bytes
-    # No further ones in the last argument, which a cooperative launch lacks.
-    rest = (parameters,) if step.cooperative else (parameters, 0)
     driver, current_stream = cuda.driver, cuda.get_current_stream
-    launch = driver.launchCooperativeKernel if step.cooperative else driver.launchKernel
+    content = bytearray(_aligned(_POINTER * slots))
+    places: list[list[int]] = []
+    for step in steps:
+        places.append([])
+        for argument in step.arguments:
+            if isinstance(argument, Slot):
+                places[-1].append(_POINTER * argument.index)
+            else:
+                places[-1].append(len(content))
+                constant = bytes(_POINTER) if argument is None else argument.tobytes()
+                # At a multiple of 16 bytes, which suffices for every type.
+                content += constant.ljust(_aligned(len(constant)), b"\0")
+    buffer = (ctypes.c_uint64 * (len(content) // _POINTER)).from_buffer_copy(content)
+    base = ctypes.addressof(buffer)
+    addresses = [(ctypes.c_uint64 * len(of_step))(*[base + place for place in of_step]) for of_step in places]
+    launches = []
+    for step, of_step in zip(steps, addresses, strict=True):
+        function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
+        launch = driver.launchCooperativeKernel if step.cooperative else driver.launchKernel
+        # No further ones in the last argument, which a cooperative launch lacks.
+        rest = (ctypes.addressof(of_step),) if step.cooperative else (ctypes.addressof(of_step), 0)
+        launches.append((partial(launch, function.ptr, *step.grid, *step.block, step.shared_bytes), rest, step))
+    pack = struct.Struct(f"{slots}Q").pack_into
     driver_error, context = driver.CUDADriverError, driver.ctxGetCurrent()
-    # The lock guards the buffer: the driver copies the arguments before the launch returns, and other threads may run.
+    # The lock guards the buffer: the driver copies the arguments before a launch returns, and other threads may run.
     lock = Lock()
 
-    def start(objects: Any, slots: list[int], stream: Any) -> None:
+    def start(objects: Any, values: list[int], stream: Any) -> None:
         with lock:
-            pack(buffer, 0, *pick(slots))
+            pack(buffer, 0, *values)
             handle = (current_stream() if stream is None else stream).ptr
+            for launch, rest, step in launches:
+                try:
+                    launch(handle, *rest)
+                except driver_error as error:  # noqa: PERF203 - of each launch
+                    again(partial(launch, handle, *rest), step, error)
+
+    def again(launch: Callable[[], None], step: Launch, error: Exception) -> None:
+        if str(error).startswith(_NO_CONTEXT):
+            # The first call of CUDA in this thread: only the runtime's functions would have made it current. It is the
+            # one in which the function was loaded.
+            driver.ctxSetCurrent(context)
             try:
-                launch(*geometry, handle, *rest)
-            except driver_error as error:
-                if not str(error).startswith(_NO_CONTEXT):
-                    raise
-                # The first call of CUDA in this thread: only the runtime's functions would have made it current. It
-                # is the one in which the function was loaded.
-                driver.ctxSetCurrent(context)
-                launch(*geometry, handle, *rest)
+                return launch()
+            except driver_error as another:
+                error = another
+        if not step.cooperative or not str(error).startswith(_REFUSALS):
+            raise error
+        _refused.add((step.kernel, device))
+        raise CooperativeLaunchRefusedError(str(step.kernel)) from error
 
-    return _refusable(start, step.kernel, device) if step.cooperative else start
-
-
-def _refusable(start: BoundStep, kernel: Kernel, device: int) -> BoundStep:
-    driver_error = import_cupy().cuda.driver.CUDADriverError
-
-    def start_or_say(objects: Any, slots: list[int], stream: Any) -> None:
-        try:
-            start(objects, slots, stream)
-        except driver_error as error:
-            if not str(error).startswith(_REFUSALS):
-                raise
-            _refused.add((kernel, device))
-            raise CooperativeLaunchRefusedError(str(kernel)) from error
-
-    return start_or_say
+    # What the driver is told the address of lives as long as this function.
+    start.memory = buffer, addresses  # type: ignore[attr-defined]
+    return start
 
 
 def _aligned(size: int) -> int:
     return -(-size // 16) * 16
 
 
-def _picker(indices: list[int]) -> Callable[[list[int]], tuple[int, ...]]:
-    if len(indices) == 1:
-        index = indices[0]
-        return lambda slots: (slots[index],)
-    return itemgetter(*indices) if indices else lambda slots: ()
+def bound_steps(program: Any, bind: Callable[[list[Any]], list[BoundStep]]) -> list[BoundStep]:
+    """The steps as they run; ``bind`` takes some of one type that follow one another.
+
+    Memory comes first, then the parts of it and of the arrays that are given: launches follow one another for longer.
+    """
+    made = {step.slot for step in program.steps if isinstance(step, Compute)}
+
+    def order(step: Any) -> int:
+        if isinstance(step, Views) and step.of in made:
+            made.update(step.slots)
+        return 0 if isinstance(step, Allocate) else 1 if isinstance(step, Views) and step.of not in made else 2
+
+    return [one for _, group in groupby(sorted(program.steps, key=order), type) for one in bind(list(group))]
 
 
-def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], Any]:
+def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], list[int], tuple[int, ...]], Any]:
     """A function that runs a program on CuPy arrays, on CuPy's current stream of their GPU."""
     cupy, device = import_cupy(), program.device
-    current = cupy.cuda.device.get_device_id
-    bound: list[BoundStep] | None = None
+    current, results = cupy.cuda.device.get_device_id, program.results
+    more = program.slots - len(program.operands) - len(program.numbers)
+    nothing, zeros = [None] * more, [0] * more
+    bound: list[BoundStep] = []
 
-    def run(arrays: Sequence[Array], numbers: tuple[int, ...]) -> Any:
-        nonlocal bound
+    def run(arrays: Sequence[Array], addresses: list[int], numbers: tuple[int, ...]) -> Any:
         if current() != device:
             if graph_device.get() is not None:
                 raise RuntimeError(
@@ -225,85 +229,118 @@ def runner_on_gpu(program: Any) -> Callable[[Sequence[Any], tuple[int, ...]], An
                     f"{device}; capture within `with cupy.cuda.Device({device})`"
                 )
             with cupy.cuda.Device(device):
-                return run(arrays, numbers)
-        if bound is None:
+                return run(arrays, addresses, numbers)
+        if not bound:
             # Kernels are compiled and loaded here, at their first use.
-            bound = [_bound(step, program, cupy) for step in program.steps]
-        objects = [*arrays, *numbers]
-        slots = [0 if array is None else array.data.ptr for array in arrays]
-        slots += numbers
+            bound[:] = bound_steps(program, lambda steps: _bound(steps, program, cupy))
+        objects = [*arrays, *numbers, *nothing]
+        slots = [*addresses, *numbers, *zeros]
         for step in bound:
             step(objects, slots, None)
-        return program.results(objects)
+        return results(objects)
 
     return run
 
 
-def _bound(step: Any, program: Any, cupy: ModuleType) -> BoundStep:
-    if isinstance(step, Launch):
-        return bound_launch(step, program.device)
-    if isinstance(step, Allocate):
-        return _bound_allocation(step, step.slot in program.needs_array, cupy)
-    if isinstance(step, Views):
-        return bound_views(step)
-    if isinstance(step, Compute):
-
-        def compute(objects: list[object], slots: list[int], stream: object) -> None:
-            result = step.function(cupy, *[objects[slot] for slot in step.of])
-            objects.append(result)
-            slots.append(result.data.ptr)
-
-        return compute
-    if isinstance(step, Deliver):
-
-        def deliver(objects: list[object], slots: list[int], stream: object) -> None:
-            copy_into(cupy, objects[step.target], objects[step.source])
-
-        return deliver
-    raise TypeError(f"expected a step of a program, got {type(step).__name__}")
+def _bound(steps: list[Any], program: Any, cupy: ModuleType) -> list[BoundStep]:
+    kind = type(steps[0])
+    if kind is Launch:
+        return [bound_launches(steps, program.slots, program.device)]
+    if kind is Allocate:
+        small = [step for step in steps if step.size <= _SMALL]
+        pieces = [small] * bool(small) + [[step] for step in steps if step.size > _SMALL]
+        return [_bound_memory(piece, program.needs_array, cupy) for piece in pieces]
+    if kind is Views:
+        return bound_views(steps, program, program.needs_array)
+    if kind is Compute:
+        return [_bound_computation(step, cupy) for step in steps]
+    if kind is Deliver:
+        return [_bound_delivery(step, cupy) for step in steps]
+    raise TypeError(f"expected steps of a program, got {kind.__name__}")
 
 
-def bound_views(step: Views) -> BoundStep:
-    """A function that adds the parts of an array, or their addresses alone."""
-    of, nothing = step.of, [None] * len(step.slots)
-    offsets = [offset * step.dtype.itemsize for offset in step.offsets]
+def _bound_computation(step: Compute, cupy: ModuleType) -> BoundStep:
+    def compute(objects: list[Any], slots: list[int], stream: object) -> None:
+        result = step.function(cupy, *[objects[slot] for slot in step.of])
+        objects[step.slot], slots[step.slot] = result, result.data.ptr
 
-    def views(objects: list[object], slots: list[int], stream: object) -> None:
-        first = slots[of]
-        objects.extend(nothing)
-        slots.extend([first + offset for offset in offsets])
+    return compute
 
-    def arrays(objects: list[Array], slots: list[int], stream: object) -> None:
+
+def _bound_delivery(step: Deliver, cupy: ModuleType) -> BoundStep:
+    def deliver(objects: list[Any], slots: list[int], stream: object) -> None:
+        copy_into(cupy, objects[step.target], objects[step.source])
+
+    return deliver
+
+
+def bound_views(steps: Sequence[Views], program: Any, needs_array: Container[int]) -> list[BoundStep]:
+    """Functions that put the parts of arrays in their slots: arrays where they are needed, and the addresses."""
+    used = set(program.needs_array)
+    used.update(
+        argument.index
+        for step in program.steps
+        if isinstance(step, Launch)
+        for argument in step.arguments
+        if isinstance(argument, Slot)
+    )
+    places: list[tuple[int, int, int]] = []
+    for step in reversed(steps):
+        wanted = [
+            (slot, step.of, offset * step.dtype.itemsize)
+            for slot, offset in zip(step.slots, step.offsets, strict=True)
+            if slot in used
+        ]
+        places[:0] = wanted
+        used.update([step.of] if wanted else [])
+
+    def addresses(objects: object, slots: list[int], stream: object) -> None:
+        for slot, of, offset in places:
+            slots[slot] = slots[of] + offset
+
+    bound: list[BoundStep] = [addresses] if places else []
+    for step in steps:
+        parts = [(slot, *part) for slot, part in zip(step.slots, step.parts, strict=True) if slot in needs_array]
+        if parts:
+            bound.append(_bound_parts(step.of, parts))
+    return bound
+
+
+def _bound_parts(of: int, parts: list[tuple[int, slice, tuple[int, ...]]]) -> BoundStep:
+    def arrays(objects: list[Any], slots: object, stream: object) -> None:
         # Those that are results or copied have the array's dtype.
-        flat, first = objects[of].reshape(-1), slots[of]
-        objects.extend([flat[part].reshape(shape) for part, shape in step.parts])
-        slots.extend([first + offset for offset in offsets])
+        flat = objects[of].reshape(-1)
+        for slot, part, shape in parts:
+            objects[slot] = flat[part].reshape(shape)
 
-    return arrays if step.are_arrays else views
+    return arrays
 
 
-def _bound_allocation(step: Allocate, is_array: bool, cupy: ModuleType) -> BoundStep:
-    shape, dtype = step.shape, step.dtype
-    size = math.prod(shape) * dtype.itemsize
+def _bound_memory(steps: list[Allocate], needs_array: frozenset[int], cupy: ModuleType) -> BoundStep:
+    """A function that makes arrays in one piece of memory, those of zeros first."""
+    workspace, arrays, size, zeroed = [], [], 0, 0
+    for step in sorted(steps, key=lambda step: not step.zeroed):
+        if step.slot in needs_array:
+            # CuPy finds the dtypes of NumPy sooner by their letters.
+            arrays.append((step.slot, size, step.shape, step.dtype.char if step.dtype.isbuiltin == 1 else step.dtype))
+        else:
+            workspace.append((step.slot, size))
+        size += -(-step.size // _APART) * _APART
+        zeroed = size if step.zeroed else zeroed
     new_array, new_memory = cupy.ndarray, cupy.cuda.alloc
     memset, current_stream = cupy.cuda.runtime.memsetAsync, cupy.cuda.get_current_stream
 
-    def allocate(objects: list[object], slots: list[int], stream: object) -> None:
-        array = new_array(shape, dtype)
-        objects.append(array)
-        slots.append(array.data.ptr)
-
-    def allocate_memory(objects: list[object], slots: list[int], stream: object) -> None:
+    def allocate(objects: list[Any], slots: list[int], stream: object) -> None:
         memory = new_memory(size)
+        first = memory.ptr
+        if zeroed:
+            memset(first, 0, zeroed, current_stream().ptr)
+        for slot, offset in workspace:
+            slots[slot] = first + offset
+        for slot, offset, shape, dtype in arrays:
+            slots[slot] = first + offset
+            objects[slot] = new_array(shape, dtype, memory + offset)
+        # Beyond the slots: until all is launched, nobody else gets it.
         objects.append(memory)
-        slots.append(memory.ptr)
 
-    plain = allocate if is_array else allocate_memory
-    if not step.zeroed:
-        return plain
-
-    def allocate_zeros(objects: list[object], slots: list[int], stream: object) -> None:
-        plain(objects, slots, stream)
-        memset(slots[-1], 0, size, current_stream().ptr)
-
-    return allocate_zeros
+    return allocate

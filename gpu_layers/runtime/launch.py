@@ -148,7 +148,7 @@ def _launch_arrays(
     bound = [next(operands) if index in places and value is not None else value for index, value in enumerate(args)]
     launch(kernel, grid, block, bound, shared_bytes=shared_bytes, cooperative=cooperative)
     program.returns(None)
-    program.run(arrays, ())
+    program.run(arrays, program.kind.read(arrays)[1], ())
 
 
 def resident_blocks(

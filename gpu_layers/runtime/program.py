@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -113,6 +113,8 @@ class Program:
     operands : tuple of Operand or None
         One for each array.
     steps : list
+    slots : int
+        How many arrays and numbers there are.
     """
 
     def __init__(self, kind: ArrayKind, arrays: Sequence[Array], numbers: int) -> None:
@@ -136,7 +138,7 @@ class Program:
         )
         self.numbers = tuple(Number(self, len(arrays) + index) for index in range(numbers))
         self.steps: list[Any] = []
-        self._slots = len(arrays) + numbers
+        self.slots = len(arrays) + numbers
         self._shapes: dict[int, tuple[int, ...]] = {}
         self.result: Array = None
 
@@ -237,18 +239,17 @@ class Program:
         used = [step.of for step in self.steps if isinstance(step, Compute)]
         used += [(step.source, step.target) for step in self.steps if isinstance(step, Deliver)]
         needed = set(self._shapes).union(*used)
-        for place, step in reversed(list(enumerate(self.steps))):
+        for step in reversed(self.steps):
             if isinstance(step, Views) and not needed.isdisjoint(step.slots):
                 needed.add(step.of)
-                self.steps[place] = replace(step, are_arrays=True)
         #: Slots that must be arrays of the library; memory is enough for the others.
         self.needs_array = frozenset(needed)
-        #: Runs the steps on arrays of the recorded signature: ``run(arrays, numbers)``.
+        #: Runs the steps on arrays of the recorded signature: ``run(arrays, addresses, numbers)``.
         self.run = self.kind.runner(self)
 
     def _new_slot(self) -> int:
-        self._slots += 1
-        return self._slots - 1
+        self.slots += 1
+        return self.slots - 1
 
     def _take_shapes(self, result: Array) -> None:
         if isinstance(result, tuple):
@@ -302,15 +303,16 @@ class Launcher:
         if type(first) is Operand:
             return self._record(arrays, numbers, *arguments)
         kind = kind_of(first)
-        key = (kind, limits(), arguments, kind.signature(arrays))
+        signature, addresses = kind.read(arrays)
+        key = (kind, limits(), arguments, signature)
         program = self._programs.get(key)
         if program is None:
             program = self._recorded(key, kind, arrays, arguments, len(numbers))
         try:
-            return program.run(arrays, numbers)
+            return program.run(arrays, addresses, numbers)
         except CooperativeLaunchRefusedError:
             # Nothing was written: record the kernels that need no cooperative launch.
-            return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, numbers)
+            return self._recorded(key, kind, arrays, arguments, len(numbers)).run(arrays, addresses, numbers)
 
     def _recorded(
         self, key: Hashable, kind: ArrayKind, arrays: Sequence[Array], arguments: Arguments, numbers: int

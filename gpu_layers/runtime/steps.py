@@ -12,8 +12,8 @@ import numpy as np
 
 from gpu_layers.runtime.kernel import Kernel
 
-#: A step as it runs, ``step(objects, slots, stream)``: the arrays and numbers so far, to which it appends what it
-#: makes; their addresses and the numbers; the stream, or None for the current one.
+#: A step as it runs, ``step(objects, slots, stream)``: arrays and numbers by slot, among which it puts what it makes;
+#: their addresses and the numbers; the stream, or None for the current one.
 BoundStep = Callable[[list[Any], list[int], Any], None]
 
 
@@ -57,6 +57,11 @@ class Allocate:
     dtype: np.dtype
     zeroed: bool = False
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class Views:
@@ -71,8 +76,6 @@ class Views:
     shapes : tuple of tuple of int
     dtype : numpy.dtype
         Theirs; it may be another than the array's.
-    are_arrays : bool
-        Whether they must be arrays of the library; addresses are enough otherwise.
     """
 
     slots: tuple[int, ...]
@@ -80,7 +83,6 @@ class Views:
     offsets: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: np.dtype
-    are_arrays: bool = False
 
     @cached_property
     def parts(self) -> tuple[tuple[slice, tuple[int, ...]], ...]:

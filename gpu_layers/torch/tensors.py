@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +16,10 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from gpu_layers.runtime.arrays import ALIGNMENT, Runner, register_kind
+from gpu_layers.runtime.arrays import ALIGNMENT, Reading, Runner, register_kind
 from gpu_layers.runtime.backend import emulation
 from gpu_layers.runtime.copying import ready_copy
-from gpu_layers.runtime.gpu import bound_launch, bound_views
+from gpu_layers.runtime.gpu import bound_launches, bound_steps, bound_views
 from gpu_layers.runtime.steps import Allocate, BoundStep, Compute, Deliver, Launch, Slot, Views
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,16 +49,16 @@ class Stream:
 class TensorArrays:
     """On the tensors' device and torch's current stream of it; see :class:`gpu_layers.runtime.arrays.ArrayKind`."""
 
-    def signature(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    def read(self, arrays: Sequence[Any]) -> Reading:
         """Shape, strides, dtype, alignment, and the number of the GPU (-1 for the host)."""
-        return tuple(
-            [
-                None
-                if array is None
-                else (array.shape, array.stride(), array.dtype, array.data_ptr() % ALIGNMENT, array.get_device())
-                for array in arrays
-            ]
-        )
+        signature: list[Hashable] = []
+        addresses = [0 if array is None else array.data_ptr() for array in arrays]
+        for array, address in zip(arrays, addresses, strict=True):
+            if array is None:
+                signature.append(None)
+            else:
+                signature += array.shape, array.stride(), array.dtype, address % ALIGNMENT, array.get_device()
+        return tuple(signature), addresses
 
     def device(self, array: Any) -> int | None:
         """Number of the GPU, or None for the host."""
@@ -115,13 +114,13 @@ def _runner(program: Any) -> Runner:
     device = program.device
     bound: list[BoundStep] = []
 
-    def run(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    def run(arrays: Sequence[Any], addresses: list[int], numbers: tuple[int, ...]) -> Any:
         if not bound:
             # Kernels are compiled and loaded here, when they are first needed.
-            bound[:] = [_bound(step, device) for step in program.steps]
-        objects = [*arrays, *numbers]
-        slots = [0 if array is None else array.data_ptr() for array in arrays]
-        slots += numbers
+            bound[:] = bound_steps(program, lambda steps: _bound(steps, program))
+        more = program.slots - len(arrays) - len(numbers)
+        objects = [*arrays, *numbers, *[None] * more]
+        slots = [*addresses, *numbers, *[0] * more]
         stream = None if device is None else current_stream(device)
         for step in bound:
             step(objects, slots, stream)
@@ -130,29 +129,35 @@ def _runner(program: Any) -> Runner:
     if device is None:
         return run
 
-    def run_there(arrays: Sequence[Any], numbers: tuple[int, ...]) -> Any:
+    def run_there(arrays: Sequence[Any], addresses: list[int], numbers: tuple[int, ...]) -> Any:
         if current_device() == device:
-            return run(arrays, numbers)
+            return run(arrays, addresses, numbers)
         with torch.cuda.device(device):
-            return run(arrays, numbers)
+            return run(arrays, addresses, numbers)
 
     return run_there
 
 
-def _bound(step: Any, device: int | None) -> BoundStep:
-    if isinstance(step, Launch):
-        return _emulated(step) if device is None else bound_launch(step, device)
-    if isinstance(step, Deliver):
-        return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
-    if isinstance(step, Views):
+def _bound(steps: list[Any], program: Any) -> list[BoundStep]:
+    kind, device = type(steps[0]), program.device
+    if kind is Launch:
+        return [_emulated(step) for step in steps] if device is None else [bound_launches(steps, program.slots, device)]
+    if kind is Views:
         # The emulator takes tensors.
-        return bound_views(replace(step, are_arrays=True) if device is None else step)
+        return bound_views(steps, program, range(program.slots) if device is None else program.needs_array)
+    return [_bound_delivery(step) if kind is Deliver else _bound_tensor(step, device) for step in steps]
+
+
+def _bound_delivery(step: Deliver) -> BoundStep:
+    return lambda objects, slots, stream: objects[step.target].copy_(objects[step.source])
+
+
+def _bound_tensor(step: Any, device: int | None) -> BoundStep:
     made = _made(step, memory_of(device))
 
     def make(objects: list[Any], slots: list[int], stream: Any) -> None:
-        tensor = made(objects)
-        objects.append(tensor)
-        slots.append(tensor.data_ptr())
+        objects[step.slot] = tensor = made(objects)
+        slots[step.slot] = tensor.data_ptr()
 
     return make
 

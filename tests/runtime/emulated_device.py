@@ -31,6 +31,9 @@ class Memory:
         self.ptr = self._bytes.ctypes.data + first
         cupy.memories[self.ptr] = self
 
+    def __add__(self, offset):
+        return SimpleNamespace(memory=self, ptr=self.ptr + offset)
+
 
 class Array:
     """What programs use of a CuPy array. Its elements are copied whole, so they must lie at their boundaries."""

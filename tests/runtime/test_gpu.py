@@ -31,7 +31,7 @@ def launch_of(shared_bytes=0, cooperative=False):
 
 def start(cupy, device=0, shared_bytes=0, cooperative=False, slots=(70, 80)):
     with cupy.cuda.Device(device):
-        gpu.bound_launch(launch_of(shared_bytes, cooperative), device)(None, list(slots), None)
+        gpu.bound_launches([launch_of(shared_bytes, cooperative)], 2, device)(None, list(slots), None)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_static_and_dynamic_shared_memory_share_the_default(fake):
 
 def test_arguments_of_a_call_are_packed_anew(fake):
     cupy = fake()
-    begin = gpu.bound_launch(launch_of(), 0)
+    begin = gpu.bound_launches([launch_of()], 2, 0)
     for x, y in ((2**63 + 1, 3), (5, 2**64 - 1)):
         begin(None, [y, x], None)
     assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 0, 4], [5, 2**64 - 1, 0, 4]]
@@ -111,7 +111,7 @@ def test_structs_and_null_pointers_are_packed_once(fake):
     window = np.zeros((), kernel.parameters[-1].dtype)
     window["kernel"], window["images"] = (3, 4, 5), 6
     step = Launch(kernel, (1, 1, 1), (256, 1, 1), (Slot(0), Slot(1), Slot(2), None, window), 0, False)
-    gpu.bound_launch(step, 0)(None, [7, 8, 9], None)
+    gpu.bound_launches([step], 3, 0)(None, [7, 8, 9], None)
     launched = cupy.launches[0]
     assert launched.args[:4] == [7, 8, 9, 0]
     assert launched.addresses[4] % 16 == 0
@@ -132,7 +132,7 @@ def test_a_refused_cooperative_launch_is_said_and_remembered(fake, error):
 def test_a_thread_that_has_not_called_cuda_gets_the_context(fake, cooperative):
     """Autograd's thread has not, until PyTorch's allocator asks for memory there."""
     cupy = fake()
-    begin = gpu.bound_launch(launch_of(cooperative=cooperative), 0)
+    begin = gpu.bound_launches([launch_of(cooperative=cooperative)], 2, 0)
     with ThreadPoolExecutor(1) as pool:
         for slots in ([3, 4], [5, 6]):
             pool.submit(begin, None, slots, None).result()

@@ -223,11 +223,11 @@ class Refusing(NumpyArrays):
     def runner(self, program):
         run = super().runner(program)
 
-        def run_or_refuse(arrays, numbers):
+        def run_or_refuse(arrays, *others):
             if any(isinstance(step, Launch) and step.cooperative for step in program.steps):
                 Refusing.refused = True
                 raise CooperativeLaunchRefusedError("kernel")
-            return run(arrays, numbers)
+            return run(arrays, *others)
 
         return run_or_refuse
 

@@ -214,6 +214,26 @@ def test_what_the_library_computes_of_may_be_nobodys_result(cupy):
     assert_same_bits(relu_twice((cupy.asarray(X),)).values, np.maximum(X, 0))
 
 
+def test_small_arrays_share_memory_and_large_ones_do_not(cupy):
+    @Launcher
+    def allocated(operands, numbers):
+        sizes = ((3, 5), (64, 1024), (7,), (0,), (2, 2))
+        return tuple([operands[0].program.allocate(shape, np.float32, zeroed=shape[0] == 7) for shape in sizes])
+
+    memset, cleared = cupy.cuda.runtime.memsetAsync, []
+    cupy.cuda.runtime.memsetAsync = lambda *given: (cleared.append(given[2]), memset(*given))
+    for _ in range(2):
+        first, large, zeros, empty, last = allocated((cupy.asarray(X),))
+        assert first.data.memory is zeros.data.memory is empty.data.memory is last.data.memory
+        assert large.data.memory is not first.data.memory
+        assert not zeros.values.any()
+        assert np.isnan(first.values).all()
+        assert np.isnan(last.values).all()
+        assert all(array.data.ptr % 256 == 0 for array in (first, large, zeros, last))
+        assert len({array.data.ptr for array in (first, zeros, last)}) == 3
+    assert cleared == [256] * 2
+
+
 def test_what_programs_are_of():
     """Of the kind, as read of an array; what a record may not see is no part of it."""
     kind, stand_in = arrays.CupyArrays(), EmulatedCupy()
@@ -227,8 +247,8 @@ def test_what_programs_are_of():
     ]
     with stand_in.cuda.Device(1):
         other.append(stand_in.asarray(np.zeros((2, 2), np.float32)))
-    signatures = kind.signature((alike[0], *other))
-    assert kind.signature((alike[1], None)) == (signatures[0], None)
+    signatures = [kind.read((array,))[0] for array in (alike[0], *other)]
+    assert kind.read((alike[1], None)) == ((*signatures[0], None), [alike[1].data.ptr, 0])
     assert len(set(signatures)) == len(signatures)
     assert [kind.is_ready(array) for array in (*alike, *other)] == [True, True, False, True, True, False, True]
 
@@ -250,7 +270,7 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
         launch(*arguments)
 
     monkeypatch.setattr(cupy, "_launch", launch_while_another_begins)
-    start = gpu.bound_launch(step, 0)
+    start = gpu.bound_launches([step], 3, 0)
     start(None, slots[0], None)
     threads[0].join()
     for number, (rng_state, following, taken) in enumerate(draws, 1):

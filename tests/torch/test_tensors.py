@@ -54,8 +54,13 @@ def installed(cupy, monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", stream, raising=False)
     monkeypatch.setattr(tensors.TensorArrays, "device", lambda self, tensor: 1)
     # Programs hold on to the stand-in that they were recorded with.
-    signature = tensors.TensorArrays.signature
-    monkeypatch.setattr(tensors.TensorArrays, "signature", lambda self, found: (*signature(self, found), cupy))
+    read = tensors.TensorArrays.read
+
+    def read_here(self, found):
+        signature, addresses = read(self, found)
+        return (*signature, cupy), addresses
+
+    monkeypatch.setattr(tensors.TensorArrays, "read", read_here)
     monkeypatch.setattr(tensors, "memory_of", lambda device: torch.device("cpu"))
     monkeypatch.setattr(tensors, "_made", recorded)
     monkeypatch.setattr(arrays, "here", lambda tensor: arrays._KERNELS)
