@@ -65,19 +65,16 @@ def dropout_add_forward(
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.dropout_add_forward``, as a kernel."""
     operands = (x, bias, residual, mask.rng_state, mask.sample_ids, out)
-    return _forward(operands, _arguments(activation, mask, scale, dropout_first), call_numbers(mask))
+    arguments = (activation, mask.drop_below, scale, dropout_first, mask.run, mask.digits)
+    return _forward(operands, arguments, call_numbers(mask))
 
 
 def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.dropout_add_backward``, as kernels."""
     mask, scale = saved.dropout.mask, saved.dropout.scale
     operands = (dy, saved.x, saved.bias, saved.gradient_bits, mask.rng_state, mask.sample_ids)
-    arguments = (*_arguments(saved.activation, mask, scale, saved.is_first), saved.has_bias)
-    return _backward(operands, arguments, call_numbers(mask))
-
-
-def _arguments(activation: str, mask: DropoutMask, scale: float, dropout_first: bool) -> Arguments:
-    return activation, mask.drop_below, scale, dropout_first, mask.run, mask.digits
+    of_mask = (mask.drop_below, scale, saved.is_first, mask.run, mask.digits)
+    return _backward(operands, (saved.activation, *of_mask, saved.has_bias), call_numbers(mask))
 
 
 def _call(

@@ -36,7 +36,10 @@ class Checked(Generic[Result]):
         except ValueError:
             return self._check(arrays, *arguments)
         if type(arrays) is tuple:
-            key = (key, *[None if array is None else (array.shape, array.dtype) for array in arrays])
+            described = [key]
+            for array in arrays:
+                described += (None,) if array is None else (array.shape, array.dtype)
+            key = tuple(described)
         else:
             key = (key, arrays.shape, arrays.dtype)
         found = self._found.get(key, self)

@@ -73,19 +73,19 @@ def dropout_add_forward(
         For a wrong shape, an unknown activation or order, p outside [0, 1], or numbers out of range.
     """
     backend = backend_for(x, residual, optional=(bias, sample_ids, rng_state, out))
-    phi, order, (drop_below, scale, run, digits) = _checked(
+    phi, order, dtype, (drop_below, scale, run, digits) = _checked(
         (x, residual, bias), activation, order, p, start, shared_axes, sample_ids is not None
     )
     mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
-    wide = _widened(bias, x)
+    wide = bias if bias is None or bias.dtype == dtype else _of_dtype(bias, dtype)
     # Before out is written to: a backward that needs x then notices.
-    dropout = DropoutSaved(mask, scale, x.shape, x.dtype)
     writes = write_count()
     source = x
     if out is not None:
         source, residual = claim_elementwise(out, x, residual)
     y, bits = backend.dropout_add_forward(source, wide, residual, phi, mask, scale, order == "before", out)
     kept = {"x": x, "bias": wide} if phi not in ("relu", "identity") else {}
+    dropout = DropoutSaved(mask, scale, x.shape, x.dtype, False, writes)
     dtype = None if bias is None else bias.dtype
     return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, bias_dtype=dtype, **kept)
 
@@ -129,7 +129,9 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Arra
     check_unwritten(saved.writes, x=saved.x, bias=saved.bias)
     dropout.check_unwritten()
     dx, dbias = backend.dropout_add_backward(dy, saved)
-    return dx, dy, _of_dtype(dbias, saved.bias_dtype)
+    if dbias is not None and dbias.dtype != saved.bias_dtype:
+        dbias = _of_dtype(dbias, saved.bias_dtype)
+    return dx, dy, dbias
 
 
 @Checked
@@ -141,29 +143,23 @@ def _checked(
     start: int,
     shared_axes: Sequence[int],
     by_samples: bool,
-) -> tuple[str, str, Any]:
-    """Names of the activation and the order; threshold, factor, run and digits of the mask."""
+) -> tuple[str, str, np.dtype, Any]:
+    """Names of the activation and the order, dtype of the computation; threshold, factor, run, digits of the mask."""
     x, residual, bias = arrays
     check_dtype(x)
     check_residual(residual, x)
+    dtype = accumulation_dtype(x.dtype)
     if bias is not None:
-        if bias.dtype not in (x.dtype, accumulation_dtype(x.dtype)):
-            wanted = " or ".join(dict.fromkeys((str(x.dtype), str(accumulation_dtype(x.dtype)))))
+        if bias.dtype not in (x.dtype, dtype):
+            wanted = " or ".join(dict.fromkeys((str(x.dtype), str(dtype))))
             raise TypeError(f"bias must be {wanted} for {x.dtype} input, got {described(bias.dtype)}")
         if x.ndim == 0 or bias.shape != x.shape[-1:]:
             wanted = f"the shape {list(x.shape[-1:])}" if x.ndim else "an input with a last axis"
             raise ValueError(f"bias must have {wanted}, got {list(bias.shape)}")
     phi, order = check_activation("identity" if activation is None else activation), check_order(order)
-    return phi, order, check_dropout(x, p, start, None, None, shared_axes, by_samples)
-
-
-def _widened(bias: Array, x: Array) -> Array:
-    """The bias in the dtype of the computation."""
-    return bias if bias is None else _of_dtype(bias, accumulation_dtype(x.dtype))
+    return phi, order, dtype, check_dropout(x, p, start, None, None, shared_axes, by_samples)
 
 
 def _of_dtype(array: Array, dtype: np.dtype | None) -> Array:
-    if array is None or array.dtype == dtype:
-        return array
     with place_of(array), np.errstate(over="ignore"):
         return natural(array).astype(dtype)

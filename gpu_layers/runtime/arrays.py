@@ -128,7 +128,8 @@ class NumpyArrays:
                 objects.append(step.function(np, *[objects[slot] for slot in step.of]))
             elif isinstance(step, Deliver):
                 copy_into(np, objects[step.target], objects[step.source])
-        return program.results(objects)
+        # The slot that stays empty.
+        return program.results([*objects, None])
 
 
 def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
@@ -197,12 +198,13 @@ def _address(array: Array) -> int:
     return array.__array_interface__["data"][0]
 
 
-_KINDS: dict[type, ArrayKind] = {np.ndarray: NumpyArrays()}
+#: By their types, those that have been met.
+KINDS: dict[type, ArrayKind] = {np.ndarray: NumpyArrays()}
 
 
 def register_kind(array_type: type, kind: ArrayKind) -> None:
     """Let programs run on arrays of another library."""
-    _KINDS[array_type] = kind
+    KINDS[array_type] = kind
 
 
 def kind_of(array: Array) -> ArrayKind:
@@ -213,7 +215,7 @@ def kind_of(array: Array) -> ArrayKind:
     TypeError
         If programs do not run on its type.
     """
-    kind = _KINDS.get(type(array))
+    kind = KINDS.get(type(array))
     if kind is None:
         if not is_cupy_array(array):
             raise TypeError(f"expected an array of NumPy or CuPy, got {type(array).__name__}")

@@ -24,6 +24,10 @@ def natural(array: Array) -> Array:
 
 def copy_into(xp: ModuleType, target: Array, source: Array) -> None:
     """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
+    if xp is not np and target.flags.c_contiguous and source.flags.c_contiguous:
+        # As bytes: sooner for the host than CuPy's kernels.
+        target.data.copy_from_device_async(source.data, target.nbytes)
+        return
     if xp is not np and not (_is_natural(target) and _is_natural(source)):
         # CuPy's kernels read and write whole elements, which are misaligned here.
         target, source = _bytes_of_elements(xp, target), _bytes_of_elements(xp, source)

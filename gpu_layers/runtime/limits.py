@@ -41,9 +41,8 @@ OF_A_GPU = Limits()
 _limits: ContextVar[Limits] = ContextVar("gpu_layers_limits", default=OF_A_GPU)
 
 
-def limits() -> Limits:
-    """The limits in force."""
-    return _limits.get()
+#: The limits in force.
+limits = _limits.get
 
 
 @cache

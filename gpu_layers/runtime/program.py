@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpu_layers.core.array import Array, DTypeLike
-from gpu_layers.runtime.arrays import ALIGNMENT, ArrayKind, kind_of
+from gpu_layers.runtime.arrays import ALIGNMENT, KINDS, ArrayKind, kind_of
 from gpu_layers.runtime.copying import ready_copy
 from gpu_layers.runtime.kernel import Arguments, Kernel
 from gpu_layers.runtime.limits import limits
@@ -225,17 +225,13 @@ class Program:
             else step
             for step in self.steps
         ]
-        if isinstance(result, tuple):
-            slots = tuple(None if one is None else one.slot for one in result)
-            if len(slots) > 1 and None not in slots:
-                self.results: Callable[[list[Any]], Any] = itemgetter(*slots)
-            else:
-                self.results = lambda objects: tuple([None if slot is None else objects[slot] for slot in slots])
-        elif result is None:
-            self.results = lambda objects: None
-        else:
-            slot = result.slot
-            self.results = lambda objects: objects[slot]
+        # Where there is no result there is a slot that stays empty.
+        empty = self._new_slot()
+        slots = [empty if one is None else one.slot for one in (result if isinstance(result, tuple) else (result,))]
+        #: Picks what a call returns among the arrays.
+        self.results: Callable[[list[Any]], Any] = itemgetter(*slots)
+        if isinstance(result, tuple) and len(slots) == 1:
+            self.results = lambda objects: (objects[slots[0]],)
         used = [step.of for step in self.steps if isinstance(step, Compute)]
         used += [(step.source, step.target) for step in self.steps if isinstance(step, Deliver)]
         needed = set(self._shapes).union(*used)
@@ -302,7 +298,7 @@ class Launcher:
         first = arrays[0]
         if type(first) is Operand:
             return self._record(arrays, numbers, *arguments)
-        kind = kind_of(first)
+        kind = KINDS.get(type(first)) or kind_of(first)
         signature, addresses = kind.read(arrays)
         key = (kind, limits(), arguments, signature)
         program = self._programs.get(key)

@@ -32,7 +32,20 @@ class Memory:
         cupy.memories[self.ptr] = self
 
     def __add__(self, offset):
-        return SimpleNamespace(memory=self, ptr=self.ptr + offset)
+        return Pointer(self, self.ptr + offset)
+
+
+class Pointer:
+    """A place in memory."""
+
+    def __init__(self, memory, ptr):
+        self.memory, self.ptr, self.device_id = memory, ptr, memory.device_id
+
+    def copy_from_device_async(self, source, size):
+        """CuPy's: on the current stream of the current device."""
+        assert self.device_id == source.device_id
+        here, there = self.ptr - self.memory.ptr, source.ptr - source.memory.ptr
+        self.memory.bytes[here : here + size] = source.memory.bytes[there : there + size]
 
 
 class Array:
@@ -42,10 +55,10 @@ class Array:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         data = cupy.cuda.alloc(math.prod(self.shape) * self.dtype.itemsize) if data is None else data
         memory = getattr(data, "memory", data)
-        self.data = SimpleNamespace(memory=memory, ptr=data.ptr, device_id=memory.device_id)
+        self.data = Pointer(memory, data.ptr)
         place = data.ptr - memory.ptr
         self._cupy, self.values = cupy, np.ndarray(self.shape, self.dtype, memory.bytes, place, strides)
-        self.strides, self.flags = self.values.strides, self.values.flags
+        self.strides, self.flags, self.nbytes = self.values.strides, self.values.flags, self.values.nbytes
 
     def __setitem__(self, place, source):
         assert place is ...
@@ -60,7 +73,7 @@ class Array:
         base = np.ndarray(self.shape, self.dtype, self.values, 0, self.strides)
         changed = change(base)
         ptr = self.data.ptr + changed.ctypes.data - base.ctypes.data
-        data = SimpleNamespace(memory=self.data.memory, ptr=ptr)
+        data = Pointer(self.data.memory, ptr)
         return Array(self._cupy, changed.shape, changed.dtype, data, changed.strides)
 
 

@@ -31,7 +31,7 @@ def cupy(monkeypatch):
     monkeypatch.setattr(gpu, "architecture_for", nvrtc.Architecture)
     compiled = lambda source, names, architecture: SimpleNamespace(path=source, symbols={n: n for n in names})  # noqa: E731
     monkeypatch.setattr(gpu, "compiled_module", compiled)
-    monkeypatch.setitem(arrays._KINDS, Array, arrays.CupyArrays())
+    monkeypatch.setitem(arrays.KINDS, Array, arrays.CupyArrays())
     with nothing_loaded():
         yield stand_in
 
