@@ -24,6 +24,16 @@ class FractionalWindow(NamedTuple):
     samples: int
 
     @property
+    def spatial_input(self) -> tuple[int, ...]:
+        """Without the depth of two axes."""
+        return self.input_shape[-self.samples :]
+
+    @property
+    def spatial_output(self) -> tuple[int, ...]:
+        """Without the depth of two axes."""
+        return self.output_shape[-self.samples :]
+
+    @property
     def taps(self) -> int:
         """Number of positions in the window."""
         return math.prod(self.kernel)

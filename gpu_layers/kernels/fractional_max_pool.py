@@ -13,12 +13,12 @@ from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spatial_result
-from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
-__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
+__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward"]
 
 _SOURCE, _THREADS = "fractional_max_pool.cu", 256
 # ``kFractionalStarts``; outputs of a box at most.
@@ -68,24 +68,18 @@ def _types(x: Array, window: FractionalWindow, channels_last: bool) -> dict[str,
     return {"T": element_type(x), "Index": "long long" if is_wide else "int"}
 
 
-def fractional_pool_starts(
-    like: Array,
-    planes: int,
+def fractional_max_pool_forward(
+    x: Array,
     window: FractionalWindow,
     samples: Array | None,
     seed: int,
     offset: int,
     rng_state: Array | None,
-) -> tuple[Array, Array]:
-    """``gpu_layers.reference.fractional_pool_starts``, as a kernel."""
-    return _starts((like, samples, rng_state), (planes, window), (seed, offset))
-
-
-def fractional_max_pool_forward(
-    x: Array, starts: Array, window: FractionalWindow, channels_last: bool = False, out: Array | None = None
-) -> tuple[Array, Array]:
-    """``gpu_layers.reference.fractional_max_pool_forward``, as a kernel."""
-    return _forward((x, starts, out), (window, channels_last))
+    channels_last: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """``gpu_layers.reference.fractional_max_pool_forward``, as kernels."""
+    return _forward((x, samples, rng_state, out), (window, channels_last), (seed, offset))
 
 
 def fractional_max_pool_backward(
@@ -100,19 +94,16 @@ def fractional_max_pool_backward(
     return _backward((dy, argmax, starts, out), (window, channels_last))
 
 
-@Launcher
-def _starts(operands: Operands, numbers: Numbers, planes: int, window: FractionalWindow) -> Array:
-    like, samples, rng_state = operands
-    samples = None if samples is None else ready(samples)
-    wide = accumulate_name(element_type(like))
-    outputs = sum(window.output_shape)
-    starts = empty((planes, outputs), np.int32, like)
+def _starts(x: Array, planes: int, samples: Array | None, of_call: Arguments, window: FractionalWindow) -> Array:
+    """Where windows start: of samples, or of seed, offset and rng_state."""
+    wide = accumulate_name(element_type(x))
+    starts = empty((planes, sum(window.output_shape)), np.int32, x)
     if planes:
         number = C_TYPES[wide].type
         sizes = zip(window.input_shape, window.kernel, window.output_shape, strict=True)
         alphas = [float(number(size - kernel) / number(max(count - 1, 1))) for size, kernel, count in sizes]
         _, boxes = boxed((1, 1, 1), (1, planes), False, 1, 1, _THREADS)
-        arguments = (samples, starts, *alphas, *numbers, rng_state, _struct(window, boxes))
+        arguments = (samples, starts, *alphas, *of_call, _struct(window, boxes))
         launch(_STARTS(A=wide), blocks_for(starts.size, _THREADS), _THREADS, arguments)
     return starts
 
@@ -120,24 +111,25 @@ def _starts(operands: Operands, numbers: Numbers, planes: int, window: Fractiona
 @Launcher
 def _forward(
     operands: Operands, numbers: Numbers, window: FractionalWindow, channels_last: bool
-) -> tuple[Array, Array]:
-    x, starts, out = operands
-    x, starts = ready(x), ready(starts)
-    y = spatial_result(out, x, window.output_shape, channels_last)
-    argmax = spatial_empty(x, window.output_shape, channels_last, np.uint8)
+) -> tuple[Array, Array, Array]:
+    x, samples, rng_state, out = operands
+    x, samples = ready(x), None if samples is None else ready(samples)
+    planes = x.shape[0] * x.shape[-1 if channels_last else 1]
+    starts = _starts(x, planes, samples, (*numbers, rng_state), window)
+    y = spatial_result(out, x, window.spatial_output, channels_last)
+    argmax = spatial_empty(x, window.spatial_output, channels_last, np.uint8)
     if y.size:
         boxes, pool = _boxed(window, window.output_shape, x.shape, channels_last, _BOX_OUTPUTS)
-        launch(
-            _FORWARD(**_types(x, window, channels_last)), blocks_for(boxes, 1), _THREADS, (x, starts, y, argmax, pool)
-        )
-    return delivered(y, out), argmax
+        kernel = _FORWARD(**_types(x, window, channels_last))
+        launch(kernel, blocks_for(boxes, 1), _THREADS, (x, starts, y, argmax, pool))
+    return delivered(y, out), argmax, starts
 
 
 @Launcher
 def _backward(operands: Operands, numbers: Numbers, window: FractionalWindow, channels_last: bool) -> Array:
     dy, argmax, starts, out = operands
     dy, argmax, starts = ready(dy), ready(argmax), ready(starts)
-    dx = spatial_result(out, dy, window.input_shape, channels_last)
+    dx = spatial_result(out, dy, window.spatial_input, channels_last)
     if dx.size:
         most = BOX_BYTES // dx.dtype.itemsize
         boxes, pool = _boxed(window, window.input_shape, dy.shape, channels_last, most)

@@ -14,7 +14,7 @@ from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.dropout import check_call_numbers
-from gpu_layers.ops.output import claim_pooled
+from gpu_layers.ops.output import claim_pooled, unbatched
 from gpu_layers.ops.pool_arguments import per_axis, spatial_shape
 from gpu_layers.reference.fractional_max_pool import fractional_max_pool_indices as indices_of
 from gpu_layers.runtime.backend import backend_for
@@ -36,7 +36,7 @@ class FractionalMaxPoolSaved:
     Attributes
     ----------
     argmax : array of uint8
-        Shape of the (batched) output, with three spatial axes: number of the tap that won.
+        Shape of the (batched) output: number of the tap that won.
     starts : array of int32, shape (samples * channels, sum of the output sizes)
         First input of each window, axis after axis.
     window : FractionalWindow
@@ -105,20 +105,21 @@ def fractional_max_pool_forward(
         For a wrong rank or shape, windows that do not fit, more than 256 taps, or numbers out of range.
     """
     backend = backend_for(x, optional=(samples, rng_state, out))
-    batched, window, planes = _checked((x, samples), kernel_size, output_size, channels_last)
+    batched, window = _checked((x, samples), kernel_size, output_size, channels_last)
     if samples is None:
         seed, offset = check_call_numbers(seed, offset, rng_state)
     elif seed is not None or offset is not None or rng_state is not None:
         raise ValueError("samples were given: leave seed, offset and rng_state away")
     else:
         seed = offset = 0
-    batch = _with_depth(x if batched else x[None], channels_last, window)
-    numbers = None if samples is None else samples.reshape(planes, window.samples)
-    target = _claimed(out, window.output_shape, window, batched, channels_last, x)
-    starts = backend.fractional_pool_starts(batch, planes, window, numbers, seed, offset, rng_state)
-    y, argmax = backend.fractional_max_pool_forward(batch, starts, window, channels_last, target)
-    y = _result(y, out, window, batched, channels_last)
-    return y, FractionalMaxPoolSaved(argmax, starts, window, y.shape, x.dtype, bool(channels_last), batched)
+    channels_last = bool(channels_last)
+    target = None if out is None else claim_pooled(out, window.spatial_output, batched, channels_last, x)
+    y, argmax, starts = backend.fractional_max_pool_forward(
+        x if batched else x[None], window, samples, seed, offset, rng_state, channels_last, target
+    )
+    if not batched:
+        y = unbatched(y, out)
+    return y, FractionalMaxPoolSaved(argmax, starts, window, y.shape, x.dtype, channels_last, batched)
 
 
 def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, out: Array = None) -> Array:
@@ -144,11 +145,11 @@ def fractional_max_pool_backward(dy: Array, saved: FractionalMaxPoolSaved, *, ou
     """
     backend = backend_for(dy, saved.argmax, optional=(out,))
     check_gradient(dy, saved.output_shape, saved.dtype)
-    window, last = saved.window, saved.channels_last
-    batch = _with_depth(dy if saved.batched else dy[None], last, window)
-    target = _claimed(out, window.input_shape, window, saved.batched, last, dy)
+    window, batched, last = saved.window, saved.batched, saved.channels_last
+    target = None if out is None else claim_pooled(out, window.spatial_input, batched, last, dy)
+    batch = dy if batched else dy[None]
     dx = backend.fractional_max_pool_backward(batch, saved.argmax, saved.starts, window, last, target)
-    return _result(dx, out, window, saved.batched, last)
+    return dx if batched else unbatched(dx, out)
 
 
 def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Array:
@@ -171,43 +172,14 @@ def fractional_max_pool_indices(saved: FractionalMaxPoolSaved) -> Array:
     backend_for(saved.argmax)
     with place_of(saved.argmax):
         indices = indices_of(saved.argmax, saved.starts, saved.window, saved.channels_last, array_module(saved.argmax))
-    return _result(indices, None, saved.window, saved.batched, saved.channels_last)
-
-
-def _with_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Array:
-    if window.samples == 3:
-        return array
-    return array[:, None] if channels_last else array[:, :, None]
-
-
-def _claimed(
-    out: Array, spatial: tuple[int, ...], window: FractionalWindow, batched: bool, channels_last: bool, x: Array
-) -> Array:
-    """out as the backend takes it, or None."""
-    if out is None:
-        return None
-    return _with_depth(claim_pooled(out, spatial[-window.samples :], batched, channels_last, x), channels_last, window)
-
-
-def _result(found: Array, out: Array, window: FractionalWindow, batched: bool, channels_last: bool) -> Array:
-    """out, if it is given, or what the backend has found."""
-    if out is not None:
-        return out
-    found = _without_depth(found, channels_last, window)
-    return found if batched else found[0]
-
-
-def _without_depth(array: Array, channels_last: bool, window: FractionalWindow) -> Array:
-    if window.samples == 3:
-        return array
-    return array[:, 0] if channels_last else array[:, :, 0]
+    return indices if saved.batched else indices[0]
 
 
 @Checked
 def _checked(
     arrays: tuple[Array, Array], kernel_size: Sequence[int], output_size: Sequence[int], channels_last: bool
-) -> tuple[bool, FractionalWindow, int]:
-    """Whether x is batched, the windows, and planes of the batch."""
+) -> tuple[bool, FractionalWindow]:
+    """Whether x is batched, and the windows."""
     x, samples = arrays
     check_dtype(x)
     for name, sizes in (("kernel_size", kernel_size), ("output_size", output_size)):
@@ -236,4 +208,4 @@ def _checked(
             raise TypeError(f"samples must be {dtype} for {x.dtype} input, got {described(samples.dtype)}")
         if samples.shape not in (wanted, wanted if batched else wanted[1:]):
             raise ValueError(f"samples must have the shape {list(wanted)}, got {list(samples.shape)}")
-    return batched, window, lead[0] * channels
+    return batched, window

@@ -13,15 +13,64 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.core.philox import random_words
 from gpu_layers.reference.ieee import ieee
-from gpu_layers.reference.pool_taps import by_samples, with_spatial
+from gpu_layers.reference.pool_taps import by_samples
 from gpu_layers.reference.results import delivered
 
-__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward", "fractional_pool_starts"]
+__all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward"]
 
 
 @ieee
-def fractional_pool_starts(
-    like: np.ndarray,
+def fractional_max_pool_forward(
+    x: np.ndarray,
+    window: FractionalWindow,
+    samples: np.ndarray | None,
+    seed: int,
+    offset: int,
+    rng_state: np.ndarray | None,
+    channels_last: bool = False,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Largest value of each window, the first of equal ones, of several NaN the last; and which tap held it.
+
+    Along each axis window i starts at ``floor((i + u) * alpha) - floor(u * alpha)``, the last at the end, with
+    ``alpha = (input - kernel) / (output - 1)``, in the accumulation dtype of x.
+
+    Parameters
+    ----------
+    x : ndarray
+        With a batch axis.
+    window : FractionalWindow
+    samples : ndarray, shape (N, C, window.samples), or None
+        u in [0, 1), of the accumulation dtype; for a single sample N may be missing.
+    seed, offset, rng_state
+        Where there are no samples: number g has the upper 24 bits of word g of this call, times 2**-24.
+
+    Returns
+    -------
+    y : ndarray
+        C-contiguous, x's dtype.
+    argmax : ndarray of uint8
+        y's shape.
+    starts : ndarray of int32, shape (N * C, sum(output_shape))
+        First input of each window: axis after axis, ascending in each.
+    """
+    planes = _planes(x, window.input_shape, channels_last)
+    starts = _starts(x, len(planes), window, samples, seed, offset, rng_state)
+    number = np.arange(len(planes)).reshape(-1, 1, 1, 1)
+    first = _starts_of_axes(starts, window)
+    y = np.empty((len(planes), *window.output_shape), x.dtype)
+    argmax = np.zeros(y.shape, np.uint8)
+    for tap, position in enumerate(itertools.product(*map(range, window.kernel))):
+        places = tuple(axis + k for axis, k in zip(first, position, strict=True))
+        candidate = planes[(number, places[0], places[1], places[2])]
+        take = np.ones(y.shape, bool) if tap == 0 else (candidate > y) | np.isnan(candidate)
+        y[take], argmax[take] = candidate[take], tap
+    y, argmax = (_batch(one, x, window.spatial_output, channels_last) for one in (y, argmax))
+    return delivered(y, out), argmax, starts
+
+
+def _starts(
+    x: np.ndarray,
     planes: int,
     window: FractionalWindow,
     samples: np.ndarray | None,
@@ -29,33 +78,13 @@ def fractional_pool_starts(
     offset: int,
     rng_state: np.ndarray | None,
 ) -> np.ndarray:
-    """First input of each window along each axis: ``floor((i + u) * alpha) - floor(u * alpha)``, the last at the end.
-
-    With ``alpha = (input - kernel) / (output - 1)``, in the accumulation dtype of ``like``.
-
-    Parameters
-    ----------
-    like : ndarray
-        Gives the dtype, and the place.
-    planes : int
-        Samples times channels.
-    window : FractionalWindow
-    samples : ndarray, shape (planes, window.samples), or None
-        u in [0, 1), of the accumulation dtype.
-    seed, offset, rng_state
-        Where there are no samples: number g has the upper 24 bits of word g of this call, times 2**-24.
-
-    Returns
-    -------
-    ndarray of int32, shape (planes, sum(output_shape))
-        Axis after axis, ascending in each.
-    """
-    dtype = accumulation_dtype(like.dtype)
+    dtype = accumulation_dtype(x.dtype)
     if samples is None:
         if rng_state is not None:
             seed, offset = int(rng_state[0]), int(rng_state[1])
-        words = random_words(seed, offset, 0, planes * window.samples).reshape(planes, window.samples)
+        words = random_words(seed, offset, 0, planes * window.samples)
         samples = (words >> np.uint32(8)).astype(dtype) * dtype.type(2.0**-24)
+    samples = samples.reshape(planes, window.samples)
     starts = []
     for axis, number in enumerate(window.sample_of):
         inputs, outputs, kernel = window.input_shape[axis], window.output_shape[axis], window.kernel[axis]
@@ -67,36 +96,6 @@ def fractional_pool_starts(
         own[:, -1] = last
         starts.append(own)
     return np.concatenate(starts, axis=1).astype(np.int32)
-
-
-@ieee
-def fractional_max_pool_forward(
-    x: np.ndarray,
-    starts: np.ndarray,
-    window: FractionalWindow,
-    channels_last: bool = False,
-    out: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Largest value of each window, the first of equal ones, of several NaN the last; and which tap held it.
-
-    Returns
-    -------
-    y : ndarray
-        C-contiguous, x's dtype.
-    argmax : ndarray of uint8
-        y's shape.
-    """
-    planes = _planes(x, window.input_shape, channels_last)
-    number = np.arange(len(planes)).reshape(-1, 1, 1, 1)
-    first = _starts_of_axes(starts, window)
-    y = np.empty((len(planes), *window.output_shape), x.dtype)
-    argmax = np.zeros(y.shape, np.uint8)
-    for tap, position in enumerate(itertools.product(*map(range, window.kernel))):
-        places = tuple(axis + k for axis, k in zip(first, position, strict=True))
-        candidate = planes[(number, places[0], places[1], places[2])]
-        take = np.ones(y.shape, bool) if tap == 0 else (candidate > y) | np.isnan(candidate)
-        y[take], argmax[take] = candidate[take], tap
-    return delivered(_batch(y, x, channels_last), out), _batch(argmax, x, channels_last)
 
 
 @ieee
@@ -118,7 +117,7 @@ def fractional_max_pool_backward(
         places += np.arange(len(gradients)).reshape(-1, 1, 1, 1) * plane
         dx = np.zeros(len(gradients) * plane, accumulation_dtype(dy.dtype))
         np.add.at(dx, places.reshape(-1), gradients.astype(dx.dtype).reshape(-1))
-        return _batch(dx.astype(dy.dtype).reshape(len(gradients), *window.input_shape), dy, channels_last)
+        return _batch(dx.astype(dy.dtype), dy, window.spatial_input, channels_last)
 
     channels = dy.shape[-1 if channels_last else 1]
     arrays = dy, argmax, starts.reshape(len(dy), channels, sum(window.output_shape))
@@ -130,7 +129,7 @@ def fractional_max_pool_indices(
 ) -> Array:
     """Flat index in the input plane of each maximum: int64, the argmax' shape and kind."""
     indices = _indices(_planes(argmax, window.output_shape, channels_last), starts, window, xp)
-    return xp.ascontiguousarray(_batch(indices, argmax, channels_last))
+    return xp.ascontiguousarray(_batch(indices, argmax, window.spatial_output, channels_last))
 
 
 def _indices(argmax: Array, starts: Array, window: FractionalWindow, xp: ModuleType) -> Array:
@@ -158,11 +157,8 @@ def _planes(x: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], *spatial)
 
 
-def _batch(planes: Array, like: Array, channels_last: bool) -> Array:
-    """Planes in the layout of an array of the same samples and channels; C-contiguous."""
-    spatial = planes.shape[1:]
-    if not channels_last:
-        return planes.reshape(*like.shape[:2], *spatial)
-    result = planes.reshape(like.shape[0], like.shape[-1], *spatial)
-    result = result.transpose(0, *range(2, result.ndim), 1)
-    return result.copy().reshape(with_spatial(like.shape, spatial, True))
+def _batch(planes: Array, like: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
+    """Planes of these sizes in the layout of an array of the same samples and channels; C-contiguous."""
+    samples, channels = like.shape[0], like.shape[-1 if channels_last else 1]
+    result = planes.reshape(samples, channels, *spatial)
+    return result.transpose(0, *range(2, result.ndim), 1).copy() if channels_last else result
