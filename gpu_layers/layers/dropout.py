@@ -214,6 +214,7 @@ class Dropout(DropoutLayer):
             For a wrong array type or dtype, or sample_ids that do not fit; the generator then stays as it was.
         """
         if sample_ids is not None:
+            backend_for(x, sample_ids)
             check_sample_ids(sample_ids, x)
         scale = None if self.scaling == "inverted" else 1.0
         return self._forward(x, scale=scale, shared_axes=self.shared_axes, sample_ids=sample_ids)

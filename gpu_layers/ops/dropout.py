@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer, check_number, check_uint64
-from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.cuda import array_module
 from gpu_layers.core.dropout_saved import DropoutSaved
 from gpu_layers.core.mask import MOST_DIGITS, DropoutMask, shared_decisions
 from gpu_layers.ops.checked import Checked
@@ -18,7 +18,7 @@ from gpu_layers.ops.checks import check_dtype, check_gradient, check_probability
 from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.reference.dropout import kept_chunks
 from gpu_layers.runtime.backend import backend_for
-from gpu_layers.runtime.copying import ready_copy
+from gpu_layers.runtime.copying import own_copy
 
 __all__ = [
     "DropoutSaved",
@@ -33,6 +33,7 @@ __all__ = [
 # Minus the value at which SELU saturates: its scale times its alpha (Klambauer et al., 2017). Dropped elements of
 # alpha dropout become -_ALPHA before the affine map that restores mean and variance.
 _ALPHA = 1.7580993408473766
+_INT64 = np.dtype(np.int64)
 
 
 def drop_threshold(p: float) -> int:
@@ -343,9 +344,8 @@ alpha_dropout_backward = dropout_backward
 
 
 def check_sample_ids(sample_ids: Array, x: Array) -> None:
-    """Raise unless these are the numbers of x's rows: int64, one an index of axis 0, where x is."""
-    backend_for(x, sample_ids)
-    if sample_ids.dtype != np.int64:
+    """Raise unless these are the numbers of x's rows: int64, one an index of axis 0."""
+    if sample_ids.dtype != _INT64:
         raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
     if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
         if x.ndim == 0:
@@ -410,8 +410,7 @@ def call_mask(
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
         # A copy: changing the numbers before backward does not change the mask.
-        with place_of(x):
-            sample_ids = ready_copy(array_module(x), sample_ids)
+        sample_ids = own_copy(sample_ids)
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 

@@ -86,8 +86,9 @@ def dropout_add_forward(
     y, bits = backend.dropout_add_forward(source, wide, residual, phi, mask, scale, order == "before", out)
     kept = {"x": x, "bias": wide} if phi not in ("relu", "identity") else {}
     dropout = DropoutSaved(mask, scale, x.shape, x.dtype, False, writes)
-    dtype = None if bias is None else bias.dtype
-    return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, bias_dtype=dtype, **kept)
+    if bias is not None:
+        kept["bias_dtype"] = bias.dtype
+    return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, **kept)
 
 
 def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array, Array]:

@@ -13,8 +13,21 @@ from gpu_layers.core.cuda import array_module, is_cupy_array
 def ready_copy(xp: ModuleType, array: Array) -> Array:
     """A contiguous and aligned copy, which kernels need."""
     copy = xp.ndarray(array.shape, array.dtype)
-    copy_into(xp, copy, array)
+    if xp is not np and array.flags.c_contiguous:
+        # As bytes: sooner for the host than CuPy's kernels.
+        copy.data.copy_from_device_async(array.data, array.nbytes)
+    else:
+        copy_into(xp, copy, array)
     return copy
+
+
+def own_copy(array: Array) -> Array:
+    """The same on the array's device."""
+    xp = array_module(array)
+    if xp is np or array.data.device_id == xp.cuda.device.get_device_id():
+        return ready_copy(xp, array)
+    with array.device:
+        return ready_copy(xp, array)
 
 
 def natural(array: Array) -> Array:
@@ -24,10 +37,6 @@ def natural(array: Array) -> Array:
 
 def copy_into(xp: ModuleType, target: Array, source: Array) -> None:
     """``target[...] = source``, of the same shape and dtype; ``xp`` is NumPy or CuPy."""
-    if xp is not np and target.flags.c_contiguous and source.flags.c_contiguous:
-        # As bytes: sooner for the host than CuPy's kernels.
-        target.data.copy_from_device_async(source.data, target.nbytes)
-        return
     if xp is not np and not (_is_natural(target) and _is_natural(source)):
         # CuPy's kernels read and write whole elements, which are misaligned here.
         target, source = _bytes_of_elements(xp, target), _bytes_of_elements(xp, source)
