@@ -1,8 +1,9 @@
 """``python -m profiling.overhead``: what a call costs the host, against what PyTorch's and an addition cost it.
 
 On tiny arrays the device has next to nothing to do, and what is left is the host's. All are called in turn in one
-process, some times in a row each, and of each the fastest turn counts: what else the host does only ever adds. The
-ratios are what carries over from machine to machine, the microseconds do not. Without a GPU launches do nothing, and
+process, some times in a row each, and of each the fastest turn counts: what else the host does only ever adds. A ratio
+is the median of those of turns that followed one another: what slows the host for a while slows both. The ratios are
+what carries over from machine to machine, the microseconds do not. Without a GPU launches do nothing, and
 the others are NumPy's addition and PyTorch's CPU operations.
 """
 
@@ -34,9 +35,9 @@ from profiling.implementations import Implementation, NotThereError, Ours, Torch
 from profiling.results import Run
 
 _SHAPES = {2: (4, 32), 4: (2, 8, 8, 8)}
-# Many short turns rather than few long ones: of these one in which the host did nothing else is likely.
-_TURNS = 31
-_SECONDS_A_TURN = 1e-3
+# Many short turns rather than few long ones: in most of these the host did nothing else.
+_TURNS = 201
+_SECONDS_A_TURN = 1e-4
 _LEAST_CALLS = 5
 _CALLS = 100
 _REPLAYS = 9
@@ -139,12 +140,13 @@ def _entry(case: Case, device: Device, maker: InputMaker, calls: int, graphs: bo
     made = {cls.name: _tried(lambda: _prepared(cls(case, device), maker)) for cls in (Ours, Torch)}  # noqa: B023
     x = maker.numbers(case.shape, "float32")
     made["add"] = (nullcontext, lambda: device.xp.add(x, x))
-    least = _least_seconds({name: it for name, it in made.items() if not isinstance(it, str)}, device, calls)
+    turns = _seconds_of_turns({name: it for name, it in made.items() if not isinstance(it, str)}, device, calls)
     for name, it in made.items():
-        entry[f"{name}_us"] = it if isinstance(it, str) else 1e6 * least[name]
+        entry[f"{name}_us"] = it if isinstance(it, str) else 1e6 * min(turns[name])
     for name in ("add", "torch"):
-        known = "ours" in least and name in least
-        entry[f"of_{name}"] = least["ours"] / least[name] if known else "-"
+        pairs = zip(turns.get("ours", ()), turns.get(name, ()), strict=False)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        entry[f"of_{name}"] = statistics.median(ratios) if ratios else "-"
     ours = made["ours"]
     for name, counted in COUNTS.items():
         if isinstance(ours, str):
@@ -188,16 +190,19 @@ def _prepared(implementation: Implementation, maker: InputMaker) -> _Prepared:
     return context, call
 
 
-def _least_seconds(prepared: dict[str, _Prepared], device: Device, most_calls: int) -> dict[str, float]:
-    """Seconds a call, of the fastest turn of each."""
+def _seconds_of_turns(prepared: dict[str, _Prepared], device: Device, most_calls: int) -> dict[str, list[float]]:
+    """Seconds a call, of each turn."""
     few = min(_LEAST_CALLS, most_calls)
-    least = {name: _seconds(one, device, few) for name, one in prepared.items()}
-    calls = {name: max(few, min(most_calls, int(_SECONDS_A_TURN / least[name]))) for name in prepared}
+    turns: dict[str, list[float]] = {name: [] for name in prepared}
+    calls = {
+        name: max(few, min(most_calls, int(_SECONDS_A_TURN / _seconds(one, device, few))))
+        for name, one in prepared.items()
+    }
     for _ in range(_TURNS):
         for name, one in prepared.items():
-            least[name] = min(least[name], _seconds(one, device, calls[name]))
+            turns[name].append(_seconds(one, device, calls[name]))
     device.timer.synchronize()
-    return least
+    return turns
 
 
 def _seconds(prepared: _Prepared, device: Device, calls: int) -> float:
