@@ -286,7 +286,9 @@ class _Listening(SingleProcess):
     def gather(self, values: Array) -> Array:
         """Twice the values."""
         self.heard = values
-        return array_module(values).stack([values, values])
+        answer = array_module(values).empty((2, *values.shape), values.dtype)
+        answer[...] = values
+        return answer
 
 
 def sync_batch_norm_cases() -> Iterator[Case]:

@@ -76,7 +76,10 @@ def placed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*arguments: P.args, **options: P.kwargs) -> R:
-        with place_of(arguments[0] if arguments else options.get(name)):
+        place = place_of(arguments[0] if arguments else options.get(name))
+        if place is _NOWHERE_ELSE:
+            return function(*arguments, **options)
+        with place:
             return function(*arguments, **options)
 
     return run

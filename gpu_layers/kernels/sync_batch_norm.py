@@ -58,7 +58,7 @@ def sync_batch_norm_normalize(
     return _normalize(arrays, (eps, channels_last, activation, folding))
 
 
-def sync_batch_norm_sums(dy: Array, saved: BatchNormSaved) -> Array:
+def sync_batch_norm_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.sync_batch_norm_sums``, as kernels."""
     arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
     return _sums(arrays, (saved.channels_last, saved.activation))
@@ -104,11 +104,12 @@ def _normalize(
 
 
 @Launcher
-def _sums(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> Array:
+def _sums(operands: Operands, numbers: Numbers, channels_last: bool, activation: str) -> tuple[Array, Array, Array]:
     x, statistics = operands[1], operands[2]
     sums = empty((2, statistics.shape[1]), statistics.dtype, x)
-    gradient_sums((*operands, *x.program.rows(sums)), (channels_last, activation))
-    return sums
+    dgamma, dbeta = x.program.rows(sums)
+    gradient_sums((*operands, dgamma, dbeta), (channels_last, activation))
+    return sums, dgamma, dbeta
 
 
 @Launcher

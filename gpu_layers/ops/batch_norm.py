@@ -225,14 +225,15 @@ def batch_norm_double_backward(
                 f"{name} must be {dtype} of shape {list(shape)}, got {described(one.dtype)} of shape {list(one.shape)}"
             )
     saved.check_unwritten()
-    xp = array_module(dy)
-    with place_of(dy):
-        ddx, ddgamma, ddbeta = (
-            xp.zeros(*like) if one is None else one
-            for one, like in zip(given, (of_x, of_channel, of_channel), strict=False)
-        )
-        if dy.size == 0:
-            return xp.empty(dy.shape, dy.dtype), xp.empty(dy.shape, dy.dtype), xp.zeros(*of_channel)
+    if ddx is None or ddgamma is None or ddbeta is None or dy.size == 0:
+        xp = array_module(dy)
+        with place_of(dy):
+            ddx, ddgamma, ddbeta = (
+                xp.zeros(*like) if one is None else one
+                for one, like in zip(given, (of_x, of_channel, of_channel), strict=False)
+            )
+            if dy.size == 0:
+                return xp.empty(dy.shape, dy.dtype), xp.empty(dy.shape, dy.dtype), xp.zeros(*of_channel)
     return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved)
 
 

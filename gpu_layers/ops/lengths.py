@@ -62,7 +62,8 @@ def checked_lengths(values: np.ndarray, x: Array, batched: bool, spatial: tuple[
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"lengths must have the shape {expected}, got {list(values.shape)}")
     values = values.reshape(samples, rank)
-    if values.size and (values.min() < 0 or (values > np.asarray(spatial)).any()):
+    # A negative one is large without its sign.
+    if values.size and (values.astype(np.uint64) > np.array(spatial, np.uint64)).any():
         raise ValueError(f"lengths must be in 0 .. the input's size {list(spatial)}, got {values.tolist()[:8]}")
     result: np.ndarray = values
     return result

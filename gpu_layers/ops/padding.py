@@ -69,10 +69,11 @@ def _of_lengths(lengths: np.ndarray, x: Array, spatial: tuple[int, ...]) -> Vali
     valid = _in_use.get(key)
     if valid is None:
         lengths = checked_lengths(lengths, x, True, spatial).astype(np.int64)
-        sizes, shape = lengths.prod(axis=1), (len(lengths), *spatial)
-        first = int((sizes > 0).argmax()) * math.prod(spatial) if sizes.any() else 0
+        sizes, shape = lengths.prod(axis=1).tolist(), (len(lengths), *spatial)
+        count = sum(sizes)
+        first = next(sample for sample, size in enumerate(sizes) if size) * math.prod(spatial) if count else 0
         pack = partial(backend.valid_words, shape, array_module(x).asarray(lengths), None)
-        valid = _in_use[key] = ValidPositions(shape, lengths, None, first, int(sizes.sum()), pack)
+        valid = _in_use[key] = ValidPositions(shape, lengths, None, first, count, pack)
     return valid
 
 

@@ -22,6 +22,7 @@ from gpu_layers.ops.batch_norm import (
     check_input,
     checked_forward,
 )
+from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.runtime.backend import backend_for
 
@@ -140,10 +141,17 @@ def sync_batch_norm_forward(
         If the other processes do not answer, or while a graph is captured.
     """
     backend_for(x, optional=(gamma, beta, residual))
-    _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
-    eps = check_eps(eps, accumulation_dtype(x.dtype))
+    phi, eps = _checked((x, gamma, beta, residual), activation, channels_last, eps)
     check_communicator(communicator)
     return checked_sync_forward(x, gamma, beta, communicator, eps, residual, phi, channels_last, valid)
+
+
+@Checked
+def _checked(arrays: tuple[Array, ...], activation: str | None, channels_last: bool, eps: float) -> tuple[str, float]:
+    """The activation's name, and eps."""
+    x, gamma, beta, residual = arrays
+    _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
+    return phi, check_eps(eps, accumulation_dtype(x.dtype))
 
 
 @placed
@@ -227,16 +235,16 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
-    xp, statistics, is_empty = array_module(dy), local.statistics, local.count == 0
-    nothing = (2, statistics.shape[1]), statistics.dtype
-    sums = xp.zeros(*nothing) if is_empty else backend.sync_batch_norm_sums(dy, local)
-    told = saved.communicator.gather(sums)
-    if is_empty:
+    xp = array_module(dy)
+    if local.count == 0:
+        sums = dgamma, dbeta = xp.zeros((2, local.statistics.shape[1]), local.statistics.dtype)
+        saved.communicator.gather(sums)
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
-        count = xp.asarray(saved.count, np.float64)
+        sums, dgamma, dbeta = backend.sync_batch_norm_sums(dy, local)
+        told = saved.communicator.gather(sums)
+        count = xp.asarray(saved.count, np.float64) if isinstance(saved.count, int) else saved.count
         dx, dresidual = backend.sync_batch_norm_input_gradient(dy, local, told, count)
-    dgamma, dbeta = sums
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

@@ -82,9 +82,10 @@ def sync_batch_norm_normalize(
     return *batch_norm_inference(x, *given), np.asarray(count)
 
 
-def sync_batch_norm_sums(dy: np.ndarray, saved: BatchNormSaved) -> np.ndarray:
-    """``dgamma`` and ``dbeta`` of a part, (2, C): :func:`batch_norm_gradient_sums` in one array."""
-    return np.stack(batch_norm_gradient_sums(dy, saved))
+def sync_batch_norm_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``dgamma`` and ``dbeta`` of a part, (2, C): :func:`batch_norm_gradient_sums` in one array; and either of it."""
+    sums = np.stack(batch_norm_gradient_sums(dy, saved))
+    return sums, sums[0], sums[1]
 
 
 def sync_batch_norm_input_gradient(
@@ -97,7 +98,7 @@ def sync_batch_norm_input_gradient(
     dy : ndarray
     saved : BatchNormSaved
     told : ndarray, shape (parts, 2, C)
-        :func:`sync_batch_norm_sums` of each.
+        Sums of :func:`sync_batch_norm_sums` of each.
     count : ndarray of float64, shape ()
         Values per channel in all parts.
 

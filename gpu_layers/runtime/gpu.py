@@ -251,7 +251,11 @@ def _bound(steps: list[Any], program: Any, cupy: ModuleType) -> list[BoundStep]:
         pieces = [small] * bool(small) + [[step] for step in steps if step.size > _SMALL]
         return [_bound_memory(piece, program.needs_array, cupy) for piece in pieces]
     if kind is Views:
-        return bound_views(steps, program, program.needs_array)
+        # Those that are results or copied have the array's dtype.
+        part_of = lambda array, first, shape: cupy.ndarray(  # noqa: E731
+            shape, array.dtype, array.data + first * array.dtype.itemsize
+        )
+        return bound_views(steps, program, program.needs_array, part_of)
     if kind is Compute:
         return [_bound_computation(step, cupy) for step in steps]
     if kind is Deliver:
@@ -274,8 +278,13 @@ def _bound_delivery(step: Deliver, cupy: ModuleType) -> BoundStep:
     return deliver
 
 
-def bound_views(steps: Sequence[Views], program: Any, needs_array: Container[int]) -> list[BoundStep]:
-    """Functions that put the parts of arrays in their slots: arrays where they are needed, and the addresses."""
+def bound_views(
+    steps: Sequence[Views], program: Any, needs_array: Container[int], part_of: Callable[..., Any]
+) -> list[BoundStep]:
+    """Functions that put the parts of arrays in their slots: arrays where they are needed, and the addresses.
+
+    ``part_of(array, first, shape)`` is an array on part of the memory of another, after so many elements.
+    """
     used = set(program.needs_array)
     used.update(
         argument.index
@@ -300,18 +309,17 @@ def bound_views(steps: Sequence[Views], program: Any, needs_array: Container[int
 
     bound: list[BoundStep] = [addresses] if places else []
     for step in steps:
-        parts = [(slot, *part) for slot, part in zip(step.slots, step.parts, strict=True) if slot in needs_array]
+        parts = [part for part in zip(step.slots, step.offsets, step.shapes, strict=True) if part[0] in needs_array]
         if parts:
-            bound.append(_bound_parts(step.of, parts))
+            bound.append(_bound_parts(step.of, parts, part_of))
     return bound
 
 
-def _bound_parts(of: int, parts: list[tuple[int, slice, tuple[int, ...]]]) -> BoundStep:
+def _bound_parts(of: int, parts: list[tuple[int, int, tuple[int, ...]]], part_of: Callable[..., Any]) -> BoundStep:
     def arrays(objects: list[Any], slots: object, stream: object) -> None:
-        # Those that are results or copied have the array's dtype.
-        flat = objects[of].reshape(-1)
-        for slot, part, shape in parts:
-            objects[slot] = flat[part].reshape(shape)
+        whole = objects[of]
+        for slot, first, shape in parts:
+            objects[slot] = part_of(whole, first, shape)
 
     return arrays
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -144,8 +145,12 @@ def _bound(steps: list[Any], program: Any) -> list[BoundStep]:
         return [_emulated(step) for step in steps] if device is None else [bound_launches(steps, program.slots, device)]
     if kind is Views:
         # The emulator takes tensors.
-        return bound_views(steps, program, range(program.slots) if device is None else program.needs_array)
+        return bound_views(steps, program, range(program.slots) if device is None else program.needs_array, _part_of)
     return [_bound_delivery(step) if kind is Deliver else _bound_tensor(step, device) for step in steps]
+
+
+def _part_of(tensor: torch.Tensor, first: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return tensor.reshape(-1)[first : first + math.prod(shape)].reshape(shape)
 
 
 def _bound_delivery(step: Deliver) -> BoundStep:

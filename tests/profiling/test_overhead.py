@@ -24,8 +24,16 @@ def test_every_operation_and_pass():
     ]
     for entry in entries:
         assert all(0 < entry[f"{name}_us"] < 1e5 for name in ("ours", "torch", "add"))
-        for name in ("add", "torch"):
-            assert entry[f"of_{name}"] == pytest.approx(entry["ours_us"] / entry[f"{name}_us"])
+        assert all(0 < entry[f"of_{name}"] < 1e5 for name in ("add", "torch"))
+
+
+def test_ratios_are_of_neighbouring_turns(monkeypatch):
+    """The host was slower for a while: in the second turns, and in half of the third."""
+    turns = {"ours": [2.0, 4.0, 4.0], "torch": [4.0, 8.0, 8.0], "add": [1.0, 2.0, 1.0]}
+    monkeypatch.setattr(overhead, "_seconds_of_turns", lambda *_: turns)
+    (entry, _) = measure_overhead(EmulatedDevice(), calls=2, operations=[RELU])
+    assert (entry["ours_us"], entry["torch_us"], entry["add_us"]) == (2e6, 4e6, 1e6)
+    assert (entry["of_add"], entry["of_torch"]) == (2, 0.5)
 
 
 def test_layers_are_measured_against_modules():

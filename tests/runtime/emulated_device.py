@@ -41,6 +41,9 @@ class Pointer:
     def __init__(self, memory, ptr):
         self.memory, self.ptr, self.device_id = memory, ptr, memory.device_id
 
+    def __add__(self, offset):
+        return Pointer(self.memory, self.ptr + offset)
+
     def copy_from_device_async(self, source, size):
         """CuPy's: on the current stream of the current device."""
         assert self.device_id == source.device_id
