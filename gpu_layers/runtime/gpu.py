@@ -32,7 +32,8 @@ _SHARED_BY_DEFAULT = 48 * 1024
 # Percent of the memory of L1 cache and shared memory that goes to shared memory.
 _CARVE_OUT = 100
 _POINTER = 8
-# Bytes of an array that shares a piece of memory with others: a piece costs the host a third of what a launch does.
+# Bytes of an array that shares a piece of memory with others, which may outlive it: to ask for memory takes the host
+# as long as a launch does.
 _SMALL = 16 * 1024
 # Where arrays in it begin: at multiples of what the driver aligns memory to.
 _APART = 256
@@ -201,7 +202,7 @@ def _aligned(size: int) -> int:
 def bound_steps(program: Any, bind: Callable[[list[Any]], list[BoundStep]]) -> list[BoundStep]:
     """The steps as they run; ``bind`` takes some of one type that follow one another.
 
-    Memory comes first, then the parts of it and of the arrays that are given: launches follow one another for longer.
+    Memory comes first, then the parts of it and of the arrays that are given, so that more launches follow one another.
     """
     made = {step.slot for step in program.steps if isinstance(step, Compute)}
 
