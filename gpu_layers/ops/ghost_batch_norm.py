@@ -23,7 +23,6 @@ from gpu_layers.runtime.backend import backend_for
 __all__ = ["GhostBatchNormSaved", "ghost_batch_norm_backward", "ghost_batch_norm_forward"]
 
 
-@placed
 def ghost_batch_norm_forward(
     x: Array,
     gamma: Array,
