@@ -41,7 +41,7 @@ class Checked(Generic[Result]):
                 described += (None,) if array is None else (array.shape, array.dtype)
             key = tuple(described)
         else:
-            key = (key, arrays.shape, arrays.dtype)
+            key = (key, (arrays.shape, arrays.dtype))
         found = self._found.get(key, self)
         if found is self:
             found = self._check(arrays, *arguments)
