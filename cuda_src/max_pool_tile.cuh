@@ -225,6 +225,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             return outside[0];
         }
     }();
+    // Of wide windows moving rows is a tenth of the work. Older GPUs, and wider types, have no registers for
+    // more than one output at a time.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+    constexpr int kRound = 1;
+#else
+    constexpr int kRound = kInPairs && Kernel > 3 ? Kernel : 1;
+#endif
     // More would take too many registers.
     constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
@@ -309,7 +316,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                                        input.row(0, 1), input.width < kAsked ? 0 : vector,
                                        min((end - 1) * Stride - Pad + Kernel, input.height) - asked);
             const int top = begin * Stride - Pad;
-            walk_down<Tile, Best>(
+            walk_down<Tile, Best, kRound>(
                 begin, end,
                 [&](int h) {
                     ahead.ask();

@@ -298,23 +298,18 @@ struct RowsAhead {
 // taken once and carried to the windows below.
 //   walk_down<Tile, Sums>(begin, end, [&](int h) { return sums_of_row(h); },
 //                         [&](int row, Sums(&rows)[3]) { write(row, rows[0] + rows[1] + rows[2]); });
+//   Unroll              outputs of a round: of Kernel ones the rows come round to their registers, and none
+//                       is moved
 //   take(h)             Row made of row h of the input
 //   finish(row, rows)   an output, made of the rows of its window; those that the next one shares are carried
 //                       to it as it leaves them
-template <typename Tile, typename Row, typename Take, typename Finish>
+template <typename Tile, typename Row, int Unroll = 1, typename Take, typename Finish>
 __device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish finish) {
     constexpr int kShared = Tile::kKernel > Tile::kStride ? Tile::kKernel - Tile::kStride : 0;
-    // Of many rows that are carried none is moved where the loop is unrolled until they come round, for which
-    // code for older GPUs has too few registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-    constexpr int kUnroll = 1;
-#else
-    constexpr int kUnroll = kShared > 2 ? Tile::kKernel : 1;
-#endif
     Row rows[Tile::kKernel];
 #pragma unroll
     for (int j = 0; j < kShared; ++j) rows[j] = take(begin * Tile::kStride - Tile::kPad + j);
-#pragma unroll kUnroll
+#pragma unroll Unroll
     for (int row = begin; row < end; ++row) {
 #pragma unroll
         for (int j = kShared; j < Tile::kKernel; ++j) rows[j] = take(row * Tile::kStride - Tile::kPad + j);
