@@ -204,7 +204,10 @@ struct PiecewiseLinearActivation {
     __device__ __forceinline__ explicit PiecewiseLinearActivation(int number)
         : slope(number == kNoActivation ? A(1) : A(0.01)), clips(number == 0) {}
 
-    __device__ __forceinline__ A forward(A x) const { return x <= A(0) ? (clips ? A(0) : x * slope) : x; }
+    __device__ __forceinline__ A forward(A x) const {
+        const A low = clips ? A(0) : x * slope;
+        return x <= A(0) ? low : x;
+    }
 
     __device__ __forceinline__ A backward(A dy, A x) const {
         const bool passes = x > A(0) || (clips && x != x);

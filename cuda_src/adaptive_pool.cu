@@ -48,6 +48,18 @@ struct AvgOutput {
     }
 };
 
+// Adds what a thread has found since the last time to what it has in shared memory, where that takes no
+// registers.
+template <typename Value>
+__device__ __forceinline__ void fold_into(Value& all, Value& some) {
+    if constexpr (Value::kFolds) {
+        all.in_row(1, 0).combine(some).put(all);
+        some = Value::identity();
+    } else {
+        some.put(all);
+    }
+}
+
 // Of planes. A row of windows reads its rows of inputs once: a thread has a vector of columns and walks down
 // them, and what it found of each column is left in shared memory, where the windows of the row take it.
 //   x        [images, input] T, aligned to 16 bytes
@@ -58,67 +70,63 @@ template <int Width, typename T, typename Finish>
 __device__ __forceinline__ void reduce_columns(const T* x, const PoolWindow& window, const Finish& finish,
                                                typename Finish::Value* columns) {
     using Value = typename Finish::Value;
-    constexpr int kAtOnce = 4;
+    constexpr int kAtOnce = 6;
     const int vectors = static_cast<int>(window.units[2]), width = vectors * Width;
     const int height = static_cast<int>(window.input[1]), outputs = static_cast<int>(window.output[2]);
     const int rows_of_block = kPoolThreads / vectors;
     const int own_row = window.by_units[2].quotient(static_cast<int>(threadIdx.x));
     const int left = (static_cast<int>(threadIdx.x) - own_row * vectors) * Width;
-    const long long rows = pool_units(window) / vectors;
+    const long long rows = window.images * window.units[0] * window.units[1];
     for (long long first = static_cast<long long>(blockIdx.x) * rows_of_block; first < rows;
          first += static_cast<long long>(gridDim.x) * rows_of_block) {
         if (own_row < rows_of_block && first + own_row < rows) {
-            const PoolPosition<int> output = pool_position<int>(window, (first + own_row) * vectors, 0);
+            const PoolPosition<int> output = pool_position<int>(window, first * vectors, own_row * vectors);
             const AdaptiveTaps depth(window, 0, output.at[0]);
             const AdaptiveTaps taps(window, 1, output.at[1]);
             const T* image = x + output.image * input_image(window) + left;
-            Value all[Width], some[Width];
+            Value* const own = columns + threadIdx.x * Width;
+            Value some[Width];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                all[k] = Value::identity();
+                Value::identity().put(own[k]);
                 some[k] = Value::from(0);
             }
             const auto fold = [&] {
-                if constexpr (Value::kFolds) {
 #pragma unroll
-                    for (int k = 0; k < Width; ++k) {
-                        all[k] = all[k].combine(some[k]);
-                        some[k] = Value::identity();
-                    }
-                }
+                for (int k = 0; k < Width; ++k) fold_into(own[k], some[k]);
             };
 #pragma unroll 1
             for (int kd = 0; kd < depth.count; ++kd) {
-                const T* source = image + ((depth.origin + kd) * height + taps.origin) * width;
-                const int tap = kd * window.kernel[1];
+                int place = ((depth.origin + kd) * height + taps.origin) * width;
+                int tap = kd * window.kernel[1], taken = 0;
 #pragma unroll 1
-                for (int kh = 0; kh < taps.count; kh += kAtOnce) {
+                for (int rest = taps.count; rest > 0; rest -= kAtOnce, tap += kAtOnce) {
                     Vector<T, Width> values[kAtOnce];
 #pragma unroll
                     for (int u = 0; u < kAtOnce; ++u) {
-                        if (kh + u < taps.count)
-                            values[u] = Vector<T, Width>::load(source + (kh + u) * width);
+                        if (u < rest) values[u] = Vector<T, Width>::load(image + place);
+                        place += width;
                     }
 #pragma unroll
                     for (int u = 0; u < kAtOnce; ++u) {
-                        if (kh + u >= taps.count) break;
+                        if (u >= rest) break;
 #pragma unroll
-                        for (int k = 0; k < Width; ++k) some[k].take(widened(values[u], k), tap + kh + u);
+                        for (int k = 0; k < Width; ++k) some[k].take(widened(values[u], k), tap + u);
                     }
-                    if ((kh + kAtOnce) % Value::kTakes == 0) fold();
+                    taken += kAtOnce;
+                    if (!Value::kFolds || taken + kAtOnce <= Value::kTakes) continue;
+                    taken = 0;
+                    fold();
                 }
                 fold();
             }
-#pragma unroll
-            for (int k = 0; k < Width; ++k)
-                (Value::kFolds ? all[k] : some[k]).put(columns[own_row * width + left + k]);
         }
         __syncthreads();
         const int here = static_cast<int>(min(static_cast<long long>(rows_of_block), rows - first));
         for (int i = threadIdx.x; i < here * outputs; i += kPoolThreads) {
             const int row = window.by_output[2].quotient(i), place = i - row * outputs;
             const AdaptiveTaps taps(window, 2, place);
-            PoolPosition<int> output = pool_position<int>(window, (first + row) * vectors, 0);
+            PoolPosition<int> output = pool_position<int>(window, first * vectors, row * vectors);
             output.at[2] = place;
             Value value = Value::identity();
             for (int k = 0; k < taps.count; ++k)
@@ -129,7 +137,23 @@ __device__ __forceinline__ void reduce_columns(const T* x, const PoolWindow& win
     }
 }
 
-// Of channels side by side: a block has a window, and each of its rows of threads a part of the positions.
+// The window of a block, and the first of the vectors of its channels.
+struct BlockWindow {
+    PoolPosition<int> output;
+    long long vectors_before;  // of the windows before this one
+    int first_group;
+
+    __device__ __forceinline__ BlockWindow(const PoolWindow& window, int lanes, int block) {
+        const int groups = static_cast<int>(window.groups), tiles = (groups + lanes - 1) / lanes;
+        const int number = block / tiles;
+        vectors_before = static_cast<long long>(number) * groups;
+        output = pool_position<int>(window, vectors_before, 0);
+        first_group = (block - number * tiles) * lanes;
+    }
+};
+
+// Of channels side by side: a block has a window, and each of its rows of threads a part of its pieces, which
+// are kAtOnce neighbours of a row.
 //   x       [images, input, groups] of Width T, aligned to 16 bytes
 //   lanes   vectors of channels of a block, a power of two up to 32
 // Launch: 1-D, kPoolThreads, one block for each window and each `lanes` of its vectors.
@@ -137,23 +161,23 @@ template <typename T, typename Finish>
 __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& window, const Finish& finish,
                                                int lanes) {
     using Value = typename Finish::Value;
-    constexpr int kWidth = kVectorWidth<T>, kAtOnce = 4;
-    __shared__ Value partial[kPoolThreads][kWidth];
+    constexpr int kWidth = kVectorWidth<T>, kAtOnce = 6;
+    // What threads have found, of value k of all threads side by side: no conflicts.
+    __shared__ Value partial[kWidth][kPoolThreads];
     const int slots = kPoolThreads / lanes, lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
-    const int groups = static_cast<int>(window.groups), tiles = (groups + lanes - 1) / lanes;
-    const int block = blockIdx.x / tiles, group = (blockIdx.x - block * tiles) * lanes + lane;
-    const PoolPosition<int> output = pool_position<int>(window, static_cast<long long>(block) * groups, 0);
-    Value all[kWidth], some[kWidth];
+    const int groups = static_cast<int>(window.groups);
+    const BlockWindow own(window, lanes, static_cast<int>(blockIdx.x));
+    const PoolPosition<int>& output = own.output;
+    const int group = own.first_group + lane;
+    Value some[kWidth];
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) all[k] = some[k] = Value::identity();
+    for (int k = 0; k < kWidth; ++k) {
+        some[k] = Value::identity();
+        some[k].put(partial[k][threadIdx.x]);
+    }
     const auto fold = [&] {
-        if constexpr (Value::kFolds) {
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) {
-                all[k] = all[k].combine(some[k]);
-                some[k] = Value::identity();
-            }
-        }
+        for (int k = 0; k < kWidth; ++k) fold_into(partial[k][threadIdx.x], some[k]);
     };
     if (group < groups) {
         const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
@@ -162,71 +186,59 @@ __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& win
         // The values of an image can be counted in 32 bits.
         const int step = groups * kWidth, size = static_cast<int>(input_image(window)) * kWidth;
         const T* image = x + kept(output.image * size + group * kWidth);
-        // From a position of a thread to its next one, but for the end of a row.
-        const int down = slots / columns.count, across = slots - down * columns.count;
-        const int next_tap = down * window.kernel[2] + across, next_place = down * width + across;
+        const int pieces = (columns.count + kAtOnce - 1) / kAtOnce;
+        const int down = slots / pieces, across = slots - down * pieces;
 #pragma unroll 1
         for (int kd = 0; kd < depth.count; ++kd) {
-            const int first = kd * window.kernel[1] * window.kernel[2];
-            const int end = first + rows.count * window.kernel[2];
             const int corner = ((depth.origin + kd) * height + rows.origin) * width + columns.origin;
-            const int kh = slot / columns.count;
-            int kw = slot - kh * columns.count, taken = 0;
-            int tap = first + kh * window.kernel[2] + kw, place = corner + kh * width + kw;
-            if (kd == 0 && tap < end) {
+            int kh = slot / pieces, piece = slot - kh * pieces, taken = 0;
+            if (kd == 0 && kh < rows.count) {
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) some[k] = Value::from(tap);
+                for (int k = 0; k < kWidth; ++k)
+                    some[k] = Value::from(kh * window.kernel[2] + piece * kAtOnce);
             }
-            while (tap < end) {
+#pragma unroll 1
+            while (kh < rows.count) {
+                const int kw = piece * kAtOnce, left = columns.count - kw;
+                const int tap = tap_number(window, kd, kh, kw);
+                const T* source = image + (corner + kh * width + kw) * step;
                 Vector<T> values[kAtOnce];
-                int taps[kAtOnce];
 #pragma unroll
                 for (int u = 0; u < kAtOnce; ++u) {
-                    taps[u] = tap;
-                    if (tap < end) values[u] = Vector<T>::load(image + place * step);
-                    tap += next_tap;
-                    place += next_place;
-                    kw += across;
-                    if (kw >= columns.count) {
-                        kw -= columns.count;
-                        tap += window.kernel[2] - columns.count;
-                        place += width - columns.count;
-                    }
+                    if (u < left) values[u] = Vector<T>::load(source);
+                    source += step;
                 }
 #pragma unroll
                 for (int u = 0; u < kAtOnce; ++u) {
-                    if (taps[u] >= end) break;
+                    if (u >= left) break;
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), taps[u]);
+                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), tap + u);
+                }
+                kh += down;
+                piece += across;
+                if (piece >= pieces) {
+                    piece -= pieces;
+                    ++kh;
                 }
                 taken += kAtOnce;
-                if (taken < Value::kTakes) continue;
+                if (!Value::kFolds || taken + kAtOnce <= Value::kTakes) continue;
                 taken = 0;
                 fold();
             }
             fold();
         }
     }
-    if constexpr (!Value::kFolds) {
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) all[k] = some[k];
+    __syncthreads();
+    // A thread combines what all slots have of a channel. Its window is found again: the loop has no
+    // registers to keep it.
+    const BlockWindow found(window, lanes, static_cast<int>(kept(blockIdx.x)));
+    for (int i = threadIdx.x; i < lanes * kWidth; i += kPoolThreads) {
+        const int k = i % kWidth, vector = i / kWidth;
+        if (found.first_group + vector >= groups) break;
+        Value value = partial[k][vector].in_row(1, 0);
+        for (int j = 1; j < slots; ++j) value = value.combine(partial[k][j * lanes + vector].in_row(1, 0));
+        finish(window, found.output, (found.vectors_before + found.first_group) * kWidth + i, value);
     }
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) all[k].put(partial[threadIdx.x][k]);
-    // Two halves at a time.
-    for (int half = slots / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (slot >= half) continue;
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-            all[k] = all[k].combine(partial[threadIdx.x + half * lanes][k].in_row(1, 0));
-            all[k].put(partial[threadIdx.x][k]);
-        }
-    }
-    if (slot > 0 || group >= groups) return;
-    const long long first = (static_cast<long long>(block) * groups + group) * kWidth;
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) finish(window, output, first + k, all[k]);
 }
 
 template <typename T, bool ChannelsLast, typename Finish>
@@ -245,8 +257,18 @@ __device__ __forceinline__ void reduce_adaptive(const T* x, const PoolWindow& wi
 }
 
 // Blocks of the forward that must fit on a multiprocessor at once: its threads keep what they found of eight
-// columns, or channels, and the vectors that they wait for.
+// columns, or channels, and the vectors that they wait for. Sums of what takes a conversion each, and those
+// of Blackwell's code, would be spilled.
 constexpr int kForwardBlocks = 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <typename T>
+constexpr int kSumBlocks = 2;
+#else
+template <typename T>
+constexpr int kSumBlocks = kForwardBlocks;
+template <>
+constexpr int kSumBlocks<__half> = 2;
+#endif
 
 // As max_pool_forward, of large windows.
 //   x, y, argmax   as there
@@ -264,95 +286,87 @@ __global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
 //   x, y   as there
 // Launch: as max_pool_forward_adaptive.
 template <typename T, bool ChannelsLast>
-__global__ void __launch_bounds__(kPoolThreads, kForwardBlocks)
+__global__ void __launch_bounds__(kPoolThreads, kSumBlocks<T>)
     avg_pool_forward_adaptive(const T* x, T* y, int lanes, PoolWindow window,
                               PoolDivisor<accumulate_t<T>> divisor) {
     reduce_adaptive<T, ChannelsLast>(x, window, AvgOutput<T>{y, divisor}, lanes);
 }
 
-// Writes the rows of inputs whose first window along height is the position's, a vector of each: neighbours
-// of a plane, as far as the row goes, or channels. Calls make(height, row) for the vector of a row where it
-// may be another than that above.
-//   dx          [images, input, groups]
-//   same(row)   whether a row under the position's windows alone is as the one above it
-template <bool ChannelsLast, typename T, typename Same, typename Make>
-__device__ __forceinline__ void write_own_rows(const PoolWindow& window, const PoolPosition<int>& position,
-                                               T* dx, Same same, Make make) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const int height = static_cast<int>(window.input[1]), rows = static_cast<int>(window.output[1]);
-    const int begin = window.by_output[1].quotient(position.at[1] * height + rows - 1);
-    const int end = window.by_output[1].quotient((position.at[1] + 1) * height + rows - 1);
-    const int width = static_cast<int>(window.input[2]), left = position.at[2] * (ChannelsLast ? 1 : kWidth);
-    const long long step = width * window.groups * (ChannelsLast ? kWidth : 1);
-    T* target = dx + position.image * input_image(window) * (ChannelsLast ? kWidth : 1) +
-                (position.at[0] * height + begin) * step +
-                (position.at[2] * static_cast<int>(window.groups) + position.group) * kWidth;
-    Vector<T> result;
-    int above = -1;
-#pragma unroll 1
-    for (int row = begin; row < end; ++row, target += step) {
-        CoveringWindows<int> over(window, 1, row);
-        over.first = position.at[1];
-        if (over.last != above || !same(row)) result = make(over, row);
-        above = over.last;
-        store_pieces<ChannelsLast, kWidth>(result, target, width - left, width);
-    }
-}
-
 // As avg_pool_backward, of adaptive windows of which few are over an element.
 //   dy, dx   as there
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are vectors, of planes along the
-// width, of the rows of inputs of each row of windows.
+// width, of the rows of inputs that a row of windows is the first over.
 template <typename T, bool ChannelsLast>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     avg_pool_backward_adaptive(const T* dy, T* dx, PoolWindow window, PoolDivisor<accumulate_t<T>> divisor) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kVectorWidth<T>, kColumns = ChannelsLast ? 1 : kWidth;
+    const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
     const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
-    const int groups = static_cast<int>(window.groups);
+    const int groups = static_cast<int>(window.groups), channels = ChannelsLast ? kWidth : 1;
     for_each_unit<int>(window, [&](const PoolPosition<int>& position, long long) {
-        const T* image = dy + position.image * output_image(window) * (ChannelsLast ? kWidth : 1);
+        const T* image = dy + position.image * output_image(window) * channels;
+        const int left = position.at[2] * kColumns, first = position.at[1];
         const CoveringWindows<int> depth(window, 0, position.at[0]);
-        const int left = position.at[2] * kColumns;
-        const auto make = [&](const CoveringWindows<int>& height, int) {
-            A sum[kWidth] = {}, row[kWidth] = {};
-            int known[2] = {-1, -1}, plane_taps = 0;
-            const auto visit = [&](const int (&output)[3]) {
-                if (output[0] != known[0] || output[1] != known[1]) {
-                    known[0] = output[0], known[1] = output[1];
-                    plane_taps =
-                        AdaptiveTaps(window, 0, output[0]).count * AdaptiveTaps(window, 1, output[1]).count;
-                }
-                const AdaptiveTaps taps(window, 2, output[2]);
-                const A factor = divisor.of_taps(static_cast<long long>(plane_taps) * taps.count);
-                const int place = (output[0] * rows + output[1]) * columns + output[2];
-                if constexpr (ChannelsLast) {
-                    const Vector<T> gradients =
-                        Vector<T>::load(image + (place * groups + position.group) * kWidth);
+        const int first_column = CoveringWindows<int>(window, 2, left).first;
+        const int last_column = CoveringWindows<int>(window, 2, min(left + kColumns, width) - 1).last;
+        // What rows under the windows first .. last along height get, from the last window to the first.
+        const auto gradients_under = [&](int last) {
+            A sum[kWidth] = {};
+#pragma unroll 1
+            for (int d = depth.last; d >= depth.first; --d) {
+                const int deep = AdaptiveTaps(window, 0, d).count;
+#pragma unroll 1
+                for (int h = last; h >= first; --h) {
+                    const int plane = deep * AdaptiveTaps(window, 1, h).count;
+                    const int row_of_windows = (d * rows + h) * columns;
+                    A row[kWidth] = {};
+#pragma unroll 1
+                    for (int w = last_column; w >= first_column; --w) {
+                        const AdaptiveTaps taps(window, 2, w);
+                        const A factor = divisor.of_taps(static_cast<long long>(plane) * taps.count);
+                        const int place = row_of_windows + w;
+                        if constexpr (ChannelsLast) {
+                            const Vector<T> gradients =
+                                Vector<T>::load(image + (place * groups + position.group) * kWidth);
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k) row[k] += widened(gradients, k) * factor;
-                } else {
-                    const A share = to_accumulate(image[place]) * factor;
+                            for (int k = 0; k < kWidth; ++k) row[k] += widened(gradients, k) * factor;
+                        } else {
+                            const A share = to_accumulate(image[place]) * factor;
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k) {
-                        if (static_cast<unsigned>(left + k - taps.origin) < static_cast<unsigned>(taps.count))
-                            row[k] += share;
+                            for (int k = 0; k < kWidth; ++k) {
+                                if (static_cast<unsigned>(left + k - taps.origin) <
+                                    static_cast<unsigned>(taps.count))
+                                    row[k] += share;
+                            }
+                        }
                     }
-                }
-            };
-            for_each_window_over_vector<kColumns>(window, depth, height, left, visit, [&] {
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k) {
-                    sum[k] += row[k];
-                    row[k] = A(0);
+                    for (int k = 0; k < kWidth; ++k) sum[k] += row[k];
                 }
-            });
-            Vector<T> result;
-#pragma unroll
-            for (int k = 0; k < kWidth; ++k) result[k] = from_accumulate<T>(sum[k]);
-            return result;
+            }
+            return rounded<T>(sum);
         };
-        write_own_rows<ChannelsLast>(window, position, dx, [](int) { return true; }, make);
+        const auto first_row_of = [&](int windows) {
+            return window.by_output[1].quotient(windows * height + rows - 1);
+        };
+        const long long step = static_cast<long long>(width) * groups * channels;
+        const int end = first_row_of(first + 1);
+        int row = first_row_of(first);
+        T* target = dx + position.image * input_image(window) * channels +
+                    (position.at[0] * height + row) * step +
+                    (position.at[2] * groups + position.group) * kWidth;
+        // Rows under the same windows are alike: those up to where the next window begins.
+        int last = first, next = AdaptiveTaps(window, 1, first + 1).origin;
+#pragma unroll 1
+        while (row < end) {
+            while (next <= row) next = AdaptiveTaps(window, 1, ++last + 1).origin;
+            const Vector<T> gradients = gradients_under(last);
+            const int alike = min(next, end);
+#pragma unroll 1
+            for (; row < alike; ++row, target += step)
+                store_pieces<ChannelsLast, kWidth>(gradients, target, width - left, width);
+        }
     });
 }
 

@@ -62,7 +62,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
         };
         if constexpr (!Deep) {
             walk_down<Tile, Sums>(
-                begin, end, [&](int, int h) { return row_sums(depth.origin, h); },
+                begin, end, [&](int h) { return row_sums(depth.origin, h); },
                 [&](int row, const Sums(&rows)[Kernel]) {
                     Sums sums = {};
 #pragma unroll

@@ -68,6 +68,7 @@ struct GradientBeforeActivation {
         const auto each = [&](auto backward) {
 #pragma unroll
             for (int u = 0; u < Count; ++u) {
+                if (!some.any(u)) continue;
                 const Vector<T, Width>& gradients = source.of(loaded[u]);
 #pragma unroll
                 for (int k = 0; k < Width; ++k) {
@@ -166,24 +167,17 @@ struct InputGradients {
 
     template <int Count, typename Some = AllOfVectors>
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
-        Vector<T, Width> results[Count], passed[Count];
-#pragma unroll
-        for (int u = 0; u < Count; ++u) {
-#pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                if (some.has(u, k)) continue;
-                results[u][k] = passed[u][k] = from_accumulate<T>(A(0));
-            }
-        }
+        A results[Count][Width] = {}, passed[Count][Width] = {};
         gradient.template vectors<Count>(i, step, some, norms, [&](int u, int k, A dz, A x) {
-            results[u][k] = from_accumulate<T>(apply(dz, x, channel_of<Channels>(k)));
-            if (kAddsResidual<Fused>) passed[u][k] = from_accumulate<T>(dz);
+            results[u][k] = apply(dz, x, channel_of<Channels>(k));
+            passed[u][k] = dz;
         });
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
             if (!some.exists(u)) continue;
-            results[u].store(dx + i + u * step);
-            if (kAddsResidual<Fused> && dresidual != nullptr) passed[u].store(dresidual + i + u * step);
+            rounded<T, Width>(results[u]).store(dx + i + u * step);
+            if (kAddsResidual<Fused> && dresidual != nullptr)
+                rounded<T, Width>(passed[u]).store(dresidual + i + u * step);
         }
     }
 };

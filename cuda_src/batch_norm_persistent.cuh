@@ -26,6 +26,13 @@ struct GroupBlock {
     __device__ __forceinline__ void wait(unsigned int* barrier_count) {
         group_barrier(barrier_count + group, arrivals += blocks);
     }
+    // The same of a warp, whose first thread alone has written something; the others wait where the block
+    // meets.
+    __device__ __forceinline__ void wait_of_warp(unsigned int* barrier_count) {
+        arrivals += blocks;
+        if (linear_thread() == 0) arrive_and_wait(barrier_count + group, arrivals);
+        __syncwarp();
+    }
 };
 
 // What one thread keeps, in the order in which it came. No other thread looks at it.
@@ -83,10 +90,10 @@ __device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, Gro
     __shared__ decltype(result.read(0)) numbers;
     typename Result::Part part;
     reduce_channels(layout, values, scratch, [&](int k, const Value& all) { part = part_of(k, all); });
-    if (layout.blocks > 1) {
+    if (layout.blocks > 1 && linear_thread() < kWarpThreads) {
         if (linear_thread() == 0) result.write_part(part, channel, block.rank, layout.blocks);
-        block.wait(barrier_count);
-        if (linear_thread() < kWarpThreads) part = result.merged(channel, layout.blocks);
+        block.wait_of_warp(barrier_count);
+        part = result.merged(channel, layout.blocks);
     }
     if (linear_thread() == 0) {
         numbers = result.finished(part, channel);

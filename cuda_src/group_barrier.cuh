@@ -40,22 +40,25 @@ __device__ __forceinline__ unsigned int add_acquire_release(unsigned int* counte
 #endif
 
 // Waits until so many arrivals have been counted: the blocks of the group times the barriers so far, this one
-// included. What a block wrote to global memory before it, all others see after it: __syncthreads() orders
-// the writes of the block before the arrival of its first thread, and its reads after what that thread has
-// seen.
+// included. What a block wrote to global memory before it, all others see after it.
 //   barrier_count   in global memory, 0 when the launch begins; of this group alone
 //   parts[rank] = sum_of_own_part();
 //   group_barrier(barrier_count, blocks);  // the next one waits for 2 * blocks
 //   for (int i = 0; i < blocks; ++i) sum += parts[i];
 // Only in a cooperative launch, whose blocks are all resident: otherwise those that wait might keep the
-// others from starting. All threads of the block must call it.
+// others from starting.
+//
+// By one thread, for what it wrote itself; who meets it afterwards, in the block, sees what it sees.
+__device__ __forceinline__ void arrive_and_wait(unsigned int* barrier_count, unsigned int expected) {
+    add_release(barrier_count, 1u);
+    // Reading alone does not hold up those that still arrive.
+    while (load_acquire(barrier_count) < expected) __nanosleep(32);
+}
+// By all threads of a block: __syncthreads() orders the writes of the block before the arrival of its first
+// thread, and its reads after what that thread has seen.
 __device__ __forceinline__ void group_barrier(unsigned int* barrier_count, unsigned int expected) {
     __syncthreads();
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-        add_release(barrier_count, 1u);
-        // Reading alone does not hold up those that still arrive.
-        while (load_acquire(barrier_count) < expected) __nanosleep(32);
-    }
+    if (threadIdx.x == 0 && threadIdx.y == 0) arrive_and_wait(barrier_count, expected);
     __syncthreads();
 }
 

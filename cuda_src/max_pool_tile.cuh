@@ -66,21 +66,32 @@ struct HalfPair;
 template <>
 struct HalfPair<__half> {
     using type = __half2;
-    static constexpr unsigned int kNegativeInfinity = 0xfc00fc00;
+    static constexpr unsigned int kInfinity = 0x7c007c00, kNegativeInfinity = 0xfc00fc00;
 };
 template <>
 struct HalfPair<__nv_bfloat16> {
     using type = __nv_bfloat162;
-    static constexpr unsigned int kNegativeInfinity = 0xff80ff80;
+    static constexpr unsigned int kInfinity = 0x7f807f80, kNegativeInfinity = 0xff80ff80;
 };
+
+// A pair of half values, of the bits of a word.
+template <typename T>
+__device__ __forceinline__ typename HalfPair<T>::type pair_of(unsigned int word) {
+    typename HalfPair<T>::type pair;
+    memcpy(&pair, &word, sizeof(pair));
+    return pair;
+}
 
 // All bits of each half of `value` that is larger than that of `best`, or NaN; values are pairs in words.
 template <typename T>
 __device__ __forceinline__ unsigned int larger_or_nan(unsigned int value, unsigned int best) {
-    typename HalfPair<T>::type pair, best_pair;
-    memcpy(&pair, &value, sizeof(pair));
-    memcpy(&best_pair, &best, sizeof(best_pair));
-    return __hgt2_mask(pair, best_pair) | __hneu2_mask(pair, pair);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    return __hgt2_mask(pair_of<T>(value), pair_of<T>(best)) |
+           __hneu2_mask(pair_of<T>(value), pair_of<T>(value));
+#else
+    // The smaller of a NaN and infinity is infinity, than which only a NaN is not at most as large.
+    return __hgtu2_mask(pair_of<T>(value), __hmin2(pair_of<T>(best), pair_of<T>(HalfPair<T>::kInfinity)));
+#endif
 }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 // Of bfloat16 these are instructions since compute capability 9.0 only.
@@ -153,6 +164,28 @@ __device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
     return kd * Kernel * Kernel - (window.kernel[1] < Kernel ? Pad * Kernel : 0);
 }
 
+// The largest of the rows of a window. Of five rows, one after the other, the first three carry the larger of
+// their own and the row below, which is how they come to the next window: three comparisons in place of four.
+//   is_first   of a strip: rows are what was read
+template <int Stride, typename Best, int Kernel>
+__device__ __forceinline__ Best largest_of_rows(Best (&rows)[Kernel], bool is_first) {
+    Best best = rows[0];
+    if constexpr (Kernel == 5 && Stride == 1) {
+        if (is_first) {
+#pragma unroll
+            for (int j = 0; j < 3; ++j) rows[j].take(rows[j + 1]);
+            best = rows[0];
+        }
+        rows[3].take(rows[4]);
+        best.take(rows[2]);
+        best.take(rows[4]);
+    } else {
+#pragma unroll
+        for (int j = 1; j < Kernel; ++j) best.take(rows[j]);
+    }
+    return best;
+}
+
 // Values are pooled as they are.
 struct AsTheyAre {
     template <typename T, int Width>
@@ -183,10 +216,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
     accumulate_t<T> infinity;
     set_negative_infinity(infinity);
     const Vector<T, 1> outside = filled<T, 1>(from_accumulate<T>(infinity));
-    struct Best : RunningMax<T, kLanes> {
-        // From one window to the next, whose rows are Stride further down.
-        __device__ __forceinline__ void carry() { this->renumber(Stride * Kernel); }
-    };
+    using Best = RunningMax<T, kLanes>;
     constexpr bool kInPairs = Best::kInPairs;
     const auto nothing = [&] {
         if constexpr (kInPairs) {
@@ -195,6 +225,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             return outside[0];
         }
     }();
+    // Of wide windows moving rows is a tenth of the work. Older GPUs, and wider types, have no registers for
+    // more than one output at a time.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+    constexpr int kRound = 1;
+#else
+    constexpr int kRound = kInPairs && Kernel > 3 ? Kernel : 1;
+#endif
     // More would take too many registers.
     constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
@@ -204,13 +241,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const int column = tile.at[2] * kColumns, left = column * Stride - Pad;
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
-        // Row h of the input, at depth d: row j of the windows, whose taps in this depth begin with
-        // first_tap. A tap outside the input is replaced by the nearest inside, value and number: that one is
-        // seen twice, which changes nothing. Beside a row of channels first it is -inf, which is never
-        // larger, with the number of the first tap inside.
-        const auto row_max = [&](int d, int h, int j, int first_tap) {
+        // Row h of the input, at depth d. Its taps are numbered as those of windows that begin in row `top`,
+        // where they begin with first_tap. A tap outside the input is replaced by the nearest inside, value
+        // and number: that one is seen twice, which changes nothing. Beside a row of channels first it is
+        // -inf, which is never larger, with the number of the first tap inside.
+        const auto row_max = [&](int d, int h, int top, int first_tap) {
             const int nearest = min(max(h, 0), input.height - 1);
-            const int row_tap = first_tap + (j + nearest - h) * Kernel;
+            const int row_tap = first_tap + (nearest - top) * Kernel;
             const T* start = image + input.row(d, nearest);
             int first[kLanes];
 #pragma unroll
@@ -278,16 +315,17 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             RowsAhead<T, kAsked> ahead(image + input.row(depth.origin, asked) + place * vector,
                                        input.row(0, 1), input.width < kAsked ? 0 : vector,
                                        min((end - 1) * Stride - Pad + Kernel, input.height) - asked);
-            walk_down<Tile, Best>(
+            const int top = begin * Stride - Pad;
+            walk_down<Tile, Best, kRound>(
                 begin, end,
-                [&](int j, int h) {
+                [&](int h) {
                     ahead.ask();
-                    return row_max(depth.origin, h, j, first_tap_of<Kernel, Pad>(window, 0));
+                    return row_max(depth.origin, h, top, first_tap_of<Kernel, Pad>(window, 0));
                 },
                 [&](int row, Best(&rows)[Kernel]) {
-#pragma unroll
-                    for (int j = 1; j < Kernel; ++j) rows[0].take(rows[j]);
-                    write(row, rows[0]);
+                    Best best = largest_of_rows<Stride>(rows, row == begin);
+                    best.renumber((row - begin) * Stride * Kernel);
+                    write(row, best);
                 });
         } else {
 #pragma unroll 1
@@ -302,7 +340,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                     const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
 #pragma unroll kRowsAtOnce
                     for (int j = 0; j < Kernel; ++j) {
-                        const Best row_best = row_max(d, top + j, j, first_tap);
+                        const Best row_best = row_max(d, top + j, top, first_tap);
                         if (kd == depth.begin && j == 0) {
                             best = row_best;
                         } else {

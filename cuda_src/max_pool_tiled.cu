@@ -7,17 +7,19 @@
 #include "max_pool_tile.cuh"
 
 // Blocks that must fit on a multiprocessor at once: threads keep the largest of a row for each row of a
-// window.
-template <int Kernel, bool ChannelsLast>
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// window. With four, what Blackwell's code for deep windows needs would be spilled.
+template <int Kernel, bool ChannelsLast, bool Deep>
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 constexpr int kForwardBlocks = Kernel > 3 ? 2 : 4;
-#else
+#elif __CUDA_ARCH__ < 1000
 constexpr int kForwardBlocks = Kernel > 3 ? (ChannelsLast ? 2 : 3) : 4;
+#else
+constexpr int kForwardBlocks = Kernel > 3 ? 2 : (Deep && !ChannelsLast ? 3 : 4);
 #endif
 
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads, Kernel <= 3 ? 4 : 2)
+__global__ void __launch_bounds__(kPoolThreads, (kForwardBlocks<Kernel, ChannelsLast, Deep>))
     max_pool_forward_tiled(const T* x, T* y, unsigned char* argmax, int strip, PoolWindow window) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
         forward_strips<decltype(whole)::value, T, Kernel, Stride, Pad, ChannelsLast, Deep>(x, y, argmax,

@@ -605,13 +605,17 @@ struct Normalize {
                                           Finish finish) const {
 #pragma unroll
         for (int u = 0; u < Count; ++u) {
+            if (!some.any(u)) {
+                values[u] = filled<T, Width>(from_accumulate<T>(A(0)));
+                continue;
+            }
+            A results[Width];
 #pragma unroll
             for (int k = 0; k < Width; ++k) {
-                A z(0);
-                if (some.has(u, k))
-                    z = finish(norms[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
-                values[u][k] = from_accumulate<T>(z);
+                const A z = finish(norms[channel_of<Channels>(k)].apply(widened(values[u], k)), u, k);
+                results[k] = some.has(u, k) ? z : A(0);
             }
+            values[u] = rounded<T, Width>(results);
         }
     }
 };

@@ -214,8 +214,6 @@ struct RowSums {
             for (int k = 0; k < Width; ++k) at[c][k] += row.at[c][k];
         }
     }
-    // Of a row they are the same for every window.
-    __device__ __forceinline__ void carry() {}
 };
 
 // Writes sums of a row, rounded, to places first, ... of a row of `size`, as far as they are inside.
@@ -244,14 +242,6 @@ __device__ __forceinline__ void store_tile(const Vector<T, Lanes>& lanes, T* row
             if (first + i < size) target[i] = lanes[i];
         }
     }
-}
-
-template <typename T, int Width>
-__device__ __forceinline__ Vector<T, Width> filled(T value) {
-    Vector<T, Width> vector;
-#pragma unroll
-    for (int k = 0; k < Width; ++k) vector[k] = value;
-    return vector;
 }
 
 // The sizes of an array's images, which have fewer than 2^31 values.
@@ -306,26 +296,26 @@ struct RowsAhead {
 
 // Walks down the outputs begin .. end - 1 of a strip, whose windows share rows of inputs: each of those is
 // taken once and carried to the windows below.
-//   walk_down<Tile, Sums>(begin, end, [&](int, int h) { return sums_of_row(h); },
+//   walk_down<Tile, Sums>(begin, end, [&](int h) { return sums_of_row(h); },
 //                         [&](int row, Sums(&rows)[3]) { write(row, rows[0] + rows[1] + rows[2]); });
-//   take(j, h)          Row made of row h of the input, which is row j of a window
-//   finish(row, rows)   an output, made of the rows of its window
-template <typename Tile, typename Row, typename Take, typename Finish>
+//   Unroll              outputs of a round: of Kernel ones the rows come round to their registers, and none
+//                       is moved
+//   take(h)             Row made of row h of the input
+//   finish(row, rows)   an output, made of the rows of its window; those that the next one shares are carried
+//                       to it as it leaves them
+template <typename Tile, typename Row, int Unroll = 1, typename Take, typename Finish>
 __device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish finish) {
     constexpr int kShared = Tile::kKernel > Tile::kStride ? Tile::kKernel - Tile::kStride : 0;
     Row rows[Tile::kKernel];
 #pragma unroll
-    for (int j = 0; j < kShared; ++j) rows[j] = take(j, begin * Tile::kStride - Tile::kPad + j);
-#pragma unroll 1
+    for (int j = 0; j < kShared; ++j) rows[j] = take(begin * Tile::kStride - Tile::kPad + j);
+#pragma unroll Unroll
     for (int row = begin; row < end; ++row) {
 #pragma unroll
-        for (int j = kShared; j < Tile::kKernel; ++j) rows[j] = take(j, row * Tile::kStride - Tile::kPad + j);
+        for (int j = kShared; j < Tile::kKernel; ++j) rows[j] = take(row * Tile::kStride - Tile::kPad + j);
         finish(row, rows);
 #pragma unroll
-        for (int j = 0; j < kShared; ++j) {
-            rows[j] = rows[j + Tile::kStride];
-            rows[j].carry();
-        }
+        for (int j = 0; j < kShared; ++j) rows[j] = rows[j + Tile::kStride];
     }
 }
 

@@ -269,32 +269,6 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
     }
 }
 
-// The windows over a vector of neighbours in a row, at columns left .. left + Width - 1 of a row of inputs
-// whose windows along depth and height are known: calls visit(output) for them, from the last to the first,
-// in the order of the taps, and end_row() after each row of them.
-//   for_each_window_over_vector<8>(window, depth, height, left, [&](const int(&output)[3]) { ... });
-template <int Width, typename Visit, typename EndRow = Nothing>
-__device__ __forceinline__ void for_each_window_over_vector(const PoolWindow& window,
-                                                            const CoveringWindows<int>& depth,
-                                                            const CoveringWindows<int>& height, int left,
-                                                            Visit visit, EndRow end_row = EndRow()) {
-    const int first = CoveringWindows<int>(window, 2, left).first;
-    const int right = min(left + Width, static_cast<int>(window.input[2])) - 1;
-    const int last = CoveringWindows<int>(window, 2, right).last;
-#pragma unroll 1
-    for (int d = depth.last; d >= depth.first; --d) {
-#pragma unroll 1
-        for (int h = height.last; h >= height.first; --h) {
-#pragma unroll 1
-            for (int w = last; w >= first; --w) {
-                const int output[3] = {d, h, w};
-                visit(output);
-            }
-            end_row();
-        }
-    }
-}
-
 // Neighbours of a row of `size`, as far as they are inside: `left` are. A row that does not consist of whole
 // vectors may consist of halves or quarters of them.
 //   Whole   it consists of whole vectors

@@ -105,6 +105,15 @@ struct Vector {
     }
 };
 
+// The same value N times.
+template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> filled(T value) {
+    Vector<T, N> vector;
+#pragma unroll
+    for (int k = 0; k < N; ++k) vector[k] = value;
+    return vector;
+}
+
 // Value number k as it is calculated with.
 template <typename T, int N>
 __device__ __forceinline__ accumulate_t<T> widened(const Vector<T, N>& vector, int k) {

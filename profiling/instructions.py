@@ -777,6 +777,20 @@ def _hset2(modifiers: list[str], operands: list[str]) -> Action:
     return act
 
 
+def _hmnmx2(modifiers: list[str], operands: list[str]) -> Action:
+    if "NAN" in modifiers or "XORSIGN" in modifiers or operands[2:4] != ["+INF", "+INF"] or operands[4] != "PT":
+        raise UnknownInstructionError("HMNMX2 that is no smaller of a pair and infinity")
+    put, is_bfloat = _put(operands[0]), "BF16_V2" in modifiers
+    value, infinity = _halves(operands[1], is_bfloat), U32(0x7F80 if is_bfloat else 0x7C00)
+
+    def act(threads: Any, at: Any) -> None:
+        bits = _bits(operands[1], False)(threads, at)
+        halves = zip(value(threads, at), (bits & U32(0xFFFF), bits >> U32(16)), strict=True)
+        put(threads, at, _pack(*(np.where(np.isnan(single), infinity, half) for single, half in halves)))
+
+    return act
+
+
 def _from_integer(modifiers: list[str], operands: list[str]) -> Action:
     read, whole = integer, _signed
     if "U64" in modifiers:
@@ -875,6 +889,7 @@ _BUILDERS: dict[str, Builder] = {
     "HADD2": _hadd2,
     "HFMA2": _hfma2,
     "HSET2": _hset2,
+    "HMNMX2": _hmnmx2,
     "I2F": _from_integer,
     "I2FP": _from_integer,
     "F2I": _to_integer,

@@ -41,6 +41,8 @@ _LANES, _SECTOR = 32, 32
 _RUNNING, _ASLEEP, _AT_JOIN, _AT_BARRIER, _DONE = range(5)
 # Where the parameters begin in the bank of constants, and where a block's shared memory begins: a kilobyte is reserved.
 _PARAMETERS, _SHARED_BASE = 0x210, 0x400
+# Generic addresses of shared memory have these upper 32 bits, which no array's have.
+_SHARED_WINDOW = 0x7FFF0000
 _JOINS = 16
 # What waits for copies to shared memory waits for this register, which no load writes to.
 _COPIES = 255
@@ -266,6 +268,7 @@ class _Machine:
             "SR_CTAID.Z": number // (grid[0] * grid[1]),
             "SR_LANEID": self._lane,
             "SR_CgaCtaId": np.zeros(count, np.int64),
+            "SR_SWINHI": np.full(count, _SHARED_WINDOW, np.int64),
         }
         self._pc = np.zeros(count, np.int64)
         self._state = np.where(thread < size, _RUNNING, _DONE)
@@ -599,17 +602,37 @@ class _Machine:
 
     def _shared_places(self, text: str, where: Any, size: int) -> tuple[Any, np.ndarray, np.ndarray]:
         """Shared memory in units of an access, of four bytes at most: blocks and places that an access begins at."""
-        places = self._address(text, where) - _SHARED_BASE
+        view, places = self._shared_units(self._address(text, where), size)
+        return view, self._block_of[where], places
+
+    def _shared_units(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        places = addresses - _SHARED_BASE
         if (places < 0).any() or (places + size > self._shared_size).any() or (places % size).any():
             raise MachineError(f"{self._kernel.symbol}: shared memory outside the block's, or misaligned")
-        view = self._shared.view({1: np.uint8, 2: np.uint16}.get(size, U32))
-        return view, self._block_of[where], places // min(size, 4)
+        return self._shared.view({1: np.uint8, 2: np.uint16}.get(size, U32)), places // min(size, 4)
 
     def _load_shared(self, step: _Step, where: Any) -> None:
         size = _access_bytes(step.instruction.opcode)
         view, blocks, places = self._shared_places(step.operands[1], where, size)
         words = [view[blocks, places + word] for word in range(max(1, size // 4))]
         self._keep(_row(step.operands[0]), where, words, step.instruction.opcode)
+
+    def _load_generic(self, step: _Step, where: Any) -> None:
+        """From shared memory or from global memory, as each thread's address tells."""
+        row, size = _row(step.operands[0]), _access_bytes(step.instruction.opcode)
+        addresses, lanes = self._address(step.operands[1], where), self._indices(where)
+        is_shared = addresses >> 32 == _SHARED_WINDOW
+        for chosen in (is_shared, ~is_shared):
+            if not chosen.any():
+                continue
+            if chosen is is_shared:
+                view, places = self._shared_units(addresses[chosen] & 0xFFFFFFFF, size)
+                blocks = self._block_of[lanes[chosen]]
+                words = [view[blocks, places + word] for word in range(max(1, size // 4))]
+            else:
+                words = self.memory.load(addresses[chosen].astype(U64), size)
+                self._note_read(addresses[chosen].astype(U64), size, lanes[chosen], range(row, row + len(words)))
+            self._keep(row, lanes[chosen], words, step.instruction.opcode)
 
     def _copy_to_shared(self, step: _Step, where: Any) -> None:
         """From global memory: it is there at once, but a warp waits where it says so."""
@@ -766,6 +789,7 @@ _EFFECTS: dict[str, Callable[[_Machine, _Step, Any], None]] = {
     "B2R": _Machine._barrier_result,
     "S2R": _Machine._special_register,
     "S2UR": _Machine._special_register,
+    "LD": _Machine._load_generic,
     "LDG": _Machine._load_global,
     "STG": _Machine._store_global,
     "LDS": _Machine._load_shared,

@@ -172,8 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture, e.g. model.png")
     options = parser.parse_args(arguments)
     try:
-        modelled = [operation for operation in OPERATIONS if operation.is_modelled]
-        cases = selected(all_cases(modelled, options.dtypes), options.only)
+        cases = selected(all_cases(OPERATIONS, options.dtypes), options.only)
         if options.largest:
             cases = _largest(cases)
         run = Run("modelled", environment(gpu=False))

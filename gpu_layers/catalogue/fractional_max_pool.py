@@ -141,6 +141,4 @@ FRACTIONAL_MAX_POOL = Operation(
     layouts=(False, True),
     # PyTorch draws numbers of its own.
     is_random=True,
-    # A kernel computes the starts of the windows.
-    is_modelled=False,
 )

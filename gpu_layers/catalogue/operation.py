@@ -181,8 +181,6 @@ class Operation:
         Whether others give other results by design.
     is_training : bool
         Whether a backward may follow, for which forward keeps what it needs.
-    is_modelled : bool
-        Whether the model can execute the kernels: where they read does not depend on what others have computed.
     """
 
     name: str
@@ -209,7 +207,6 @@ class Operation:
     independent: str = "images"
     is_random: bool = False
     is_training: bool = True
-    is_modelled: bool = True
 
     def sizes(self, shape: Shape, itemsize: int) -> Sizes:
         """What byte counts of a shape (N, C, *spatial) are made of."""

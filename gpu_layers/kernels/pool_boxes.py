@@ -13,7 +13,7 @@ from gpu_layers.runtime.limits import limits
 BOX_BYTES = 24 * 1024
 # Planes side by side, which are read in whole sectors: a box has so many places of them. Outputs of some planes
 # together at most: so many that a block is worth its beginning. Rows of a box at least.
-_SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 1024, 4
+_SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 4096, 4
 #: Layout of ``PoolBoxes``.
 BOXES = np.dtype(
     [

@@ -53,6 +53,8 @@ def _named(name):
         ("avg_pool", "float32", True),
         ("global_avg_pool", "bfloat16", False),
         ("lp_pool", "bfloat16", False),
+        ("fractional_max_pool", "bfloat16", False),
+        ("fractional_max_pool", "float32", True),
     ],
 )
 def test_it_writes_the_bits_that_the_emulated_source_writes(name, dtype, channels_last):
@@ -99,6 +101,20 @@ def test_lanes_that_part_are_counted_one_way_after_the_other(tmp_path):
     assert sum(square_roots) == 9  # as often as the lane with most rounds, for the whole warp
     # The neighbours have the sums, which only lanes that met again can hand over.
     assert np.nonzero(y)[0].tolist() == [2, 16, 31]
+
+
+@pytest.mark.parametrize(("kind", "infinity"), [("f16x2", 0x7C00), ("bf16x2", 0x7F80)])
+def test_the_smaller_of_a_pair_and_infinity(tmp_path, kind, infinity):
+    source = f"""
+    extern "C" __global__ void smaller(const unsigned int* x, unsigned int* y) {{
+        asm("min.{kind} %0, %1, %2;" : "=r"(y[threadIdx.x]) : "r"(x[threadIdx.x]), "r"({infinity * 0x10001}u));
+    }}"""
+    sign, nan = 0x8000, infinity + 3
+    x = np.array([infinity, infinity | sign, nan, nan | sign, 0, sign, 1, infinity - 1], np.uint16).view(np.uint32)
+    y = np.zeros_like(x)
+    execute(compiled(source, "smaller", tmp_path), (1, 1, 1), (x.size, 1, 1), [x, y])
+    # A NaN is not taken.
+    assert y.view(np.uint16).tolist() == [infinity, infinity | sign, infinity, infinity, 0, sign, 1, infinity - 1]
 
 
 def test_barriers_and_shared_memory(tmp_path):
