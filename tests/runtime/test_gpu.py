@@ -3,6 +3,7 @@ context."""
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.core import headers
 from gpu_layers.runtime import gpu, nvrtc
 from gpu_layers.runtime.kernel import all_kernels
-from gpu_layers.runtime.steps import CooperativeLaunchRefusedError, Launch, Slot
+from gpu_layers.runtime.steps import Allocate, Compute, CooperativeLaunchRefusedError, Launch, Slot, Views
 from tests.runtime.fake_cupy import SHARED_BY_DEFAULT, STATIC_SHARED, CUDADriverError, stand_in
 
 RELU = next(kernel for kernel in all_kernels() if kernel.name == "relu_forward<float>")
@@ -103,6 +104,26 @@ def test_arguments_of_a_call_are_packed_anew(fake):
         begin(None, [y, x], None)
     assert [launched.args for launched in cupy.launches] == [[2**63 + 1, 3, 0, 4], [5, 2**64 - 1, 0, 4]]
     assert all(address % 8 == 0 for launched in cupy.launches for address in launched.addresses)
+
+
+def test_memory_comes_first_so_that_launches_follow_one_another():
+    first, second, third = (launch_of(shared_bytes) for shared_bytes in (1, 2, 3))
+    memory = Allocate(4, (2, 8), np.dtype(np.float32))
+    copied = Compute(6, np.copy, (0,))
+    of_memory, of_copied = (Views((of + 1,), of, (8,), ((8,),), memory.dtype) for of in (memory.slot, copied.slot))
+    steps = [first, copied, of_copied, second, memory, of_memory, third]
+    groups = []
+    bound = gpu.bound_steps(SimpleNamespace(steps=steps), lambda group: (groups.append(group), group)[1])
+    assert groups == [[memory], [of_memory], [first], [copied], [of_copied], [second, third]]
+    assert bound == [one for group in groups for one in group]
+
+
+def test_launches_of_one_buffer(fake):
+    cupy = fake()
+    gpu.bound_launches([launch_of(), launch_of(shared_bytes=5)], 2, 0)(None, [3, 7], None)
+    assert [(one.args, one.shared_bytes) for one in cupy.launches] == [([7, 3, 0, 4], 0), ([7, 3, 0, 4], 5)]
+    x, y = cupy.launches
+    assert x.addresses[:2] == y.addresses[:2]
 
 
 def test_structs_and_null_pointers_are_packed_once(fake):
