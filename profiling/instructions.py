@@ -63,7 +63,7 @@ def split(operands: str) -> list[str]:
 
 
 def _constant(text: str) -> Callable[..., Any] | None:
-    """A word of a bank of constants, or one that lies ``more`` bytes behind it; None for any other operand."""
+    """A word of a bank of constants, or one that lies ``more`` bytes after it; None for any other operand."""
     found = re.fullmatch(_CONSTANT, text)
     if found is None:
         return None

@@ -173,7 +173,7 @@ _CLAIMS = (
 
 
 def _plane(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Numbers no two of which are closer than 1."""
+    """Numbers, no two closer than 1."""
     return rng.permutation(size * size).reshape(1, 1, size, size).astype(np.float64)
 
 

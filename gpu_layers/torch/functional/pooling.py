@@ -149,7 +149,7 @@ def _placed_averages(
 
 
 def _are_covered(placing: Placing) -> bool:
-    """Whether the image is at least as large as a window, which torch wants of averages over three axes."""
+    """Whether the image is at least as large as a window, which torch requires of averages over three axes."""
     return all(size >= k for size, k in zip(placing.spatial, placing.numbers[0], strict=True))
 
 
