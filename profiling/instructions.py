@@ -39,7 +39,7 @@ class UnknownInstructionError(Exception):
 
 
 def register(text: str) -> int | None:
-    """Row of ``R7`` or ``UR7``; None for what is no register."""
+    """Row of ``R7`` or ``UR7``; None for anything else."""
     found = re.fullmatch(r"(U?)R(Z|\d+)", text)
     if found is None:
         return None
@@ -49,7 +49,7 @@ def register(text: str) -> int | None:
 
 
 def predicate(text: str) -> tuple[int, bool] | None:
-    """Row of ``P3``, and whether it is negated (``!P3``); None for what is no predicate."""
+    """Row of ``P3``, and whether it is negated (``!P3``); None for anything else."""
     found = re.fullmatch(r"(!?)(U?)P(T|\d)", text)
     if found is None:
         return None

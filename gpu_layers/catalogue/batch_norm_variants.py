@@ -364,7 +364,7 @@ def _merging(dtype: np.dtype) -> Case:
     def inputs() -> Arrays:
         arrays: Arrays = {f"counts {counts}": np.array(counts, np.float64) for counts in _COUNTS}
         for channels in (5, 300):
-            # Between parts lies what is none of their statistics.
+            # Between parts lies memory that holds none of their statistics.
             arrays |= {f"parts {channels}": abs(normal((4, 2 * channels + 3), dtype, "parts", mean=3.0))}
             arrays |= {f"mean {channels}": normal((channels,), dtype), f"var {channels}": np.full(channels, 3, dtype)}
         return arrays | {"batches": np.array(2)}

@@ -251,7 +251,7 @@ def test_only_the_gradients_that_are_needed_are_computed(wanted, training, monke
         assert called == ["batch_norm_inference_backward" if parameters else "batch_norm_input_gradient"]
 
 
-def test_results_are_no_views_that_a_layer_behind_could_not_change():
+def test_results_are_no_views_which_a_later_layer_could_not_change():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(2, 3, 8, 8, dtype=dtype).to(memory_format=memory_format).requires_grad_()
