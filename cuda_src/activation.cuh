@@ -3,7 +3,10 @@
 // forward(x) is phi(x), backward(dy, x) is dy * phi'(x). Relu and LeakyRelu are exact; errors of the others
 // follow from those of the functions they call (CUDA C++ Programming Guide, mathematical functions): exp 2
 // units in the last place in float and 1 in double, tanh 2 and 2, erfc 4 and 5, and 2 for the division.
-//   with_activation<T>(number, [&](auto phi) { y = phi.forward(x); });
+//   with_activation<T>(number, [&](auto phi) {
+//       y = phi.forward(x);
+//       dx = phi.backward(dy, x);
+//   });
 //
 // Of half types those that are not piecewise linear are calculated otherwise: half_activation.cuh.
 #pragma once

@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kPoolThreads, kSumBlocks<T>)
     reduce_adaptive<T, ChannelsLast>(x, window, AvgOutput<T>{y, divisor}, lanes);
 }
 
-// As avg_pool_backward, of adaptive windows of which few are over an element.
+// As avg_pool_backward, of adaptive windows, few of them over an element.
 //   dy, dx   as there
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are vectors, of planes along the
 // width, of the rows of inputs that a row of windows is the first over.
@@ -370,10 +370,10 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     });
 }
 
-// Threads of a block that has a box, most of which only clear it and write it: few, which begin less often.
+// Threads of a block that has a box; most of them only clear it and write it. Few, which begin less often.
 constexpr int kBoxThreads = 128;
 
-// As max_pool_backward, of adaptive windows of which few are over an element: the last of those that chose it
+// As max_pool_backward, of adaptive windows, few of them over an element: the last of those that chose it
 // adds up the gradients of all, into a box in shared memory.
 //   dy, argmax, dx   as there
 // Launch: 1-D, kBoxThreads, any number of blocks (grid-stride); boxes are of inputs, of kBoxBytes at most.

@@ -23,6 +23,7 @@ __device__ __forceinline__ void store_taps(unsigned char* argmax, long long i, c
 // Width taps of vector number i, as store_argmax has saved them:
 //   int chosen[4];
 //   load_argmax<4>(argmax, i, chosen, window.argmax_bytes);  // of elements 4 i .. 4 i + 3
+//   store_argmax<4>(copy, i, chosen, window.argmax_bytes);
 //   argmax   aligned to 16 bytes
 //   bytes    of a tap: 1, 2 or 4
 template <int Width>
@@ -50,6 +51,9 @@ __device__ __forceinline__ void store_argmax(unsigned char* argmax, long long i,
 }
 
 // Whether tap number k of several, of one byte each, is the one that all bytes of `repeated` are.
+//   const unsigned int sought = repeated_tap(tap);
+//   const auto saved = Vector<unsigned char, 8>::load(argmax + i);
+//   if (is_repeated_tap(saved, k, sought)) sum += dy[k];
 template <int Count>
 __device__ __forceinline__ bool is_repeated_tap(const Vector<unsigned char, Count>& argmax, int k,
                                                 unsigned int repeated) {

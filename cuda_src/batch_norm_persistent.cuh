@@ -1,5 +1,10 @@
 // What the kernels that read once share: where a block keeps what it read, and the backward from any source
 // of gradients. See batch_norm_persistent.cu.
+//
+// A kernel gives its arguments and shared memory to one of two functions:
+//   DYNAMIC_SHARED(slots);
+//   forward_persistent<T, kIdentity>(x, result, nullptr, kNoActivation, y, barrier_count, slots, layout);
+//   backward_persistent<T, kIdentity, GradientArray<T, Layout>>({dy}, x, of_channels, ..., slots, layout);
 #pragma once
 
 #include "batch_norm_backward.cuh"
@@ -12,6 +17,11 @@
 constexpr int kPersistentBlocks = 2;
 
 // This block's group and part.
+//   GroupBlock block(layout.blocks);
+//   for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
+//       ...                         // its part of the tile: block.rank of block.blocks
+//       block.wait(barrier_count);  // until the others of the group are here
+//   }
 struct GroupBlock {
     int rank, group, groups;
     unsigned int blocks, arrivals;
@@ -36,6 +46,9 @@ struct GroupBlock {
 };
 
 // What one thread keeps, in the order in which it came. No other thread looks at it.
+//   SharedCache<T, Width> kept(slots), again(slots);
+//   kept.put(vector);                                   // or kept.fetch(x + i), and wait_for_copies()
+//   const Vector<T, Width> same = again.get_vector();
 template <typename T, int Width>
 struct SharedCache {
     uint4* slot;
@@ -81,6 +94,9 @@ struct SharedCache {
 // which all threads get as agreed(channel); written they are, too. See write_result.
 //   values, scratch   see reduce_channels
 //   part_of(k, all)   a block's part, from what reduce_channels makes of its values
+//   const auto agreed = agree(layout, tile, block, barrier_count, result, sums, scratch,
+//                             [](int, const GradientSums<A>& all) { return all; });
+//   const ChannelGradients<A> numbers = agreed(channel + k);
 //
 // Of planes each block merges for itself, ...
 template <typename Result, typename Value, int Size, typename PartOf>
@@ -138,6 +154,9 @@ constexpr int kFetched = 4;
 template <Epilogue Fused, typename Valid>
 constexpr int kTaken = Fused == kIdentity || !kCountsAll<Valid> ? 2 : 4;
 
+//   FetchArray<T, Width> fetch{x, SharedCache<T, Width>(slots)};
+//   for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
+//   wait_for_copies();  // the bodies below take the values in this order
 template <typename T, int Width>
 struct FetchArray {
     const T* array;

@@ -359,7 +359,7 @@ __device__ __forceinline__ void count_kept(unsigned int (&counts)[Blocks][4], co
 // blocks of each lane; but where rows have masks of their own, and may be short, each one of one block.
 //   x, features      as in dropout_apply_blocks
 //   sample_ids       number of each row; not used if all is one row
-//   row              spans of a row, the first and last of which may reach beyond it
+//   row              spans of a row; the first and the last may reach beyond it
 //   mean, variance   [n] of what T is computed in
 // rule's shift and what dropped elements become are not used.
 template <typename T, bool BySample>

@@ -9,13 +9,13 @@ constexpr int kElementwiseUnroll = 2;
 
 // Element `at` of an array of fewer than 2^32 bytes: the distance is not a number of 64 bits.
 template <typename T>
-__device__ __forceinline__ const T* behind(const T* array, unsigned int at) {
+__device__ __forceinline__ const T* element_at(const T* array, unsigned int at) {
     return reinterpret_cast<const T*>(reinterpret_cast<const char*>(array) +
                                       at * static_cast<unsigned int>(sizeof(T)));
 }
 template <typename T>
-__device__ __forceinline__ T* behind(T* array, unsigned int at) {
-    return const_cast<T*>(behind(static_cast<const T*>(array), at));
+__device__ __forceinline__ T* element_at(T* array, unsigned int at) {
+    return const_cast<T*>(element_at(static_cast<const T*>(array), at));
 }
 
 // What a thread has of a tile of elements: up to Unroll times Width neighbours. All but `place` is the same
@@ -40,7 +40,7 @@ struct TilePart {
         source += first + done;
 #pragma unroll
         for (int u = 0; u < Unroll; ++u) {
-            if (has(u)) values[u] = Vector<T, Part>::load(behind(source, at(u)));
+            if (has(u)) values[u] = Vector<T, Part>::load(element_at(source, at(u)));
         }
     }
 
@@ -50,7 +50,7 @@ struct TilePart {
         target += first + done;
 #pragma unroll
         for (int u = 0; u < Unroll; ++u) {
-            if (has(u)) values[u].store(behind(target, at(u)));
+            if (has(u)) values[u].store(element_at(target, at(u)));
         }
     }
 
@@ -65,6 +65,11 @@ struct TilePart {
 };
 
 // Calls on_tile for the tiles of n elements, a multiple of Width.
+//   for_each_tile<2, 8>(n, [&](const TilePart<2, 8>& part) {
+//       Vector<T, 8> values[2];
+//       part.load(values, x);  // change them, then
+//       part.store(values, y);
+//   });
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 template <int Unroll, int Width, typename OnTile>
 __device__ __forceinline__ void for_each_tile(long long n, OnTile on_tile) {

@@ -13,6 +13,9 @@ constexpr int kOctetUnroll = sizeof(T) == 2 ? 2 : 1;
 // Reads the whole octets of n elements, some of a thread's at a time.
 //   source     [n] T, 16-byte aligned
 //   on_octet   called with the values of an octet, and its number
+//   for_each_octet(x, n, [&](Vector<T, kOctet>& values, long long octet) {
+//       gradient_bits[octet] = bits_of(values);
+//   });
 // Launch: 1-D, kElementwiseThreads, any number of blocks (grid-stride).
 template <typename T, typename OnOctet>
 __device__ __forceinline__ void for_each_octet(const T* source, long long n, OnOctet on_octet) {

@@ -65,6 +65,8 @@ __device__ __forceinline__ void group_barrier(unsigned int* barrier_count, unsig
 // Whether this is the last of so many blocks to come here: then it sees what each of them wrote before.
 // Nobody waits, so that any launch will do. All threads of the block must call it.
 //   arrived   in global memory, 0 when the launch begins
+//   parts[blockIdx.x] = sum_of_own_part();
+//   if (arrives_last(arrived, gridDim.x)) fold(parts);
 __device__ __forceinline__ bool arrives_last(unsigned int* arrived, unsigned int blocks) {
     __syncthreads();
     const bool is_first = threadIdx.x == 0 && threadIdx.y == 0;

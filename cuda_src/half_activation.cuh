@@ -9,9 +9,10 @@
 //
 // Each is written by t = |x|, so that what is near 0 far below 0 is no difference of larger numbers:
 //   gelu      Phi(-t) = r(t)^32. The root is nearly straight where the function falls through forty decades.
-//   gelu'     Phi(-t) - t phi(t) = (t0 - t) r(t)^n; t0 is where it is 0, and keeps its relative precision
-//   there. sigmoid   s(-t) = e / (1 + e), with e = exp(-t) = 2^n (1 + f q(f)), |f| <= 1/2, and 1 / (1 + e) =
-//   p(e) silu'     s(-t) s(t) (1 + e - t), where the last factor is 0 at t0 tanh      t r(t)
+//   gelu'     Phi(-t) - t phi(t) = (t0 - t) r(t)^n; t0 is where it is 0: there it keeps its precision
+//   sigmoid   s(-t) = e / (1 + e), with e = exp(-t) = 2^n (1 + f q(f)), |f| <= 1/2, and 1 / (1 + e) = p(e)
+//   silu'     s(-t) s(t) (1 + e - t), where the last factor is 0 at t0
+//   tanh      t r(t)
 // The other half follows: Phi(t) = 1 - Phi(-t), s(t) = 1 - s(-t), tanh and the derivatives likewise. The
 // coefficients make the largest error, in units in the last place of the result, as small as it can be
 // (linear programming over 900 Chebyshev points).
@@ -168,7 +169,7 @@ struct HalfGelu {
         const float t = fmin(fabs(x), HalfPolynomials<T>::kGeluSlopeEnd);
         const float power =
             squared<HalfPolynomials<T>::kGeluSlopeSquarings>(HalfPolynomials<T>::gelu_slope_root(t));
-        // t0 - t, or t - t0 where x is positive. t0 is kZero / kUnit, of which the second is nearly 1.
+        // t0 - t, or t - t0 where x is positive. t0 is kZero / kUnit; kUnit is nearly 1.
         constexpr float kUnit = 0.99999851f, kZero = 0.751790404f;
         const float step = step_at_zero(x), distance = fma(step, -2.0f * kZero, fma(x, kUnit, kZero));
         return dy * fma(distance, power, step);

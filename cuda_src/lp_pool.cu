@@ -23,10 +23,9 @@ __device__ __forceinline__ double product(double a, double b, double c) {
     return fma(a, bc, a * fma(b, c, -bc));
 }
 
-// What the values of a window are multiplied by before their powers are taken, as two factors of which
-// neither leaves the range: the largest becomes 1, or, of float64, is brought to [1, 2) by a power of two, so
-// that no value is rounded. (Sums of its 900th powers are within the range; for greater p values are rounded
-// too.)
+// What the values of a window are multiplied by before their powers are taken, as two factors; neither leaves
+// the range. The largest becomes 1, or, of float64, is brought to [1, 2) by a power of two, so that no value
+// is rounded. (Sums of its 900th powers are within the range; for greater p values are rounded too.)
 template <typename T>
 struct Scale {
     using C = power_t<T>;
@@ -79,9 +78,9 @@ struct PowerSum {
 // multiplied by the taps of a window over those within the padded extent.
 //   x         [images, input, groups] T
 //   y         [images, output, groups] T, or null
-//   argmax    shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null for a finite
-//   p largest   shape of y: the largest |x|; null unless slopes are wanted, of a p that is neither 1 nor
-//   infinite slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
+//   argmax    shape of y, window.argmax_bytes each: the first of equal ones, the last NaN; null if p < inf
+//   largest   shape of y: the largest |x|; null unless slopes are needed, of a p that is neither 1 nor inf
+//   slopes    shape of y: s of dy/dx = s r^(p-1), where r is |x| as Scale has it; null with largest
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)

@@ -326,7 +326,7 @@ constexpr int channel_of(int k) {
     return Channels == 1 ? 0 : k;
 }
 
-// The vectors at i, i + step, ... of an array; of one of which no value counts nothing is read.
+// The vectors at i, i + step, ... of an array; a vector none of whose values count is not read.
 template <typename T, int Width, int Count, typename Some>
 __device__ __forceinline__ void load_vectors(const T* array, long long i, long long step, const Some& some,
                                              Vector<T, Width> (&loaded)[Count]) {

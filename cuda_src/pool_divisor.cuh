@@ -6,7 +6,7 @@
 // Windows of fewer taps than this have their reciprocals made by the host.
 constexpr int kReciprocals = 128;
 
-// 1 / divisor of each window, of which few need a division.
+// 1 / divisor of each window; few need a division.
 //   const PoolExtent<Index> extent(window, lengths, sample);
 //   y = from_accumulate<T>(sum * divisor.of(window, output.at, extent));  // output.at: depth, height, width
 template <typename A>
@@ -37,7 +37,7 @@ struct PoolDivisor {
         return of_taps(taps);
     }
 
-    // 1 / divisor of a window of which so many taps count.
+    // 1 / divisor of a window with so many taps that count.
     __device__ __forceinline__ A of_taps(long long taps) const {
         if (count == 0 || taps == count) return reciprocal;
         // A window of nothing but padding sums to 0: any divisor but 0 leaves it 0.

@@ -330,7 +330,7 @@ __device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish 
 template <typename Tile, typename Sums, typename Take, typename Add, typename Write>
 __device__ __forceinline__ void gather_up(int begin, int end, int height, Take take, Add add, Write write) {
     constexpr int kStride = Tile::kStride, kFirst = Tile::kFirst, kLast = Tile::kLast;
-    // Blocks that have had some of their windows, the first of which has had all but one.
+    // Blocks that have had some of their windows; the first has had all but one.
     constexpr int kBegun = kLast - kFirst;
     static_assert(kBegun > 0, "windows side by side have nothing to gather");
     Sums begun[kBegun][kStride] = {};

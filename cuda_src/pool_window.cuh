@@ -3,6 +3,15 @@
 // All ranks are three-dimensional (depth, height, width; missing axes have size 1). Both layouts are one: an
 // image is (depth, height, width, groups) where a group is a vector of Width channels, for channels last; and
 // (depth, height, width, 1) of single values, an image being a plane, for channels first.
+//
+// A pooling whose units are outputs:
+//   for_each_unit<Index>(window, [&](const PoolPosition<Index>& output, long long unit) {
+//       const PoolExtent<Index> extent(window, lengths, output.image);
+//       const T* image = x + output.image * input_image(window);
+//       A sum = 0;
+//       for_each_tap(window, output, extent, [&](int tap, Index i) { sum += to_accumulate(image[i]); });
+//       y[unit] = from_accumulate<T>(sum);
+//   });
 #pragma once
 
 #include "fast_division.cuh"
@@ -109,6 +118,8 @@ struct PoolExtent {
 };
 
 // One window along one axis: its taps begin .. end - 1 are inside the image.
+//   const AxisTaps<Index> rows(window, 1, output.at[1], extent.size[1]);
+//   for (int tap = rows.begin; tap < rows.end; ++tap) use_row(rows.origin + tap * window.dilation[1]);
 template <typename Index>
 struct AxisTaps {
     Index origin;  // of tap 0
@@ -142,7 +153,7 @@ struct AxisTaps {
     }
 };
 
-// The same of an adaptive window, none of which is outside the image.
+// The same of an adaptive window: all of it is inside the image.
 //   const AdaptiveTaps rows(window, 1, output.at[1]);  // rows.origin .. rows.origin + rows.count - 1
 struct AdaptiveTaps {
     int origin, count;
@@ -157,6 +168,8 @@ struct AdaptiveTaps {
 };
 
 // The windows over one input element along one axis: outputs last, last - 1, ..., first.
+//   const CoveringWindows<Index> over(window, 1, input.at[1]);
+//   for (Index h = over.last; h >= over.first; --h) use(h, covering_tap(window, 1, input.at[1], h));
 template <typename Index>
 struct CoveringWindows {
     Index first, last;
@@ -240,6 +253,9 @@ __device__ __forceinline__ void for_each_tap(const PoolWindow& window, const Poo
 // Calls visit(tap, index, output) for the windows over an input element, in ascending order of the tap, and
 // end_row() after each row of them; index is that of the output vector within its image, output its place
 // along the three axes.
+//   for_each_covering_window(window, input, [&](int tap, Index i, const Index(&output)[3]) {
+//       if (image_of_argmax[i] == tap) sum += to_accumulate(image_of_dy[i]);
+//   });
 template <typename Index, typename Visit, typename EndRow = Nothing>
 __device__ __forceinline__ void for_each_covering_window(const PoolWindow& window,
                                                          const PoolPosition<Index>& input, Visit visit,
@@ -272,6 +288,9 @@ __device__ __forceinline__ void for_each_covering_window(const PoolWindow& windo
 // Neighbours of a row of `size`, as far as they are inside: `left` are. A row that does not consist of whole
 // vectors may consist of halves or quarters of them.
 //   Whole   it consists of whole vectors
+//   Vector<T, 4> body;
+//   load_pieces<false, 4>(body, row + first, width - first, width);   // the first `width - first` of four
+//   store_pieces<false, 4>(body, copy + first, width - first, width);
 template <bool Whole, int Piece, typename T, int Count>
 __device__ __forceinline__ void load_pieces(Vector<T, Count>& all, const T* source, int left, int size) {
     if constexpr (!Whole && Piece > 1) {
@@ -332,6 +351,7 @@ struct OwnInputs {
 
 // Calls visit(tap, index) for the inputs that are the window's alone; tap is negative where it skips one,
 // index that of the vector within its image.
+//   for_each_own_input(window, output, [&](int tap, Index i) { image[i] = tap == chosen ? dy : zero; });
 template <typename Index, typename Visit>
 __device__ __forceinline__ void for_each_own_input(const PoolWindow& window,
                                                    const PoolPosition<Index>& output, Visit visit) {

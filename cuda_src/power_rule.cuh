@@ -22,7 +22,9 @@ template <typename T>
 using power_t = typename Power<T>::type;
 
 // Of a whole window, and of each:
-//   const C total = sum * rule.share<C>(window, output.at);
+//   const C total = sum * rule.share<C>(window, output.at);  // of powers of a window's taps
+//   const C root = pow(total, static_cast<C>(rule.root));
+//   y = from_accumulate<T>(static_cast<accumulate_t<T>>(root));
 struct PowerRule {
     double p, root;    // p and 1 / p
     double taps;       // of a window

@@ -189,7 +189,7 @@ class Runner:
         return worst
 
     def _poison(self, case: Case) -> None:
-        """Leave NaN in the memory that results are likely to get, so that what is not written is seen."""
+        """Leave NaN in the memory that results are likely to get, so that an element that is never written is seen."""
         xp = self._device.xp
         count = -(-max(case.sizes.inputs, case.sizes.outputs) * case.sizes.itemsize // 4)
         arrays = [xp.full(count, float("nan"), "float32") for _ in range(2)]

@@ -72,7 +72,7 @@ class Gpu:
 
     @property
     def instructions_per_byte(self) -> float:
-        """Thread instructions that can be issued while a byte is copied: 7.8 on an H200, 11 on an H100."""
+        """Thread instructions that can be issued while a byte is copied: 7.9 on an H200, 11 on an H100."""
         return self.issue_rate / self.copy_rate
 
     @property

@@ -252,7 +252,7 @@ def bytes_of_a_call(case: Case) -> int:
 
 # Elements of a part: a fraction of a second in float64.
 _PART = 2**20
-# Roundings of the accumulation dtype: sums here are trees whose leaves are sums of some hundred values, of which
+# Roundings of the accumulation dtype: sums here are trees whose leaves are sums of some hundred values:
 # rounding errors, of either sign, add up to far less than this.
 _ROUNDINGS = 64
 

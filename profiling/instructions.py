@@ -39,7 +39,7 @@ class UnknownInstructionError(Exception):
 
 
 def register(text: str) -> int | None:
-    """Row of ``R7`` or ``UR7``; None for what is no register."""
+    """Row of ``R7`` or ``UR7``; None for anything else."""
     found = re.fullmatch(r"(U?)R(Z|\d+)", text)
     if found is None:
         return None
@@ -49,7 +49,7 @@ def register(text: str) -> int | None:
 
 
 def predicate(text: str) -> tuple[int, bool] | None:
-    """Row of ``P3``, and whether it is negated (``!P3``); None for what is no predicate."""
+    """Row of ``P3``, and whether it is negated (``!P3``); None for anything else."""
     found = re.fullmatch(r"(!?)(U?)P(T|\d)", text)
     if found is None:
         return None
@@ -63,7 +63,7 @@ def split(operands: str) -> list[str]:
 
 
 def _constant(text: str) -> Callable[..., Any] | None:
-    """A word of a bank of constants, or one that lies ``more`` bytes behind it; None for any other operand."""
+    """A word of a bank of constants, or one that lies ``more`` bytes after it; None for any other operand."""
     found = re.fullmatch(_CONSTANT, text)
     if found is None:
         return None

@@ -125,7 +125,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; status 1 if a limit is given and a layer's forward and backward together are above it."""
     parser = argparse.ArgumentParser(prog="python -m profiling.torch_overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=500, help="rounds of which the least counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=500, help="rounds; the fastest counts (%(default)s)")
     parser.add_argument("--calls", type=int, default=10, help="calls in a round (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the tensors: cpu or cuda (%(default)s)")
     parser.add_argument("--limit", type=float, help="largest ratio to torch's own, for forward and backward")

@@ -3,16 +3,22 @@
 import subprocess
 import sys
 
-NO_CUPY = """
+
+def absent(*packages):
+    """Code before which these packages cannot be imported."""
+    return f"""
 import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("cupy", "cupyx", "cupy_backends", "torch", "sklearn", "matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
 """
+
+
+NO_CUPY = absent("cupy", "cupyx", "cupy_backends", "torch", "sklearn", "matplotlib")
 USE = """
 import numpy as np
 import gpu_layers as gl

@@ -356,7 +356,7 @@ def _sync(
     return Case("sync_batch_norm", dtype, label, lambda: _inputs(shape, dtype, channels_last), run, allowed)
 
 
-# Values of parts: numbers that the host knows, of which a kernel is told two or all; and what the device alone knows.
+# Values of parts: numbers that the host knows (a kernel is told two or all of them); and what the device alone knows.
 _COUNTS = ((7,), (5, 5, 5, 2), (0, 4, 0, 3), (0, 0))
 
 
@@ -366,7 +366,7 @@ def _merging(dtype: np.dtype) -> Case:
     def inputs() -> Arrays:
         arrays: Arrays = {f"counts {counts}": np.array(counts, np.float64) for counts in _COUNTS}
         for channels in (5, 300):
-            # Between parts lies what is none of their statistics.
+            # Between parts lies memory that holds none of their statistics.
             arrays |= {f"parts {channels}": abs(normal((4, 2 * channels + 3), dtype, "parts", mean=3.0))}
             arrays |= {f"mean {channels}": normal((channels,), dtype), f"var {channels}": np.full(channels, 3, dtype)}
         return arrays | {"batches": np.array(2)}
@@ -452,7 +452,7 @@ GHOST_BATCH_NORM = Operation(
     forward=lambda a, last: _ghost_call(a, last, _groups(len(a["x"]))),
     backward=ops.ghost_batch_norm_backward,
     floor=_ghost_floor,
-    # In chunks, of which the results are put together by a copy.
+    # In chunks, whose results a copy puts together.
     torch_bytes=per_pass(lambda s: s.elements(3 + 2), lambda s: s.elements(5 + 2)),
     cases=(ghost_batch_norm_cases,),
     traffic=_ghost_traffic,

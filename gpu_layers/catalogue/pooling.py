@@ -522,7 +522,7 @@ PYRAMID_MAX_POOL = MAX_POOL.called(
 
 @cache
 def _second_taps(module: ModuleType, shape: Shape) -> ops.MaxPoolSaved:
-    """Of a pooling by windows of 2 x 2, of which each chose its second element."""
+    """Of a pooling by windows of 2 x 2, each of which chose its second element."""
     _, saved = launched_nowhere(lambda: ops.max_pool_forward(np.empty(shape, np.float32), (2, 2)))
     return replace(saved, argmax=module.ones(saved.argmax.shape, np.uint8))
 

@@ -104,7 +104,7 @@ def _as_text(report: Report) -> str:
         verdict = "holds" if outcome.holds else "not confirmed" if claim.is_question else "FAILED"
         lines.append(
             f"  {verdict:<13} {claim.name}: {number(outcome.measured)} {claim.criterion.relation} "
-            f"{number(claim.criterion.bound)} ({claim.criterion.quantity.en})"
+            f"{number(claim.criterion.bound)} ({claim.quantity.en})"
         )
     return "\n".join(lines)
 

@@ -253,7 +253,7 @@ def folding_rule(folding: Folding | None, dtype: np.dtype) -> np.ndarray:
 
 
 def arrivals(folding: Folding | None, like: Array) -> Array | None:
-    """What counts the blocks that are done, the last of which folds a batch in, if that needs all channels."""
+    """The count of blocks that are done, if folding a batch in needs all channels: the last block does it."""
     return like.program.allocate((1,), np.uint32, zeroed=True) if needs_all(folding) else None
 
 

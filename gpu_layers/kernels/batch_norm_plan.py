@@ -1,7 +1,7 @@
 """How the blocks of a batch-norm kernel share the values of one shape, and whether it reads them once or twice.
 
 A plan follows from shape and dtype alone, not from the GPU: it fixes the order of the sums, and so every bit of the
-result. A GPU that cannot hold what a plan wants resident runs the same plan in two reads, with the same bits.
+result. A GPU that cannot keep resident what a plan asks for runs the same plan in two reads, with the same bits.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _slots(chunk: int, plane: int, threads_x: int, width: int) -> int:
 
 
 def _pieces(plane: int, threads_x: int, width: int, budget: int) -> tuple[int, int]:
-    """The fewest pieces of a plane of which each fits, and the slots that one needs."""
+    """The fewest pieces of a plane such that each fits, and the slots that one needs."""
     singles = _slots(0, plane, threads_x, width)
     if singles >= budget:
         return 1, budget + 1

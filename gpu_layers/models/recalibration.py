@@ -31,7 +31,7 @@ def recalibrate(
 ) -> None:
     """Replace every batch norm's running statistics by the exact mean and unbiased variance over a data set.
 
-    Moving averages lag behind the weights. They also average inputs to which dropout was applied: in evaluation, a
+    Moving averages contain batches of older weights, and inputs to which dropout was applied: in evaluation, a
     batch norm after dropout sees a smaller variance than the one it divides by (the variance shift of Li, Chen, Hu and
     Yang, CVPR 2019). So dropout and all other layers that are not batch norms are in evaluation mode here.
 

@@ -168,11 +168,6 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     return _backward("batch_norm_backward", dy, saved)
 
 
-def batch_norm_backward_into(out: tuple[Array | None, ...], dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
-    """:func:`batch_norm_backward` that writes its results to these arrays, where they are not None."""
-    return _backward("batch_norm_backward", dy, saved, out)
-
-
 #: Activations whose derivative is constant on either side of 0.
 STRAIGHT = ("identity", "relu", "leaky_relu")
 
@@ -326,23 +321,16 @@ def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Arr
     return _backward("batch_norm_inference_backward", dy, saved)
 
 
-def _backward(
-    name: str, dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
-) -> tuple[Array, ...]:
+def _backward(name: str, dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     backend = backend_for(dy, saved.x)
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
     if saved.x.size == 0 or (saved.valid is not None and saved.valid.count == 0):
         xp = array_module(dy)
         with place_of(dy):
-            results = (dy, saved.mean, saved.mean, dy)
-            gradients = tuple(
-                xp.empty(like.shape, like.dtype) if one is None else one for one, like in zip(out, results, strict=True)
-            )
-            for gradient in gradients:
-                gradient[...] = 0
+            gradients = tuple(xp.zeros(like.shape, like.dtype) for like in (dy, saved.mean, saved.mean, dy))
     else:
-        gradients = getattr(backend, name)(dy, saved, out)
+        gradients = getattr(backend, name)(dy, saved)
     return gradients[:3] if saved.residual is None else gradients
 
 

@@ -28,9 +28,8 @@ _CLAIMS = (
         ),
         r"y = \gamma\,\frac{x-\mu_B}{\sqrt{\sigma_B^2+\epsilon}}+\beta,\qquad"
         r"\sigma_B^2 = \frac{1}{N}\sum_i (x_i-\mu_B)^2",
-        Criterion(
-            Text("largest difference from the formula, float64", "与公式的最大差值（float64）"), "<=", 1e-12, ROUNDING
-        ),
+        Text("largest difference from the formula, float64", "与公式的最大差值（float64）"),
+        Criterion("<=", 1e-12, ROUNDING),
         'x = 5 + 3 * np.random.default_rng(0).standard_normal((64, 2))\ny = gl.BatchNorm1d(2, dtype="float64")(x)\n'
         "print(y.mean(axis=0).round(12), y.var(axis=0))",
     ),
@@ -41,15 +40,11 @@ _CLAIMS = (
             "推理时按滑动平均归一化：一个样本的结果不再取决于它所在的批次。",
         ),
         r"y = \gamma\,\frac{x-\mu_{\mathrm{moving}}}{\sqrt{\sigma_{\mathrm{moving}}^2+\epsilon}}+\beta",
-        Criterion(
-            Text(
-                "largest difference from the formula, and between a sample alone and in its batch, float64",
-                "与公式的最大差值，以及样本单独计算与在批次中计算的最大差值（float64）",
-            ),
-            "<=",
-            1e-12,
-            ROUNDING,
+        Text(
+            "largest difference from the formula, and between a sample alone and in its batch, float64",
+            "与公式的最大差值，以及样本单独计算与在批次中计算的最大差值（float64）",
         ),
+        Criterion("<=", 1e-12, ROUNDING),
         "x = 5 + 3 * np.random.default_rng(0).standard_normal((64, 2))\n"
         'bn = gl.BatchNorm1d(2, dtype="float64")\n'
         "bn(x)\n"
@@ -66,9 +61,8 @@ _CLAIMS = (
         ),
         r"\mu_t - \mu = (1-\alpha)^t\,(\mu_0-\mu)\ \Rightarrow\ "
         r"t = \left\lceil\frac{\ln 0.01}{\ln(1-\alpha)}\right\rceil",
-        Criterion(
-            Text("batches too many or too few, all three momenta", "三种动量下多出或不足的批次数"), "==", 0, COUNTED
-        ),
+        Text("batches too many or too few, all three momenta", "三种动量下多出或不足的批次数"),
+        Criterion("==", 0, COUNTED),
         "x = 5 + 3 * np.random.default_rng(0).standard_normal((64, 1))\n"
         'bn = gl.BatchNorm1d(1, momentum=0.1, dtype="float64")\n'
         "for step in range(44):\n"
@@ -83,15 +77,11 @@ _CLAIMS = (
         ),
         r"\mathrm{Var}[\mu_t] = \frac{\sigma^2}{N}\cdot\frac{\alpha}{2-\alpha}\left(1-(1-\alpha)^{2t}\right)"
         r",\quad\frac{\sigma^2}{N\,t}",
-        Criterion(
-            Text(
-                "distance of the variance from the formula, in standard errors, largest of three",
-                "方差与公式之差（以标准误差为单位，取三个中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of the variance from the formula, in standard errors, largest of three",
+            "方差与公式之差（以标准误差为单位，取三个中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "rng = np.random.default_rng(0)\n"
         'bn = gl.BatchNorm1d(2000, momentum=0.1, dtype="float64")\n'
         "for step in range(60):\n"
@@ -106,11 +96,11 @@ _CLAIMS = (
         ),
         r"\frac{\partial L}{\partial x} = \frac{\gamma}{\sqrt{\sigma_B^2+\epsilon}}"
         r"\left(dy - \overline{dy} - \hat{x}\ \overline{dy\,\hat{x}}\right)",
+        Text(
+            "largest difference from finite differences, relative to the largest gradient",
+            "与有限差分的最大差值（相对于最大梯度）",
+        ),
         Criterion(
-            Text(
-                "largest difference from finite differences, relative to the largest gradient",
-                "与有限差分的最大差值（相对于最大梯度）",
-            ),
             "<=",
             1e-7,
             Text(
@@ -133,15 +123,11 @@ _CLAIMS = (
             "两个样本时梯度为零，一个样本时连方差都无从谈起。",
         ),
         r"E\left[\frac{\sigma_B^2\,\Vert\partial L/\partial x\Vert^2}{\Vert dy\Vert^2}\right] = \frac{N-2}{N}",
-        Criterion(
-            Text(
-                "distance from (N-2)/N, in standard errors, largest for N = 2 to 64",
-                "与 (N-2)/N 之差（以标准误差为单位，N 取 2 至 64 中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance from (N-2)/N, in standard errors, largest for N = 2 to 64",
+            "与 (N-2)/N 之差（以标准误差为单位，N 取 2 至 64 中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "rng = np.random.default_rng(0)\n"
         "for n in (2, 3, 64):\n"
         '    bn, x, dy = gl.BatchNorm1d(1000, dtype="float64"), *rng.standard_normal((2, n, 1000))\n'
@@ -155,15 +141,11 @@ _CLAIMS = (
             "训练时每个通道只有一个值会被拒绝；两个值则总是输出 +1 和 -1，无论原来是多少。",
         ),
         r"N=2:\quad y = \pm\frac{d/2}{\sqrt{d^2/4+\epsilon}} \approx \pm 1",
-        Criterion(
-            Text(
-                "largest difference of |y| from 1 for two values; infinite if one value is accepted",
-                "两个值时 |y| 与 1 的最大差值；若接受了单个值，则记为无穷大",
-            ),
-            "<=",
-            1e-4,
-            Text("eps = 1e-5 beside distances of at least 1", "eps = 1e-5，而两值之差至少为 1"),
+        Text(
+            "largest difference of |y| from 1 for two values; infinite if one value is accepted",
+            "两个值时 |y| 与 1 的最大差值；若接受了单个值，则记为无穷大",
         ),
+        Criterion("<=", 1e-4, Text("eps = 1e-5 beside distances of at least 1", "eps = 1e-5，而两值之差至少为 1")),
         "print(gl.BatchNorm1d(3)(np.array([[1, 5, -7], [2, 900, 3]], np.float32)).round(3))\n"
         "try:\n"
         "    gl.BatchNorm1d(3)(np.ones((1, 3), np.float32))\n"
@@ -178,15 +160,11 @@ _CLAIMS = (
         ),
         r"\sigma_{\mathrm{moving}}^2 \leftarrow (1-\alpha)\,\sigma_{\mathrm{moving}}^2"
         r" + \alpha\,\frac{N}{N-1}\,\sigma_B^2",
-        Criterion(
-            Text(
-                "largest relative difference from N/(N-1) times the biased variance",
-                "与有偏方差的 N/(N-1) 倍之间的最大相对差",
-            ),
-            "<=",
-            1e-12,
-            ROUNDING,
+        Text(
+            "largest relative difference from N/(N-1) times the biased variance",
+            "与有偏方差的 N/(N-1) 倍之间的最大相对差",
         ),
+        Criterion("<=", 1e-12, ROUNDING),
         "x = np.random.default_rng(0).standard_normal((5, 1))\n"
         'bn = gl.BatchNorm1d(1, momentum=1.0, dtype="float64")\n'
         "bn(x)\n"

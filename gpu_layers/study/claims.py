@@ -33,19 +33,16 @@ def same(words: str) -> Text:
 
 @dataclass(frozen=True)
 class Criterion:
-    """The number that decides a claim.
+    """What a measurement must be for a claim to hold.
 
     Attributes
     ----------
-    quantity : Text
-        What is measured.
     relation : {"<=", ">=", "=="}
     bound : float
     reason : Text
         Why this bound.
     """
 
-    quantity: Text
     relation: str
     bound: float
     reason: Text
@@ -70,6 +67,8 @@ class Claim:
     statement : Text
     formula : str
         In the part of TeX that matplotlib's mathtext knows.
+    quantity : Text
+        What is measured: the number that decides.
     criterion : Criterion
     code : str
         At most five lines of Python that show it, after :data:`gpu_layers.study.snippets.PREAMBLE`.
@@ -81,6 +80,7 @@ class Claim:
     name: str
     statement: Text
     formula: str
+    quantity: Text
     criterion: Criterion
     code: str
     is_question: bool = False

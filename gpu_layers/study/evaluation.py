@@ -48,15 +48,10 @@ _CLAIMS = (
             "推理时，反向随机失活就是恒等映射，逐位相同，包括 NaN、无穷大和 -0。",
         ),
         r"D_{\mathrm{eval}}(x) = x",
-        Criterion(
-            Text(
-                "elements with a different bit: eight layers, four dtypes",
-                "存在不同比特的元素个数（八种层、四种数据类型）",
-            ),
-            "==",
-            0,
-            EXACT,
+        Text(
+            "elements with a different bit: eight layers, four dtypes", "存在不同比特的元素个数（八种层、四种数据类型）"
         ),
+        Criterion("==", 0, EXACT),
         "x = np.array([np.nan, -0.0, np.inf, 1e-45, 3.0], np.float32)\n"
         "y = gl.Dropout(0.5).eval()(x)\n"
         "print(y.tobytes() == x.tobytes())",
@@ -69,15 +64,11 @@ _CLAIMS = (
             "用反向随机失活训练的网络在测试时无需任何改动：logit 的大小与训练时的平均值一致。",
         ),
         r"E_m[z] = s\,z_{\mathrm{eval}},\qquad s = 1",
-        Criterion(
-            Text(
-                "|slope of evaluation logits against mean sampled logits - 1|, largest over the seeds",
-                "|推理 logit 对抽样平均 logit 的斜率 - 1|（取各随机种子的最大值）",
-            ),
-            "<=",
-            0.1,
-            _LOGIT_REASON,
+        Text(
+            "|slope of evaluation logits against mean sampled logits - 1|, largest over the seeds",
+            "|推理 logit 对抽样平均 logit 的斜率 - 1|（取各随机种子的最大值）",
         ),
+        Criterion("<=", 0.1, _LOGIT_REASON),
         "x, w = np.ones((1, 64)), np.full((64, 1), 1 / 64)\n"
         "dropout = gl.Dropout(0.5)\n"
         "print(np.mean([dropout(x) @ w for _ in range(500)]), dropout.eval()(x) @ w)",
@@ -90,12 +81,8 @@ _CLAIMS = (
             "训练时不缩放、推理时也不修正，则每经过一个随机失活层，logit 就偏大 1/(1-p) 倍：p = 0.5 的两层共偏大四倍。",
         ),
         r"s = (1-p)^{-2} = 4",
-        Criterion(
-            Text("|slope (1-p)² - 1|, largest over the seeds", "|斜率 × (1-p)² - 1|（取各随机种子的最大值）"),
-            "<=",
-            0.1,
-            _LOGIT_REASON,
-        ),
+        Text("|slope (1-p)² - 1|, largest over the seeds", "|斜率 × (1-p)² - 1|（取各随机种子的最大值）"),
+        Criterion("<=", 0.1, _LOGIT_REASON),
         "x, w = np.ones((1, 64)), np.full((64, 1), 1 / 64)\n"
         'dropout = gl.Dropout(0.5, scaling="inference")\n'
         "print(np.mean([dropout(x) @ w for _ in range(500)]), x @ w)",
@@ -104,9 +91,8 @@ _CLAIMS = (
         "correction",
         Text("Multiplying by 1-p in evaluation puts that right.", "推理时乘以 1-p 即可纠正。"),
         r"D_{\mathrm{eval}}(x) = (1-p)\,x \ \Rightarrow\ s = 1",
-        Criterion(
-            Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"), "<=", 0.1, _LOGIT_REASON
-        ),
+        Text("|slope - 1|, largest over the seeds", "|斜率 - 1|（取各随机种子的最大值）"),
+        Criterion("<=", 0.1, _LOGIT_REASON),
         "x, w = np.ones((1, 64)), np.full((64, 1), 1 / 64)\n"
         'dropout = gl.Dropout(0.5, scaling="inference")\n'
         "print(np.mean([dropout(x) @ w for _ in range(500)]), dropout.eval()(x) @ w)",
@@ -121,15 +107,11 @@ _CLAIMS = (
         ),
         r"\frac{1}{T}\sum_{t=1}^{T} z_t \rightarrow z_{\mathrm{eval}},\qquad"
         r"\mathrm{softmax}(\overline{z}) \propto \left(\prod_t \mathrm{softmax}(z_t)\right)^{1/T}",
-        Criterion(
-            Text(
-                "distance of the mean logit, in standard errors, largest of 100 logits",
-                "平均 logit 的偏差（以标准误差为单位，取 100 个 logit 中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of the mean logit, in standard errors, largest of 100 logits",
+            "平均 logit 的偏差（以标准误差为单位，取 100 个 logit 中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "x, w = np.arange(8.0), np.linspace(-1, 1, 8)\n"
         "dropout = gl.Dropout(0.5)\n"
         "mean, variance = gl.mc_dropout(dropout, x, 4000)\n"
@@ -142,12 +124,8 @@ _CLAIMS = (
             "T 个抽样子网络的均值以 T 的负二分之一次方的速度趋近于它。",
         ),
         r"\left\Vert \overline{z}_T - z_{\mathrm{eval}} \right\Vert \sim T^{-1/2}",
-        Criterion(
-            Text("|exponent + 1/2|, fitted from T = 1 to 200", "|拟合指数 + 1/2|（T 取 1 至 200）"),
-            "<=",
-            0.1,
-            Text("the fit of eight random distances", "由八个带随机性的距离拟合而得"),
-        ),
+        Text("|exponent + 1/2|, fitted from T = 1 to 200", "|拟合指数 + 1/2|（T 取 1 至 200）"),
+        Criterion("<=", 0.1, Text("the fit of eight random distances", "由八个带随机性的距离拟合而得")),
         "x = np.ones(1000)\n"
         "for passes in (1, 100, 10_000):\n"
         "    mean, _ = gl.mc_dropout(gl.Dropout(0.5), x, passes)\n"
@@ -157,12 +135,8 @@ _CLAIMS = (
         "accuracy-suffers",
         Text("Often said: without the correction, accuracy suffers.", "常见说法：不做修正，准确率会下降。"),
         r"\overline{a_{\mathrm{corrected}}-a_{\mathrm{as\ is}}} \geq 1\,\%",
-        Criterion(
-            Text("mean loss of test accuracy, percentage points", "测试准确率的平均下降（百分点）"),
-            ">=",
-            1,
-            Text("four of 360 test digits", "即 360 个测试数字中的四个"),
-        ),
+        Text("mean loss of test accuracy, percentage points", "测试准确率的平均下降（百分点）"),
+        Criterion(">=", 1, Text("four of 360 test digits", "即 360 个测试数字中的四个")),
         "h, w = np.array([1.0, 2.0, 0.5]), np.array([[1.0, -1], [0, 0.5], [2, 1]])\n"
         "for factor in (0.5, 1.0):  # without a bias the largest logit stays the largest\n"
         "    print((factor * h @ w).argmax())",
@@ -175,15 +149,11 @@ _CLAIMS = (
             "常见说法：完整网络的准确率与许多抽样子网络的平均相当。",
         ),
         r"\left|a_{\mathrm{full}}-a_{T=200}\right| \leq 1\,\%",
-        Criterion(
-            Text(
-                "mean difference of test accuracy over the seeds, percentage points",
-                "各随机种子测试准确率之差的均值（百分点）",
-            ),
-            "<=",
-            1,
-            Text("four of 360 test digits", "即 360 个测试数字中的四个"),
+        Text(
+            "mean difference of test accuracy over the seeds, percentage points",
+            "各随机种子测试准确率之差的均值（百分点）",
         ),
+        Criterion("<=", 1, Text("four of 360 test digits", "即 360 个测试数字中的四个")),
         "x, w = np.arange(8.0), np.eye(8)[:, :3]\n"
         "dropout = gl.Dropout(0.5)\n"
         "mean, variance = gl.mc_dropout(dropout, x, 200)\n"

@@ -36,7 +36,8 @@ _CLAIMS = (
             "同一个掩码：在本机可用的每个后端上、对每种数据类型、整块计算或分成八片，逐位相同。",
         ),
         r"m_g = f(\mathrm{seed},\ \mathrm{offset},\ g)",
-        Criterion(Text("different checksums in the table", "表中不同校验和的个数"), "==", 1, EXACT),
+        Text("different checksums in the table", "表中不同校验和的个数"),
+        Criterion("==", 1, EXACT),
         "for dtype in (np.float16, np.float64):\n"
         "    layer = gl.Dropout(0.5, generator=gl.Generator(seed=1))\n"
         "    print((layer(np.ones(20, dtype)) != 0).astype(int))\n"
@@ -46,7 +47,8 @@ _CLAIMS = (
         "published",
         Text("Every machine must give the checksum published here.", "任何机器都必须得到这里公布的校验和。"),
         r"\mathrm{dropped}_g \Leftrightarrow \mathrm{word}_g < \mathrm{round}(p\cdot 2^{32})",
-        Criterion(Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"), "==", 0, EXACT),
+        Text("rows of the table with another checksum", "表中校验和与公布值不同的行数"),
+        Criterion("==", 0, EXACT),
         "import hashlib\n\n"
         "mask = gl.ops.dropout_mask(100_003, 0.3, seed=2026, offset=41)\n"
         "print(hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16])",
@@ -59,14 +61,8 @@ _CLAIMS = (
         ),
         r"\mathrm{word}_g = \mathrm{philox}(\lfloor g/4 \rfloor,\ \mathrm{offset};\ \mathrm{seed})"
         r"_{\,g\ \mathrm{mod}\ 4}",
-        Criterion(
-            Text(
-                "words that differ, of four, found by bisection of p", "四个随机字中不同的个数（对 p 作二分查找得到）"
-            ),
-            "==",
-            0,
-            EXACT,
-        ),
+        Text("words that differ, of four, found by bisection of p", "四个随机字中不同的个数（对 p 作二分查找得到）"),
+        Criterion("==", 0, EXACT),
         "word = 0x6627E8D5  # Random123: counter 0, key 0\n"
         "for threshold in (word, word + 1):\n"
         "    print(gl.ops.dropout_mask(1, threshold / 2**32, seed=0, offset=0))",
@@ -75,9 +71,8 @@ _CLAIMS = (
         "frequency",
         Text("It keeps the part 1 - p of the elements.", "它保留的元素比例为 1 - p。"),
         r"\frac{1}{n}\sum_g m_g \approx 1-p \pm \sqrt{\frac{p(1-p)}{n}}",
-        Criterion(
-            Text("distance from 1 - p, in standard errors", "与 1 - p 之差（以标准误差为单位）"), "<=", 5, FIVE_ERRORS
-        ),
+        Text("distance from 1 - p, in standard errors", "与 1 - p 之差（以标准误差为单位）"),
+        Criterion("<=", 5, FIVE_ERRORS),
         "print(gl.ops.dropout_mask(1_000_000, 0.3, seed=1, offset=0).mean())",
     ),
 )

@@ -54,15 +54,11 @@ _CLAIMS = (
         ),
         r"y_{\mathrm{after}} = \frac{m\,\varphi(x)}{1-p},\qquad"
         r" y_{\mathrm{before}} = \varphi\left(\frac{m\,x}{1-p}\right)",
-        Criterion(
-            Text(
-                "largest difference from the formula, seven activations, both orders, float64",
-                "与公式的最大差值（七种激活函数、两种顺序，float64）",
-            ),
-            "<=",
-            1e-12,
-            ROUNDING,
+        Text(
+            "largest difference from the formula, seven activations, both orders, float64",
+            "与公式的最大差值（七种激活函数、两种顺序，float64）",
         ),
+        Criterion("<=", 1e-12, ROUNDING),
         "x = np.array([-1.0, 0.5, 2.0, 3.0])\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("tanh", 0.5, order=order, generator=gl.Generator(4))\n'
@@ -77,15 +73,11 @@ _CLAIMS = (
         r"\frac{\partial L}{\partial W} = \left(\frac{m}{1-p}\,\varphi'(x)\,\frac{\partial L}{\partial y}\right)^{T} h"
         r",\quad"
         r"\left(\frac{m}{1-p}\,\varphi'\left(\frac{m\,x}{1-p}\right)\frac{\partial L}{\partial y}\right)^{T} h",
-        Criterion(
-            Text(
-                "largest difference from the formula, relative to the largest gradient, float64",
-                "与公式的最大差值（相对于最大梯度，float64）",
-            ),
-            "<=",
-            1e-12,
-            ROUNDING,
+        Text(
+            "largest difference from the formula, relative to the largest gradient, float64",
+            "与公式的最大差值（相对于最大梯度，float64）",
         ),
+        Criterion("<=", 1e-12, ROUNDING),
         "x = np.array([0.5, 2.0])\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("tanh", 0.5, order=order, generator=gl.Generator(4))\n'
@@ -99,9 +91,8 @@ _CLAIMS = (
             "放在激活函数之前时，被失活的单元输出 φ(0)：对 sigmoid 而言是二分之一，并未静默。",
         ),
         r"m = 0 \ \Rightarrow\ y_{\mathrm{before}} = \varphi(0),\qquad \sigma(0) = \frac{1}{2}",
-        Criterion(
-            Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"), "==", 0, EXACT
-        ),
+        Text("largest difference of a dropped unit from phi(0)", "失活单元与 φ(0) 的最大差值"),
+        Criterion("==", 0, EXACT),
         'layer = gl.ActivationDropout("sigmoid", 0.5, order="before")\nprint(layer(np.full(8, 3.0)).round(3))',
     ),
     Claim(
@@ -113,15 +104,11 @@ _CLAIMS = (
         ),
         r"E[z]-z_{\mathrm{eval}} = \sum_i w_i \left((1-p)\,\varphi\left(\frac{x_i}{1-p}\right)"
         r" + p\,\varphi(0) - \varphi(x_i)\right)",
-        Criterion(
-            Text(
-                "distance from the formula, in standard errors, largest of 14",
-                "与公式之差（以标准误差为单位，取 14 个中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance from the formula, in standard errors, largest of 14",
+            "与公式之差（以标准误差为单位，取 14 个中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "x = np.full((20_000, 10), 3.0)\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("sigmoid", 0.5, order=order)\n'
@@ -136,15 +123,11 @@ _CLAIMS = (
         r"\mathrm{Var}_{\mathrm{after}} = \sum_i w_i^2\,\varphi(x_i)^2\,\frac{p}{1-p},\quad"
         r"\mathrm{Var}_{\mathrm{before}} = \sum_i w_i^2\,p(1-p)"
         r"\left(\varphi\left(\frac{x_i}{1-p}\right)-\varphi(0)\right)^2",
-        Criterion(
-            Text(
-                "distance of the variance from the formula, in standard errors, largest of 14",
-                "方差与公式之差（以标准误差为单位，取 14 个中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of the variance from the formula, in standard errors, largest of 14",
+            "方差与公式之差（以标准误差为单位，取 14 个中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "x = np.full((20_000, 10), 3.0)\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("tanh", 0.5, order=order)\n'
@@ -157,15 +140,11 @@ _CLAIMS = (
             "对 ReLU 而言，两种顺序的前向与反向结果逐位相同。",
         ),
         r"\max\left(\frac{m\,x}{1-p},\,0\right) = \frac{m}{1-p}\,\max(x,\,0)",
-        Criterion(
-            Text(
-                "elements with a different bit, forward and backward, float16 to float64",
-                "存在不同比特的元素个数（前向与反向，float16 至 float64）",
-            ),
-            "==",
-            0,
-            EXACT,
+        Text(
+            "elements with a different bit, forward and backward, float16 to float64",
+            "存在不同比特的元素个数（前向与反向，float16 至 float64）",
         ),
+        Criterion("==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)\n"
         "a, b = (gl.ActivationDropout('relu', 0.3, order=order, generator=gl.Generator(1))(x)\n"
         "        for order in ('after', 'before'))\n"
@@ -178,7 +157,8 @@ _CLAIMS = (
             "因此 ReLU 网络无论哪种顺序，训练曲线都完全一致。",
         ),
         r"L_{\mathrm{after}}(t) = L_{\mathrm{before}}(t)\quad\forall\, t",
-        Criterion(Text("largest difference of an epoch's loss", "各轮损失的最大差值"), "==", 0, EXACT),
+        Text("largest difference of an epoch's loss", "各轮损失的最大差值"),
+        Criterion("==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal((64, 3))\n"
         "a, b = (gl.ActivationDropout('relu', 0.3, order=order, generator=gl.Generator(1))\n"
         "        for order in ('after', 'before'))\n"
@@ -191,14 +171,8 @@ _CLAIMS = (
             "常见说法：随机失活应放在激活函数之后。对 sigmoid 网络而言，即：",
         ),
         r"\overline{a_{\mathrm{after}} - a_{\mathrm{before}}} \geq 1\,\%",
-        Criterion(
-            Text(
-                "mean difference of test accuracy, sigmoid, percentage points", "测试准确率的平均差（sigmoid，百分点）"
-            ),
-            ">=",
-            1,
-            Text("four of 360 test digits", "即 360 个测试数字中的四个"),
-        ),
+        Text("mean difference of test accuracy, sigmoid, percentage points", "测试准确率的平均差（sigmoid，百分点）"),
+        Criterion(">=", 1, Text("four of 360 test digits", "即 360 个测试数字中的四个")),
         "x = np.full((20_000, 100), 3.0)  # what a unit after it sees\n"
         'for order in ("after", "before"):\n'
         '    layer = gl.ActivationDropout("sigmoid", 0.5, order=order)\n'

@@ -51,7 +51,8 @@ _CLAIMS = (
             "2 x 2 的例子与手算完全一致：最大池化与平均池化的数值和梯度都相同。",
         ),
         r"y_{\max} = \max_{i \in \mathrm{window}} x_i,\qquad y_{\mathrm{avg}} = \frac{1}{4}\sum_{i} x_i",
-        Criterion(Text("numbers that differ, of 40", "40 个数中不同的个数"), "==", 0, EXACT),
+        Text("numbers that differ, of 40", "40 个数中不同的个数"),
+        Criterion("==", 0, EXACT),
         _EXAMPLE_CODE + "pool = gl.MaxPool2d(2)\n"
         "print(pool(x)[0, 0].tolist(), gl.AvgPool2d(2)(x)[0, 0].tolist())\n"
         "print(pool.backward(np.array([[[[1.0, 2], [3, 4]]]]))[0, 0])",
@@ -63,11 +64,11 @@ _CLAIMS = (
             "每个梯度都落在“改变 x 会改变 y”的位置上，窗口重叠、间隔、填充与空洞的情形都包括在内。",
         ),
         r"\frac{\partial L}{\partial x_i} \approx \frac{L(x+h\,e_i)-L(x-h\,e_i)}{2h}",
+        Text(
+            "largest difference from finite differences, 17 layers, float64",
+            "与有限差分的最大差值（17 种层配置，float64）",
+        ),
         Criterion(
-            Text(
-                "largest difference from finite differences, 17 layers, float64",
-                "与有限差分的最大差值（17 种层配置，float64）",
-            ),
             "<=",
             1e-8,
             Text(
@@ -85,12 +86,8 @@ _CLAIMS = (
         "maximum-keeps-sums",
         Text("Max pooling always preserves the sum of gradients.", "最大池化总是保持梯度之和。"),
         r"\sum_i \frac{\partial L}{\partial x_i} = \sum_o dy_o",
-        Criterion(
-            Text("layers that do not, of nine, whole-number gradients", "九种层中不满足者的个数（整数梯度）"),
-            "==",
-            0,
-            EXACT,
-        ),
+        Text("layers that do not, of nine, whole-number gradients", "九种层中不满足者的个数（整数梯度）"),
+        Criterion("==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal((1, 1, 9, 9))\n"
         "pool = gl.MaxPool2d(3, stride=2, padding=1)\n"
         "dy = np.ones_like(pool(x))\n"
@@ -105,11 +102,9 @@ _CLAIMS = (
         ),
         r"\sum_i \frac{\partial L}{\partial x_i} = \sum_o dy_o\,"
         r"\frac{t_o}{d_o}",
+        Text("layers that do otherwise, of nine", "九种层中与规则不符者的个数"),
         Criterion(
-            Text("layers that do otherwise, of nine", "九种层中与规则不符者的个数"),
-            "==",
-            0,
-            Text("the same sum up to 1e-12, or not, as the rule says", "按规则判断和是否相同（容差 1e-12）"),
+            "==", 0, Text("the same sum up to 1e-12, or not, as the rule says", "按规则判断和是否相同（容差 1e-12）")
         ),
         "x = np.ones((1, 1, 9, 9))\n"
         "for include in (True, False):\n"
@@ -124,7 +119,8 @@ _CLAIMS = (
             "最大值并列时取第一个，有多个 NaN 时取最后一个；填充永远不会被选中，即使窗口内全是负无穷。",
         ),
         r"i^* = \min\{i : x_i = \max x\},\qquad i^* = \max\{i : x_i = \mathrm{NaN}\}",
-        Criterion(Text("windows with another index, of seven", "七个窗口中索引不符者的个数"), "==", 0, EXACT),
+        Text("windows with another index, of seven", "七个窗口中索引不符者的个数"),
+        Criterion("==", 0, EXACT),
         "nan = np.nan\n"
         "for window in ([3, 3, 1, 3], [nan, 1, nan, 2], [-np.inf] * 4):\n"
         "    y, index = gl.MaxPool1d(4, return_indices=True)(np.array([[window]], float))\n"
@@ -137,15 +133,11 @@ _CLAIMS = (
             "按 int64 索引散射梯度，与在每个输入处收集梯度，结果逐位相同。",
         ),
         r"\frac{\partial L}{\partial x_i} = \sum_{o\,:\,i^*(o)=i} dy_o",
-        Criterion(
-            Text(
-                "elements that differ, eight layers, float16 to float64, whole-number gradients",
-                "不同的元素个数（八种层，float16 至 float64，整数梯度）",
-            ),
-            "==",
-            0,
-            EXACT,
+        Text(
+            "elements that differ, eight layers, float16 to float64, whole-number gradients",
+            "不同的元素个数（八种层，float16 至 float64，整数梯度）",
         ),
+        Criterion("==", 0, EXACT),
         "x = np.random.default_rng(0).standard_normal((2, 3, 8, 8))\n"
         "pool = gl.MaxPool2d(2, return_indices=True)\n"
         "y, indices = pool(x)\n"
@@ -158,12 +150,8 @@ _CLAIMS = (
             "窗口不超过 256 个元素时，为反向传播保存的索引每个输出只占 1 字节，而不是 8 字节。",
         ),
         r"\frac{4\cdot 2+2+8}{4\cdot 2+2+1} = \frac{18}{11} \approx 1.64",
-        Criterion(
-            Text("bytes kept for each output, 2 x 2 to 16 x 16", "每个输出保存的字节数（2 x 2 至 16 x 16）"),
-            "==",
-            1,
-            COUNTED,
-        ),
+        Text("bytes kept for each output, 2 x 2 to 16 x 16", "每个输出保存的字节数（2 x 2 至 16 x 16）"),
+        Criterion("==", 1, COUNTED),
         "x = np.ones((8, 64, 56, 56), np.float16)\n"
         "y, saved = gl.ops.max_pool_forward(x, (2, 2))\n"
         "y, indices = gl.MaxPool2d(2, return_indices=True)(x)\n"
@@ -173,7 +161,7 @@ _CLAIMS = (
 
 
 def _plane(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Numbers no two of which are closer than 1."""
+    """Numbers, no two closer than 1."""
     return rng.permutation(size * size).reshape(1, 1, size, size).astype(np.float64)
 
 

@@ -34,30 +34,22 @@ _CLAIMS = (
             "保留下来的神经元乘以 1/(1-p) 后，随机失活输出的期望等于原来的值。",
         ),
         r"E[D(h)] = (1-p)\cdot\frac{h}{1-p} + p\cdot 0 = h",
-        Criterion(
-            Text(
-                "distance of the mean from h, in standard errors, largest of three neurons",
-                "均值与 h 之差（以标准误差为单位，取三个神经元中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of the mean from h, in standard errors, largest of three neurons",
+            "均值与 h 之差（以标准误差为单位，取三个神经元中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "h = np.array([1.0, 2.0, 3.0])\ny = gl.Dropout(0.2)(np.tile(h, (100_000, 1)))\nprint(y.mean(axis=0).round(2))",
     ),
     Claim(
         "expectation-unscaled",
         Text("Without the factor it is (1-p) h.", "不乘这个系数时，期望是 (1-p) h。"),
         r"E[m\,h] = (1-p)\,h,\qquad m\in\{0,1\},\ P(m=1)=1-p",
-        Criterion(
-            Text(
-                "distance of the mean from (1-p) h, in standard errors, largest of three neurons",
-                "均值与 (1-p) h 之差（以标准误差为单位，取三个神经元中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of the mean from (1-p) h, in standard errors, largest of three neurons",
+            "均值与 (1-p) h 之差（以标准误差为单位，取三个神经元中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "h = np.array([1.0, 2.0, 3.0])\n"
         'y = gl.Dropout(0.2, scaling="inference")(np.tile(h, (100_000, 1)))\n'
         "print(y.mean(axis=0).round(2))",
@@ -69,15 +61,11 @@ _CLAIMS = (
             "三个神经元共有八种掩码，每种出现的频率等于各自概率的乘积。",
         ),
         r"P(m_1,m_2,m_3) = \prod_{i=1}^{3} (1-p)^{m_i}\,p^{1-m_i}",
-        Criterion(
-            Text(
-                "distance of a frequency from its probability, in standard errors, largest of eight",
-                "频率与概率之差（以标准误差为单位，取八种中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of a frequency from its probability, in standard errors, largest of eight",
+            "频率与概率之差（以标准误差为单位，取八种中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "kept = gl.Dropout(0.2)(np.ones((100_000, 3))) > 0\n"
         "patterns, counts = np.unique(kept, axis=0, return_counts=True)\n"
         "for pattern, count in zip(patterns.astype(int), counts):\n"
@@ -90,15 +78,11 @@ _CLAIMS = (
             "对整层求和，均值不变，方差等于 p/(1-p) 乘以平方和。",
         ),
         r"\mathrm{Var}\left[\sum_i D(h_i)\right] = \frac{p}{1-p}\sum_i h_i^2",
-        Criterion(
-            Text(
-                "distance of mean and variance from the formula, in standard errors, the larger",
-                "均值和方差与公式之差（以标准误差为单位，取较大者）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance of mean and variance from the formula, in standard errors, the larger",
+            "均值和方差与公式之差（以标准误差为单位，取较大者）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "h = np.abs(np.random.default_rng(0).standard_normal(1000))\n"
         "sums = gl.Dropout(0.2)(np.tile(h, (4000, 1))).sum(axis=1)\n"
         "print(sums.mean() / h.sum(), sums.var() / (0.25 * (h**2).sum()))",
@@ -111,15 +95,11 @@ _CLAIMS = (
             "缩放只是换了一套坐标：把每个随机失活层之后的权重除以 1-p 并去掉缩放系数，训练和推理算出的数值不变。",
         ),
         r"W\left(\frac{m\odot h}{1-p}\right) = \frac{W}{1-p}\,(m\odot h)",
-        Criterion(
-            Text(
-                "largest relative difference of the logits, training and evaluation, float64",
-                "训练与推理时 logit 的最大相对差（float64）",
-            ),
-            "<=",
-            1e-12,
-            ROUNDING,
+        Text(
+            "largest relative difference of the logits, training and evaluation, float64",
+            "训练与推理时 logit 的最大相对差（float64）",
         ),
+        Criterion("<=", 1e-12, ROUNDING),
         "h, w = np.arange(1.0, 9.0), np.linspace(-1.0, 2.0, 8)\n"
         "scaled = gl.Dropout(0.5, generator=gl.Generator(7))\n"
         'unscaled = gl.Dropout(0.5, scaling="inference", generator=gl.Generator(7))\n'
@@ -135,11 +115,11 @@ _CLAIMS = (
         ),
         r"V=\frac{W}{1-p}:\quad V \leftarrow V-\eta\frac{\partial L}{\partial V}"
         r"\ \Leftrightarrow\ W \leftarrow W-(1-p)^2\,\eta\,\frac{\partial L}{\partial W}",
+        Text(
+            "largest difference of a weight after 200 steps, relative to the largest weight, float64",
+            "训练 200 步后权重的最大差值（相对于最大权重，float64）",
+        ),
         Criterion(
-            Text(
-                "largest difference of a weight after 200 steps, relative to the largest weight, float64",
-                "训练 200 步后权重的最大差值（相对于最大权重，float64）",
-            ),
             "<=",
             1e-10,
             Text(
@@ -156,15 +136,11 @@ _CLAIMS = (
             "常见说法：在浅层网络上，缩放与不缩放的测试准确率相同。",
         ),
         r"\left|\,\overline{a_{\mathrm{scaled}}-a_{\mathrm{unscaled}}}\,\right| \leq 1\,\%",
-        Criterion(
-            Text(
-                "mean difference of test accuracy, percentage points, same data and weights in each pair",
-                "测试准确率的平均差（百分点；每一对的数据和初始权重相同）",
-            ),
-            "<=",
-            1,
-            Text("two of 200 test points", "即 200 个测试点中的两个"),
+        Text(
+            "mean difference of test accuracy, percentage points, same data and weights in each pair",
+            "测试准确率的平均差（百分点；每一对的数据和初始权重相同）",
         ),
+        Criterion("<=", 1, Text("two of 200 test points", "即 200 个测试点中的两个")),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
         "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"
@@ -178,15 +154,11 @@ _CLAIMS = (
             "常见说法：不缩放时，训练代价最后略低一些。",
         ),
         r"J_{\mathrm{unscaled}} < J_{\mathrm{scaled}}",
-        Criterion(
-            Text(
-                "part of the seeds where it is lower, mean cost over the last tenth of the steps",
-                "代价更低的随机种子所占比例（取最后十分之一步数的平均代价）",
-            ),
-            ">=",
-            0.9,
-            Text("nine of ten by chance alone: 1.1 %", "若全凭偶然，十个中至少九个的概率为 1.1 %"),
+        Text(
+            "part of the seeds where it is lower, mean cost over the last tenth of the steps",
+            "代价更低的随机种子所占比例（取最后十分之一步数的平均代价）",
         ),
+        Criterion(">=", 0.9, Text("nine of ten by chance alone: 1.1 %", "若全凭偶然，十个中至少九个的概率为 1.1 %")),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", "inference"):\n'
         "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"
@@ -197,15 +169,11 @@ _CLAIMS = (
         "generalises",
         Text("Often said: dropout improves the test accuracy.", "常见说法：随机失活能提高测试准确率。"),
         r"\overline{a_{\mathrm{dropout}}-a_{\mathrm{none}}} \geq 0.5\,\%",
-        Criterion(
-            Text(
-                "mean difference of test accuracy, scaled dropout against none, percentage points",
-                "测试准确率的平均差（有缩放的随机失活减去不使用随机失活，百分点）",
-            ),
-            ">=",
-            0.5,
-            Text("one of 200 test points", "即 200 个测试点中的一个"),
+        Text(
+            "mean difference of test accuracy, scaled dropout against none, percentage points",
+            "测试准确率的平均差（有缩放的随机失活减去不使用随机失活，百分点）",
         ),
+        Criterion(">=", 0.5, Text("one of 200 test points", "即 200 个测试点中的一个")),
         "from gpu_layers.study import Lab, moons\n\n"
         'for scaling in ("inverted", None):\n'
         "    run = moons.train(Lab(), scaling, seeds=2, steps=100)\n"

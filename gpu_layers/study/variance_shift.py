@@ -43,15 +43,11 @@ _CLAIMS = (
         ),
         r"\Delta = \frac{\mathrm{Var}_{\mathrm{eval}}}{\mathrm{Var}_{\mathrm{moving}}}"
         r" = \frac{v}{\frac{1}{1-p}(c^2+v)-c^2},\qquad c=E[x],\ v=\mathrm{Var}[x]",
-        Criterion(
-            Text(
-                "distance from the theory, in standard errors, largest of three p",
-                "与理论值之差（以标准误差为单位，取三个 p 中的最大值）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance from the theory, in standard errors, largest of three p",
+            "与理论值之差（以标准误差为单位，取三个 p 中的最大值）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "x = np.random.default_rng(0).standard_normal((100_000, 1))\n"
         'dropout, bn = gl.Dropout(0.5), gl.BatchNorm1d(1, momentum=None, dtype="float64")\n'
         "bn(dropout(x))\n"
@@ -61,15 +57,11 @@ _CLAIMS = (
         "depth",
         Text("Every further pair multiplies the ratio by 1-p.", "每增加一对随机失活与批归一化，这个比值就再乘以 1-p。"),
         r"\Delta_k = \Delta_1\,(1-p)^{k-1}",
-        Criterion(
-            Text(
-                "distance from the theory, in standard errors, three p, depths 2 to 4",
-                "与理论值之差（以标准误差为单位，三个 p，深度 2 至 4）",
-            ),
-            "<=",
-            5,
-            FIVE_ERRORS,
+        Text(
+            "distance from the theory, in standard errors, three p, depths 2 to 4",
+            "与理论值之差（以标准误差为单位，三个 p，深度 2 至 4）",
         ),
+        Criterion("<=", 5, FIVE_ERRORS),
         "x, ratio = np.random.default_rng(0).standard_normal((100_000, 1)), 1.0\n"
         "for depth in range(3):\n"
         '    bn = gl.BatchNorm1d(1, momentum=None, dtype="float64")\n'
@@ -85,11 +77,11 @@ _CLAIMS = (
         ),
         r"\Delta = \frac{v+\rho v(d\cos^2\theta-1)}{\frac{1}{1-p}(c^2+v)-c^2+\rho v(d\cos^2\theta-1)},"
         r"\qquad \cos^2\theta = \frac{(\sum w_i)^2}{d\sum w_i^2}",
+        Text(
+            "largest relative difference from the theory, three p, four widths",
+            "与理论值的最大相对差（三个 p、四种宽度）",
+        ),
         Criterion(
-            Text(
-                "largest relative difference from the theory, three p, four widths",
-                "与理论值的最大相对差（三个 p、四种宽度）",
-            ),
             "<=",
             0.05,
             Text(
@@ -110,14 +102,12 @@ _CLAIMS = (
             "训练好的网络也是如此：滑动方差等于无随机失活时的方差加上掩码带来的噪声。",
         ),
         r"\mathrm{Var}_{\mathrm{moving}} = \mathrm{Var}_{\mathrm{clean}} + \frac{p}{1-p}\sum_i w_i^2\,E[a_i^2]",
+        Text(
+            "largest relative difference over the units' mean, second batch norm",
+            "第二个批归一化层各单元平均的最大相对差",
+        ),
         Criterion(
-            Text(
-                "largest relative difference over the units' mean, second batch norm",
-                "第二个批归一化层各单元平均的最大相对差",
-            ),
-            "<=",
-            0.03,
-            Text("the moving variance averages a finite number of masks", "滑动方差只平均了有限个掩码"),
+            "<=", 0.03, Text("the moving variance averages a finite number of masks", "滑动方差只平均了有限个掩码")
         ),
         "a = np.abs(np.random.default_rng(0).standard_normal((50_000, 32)))\n"
         "w = np.random.default_rng(1).standard_normal(32)\n"
@@ -131,15 +121,11 @@ _CLAIMS = (
             "重新校准在关闭随机失活的情况下重新估计统计量，偏移随之消失。",
         ),
         r"\Delta \rightarrow 1",
-        Criterion(
-            Text(
-                "|ratio - 1| after recalibration, largest over networks and layers",
-                "重新校准后的 |比值 - 1|（取各网络、各层的最大值）",
-            ),
-            "<=",
-            0.01,
-            Text("N/(N-1), and rounding in float32", "N/(N-1) 与 float32 的舍入误差"),
+        Text(
+            "|ratio - 1| after recalibration, largest over networks and layers",
+            "重新校准后的 |比值 - 1|（取各网络、各层的最大值）",
         ),
+        Criterion("<=", 0.01, Text("N/(N-1), and rounding in float32", "N/(N-1) 与 float32 的舍入误差")),
         "from gpu_layers.training import Sequential\n\n"
         "x = np.random.default_rng(0).standard_normal((4096, 8)).astype(np.float32)\n"
         "model = Sequential(gl.Dropout(0.5), gl.BatchNorm1d(8))\n"
@@ -153,12 +139,8 @@ _CLAIMS = (
             "常见说法：随机失活放在最后一个批归一化之后，比放在之前危害更小。",
         ),
         r"\overline{L_{\mathrm{before}} - L_{\mathrm{after}}} \geq 0.01",
-        Criterion(
-            Text("mean difference of test loss, p = 0.5, no recalibration", "测试损失的平均差（p = 0.5，未重新校准）"),
-            ">=",
-            0.01,
-            Text("a tenth of the loss of such a network", "约为此类网络损失的十分之一"),
-        ),
+        Text("mean difference of test loss, p = 0.5, no recalibration", "测试损失的平均差（p = 0.5，未重新校准）"),
+        Criterion(">=", 0.01, Text("a tenth of the loss of such a network", "约为此类网络损失的十分之一")),
         "x = np.random.default_rng(0).standard_normal((100_000, 1))\n"
         "for p in (0.5, 0.0):  # without dropout before it, batch norm gives 1\n"
         '    bn = gl.BatchNorm1d(1, momentum=None, dtype="float64")\n'
@@ -173,12 +155,8 @@ _CLAIMS = (
             "常见说法：对在批归一化之前使用随机失活的网络，重新校准能恢复准确率。",
         ),
         r"\overline{L_{\mathrm{moving}} - L_{\mathrm{recalibrated}}} > 0",
-        Criterion(
-            Text("part of the networks whose test loss falls, p = 0.5", "测试损失下降的网络所占比例（p = 0.5）"),
-            ">=",
-            0.9,
-            Text("by chance alone it would be half", "若全凭偶然，应为一半"),
-        ),
+        Text("part of the networks whose test loss falls, p = 0.5", "测试损失下降的网络所占比例（p = 0.5）"),
+        Criterion(">=", 0.9, Text("by chance alone it would be half", "若全凭偶然，应为一半")),
         "x = np.random.default_rng(0).standard_normal((4096, 1)).astype(np.float32)\n"
         "bn = gl.BatchNorm1d(1, momentum=None)\n"
         "bn(gl.Dropout(0.5)(x))\n"

@@ -27,7 +27,7 @@ def check_tensor(x: Any, name: str = "input") -> None:
 
 
 def check_savable(*tensors: torch.Tensor | None) -> None:
-    """RuntimeError, in torch's words, if autograd would save tensors of which one is of inference mode."""
+    """RuntimeError, in torch's words, if autograd would save tensors and one is of inference mode."""
     given = [one for one in tensors if one is not None]
     needed = torch.is_grad_enabled() and any(one.requires_grad for one in given)
     if needed and any(one.is_inference() for one in given):

@@ -58,7 +58,7 @@ def define(
 ) -> Any:
     """Register an operation, and get the function that calls it.
 
-    All functions take the tensors, with which a schema begins, and then the numbers behind them as one object: autograd
+    All functions take the tensors, with which a schema begins, and then the numbers after them as one object: autograd
     takes its time for each argument.
 
     Parameters

@@ -57,6 +57,15 @@ def started(*arguments: object, before: str | None = None, **options) -> Iterato
                 stream.close()
 
 
+def without(package: str) -> str:
+    """What runs first where a package is not installed."""
+    return f"""
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "{package}" else find(name, *rest)
+"""
+
+
 def interrupt(process: subprocess.Popen, *, group: bool = False) -> bytes:
     """Interrupt the process until it ends; what it then said on standard error."""
     # Python loses an interrupt that falls into a callback of the garbage collector: as a person would, press again.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpu_layers.cli import main
-from tests.cli.commands import assert_one_line_error, environment, gpu_layers, started
+from tests.cli.commands import assert_one_line_error, environment, gpu_layers, started, without
 from tests.training.images import image_arrays, write_images
 
 
@@ -96,12 +96,7 @@ def test_no_gpu():
 
 @pytest.mark.parametrize("package", ["sklearn", "rich", "matplotlib", "safetensors", "threadpoolctl", "filelock"])
 def test_a_missing_extra_is_named_before_any_work(tmp_path, package):
-    hide = f"""
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "{package}" else find(name, *rest)
-"""
-    finished = gpu_layers("train", "--out", tmp_path / "run", before=hide)
+    finished = gpu_layers("train", "--out", tmp_path / "run", before=without(package))
     assert_one_line_error(finished, f"training needs {package}", "pip install 'gpu-layers[train]'")
     assert not (tmp_path / "run").exists()
 

@@ -90,7 +90,7 @@ def test_two_runs_at_once(data, tmp_path, choice):
         partial = out / "model.safetensors.0123.partial"  # as if the first one were writing
         partial.write_bytes(b"half")
         second = gpu_layers(*_arguments(data, out, *choice))
-        # A run that has begun is one already; who wants to go on with it or to replace it has to wait.
+        # A run that has begun is one already; to go on with it or to replace it, wait.
         part = f"another run is using {out}: wait for its end" if choice else "continue it with --resume"
         assert_one_line_error(second, part)
         assert partial.exists()

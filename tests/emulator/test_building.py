@@ -51,9 +51,9 @@ def project(compiled_runtimes, tmp_path, monkeypatch):
     return folder
 
 
-def scaled(project: pathlib.Path) -> float:
+def scaled(project: pathlib.Path, **options) -> float:
     y = np.zeros(4, np.float32)
-    emulator.load(project / "scale.cu", ["scale"]).launch("scale", (1,), (4,), [np.ones(4, np.float32), y])
+    emulator.load(project / "scale.cu", ["scale"], **options).launch("scale", (1,), (4,), [np.ones(4, np.float32), y])
     return float(y[0])
 
 
@@ -228,15 +228,11 @@ def test_folders_may_be_named(project, tmp_path, compiled_runtimes):
     elsewhere.mkdir()
     for runtime in compiled_runtimes:
         (elsewhere / runtime.name).symlink_to(runtime)
-    headers = defaults.cuda_headers()
-    module = emulator.load(project / "scale.cu", ["scale"], cache_dir=elsewhere, header_dir=headers)
-    y = np.zeros(4, np.float32)
-    module.launch("scale", (1,), (4,), [np.ones(4, np.float32), y])
-    assert y.tolist() == [2] * 4
+    assert scaled(project, cache_dir=elsewhere, header_dir=defaults.cuda_headers()) == 2
     assert [path.name for path in elsewhere.glob("scale-fast-*") if path.is_dir()]
     assert not modules(tmp_path)
     with pytest.raises(errors.CacheError, match=r"cannot be kept in /proc/nonexistent \("):
-        emulator.load(project / "scale.cu", ["scale"], cache_dir="/proc/nonexistent")
+        scaled(project, cache_dir="/proc/nonexistent")
 
 
 def test_the_compiler_may_have_a_launcher_and_flags(project, tmp_path, monkeypatch):
@@ -287,10 +283,7 @@ def test_include_dirs_are_searched_and_hashed(project, tmp_path):
         scaled(project)
     for factor in (5, 6):
         (elsewhere / "factor.cuh").write_text(f"constexpr float kFactor = {factor};\n")
-        y = np.zeros(4, np.float32)
-        module = emulator.load(project / "scale.cu", ["scale"], include_dirs=[elsewhere])
-        module.launch("scale", (1,), (4,), [np.ones(4, np.float32), y])
-        assert y[0] == factor
+        assert scaled(project, include_dirs=[elsewhere]) == factor
 
 
 def test_two_modules_with_the_same_kernel_keep_apart(project, tmp_path):
@@ -333,7 +326,7 @@ def test_all_but_the_fast_mode_ask_for_gcc(project, monkeypatch, tmp_path, mode)
 
 def test_an_unknown_mode_is_refused(project):
     with pytest.raises(ValueError, match="one of fast, trace, asan, ubsan, got 'slow'"):
-        emulator.load(project / "scale.cu", ["scale"], mode="slow")
+        scaled(project, mode="slow")
 
 
 def test_many_kernels_are_compiled_in_parts(project, tmp_path):

@@ -122,7 +122,7 @@ def beyond_one_number(problems):
 
 def without_arrivals(problems):
     """What is left but for the whole numbers that count blocks which have arrived: who waits for others only reads."""
-    # NVRTC 12 spells an arrival whose count nobody wants in a way of its own where the machine has one.
+    # NVRTC 12 spells an arrival whose count nobody reads in a way of its own where the machine has one.
     arrivals = ("ATOMG.E.ADD.STRONG.GPU", "ATOMG.E.OR.STRONG.GPU", "RED.E.ADD.STRONG.GPU", "REDG.E.ADD.STRONG.GPU")
     counting = [problem for problem in problems if problem in arrivals]
     assert 1 <= len(counting) <= 6
@@ -283,7 +283,7 @@ def test_a_branch_is_added_to_a_residual_in_vectors(element, width, most, capabi
     kernels = code_of("dropout_add.cu", capability)
     for name in (f"dropout_add_forward<{element}, true>", f"dropout_add_backward<{element}, {width}, true>"):
         loop = kernels[name].hot_loop()
-        # Beside vectors a byte of bits, of which others than ReLU have none, for each that is read or written.
+        # Beside vectors a byte of bits, which only ReLU has, for each that is read or written.
         accesses = [i.global_bytes for i in loop.instructions if i.global_bytes]
         assert accesses.count(1) <= accesses.count(16) / 2, name
         # A bias of features that make no vectors is read one by one.

@@ -237,7 +237,7 @@ def emulated_graphs(monkeypatch):
 
 
 def dropouts():
-    """Layers of two generators, one of which is two layers'."""
+    """Layers of two generators; two layers share one."""
     shared, own = gl.Generator(SEED, 2**64 - 3), gl.Generator(SEED + 1, 5)
     layers = [
         gl.Dropout(0.4, generator=shared),

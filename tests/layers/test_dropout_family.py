@@ -1,4 +1,4 @@
-"""The layers that drop channels, samples, or to a value other than 0."""
+"""What all dropout layers do, whether they drop elements, channels or samples, to 0 or another value."""
 
 import warnings
 
@@ -13,6 +13,7 @@ from tests.inputs import LAYOUTS, assert_same_bits, each_dtype, normal, unchange
 SEED = 2**40 + 3
 # Shape, and the leading axes that have a mask.
 INPUTS = {
+    gl.Dropout: [((5, 7), 2), ((), 0)],
     gl.Dropout1d: [((3, 4, 5), 2), ((4, 5), 1)],
     gl.Dropout2d: [((3, 4, 2, 3), 2), ((3, 4, 5), 2)],
     gl.Dropout3d: [((2, 3, 2, 3, 2), 2), ((3, 2, 3, 2), 1)],
@@ -181,7 +182,7 @@ def test_a_read_only_input_is_not_written_to(make):
             make(0.5, True, generator=gl.Generator(1))(x)
 
 
-@pytest.mark.parametrize("make", [gl.Dropout, *INPUTS])
+@pytest.mark.parametrize("make", INPUTS)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

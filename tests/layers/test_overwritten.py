@@ -254,7 +254,7 @@ def test_a_residual_connection_in_place():
     assert_same_bits(layer.backward(dy), np.where(X > 0, dy, np.float32(0)))
 
 
-def test_a_layer_in_place_behind_two_readers():
+def test_a_layer_in_place_after_two_readers():
     """The second branch overwrites what the first one has saved."""
     norm, x = gl.BatchNorm2d(3), X.copy()
     y = norm(x)

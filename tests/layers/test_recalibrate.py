@@ -13,7 +13,7 @@ BOUND = 1e4 * 2.0**-53
 
 
 def network(p=0.5):
-    """Batch norm, and batch norm behind dropout and weights."""
+    """Batch norm, and batch norm after dropout and weights."""
     return Sequential(
         Linear(4, 6, dtype="float64", seed=1),
         gl.BatchNorm1d(6, dtype="float64"),

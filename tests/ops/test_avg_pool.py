@@ -56,7 +56,7 @@ def test_every_configuration_is_torchs(rank, divisor):
     fitting = 0
     for shape, options in itertools.product(SHAPES[rank], configurations(rank, dilated=False)):
         if rank == 3 and any(np.less(shape[2:], options["kernel_size"])):
-            continue  # torch's 3-D kernel, alone of the three, wants a window to fit without the padding
+            continue  # torch's 3-D kernel, alone of the three, requires a window to fit without the padding
         options = options | divisor
         x = integers(shape, high=50)
         try:

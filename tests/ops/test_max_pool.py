@@ -137,7 +137,7 @@ def test_in_a_window_of_minus_infinity_the_first_tap_inside_wins(dtype):
 
 @each_dtype
 def test_a_window_with_no_tap_inside_has_no_index_and_no_gradient(dtype):
-    # One element, taps one before and one behind it.
+    # One element, taps one before and one after it.
     x = np.array([[[5]]], dtype)
     y, saved = gl.ops.max_pool_forward(x, (2,), 1, 1, 2)
     assert_same_bits(y, np.array([[[-np.inf]]], dtype))

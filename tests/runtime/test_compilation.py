@@ -202,7 +202,7 @@ from gpu_layers.runtime.kernel import all_kernels
 nvrtc._open_library(int(sys.argv[1]))
 nvrtc._open_library = lambda cuda: None
 version = nvrtc.nvrtc().getVersion()
-# One kernel of each function: of fewer a file's constants are not all used, of which the compiler warns.
+# One kernel of each function: with fewer, the compiler warns of constants that are not used.
 last_of = sorted(all_kernels(), key=lambda kernel: "<__nv_bfloat16" in kernel.name)
 kernels = {(kernel.source, kernel.name.split("<")[0]): kernel for kernel in last_of}
 found = {}

@@ -6,7 +6,7 @@ import pytest
 import gpu_layers as gl
 from gpu_layers.cli import main
 from gpu_layers.study import STUDIES
-from tests.cli.commands import assert_one_line_error, gpu_layers
+from tests.cli.commands import assert_one_line_error, gpu_layers, without
 
 
 def study(capsys, *arguments):
@@ -103,11 +103,6 @@ def test_no_gpu():
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib", "rich", "sklearn", "threadpoolctl"])
 def test_a_missing_extra_is_named_before_any_work(tmp_path, package):
-    hide = f"""
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "{package}" else find(name, *rest)
-"""
-    finished = gpu_layers("study", "all", "--out", tmp_path / "page", before=hide)
+    finished = gpu_layers("study", "all", "--out", tmp_path / "page", before=without(package))
     assert_one_line_error(finished, f"the study needs {package}", "pip install 'gpu-layers[study]'")
     assert not (tmp_path / "page").exists()

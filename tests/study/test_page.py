@@ -115,7 +115,7 @@ def test_everything_said_is_said_in_both_languages(built):
     for report in built[1].values():
         said = [report.study.title, report.study.summary]
         for claim in report.study.claims:
-            said += [claim.statement, claim.criterion.quantity, claim.criterion.reason]
+            said += [claim.statement, claim.quantity, claim.criterion.reason]
         said += [figure.caption for figure in report.findings.figures]
         said += [table.title for table in report.findings.tables]
         for text in said:

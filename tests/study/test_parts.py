@@ -71,7 +71,7 @@ def test_copies_train_as_they_would_alone():
     ("relation", "holds"), [("<=", [True, True, False]), (">=", [False, True, True]), ("==", [False, True, False])]
 )
 def test_criterion(relation, holds):
-    criterion = Criterion(Text("", ""), relation, 2, Text("", ""))
+    criterion = Criterion(relation, 2, Text("", ""))
     assert [criterion.holds(value) for value in (1.9, 2.0, 2.1)] == holds
     assert not criterion.holds(float("nan"))
 

@@ -1,15 +1,7 @@
 """What importing the package brings in, and says."""
 
-import subprocess
-import sys
-
 import gpu_layers.torch as glt
-
-
-def run(code):
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+from tests.test_import import absent, run
 
 
 def test_neither_cupy_nor_inductor_nor_a_warning():
@@ -26,15 +18,8 @@ print(*sys.modules, sep="\\n")
 
 def test_a_missing_torch_is_named():
     run(
-        """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+        absent("torch")
+        + """
 import gpu_layers
 try:
     import gpu_layers.torch

@@ -17,34 +17,25 @@ from tests.torch.layers import first, values
 common_modules = pytest.importorskip("torch.testing._internal.common_modules", reason="needs expecttest")
 
 NAMES = {theirs.__name__ for theirs in COUNTERPARTS}
-SAMPLES = [
-    (info, dtype, training)
-    for info in common_modules.module_db
-    if info.module_cls.__name__ in NAMES
-    for dtype in (torch.float64,)
-    for training in (True, False)
-]
+COVERED = [info for info in common_modules.module_db if info.module_cls.__name__ in NAMES]
 
 
-def samples(info, dtype, training, requires_grad=True):
-    return info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training)
-
-
-def both(info, sample, dtype, training):
+def both(info, sample, training):
     arguments, options = sample.constructor_input.args, sample.constructor_input.kwargs
     ours, theirs = (
-        getattr(lib, info.module_cls.__name__)(*arguments, **options).to(dtype).train(training) for lib in (glt, nn)
+        getattr(lib, info.module_cls.__name__)(*arguments, **options).double().train(training) for lib in (glt, nn)
     )
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours, theirs
 
 
-@pytest.mark.parametrize(
-    ("info", "dtype", "training"), SAMPLES, ids=lambda v: getattr(getattr(v, "module_cls", v), "__name__", str(v))
-)
-def test_pytorchs_samples(info, dtype, training):
-    for sample in samples(info, dtype, training):
-        ours, theirs = both(info, sample, dtype, training)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("info", COVERED, ids=lambda one: one.module_cls.__name__)
+def test_pytorchs_samples(info, training):
+    for sample in info.module_inputs_func(
+        info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
+    ):
+        ours, theirs = both(info, sample, training)
         assert repr(ours) == repr(theirs)
         x = sample.forward_input.args[0]
         if "LPPool" in info.module_cls.__name__:
@@ -56,7 +47,7 @@ def test_pytorchs_samples(info, dtype, training):
         y, z = first(y), first(z)
         torch.testing.assert_close(y, z, rtol=1e-11, atol=1e-11)
         assert y.stride() == z.stride()
-        dy = torch.randn(z.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        dy = torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(0))
         inputs = [[a, *ours.parameters()], [b, *theirs.parameters()]]
         for p, q in zip(
             *(torch.autograd.grad(r, given, dy) for r, given in zip((y, z), inputs, strict=True)), strict=True
@@ -68,7 +59,7 @@ def test_pytorchs_samples(info, dtype, training):
 
 @pytest.mark.parametrize(
     "info",
-    [one for one in common_modules.module_db if one.module_cls.__name__ in NAMES and one.module_error_inputs_func],
+    [one for one in COVERED if one.module_error_inputs_func],
     ids=lambda one: one.module_cls.__name__,
 )
 def test_pytorchs_error_samples(info):

@@ -94,7 +94,7 @@ def normalize(
 ) -> Tensor:
     """:func:`batch_norm` of a tensor, with a layer's counter of batches, which a momentum of None averages by."""
     if not (isinstance(eps, (float, int)) and (momentum is None or isinstance(momentum, (float, int)))):
-        # torch's error for what is no number; it takes some that are of other types.
+        # torch's error, unless torch takes this other type of number.
         given = 0.1 if momentum is None else momentum
         reference.batch_norm(input.new_zeros((2, 1)), None, None, None, None, True, given, eps)
         momentum, eps = None if momentum is None else float(momentum), float(eps)
@@ -158,7 +158,7 @@ def check_batch_norm(
             None if weight is None else (weight.shape, weight.dtype, weight.device),
             None if bias is None else (bias.shape, bias.dtype, bias.device),
         )
-    except AttributeError:  # of what is no tensor
+    except AttributeError:  # not a tensor
         good = elsewhere = False
     if not good:
         fail_as_torch(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +54,25 @@ Sizes: TypeAlias = int | Sequence[int]
 Outputs: TypeAlias = int | Sequence[int | None] | None
 #: With the indices of the maxima, if they are asked for.
 Pooled: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_IMAGES = "``(N, C, L)`` or ``(C, L)``", "``(N, C, H, W)`` or ``(C, H, W)``", "``(N, C, D, H, W)`` or ``(C, D, H, W)``"
+
+
+def _of_rank(rank: int, function: Callable[Concatenate[int, _Arguments], _Result]) -> Callable[_Arguments, _Result]:
+    """A function of any number of spatial axes, as torch's for so many: with its own name, signature and docstring."""
+
+    def of_rank(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        return function(rank, *args, **kwargs)
+
+    of_rank.__name__ = of_rank.__qualname__ = function.__name__.replace("pool", f"pool{rank}d")
+    of_rank.__doc__ = (function.__doc__ or "").replace("pool`", f"pool{rank}d`").replace("images", _IMAGES[rank - 1])
+    signature = inspect.signature(function)
+    arguments = list(signature.parameters.values())[1:]
+    of_rank.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
+    return of_rank
+
 
 # A size may be a symbol in a compiled graph.
 _NUMBERS = (int, torch.SymInt, np.integer)
@@ -149,7 +169,7 @@ def _placed_averages(
 
 
 def _are_covered(placing: Placing) -> bool:
-    """Whether the image is at least as large as a window, which torch wants of averages over three axes."""
+    """Whether the image is at least as large as a window, which torch requires of averages over three axes."""
     return all(size >= k for size, k in zip(placing.spatial, placing.numbers[0], strict=True))
 
 
@@ -166,13 +186,13 @@ def max_pool(
     rank: int,
     input: Tensor,
     kernel_size: Sizes,
-    stride: Sizes | None,
-    padding: Sizes,
-    dilation: Sizes,
-    ceil_mode: bool,
-    return_indices: bool,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Pooled:
-    """:func:`max_pool2d` with so many spatial axes."""
+    """Largest value of each window of images."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
             placing = _kept(
@@ -227,7 +247,8 @@ def _with_indices(input: Tensor, placing: Placing) -> tuple[Tensor, Tensor]:
     return y, pool_rows.max_pool_indices(argmax, placing)
 
 
-def max_pool1d(
+def max_pool_with_indices(
+    rank: int,
     input: Tensor,
     kernel_size: Sizes,
     stride: Sizes | None = None,
@@ -236,86 +257,26 @@ def max_pool1d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Pooled:
-    """Largest value of each window of ``(N, C, L)`` or ``(C, L)``."""
-    return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    """:func:`max_pool`, and the indices of the maxima; ``return_indices`` is ignored."""
+    return max_pool(rank, input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
-def max_pool1d_with_indices(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Pooled:
-    """:func:`max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
-
-
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Pooled:
-    """Largest value of each window of ``(N, C, H, W)`` or ``(C, H, W)``."""
-    return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-
-def max_pool2d_with_indices(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Pooled:
-    """:func:`max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
-
-
-def max_pool3d(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Pooled:
-    """Largest value of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
-    return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-
-
-def max_pool3d_with_indices(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    dilation: Sizes = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Pooled:
-    """:func:`max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+max_pool1d, max_pool1d_with_indices = _of_rank(1, max_pool), _of_rank(1, max_pool_with_indices)
+max_pool2d, max_pool2d_with_indices = _of_rank(2, max_pool), _of_rank(2, max_pool_with_indices)
+max_pool3d, max_pool3d_with_indices = _of_rank(3, max_pool), _of_rank(3, max_pool_with_indices)
 
 
 def avg_pool(
     rank: int,
     input: Tensor,
     kernel_size: Sizes,
-    stride: Sizes | None,
-    padding: Sizes,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Tensor:
-    """:func:`avg_pool2d` with so many spatial axes."""
+    """Mean of each window of images."""
     window = rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     if is_eager(input) and input.layout is _DENSE:
         try:
@@ -347,36 +308,18 @@ def avg_pool1d(
     return avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-def avg_pool2d(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """Mean of each window of ``(N, C, H, W)`` or ``(C, H, W)``."""
-    return avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-
-
-def avg_pool3d(
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """Mean of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
-    return avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+avg_pool2d, avg_pool3d = _of_rank(2, avg_pool), _of_rank(3, avg_pool)
 
 
 def lp_pool(
-    rank: int, input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None, ceil_mode: bool
+    rank: int,
+    input: Tensor,
+    norm_type: float,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    ceil_mode: bool = False,
 ) -> Tensor:
-    """:func:`lp_pool2d` with so many spatial axes."""
+    """``(sum |x|^p)^(1/p)`` of each window of images; torch's for x >= 0."""
     check_tensor(input)
     try:
         p = float(norm_type)
@@ -407,25 +350,7 @@ def lp_pool(
     return pool_rows.lp_pool(input, placing)
 
 
-def lp_pool1d(
-    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
-) -> Tensor:
-    """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, L)`` or ``(C, L)``; torch's for x >= 0."""
-    return lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
-
-
-def lp_pool2d(
-    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
-) -> Tensor:
-    """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, H, W)`` or ``(C, H, W)``; torch's for x >= 0."""
-    return lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
-
-
-def lp_pool3d(
-    input: Tensor, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None, ceil_mode: bool = False
-) -> Tensor:
-    """``(sum |x|^p)^(1/p)`` of each window of ``(N, C, D, H, W)`` or ``(C, D, H, W)``; torch's for x >= 0."""
-    return lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
+lp_pool1d, lp_pool2d, lp_pool3d = _of_rank(1, lp_pool), _of_rank(2, lp_pool), _of_rank(3, lp_pool)
 
 
 def _placed_adaptively(
@@ -474,8 +399,8 @@ def _is_known(shape: Sequence[int], rank: int, output_size: Outputs) -> bool:
 _kept_adaptively = _remembered(_placed_adaptively)
 
 
-def adaptive_max_pool(rank: int, input: Tensor, output_size: Outputs, return_indices: bool) -> Pooled:
-    """:func:`adaptive_max_pool2d` with so many spatial axes."""
+def adaptive_max_pool(rank: int, input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
+    """Largest value of each window, of windows that cut images into an output of this size."""
     if not return_indices and is_eager(input) and input.layout is _DENSE:
         try:
             placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, False)
@@ -495,7 +420,7 @@ def adaptive_max_pool(rank: int, input: Tensor, output_size: Outputs, return_ind
 
 
 def adaptive_avg_pool(rank: int, input: Tensor, output_size: Outputs) -> Tensor:
-    """:func:`adaptive_avg_pool2d` with so many spatial axes."""
+    """Mean of each window, of windows that cut images into an output of this size."""
     if is_eager(input) and input.layout is _DENSE:
         try:
             placing = _kept_adaptively(input.shape, input.stride(), input.dtype, rank, output_size, True, None)
@@ -515,49 +440,19 @@ def adaptive_avg_pool(rank: int, input: Tensor, output_size: Outputs) -> Tensor:
     return pool_rows.avg_pool(input, placing)
 
 
-def adaptive_max_pool1d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """Largest value of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
-    return adaptive_max_pool(1, input, output_size, return_indices)
+def adaptive_max_pool_with_indices(
+    rank: int, input: Tensor, output_size: Outputs, return_indices: bool = False
+) -> Pooled:
+    """:func:`adaptive_max_pool`, and the indices of the maxima; ``return_indices`` is ignored."""
+    return adaptive_max_pool(rank, input, output_size, True)
 
 
-def adaptive_max_pool1d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """:func:`adaptive_max_pool1d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return adaptive_max_pool(1, input, output_size, True)
-
-
-def adaptive_max_pool2d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """Largest value of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
-    return adaptive_max_pool(2, input, output_size, return_indices)
-
-
-def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """:func:`adaptive_max_pool2d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return adaptive_max_pool(2, input, output_size, True)
-
-
-def adaptive_max_pool3d(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """Largest value of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
-    return adaptive_max_pool(3, input, output_size, return_indices)
-
-
-def adaptive_max_pool3d_with_indices(input: Tensor, output_size: Outputs, return_indices: bool = False) -> Pooled:
-    """:func:`adaptive_max_pool3d`, and the indices of the maxima; ``return_indices`` is ignored."""
-    return adaptive_max_pool(3, input, output_size, True)
-
-
-def adaptive_avg_pool1d(input: Tensor, output_size: Outputs) -> Tensor:
-    """Mean of each window, of windows that cut ``(N, C, L)`` into an output of this size."""
-    return adaptive_avg_pool(1, input, output_size)
-
-
-def adaptive_avg_pool2d(input: Tensor, output_size: Outputs) -> Tensor:
-    """Mean of each window, of windows that cut ``(N, C, H, W)`` into an output of this size."""
-    return adaptive_avg_pool(2, input, output_size)
-
-
-def adaptive_avg_pool3d(input: Tensor, output_size: Outputs) -> Tensor:
-    """Mean of each window, of windows that cut ``(N, C, D, H, W)`` into an output of this size."""
-    return adaptive_avg_pool(3, input, output_size)
+adaptive_max_pool1d, adaptive_avg_pool1d = _of_rank(1, adaptive_max_pool), _of_rank(1, adaptive_avg_pool)
+adaptive_max_pool2d, adaptive_avg_pool2d = _of_rank(2, adaptive_max_pool), _of_rank(2, adaptive_avg_pool)
+adaptive_max_pool3d, adaptive_avg_pool3d = _of_rank(3, adaptive_max_pool), _of_rank(3, adaptive_avg_pool)
+adaptive_max_pool1d_with_indices = _of_rank(1, adaptive_max_pool_with_indices)
+adaptive_max_pool2d_with_indices = _of_rank(2, adaptive_max_pool_with_indices)
+adaptive_max_pool3d_with_indices = _of_rank(3, adaptive_max_pool_with_indices)
 
 
 def max_unpool(
@@ -565,11 +460,11 @@ def max_unpool(
     input: Tensor,
     indices: Tensor,
     kernel_size: Sizes,
-    stride: Sizes | None,
-    padding: Sizes,
-    output_size: Sequence[int] | None,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """:func:`max_unpool2d` with so many spatial axes."""
+    """Each value of images at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool`."""
     check_tensor(input)
     if not isinstance(indices, Tensor):
         raise TypeError(f"indices must be a torch.Tensor, got {type(indices).__name__}")
@@ -637,37 +532,4 @@ def _unpooled_size(
     return sizes
 
 
-def max_unpool1d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Each value of ``(N, C, L)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool1d`."""
-    return max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
-
-
-def max_unpool2d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Each value of ``(N, C, H, W)`` at its index in the output, and 0 elsewhere: the inverse of :func:`max_pool2d`."""
-    return max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
-
-
-def max_unpool3d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Each value of ``(N, C, D, H, W)`` at its index in the output: the inverse of :func:`max_pool3d`."""
-    return max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
+max_unpool1d, max_unpool2d, max_unpool3d = _of_rank(1, max_unpool), _of_rank(2, max_unpool), _of_rank(3, max_unpool)

@@ -270,7 +270,7 @@ def _found_gradients(
     statistics: torch.Tensor,
     numbers: tuple,
 ) -> tuple:
-    """Gradients of x, weight, bias and residual; None of what is not needed."""
+    """Gradients of x, weight, bias and residual; None where none is needed."""
     activation, training, (of_x, of_weight, of_bias, of_residual), channels_last = numbers
     if not x.numel():
         found = _gradients_like(x, weight, bias, numbers[2], channels_last)

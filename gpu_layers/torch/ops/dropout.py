@@ -28,7 +28,7 @@ class Dropping:
     shape : sequence of int
     p : float
     axes : int
-        The elements behind so many leading axes share a decision; -1: each has its own.
+        Elements that have the same place along so many leading axes share a decision; -1: each has its own.
     kind : {"inverted", "alpha", "alpha_gradient"}
     channels_last : bool
     """

@@ -66,7 +66,7 @@ class Placing:
     numbers : sequence
         Kernel, stride, padding, dilation, ceil_mode and output_size, as the schemas have them.
     options : sequence
-        What the schemas have behind those.
+        What the schemas have after those.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def _most_taps(size: int, outputs: int) -> int:
 
 
 def _placed(tensors: tuple, numbers: tuple) -> Placing:
-    """From the numbers of a schema, behind a tensor of the input's shape."""
+    """From the numbers of a schema, after a tensor of the input's shape."""
     shape, rank = tensors[0].shape, len(numbers[0]) or len(numbers[_NUMBERS - 1])
     return Placing(shape[:-rank], shape[-rank:], numbers[:_NUMBERS], numbers[_NUMBERS:])
 
