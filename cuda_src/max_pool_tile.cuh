@@ -315,7 +315,10 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             RowsAhead<T, kAsked> ahead(image + input.row(depth.origin, asked) + place * vector,
                                        input.row(0, 1), input.width < kAsked ? 0 : vector,
                                        min((end - 1) * Stride - Pad + Kernel, input.height) - asked);
-            const int top = begin * Stride - Pad;
+            // Taps are numbered as those of the strip's first window; or, where rows are moved anyway, of the
+            // next.
+            constexpr bool kRenumbers = Stride == 1 && kRound == 1;
+            int top = begin * Stride - Pad;
             walk_down<Tile, Best, kRound>(
                 begin, end,
                 [&](int h) {
@@ -324,7 +327,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                 },
                 [&](int row, Best(&rows)[Kernel]) {
                     Best best = largest_of_rows<Stride>(rows, row == begin);
-                    best.renumber((row - begin) * Stride * Kernel);
+                    if constexpr (kRenumbers) {
+                        top += Stride;
+#pragma unroll
+                        for (int j = Stride; j < Kernel; ++j) rows[j].renumber(Stride * Kernel);
+                    } else {
+                        best.renumber((row - begin) * Stride * Kernel);
+                    }
                     write(row, best);
                 });
         } else {
