@@ -606,7 +606,24 @@ def _isetp(modifiers: list[str], operands: list[str]) -> Action:
 
 
 def _float_setp(read: Callable[[str], Value]) -> Builder:
-    return lambda modifiers, operands: _setp(modifiers, operands, read, partial(_float_order, modifiers[0]))
+    def build(modifiers: list[str], operands: list[str]) -> Action:
+        if modifiers == ["MAX", "AND"] and operands[4] == "PT":
+            return _maximum_setp(operands, read)
+        return _setp(modifiers, operands, read, partial(_float_order, modifiers[0]))
+
+    return build
+
+
+def _maximum_setp(operands: list[str], read: Callable[[str], Value]) -> Action:
+    """Whether the first operand is the larger one, or the only number; and whether neither is a number."""
+    outs, (a, b) = [_put_truth(o) for o in operands[:2]], map(read, operands[2:4])
+
+    def act(threads: Any, at: Any) -> None:
+        first, second = a(threads, at), b(threads, at)
+        outs[0](threads, at, (first > second) | np.isnan(second))
+        outs[1](threads, at, np.isnan(first) & np.isnan(second))
+
+    return act
 
 
 def _needs_slow_division(a: Any, b: Any) -> Any:

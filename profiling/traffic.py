@@ -192,7 +192,12 @@ class _Listed:
             for parameter, value in zip(kernel.parameters, values, strict=True)
             if parameter.is_pointer and value is not None
         }
-        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, list(values)))
+        # An array without axes is a pointer too, which profiling.machine tells from a number by its axes.
+        told = [
+            np.atleast_1d(value) if parameter.is_pointer and value is not None else value
+            for parameter, value in zip(kernel.parameters, values, strict=True)
+        ]
+        self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, told))
         if kernel.name.split("<")[0] in _DECIDING:
             Emulation().launch(kernel, grid, block, values, shared_bytes, cooperative)
 

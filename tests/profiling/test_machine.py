@@ -117,6 +117,19 @@ def test_the_smaller_of_a_pair_and_infinity(tmp_path, kind, infinity):
     assert y.view(np.uint16).tolist() == [infinity, infinity | sign, infinity, infinity, 0, sign, 1, infinity - 1]
 
 
+def test_the_larger_of_two_doubles(tmp_path):
+    source = """
+    extern "C" __global__ void larger(const double* x, double* y) {
+        const int i = threadIdx.x;
+        y[i] = max(x[2 * i], x[2 * i + 1]);
+    }"""
+    nan = np.nan
+    pairs = np.array([(1, 2), (2, 1), (-1, -2), (nan, 3), (3, nan), (nan, nan), (np.inf, 1), (-np.inf, -5)], np.float64)
+    y = np.zeros(len(pairs))
+    execute(compiled(source, "larger", tmp_path), (1, 1, 1), (len(pairs), 1, 1), [pairs.ravel(), y])
+    np.testing.assert_array_equal(y, np.fmax(*pairs.T))
+
+
 def test_barriers_and_shared_memory(tmp_path):
     source = """
     extern "C" __global__ void turn(const int* x, int* y) {
