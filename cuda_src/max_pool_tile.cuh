@@ -227,7 +227,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
     }();
     // Of wide windows moving rows is a tenth of the work. Older GPUs, and wider types, have no registers for
     // more than one output at a time.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
     constexpr int kRound = 1;
 #else
     constexpr int kRound = kInPairs && Kernel > 3 ? Kernel : 1;

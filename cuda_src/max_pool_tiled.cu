@@ -9,9 +9,9 @@
 // Blocks that must fit on a multiprocessor at once: threads keep the largest of a row for each row of a
 // window. With four, what Blackwell's code for deep windows needs would be spilled.
 template <int Kernel, bool ChannelsLast, bool Deep>
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kForwardBlocks = Kernel > 3 ? 2 : 4;
-#elif __CUDA_ARCH__ < 1000
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
 constexpr int kForwardBlocks = Kernel > 3 ? (ChannelsLast ? 2 : 3) : 4;
 #else
 constexpr int kForwardBlocks = Kernel > 3 ? 2 : (Deep && !ChannelsLast ? 3 : 4);

@@ -53,6 +53,8 @@ def _named(name):
         ("avg_pool", "float32", True),
         ("global_avg_pool", "bfloat16", False),
         ("lp_pool", "bfloat16", False),
+        ("pyramid_max_pool", "bfloat16", False),
+        ("pyramid_max_pool", "float16", True),
         ("fractional_max_pool", "bfloat16", False),
         ("fractional_max_pool", "float32", True),
     ],
