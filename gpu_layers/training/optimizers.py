@@ -14,6 +14,7 @@ from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
+from gpu_layers.runtime.backend import array_kind
 
 
 class Optimizer:
@@ -45,6 +46,7 @@ class Optimizer:
             raise TypeError(f"parameters must be a mapping of names to arrays, got {type(parameters).__name__}")
         self._given = parameters
         for name, value in parameters.items():
+            array_kind(value)
             if value.dtype not in (np.float32, np.float64):
                 raise TypeError(f"parameter {name} must be float32 or float64, got {value.dtype}")
             check_overlap(value)
@@ -257,6 +259,7 @@ def _first_names(parameters: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _check_alike(name: str, gradient: Array, parameter: Array) -> None:
+    array_kind(gradient)
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"size mismatch for {name}: got shape {list(gradient.shape)}, expected {list(parameter.shape)}"

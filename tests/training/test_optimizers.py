@@ -91,6 +91,7 @@ def test_refuses_gradients_that_do_not_fit():
         ({**gradients, "more": gradients["0.bias"]}, ValueError, "got a difference in ..more"),
         ({**gradients, "1.scale": np.zeros(2, np.float32)}, ValueError, "size mismatch for 1.scale"),
         ({**gradients, "1.scale": np.zeros(())}, TypeError, "dtype mismatch for 1.scale"),
+        ({**gradients, "1.scale": 1.0}, TypeError, "^expected a numpy.ndarray or cupy.ndarray, got float$"),
         (None, TypeError, "^gradients must be a mapping of names to arrays, got NoneType$"),
     ):
         with pytest.raises(error, match=message):
@@ -108,6 +109,7 @@ def test_refuses_gradients_that_do_not_fit():
         (SGD, {"momentum": 1.0}, ValueError),
         (SGD, {"weight_decay": -0.1}, ValueError),
         (SGD, {"parameters": [np.zeros(3)]}, TypeError),
+        (SGD, {"parameters": {"scale": np.float32(1)}}, TypeError),
         (Adam, {"betas": (0.9, 1.0)}, ValueError),
         (Adam, {"betas": (0.9,)}, ValueError),
         (Adam, {"betas": 0.9}, TypeError),
