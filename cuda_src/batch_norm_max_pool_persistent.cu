@@ -21,6 +21,8 @@ struct NormalizeInPlace {
     PiecewiseLinearActivation<A> phi;
     Normalization<A> norms[1];
 
+    __device__ __forceinline__ void skip_slot() { kept.skip(); }
+
     template <int Count>
     __device__ __forceinline__ void vectors(long long, long long) {
 #pragma unroll
@@ -38,26 +40,27 @@ struct NormalizeInPlace {
 
 // The planes that the threads of a block keep, each as a chunk: see for_each_in_block.
 //   const CachedPlanes<T> planes(slots, vectors);
-//   const auto fifth = Vector<T>::load(planes.vector(1, 5));  // number 5 of the block's plane number 1
+//   const auto fifth = Vector<T>::load(planes.vector(planes.plane(1), 5));  // of the block's plane number 1
 template <typename T>
 struct CachedPlanes {
     const uint4* slots;
-    int vectors, threads, log2_threads, log2_rows;  // of a plane; threads that share one, and rows of them
+    int slots_of_plane, threads, log2_threads, log2_rows;  // threads share a plane, rows of them take turns
 
     __device__ __forceinline__ CachedPlanes(const uint4* slots, int vectors)
         : slots(slots),
-          vectors(vectors),
           threads(static_cast<int>(blockDim.x)),
           log2_threads(__ffs(static_cast<int>(blockDim.x)) - 1),
-          log2_rows(__ffs(static_cast<int>(blockDim.y)) - 1) {}
+          log2_rows(__ffs(static_cast<int>(blockDim.y)) - 1) {
+        slots_of_plane = (vectors + threads - 1) >> log2_threads;
+    }
 
-    __device__ __forceinline__ const T* vector(int plane, int number) const {
-        // How many planes its row of threads has before, and how many vectors of each its thread.
-        const int before = plane >> log2_rows, row = plane - (before << log2_rows);
-        const int owner = number & (threads - 1);
-        const int of_each = (vectors >> log2_threads) + (owner < (vectors & (threads - 1)) ? 1 : 0);
-        const int slot = before * of_each + (number >> log2_threads);
-        return reinterpret_cast<const T*>(slots + slot * kChannelThreads + row * threads + owner);
+    // The first of a plane, and number n after it.
+    __device__ __forceinline__ const uint4* plane(int number) const {
+        const int turn = number >> log2_rows, row = number - (turn << log2_rows);
+        return slots + turn * slots_of_plane * kChannelThreads + row * threads;
+    }
+    __device__ __forceinline__ const T* vector(const uint4* first, int n) const {
+        return reinterpret_cast<const T*>(first + (n >> log2_threads) * (kChannelThreads - threads) + n);
     }
 };
 
@@ -103,6 +106,7 @@ struct PooledOutput {
             const long long image = (first + plane) * layout.channels + channel;
             const long long before =
                 image * (static_cast<long long>(outputs) * width) + column * Tile::kColumns;
+            const uint4* const kept = cached.plane(plane);
             using Best = RunningMax<T, Tile::kLanes>;
             walk_down<Tile, Best>(
                 begin, end,
@@ -112,9 +116,9 @@ struct PooledOutput {
                     const int vector = nearest * columns + column;
                     T value_before = nothing;
                     if (Pad > 0 && column > 0)
-                        value_before = cached.vector(plane, vector - 1)[Tile::kBody - 1];
+                        value_before = cached.vector(kept, vector - 1)[Tile::kBody - 1];
                     TileRow<T, Tile> row;
-                    row.set(Vector<T>::load(cached.vector(plane, vector)), value_before);
+                    row.set(Vector<T>::load(cached.vector(kept, vector)), value_before);
                     return largest_of_taps<T, Tile>(row, left, (nearest - top) * Kernel);
                 },
                 [&](int row, Best(&rows)[Kernel]) {

@@ -164,6 +164,8 @@ struct FetchArray {
     const T* array;
     SharedCache<T, Width> kept;
 
+    __device__ __forceinline__ void skip_slot() { kept.skip(); }
+
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (counts) {
             kept.put(array[i]);
@@ -191,6 +193,8 @@ struct StatisticsOfCached {
     static constexpr bool kTakesFew = true;
     Statistics<T, Width, Channels> statistics;
     SharedCache<T, Width> kept;
+
+    __device__ __forceinline__ void skip_slot() { kept.skip(); }
 
     __device__ __forceinline__ void scalar(long long, bool counts = true) {
         if (counts) {
@@ -342,6 +346,11 @@ struct FetchInputs {
     const Source& source;
     FetchArray<T, Width> x, dy;
 
+    __device__ __forceinline__ void skip_slot() {
+        x.skip_slot();
+        if constexpr (Source::kIsArray) dy.skip_slot();
+    }
+
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         x.scalar(i, counts);
         if constexpr (Source::kIsArray) dy.scalar(i, counts);
@@ -366,6 +375,11 @@ struct SumsOfCached {
     SharedCache<T, Width> cached_x, cached_dz;
     Normalization<A> norms[Channels];
     GradientSums<A> sums[Channels];
+
+    __device__ __forceinline__ void skip_slot() {
+        cached_x.skip();
+        cached_dz.skip();
+    }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
@@ -448,6 +462,11 @@ struct InputGradientsCached {
     T* dresidual;
     Normalization<A> norms[Channels];
     InputGradient<A> input_gradients[Channels];
+
+    __device__ __forceinline__ void skip_slot() {
+        cached_x.skip();
+        cached_dz.skip();
+    }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {

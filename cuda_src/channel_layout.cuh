@@ -231,6 +231,16 @@ template <typename>
 __device__ __forceinline__ constexpr bool takes_few(long) {
     return false;
 }
+// Whether a body keeps what it takes, so that other threads find it: chunks of whole vectors have as many
+// slots in each thread then, and body.skip_slot() is called where one stays empty.
+template <typename Body>
+__device__ __forceinline__ constexpr auto has_slots(int) -> decltype(&Body::skip_slot, true) {
+    return true;
+}
+template <typename>
+__device__ __forceinline__ constexpr bool has_slots(long) {
+    return false;
+}
 template <int Unroll, typename Body>
 __device__ __forceinline__ void take_all(const Share<Unroll>& share, Body& body, long long i,
                                          long long step) {
@@ -314,6 +324,10 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
                         body.template vectors<Unroll>(own + i * step, step, some);
                     }
                 });
+        }
+        if constexpr (Whole && has_slots<Body>(0)) {
+            const int more = vectors & static_cast<int>(blockDim.x - 1);
+            if (more != 0 && static_cast<int>(threadIdx.x) >= more) body.skip_slot();
         }
         if constexpr (!Whole) {
 #pragma unroll 1
