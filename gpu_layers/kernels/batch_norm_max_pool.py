@@ -1,6 +1,4 @@
-"""Launching ``batch_norm_max_pool_persistent.cu`` where planes are kept whole, else ``batch_norm_max_pool.cu`` after
-the statistics of ``batch_norm.cu``; and the backward of both.
-"""
+"""Batch norm and max pooling: in one read where blocks keep planes whole, else by two; and their backward."""
 
 from __future__ import annotations
 
