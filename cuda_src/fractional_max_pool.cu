@@ -13,7 +13,13 @@
 
 constexpr int kFractionalThreads = 256;
 constexpr int kFractionalStarts = 4096;  // that a block keeps
-constexpr int kFractionalAtOnce = 4;     // taps that are asked for at a time
+// What is on its way at a time: taps of some windows; and backward windows.
+constexpr int kFractionalTaps = 3, kFractionalWindows = 4, kFractionalAtOnce = 4;
+
+// Blocks that must fit on a multiprocessor at once: what is on its way takes registers, and so do the 64-bit
+// indices of images of 2^31 elements and more.
+template <typename Index>
+constexpr int kFractionalBlocks = sizeof(Index) == 4 ? 3 : 2;
 
 template <bool Value>
 struct Is {
@@ -31,144 +37,177 @@ struct FractionalPool {
 };
 static_assert(sizeof(FractionalPool) == 280, "the launcher packs it with this size");
 
-// starts, by PyTorch's rule: floor((i + u) * alpha) - floor(u * alpha), and the last one at the end.
-//   samples   [planes, pool.samples] u in [0, 1), or null: word number g >> 8, times 2^-24, is number g
-//   alpha_0, alpha_1, alpha_2   of the axes: (input - kernel) / (output - 1)
-// Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride).
+// The windows of one plane along one axis, by PyTorch's rule: floor((i + u) * alpha) - floor(u * alpha), and
+// the last one at the end.
+//   alpha   (input - kernel) / (outputs - 1)
 template <typename A>
-__global__ void __launch_bounds__(kFractionalThreads)
-    fractional_pool_starts(const A* samples, int* starts, A alpha_0, A alpha_1, A alpha_2,
-                           unsigned long long seed, unsigned long long offset,
-                           const unsigned long long* rng_state, FractionalPool pool) {
-    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
-    const unsigned long long total =
-        static_cast<unsigned long long>(pool.boxes.images * pool.boxes.channels) * pool.starts.divisor;
-    const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * kFractionalThreads;
-    for (unsigned long long n =
-             blockIdx.x * static_cast<unsigned long long>(kFractionalThreads) + threadIdx.x;
-         n < total; n += step) {
-        const unsigned long long plane = pool.starts.quotient(n);
-        int i = static_cast<int>(n - plane * pool.starts.divisor);
-        int axis = 0;
-        if (i >= pool.output[0]) i -= pool.output[0], axis = 1;
-        if (axis == 1 && i >= pool.output[1]) i -= pool.output[1], axis = 2;
-        const int outputs = axis == 0 ? pool.output[0] : axis == 1 ? pool.output[1] : pool.output[2];
-        const int inputs = axis == 0 ? pool.input[0] : axis == 1 ? pool.input[1] : pool.input[2];
-        const int taps = axis == 0 ? pool.kernel[0] : axis == 1 ? pool.kernel[1] : pool.kernel[2];
-        const int last = inputs - taps;
-        if (i + 1 == outputs) {
-            starts[n] = last;
-            continue;
-        }
-        const int of_axis = axis == 0 ? pool.sample_of[0] : axis == 1 ? pool.sample_of[1] : pool.sample_of[2];
-        const unsigned long long g =
-            plane * static_cast<unsigned long long>(pool.samples) + static_cast<unsigned long long>(of_axis);
-        const A alpha = axis == 0 ? alpha_0 : axis == 1 ? alpha_1 : alpha_2;
-        const A u = samples != nullptr ? samples[g]
-                                       : A(word_of(stream.block(g >> 2), static_cast<int>(g & 3)) >> 8) *
-                                             A(5.9604644775390625e-8);
-        const int start = static_cast<int>((A(i) + u) * alpha) - static_cast<int>(u * alpha);
-        starts[n] = min(start, last);
-    }
-}
+struct FractionalRule {
+    A u, alpha;
+    int outputs, last;
 
-// Starts of the windows of one plane along one axis.
+    __device__ __forceinline__ int start(int i) const {
+        if (i + 1 == outputs) return last;
+        return min(static_cast<int>((A(i) + u) * alpha) - static_cast<int>(u * alpha), last);
+    }
+};
+
+// Starts of the windows of one plane along one axis: kept in shared memory, `step` apart, or made anew.
+template <typename A, bool Kept>
 struct FractionalStarts {
     const int* first;
     int step;
+    FractionalRule<A> rule;
 
-    __device__ __forceinline__ int operator[](int i) const { return first[i * step]; }
-};
-
-// Those of the thread's plane, after all threads have brought those of all planes of the block.
-//   kept   [kFractionalStarts] in shared memory
-// All threads of the block must call it.
-struct FractionalPlane {
-    const int* first;
-    int step;
-
-    __device__ __forceinline__ FractionalPlane(const FractionalPool& pool, const PoolBox& box,
-                                               const int* starts, int* kept) {
-        const int count = static_cast<int>(pool.starts.divisor);
-        // One more for channels last, so that neighbours of an axis are in different banks.
-        const int apart = (1 << pool.boxes.log2_group) + 1;
-        const bool last = pool.boxes.channels_last != 0;
-        first = starts + (box.image * pool.boxes.channels + box.first) * count;
-        step = 1;
-        if (count <= kFractionalStarts / apart ||
-            (!last && count <= kFractionalStarts >> pool.boxes.log2_group)) {
-#pragma unroll 4
-            for (int n = threadIdx.x; n < box.planes * count; n += kFractionalThreads) {
-                const int plane = pool.by_starts.quotient(n);
-                kept[last ? (n - plane * count) * apart + plane : n] = first[n];
-            }
-            __syncthreads();
-            first = kept;
-            if (last) {
-                first += box.own;
-                step = apart;
-                return;
-            }
+    __device__ __forceinline__ int operator[](int i) const {
+        if constexpr (Kept) {
+            return first[i * step];
+        } else {
+            return rule.start(i);
         }
-        first += static_cast<long long>(box.own) * count;
-    }
-    __device__ __forceinline__ FractionalStarts along(const FractionalPool& pool, int axis) const {
-        const int before = axis == 0 ? 0 : axis == 1 ? pool.output[0] : pool.output[0] + pool.output[1];
-        return FractionalStarts{first + before * step, step};
     }
 };
+
+// Of a number between 0 and 2: that of three, without a table in memory.
+template <typename Value>
+__device__ __forceinline__ Value of_three(int number, Value zero, Value one, Value two) {
+    return number == 0 ? zero : number == 1 ? one : two;
+}
 
 // y = largest value of each window, the first of equal ones, of several NaN the last; and its tap.
-//   x, y   [samples, channels, input or output], or with the channels last
+//   x, y      [samples, channels, input or output], or with the channels last
+//   samples   [planes, pool.samples] u in [0, 1), or null: word number g >> 8, times 2^-24, is number g
+//   starts    the first block of a plane writes them, for the backward
+//   alpha_0, alpha_1, alpha_2   of the axes, see FractionalRule
 // Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride); a block has boxes of outputs.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index>)
-    fractional_max_pool_forward(const T* x, const int* starts, T* y, unsigned char* argmax,
-                                FractionalPool pool) {
+__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
+    fractional_max_pool_forward(const T* x, const accumulate_t<T>* samples, int* starts, T* y,
+                                unsigned char* argmax, accumulate_t<T> alpha_0, accumulate_t<T> alpha_1,
+                                accumulate_t<T> alpha_2, unsigned long long seed, unsigned long long offset,
+                                const unsigned long long* rng_state, FractionalPool pool) {
+    using A = accumulate_t<T>;
     __shared__ int kept[kFractionalStarts];
-    const Index step = pool.boxes.channels_last != 0 ? static_cast<Index>(pool.boxes.channels) : 1;
+    __shared__ A drawn[3 * kFractionalThreads];
+    __shared__ Index offsets[256];  // of taps, from a window's corner
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+    const bool last = pool.boxes.channels_last != 0;
+    const Index step = last ? static_cast<Index>(pool.boxes.channels) : 1;
     const int taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2];
+    if (const int tap = threadIdx.x; tap < taps) {
+        const int row = pool.by_kernel[2].quotient(tap), d = pool.by_kernel[1].quotient(row);
+        offsets[tap] =
+            place_of<Index>(pool.input, d, row - d * pool.kernel[1], tap - row * pool.kernel[2]) * step;
+    }
+    const int count = static_cast<int>(pool.starts.divisor), before_h = pool.output[0],
+              before_w = before_h + pool.output[1];
+    // Planes side by side: neighbours of an axis in different banks.
+    const int apart = (1 << pool.boxes.log2_group) + (last ? 1 : 0);
+    const bool are_kept = count <= kFractionalStarts / apart;
+    const auto rule = [&](int plane, int axis) {
+        const int outputs = of_three(axis, pool.output[0], pool.output[1], pool.output[2]);
+        const int end = of_three(axis, pool.input[0] - pool.kernel[0], pool.input[1] - pool.kernel[1],
+                                 pool.input[2] - pool.kernel[2]);
+        return FractionalRule<A>{drawn[plane * 3 + axis], of_three(axis, alpha_0, alpha_1, alpha_2), outputs,
+                                 end};
+    };
     for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
         const PoolBox box(pool.boxes, number);
-        const FractionalPlane plane(pool, box, starts, kept);
-        const FractionalStarts over_d = plane.along(pool, 0), over_h = plane.along(pool, 1),
-                               over_w = plane.along(pool, 2);
-        const int rows = box.own < box.planes ? box.to[1] - box.from[1] : 0;
-        const T* const source = x + box.before(pool.boxes, pool.input, box.own);
-        const long long before = box.before(pool.boxes, pool.output, box.own);
+        const long long first = box.image * pool.boxes.channels + box.first;
+        for (int n = threadIdx.x; n < 3 * box.planes; n += kFractionalThreads) {
+            const int plane = n / 3, axis = n - plane * 3;
+            // Of a single window nothing is drawn.
+            drawn[n] = A(0);
+            if (of_three(axis, pool.output[0], pool.output[1], pool.output[2]) == 1) continue;
+            const unsigned long long g = static_cast<unsigned long long>(first + plane) *
+                                             static_cast<unsigned long long>(pool.samples) +
+                                         static_cast<unsigned long long>(of_three(
+                                             axis, pool.sample_of[0], pool.sample_of[1], pool.sample_of[2]));
+            drawn[n] = samples != nullptr ? samples[g]
+                                          : A(word_of(stream.block(g >> 2), static_cast<int>(g & 3)) >> 8) *
+                                                A(5.9604644775390625e-8);
+        }
+        __syncthreads();
+        const bool writes = box.from[0] == 0 && box.from[1] == 0 && box.from[2] == 0;
+        if (are_kept || writes) {
+            for (int n = threadIdx.x; n < box.planes * count; n += kFractionalThreads) {
+                const int plane = pool.by_starts.quotient(n), i = n - plane * count;
+                const int axis = i >= before_w ? 2 : i >= before_h ? 1 : 0;
+                const int start = rule(plane, axis).start(i - of_three(axis, 0, before_h, before_w));
+                if (are_kept) kept[last ? i * apart + plane : n] = start;
+                if (writes) starts[first * count + n] = start;
+            }
+        }
+        __syncthreads();
+        const auto pooled = [&](auto is_kept) {
+            using Starts = FractionalStarts<A, decltype(is_kept)::value>;
+            const int* const own = kept + (last ? box.own : box.own * count);
+            const int apart_in_plane = last ? apart : 1;
+            const Starts over_d{own, apart_in_plane, rule(box.own, 0)};
+            const Starts over_h{own + before_h * apart_in_plane, apart_in_plane, rule(box.own, 1)};
+            const Starts over_w{own + before_w * apart_in_plane, apart_in_plane, rule(box.own, 2)};
+            const int rows = box.to[1] - box.from[1];
+            const T* const source = x + box.before(pool.boxes, pool.input, box.own);
+            const long long before = box.before(pool.boxes, pool.output, box.own);
 #pragma unroll 1
-        for (int d = box.from[0]; d < box.to[0]; ++d) {
-            PoolWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
+            for (int d = box.from[0]; d < box.to[0]; ++d) {
+                PoolWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
+                const int start_d = over_d[d];
 #pragma unroll 1
-            for (; walk.row < rows; walk.next()) {
-                const int h = box.from[1] + walk.row, w = box.from[2] + walk.column;
-                const T* const corner =
-                    source + place_of<Index>(pool.input, over_d[d], over_h[h], over_w[w]) * step;
-                T best = from_accumulate<T>(accumulate_t<T>(0));
-                int chosen = 0, at_d = 0, at_h = 0, at_w = 0;
-#pragma unroll 1
-                for (int tap = 0; tap < taps; tap += kFractionalAtOnce) {
-                    T value[kFractionalAtOnce];
+                while (walk.row < rows) {
+                    const T* corner[kFractionalWindows];
+                    Index place[kFractionalWindows];
+                    bool exists[kFractionalWindows];
 #pragma unroll
-                    for (int u = 0; u < kFractionalAtOnce; ++u) {
-                        if (tap + u < taps)
-                            value[u] = corner[place_of<Index>(pool.input, at_d, at_h, at_w) * step];
-                        if (++at_w == pool.kernel[2]) at_w = 0, ++at_h;
-                        if (at_h == pool.kernel[1]) at_h = 0, ++at_d;
+                    for (int u = 0; u < kFractionalWindows; ++u) {
+                        exists[u] = walk.row < rows;
+                        corner[u] = source;
+                        if (exists[u]) {
+                            const int h = box.from[1] + walk.row, w = box.from[2] + walk.column;
+                            corner[u] += place_of<Index>(pool.input, start_d, over_h[h], over_w[w]) * step;
+                            place[u] = place_of<Index>(pool.output, d, h, w) * step;
+                        }
+                        walk.next();
                     }
+                    T best[kFractionalWindows];
+                    int chosen[kFractionalWindows] = {};
 #pragma unroll
-                    for (int u = 0; u < kFractionalAtOnce; ++u) {
-                        if (tap + u >= taps) break;
-                        const accumulate_t<T> wide = to_accumulate(value[u]);
-                        if (tap + u == 0 || wide > to_accumulate(best) || wide != wide) {
-                            best = value[u];
-                            chosen = tap + u;
+                    for (int u = 0; u < kFractionalWindows; ++u) best[u] = corner[u][0];
+#pragma unroll 1
+                    for (int tap = 1; tap < taps; tap += kFractionalTaps) {
+                        T value[kFractionalTaps][kFractionalWindows];
+#pragma unroll
+                        for (int t = 0; t < kFractionalTaps; ++t) {
+                            // The last one again changes nothing, unless it is NaN: then it is the last.
+                            const Index at = offsets[min(tap + t, taps - 1)];
+#pragma unroll
+                            for (int u = 0; u < kFractionalWindows; ++u) value[t][u] = corner[u][at];
+                        }
+#pragma unroll
+                        for (int t = 0; t < kFractionalTaps; ++t) {
+#pragma unroll
+                            for (int u = 0; u < kFractionalWindows; ++u) {
+                                const A wide = to_accumulate(value[t][u]);
+                                if (wide > to_accumulate(best[u]) || wide != wide) {
+                                    best[u] = value[t][u];
+                                    chosen[u] = min(tap + t, taps - 1);
+                                }
+                            }
                         }
                     }
+#pragma unroll
+                    for (int u = 0; u < kFractionalWindows; ++u) {
+                        if (!exists[u]) continue;
+                        y[before + place[u]] = best[u];
+                        argmax[before + place[u]] = static_cast<unsigned char>(chosen[u]);
+                    }
                 }
-                const Index i = place_of<Index>(pool.output, d, h, w) * step;
-                y[before + i] = best;
-                argmax[before + i] = static_cast<unsigned char>(chosen);
+            }
+        };
+        if (box.own < box.planes) {
+            if (are_kept) {
+                pooled(Is<true>());
+            } else {
+                pooled(Is<false>());
             }
         }
         __syncthreads();
@@ -367,7 +406,7 @@ struct ScatterInBox {
 //   dx       x's shape: every element is written once
 // Launch: as fractional_max_pool_forward; a block has boxes of inputs, of kBoxBytes at most.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kBoxBlocks<Index> - 1)
+__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
     fractional_max_pool_backward(const T* dy, const unsigned char* argmax, const int* starts, T* dx,
                                  FractionalPool pool) {
     __shared__ uint2 kept[kFractionalStarts / 2];

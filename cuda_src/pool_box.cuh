@@ -12,11 +12,6 @@
 
 constexpr int kBoxBytes = 24 * 1024;  // of a box in shared memory
 
-// Blocks that must fit on a multiprocessor at once: they leave a thread 64 registers, or 128 for the 64-bit
-// indices of images of 2^31 elements and more.
-template <typename Index>
-constexpr int kBoxBlocks = sizeof(Index) == 4 ? 4 : 2;
-
 struct PoolBoxes {
     Divisor64 along[3], groups;  // boxes along each axis, groups of the planes of an image
     int size[3];                 // of a plane
