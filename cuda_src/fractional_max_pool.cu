@@ -2,11 +2,11 @@
 // itself.
 //
 // All ranks are three-dimensional; a missing depth has size 1. In every kernel:
-//   starts   [planes, starts of the outputs along depth, height, width]: first input of each window,
-//   ascending argmax   [y's shape] number of the tap chosen; at most 256 taps
+//   starts   [planes, outputs along depth + height + width] where windows begin, ascending
+//   argmax   [y's shape] number of the tap chosen; at most 256 taps
 //
-// A block has boxes of some planes at a time, of outputs or of inputs. It keeps the starts of those planes at
-// hand: each is asked for many times.
+// A block has boxes of some planes at a time, of outputs or of inputs. It keeps where the windows of those
+// planes begin at hand, which is asked for many times.
 #include "dropout_rule.cuh"
 #include "fast_division.cuh"
 #include "pool_box.cuh"
