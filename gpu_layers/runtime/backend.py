@@ -194,7 +194,7 @@ def _floor_for(array: Array, others: tuple[object, ...], optional: tuple[object,
 
 
 def array_kind(array: object) -> str:
-    """ "numpy" or "cupy"; TypeError for what is no array of either."""
+    """Its library's name, numpy or cupy; TypeError for what is no array of either."""
     if type(array) is np.ndarray:
         return "numpy"
     if is_cupy_array(array):
