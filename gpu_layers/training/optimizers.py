@@ -157,6 +157,9 @@ class Optimizer:
             If it belongs to another kind of optimizer or to other parameters.
         """
         own = self._own()
+        if isinstance(state, Mapping) and "steps" in state and not self._updates.keys() & state.keys():
+            # Of version 0.2 and before: each parameter had an update in every step.
+            state = {**state, **dict.fromkeys(self._updates, state["steps"])}
         try:
             load_arrays_into(own, state, True, type(self).__name__)
         except ValueError as error:
