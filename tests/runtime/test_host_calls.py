@@ -17,6 +17,7 @@ from profiling.overhead import python_calls
 from tests.inputs import normal
 
 X = normal((2, 8, 8, 8), np.float32)
+IDS = np.arange(2)
 OF_CHANNELS = [np.ones(8, np.float32) for _ in range(4)]
 
 
@@ -32,6 +33,10 @@ def _layer_backward(layer):
 
 def dropout():
     return ops.dropout_forward(X, 0.5, 1, 2)
+
+
+def dropout_of_samples():
+    return ops.dropout_forward(X, 0.5, 1, 2, sample_ids=IDS)
 
 
 def relu():
@@ -82,6 +87,7 @@ UNPOOLED = X, np.arange(0, 2 * X.size, 2).reshape(X.shape) % 256
 CASES = {
     "dropout": (lambda: dropout, 34),
     "dropout backward": (lambda: _backward(dropout, ops.dropout_backward), 32),
+    "dropout of samples": (lambda: dropout_of_samples, 41),
     "relu": (lambda: relu, 26),
     "relu backward": (lambda: _backward(relu, ops.relu_backward), 27),
     "gelu dropout": (lambda: gelu_dropout, 39),

@@ -265,8 +265,7 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
         if not threads:
             threads.append(threading.Thread(target=start, args=(None, slots[1], None)))
             threads[0].start()
-            # It waits for this launch; if it did not, it would soon be through.
-            threads[0].join(timeout=0.2)
+            threads[0].join()
         launch(*arguments)
 
     monkeypatch.setattr(cupy, "_launch", launch_while_another_begins)
