@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
-from gpu_layers.core.cuda import array_module
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -228,16 +228,17 @@ def batch_norm_merge_parts(
     of_running, folding = of_running_statistics(running)
     if not isinstance(counts, tuple):
         return merge_parts((parts, counts, *of_running), (channels, folding), (0, 0))
-    told, numbers = None, (counts[0], counts[-1])
-    if any(count != counts[0] for count in counts[:-1]):
-        told = array_module(parts).asarray(np.array(counts, np.float64))
+    told, numbers = told_counts(counts, parts)
     return merge_parts((parts, told, *of_running), (channels, folding), numbers)[0], sum(counts)
 
 
 def told_counts(counts: tuple[int, ...], like: Array) -> tuple[Array | None, tuple[int, int]]:
     """Values of parts for :func:`merge_parts`: an array, where all but the last are not alike; and two numbers."""
-    alike = all(count == counts[0] for count in counts[:-1])
-    return None if alike else array_module(like).asarray(np.array(counts, np.float64)), (counts[0], counts[-1])
+    told = None
+    if counts[:-1].count(counts[0]) < len(counts) - 1:
+        with place_of(like):
+            told = array_module(like).asarray(np.array(counts, np.float64))
+    return told, (counts[0], counts[-1])
 
 
 @Launcher
