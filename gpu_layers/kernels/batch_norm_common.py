@@ -224,7 +224,7 @@ def deliver(changed: Sequence[Array], arrays: Sequence[Array]) -> None:
 
 
 # Of a number and its bits.
-_BITS = {4: (Struct("f"), Struct("I")), 8: (Struct("d"), Struct("Q"))}
+_BITS = {2: (Struct("f"), Struct("I")), 4: (Struct("f"), Struct("I")), 8: (Struct("d"), Struct("Q"))}
 #: How a batch is folded into running statistics: the momentum, how many values it has (0 where the kernels are told in
 #: each call), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
 Folding = tuple[float | None, int, bool]
@@ -236,9 +236,9 @@ def needs_all(folding: Folding | None) -> bool:
 
 
 def unbiased_bits(values: int, dtype: np.dtype) -> int:
-    """Bits of ``FoldingRule::unbiased`` for so many values a channel."""
+    """Bits of ``FoldingRule::unbiased`` for so many values a channel, of this dtype or of what it is computed in."""
     number, bits = _BITS[dtype.itemsize]
-    return int(bits.unpack(number.pack(_unbiased(values)))[0])
+    return bits.unpack(number.pack(_unbiased(values)))[0]
 
 
 def _unbiased(values: int) -> float:
