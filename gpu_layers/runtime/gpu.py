@@ -261,13 +261,17 @@ def _bound(steps: list[Any], program: Any, cupy: ModuleType) -> list[BoundStep]:
     if kind is Allocate:
         small = [step for step in steps if step.size <= _SMALL]
         pieces = [small] * bool(small) + [[step] for step in steps if step.size > _SMALL]
-        return [_bound_memory(piece, program.needs_array, cupy) for piece in pieces]
+        views = [step for step in program.steps if isinstance(step, Views)]
+        return [_bound_memory(piece, views, program.needs_array, cupy) for piece in pieces]
     if kind is Views:
         # Those that are results or copied have the array's dtype.
         part_of = lambda array, first, shape: cupy.ndarray(  # noqa: E731
             shape, array.dtype, array.data + first * array.dtype.itemsize
         )
-        return bound_views(steps, program, program.needs_array, part_of)
+        # Those of memory that is allocated are there with it.
+        allocated = [step.slot for step in program.steps if isinstance(step, Allocate)]
+        there = {slot for step in steps if step.of in allocated for slot in step.slots}
+        return bound_views(steps, program, program.needs_array - there, part_of)
     if kind is Compute:
         return [_bound_computation(step, cupy) for step in steps]
     if kind is Deliver:
@@ -336,14 +340,22 @@ def _bound_parts(of: int, parts: list[tuple[int, int, tuple[int, ...]]], part_of
     return arrays
 
 
-def _bound_memory(steps: list[Allocate], needs_array: frozenset[int], cupy: ModuleType) -> BoundStep:
-    """A function that makes arrays in one piece of memory, those of zeros first."""
+def _bound_memory(
+    steps: list[Allocate], views: list[Views], needs_array: frozenset[int], cupy: ModuleType
+) -> BoundStep:
+    """A function that makes arrays in one piece of memory, those of zeros first, and those that are parts of them."""
     workspace, arrays, size, zeroed = [], [], 0, 0
     for step in sorted(steps, key=lambda step: not step.zeroed):
-        if step.slot in needs_array:
-            # CuPy finds the dtypes of NumPy sooner by their letters.
-            arrays.append((step.slot, size, step.shape, step.dtype.char if step.dtype.isbuiltin == 1 else step.dtype))
-        else:
+        of_parts = [
+            (slot, size + offset * view.dtype.itemsize, shape, view.dtype)
+            for view in views
+            if view.of == step.slot
+            for slot, offset, shape in zip(view.slots, view.offsets, view.shapes, strict=True)
+        ]
+        made = [one for one in ((step.slot, size, step.shape, step.dtype), *of_parts) if one[0] in needs_array]
+        # CuPy finds the dtypes of NumPy sooner by their letters.
+        arrays += [(*one[:3], one[3].char if one[3].isbuiltin == 1 else one[3]) for one in made]
+        if step.slot not in needs_array:
             workspace.append((step.slot, size))
         size += -(-step.size // _APART) * _APART
         zeroed = size if step.zeroed else zeroed

@@ -15,20 +15,6 @@ from tests.inputs import LAYOUTS, assert_same_bits
 SHAPES = [(5, 7), (3, 5, 13), (2, 3, 4, 5), (1, 32), (4, 64), (2, 31), (1, 1), (33,), (0, 4), (3, 1, 2000)]
 # Lengths that kernels of more take by value, and too many for all of them.
 SHAPES += [(40, 6), (97, 3, 2), (300, 5)]
-    (5, 7),
-    (3, 5, 13),
-    (2, 3, 4, 5),
-    (1, 32),
-    (4, 64),
-    (2, 31),
-    (1, 1),
-    (33,),
-    (0, 4),
-    (3, 1, 2000),
-    (40, 6),
-    (97, 3, 2),
-    (300, 5),
-]
 
 
 def lengths_of(shape, seed=0):
