@@ -24,7 +24,7 @@ _WORD = {"Word": "unsigned int"}
 _OF_MASK = KernelTemplate(_SOURCE, "valid_positions_of_mask", [_WORD])
 _OF_LENGTHS = KernelTemplate(_SOURCE, "valid_positions_of_lengths", [_WORD], {"PaddedSizes": _SIZES})
 # Of ``FewLengths``: most of a kernel.
-_FEW = (16, 64, 256)
+_FEW = (32, 256)
 _OF_FEW = KernelTemplate(
     _SOURCE,
     "valid_positions_of_few_lengths",

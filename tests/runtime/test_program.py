@@ -259,7 +259,7 @@ def test_what_is_no_array():
 
 
 def test_numbers_that_follow_one_another_are_passed_as_a_struct():
-    kernel = next(one for one in all_kernels() if one.name == "valid_positions_of_few_lengths<unsigned int, 16>")
+    kernel = next(one for one in all_kernels() if one.name == "valid_positions_of_few_lengths<unsigned int, 32>")
 
     @Launcher
     def pack(operands, numbers, taken):
@@ -270,11 +270,11 @@ def test_numbers_that_follow_one_another_are_passed_as_a_struct():
 
     for lengths in ([5, 0, 2], [1, 3, 5]):
         expected = sum(1 << 5 * n + i for n, length in enumerate(lengths) for i in range(length))
-        words = pack((X,), (tuple(range(1, 17)),), (7, *lengths, *[0] * 13))
+        words = pack((X,), (tuple(range(1, 33)),), (7, *lengths, *[0] * 29))
         assert words.tolist() == [expected, 0]
     for taken, error, message in (
-        (range(15), TypeError, r"argument lengths \(FewLengths<16>\) does not consist of 15 numbers"),
-        ([0, *range(2, 17)], ValueError, r"argument lengths .* needs numbers that follow one another"),
+        (range(31), TypeError, r"argument lengths \(FewLengths<32>\) does not consist of 31 numbers"),
+        ([0, *range(2, 33)], ValueError, r"argument lengths .* needs numbers that follow one another"),
     ):
         with pytest.raises(error, match=message):
-            pack((X,), (tuple(taken),), (0,) * 17)
+            pack((X,), (tuple(taken),), (0,) * 33)
