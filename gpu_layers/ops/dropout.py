@@ -353,7 +353,7 @@ def check_sample_ids(sample_ids: Array, x: Array) -> None:
     """Raise unless these are the numbers of x's rows: int64, one an index of axis 0."""
     if sample_ids.dtype != _INT64:
         raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
-    if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
+    if x.ndim == 0 or sample_ids.ndim != 1 or sample_ids.size != len(x):
         if x.ndim == 0:
             raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
         raise ValueError(
