@@ -370,15 +370,16 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     });
 }
 
-// Threads of a block that has a box; most of them only clear it and write it. Few, which begin less often.
-constexpr int kBoxThreads = 128;
+// Threads of a block that has a box; most of them only clear it and write it. Few, which begin less often;
+// and the blocks that must fit on a multiprocessor at once.
+constexpr int kBoxThreads = 128, kBoxBlocks = 8;
 
 // As max_pool_backward, of adaptive windows, few of them over an element: the last of those that chose it
 // adds up the gradients of all, into a box in shared memory.
 //   dy, argmax, dx   as there
 // Launch: 1-D, kBoxThreads, any number of blocks (grid-stride); boxes are of inputs, of kBoxBytes at most.
 template <typename T>
-__global__ void __launch_bounds__(kBoxThreads, 2 * kBoxBlocks<int>)
+__global__ void __launch_bounds__(kBoxThreads, kBoxBlocks)
     max_pool_backward_adaptive(const T* dy, const unsigned char* argmax, T* dx, PoolWindow window,
                                PoolBoxes boxes) {
     using A = accumulate_t<T>;

@@ -242,5 +242,5 @@ __device__ __forceinline__ void find_input_gradients(
         gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
     }
     constexpr int kLoads = Source::kIsArray ? kInputGradientLoads<Layout, Fused, Valid> : 1;
-    for_each_in_block<T, kLoads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
+    for_each_in_block<T, kLoads, Source::kWhole, true>(layout, block.channel, block.rank, gradients, valid);
 }

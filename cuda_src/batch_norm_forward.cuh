@@ -68,5 +68,6 @@ __device__ __forceinline__ void normalize(const T* x, const accumulate_t<T>* mea
                           statistics != nullptr ? inv_std[place + k] : deviation[channel], gamma, beta,
                           channel);
     }
-    for_each_in_block<T, kNormalizeLoads<Layout, Fused>>(layout, block.channel, block.rank, body, valid);
+    for_each_in_block<T, kNormalizeLoads<Layout, Fused>, false, true>(layout, block.channel, block.rank, body,
+                                                                      valid);
 }

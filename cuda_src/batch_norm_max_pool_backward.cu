@@ -187,12 +187,12 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
         const int threads = static_cast<int>(blockDim.x), shift = __ffs(threads) - 1;
         const long long begin = rank * layout.chunks_per_block;
         const long long end = min(begin + layout.chunks_per_block, layout.chunks);
-        // Of a whole chunk, and of the last one of a plane where that is shorter: the vectors of each thread,
-        // and how many threads have one more. How many of both this thread's chunks before this one were.
+        // Vectors of a whole chunk, and of the last one of a plane, which may be shorter; and the slots of
+        // this thread's chunks before this one.
         const int whole = static_cast<int>(layout.chunk) / kWidth;
         const int last =
             static_cast<int>(layout.plane - (layout.chunks_per_plane - 1) * layout.chunk) / kWidth;
-        int wholes = 0, lasts = 0;
+        int slots_before = 0;
 #pragma unroll 1
         for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
             const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
@@ -203,7 +203,6 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
             const int end_block = (first + vectors - 1) / row_vectors / Stride + 1;
             const int image = static_cast<int>(sample * layout.channels + channel);
             const int units = (end_block - first_block) * row_vectors;
-            const int slots_before = wholes * (whole >> shift) + lasts * (last >> shift);
 #pragma unroll 1
             for (int first_unit = threadIdx.x; first_unit < units; first_unit += kFilled * threads) {
                 UnderBlock under[kFilled];
@@ -219,14 +218,12 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
                         const int vector = under[u].first + r * row_vectors - first;
                         if (first_unit + u * threads >= units || vector < 0 || vector >= vectors) continue;
                         const int owner = vector & (threads - 1);
-                        const int slot = slots_before + (vector >> shift) +
-                                         (owner < (whole & (threads - 1)) ? wholes : 0) +
-                                         (owner < (last & (threads - 1)) ? lasts : 0);
+                        const int slot = slots_before + (vector >> shift);
                         slots[slot * kChannelThreads + threadIdx.y * threads + owner] = gathered.words[0];
                     }
                 }
             }
-            (is_last ? lasts : wholes) += 1;
+            slots_before += (vectors + threads - 1) >> shift;
         }
     }
 

@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
     DYNAMIC_SHARED(slots);
     const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped,
                                                      with_unbiased(rule, unbiased)};
-    forward_persistent<T, Fused>(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
-                                 residual, activation, y, barrier_count, slots, layout,
-                                 positions(valid, first_valid));
+    const NormalizedOutput<T, Fused, SomePositions> output{residual, activation, y};
+    forward_persistent(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels}, output,
+                       barrier_count, slots, layout, positions(valid, first_valid));
 }
 
 template <typename T, typename Layout, Epilogue Fused>

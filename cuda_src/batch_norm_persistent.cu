@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                   accumulate_t<T> eps, Layout layout) {
     DYNAMIC_SHARED(slots);
     const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped, rule};
-    forward_persistent<T, Fused>(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
-                                 residual, activation, y, barrier_count, slots, layout);
+    forward_persistent(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels},
+                       NormalizedOutput<T, Fused>{residual, activation, y}, barrier_count, slots, layout);
 }
 
 //   activation   none or ReLU, whose gradient is exact; shared memory: what is kept of x, then of dz

@@ -3,7 +3,9 @@
 //
 // A kernel gives its arguments and shared memory to one of two functions:
 //   DYNAMIC_SHARED(slots);
-//   forward_persistent<T, kIdentity>(x, result, nullptr, kNoActivation, y, barrier_count, slots, layout);
+//   forward_persistent(x, result, NormalizedOutput<T, kIdentity>{nullptr, kNoActivation, y}, barrier_count,
+//   slots,
+//                      layout);
 //   backward_persistent<T, kIdentity, GradientArray<T, Layout>>({dy}, x, of_channels, ..., slots, layout);
 #pragma once
 
@@ -162,6 +164,8 @@ struct FetchArray {
     const T* array;
     SharedCache<T, Width> kept;
 
+    __device__ __forceinline__ void skip_slot() { kept.skip(); }
+
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (counts) {
             kept.put(array[i]);
@@ -189,6 +193,8 @@ struct StatisticsOfCached {
     static constexpr bool kTakesFew = true;
     Statistics<T, Width, Channels> statistics;
     SharedCache<T, Width> kept;
+
+    __device__ __forceinline__ void skip_slot() { kept.skip(); }
 
     __device__ __forceinline__ void scalar(long long, bool counts = true) {
         if (counts) {
@@ -260,16 +266,40 @@ struct NormalizeCached {
     }
 };
 
-//   slots   of the block
-//   valid   as in batch_norm_forward.cuh
-template <typename T, Epilogue Fused, typename Layout, typename Valid = AllPositions>
+// What forward_persistent does with the values of a channel once its numbers are known: writes them, ...
+template <typename T, Epilogue Fused, typename Valid = AllPositions>
+struct NormalizedOutput {
+    static constexpr bool kWhole = false;
+    static constexpr int kLoads = kTaken<Fused, Valid>;
+    const T* residual;
+    int activation;
+    T* y;
+
+    // The body that takes them, and what is left to do then, by all threads of the block.
+    template <int Width, int Channels>
+    __device__ __forceinline__ NormalizeCached<T, Width, Channels, Fused> body(uint4* slots) const {
+        return {SharedCache<T, Width>(slots),
+                residual,
+                PiecewiseLinearActivation<accumulate_t<T>>(activation),
+                y,
+                {}};
+    }
+    template <typename Layout>
+    __device__ __forceinline__ void finish(const Layout&, long long, long long, const uint4*) const {}
+};
+
+//   output   NormalizedOutput, or what is like it
+//   slots    of the block
+//   valid    as in batch_norm_forward.cuh
+template <typename T, typename Output, typename Layout, typename Valid = AllPositions>
 __device__ __forceinline__ void forward_persistent(const T* x,
                                                    const StatisticsResult<accumulate_t<T>>& result,
-                                                   const T* residual, int activation, T* y,
-                                                   unsigned int* barrier_count, uint4* slots,
-                                                   const Layout& layout, const Valid& valid = {}) {
+                                                   const Output& output, unsigned int* barrier_count,
+                                                   uint4* slots, const Layout& layout,
+                                                   const Valid& valid = {}) {
     using A = accumulate_t<T>;
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
+    constexpr bool kWhole = Output::kWhole;
     __shared__ Moments<A> scratch[kReductionScratch<Layout, 2>];
     GroupBlock block(layout.blocks);
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
@@ -280,15 +310,15 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         StatisticsOfCached<T, kWidth, kChannels> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         if (exists) {
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
-            for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
+            for_each_in_block<T, kFetched, kWhole>(layout, channel, block.rank, fetch, valid);
             wait_for_copies();
-            for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>>(layout, channel, block.rank, values,
-                                                                     valid);
+            for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>, kWhole>(layout, channel, block.rank,
+                                                                             values, valid);
         }
         if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
         Moments<A> moments[kChannels];
         finish_moments(values.statistics, origins, moments, [&](auto& lowered) {
-            for_each_in_block<T, 1>(layout, channel, block.rank, lowered, valid);
+            for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, valid);
         });
         const auto part_of = [&](int k, const Moments<A>& all) {
             const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(channel + k, valid)];
@@ -296,14 +326,14 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         };
         const auto agreed = agree(layout, tile, block, barrier_count, result, moments, scratch, part_of);
         if (!exists) continue;
-        NormalizeCached<T, kWidth, kChannels, Fused> normalize{
-            SharedCache<T, kWidth>(slots), residual, PiecewiseLinearActivation<A>(activation), y, {}};
+        auto normalize = output.template body<kWidth, kChannels>(slots);
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
             const ChannelStatistics<A> numbers = agreed(channel + k);
             normalize.norms[k].set(numbers.mean, numbers.inv_std, result.gamma, result.beta, channel + k);
         }
-        for_each_in_block<T, kTaken<Fused, Valid>>(layout, channel, block.rank, normalize, valid);
+        for_each_in_block<T, Output::kLoads, kWhole>(layout, channel, block.rank, normalize, valid);
+        output.finish(layout, channel, block.rank, slots);
     }
     result.fold_by_last(barrier_count + (layout.blocks > 1 ? block.groups : 0), gridDim.x);
 }
@@ -315,6 +345,11 @@ template <typename T, int Width, typename Source>
 struct FetchInputs {
     const Source& source;
     FetchArray<T, Width> x, dy;
+
+    __device__ __forceinline__ void skip_slot() {
+        x.skip_slot();
+        if constexpr (Source::kIsArray) dy.skip_slot();
+    }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         x.scalar(i, counts);
@@ -340,6 +375,11 @@ struct SumsOfCached {
     SharedCache<T, Width> cached_x, cached_dz;
     Normalization<A> norms[Channels];
     GradientSums<A> sums[Channels];
+
+    __device__ __forceinline__ void skip_slot() {
+        cached_x.skip();
+        cached_dz.skip();
+    }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {
@@ -422,6 +462,11 @@ struct InputGradientsCached {
     T* dresidual;
     Normalization<A> norms[Channels];
     InputGradient<A> input_gradients[Channels];
+
+    __device__ __forceinline__ void skip_slot() {
+        cached_x.skip();
+        cached_dz.skip();
+    }
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
         if (!counts) {

@@ -231,6 +231,16 @@ template <typename>
 __device__ __forceinline__ constexpr bool takes_few(long) {
     return false;
 }
+// Whether a body keeps what it takes, so that other threads find it: chunks of whole vectors have as many
+// slots in each thread then, and body.skip_slot() is called where one stays empty.
+template <typename Body>
+__device__ __forceinline__ constexpr auto has_slots(int) -> decltype(&Body::skip_slot, true) {
+    return true;
+}
+template <typename>
+__device__ __forceinline__ constexpr bool has_slots(long) {
+    return false;
+}
 template <int Unroll, typename Body>
 __device__ __forceinline__ void take_all(const Share<Unroll>& share, Body& body, long long i,
                                          long long step) {
@@ -263,17 +273,21 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
 //       __device__ void scalar(long long i);                                        // of x[i]
 //   } sums;
 //   for_each_in_block<T, kReductionLoads>(layout, block.channel, block.rank, sums);
-//   Whole   planes consist of whole vectors: none is left over for body.scalar
-//   valid   AllPositions or SomePositions
+//   Whole        planes consist of whole vectors: none is left over for body.scalar
+//   FromTheEnd   the last ones first: those that a launch before, which took them in order, has left in the
+//                cache
+//   valid        AllPositions or SomePositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
-template <typename T, int Unroll, bool Whole = false, typename Body, typename Valid = AllPositions>
+template <typename T, int Unroll, bool Whole = false, bool FromTheEnd = false, typename Body,
+          typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long long channel, long long rank,
                                                   Body& body, const Valid& valid = {}) {
     constexpr int width = kVectorWidth<T>;
     const long long begin = rank * layout.chunks_per_block;
     const long long end = min(begin + layout.chunks_per_block, layout.chunks);
 #pragma unroll 1
-    for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
+    for (long long turn = begin + threadIdx.y; turn < end; turn += blockDim.y) {
+        const long long s = FromTheEnd ? begin + end - 1 - turn : turn;
         const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
         const long long first = (s - sample * layout.chunks_per_plane) * layout.chunk;
         const long long base = (sample * layout.channels + channel) * layout.plane + first;
@@ -290,8 +304,9 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
                 take_scalar(body, base + i, valid, base + i + to_position);
         }
         const Share<Unroll> share(vectors, threadIdx.x, blockDim.x);
-        const long long own = base + head + static_cast<long long>(threadIdx.x) * width;
-        const long long step = static_cast<long long>(blockDim.x) * width;
+        const int first_vector = static_cast<int>(FromTheEnd ? vectors - 1 - threadIdx.x : threadIdx.x);
+        const long long own = base + head + static_cast<long long>(first_vector) * width;
+        const long long step = static_cast<long long>(blockDim.x) * (FromTheEnd ? -width : width);
         if constexpr (kCountsAll<Valid>) {
             take_all(share, body, own, step);
         } else {
@@ -315,6 +330,10 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
                     }
                 });
         }
+        if constexpr (Whole && has_slots<Body>(0)) {
+            const int more = vectors & static_cast<int>(blockDim.x - 1);
+            if (more != 0 && static_cast<int>(threadIdx.x) >= more) body.skip_slot();
+        }
         if constexpr (!Whole) {
 #pragma unroll 1
             for (int i = tail + threadIdx.x; i < length; i += blockDim.x)
@@ -333,14 +352,14 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 //   channel   first channel of this thread; the caller has checked that it exists
 //   valid     AllPositions or SomePositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
-template <int Unroll, int Width, typename Body, typename Valid = AllPositions>
+template <int Unroll, bool FromTheEnd = false, int Width, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout, long long channel,
                                                  long long begin, int rows, Body& body,
                                                  const Valid& valid = {}) {
     if (rows <= 0) return;
-    const int apart = static_cast<int>(blockDim.y);
+    const int apart = static_cast<int>(blockDim.y) * (FromTheEnd ? -1 : 1);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
-    const long long row = begin + threadIdx.y;
+    const long long row = begin + static_cast<int>(FromTheEnd ? rows - 1 - threadIdx.y : threadIdx.y);
     const long long own = row * layout.channels + channel, step = apart * layout.channels;
     if constexpr (kCountsAll<Valid>) {
         take_all(share, body, own, step);
@@ -369,9 +388,10 @@ struct BlockRows {
 };
 
 // The same in all rows of the block of rank `rank`.
-template <typename T, int Unroll, bool = false, int Width, typename Body, typename Valid = AllPositions>
+template <typename T, int Unroll, bool = false, bool FromTheEnd = false, int Width, typename Body,
+          typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_block(const NhwcLayout<Width>& layout, long long channel,
                                                   long long rank, Body& body, const Valid& valid = {}) {
     const BlockRows of_block(layout, rank);
-    for_each_in_rows<Unroll>(layout, channel, of_block.begin, of_block.rows, body, valid);
+    for_each_in_rows<Unroll, FromTheEnd>(layout, channel, of_block.begin, of_block.rows, body, valid);
 }

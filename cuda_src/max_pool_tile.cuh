@@ -186,6 +186,50 @@ __device__ __forceinline__ Best largest_of_rows(Best (&rows)[Kernel], bool is_fi
     return best;
 }
 
+// What a tile of neighbours reads of a row: half values in pairs.
+template <typename T, typename Tile, bool InPairs = RunningMax<T, Tile::kLanes>::kInPairs>
+struct TileRowOf {
+    using type = PoolRow<T, Tile::kReach, 1>;
+};
+template <typename T, typename Tile>
+struct TileRowOf<T, Tile, true> {
+    using type = PoolPairRow<T, Tile::kReach, Tile::kPad, Tile::kBody>;
+};
+template <typename T, typename Tile>
+using TileRow = typename TileRowOf<T, Tile>::type;
+
+// The largest of a row's taps, of each window of a tile of neighbours.
+//   left      column of its first value
+//   row_tap   number of the first tap in the row; beside the row values are -inf
+template <typename T, typename Tile>
+__device__ __forceinline__ RunningMax<T, Tile::kLanes> largest_of_taps(const TileRow<T, Tile>& row, int left,
+                                                                       int row_tap) {
+    using Best = RunningMax<T, Tile::kLanes>;
+    Best best;
+    int first[Tile::kLanes];
+#pragma unroll
+    for (int k = 0; k < Tile::kLanes; ++k) {
+        const int offset = k * Tile::kStride;
+        first[k] = row_tap + (offset < Tile::kPad ? max(-(left + offset), 0) : 0);
+    }
+#pragma unroll
+    for (int kw = 0; kw < Tile::kKernel; ++kw) {
+        const auto values = [&](int k) {
+            if constexpr (Best::kInPairs) {
+                return row.pair(2 * k * Tile::kStride + kw, (2 * k + 1) * Tile::kStride + kw);
+            } else {
+                return row.at[k * Tile::kStride + kw][0];
+            }
+        };
+        if (kw == 0) {
+            best.start(values, first);
+        } else {
+            best.take(values, row_tap + kw);
+        }
+    }
+    return best;
+}
+
 // Values are pooled as they are.
 struct AsTheyAre {
     template <typename T, int Width>
@@ -249,57 +293,47 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             const int nearest = min(max(h, 0), input.height - 1);
             const int row_tap = first_tap + (nearest - top) * Kernel;
             const T* start = image + input.row(d, nearest);
-            int first[kLanes];
-#pragma unroll
-            for (int k = 0; k < kLanes; ++k) {
-                const int offset = ChannelsLast ? 0 : k * Stride;
-                first[k] = row_tap + (offset < Pad ? max(-(left + offset), 0) : 0);
-            }
-            Best best;
-            const auto take = [&](int kw, int tap, auto values) {
-                if (kw == 0) {
-                    best.start(values, first);
-                } else {
-                    best.take(values, tap);
-                }
-            };
             if constexpr (ChannelsLast) {
+                int first[kLanes];
+#pragma unroll
+                for (int k = 0; k < kLanes; ++k) first[k] = row_tap + (Pad > 0 ? max(-left, 0) : 0);
+                Best best;
 #pragma unroll
                 for (int kw = 0; kw < Kernel; ++kw) {
                     const int place = min(max(left + kw, 0), input.width - 1);
-                    auto values = Vector<T, kWidth>::load(start + place * input.groups * kWidth);
-                    if constexpr (Changed::kChanges) values = changed.vector(values);
-                    take(kw, row_tap + place - left, [&](int k) {
+                    auto vector = Vector<T, kWidth>::load(start + place * input.groups * kWidth);
+                    if constexpr (Changed::kChanges) vector = changed.vector(vector);
+                    const auto values = [&](int k) {
                         if constexpr (kInPairs) {
-                            return reinterpret_cast<const unsigned int*>(values.words)[k];
+                            return reinterpret_cast<const unsigned int*>(vector.words)[k];
                         } else {
-                            return values[k];
+                            return vector[k];
                         }
-                    });
+                    };
+                    if (kw == 0) {
+                        best.start(values, first);
+                    } else {
+                        best.take(values, row_tap + place - left);
+                    }
                 }
-            } else if constexpr (kInPairs) {
-                PoolPairRow<T, Tile::kReach, Pad, Tile::kBody> values;
-                values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
-                if constexpr (Changed::kChanges) {
-                    values.template change<Whole>(left, input.width,
-                                                  [&](unsigned int word) { return changed.pair(word); });
-                }
-#pragma unroll
-                for (int kw = 0; kw < Kernel; ++kw)
-                    take(kw, row_tap + kw,
-                         [&](int k) { return values.pair(2 * k * Stride + kw, (2 * k + 1) * Stride + kw); });
+                return best;
             } else {
-                PoolRow<T, Tile::kReach, 1> values;
-                values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
-                if constexpr (Changed::kChanges) {
-                    values.template change<Whole, Pad, Tile::kBody>(
-                        left, input.width, [&](T value) { return changed.value(value); });
+                TileRow<T, Tile> values;
+                if constexpr (kInPairs) {
+                    values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
+                    if constexpr (Changed::kChanges) {
+                        values.template change<Whole>(left, input.width,
+                                                      [&](unsigned int word) { return changed.pair(word); });
+                    }
+                } else {
+                    values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
+                    if constexpr (Changed::kChanges) {
+                        values.template change<Whole, Pad, Tile::kBody>(
+                            left, input.width, [&](T value) { return changed.value(value); });
+                    }
                 }
-#pragma unroll
-                for (int kw = 0; kw < Kernel; ++kw)
-                    take(kw, row_tap + kw, [&](int k) { return values.at[k * Stride + kw][0]; });
+                return largest_of_taps<T, Tile>(values, left, row_tap);
             }
-            return best;
         };
         const auto write = [&](int row, const Best& best) {
             const long long start = before + output.row(tile.at[0], row);

@@ -12,11 +12,6 @@
 
 constexpr int kBoxBytes = 24 * 1024;  // of a box in shared memory
 
-// Blocks that must fit on a multiprocessor at once: they leave a thread 64 registers, or 128 for the 64-bit
-// indices of images of 2^31 elements and more.
-template <typename Index>
-constexpr int kBoxBlocks = sizeof(Index) == 4 ? 4 : 2;
-
 struct PoolBoxes {
     Divisor64 along[3], groups;  // boxes along each axis, groups of the planes of an image
     int size[3];                 // of a plane
@@ -28,7 +23,7 @@ struct PoolBoxes {
 };
 static_assert(sizeof(PoolBoxes) == 152, "the launcher packs it with this size");
 
-// A box of some planes, and which of them a thread has.
+// A box of some planes, and which of them a thread has. Launch: 1-D, a power of two.
 struct PoolBox {
     long long image, first;  // planes first .. first + planes - 1 of the image
     int planes;
@@ -47,10 +42,11 @@ struct PoolBox {
         image = static_cast<long long>(whole);
         first = static_cast<long long>(number - whole * boxes.groups.divisor) << boxes.log2_group;
         planes = static_cast<int>(min(boxes.channels - first, 1ll << boxes.log2_group));
-        workers = static_cast<int>(blockDim.x) >> boxes.log2_group;
+        const int log2_workers = __ffs(static_cast<int>(blockDim.x)) - 1 - boxes.log2_group;
+        workers = 1 << log2_workers;
         const int thread = threadIdx.x;
-        own = boxes.channels_last != 0 ? thread & ((1 << boxes.log2_group) - 1) : thread / workers;
-        worker = boxes.channels_last != 0 ? thread >> boxes.log2_group : thread - own * workers;
+        own = boxes.channels_last != 0 ? thread & ((1 << boxes.log2_group) - 1) : thread >> log2_workers;
+        worker = boxes.channels_last != 0 ? thread >> boxes.log2_group : thread & (workers - 1);
     }
     // First element of one of the planes in an array whose planes have this size.
     __device__ __forceinline__ long long before(const PoolBoxes& boxes, const int (&size)[3],

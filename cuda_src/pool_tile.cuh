@@ -93,6 +93,15 @@ struct PoolRow {
         }
     }
 
+    // Those of a vector, and the one before it: they are all there are.
+    template <int Body>
+    __device__ __forceinline__ void set(const Vector<T, Body>& body, T before) {
+        static_assert(Width == 1 && (Count == Body || Count == Body + 1), "a value before them at most");
+        at[0][0] = before;
+#pragma unroll
+        for (int i = 0; i < Body; ++i) at[Count - Body + i][0] = body[i];
+    }
+
     // What places inside become, of a row that load has read: at[i][0] = f(at[i][0]).
     template <bool Whole, int Lead, int Body, typename Function>
     __device__ __forceinline__ void change(int first, int size, Function f) {
@@ -166,6 +175,15 @@ struct PoolPairRow {
                 word = half_of(i) ? (word & 0xffff) | value << 16 : (word & 0xffff0000) | value;
             }
         }
+    }
+
+    // As PoolRow::set.
+    __device__ __forceinline__ void set(const Vector<T, Body>& body, T before) {
+        static_assert(Count == Lead + Body && Lead <= 1, "a value before them at most");
+        words[0] = bits(&before);
+#pragma unroll
+        for (int i = 0; i < Body / 2; ++i)
+            words[Lead + i] = reinterpret_cast<const unsigned int*>(body.words)[i];
     }
 
     // What places inside become, of a row that load has read: f gives a word for a word.

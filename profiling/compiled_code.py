@@ -346,6 +346,7 @@ _THREE_BLOCKS = re.compile(
     r"|^(padded_batch_norm_statistics<|batch_norm_statistics<\w+, NhwcLayout)"
     r"|kPiecewiseLinear>$"
     r"|^max_pool_forward_tiled<\w+, 3, \d, \d, false, true>$"
+    r"|^fractional_max_pool_(forward|backward)<"
 )
 
 
@@ -360,8 +361,8 @@ def most_registers(kernel_name: str) -> int:
     something fused, before a pooling, or of its input's gradient, the numbers of its channels.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
-    a residual, with numbers of every feature, the statistics of rows and of padded batches, and the largest of deep
-    windows over planes.
+    a residual, with numbers of every feature, the statistics of rows and of padded batches, the largest of deep windows
+    over planes, and fractional pooling, which has several windows on their way.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS

@@ -574,9 +574,10 @@ class _Machine:
         rows = sorted(self._maybe_pending & sources)
         late = self._pending[rows][:, self._active_warps].max(0)
         if late.any():
+            warps = self._active_warps[late > 0]
+            late = self._pending[:, warps].max(0)
             self._trips[1] += int((late >= 2).sum())
             self._trips[0] += int((late == 1).sum())
-            warps = self._active_warps[late > 0]
             self._pending[:, warps] = 0
             if not self._pending.any():
                 self._maybe_pending.clear()

@@ -32,7 +32,7 @@ _DECIDING = (
     "valid_positions_of_lengths",
     "valid_positions_of_few_lengths",
     "valid_positions_of_mask",
-    "fractional_pool_starts",
+    "fractional_max_pool_forward",
 )
 
 

@@ -17,6 +17,7 @@ from gpu_layers.catalogue.pooling import MAX_WINDOW, argmax_bytes, pooled
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.array import Options
 from gpu_layers.core.dtypes import accumulation_dtype
+from gpu_layers.kernels.batch_norm_max_pool import strips_of
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 #: The page of the documents that has these operations.
@@ -40,6 +41,7 @@ def batch_norm_max_pool_cases() -> Iterator[Case]:
             yield _case(dtype, (2, 3, 9, 16), activation, False)  # whole vectors, whose gradient is gathered
             yield _case(dtype, (2, 8, 7, 16), activation, True)
             yield _case(dtype, (2, 8, 7, 5), activation, True)
+        yield _case(dtype, (36, 8, 5, 16), "relu", False)  # whole planes of several blocks
 
 
 def _case(dtype: np.dtype, shape: tuple[int, ...], activation: str | None, channels_last: bool) -> Case:
@@ -95,10 +97,10 @@ def _case(dtype: np.dtype, shape: tuple[int, ...], activation: str | None, chann
 
 
 def _floor(s: Sizes, direction: str, *, taps: int = 1, reads: int = 1, affine: bool = True) -> int:
-    """Forward always reads x twice: it writes nothing that is as large as it. ``taps``: bytes of a maximum's place."""
+    """``taps``: bytes of a maximum's place."""
     of_outputs = s.elements(0, 1) + taps * s.outputs
     if direction == FORWARD:
-        return s.elements(2) + of_outputs + (KEPT + 2 * affine) * s.statistic
+        return s.elements(reads) + of_outputs + (KEPT + 2 * affine) * s.statistic
     return reads * (s.elements(1) + of_outputs) + s.elements(1) + (READ + 2) * s.statistic
 
 
@@ -111,7 +113,12 @@ def _forward(a: Arrays, channels_last: bool) -> Called:
 
 
 def _by_plan(s: Sizes, direction: str, saved: Any) -> int:
-    return _floor(s, direction, taps=argmax_bytes(saved.pool), reads=reads_of(s, direction), affine=False)
+    reads = reads_of(s, direction)
+    if direction == FORWARD:
+        norm = saved.norm
+        of_planes = strips_of(saved.pool.window, norm.x.shape, s.itemsize, norm.channels_last, norm.activation)
+        reads = 2 if of_planes is None else 1
+    return _floor(s, direction, taps=argmax_bytes(saved.pool), reads=reads, affine=False)
 
 
 def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:

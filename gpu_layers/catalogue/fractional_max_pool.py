@@ -12,7 +12,7 @@ import numpy as np
 from gpu_layers import layers, ops
 from gpu_layers.catalogue.case import Arrays, Case
 from gpu_layers.catalogue.inputs import generator, normal, with_special_values, with_ties
-from gpu_layers.catalogue.operation import FORWARD, LARGE_IMAGES, Called, Operation, Shape, Sizes, of_ranks
+from gpu_layers.catalogue.operation import LARGE_IMAGES, Called, Operation, Shape, Sizes, of_ranks
 from gpu_layers.catalogue.pooling import pool_bytes, pool_floor
 from gpu_layers.catalogue.traffic import TrafficCase, passes
 from gpu_layers.core.array import Array, Options
@@ -82,10 +82,10 @@ def _half(shape: Shape) -> Shape:
 
 
 def _floor(s: Sizes, direction: str, starts: int | None = None) -> int:
-    """``starts``: bytes of the windows' starts, which the forward writes besides; of windows of 2 x 2 by default."""
+    """``starts``: bytes of the windows' starts, which the forward writes besides; of 2 x 2 windows by default."""
     if starts is None:
         starts = 4 * math.prod(s.shape[:2]) * sum(_half(s.shape)[2:])
-    return pool_floor(s, 1) + (2 * starts if direction == FORWARD else starts)
+    return pool_floor(s, 1) + starts
 
 
 def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
@@ -106,8 +106,6 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
                 channels_last=layout == "NHWC",
             ),
             floor=lambda s, direction, saved: _floor(s, direction, saved.starts.nbytes),
-            # The starts of the windows are drawn by a first.
-            launches=(2, 1),
         )
 
 

@@ -1,4 +1,4 @@
-"""Launching ``batch_norm_max_pool.cu``, after the statistics of ``batch_norm.cu``; and the backward of both."""
+"""Batch norm and max pooling: in one read where blocks keep planes whole, else by two; and their backward."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ from gpu_layers.kernels.batch_norm_common import (
     Normalization,
     PersistentKernel,
     activation_number,
+    contiguous,
+    deliver,
+    folding_rule,
     merge_gradients,
+    new_statistics,
     sums_of_channels,
+    workspace,
 )
-from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan
+from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan, forward_plan
 from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
@@ -50,22 +55,25 @@ _FORWARD = KernelTemplate(
 
 _FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_forward_tiled", TWO_APART)
 
-# Kernel, stride and padding that the backward of planes knows when compiled.
+# Kernel, stride and padding that kernels of planes know when compiled.
 _WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
-_BACKWARD: dict[str, Any] = {
+_OF_PLANES: dict[str, Any] = {
     "of_nchw": [
         {"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _WINDOWS_OF_PLANES
     ],
     "structs": STRUCTS,
 }
+_FORWARD_PERSISTENT = PersistentKernel(
+    "batch_norm_max_pool_persistent.cu", "batch_norm_max_pool_forward_persistent", fusions=(), **_OF_PLANES
+)
 _GRADIENT_SUMS = LayoutKernel(
-    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_gradient_sums", single_channels=False, **_BACKWARD
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_gradient_sums", single_channels=False, **_OF_PLANES
 )
 _INPUT_GRADIENT = LayoutKernel(
-    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", single_channels=False, **_BACKWARD
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", single_channels=False, **_OF_PLANES
 )
-_BACKWARD_RESIDENT = PersistentKernel(
-    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_backward_persistent", **_BACKWARD
+_BACKWARD_PERSISTENT = PersistentKernel(
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_backward_persistent", **_OF_PLANES
 )
 
 
@@ -109,10 +117,73 @@ def _forward(
     activation: str,
     folding: Folding | None,
 ) -> Array:
-    x, *others = operands
+    x, gamma, beta, *of_running = operands
     x = ready(x)
-    statistics = statistics_of_batch((x, *others, None, None), (eps, channels_last, folding))
+    strips = strips_of(window, x.shape, x.dtype.itemsize, channels_last, activation)
+    if strips is not None:
+        plan, dtype = forward_plan(x.shape, x.dtype.itemsize, False), accumulation_dtype(x.dtype)
+        gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
+        statistics, running = new_statistics(x, plan, dtype), contiguous(of_running)
+        y, argmax = (spatial_empty(x, window.output_shape, False, kind) for kind in (x.dtype, np.uint8))
+        before = (x, gamma, beta, activation_number(activation), y, argmax, workspace(plan, 4, dtype, x), statistics)
+        last = (folding_rule(folding, dtype), eps, strips.rows, strips.window)
+        if _FORWARD_PERSISTENT.run(plan, x, (*before, *running), last, folding, **strips.template_arguments):
+            deliver(running, of_running)
+            return y, argmax, statistics
+    statistics = statistics_of_batch((x, gamma, beta, *of_running, None, None), (eps, channels_last, folding))
     return *_pooled(x, statistics, window, channels_last, activation), statistics
+
+
+@dataclass(frozen=True)
+class Strips:
+    """How the threads of a block that keeps whole planes share their outputs.
+
+    Attributes
+    ----------
+    rows : int
+        Of outputs, of a strip.
+    window : ndarray
+        ``PoolWindow``, whose units are strips of tiles.
+    template_arguments : dict of str to str
+    """
+
+    rows: int
+    window: np.ndarray
+    template_arguments: dict[str, str]
+
+
+@lru_cache(maxsize=1024)
+def strips_of(
+    window: Window, shape: tuple[int, ...], itemsize: int, channels_last: bool, activation: str
+) -> Strips | None:
+    """None where planes are not kept whole, or the kernel does not know the window: then x is read twice."""
+    arguments = None if channels_last else _known_window(window, itemsize)
+    plan = forward_plan(shape, itemsize, False)
+    if arguments is None or activation not in PIECEWISE_LINEAR:
+        return None
+    if plan.slots is None or plan.layout["chunks_per_plane"] != 1:
+        return None
+    columns, outputs = window.input_shape[-1] * itemsize // 16, window.output_shape[0]
+    tiles = int(plan.layout["chunks_per_block"]) * columns
+
+    def rounds(rows: int) -> int:
+        """Rows of inputs that a thread takes one after another: two for each output, and one at the strip's begin."""
+        return -(-tiles * -(-outputs // rows) // plan.block[0] // plan.block[1]) * (2 * rows + 1)
+
+    rows = min(range(1, outputs + 1), key=rounds)
+    units = (-(-outputs // rows), columns)
+    return Strips(rows, Plan(window, units, (shape[0], shape[1]), 1, False, arguments).struct, arguments)
+
+
+def _known_window(window: Window, itemsize: int) -> dict[str, str] | None:
+    """What kernels of planes know of it; None if they do not, or if vectors are of two rows."""
+    axes = set(zip(window.kernel, window.stride, window.pad_before, strict=True))
+    if window.rank != 2 or window.adaptive or set(window.dilation) != {1} or len(axes) != 1:
+        return None
+    axis, size, outputs = axes.pop(), window.input_shape[-1], window.output_shape[-1]
+    if axis not in _WINDOWS_OF_PLANES or size % (16 // itemsize) or outputs * axis[1] != size:
+        return None
+    return dict(zip(("Kernel", "Stride", "Pad"), map(str, axis), strict=True))
 
 
 @Launcher
@@ -192,12 +263,10 @@ def _gather(
             return None
         units, arguments = window.input_shape, {}
     else:
-        size, outputs = window.input_shape[-1], window.output_shape[-1]
-        known = window.rank == 2 and axes[0] == axes[1] and axes[0] in _WINDOWS_OF_PLANES
-        if not known or size % width or outputs * window.stride[-1] != size:
+        known = _known_window(window, itemsize)
+        if known is None:
             return None
-        units = (window.input_shape[0], size // width)
-        arguments = dict(zip(("Kernel", "Stride", "Pad"), map(str, axes[0]), strict=True))
+        units, arguments = (window.input_shape[0], window.input_shape[1] // width), known
     samples, channels = shape[0], shape[-1 if channels_last else 1]
     plan = Plan(window, units, (samples, channels), width, channels_last, arguments)
     return _Gather(plan.struct, arguments)
@@ -238,7 +307,7 @@ def _backward(
     source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
     if depends:
         last = (1 / plan.count, plan.slots, gather.window)
-        if _BACKWARD_RESIDENT.run(plan, x, (*source, *sums, dx), last, **more):
+        if _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)
     merge_gradients(plan, norm, sums)

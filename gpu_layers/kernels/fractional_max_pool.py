@@ -8,12 +8,12 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.fractional_window import FractionalWindow
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, delivered, element_type, empty, ready
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spatial_result
-from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumulate_name, combinations
+from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
@@ -36,7 +36,6 @@ _POOL = np.dtype(
 )
 _STRUCTS = {**STRUCTS, "FractionalPool": _POOL}
 _TYPES = combinations(T=ELEMENT_TYPES, Index=("int", "long long"))
-_STARTS = KernelTemplate(_SOURCE, "fractional_pool_starts", combinations(A=ACCUMULATE_TYPES), _STRUCTS)
 _FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUCTS)
 _BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
@@ -78,7 +77,7 @@ def fractional_max_pool_forward(
     channels_last: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """``gpu_layers.reference.fractional_max_pool_forward``, as kernels."""
+    """``gpu_layers.reference.fractional_max_pool_forward``, as a kernel."""
     return _forward((x, samples, rng_state, out), (window, channels_last), (seed, offset))
 
 
@@ -94,20 +93,6 @@ def fractional_max_pool_backward(
     return _backward((dy, argmax, starts, out), (window, channels_last))
 
 
-def _starts(x: Array, planes: int, samples: Array | None, of_call: Arguments, window: FractionalWindow) -> Array:
-    """Where windows start: of samples, or of seed, offset and rng_state."""
-    wide = accumulate_name(element_type(x))
-    starts = empty((planes, sum(window.output_shape)), np.int32, x)
-    if planes:
-        number = C_TYPES[wide].type
-        sizes = zip(window.input_shape, window.kernel, window.output_shape, strict=True)
-        alphas = [float(number(size - kernel) / number(max(count - 1, 1))) for size, kernel, count in sizes]
-        _, boxes = boxed((1, 1, 1), (1, planes), False, 1, 1, _THREADS)
-        arguments = (samples, starts, *alphas, *of_call, _struct(window, boxes))
-        launch(_STARTS(A=wide), blocks_for(starts.size, _THREADS), _THREADS, arguments)
-    return starts
-
-
 @Launcher
 def _forward(
     operands: Operands, numbers: Numbers, window: FractionalWindow, channels_last: bool
@@ -115,13 +100,17 @@ def _forward(
     x, samples, rng_state, out = operands
     x, samples = ready(x), None if samples is None else ready(samples)
     planes = x.shape[0] * x.shape[-1 if channels_last else 1]
-    starts = _starts(x, planes, samples, (*numbers, rng_state), window)
+    starts = empty((planes, sum(window.output_shape)), np.int32, x)
     y = spatial_result(out, x, window.spatial_output, channels_last)
     argmax = spatial_empty(x, window.spatial_output, channels_last, np.uint8)
     if y.size:
         boxes, pool = _boxed(window, window.output_shape, x.shape, channels_last, _BOX_OUTPUTS)
+        number = C_TYPES[accumulate_name(element_type(x))].type
+        sizes = zip(window.input_shape, window.kernel, window.output_shape, strict=True)
+        alphas = [float(number(size - kernel) / number(max(count - 1, 1))) for size, kernel, count in sizes]
         kernel = _FORWARD(**_types(x, window, channels_last))
-        launch(kernel, blocks_for(boxes, 1), _THREADS, (x, starts, y, argmax, pool))
+        arguments = (x, samples, starts, y, argmax, *alphas, *numbers, rng_state, pool)
+        launch(kernel, blocks_for(boxes, 1), _THREADS, arguments)
     return delivered(y, out), argmax, starts
 
 

@@ -65,7 +65,8 @@ def batch_norm_max_pool_forward(
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_forward`: the same bits.
 
-    The kernels do not write the normalised values: the statistics read x, and the pooling reads it again.
+    The kernels do not write the normalised values. Where blocks keep planes whole, x is read once; elsewhere the
+    statistics read it, and the pooling reads it again.
 
     Parameters
     ----------

@@ -107,11 +107,12 @@ def verify(
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned text, one per operation and dtype."""
-    lines = [f"{'operation':<20}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
+    width = max(len(name) for name in ("operation", *(row.op for row in rows))) + 1
+    lines = [f"{'operation':<{width}}{'dtype':<10}{'cases':>6}  {'largest error':<28}result"]
     for row in rows:
         error = "none: equal bits" if row.worst == 0 else f"{row.worst:.0%} of what is allowed"
         if math.isinf(row.worst):
             error = "beyond any bound"
         result = "ok" if not row.failures else f"{len(row.failures)} WRONG"
-        lines.append(f"{row.op:<20}{row.dtype:<10}{row.cases:>6}  {error:<28}{result}")
+        lines.append(f"{row.op:<{width}}{row.dtype:<10}{row.cases:>6}  {error:<28}{result}")
     return "\n".join(lines)

@@ -97,3 +97,31 @@ def test_every_input_is_loaded_once(shape, channels_last):
         assert trace.total(name, "load").bytes == x.nbytes, name
     for trace, name in ((forward, "y"), (backward, "dx"), (backward, "dresidual")):
         assert trace.total(name, "store").bytes == x.nbytes, name
+
+
+# Several blocks a channel; planes that rows of threads have in turn, where some threads have a vector more of each.
+@pytest.mark.parametrize("shape", [(70, 70, 5, 8), (66, 133, 3, 8)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((3, 3), 2, 1), ((2, 2), 2, 0)])
+def test_max_pooling_of_what_is_kept_gives_the_bits_of_two_reads(shape, dtype, kernel, stride, padding):
+    x, launched = normal(shape, dtype), []
+    x[0, :, ::3, ::2], x[1, 0, 1, 7], x[1, 1, 2, 0] = 0.5, np.nan, -np.inf
+    gamma, beta = (normal((shape[1],), np.float64 if dtype == np.float64 else np.float32, seed=s) for s in (4, 5))
+
+    def pass_of(activation):
+        y, saved = gl.ops.batch_norm_max_pool_forward(x, gamma, beta, kernel, stride, padding, activation=activation)
+        return [y, saved.pool.argmax, saved.norm.mean, saved.norm.var, saved.norm.inv_std]
+
+    for activation in ("relu", "leaky_relu", None):
+        with emulated(launched):
+            once = pass_of(activation)
+        with gl.use_backend("emulated"), force_limits(two_reads=True):
+            twice = pass_of(activation)
+        assert_all_same_bits(once, twice)
+        # One group, which takes the channels in turn.
+        groups = forward_plan(shape, x.dtype.itemsize, False).blocks_per_group
+        with emulated(launched, max_blocks=groups):
+            in_turn = pass_of(activation)
+        assert_all_same_bits(once, in_turn)
+    assert len(launched) == 6
+    assert all(name.startswith("batch_norm_max_pool_forward_persistent<") for name in launched)

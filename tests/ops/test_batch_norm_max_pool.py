@@ -82,6 +82,18 @@ def test_no_normalised_value_is_written_and_x_is_read_twice(kernel, name):
     assert stored < y.nbytes + saved.pool.argmax.nbytes + 4096
 
 
+def test_planes_that_are_kept_are_read_once():
+    x = normal((40, 8, 5, 16), np.float32)
+    traces = {}
+    with gl.use_backend("emulated", check=True, record=lambda kernel, trace: traces.update({kernel.name: trace})):
+        y, saved = gl.ops.batch_norm_max_pool_forward(x, None, None, (3, 3), 2, 1, activation="relu")
+    (trace,) = traces.values()
+    # And the channel's origin, by each thread of its blocks.
+    assert x.nbytes <= trace.total("x", "load").bytes <= x.nbytes + 2 * 8 * 256 * x.itemsize
+    assert trace.total("y", "store").bytes == y.nbytes
+    assert trace.total(None, "store").bytes < y.nbytes + saved.pool.argmax.nbytes + 4096
+
+
 @pytest.mark.parametrize(("channels_last", "columns"), [(False, 16), (False, 13), (True, 13)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_special_values_and_edges_in_tiles(dtype, channels_last, columns):
