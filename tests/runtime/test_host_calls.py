@@ -130,7 +130,7 @@ CASES = {
     "lp pool": (lambda: lp_pool, 29),
     "lp pool backward": (lambda: _backward(lp_pool, ops.lp_pool_backward), 31),
     "dropout_add": (lambda: dropout_add, 45),
-    "batch norm, max pool": (lambda: batch_norm_max_pool, 59),
+    "batch norm, max pool": (lambda: batch_norm_max_pool, 51),
     "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 46),
     "unpool": (lambda: unpool, 35),
     "unpool backward": (lambda: _backward(unpool, ops.max_unpool_backward), 31),
