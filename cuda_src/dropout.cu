@@ -74,7 +74,6 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 // Copies the numbers of rows, if they are kept for a backward.
 __device__ __forceinline__ void keep_ids(const long long* sample_ids, long long* kept_ids, long long rows) {
-    if (kept_ids == nullptr) return;
     const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
     for (long long r = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; r < rows;
          r += step)
@@ -85,7 +84,7 @@ __device__ __forceinline__ void keep_ids(const long long* sample_ids, long long*
 // block of one row.
 //   x, y         any alignment
 //   sample_ids   [n / features] number of each row
-//   kept_ids     null, or where they are copied to
+//   kept_ids     [kept] copies of them; kept is 0 where none are wanted
 //   features     elements of a row; start is the number of its first
 //   row          Philox blocks of a row
 template <typename T>
@@ -93,9 +92,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_blocks(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                          unsigned long long seed, unsigned long long offset,
                          const unsigned long long* rng_state, unsigned long long start,
-                         const long long* sample_ids, long long* kept_ids, long long features,
+                         const long long* sample_ids, long long* kept_ids, long long kept, long long features,
                          Divisor64 row) {
-    keep_ids(sample_ids, kept_ids, n / features);
+    keep_ids(sample_ids, kept_ids, kept);
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const int skipped = static_cast<int>(start & 3);  // decisions of the first block before the shard
     const long long blocks = n / features * static_cast<long long>(row.divisor);
@@ -124,9 +123,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start,
-                          const long long* sample_ids, long long* kept_ids, Divisor64 row) {
+                          const long long* sample_ids, long long* kept_ids, long long kept, Divisor64 row) {
     constexpr int width = kVectorWidth<T>, unroll = kElementwiseUnroll;
-    keep_ids(sample_ids, kept_ids, static_cast<long long>(row.quotient(static_cast<unsigned long long>(n))));
+    keep_ids(sample_ids, kept_ids, kept);
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     for_each_tile<unroll, width>(n, [&](const TilePart<unroll, width>& part) {
         Vector<T> values[unroll];

@@ -215,7 +215,7 @@ def _philox_blocks(phase: int, count: int) -> int:
 def _launch_samples(element: str, arguments: Arguments, ids: Array, kept: Array | None, phase: int) -> None:
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
-    arguments = (*arguments, ids, kept)
+    arguments = (*arguments, ids, kept, 0 if kept is None else ids.size)
     if _is_aligned(phase, x) and features % width == 0:
         launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features)))
     else:

@@ -115,7 +115,7 @@ UNPOOLED = X, np.arange(0, 2 * X.size, 2).reshape(X.shape) % 256
 CASES = {
     "dropout": (lambda: dropout, 34),
     "dropout backward": (lambda: _backward(dropout, ops.dropout_backward), 32),
-    "dropout of samples": (lambda: dropout_of_samples, 41),
+    "dropout of samples": (lambda: dropout_of_samples, 42),
     "relu": (lambda: relu, 26),
     "relu backward": (lambda: _backward(relu, ops.relu_backward), 27),
     "gelu dropout": (lambda: gelu_dropout, 39),
