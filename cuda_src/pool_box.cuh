@@ -55,9 +55,9 @@ struct PoolBox {
         const long long number = first + plane;
         return boxes.channels_last != 0 ? image * places * boxes.channels + number : number * places;
     }
-    // Whether a box is of whole rows: one line of them, and of the planes.
+    // Whether a box is of whole rows: one line, of the planes too unless these are side by side.
     __device__ __forceinline__ bool is_line(const PoolBoxes& boxes) const {
-        return boxes.channels_last == 0 && to[2] - from[2] == boxes.size[2];
+        return to[2] - from[2] == boxes.size[2];
     }
     // Whether it is of whole vectors.
     //   start   its first element
@@ -104,24 +104,31 @@ __device__ __forceinline__ void write_vectors(const PoolBoxes& boxes, const Pool
     const bool last = boxes.channels_last != 0;
     int lines = (box.to[0] - box.from[0]) * (box.to[1] - box.from[1]);
     int places = box.to[2] - box.from[2];
-    if (box.is_line(boxes)) places *= lines * box.planes, lines = 1;
+    if (box.is_line(boxes)) places *= last ? lines : lines * box.planes, lines = 1;
     // Vectors of a place, for channels last; else a vector is a place.
     const int log2_lanes = last ? boxes.log2_group - (Width == 1 ? 0 : __ffs(Width) - 1) : 0;
     const int lane = threadIdx.x & ((1 << log2_lanes) - 1);
     if (!last) places /= Width;
     if (last && lane * Width >= box.planes) return;
-    if (!last && lines == 1) {
-        for (int i = threadIdx.x; i < places; i += blockDim.x)
-            Vector<T, Width>::load(made + i * Width).store(place + i * Width);
+    const int first = threadIdx.x >> log2_lanes, threads = static_cast<int>(blockDim.x) >> log2_lanes;
+    const long long step = last ? boxes.channels : Width;
+    made += lane * Width;
+    place += lane * Width;
+    if (lines == 1) {
+        made += (first << log2_lanes) * Width;
+        place += first * step;
+        for (int i = first; i < places; i += threads) {
+            Vector<T, Width>::load(made).store(place);
+            made += (threads << log2_lanes) * Width;
+            place += threads * step;
+        }
         return;
     }
-    const long long step = last ? boxes.channels : Width;
     const long long line_step = last ? boxes.size[2] * step : boxes.size[2];
-    PoolWalk walk(places, threadIdx.x >> log2_lanes, static_cast<int>(blockDim.x) >> log2_lanes);
+    PoolWalk walk(places, first, threads);
     for (; walk.row < lines; walk.next()) {
-        const int at = ((walk.row * places + walk.column) << log2_lanes) + lane;
-        Vector<T, Width>::load(made + at * Width)
-            .store(place + walk.row * line_step + walk.column * step + lane * Width);
+        const int at = (walk.row * places + walk.column) << log2_lanes;
+        Vector<T, Width>::load(made + at * Width).store(place + walk.row * line_step + walk.column * step);
     }
 }
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import ModuleType
@@ -97,10 +98,13 @@ def to_host(x: Array) -> np.ndarray:
 
 
 def place_of_work(x: Array) -> Any:
-    """What a result of x belongs to: its GPU and the current stream there, which must be current; or None."""
+    """What a result of x belongs to: its GPU, which must be current, and the stream there; or None.
+
+    Of a stream the handle and the thread: every thread's own default stream has the same handle.
+    """
     if not is_cupy_array(x):
         return None
-    return x.data.device_id, sys.modules["cupy"].cuda.get_current_stream().ptr
+    return x.data.device_id, sys.modules["cupy"].cuda.get_current_stream().ptr, threading.get_ident()
 
 
 def is_capturing(x: Array) -> bool:

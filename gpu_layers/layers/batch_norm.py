@@ -12,7 +12,7 @@ from gpu_layers.core.array import Array, ArrayLike, DTypeLike, Options
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.moments import Moments
 from gpu_layers.core.valid import ValidPositions
-from gpu_layers.layers.precision import check_layer_dtype
+from gpu_layers.layers.precision import check_layer_dtype, parameter_dtype
 from gpu_layers.layers.running_statistics import BatchStatistics, RunningStatisticsLayer, batch_statistics
 from gpu_layers.ops.batch_moments import batch_norm_moments
 from gpu_layers.ops.batch_norm import (
@@ -107,12 +107,9 @@ class BatchNormLayer(RunningStatisticsLayer):
         activation: str | None = None,
         dtype: DTypeLike = "float32",
     ) -> None:
-        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(
-                f"dtype must be 'float32', or 'float64' for float64 input (float32 serves the half types), got {dtype}"
-            )
+        own = parameter_dtype(dtype)
         num_features = check_integer(num_features, "num_features", 0, 2**63 - 1)
-        super().__init__(num_features, momentum, track_running_stats, np.dtype(dtype))
+        super().__init__(num_features, momentum, track_running_stats, own)
         check_eps(eps, self.dtype)
         self.eps = float(eps)
         self.affine = bool(affine)

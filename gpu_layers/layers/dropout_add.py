@@ -74,10 +74,10 @@ class DropoutAdd(Layer):
         self.activation = None if activation is None else check_activation(activation)
         self.order, self.shared_axes = check_order(order), check_shared_axes(shared_axes)
         self.generator = check_generator(generator)
-        self.num_features = None
+        self.num_features, own = None, parameter_dtype(dtype)
         if num_features is not None:
             self.num_features = check_integer(num_features, "num_features", 1, 2**63 - 1)
-            self.parameters["bias"] = np.zeros(self.num_features, parameter_dtype(dtype))
+            self.parameters["bias"] = np.zeros(self.num_features, own)
         self.first_sample = 0
         self._taken: Array = None
         self._taken_again: tuple[Any, ...] = ()

@@ -8,6 +8,8 @@ half-precision weight, sums do not overflow, and NumPy, which has no BLAS for ha
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from gpu_layers.core.array import Array, DTypeLike
@@ -26,10 +28,15 @@ def parameter_dtype(dtype: DTypeLike) -> np.dtype:
     TypeError
         For another dtype.
     """
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"dtype of parameters must be float32 or float64, got {dtype}")
-    return dtype
+    found = None
+    # NumPy takes None for float64, and has errors of its own for what is no dtype.
+    with contextlib.suppress(TypeError, ValueError):
+        found = None if dtype is None else np.dtype(dtype)
+    if found not in (np.float32, np.float64):
+        raise TypeError(
+            f"dtype must be 'float32', or 'float64' for float64 input (float32 serves the half types), got {dtype}"
+        )
+    return found
 
 
 def check_layer_dtype(x: Array, dtype: np.dtype) -> None:

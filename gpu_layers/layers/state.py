@@ -137,8 +137,8 @@ def converted(value: Any, own: Array, name: str, owner: str) -> Array:
     with np.errstate(over="ignore", invalid="ignore"), place_of(value):
         value = natural(value)
         copy = value.astype(own.dtype)
-        if counts and floating and not bool((copy == value).all()):
-            raise ValueError(f"{name} must be a whole number, got {value.tolist()}")
+        if counts and not bool((copy == value).all()):
+            raise ValueError(f"{name} must be a whole number below 2**63, got {value.tolist()}")
         if is_cupy_array(copy) and not (is_cupy_array(own) and own.data.device_id == copy.data.device_id):
             copy = copy.get()
     with place_of(own):

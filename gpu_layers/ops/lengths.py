@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import array_module, is_capturing, place_of
+from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
 
 
 def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: tuple[int, ...]) -> Array:
@@ -23,7 +23,7 @@ def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: 
 def host_lengths(lengths: Any) -> np.ndarray:
     """Lengths as an array in the host's memory; ValueError for samples with unequal numbers of sizes."""
     try:
-        found: np.ndarray = lengths.get() if hasattr(lengths, "get") else np.asarray(lengths)
+        found: np.ndarray = np.asarray(to_host(lengths))
     except ValueError:
         raise ValueError("lengths must have the same number of sizes for every sample") from None
     return found

@@ -174,7 +174,7 @@ _FLOORS: dict[type, ModuleType] = {}
 
 
 def _floor_for(array: Array, others: tuple[object, ...], optional: tuple[object, ...]) -> ModuleType:
-    kinds = {_kind(one) for one in (array, *others)} | {_kind(one) for one in optional if one is not None}
+    kinds = {array_kind(one) for one in (array, *others)} | {array_kind(one) for one in optional if one is not None}
     if len(kinds) > 1:
         raise TypeError(
             "NumPy and CuPy arrays were mixed: move them to one place first (cupy.asarray(x), cupy.asnumpy(x))"
@@ -193,7 +193,8 @@ def _floor_for(array: Array, others: tuple[object, ...], optional: tuple[object,
     return floor
 
 
-def _kind(array: Array) -> str:
+def array_kind(array: object) -> str:
+    """Its library's name, numpy or cupy; TypeError for what is no array of either."""
     if type(array) is np.ndarray:
         return "numpy"
     if is_cupy_array(array):

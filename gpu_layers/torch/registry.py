@@ -9,13 +9,18 @@ Both share ``run``, ``save`` and ``backward``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch._C import _functorch as _wrappers
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters, retrieve_current_functorch_interpreter
+from torch._functorch.pyfunctorch import (
+    retrieve_all_functorch_interpreters,
+    retrieve_current_functorch_interpreter,
+    temporarily_clear_interpreter_stack,
+)
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
@@ -31,7 +36,7 @@ _Transform = _wrappers.TransformType
 _PLAIN = (Tensor, Parameter)
 _OF_NUMBERS = (None,)  # their gradient
 
-_transforms_active = torch._C._are_functorch_transforms_active
+transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 # Of gradients that come batched, is_grads_batched=True; an operation of the dispatcher is called in a loop then.
 _is_legacy_batched = _wrappers.is_legacy_batchedtensor
@@ -216,6 +221,17 @@ def _functionalized(overload: Any, written: Sequence[int], args: Sequence[Any]) 
     return None
 
 
+@contextmanager
+def beneath(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor within the wrappers of ``torch.func``, while no transformation of that is active."""
+    with temporarily_clear_interpreter_stack():
+        while _wrappers.is_functorch_wrapped_tensor(x):
+            if _wrappers.is_functionaltensor(x):
+                torch._sync(x)
+            x = _wrappers.get_unwrapped(x)
+        yield x
+
+
 def _plain(arg: Any) -> Any:
     """A tensor that programs of kernels know, of a subclass's."""
     return arg.as_subclass(Tensor) if isinstance(arg, Tensor) and type(arg) not in _PLAIN else arg
@@ -237,7 +253,7 @@ def _only_first_has_gradient(ctx: Any, output: tuple) -> None:
 
 def is_eager(x: torch.Tensor, *others: Any) -> bool:
     """Whether an operation on these would compute at once, with plain tensors."""
-    if is_dynamo_compiling() or _transforms_active() or _dispatch_modes() or _tracing_state():
+    if is_dynamo_compiling() or transforms_active() or _dispatch_modes() or _tracing_state():
         return False
     if _function_mode() and not _only_default_devices():
         return False
@@ -296,7 +312,7 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
 
     def forward(ctx: Any, *args: Any) -> Any:
         inputs, keyset = args[:-1], args[-1]
-        if _transforms_active():
+        if transforms_active():
             # A Function's forward switches gradients off, of transformations around this one too.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 output = below(keyset, *inputs)
@@ -318,7 +334,7 @@ def _autograd_kernel(name: str, overload: Any, setup: Any, backward: Any) -> Cal
             # Of the transformation, if any, that calls this: the others call it themselves.
             refuse_tangents(name, args, _has_own_tangent)
         if _is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
-            if _transforms_active():
+            if transforms_active():
                 with enable_single_level_autograd_function():
                     return apply(*args, keyset)
             return apply(*args, keyset)
@@ -340,7 +356,7 @@ def _without_gradient(
     def call(*args: Any) -> Any:
         if is_eager(*args):
             return run(*args)
-        if written and not is_dynamo_compiling() and _transforms_active() and _functionalizes():
+        if written and not is_dynamo_compiling() and transforms_active() and _functionalizes():
             return _functionalized(overload, written, flat(args))
         return overload(*flat(args))
 
@@ -407,7 +423,7 @@ def _has_own_tangent(x: torch.Tensor) -> bool:
 
 
 def _has_tangent(x: torch.Tensor) -> bool:
-    if not (_transforms_active() and _wrappers.is_functorch_wrapped_tensor(x)):
+    if not (transforms_active() and _wrappers.is_functorch_wrapped_tensor(x)):
         return _has_own_tangent(x)
     # Under torch.func: of this transformation's tensor, which vmap has no rule for, or of one within.
     if not _wrappers.is_batchedtensor(x) and _has_own_tangent(x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
+from gpu_layers.runtime.backend import array_kind
 
 
 class Optimizer:
@@ -37,10 +38,15 @@ class Optimizer:
     """
 
     _state_names: tuple[str, ...] = ()
+    # Whether the number of updates of each parameter, on the host, is a part of the state too.
+    _counts_updates = False
 
     def __init__(self, parameters: Mapping[str, Array], lr: float, weight_decay: float) -> None:
+        if not isinstance(parameters, Mapping):
+            raise TypeError(f"parameters must be a mapping of names to arrays, got {type(parameters).__name__}")
         self._given = parameters
         for name, value in parameters.items():
+            array_kind(value)
             if value.dtype not in (np.float32, np.float64):
                 raise TypeError(f"parameter {name} must be float32 or float64, got {value.dtype}")
             check_overlap(value)
@@ -48,6 +54,7 @@ class Optimizer:
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
         self.steps = 0
         self._state: dict[str, Array] = {}
+        self._updates: dict[str, np.ndarray] = {}
         self._placed: dict[str, Array] = {}
         self._firsts: dict[str, str] = {}
         self._place_state(self.parameters)
@@ -73,8 +80,10 @@ class Optimizer:
             For a missing or extra gradient, or one of another shape, or a parameter that is read-only; nothing is
             changed then.
         TypeError
-            For one of another dtype, or in another place than its parameter; nothing is changed then.
+            For one of another dtype, or in another place than its parameter, or no mapping; nothing is changed then.
         """
+        if not isinstance(gradients, Mapping):
+            raise TypeError(f"gradients must be a mapping of names to arrays, got {type(gradients).__name__}")
         parameters = self.parameters
         if gradients.keys() != parameters.keys():
             different = sorted(gradients.keys() ^ parameters.keys())
@@ -115,6 +124,7 @@ class Optimizer:
         firsts = self._firsts = _first_names(parameters)
         self._placed = parameters
         before, self._state = self._state, {}
+        counts, self._updates = self._updates, {}
         for kind in self._state_names:
             for name in (name for name, first in firsts.items() if name == first):
                 key, parameter = f"{kind}.{name}", parameters[name]
@@ -122,13 +132,15 @@ class Optimizer:
                 fits = state is not None and (state.shape, state.dtype) == (parameter.shape, parameter.dtype)
                 with place_of(parameter):
                     self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
+                if self._counts_updates:
+                    self._updates[f"updates.{name}"] = counts[f"updates.{name}"] if fits else np.zeros((), np.int64)
 
     def _change(self, name: str, gradient: Array) -> Array:
         """The number to subtract from a parameter; updates its state."""
         raise TypeError(f"{type(self).__name__} defines no step")
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the number of steps and of the state of every parameter. Rates are not in it."""
+        """Copies of the numbers of steps and of the state of every parameter. Rates are not in it."""
         return {name: value.copy() for name, value in self._own().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -145,6 +157,9 @@ class Optimizer:
             If it belongs to another kind of optimizer or to other parameters.
         """
         own = self._own()
+        if isinstance(state, Mapping) and "steps" in state and not self._updates.keys() & state.keys():
+            # Of version 0.2 and before: each parameter had an update in every step.
+            state = {**state, **dict.fromkeys(self._updates, state["steps"])}
         try:
             load_arrays_into(own, state, True, type(self).__name__)
         except ValueError as error:
@@ -154,7 +169,7 @@ class Optimizer:
 
     def _own(self) -> dict[str, Array]:
         self._place_state(self.parameters)
-        return {"steps": np.array(self.steps, np.int64), **self._state}
+        return {"steps": np.array(self.steps, np.int64), **self._updates, **self._state}
 
 
 class SGD(Optimizer):
@@ -191,6 +206,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015): each element's step is scaled by the running size of its gradient.
 
+    As in PyTorch, a step that has no gradient for a parameter is not counted in the correction of its averages.
+
     Parameters
     ----------
     parameters, lr, weight_decay
@@ -207,6 +224,7 @@ class Adam(Optimizer):
     """
 
     _state_names = ("mean", "square")
+    _counts_updates = True
 
     def __init__(
         self,
@@ -217,6 +235,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
+        if not isinstance(betas, Sequence):
+            raise TypeError(f"betas must be a pair of numbers, got {type(betas).__name__}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers, got {betas}")
         self.betas = (_below_one(betas[0], "betas[0]"), _below_one(betas[1], "betas[1]"))
         self.eps = _not_negative(eps, "eps")
 
@@ -226,7 +248,9 @@ class Adam(Optimizer):
             average *= beta
             average += (1 - beta) * newest
         # Both averages start at 0: their expectation is short by these factors.
-        mean_bias, square_bias = (1 - beta**self.steps for beta in self.betas)
+        updates = self._updates[f"updates.{name}"]
+        updates += 1
+        mean_bias, square_bias = (1 - beta ** int(updates) for beta in self.betas)
         root = array_module(square).sqrt(square) / square_bias**0.5
         return (self.lr / mean_bias) * mean / (root + self.eps)
 
@@ -238,6 +262,7 @@ def _first_names(parameters: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _check_alike(name: str, gradient: Array, parameter: Array) -> None:
+    array_kind(gradient)
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"size mismatch for {name}: got shape {list(gradient.shape)}, expected {list(parameter.shape)}"

@@ -130,7 +130,7 @@ def test_uncertainty_finds_it():
         ({"order": "first"}, ValueError, "order must be one of"),
         ({"num_features": 0}, ValueError, "num_features must be in 1"),
         ({"shared_axes": (1, 1)}, ValueError, "shared_axes must be different axes"),
-        ({"dtype": "float16", "num_features": 3}, TypeError, "dtype of parameters must be float32 or float64"),
+        ({"dtype": "float16"}, TypeError, "dtype must be 'float32', or .*, got float16$"),
         ({"generator": 1}, TypeError, r"generator must be a gpu_layers\.Generator, got int"),
     ],
 )

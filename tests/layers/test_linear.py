@@ -75,9 +75,10 @@ def test_bad_size(arguments, error):
         Linear(*arguments)
 
 
-def test_parameters_are_single_or_double():
-    with pytest.raises(TypeError, match="dtype of parameters must be float32 or float64, got float16"):
-        Linear(2, 3, dtype="float16")
+@pytest.mark.parametrize("dtype", ["float16", None, "float33"])
+def test_parameters_are_single_or_double(dtype):
+    with pytest.raises(TypeError, match=f"dtype must be 'float32', or .*, got {dtype}$"):
+        Linear(2, 3, dtype=dtype)
 
 
 def test_flatten():

@@ -251,11 +251,12 @@ def test_what_is_read_and_written(shape, channels_last):
     with force_limits(max_blocks=0):
         backward()
     (_, once), *twice = [(name, trace) for name, trace in traces if "_merge_" not in name]
-    # An input of these windows is in one of them at most, so that each is looked at by as many as it has taps.
+    # An input of these windows is in one of them at most, so that each is looked at by as many as it has taps; where
+    # threads of planes have several on their way, and too few of them, they look at one again.
     in_windows = 4 * dy.size * 4
     for trace in (once, *(trace for _, trace in twice)):
         assert trace.total("x", "load").bytes == x.nbytes
-        assert trace.total("dy", "load").bytes in (in_windows // 4, in_windows // 2, in_windows)
+        assert in_windows // 4 <= trace.total("dy", "load").bytes <= in_windows
         assert trace.footprints["dy"].bytes_loaded == dy.nbytes
         assert trace.footprints["argmax"].bytes_loaded == argmax.nbytes
     for trace in (once, twice[-1][1]):

@@ -104,6 +104,7 @@ def test_layers_take_lengths_and_keep_a_copy():
         ([3, 9], ValueError, r"^lengths must be in 0 \.\. the input's size \[8\], got "),
         ([-1, 3], ValueError, r"^lengths must be in 0 \.\. the input's size"),
         ([3.0, 3.0], TypeError, "^lengths must be integers, got float64$"),
+        ({0: 3, 1: 3}, TypeError, "^lengths must be integers, got object$"),
     ],
 )
 def test_bad_lengths(lengths, error, message):

@@ -1,12 +1,14 @@
 """The positions of a padded batch that count: their bits, how many they are, and the first."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import gpu_layers as gl
 from gpu_layers import reference
+from gpu_layers.core.cuda import import_cupy
 from gpu_layers.core.valid import mask_of_lengths
 from gpu_layers.ops import padding
 from gpu_layers.ops.padding import part_of, valid_positions
@@ -76,3 +78,18 @@ def test_layers_share_positions_by_the_values_of_lengths():
     del first
     gc.collect()
     assert len(padding._in_use) == 0
+
+
+@pytest.mark.gpu
+def test_default_streams_of_two_threads_share_no_words():
+    """They have one handle, and nothing orders their work."""
+    cupy = import_cupy()
+
+    def found():
+        with cupy.cuda.Stream.ptds:
+            return valid_positions(cupy.zeros((3, 2, 5)), [5, 0, 3], None, False)
+
+    mine = found()
+    assert found() is mine
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(found).result() is not mine

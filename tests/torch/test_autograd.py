@@ -420,13 +420,15 @@ def test_vmap_over_samples_of_any_strides(name):
         torch.testing.assert_close(found, torch.stack(each))
 
 
-@pytest.mark.parametrize("name", ["max_pool2d", "lp_pool2d 2", "dropout2d"])
+@pytest.mark.parametrize("name", ["max_pool2d", "lp_pool2d 2", "dropout2d", "batch_norm without parameters"])
 def test_vmap_over_no_samples(name):
     x = torch.ones(0, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     y = torch.vmap(FUNCTIONS[name][0], randomness="same")(x)
     assert y.shape == (0, *FUNCTIONS[name][0](torch.ones(2, 3, 4, 5, dtype=torch.float64)).shape)
     y.sum().backward()
     assert x.grad.shape == x.shape
+    gradient = torch.func.grad(lambda one: FUNCTIONS[name][0](one).sum())
+    assert torch.vmap(gradient, randomness="same")(x.detach()).shape == x.shape
 
 
 @pytest.mark.filterwarnings("error")

@@ -156,6 +156,15 @@ def test_indices_outside_the_plane(index):
     x, indices = torch.ones(1, 1, 2, 2), torch.tensor([[[[0, 1], [2, index]]]])
     with pytest.raises(RuntimeError, match=f"Found an invalid max index: {index}"):
         ours.max_unpool2d(x, indices, 2)
+    # Under torch.func too, which makes no graph.
+    transformed = (
+        lambda: torch.func.grad(lambda x: ours.max_unpool2d(x, indices, 2).sum())(x),
+        lambda: torch.vmap(lambda *one: ours.max_unpool2d(*one, 2))(x[None], indices[None]),
+        lambda: torch.func.functionalize(lambda *both: ours.max_unpool2d(*both, 2))(x, indices),
+    )
+    for call in transformed:
+        with pytest.raises(RuntimeError, match=f"Found an invalid max index: {index}"):
+            call()
 
 
 def test_a_good_call_does_not_make_its_like_good():

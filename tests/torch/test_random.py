@@ -318,6 +318,19 @@ def test_in_place():
     assert set(weight.grad[:3].unique().tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("name", ["Dropout", "Dropout1d"])
+def test_in_place_writes_nothing_where_nothing_is_dropped(name):
+    """As torch: what was kept for a backward may go on, and a leaf may be given. The draw is made."""
+    generator = gl.Generator(0)
+    layer = getattr(glt, name)(0.0, inplace=True, generator=generator)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    y = x.sigmoid()
+    assert layer(y) is y
+    y.sum().backward()
+    assert layer(x) is x
+    assert generator.offset == 2
+
+
 def test_in_evaluation_the_input_itself_comes_back():
     x = torch.randn(3, 4)
     for layer in (glt.Dropout(), glt.AlphaDropout(), glt.DropPath(0.3)):

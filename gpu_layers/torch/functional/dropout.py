@@ -67,6 +67,12 @@ def _drop(
 
 
 def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: int, kind: str) -> Tensor:
+    eager = registry.is_eager(input)
+    if eager and p == 0:
+        # Nothing is written, as by torch: what keeps the input for its backward may go on. (Of a graph a draw that
+        # nothing uses would be removed.)
+        random.draw(input, generator, eager, inplace=True)
+        return input
     if not is_dynamo_compiling() and _is_refused_in_place(input):
         input.mul_(1)  # raises, as torch words it, before anything is drawn or written
     if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
@@ -74,7 +80,7 @@ def _drop_in_place(input: Tensor, p: float, generator: Generator | None, axes: i
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."
         )
-    eager, dropping = registry.is_eager(input), _dropping(input, p, axes, kind)
+    dropping = _dropping(input, p, axes, kind)
     seed, offset = random.draw(input, generator, eager, inplace=True)
     numbers = offset, dropping
     if eager:

@@ -152,7 +152,8 @@ def composite_gradients(
     """
     dtype = accumulation_dtype(x.dtype)
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    shape = [1 if axis != 1 else -1 for axis in range(x.dim())]
+    # Not -1, which vmap of no samples could not tell.
+    shape = [x.shape[1] if axis == 1 else 1 for axis in range(x.dim())]
     wide, dy = x.to(dtype), dy.to(dtype)
     count = max(x.numel() // max(x.shape[1], 1), 1)
     mean_of = mean_of or (lambda sums: sums / count)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from gpu_layers.core.window import Window, adaptive_window, sliding_window
 from gpu_layers.torch import arrays, registry
@@ -482,6 +483,9 @@ max_unpool = define(
 
 def indices_are_valid(indices: torch.Tensor, sizes: Any) -> bool:
     """Whether all lie in the output's plane. True where only a graph is made: nothing is read back then."""
+    if not is_dynamo_compiling() and registry.transforms_active():
+        with registry.beneath(indices) as plain:
+            return indices_are_valid(plain, sizes)
     if not (registry.is_eager(indices) and indices.numel()) or arrays.is_capturing(indices):
         return True
     place = arrays.here(indices)
