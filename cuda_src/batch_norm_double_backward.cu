@@ -125,17 +125,66 @@ __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* 
     partial[4] = sums.v_w;
 }
 
-// The sums of the blocks.
-//   partial_sums   [channels, blocks], see DoubleSums
+// What the sums of a channel become.
+//   ddgamma, ddbeta, dgamma   [channels]
+//   coefficients   [6, channels], see DoubleCoefficients
+//   inv_count      1 / m
+template <typename A>
+struct DoubleResults {
+    const A* inv_std;
+    const A* gamma;
+    const A* ddgamma;
+    const A* ddbeta;
+    A* coefficients;
+    A* dgamma;
+    A inv_count;
+    long long channels;
+
+    __device__ __forceinline__ void write(const DoubleSums<A>& sums, long long channel) const {
+        const A s = inv_std[channel], scale = gamma[channel] * s, a = ddgamma[channel];
+        // Means of v, v * xhat, w, w * xhat.
+        const A mean_v = sums.v * inv_count, mean_v_xhat = sums.v_d * s * inv_count;
+        const A mean_w = sums.w * inv_count, mean_w_xhat = sums.w_d * s * inv_count;
+        // Of v times what dx is a multiple of.
+        const A product = sums.v_w * inv_count - mean_v * mean_w - mean_v_xhat * mean_w_xhat;
+        // q is the gradient of xhat: (a - scale * mean_v_xhat) * w - scale * mean_w_xhat * v.
+        const A of_w = a - scale * mean_v_xhat;
+        const A mean_q = of_w * mean_w - scale * mean_w_xhat * mean_v;
+        const A mean_q_xhat = of_w * mean_w_xhat - scale * mean_w_xhat * mean_v_xhat;
+        const DoubleCoefficients<A> result{scale,
+                                           of_w * s,
+                                           ddbeta[channel] - scale * mean_v,
+                                           -scale * mean_w_xhat * s,
+                                           -s * s * (mean_q_xhat + scale * product),
+                                           -s * mean_q};
+        A* column = coefficients + channel;
+        column[0] = result.v_scale;
+        column[channels] = result.d_scale;
+        column[2 * channels] = result.shift;
+        column[3 * channels] = result.v_slope;
+        column[4 * channels] = result.d_slope;
+        column[5 * channels] = result.offset;
+        dgamma[channel] = s * product / inv_count;
+    }
+};
+
+// The sums of the blocks; of one block what DoubleResults says.
+//   partial_sums   [channels, blocks], see DoubleSums; null where there is one
+//   others         see DoubleResults
 // Launch: as batch_norm.cu.
 template <typename T, typename Layout>
 __global__ void __launch_bounds__(kChannelThreads, 2)
     batch_norm_double_sums(const T* ddx, const T* dy, const T* x, const T* residual,
                            accumulate_t<T>* partial_sums, const accumulate_t<T>* mean,
                            const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
-                           const accumulate_t<T>* beta, int activation, Layout layout) {
+                           const accumulate_t<T>* beta, const accumulate_t<T>* ddgamma,
+                           const accumulate_t<T>* ddbeta, accumulate_t<T>* coefficients,
+                           accumulate_t<T>* dgamma, accumulate_t<T> inv_count, int activation,
+                           Layout layout) {
     using A = accumulate_t<T>;
     constexpr int kChannels = Layout::kChannels;
+    const DoubleResults<A> results{inv_std,      gamma,  ddgamma,   ddbeta,
+                                   coefficients, dgamma, inv_count, layout.channels};
     __shared__ DoubleSums<A> scratch[kReductionScratch<Layout, 2>];
     const auto block = layout.block();
     const bool exists = layout.has(block.channel);
@@ -148,16 +197,18 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     }
     if (exists) for_each_in_block<T, kDoubleLoads>(layout, block.channel, block.rank, body);
     reduce_channels(layout, body.sums, scratch, [&](int k, const DoubleSums<A>& all) {
-        if (exists) write_double_sums(all, partial_sums, block.channel + k, block.rank, layout.blocks);
+        if (!exists) return;
+        if (layout.blocks > 1)
+            write_double_sums(all, partial_sums, block.channel + k, block.rank, layout.blocks);
+        else
+            results.write(DoubleSums<A>::identity().combine(all), block.channel + k);
     });
 }
 
-// From the sums of the blocks what the elements are made of, and the gradient of gamma: a warp for each
+// From the sums of several blocks what the elements are made of, and the gradient of gamma: a warp for each
 // channel.
 //   partial_sums   [channels, blocks], see DoubleSums
-//   ddgamma, ddbeta, dgamma   [channels]
-//   coefficients   [6, channels], see DoubleCoefficients
-//   inv_count      1 / m
+//   others         see DoubleResults
 // Launch: 1-D, a multiple of 32 threads, a thread a lane.
 template <typename A>
 __global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std, const A* gamma,
@@ -173,30 +224,8 @@ __global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std,
     }
     sums = warp_reduce(sums);
     if (threadIdx.x % kWarpThreads != 0) return;
-    const A s = inv_std[channel], scale = gamma[channel] * s, a = ddgamma[channel];
-    // Means of v, v * xhat, w, w * xhat.
-    const A mean_v = sums.v * inv_count, mean_v_xhat = sums.v_d * s * inv_count;
-    const A mean_w = sums.w * inv_count, mean_w_xhat = sums.w_d * s * inv_count;
-    // Of v times what dx is a multiple of.
-    const A product = sums.v_w * inv_count - mean_v * mean_w - mean_v_xhat * mean_w_xhat;
-    // q is the gradient of xhat: (a - scale * mean_v_xhat) * w - scale * mean_w_xhat * v.
-    const A of_w = a - scale * mean_v_xhat;
-    const A mean_q = of_w * mean_w - scale * mean_w_xhat * mean_v;
-    const A mean_q_xhat = of_w * mean_w_xhat - scale * mean_w_xhat * mean_v_xhat;
-    const DoubleCoefficients<A> result{scale,
-                                       of_w * s,
-                                       ddbeta[channel] - scale * mean_v,
-                                       -scale * mean_w_xhat * s,
-                                       -s * s * (mean_q_xhat + scale * product),
-                                       -s * mean_q};
-    A* column = coefficients + channel;
-    column[0] = result.v_scale;
-    column[channels] = result.d_scale;
-    column[2 * channels] = result.shift;
-    column[3 * channels] = result.v_slope;
-    column[4 * channels] = result.d_slope;
-    column[5 * channels] = result.offset;
-    dgamma[channel] = s * product / inv_count;
+    DoubleResults<A>{inv_std, gamma, ddgamma, ddbeta, coefficients, dgamma, inv_count, channels}.write(
+        sums, channel);
 }
 
 template <typename T, int Width, int Channels>

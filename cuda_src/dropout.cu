@@ -72,10 +72,19 @@ __global__ void __launch_bounds__(kElementwiseThreads)
                       });
 }
 
+// Copies the numbers of rows, if they are kept for a backward.
+__device__ __forceinline__ void keep_ids(const long long* sample_ids, long long* kept_ids, long long rows) {
+    const long long step = static_cast<long long>(gridDim.x) * kElementwiseThreads;
+    for (long long r = blockIdx.x * static_cast<long long>(kElementwiseThreads) + threadIdx.x; r < rows;
+         r += step)
+        kept_ids[r] = sample_ids[r];
+}
+
 // As dropout_apply, with a mask of its own for each sample: a thread owns the four decisions of one Philox
 // block of one row.
 //   x, y         any alignment
 //   sample_ids   [n / features] number of each row
+//   kept_ids     [kept] copies of them; kept is 0 where none are wanted
 //   features     elements of a row; start is the number of its first
 //   row          Philox blocks of a row
 template <typename T>
@@ -83,7 +92,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_blocks(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                          unsigned long long seed, unsigned long long offset,
                          const unsigned long long* rng_state, unsigned long long start,
-                         const long long* sample_ids, long long features, Divisor64 row) {
+                         const long long* sample_ids, long long* kept_ids, long long kept, long long features,
+                         Divisor64 row) {
+    keep_ids(sample_ids, kept_ids, kept);
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     const int skipped = static_cast<int>(start & 3);  // decisions of the first block before the shard
     const long long blocks = n / features * static_cast<long long>(row.divisor);
@@ -106,15 +117,15 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 // As dropout_apply_blocks, where rows are whole vectors.
 //   n            a multiple of the vector's width; start is a multiple of 4, of half types of 8
-//   sample_ids   number of each row
 //   row          elements of a row
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     dropout_apply_samples(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
                           const unsigned long long* rng_state, unsigned long long start,
-                          const long long* sample_ids, Divisor64 row) {
+                          const long long* sample_ids, long long* kept_ids, long long kept, Divisor64 row) {
     constexpr int width = kVectorWidth<T>, unroll = kElementwiseUnroll;
+    keep_ids(sample_ids, kept_ids, kept);
     const DropoutStream stream = dropout_stream(seed, offset, rng_state, true);
     for_each_tile<unroll, width>(n, [&](const TilePart<unroll, width>& part) {
         Vector<T> values[unroll];

@@ -39,12 +39,21 @@ struct PaddedSizes {
 };
 static_assert(sizeof(PaddedSizes) == 80, "the launcher packs it with this size");
 
-// Those below the lengths of their samples.
-//   lengths   [samples, axes]
-template <typename Word>
-__global__ void __launch_bounds__(kPackingThreads)
-    valid_positions_of_lengths(const long long* lengths, Word* words, PaddedSizes padded, long long positions,
-                               long long word_count) {
+// Sizes of few samples, passed by value.
+template <int Most>
+struct FewLengths {
+    unsigned long long values[Most];
+
+    __device__ __forceinline__ long long operator[](long long i) const {
+        return static_cast<long long>(values[i]);
+    }
+};
+
+// Writes those below the lengths of their samples, [samples, axes].
+template <typename Word, typename Lengths>
+__device__ __forceinline__ void write_words_of_lengths(const Lengths& lengths, Word* words,
+                                                       const PaddedSizes& padded, long long positions,
+                                                       long long word_count) {
     const long long position = position_of_thread();
     bool counts = position < positions;
     if (counts) {
@@ -55,12 +64,26 @@ __global__ void __launch_bounds__(kPackingThreads)
             place[axis] = sample - before * padded.sizes[axis].divisor;
             sample = before;
         }
-        const long long* const own = lengths + static_cast<long long>(sample) * padded.axes;
+        const long long own = static_cast<long long>(sample) * padded.axes;
 #pragma unroll
         for (int axis = 0; axis < kMostAxes; ++axis) {
             const long long number = axis - (kMostAxes - padded.axes);
-            if (number >= 0) counts = counts && static_cast<long long>(place[axis]) < own[number];
+            if (number >= 0) counts = counts && static_cast<long long>(place[axis]) < lengths[own + number];
         }
     }
     write_word(words, word_count, counts);
+}
+
+template <typename Word>
+__global__ void __launch_bounds__(kPackingThreads)
+    valid_positions_of_lengths(const long long* lengths, Word* words, PaddedSizes padded, long long positions,
+                               long long word_count) {
+    write_words_of_lengths(lengths, words, padded, positions, word_count);
+}
+
+template <typename Word, int Most>
+__global__ void __launch_bounds__(kPackingThreads)
+    valid_positions_of_few_lengths(FewLengths<Most> lengths, Word* words, PaddedSizes padded,
+                                   long long positions, long long word_count) {
+    write_words_of_lengths(lengths, words, padded, positions, word_count);
 }

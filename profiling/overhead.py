@@ -4,7 +4,8 @@ On tiny arrays the device has next to nothing to do, and what is left is the hos
 process, some times in a row each, and of each the fastest turn counts: what else the host does only ever adds. A ratio
 is the median of those of turns that followed one another: what slows the host for a while slows both. The ratios are
 what carries over from machine to machine, the microseconds do not. Without a GPU launches do nothing, and
-the others are NumPy's addition and PyTorch's CPU operations.
+the others are NumPy's addition and PyTorch's CPU operations. Of two processes one is there, and a copy on the device
+stands in for the exchange: what that takes of a synchronised batch norm has a row of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import gpu_layers as gl
 from gpu_layers.catalogue import HEADLINE, OPERATIONS
 from gpu_layers.catalogue.batch_norm import BATCH_NORM
+from gpu_layers.catalogue.batch_norm_variants import exchange_operation
 from gpu_layers.catalogue.case import Arrays
 from gpu_layers.catalogue.dropout import DROPOUT
 from gpu_layers.catalogue.inputs import NoLaunches
@@ -294,7 +296,7 @@ def _replayed(replay: Callable[[], Any], implementation: Implementation, stream:
 
 
 def _chosen(device: Device, every: bool, only: str | None) -> list[Operation]:
-    known = (*(OPERATIONS if every else HEADLINE), *layer_operations(device))
+    known = (*((*OPERATIONS, exchange_operation()) if every else HEADLINE), *layer_operations(device))
     return named_like(known, only, "operation", lambda operation: operation.name)
 
 

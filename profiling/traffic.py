@@ -28,7 +28,12 @@ _CHANNELS, _VECTOR = 64, 8
 # Numbers that inputs repeat.
 _NUMBERS = 2**20
 # Kernels that decide how much work later ones have: they run where launches are listed.
-_DECIDING = ("valid_positions_of_lengths", "valid_positions_of_mask", "fractional_max_pool_forward")
+_DECIDING = (
+    "valid_positions_of_lengths",
+    "valid_positions_of_few_lengths",
+    "valid_positions_of_mask",
+    "fractional_max_pool_forward",
+)
 
 
 def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:

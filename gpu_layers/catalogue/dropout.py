@@ -510,14 +510,15 @@ ALPHA_DROPOUT = Operation(
 
 
 @cache
-def _numbers(xp: Any, first: int, count: int) -> Array:
-    return xp.arange(first, first + count, dtype=np.int64)
+def _numbers(xp: Any, shape: Shape, start: int) -> Array:
+    """Of the rows of a shard that begins with this decision."""
+    first = start // math.prod(shape[1:])
+    return xp.arange(first, first + shape[0], dtype=np.int64)
 
 
 def _by_sample(a: Arrays, channels_last: bool) -> Any:
     x = a["x"]
-    ids = _numbers(array_module(x), a["start"] // math.prod(x.shape[1:]), len(x))
-    return ops.dropout_forward(x, P, *TIMED, sample_ids=ids)
+    return ops.dropout_forward(x, P, *TIMED, sample_ids=_numbers(array_module(x), x.shape, a["start"]))
 
 
 SAMPLE_DROPOUT = Operation(

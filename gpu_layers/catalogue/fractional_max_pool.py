@@ -110,17 +110,16 @@ def _traffic(operation: Operation, dtype: np.dtype) -> Iterator[TrafficCase]:
 
 
 @cache
-def _samples(module: ModuleType, images: int, channels: int, dtype: np.dtype) -> Array:
-    """Numbers of the windows, the same of every image: drawn ones are those of the whole batch."""
+def _drawn(module: ModuleType, shape: Shape, dtype: np.dtype, channels_last: bool) -> tuple[Shape, Array]:
+    """Size of the output; numbers of the windows, the same of every image: drawn ones are those of the batch."""
+    images, *sizes, channels = shape if channels_last else (shape[0], *shape[2:], shape[1])
     of_an_image = np.random.default_rng(1).random((1, channels, 2), np.float32).astype(accumulation_dtype(dtype))
-    return module.asarray(np.repeat(of_an_image, images, axis=0))
+    return tuple(size // 2 for size in sizes), module.asarray(np.repeat(of_an_image, images, axis=0))
 
 
 def _by_samples(a: Arrays, channels_last: bool) -> Called:
     x = a["x"]
-    sizes, channels = (x.shape[1:-1], x.shape[-1]) if channels_last else (x.shape[2:], x.shape[1])
-    samples = _samples(array_module(x), len(x), channels, x.dtype)
-    outputs = tuple(size // 2 for size in sizes)
+    outputs, samples = _drawn(array_module(x), x.shape, x.dtype, channels_last)
     return ops.fractional_max_pool_forward(x, (2, 2), outputs, samples=samples, channels_last=channels_last)
 
 

@@ -33,7 +33,9 @@ class ValidPositions:
     count : int
         How many there are.
     pack : callable
-        What :attr:`words` are, when they are first asked for.
+        ``valid_words`` of the backend.
+    packed : array or None
+        Once they have been asked for, :meth:`words`.
     """
 
     shape: tuple[int, ...]
@@ -41,12 +43,14 @@ class ValidPositions:
     given: Array
     first: int
     count: int
-    pack: Callable[[], Array]
+    pack: Callable[..., Array]
+    packed: Array = None
 
-    @cached_property
-    def words(self) -> Array:
-        """On the device of the batch, a bit a position, the lowest first; a word more than that takes. In uint32."""
-        return self.pack()
+    def words(self, x: Array) -> Array:
+        """A bit a position, the lowest first, in uint32, and a word more than that takes; on the device of a batch."""
+        if self.packed is None:
+            self.packed = self.pack(self.shape, self.lengths, self.given, x)
+        return self.packed
 
     @cached_property
     def mask(self) -> Array:

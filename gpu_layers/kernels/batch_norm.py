@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
-from gpu_layers.core.cuda import array_module
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -46,6 +46,7 @@ from gpu_layers.kernels.batch_norm_common import (
 )
 from gpu_layers.kernels.batch_norm_plan import STRUCTS, THREADS, Plan, backward_plan, elementwise_plan, forward_plan
 from gpu_layers.kernels.elementwise import blocks_for
+from gpu_layers.kernels.valid_positions import few_lengths, pack_lengths
 from gpu_layers.runtime.kernel import Arguments, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
@@ -103,6 +104,8 @@ _KEEP_STATISTICS = KernelTemplate("batch_norm.cu", "batch_norm_keep_statistics",
 
 # The kernels are told in each call how many values a channel has.
 _TOLD = 0
+# Numbers of :func:`of_positions`.
+_OF_POSITIONS = 2
 
 
 def _of(words: Array | None, numbers: Sequence[Any]) -> tuple[_Kernels, tuple[Array, ...]]:
@@ -124,9 +127,13 @@ def of_running_statistics(
     return running.arrays, (running.momentum, values, running.finite_only)
 
 
-def of_positions(valid: ValidPositions, dtype: np.dtype) -> tuple[Array, tuple[int, ...]]:
-    """What forwards take of a padded batch of this dtype: words, and numbers of the call."""
-    return valid.words, (valid.first, unbiased_bits(valid.count, accumulation_dtype(dtype)))
+def of_positions(valid: ValidPositions, x: Array) -> tuple[Array, tuple[int, int]]:
+    """What forwards take of a padded batch x: words, and numbers of the call."""
+    return valid.words(x), _numbers_of(valid, x)
+
+
+def _numbers_of(valid: ValidPositions, x: Array) -> tuple[int, int]:
+    return valid.first, unbiased_bits(valid.count, x.dtype)
 
 
 def batch_norm_forward(
@@ -144,9 +151,13 @@ def batch_norm_forward(
 ) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
-    arrays = (x, gamma, beta, residual, *of_running, out, words, statistics)
-    return forward(arrays, (eps, channels_last, activation, folding), numbers)
+    arguments = (eps, channels_last, activation, folding)
+    if valid is not None and valid.packed is None and valid.lengths is not None and (few := few_lengths(valid.lengths)):
+        arrays = (x, gamma, beta, residual, *of_running, out, None, statistics)
+        y, statistics, valid.packed = forward(arrays, (*arguments, valid.shape), (*_numbers_of(valid, x), *few))
+        return y, statistics
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x)
+    return forward((x, gamma, beta, residual, *of_running, out, words, statistics), arguments, numbers)
 
 
 def batch_norm_statistics(
@@ -160,7 +171,7 @@ def batch_norm_statistics(
 ) -> Array:
     """``gpu_layers.reference.batch_norm_statistics``, as a kernel that reads x once and writes nothing like it."""
     of_running, folding = of_running_statistics(running, valid)
-    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x)
     return statistics_of_batch((x, gamma, beta, *of_running, words, None), (eps, channels_last, folding), numbers)
 
 
@@ -178,7 +189,7 @@ def batch_norm_inference(
     valid: ValidPositions | None = None,
 ) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_inference``, as a kernel."""
-    words = None if valid is None else valid.words
+    words = None if valid is None else valid.words(x)
     return inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
 
 
@@ -186,14 +197,20 @@ def batch_norm_backward(
     dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
 ) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.batch_norm_backward``, as kernels."""
-    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words(saved.x), (saved.valid.count,))
     arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
     return backward(arrays, (saved.channels_last, saved.activation), numbers)
 
 
 def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array]:
     """``gpu_layers.reference.batch_norm_gradient_sums``, as a kernel."""
-    arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
+    arrays = (
+        dy,
+        saved.x,
+        saved.statistics,
+        saved.residual,
+        None if saved.valid is None else saved.valid.words(saved.x),
+    )
     return gradient_sums((*arrays, None, None), (saved.channels_last, saved.activation))
 
 
@@ -201,7 +218,7 @@ def batch_norm_input_gradient(
     dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
-    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (count,))
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words(saved.x), (count,))
     arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
     return input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
 
@@ -210,7 +227,7 @@ def batch_norm_inference_backward(
     dy: Array, saved: BatchNormSaved, out: tuple[Array | None, ...] = (None, None, None, None)
 ) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.batch_norm_inference_backward``, as kernels."""
-    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words, (saved.valid.count,))
+    words, numbers = (None, ()) if saved.valid is None else (saved.valid.words(saved.x), (saved.valid.count,))
     arrays = (dy, saved.x, saved.statistics, saved.residual, *out, words)
     return inference_backward(arrays, (saved.channels_last, saved.activation), numbers)
 
@@ -228,25 +245,36 @@ def batch_norm_merge_parts(
     of_running, folding = of_running_statistics(running)
     if not isinstance(counts, tuple):
         return merge_parts((parts, counts, *of_running), (channels, folding), (0, 0))
-    told, numbers = None, (counts[0], counts[-1])
-    if any(count != counts[0] for count in counts[:-1]):
-        told = array_module(parts).asarray(np.array(counts, np.float64))
+    told, numbers = told_counts(counts, parts)
     return merge_parts((parts, told, *of_running), (channels, folding), numbers)[0], sum(counts)
 
 
 def told_counts(counts: tuple[int, ...], like: Array) -> tuple[Array | None, tuple[int, int]]:
     """Values of parts for :func:`merge_parts`: an array, where all but the last are not alike; and two numbers."""
-    alike = all(count == counts[0] for count in counts[:-1])
-    return None if alike else array_module(like).asarray(np.array(counts, np.float64)), (counts[0], counts[-1])
+    told = None
+    if counts[:-1].count(counts[0]) < len(counts) - 1:
+        with place_of(like):
+            told = array_module(like).asarray(np.array(counts, np.float64))
+    return told, (counts[0], counts[-1])
 
 
 @Launcher
 def forward(
-    operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str, folding: Folding | None
+    operands: Operands,
+    numbers: Numbers,
+    eps: float,
+    channels_last: bool,
+    activation: str,
+    folding: Folding | None,
+    padded: tuple[int, ...] | None = None,
 ) -> Array:
-    """Of ``batch_norm_forward``."""
+    """Of ``batch_norm_forward``. ``padded``: the shape of positions whose lengths are more numbers, to be packed."""
     x, gamma, beta, residual, *of_running, out, words, kept = operands
-    kernels, valid = _of(words, numbers)
+    packed: tuple[Array, ...] = ()
+    if padded is not None:
+        words = pack_lengths(x, padded, numbers[_OF_POSITIONS:])
+        packed = (words,)
+    kernels, valid = _of(words, numbers[:_OF_POSITIONS])
     x = ready(x)
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
     plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
@@ -257,12 +285,12 @@ def forward(
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
         if kernels.forward.run(plan, x, before, (rule, eps, *valid), folding, Epilogue=fusion(residual, activation)):
             deliver(running, of_running)
-            return delivered(y, out), statistics
+            return delivered(y, out), statistics, *packed
     results = (gamma, beta, partial_moments, statistics, *running, arrivals(folding, x), rule, eps)
     _launch_statistics(plan, x, dtype, results, kernels, valid)
     deliver(running, of_running)
     _launch_normalize(x, Normalization.of(statistics, residual, activation), y, channels_last, words)
-    return delivered(y, out), statistics
+    return delivered(y, out), statistics, *packed
 
 
 @Launcher

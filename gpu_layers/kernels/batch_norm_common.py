@@ -131,7 +131,8 @@ _MERGE_STATISTICS = KernelTemplate(
 _MERGE_GRADIENTS = KernelTemplate("batch_norm.cu", "batch_norm_merge_gradients", combinations(A=ACCUMULATE_TYPES))
 
 
-def _merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: Arguments) -> None:
+def merge(plan: Plan, template: KernelTemplate, dtype: np.dtype, arguments: Arguments) -> None:
+    """Launch what merges the blocks of each channel, if there are several: a warp a channel."""
     if plan.blocks_per_group > 1:
         blocks = -(-plan.channels // (THREADS // _WARP))
         launch(template(A=c_name(dtype)), blocks, THREADS, (*arguments, plan.channels, plan.blocks_per_group))
@@ -150,7 +151,7 @@ def merge_statistics(plan: Plan, results: Arguments, dtype: np.dtype, unbiased: 
         :func:`unbiased_bits`.
     """
     gamma, beta, partial_moments, *others = results
-    _merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others, unbiased))
+    merge(plan, _MERGE_STATISTICS, dtype, (partial_moments, gamma, beta, *others, unbiased))
 
 
 def workspace(plan: Plan, numbers: int, dtype: np.dtype, like: Array) -> Array | None:
@@ -202,7 +203,7 @@ def sums_of_channels(plan: Plan, x: Array, out: Sequence[Array] = (None, None)) 
 def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Array | None, Array, Array]) -> None:
     """Merge the blocks of each channel, if there are several; sums: of :func:`sums_of_channels`."""
     partial_sums, dgamma, dbeta = sums
-    _merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
+    merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
 
 
 def of_inputs(x: Array, norm: Normalization, out: Sequence[Array] = (None,)) -> tuple[Array, Array | None]:
@@ -223,7 +224,7 @@ def deliver(changed: Sequence[Array], arrays: Sequence[Array]) -> None:
 
 
 # Of a number and its bits.
-_BITS = {4: (Struct("f"), Struct("I")), 8: (Struct("d"), Struct("Q"))}
+_BITS = {2: (Struct("f"), Struct("I")), 4: (Struct("f"), Struct("I")), 8: (Struct("d"), Struct("Q"))}
 #: How a batch is folded into running statistics: the momentum, how many values it has (0 where the kernels are told in
 #: each call), and whether it is taken only if it is finite. See :class:`RunningStatistics`.
 Folding = tuple[float | None, int, bool]
@@ -235,9 +236,9 @@ def needs_all(folding: Folding | None) -> bool:
 
 
 def unbiased_bits(values: int, dtype: np.dtype) -> int:
-    """Bits of ``FoldingRule::unbiased`` for so many values a channel."""
+    """Bits of ``FoldingRule::unbiased`` for so many values a channel, of this dtype or of what it is computed in."""
     number, bits = _BITS[dtype.itemsize]
-    return int(bits.unpack(number.pack(_unbiased(values)))[0])
+    return bits.unpack(number.pack(_unbiased(values)))[0]
 
 
 def _unbiased(values: int) -> float:

@@ -6,16 +6,14 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, empty, ready
-from gpu_layers.kernels.batch_norm_common import LayoutKernel, Normalization
-from gpu_layers.kernels.batch_norm_plan import THREADS, elementwise_plan
-from gpu_layers.runtime.kernel import KernelTemplate, c_name, combinations
-from gpu_layers.runtime.launch import launch
+from gpu_layers.kernels.batch_norm_common import LayoutKernel, Normalization, merge, workspace
+from gpu_layers.kernels.batch_norm_plan import elementwise_plan
+from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["batch_norm_double_backward"]
 
 _SOURCE = "batch_norm_double_backward.cu"
-_WARP = 32
 # ``DoubleSums`` and ``DoubleCoefficients``.
 _SUMS, _COEFFICIENTS = 5, 6
 _SUMMATION = LayoutKernel(_SOURCE, "batch_norm_double_sums")
@@ -38,18 +36,12 @@ def _double_backward(operands: Operands, numbers: Numbers, channels_last: bool, 
     ddresidual = None if ddresidual is None else ready(ddresidual)
     norm = Normalization.of(statistics, residual, activation)
     plan, dtype = elementwise_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
-    partial_sums = empty((plan.channels, plan.blocks_per_group, _SUMS), dtype, x)
+    partial_sums = workspace(plan, _SUMS, dtype, x)
     coefficients, dgamma = empty((_COEFFICIENTS, plan.channels), dtype, x), empty((plan.channels,), dtype, x)
-    _SUMMATION.launch(plan, x, (ddx, dy, x, norm.residual, partial_sums, *norm.of_channels, norm.number))
-    launch(
-        _MERGE(A=c_name(dtype)),
-        -(-plan.channels // (THREADS // _WARP)),
-        THREADS,
-        (
-            *(partial_sums, norm.inv_std, norm.gamma, ddgamma, ddbeta, coefficients, dgamma),
-            *(1 / plan.count, plan.channels, plan.blocks_per_group),
-        ),
-    )
+    results = (ddgamma, ddbeta, coefficients, dgamma, 1 / plan.count)
+    arguments: Arguments = (ddx, dy, x, norm.residual, partial_sums, *norm.of_channels, *results, norm.number)
+    _SUMMATION.launch(plan, x, arguments)
+    merge(plan, _MERGE, dtype, (partial_sums, norm.inv_std, norm.gamma, *results))
     ddy, dx = (empty(x.shape, x.dtype, x) for _ in range(2))
     arguments = (ddx, ddresidual, dy, x, norm.residual, ddy, dx, *norm.of_channels, coefficients, norm.number)
     _GRADIENT.launch(plan, x, arguments)

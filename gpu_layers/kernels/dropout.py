@@ -18,7 +18,7 @@ from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumu
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
-__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments"]
+__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout_forward"]
 
 DIVISOR = np.dtype([("divisor", np.uint64), ("multiplier", np.uint64), ("shift", np.uint64)])
 _RULES = {
@@ -132,6 +132,12 @@ def dropout_forward(
     return _apply((x, mask.sample_ids, mask.rng_state, out, residual), arguments, call_numbers(mask))
 
 
+def sample_dropout_forward(x: Array, mask: DropoutMask, scale: float) -> tuple[Array, Array]:
+    """``gpu_layers.reference.sample_dropout_forward``, as a kernel."""
+    arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 8, _FACTORS.pack(scale, -0.0, 0.0), False, True)
+    return _apply((x, mask.sample_ids, mask.rng_state, None, None), arguments, call_numbers(mask))
+
+
 _FACTORS = struct.Struct("3d")
 
 
@@ -145,21 +151,23 @@ def _apply(
     phase: int,
     factors: bytes,
     channels_last: bool,
+    keeps: bool = False,
 ) -> Array:
-    """phase: of the first decision within two Philox blocks."""
+    """phase: of the first decision within two Philox blocks. keeps: whether it returns a copy of the ids too."""
     x, ids, rng_state, out, residual = operands
     seed, offset, start = numbers
     x = ready(x)
     element = element_type(x)
     scale, shift, dropped = _FACTORS.unpack(factors)
     of_call = (rule(drop_below, scale, shift, dropped, element), seed, offset, rng_state, start)
+    kept = empty(ids.shape, ids.dtype, x) if keeps else None
 
     def fill(y: Array) -> None:
         blocks, arguments = vector_blocks(x.size, x.dtype), (x, y, x.size, *of_call)
         if residual is not None or (channels_last and run < math.prod(x.shape[1:])):
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
         elif ids is not None:
-            _launch_samples(element, arguments, ready(ids), phase)
+            _launch_samples(element, arguments, ready(ids), kept, phase)
         elif digits or 1 < run < _SHORT_RUN:
             launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
@@ -169,7 +177,8 @@ def _apply(
             kernel = _APPLY if _is_aligned(phase, x) else _APPLY_SHIFTED
             launch(kernel(T=element), blocks, THREADS, arguments)
 
-    return filled(out, x, fill)
+    y = filled(out, x, fill)
+    return (y, kept) if keeps else y
 
 
 def _launch_last(element: str, arguments: Arguments, residual: Array, run: int, channels_last: bool) -> None:
@@ -203,10 +212,10 @@ def _philox_blocks(phase: int, count: int) -> int:
     return -(-(phase + count) // 4)
 
 
-def _launch_samples(element: str, arguments: Arguments, ids: Array, phase: int) -> None:
+def _launch_samples(element: str, arguments: Arguments, ids: Array, kept: Array | None, phase: int) -> None:
     x, _, n, *_ = arguments
     features, width = n // ids.size, vector_width(x.dtype)
-    arguments = (*arguments, ids)
+    arguments = (*arguments, ids, kept, 0 if kept is None else ids.size)
     if _is_aligned(phase, x) and features % width == 0:
         launch(_APPLY_ROWS(T=element), vector_blocks(n, x.dtype), THREADS, (*arguments, divisor(features)))
     else:

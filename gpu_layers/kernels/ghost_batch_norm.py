@@ -40,7 +40,7 @@ def ghost_batch_norm_forward(
     told, numbers = (None, (0, 0)) if counts is None else told_counts(counts, x)
     words = []
     for positions in valid:
-        of_group, numbers_of_group = of_positions(positions, x.dtype)
+        of_group, numbers_of_group = of_positions(positions, x)
         words.append(of_group)
         numbers += numbers_of_group
     operands = (x, gamma, beta, residual, *of_running, told, *words)
@@ -50,7 +50,7 @@ def ghost_batch_norm_forward(
 
 def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.ghost_batch_norm_backward``, as kernels."""
-    operands = (dy, saved.x, saved.statistics, saved.residual, *[positions.words for positions in saved.valid])
+    operands = (dy, saved.x, saved.statistics, saved.residual, *[positions.words(saved.x) for positions in saved.valid])
     numbers = tuple([positions.count for positions in saved.valid])
     return _backward(operands, (saved.bounds, saved.channels_last, saved.activation), numbers)
 

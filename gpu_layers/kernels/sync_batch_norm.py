@@ -36,7 +36,7 @@ def sync_batch_norm_statistics(
     x: Array, count: int, channels_last: bool = False, valid: ValidPositions | None = None
 ) -> Array:
     """``gpu_layers.reference.sync_batch_norm_statistics``, as kernels."""
-    words, numbers = (None, ()) if valid is None else of_positions(valid, x.dtype)
+    words, numbers = (None, ()) if valid is None else of_positions(valid, x)
     return _statistics((x, words), (channels_last,), (count, *numbers))
 
 
@@ -54,21 +54,21 @@ def sync_batch_norm_normalize(
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.sync_batch_norm_normalize``, as kernels."""
     of_running, folding = of_running_statistics(running)
-    arrays = (x, told, gamma, beta, residual, *of_running, None if valid is None else valid.words)
+    arrays = (x, told, gamma, beta, residual, *of_running, None if valid is None else valid.words(x))
     return _normalize(arrays, (eps, channels_last, activation, folding))
 
 
 def sync_batch_norm_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.sync_batch_norm_sums``, as kernels."""
-    arrays = (dy, saved.x, saved.statistics, saved.residual, None if saved.valid is None else saved.valid.words)
-    return _sums(arrays, (saved.channels_last, saved.activation))
+    words = None if saved.valid is None else saved.valid.words(saved.x)
+    return _sums((dy, saved.x, saved.statistics, saved.residual, words), (saved.channels_last, saved.activation))
 
 
 def sync_batch_norm_input_gradient(
     dy: Array, saved: BatchNormSaved, told: Array, count: Array
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.sync_batch_norm_input_gradient``, as kernels."""
-    words = None if saved.valid is None else saved.valid.words
+    words = None if saved.valid is None else saved.valid.words(saved.x)
     arrays = (dy, saved.x, saved.statistics, saved.residual, words, told, count)
     return _input_gradient(arrays, (saved.channels_last, saved.activation), () if words is None else (1,))
 

@@ -11,6 +11,7 @@ from gpu_layers.core.valid import ValidPositions
 from gpu_layers.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormLayer, NormalisedByBatch
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.ops.ghost_batch_norm import checked_ghost_forward, ghost_batch_norm_backward, values_before
+from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -65,6 +66,7 @@ class _GhostBatchNorm(BatchNormLayer):
         # The kernel counts the values of all groups.
         running = self._running(0) if merges else None
         y, saved, statistics = checked_ghost_forward(
+            backend_for(x),
             x,
             *self._affine_part(),
             self.eps,

@@ -14,6 +14,7 @@ from gpu_layers.ops.sync_batch_norm import (
     sync_batch_norm_backward,
     sync_batch_norm_moments,
 )
+from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["SyncBatchNorm"]
 
@@ -70,6 +71,7 @@ class SyncBatchNorm(BatchNormLayer):
         running = self._running(0)
         y, saved = checked_sync_forward(
             x,
+            backend_for(x),
             *self._affine_part(),
             self.communicator,
             self.eps,

@@ -206,16 +206,17 @@ def batch_norm_double_backward(
     RuntimeError
         If this library has written to x or the residual since the forward.
     """
-    given = (ddx, ddgamma, ddbeta, ddresidual)
-    backend = backend_for(dy, saved.x, optional=given)
-    check_gradient(dy, saved.x.shape, saved.x.dtype)
+    backend = backend_for(dy, saved.x, optional=(ddx, ddgamma, ddbeta, ddresidual))
+    of_x, of_channel = (saved.x.shape, saved.x.dtype), (saved.statistics.shape[1:], saved.statistics.dtype)
+    check_gradient(dy, *of_x)
     if saved.activation not in STRAIGHT:
         raise ValueError(f"second derivatives need the activation {' or '.join(STRAIGHT)}, got {saved.activation}")
     if ddresidual is not None and saved.residual is None:
         raise ValueError("ddresidual was given, but the forward had no residual")
-    of_x, of_channel = (saved.x.shape, saved.x.dtype), (saved.statistics.shape[1:], saved.statistics.dtype)
-    for name, one, (shape, dtype) in zip(_GIVEN, given, (of_x, of_channel, of_channel, of_x), strict=True):
-        if one is not None and (one.dtype != dtype or one.shape != shape):
+    given = (("ddx", ddx, of_x), ("ddgamma", ddgamma, of_channel), ("ddbeta", ddbeta, of_channel))
+    for name, one, like in (*given, ("ddresidual", ddresidual, of_x)):
+        if one is not None and (one.shape, one.dtype) != like:
+            shape, dtype = like
             raise (TypeError if one.dtype != dtype else ValueError)(
                 f"{name} must be {dtype} of shape {list(shape)}, got {described(one.dtype)} of shape {list(one.shape)}"
             )
@@ -223,16 +224,10 @@ def batch_norm_double_backward(
     if ddx is None or ddgamma is None or ddbeta is None or dy.size == 0:
         xp = array_module(dy)
         with place_of(dy):
-            ddx, ddgamma, ddbeta = (
-                xp.zeros(*like) if one is None else one
-                for one, like in zip(given, (of_x, of_channel, of_channel), strict=False)
-            )
+            ddx, ddgamma, ddbeta = (xp.zeros(*like) if one is None else one for _, one, like in given)
             if dy.size == 0:
                 return xp.empty(dy.shape, dy.dtype), xp.empty(dy.shape, dy.dtype), xp.zeros(*of_channel)
     return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved)
-
-
-_GIVEN = ("ddx", "ddgamma", "ddbeta", "ddresidual")
 
 
 def batch_norm_inference(

@@ -109,7 +109,7 @@ def batch_norm_max_pool_running(
     backend = backend_for(x, optional=(gamma, beta))
     window_arguments = (kernel_size, stride, padding, dilation)
     channels, activation, eps, window = _checked(
-        (x, gamma, beta, None, None), activation, eps, *window_arguments, ceil_mode, channels_last
+        (x, gamma, beta), activation, eps, *window_arguments, ceil_mode, channels_last
     )
     if x.size == 0 or x.size == channels:
         # Nothing to normalise, or an error of batch norm.
@@ -262,9 +262,10 @@ def _checked(
     channels_last: bool,
 ) -> tuple[int, str, float, Window]:
     """Number of channels, the activation's name, eps and the window. Given statistics are checked too."""
-    x, gamma, beta, mean, var = arrays
+    x, gamma, beta, *given = arrays
     channels, activation = check_input(x, gamma, beta, channels_last, None, activation)
-    if mean is not None:
+    if given:
+        mean, var = given
         check_statistics(x, mean, var, channels)
     eps = check_eps(eps, accumulation_dtype(x.dtype))
     batched, window = place_window(x, kernel_size, stride, padding, dilation, ceil_mode, channels_last)

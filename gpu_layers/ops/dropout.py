@@ -115,13 +115,19 @@ def dropout_forward(
     drop_below, factor, run, digits = check_dropout(
         x, p, start, scale, mask_axes, shared_axes, sample_ids is not None, channels_last
     )
-    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits)
+    # What writes the result keeps the numbers too; not where it is written to given memory, which might be theirs.
+    keeps = sample_ids is not None and out is None and x.size > 0
+    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, rng_state, digits, copies=not keeps)
     channels_last = bool(channels_last)
     if residual is not None:
         _check_residual(residual, x, run, digits, sample_ids, out)
     if out is not None:
         x = claim_elementwise(out, x)
-    y = backend.dropout_forward(x, mask, factor, out=out, residual=residual, channels_last=channels_last)
+    if keeps:
+        y, kept = backend.sample_dropout_forward(x, mask, factor)
+        mask = DropoutMask(drop_below, mask.seed, mask.offset, mask.start, run, kept, rng_state)
+    else:
+        y = backend.dropout_forward(x, mask, factor, out=out, residual=residual, channels_last=channels_last)
     return y, DropoutSaved(mask, factor, x.shape, x.dtype, channels_last)
 
 
@@ -269,7 +275,7 @@ def dropout_moments(
     """
     backend = backend_for(x, optional=(sample_ids,))
     drop_below, factor, run, _ = check_dropout(x, p, start, scale, None, (), sample_ids is not None)
-    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, None)
+    mask = call_mask(x, drop_below, seed, offset, start, run, sample_ids, None, copies=False)
     return backend.dropout_moments(x, mask, factor, check_passes(passes))
 
 
@@ -347,7 +353,7 @@ def check_sample_ids(sample_ids: Array, x: Array) -> None:
     """Raise unless these are the numbers of x's rows: int64, one an index of axis 0."""
     if sample_ids.dtype != _INT64:
         raise TypeError(f"sample_ids must be int64, got {described(sample_ids.dtype)}")
-    if x.ndim == 0 or sample_ids.shape != x.shape[:1]:
+    if x.ndim == 0 or sample_ids.ndim != 1 or sample_ids.size != len(x):
         if x.ndim == 0:
             raise ValueError(f"sample_ids need an input with rows, got a 0-d input and {list(sample_ids.shape)}")
         raise ValueError(
@@ -401,6 +407,7 @@ def call_mask(
     sample_ids: Array,
     rng_state: Array,
     digits: tuple[tuple[int, int], ...] = (),
+    copies: bool = True,
 ) -> DropoutMask:
     """The mask of a call; all but its own numbers have been checked."""
     if rng_state is not None or not (
@@ -409,8 +416,8 @@ def call_mask(
         seed, offset = check_call_numbers(seed, offset, rng_state)
     if sample_ids is not None:
         check_sample_ids(sample_ids, x)
-        # A copy: changing the numbers before backward does not change the mask.
-        sample_ids = own_copy(sample_ids)
+        if copies:  # changing the numbers before backward does not change the mask
+            sample_ids = own_copy(sample_ids)
     return DropoutMask(drop_below, seed, offset, operator.index(start), run, sample_ids, rng_state, digits)
 
 

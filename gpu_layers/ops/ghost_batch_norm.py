@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.batch_norm_saved import GhostBatchNormSaved
 from gpu_layers.core.checks import check_integer
-from gpu_layers.core.cuda import placed
+from gpu_layers.core.cuda import place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
@@ -62,14 +63,15 @@ def ghost_batch_norm_forward(
         As :func:`batch_norm_forward`, also for a group with a single value per channel, and for bounds that do not
         cover all of x.
     """
-    backend_for(x, optional=(gamma, beta, residual))
-    phi, eps, bounds = _checked((x, gamma, beta, residual), activation, channels_last, eps, bounds)
-    before = values_before(x, channels_last, valid)
-    return checked_ghost_forward(x, gamma, beta, eps, bounds, before, residual, phi, channels_last, valid)[:2]
+    backend = backend_for(x, optional=(gamma, beta, residual))
+    phi, eps, bounds, before = _checked((x, gamma, beta, residual), activation, channels_last, eps, bounds)
+    if valid is not None:
+        before = valid.before
+    return checked_ghost_forward(backend, x, gamma, beta, eps, bounds, before, residual, phi, channels_last, valid)[:2]
 
 
-@placed
 def checked_ghost_forward(
+    backend: ModuleType,
     x: Array,
     gamma: Array,
     beta: Array,
@@ -97,7 +99,7 @@ def checked_ghost_forward(
     parts: tuple[ValidPositions, ...] = ()
     if before[-1] == 0:
         given = (x, gamma, beta, eps, residual, activation, channels_last, None, running, valid)
-        y, whole = checked_forward(backend_for(x), *given)
+        y, whole = checked_forward(backend, *given)
         bounds, parts, statistics = (
             (0, x.shape[0]),
             parts if valid is None else (valid,),
@@ -112,8 +114,9 @@ def checked_ghost_forward(
         shape = [bounds[group + 1] - bounds[group], *x.shape[1:]] if valid is None else [1, channels]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
     if valid is not None:
-        parts = tuple([part_of(valid, start, stop, x) for start, stop in pairwise(bounds)])
-    y, statistics, merged = backend_for(x).ghost_batch_norm_forward(
+        with place_of(x):
+            parts = tuple([part_of(valid, start, stop, x) for start, stop in pairwise(bounds)])
+    y, statistics, merged = backend.ghost_batch_norm_forward(
         x, gamma, beta, eps, bounds, channels_last, residual, activation, parts, counts if merges else None, running
     )
     return y, GhostBatchNormSaved(x, bounds, statistics, channels_last, residual, activation, valid=parts), merged
@@ -138,18 +141,17 @@ def _not_empty(bounds: tuple[int, ...], before: Sequence[int]) -> tuple[tuple[in
 @Checked
 def _checked(
     arrays: tuple[Array, ...], activation: str | None, channels_last: bool, eps: float, bounds: Any
-) -> tuple[str, float, tuple[int, ...]]:
-    """The activation's name, eps and bounds."""
+) -> tuple[str, float, tuple[int, ...], Sequence[int]]:
+    """The activation's name, eps and bounds; and :func:`values_before`, if all values count."""
     x, gamma, beta, residual = arrays
     _, phi = check_input(x, gamma, beta, channels_last, residual, activation)
     eps, samples = check_eps(eps, accumulation_dtype(x.dtype)), x.shape[0]
     own = tuple(check_integer(bound, "bounds", 0, samples) for bound in bounds)
     if len(own) < 2 or own[0] != 0 or own[-1] != samples or any(stop < start for start, stop in pairwise(own)):
         raise ValueError(f"bounds must ascend from 0 to the input's {samples} samples, got {own}")
-    return phi, eps, own
+    return phi, eps, own, values_before(x, channels_last, None)
 
 
-@placed
 def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, ...]:
     """Gradients of :func:`ghost_batch_norm_forward`: those of each group. A kernel adds dgamma and dbeta in float64.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def host_lengths(lengths: Any) -> np.ndarray:
     return found
 
 
+@lru_cache(maxsize=1024)
+def _sizes(spatial: tuple[int, ...]) -> np.ndarray:
+    return np.array(spatial, np.uint64)
+
+
 def checked_lengths(values: np.ndarray, x: Array, batched: bool, spatial: tuple[int, ...]) -> np.ndarray:
     """The size of each sample, (N, spatial axes), in the host's memory.
 
@@ -42,7 +48,8 @@ def checked_lengths(values: np.ndarray, x: Array, batched: bool, spatial: tuple[
 
     Returns
     -------
-    ndarray of int, shape (N, spatial axes)
+    ndarray of int64, shape (N, spatial axes)
+        A copy.
 
     Raises
     ------
@@ -55,15 +62,13 @@ def checked_lengths(values: np.ndarray, x: Array, batched: bool, spatial: tuple[
     if values.dtype.kind not in "iu" and values.size:
         raise TypeError(f"lengths must be integers, got {values.dtype}")
     samples = x.shape[0] if batched else 1
-    shapes: list[tuple[int, ...]] = [(samples, rank) if batched else (rank,)]
-    if rank == 1:
-        shapes.append((samples,) if batched else ())
-    if values.shape not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
+    shape = (samples, rank) if batched else (rank,)
+    if values.shape != shape and (rank > 1 or values.shape != shape[:-1]):
+        expected = " or ".join(str(list(one)) for one in ((shape, shape[:-1]) if rank == 1 else (shape,)))
         raise ValueError(f"lengths must have the shape {expected}, got {list(values.shape)}")
     values = values.reshape(samples, rank)
+    own = values.astype(np.int64)
     # A negative one is large without its sign.
-    if values.size and (values.astype(np.uint64) > np.array(spatial, np.uint64)).any():
+    if b"\1" in (own.view(np.uint64) > _sizes(spatial)).tobytes():
         raise ValueError(f"lengths must be in 0 .. the input's size {list(spatial)}, got {values.tolist()[:8]}")
-    result: np.ndarray = values
-    return result
+    return own

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ref
 
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import array_module, is_capturing, place_of_work, placed, to_host
+from gpu_layers.core.cuda import is_capturing, place_of_work, placed, to_host
 from gpu_layers.core.valid import WORD, ValidPositions
 from gpu_layers.ops.lengths import checked_lengths, host_lengths
 from gpu_layers.runtime.backend import backend_for
 
 # By lengths and place, while somebody has them: layers of a network are called with the same lengths.
-_in_use: WeakValueDictionary[Hashable, ValidPositions] = WeakValueDictionary()
+_in_use: dict[Hashable, ref[ValidPositions]] = {}
 
 
 @placed
@@ -66,28 +65,29 @@ def part_of(valid: ValidPositions, start: int, stop: int, x: Array) -> ValidPosi
 def _of_lengths(lengths: np.ndarray, x: Array, spatial: tuple[int, ...]) -> ValidPositions:
     backend = backend_for(x)
     key = backend, lengths.tobytes(), lengths.dtype, lengths.shape, len(x), spatial, place_of_work(x)
-    valid = _in_use.get(key)
+    found = _in_use.get(key)
+    valid = None if found is None else found()
     if valid is None:
-        lengths = checked_lengths(lengths, x, True, spatial).astype(np.int64)
-        sizes, shape = lengths.prod(axis=1).tolist(), (len(lengths), *spatial)
+        lengths = checked_lengths(lengths, x, True, spatial)
+        sizes: list[int] = np.multiply.reduce(lengths, 1).tolist()
         count = sum(sizes)
-        first = next(sample for sample, size in enumerate(sizes) if size) * math.prod(spatial) if count else 0
-        pack = partial(backend.valid_words, shape, array_module(x).asarray(lengths), None)
-        valid = _in_use[key] = ValidPositions(shape, lengths, None, first, count, pack)
+        first = sizes.index(next(filter(None, sizes))) * math.prod(spatial) if count else 0
+        valid = ValidPositions((len(sizes), *spatial), lengths, None, first, count, backend.valid_words)
+        _in_use[key] = ref(valid, lambda _: _in_use.pop(key, None))
     return valid
 
 
 def _of_mask(mask: Array, x: Array) -> ValidPositions:
-    pack = partial(backend_for(x).valid_words, mask.shape, None, mask)
+    pack = backend_for(x).valid_words
     if isinstance(mask, np.ndarray):
         count = int(np.count_nonzero(mask))
         return ValidPositions(mask.shape, None, mask, int(mask.argmax()) if count else 0, count, pack)
-    words = pack()
+    words = pack(mask.shape, None, mask, x)
     bits = to_host(words)
     some = int((bits != 0).argmax())
     lowest = int(bits[some]) & -int(bits[some])
     first = WORD * some + max(lowest.bit_length() - 1, 0)
-    return ValidPositions(mask.shape, None, mask, first, int(np.bitwise_count(bits).sum()), lambda: words)
+    return ValidPositions(mask.shape, None, mask, first, int(np.bitwise_count(bits).sum()), pack, words)
 
 
 def _checked(x: Array, mask: Array, spatial: tuple[int, ...]) -> Any:

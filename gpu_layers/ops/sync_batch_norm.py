@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def sync_batch_norm_moments(
     RuntimeError
         If the other processes do not answer.
     """
-    _, told = _exchanged(x, communicator, channels_last, valid)
+    told = _exchanged(backend_for(x), x, count_of_part(x, channels_last, valid), communicator, channels_last, valid)
     channels, counts = x.shape[-1 if channels_last else 1], told[:, -1]
     of_parts = [
         Moments.of(int(count), part[:channels], part[channels : 2 * channels])
@@ -88,16 +89,20 @@ def sync_batch_norm_moments(
 
 
 def _exchanged(
-    x: Array, communicator: Communicator, channels_last: bool, valid: ValidPositions | None
-) -> tuple[int, Array]:
-    """This part's values per channel; and of all parts what they tell, by one exchange."""
-    backend, count = backend_for(x), count_of_part(x, channels_last, valid)
+    backend: ModuleType,
+    x: Array,
+    count: int,
+    communicator: Communicator,
+    channels_last: bool,
+    valid: ValidPositions | None,
+) -> Array:
+    """Of all parts what they tell, by one exchange; ``count``: this part's values per channel."""
     if count > 1:
-        return count, communicator.gather(backend.sync_batch_norm_statistics(x, count, channels_last, valid))
+        return communicator.gather(backend.sync_batch_norm_statistics(x, count, channels_last, valid))
     # The count is exact in float64; the others' dtype goes as bytes.
     xp, (_, statistics) = array_module(x), statistics_of_part(x, channels_last, valid)
     told = xp.concatenate([statistics[:2].reshape(-1).view(np.float64), xp.full(1, float(count))])
-    return count, communicator.gather(told)
+    return communicator.gather(told)
 
 
 def sync_batch_norm_forward(
@@ -140,10 +145,10 @@ def sync_batch_norm_forward(
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
     """
-    backend_for(x, optional=(gamma, beta, residual))
+    backend = backend_for(x, optional=(gamma, beta, residual))
     phi, eps = _checked((x, gamma, beta, residual), activation, channels_last, eps)
     check_communicator(communicator)
-    return checked_sync_forward(x, gamma, beta, communicator, eps, residual, phi, channels_last, valid)
+    return checked_sync_forward(x, backend, gamma, beta, communicator, eps, residual, phi, channels_last, valid)
 
 
 @Checked
@@ -157,6 +162,7 @@ def _checked(arrays: tuple[Array, ...], activation: str | None, channels_last: b
 @placed
 def checked_sync_forward(
     x: Array,
+    backend: ModuleType,
     gamma: Array,
     beta: Array,
     communicator: Communicator,
@@ -170,16 +176,16 @@ def checked_sync_forward(
     """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
     if is_capturing(x):
         raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
-    backend, channels = backend_for(x), x.shape[-1 if channels_last else 1]
+    channels = x.shape[-1 if channels_last else 1]
+    own = x.size // max(channels, 1) if valid is None else valid.count
     if communicator.size == 1:
-        own = x.size // max(channels, 1) if valid is None else valid.count
         _check_values([own], x, channels, valid, communicator)
         running = None if running is None else running._replace(values=own)
         y, local = checked_forward(
             backend, x, gamma, beta, eps, residual, activation, channels_last, None, running, valid
         )
         return y, SyncBatchNormSaved(local, own, communicator)
-    own, told = _exchanged(x, communicator, channels_last, valid)
+    told = _exchanged(backend, x, own, communicator, channels_last, valid)
     # Only where this part has too few values they may be the only ones: else the host need not wait for the exchange.
     if own < 2:
         _check_values([*to_host(told[:, -1])], x, channels, valid, communicator)
@@ -235,15 +241,17 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
-    xp = array_module(dy)
     if local.count == 0:
+        xp = array_module(dy)
         sums = dgamma, dbeta = xp.zeros((2, local.statistics.shape[1]), local.statistics.dtype)
         saved.communicator.gather(sums)
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
         sums, dgamma, dbeta = backend.sync_batch_norm_sums(dy, local)
         told = saved.communicator.gather(sums)
-        count = xp.asarray(saved.count, np.float64) if isinstance(saved.count, int) else saved.count
+        count = saved.count
+        if isinstance(count, int):
+            count = array_module(dy).asarray(count, np.float64)
         dx, dresidual = backend.sync_batch_norm_input_gradient(dy, local, told, count)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 

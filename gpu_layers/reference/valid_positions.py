@@ -10,7 +10,7 @@ from gpu_layers.core.valid import mask_of_lengths, word_count
 __all__ = ["valid_words"]
 
 
-def valid_words(shape: tuple[int, ...], lengths: Array, mask: Array) -> np.ndarray:
+def valid_words(shape: tuple[int, ...], lengths: Array, mask: Array, like: Array) -> np.ndarray:
     """Pack the positions that count into bits.
 
     Parameters
@@ -21,6 +21,8 @@ def valid_words(shape: tuple[int, ...], lengths: Array, mask: Array) -> np.ndarr
         Sizes of the samples: positions below them count.
     mask : ndarray of bool of that shape, or None
         Where there are no lengths: True where a position counts.
+    like : array
+        On whose device the result is.
 
     Returns
     -------

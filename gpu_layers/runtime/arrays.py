@@ -139,7 +139,11 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
     value = objects[argument.index]
     if argument.as_bytes:
         return value.reshape(-1).view(np.uint8)
-    return value if isinstance(value, np.ndarray) else np.asarray(value, dtype)
+    if isinstance(value, np.ndarray):
+        return value
+    # A number, or those of a struct.
+    numbers = objects[argument.index : argument.index + dtype.itemsize // 8]
+    return np.array(numbers, np.uint64).view(dtype).reshape(())
 
 
 class CupyArrays:

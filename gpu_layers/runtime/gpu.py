@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable, Container, Sequence
 from functools import cache, partial
 from itertools import groupby
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -133,8 +132,8 @@ def is_refused(kernel: Kernel, device: int) -> bool:
 def bound_launches(steps: Sequence[Launch], slots: int, device: int) -> BoundStep:
     """A function that starts launches one after the other, with the pointers and numbers in so many slots.
 
-    One buffer holds the slots, which each call writes by one ``pack``, and after them the constants. The driver takes
-    the address of each argument of a launch, there. Its own function starts a kernel: CuPy's launch reads each argument
+    A buffer holds the slots, which each call writes by one ``pack``, and after them the constants. The driver takes the
+    address of each argument of a launch, there. Its own function starts a kernel: CuPy's launch reads each argument
     again, and makes a cooperative grid smaller that does not fit, whose blocks would then wait for ever.
     """
     cuda = import_cupy().cuda
@@ -151,30 +150,44 @@ def bound_launches(steps: Sequence[Launch], slots: int, device: int) -> BoundSte
                 constant = bytes(_POINTER) if argument is None else argument.tobytes()
                 # At a multiple of 16 bytes, which suffices for every type.
                 content += constant.ljust(_aligned(len(constant)), b"\0")
-    buffer = (ctypes.c_uint64 * (len(content) // _POINTER)).from_buffer_copy(content)
-    base = ctypes.addressof(buffer)
-    addresses = [(ctypes.c_uint64 * len(of_step))(*[base + place for place in of_step]) for of_step in places]
-    launches = []
-    for step, of_step in zip(steps, addresses, strict=True):
+    functions = []
+    for step in steps:
         function = _function(step.kernel, device, step.cooperative, step.shared_bytes)
         launch = driver.launchCooperativeKernel if step.cooperative else driver.launchKernel
-        # No further ones in the last argument, which a cooperative launch lacks.
-        rest = (ctypes.addressof(of_step),) if step.cooperative else (ctypes.addressof(of_step), 0)
-        launches.append((partial(launch, function.ptr, *step.grid, *step.block, step.shared_bytes), rest, step))
+        functions.append(partial(launch, function.ptr, *step.grid, *step.block, step.shared_bytes))
+
+    def prepared() -> tuple[Any, list[Any], list[Any]]:
+        """A buffer, the launches that read it, and the addresses that these are told the place of."""
+        buffer = (ctypes.c_uint64 * (len(content) // _POINTER)).from_buffer_copy(content)
+        base = ctypes.addressof(buffer)
+        addresses = [(ctypes.c_uint64 * len(of_step))(*[base + place for place in of_step]) for of_step in places]
+        launches = []
+        for launch, of_step, step in zip(functions, addresses, steps, strict=True):
+            # No further ones in the last argument, which a cooperative launch lacks.
+            rest = (ctypes.addressof(of_step),) if step.cooperative else (ctypes.addressof(of_step), 0)
+            launches.append((launch, rest, step))
+        return buffer, launches, addresses
+
     pack = struct.Struct(f"{slots}Q").pack_into
     driver_error, context = driver.CUDADriverError, driver.ctxGetCurrent()
-    # The lock guards the buffer: the driver copies the arguments before a launch returns, and other threads may run.
-    lock = Lock()
+    # The driver copies the arguments before a launch returns. Of threads that launch at once each has its own: what a
+    # lock would do takes longer.
+    free = [prepared()]
 
     def start(objects: Any, values: list[int], stream: Any) -> None:
-        with lock:
-            pack(buffer, 0, *values)
-            handle = (current_stream() if stream is None else stream).ptr
-            for launch, rest, step in launches:
-                try:
-                    launch(handle, *rest)
-                except driver_error as error:  # noqa: PERF203 - of each launch
-                    again(partial(launch, handle, *rest), step, error)
+        try:
+            taken = free.pop()
+        except IndexError:
+            taken = prepared()
+        buffer, launches, _ = taken
+        pack(buffer, 0, *values)
+        handle = (current_stream() if stream is None else stream).ptr
+        for launch, rest, step in launches:
+            try:
+                launch(handle, *rest)
+            except driver_error as error:  # noqa: PERF203 - of each launch
+                again(partial(launch, handle, *rest), step, error)
+        free.append(taken)
 
     def again(launch: Callable[[], None], step: Launch, error: Exception) -> None:
         if str(error).startswith(_NO_CONTEXT):
@@ -190,8 +203,6 @@ def bound_launches(steps: Sequence[Launch], slots: int, device: int) -> BoundSte
         _refused.add((step.kernel, device))
         raise CooperativeLaunchRefusedError(str(step.kernel)) from error
 
-    # What the driver is told the address of lives as long as this function.
-    start.memory = buffer, addresses  # type: ignore[attr-defined]
     return start
 
 
@@ -250,13 +261,17 @@ def _bound(steps: list[Any], program: Any, cupy: ModuleType) -> list[BoundStep]:
     if kind is Allocate:
         small = [step for step in steps if step.size <= _SMALL]
         pieces = [small] * bool(small) + [[step] for step in steps if step.size > _SMALL]
-        return [_bound_memory(piece, program.needs_array, cupy) for piece in pieces]
+        views = [step for step in program.steps if isinstance(step, Views)]
+        return [_bound_memory(piece, views, program.needs_array, cupy) for piece in pieces]
     if kind is Views:
         # Those that are results or copied have the array's dtype.
         part_of = lambda array, first, shape: cupy.ndarray(  # noqa: E731
             shape, array.dtype, array.data + first * array.dtype.itemsize
         )
-        return bound_views(steps, program, program.needs_array, part_of)
+        # Those of memory that is allocated are there with it.
+        allocated = [step.slot for step in program.steps if isinstance(step, Allocate)]
+        there = {slot for step in steps if step.of in allocated for slot in step.slots}
+        return bound_views(steps, program, program.needs_array - there, part_of)
     if kind is Compute:
         return [_bound_computation(step, cupy) for step in steps]
     if kind is Deliver:
@@ -325,14 +340,22 @@ def _bound_parts(of: int, parts: list[tuple[int, int, tuple[int, ...]]], part_of
     return arrays
 
 
-def _bound_memory(steps: list[Allocate], needs_array: frozenset[int], cupy: ModuleType) -> BoundStep:
-    """A function that makes arrays in one piece of memory, those of zeros first."""
+def _bound_memory(
+    steps: list[Allocate], views: list[Views], needs_array: frozenset[int], cupy: ModuleType
+) -> BoundStep:
+    """A function that makes arrays in one piece of memory, those of zeros first, and those that are parts of them."""
     workspace, arrays, size, zeroed = [], [], 0, 0
     for step in sorted(steps, key=lambda step: not step.zeroed):
-        if step.slot in needs_array:
-            # CuPy finds the dtypes of NumPy sooner by their letters.
-            arrays.append((step.slot, size, step.shape, step.dtype.char if step.dtype.isbuiltin == 1 else step.dtype))
-        else:
+        of_parts = [
+            (slot, size + offset * view.dtype.itemsize, shape, view.dtype)
+            for view in views
+            if view.of == step.slot
+            for slot, offset, shape in zip(view.slots, view.offsets, view.shapes, strict=True)
+        ]
+        made = [one for one in ((step.slot, size, step.shape, step.dtype), *of_parts) if one[0] in needs_array]
+        # CuPy finds the dtypes of NumPy sooner by their letters.
+        arrays += [(*one[:3], one[3].char if one[3].isbuiltin == 1 else one[3]) for one in made]
+        if step.slot not in needs_array:
             workspace.append((step.slot, size))
         size += -(-step.size // _APART) * _APART
         zeroed = size if step.zeroed else zeroed
@@ -348,7 +371,7 @@ def _bound_memory(steps: list[Allocate], needs_array: frozenset[int], cupy: Modu
             slots[slot] = first + offset
         for slot, offset, shape, dtype in arrays:
             slots[slot] = first + offset
-            objects[slot] = new_array(shape, dtype, memory + offset)
+            objects[slot] = new_array(shape, dtype, memory + offset if offset else memory)
         # Beyond the slots: until all is launched, nobody else gets it.
         objects.append(memory)
 

@@ -74,6 +74,16 @@ def _scalar(kernel: Kernel, parameter: Parameter, value: object) -> np.ndarray:
         raise ValueError(f"{_where(kernel, parameter)} is out of range, got {value}") from error
 
 
+def _numbers(kernel: Kernel, parameter: Parameter, numbers: tuple[Number, ...]) -> Slot:
+    """Numbers of a program whose slots, of 8 bytes each, are a struct."""
+    first = numbers[0].slot
+    if parameter.is_pointer or parameter.dtype.itemsize != 8 * len(numbers):
+        raise TypeError(f"{_where(kernel, parameter)} does not consist of {len(numbers)} numbers")
+    if [number.slot for number in numbers] != [*range(first, first + len(numbers))]:
+        raise ValueError(f"{_where(kernel, parameter)} needs numbers that follow one another")
+    return Slot(first)
+
+
 def launch(
     kernel: Kernel,
     grid: int | Sequence[int],
@@ -92,8 +102,9 @@ def launch(
         Number of blocks, and of threads in a block.
     args : sequence
         One for each parameter. For a pointer: an operand of a program, or None, a null pointer. Otherwise: a number, a
-        structured scalar, or a :class:`Number` of the program. Every number is converted to the declared type, which
-        the GPU itself would not check. With arrays instead of operands the kernel starts at once.
+        structured scalar, a :class:`Number` of the program, or neighbours among these for a struct. Every number is
+        converted to the declared type, which the GPU itself would not check. With arrays instead of operands the kernel
+        starts at once.
     shared_bytes : int
         Dynamic shared memory of a block.
     cooperative : bool
@@ -116,6 +127,8 @@ def launch(
     for parameter, value in zip(kernel.parameters, args, strict=True):
         if isinstance(value, Number) and parameter.dtype == np.uint64:
             arguments.append(Slot(value.slot))
+        elif isinstance(value, tuple) and value and isinstance(value[0], Number):
+            arguments.append(_numbers(kernel, parameter, value))
         elif not parameter.is_pointer:
             arguments.append(_scalar(kernel, parameter, value))
         elif value is None:

@@ -235,8 +235,10 @@ class Program:
         used = [step.of for step in self.steps if isinstance(step, Compute)]
         used += [(step.source, step.target) for step in self.steps if isinstance(step, Deliver)]
         needed = set(self._shapes).union(*used)
+        allocated = {step.slot for step in self.steps if isinstance(step, Allocate)}
         for step in reversed(self.steps):
-            if isinstance(step, Views) and not needed.isdisjoint(step.slots):
+            # What is allocated has parts without being an array itself.
+            if isinstance(step, Views) and step.of not in allocated and not needed.isdisjoint(step.slots):
                 needed.add(step.of)
         #: Slots that must be arrays of the library; memory is enough for the others.
         self.needs_array = frozenset(needed)

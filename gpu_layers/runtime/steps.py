@@ -19,7 +19,7 @@ BoundStep = Callable[[list[Any], list[int], Any], None]
 
 @dataclass(frozen=True)
 class Slot:
-    """An argument of a launch that changes from call to call: an array, its bytes, or a number."""
+    """An argument of a launch that changes from call to call: an array, its bytes, or the numbers from there on."""
 
     index: int
     as_bytes: bool = False

@@ -205,7 +205,9 @@ def _value(argument: Any, dtype: np.dtype, objects: list[Any]) -> Any:
         return argument
     value = objects[argument.index]
     if not isinstance(value, torch.Tensor):
-        return np.asarray(value, dtype)
+        # A number, or those of a struct.
+        numbers = objects[argument.index : argument.index + dtype.itemsize // 8]
+        return np.array(numbers, np.uint64).view(dtype).reshape(())
     found = as_numpy(value)
     return found.reshape(-1).view(np.uint8) if argument.as_bytes else found
 

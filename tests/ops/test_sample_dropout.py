@@ -90,11 +90,16 @@ def test_neighbouring_samples_are_independent():
         assert np.abs(agreeing - 32000).max() < 6 * 126.5
 
 
-def test_changing_the_ids_afterwards_changes_nothing():
-    x, ids = normal((8, 5)), IDS.copy()
-    y, saved = gl.ops.dropout_forward(x, 0.5, SEED, OFFSET, sample_ids=ids)
-    ids[:] = 0
-    assert_same_bits(gl.ops.dropout_backward(x, saved), y)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("features", [5, 8])
+@pytest.mark.parametrize("backend", ["reference", "emulated"])
+def test_changing_the_ids_afterwards_changes_nothing(backend, features, given):
+    x, ids = normal((8, features)), IDS.copy()
+    with gl.use_backend(backend):
+        y, saved = gl.ops.dropout_forward(x, 0.5, SEED, OFFSET, sample_ids=ids, out=np.empty_like(x) if given else None)
+        ids[:] = 0
+        assert_same_bits(saved.mask.sample_ids, IDS)
+        assert_same_bits(gl.ops.dropout_backward(x, saved), y)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])

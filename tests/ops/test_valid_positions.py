@@ -15,6 +15,8 @@ from gpu_layers.ops.padding import part_of, valid_positions
 from tests.inputs import LAYOUTS, assert_same_bits
 
 SHAPES = [(5, 7), (3, 5, 13), (2, 3, 4, 5), (1, 32), (4, 64), (2, 31), (1, 1), (33,), (0, 4), (3, 1, 2000)]
+# Lengths that kernels of more take by value, and too many for all of them.
+SHAPES += [(40, 6), (97, 3, 2), (300, 5)]
 
 
 def lengths_of(shape, seed=0):
@@ -37,13 +39,13 @@ def test_kernels_pack_what_the_reference_packs(shape):
     given = [(None, mask), (None, strided)] + ([(lengths_of(shape), None)] if len(shape) > 1 else [])
     for own, of_mask in given:
         expected = mask.reshape(-1) if own is None else counted(shape, own)
-        words = reference.valid_words(shape, own, of_mask)
+        words = reference.valid_words(shape, own, of_mask, mask)
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         assert_same_bits(bits[: expected.size].view(bool), expected)
         assert not bits[expected.size :].any()
         assert words.size == -(-expected.size // 32) + 1
         with gl.use_backend("emulated", check=True):
-            assert_same_bits(padding.backend_for(mask).valid_words(shape, own, of_mask), words)
+            assert_same_bits(padding.backend_for(mask).valid_words(shape, own, of_mask, mask), words)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 1], ids=str)

@@ -90,7 +90,7 @@ def test_launches_of_a_padded_batch_are_told_its_positions(direction):
     ]
     assert told
     for words in told:
-        assert_same_bits(words, reference.valid_words((8, 28, 28), own, None))
+        assert_same_bits(words, reference.valid_words((8, 28, 28), own, None, None))
 
 
 @pytest.mark.parametrize(

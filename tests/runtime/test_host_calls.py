@@ -12,11 +12,15 @@ import pytest
 import gpu_layers as gl
 from gpu_layers import ops
 from gpu_layers.catalogue.inputs import NoLaunches
-from gpu_layers.runtime.backend import use_executor
+from gpu_layers.distributed import Communicator
+from gpu_layers.ops.batch_norm import checked_forward
+from gpu_layers.ops.padding import valid_positions
+from gpu_layers.runtime.backend import backend_for, use_executor
 from profiling.overhead import python_calls
 from tests.inputs import normal
 
 X = normal((2, 8, 8, 8), np.float32)
+IDS = np.arange(2)
 OF_CHANNELS = [np.ones(8, np.float32) for _ in range(4)]
 
 
@@ -32,6 +36,10 @@ def _layer_backward(layer):
 
 def dropout():
     return ops.dropout_forward(X, 0.5, 1, 2)
+
+
+def dropout_of_samples():
+    return ops.dropout_forward(X, 0.5, 1, 2, sample_ids=IDS)
 
 
 def relu():
@@ -74,6 +82,31 @@ def unpool():
     return ops.max_unpool_forward(*UNPOOLED, (16, 16), check=False)
 
 
+def padded_batch_norm():
+    valid = valid_positions(X, next(OTHER_LENGTHS), None, False)
+    given = X, OF_CHANNELS[0], OF_CHANNELS[1], 1e-5, None, "identity", False, None, None, valid
+    return checked_forward(backend_for(X), *given)
+
+
+OTHER_LENGTHS = ([(rows, columns)] * 2 for rows in range(1, 9) for columns in range(2, 9))
+
+
+def second_derivatives():
+    saved = batch_norm()[1]
+    return lambda: ops.batch_norm_double_backward(X, OF_CHANNELS[0], OF_CHANNELS[1], X, saved)
+
+
+class TwoProcesses(Communicator):
+    rank, size = 0, 2
+
+    def gather(self, values):
+        return np.empty((2, *values.shape), values.dtype)
+
+
+def sync_batch_norm():
+    return ops.sync_batch_norm_forward(X, OF_CHANNELS[0], OF_CHANNELS[1], TwoProcesses())
+
+
 UNPOOLED = X, np.arange(0, 2 * X.size, 2).reshape(X.shape) % 256
 
 
@@ -82,6 +115,7 @@ UNPOOLED = X, np.arange(0, 2 * X.size, 2).reshape(X.shape) % 256
 CASES = {
     "dropout": (lambda: dropout, 34),
     "dropout backward": (lambda: _backward(dropout, ops.dropout_backward), 32),
+    "dropout of samples": (lambda: dropout_of_samples, 42),
     "relu": (lambda: relu, 26),
     "relu backward": (lambda: _backward(relu, ops.relu_backward), 27),
     "gelu dropout": (lambda: gelu_dropout, 39),
@@ -96,15 +130,19 @@ CASES = {
     "lp pool": (lambda: lp_pool, 29),
     "lp pool backward": (lambda: _backward(lp_pool, ops.lp_pool_backward), 31),
     "dropout_add": (lambda: dropout_add, 45),
-    "batch norm, max pool": (lambda: batch_norm_max_pool, 59),
+    "batch norm, max pool": (lambda: batch_norm_max_pool, 51),
     "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 46),
     "unpool": (lambda: unpool, 35),
     "unpool backward": (lambda: _backward(unpool, ops.max_unpool_backward), 31),
     "BatchNorm2d in evaluation": (lambda: partial(gl.BatchNorm2d(8).eval(), X), 45),
     "BatchNorm2d": (lambda: partial(gl.BatchNorm2d(8), X), 51),
     "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 48),
-    "GhostBatchNorm2d": (lambda: partial(gl.GhostBatchNorm2d(8, 1), X), 102),
-    "GhostBatchNorm2d backward": (lambda: _layer_backward(gl.GhostBatchNorm2d(8, 1)), 81),
+    "GhostBatchNorm2d": (lambda: partial(gl.GhostBatchNorm2d(8, 1), X), 97),
+    "GhostBatchNorm2d backward": (lambda: _layer_backward(gl.GhostBatchNorm2d(8, 1)), 78),
+    "padded batch norm, of other lengths": (lambda: padded_batch_norm, 82),
+    "second derivatives": (second_derivatives, 65),
+    "sync batch norm of two": (lambda: sync_batch_norm, 111),
+    "sync batch norm of two, backward": (lambda: _backward(sync_batch_norm, ops.sync_batch_norm_backward), 80),
     "SyncBatchNorm": (lambda: partial(gl.SyncBatchNorm(8), X), 66),
     "SyncBatchNorm backward": (lambda: _layer_backward(gl.SyncBatchNorm(8)), 52),
     "Dropout": (lambda: partial(gl.Dropout(0.5), X), 41),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpu_layers as gl
-from gpu_layers.kernels import arrays
+from gpu_layers.kernels import arrays, valid_positions
 from gpu_layers.runtime.arrays import NumpyArrays, kind_of, register_kind
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.launch import launch
@@ -256,3 +256,25 @@ def test_a_refused_launch_is_recorded_without_it():
 def test_what_is_no_array():
     with pytest.raises(TypeError, match="expected an array of NumPy or CuPy, got list"):
         kind_of([1.0])
+
+
+def test_numbers_that_follow_one_another_are_passed_as_a_struct():
+    kernel = next(one for one in all_kernels() if one.name == "valid_positions_of_few_lengths<unsigned int, 32>")
+
+    @Launcher
+    def pack(operands, numbers, taken):
+        words = arrays.empty((2,), np.uint32, operands[0])
+        padded = valid_positions.padded_sizes((3, 5))
+        launch(kernel, 1, 256, (tuple(numbers[i] for i in taken), words, padded, 15, 2))
+        return words
+
+    for lengths in ([5, 0, 2], [1, 3, 5]):
+        expected = sum(1 << 5 * n + i for n, length in enumerate(lengths) for i in range(length))
+        words = pack((X,), (tuple(range(1, 33)),), (7, *lengths, *[0] * 29))
+        assert words.tolist() == [expected, 0]
+    for taken, error, message in (
+        (range(31), TypeError, r"argument lengths \(FewLengths<32>\) does not consist of 31 numbers"),
+        ([0, *range(2, 33)], ValueError, r"argument lengths .* needs numbers that follow one another"),
+    ):
+        with pytest.raises(error, match=message):
+            pack((X,), (tuple(taken),), (0,) * 33)

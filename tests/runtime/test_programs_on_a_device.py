@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpu_layers import kernels
 from gpu_layers.core.batch_norm_saved import BatchNormSaved
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.running import RunningStatistics
+from gpu_layers.core.valid import ValidPositions
 from gpu_layers.core.window import sliding_window
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime import arrays, gpu, nvrtc
@@ -68,6 +70,13 @@ def avg_pool_of_lengths(x, lengths):
     return [y, kernels.avg_pool_backward(y, window, lengths=lengths)]
 
 
+def padded_batch_norm(x, gamma, beta, lengths):
+    """Two forwards: positions are packed in the first."""
+    valid = ValidPositions((6, 48, 40), lengths, None, 0, int(lengths.prod(1).sum()), kernels.valid_words)
+    forwards = [kernels.batch_norm_forward(x, gamma, beta, 1e-5, valid=valid) for _ in range(2)]
+    return [*forwards[0], *forwards[1], valid.words(x)]
+
+
 LENGTHS = np.array([[48, 40], [9, 7], [0, 3], [5, 5], [48, 1], [47, 39]])
 CASES = {
     "dropout": (dropout, {"x": X, "out": np.zeros_like(X)}),
@@ -81,6 +90,7 @@ CASES = {
     ),
     "max pool": (max_pool, {"x": X.astype(BFLOAT16), "out": np.zeros(X.shape, BFLOAT16)}),
     "avg pool of lengths": (avg_pool_of_lengths, {"x": X, "lengths": LENGTHS}),
+    "padded batch norm": (partial(padded_batch_norm, lengths=LENGTHS), {"x": X, **OF_CHANNELS}),
 }
 
 
@@ -265,8 +275,7 @@ def test_calls_of_threads_do_not_mix_their_arguments(cupy, monkeypatch):
         if not threads:
             threads.append(threading.Thread(target=start, args=(None, slots[1], None)))
             threads[0].start()
-            # It waits for this launch; if it did not, it would soon be through.
-            threads[0].join(timeout=0.2)
+            threads[0].join()
         launch(*arguments)
 
     monkeypatch.setattr(cupy, "_launch", launch_while_another_begins)
