@@ -18,7 +18,7 @@ from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumu
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
-__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout_forward"]
+__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout"]
 
 DIVISOR = np.dtype([("divisor", np.uint64), ("multiplier", np.uint64), ("shift", np.uint64)])
 _RULES = {
@@ -132,8 +132,8 @@ def dropout_forward(
     return _apply((x, mask.sample_ids, mask.rng_state, out, residual), arguments, call_numbers(mask))
 
 
-def sample_dropout_forward(x: Array, mask: DropoutMask, scale: float) -> tuple[Array, Array]:
-    """``gpu_layers.reference.sample_dropout_forward``, as a kernel."""
+def sample_dropout(x: Array, mask: DropoutMask, scale: float) -> tuple[Array, Array]:
+    """``gpu_layers.reference.sample_dropout``, as a kernel."""
     arguments = (mask.drop_below, mask.run, mask.digits, mask.start % 8, _FACTORS.pack(scale, -0.0, 0.0), False, True)
     return _apply((x, mask.sample_ids, mask.rng_state, None, None), arguments, call_numbers(mask))
 

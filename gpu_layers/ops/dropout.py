@@ -124,7 +124,7 @@ def dropout_forward(
     if out is not None:
         x = claim_elementwise(out, x)
     if keeps:
-        y, kept = backend.sample_dropout_forward(x, mask, factor)
+        y, kept = backend.sample_dropout(x, mask, factor)
         mask = DropoutMask(drop_below, mask.seed, mask.offset, mask.start, run, kept, rng_state)
     else:
         y = backend.dropout_forward(x, mask, factor, out=out, residual=residual, channels_last=channels_last)

@@ -15,7 +15,7 @@ from gpu_layers.reference.ieee import ieee
 from gpu_layers.reference.results import delivered, flat_result
 from gpu_layers.reference.select import chosen_values, kept_values
 
-__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout_forward"]
+__all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout"]
 
 # Elements whose random words exist at a time: small enough to stay in a CPU's second-level cache, which
 # is what makes this fast, and what bounds the memory beyond the result.
@@ -84,7 +84,7 @@ def dropout_forward(
 dropout_backward = dropout_forward
 
 
-def sample_dropout_forward(x: np.ndarray, mask: DropoutMask, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def sample_dropout(x: np.ndarray, mask: DropoutMask, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """:func:`dropout_forward` of a mask with sample ids, and a copy of these."""
     return dropout_forward(x, mask, scale), mask.sample_ids.copy()
 
