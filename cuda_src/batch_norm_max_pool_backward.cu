@@ -305,14 +305,10 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
     }
 };
 
-// ---- two reads -------------------------------------------------------------------------------------------
-
-// Blocks that must fit on a multiprocessor at once: four windows of eight channels take registers.
-template <typename Layout>
-constexpr int kPooledBlocks = Layout::kChannels == 8 ? 2 : kFusedBlocks<kClipping>;
+// ---- two reads, of planes ---------------------------------------------------------------------------------
 
 template <typename T, typename Layout, int... Window>
-__global__ void __launch_bounds__(kChannelThreads, kPooledBlocks<Layout>)
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
     batch_norm_max_pool_gradient_sums(const T* dy, const unsigned char* argmax, const T* x,
                                       const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                       const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
@@ -324,7 +320,7 @@ __global__ void __launch_bounds__(kChannelThreads, kPooledBlocks<Layout>)
 }
 
 template <typename T, typename Layout, int... Window>
-__global__ void __launch_bounds__(kChannelThreads, kPooledBlocks<Layout>)
+__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
     batch_norm_max_pool_input_gradient(const T* dy, const unsigned char* argmax, const T* x,
                                        const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                        const accumulate_t<T>* gamma, const accumulate_t<T>* beta,

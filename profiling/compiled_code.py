@@ -335,7 +335,6 @@ _CARRIES_ROWS = re.compile(
     r"|max_pool_(forward|backward)_tiled<\w+, 5, "
     r"|max_pool_backward_wide<"
     r"|(max|avg)_pool_forward_adaptive<"
-    r"|batch_norm_max_pool_(gradient_sums|input_gradient)<\w+, NhwcLayout<8>>"
     r"|(padded_)?batch_norm_(normalize|gradient_sums)<\w+, NhwcLayout<\d>, kPiecewiseLinear>"
     r"|(padded_)?batch_norm_input_gradient<\w+, NhwcLayout"
     r"|batch_norm_max_pool_forward_tiled<\w+, \d, \d, \d, true, "
@@ -357,7 +356,7 @@ def most_registers(kernel_name: str) -> int:
     straight, where arithmetic limits, those of second derivatives, with nine numbers of every channel, those that keep
     what they read, of whose blocks shared memory holds two, and the moments of dropout, of four Philox blocks a thread,
     may take twice as many. So may those that carry much from row to row: the float32 sums of gradients for eight
-    channels of half types, also through batch norm; the largest of five rows; and, of channels-last batch norm with
+    channels of half types; the largest of five rows; and, of channels-last batch norm with
     something fused, before a pooling, or of its input's gradient, the numbers of its channels.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to

@@ -66,11 +66,9 @@ _OF_PLANES: dict[str, Any] = {
 _FORWARD_PERSISTENT = PersistentKernel(
     "batch_norm_max_pool_persistent.cu", "batch_norm_max_pool_forward_persistent", fusions=(), **_OF_PLANES
 )
-_GRADIENT_SUMS = LayoutKernel(
-    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_gradient_sums", single_channels=False, **_OF_PLANES
-)
-_INPUT_GRADIENT = LayoutKernel(
-    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", single_channels=False, **_OF_PLANES
+_GRADIENT_SUMS, _INPUT_GRADIENT = (
+    LayoutKernel("batch_norm_max_pool_backward.cu", f"batch_norm_max_pool_{name}", fusions=(), **_OF_PLANES)
+    for name in ("gradient_sums", "input_gradient")
 )
 _BACKWARD_PERSISTENT = PersistentKernel(
     "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_backward_persistent", **_OF_PLANES
@@ -297,18 +295,19 @@ def _backward(
     dy, argmax, x = ready(dy), ready(argmax), ready(x)
     shape, itemsize = x.shape, x.dtype.itemsize
     gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
-    if gather is None:
+    plan = backward_plan(shape, itemsize, channels_last)
+    # Of rows that are read twice each read would wait for the windows of one position after another.
+    if gather is not None and (not channels_last or (depends and plan.slots is not None)):
+        norm = Normalization.of(statistics, None, activation)
+        sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
+        source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
+        last = (1 / plan.count, plan.slots, gather.window)
+        if depends and _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
+            return dx, *sums[1:]
+    if gather is None or channels_last:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
-    norm = Normalization.of(statistics, None, activation)
-    plan = backward_plan(shape, itemsize, channels_last)
-    sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
-    source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
-    if depends:
-        last = (1 / plan.count, plan.slots, gather.window)
-        if _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
-            return dx, *sums[1:]
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)
     merge_gradients(plan, norm, sums)
     of_batch = sums[1:] if depends else (None, None)
