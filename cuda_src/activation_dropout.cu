@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 3)
             part.load(values, x);
 #pragma unroll
             for (int begin = 0; begin < unroll; begin += pair) {
-                OctetDecisions<T, pair, decltype(drops)::kValue> decisions;
+                OctetDecisions<T, pair, decltype(drops)::value> decisions;
                 decisions.draw(rule, [&] {
                     long long places[pair];
 #pragma unroll
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) == 4 ? 4 : 3)
     const long long whole = n / kOctet * kOctet;
     with_or_without_dropping(rule, [&](auto drops) {
         for_each_tile<unroll, kOctet>(whole, [&](const TilePart<unroll, kOctet>& part) {
-            OctetDecisions<T, unroll, decltype(drops)::kValue> decisions;
+            OctetDecisions<T, unroll, decltype(drops)::value> decisions;
 #pragma unroll 1
             for (int done = 0; done < kOctet; done += width) {
                 Vector<T, width> gradients[unroll], inputs[unroll];

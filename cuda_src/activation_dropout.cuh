@@ -9,11 +9,6 @@
 template <typename T>
 constexpr int kPart = sizeof(T) == 8 ? 2 : 8;
 
-template <bool Value>
-struct Constant {
-    static constexpr bool kValue = Value;
-};
-
 // f(value, u, i) for value i of vector u, of all of them.
 //   for_each_value(values, [&](A& value, int u, int i) { value *= scale; });
 template <int Count, int Width, typename A, typename Function>

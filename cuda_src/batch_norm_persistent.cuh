@@ -47,7 +47,8 @@ struct GroupBlock {
     }
 };
 
-// What one thread keeps, in the order in which it came. No other thread looks at it.
+// What one thread keeps, in the order in which it came. Other threads find it where chunks have as many slots
+// of each, see has_slots.
 //   SharedCache<T, Width> kept(slots), again(slots);
 //   kept.put(vector);                                   // or kept.fetch(x + i), and wait_for_copies()
 //   const Vector<T, Width> same = again.get_vector();

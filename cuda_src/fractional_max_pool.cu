@@ -21,11 +21,6 @@ constexpr int kFractionalTaps = 3, kFractionalWindows = 4, kFractionalAtOnce = 4
 template <typename Index>
 constexpr int kFractionalBlocks = sizeof(Index) == 4 ? 3 : 2;
 
-template <bool Value>
-struct Is {
-    static constexpr bool value = Value;
-};
-
 struct FractionalPool {
     PoolBoxes boxes;
     Divisor64 starts;  // of a plane, along all axes
@@ -205,9 +200,9 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
         };
         if (box.own < box.planes) {
             if (are_kept) {
-                pooled(Is<true>());
+                pooled(Constant<true>());
             } else {
-                pooled(Is<false>());
+                pooled(Constant<false>());
             }
         }
         __syncthreads();
@@ -456,9 +451,9 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
                     .run();
             };
             if (are_kept) {
-                scatter(Is<true>());
+                scatter(Constant<true>());
             } else {
-                scatter(Is<false>());
+                scatter(Constant<false>());
             }
         }
         __syncthreads();

@@ -189,17 +189,13 @@ __device__ __forceinline__ void scatter_strips(const T* dy, const T* x, T* dx, i
     });
 }
 
-// Calls run(IsWhole, PowerIs<1>()) or run(IsWhole, PowerIs<2>()).
-template <int Norm>
-struct PowerIs {
-    static constexpr int value = Norm;
-};
+// Calls run(whole, Constant<1>()) or run(whole, Constant<2>()), see by_whole_tiles.
 template <typename Tile, typename Run>
 __device__ __forceinline__ void by_power(int power, const PoolWindow& window, Run run) {
     if (power == 1) {
-        by_whole_tiles<Tile>(window, [&](auto whole) { run(whole, PowerIs<1>()); });
+        by_whole_tiles<Tile>(window, [&](auto whole) { run(whole, Constant<1>()); });
     } else {
-        by_whole_tiles<Tile>(window, [&](auto whole) { run(whole, PowerIs<2>()); });
+        by_whole_tiles<Tile>(window, [&](auto whole) { run(whole, Constant<2>()); });
     }
 }
 

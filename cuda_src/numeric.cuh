@@ -6,6 +6,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+// A value known when compiled, for a lambda to take:
+//   run(Constant<true>());  // [&](auto flag) { f<decltype(flag)::value>(x); }
+template <auto Value>
+struct Constant {
+    static constexpr auto value = Value;
+};
+
 // Half types are computed in float; float and double in themselves.
 template <typename T>
 struct Accumulate {

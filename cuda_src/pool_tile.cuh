@@ -390,21 +390,16 @@ __device__ __forceinline__ void for_each_row(int begin, int end, int height, Vis
     }
 }
 
-template <bool Value>
-struct IsWhole {
-    static constexpr bool value = Value;
-};
-
-// Calls run(IsWhole<true>()) where every tile of both arrays is whole, which are planes, else
-// run(IsWhole<false>()).
+// Calls run(Constant<true>()) where every tile of both arrays is whole, which are planes, else
+// run(Constant<false>()).
 template <typename Tile, typename Run>
 __device__ __forceinline__ void by_whole_tiles(const PoolWindow& window, Run run) {
     if constexpr (Tile::kWidth == 1) {
         if (static_cast<int>(window.input[2]) % Tile::kBody == 0 &&
             static_cast<int>(window.output[2]) % Tile::kColumns == 0) {
-            run(IsWhole<true>());
+            run(Constant<true>());
             return;
         }
     }
-    run(IsWhole<false>());
+    run(Constant<false>());
 }
