@@ -158,6 +158,10 @@ def padded_batch_norm_cases() -> Iterator[Case]:
         # Several blocks a channel.
         yield _padded(dtype, (2, 3, 61, 70), False, BatchNorm2d, {"mask": _holes((2, 61, 70))}, "relu")
         yield _padded(dtype, (2, 61, 70, 16), True, BatchNorm2d, {"lengths": [[0, 70], [61, 33]]}, None)
+        # Lengths by tens and by hundreds, which come to the GPU in other ways.
+        for samples in (40, 260):
+            many = [(5 * sample) % 8 for sample in range(samples)]
+            yield _padded(dtype, (samples, 2, 7), False, BatchNorm1d, {"lengths": many}, "relu")
         yield _padded(dtype, (5, 3, 7), False, _ghost_of_two, {"lengths": ragged}, "relu")
         yield _padded(dtype, (3, 9, 11, 8), True, _sync_of_one, {"mask": _holes((3, 9, 11))}, "relu")
 
