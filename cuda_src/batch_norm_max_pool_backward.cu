@@ -229,7 +229,7 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
 
   private:
     // Units that a thread of fill has in flight.
-    static constexpr int kFilled = 3;
+    static constexpr int kFilled = 2;
     // The windows over Stride rows of a vector: a row of them, and those below that reach into these.
     static constexpr int kOver = 1 + kMore;
     struct UnderBlock {

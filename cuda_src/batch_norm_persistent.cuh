@@ -3,9 +3,8 @@
 //
 // A kernel gives its arguments and shared memory to one of two functions:
 //   DYNAMIC_SHARED(slots);
-//   forward_persistent(x, result, NormalizedOutput<T, kIdentity>{nullptr, kNoActivation, y}, barrier_count,
-//   slots,
-//                      layout);
+//   const NormalizedOutput<T, kIdentity> output{nullptr, kNoActivation, y};
+//   forward_persistent(x, result, output, barrier_count, slots, layout);
 //   backward_persistent<T, kIdentity, GradientArray<T, Layout>>({dy}, x, of_channels, ..., slots, layout);
 #pragma once
 

@@ -29,7 +29,7 @@ _BELOW = {
     "batch_norm_sum_relu forward, last": 0.69,
     "batch_norm_sum_relu backward, last": 0.56,
     "batch_norm_relu_max_pool forward": 0.55,
-    "batch_norm_relu_max_pool backward": 0.49,
+    "batch_norm_relu_max_pool backward": 0.45,
     "batch_norm_relu_max_pool forward, last": 0.45,
     "batch_norm_relu_max_pool backward, last": 0.29,
     "ghost_batch_norm forward": 0.69,

@@ -262,12 +262,11 @@ def test_what_is_read_and_written(shape, channels_last):
         # Two reads of rows are those of batch norm, after the pooling's.
         assert len(twice) == 3
         twice = []
-    # An input of these windows is in one of them at most, so that each is looked at by as many as it has taps; where
-    # threads of planes have several on their way, and too few of them, they look at one again.
+    # An input of these windows is in one of them at most, so that each is looked at by as many as it has taps.
     in_windows = 4 * dy.size * 4
     for trace in (once, *(trace for _, trace in twice)):
         assert trace.total("x", "load").bytes == x.nbytes
-        assert in_windows // 4 <= trace.total("dy", "load").bytes <= in_windows
+        assert trace.total("dy", "load").bytes in (in_windows // 4, in_windows // 2, in_windows)
         assert trace.footprints["dy"].bytes_loaded == dy.nbytes
         assert trace.footprints["argmax"].bytes_loaded == argmax.nbytes
     for trace in (once, *(trace for _, trace in twice[-1:])):
