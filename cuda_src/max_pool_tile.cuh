@@ -276,6 +276,13 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
 #else
     constexpr int kRound = kInPairs && Kernel > 3 ? Kernel : 1;
 #endif
+    // Rows of neighbours that are read before the first is needed. What changes them, or many rows that are
+    // carried, leave no registers for it; nor have older GPUs any.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    constexpr int kRowsTogether = 0;
+#else
+    constexpr int kRowsTogether = !ChannelsLast && Stride > 1 && !Changed::kChanges ? 4 : 0;
+#endif
     // More would take too many registers.
     constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
@@ -289,11 +296,33 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
         // where they begin with first_tap. A tap outside the input is replaced by the nearest inside, value
         // and number: that one is seen twice, which changes nothing. Beside a row of channels first it is
         // -inf, which is never larger, with the number of the first tap inside.
+        const auto nearest_row = [&](int h) { return min(max(h, 0), input.height - 1); };
+        const auto read = [&](int d, int h) {
+            TileRow<T, Tile> values;
+            const T* start = image + input.row(d, nearest_row(h));
+            if constexpr (kInPairs) {
+                values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
+                if constexpr (Changed::kChanges) {
+                    values.template change<Whole>(left, input.width,
+                                                  [&](unsigned int word) { return changed.pair(word); });
+                }
+            } else {
+                values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
+                if constexpr (Changed::kChanges) {
+                    values.template change<Whole, Pad, Tile::kBody>(
+                        left, input.width, [&](T value) { return changed.value(value); });
+                }
+            }
+            return values;
+        };
+        const auto row_max_of = [&](const TileRow<T, Tile>& values, int h, int top, int first_tap) {
+            return largest_of_taps<T, Tile>(values, left, first_tap + (nearest_row(h) - top) * Kernel);
+        };
         const auto row_max = [&](int d, int h, int top, int first_tap) {
-            const int nearest = min(max(h, 0), input.height - 1);
-            const int row_tap = first_tap + (nearest - top) * Kernel;
-            const T* start = image + input.row(d, nearest);
             if constexpr (ChannelsLast) {
+                const int nearest = nearest_row(h);
+                const int row_tap = first_tap + (nearest - top) * Kernel;
+                const T* start = image + input.row(d, nearest);
                 int first[kLanes];
 #pragma unroll
                 for (int k = 0; k < kLanes; ++k) first[k] = row_tap + (Pad > 0 ? max(-left, 0) : 0);
@@ -318,21 +347,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                 }
                 return best;
             } else {
-                TileRow<T, Tile> values;
-                if constexpr (kInPairs) {
-                    values.template load<Whole>(start, left, input.width, HalfPair<T>::kNegativeInfinity);
-                    if constexpr (Changed::kChanges) {
-                        values.template change<Whole>(left, input.width,
-                                                      [&](unsigned int word) { return changed.pair(word); });
-                    }
-                } else {
-                    values.template load<Whole, Pad, Tile::kBody>(start, left, input.width, 1, true, outside);
-                    if constexpr (Changed::kChanges) {
-                        values.template change<Whole, Pad, Tile::kBody>(
-                            left, input.width, [&](T value) { return changed.value(value); });
-                    }
-                }
-                return largest_of_taps<T, Tile>(values, left, row_tap);
+                return row_max_of(read(d, h), h, top, first_tap);
             }
         };
         const auto write = [&](int row, const Best& best) {
@@ -341,35 +356,46 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             store_tile<Whole, kWidth>(best.taps(), argmax + start, column, output.width, output.groups);
         };
         if constexpr (!Deep) {
-            // What the tiles beside this one do not ask for; the first row is read at once.
-            constexpr int kAsked = ChannelsLast ? Stride : 1;
-            const int vector = input.groups * kWidth,
-                      place = max(min(column * Stride, input.width - kAsked), 0);
-            const int asked = max(begin * Stride - Pad + 1, 0);
-            RowsAhead<T, kAsked> ahead(image + input.row(depth.origin, asked) + place * vector,
-                                       input.row(0, 1), input.width < kAsked ? 0 : vector,
-                                       min((end - 1) * Stride - Pad + Kernel, input.height) - asked);
             // Taps are numbered as those of the strip's first window; or, where rows are moved anyway, of the
             // next.
             constexpr bool kRenumbers = Stride == 1 && kRound == 1;
             int top = begin * Stride - Pad;
-            walk_down<Tile, Best, kRound>(
-                begin, end,
-                [&](int h) {
-                    ahead.ask();
-                    return row_max(depth.origin, h, top, first_tap_of<Kernel, Pad>(window, 0));
-                },
-                [&](int row, Best(&rows)[Kernel]) {
-                    Best best = largest_of_rows<Stride>(rows, row == begin);
-                    if constexpr (kRenumbers) {
-                        top += Stride;
+            const int first_tap = first_tap_of<Kernel, Pad>(window, 0);
+            const auto finish = [&](int row, Best(&rows)[Kernel]) {
+                Best best = largest_of_rows<Stride>(rows, row == begin);
+                if constexpr (kRenumbers) {
+                    top += Stride;
 #pragma unroll
-                        for (int j = Stride; j < Kernel; ++j) rows[j].renumber(Stride * Kernel);
-                    } else {
-                        best.renumber((row - begin) * Stride * Kernel);
-                    }
-                    write(row, best);
-                });
+                    for (int j = Stride; j < Kernel; ++j) rows[j].renumber(Stride * Kernel);
+                } else {
+                    best.renumber((row - begin) * Stride * Kernel);
+                }
+                write(row, best);
+            };
+            if constexpr (kRowsTogether > 0) {
+                walk_down_together<Tile, Best, kRowsTogether>(
+                    begin, end, [&](int h) { return read(depth.origin, h); },
+                    [&](const auto& values, int h) { return row_max_of(values, h, top, first_tap); }, finish);
+            } else {
+                // What the tiles beside this one do not ask for; the first row is read at once.
+                constexpr int kAsked = ChannelsLast ? Stride : 1;
+                const int vector = input.groups * kWidth,
+                          place = max(min(column * Stride, input.width - kAsked), 0);
+                const int asked = max(begin * Stride - Pad + 1, 0);
+                RowsAhead<T, kAsked> ahead(
+                    image + input.row(depth.origin, asked) + place * vector, input.row(0, 1),
+                    input.width < kAsked ? 0 : vector,
+                    is_first_of_sector((ChannelsLast ? tile.group : tile.at[2]) * kVectorBytes, kVectorBytes)
+                        ? min((end - 1) * Stride - Pad + Kernel, input.height) - asked
+                        : 0);
+                walk_down<Tile, Best, kRound>(
+                    begin, end,
+                    [&](int h) {
+                        ahead.ask();
+                        return row_max(depth.origin, h, top, first_tap);
+                    },
+                    finish);
+            }
         } else {
 #pragma unroll 1
             for (int row = begin; row < end; ++row) {

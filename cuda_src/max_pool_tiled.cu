@@ -99,8 +99,14 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
             const long long first_asked = before + output.row(max(depth.last, 0), asked - 1) +
                                           max(min(column, output.width - 1), 0) * (output.groups * kWidth);
             const int rows_asked = kAsks ? asked - max(begin + Tile::kFirst, 0) : 0;
-            RowsAhead<T, 1> gradients_ahead(dy + first_asked, -output.row(0, 1), 0, rows_asked);
-            RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -output.row(0, 1), 0, rows_asked);
+            constexpr int kLanes = ChannelsLast ? kWidth : kColumns;
+            const int lane = ChannelsLast ? tile.group : tile.at[2];
+            const auto rows_of = [&](int bytes) {
+                return is_first_of_sector(lane * kLanes * bytes, kLanes * bytes) ? rows_asked : 0;
+            };
+            RowsAhead<T, 1> gradients_ahead(dy + first_asked, -output.row(0, 1), 0,
+                                            rows_of(static_cast<int>(sizeof(T))));
+            RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -output.row(0, 1), 0, rows_of(1));
             gather_up<Tile, Sums>(
                 begin, end, input.height,
                 [&](int h) {

@@ -107,10 +107,14 @@ __device__ __forceinline__ void scatter_wide(
     const int thread = static_cast<int>(threadIdx.x), place = place_of(thread % kAskers);
     const int asked = min(end - 1 + kPad, plane.height), rows_asked = asked - max(begin - kPad, 0);
     const long long first_asked = before + plane.row(0, asked - 1);
+    const auto rows_of = [&](int bytes) {
+        return ChannelsLast || is_first_of_sector(left * bytes, kColumns * bytes) ? rows_asked : 0;
+    };
     RowsAhead<T, kAsked> gradients_ahead(dy + first_asked + place, -plane.row(0, 1),
-                                         place_of(thread % kAskers + kAskers) - place, rows_asked);
+                                         place_of(thread % kAskers + kAskers) - place,
+                                         rows_of(static_cast<int>(sizeof(T))));
     RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked + place_of(thread % (kAskers * kAsked)),
-                                           -plane.row(0, 1), 0, rows_asked);
+                                           -plane.row(0, 1), 0, rows_of(1));
     // Where the sums of the first row are that the windows of row h reach.
     int slot = 0;
 #pragma unroll 1

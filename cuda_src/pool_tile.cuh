@@ -287,6 +287,12 @@ struct PoolPlane {
 // Rows that a thread has asked for before it takes them.
 constexpr int kRowsAhead = 4;
 
+// Whether a thread is the first that reads a sector, of threads that read so many bytes each, one after the
+// other: it asks for all of them, for an instruction that asks takes as long as lanes that it has.
+__device__ __forceinline__ bool is_first_of_sector(int begin, int bytes) {
+    return begin % kSectorBytes < bytes;
+}
+
 // Asks for the rows that a walk will come to.
 //   RowsAhead<T, 1> rows(first, step, 0, count);  // for the first kRowsAhead of them
 //   rows.ask();                                   // for one more, with each that is taken
@@ -334,6 +340,39 @@ __device__ __forceinline__ void walk_down(int begin, int end, Take take, Finish 
         finish(row, rows);
 #pragma unroll
         for (int j = 0; j < kShared; ++j) rows[j] = rows[j + Tile::kStride];
+    }
+}
+
+// The same, where the rows of as many outputs as take at most AtOnce rows are read before the first is taken.
+//   walk_down_together<Tile, Sums, 4>(begin, end, [&](int h) { return row(h); },
+//                                     [&](const auto& row, int h) { return sums_of(row); }, finish);
+//   read(h)        row h of the input, as take(row, h) is given it
+template <typename Tile, typename Row, int AtOnce, typename Read, typename Take, typename Finish>
+__device__ __forceinline__ void walk_down_together(int begin, int end, Read read, Take take, Finish finish) {
+    constexpr int kKernel = Tile::kKernel, kStride = Tile::kStride;
+    constexpr int kShared = kKernel > kStride ? kKernel - kStride : 0, kNew = kKernel - kShared;
+    constexpr int kOutputs = AtOnce / kNew > 1 ? AtOnce / kNew : 1;
+    const auto row_of = [&](int row, int j) { return row * kStride - Tile::kPad + j; };
+    const int last = row_of(end - 1, kKernel - 1);
+    Row rows[kKernel];
+#pragma unroll
+    for (int j = 0; j < kShared; ++j) rows[j] = take(read(row_of(begin, j)), row_of(begin, j));
+#pragma unroll 1
+    for (int first = begin; first < end; first += kOutputs) {
+        decltype(read(0)) values[kOutputs][kNew];
+#pragma unroll
+        for (int i = 0; i < kOutputs * kNew; ++i)
+            values[i / kNew][i % kNew] = read(min(row_of(first + i / kNew, kShared + i % kNew), last));
+#pragma unroll
+        for (int u = 0; u < kOutputs; ++u) {
+            if (u != 0 && first + u >= end) break;
+#pragma unroll
+            for (int j = 0; j < kNew; ++j)
+                rows[kShared + j] = take(values[u][j], row_of(first + u, kShared + j));
+            finish(first + u, rows);
+#pragma unroll
+            for (int j = 0; j < kShared; ++j) rows[j] = rows[j + kStride];
+        }
     }
 }
 

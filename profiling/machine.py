@@ -37,7 +37,7 @@ from profiling.instructions import (
 
 #: Bytes of each array that a sample of blocks reads and writes, again and again: the rest takes no memory.
 FOLD = 2**22
-_LANES, _SECTOR = 32, 32
+_LANES, _SECTOR, _LINE = 32, 32, 128
 _RUNNING, _ASLEEP, _AT_JOIN, _AT_BARRIER, _DONE = range(5)
 # Where the parameters begin in the bank of constants, and where a block's shared memory begins: a kilobyte is reserved.
 _PARAMETERS, _SHARED_BASE = 0x210, 0x400
@@ -75,6 +75,9 @@ class Execution:
         Barriers of a block, on average.
     arrivals : float
         How often a block counts itself in, where blocks wait for each other.
+    pipe_cycles : int
+        Of the pipe through which a multiprocessor reaches its memories: one for each line of 128 bytes that an access
+        of a warp touches, and one for each lane that asks for something to be brought to a cache.
     """
 
     blocks: int
@@ -85,6 +88,7 @@ class Execution:
     loaded_bytes: int
     barriers: float
     arrivals: float
+    pipe_cycles: int
 
     @property
     def warp_instructions(self) -> int:
@@ -145,6 +149,12 @@ class Memory:
         first = ((addresses - U64(self._low)) // U64(unit)).astype(np.int64)
         for number, word in enumerate(words):
             self._views[unit][first + number] = word
+
+    def lines(self, addresses: np.ndarray) -> np.ndarray:
+        """Numbers of the lines of 128 bytes; an array begins with one, as it does on a GPU."""
+        which = np.searchsorted(self._bases, addresses, "right") - 1
+        offset = (addresses - self._bases[which]).astype(np.int64)
+        return self._first_sector[which] + offset // _LINE
 
     def new_sectors(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, int]:
         """For each access whether it is the first to its 32-byte sector, and how many sectors are new."""
@@ -281,7 +291,7 @@ class _Machine:
         self._pending = np.zeros((256, self._warps), np.uint8)
         self._maybe_pending: set[int] = set()
         self._trips = [0, 0]
-        self._loaded = self._arrivals = 0
+        self._loaded = self._arrivals = self._pipe = 0
         self._blocks = len(blocks)
 
     # Which threads go on
@@ -310,6 +320,7 @@ class _Machine:
             self._loaded,
             self._barriers / self._blocks,
             self._arrivals / self._blocks,
+            self._pipe,
         )
 
     def _release(self) -> bool:
@@ -557,7 +568,13 @@ class _Machine:
         if "STRONG" in step.instruction.opcode and self._is_sample:
             words = [np.full(addresses.size, _MANY, U32) for _ in words]
         self._keep(row, where, words, step.instruction.opcode)
+        self._note_lines(addresses, where)
         self._note_read(addresses, size, where, range(row, row + len(words)) if row != 255 else ())
+
+    def _note_lines(self, addresses: np.ndarray, where: Any) -> None:
+        """Count the lines that an access to memory touches, of each warp."""
+        lines = self.memory.lines(addresses.astype(U64)) * self._warps + self._warp_of[where]
+        self._pipe += np.unique(lines).size
 
     def _note_read(self, addresses: np.ndarray, size: int, where: Any, rows: Iterable[int]) -> None:
         """Count what is read, which is on its way to these registers."""
@@ -595,6 +612,7 @@ class _Machine:
         row, size = _row(step.operands[1]), step.instruction.global_bytes
         addresses = self._address(step.operands[0], where).astype(U64)
         self.memory.store(addresses, size, self._words(row, where, size))
+        self._note_lines(addresses, where)
 
     def _words(self, row: int, where: Any, size: int) -> list[np.ndarray]:
         mask = U32(0xFFFFFFFF if size >= 4 else (1 << 8 * size) - 1)
@@ -604,6 +622,8 @@ class _Machine:
     def _shared_places(self, text: str, where: Any, size: int) -> tuple[Any, np.ndarray, np.ndarray]:
         """Shared memory in units of an access, of four bytes at most: blocks and places that an access begins at."""
         view, places = self._shared_units(self._address(text, where), size)
+        # Without conflicts of banks.
+        self._pipe += max(np.unique(self._warp_of[where]).size, places.size * size // _LINE)
         return view, self._block_of[where], places
 
     def _shared_units(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -632,6 +652,7 @@ class _Machine:
                 words = [view[blocks, places + word] for word in range(max(1, size // 4))]
             else:
                 words = self.memory.load(addresses[chosen].astype(U64), size)
+                self._note_lines(addresses[chosen], lanes[chosen])
                 self._note_read(addresses[chosen].astype(U64), size, lanes[chosen], range(row, row + len(words)))
             self._keep(row, lanes[chosen], words, step.instruction.opcode)
 
@@ -642,12 +663,14 @@ class _Machine:
         view, blocks, places = self._shared_places(step.operands[0], where, size)
         for word, value in enumerate(self.memory.load(addresses, size)):
             view[blocks, places + word] = value
+        self._note_lines(addresses, where)
         self._note_read(addresses, size, where, [_COPIES])
 
     def _control_cache(self, step: _Step, where: Any) -> None:
         """A prefetch: whoever reads from there later finds it in a cache. Anything else is nothing here."""
         if "PF2" in step.instruction.opcode.split("."):
             self._note_read(self._address(step.operands[0], where, is_wide=True).astype(U64), 1, where, ())
+            self._pipe += self._indices(where).size
 
     def _wait_for_copies(self, step: _Step, where: Any) -> None:
         if step.operands[1] != "0x0":

@@ -10,11 +10,13 @@ A launch takes about as long as what it needs most of, and the launches of a cal
 - issue: instructions that warps issue, each for 32 lanes whether they have work or not, over the issue rate. They are
   counted by executing the machine code of a sample of the launch's own blocks, with its own arguments
   (:mod:`profiling.machine`), so that what comes before the loop, ragged ends and idle lanes are in it;
+- access: lines of 128 bytes that the loads and stores of warps touch, one a cycle of each multiprocessor, and lanes
+  that ask for something to be brought to the L2 cache, which take a cycle each;
 - waiting: how often a warp waits for memory and at barriers, one after the other, for as many rounds of blocks as there
   are. By Little's law this is the same as too few bytes in flight.
 
-The first two are shared by the blocks of a round (what the GPU holds at once), and the last round is one even if it is
-not full. What a call's fewest bytes take as a copy, over the call's time, is its fraction of the copy; a copy is 1.
+The first three are shared by the blocks of a round (what the GPU holds at once), and the last round is one even if it
+is not full. What a call's fewest bytes take as a copy, over the call's time, is its fraction of the copy; a copy is 1.
 
 Bytes and instructions are counted, and agree with the hardware's counters. What a wait takes, and how much of the issue
 rate is reached, were fitted to the times of 108 calls on an H200.
@@ -209,10 +211,12 @@ LAUNCH, CACHED, BARRIER, GRID_BARRIER = 2.5e-6, 220e-9, 350e-9, 8e-6
 IDLE = 0.7
 #: What is reached of the rate of issue at the highest clock: 0.94 of that clock, and 0.8 of its slots.
 ISSUED = 0.75
-#: How well the three needs of a launch overlap: their times are added as powers. Without end they would overlap wholly;
+#: Of the highest clock, at which accesses go.
+ACCESSED = 0.94
+#: How well the needs of a launch overlap: their times are added as powers. Without end they would overlap wholly;
 #: with 3.5, two that are equal take 1.22 times as long as one of them.
 OVERLAP = 3.5
-MEMORY, ISSUE, WAITING = "memory", "issue", "waiting"
+MEMORY, ISSUE, ACCESS, WAITING = "memory", "issue", "access", "waiting"
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ class LaunchTime:
     Attributes
     ----------
     seconds : float
-    limit : {"memory", "issue", "waiting"}
+    limit : {"memory", "issue", "access", "waiting"}
         What it needs most of.
     """
 
@@ -392,17 +396,19 @@ def launch_time(counted: Counted, gpu: Gpu = MODELLED) -> LaunchTime:
     held = max(1, counted.resident(gpu)) * gpu.multiprocessors
     barriers = execution.cached_trips * CACHED + execution.barriers * BARRIER + execution.arrivals * GRID_BARRIER
     issued = execution.warp_instructions / execution.blocks * _LANES / (ISSUED * gpu.lanes * gpu.clock)
-    needs = dict.fromkeys((MEMORY, ISSUE, WAITING), 0.0)
+    accessed = execution.pipe_cycles / execution.blocks / (ACCESSED * gpu.clock)
+    needs = dict.fromkeys((MEMORY, ISSUE, ACCESS, WAITING), 0.0)
     seconds = 0.0
     rounds, rest = divmod(blocks, held)
     for count, repeated in ((held, rounds), (rest, 1)):
         if not count or not repeated:
             continue
         memory = counted.moved * count / blocks / gpu.copy_rate
-        issue = issued * math.ceil(count / gpu.multiprocessors)
-        waiting = barriers + _trips(execution.trips, max(memory, issue), memory, gpu)
-        seconds += repeated * (memory**OVERLAP + issue**OVERLAP + waiting**OVERLAP) ** (1 / OVERLAP)
-        for name, need in ((MEMORY, memory), (ISSUE, issue), (WAITING, waiting)):
+        issue, access = (one * math.ceil(count / gpu.multiprocessors) for one in (issued, accessed))
+        waiting = barriers + _trips(execution.trips, max(memory, issue, access), memory, gpu)
+        of_round = {MEMORY: memory, ISSUE: issue, ACCESS: access, WAITING: waiting}
+        seconds += repeated * sum(need**OVERLAP for need in of_round.values()) ** (1 / OVERLAP)
+        for name, need in of_round.items():
             needs[name] += repeated * need
     return LaunchTime(LAUNCH + seconds, max(needs, key=lambda name: needs[name]))
 

@@ -85,6 +85,8 @@ def test_instructions_of_a_straight_line_are_those_of_its_warps(tmp_path):
     assert execution.warp_instructions == (end + 1) * warps
     # Both loads are on their way before the first store needs one of them; all of x is read once.
     assert (execution.trips, execution.cached_trips, execution.loaded_bytes) == (1, 0, pytest.approx(x.nbytes, abs=64))
+    # Each line is read and written once.
+    assert execution.pipe_cycles == 2 * x.nbytes // 128
 
 
 def test_lanes_that_part_are_counted_one_way_after_the_other(tmp_path):
@@ -249,6 +251,8 @@ def test_what_was_asked_for_before_is_found_in_a_cache(tmp_path):
     x, y = np.tile(np.arange(32, dtype=np.int32), 5), np.zeros(32, np.int32)
     execution = execute(kernel, (1, 1, 1), (32, 1, 1), [x, y, np.int32(5)])
     assert (execution.trips, execution.cached_trips) == (1, 4)
+    # A line for each row and for the result, and the lanes that ask for four rows.
+    assert execution.pipe_cycles == 5 + 1 + 4 * 32
     assert (y == np.arange(32)).all()
 
 

@@ -13,6 +13,8 @@ from profiling.cases import Case
 from profiling.devices import GPUS
 from profiling.machine import execute
 from profiling.model import (
+    ACCESS,
+    ACCESSED,
     CACHED,
     IDLE,
     ISSUE,
@@ -98,6 +100,24 @@ def test_instructions_take_their_time(rounds, tmp_path):
     assert launch.thread_instructions > 3 * rounds * 256 * blocks
     expected = launch.thread_instructions / (ISSUED * 132 * 128 * 1.98e9)
     assert time.seconds == pytest.approx(LAUNCH + expected, rel=0.01)
+
+
+def test_accesses_take_their_time(tmp_path):
+    """Each lane's value lies in a line of its own, and all lines are read again and again."""
+    source = """
+    extern "C" __global__ void gather(const int* x, int* y, int rounds) {
+        int sum = 0;
+        for (int round = 0; round < rounds; ++round) sum += x[(threadIdx.x * 32 + round) % 8192];
+        y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    }"""
+    blocks, rounds = 132 * 8, 64
+    values = [np.zeros(8192, np.int32), np.zeros(256 * blocks, np.int32), np.int32(rounds)]
+    launch = counted(source, "gather", tmp_path, blocks, values, 0)
+    assert launch.execution.pipe_cycles == launch.execution.blocks * (256 * rounds + 8)
+    time = launch_time(launch, H200)
+    assert time.limit == ACCESS
+    cycles = 8 * (256 * rounds + 8)
+    assert cycles / (ACCESSED * 1.98e9) < time.seconds - LAUNCH < 1.3 * cycles / (ACCESSED * 1.98e9)
 
 
 def test_idle_lanes_are_issued_too(tmp_path):
