@@ -320,10 +320,10 @@ def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Bands | No
     known, width = _known(window), 16 // itemsize
     if known is None:
         return None
-    stride, (threads_x, threads_y) = int(known["Stride"]), backward_plan(shape, itemsize, True).block
+    stride = int(known["Stride"])
     units = tuple(-(-size // stride) for size in window.input_shape)
-    rows = max(1, threads_y // units[1]) * stride
-    shared_bytes = rows * window.input_shape[1] * threads_x * 16
+    blocks = (plan(shape, itemsize, True).block for plan in (backward_plan, elementwise_plan))
+    shared_bytes = max(max(1, y // units[1]) * stride * window.input_shape[1] * x * 16 for x, y in blocks)
     if shared_bytes > _MOST_BAND_BYTES:
         return None
     return _Bands(Plan(window, units, (shape[0], shape[-1]), width, True, known).struct, known, shared_bytes)
