@@ -200,6 +200,17 @@ struct ChannelArrays {
 //
 // Loads: vectors in flight. Launch: as batch_norm.cu.
 
+// Calls body for all values of a block, which takes their gradients of the source. Threads without a channel
+// take part where the source needs them.
+template <typename T, int Loads, bool FromTheEnd, typename Source, typename Layout, typename Block,
+          typename Body, typename Valid>
+__device__ __forceinline__ void for_each_with_gradient(const Source&, const Layout& layout, bool exists,
+                                                       const Block& block, Body& body, const Valid& valid) {
+    if (exists)
+        for_each_in_block<T, Loads, Source::kWhole, FromTheEnd>(layout, block.channel, block.rank, body,
+                                                                valid);
+}
+
 template <typename T, Epilogue Fused, int Loads, typename Source, typename Layout,
           typename Valid = AllPositions>
 __device__ __forceinline__ void sum_gradients(
@@ -213,12 +224,12 @@ __device__ __forceinline__ void sum_gradients(
     const bool exists = layout.has(block.channel);
     ParameterGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k) {
-        gradients.sums[k] = GradientSums<A>::identity();
-        if (exists) of_channels.load(gradients.norms[k], block.channel + k);
+    for (int k = 0; k < kChannels; ++k) gradients.sums[k] = GradientSums<A>::identity();
+    if (exists) {
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) of_channels.load(gradients.norms[k], block.channel + k);
     }
-    if (exists)
-        for_each_in_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, gradients, valid);
+    for_each_with_gradient<T, Loads, false>(gradient.source, layout, exists, block, gradients, valid);
     reduce_channels(layout, gradients.sums, scratch, [&](int k, const GradientSums<A>& all) {
         if (exists) write_result(result, all, block.channel + k, block.rank, layout.blocks);
     });
@@ -233,14 +244,18 @@ __device__ __forceinline__ void find_input_gradients(
     const Valid& valid = {}) {
     constexpr int kChannels = Layout::kChannels;
     const auto block = layout.block(number_from_the_end());
-    if (!layout.has(block.channel)) return;
+    const bool exists = layout.has(block.channel);
     InputGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{
         gradient, {}, {}, dgamma != nullptr, dx, dresidual};
+    if (exists) {
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k) {
-        of_channels.load(gradients.norms[k], block.channel + k);
-        gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
+        for (int k = 0; k < kChannels; ++k) {
+            of_channels.load(gradients.norms[k], block.channel + k);
+            gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count,
+                                              block.channel + k);
+        }
     }
-    constexpr int kLoads = Source::kIsArray ? kInputGradientLoads<Layout, Fused, Valid> : 1;
-    for_each_in_block<T, kLoads, Source::kWhole, true>(layout, block.channel, block.rank, gradients, valid);
+    constexpr int kLoads =
+        Source::kIsArray || !Layout::kIsNchw ? kInputGradientLoads<Layout, Fused, Valid> : 1;
+    for_each_with_gradient<T, kLoads, true>(gradient.source, layout, exists, block, gradients, valid);
 }

@@ -67,15 +67,6 @@ __global__ void __launch_bounds__(kPoolThreads, kFusedBlocks<kPiecewiseLinear>)
     });
 }
 
-// Two values in a word, the first in its lower half.
-template <typename T>
-__device__ __forceinline__ unsigned int packed(accumulate_t<T> low, accumulate_t<T> high) {
-    Vector<T, 2> pair;
-    pair[0] = from_accumulate<T>(low);
-    pair[1] = from_accumulate<T>(high);
-    return pair.words[0];
-}
-
 // Values are normalised and activated when they are read: what forward_strips takes.
 template <typename A, typename Activation>
 struct Normalized {
@@ -99,10 +90,10 @@ struct Normalized {
         }
 
         __device__ __forceinline__ Vector<T, Width> vector(const Vector<T, Width>& values) const {
-            Vector<T, Width> result;
+            A results[Width];
 #pragma unroll
-            for (int k = 0; k < Width; ++k) result[k] = from_accumulate<T>(at(widened(values, k), k));
-            return result;
+            for (int k = 0; k < Width; ++k) results[k] = at(widened(values, k), k);
+            return rounded<T>(results);
         }
         __device__ __forceinline__ T value(T value) const {
             return from_accumulate<T>(at(to_accumulate(value), 0));
@@ -110,7 +101,8 @@ struct Normalized {
         __device__ __forceinline__ unsigned int pair(unsigned int word) const {
             Vector<T, 2> values;
             values.words[0] = word;
-            return packed<T>(at(widened(values, 0), 0), at(widened(values, 1), 0));
+            const A results[2] = {at(widened(values, 0), 0), at(widened(values, 1), 0)};
+            return rounded<T>(results).words[0];
         }
     };
 };

@@ -7,10 +7,12 @@
 // Windows are over height and width, at most two of them over an input along either: kernel <= 2 * stride,
 // without dilation. Arguments are those of batch_norm.cu and batch_norm_persistent.cu, and
 //   dy, argmax   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
-//   window     of max_pool.cu; units are vectors of x; all images have fewer than 2^31
+//   window       of max_pool.cu; units are vectors of x, of rows that are read twice squares of them; all
+//                images have fewer than 2^31 vectors
 #include "argmax.cuh"
 #include "batch_norm_persistent.cuh"
 #include "pool_window.cuh"
+#include "pooled_bands.cuh"
 
 // Vector number `unit` of x: its image, and its place there.
 struct InputPlace {
@@ -305,31 +307,54 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
     }
 };
 
-// ---- two reads, of planes ---------------------------------------------------------------------------------
+// ---- two reads --------------------------------------------------------------------------------------------
+//
+// Launch: of rows with shared memory for BandGradients.
+
+// f(gradient), with the source of gradients in either layout.
+template <typename Layout, int... Window, typename T, typename Function>
+__device__ __forceinline__ void with_pooled_gradient(const T* dy, const unsigned char* argmax, const T* x,
+                                                     int activation, const PoolWindow& window, Function f) {
+    constexpr int kWidth = kLayoutWidth<T, Layout>;
+    if constexpr (Layout::kIsNchw) {
+        using Source = PooledGradient<T, Layout, Window...>;
+        f(GradientBeforeActivation<T, kWidth, kClipping, Source>{
+            {dy, argmax, window}, x, nullptr, activation});
+    } else {
+        using Source = BandGradients<T, kWidth, Window...>;
+        DYNAMIC_SHARED(slots);
+        BandWalk walk;
+        f(GradientBeforeActivation<T, kWidth, kClipping, Source>{
+            {dy, argmax, window, slots, x, walk}, x, nullptr, activation});
+    }
+}
 
 template <typename T, typename Layout, int... Window>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, kClipping>)
     batch_norm_max_pool_gradient_sums(const T* dy, const unsigned char* argmax, const T* x,
                                       const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                       const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                       int activation, accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                       accumulate_t<T>* dbeta, PoolWindow window, Layout layout) {
-    sum_gradients<T, kClipping, 1, PooledGradient<T, Layout, Window...>>(
-        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta},
-        {partial_sums, inv_std, dgamma, dbeta}, layout);
+    constexpr int kLoads = Layout::kIsNchw ? 1 : kSumLoads<Layout, kClipping>;
+    with_pooled_gradient<Layout, Window...>(dy, argmax, x, activation, window, [&](const auto& gradient) {
+        sum_gradients<T, kClipping, kLoads>(gradient, {mean, inv_std, gamma, beta},
+                                            {partial_sums, inv_std, dgamma, dbeta}, layout);
+    });
 }
 
 template <typename T, typename Layout, int... Window>
-__global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kClipping>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, kClipping>)
     batch_norm_max_pool_input_gradient(const T* dy, const unsigned char* argmax, const T* x,
                                        const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                        const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        int activation, const accumulate_t<T>* dgamma,
                                        const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
                                        PoolWindow window, Layout layout) {
-    find_input_gradients<T, kClipping, PooledGradient<T, Layout, Window...>>(
-        {{dy, argmax, window}, x, nullptr, activation}, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
-        nullptr, inv_count, layout);
+    with_pooled_gradient<Layout, Window...>(dy, argmax, x, activation, window, [&](const auto& gradient) {
+        find_input_gradients<T, kClipping>(gradient, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
+                                           static_cast<T*>(nullptr), inv_count, layout);
+    });
 }
 
 // ---- one read --------------------------------------------------------------------------------------------

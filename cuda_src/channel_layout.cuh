@@ -27,15 +27,12 @@ struct SomePositions {
     const unsigned int* words;
     long long first;
 
-    // The words of the 32 positions at most from this one on, and of them the first Width.
-    __device__ __forceinline__ uint2 words_at(long long position) const {
-        const unsigned int* word = words + (position >> 5);
-        return {word[0], word[1]};
-    }
+    // Of Width positions from this one on, a bit each.
     template <int Width>
-    static __device__ __forceinline__ unsigned int first_of(uint2 pair, long long position) {
+    __device__ __forceinline__ unsigned int bits_at(long long position) const {
+        const unsigned int* const word = words + (position >> 5);
         const unsigned int shift = static_cast<unsigned int>(position) & 31;
-        return __funnelshift_r(pair.x, pair.y, shift) & ((1u << Width) - 1u);
+        return __funnelshift_r(word[0], word[1], shift) & ((1u << Width) - 1u);
     }
     __device__ __forceinline__ unsigned int word_at(long long position) const { return words[position >> 5]; }
     static __device__ __forceinline__ bool is_set(unsigned int word, long long position) {
@@ -221,6 +218,34 @@ __device__ __forceinline__ void take_some(const Share<Unroll>& share, Read read,
         count = Unroll;
     }
 }
+// The same of planes: take(first, count, bits), where bits from 8 * u on are read(first + u), those values of
+// vector u that count. Those of several calls are read at once.
+template <int Unroll, typename Read, typename Take>
+__device__ __forceinline__ void take_some_of_plane(const Share<Unroll>& share, Read read, Take take) {
+    constexpr int kGroups = 8 / Unroll;
+    int first = 0, count = Unroll > 1 && share.left > 0 ? share.left : Unroll;
+    int groups = Unroll > 1 ? share.groups + (share.left > 0 ? 1 : 0) : share.left;
+#pragma unroll 1
+    while (groups > 0) {
+        // Without a branch: all are on their way at once. Where there are no more, the last one again.
+        const int last = first + count + (groups - 1) * Unroll - 1;
+        unsigned long long bits = 0;
+#pragma unroll
+        for (int n = 0; n < kGroups * Unroll; ++n) {
+            const int after = n < Unroll ? n : count + n - Unroll;
+            const unsigned long long own = read(min(first + after, last));
+            if (n >= Unroll || n < count) bits |= own << n * 8;
+        }
+#pragma unroll 1
+        for (int n = min(groups, kGroups); n > 0; --n) {
+            take(first, count, static_cast<unsigned int>(bits));
+            bits >>= Unroll * 8;
+            first += count;
+            count = Unroll;
+        }
+        groups -= kGroups;
+    }
+}
 // Vectors that are left over by groups of Unroll are taken at once where the body has kTakesFew, which is to
 // say that it takes FirstOfVectors; otherwise one by one.
 template <typename Body>
@@ -311,16 +336,14 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
             take_all(share, body, own, step);
         } else {
             const long long position = own + to_position;
-            take_some(
-                share, [&](int i) { return valid.words_at(position + i * step); },
-                [&](int i, int count, const uint2(&words)[Unroll]) {
+            take_some_of_plane(
+                share, [&](int i) { return valid.template bits_at<width>(position + i * step); },
+                [&](int i, int count, unsigned int bits) {
                     SomeOfVectors<Unroll> some{{}, count};
                     unsigned int common = (1u << width) - 1u;
 #pragma unroll
                     for (int u = 0; u < Unroll; ++u) {
-                        if (u < count)
-                            some.bits[u] =
-                                Valid::template first_of<width>(words[u], position + (i + u) * step);
+                        some.bits[u] = bits >> u * 8 & 0xffu;
                         common &= some.bits[u];
                     }
                     if (common == (1u << width) - 1u) {

@@ -519,7 +519,7 @@ constexpr int kNormalizeLoads = Fused == kSmooth                        ? 1
 template <typename Layout, Epilogue Fused>
 constexpr int kSumLoads = Fused == kSmooth                        ? 1
                           : Layout::kIsNchw || Fused == kIdentity ? 2
-                                                                  : 4;
+                                                                  : 3;
 template <typename Layout, Epilogue Fused, typename Valid>
 constexpr int kInputGradientLoads = Fused == kIdentity                    ? (Layout::kIsNchw ? 2 : 4)
                                     : Layout::kIsNchw || Fused == kSmooth ? 1

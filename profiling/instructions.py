@@ -531,10 +531,11 @@ def _p2r(modifiers: list[str], operands: list[str]) -> Action:
 def _r2p(modifiers: list[str], operands: list[str]) -> Action:
     if operands[0] != "PR" or modifiers:
         raise UnknownInstructionError("R2P")
-    value, mask = integer(operands[1]), int(operands[2], 16)
+    register, _, byte = operands[1].partition(".B")
+    value, mask = integer(register), int(operands[2], 16)
 
     def act(threads: Any, at: Any) -> None:
-        bits = value(threads, at)
+        bits = value(threads, at) >> U32(8 * int(byte or 0))
         for row in range(7):
             if mask >> row & 1:
                 threads.predicates[row, at] = (bits >> U32(row)) & U32(1)

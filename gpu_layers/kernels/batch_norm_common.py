@@ -84,10 +84,10 @@ class LayoutKernel(KernelTemplate):
                 instantiations += [{"T": c_name(dtype), "Layout": layout, **more} for more in others]
         super().__init__(source, name, instantiations, {**STRUCTS, **(structs or {})}, initialised)
 
-    def launch(self, plan: Plan, x: Array, arguments: Arguments, **more: str) -> None:
+    def launch(self, plan: Plan, x: Array, arguments: Arguments, shared_bytes: int = 0, **more: str) -> None:
         """Launch it over x, with these arguments before the layout."""
         kernel = self(T=element_type(x), Layout=plan.layout_type, **more)
-        launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout))
+        launch(kernel, plan.blocks, plan.block, (*arguments, plan.layout), shared_bytes=shared_bytes)
 
 
 class PersistentKernel(LayoutKernel):

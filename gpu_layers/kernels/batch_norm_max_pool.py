@@ -55,19 +55,23 @@ _FORWARD = KernelTemplate(
 
 _FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_forward_tiled", TWO_APART)
 
-# Kernel, stride and padding that kernels of planes know when compiled.
-_WINDOWS_OF_PLANES = ((2, 2, 0), (3, 2, 1))
-_OF_PLANES: dict[str, Any] = {
-    "of_nchw": [
-        {"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _WINDOWS_OF_PLANES
-    ],
-    "structs": STRUCTS,
-}
+# Kernel, stride and padding that kernels know when compiled.
+_KNOWN = ((2, 2, 0), (3, 2, 1))
+_KNOWN_ARGUMENTS = [{"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _KNOWN]
+_OF_PLANES: dict[str, Any] = {"of_nchw": _KNOWN_ARGUMENTS, "structs": STRUCTS}
+# Of a band of gradients, which leaves any GPU enough for what the kernels use themselves.
+_MOST_BAND_BYTES = 40 * 1024
 _FORWARD_PERSISTENT = PersistentKernel(
     "batch_norm_max_pool_persistent.cu", "batch_norm_max_pool_forward_persistent", fusions=(), **_OF_PLANES
 )
 _GRADIENT_SUMS, _INPUT_GRADIENT = (
-    LayoutKernel("batch_norm_max_pool_backward.cu", f"batch_norm_max_pool_{name}", fusions=(), **_OF_PLANES)
+    LayoutKernel(
+        "batch_norm_max_pool_backward.cu",
+        f"batch_norm_max_pool_{name}",
+        fusions=_KNOWN_ARGUMENTS,
+        single_channels=False,
+        structs=STRUCTS,
+    )
     for name in ("gradient_sums", "input_gradient")
 )
 _BACKWARD_PERSISTENT = PersistentKernel(
@@ -175,13 +179,19 @@ def strips_of(
 
 def _known_window(window: Window, itemsize: int) -> dict[str, str] | None:
     """What kernels of planes know of it; None if they do not, or if vectors are of two rows."""
+    known, size, outputs = _known(window), window.input_shape[-1], window.output_shape[-1]
+    if known is None or size % (16 // itemsize) or outputs * int(known["Stride"]) != size:
+        return None
+    return known
+
+
+def _known(window: Window) -> dict[str, str] | None:
+    """What kernels know of it when compiled, or None."""
     axes = set(zip(window.kernel, window.stride, window.pad_before, strict=True))
     if window.rank != 2 or window.adaptive or set(window.dilation) != {1} or len(axes) != 1:
         return None
-    axis, size, outputs = axes.pop(), window.input_shape[-1], window.output_shape[-1]
-    if axis not in _WINDOWS_OF_PLANES or size % (16 // itemsize) or outputs * axis[1] != size:
-        return None
-    return dict(zip(("Kernel", "Stride", "Pad"), map(str, axis), strict=True))
+    axis = axes.pop()
+    return _KNOWN_ARGUMENTS[_KNOWN.index(axis)] if axis in _KNOWN else None
 
 
 @Launcher
@@ -286,6 +296,39 @@ def batch_norm_max_pool_inference_backward(
     return _backward(arrays, (window, norm.channels_last, norm.activation, False))
 
 
+@dataclass(frozen=True)
+class _Bands:
+    """How kernels that read rows twice gather, see ``pooled_bands.cuh``.
+
+    Attributes
+    ----------
+    window : ndarray
+        ``PoolWindow``, whose units are squares of inputs.
+    template_arguments : dict of str to str
+    shared_bytes : int
+        Of a block.
+    """
+
+    window: np.ndarray
+    template_arguments: dict[str, str]
+    shared_bytes: int
+
+
+@lru_cache(maxsize=1024)
+def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Bands | None:
+    """None where the kernels do not know the window, or a band is too large."""
+    known, width = _known(window), 16 // itemsize
+    if known is None:
+        return None
+    stride = int(known["Stride"])
+    units = tuple(-(-size // stride) for size in window.input_shape)
+    blocks = (plan(shape, itemsize, True).block for plan in (backward_plan, elementwise_plan))
+    shared_bytes = max(max(1, y // units[1]) * stride * window.input_shape[1] * x * 16 for x, y in blocks)
+    if shared_bytes > _MOST_BAND_BYTES:
+        return None
+    return _Bands(Plan(window, units, (shape[0], shape[-1]), width, True, known).struct, known, shared_bytes)
+
+
 @Launcher
 def _backward(
     operands: Operands, numbers: Numbers, window: Window, channels_last: bool, activation: str, depends: bool
@@ -296,21 +339,23 @@ def _backward(
     shape, itemsize = x.shape, x.dtype.itemsize
     gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
     plan = backward_plan(shape, itemsize, channels_last)
-    # Of rows that are read twice each read would wait for the windows of one position after another.
-    if gather is not None and (not channels_last or (depends and plan.slots is not None)):
+    bands = _bands(window, shape, itemsize) if gather is not None and channels_last else None
+    if gather is not None:
         norm = Normalization.of(statistics, None, activation)
         sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
         source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
         last = (1 / plan.count, plan.slots, gather.window)
         if depends and _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
-    if gather is None or channels_last:
+    by = gather if not channels_last else bands
+    if by is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
-    _GRADIENT_SUMS.launch(plan, x, (*source, *sums, gather.window), **more)
+    of_window, more, shared_bytes = by.window, by.template_arguments, bands.shared_bytes if bands else 0
+    _GRADIENT_SUMS.launch(plan, x, (*source, *sums, of_window), shared_bytes=shared_bytes, **more)
     merge_gradients(plan, norm, sums)
-    of_batch = sums[1:] if depends else (None, None)
-    results = (*of_batch, dx, 1 / plan.count, gather.window)
-    _INPUT_GRADIENT.launch(elementwise_plan(shape, itemsize, channels_last), x, (*source, *results), **more)
+    results = (*(sums[1:] if depends else (None, None)), dx, 1 / plan.count, of_window)
+    written = elementwise_plan(shape, itemsize, channels_last)
+    _INPUT_GRADIENT.launch(written, x, (*source, *results), shared_bytes=shared_bytes, **more)
     return dx, *sums[1:]

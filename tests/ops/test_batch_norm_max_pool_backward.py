@@ -87,13 +87,6 @@ def assert_gathered(launched, *passes):
         assert name.startswith(f"batch_norm_max_pool_{expected}<"), launched
 
 
-def assert_read_twice(launched, channels_last):
-    if channels_last:
-        assert launched[0].startswith("max_pool_")
-    else:
-        assert_gathered(launched, "gradient_sums", "input_gradient")
-
-
 @each_shape
 @each_dtype
 @pytest.mark.parametrize(("kernel", "window"), [SIDE_BY_SIDE, OVERLAPPING], ids=str)
@@ -140,7 +133,7 @@ def test_two_reads_give_the_bits_of_two_steps(shape, channels_last, dtype, train
     # No block may be resident.
     with force_limits(max_blocks=0):
         one, two, launched = one_and_two(normal(outputs, dtype, seed=5), saved, training)
-    assert_read_twice(launched, channels_last)
+    assert_gathered(launched, "gradient_sums", "input_gradient")
     assert_all_same_bits(one, two)
 
 
@@ -148,9 +141,31 @@ def test_two_reads_give_the_bits_of_two_steps(shape, channels_last, dtype, train
 @pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float32)], ids=str)
 def test_any_window_of_rows_that_overlaps_with_one_other(kernel, window, dtype):
     saved, outputs = pooled(inputs(ROWS[0], True, dtype), kernel, window, channels_last=True)
-    one, two, launched = one_and_two(normal(outputs, dtype, seed=5), saved)
+    dy = normal(outputs, dtype, seed=5)
+    one, two, launched = one_and_two(dy, saved)
     assert_gathered(launched, "backward_persistent")
     assert_all_same_bits(one, two)
+    with force_limits(max_blocks=0):
+        twice, _, launched = one_and_two(dy, saved)
+    # The kernels that read twice know windows of 2x2, and of 3x3 with one before the first input, when compiled.
+    if (kernel, window) in (*OF_ROWS[:3], OF_ROWS[-1]):
+        assert_gathered(launched, "gradient_sums", "input_gradient")
+    else:
+        assert launched[0].startswith("max_pool_")
+    assert_all_same_bits(twice, one)
+
+
+# A band of more rows than one, with and without columns of no window; and one for which there is no room.
+@pytest.mark.parametrize(("shape", "fits"), [((9, 12, 6, 8), True), ((2, 5, 5, 72), True), ((1, 4, 162, 64), False)])
+@pytest.mark.parametrize(("kernel", "window"), [SIDE_BY_SIDE, OVERLAPPING], ids=str)
+def test_bands_of_rows(shape, fits, kernel, window):
+    saved, outputs = pooled(inputs(shape, True, BFLOAT16), kernel, window, channels_last=True)
+    dy = normal(outputs, BFLOAT16, seed=5)
+    with force_limits(max_blocks=0):
+        results = [one_and_two(dy, saved, schedule=schedule) for schedule in ALL_SCHEDULES]
+    for one, two, launched in results:
+        assert launched[0].startswith("batch_norm_max_pool_gradient_sums<") == fits
+        assert_all_same_bits(one, two)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +216,7 @@ def test_nan_infinity_ties_and_zeros_of_both_signs(kernel, window, shape, channe
     with np.errstate(all="ignore"):
         saved, outputs = pooled(arrays, kernel, window, "relu", channels_last, training=False)
         one, two, launched = one_and_two(with_specials(outputs, dtype, seed=8), saved, training=False)
-    assert_read_twice(launched, channels_last)
+    assert_gathered(launched, "gradient_sums", "input_gradient")
     assert np.isnan(one[0]).any()
     assert np.isfinite(one[0]).any()
     # Which of two NaN a sum keeps is the processor's choice.
@@ -258,20 +273,17 @@ def test_what_is_read_and_written(shape, channels_last):
     with force_limits(max_blocks=0):
         backward()
     (_, once), *twice = [(name, trace) for name, trace in traces if "_merge_" not in name]
-    if channels_last:
-        # Two reads of rows are those of batch norm, after the pooling's.
-        assert len(twice) == 3
-        twice = []
     # An input of these windows is in one of them at most, so that each is looked at by as many as it has taps.
     in_windows = 4 * dy.size * 4
     for trace in (once, *(trace for _, trace in twice)):
         assert trace.total("x", "load").bytes == x.nbytes
-        assert trace.total("dy", "load").bytes in (in_windows // 4, in_windows // 2, in_windows)
+        # Blocks of rows gather whole bands, also for the first and the last of their positions.
+        assert trace.total("dy", "load").bytes in (in_windows // 4, in_windows // 2, in_windows) or channels_last
         assert trace.footprints["dy"].bytes_loaded == dy.nbytes
         assert trace.footprints["argmax"].bytes_loaded == argmax.nbytes
     for trace in (once, *(trace for _, trace in twice[-1:])):
         assert trace.total("dx", "store").bytes == x.nbytes
-    assert channels_last or len(twice) == 2
+    assert len(twice) == 2
 
 
 def test_bad_gradients_are_refused():
