@@ -153,7 +153,6 @@ def padded_batch_norm_cases() -> Iterator[Case]:
         yield _padded(dtype, (33, 16), False, BatchNorm1d, {"mask": _holes((33,))}, None)
         yield _padded(dtype, (3, 8, 9, 11), False, BatchNorm2d, {"lengths": planes}, "gelu")
         yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"mask": _holes((3, 9, 11))}, "gelu")
-        yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"lengths": planes}, None)
         yield _padded(dtype, (3, 9, 11, 3), True, BatchNorm2d, {"lengths": planes}, "leaky_relu")
         yield _padded(dtype, (3, 9, 11, 16), True, BatchNorm2d, {"lengths": planes}, "relu")
         # Several blocks a channel.
