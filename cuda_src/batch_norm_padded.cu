@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, false>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     padded_batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                                 int activation, T* y, accumulate_t<T>* statistics, double eps,
@@ -47,13 +47,13 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, 
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, false>)
+__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
     padded_batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const T* residual, int activation,
                                     accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
                                     accumulate_t<T>* dbeta, const unsigned int* valid, Layout layout) {
-    constexpr int kLoads = Layout::kIsNchw || Fused == kSmooth ? 1 : kReductionLoads;
+    constexpr int kLoads = Layout::kIsNchw ? 1 : kSumLoads<Layout, Fused>;
     sum_gradients<T, Fused, kLoads, GradientArray<T, Layout>>(
         {{dy}, x, residual, activation}, {mean, inv_std, gamma, beta}, {partial_sums, inv_std, dgamma, dbeta},
         layout, positions(valid));

@@ -93,7 +93,7 @@ class _Kernels:
 
 _CURVED = {"Epilogue": "kSmooth"}
 _WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED))
-_PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm", (*STRAIGHT_FUSIONS, _CURVED))
+_PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm", (STRAIGHT_FUSIONS[1], _CURVED))
 _FOLD = KernelTemplate("batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS)
 _MERGE_PARTS = KernelTemplate(
     "batch_norm.cu", "batch_norm_merge_parts", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
