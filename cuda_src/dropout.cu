@@ -16,6 +16,8 @@
 
 // Vectors of a thread in dropout_apply_grouped.
 constexpr int kRunUnroll = 2;
+// And in dropout_apply_repeated, at most.
+constexpr int kRepeats = 8;
 
 // The rule for element number g, by itself.
 template <typename A>
@@ -276,7 +278,48 @@ __global__ void __launch_bounds__(kElementwiseThreads, sizeof(T) < 4 ? 0 : 4)
     }
 }
 
-// Decides over elements that share decisions along any axes: locked dropout, and what is not runs alone.
+// Decides over rows that have the decisions of the rows after them: locked dropout. A thread has one vector
+// of some of these, and draws its words once.
+//   parts     of threads: the vectors of a row, of each group
+//   rows      see DecisionRows; the innermost digit weighs 0
+//   repeats   rows with the same decisions, one after the other: the digit's size
+//   vectors   of a row, which are whole
+//   groups    of kRepeats rows, of those that share decisions
+template <typename T>
+__global__ void __launch_bounds__(kElementwiseThreads, 3)
+    dropout_apply_repeated(const T* x, T* y, long long parts, DropoutRule<accumulate_t<T>> rule,
+                           unsigned long long seed, unsigned long long offset,
+                           const unsigned long long* rng_state, unsigned long long start, DecisionRows rows,
+                           long long repeats, Divisor64 vectors, Divisor64 groups) {
+    constexpr int width = kVectorWidth<T>;
+    const DropoutStream stream = dropout_stream(seed, offset, rng_state);
+    const long long row = static_cast<long long>(vectors.divisor) * width;
+    for (long long number = first_of_thread(); number < parts; number += step_of_threads()) {
+        const unsigned long long group = vectors.quotient(static_cast<unsigned long long>(number));
+        const unsigned long long outer = groups.quotient(group);
+        const long long at = (number - static_cast<long long>(group * vectors.divisor)) * width;
+        const long long done = static_cast<long long>(group - outer * groups.divisor) * kRepeats;
+        const long long first = static_cast<long long>(outer) * repeats + done;
+        const int count = static_cast<int>(min(repeats - done, static_cast<long long>(kRepeats)));
+        Vector<T> values[kRepeats];
+#pragma unroll
+        for (int i = 0; i < kRepeats; ++i) {
+            if (i < count) values[i] = Vector<T>::load(x + (first + i) * row + at);
+        }
+        const long long decision =
+            static_cast<long long>(rows.first_decision(static_cast<unsigned long long>(first))) + at;
+        const auto drawn = NeighbourWords<width>::of(stream, start, {decision});
+#pragma unroll
+        for (int i = 0; i < kRepeats; ++i) {
+            if (i < count)
+                dropped_out(values[i], rule, [&](int k) {
+                    return rule.keeps(drawn.words[0][k]);
+                }).store(y + (first + i) * row + at);
+        }
+    }
+}
+
+// Decides over elements that share decisions along any axes.
 //   rows   see DecisionRows
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads, 4)

@@ -346,6 +346,7 @@ _THREE_BLOCKS = re.compile(
     r"|kPiecewiseLinear>$"
     r"|^max_pool_forward_tiled<\w+, 3, \d, \d, false, true>$"
     r"|^fractional_max_pool_(forward|backward)<"
+    r"|^dropout_apply_repeated<"
 )
 
 
@@ -361,7 +362,8 @@ def most_registers(kernel_name: str) -> int:
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
     a residual, with numbers of every feature, the statistics of rows and of padded batches, the largest of deep windows
-    over planes, and fractional pooling, which has several windows on their way.
+    over planes, fractional pooling, which has several windows on their way, and dropout of rows that share decisions,
+    which has eight vectors.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS

@@ -203,7 +203,7 @@ def channel_dropout_cases() -> Iterator[Case]:
 
 
 # Shape and axes that share: steps of time, of whole vectors and not; the batch; the batch and the plane; runs of less
-# than a vector; three times in turn; all; none.
+# than a vector; three times in turn; all; none; nothing; more steps, and axes, than a thread takes, of whole vectors.
 _SHARED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((3, 5, 16), (1,)),
     ((3, 70, 7), (-2,)),
@@ -214,6 +214,8 @@ _SHARED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((5, 7), (0, 1)),
     ((5, 7), ()),
     ((3, 0, 4), (1,)),
+    ((3, 19, 16), (1,)),
+    ((3, 2, 11, 2, 24), (0, 2)),
 )
 
 

@@ -47,14 +47,15 @@ _CHANNELS_LAST = np.dtype(
     [*((size, np.int64) for size in ("parts", "positions", "channels")), ("vectors", DIVISOR), ("groups", DIVISOR)]
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, "ChannelsLast": _CHANNELS_LAST, **_RULES}
-# Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread.
-_SHORT_RUN, _RUN_UNROLL = 16, 2
+# Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread; of dropout_apply_repeated too.
+_SHORT_RUN, _RUN_UNROLL, _REPEATS = 16, 2, 8
 # Of dropout_moments: elements of a span, where they are one row.
 _SPAN = 4 * 4 * WARP_THREADS
 _TYPES = combinations(T=ELEMENT_TYPES)
 _APPLY = KernelTemplate("dropout.cu", "dropout_apply", _TYPES, STRUCTS)
 _APPLY_SHIFTED = KernelTemplate("dropout.cu", "dropout_apply_shifted", _TYPES, STRUCTS)
 _APPLY_RUNS = KernelTemplate("dropout.cu", "dropout_apply_grouped", _TYPES, STRUCTS)
+_APPLY_REPEATED = KernelTemplate("dropout.cu", "dropout_apply_repeated", _TYPES, STRUCTS)
 _APPLY_SHARED = KernelTemplate("dropout.cu", "dropout_apply_shared", _TYPES, STRUCTS)
 _APPLY_ROWS = KernelTemplate("dropout.cu", "dropout_apply_samples", _TYPES, STRUCTS)
 _APPLY_BLOCKS = KernelTemplate("dropout.cu", "dropout_apply_blocks", _TYPES, STRUCTS)
@@ -168,6 +169,8 @@ def _apply(
             _launch_last(element, arguments, None if residual is None else ready(residual), run, channels_last)
         elif ids is not None:
             _launch_samples(element, arguments, ready(ids), kept, phase)
+        elif run == 1 and _are_repeated(digits, x):
+            _launch_repeated(element, arguments, digits)
         elif digits or 1 < run < _SHORT_RUN:
             launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
@@ -201,6 +204,20 @@ def last_parts(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[int, np.ndarra
     parts = samples * groups * vectors
     array = np.array((parts, positions, channels, divisor(vectors), divisor(groups)), _CHANNELS_LAST)
     return width, array, blocks_for(parts, THREADS)
+
+
+def _are_repeated(digits: tuple[tuple[int, int], ...], x: Array) -> bool:
+    """Whether rows of whole vectors have the decisions of the rows after them."""
+    return len(digits) > 1 and digits[1][1] == 0 and digits[0][0] % vector_width(x.dtype) == 0
+
+
+def _launch_repeated(element: str, arguments: Arguments, digits: tuple[tuple[int, int], ...]) -> None:
+    x, y, size, *of_call = arguments
+    (row, _), (repeats, _), *_ = digits
+    vectors, groups = row // vector_width(x.dtype), -(-repeats // _REPEATS)
+    parts = size // (row * repeats) * groups * vectors
+    arguments = (x, y, parts, *of_call, decision_rows(1, digits), repeats, divisor(vectors), divisor(groups))
+    launch(_APPLY_REPEATED(T=element), blocks_for(parts, THREADS), THREADS, arguments)
 
 
 def _is_aligned(phase: int, x: Array) -> bool:

@@ -98,11 +98,23 @@ def _exchanged(
 ) -> Array:
     """Of all parts what they tell, by one exchange; ``count``: this part's values per channel."""
     if count > 1:
-        return communicator.gather(backend.sync_batch_norm_statistics(x, count, channels_last, valid))
+        return _gathered(communicator, backend.sync_batch_norm_statistics(x, count, channels_last, valid))
     # The count is exact in float64; the others' dtype goes as bytes.
     xp, (_, statistics) = array_module(x), statistics_of_part(x, channels_last, valid)
     told = xp.concatenate([statistics[:2].reshape(-1).view(np.float64), xp.full(1, float(count))])
-    return communicator.gather(told)
+    return _gathered(communicator, told)
+
+
+def _gathered(communicator: Communicator, values: Array) -> Array:
+    """What its ``gather`` returns, if it is what was asked for."""
+    found, shape = communicator.gather(values), (communicator.size, *values.shape)
+    if type(found) is not type(values) or found.dtype != values.dtype or found.shape != shape:
+        what = [f"{type(one).__name__} of {getattr(one, 'dtype', None)}" for one in (values, found)]
+        raise TypeError(
+            f"{type(communicator).__name__}.gather must return the arrays of {communicator.size} processes: "
+            f"{what[0]} and shape {list(shape)}, got {what[1]} and shape {list(getattr(found, 'shape', ()))}"
+        )
+    return found
 
 
 def sync_batch_norm_forward(
@@ -244,11 +256,11 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     if local.count == 0:
         xp = array_module(dy)
         sums = dgamma, dbeta = xp.zeros((2, local.statistics.shape[1]), local.statistics.dtype)
-        saved.communicator.gather(sums)
+        _gathered(saved.communicator, sums)
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
         sums, dgamma, dbeta = backend.sync_batch_norm_sums(dy, local)
-        told = saved.communicator.gather(sums)
+        told = _gathered(saved.communicator, sums)
         count = saved.count
         if isinstance(count, int):
             count = array_module(dy).asarray(count, np.float64)

@@ -174,6 +174,35 @@ def test_bad_input_is_refused_before_anything_is_exchanged(options, error, messa
         gl.ops.sync_batch_norm_forward(normal((5, 3)), **options)
 
 
+class Answering(SingleProcess):
+    """One of two processes, to which an engine answers in a wrong way."""
+
+    size = 2
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def gather(self, values):
+        return self.answer(values)
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda values: np.stack([values] * 3), r"got ndarray of float64 and shape \[3, 7\]$"),
+        (lambda values: values, r"got ndarray of float64 and shape \[7\]$"),
+        (lambda values: np.stack([values] * 2).astype(np.float32), r"got ndarray of float32 and shape \[2, 7\]$"),
+        (lambda values: [values, values], r"got list of None and shape \[\]$"),
+    ],
+)
+@pytest.mark.parametrize("floor", ["reference", "emulated"])
+def test_what_an_engine_answers_is_checked(floor, answer, got):
+    """What has another shape would be merged as if it were that of other channels."""
+    asked = r"Answering.gather must return the arrays of 2 processes: ndarray of float64 and shape \[2, 7\], "
+    with gl.use_backend(floor), pytest.raises(TypeError, match=asked + got):
+        gl.ops.sync_batch_norm_forward(normal((5, 3)), None, None, Answering(answer))
+
+
 class Pair(SingleProcess):
     """Two processes with the same values, over a connection that cannot be copied."""
 
