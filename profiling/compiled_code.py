@@ -359,7 +359,7 @@ def most_registers(kernel_name: str) -> int:
     what they read, of whose blocks shared memory holds two, and the moments of dropout, of four Philox blocks a thread,
     may take twice as many. So may those that carry much from row to row: the float32 sums of gradients for eight
     channels of half types; the largest of five rows; and, of channels-last batch norm with
-    something fused, before a pooling, or of its input's gradient, the numbers of its channels.
+    something fused, with a pooling, or of its input's gradient, the numbers of its channels.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
     a residual, with numbers of every feature, the statistics of rows and of padded batches, the largest of deep windows

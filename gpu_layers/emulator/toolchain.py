@@ -43,9 +43,6 @@ MODE_FLAGS: dict[str, tuple[str, ...]] = {
         "-fno-omit-frame-pointer",
         "-fsanitize=undefined",
         "-fsanitize=bounds-strict",  # also of the last array of a struct
-        # A third of the time to compile, for what "trace" finds, of accesses as wide as the GPU's: pointers that are
-        # null or not aligned.
-        "-fno-sanitize=null,alignment",
         "-fno-sanitize-recover=all",
     ),
 }
