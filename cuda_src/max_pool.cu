@@ -91,30 +91,12 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
     const int rows = static_cast<int>(window.output[1]), columns = static_cast<int>(window.output[2]);
     const bool flat = window.kernel[0] == 1;
-    const bool asks = sizeof(T) == 2 && window.input[0] == 1 && window.kernel[1] <= 3 &&
-                      window.stride[1] * window.stride[2] <= 4;
     const long long image_size = input_image(window), total = pool_units(window);
     const long long step = static_cast<long long>(gridDim.x) * kPoolThreads * kWidth;
     for (long long first = (static_cast<long long>(blockIdx.x) * kPoolThreads + threadIdx.x) * kWidth;
          first < total; first += step) {
         const int count = static_cast<int>(min(total - first, static_cast<long long>(kWidth)));
         const bool whole = count == kWidth;
-        const long long plane = static_cast<long long>(by_plane.quotient(first));
-        const int at = static_cast<int>(first - plane * static_cast<long long>(by_plane.divisor));
-        const T* image = x + plane * image_size;
-        int row = window.by_output[2].quotient(at), column = at - row * columns;
-        int slice = window.by_output[1].quotient(row);
-        row -= slice * rows;
-        // Of the first taps. A place outside is what a window that chose none has.
-        int d = slice * window.stride[0] - window.pad[0];
-        int h = row * window.stride[1] - window.pad[1];
-        int w = column * window.stride[2] - window.pad[2];
-        // Where nearly every sector is chosen of, all are asked for before it is known.
-        for (int kh = 0; kh < window.kernel[1] && asks; ++kh) {
-            const int from = h + kh * window.dilation[1], beside = column * window.stride[2];
-            if (static_cast<unsigned>(from) < static_cast<unsigned>(height) && beside < width)
-                prefetch(image + from * width + beside);
-        }
         int chosen[kWidth];
         if (whole) {
             load_argmax<kWidth>(argmax, first / kWidth, chosen, window.argmax_bytes);
@@ -126,6 +108,16 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
                 chosen[k] = one[0];
             }
         }
+        const long long plane = static_cast<long long>(by_plane.quotient(first));
+        const int at = static_cast<int>(first - plane * static_cast<long long>(by_plane.divisor));
+        const T* image = x + plane * image_size;
+        int row = window.by_output[2].quotient(at), column = at - row * columns;
+        int slice = window.by_output[1].quotient(row);
+        row -= slice * rows;
+        // Of the first taps. A place outside is what a window that chose none has.
+        int d = slice * window.stride[0] - window.pad[0];
+        int h = row * window.stride[1] - window.pad[1];
+        int w = column * window.stride[2] - window.pad[2];
         Vector<T, kWidth> result;
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {

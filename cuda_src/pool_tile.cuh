@@ -287,12 +287,6 @@ struct PoolPlane {
 // Rows that a thread has asked for before it takes them.
 constexpr int kRowsAhead = 4;
 
-// Whether a thread is the first that reads a sector, of threads that read so many bytes each, one after the
-// other: it asks for all of them, for an instruction that asks takes as long as lanes that it has.
-__device__ __forceinline__ bool is_first_of_sector(int begin, int bytes) {
-    return begin % kSectorBytes < bytes;
-}
-
 // Asks for the rows that a walk will come to.
 //   RowsAhead<T, 1> rows(first, step, 0, count);  // for the first kRowsAhead of them
 //   rows.ask();                                   // for one more, with each that is taken

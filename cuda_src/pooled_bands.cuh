@@ -39,7 +39,7 @@ struct BandGradients {
         Loaded vector;
         vector.words[0] = *walk.next;
         walk.next += kChannelThreads;
-        prefetch(x + i + walk.ahead);
+        if (is_first_of_sector(threadIdx.x * kVectorBytes, kVectorBytes)) prefetch(x + i + walk.ahead);
         return vector;
     }
     __device__ __forceinline__ const Loaded& of(const Loaded& loaded) const { return loaded; }
@@ -100,8 +100,9 @@ struct BandGradients {
             const int at = ((image * output_height + nearest_h) * output_width + nearest_w) * groups + group;
             const long long ahead = at + (kOver - 1 + (rows + Stride - 1) / Stride) * output_width * groups;
             if (ahead < places) {
-                prefetch(dy + ahead * Width);
-                prefetch(argmax + ahead * Width);
+                if (is_first_of_sector(threadIdx.x * kVectorBytes, kVectorBytes))
+                    prefetch(dy + ahead * Width);
+                if (is_first_of_sector(threadIdx.x * Width, Width)) prefetch(argmax + ahead * Width);
             }
             Vector<T, Width> gradients[kOver][kOver];
             Vector<unsigned char, Width> taps[kOver][kOver];

@@ -64,6 +64,12 @@ __device__ __forceinline__ void prefetch(const void* address) {
 #endif
 }
 
+// Whether a thread is the first that reads a sector, of threads that read so many bytes each, one after the
+// other: it asks for all of them, for to ask takes a cycle of a multiprocessor for each lane.
+__device__ __forceinline__ bool is_first_of_sector(unsigned int begin, unsigned int bytes) {
+    return begin % kSectorBytes < bytes;
+}
+
 // The same number, which the compiler keeps: what is used in branches it would compute in each of them.
 __device__ __forceinline__ long long kept(long long number) {
 #ifndef GPU_LAYERS_EMULATED
