@@ -151,7 +151,7 @@ class Memory:
             self._views[unit][first + number] = word
 
     def lines(self, addresses: np.ndarray) -> np.ndarray:
-        """Numbers of the lines of 128 bytes; an array begins with one, as it does on a GPU."""
+        """Numbers of the lines of 128 bytes; arrays begin with one, too."""
         which = np.searchsorted(self._bases, addresses, "right") - 1
         offset = (addresses - self._bases[which]).astype(np.int64)
         return self._first_sector[which] + offset // _LINE
@@ -159,7 +159,8 @@ class Memory:
     def new_sectors(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, int]:
         """For each access whether it is the first to its 32-byte sector, and how many sectors are new."""
         which = self._places(addresses, size)
-        offset = (addresses - (self._bases[which] & ~U64(_SECTOR - 1))).astype(np.int64)
+        # Arrays begin with a sector, as on a GPU.
+        offset = (addresses - self._bases[which]).astype(np.int64)
         sector = self._first_sector[which] + offset // _SECTOR
         is_new = ~self._seen[sector]
         count = np.unique(sector[is_new]).size
