@@ -153,7 +153,7 @@ def sync_batch_norm_forward(
     ------
     TypeError, ValueError
         As :func:`batch_norm_forward`, before anything is exchanged. A single value per channel in all parts together is
-        an error in every process.
+        an error in every process. TypeError also if ``communicator.gather`` returns another array than it says.
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
     """
@@ -245,7 +245,8 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        As :func:`batch_norm_backward`; RuntimeError also if the other processes do not answer.
+        As :func:`batch_norm_backward`; RuntimeError also if the other processes do not answer, TypeError if
+        ``communicator.gather`` returns another array than it says.
     """
     local = saved.local
     if saved.communicator.size == 1:
