@@ -379,15 +379,15 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             } else {
                 // What the tiles beside this one do not ask for; the first row is read at once.
                 constexpr int kAsked = ChannelsLast ? Stride : 1;
+                constexpr int kBytes = (ChannelsLast ? kWidth : Tile::kBody) * static_cast<int>(sizeof(T));
                 const int vector = input.groups * kWidth,
                           place = max(min(column * Stride, input.width - kAsked), 0);
                 const int asked = max(begin * Stride - Pad + 1, 0);
-                RowsAhead<T, kAsked> ahead(
-                    image + input.row(depth.origin, asked) + place * vector, input.row(0, 1),
-                    input.width < kAsked ? 0 : vector,
-                    is_first_of_sector((ChannelsLast ? tile.group : tile.at[2]) * kVectorBytes, kVectorBytes)
-                        ? min((end - 1) * Stride - Pad + Kernel, input.height) - asked
-                        : 0);
+                int rows_asked = min((end - 1) * Stride - Pad + Kernel, input.height) - asked;
+                if (!asks_for_sector((ChannelsLast ? tile.group : tile.at[2]) * kBytes, kBytes))
+                    rows_asked = 0;
+                RowsAhead<T, kAsked> ahead(image + input.row(depth.origin, asked) + place * vector,
+                                           input.row(0, 1), input.width < kAsked ? 0 : vector, rows_asked);
                 walk_down<Tile, Best, kRound>(
                     begin, end,
                     [&](int h) {

@@ -102,7 +102,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
             constexpr int kLanes = ChannelsLast ? kWidth : kColumns;
             const int lane = ChannelsLast ? tile.group : tile.at[2];
             const auto rows_of = [&](int bytes) {
-                return is_first_of_sector(lane * kLanes * bytes, kLanes * bytes) ? rows_asked : 0;
+                return asks_for_sector(lane * kLanes * bytes, kLanes * bytes) ? rows_asked : 0;
             };
             RowsAhead<T, 1> gradients_ahead(dy + first_asked, -output.row(0, 1), 0,
                                             rows_of(static_cast<int>(sizeof(T))));

@@ -108,7 +108,7 @@ __device__ __forceinline__ void scatter_wide(
     const int asked = min(end - 1 + kPad, plane.height), rows_asked = asked - max(begin - kPad, 0);
     const long long first_asked = before + plane.row(0, asked - 1);
     const auto rows_of = [&](int bytes) {
-        return ChannelsLast || is_first_of_sector(left * bytes, kColumns * bytes) ? rows_asked : 0;
+        return ChannelsLast || asks_for_sector(left * bytes, kColumns * bytes) ? rows_asked : 0;
     };
     RowsAhead<T, kAsked> gradients_ahead(dy + first_asked + place, -plane.row(0, 1),
                                          place_of(thread % kAskers + kAskers) - place,

@@ -78,10 +78,23 @@ struct PoolRow {
             for (int i = 0; i < Body; ++i) body[i] = fill[0];
             if (inside) load_pieces<Whole, Body>(body, source + Lead, size - first - Lead, size);
         }
+        // Two on either side are inside, or none: one access each. For wider ones there are no registers.
+        constexpr bool kBesideInPairs =
+            kInPieces && Whole && sizeof(T) <= 2 && Lead == 2 && Count == Body + 2 * Lead;
+        Vector<T, kBesideInPairs ? 2 : Width> before, after;
+        if constexpr (kBesideInPairs) {
+            before = after = filled<T, 2>(fill[0]);
+            if (inside && first >= 0) before = Vector<T, 2>::load(source);
+            if (inside && first + Lead + Body < size) after = Vector<T, 2>::load(source + Lead + Body);
+        }
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             if (kInPieces && i >= Lead && i < Lead + Body) {
                 at[i][0] = body[i - Lead];
+                continue;
+            }
+            if constexpr (kBesideInPairs) {
+                at[i][0] = i < Lead ? before[i] : after[i - Lead - Body];
                 continue;
             }
             // Of a whole tile nothing before the body can be too far, nothing after it too early.
@@ -159,10 +172,16 @@ struct PoolPairRow {
             for (int i = 0; i < Body / 2; ++i)
                 words[Lead + i] = reinterpret_cast<const unsigned int*>(body.words)[i];
         }
+        // As in PoolRow.
+        constexpr bool kBesideInPairs = Whole && Lead == 2 && Count == Body + 2 * Lead;
+        if constexpr (kBesideInPairs) {
+            if (first >= 0) set_beside(0, source);
+            if (first + Lead + Body < size) set_beside(kWords - 2, source + Lead + Body);
+        }
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             const bool in_body = i >= Lead && i < Lead + Body;
-            if (Whole && in_body) continue;
+            if (kBesideInPairs || (Whole && in_body)) continue;
             const int place = first + i;
             const bool reached = (Whole && i >= Lead) || place >= 0;
             const bool within = (Whole && i < Lead) || place < size;
@@ -175,6 +194,13 @@ struct PoolPairRow {
                 word = half_of(i) ? (word & 0xffff) | value << 16 : (word & 0xffff0000) | value;
             }
         }
+    }
+
+    // Two neighbours, in a word of their own each.
+    __device__ __forceinline__ void set_beside(int word, const T* values) {
+        const unsigned int pair = *reinterpret_cast<const unsigned int*>(values);
+        words[word] = pair & 0xffff;
+        words[word + 1] = pair >> 16;
     }
 
     // As PoolRow::set.

@@ -24,12 +24,6 @@ struct BandWalk {
 template <typename T, int Width, int Kernel, int Stride, int Pad>
 struct BandGradients {
     static constexpr bool kWhole = true, kIsArray = false;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-    // There the compiler would spill what tells which lane is the first of a sector.
-    static constexpr bool kAllAsk = true;
-#else
-    static constexpr bool kAllAsk = false;
-#endif
     // Windows over the inputs along an axis: their own, and the next.
     static constexpr int kOver = 1 + (Stride - 1 + Pad) / Stride;
     static_assert(Kernel - 1 - Pad < Stride && kOver <= 2, "no window before their own reaches them");
@@ -45,8 +39,7 @@ struct BandGradients {
         Loaded vector;
         vector.words[0] = *walk.next;
         walk.next += kChannelThreads;
-        if (kAllAsk || is_first_of_sector(threadIdx.x * kVectorBytes, kVectorBytes))
-            prefetch(x + i + walk.ahead);
+        if (asks_for_sector(threadIdx.x * kVectorBytes, kVectorBytes)) prefetch(x + i + walk.ahead);
         return vector;
     }
     __device__ __forceinline__ const Loaded& of(const Loaded& loaded) const { return loaded; }
@@ -106,7 +99,7 @@ struct BandGradients {
             const int nearest_h = min(h, output_height - 1);
             const int at = ((image * output_height + nearest_h) * output_width + nearest_w) * groups + group;
             const long long ahead = at + (kOver - 1 + (rows + Stride - 1) / Stride) * output_width * groups;
-            if (ahead < places && (kAllAsk || is_first_of_sector(threadIdx.x * kVectorBytes, kVectorBytes))) {
+            if (ahead < places && asks_for_sector(threadIdx.x * kVectorBytes, kVectorBytes)) {
                 prefetch(dy + ahead * Width);
                 prefetch(argmax + ahead * Width);
             }

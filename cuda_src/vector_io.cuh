@@ -64,10 +64,15 @@ __device__ __forceinline__ void prefetch(const void* address) {
 #endif
 }
 
-// Whether a thread is the first that reads a sector, of threads that read so many bytes each, one after the
-// other: it asks for all of them, for to ask takes a cycle of a multiprocessor for each lane.
-__device__ __forceinline__ bool is_first_of_sector(unsigned int begin, unsigned int bytes) {
+// Whether a thread asks for what it reads, of threads that read so many bytes each, one after the other. To
+// ask takes a cycle of a multiprocessor for each lane, so that the first one of a sector asks for all. On
+// older GPUs each does: there it would take registers that kernels do not have.
+__device__ __forceinline__ bool asks_for_sector(unsigned int begin, unsigned int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return true;
+#else
     return begin % kSectorBytes < bytes;
+#endif
 }
 
 // The same number, which the compiler keeps: what is used in branches it would compute in each of them.

@@ -98,23 +98,23 @@ def _exchanged(
 ) -> Array:
     """Of all parts what they tell, by one exchange; ``count``: this part's values per channel."""
     if count > 1:
-        return _gathered(communicator, backend.sync_batch_norm_statistics(x, count, channels_last, valid))
-    # The count is exact in float64; the others' dtype goes as bytes.
-    xp, (_, statistics) = array_module(x), statistics_of_part(x, channels_last, valid)
-    told = xp.concatenate([statistics[:2].reshape(-1).view(np.float64), xp.full(1, float(count))])
-    return _gathered(communicator, told)
+        own = backend.sync_batch_norm_statistics(x, count, channels_last, valid)
+    else:
+        # The count is exact in float64; the others' dtype goes as bytes.
+        xp, (_, statistics) = array_module(x), statistics_of_part(x, channels_last, valid)
+        own = xp.concatenate([statistics[:2].reshape(-1).view(np.float64), xp.full(1, float(count))])
+    told = communicator.gather(own)
+    if type(told) is not type(own) or told.dtype != own.dtype or told.shape != (communicator.size, *own.shape):
+        raise _answered_otherwise(communicator, own, told)
+    return told
 
 
-def _gathered(communicator: Communicator, values: Array) -> Array:
-    """What its ``gather`` returns, if it is what was asked for."""
-    found, shape = communicator.gather(values), (communicator.size, *values.shape)
-    if type(found) is not type(values) or found.dtype != values.dtype or found.shape != shape:
-        what = [f"{type(one).__name__} of {getattr(one, 'dtype', None)}" for one in (values, found)]
-        raise TypeError(
-            f"{type(communicator).__name__}.gather must return the arrays of {communicator.size} processes: "
-            f"{what[0]} and shape {list(shape)}, got {what[1]} and shape {list(getattr(found, 'shape', ()))}"
-        )
-    return found
+def _answered_otherwise(communicator: Communicator, values: Array, told: Array) -> TypeError:
+    what = [f"{type(one).__name__} of {getattr(one, 'dtype', None)}" for one in (values, told)]
+    return TypeError(
+        f"{type(communicator).__name__}.gather must return the arrays of {communicator.size} processes: {what[0]} and "
+        f"shape {[communicator.size, *values.shape]}, got {what[1]} and shape {list(getattr(told, 'shape', ()))}"
+    )
 
 
 def sync_batch_norm_forward(
@@ -254,14 +254,18 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
+    communicator = saved.communicator
     if local.count == 0:
         xp = array_module(dy)
         sums = dgamma, dbeta = xp.zeros((2, local.statistics.shape[1]), local.statistics.dtype)
-        _gathered(saved.communicator, sums)
-        dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
         sums, dgamma, dbeta = backend.sync_batch_norm_sums(dy, local)
-        told = _gathered(saved.communicator, sums)
+    told = communicator.gather(sums)
+    if type(told) is not type(sums) or told.dtype != sums.dtype or told.shape != (communicator.size, *sums.shape):
+        raise _answered_otherwise(communicator, sums, told)
+    if local.count == 0:
+        dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
+    else:
         count = saved.count
         if isinstance(count, int):
             count = array_module(dy).asarray(count, np.float64)

@@ -303,8 +303,11 @@ def pooled_round(name, kernel):
     moved = outputs * ((stride**2 + 1) * bytes_each + (op == "max"))
     # Of rows of whole tiles and of others: the one with the wider accesses.
     loop = max(kernel.loops(), key=lambda it: (max(i.global_bytes for i in it.instructions), -len(it.instructions)))
-    if any(i.mnemonic == "STG" for i in loop.instructions):
-        return len(loop.instructions), moved
+    stores = sum(i.mnemonic == "STG" for i in loop.instructions)
+    if stores:
+        # Planes may have two rows of outputs in a round, which write values and taps each.
+        rows = stores // 2 if (op, direction, last) == ("max", "forward", "false") else 1
+        return len(loop.instructions), rows * moved
     assert deep == "true"
     # The rows that a window takes: one after another, or as many as there are windows over two rows of inputs.
     again = size - stride if direction == "backward" else size - 1 if last == "true" and size > 2 else 0
