@@ -254,8 +254,8 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     backend = backend_for(dy, local.x)
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
-    communicator = saved.communicator
-    if local.count == 0:
+    communicator, is_empty = saved.communicator, local.count == 0
+    if is_empty:
         xp = array_module(dy)
         sums = dgamma, dbeta = xp.zeros((2, local.statistics.shape[1]), local.statistics.dtype)
     else:
@@ -263,7 +263,7 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     told = communicator.gather(sums)
     if type(told) is not type(sums) or told.dtype != sums.dtype or told.shape != (communicator.size, *sums.shape):
         raise _answered_otherwise(communicator, sums, told)
-    if local.count == 0:
+    if is_empty:
         dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
     else:
         count = saved.count
