@@ -240,12 +240,15 @@ class _Gather:
     Attributes
     ----------
     window : ndarray
-        ``PoolWindow``, whose units are vectors of x.
+        ``PoolWindow``, whose units are vectors of x, or by bands squares of inputs.
     template_arguments : dict of str to str
+    shared_bytes : int
+        Of a block, for bands.
     """
 
     window: np.ndarray
     template_arguments: dict[str, str]
+    shared_bytes: int = 0
 
 
 @lru_cache(maxsize=1024)
@@ -296,27 +299,9 @@ def batch_norm_max_pool_inference_backward(
     return _backward(arrays, (window, norm.channels_last, norm.activation, False))
 
 
-@dataclass(frozen=True)
-class _Bands:
-    """How kernels that read rows twice gather, see ``pooled_bands.cuh``.
-
-    Attributes
-    ----------
-    window : ndarray
-        ``PoolWindow``, whose units are squares of inputs.
-    template_arguments : dict of str to str
-    shared_bytes : int
-        Of a block.
-    """
-
-    window: np.ndarray
-    template_arguments: dict[str, str]
-    shared_bytes: int
-
-
 @lru_cache(maxsize=1024)
-def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Bands | None:
-    """None where the kernels do not know the window, or a band is too large."""
+def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Gather | None:
+    """By bands, see ``pooled_bands.cuh``; None where the kernels do not know the window, or a band is too large."""
     known, width = _known(window), 16 // itemsize
     if known is None:
         return None
@@ -326,7 +311,7 @@ def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Bands | No
     shared_bytes = max(max(1, y // units[1]) * stride * window.input_shape[1] * x * 16 for x, y in blocks)
     if shared_bytes > _MOST_BAND_BYTES:
         return None
-    return _Bands(Plan(window, units, (shape[0], shape[-1]), width, True, known).struct, known, shared_bytes)
+    return _Gather(Plan(window, units, (shape[0], shape[-1]), width, True, known).struct, known, shared_bytes)
 
 
 @Launcher
@@ -352,7 +337,7 @@ def _backward(
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
-    of_window, more, shared_bytes = by.window, by.template_arguments, bands.shared_bytes if bands else 0
+    of_window, more, shared_bytes = by.window, by.template_arguments, by.shared_bytes
     _GRADIENT_SUMS.launch(plan, x, (*source, *sums, of_window), shared_bytes=shared_bytes, **more)
     merge_gradients(plan, norm, sums)
     results = (*(sums[1:] if depends else (None, None)), dx, 1 / plan.count, of_window)
