@@ -147,7 +147,7 @@ void start_block(Block& block, uint64_t linear) {
     const unsigned thread_count = static_cast<unsigned>(block.threads.size());
     for (unsigned w = 0; w < block.warps.size(); ++w) {
         const unsigned lanes = std::min(kWarpSize, thread_count - w * kWarpSize);
-        block.warps[w] = {lanes == kWarpSize ? 0xffffffffu : (1u << lanes) - 1u, 0};
+        block.warps[w] = {lanes == kWarpSize ? 0xffffffffu : (1u << lanes) - 1u, 0, 0};
     }
     if (launch_schedule == kRandom) {
         for (size_t i = block.order.size(); i > 1; --i)

@@ -59,6 +59,7 @@ struct Thread {
 struct Warp {
     unsigned alive;    // lanes that have not returned yet
     unsigned waiting;  // lanes in a warp operation
+    unsigned alike;    // of these, lanes that are known to be in one and the same
 };
 
 // A first-in-first-out queue of threads that may run.

@@ -160,6 +160,7 @@ void complete(Block& block, unsigned warp, unsigned lanes, const Thread& any_of_
         vote_or_reduce(block, warp, lanes, operation);
     }
     block.warps[warp].waiting &= ~lanes;
+    block.warps[warp].alike &= ~lanes;
     checker::warp_synchronised(block, warp, lanes, operation == WarpOperation::kSync);
     const bool descending = !block.order.empty() && block.order.front() != 0;
     for (unsigned i = 0; i < kWarpSize; ++i) {
@@ -178,12 +179,28 @@ void refuse_mismatch(const Block& block, const Thread& self, const Thread& other
                             describe(block, self).c_str(), describe(block, other).c_str()));
 }
 
+// Notes whether the thread is in the operation of those that are alike: lanes of a warp nearly always are,
+// and to compare each with each is most of what a shuffle costs.
+void join_alike(Block& block, const Thread& thread) {
+    Warp& warp = block.warps[thread.warp()];
+    if (warp.alike == 0 ||
+        same_operation(thread,
+                       lane_thread(block, thread.warp(), static_cast<unsigned>(__builtin_ctz(warp.alike))))) {
+        warp.alike |= 1u << thread.lane();
+    }
+}
+
+// The lanes that may be in another operation than the thread.
+unsigned perhaps_unlike(const Warp& warp, const Thread& thread) {
+    return warp.alike >> thread.lane() & 1u ? ~warp.alike : ~0u;
+}
+
 // Whether every lane of the thread's mask (that has not returned) waits in the thread's operation.
 bool is_complete(Block& block, const Thread& thread) {
     const Warp& warp = block.warps[thread.warp()];
     const unsigned expected = thread.request.mask & warp.alive;
     if ((warp.waiting & expected) != expected) return false;
-    for (unsigned lanes = expected; lanes != 0; lanes &= lanes - 1) {
+    for (unsigned lanes = expected & perhaps_unlike(warp, thread); lanes != 0; lanes &= lanes - 1) {
         const unsigned lane = static_cast<unsigned>(__builtin_ctz(lanes));
         if (!same_operation(thread, lane_thread(block, thread.warp(), lane))) return false;
     }
@@ -207,7 +224,9 @@ uint64_t warp_collective(WarpOperation operation, unsigned mask, uint64_t value,
         fail(kWarpError, describe(block, self) + ": the width must be a power of two up to 32");
     }
     const unsigned expected = mask & warp.alive;
-    for (unsigned lanes = warp.waiting & expected; lanes != 0; lanes &= lanes - 1) {
+    join_alike(block, self);
+    for (unsigned lanes = warp.waiting & expected & perhaps_unlike(warp, self); lanes != 0;
+         lanes &= lanes - 1) {
         refuse_mismatch(block, self,
                         lane_thread(block, warp_index, static_cast<unsigned>(__builtin_ctz(lanes))));
     }
