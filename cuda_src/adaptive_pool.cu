@@ -435,7 +435,7 @@ __global__ void __launch_bounds__(kBoxThreads, kBoxBlocks)
                         }
                     }
                 }
-                made[plane_in_box.place(box, at[0], at[1], at[2])] = from_accumulate<T>(sum);
+                made[plane_in_box.place(at[0], at[1], at[2])] = from_accumulate<T>(sum);
             };
 #pragma unroll 1
             for (int d = begin[0]; d < end[0]; ++d) {

@@ -8,18 +8,23 @@
 // A block has boxes of some planes at a time, of outputs or of inputs. It keeps where the windows of those
 // planes begin at hand, which is asked for many times.
 #include "dropout_rule.cuh"
+#include "dynamic_shared.cuh"
 #include "fast_division.cuh"
 #include "pool_box.cuh"
 
 constexpr int kFractionalThreads = 256;
 constexpr int kFractionalStarts = 4096;  // that a block keeps
 // What is on its way at a time: taps of some windows; and backward windows.
-constexpr int kFractionalTaps = 3, kFractionalWindows = 4, kFractionalAtOnce = 4;
+constexpr int kFractionalTaps = 3, kFractionalWindows = 4;
+template <int Kernel>
+constexpr int kFractionalAtOnce = Kernel > 0 ? 4 : 3;
 
 // Blocks that must fit on a multiprocessor at once: what is on its way takes registers, and so do the 64-bit
-// indices of images of 2^31 elements and more.
-template <typename Index>
-constexpr int kFractionalBlocks = sizeof(Index) == 4 ? 3 : 2;
+// indices of images of 2^31 elements and more, and taps of any number.
+template <typename Index, int Kernel>
+constexpr int kFractionalBlocks = Kernel == 2          ? 4
+                                  : sizeof(Index) == 4 ? 3
+                                                       : 2;
 
 struct FractionalPool {
     PoolBoxes boxes;
@@ -29,8 +34,37 @@ struct FractionalPool {
     int kernel[3];
     int sample_of[3];  // which of a plane's samples is of the axis; unused where there is one output
     int samples;       // of a plane
+    int box_words;     // vectors of shared memory before the windows
 };
-static_assert(sizeof(FractionalPool) == 280, "the launcher packs it with this size");
+static_assert(sizeof(FractionalPool) == 288, "the launcher packs it with this size");
+
+// Taps of a window: Kernel x Kernel of a plane; or any, where Kernel is 0.
+//   int at[3];
+//   FractionalTaps<2>{pool}.split(3, at);  // 0, 1, 1
+template <int Kernel>
+struct FractionalTaps {
+    static constexpr bool kIsFlat = Kernel > 0;
+    static constexpr int kFirstAxis = kIsFlat ? 1 : 0;
+    const FractionalPool& pool;
+
+    __device__ __forceinline__ int size(int axis) const {
+        if constexpr (kIsFlat) return axis == 0 ? 1 : Kernel;
+        return pool.kernel[axis];
+    }
+    __device__ __forceinline__ int count() const { return size(0) * size(1) * size(2); }
+    // Of a tap: its place along each axis.
+    __device__ __forceinline__ void split(int tap, int (&place)[3]) const {
+        int row;
+        if constexpr (kIsFlat) {
+            row = static_cast<unsigned int>(tap) / Kernel;
+        } else {
+            row = pool.by_kernel[2].quotient(tap);
+        }
+        place[0] = size(0) == 1 ? 0 : pool.by_kernel[1].quotient(row);
+        place[1] = row - place[0] * size(1);
+        place[2] = tap - row * size(2);
+    }
+};
 
 // The windows of one plane along one axis, by PyTorch's rule: floor((i + u) * alpha) - floor(u * alpha), and
 // the last one at the end.
@@ -62,6 +96,18 @@ struct FractionalStarts {
     }
 };
 
+// A pointer to global memory that is calculated here, once: compilers would add its parts up anew for each
+// element.
+template <typename P>
+__device__ __forceinline__ P* held_pointer(P* pointer) {
+#ifndef GPU_LAYERS_EMULATED
+    auto address = __cvta_generic_to_global(pointer);
+    asm("" : "+l"(address));
+    pointer = static_cast<P*>(__cvta_global_to_generic(address));
+#endif
+    return pointer;
+}
+
 // Of a number between 0 and 2: that of three, without a table in memory.
 template <typename Value>
 __device__ __forceinline__ Value of_three(int number, Value zero, Value one, Value two) {
@@ -74,30 +120,34 @@ __device__ __forceinline__ Value of_three(int number, Value zero, Value one, Val
 //   starts    the first block of a plane writes them, for the backward
 //   alpha_0, alpha_1, alpha_2   of the axes, see FractionalRule
 // Launch: 1-D, kFractionalThreads, any number of blocks (grid-stride); a block has boxes of outputs.
-template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
+template <typename T, int Kernel, typename Index>
+__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index, Kernel>)
     fractional_max_pool_forward(const T* x, const accumulate_t<T>* samples, int* starts, T* y,
                                 unsigned char* argmax, accumulate_t<T> alpha_0, accumulate_t<T> alpha_1,
                                 accumulate_t<T> alpha_2, unsigned long long seed, unsigned long long offset,
                                 const unsigned long long* rng_state, FractionalPool pool) {
     using A = accumulate_t<T>;
+    using Taps = FractionalTaps<Kernel>;
     __shared__ int kept[kFractionalStarts];
     __shared__ A drawn[3 * kFractionalThreads];
     __shared__ Index offsets[256];  // of taps, from a window's corner
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const bool last = pool.boxes.channels_last != 0;
     const Index step = last ? static_cast<Index>(pool.boxes.channels) : 1;
-    const int taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2];
-    if (const int tap = threadIdx.x; tap < taps) {
-        const int row = pool.by_kernel[2].quotient(tap), d = pool.by_kernel[1].quotient(row);
-        offsets[tap] =
-            place_of<Index>(pool.input, d, row - d * pool.kernel[1], tap - row * pool.kernel[2]) * step;
+    const Taps all_taps{pool};
+    const int taps = all_taps.count();
+    if constexpr (!Taps::kIsFlat) {
+        if (const int tap = threadIdx.x; tap < taps) {
+            int at[3];
+            all_taps.split(tap, at);
+            offsets[tap] = place_of<Index>(pool.input, at[0], at[1], at[2]) * step;
+        }
     }
     const int count = static_cast<int>(pool.starts.divisor), before_h = pool.output[0],
               before_w = before_h + pool.output[1];
     // Planes side by side: neighbours of an axis in different banks.
     const int apart = (1 << pool.boxes.log2_group) + (last ? 1 : 0);
-    const bool are_kept = count <= kFractionalStarts / apart;
+    const bool are_kept = static_cast<long long>(count) * apart <= kFractionalStarts;
     const auto rule = [&](int plane, int axis) {
         const int outputs = of_three(axis, pool.output[0], pool.output[1], pool.output[2]);
         const int end = of_three(axis, pool.input[0] - pool.kernel[0], pool.input[1] - pool.kernel[1],
@@ -107,6 +157,7 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
     };
     for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
         const PoolBox box(pool.boxes, number);
+        if (number != blockIdx.x) __syncthreads();
         const long long first = box.image * pool.boxes.channels + box.first;
         for (int n = threadIdx.x; n < 3 * box.planes; n += kFractionalThreads) {
             const int plane = n / 3, axis = n - plane * 3;
@@ -140,60 +191,84 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
             const Starts over_d{own, apart_in_plane, rule(box.own, 0)};
             const Starts over_h{own + before_h * apart_in_plane, apart_in_plane, rule(box.own, 1)};
             const Starts over_w{own + before_w * apart_in_plane, apart_in_plane, rule(box.own, 2)};
-            const int rows = box.to[1] - box.from[1];
-            const T* const source = x + box.before(pool.boxes, pool.input, box.own);
+            const PoolColumns lane(pool.boxes, box);
+            const T* const source = held_pointer(x + box.before(pool.boxes, pool.input, box.own));
             const long long before = box.before(pool.boxes, pool.output, box.own);
+            T* const own_y = held_pointer(y + before);
+            unsigned char* const own_argmax = held_pointer(argmax + before);
+            const Index row_step = pool.output[2] * step * lane.rows;
+            const int last_row = box.to[1] - 1;
 #pragma unroll 1
-            for (int d = box.from[0]; d < box.to[0]; ++d) {
-                PoolWalk walk(box.to[2] - box.from[2], box.worker, box.workers);
-                const int start_d = over_d[d];
+            for (int d = Taps::kIsFlat ? 0 : box.from[0]; d < (Taps::kIsFlat ? 1 : box.to[0]); ++d) {
+                const int start_d = Taps::kIsFlat ? 0 : over_d[d];
 #pragma unroll 1
-                while (walk.row < rows) {
-                    const T* corner[kFractionalWindows];
-                    Index place[kFractionalWindows];
-                    bool exists[kFractionalWindows];
+                for (int w = box.from[2] + lane.column; w < box.to[2]; w += lane.columns) {
+                    const Index first_place = place_of<Index>(pool.input, start_d, 0, over_w[w]);
+                    int h = box.from[1] + lane.row;
+                    Index place = place_of<Index>(pool.output, d, h, w) * step;
+#pragma unroll 1
+                    for (; h <= last_row; h += kFractionalWindows * lane.rows) {
+                        const T* corner[kFractionalWindows];
 #pragma unroll
-                    for (int u = 0; u < kFractionalWindows; ++u) {
-                        exists[u] = walk.row < rows;
-                        corner[u] = source;
-                        if (exists[u]) {
-                            const int h = box.from[1] + walk.row, w = box.from[2] + walk.column;
-                            corner[u] += place_of<Index>(pool.input, start_d, over_h[h], over_w[w]) * step;
-                            place[u] = place_of<Index>(pool.output, d, h, w) * step;
+                        for (int u = 0; u < kFractionalWindows; ++u) {
+                            // The last row again, where there are no more.
+                            const int start_h = over_h[min(h + u * lane.rows, last_row)];
+                            corner[u] =
+                                source + (first_place + static_cast<Index>(start_h) * pool.input[2]) * step;
                         }
-                        walk.next();
-                    }
-                    T best[kFractionalWindows];
-                    int chosen[kFractionalWindows] = {};
+                        T best[kFractionalWindows];
+                        int chosen[kFractionalWindows] = {};
 #pragma unroll
-                    for (int u = 0; u < kFractionalWindows; ++u) best[u] = corner[u][0];
+                        for (int u = 0; u < kFractionalWindows; ++u) best[u] = corner[u][0];
+                        const auto take = [&](int u, T value, int tap) {
+                            const A wide = to_accumulate(value);
+                            if (wide > to_accumulate(best[u]) || wide != wide) {
+                                best[u] = value;
+                                chosen[u] = tap;
+                            }
+                        };
+                        if constexpr (Taps::kIsFlat) {
+                            T value[Kernel * Kernel][kFractionalWindows];
+#pragma unroll
+                            for (int tap = 1; tap < Kernel * Kernel; ++tap) {
+                                const Index at =
+                                    place_of<Index>(pool.input, 0, tap / Kernel, tap % Kernel) * step;
+#pragma unroll
+                                for (int u = 0; u < kFractionalWindows; ++u) value[tap][u] = corner[u][at];
+                            }
+#pragma unroll
+                            for (int tap = 1; tap < Kernel * Kernel; ++tap) {
+#pragma unroll
+                                for (int u = 0; u < kFractionalWindows; ++u) take(u, value[tap][u], tap);
+                            }
+                        } else {
 #pragma unroll 1
-                    for (int tap = 1; tap < taps; tap += kFractionalTaps) {
-                        T value[kFractionalTaps][kFractionalWindows];
+                            for (int tap = 1; tap < taps; tap += kFractionalTaps) {
+                                T value[kFractionalTaps][kFractionalWindows];
 #pragma unroll
-                        for (int t = 0; t < kFractionalTaps; ++t) {
-                            // The last one again changes nothing, unless it is NaN: then it is the last.
-                            const Index at = offsets[min(tap + t, taps - 1)];
+                                for (int t = 0; t < kFractionalTaps; ++t) {
+                                    // The last one again changes nothing, unless it is NaN: then it is the
+                                    // last.
+                                    const Index at = offsets[min(tap + t, taps - 1)];
 #pragma unroll
-                            for (int u = 0; u < kFractionalWindows; ++u) value[t][u] = corner[u][at];
-                        }
+                                    for (int u = 0; u < kFractionalWindows; ++u) value[t][u] = corner[u][at];
+                                }
 #pragma unroll
-                        for (int t = 0; t < kFractionalTaps; ++t) {
+                                for (int t = 0; t < kFractionalTaps; ++t) {
 #pragma unroll
-                            for (int u = 0; u < kFractionalWindows; ++u) {
-                                const A wide = to_accumulate(value[t][u]);
-                                if (wide > to_accumulate(best[u]) || wide != wide) {
-                                    best[u] = value[t][u];
-                                    chosen[u] = min(tap + t, taps - 1);
+                                    for (int u = 0; u < kFractionalWindows; ++u)
+                                        take(u, value[t][u], min(tap + t, taps - 1));
                                 }
                             }
                         }
-                    }
 #pragma unroll
-                    for (int u = 0; u < kFractionalWindows; ++u) {
-                        if (!exists[u]) continue;
-                        y[before + place[u]] = best[u];
-                        argmax[before + place[u]] = static_cast<unsigned char>(chosen[u]);
+                        for (int u = 0; u < kFractionalWindows; ++u) {
+                            if (h + u * lane.rows <= last_row) {
+                                own_y[place] = best[u];
+                                own_argmax[place] = static_cast<unsigned char>(chosen[u]);
+                            }
+                            place += row_step;
+                        }
                     }
                 }
             }
@@ -205,39 +280,61 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
                 pooled(Constant<false>());
             }
         }
-        __syncthreads();
     }
 }
 
-// A window along one axis: where it begins, and which of its taps, begin .. end - 1, are under it alone.
+// A window along one axis: where it begins, and what is known of its taps.
+template <int Kernel>
 struct alignas(8) FractionalWindow {
+    static constexpr unsigned int kInside = 1, kAlone = 1 << 16;
     int start;
-    unsigned short begin, end;
+    // Of Kernel taps: of each one, whether it is in the box, shifted by it, and whether moreover no other
+    // window is over it. Of any number: the first one without another window, and the end of these.
+    unsigned int bits;
 
-    //   starts   of the axis
-    __device__ __forceinline__ FractionalWindow(const int* starts, int i, int outputs, int kernel)
+    FractionalWindow() = default;
+    //   starts     of the axis
+    //   from, to   the box, along the axis
+    __device__ __forceinline__ FractionalWindow(const int* starts, int i, int outputs, int kernel, int from,
+                                                int to)
         : start(starts[i]) {
         const int before = i == 0 ? start - kernel : starts[i - 1];
         const int after = i + 1 == outputs ? start + kernel : starts[i + 1];
-        begin = static_cast<unsigned short>(max(before + kernel - start, 0));
-        end = static_cast<unsigned short>(min(after - start, kernel));
+        const int begin = max(before + kernel - start, 0), end = min(after - start, kernel);
+        if constexpr (Kernel > 0) {
+            const unsigned int inside = taps_between(from - start, to - start);
+            bits = inside * kInside | (inside & taps_between(begin, end)) * kAlone;
+        } else {
+            bits = begin | static_cast<unsigned int>(end) << 16;
+        }
     }
-    __device__ __forceinline__ bool has_alone(int tap) const { return tap >= begin && tap < end; }
+    static __device__ __forceinline__ unsigned int taps_between(int begin, int end) {
+        return (1u << min(max(end, 0), Kernel)) - 1 & ~((1u << min(max(begin, 0), Kernel)) - 1);
+    }
+    // kInside, and kAlone with it, where the tap is so.
+    __device__ __forceinline__ unsigned int tap(int tap, int from, int to) const {
+        if constexpr (Kernel > 0) return bits >> tap;
+        const int at = start + tap;
+        if (at < from || at >= to) return 0;
+        const bool is_alone = tap >= static_cast<int>(bits & 0xffffu) && tap < static_cast<int>(bits >> 16);
+        return is_alone ? kInside | kAlone : kInside;
+    }
 };
 
 // The windows of one plane along one axis.
 //   Kept   windows, `step` apart, in shared memory; else they are made of their starts
-template <bool Kept>
+template <int Kernel, bool Kept>
 struct FractionalWindows {
-    const FractionalWindow* windows;
+    using Window = FractionalWindow<Kernel>;
+    const Window* windows;
     const int* starts;
-    int step, outputs, kernel;
+    int step, outputs, kernel, from, to;
 
-    __device__ __forceinline__ FractionalWindow operator[](int i) const {
+    __device__ __forceinline__ Window operator[](int i) const {
         if constexpr (Kept) {
             return windows[i * step];
         } else {
-            return FractionalWindow(starts, i, outputs, kernel);
+            return Window(starts, i, outputs, kernel, from, to);
         }
     }
     __device__ __forceinline__ int start(int i) const {
@@ -281,15 +378,17 @@ struct FractionalWindows {
 // The gradients of the elements of a box, of the thread's plane.
 //   before   the plane, in dy and argmax
 //   made     the box
-template <typename T, typename Index, bool Kept>
+template <typename T, int Kernel, typename Index, bool Kept>
 struct ScatterInBox {
     using A = accumulate_t<T>;
+    using Taps = FractionalTaps<Kernel>;
+    using Window = FractionalWindow<Kernel>;
     const T* dy;
     const unsigned char* argmax;
     T* made;
     const FractionalPool& pool;
     const PoolBox& box;
-    const FractionalWindows<Kept> (&over)[3];
+    const FractionalWindows<Kernel, Kept> (&over)[3];
     Index step;
     PlaneInBox plane;
 
@@ -297,23 +396,23 @@ struct ScatterInBox {
         return place_of<Index>(pool.output, d, h, w) * step;
     }
 
-    // What a window chose, and whether no other one may have chosen it.
+    // What a window chose: where, and whether in the box, and by no other one.
     struct Chosen {
         int at[3];
-        bool is_inside, is_alone;
-    };
-    __device__ __forceinline__ Chosen chosen(const FractionalWindow& of_d, int h, int w, int tap) const {
-        const FractionalWindow of_h = over[1][h], of_w = over[2][w];
-        const int tap_row = pool.by_kernel[2].quotient(tap);
-        const int tap_d = pool.kernel[0] == 1 ? 0 : pool.by_kernel[1].quotient(tap_row);
-        const int tap_h = tap_row - tap_d * pool.kernel[1], tap_w = tap - tap_row * pool.kernel[2];
-        Chosen result{{of_d.start + tap_d, of_h.start + tap_h, of_w.start + tap_w}, true, true};
-#pragma unroll
-        for (int axis = 0; axis < 3; ++axis) {
-            const int at = result.at[axis];
-            result.is_inside = result.is_inside && at >= box.from[axis] && at < box.to[axis];
+        unsigned int bits;
+        __device__ __forceinline__ bool is_alone() const { return (bits & Window::kAlone) != 0; }
+        __device__ __forceinline__ bool is_shared() const {
+            return (bits & (Window::kInside | Window::kAlone)) == Window::kInside;
         }
-        result.is_alone = of_d.has_alone(tap_d) && of_h.has_alone(tap_h) && of_w.has_alone(tap_w);
+    };
+    __device__ __forceinline__ Chosen chosen(const Window& of_d, const Window& of_h, const Window& of_w,
+                                             int tap) const {
+        int of_tap[3];
+        Taps{pool}.split(tap, of_tap);
+        Chosen result{
+            {of_d.start + of_tap[0], of_h.start + of_tap[1], of_w.start + of_tap[2]},
+            of_h.tap(of_tap[1], box.from[1], box.to[1]) & of_w.tap(of_tap[2], box.from[2], box.to[2])};
+        if constexpr (!Taps::kIsFlat) result.bits &= of_d.tap(of_tap[0], box.from[0], box.to[0]);
         return result;
     }
 
@@ -321,7 +420,8 @@ struct ScatterInBox {
     __device__ __forceinline__ void add_up(const Chosen& element, int d, int h, int w) const {
         int low[3] = {d, h, w}, high[3] = {d, h, w};
 #pragma unroll
-        for (int axis = 0; axis < 3; ++axis) over[axis].widen(element.at[axis], low[axis], high[axis]);
+        for (int axis = Taps::kFirstAxis; axis < 3; ++axis)
+            over[axis].widen(element.at[axis], low[axis], high[axis]);
         const Index own = place(d, h, w);
         A sum = A(0);
 #pragma unroll 1
@@ -329,11 +429,11 @@ struct ScatterInBox {
             const int tap_d = element.at[0] - over[0].start(other_d);
 #pragma unroll 1
             for (int other_h = low[1]; other_h <= high[1]; ++other_h) {
-                const int tap_row = tap_d * pool.kernel[1] + element.at[1] - over[1].start(other_h);
+                const int tap_row = tap_d * Taps{pool}.size(1) + element.at[1] - over[1].start(other_h);
                 Index other = place(other_d, other_h, low[2]);
 #pragma unroll 1
                 for (int other_w = low[2]; other_w <= high[2]; ++other_w, other += step) {
-                    const int tap = tap_row * pool.kernel[2] + element.at[2] - over[2].start(other_w);
+                    const int tap = tap_row * Taps{pool}.size(2) + element.at[2] - over[2].start(other_w);
                     if (argmax[other] != tap) continue;
                     if (other < own) return;
                     sum += to_accumulate(dy[other]);
@@ -343,54 +443,55 @@ struct ScatterInBox {
         write(element, sum);
     }
     __device__ __forceinline__ void write(const Chosen& element, A sum) const {
-        made[plane.place(box, element.at[0], element.at[1], element.at[2])] = from_accumulate<T>(sum);
+        made[plane.place(element.at[0], element.at[1], element.at[2])] = from_accumulate<T>(sum);
     }
 
     __device__ __forceinline__ void run() const {
-        int begin[3], end[3];
+        int begin[3] = {}, end[3] = {1};
 #pragma unroll
-        for (int axis = 0; axis < 3; ++axis) {
+        for (int axis = Taps::kFirstAxis; axis < 3; ++axis) {
             begin[axis] = over[axis].first_over(box.from[axis]);
             end[axis] = over[axis].end_over(box.to[axis], pool.input[axis]);
         }
-        const int columns = end[2] - begin[2];
-        if (columns <= 0) return;
-        PoolWalk first(columns, box.worker, box.workers);
-        first.row += begin[1];
+        constexpr int kAtOnce = kFractionalAtOnce<Kernel>;
+        const PoolColumns lane(pool.boxes, box);
+        const Index row_step = place(0, 1, 0);
 #pragma unroll 1
         for (int d = begin[0]; d < end[0]; ++d) {
-            const FractionalWindow of_d = over[0][d];
-            bool are_alone = true;
-            PoolWalk walk = first;
+            const Window of_d = Taps::kIsFlat ? Window{} : over[0][d];
 #pragma unroll 1
-            while (walk.row < end[1]) {
-                int h[kFractionalAtOnce], w[kFractionalAtOnce];
-                unsigned char taps[kFractionalAtOnce];
-                T gradients[kFractionalAtOnce];
-#pragma unroll
-                for (int u = 0; u < kFractionalAtOnce; ++u) {
-                    h[u] = walk.row, w[u] = begin[2] + walk.column;
-                    walk.next();
-                    if (h[u] >= end[1]) continue;
-                    const Index i = place(d, h[u], w[u]);
-                    taps[u] = argmax[i];
-                    gradients[u] = dy[i];
-                }
-#pragma unroll
-                for (int u = 0; u < kFractionalAtOnce; ++u) {
-                    if (h[u] >= end[1]) continue;
-                    const Chosen element = chosen(of_d, h[u], w[u], taps[u]);
-                    are_alone = are_alone && element.is_alone;
-                    if (element.is_inside && element.is_alone)
-                        write(element, A(0) + to_accumulate(gradients[u]));
-                }
-            }
-            if (are_alone) continue;
+            for (int w = begin[2] + lane.column; w < end[2]; w += lane.columns) {
+                const Window of_w = over[2][w];
+                const Index first = place(d, 0, w);
+                bool is_any_shared = false;
 #pragma unroll 1
-            for (walk = first; walk.row < end[1]; walk.next()) {
-                const int w = begin[2] + walk.column;
-                const Chosen element = chosen(of_d, walk.row, w, argmax[place(d, walk.row, w)]);
-                if (element.is_inside && !element.is_alone) add_up(element, d, walk.row, w);
+                for (int h = begin[1] + lane.row; h < end[1]; h += kAtOnce * lane.rows) {
+                    int row[kAtOnce];
+                    unsigned char taps[kAtOnce];
+                    T gradients[kAtOnce];
+#pragma unroll
+                    for (int u = 0; u < kAtOnce; ++u) {
+                        // The first one again, where there are no more.
+                        row[u] = h + u * lane.rows < end[1] ? h + u * lane.rows : h;
+                        const Index i = first + row[u] * row_step;
+                        taps[u] = argmax[i];
+                        gradients[u] = dy[i];
+                    }
+#pragma unroll
+                    for (int u = 0; u < kAtOnce; ++u) {
+                        const Chosen element = chosen(of_d, over[1][row[u]], of_w, taps[u]);
+                        is_any_shared = is_any_shared || element.is_shared();
+                        // A sum, for it makes +0 of -0.
+                        const A gradient = A(0) + to_accumulate(gradients[u]);
+                        if (element.is_alone()) write(element, gradient);
+                    }
+                }
+                if (!is_any_shared) continue;
+#pragma unroll 1
+                for (int h = begin[1] + lane.row; h < end[1]; h += lane.rows) {
+                    const Chosen element = chosen(of_d, over[1][h], of_w, argmax[first + h * row_step]);
+                    if (element.is_shared()) add_up(element, d, h, w);
+                }
             }
         }
     }
@@ -399,23 +500,26 @@ struct ScatterInBox {
 // dx = sum of the gradients of the windows that chose the element, in the order of the outputs.
 //   dy       y's shape
 //   dx       x's shape: every element is written once
-// Launch: as fractional_max_pool_forward; a block has boxes of inputs, of kBoxBytes at most.
-template <typename T, typename Index>
-__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
+// Launch: as fractional_max_pool_forward; a block has boxes of inputs. Shared memory for one, and then for
+// the windows that are kept.
+template <typename T, int Kernel, typename Index>
+__global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index, Kernel>)
     fractional_max_pool_backward(const T* dy, const unsigned char* argmax, const int* starts, T* dx,
                                  FractionalPool pool) {
-    __shared__ uint2 kept[kFractionalStarts / 2];
-    __shared__ uint4 words[kBoxBytes / sizeof(uint4)];
+    using Taps = FractionalTaps<Kernel>;
+    using Window = FractionalWindow<Kernel>;
+    DYNAMIC_SHARED(words);
     T* const made = reinterpret_cast<T*>(words);
-    FractionalWindow* const windows = reinterpret_cast<FractionalWindow*>(kept);
+    Window* const windows = reinterpret_cast<Window*>(words + pool.box_words);
     const int count = static_cast<int>(pool.starts.divisor);
     const bool last = pool.boxes.channels_last != 0;
     // Planes side by side: neighbours of an axis in different banks.
     const int apart = (1 << pool.boxes.log2_group) + (last ? 1 : 0);
-    const bool are_kept = count <= kFractionalStarts / 2 / apart;
+    const bool are_kept = static_cast<long long>(count) * apart <= kFractionalStarts / 2;
     const int first_of[3] = {0, pool.output[0], pool.output[0] + pool.output[1]};
     for (unsigned long long number = blockIdx.x; number < pool.boxes.number; number += gridDim.x) {
         const PoolBox box(pool.boxes, number);
+        if (number != blockIdx.x) __syncthreads();
         clear_box<T>(pool.boxes, box, words);
         const int* const first = starts + (box.image * pool.boxes.channels + box.first) * count;
         if (are_kept) {
@@ -425,9 +529,14 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
                 const int axis = i >= first_of[2] ? 2 : i >= first_of[1] ? 1 : 0;
                 const int before = axis == 2 ? first_of[2] : axis == 1 ? first_of[1] : 0;
                 const int outputs = axis == 2 ? pool.output[2] : axis == 1 ? pool.output[1] : pool.output[0];
-                const int kernel = axis == 2 ? pool.kernel[2] : axis == 1 ? pool.kernel[1] : pool.kernel[0];
                 windows[last ? i * apart + plane : n] =
-                    FractionalWindow(first + plane * count + before, i - before, outputs, kernel);
+                    Window(first + plane * count + before, i - before, outputs, Taps{pool}.size(axis),
+                           axis == 2   ? box.from[2]
+                           : axis == 1 ? box.from[1]
+                                       : box.from[0],
+                           axis == 2   ? box.to[2]
+                           : axis == 1 ? box.to[1]
+                                       : box.to[0]);
             }
         }
         __syncthreads();
@@ -436,18 +545,28 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
             const auto scatter = [&](auto is_kept) {
                 constexpr bool kKept = decltype(is_kept)::value;
                 const int window_step = last ? apart : 1;
-                const FractionalWindow* const kept_first = windows + (last ? box.own : box.own * count);
+                const Window* const kept_first = windows + (last ? box.own : box.own * count);
                 const int* const own = first + static_cast<long long>(box.own) * count;
                 const auto along = [&](int axis) {
-                    return FractionalWindows<kKept>{kept_first + first_of[axis] * window_step,
-                                                    own + first_of[axis], window_step, pool.output[axis],
-                                                    pool.kernel[axis]};
+                    return FractionalWindows<Kernel, kKept>{kept_first + first_of[axis] * window_step,
+                                                            own + first_of[axis],
+                                                            window_step,
+                                                            pool.output[axis],
+                                                            Taps{pool}.size(axis),
+                                                            box.from[axis],
+                                                            box.to[axis]};
                 };
-                const FractionalWindows<kKept> over[3] = {along(0), along(1), along(2)};
+                const FractionalWindows<Kernel, kKept> over[3] = {along(0), along(1), along(2)};
                 const Index step = last ? static_cast<Index>(pool.boxes.channels) : 1;
                 const PlaneInBox plane(pool.boxes, box);
-                ScatterInBox<T, Index, kKept>{dy + before, argmax + before, made, pool, box, over, step,
-                                              plane}
+                ScatterInBox<T, Kernel, Index, kKept>{held_pointer(dy + before),
+                                                      held_pointer(argmax + before),
+                                                      made,
+                                                      pool,
+                                                      box,
+                                                      over,
+                                                      step,
+                                                      plane}
                     .run();
             };
             if (are_kept) {
@@ -458,6 +577,5 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index>)
         }
         __syncthreads();
         write_box(pool.boxes, box, made, dx);
-        __syncthreads();
     }
 }

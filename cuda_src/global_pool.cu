@@ -7,8 +7,11 @@
 constexpr int kGlobalThreads = 256;
 // Vectors of a thread, of one plane after another, that are in flight together.
 constexpr int kGlobalAtOnce = 4;
-// Elements of small planes that a block keeps in shared memory.
-constexpr int kStaged = 4096;
+// Planes of each lanes of small planes; and their elements, which a block keeps in shared memory.
+template <typename T>
+constexpr int kStagedPlanes = sizeof(T) == 2 ? 2 : 1;
+template <typename T>
+constexpr int kStaged = 4096 * kStagedPlanes<T>;
 
 // Planes in memory one after another (channels first), or side by side (channels last, as vectors).
 struct GlobalLayout {
@@ -98,16 +101,21 @@ __device__ __forceinline__ void reduce_strided(const T* x, const GlobalLayout& l
 
 // The same for whole planes of few positions, by way of shared memory: planes that are no whole vectors are
 // so together.
-//   layout   lanes at most 32, planes of a block at most kStaged elements
-template <typename Value, typename T, typename Finish>
-__device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& layout, Finish finish) {
-    constexpr int kWidth = kVectorWidth<T>, kVectors = kStaged / kWidth;
-    __shared__ uint4 stage[kVectors];
+//   layout   lanes at most 32, planes of a block at most kStaged<T> elements
+//   stage    shared memory for so many
+//   Lanes    of the layout, where they are known; or 0
+template <typename Value, int Lanes, typename T, typename Finish>
+__device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& layout, uint4* stage,
+                                              Finish finish) {
+    constexpr int kWidth = kVectorWidth<T>, kVectors = kStaged<T> / kWidth;
+    constexpr int kPlanes = kStagedPlanes<T>;
     T* staged = reinterpret_cast<T*>(stage);
-    const int positions = static_cast<int>(layout.positions), lanes = layout.lanes;
-    const int planes = kGlobalThreads / lanes, plane = threadIdx.x / lanes;
-    const int lane = threadIdx.x & (lanes - 1);
-    for (long long first = static_cast<long long>(blockIdx.x) * planes; first < layout.planes;
+    const int positions = static_cast<int>(layout.positions), lanes = Lanes > 0 ? Lanes : layout.lanes;
+    const int log2_lanes = __ffs(lanes) - 1, groups = kGlobalThreads >> log2_lanes;
+    const int group = static_cast<int>(threadIdx.x) >> log2_lanes, lane = threadIdx.x & (lanes - 1);
+    const int planes = groups * kPlanes;
+    const long long begin = static_cast<long long>(blockIdx.x) * planes;
+    for (long long first = begin; first < layout.planes;
          first += static_cast<long long>(gridDim.x) * planes) {
         const T* source = x + first * positions;
         const int here = static_cast<int>(min(static_cast<long long>(planes), layout.planes - first));
@@ -118,6 +126,7 @@ __device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& la
             const int v = u * kGlobalThreads + threadIdx.x;
             if (v < whole) loaded[u] = Vector<T>::load(source + v * kWidth);
         }
+        if (first != begin) __syncthreads();
 #pragma unroll
         for (int u = 0; u < kVectors / kGlobalThreads; ++u) {
             const int v = u * kGlobalThreads + threadIdx.x;
@@ -126,23 +135,36 @@ __device__ __forceinline__ void reduce_staged(const T* x, const GlobalLayout& la
         const int rest = whole * kWidth + threadIdx.x;
         if (rest < count) staged[rest] = source[rest];
         __syncthreads();
-        Value value = Value::identity();
-        if (plane < here && lane < positions) {
-            value = Value::from(lane);
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) {
+            const int plane = p * groups + group;
+            Value value = Value::identity();
+            if (plane < here && lane < positions) {
+                value = Value::from(lane);
+                const T* const own = staged + plane * positions + lane;
+                // All lanes have these.
+                const int whole_rounds = positions >> log2_lanes;
 #pragma unroll 4
-            for (int i = lane; i < positions; i += lanes)
-                value.take(to_accumulate(staged[plane * positions + i]), i);
+                for (int round = 0; round < whole_rounds; ++round)
+                    value.take(to_accumulate(own[round * lanes]), round * lanes + lane);
+                const int i = whole_rounds * lanes;
+                if (i + lane < positions) value.take(to_accumulate(own[i]), i + lane);
+            }
+            value = combine_lanes(value, lanes);
+            if (lane == 0 && plane < here) finish(first + plane, value);
         }
-        value = combine_lanes(value, lanes);
-        if (lane == 0 && plane < here) finish(first + plane, value);
-        __syncthreads();
     }
 }
 
 template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layout, Finish finish) {
+    __shared__ uint4 stage[kStaged<T> / kVectorWidth<T>];
     if (layout.staged) {
-        reduce_staged<Value>(x, layout, finish);
+        if (layout.lanes == 4) {
+            reduce_staged<Value, 4>(x, layout, stage, finish);
+        } else {
+            reduce_staged<Value, 0>(x, layout, stage, finish);
+        }
     } else {
         reduce_strided<Value>(x, layout, finish);
     }
@@ -327,6 +349,71 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     merge_chunks<Sum<accumulate_t<T>>>(partials, layout, AvgOutput<T>{y, factor, nullptr});
 }
 
+// Positions of planes so small that the vectors of a warp lie in several.
+constexpr int kManyPlanes = 1024;
+
+// The vectors of a thread of global_spread_nchw, of planes of kWidth to kManyPlanes positions: each vector
+// lies in two planes at most, and reads the gradients of two, so that no lane waits for others.
+//   dy, argmax   of the block's first plane and of those after it, which are `planes` in all
+//   dx           the block's first element, of which `left` are to be written
+//   first_at     its position in the plane
+template <typename T>
+__device__ __forceinline__ void spread_small(const T* dy, const unsigned char* argmax, T* dx,
+                                             accumulate_t<T> factor, int first_at, int planes, int left,
+                                             const Divisor32& by_few, const GlobalLayout& layout) {
+    using A = accumulate_t<T>;
+    constexpr int kWidth = kVectorWidth<T>;
+    const int positions = static_cast<int>(layout.positions);
+    int at[kGlobalAtOnce], places[kGlobalAtOnce][2] = {};
+    T values[kGlobalAtOnce][2];
+#pragma unroll
+    for (int u = 0; u < kGlobalAtOnce; ++u) {
+        const int offset = (u * kGlobalThreads + threadIdx.x) * kWidth;
+        const int plane = by_few.quotient(first_at + offset);
+        at[u] = first_at + offset - plane * positions;
+        if (offset >= left) continue;
+#pragma unroll
+        for (int next = 0; next < 2; ++next) {
+            // After the last plane comes what is not written.
+            const int own = min(plane + next, planes - 1);
+            values[u][next] = dy[own];
+            if (argmax == nullptr) continue;
+            int chosen[1];
+            load_argmax<1>(argmax, own, chosen, layout.argmax_bytes);
+            places[u][next] = chosen[0];
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < kGlobalAtOnce; ++u) {
+        const int offset = (u * kGlobalThreads + threadIdx.x) * kWidth;
+        if (offset >= left) return;
+        T shares[2];
+#pragma unroll
+        for (int next = 0; next < 2; ++next)
+            shares[next] = from_accumulate<T>(fma(to_accumulate(values[u][next]), factor, A(0)));
+        // Of the vector's elements these are of the first plane.
+        const int here = positions - at[u];
+        Vector<T> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) result[k] = k < here ? shares[0] : shares[1];
+        if (argmax != nullptr) {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (k < here ? at[u] + k != places[u][0] : k - here != places[u][1])
+                    result[k] = from_accumulate<T>(A(0));
+            }
+        }
+        if (offset + kWidth <= left) {
+            result.store(dx + offset);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k) {
+                if (offset + k < left) dx[offset + k] = result[k];
+            }
+        }
+    }
+}
+
 // dx = dy * factor at every position of the plane; with argmax, at the one that was chosen, and 0 elsewhere.
 //   dy       [planes] T
 //   argmax   [planes], layout.argmax_bytes each, or null
@@ -346,6 +433,15 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
         // The same for the whole block.
         const long long first_plane = static_cast<long long>(by_positions.quotient(first));
         const long long first_at = first - first_plane * layout.positions;
+        if (layout.positions >= kWidth && layout.positions <= kManyPlanes) {
+            const long long planes = layout.planes - first_plane, left = total - first;
+            spread_small(dy + first_plane,
+                         argmax == nullptr ? argmax : argmax + first_plane * layout.argmax_bytes, dx + first,
+                         factor, static_cast<int>(first_at),
+                         static_cast<int>(min(planes, kBlockElements + 0ll)),
+                         static_cast<int>(min(left, kBlockElements + 0ll)), by_few, layout);
+            continue;
+        }
 #pragma unroll
         for (int u = 0; u < kGlobalAtOnce; ++u) {
             const int offset = (u * kGlobalThreads + threadIdx.x) * kWidth;

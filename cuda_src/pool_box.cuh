@@ -17,11 +17,12 @@ struct PoolBoxes {
     int size[3];                 // of a plane
     int box[3];                  // sizes
     int log2_group;              // planes of a block
+    int log2_columns;            // columns that its workers take side by side, see PoolColumns
     int channels_last;
     unsigned long long number;   // of boxes
     long long images, channels;  // where channels are not last, all planes are of one image
 };
-static_assert(sizeof(PoolBoxes) == 152, "the launcher packs it with this size");
+static_assert(sizeof(PoolBoxes) == 160, "the launcher packs it with this size");
 
 // A box of some planes, and which of them a thread has. Launch: 1-D, a power of two.
 struct PoolBox {
@@ -33,10 +34,13 @@ struct PoolBox {
     __device__ __forceinline__ PoolBox(const PoolBoxes& boxes, unsigned long long number) {
 #pragma unroll
         for (int axis = 2; axis >= 0; --axis) {
-            const unsigned long long rest = boxes.along[axis].quotient(number);
-            from[axis] = static_cast<int>(number - rest * boxes.along[axis].divisor) * boxes.box[axis];
+            from[axis] = 0;
+            if (boxes.along[axis].divisor > 1) {
+                const unsigned long long rest = boxes.along[axis].quotient(number);
+                from[axis] = static_cast<int>(number - rest * boxes.along[axis].divisor) * boxes.box[axis];
+                number = rest;
+            }
             to[axis] = min(from[axis] + boxes.box[axis], boxes.size[axis]);
-            number = rest;
         }
         const unsigned long long whole = boxes.groups.quotient(number);
         image = static_cast<long long>(whole);
@@ -77,6 +81,21 @@ template <typename Index>
 __device__ __forceinline__ Index place_of(const int (&size)[3], int d, int h, int w) {
     return (static_cast<Index>(d) * size[1] + h) * size[2] + w;
 }
+
+// Columns that a worker takes one after another, and of each some rows: what belongs to a column is found
+// once.
+//   const PoolColumns own(boxes, box);
+//   for (int w = own.column; w < columns; w += own.columns)
+//       for (int h = own.row; h < rows; h += own.rows) ...
+struct PoolColumns {
+    int column, columns, row, rows;
+
+    __device__ __forceinline__ PoolColumns(const PoolBoxes& boxes, const PoolBox& box)
+        : column(box.worker & ((1 << boxes.log2_columns) - 1)),
+          columns(1 << boxes.log2_columns),
+          row(box.worker >> boxes.log2_columns),
+          rows(box.workers >> boxes.log2_columns) {}
+};
 
 // Rows and columns that a worker takes in turn.
 struct PoolWalk {
@@ -151,22 +170,25 @@ __device__ __forceinline__ void clear_box(const PoolBoxes& boxes, const PoolBox&
     const int bytes = (size << boxes.log2_group) * static_cast<int>(sizeof(T));
     for (int i = threadIdx.x; i * kVectorBytes < bytes; i += blockDim.x) words[i] = make_uint4(0, 0, 0, 0);
 }
-// Where the places of the thread's plane are in it.
+
+// Where the places of the thread's plane are in a box.
 //   const PlaneInBox own(boxes, box);
-//   made[own.place(box, d, h, w)] = value;
+//   made[own.place(d, h, w)] = value;
 struct PlaneInBox {
-    int rows, columns, first, log2_step;
+    // Modulo 2^32: what is before the box is not in it.
+    unsigned int rows, columns, origin, log2_step;
 
     __device__ __forceinline__ PlaneInBox(const PoolBoxes& boxes, const PoolBox& box)
-        : rows(box.to[1] - box.from[1]), columns(box.to[2] - box.from[2]), first(box.own), log2_step(0) {
+        : rows(box.to[1] - box.from[1]), columns(box.to[2] - box.from[2]), origin(0), log2_step(0) {
+        unsigned int first = box.own;
         if (boxes.channels_last != 0) {
             log2_step = boxes.log2_group;
         } else {
             first *= (box.to[0] - box.from[0]) * rows * columns;
         }
+        origin = first - place(box.from[0], box.from[1], box.from[2]);
     }
-    __device__ __forceinline__ int place(const PoolBox& box, int d, int h, int w) const {
-        const int row = (d - box.from[0]) * rows + h - box.from[1];
-        return first + ((row * columns + w - box.from[2]) << log2_step);
+    __device__ __forceinline__ unsigned int place(int d, int h, int w) const {
+        return origin + (((d * rows + h) * columns + w) << log2_step);
     }
 };

@@ -11,7 +11,7 @@ from gpu_layers.core.fractional_window import FractionalWindow
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready
 from gpu_layers.kernels.dropout import DIVISOR, STRUCTS, divisor
 from gpu_layers.kernels.elementwise import blocks_for
-from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
+from gpu_layers.kernels.pool_boxes import BOXES, boxed
 from gpu_layers.kernels.pool_plan import DIVISION, division, spatial_empty, spatial_result
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
@@ -21,8 +21,9 @@ from gpu_layers.runtime.program import Launcher, Numbers, Operands
 __all__ = ["fractional_max_pool_backward", "fractional_max_pool_forward"]
 
 _SOURCE, _THREADS = "fractional_max_pool.cu", 256
-# ``kFractionalStarts``; outputs of a box at most.
-_STARTS_KEPT, _BOX_OUTPUTS = 4096, 8192
+# ``kFractionalStarts``; outputs of a box at most; bytes of a box of inputs, and of what is kept of a window.
+_STARTS_KEPT, _BOX_OUTPUTS, _BOX_BYTES, _WINDOW_BYTES = 4096, 8192, 32 * 1024, 8
+_VECTOR_BYTES = 16
 _POOL = np.dtype(
     [
         ("boxes", BOXES),
@@ -31,11 +32,17 @@ _POOL = np.dtype(
         ("by_kernel", DIVISION, (3,)),
         *((name, np.int32, (3,)) for name in ("input", "output", "kernel", "sample_of")),
         ("samples", np.int32),
+        ("box_words", np.int32),
     ],
     align=True,
 )
 _STRUCTS = {**STRUCTS, "FractionalPool": _POOL}
-_TYPES = combinations(T=ELEMENT_TYPES, Index=("int", "long long"))
+# Sizes of square windows in planes, which kernels know; 0: any.
+_KNOWN = ("2", "3")
+_TYPES = [
+    *combinations(T=ELEMENT_TYPES, Kernel=("0",), Index=("int", "long long")),
+    *combinations(T=[name for name in ELEMENT_TYPES if name != "double"], Kernel=_KNOWN, Index=("int",)),
+]
 _FORWARD = KernelTemplate(_SOURCE, "fractional_max_pool_forward", _TYPES, _STRUCTS)
 _BACKWARD = KernelTemplate(_SOURCE, "fractional_max_pool_backward", _TYPES, _STRUCTS)
 
@@ -55,8 +62,8 @@ def _boxed(
     window: FractionalWindow, sizes: tuple[int, int, int], shape: tuple[int, ...], channels_last: bool, most: int
 ) -> tuple[int, np.ndarray]:
     """Boxes of planes of these sizes: their number, and ``FractionalPool``."""
-    outputs, kept = math.prod(window.output_shape), sum(window.output_shape) / _STARTS_KEPT
-    number, boxes = boxed(sizes, shape, channels_last, most, outputs, _THREADS, kept)
+    kept = sum(window.output_shape) / _STARTS_KEPT
+    number, boxes = boxed(sizes, shape, channels_last, most, window.output_shape, _THREADS, kept)
     return number, _struct(window, boxes)
 
 
@@ -64,7 +71,10 @@ def _types(x: Array, window: FractionalWindow, channels_last: bool) -> dict[str,
     """Template arguments of a kernel."""
     largest = max(map(math.prod, (window.input_shape, window.output_shape)))
     is_wide = largest * (x.shape[-1] if channels_last else 1) >= limits().index32_below
-    return {"T": element_type(x), "Index": "long long" if is_wide else "int"}
+    of_any = {"T": element_type(x), "Kernel": "0", "Index": "long long" if is_wide else "int"}
+    known = of_any | {"Kernel": str(window.kernel[2])}
+    is_square = window.input_shape[0] == window.kernel[0] == 1 and window.kernel[1] == window.kernel[2]
+    return known if is_square and known in _TYPES else of_any
 
 
 def fractional_max_pool_forward(
@@ -120,12 +130,17 @@ def _backward(operands: Operands, numbers: Numbers, window: FractionalWindow, ch
     dy, argmax, starts = ready(dy), ready(argmax), ready(starts)
     dx = spatial_result(out, dy, window.spatial_input, channels_last)
     if dx.size:
-        most = BOX_BYTES // dx.dtype.itemsize
-        boxes, pool = _boxed(window, window.input_shape, dy.shape, channels_last, most)
+        number, pool = _boxed(window, window.input_shape, dy.shape, channels_last, _BOX_BYTES // dx.dtype.itemsize)
+        box = pool["boxes"]
+        words = -(-(math.prod(box["box"].tolist()) << int(box["log2_group"])) * dx.dtype.itemsize // _VECTOR_BYTES)
+        apart = (1 << int(box["log2_group"])) + channels_last
+        kept = sum(window.output_shape) * apart
+        pool["box_words"] = words
         launch(
             _BACKWARD(**_types(dy, window, channels_last)),
-            blocks_for(boxes, 1),
+            blocks_for(number, 1),
             _THREADS,
             (dy, argmax, starts, dx, pool),
+            shared_bytes=_VECTOR_BYTES * words + (_WINDOW_BYTES * kept if 2 * kept <= _STARTS_KEPT else 0),
         )
     return delivered(dx, out)

@@ -37,6 +37,8 @@ _MOST_OF_CHUNK = 2**28
 # Small planes that are no whole vectors: positions for a thread, and elements of a block (``kStaged``).
 _STAGED_A_LANE = 16
 _STAGED_LANES = (4, _WARP)
+# Elements of a vector of half types.
+_HALF_WIDTH = 8
 
 _LAYOUT = np.dtype(
     [
@@ -127,7 +129,9 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
             layout["staged"], lanes = 1, staged
         elif positions >= _BLOCK_PLANE:
             lanes, chunk = _THREADS, _chunk(positions, planes, _THREADS * _TAKES)
-        blocks = -(-planes * lanes // _THREADS)
+        # ``kStagedPlanes``.
+        together = 2 if layout["staged"] and width == _HALF_WIDTH else 1
+        blocks = -(-planes * lanes // (together * _THREADS))
     chunks = max(1, -(-positions // chunk))
     layout["chunk"], layout["chunks"], layout["lanes"] = chunk, chunks, lanes
     merge = layout.copy()

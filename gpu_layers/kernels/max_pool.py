@@ -190,7 +190,8 @@ def _launch_adaptive(
     dy: Array, argmax: Array, dx: Array, window: Window, channels_last: bool, struct: np.ndarray
 ) -> None:
     depth, height, width = (1,) * (3 - window.rank) + window.input_shape
-    most, outputs = BOX_BYTES // dx.dtype.itemsize, math.prod(window.output_shape)
-    number, boxes = boxed((depth, height, width), dy.shape, channels_last, most, outputs, _BOX_THREADS)
+    slices, rows, columns = (1,) * (3 - window.rank) + window.output_shape
+    most = BOX_BYTES // dx.dtype.itemsize
+    number, boxes = boxed((depth, height, width), dy.shape, channels_last, most, (slices, rows, columns), _BOX_THREADS)
     arguments = (dy, argmax.as_bytes(), dx, struct, boxes)
     launch(_BACKWARD_ADAPTIVE(T=element_type(dy)), blocks_for(number, 1), _BOX_THREADS, arguments)

@@ -13,7 +13,9 @@ from gpu_layers.runtime.limits import limits
 BOX_BYTES = 24 * 1024
 # Planes side by side, which are read in whole sectors: a box has so many places of them. Outputs of some planes
 # together at most: so many that a block is worth its beginning. Rows of a box at least.
-_SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 4096, 4
+_SIDE_BY_SIDE, _PLACES, _TOGETHER, _LEAST_ROWS = 32, 256, 8192, 4
+# Columns that the threads of a warp have side by side, and rows that each has on its way.
+_MOST_LOG2_COLUMNS, _AT_ONCE = 5, 4
 #: Layout of ``PoolBoxes``.
 BOXES = np.dtype(
     [
@@ -22,6 +24,7 @@ BOXES = np.dtype(
         ("size", np.int32, (3,)),
         ("box", np.int32, (3,)),
         ("log2_group", np.int32),
+        ("log2_columns", np.int32),
         ("channels_last", np.int32),
         ("number", np.uint64),
         ("images", np.int64),
@@ -36,7 +39,7 @@ def boxed(
     shape: tuple[int, ...],
     channels_last: bool,
     most: int,
-    outputs: int,
+    outputs: tuple[int, int, int],
     threads: int,
     kept: float = 0.0,
 ) -> tuple[int, np.ndarray]:
@@ -50,8 +53,8 @@ def boxed(
     channels_last : bool
     most : int
         Elements of a box at most.
-    outputs : int
-        Of a plane.
+    outputs : tuple of int
+        Of a plane, along each axis.
     threads : int
         Of a block.
     kept : float
@@ -64,7 +67,7 @@ def boxed(
         while group > _SIDE_BY_SIDE // 4 and max((group + 1) * kept, group * _PLACES / most) > 1:
             group //= 2
     else:
-        share = max(math.prod(sizes) / most, kept, outputs / _TOGETHER, enough / channels, 1 / threads)
+        share = max(math.prod(sizes) / most, kept, math.prod(outputs) / _TOGETHER, enough / channels, 1 / threads)
         while 2 * group * share <= 1:
             group *= 2
     groups = -(-channels // group)
@@ -79,9 +82,22 @@ def boxed(
     boxes["along"], boxes["groups"] = [divisor(one) for one in numbers], divisor(groups)
     boxes["size"], boxes["box"] = sizes, box
     boxes["log2_group"], boxes["channels_last"] = group.bit_length() - 1, channels_last
+    boxes["log2_columns"] = _log2_columns(outputs, threads // group)
     boxes["images"], boxes["channels"] = images, channels
     boxes["number"] = number = images * groups * math.prod(numbers)
     return number, boxes
+
+
+def _log2_columns(outputs: tuple[int, int, int], workers: int) -> int:
+    """The number of columns side by side that leaves the fewest workers of a plane without work."""
+    _, rows, columns = outputs
+
+    def steps(log2: int) -> int:
+        of_rows = -(-rows // (workers >> log2))
+        return -(-columns >> log2) * -(-of_rows // _AT_ONCE)
+
+    # Of equal ones the largest: most neighbours are read together.
+    return min(range(min(workers.bit_length() - 1, _MOST_LOG2_COLUMNS), -1, -1), key=steps)
 
 
 def _numbers(sizes: tuple[int, int, int], box: tuple[int, int, int]) -> list[int]:

@@ -15,6 +15,8 @@ CASES = [
     ((1, 40, 30, 20), (3, 3), (20, 16)),
     ((1, 2, 3, 700), (2, 3), (2, 400)),
     ((1, 2, 2, 4200), (1, 2), (2, 4150)),
+    ((1, 2, 2, 4200), (2, 2), (1, 4150)),
+    ((1, 2, 5, 4200), (3, 3), (2, 4150)),
     ((2, 3, 12, 8, 16), (3, 3, 3), (8, 5, 12)),
 ]
 
@@ -22,7 +24,7 @@ CASES = [
 @pytest.mark.parametrize("limits", [{}, {"full_grid": 1, "max_blocks": 3}, {"index64": True}], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("shape", "kernel", "outputs"), CASES, ids=str)
-@pytest.mark.parametrize("dtype", [DTYPES[1], np.float64], ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[1], np.float32, np.float64], ids=str)
 def test_bits_of_the_reference(dtype, shape, kernel, outputs, channels_last, limits):
     x = integers(shape, dtype)
     x = to_channels_last(x) if channels_last else x
