@@ -177,9 +177,9 @@ template <typename Value, typename T, typename Finish>
 __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layout, Finish finish) {
     constexpr int kWidth = kVectorWidth<T>;
     __shared__ Value partial[kGlobalThreads][kWidth];
-    const int lanes = layout.lanes, slots = kGlobalThreads / lanes;
-    const int lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
-    const int tiles = static_cast<int>((layout.planes + lanes - 1) / lanes);
+    const int lanes = layout.lanes, log2_lanes = __ffs(lanes) - 1, slots = kGlobalThreads >> log2_lanes;
+    const int lane = threadIdx.x & (lanes - 1), slot = static_cast<int>(threadIdx.x) >> log2_lanes;
+    const int tiles = static_cast<int>((layout.planes + lanes - 1) >> log2_lanes);
     const int block = blockIdx.x / layout.chunks, chunk = blockIdx.x - block * layout.chunks;
     const int sample = block / tiles, vector = (block - sample * tiles) * lanes + lane;
     Value values[kWidth];
@@ -212,8 +212,9 @@ __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layo
                 i += Value::kAtOnce * slots;
                 source += Value::kAtOnce * step;
             }
+            const bool is_first = i - slot <= Value::kTakes * slots;
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(some[k]);
+            for (int k = 0; k < kWidth; ++k) values[k] = is_first ? some[k] : values[k].combine(some[k]);
         }
     }
 #pragma unroll

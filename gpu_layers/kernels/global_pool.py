@@ -34,6 +34,8 @@ _TAKES = 32
 # Of these blocks a GPU holds no more than a quarter at once. If there are fewer, planes are reduced in chunks.
 _ENOUGH_BLOCKS = 4 * MULTIPROCESSORS * WARPS // (_THREADS // _WARP)
 _MOST_OF_CHUNK = 2**28
+# Chunks that a thread merges.
+_CHUNKS_A_LANE = 4
 # Small planes that are no whole vectors: positions for a thread, and elements of a block (``kStaged``).
 _STAGED_A_LANE = 16
 _STAGED_LANES = (4, _WARP)
@@ -135,7 +137,7 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
     chunks = max(1, -(-positions // chunk))
     layout["chunk"], layout["chunks"], layout["lanes"] = chunk, chunks, lanes
     merge = layout.copy()
-    merge_lanes = min(_power_of_two(chunks), _WARP if chunks <= _THREADS else _THREADS)
+    merge_lanes = min(_power_of_two(-(-chunks // _CHUNKS_A_LANE)), _WARP if chunks <= _THREADS else _THREADS)
     merge["planes"], merge["samples"], merge["lanes"] = planes, 1, merge_lanes
     return _Plan(kind, blocks * chunks, layout, -(-planes * merge_lanes // _THREADS), merge)
 
