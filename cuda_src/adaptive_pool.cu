@@ -390,6 +390,7 @@ __global__ void __launch_bounds__(kBoxThreads, kBoxBlocks)
     const int step = boxes.channels_last != 0 ? static_cast<int>(boxes.channels) : 1;
     for (unsigned long long number = blockIdx.x; number < boxes.number; number += gridDim.x) {
         const PoolBox box(boxes, number);
+        if (number != blockIdx.x) __syncthreads();
         clear_box<T>(boxes, box, words);
         __syncthreads();
         if (box.own < box.planes && box.worker < size[0] * size[1] * size[2]) {
@@ -447,6 +448,5 @@ __global__ void __launch_bounds__(kBoxThreads, kBoxBlocks)
         }
         __syncthreads();
         write_box(boxes, box, made, dx);
-        __syncthreads();
     }
 }

@@ -369,10 +369,11 @@ struct Statistics {
 #pragma unroll
             for (int c = 0; c < Channels; ++c) values[c].shift = taken(widened(loaded[0], c), c);
         }
+        // One vector after the other, so that the order does not depend on how many come together.
 #pragma unroll
-        for (int k = 0; k < Width; ++k) {
+        for (int u = 0; u < Count; ++u) {
 #pragma unroll
-            for (int u = 0; u < Count; ++u) {
+            for (int k = 0; k < Width; ++k) {
                 const int c = channel_of<Channels>(k);
                 values[c].add(taken(widened(loaded[u], k), c));
             }
@@ -380,7 +381,7 @@ struct Statistics {
         count += Count * (Width / Channels);
     }
 
-    // Those of one vector after the other.
+    // Likewise.
     template <int Count>
     __device__ __forceinline__ void take(const Vector<T, Width> (&loaded)[Count], const FirstOfVectors& few) {
         if (few.count == 0) return;
