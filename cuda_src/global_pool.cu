@@ -173,61 +173,59 @@ __device__ __forceinline__ void reduce_nchw(const T* x, const GlobalLayout& layo
 // Calls finish(chunk, value) in one thread of each chunk of a channel's plane.
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 // Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
-template <typename Value, typename T, typename Finish>
+template <typename Value, int Width, typename T, typename Finish>
 __device__ __forceinline__ void reduce_nhwc(const T* x, const GlobalLayout& layout, Finish finish) {
-    constexpr int kWidth = kVectorWidth<T>;
-    __shared__ Value partial[kGlobalThreads][kWidth];
+    __shared__ Value partial[kGlobalThreads][Width];
     const int lanes = layout.lanes, log2_lanes = __ffs(lanes) - 1, slots = kGlobalThreads >> log2_lanes;
     const int lane = threadIdx.x & (lanes - 1), slot = static_cast<int>(threadIdx.x) >> log2_lanes;
     const int tiles = static_cast<int>((layout.planes + lanes - 1) >> log2_lanes);
     const int block = blockIdx.x / layout.chunks, chunk = blockIdx.x - block * layout.chunks;
     const int sample = block / tiles, vector = (block - sample * tiles) * lanes + lane;
-    Value values[kWidth];
+    Value values[Width];
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) values[k] = Value::identity();
+    for (int k = 0; k < Width; ++k) values[k] = Value::identity();
     if (vector < layout.planes) {
         const long long before = chunk * layout.chunk;
         const int end = static_cast<int>(min(layout.chunk, layout.positions - before));
-        const long long step = slots * layout.planes * kWidth;
-        const T* source = x + ((sample * layout.positions + before + slot) * layout.planes + vector) * kWidth;
+        const long long step = slots * layout.planes * Width;
+        const T* source = x + ((sample * layout.positions + before + slot) * layout.planes + vector) * Width;
 #pragma unroll 1
         for (int i = slot; i < end;) {
-            Value some[kWidth];
+            Value some[Width];
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) some[k] = Value::from(before + i);
+            for (int k = 0; k < Width; ++k) some[k] = Value::from(before + i);
 #pragma unroll 1
             for (int round = 0; round < Value::kTakes && i < end; round += Value::kAtOnce) {
-                Vector<T> loaded[Value::kAtOnce];
+                Vector<T, Width> loaded[Value::kAtOnce];
 #pragma unroll
                 for (int u = 0; u < Value::kAtOnce; ++u) {
-                    if (i + u * slots < end) loaded[u] = Vector<T>::load(source + u * step);
+                    if (i + u * slots < end) loaded[u] = Vector<T, Width>::load(source + u * step);
                 }
 #pragma unroll
                 for (int u = 0; u < Value::kAtOnce; ++u) {
                     if (i + u * slots >= end) break;
 #pragma unroll
-                    for (int k = 0; k < kWidth; ++k)
+                    for (int k = 0; k < Width; ++k)
                         some[k].take(widened(loaded[u], k), before + i + u * slots);
                 }
                 i += Value::kAtOnce * slots;
                 source += Value::kAtOnce * step;
             }
-            const bool is_first = i - slot <= Value::kTakes * slots;
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) values[k] = is_first ? some[k] : values[k].combine(some[k]);
+            for (int k = 0; k < Width; ++k) values[k] = values[k].combine(some[k]);
         }
     }
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) partial[threadIdx.x][k] = values[k];
+    for (int k = 0; k < Width; ++k) partial[threadIdx.x][k] = values[k];
     __syncthreads();
     if (slot > 0 || vector >= layout.planes) return;
     for (int other = 1; other < slots; ++other) {
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) values[k] = values[k].combine(partial[other * lanes + lane][k]);
+        for (int k = 0; k < Width; ++k) values[k] = values[k].combine(partial[other * lanes + lane][k]);
     }
-    const long long plane = (static_cast<long long>(sample) * layout.planes + vector) * kWidth;
+    const long long plane = (static_cast<long long>(sample) * layout.planes + vector) * Width;
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) finish((plane + k) * layout.chunks + chunk, values[k]);
+    for (int k = 0; k < Width; ++k) finish((plane + k) * layout.chunks + chunk, values[k]);
 }
 
 // Calls finish(plane, value) in one thread of each plane, with the values of its chunks combined in their
@@ -303,10 +301,11 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 //   x           [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y, argmax   [samples, planes] of Width
 // Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
-template <typename T>
+template <typename T, int Width>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_max_nhwc(const T* x, T* y, unsigned char* argmax, unsigned char* partials, GlobalLayout layout) {
-    reduce_nhwc<Largest<accumulate_t<T>>>(x, layout, MaxOutput<T>{y, argmax, partials, layout.argmax_bytes});
+    reduce_nhwc<Largest<accumulate_t<T>>, Width>(x, layout,
+                                                 MaxOutput<T>{y, argmax, partials, layout.argmax_bytes});
 }
 
 // y and argmax of planes that were reduced in chunks.
@@ -335,10 +334,10 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 //   x   [samples, positions, planes] of Width T, aligned to 16 bytes
 //   y   [samples, planes] of Width T
 // Launch: 1-D, kGlobalThreads, one block for each chunk of each sample and each `lanes` of its vectors.
-template <typename T>
+template <typename T, int Width>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_avg_nhwc(const T* x, T* y, unsigned char* partials, accumulate_t<T> factor, GlobalLayout layout) {
-    reduce_nhwc<Sum<accumulate_t<T>>>(x, layout, AvgOutput<T>{y, factor, partials});
+    reduce_nhwc<Sum<accumulate_t<T>>, Width>(x, layout, AvgOutput<T>{y, factor, partials});
 }
 
 // y of planes that were reduced in chunks.
@@ -518,12 +517,11 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
 //   dx         [samples, positions, planes] of Width T
 //   chunks     blocks that share the positions of a sample
 // Launch: 1-D, kGlobalThreads, `chunks` blocks for each sample and each `lanes` of its vectors.
-template <typename T>
+template <typename T, int Width>
 __global__ void __launch_bounds__(kGlobalThreads, 4)
     global_spread_nhwc(const T* dy, const unsigned char* argmax, T* dx, accumulate_t<T> factor, int chunks,
                        GlobalLayout layout) {
     using A = accumulate_t<T>;
-    constexpr int kWidth = kVectorWidth<T>;
     const int lanes = layout.lanes, rows = kGlobalThreads / lanes;
     const int tiles = static_cast<int>((layout.planes + lanes - 1) / lanes);
     const int chunk = blockIdx.x % chunks, tile = blockIdx.x / chunks % tiles;
@@ -531,14 +529,14 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     const long long plane = static_cast<long long>(tile) * lanes + threadIdx.x % lanes;
     if (plane >= layout.planes) return;
     const long long vector = sample * layout.planes + plane;
-    const Vector<T> gradients = Vector<T>::load(dy + vector * kWidth);
-    Vector<T> share;
-    int chosen[kWidth] = {};
+    const Vector<T, Width> gradients = Vector<T, Width>::load(dy + vector * Width);
+    Vector<T, Width> share;
+    int chosen[Width] = {};
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) {
+    for (int k = 0; k < Width; ++k) {
         share[k] = from_accumulate<T>(fma(widened(gradients, k), factor, A(0)));
         int tap[1] = {0};
-        if (argmax != nullptr) load_argmax<1>(argmax, vector * kWidth + k, tap, layout.argmax_bytes);
+        if (argmax != nullptr) load_argmax<1>(argmax, vector * Width + k, tap, layout.argmax_bytes);
         chosen[k] = tap[0];
     }
     // Rows of threads from here on, a round of all blocks after another: counted down, so that no index is
@@ -548,14 +546,14 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     int rounds = first < layout.positions ? static_cast<int>((layout.positions - first - 1) / step) + 1 : 0;
     unsigned int at =
         static_cast<unsigned int>(first);  // of use to taps alone, which have fewer than 2^31 positions
-    T* target = dx + ((sample * layout.positions + first) * layout.planes + plane) * kWidth;
-    const long long apart = step * layout.planes * kWidth;
+    T* target = dx + ((sample * layout.positions + first) * layout.planes + plane) * Width;
+    const long long apart = step * layout.planes * Width;
 #pragma unroll 1
     for (; rounds > 0; --rounds, at += step, target += apart) {
-        Vector<T> result = share;
+        Vector<T, Width> result = share;
         if (argmax != nullptr) {
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) {
+            for (int k = 0; k < Width; ++k) {
                 if (chosen[k] != static_cast<int>(at)) result[k] = from_accumulate<T>(A(0));
             }
         }

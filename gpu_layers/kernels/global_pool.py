@@ -15,7 +15,7 @@ from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, vector
 from gpu_layers.kernels.dropout import DIVISOR, divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_plan import DIVISION, division
-from gpu_layers.runtime.kernel import Arguments, KernelTemplate, combinations
+from gpu_layers.runtime.kernel import FLOAT_DTYPES, Arguments, Kernel, KernelTemplate, c_name, combinations
 from gpu_layers.runtime.launch import launch
 
 _THREADS = 256
@@ -58,16 +58,22 @@ _LAYOUT = np.dtype(
 _STRUCTS = {"GlobalLayout": _LAYOUT, "Divisor64": DIVISOR, "Divisor32": DIVISION}
 
 
-def _template(function: str) -> KernelTemplate:
-    return KernelTemplate("global_pool.cu", function, combinations(T=ELEMENT_TYPES), _STRUCTS)
+# Of channels side by side: of so many together.
+_WIDTHS = [{"T": c_name(dtype), "Width": str(width)} for dtype in FLOAT_DTYPES for width in (vector_width(dtype), 1)]
 
 
-_MAX = {name: _template(f"global_max_{name}") for name in ("nchw", "nhwc")}
-_AVG = {name: _template(f"global_avg_{name}") for name in ("nchw", "nhwc")}
+def _template(function: str, arguments: list[dict[str, str]] | None = None) -> KernelTemplate:
+    return KernelTemplate("global_pool.cu", function, arguments or combinations(T=ELEMENT_TYPES), _STRUCTS)
+
+
+_MAX = {"nchw": _template("global_max_nchw"), "nhwc": _template("global_max_nhwc", _WIDTHS)}
+_AVG = {"nchw": _template("global_avg_nchw"), "nhwc": _template("global_avg_nhwc", _WIDTHS)}
 _MERGE_MAX = _template("global_max_merge")
 _MERGE_AVG = _template("global_avg_merge")
 _SPREAD_PLANES = _template("global_spread_nchw")
-_SPREAD_ROWS = _template("global_spread_nhwc")
+_SPREAD_ROWS = _template("global_spread_nhwc", _WIDTHS)
+# Channels that make no vectors come one by one where a plane has so many positions; else general kernels are as good.
+_ONE_BY_ONE_FROM = 64
 
 
 def takes(
@@ -75,11 +81,17 @@ def takes(
 ) -> bool:
     """Whether these kernels do a pooling: one window that is the plane.
 
-    Channels that make no vectors are left to the general kernels, and planes of 2**31 - 1 positions and more where the
-    positions are numbered.
+    Channels of small planes that make no vectors are left to the general kernels, and planes of 2**31 - 1 positions and
+    more where the positions are numbered.
     """
     fits = window.is_global and lengths is None and not (numbered and window.taps >= _NUMBERED_BELOW)
-    return fits and not (channels_last and array.shape[-1] % vector_width(array.dtype))
+    return fits and (not channels_last or _width(array) > 1 or window.taps >= _ONE_BY_ONE_FROM)
+
+
+def _width(array: Array) -> int:
+    """Of channels side by side, how many come together."""
+    width = vector_width(array.dtype)
+    return 1 if array.shape[-1] % width else width
 
 
 def _power_of_two(value: int) -> int:
@@ -143,7 +155,14 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
 
 
 def _plan_for(array: Array, window: Window, channels_last: bool, argmax_bytes: int) -> _Plan:
-    return _plan(array.shape, window.taps, vector_width(array.dtype), channels_last, argmax_bytes)
+    width = _width(array) if channels_last else vector_width(array.dtype)
+    return _plan(array.shape, window.taps, width, channels_last, argmax_bytes)
+
+
+def _kernel(templates: dict[str, KernelTemplate], plan: _Plan, array: Array) -> Kernel:
+    if plan.kind == "nhwc":
+        return templates["nhwc"](T=element_type(array), Width=str(_width(array)))
+    return templates[plan.kind](T=element_type(array))
 
 
 def _grid(plan: _Plan, blocks: int) -> int:
@@ -158,7 +177,7 @@ def global_max_forward(x: Array, y: Array, argmax: Array, window: Window, channe
     plan = _plan_for(x, window, channels_last, argmax.dtype.itemsize)
     element, partials = element_type(x), plan.partials(x)
     arguments: Arguments = (x, y, argmax.as_bytes(), partials, plan.layout)
-    launch(_MAX[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
+    launch(_kernel(_MAX, plan, x), _grid(plan, plan.blocks), _THREADS, arguments)
     if partials is not None:
         merged = (partials, y, argmax.as_bytes(), plan.merge_layout)
         launch(_MERGE_MAX(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
@@ -171,7 +190,7 @@ def global_avg_forward(x: Array, y: Array, window: Window, channels_last: bool, 
     plan, factor = _plan_for(x, window, channels_last, 0), _factor(window, divisor_override)
     element, partials = element_type(x), plan.partials(x)
     arguments: Arguments = (x, y, partials, factor, plan.layout)
-    launch(_AVG[plan.kind](T=element), _grid(plan, plan.blocks), _THREADS, arguments)
+    launch(_kernel(_AVG, plan, x), _grid(plan, plan.blocks), _THREADS, arguments)
     if partials is not None:
         merged = (partials, y, factor, plan.merge_layout)
         launch(_MERGE_AVG(T=element), blocks_for(plan.merge_blocks, 1), _THREADS, merged)
@@ -194,7 +213,7 @@ def global_backward(
         # Positions that a thread writes, one after another.
         rows = _THREADS // lanes
         chunks = -(-window.taps // (rows * _VALUES_A_LANE))
-        kernel = _SPREAD_ROWS(T=element_type(dy))
+        kernel = _SPREAD_ROWS(T=element_type(dy), Width=str(_width(dy)))
         launch(kernel, tiles * chunks, _THREADS, (dy, bytes_of_taps, dx, factor, chunks, layout))
         return
     layout = _plan_for(dy, window, channels_last, argmax_bytes).layout
