@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -161,11 +161,6 @@ def memory_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> tupl
         return result, most, kept
     finally:
         tracemalloc.stop()
-
-
-def blocks_sharing_channels(channels_last: bool) -> AbstractContextManager[None]:
-    """Batch norm as of large arrays: a block keeps so little that several share a channel."""
-    return force_limits(slots=2 if channels_last else 3)
 
 
 @contextmanager

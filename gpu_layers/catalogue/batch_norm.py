@@ -148,7 +148,7 @@ def batch_norm_cases() -> Iterator[Case]:
         if dtype != np.float16:
             # Sums of squares leave float32's range.
             scale = 1e17 if dtype != np.float64 else 1e100
-            yield _batch_norm(dtype, "large", (2, 3, 170, 171), 2.0, False, scale=scale)
+            yield _batch_norm(dtype, "large", (2, 3, 110, 111), 2.0, False, scale=scale)
             yield _batch_norm(dtype, "large, channels_last", (2, 30, 31, 8), 2.0, True, scale=scale)
         yield _infinite(dtype, (2, 8), True)
         # Of the last thread the last value: others find it only when they are merged with it.

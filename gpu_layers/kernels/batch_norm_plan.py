@@ -15,7 +15,6 @@ import numpy as np
 from gpu_layers.core.array import DTypeLike
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES, WARP_THREADS, WARPS
 from gpu_layers.runtime.kernel import c_name
-from gpu_layers.runtime.limits import limits
 
 #: Threads of a block: ``kChannelThreads`` of ``channel_layout.cuh``.
 THREADS = 256
@@ -127,14 +126,16 @@ class Plan:
         return f"one read, {kind}, {groups}, {threads}, {kept}, {how}"
 
 
+@lru_cache(maxsize=1024)
 def forward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
     """The plan of the statistics, for an input of this shape."""
-    return _plan(shape, itemsize, channels_last, 1, limits().slots)
+    return _plan(shape, itemsize, channels_last, 1)
 
 
+@lru_cache(maxsize=1024)
 def backward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
     """The plan of the gradients' sums, of two arrays."""
-    return _plan(shape, itemsize, channels_last, 2, limits().slots)
+    return _plan(shape, itemsize, channels_last, 2)
 
 
 @lru_cache(maxsize=1024)
@@ -145,17 +146,14 @@ def elementwise_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool)
     return _two_reads_of_nchw(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
 
 
-@lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int, most_slots: int) -> Plan:
+def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int) -> Plan:
     if channels_last or len(shape) == 2:
         rows, channels = math.prod(shape[:-1]), shape[-1]
-        budget = min(_SLOTS_OF_NHWC // arrays, most_slots)
-        return _persistent_nhwc(rows, channels, itemsize, arrays, budget) or _two_reads_of_nhwc(
+        return _persistent_nhwc(rows, channels, itemsize, arrays) or _two_reads_of_nhwc(
             rows, channels, itemsize, arrays
         )
     batch, channels, plane = shape[0], shape[1], math.prod(shape[2:])
-    budget = min(_SLOTS_OF_NCHW // arrays, most_slots)
-    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays, budget)
+    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays)
     return resident or _two_reads_of_nchw(batch, channels, plane, itemsize, arrays)
 
 
@@ -176,11 +174,12 @@ def _group_size(blocks: int, most: int) -> int:
 # ---- one read --------------------------------------------------------------------------------------------------------
 
 
-def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int, budget: int) -> Plan | None:
+def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
+    budget = _SLOTS_OF_NCHW // arrays
     best: tuple[tuple[int, ...], int, int, int] | None = None
     # Neighbouring threads read 128 bytes together, where a plane has as many.
-    for threads_x in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 256 else [])):
+    for threads_x in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 128 else [])):
         pieces, slots = _pieces(plane, threads_x, width, budget)
         if slots > budget:
             continue
@@ -195,13 +194,11 @@ def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, array
     if best is None:
         return None
     _, threads_x, pieces, needed = best
+    # More blocks where there are few channels, up to what a GPU holds; but each reads what all of a group leave.
+    slab = batch * plane * itemsize * arrays
+    most = int(math.sqrt(_WORKSPACE_SHARE * slab / (4 * _number_bytes(itemsize))))
+    blocks = max(needed, min(PERSISTENT_BLOCKS // max(channels, 1), most))
     threads_y = THREADS // threads_x
-    blocks = needed
-    if needed > 1:
-        # More blocks where there are few channels, up to what a GPU holds; but each reads what all of a group leave.
-        slab = batch * plane * itemsize * arrays
-        most = int(math.sqrt(_WORKSPACE_SHARE * slab / (4 * _number_bytes(itemsize))))
-        blocks = max(needed, min(PERSISTENT_BLOCKS // max(channels, 1), most))
     if blocks > -(-batch * pieces // threads_y):
         # Shorter chunks, of two vectors a thread at least.
         pieces = max(pieces, min(-(-blocks * threads_y // batch), plane // (2 * threads_x * width)))
@@ -238,20 +235,19 @@ def _pieces(plane: int, threads_x: int, width: int, budget: int) -> tuple[int, i
     return pieces, _slots(_chunk(plane, pieces, width), plane, threads_x, width)
 
 
-def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int, budget: int) -> Plan | None:
+def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         return None
+    budget = _SLOTS_OF_NHWC // arrays
     vectors = channels // width
-    # 128 bytes of a row, or fewer where then a block keeps all rows of its channels and waits for no other; else 128,
-    # or the 64 that still are whole sectors.
-    of_one_block, of_groups = [(widest, 1) for widest in (8, 4, 2, 1)], [(8, PERSISTENT_BLOCKS), (4, PERSISTENT_BLOCKS)]
-    for widest, most_needed in of_one_block + of_groups:
+    # 128 bytes of a row, or the 64 that still are whole sectors.
+    for widest in (8, 4):
         threads_x = min(_power_of_two_up_to(2 * vectors - 1), widest)
         threads_y = THREADS // threads_x
         tiles = -(-vectors // threads_x)
         needed = -(-rows // (threads_y * budget))
-        if needed <= most_needed and tiles * needed <= PERSISTENT_BLOCKS:
+        if tiles * needed <= PERSISTENT_BLOCKS:
             break
     else:
         # One group after another would stand still at each barrier, and all of the memory with it: that took a third
@@ -259,9 +255,7 @@ def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int, budge
         return None
     count_bytes = rows * itemsize * arrays
     most_blocks = max(1, int(_WORKSPACE_SHARE * 2 * count_bytes / (8 * _number_bytes(itemsize))))
-    blocks = needed
-    if needed > 1:
-        blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
+    blocks = max(needed, min(PERSISTENT_BLOCKS // tiles, most_blocks, -(-rows // threads_y)))
     none_over = _group_size(blocks, -(-rows // threads_y))
     if tiles * none_over <= PERSISTENT_BLOCKS:
         blocks = none_over

@@ -149,7 +149,8 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
     chunks = max(1, -(-positions // chunk))
     layout["chunk"], layout["chunks"], layout["lanes"] = chunk, chunks, lanes
     merge = layout.copy()
-    merge_lanes = min(_power_of_two(-(-chunks // _CHUNKS_A_LANE)), _WARP if chunks <= _THREADS else _THREADS)
+    # A warp's, or all of a block.
+    merge_lanes = min(_power_of_two(-(-chunks // _CHUNKS_A_LANE)), _WARP) if chunks <= _THREADS else _THREADS
     merge["planes"], merge["samples"], merge["lanes"] = planes, 1, merge_lanes
     return _Plan(kind, blocks * chunks, layout, -(-planes * merge_lanes // _THREADS), merge)
 

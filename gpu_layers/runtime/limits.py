@@ -23,8 +23,6 @@ class Limits:
         A thread takes more than its least work only if this many blocks remain.
     one_read : bool
         Whether batch norm may keep what it reads, so that it reads it once.
-    slots : int
-        Of 16 bytes, that a thread of it may take for that: with few, blocks share a channel sooner.
     """
 
     # A step of the grid beyond this many blocks costs nothing measurable, and leaves room below the 2**31 - 1
@@ -35,7 +33,6 @@ class Limits:
     # About as many blocks of 256 threads as the GPU that plans are made for holds at once.
     full_grid: int = 1024
     one_read: bool = True
-    slots: int = 2**30
 
 
 #: Those of a GPU, whatever is in force: for a choice between kernels that add in different orders.
@@ -49,22 +46,15 @@ limits = _limits.get
 
 
 @cache
-def _lowered(max_blocks: int, index32_below: int, full_grid: int, one_read: bool, slots: int) -> Limits:
-    return Limits(max_blocks, index32_below, full_grid, one_read, slots)
+def _lowered(max_blocks: int, index32_below: int, full_grid: int, one_read: bool) -> Limits:
+    return Limits(max_blocks, index32_below, full_grid, one_read)
 
 
 @contextmanager
 def force_limits(
-    *,
-    max_blocks: int | None = None,
-    index64: bool = False,
-    full_grid: int | None = None,
-    two_reads: bool = False,
-    slots: int | None = None,
+    *, max_blocks: int | None = None, index64: bool = False, full_grid: int | None = None, two_reads: bool = False
 ) -> Iterator[None]:
     """Lower the limits in a ``with`` block: the same results, by the code for large arrays.
-
-    With fewer slots batch norm adds up in another order, and so its last bits may differ.
 
     Parameters
     ----------
@@ -76,8 +66,6 @@ def force_limits(
         Number of blocks that must remain before a thread takes more than its least work.
     two_reads : bool
         Read everything twice, as batch norm does if a GPU cannot keep what it reads.
-    slots : int, optional
-        Of shared memory, that a thread of batch norm may keep.
     """
     current = limits()
     token = _limits.set(
@@ -86,7 +74,6 @@ def force_limits(
             0 if index64 else current.index32_below,
             current.full_grid if full_grid is None else full_grid,
             current.one_read and not two_reads,
-            current.slots if slots is None else slots,
         )
     )
     try:

@@ -14,10 +14,9 @@ from gpu_layers.layers.batch_norm_max_pool import BatchNormMaxPool
 from gpu_layers.ops.padding import valid_positions
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import assert_same_bits, blocks_sharing_channels, normal
+from tests.inputs import assert_same_bits, normal
 
-# Blocks that share a channel (where they keep little) and those that do not, in one read and in two; more channels than
-# a block has threads.
+# Blocks that share a channel and those that do not, in one read and in two; more channels than a block has threads.
 SHARED, WHOLE = ((6, 2, 48, 40), False), ((2, 300, 3, 5), False)
 SHARED_ROWS, WHOLE_ROWS, ODD_ROWS = ((4, 16, 16, 40), True), ((4, 3, 3, 512), True), ((3, 5, 4, 301), True)
 RULES = {
@@ -25,12 +24,6 @@ RULES = {
     "finite": {"momentum": 0.3, "finite_only": True},
     "both": {"momentum": None, "finite_only": True},
 }
-
-
-@pytest.fixture
-def few_slots(channels_last):
-    with blocks_sharing_channels(channels_last):
-        yield
 
 
 def running(channels, values, momentum, finite_only=False, dtype=np.float32):
@@ -77,7 +70,6 @@ def assert_folds(run, channels, values, inputs, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("two_reads", [False, True])
-@pytest.mark.usefixtures("few_slots")
 @pytest.mark.parametrize(("shape", "channels_last"), [SHARED, WHOLE, SHARED_ROWS, WHOLE_ROWS, ODD_ROWS], ids=str)
 def test_a_forward_folds_a_batch_in(shape, channels_last, two_reads, rule):
     channels = shape[-1 if channels_last else 1]
@@ -94,7 +86,6 @@ def test_a_forward_folds_a_batch_in(shape, channels_last, two_reads, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("two_reads", [False, True])
-@pytest.mark.usefixtures("few_slots")
 @pytest.mark.parametrize(("shape", "channels_last"), [SHARED, WHOLE, SHARED_ROWS], ids=str)
 def test_a_padded_batch_is_folded_in_with_the_number_of_its_values(shape, channels_last, two_reads, rule):
     channels, spatial = shape[-1 if channels_last else 1], shape[1:3] if channels_last else shape[2:]

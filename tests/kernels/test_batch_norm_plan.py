@@ -170,23 +170,3 @@ def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, mos
     # Two blocks share the 228 KB of a multiprocessor. The system takes 1 KB of each, and the kernels, of rows, 12 KB.
     scratch = 1024 if fits.width is None else 13 * 1024
     assert 2 * (fits.shared_bytes + scratch) <= 228 * 1024
-
-
-@pytest.mark.parametrize(
-    ("shape", "channels_last", "itemsize"),
-    [
-        ((32, 64, 14, 14), False, 8),
-        ((32, 64, 28, 28), False, 2),
-        ((128, 512, 7, 7), False, 4),
-        ((32, 7, 7, 160), True, 4),
-        ((1500, 48), True, 2),
-    ],
-    ids=str,
-)
-def test_a_block_that_can_keep_a_channel_waits_for_no_other(shape, channels_last, itemsize):
-    for planned in (forward_plan, backward_plan):
-        plan = planned(shape, itemsize, channels_last)
-        assert plan.blocks_per_group == 1
-        assert "plain launch" in str(plan)
-    more = (4 * shape[0], *shape[1:])
-    assert backward_plan(more, itemsize, channels_last).blocks_per_group > 1

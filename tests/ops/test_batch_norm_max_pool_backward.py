@@ -10,15 +10,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.emulator import ALL_SCHEDULES
 from gpu_layers.kernels.batch_norm_plan import backward_plan
 from gpu_layers.runtime.limits import force_limits
-from tests.inputs import (
-    BFLOAT16,
-    assert_all_same_bits,
-    assert_same_bits,
-    blocks_sharing_channels,
-    each_dtype,
-    normal,
-    with_specials,
-)
+from tests.inputs import BFLOAT16, assert_all_same_bits, assert_same_bits, each_dtype, normal, with_specials
 
 each_mode = pytest.mark.parametrize("training", [True, False])
 SIDE_BY_SIDE, OVERLAPPING = ((2, 2), {}), ((3, 3), {"stride": 2, "padding": 1})
@@ -59,12 +51,6 @@ IN_TWO_STEPS = [
 ]
 
 
-@pytest.fixture
-def few_slots(channels_last):
-    with blocks_sharing_channels(channels_last):
-        yield
-
-
 def inputs(shape, channels_last, dtype):
     channels = shape[-1] if channels_last else shape[1]
     parameters = [normal((channels,), accumulation_dtype(dtype), seed=seed) for seed in (2, 3)]
@@ -101,7 +87,6 @@ def assert_gathered(launched, *passes):
         assert name.startswith(f"batch_norm_max_pool_{expected}<"), launched
 
 
-@pytest.mark.usefixtures("few_slots")
 @each_shape
 @each_dtype
 @pytest.mark.parametrize(("kernel", "window"), [SIDE_BY_SIDE, OVERLAPPING], ids=str)
@@ -113,7 +98,6 @@ def test_one_read_gives_the_bits_of_two_steps(shape, channels_last, dtype, kerne
     assert_all_same_bits(one, two)
 
 
-@pytest.mark.usefixtures("few_slots")
 @pytest.mark.parametrize(("shape", "channels_last"), [SHAPES[1], SHAPES[3]], ids=str)
 def test_several_parts_a_channel(shape, channels_last):
     assert backward_plan(shape, 4, channels_last).blocks_per_group > 1
@@ -177,7 +161,7 @@ def test_any_window_of_rows_that_overlaps_with_one_other(kernel, window, dtype):
 def test_bands_of_rows(shape, fits, kernel, window):
     saved, outputs = pooled(inputs(shape, True, BFLOAT16), kernel, window, channels_last=True)
     dy = normal(outputs, BFLOAT16, seed=5)
-    with force_limits(max_blocks=0), blocks_sharing_channels(channels_last=True):
+    with force_limits(max_blocks=0):
         results = [one_and_two(dy, saved, schedule=schedule) for schedule in ALL_SCHEDULES]
     for one, two, launched in results:
         assert launched[0].startswith("batch_norm_max_pool_gradient_sums<") == fits
@@ -275,8 +259,7 @@ def test_close_to_numpy(shape, channels_last, dtype):
         assert (np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) <= bounds[name]).all(), name
 
 
-# Planes of so few rows that a thread has all of a column on their way together.
-@pytest.mark.parametrize(("shape", "channels_last"), [((2, 3, 5, 32), False), *SHAPES[1:]], ids=str)
+@each_shape
 def test_what_is_read_and_written(shape, channels_last):
     saved, outputs = pooled(inputs(shape, channels_last, np.float32), *SIDE_BY_SIDE, channels_last=channels_last)
     x, argmax, dy = saved.norm.x, saved.pool.argmax, normal(outputs, np.float32, seed=5)

@@ -20,7 +20,7 @@ from gpu_layers.runtime import arrays, gpu, nvrtc
 from gpu_layers.runtime.launch import launch
 from gpu_layers.runtime.program import Launcher
 from gpu_layers.runtime.steps import Launch, Slot
-from tests.inputs import BFLOAT16, WRITABLE_LAYOUTS, assert_same_bits, blocks_sharing_channels, normal
+from tests.inputs import BFLOAT16, WRITABLE_LAYOUTS, assert_same_bits, normal
 from tests.runtime.emulated_device import KERNELS, Array, EmulatedCupy
 from tests.runtime.fake_cupy import nothing_loaded
 
@@ -42,12 +42,6 @@ X = normal((6, 2, 48, 40), np.float32, 1)
 DY = normal(X.shape, np.float32, 2)
 OF_CHANNELS = {"gamma": normal((2,), np.float32, 3), "beta": normal((2,), np.float32, 4)}
 RUNNING = {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32), "batches": np.zeros(1, np.int64)}
-
-
-@pytest.fixture(autouse=True)
-def few_slots():
-    with blocks_sharing_channels(channels_last=False):
-        yield
 
 
 def dropout(x, out):
