@@ -96,18 +96,6 @@ struct FractionalStarts {
     }
 };
 
-// A pointer to global memory that is calculated here, once: compilers would add its parts up anew for each
-// element.
-template <typename P>
-__device__ __forceinline__ P* held_pointer(P* pointer) {
-#ifndef GPU_LAYERS_EMULATED
-    auto address = __cvta_generic_to_global(pointer);
-    asm("" : "+l"(address));
-    pointer = static_cast<P*>(__cvta_global_to_generic(address));
-#endif
-    return pointer;
-}
-
 // Of a number between 0 and 2: that of three, without a table in memory.
 template <typename Value>
 __device__ __forceinline__ Value of_three(int number, Value zero, Value one, Value two) {
@@ -192,10 +180,10 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index, K
             const Starts over_h{own + before_h * apart_in_plane, apart_in_plane, rule(box.own, 1)};
             const Starts over_w{own + before_w * apart_in_plane, apart_in_plane, rule(box.own, 2)};
             const PoolColumns lane(pool.boxes, box);
-            const T* const source = held_pointer(x + box.before(pool.boxes, pool.input, box.own));
+            const T* const source = kept_pointer(x + box.before(pool.boxes, pool.input, box.own));
             const long long before = box.before(pool.boxes, pool.output, box.own);
-            T* const own_y = held_pointer(y + before);
-            unsigned char* const own_argmax = held_pointer(argmax + before);
+            T* const own_y = kept_pointer(y + before);
+            unsigned char* const own_argmax = kept_pointer(argmax + before);
             const Index row_step = pool.output[2] * step * lane.rows;
             const int last_row = box.to[1] - 1;
 #pragma unroll 1
@@ -527,16 +515,13 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index, K
             for (int n = threadIdx.x; n < box.planes * count; n += kFractionalThreads) {
                 const int plane = pool.by_starts.quotient(n), i = n - plane * count;
                 const int axis = i >= first_of[2] ? 2 : i >= first_of[1] ? 1 : 0;
-                const int before = axis == 2 ? first_of[2] : axis == 1 ? first_of[1] : 0;
-                const int outputs = axis == 2 ? pool.output[2] : axis == 1 ? pool.output[1] : pool.output[0];
+                const auto along = [&](const int (&of_axes)[3]) {
+                    return of_three(axis, of_axes[0], of_axes[1], of_axes[2]);
+                };
+                const int before = along(first_of);
                 windows[last ? i * apart + plane : n] =
-                    Window(first + plane * count + before, i - before, outputs, Taps{pool}.size(axis),
-                           axis == 2   ? box.from[2]
-                           : axis == 1 ? box.from[1]
-                                       : box.from[0],
-                           axis == 2   ? box.to[2]
-                           : axis == 1 ? box.to[1]
-                                       : box.to[0]);
+                    Window(first + plane * count + before, i - before, along(pool.output),
+                           Taps{pool}.size(axis), along(box.from), along(box.to));
             }
         }
         __syncthreads();
@@ -559,8 +544,8 @@ __global__ void __launch_bounds__(kFractionalThreads, kFractionalBlocks<Index, K
                 const FractionalWindows<Kernel, kKept> over[3] = {along(0), along(1), along(2)};
                 const Index step = last ? static_cast<Index>(pool.boxes.channels) : 1;
                 const PlaneInBox plane(pool.boxes, box);
-                ScatterInBox<T, Kernel, Index, kKept>{held_pointer(dy + before),
-                                                      held_pointer(argmax + before),
+                ScatterInBox<T, Kernel, Index, kKept>{kept_pointer(dy + before),
+                                                      kept_pointer(argmax + before),
                                                       made,
                                                       pool,
                                                       box,

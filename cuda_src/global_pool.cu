@@ -349,6 +349,19 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
     merge_chunks<Sum<accumulate_t<T>>>(partials, layout, AvgOutput<T>{y, factor, nullptr});
 }
 
+// Stores a vector, or what the array has left of it.
+template <typename T>
+__device__ __forceinline__ void store_up_to(const Vector<T>& all, T* target, long long left) {
+    if (left >= kVectorWidth<T>) {
+        all.store(target);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < kVectorWidth<T>; ++k) {
+        if (k < left) target[k] = all[k];
+    }
+}
+
 // Positions of planes so small that the vectors of a warp lie in several.
 constexpr int kManyPlanes = 1024;
 
@@ -403,14 +416,7 @@ __device__ __forceinline__ void spread_small(const T* dy, const unsigned char* a
                     result[k] = from_accumulate<T>(A(0));
             }
         }
-        if (offset + kWidth <= left) {
-            result.store(dx + offset);
-        } else {
-#pragma unroll
-            for (int k = 0; k < kWidth; ++k) {
-                if (offset + k < left) dx[offset + k] = result[k];
-            }
-        }
+        store_up_to(result, dx + offset, left - offset);
     }
 }
 
@@ -500,14 +506,7 @@ __global__ void __launch_bounds__(kGlobalThreads, 4)
                     result[k] = chosen[0] == place ? value_of(plane) : nothing;
                 }
             }
-            if (start + kWidth <= total) {
-                result.store(dx + start);
-            } else {
-#pragma unroll
-                for (int k = 0; k < kWidth; ++k) {
-                    if (start + k < total) dx[start + k] = result[k];
-                }
-            }
+            store_up_to(result, dx + start, total - start);
         }
     }
 }

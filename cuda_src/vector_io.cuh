@@ -83,6 +83,17 @@ __device__ __forceinline__ long long kept(long long number) {
     return number;
 }
 
+// A pointer to global memory, likewise: compilers would add its parts up anew for each element.
+template <typename P>
+__device__ __forceinline__ P* kept_pointer(P* pointer) {
+#ifndef GPU_LAYERS_EMULATED
+    auto address = __cvta_generic_to_global(pointer);
+    asm("" : "+l"(address));
+    pointer = static_cast<P*>(__cvta_global_to_generic(address));
+#endif
+    return pointer;
+}
+
 // N elements in registers. At most 16 bytes, moved as one word; larger ones (32-bit taps of eight half
 // values) as several words of 16.
 template <typename T, int N = kVectorWidth<T>>

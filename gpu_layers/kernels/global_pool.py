@@ -85,13 +85,13 @@ def takes(
     more where the positions are numbered.
     """
     fits = window.is_global and lengths is None and not (numbered and window.taps >= _NUMBERED_BELOW)
-    return fits and (not channels_last or _width(array) > 1 or window.taps >= _ONE_BY_ONE_FROM)
+    return fits and (_width(array, channels_last) > 1 or window.taps >= _ONE_BY_ONE_FROM)
 
 
-def _width(array: Array) -> int:
-    """Of channels side by side, how many come together."""
+def _width(array: Array, channels_last: bool) -> int:
+    """Of a vector; of one channel where they make no vectors side by side."""
     width = vector_width(array.dtype)
-    return 1 if array.shape[-1] % width else width
+    return 1 if channels_last and array.shape[-1] % width else width
 
 
 def _power_of_two(value: int) -> int:
@@ -156,13 +156,12 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
 
 
 def _plan_for(array: Array, window: Window, channels_last: bool, argmax_bytes: int) -> _Plan:
-    width = _width(array) if channels_last else vector_width(array.dtype)
-    return _plan(array.shape, window.taps, width, channels_last, argmax_bytes)
+    return _plan(array.shape, window.taps, _width(array, channels_last), channels_last, argmax_bytes)
 
 
 def _kernel(templates: dict[str, KernelTemplate], plan: _Plan, array: Array) -> Kernel:
     if plan.kind == "nhwc":
-        return templates["nhwc"](T=element_type(array), Width=str(_width(array)))
+        return templates["nhwc"](T=element_type(array), Width=str(_width(array, channels_last=True)))
     return templates[plan.kind](T=element_type(array))
 
 
@@ -214,7 +213,7 @@ def global_backward(
         # Positions that a thread writes, one after another.
         rows = _THREADS // lanes
         chunks = -(-window.taps // (rows * _VALUES_A_LANE))
-        kernel = _SPREAD_ROWS(T=element_type(dy), Width=str(_width(dy)))
+        kernel = _SPREAD_ROWS(T=element_type(dy), Width=str(_width(dy, channels_last)))
         launch(kernel, tiles * chunks, _THREADS, (dy, bytes_of_taps, dx, factor, chunks, layout))
         return
     layout = _plan_for(dy, window, channels_last, argmax_bytes).layout
