@@ -6,7 +6,8 @@
 //   first_valid   the first of them
 //   values        their number, of the whole batch
 //   unbiased      bits of the rule's, which follows from their number
-// Launch: as there.
+//   slots_of_x    of a thread, in those that read once
+// Launch: as there; those that read once keep a byte for each slot of a thread, too.
 #include "batch_norm_backward.cuh"
 #include "batch_norm_forward.cuh"
 #include "batch_norm_persistent.cuh"
@@ -14,6 +15,14 @@
 __device__ __forceinline__ SomePositions positions(const unsigned int* valid,
                                                    unsigned long long first_valid = 0) {
     return {valid, static_cast<long long>(first_valid)};
+}
+
+// Those that a block keeps, where its memory begins; its slots follow.
+__device__ __forceinline__ PositionsToCache cached(const SomePositions& positions, uint4*& slots,
+                                                   int slots_of_x) {
+    unsigned char* const cache = reinterpret_cast<unsigned char*>(slots);
+    slots += slots_of_x * (kChannelThreads / static_cast<int>(sizeof(uint4)));
+    return {positions, cache};
 }
 
 template <typename A>
@@ -73,21 +82,20 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused, 
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
-    padded_batch_norm_forward_persistent(const T* x, const accumulate_t<T>* gamma,
-                                         const accumulate_t<T>* beta, const T* residual, int activation, T* y,
-                                         accumulate_t<T>* partial_moments, accumulate_t<T>* statistics,
-                                         accumulate_t<T>* running_mean, accumulate_t<T>* running_var,
-                                         long long* batches, long long* skipped, unsigned int* barrier_count,
-                                         FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps,
-                                         const unsigned int* valid, unsigned long long first_valid,
-                                         unsigned long long unbiased, Layout layout) {
-    DYNAMIC_SHARED(slots);
+__global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks) padded_batch_norm_forward_persistent(
+    const T* x, const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual, int activation,
+    T* y, accumulate_t<T>* partial_moments, accumulate_t<T>* statistics, accumulate_t<T>* running_mean,
+    accumulate_t<T>* running_var, long long* batches, long long* skipped, unsigned int* barrier_count,
+    FoldingRule<accumulate_t<T>> rule, accumulate_t<T> eps, int slots_of_x, const unsigned int* valid,
+    unsigned long long first_valid, unsigned long long unbiased, Layout layout) {
+    DYNAMIC_SHARED(memory);
+    uint4* slots = memory;
+    const PositionsToCache counted = cached(positions(valid, first_valid), slots, slots_of_x);
     const RunningStatistics<accumulate_t<T>> running{running_mean, running_var, batches, skipped,
                                                      with_unbiased(rule, unbiased)};
     const NormalizedOutput<T, Fused, SomePositions> output{residual, activation, y};
     forward_persistent(x, {partial_moments, statistics, gamma, beta, running, eps, layout.channels}, output,
-                       barrier_count, slots, layout, positions(valid, first_valid));
+                       barrier_count, slots, layout, counted);
 }
 
 template <typename T, typename Layout, Epilogue Fused>
@@ -100,9 +108,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                           unsigned int* barrier_count, int slots_of_x,
                                           const unsigned int* valid, unsigned long long values,
                                           Layout layout) {
-    DYNAMIC_SHARED(slots);
+    DYNAMIC_SHARED(memory);
+    uint4* slots = memory;
+    const PositionsToCache counted = cached(positions(valid), slots, slots_of_x);
     backward_persistent<T, Fused, GradientArray<T, Layout>>(
         {dy}, x, {mean, inv_std, gamma, beta}, residual, activation, {partial_sums, inv_std, dgamma, dbeta},
-        dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout,
-        positions(valid));
+        dx, dresidual, barrier_count, inverse<accumulate_t<T>>(values), slots_of_x, slots, layout, counted);
 }

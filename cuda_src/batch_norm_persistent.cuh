@@ -92,6 +92,43 @@ struct SharedCache {
     }
 };
 
+// Vectors that a thread starts to fetch at a time.
+constexpr int kFetched = 4;
+
+// Positions of which a block keeps those of its part.
+//   cache   [slots * kChannelThreads], in shared memory
+struct PositionsToCache : SomePositions {
+    unsigned char* cache;
+};
+
+// What all walks over a tile take for `valid`. Which of its positions count, a block finds once; of planes
+// that are no whole vectors, which start elsewhere in each channel, for each tile.
+//   const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
+template <typename T, typename Layout, typename Channel>
+__device__ __forceinline__ AllPositions cached_positions(const Layout&, Channel, int, const AllPositions&,
+                                                         bool) {
+    return {};
+}
+template <typename T>
+__device__ __forceinline__ bool positions_depend_on_channel(const NchwLayout& layout) {
+    return layout.plane % kVectorWidth<T> != 0;
+}
+template <typename T, int Width>
+__device__ __forceinline__ constexpr bool positions_depend_on_channel(const NhwcLayout<Width>&) {
+    return false;
+}
+template <typename T, typename Layout, typename Channel>
+__device__ __forceinline__ CachedPositions cached_positions(const Layout& layout, Channel channel, int rank,
+                                                            const PositionsToCache& valid, bool first_tile) {
+    unsigned char* const own = valid.cache + linear_thread();
+    if (first_tile || positions_depend_on_channel<T>(layout)) {
+        StorePositions<kLayoutWidth<T, Layout>> store{own};
+        for_each_in_block<T, kFetched>(layout, channel, rank, store,
+                                       static_cast<const SomePositions&>(valid));
+    }
+    return {own, valid.first};
+}
+
 // From what the threads of each block of a group have found of the tile's channels, the numbers of these,
 // which all threads get as agreed(channel); written they are, too. See write_result.
 //   values, scratch   see reduce_channels
@@ -151,8 +188,7 @@ __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile,
 
 // ---- forward ---------------------------------------------------------------------------------------------
 
-// Vectors that a thread starts to fetch at a time, and those that it takes from where it keeps them.
-constexpr int kFetched = 4;
+// Vectors that a thread takes at a time from where it keeps them.
 template <Epilogue Fused, typename Valid>
 constexpr int kTaken = Fused == kIdentity || !kCountsAll<Valid> ? 2 : 4;
 
@@ -290,7 +326,7 @@ struct NormalizedOutput {
 
 //   output   NormalizedOutput, or what is like it
 //   slots    of the block
-//   valid    as in batch_norm_forward.cuh
+//   valid    AllPositions, or PositionsToCache: of others nothing is read, and 0 is written there
 template <typename T, typename Output, typename Layout, typename Valid = AllPositions>
 __device__ __forceinline__ void forward_persistent(const T* x,
                                                    const StatisticsResult<accumulate_t<T>>& result,
@@ -305,20 +341,21 @@ __device__ __forceinline__ void forward_persistent(const T* x,
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
         const auto channel = layout.channel_of(tile);
         const bool exists = layout.has(channel);
+        const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
         T origins[kChannels];
         if constexpr (Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
         StatisticsOfCached<T, kWidth, kChannels> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         if (exists) {
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
-            for_each_in_block<T, kFetched, kWhole>(layout, channel, block.rank, fetch, valid);
+            for_each_in_block<T, kFetched, kWhole>(layout, channel, block.rank, fetch, counted);
             wait_for_copies();
             for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>, kWhole>(layout, channel, block.rank,
-                                                                             values, valid);
+                                                                             values, counted);
         }
         if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
         Moments<A> moments[kChannels];
         finish_moments(values.statistics, origins, moments, [&](auto& lowered) {
-            for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, valid);
+            for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, counted);
         });
         const auto part_of = [&](int k, const Moments<A>& all) {
             const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(channel + k, valid)];
@@ -332,7 +369,7 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             const ChannelStatistics<A> numbers = agreed(channel + k);
             normalize.norms[k].set(numbers.mean, numbers.inv_std, result.gamma, result.beta, channel + k);
         }
-        for_each_in_block<T, Output::kLoads, kWhole>(layout, channel, block.rank, normalize, valid);
+        for_each_in_block<T, Output::kLoads, kWhole>(layout, channel, block.rank, normalize, counted);
         output.finish(layout, channel, block.rank, slots);
     }
     result.fold_by_last(barrier_count + (layout.blocks > 1 ? block.groups : 0), gridDim.x);
@@ -526,11 +563,12 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
         const auto channel = layout.channel_of(tile);
         const bool exists = layout.has(channel);
+        const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
         if (exists) {
             FetchInputs<T, kWidth, Source> fetch{source,
                                                  {x, SharedCache<T, kWidth>(slots)},
                                                  {source.array(), SharedCache<T, kWidth>(slots_of_dz)}};
-            for_each_in_block<T, kFetched / 2, Source::kWhole>(layout, channel, block.rank, fetch, valid);
+            for_each_in_block<T, kFetched / 2, Source::kWhole>(layout, channel, block.rank, fetch, counted);
         }
         if constexpr (Source::kIsKept && !Source::kIsArray) {
             // Threads have each other's slots, of the channel before as well.
@@ -551,7 +589,7 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
         wait_for_copies();
-        if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, valid);
+        if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, counted);
         const auto agreed = agree(layout, tile, block, barrier_count, result, keep.sums, scratch,
                                   [](int, const GradientSums<A>& all) { return all; });
         if (!exists) continue;
@@ -564,6 +602,6 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
             gradients.input_gradients[k].set(of_channels.inv_std[channel + k], numbers.dgamma, numbers.dbeta,
                                              inv_count);
         }
-        for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, valid);
+        for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, counted);
     }
 }

@@ -42,6 +42,14 @@ struct SomePositions {
         return is_set(word_at(position), position);
     }
 };
+// ... or those whose bit is set in what a block keeps of SomePositions, see StorePositions: a byte for each
+// vector or single value of a thread, in the order in which for_each_in_block takes them.
+//   own     of this thread; kChannelThreads further on is the next one
+//   first   as above
+struct CachedPositions {
+    const unsigned char* own;
+    long long first;
+};
 
 // The channels of a thread and the part of a block: one of those that share a tile.
 //   channel   the first of Layout::kChannels neighbours; of rows there may be none, see Layout::has
@@ -81,7 +89,8 @@ struct NchwLayout {
     __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
         return channel * plane;
     }
-    __device__ __forceinline__ long long first(long long channel, const SomePositions& valid) const {
+    template <typename Valid>
+    __device__ __forceinline__ long long first(long long channel, const Valid& valid) const {
         const long long sample = valid.first / plane;
         return (sample * channels + channel - sample) * plane + valid.first;
     }
@@ -115,7 +124,8 @@ struct NhwcLayout {
     __device__ __forceinline__ long long first(long long channel, const AllPositions&) const {
         return channel;
     }
-    __device__ __forceinline__ long long first(long long channel, const SomePositions& valid) const {
+    template <typename Valid>
+    __device__ __forceinline__ long long first(long long channel, const Valid& valid) const {
         return valid.first * channels + channel;
     }
 };
@@ -145,10 +155,12 @@ struct Share {
 // Which of the values of some vectors count: all of them, ...
 //   exists     whether a vector is there at all: results are written for it
 //   any, has   whether any of its values counts, and whether value k does
+//   mask       which of its values count, as bits
 struct AllOfVectors {
     __device__ __forceinline__ constexpr bool exists(int) const { return true; }
     __device__ __forceinline__ constexpr bool any(int) const { return true; }
     __device__ __forceinline__ constexpr bool has(int, int) const { return true; }
+    __device__ __forceinline__ constexpr unsigned int mask(int) const { return 0xffu; }
 };
 // ... those of the first vectors, as there are no more, ...
 struct FirstOfVectors {
@@ -168,6 +180,7 @@ struct SomeOfVectors {
     __device__ __forceinline__ bool exists(int u) const { return u < count; }
     __device__ __forceinline__ bool any(int u) const { return bits[u] != 0; }
     __device__ __forceinline__ bool has(int u, int k) const { return bits[u] >> k & 1u; }
+    __device__ __forceinline__ unsigned int mask(int u) const { return bits[u]; }
     __device__ __forceinline__ int counted(int u) const { return __popc(bits[u]); }
 };
 // ... or, of rows, all of vector u, of the first `count`, if bit u is set.
@@ -178,13 +191,18 @@ struct SomeOfRows {
     __device__ __forceinline__ bool exists(int u) const { return u < count; }
     __device__ __forceinline__ bool any(int u) const { return bits >> u & 1u; }
     __device__ __forceinline__ bool has(int u, int) const { return any(u); }
+    __device__ __forceinline__ unsigned int mask(int u) const { return any(u); }
     __device__ __forceinline__ constexpr int counted(int) const { return 1; }
 };
 
 template <typename Valid>
-constexpr bool kCountsAll = true;
+constexpr bool kCountsAll = false;
 template <>
-constexpr bool kCountsAll<SomePositions> = false;
+constexpr bool kCountsAll<AllPositions> = true;
+template <typename Valid>
+constexpr bool kIsCached = false;
+template <>
+constexpr bool kIsCached<CachedPositions> = true;
 // Vectors of a thread of the statistics in flight: wide sums take the registers of two, and so do planes of
 // which some values count.
 template <typename T, typename Layout, typename Valid>
@@ -218,8 +236,8 @@ __device__ __forceinline__ void take_some(const Share<Unroll>& share, Read read,
         count = Unroll;
     }
 }
-// The same of planes: take(first, count, bits), where bits from 8 * u on are read(first + u), those values of
-// vector u that count. Those of several calls are read at once.
+// The same of planes: take(first, some), where read(first + u) are those values of vector u that count. Those
+// of several calls are read at once.
 template <int Unroll, typename Read, typename Take>
 __device__ __forceinline__ void take_some_of_plane(const Share<Unroll>& share, Read read, Take take) {
     constexpr int kGroups = 8 / Unroll;
@@ -238,12 +256,32 @@ __device__ __forceinline__ void take_some_of_plane(const Share<Unroll>& share, R
         }
 #pragma unroll 1
         for (int n = min(groups, kGroups); n > 0; --n) {
-            take(first, count, static_cast<unsigned int>(bits));
+            SomeOfVectors<Unroll> some{{}, count};
+#pragma unroll
+            for (int u = 0; u < Unroll; ++u) some.bits[u] = static_cast<unsigned int>(bits) >> u * 8 & 0xffu;
+            take(first, some);
             bits >>= Unroll * 8;
             first += count;
             count = Unroll;
         }
         groups -= kGroups;
+    }
+}
+// The same of what a block keeps, in either layout.
+template <int Unroll, typename Take>
+__device__ __forceinline__ void take_cached(const Share<Unroll>& share, const unsigned char*& own,
+                                            Take take) {
+    int first = 0, count = Unroll > 1 && share.left > 0 ? share.left : Unroll;
+    int groups = Unroll > 1 ? share.groups + (share.left > 0 ? 1 : 0) : share.left;
+#pragma unroll 1
+    for (; groups > 0; --groups) {
+        SomeOfVectors<Unroll> some{{}, count};
+#pragma unroll
+        for (int u = 0; u < Unroll; ++u) some.bits[u] = u < count ? own[u * kChannelThreads] : 0u;
+        take(first, some);
+        own += count * kChannelThreads;
+        first += count;
+        count = Unroll;
     }
 }
 // Vectors that are left over by groups of Unroll are taken at once where the body has kTakesFew, which is to
@@ -288,6 +326,11 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
                                             long long position) {
     body.scalar(i, valid.has(position));
 }
+template <typename Body>
+__device__ __forceinline__ void take_scalar(Body& body, long long i, CachedPositions& valid, long long) {
+    body.scalar(i, *valid.own != 0);
+    valid.own += kChannelThreads;
+}
 
 // Calls body for all values of channel `channel` in the block of rank `rank`: body.vectors<Count>(i, step)
 // for Count whole aligned vectors at i, i + step, ..., and body.scalar(i) for the others; i is the index in
@@ -301,12 +344,12 @@ __device__ __forceinline__ void take_scalar(Body& body, long long i, const SomeP
 //   Whole        planes consist of whole vectors: none is left over for body.scalar
 //   FromTheEnd   the last ones first: those that a launch before, which took them in order, has left in the
 //                cache
-//   valid        AllPositions or SomePositions
+//   valid        AllPositions, SomePositions or CachedPositions
 //   Launch: threads x, a power of two, walk along a chunk, threads y take chunks in turn.
 template <typename T, int Unroll, bool Whole = false, bool FromTheEnd = false, typename Body,
           typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long long channel, long long rank,
-                                                  Body& body, const Valid& valid = {}) {
+                                                  Body& body, Valid valid = {}) {
     constexpr int width = kVectorWidth<T>;
     const long long begin = rank * layout.chunks_per_block;
     const long long end = min(begin + layout.chunks_per_block, layout.chunks);
@@ -335,23 +378,24 @@ __device__ __forceinline__ void for_each_in_block(const NchwLayout& layout, long
         if constexpr (kCountsAll<Valid>) {
             take_all(share, body, own, step);
         } else {
-            const long long position = own + to_position;
-            take_some_of_plane(
-                share, [&](int i) { return valid.template bits_at<width>(position + i * step); },
-                [&](int i, int count, unsigned int bits) {
-                    SomeOfVectors<Unroll> some{{}, count};
-                    unsigned int common = (1u << width) - 1u;
+            const auto take = [&](int i, const SomeOfVectors<Unroll>& some) {
+                constexpr unsigned int kAll = (1u << width) - 1u;
+                unsigned int common = kAll;
 #pragma unroll
-                    for (int u = 0; u < Unroll; ++u) {
-                        some.bits[u] = bits >> u * 8 & 0xffu;
-                        common &= some.bits[u];
-                    }
-                    if (common == (1u << width) - 1u) {
-                        body.template vectors<Unroll>(own + i * step, step);
-                    } else {
-                        body.template vectors<Unroll>(own + i * step, step, some);
-                    }
-                });
+                for (int u = 0; u < Unroll; ++u) common &= some.bits[u];
+                if (common == kAll) {
+                    body.template vectors<Unroll>(own + i * step, step);
+                } else {
+                    body.template vectors<Unroll>(own + i * step, step, some);
+                }
+            };
+            if constexpr (kIsCached<Valid>) {
+                take_cached(share, valid.own, take);
+            } else {
+                const long long position = own + to_position;
+                take_some_of_plane(
+                    share, [&](int i) { return valid.template bits_at<width>(position + i * step); }, take);
+            }
         }
         if constexpr (Whole && has_slots<Body>(0)) {
             const int more = vectors & static_cast<int>(blockDim.x - 1);
@@ -373,12 +417,11 @@ __device__ __forceinline__ unsigned int number_from_the_end() { return gridDim.x
 // i + step, ...; i is the index in the array of the first channel. Where only some rows count,
 // body.vectors<Count>(i, step, some).
 //   channel   first channel of this thread; the caller has checked that it exists
-//   valid     AllPositions or SomePositions
+//   valid     AllPositions, SomePositions or CachedPositions
 //   Launch: threads x are side by side over channels, threads y, a power of two, take rows in turn.
 template <int Unroll, bool FromTheEnd = false, int Width, typename Body, typename Valid = AllPositions>
 __device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout, long long channel,
-                                                 long long begin, int rows, Body& body,
-                                                 const Valid& valid = {}) {
+                                                 long long begin, int rows, Body& body, Valid valid = {}) {
     if (rows <= 0) return;
     const int apart = static_cast<int>(blockDim.y) * (FromTheEnd ? -1 : 1);
     const Share<Unroll> share(rows, threadIdx.y, blockDim.y);
@@ -387,15 +430,24 @@ __device__ __forceinline__ void for_each_in_rows(const NhwcLayout<Width>& layout
     if constexpr (kCountsAll<Valid>) {
         take_all(share, body, own, step);
     } else {
-        take_some(
-            share, [&](int i) { return valid.word_at(row + i * apart); },
-            [&](int i, int count, const unsigned int (&words)[Unroll]) {
-                SomeOfRows some{0, count};
+        const auto take = [&](int i, int count, auto counts) {
+            SomeOfRows some{0, count};
 #pragma unroll
-                for (int u = 0; u < Unroll; ++u)
-                    if (u < count && Valid::is_set(words[u], row + (i + u) * apart)) some.bits |= 1u << u;
-                body.template vectors<Unroll>(own + i * step, step, some);
+            for (int u = 0; u < Unroll; ++u)
+                if (u < count && counts(u)) some.bits |= 1u << u;
+            body.template vectors<Unroll>(own + i * step, step, some);
+        };
+        if constexpr (kIsCached<Valid>) {
+            take_cached(share, valid.own, [&](int i, const SomeOfVectors<Unroll>& some) {
+                take(i, some.count, [&](int u) { return some.any(u); });
             });
+        } else {
+            take_some(
+                share, [&](int i) { return valid.word_at(row + i * apart); },
+                [&](int i, int count, const unsigned int (&words)[Unroll]) {
+                    take(i, count, [&](int u) { return Valid::is_set(words[u], row + (i + u) * apart); });
+                });
+        }
     }
 }
 
@@ -418,3 +470,26 @@ __device__ __forceinline__ void for_each_in_block(const NhwcLayout<Width>& layou
     const BlockRows of_block(layout, rank);
     for_each_in_rows<Unroll, FromTheEnd>(layout, channel, of_block.begin, of_block.rows, body, valid);
 }
+
+// What fills CachedPositions.
+//   StorePositions<kLayoutWidth<T, Layout>> store{own};
+//   for_each_in_block<T, 4>(layout, channel, rank, store, positions);
+template <int Width>
+struct StorePositions {
+    unsigned char* own;
+
+    __device__ __forceinline__ void scalar(long long, bool counts) {
+        *own = counts;
+        own += kChannelThreads;
+    }
+
+    template <int Count, typename Some = AllOfVectors>
+    __device__ __forceinline__ void vectors(long long, long long, const Some& some = {}) {
+#pragma unroll
+        for (int u = 0; u < Count; ++u) {
+            if (!some.exists(u)) continue;
+            *own = some.mask(u) & ((1u << Width) - 1u);
+            own += kChannelThreads;
+        }
+    }
+};

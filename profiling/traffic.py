@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from gpu_layers.kernels.arrays import empty
 from gpu_layers.runtime.backend import use_backend, use_executor
 from gpu_layers.runtime.emulation import Emulation
 from gpu_layers.runtime.kernel import Kernel
+from gpu_layers.runtime.limits import force_limits
 from profiling.cases import DTYPES, Case, InputMaker, call_of
 from profiling.devices import EmulatedDevice
 from profiling.machine import FOLD
@@ -100,21 +102,25 @@ def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str
     str
         Empty, or why each launch is taken to touch all of its arrays once.
     """
-    for smaller in _smaller(case):
-        counted = launches_of(smaller)
+    for smaller, two_reads in itertools.product(_smaller(case), (False, True)):
         read = _part_that_is_read(case, smaller)
         if not read:
             continue
-        if [launch.kernel for launch in counted] == [launch.kernel for launch in launches]:
-            moved = []
-            for trace, small, whole in zip(_traces(smaller), counted, launches, strict=True):
-                total = 0.0
-                for name, footprint in trace.footprints.items():
-                    touched = _SECTOR * (read * footprint.sectors_loaded + footprint.sectors_stored)
-                    # The whole shape may need less: no counter of blocks that wait for each other, say.
-                    total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
-                moved.append(total)
-            return moved, ""
+        # Batch norm of fewer values may keep what it reads where that of more cannot.
+        with force_limits(two_reads=two_reads):
+            counted = launches_of(smaller)
+            if [launch.kernel for launch in counted] != [launch.kernel for launch in launches]:
+                continue
+            traces = _traces(smaller)
+        moved = []
+        for trace, small, whole in zip(traces, counted, launches, strict=True):
+            total = 0.0
+            for name, footprint in trace.footprints.items():
+                touched = _SECTOR * (read * footprint.sectors_loaded + footprint.sectors_stored)
+                # The whole shape may need less: no counter of blocks that wait for each other, say.
+                total += touched / small.array_bytes[name] * whole.array_bytes.get(name, 0)
+            moved.append(total)
+        return moved, ""
     sizes = [float(sum(launch.array_bytes.values())) for launch in launches]
     return sizes, "bytes not counted: smaller shapes take other kernels"
 

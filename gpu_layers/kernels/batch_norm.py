@@ -277,13 +277,15 @@ def forward(
     kernels, valid = _of(words, numbers[:_OF_POSITIONS])
     x = ready(x)
     gamma, beta, residual = (None if one is None else ready(one) for one in (gamma, beta, residual))
-    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
+    plan = forward_plan(x.shape, x.dtype.itemsize, channels_last, words is not None)
+    dtype = accumulation_dtype(x.dtype)
     statistics = new_statistics(x, plan, dtype) if kept is None else kept
     running, rule = contiguous(of_running), folding_rule(folding, dtype)
     partial_moments, y = workspace(plan, 4, dtype, x), destination(out, x)
     if activation in PIECEWISE_LINEAR:
         before = (x, gamma, beta, residual, activation_number(activation), y, partial_moments, statistics, *running)
-        if kernels.forward.run(plan, x, before, (rule, eps, *valid), folding, Epilogue=fusion(residual, activation)):
+        last = (rule, eps, plan.slots, *valid) if valid else (rule, eps)
+        if kernels.forward.run(plan, x, before, last, folding, Epilogue=fusion(residual, activation)):
             deliver(running, of_running)
             return delivered(y, out), statistics, *packed
     results = (gamma, beta, partial_moments, statistics, *running, arrivals(folding, x), rule, eps)
@@ -301,7 +303,8 @@ def statistics_of_batch(
     x, gamma, beta, *of_running, words, kept = operands
     x = ready(x)
     gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
-    plan, dtype = forward_plan(x.shape, x.dtype.itemsize, channels_last), accumulation_dtype(x.dtype)
+    plan = forward_plan(x.shape, x.dtype.itemsize, channels_last, words is not None)
+    dtype = accumulation_dtype(x.dtype)
     statistics = new_statistics(x, plan, dtype) if kept is None else kept
     running, rule = contiguous(of_running), folding_rule(folding, dtype)
     partial_moments = workspace(plan, 4, dtype, x)
@@ -366,7 +369,7 @@ def backward(operands: Operands, numbers: Numbers, channels_last: bool, activati
     dy, x, statistics, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
     kernels, valid = _of(words, numbers)
-    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last, words is not None)
     sums, inputs = sums_of_channels(plan, x, out[1:3]), of_inputs(x, norm, out)
     arguments, fused = (dy, x, *_arguments(norm), *sums, *inputs), fusion(residual, activation)
     last = (plan.slots, *valid) if valid else (1 / plan.count, plan.slots)
@@ -381,7 +384,7 @@ def gradient_sums(operands: Operands, numbers: Numbers, channels_last: bool, act
     """Of ``batch_norm_gradient_sums``."""
     dy, x, statistics, residual, words, *out = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
-    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last, words is not None)
     sums = sums_of_channels(plan, x, out)
     _parameter_gradients(plan, dy, x, norm, sums, words)
     return sums[1:]
@@ -403,7 +406,7 @@ def inference_backward(operands: Operands, numbers: Numbers, channels_last: bool
     """Of ``batch_norm_inference_backward``."""
     dy, x, statistics, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
-    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last)
+    plan = backward_plan(x.shape, x.dtype.itemsize, channels_last, words is not None)
     sums, inputs = sums_of_channels(plan, x, out[1:3]), of_inputs(x, norm, out)
     _parameter_gradients(plan, dy, x, norm, sums, words)
     if words is not None or fusion(norm.residual, activation) != "kIdentity":

@@ -28,11 +28,10 @@ _TARGET_BLOCKS_OF_ROWS = 8 * MULTIPROCESSORS
 _VECTORS_OF_ROWS = 12
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
-# Slots of 16 bytes a thread in that memory, but for what the system takes and what the kernels use themselves.
+# What slots may take of that memory: all but for what the system takes and what the kernels use themselves.
 _SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC = 2 * 1024, 12 * 1024
-_SLOTS_OF_NCHW, _SLOTS_OF_NHWC = (
-    (SHARED_BYTES // 2 - RESERVED_BYTES - scratch) // (THREADS * _VECTOR_BYTES)
-    for scratch in (_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC)
+_BYTES_OF_NCHW, _BYTES_OF_NHWC = (
+    SHARED_BYTES // 2 - RESERVED_BYTES - scratch for scratch in (_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC)
 )
 # Groups of so many blocks leave none over.
 _GROUP_SIZES = tuple(size for size in range(1, PERSISTENT_BLOCKS + 1) if PERSISTENT_BLOCKS % size == 0)
@@ -87,6 +86,8 @@ class Plan:
         everything is read twice.
     arrays : int
         To keep: one in the forward, two in the backward.
+    padded : bool
+        Whether only some positions count: which of a slot do is kept beside it.
     """
 
     width: int | None
@@ -98,6 +99,7 @@ class Plan:
     count: int
     slots: int | None
     arrays: int
+    padded: bool = False
 
     @property
     def blocks(self) -> int:
@@ -112,7 +114,7 @@ class Plan:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block that keeps what it reads."""
-        return (self.slots or 0) * self.arrays * THREADS * _VECTOR_BYTES
+        return (self.slots or 0) * _slot_bytes(self.arrays, self.padded)
 
     def __str__(self) -> str:
         kind = "planes" if self.width is None else f"rows of {self.width}-channel vectors"
@@ -127,15 +129,15 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def forward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
+def forward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, padded: bool = False) -> Plan:
     """The plan of the statistics, for an input of this shape."""
-    return _plan(shape, itemsize, channels_last, 1)
+    return _plan(shape, itemsize, channels_last, 1, padded)
 
 
 @lru_cache(maxsize=1024)
-def backward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool) -> Plan:
+def backward_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, padded: bool = False) -> Plan:
     """The plan of the gradients' sums, of two arrays."""
-    return _plan(shape, itemsize, channels_last, 2)
+    return _plan(shape, itemsize, channels_last, 2, padded)
 
 
 @lru_cache(maxsize=1024)
@@ -146,15 +148,20 @@ def elementwise_plan(shape: tuple[int, ...], itemsize: int, channels_last: bool)
     return _two_reads_of_nchw(shape[0], shape[1], math.prod(shape[2:]), itemsize, 1)
 
 
-def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int) -> Plan:
+def _plan(shape: tuple[int, ...], itemsize: int, channels_last: bool, arrays: int, padded: bool) -> Plan:
     if channels_last or len(shape) == 2:
         rows, channels = math.prod(shape[:-1]), shape[-1]
-        return _persistent_nhwc(rows, channels, itemsize, arrays) or _two_reads_of_nhwc(
+        return _persistent_nhwc(rows, channels, itemsize, arrays, padded) or _two_reads_of_nhwc(
             rows, channels, itemsize, arrays
         )
     batch, channels, plane = shape[0], shape[1], math.prod(shape[2:])
-    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays)
+    resident = _persistent_nchw(batch, channels, plane, itemsize, arrays, padded)
     return resident or _two_reads_of_nchw(batch, channels, plane, itemsize, arrays)
+
+
+def _slot_bytes(arrays: int, padded: bool) -> int:
+    """Of a block, for a slot of each thread: a vector of each array, and a bit for each value that may not count."""
+    return THREADS * (arrays * _VECTOR_BYTES + padded)
 
 
 def _power_of_two_up_to(value: float) -> int:
@@ -174,9 +181,9 @@ def _group_size(blocks: int, most: int) -> int:
 # ---- one read --------------------------------------------------------------------------------------------------------
 
 
-def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, arrays: int, padded: bool) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
-    budget = _SLOTS_OF_NCHW // arrays
+    budget = _BYTES_OF_NCHW // _slot_bytes(arrays, padded)
     best: tuple[tuple[int, ...], int, int, int] | None = None
     # Neighbouring threads read 128 bytes together, where a plane has as many.
     for threads_x in (256, 128, 64, 32, 16, 8, *([4] if plane * itemsize <= 128 else [])):
@@ -212,7 +219,8 @@ def _persistent_nchw(batch: int, channels: int, plane: int, itemsize: int, array
     slots = -(-chunks_per_block // threads_y) * _slots(chunk, plane, threads_x, width)
     values = (channels, plane, chunk, chunks_per_plane, chunks, chunks_per_block, blocks)
     layout = np.array(values, _NCHW_LAYOUT)
-    return Plan(None, (threads_x, threads_y), layout, channels, channels, blocks, batch * plane, slots, arrays)
+    block, count = (threads_x, threads_y), batch * plane
+    return Plan(None, block, layout, channels, channels, blocks, count, slots, arrays, padded)
 
 
 def _chunk(plane: int, pieces: int, width: int) -> int:
@@ -235,11 +243,11 @@ def _pieces(plane: int, threads_x: int, width: int, budget: int) -> tuple[int, i
     return pieces, _slots(_chunk(plane, pieces, width), plane, threads_x, width)
 
 
-def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Plan | None:
+def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int, padded: bool) -> Plan | None:
     width = _VECTOR_BYTES // itemsize
     if channels % width:
         return None
-    budget = _SLOTS_OF_NHWC // arrays
+    budget = _BYTES_OF_NHWC // _slot_bytes(arrays, padded)
     vectors = channels // width
     # 128 bytes of a row, or the 64 that still are whole sectors.
     for widest in (8, 4):
@@ -263,7 +271,7 @@ def _persistent_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> Pl
     blocks = -(-rows // rows_per_block)
     slots = -(-rows_per_block // threads_y)
     layout = np.array((rows, channels, tiles, rows_per_block, blocks), _NHWC_LAYOUT)
-    return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, slots, arrays)
+    return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, slots, arrays, padded)
 
 
 # ---- two reads -------------------------------------------------------------------------------------------------------
