@@ -10,18 +10,23 @@ template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     relu_forward(const T* x, T* y, unsigned char* gradient_bits, long long n) {
     using A = accumulate_t<T>;
-    for_each_octet(x, n, [&](Vector<T, kOctet>& values, long long octet) {
-        unsigned int bits = 0;
-#pragma unroll
-        for (int i = 0; i < kOctet; ++i) {
-            const A value = widened(values, i);
-            if (!(value <= A(0))) bits |= 1u << i;
-            values[i] = from_accumulate<T>(Relu::forward(value));
-        }
-        values.store(y + octet * kOctet);
-        gradient_bits[octet] = static_cast<unsigned char>(bits);
-    });
     const long long octets = n / kOctet;
+    for_each_tile<kPassingUnroll<T>, kVectorWidth<T>>(octets * kOctet, [&](const PassingPart<T>& part) {
+        Vector<T> values[kPassingUnroll<T>];
+        unsigned int bits[kPassingUnroll<T>] = {};
+        part.load(values, x);
+#pragma unroll
+        for (int u = 0; u < kPassingUnroll<T>; ++u) {
+#pragma unroll
+            for (int i = 0; i < kVectorWidth<T>; ++i) {
+                const A value = widened(values[u], i);
+                if (!(value <= A(0))) bits[u] |= 1u << i;
+                values[u][i] = from_accumulate<T>(Relu::forward(value));
+            }
+        }
+        part.store(values, y);
+        store_passing_bits<T>(gradient_bits, bits, part);
+    });
     // What is left is one thread's, which reads before it writes: y may be x.
     if (blockIdx.x != 0 || threadIdx.x != 0 || octets * kOctet == n) return;
     unsigned int bits = 0;

@@ -25,6 +25,11 @@ __device__ __forceinline__ PositionsToCache cached(const SomePositions& position
     return {positions, cache};
 }
 
+// Blocks that must fit on a multiprocessor at once: which values count takes registers, too.
+template <typename Layout, Epilogue Fused>
+constexpr int kPaddedBlocks =
+    Fused == kIdentity ? kFusedBlocks<kPiecewiseLinear> : kLayoutBlocks<Layout, Fused>;
+
 template <typename A>
 __device__ __forceinline__ A inverse(unsigned long long values) {
     return static_cast<A>(1.0 / static_cast<double>(values));
@@ -46,7 +51,7 @@ __global__ void __launch_bounds__(kChannelThreads, kFusedBlocks<kPiecewiseLinear
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kPaddedBlocks<Layout, Fused>)
     padded_batch_norm_normalize(const T* x, const accumulate_t<T>* mean, const accumulate_t<T>* deviation,
                                 const accumulate_t<T>* gamma, const accumulate_t<T>* beta, const T* residual,
                                 int activation, T* y, accumulate_t<T>* statistics, double eps,
@@ -56,7 +61,7 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
 }
 
 template <typename T, typename Layout, Epilogue Fused>
-__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, Fused>)
+__global__ void __launch_bounds__(kChannelThreads, kPaddedBlocks<Layout, Fused>)
     padded_batch_norm_gradient_sums(const T* dy, const T* x, const accumulate_t<T>* mean,
                                     const accumulate_t<T>* inv_std, const accumulate_t<T>* gamma,
                                     const accumulate_t<T>* beta, const T* residual, int activation,

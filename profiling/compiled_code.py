@@ -343,7 +343,7 @@ _CARRIES_ROWS = re.compile(
 # So many that three blocks of 256 threads are held.
 _THREE_BLOCKS = re.compile(
     r"^(batch_norm_max_pool|activation_dropout|dropout_add)_"
-    r"|^(padded_batch_norm_statistics<|batch_norm_statistics<\w+, NhwcLayout)"
+    r"|^(padded_batch_norm_|batch_norm_statistics<\w+, NhwcLayout)"
     r"|kPiecewiseLinear>$"
     r"|^max_pool_forward_tiled<\w+, 3, \d, \d, false, true>$"
     r"|^fractional_max_pool_(forward|backward)<"
@@ -362,9 +362,9 @@ def most_registers(kernel_name: str) -> int:
     something fused, with a pooling, or of its input's gradient, the numbers of its channels.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
-    a residual, with numbers of every feature, the statistics of rows and of padded batches, the largest of deep windows
-    over planes, fractional pooling, which has several windows on their way, and dropout of rows that share decisions,
-    which has eight vectors.
+    a residual, with numbers of every feature, the statistics of rows, those of padded batches, which know what counts,
+    the largest of deep windows over planes, fractional pooling, which has several windows on their way, and dropout of
+    rows that share decisions, which has eight vectors.
     """
     if _CARRIES_ROWS.match(kernel_name):
         return 2 * _MOST_REGISTERS

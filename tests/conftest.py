@@ -106,8 +106,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: ask for it with -m slow"))
 
 
-def pytest_collection_finish():
-    """Collections of garbage pass over tens of thousands of tests, which live as long as the process."""
+@pytest.fixture(autouse=True, scope="module")
+def _old_objects_stay():
+    """Collections of garbage pass over what collected tests and earlier files have left, which is never collected.
+
+    In the whole run each collection that a test asks for took some seconds.
+    """
     gc.freeze()
 
 

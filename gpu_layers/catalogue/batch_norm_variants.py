@@ -153,6 +153,7 @@ def padded_batch_norm_cases() -> Iterator[Case]:
         yield _padded(dtype, (33, 16), False, BatchNorm1d, {"mask": _holes((33,))}, None)
         yield _padded(dtype, (3, 8, 9, 11), False, BatchNorm2d, {"lengths": planes}, "gelu")
         yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"mask": _holes((3, 9, 11))}, "gelu")
+        yield _padded(dtype, (3, 9, 11, 5), True, BatchNorm2d, {"mask": _holes((3, 9, 11))}, None)
         yield _padded(dtype, (3, 9, 11, 3), True, BatchNorm2d, {"lengths": planes}, "leaky_relu")
         yield _padded(dtype, (3, 9, 11, 16), True, BatchNorm2d, {"lengths": planes}, "relu")
         # Several blocks a channel.
@@ -229,7 +230,7 @@ def _padded(
             del rows["residual"]
         options: Options = {"channels_last": True, "activation": activation}
         whole = {**results, **_statistics(rows["x"], True)}
-        depth = summation_depth(shape, dtype, channels_last) + _MERGING
+        depth = summation_depth(shape, dtype, channels_last, padded=True) + _MERGING
         of_rows = batch_norm_bounds(rows, whole, depth=depth, **options)
         if make is _ghost_of_two:
             samples = np.nonzero(inside)[0]

@@ -7,7 +7,7 @@ from typing import Any
 from gpu_layers.core.activations import NUMBERS
 from gpu_layers.core.array import Array
 from gpu_layers.core.mask import DropoutMask
-from gpu_layers.kernels.activation import empty_bits, octet_blocks
+from gpu_layers.kernels.activation import empty_bits, octet_blocks, passing_blocks
 from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, ready
 from gpu_layers.kernels.dropout import LAST_TYPES, STRUCTS, call_numbers, last_parts, rule
 from gpu_layers.kernels.elementwise import THREADS, filled
@@ -99,5 +99,5 @@ def _relu_backward(operands: Operands, numbers: Numbers, scale: float) -> Array:
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
     return filled(
-        None, dy, lambda dx: launch(kernel, octet_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
+        None, dy, lambda dx: launch(kernel, passing_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
     )

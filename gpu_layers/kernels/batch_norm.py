@@ -64,6 +64,9 @@ __all__ = [
 ]
 
 
+_FUSIONS = (*STRAIGHT_FUSIONS, {"Epilogue": "kSmooth"})
+
+
 class _Kernels:
     """The kernels of whole batches, or those of padded ones.
 
@@ -72,28 +75,19 @@ class _Kernels:
     source, persistent_source : str
     name : str
         What their names begin with.
-    fusions : tuple of dict
-        For what their elementwise ones are compiled.
     """
 
-    def __init__(self, source: str, persistent_source: str, name: str, fusions: tuple[dict[str, str], ...]) -> None:
-        self._fusions = fusions
+    def __init__(self, source: str, persistent_source: str, name: str) -> None:
         self.statistics = LayoutKernel(source, f"{name}_statistics", initialised=RUNNING_ARRAYS)
-        self.normalize = LayoutKernel(source, f"{name}_normalize", fusions=fusions)
-        self.gradient_sums = LayoutKernel(source, f"{name}_gradient_sums", fusions=fusions)
-        self.input_gradient = LayoutKernel(source, f"{name}_input_gradient", fusions=fusions)
+        self.normalize = LayoutKernel(source, f"{name}_normalize", fusions=_FUSIONS)
+        self.gradient_sums = LayoutKernel(source, f"{name}_gradient_sums", fusions=_FUSIONS)
+        self.input_gradient = LayoutKernel(source, f"{name}_input_gradient", fusions=_FUSIONS)
         self.forward = PersistentKernel(persistent_source, f"{name}_forward_persistent", fusions=STRAIGHT_FUSIONS)
         self.backward = PersistentKernel(persistent_source, f"{name}_backward_persistent", fusions=STRAIGHT_FUSIONS)
 
-    def epilogue(self, residual: Array | None, activation: str) -> str:
-        """Of the elementwise ones."""
-        fused = fusion(residual, activation)
-        return fused if {"Epilogue": fused} in self._fusions else "kPiecewiseLinear"
 
-
-_CURVED = {"Epilogue": "kSmooth"}
-_WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm", (*STRAIGHT_FUSIONS, _CURVED))
-_PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm", (STRAIGHT_FUSIONS[1], _CURVED))
+_WHOLE = _Kernels("batch_norm.cu", "batch_norm_persistent.cu", "batch_norm")
+_PADDED = _Kernels("batch_norm_padded.cu", "batch_norm_padded.cu", "padded_batch_norm")
 _FOLD = KernelTemplate("batch_norm.cu", "batch_norm_fold", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS)
 _MERGE_PARTS = KernelTemplate(
     "batch_norm.cu", "batch_norm_merge_parts", combinations(A=ACCUMULATE_TYPES), STRUCTS, RUNNING_ARRAYS
@@ -336,7 +330,7 @@ def inference(operands: Operands, numbers: Numbers, eps: float, channels_last: b
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     statistics = new_statistics(x, plan, dtype)
     arguments = (x, mean, var, gamma, beta, residual, activation_number(activation), y, statistics, eps, *valid)
-    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(residual, activation))
+    kernels.normalize.launch(plan, x, arguments, Epilogue=fusion(residual, activation))
     return delivered(y, out), statistics
 
 
@@ -360,7 +354,7 @@ def _launch_normalize(x: Array, norm: Normalization, y: Array, channels_last: bo
     kernels, valid = _of(words, ())
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (x, *_arguments(norm), y, None, 0.0, *valid)
-    kernels.normalize.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))
+    kernels.normalize.launch(plan, x, arguments, Epilogue=fusion(norm.residual, norm.activation))
 
 
 @Launcher
@@ -476,7 +470,7 @@ def _parameter_gradients(
 ) -> None:
     kernels, valid = _of(words, ())
     arguments = (dy, x, *_arguments(norm), *sums, *valid)
-    kernels.gradient_sums.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))
+    kernels.gradient_sums.launch(plan, x, arguments, Epilogue=fusion(norm.residual, norm.activation))
     merge_gradients(plan, norm, sums)
 
 
@@ -495,4 +489,4 @@ def _input_gradients(
     kernels, valid = _of(words, numbers)
     plan = elementwise_plan(x.shape, x.dtype.itemsize, channels_last)
     arguments = (dy, x, *_arguments(norm), *sums, *inputs, *(valid or (1 / count,)))
-    kernels.input_gradient.launch(plan, x, arguments, Epilogue=kernels.epilogue(norm.residual, norm.activation))
+    kernels.input_gradient.launch(plan, x, arguments, Epilogue=fusion(norm.residual, norm.activation))

@@ -330,14 +330,14 @@ def _two_reads_of_nhwc(rows: int, channels: int, itemsize: int, arrays: int) -> 
     return Plan(width, (threads_x, threads_y), layout, channels, tiles, blocks, rows, None, arrays)
 
 
-def summation_depth(shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool) -> int:
+def summation_depth(shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool, *, padded: bool = False) -> int:
     """Additions on the way of one value into a sum over its channel, at most: what bounds the sum's rounding error.
 
     A thread adds its values one after another, a block those of its threads in a tree, and the lanes of a warp the
     blocks' results in turn and then in a tree.
     """
     itemsize = np.dtype(dtype).itemsize
-    return max(_depth(plan(tuple(shape), itemsize, channels_last)) for plan in (forward_plan, backward_plan))
+    return max(_depth(plan(tuple(shape), itemsize, channels_last, padded)) for plan in (forward_plan, backward_plan))
 
 
 def _depth(plan: Plan) -> int:

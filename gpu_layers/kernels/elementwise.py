@@ -29,9 +29,9 @@ def tile_blocks(units: int, units_per_tile: int) -> int:
     return -(-tiles // max(1, min(_MOST_TILES, tiles // (6 * 4 * MULTIPROCESSORS))))
 
 
-def vector_blocks(n: int, dtype: DTypeLike) -> int:
-    """Blocks of an elementwise kernel over n elements."""
-    return tile_blocks(n, THREADS * _UNROLL * vector_width(dtype))
+def vector_blocks(n: int, dtype: DTypeLike, unroll: int = _UNROLL) -> int:
+    """Blocks of an elementwise kernel over n elements, whose threads have so many vectors in a tile."""
+    return tile_blocks(n, THREADS * unroll * vector_width(dtype))
 
 
 def filled(out: Operand | None, like: Operand, fill: Callable[[Operand], None]) -> Operand:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 
@@ -34,6 +35,7 @@ ROWS = [
     (1001, 24),
     (3, 5),
 ]
+PADDED_FORWARD, PADDED_BACKWARD = (partial(plan, padded=True) for plan in (forward_plan, backward_plan))
 each_itemsize = pytest.mark.parametrize("itemsize", [2, 4, 8])
 each_plan = pytest.mark.parametrize("planned", [forward_plan, backward_plan, elementwise_plan])
 
@@ -94,7 +96,7 @@ def visits(plan, channel, part, thread_x, thread_y, plane, itemsize):
 
 
 @each_itemsize
-@pytest.mark.parametrize("planned", [forward_plan, backward_plan])
+@pytest.mark.parametrize("planned", [forward_plan, backward_plan, PADDED_FORWARD, PADDED_BACKWARD])
 @pytest.mark.parametrize("shape", [shape for shape in PLANES if math.prod(shape) < 2_000_000], ids=str)
 def test_there_is_a_place_for_everything_that_a_thread_keeps(shape, planned, itemsize):
     plan = planned(shape, itemsize, False)
@@ -110,14 +112,18 @@ def test_there_is_a_place_for_everything_that_a_thread_keeps(shape, planned, ite
 
 
 @each_itemsize
-@pytest.mark.parametrize(("planned", "arrays"), [(forward_plan, 1), (backward_plan, 2)])
-def test_what_is_kept_fits_into_half_of_the_shared_memory(planned, arrays, itemsize):
+@pytest.mark.parametrize(
+    ("planned", "bytes_a_thread"),
+    # Of padded batches a byte says which values of a slot count.
+    [(forward_plan, 16), (backward_plan, 32), (PADDED_FORWARD, 17), (PADDED_BACKWARD, 33)],
+)
+def test_what_is_kept_fits_into_half_of_the_shared_memory(planned, bytes_a_thread, itemsize):
     kept = [planned(shape, itemsize, False) for shape in PLANES] + [planned(shape, itemsize, True) for shape in ROWS]
     kept = [plan for plan in kept if plan.slots is not None]
     assert len(kept) > 10
     for plan in kept:
         # 228 KB of a multiprocessor, 1 KB of it the system's for each block, 13 KB of static scratch for rows.
-        assert plan.shared_bytes == plan.slots * arrays * THREADS * 16
+        assert plan.shared_bytes == plan.slots * THREADS * bytes_a_thread
         assert 2 * (plan.shared_bytes + 1024 + (0 if plan.width is None else 12.5 * 1024)) <= 228 * 1024
         assert plan.blocks_per_group <= PERSISTENT_BLOCKS
     values = batch_norm_plan.forward_plan((256, 64, 112, 112), 4, False)
@@ -157,6 +163,9 @@ def rows(channels):
         (forward_plan, rows(4), 264 * 25 * 256, 1, 25),
         (backward_plan, rows(4), 264 * 12 * 256, 1, 12),
         (forward_plan, rows(16), 264 * 25 * 64, 1, 25),
+        (PADDED_FORWARD, planes, 264 * 26 * 256 * 4, 4, 26),
+        (PADDED_BACKWARD, planes, 264 * 13 * 256 * 4, 4, 13),
+        (PADDED_FORWARD, rows(4), 264 * 23 * 256, 1, 23),
     ],
 )
 def test_a_channel_is_resident_up_to_what_the_blocks_hold(planned, shape_of, most, step, places):
