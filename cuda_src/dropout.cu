@@ -14,8 +14,8 @@
 #include "elementwise.cuh"
 #include "reduce.cuh"
 
-// Vectors of a thread in dropout_apply_grouped.
-constexpr int kRunUnroll = 2;
+// Vectors of a thread in a turn of dropout_apply_grouped, and elements of its span at most.
+constexpr int kRunUnroll = 2, kRunSpan = 1024;
 // And in dropout_apply_repeated, at most.
 constexpr int kRepeats = 8;
 
@@ -175,58 +175,69 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 // Decides over runs of neighbouring elements: channels, or whole samples. What is dropped is not even read. A
 // warp has a span of neighbouring vectors, whose decisions its lanes draw together, four each.
-//   run   elements of a run, at least 16: a span's are fewer than the warp draws; start counts runs
+//   run     elements of a run, at least 16: a span's are fewer than the warp draws; start counts runs
+//   turns   in which a warp takes its span, which is kRunSpan at most
 template <typename T>
 __global__ void __launch_bounds__(kElementwiseThreads, 4)
     dropout_apply_grouped(const T* x, T* y, long long n, DropoutRule<accumulate_t<T>> rule,
                           unsigned long long seed, unsigned long long offset,
-                          const unsigned long long* rng_state, unsigned long long start, Divisor64 run) {
-    constexpr int width = kVectorWidth<T>, unroll = kRunUnroll, span = kWarpThreads * unroll * width;
-    static_assert(span / 16 + 2 <= 4 * (kWarpThreads - 1), "one warp draws all decisions of a span");
+                          const unsigned long long* rng_state, unsigned long long start, Divisor64 run,
+                          int turns) {
+    constexpr int width = kVectorWidth<T>, unroll = kRunUnroll, together = kWarpThreads * unroll * width;
+    constexpr unsigned int all = (1u << width) - 1;
+    static_assert(kRunSpan / 16 + 2 <= 4 * (kWarpThreads - 1), "one warp draws all decisions of a span");
     const DropoutStream stream = dropout_stream(seed, offset, rng_state);
     const long long whole = n / width * width;
     const unsigned int lane = threadIdx.x % kWarpThreads;
-    constexpr long long tile = kElementwiseThreads / kWarpThreads * span;
-    for (long long first = blockIdx.x * tile + threadIdx.x / kWarpThreads * span; first < whole;
-         first += gridDim.x * tile) {
+    const int span = turns * together;
+    const long long tile = kElementwiseThreads / kWarpThreads * static_cast<long long>(span);
+    for (long long first = blockIdx.x * tile + static_cast<int>(threadIdx.x / kWarpThreads) * span;
+         first < whole; first += gridDim.x * tile) {
         const unsigned long long runs_before = run.quotient(static_cast<unsigned long long>(first));
         const unsigned long long begun = static_cast<unsigned long long>(first) - runs_before * run.divisor;
         const unsigned long long decision = start + runs_before;
         // Bit k: the decision over run number k of the lane's block and the next one.
         unsigned int drawn = kept_bits(rule, stream.block((decision >> 2) + lane));
         drawn |= __shfl_down_sync(kFullWarp, drawn, 1) << 4;
-        Vector<T> values[unroll];
-        unsigned int kept[unroll];
+        const unsigned int number_of_first = static_cast<unsigned int>(decision & 3);
+        const bool keeps_first = (__shfl_sync(kFullWarp, drawn, 0) >> number_of_first & 1u) != 0;
         const int left = static_cast<int>(min(whole - first, static_cast<long long>(span)));
+        const bool is_of_one_run = begun + static_cast<unsigned long long>(left) <= run.divisor;
+#pragma unroll 1
+        for (int turn = 0; turn < left; turn += together) {
+            Vector<T> values[unroll];
+            unsigned int kept[unroll];
 #pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
-            const unsigned long long place = begun + static_cast<unsigned long long>(at);
-            // A long run ends at most once in a span.
-            const unsigned long long ended =
-                run.divisor >= span ? (place >= run.divisor ? 1ull : 0ull) : run.quotient(place);
-            const unsigned int number =
-                static_cast<unsigned int>(decision & 3) + static_cast<unsigned int>(ended);
-            const unsigned int decisions =
-                __shfl_sync(kFullWarp, drawn, static_cast<int>(number >> 2)) >> (number & 3);
-            // The vector may reach into one run more.
-            const unsigned long long rest = (ended + 1) * run.divisor - place;
-            const unsigned int of_first =
-                rest < width ? (1u << static_cast<int>(rest)) - 1 : (1u << width) - 1;
-            kept[u] = (decisions & 1u ? of_first : 0u) | (decisions & 2u ? (1u << width) - 1 - of_first : 0u);
-            if (at < left && kept[u] != 0) values[u] = Vector<T>::load(x + first + at);
-        }
-#pragma unroll
-        for (int u = 0; u < unroll; ++u) {
-            const int at = (u * kWarpThreads + static_cast<int>(lane)) * width;
-            if (at >= left) break;
-            const bool is_first_kept = (kept[u] & 1u) != 0;
-            if (kept[u] == 0 || kept[u] == (1u << width) - 1) {
-                values[u] = dropped_out(values[u], rule, [&](int) { return is_first_kept; });
-            } else {
-                values[u] = dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; });
+            for (int u = 0; u < unroll; ++u) {
+                const int at = turn + (u * kWarpThreads + static_cast<int>(lane)) * width;
+                kept[u] = keeps_first ? all : 0u;
+                if (!is_of_one_run) {
+                    const unsigned long long place = begun + static_cast<unsigned long long>(at);
+                    // A long run ends at most once in a span.
+                    const unsigned long long ended =
+                        run.divisor >= kRunSpan ? (place >= run.divisor ? 1ull : 0ull) : run.quotient(place);
+                    const unsigned int number = number_of_first + static_cast<unsigned int>(ended);
+                    const unsigned int decisions =
+                        __shfl_sync(kFullWarp, drawn, static_cast<int>(number >> 2)) >> (number & 3);
+                    // The vector may reach into one run more.
+                    const unsigned long long rest = (ended + 1) * run.divisor - place;
+                    const unsigned int of_first = rest < width ? (1u << static_cast<int>(rest)) - 1 : all;
+                    kept[u] = (decisions & 1u ? of_first : 0u) | (decisions & 2u ? all - of_first : 0u);
+                }
+                if (at < left && kept[u] != 0) values[u] = Vector<T>::load(x + first + at);
             }
-            values[u].store(y + first + at);
+#pragma unroll
+            for (int u = 0; u < unroll; ++u) {
+                const int at = turn + (u * kWarpThreads + static_cast<int>(lane)) * width;
+                if (at >= left) break;
+                const bool is_first_kept = (kept[u] & 1u) != 0;
+                if (kept[u] == 0 || kept[u] == all) {
+                    values[u] = dropped_out(values[u], rule, [&](int) { return is_first_kept; });
+                } else {
+                    values[u] = dropped_out(values[u], rule, [&](int k) { return (kept[u] >> k & 1u) != 0; });
+                }
+                values[u].store(y + first + at);
+            }
         }
     }
     const long long rest = whole + threadIdx.x;

@@ -16,6 +16,7 @@ from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_t
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled, tile_blocks, vector_blocks
 from gpu_layers.runtime.kernel import C_TYPES, Arguments, KernelTemplate, accumulate_name, combinations
 from gpu_layers.runtime.launch import launch
+from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
 
 __all__ = ["advance_rng_state", "dropout_backward", "dropout_forward", "dropout_moments", "sample_dropout"]
@@ -47,8 +48,10 @@ _CHANNELS_LAST = np.dtype(
     [*((size, np.int64) for size in ("parts", "positions", "channels")), ("vectors", DIVISOR), ("groups", DIVISOR)]
 )
 STRUCTS = {"Divisor64": DIVISOR, "DecisionRows": _ROWS, "ChannelsLast": _CHANNELS_LAST, **_RULES}
-# Of dropout_apply_grouped: the shortest run that it takes, and vectors of a thread; of dropout_apply_repeated too.
-_SHORT_RUN, _RUN_UNROLL, _REPEATS = 16, 2, 8
+# Of dropout_apply_grouped: the shortest run that it takes, vectors of a thread in a turn, elements of a warp at most.
+_SHORT_RUN, _RUN_UNROLL, _RUN_SPAN = 16, 2, 1024
+# Rows of a thread of dropout_apply_repeated.
+_REPEATS = 8
 # Of dropout_moments: elements of a span, where they are one row.
 _SPAN = 4 * 4 * WARP_THREADS
 _TYPES = combinations(T=ELEMENT_TYPES)
@@ -174,14 +177,23 @@ def _apply(
         elif digits or 1 < run < _SHORT_RUN:
             launch(_APPLY_SHARED(T=element), blocks, THREADS, (*arguments, decision_rows(run, digits)))
         elif run > 1:
-            blocks = tile_blocks(x.size, THREADS * _RUN_UNROLL * vector_width(x.dtype))
-            launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run)))
+            turns, blocks = _grouped_turns(x)
+            launch(_APPLY_RUNS(T=element), blocks, THREADS, (*arguments, divisor(run), turns))
         else:
             kernel = _APPLY if _is_aligned(phase, x) else _APPLY_SHIFTED
             launch(kernel(T=element), blocks, THREADS, arguments)
 
     y = filled(out, x, fill)
     return (y, kept) if keeps else y
+
+
+def _grouped_turns(x: Array) -> tuple[int, int]:
+    """Turns of a warp of ``dropout_apply_grouped``, more where enough blocks remain; and blocks."""
+    together, turns = _RUN_UNROLL * vector_width(x.dtype), 1
+    least = THREADS * together * limits().full_grid
+    while 2 * turns * together * WARP_THREADS <= _RUN_SPAN and x.size >= 2 * turns * least:
+        turns *= 2
+    return turns, tile_blocks(x.size, THREADS * turns * together)
 
 
 def _launch_last(element: str, arguments: Arguments, residual: Array, run: int, channels_last: bool) -> None:
