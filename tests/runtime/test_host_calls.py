@@ -139,7 +139,7 @@ CASES = {
     "BatchNorm2d backward": (lambda: _layer_backward(gl.BatchNorm2d(8)), 48),
     "GhostBatchNorm2d": (lambda: partial(gl.GhostBatchNorm2d(8, 1), X), 97),
     "GhostBatchNorm2d backward": (lambda: _layer_backward(gl.GhostBatchNorm2d(8, 1)), 78),
-    "padded batch norm, of other lengths": (lambda: padded_batch_norm, 82),
+    "padded batch norm, of other lengths": (lambda: padded_batch_norm, 83),
     "second derivatives": (second_derivatives, 65),
     "sync batch norm of two": (lambda: sync_batch_norm, 111),
     "sync batch norm of two, backward": (lambda: _backward(sync_batch_norm, ops.sync_batch_norm_backward), 80),
