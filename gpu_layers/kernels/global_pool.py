@@ -29,10 +29,12 @@ _VALUES_A_LANE = 8
 _VECTORS_A_THREAD = 4
 # From this size on a block has a plane, or a chunk of it, not a warp.
 _BLOCK_PLANE = 16384
-# Elements that a thread adds up before it compensates: ``kTakes`` of ``Sum``. Chunks of planes have a multiple of them.
+# Elements that a thread adds up before it compensates: ``kTakes`` of ``Sum``. A chunk has as many for each at least.
 _TAKES = 32
 # Of these blocks a GPU holds no more than a quarter at once. If there are fewer, planes are reduced in chunks.
 _ENOUGH_BLOCKS = 4 * MULTIPROCESSORS * WARPS // (_THREADS // _WARP)
+# Blocks of planes side by side that it holds at once.
+_HELD_BLOCKS = 4 * MULTIPROCESSORS
 _MOST_OF_CHUNK = 2**28
 # Chunks that a thread merges.
 _CHUNKS_A_LANE = 4
@@ -123,6 +125,14 @@ def _chunk(positions: int, blocks: int, unit: int) -> int:
     return min(unit * max(1, positions * blocks // (unit * _ENOUGH_BLOCKS)), _MOST_OF_CHUNK)
 
 
+def _chunk_of_rows(positions: int, blocks: int, least: int) -> int:
+    """Of planes side by side: so many positions that a GPU holds all blocks at once, or has two full rounds of them."""
+    chunks = max(_HELD_BLOCKS // blocks, 1)
+    if chunks == 1:
+        chunks = max(2 * _HELD_BLOCKS // blocks, 1)
+    return min(max(-(-positions // chunks), least), _MOST_OF_CHUNK)
+
+
 @lru_cache(maxsize=1024)
 def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: bool, argmax_bytes: int) -> _Plan:
     layout = np.zeros((), _LAYOUT)
@@ -133,7 +143,7 @@ def _plan(shape: tuple[int, ...], positions: int, width: int, channels_last: boo
         lanes = min(_power_of_two(vectors), _WARP)
         blocks = shape[0] * -(-vectors // lanes)
         layout["planes"], layout["samples"] = vectors, shape[0]
-        chunk = _chunk(positions, blocks, _THREADS // lanes * _TAKES)
+        chunk = _chunk_of_rows(positions, blocks, _THREADS // lanes * _TAKES)
     else:
         kind, planes = "nchw", shape[0] * shape[1]
         layout["planes"], layout["samples"] = planes, 1

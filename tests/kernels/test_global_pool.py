@@ -5,6 +5,7 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers.runtime.limits import force_limits
+from profiling.traffic import listed_launches
 from tests.inputs import (
     BFLOAT16,
     DTYPES,
@@ -75,3 +76,21 @@ def test_means_are_within_their_rounding(dtype, shape, channels_last, limits):
     # roundoff of what is added up, at most; and the result is rounded.
     accumulated = 35 * UNIT_ROUNDOFF[accumulation_dtype(dtype)] * size
     assert_within(y, exact, accumulated + UNIT_ROUNDOFF[dtype] * (np.abs(exact) + accumulated))
+
+
+def test_chunks_of_a_full_round_of_blocks():
+    """Three chunks of 334, 334 and 332 positions: threads of a block have different numbers of them."""
+    shape = (170, 25, 40, 128)
+    x = np.random.default_rng(1).integers(-8, 9, shape).astype(np.float32)
+    with listed_launches() as launches:
+        gl.ops.avg_pool_forward(x, shape[1:3], channels_last=True)
+    assert [launch.grid[0] for launch in launches] == [3 * 170, 170 * 128 // 256]
+    with gl.use_backend("emulated"):
+        y, _ = gl.ops.avg_pool_forward(x, shape[1:3], channels_last=True)
+        largest, saved = gl.ops.max_pool_forward(x, shape[1:3], channels_last=True)
+    # Sums of whole numbers are exact.
+    sums = x.sum((1, 2), dtype=np.float64)
+    assert_within(y[:, 0, 0], sums / 1000, 2 * UNIT_ROUNDOFF[np.dtype(np.float32)] * np.abs(sums / 1000))
+    of_planes = x.reshape(170, 1000, 128)
+    np.testing.assert_array_equal(largest[:, 0, 0], of_planes.max(1))
+    np.testing.assert_array_equal(saved.argmax[:, 0, 0], of_planes.argmax(1))
