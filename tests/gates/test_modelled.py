@@ -98,6 +98,7 @@ _CHANGED = {
     "adaptive_avg_pool backward",
     "adaptive_avg_pool forward, last",
     "adaptive_avg_pool backward, last",
+    "global_avg_pool forward, last",
     "max_unpool forward",
     "fractional_max_pool forward",
     "fractional_max_pool backward",
