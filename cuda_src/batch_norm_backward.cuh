@@ -98,17 +98,18 @@ struct ParameterGradients {
     static constexpr bool kTakesFew = true;
     GradientBeforeActivation<T, Width, Fused, Source> gradient;
     Normalization<A> norms[Channels];  // if kIdentity only the mean is used
-    GradientSums<A> sums[Channels];
+    Sums<A, 2> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i, bool counts = true) {
-        if (counts) gradient.scalar(i, norms[0], [&](A dz, A x) { sums[0].add(dz, x - norms[0].mean); });
+        if (counts)
+            gradient.scalar(i, norms[0], [&](A dz, A x) { add_gradient(sums[0], dz, x - norms[0].mean); });
     }
 
     template <int Count, typename Some = AllOfVectors>
     __device__ __forceinline__ void vectors(long long i, long long step, const Some& some = {}) {
         gradient.template vectors<Count>(i, step, some, norms, [&](int, int k, A dz, A x) {
             const int c = channel_of<Channels>(k);
-            sums[c].add(dz, x - norms[c].mean);
+            add_gradient(sums[c], dz, x - norms[c].mean);
         });
     }
 };
@@ -219,18 +220,18 @@ __device__ __forceinline__ void sum_gradients(
     const Layout& layout, const Valid& valid = {}) {
     using A = accumulate_t<T>;
     constexpr int kChannels = Layout::kChannels;
-    __shared__ GradientSums<A> scratch[kReductionScratch<Layout>];
+    __shared__ Sums<A, 2> scratch[kReductionScratch<Layout>];
     const auto block = layout.block();
     const bool exists = layout.has(block.channel);
     ParameterGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{gradient, {}, {}};
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k) gradients.sums[k] = GradientSums<A>::identity();
+    for (int k = 0; k < kChannels; ++k) gradients.sums[k] = Sums<A, 2>::identity();
     if (exists) {
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) of_channels.load(gradients.norms[k], block.channel + k);
     }
     for_each_with_gradient<T, Loads, false>(gradient.source, layout, exists, block, gradients, valid);
-    reduce_channels(layout, gradients.sums, scratch, [&](int k, const GradientSums<A>& all) {
+    reduce_channels(layout, gradients.sums, scratch, [&](int k, const Sums<A, 2>& all) {
         if (exists) write_result(result, all, block.channel + k, block.rank, layout.blocks);
     });
 }

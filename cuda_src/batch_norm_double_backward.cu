@@ -13,31 +13,16 @@
 #include "normalization.cuh"
 
 // Of a channel: of v, v * d, w, w * d, v * w.
-template <typename A>
-struct DoubleSums {
-    A v, v_d, w, w_d, v_w;
-
-    static __device__ __forceinline__ DoubleSums identity() { return {A(0), A(0), A(0), A(0), A(0)}; }
-
-    __device__ __forceinline__ void add(A v_i, A w_i, A d) {
-        v += v_i;
-        v_d += v_i * d;
-        w += w_i;
-        w_d += w_i * d;
-        v_w += v_i * w_i;
-    }
-
-    __device__ __forceinline__ DoubleSums combine(const DoubleSums& other) const {
-        return {v + other.v, v_d + other.v_d, w + other.w, w_d + other.w_d, v_w + other.v_w};
-    }
-
-    __device__ __forceinline__ DoubleSums shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, v, delta), __shfl_down_sync(kFullWarp, v_d, delta),
-                __shfl_down_sync(kFullWarp, w, delta), __shfl_down_sync(kFullWarp, w_d, delta),
-                __shfl_down_sync(kFullWarp, v_w, delta)};
-    }
-};
 constexpr int kDoubleSums = 5;
+template <typename A>
+using DoubleSums = Sums<A, kDoubleSums>;
+
+template <typename A>
+__device__ __forceinline__ void add_double(DoubleSums<A>& sums, A v, A w, A d) {
+    const A terms[] = {v, v * d, w, w * d, v * w};
+#pragma unroll
+    for (int i = 0; i < kDoubleSums; ++i) sums.of[i] += terms[i];
+}
 
 // Vectors of each array that a thread reads at once. Where it has registers for one only, with the numbers of
 // all channels of a vector, so many are asked for ahead.
@@ -99,7 +84,7 @@ struct DoubleSummation {
     DoubleSums<A> sums[Channels];
 
     __device__ __forceinline__ void scalar(long long i) {
-        inputs.scalar(i, [&](A v, A w, A d, A) { sums[0].add(v, w, d); });
+        inputs.scalar(i, [&](A v, A w, A d, A) { add_double(sums[0], v, w, d); });
     }
 
     template <int Count>
@@ -110,7 +95,7 @@ struct DoubleSummation {
 #pragma unroll
         for (int u = 0; u < Count; ++u)
             inputs.of(loaded[u],
-                      [&](int k, A v, A w, A d, A) { sums[channel_of<Channels>(k)].add(v, w, d); });
+                      [&](int k, A v, A w, A d, A) { add_double(sums[channel_of<Channels>(k)], v, w, d); });
     }
 };
 
@@ -118,11 +103,8 @@ template <typename A>
 __device__ __forceinline__ void write_double_sums(const DoubleSums<A>& sums, A* partial_sums,
                                                   long long channel, long long rank, long long blocks) {
     A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
-    partial[0] = sums.v;
-    partial[1] = sums.v_d;
-    partial[2] = sums.w;
-    partial[3] = sums.w_d;
-    partial[4] = sums.v_w;
+#pragma unroll
+    for (int i = 0; i < kDoubleSums; ++i) partial[i] = sums.of[i];
 }
 
 // What the sums of a channel become.
@@ -143,10 +125,11 @@ struct DoubleResults {
     __device__ __forceinline__ void write(const DoubleSums<A>& sums, long long channel) const {
         const A s = inv_std[channel], scale = gamma[channel] * s, a = ddgamma[channel];
         // Means of v, v * xhat, w, w * xhat.
-        const A mean_v = sums.v * inv_count, mean_v_xhat = sums.v_d * s * inv_count;
-        const A mean_w = sums.w * inv_count, mean_w_xhat = sums.w_d * s * inv_count;
+        const auto [v, v_d, w, w_d, v_w] = sums.of;
+        const A mean_v = v * inv_count, mean_v_xhat = v_d * s * inv_count;
+        const A mean_w = w * inv_count, mean_w_xhat = w_d * s * inv_count;
         // Of v times what dx is a multiple of.
-        const A product = sums.v_w * inv_count - mean_v * mean_w - mean_v_xhat * mean_w_xhat;
+        const A product = v_w * inv_count - mean_v * mean_w - mean_v_xhat * mean_w_xhat;
         // q is the gradient of xhat: (a - scale * mean_v_xhat) * w - scale * mean_w_xhat * v.
         const A of_w = a - scale * mean_v_xhat;
         const A mean_q = of_w * mean_w - scale * mean_w_xhat * mean_v;
@@ -185,7 +168,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
     constexpr int kChannels = Layout::kChannels;
     const DoubleResults<A> results{inv_std,      gamma,  ddgamma,   ddbeta,
                                    coefficients, dgamma, inv_count, layout.channels};
-    __shared__ DoubleSums<A> scratch[kReductionScratch<Layout, 2>];
+    __shared__ DoubleSums<A> scratch[kReductionScratch<Layout>];
     const auto block = layout.block();
     const bool exists = layout.has(block.channel);
     DoubleSummation<T, kLayoutWidth<T, Layout>, kChannels> body{
@@ -220,7 +203,7 @@ __global__ void batch_norm_double_merge(const A* partial_sums, const A* inv_std,
 #pragma unroll 8
     for (long long rank = threadIdx.x % kWarpThreads; rank < blocks; rank += kWarpThreads) {
         const A* partial = partial_sums + kDoubleSums * (channel * blocks + rank);
-        sums = sums.combine({partial[0], partial[1], partial[2], partial[3], partial[4]});
+        sums = sums.combine({{partial[0], partial[1], partial[2], partial[3], partial[4]}});
     }
     sums = warp_reduce(sums);
     if (threadIdx.x % kWarpThreads != 0) return;

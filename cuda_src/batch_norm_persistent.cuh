@@ -131,24 +131,24 @@ __device__ __forceinline__ CachedPositions cached_positions(const Layout& layout
 
 // From what the threads of each block of a group have found of the tile's channels, the numbers of these,
 // which all threads get as agreed(channel); written they are, too. See write_result.
-//   values, scratch   see reduce_channels
-//   part_of(k, all)   a block's part, from what reduce_channels makes of its values
-//   const auto agreed = agree(layout, tile, block, barrier_count, result, sums, scratch,
-//                             [](int, const GradientSums<A>& all) { return all; });
+//   reduce(take)   merges what the block has: take(k, part) is called by one thread for each channel, which
+//                  has it as its k-th
+//   const auto agreed = agree(layout, tile, block, barrier_count, result,
+//                             [&](auto take) { reduce_channels(layout, sums, scratch, take); });
 //   const ChannelGradients<A> numbers = agreed(channel + k);
 //
 // Of planes each block merges for itself, ...
-template <typename Result, typename Value, int Size, typename PartOf>
+template <typename Result, typename Reduce>
 __device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, GroupBlock& block,
-                                      unsigned int* barrier_count, const Result& result, Value (&values)[1],
-                                      Value (&scratch)[Size], PartOf part_of) {
+                                      unsigned int* barrier_count, const Result& result, Reduce reduce) {
+    using Part = typename Result::Part;
     __shared__ decltype(result.read(0)) numbers;
-    typename Result::Part part;
-    reduce_channels(layout, values, scratch, [&](int k, const Value& all) { part = part_of(k, all); });
+    Part part;
+    reduce([&](int, const Part& all) { part = all; });
     if (layout.blocks > 1 && linear_thread() < kWarpThreads) {
         if (linear_thread() == 0) result.write_part(part, channel, block.rank, layout.blocks);
         block.wait_of_warp(barrier_count);
-        part = result.merged(channel, layout.blocks);
+        part = result.template merged<2>(channel, layout.blocks);
     }
     if (linear_thread() == 0) {
         numbers = result.finished(part, channel);
@@ -158,14 +158,12 @@ __device__ __forceinline__ auto agree(const NchwLayout& layout, int channel, Gro
     return [&](long long) { return numbers; };
 }
 // ... of rows some of the channels for all of them: if all merged all, they would read more than the data.
-template <int Width, typename Result, typename Value, int Size, typename PartOf>
+template <int Width, typename Result, typename Reduce>
 __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile, GroupBlock& block,
-                                      unsigned int* barrier_count, const Result& result,
-                                      Value (&values)[Width], Value (&scratch)[Size], PartOf part_of) {
+                                      unsigned int* barrier_count, const Result& result, Reduce reduce) {
     const long long channel = layout.channel_of(tile);
-    reduce_channels(layout, values, scratch, [&](int k, const Value& all) {
-        if (layout.has(channel))
-            write_result(result, part_of(k, all), channel + k, block.rank, layout.blocks);
+    reduce([&](int k, const typename Result::Part& all) {
+        if (layout.has(channel)) write_result(result, all, channel + k, block.rank, layout.blocks);
     });
     if (block.blocks > 1) {
         block.wait(barrier_count);
@@ -175,7 +173,7 @@ __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile,
         const int blocks = static_cast<int>(block.blocks);
         for (int c = block.rank + linear_thread() / kWarpThreads * blocks; c < channels;
              c += kChannelThreads / kWarpThreads * blocks) {
-            const typename Result::Part merged = result.merged(first + c, layout.blocks);
+            const typename Result::Part merged = result.template merged<2>(first + c, layout.blocks);
             if (linear_thread() % kWarpThreads == 0)
                 result.write(result.finished(merged, first + c), first + c);
         }
@@ -336,14 +334,17 @@ __device__ __forceinline__ void forward_persistent(const T* x,
     using A = accumulate_t<T>;
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
     constexpr bool kWhole = Output::kWhole;
-    __shared__ Moments<A> scratch[kReductionScratch<Layout, 2>];
+    __shared__ MomentsScratch<A, Layout> scratch;
     GroupBlock block(layout.blocks);
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
         const auto channel = layout.channel_of(tile);
         const bool exists = layout.has(channel);
         const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
-        T origins[kChannels];
-        if constexpr (Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
+        Vector<T, kChannels> early;
+        if constexpr (Layout::kIsNchw) early = read_origins(x, layout, channel, valid);
+        const auto origins = [&] {
+            return Layout::kIsNchw ? early : read_origins(x, layout, channel, valid);
+        };
         StatisticsOfCached<T, kWidth, kChannels> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         if (exists) {
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
@@ -352,16 +353,17 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>, kWhole>(layout, channel, block.rank,
                                                                              values, counted);
         }
-        if constexpr (!Layout::kIsNchw) read_origins(x, layout, channel, valid, origins);
-        Moments<A> moments[kChannels];
-        finish_moments(values.statistics, origins, moments, [&](auto& lowered) {
-            for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, counted);
-        });
-        const auto part_of = [&](int k, const Moments<A>& all) {
-            const T origin = Layout::kIsNchw ? origins[0] : x[layout.first(channel + k, valid)];
-            return typename StatisticsResult<A>::Part{all, to_accumulate(origin)};
+        const auto again = [&](auto& lowered) {
+            if (exists) for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, counted);
         };
-        const auto agreed = agree(layout, tile, block, barrier_count, result, moments, scratch, part_of);
+        const auto agreed = agree(layout, tile, block, barrier_count, result, [&](auto take) {
+            reduce_moments(
+                layout, values.statistics, origins, scratch, again, [&](int k, const Moments<A>& all) {
+                    if (!exists) return;
+                    const T origin = Layout::kIsNchw ? early[0] : x[layout.first(channel + k, valid)];
+                    take(k, {all, to_accumulate(origin)});
+                });
+        });
         if (!exists) continue;
         auto normalize = output.template body<kWidth, kChannels>(slots);
 #pragma unroll
@@ -411,7 +413,7 @@ struct SumsOfCached {
     ClippingActivation<A> phi;
     SharedCache<T, Width> cached_x, cached_dz;
     Normalization<A> norms[Channels];
-    GradientSums<A> sums[Channels];
+    Sums<A, 2> sums[Channels];
 
     __device__ __forceinline__ void skip_slot() {
         cached_x.skip();
@@ -438,7 +440,7 @@ struct SumsOfCached {
             dz = phi.backward(dz, z);
         }
         cached_dz.put(from_accumulate<T>(dz));
-        sums[0].add(dz, value - norms[0].mean);
+        add_gradient(sums[0], dz, value - norms[0].mean);
     }
 
     template <int Count, typename Some = AllOfVectors>
@@ -478,7 +480,7 @@ struct SumsOfCached {
                     if (kAddsResidual<Fused>) z += widened(added[u], k);
                     dz[k] = phi.backward(dz[k], z);
                 }
-                sums[c].add(dz[k], value - norms[c].mean);
+                add_gradient(sums[c], dz[k], value - norms[c].mean);
             }
             if (Fused != kIdentity) {
                 cached_dz.put(rounded<T>(dz));
@@ -557,7 +559,7 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
     // Vectors in flight: of rows the numbers of all channels take the registers of a second one.
     constexpr int kLoads = Layout::kIsNchw ? 2 : 1;
-    __shared__ GradientSums<A> scratch[kReductionScratch<Layout, 2>];
+    __shared__ Sums<A, 2> scratch[kReductionScratch<Layout>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
     GroupBlock block(layout.blocks);
     for (int tile = block.group; tile < layout.tile_count(); tile += block.groups) {
@@ -585,13 +587,13 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
                                                                {}};
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
-            keep.sums[k] = GradientSums<A>::identity();
+            keep.sums[k] = Sums<A, 2>::identity();
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
         wait_for_copies();
         if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, counted);
-        const auto agreed = agree(layout, tile, block, barrier_count, result, keep.sums, scratch,
-                                  [](int, const GradientSums<A>& all) { return all; });
+        const auto agreed = agree(layout, tile, block, barrier_count, result,
+                                  [&](auto take) { reduce_channels(layout, keep.sums, scratch, take); });
         if (!exists) continue;
         InputGradientsCached<T, kWidth, kChannels, Fused> gradients{
             SharedCache<T, kWidth>(slots), SharedCache<T, kWidth>(slots_of_dz), dx, dresidual, {}, {}};

@@ -68,7 +68,7 @@ __device__ __forceinline__ Value combine_lanes(Value value, int lanes) {
         __syncthreads();
         return value;
     }
-    for (int delta = lanes / 2; delta > 0; delta /= 2) value = value.combine(value.shuffled_down(delta));
+    for (int mask = lanes / 2; mask > 0; mask /= 2) value = value.combine(value.shuffled_xor(mask));
     return value;
 }
 

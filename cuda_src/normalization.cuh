@@ -120,7 +120,9 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 // Writes what a block has found of a channel: its numbers, or, if the channel has other blocks, a part of a
 // result that these have to merge. A result, see below, has
 //   write_part(part, channel, rank, blocks)
-//   merged(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it
+//   merged<AtOnce>(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it; each
+//   has
+//                                     so many on their way at once
 //   finished(part, channel)   the numbers of a channel, of what was merged or its only part
 //   write(numbers, channel), read(channel)
 template <typename Result>
@@ -130,6 +132,25 @@ __device__ __forceinline__ void write_result(const Result& result, const typenam
         result.write(result.finished(part, channel), channel);
     } else {
         result.write_part(part, channel, rank, blocks);
+    }
+}
+
+// What the lanes of a warp have of a channel's parts, AtOnce of each on their way at once: take(parts,
+// is_first).
+//   load(rank, exists)   reads part `rank`; where a lane has no more it is the last one, and counts for
+//   nothing
+template <int AtOnce, typename Load, typename Take>
+__device__ __forceinline__ void for_each_group_of_parts(long long blocks, Load load, Take take) {
+    const int lane = linear_thread() % kWarpThreads;
+#pragma unroll 1
+    for (long long first = 0; first < blocks; first += AtOnce * kWarpThreads) {
+        decltype(load(first, true)) parts[AtOnce];
+#pragma unroll
+        for (int u = 0; u < AtOnce; ++u) {
+            const long long rank = first + u * kWarpThreads + lane;
+            parts[u] = load(min(rank, blocks - 1), rank < blocks);
+        }
+        take(parts, first == 0);
     }
 }
 
@@ -161,12 +182,39 @@ struct StatisticsResult {
         partial[3] = part.origin;
     }
 
+    template <int AtOnce>
     __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
-        const A* partial = partial_moments + 4 * channel * blocks;
-        Moments<A> moments = Moments<A>::identity();
-        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-            moments = moments.combine({partial[4 * rank], partial[4 * rank + 1], partial[4 * rank + 2]});
-        return {warp_reduce(moments), partial[3]};
+        const A* const partial = partial_moments + 4 * channel * blocks;
+        const A origin = partial[3];
+        // Whether parts are merged as if all of them were lowered, and whether one of them was.
+        bool lowers = false, some_lowered = false;
+        const auto merge = [&] {
+            A centre;
+            Sums<A, 3> sums = Sums<A, 3>::identity();
+            const auto load = [&](long long rank, bool exists) {
+                const A* const own = partial + 4 * rank;
+                return Moments<A>{exists ? own[0] : A(0), own[1], own[2]};
+            };
+            for_each_group_of_parts<AtOnce>(blocks, load, [&](Moments<A>(&parts)[AtOnce], bool is_first) {
+#pragma unroll
+                for (int u = 0; u < AtOnce; ++u) {
+                    some_lowered |= parts[u].is_lowered();
+                    if (lowers) parts[u] = parts[u].lowered();
+                }
+                // Of each lane's first part, whatever is on its way with it.
+                if (is_first) centre = Centre<A>::of(warp_reduce(parts[0].about_origin())).mean;
+#pragma unroll
+                for (int u = 0; u < AtOnce; ++u) sums = sums.combine(parts[u].about(centre));
+            });
+            sums = warp_reduce(sums);
+            return Centre<A>::at(centre, sums.of[0]).moments(sums.of[1], sums.of[2], lowers);
+        };
+        Moments<A> all = merge();
+        if (__any_sync(kFullWarp, some_lowered)) {
+            lowers = true;
+            all = merge();
+        }
+        return {all, origin};
     }
 
     __device__ __forceinline__ ChannelStatistics<A> finished(const Part& part, long long) const {
@@ -215,25 +263,31 @@ struct GradientResult {
     const A* inv_std;
     A *dgamma, *dbeta;
 
-    using Part = GradientSums<A>;
+    using Part = Sums<A, 2>;
 
     __device__ __forceinline__ void write_part(const Part& sums, long long channel, long long rank,
                                                long long blocks) const {
         A* partial = partial_sums + 2 * (channel * blocks + rank);
-        partial[0] = sums.dy;
-        partial[1] = sums.dy_deviation;
+        partial[0] = sums.of[0];
+        partial[1] = sums.of[1];
     }
 
+    template <int AtOnce>
     __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
-        const A* partial = partial_sums + 2 * channel * blocks;
+        const A* const partial = partial_sums + 2 * channel * blocks;
+        const auto load = [&](long long rank, bool exists) {
+            return exists ? Part{{partial[2 * rank], partial[2 * rank + 1]}} : Part::identity();
+        };
         Part sums = Part::identity();
-        for (long long rank = linear_thread() % kWarpThreads; rank < blocks; rank += kWarpThreads)
-            sums = sums.combine({partial[2 * rank], partial[2 * rank + 1]});
+        for_each_group_of_parts<AtOnce>(blocks, load, [&](const Part(&parts)[AtOnce], bool) {
+#pragma unroll
+            for (int u = 0; u < AtOnce; ++u) sums = sums.combine(parts[u]);
+        });
         return warp_reduce(sums);
     }
 
     __device__ __forceinline__ ChannelGradients<A> finished(const Part& sums, long long channel) const {
-        return {sums.dy_deviation * inv_std[channel], sums.dy};
+        return {sums.of[1] * inv_std[channel], sums.of[0]};
     }
 
     __device__ __forceinline__ void write(const ChannelGradients<A>& gradients, long long channel) const {
@@ -251,64 +305,10 @@ template <typename Result>
 __device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
-    const typename Result::Part merged = result.merged(channel, blocks);
+    // 128 bytes of each lane: what its registers hold.
+    constexpr int kAtOnce = 128 / sizeof(typename Result::Part);
+    const typename Result::Part merged = result.template merged<kAtOnce>(channel, blocks);
     if (threadIdx.x % kWarpThreads == 0) result.write(result.finished(merged, channel), channel);
-}
-
-// Values that reduce_channels needs room for.
-//   Parts   of rows, in how many a thread's channels are combined, one after another
-template <typename Layout, int Parts = 1>
-constexpr int kReductionScratch = kChannelThreads / kWarpThreads;
-template <int Width, int Parts>
-constexpr int kReductionScratch<NhwcLayout<Width>, Parts> =
-    (Width > Parts ? Width / Parts : 1) * kChannelThreads;
-
-// Combines what the threads of a block have of the same channels: take(k, value) is called by one thread for
-// each, which has the channel as its k-th.
-//   scratch   [kReductionScratch<Layout, Parts>] in shared memory
-//   __shared__ Moments<A> scratch[kReductionScratch<Layout>];
-//   reduce_channels(layout, moments, scratch, [&](int k, const Moments<A>& all) { write(channel + k, all);
-//   });
-// All threads of the block must call it; of rows, blockDim.x is a power of two, of a warp's threads at most.
-template <typename Value, int Size, typename Take>
-__device__ __forceinline__ void reduce_channels(const NchwLayout&, Value (&values)[1], Value (&scratch)[Size],
-                                                Take take) {
-    const Value all = block_reduce(values[0], scratch);
-    if (linear_thread() == 0) take(0, all);
-}
-// A warp combines what all threads have of one of their channels.
-template <int Width, typename Value, int Size, typename Take>
-__device__ __forceinline__ void reduce_channels(const NhwcLayout<Width>&, Value (&values)[Width],
-                                                Value (&scratch)[Size], Take take) {
-    constexpr int kAtOnce = Size / kChannelThreads, kWarps = kChannelThreads / kWarpThreads;
-    static_assert(kAtOnce <= kWarps, "a warp for each");
-    const int thread = linear_thread(), lane = thread % kWarpThreads, warp = thread / kWarpThreads;
-    const int columns = static_cast<int>(blockDim.x);
-#pragma unroll
-    for (int first = 0; first < Width; first += kAtOnce) {
-        if (first > 0) __syncthreads();
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) scratch[k * kChannelThreads + thread] = values[first + k];
-        __syncthreads();
-        if (warp >= kAtOnce) continue;
-        const Value* const own = scratch + warp * kChannelThreads + lane;
-        Value all = own[0], others = own[kWarpThreads];
-#pragma unroll 1
-        for (int j = 2; j < kWarps; j += 2) {
-            all = all.combine(own[j * kWarpThreads]);
-            others = others.combine(own[(j + 1) * kWarpThreads]);
-        }
-        all = all.combine(others);
-        for (int delta = kWarpThreads / 2; delta >= columns; delta /= 2)
-            all = all.combine(all.shuffled_down(delta));
-        if (lane < columns) take(first + warp, all);
-    }
-}
-
-// 1 / sqrt(variance + eps), rounded once.
-template <typename A>
-__device__ __forceinline__ A inverse_deviation(A variance, double eps) {
-    return static_cast<A>(1.0 / sqrt(static_cast<double>(variance) + eps));
 }
 
 // Threads side by side over the channels of rows at most.
@@ -319,6 +319,110 @@ template <typename Layout>
 constexpr int kTileChannels = 1;
 template <int Width>
 constexpr int kTileChannels<NhwcLayout<Width>> = kRowThreads<Width> * Width;
+
+// Values that reduce_channels needs room for: of each warp.
+constexpr int kChannelWarps = kChannelThreads / kWarpThreads;
+template <typename Layout>
+constexpr int kReductionScratch = kChannelWarps * kTileChannels<Layout>;
+
+// Threads side by side, and channels of each.
+__device__ __forceinline__ int columns_of(const NchwLayout&) { return 1; }
+template <int Width>
+__device__ __forceinline__ int columns_of(const NhwcLayout<Width>&) {
+    return static_cast<int>(blockDim.x);
+}
+
+// Two lanes share what both have: each keeps one half of the values, combined with the other's.
+//   mask   of the bit in which the numbers of the two differ; set: the second half
+template <int Count, typename Value>
+__device__ __forceinline__ void keep_half(Value (&values)[Count], int mask) {
+    const bool second = linear_thread() & mask;
+#pragma unroll
+    for (int k = 0; k < Count / 2; ++k) {
+        const Value kept = second ? values[k + Count / 2] : values[k];
+        const Value given = second ? values[k] : values[k + Count / 2];
+        values[k] = kept.combine(given.shuffled_xor(mask));
+    }
+}
+
+// What the threads of each warp have of the same channels, combined: number k * columns + x of a warp is that
+// of the k-th channel of the threads x.
+//   scratch   see reduce_channels
+template <int Channels, typename Layout, typename Value, int Size>
+__device__ __forceinline__ void combine_in_warps(const Layout& layout, const Value (&values)[Channels],
+                                                 Value (&scratch)[Size]) {
+    static_assert(Size == kReductionScratch<Layout>, "room for all warps");
+    // Rows are at most 8 vectors of several channels wide: numbers of lanes have two bits above.
+    constexpr int kHalvings = Channels >= 4 ? 2 : Channels / 2, kKept = Channels >> kHalvings;
+    const int thread = linear_thread(), lane = thread % kWarpThreads, columns = columns_of(layout);
+    Value own[Channels];
+#pragma unroll
+    for (int k = 0; k < Channels; ++k) own[k] = values[k];
+    int first = 0, mask = kWarpThreads / 2;
+    if constexpr (kHalvings > 0) {
+        keep_half(own, mask);
+        first += lane & mask ? Channels / 2 : 0;
+        mask /= 2;
+    }
+    if constexpr (kHalvings > 1) {
+        Value half[Channels / 2];
+#pragma unroll
+        for (int k = 0; k < Channels / 2; ++k) half[k] = own[k];
+        keep_half(half, mask);
+#pragma unroll
+        for (int k = 0; k < kKept; ++k) own[k] = half[k];
+        first += lane & mask ? Channels / 4 : 0;
+        mask /= 2;
+    }
+    const int same = 2 * mask;  // lanes that have the same channels, or others beside them
+#pragma unroll 1
+    for (; mask >= columns; mask /= 2) {
+#pragma unroll
+        for (int k = 0; k < kKept; ++k) own[k] = own[k].combine(own[k].shuffled_xor(mask));
+    }
+    if (lane % same >= columns) return;
+    Value* const of_warp = scratch + (thread / kWarpThreads * Channels + first) * columns + lane % columns;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) of_warp[k * columns] = own[k];
+}
+
+// The total of what all warps have: number `number` of each.
+template <int Channels, typename Layout, typename Value, int Size>
+__device__ __forceinline__ Value total_of_warps(const Layout& layout, const Value (&scratch)[Size],
+                                                int number) {
+    const int step = Channels * columns_of(layout);
+    Value parts[kChannelWarps];
+#pragma unroll
+    for (int warp = 0; warp < kChannelWarps; ++warp) parts[warp] = scratch[warp * step + number];
+#pragma unroll
+    for (int count = kChannelWarps / 2; count > 0; count /= 2) {
+#pragma unroll
+        for (int warp = 0; warp < count; ++warp) parts[warp] = parts[warp].combine(parts[warp + count]);
+    }
+    return parts[0];
+}
+
+// Combines what the threads of a block have of the same channels: take(k, value) is called by one thread for
+// each, which has the channel as its k-th.
+//   scratch   [kReductionScratch<Layout>] in shared memory
+//   __shared__ Sums<A, 2> scratch[kReductionScratch<Layout>];
+//   reduce_channels(layout, sums, scratch, [&](int k, const Sums<A, 2>& all) { write(channel + k, all); });
+// All threads of the block must call it; of rows, blockDim.x is a power of two.
+template <int Channels, typename Layout, typename Value, int Size, typename Take>
+__device__ __forceinline__ void reduce_channels(const Layout& layout, const Value (&values)[Channels],
+                                                Value (&scratch)[Size], Take take) {
+    combine_in_warps(layout, values, scratch);
+    __syncthreads();
+    const int thread = linear_thread(), columns = columns_of(layout);
+    if (thread < Channels * columns)
+        take(thread / columns, total_of_warps<Channels>(layout, scratch, thread));
+}
+
+// 1 / sqrt(variance + eps), rounded once.
+template <typename A>
+__device__ __forceinline__ A inverse_deviation(A variance, double eps) {
+    return static_cast<A>(1.0 / sqrt(static_cast<double>(variance) + eps));
+}
 
 // Which of a thread's channels value k of a vector belongs to.
 template <int Channels>
@@ -350,10 +454,6 @@ struct Statistics {
 
     __device__ __forceinline__ A taken(A value, int channel) const {
         return Lowers ? value * (lowers(channel) ? Lowering<A>::kDown : A(1)) : value;
-    }
-
-    __device__ __forceinline__ Moments<A> moments(int channel, A origin) const {
-        return values[channel].moments(count, origin, lowers(channel));
     }
 
     __device__ __forceinline__ void take(T x_i) {
@@ -443,33 +543,83 @@ struct Statistics {
 
 // The first value that counts of each of a thread's channels; 0 where it has none.
 template <typename T, typename Layout, typename Valid>
-__device__ __forceinline__ void read_origins(const T* x, const Layout& layout, long long channel,
-                                             const Valid& valid, T (&origins)[Layout::kChannels]) {
-    const T* const first = x + layout.first(channel, valid);
-#pragma unroll
-    for (int k = 0; k < Layout::kChannels; ++k)
-        origins[k] = layout.has(channel) ? first[k] : from_accumulate<T>(accumulate_t<T>(0));
+__device__ __forceinline__ Vector<T, Layout::kChannels> read_origins(const T* x, const Layout& layout,
+                                                                     long long channel, const Valid& valid) {
+    using Origins = Vector<T, Layout::kChannels>;
+    if (!layout.has(channel)) return filled<T, Layout::kChannels>(from_accumulate<T>(accumulate_t<T>(0)));
+    return Origins::load(x + layout.first(channel, valid));
 }
 
-// The moments of each of a thread's channels. Where squares of a channel's values were too large, which is
-// rare, values are taken once more, lowered.
-//   walk(body)   takes them: calls for_each_in_block, one vector at a time
-template <typename T, int Width, int Channels, typename Walk>
-__device__ __forceinline__ void finish_moments(const Statistics<T, Width, Channels>& statistics,
-                                               const T (&origins)[Channels],
-                                               Moments<accumulate_t<T>> (&moments)[Channels], Walk walk) {
-    unsigned int beyond = 0;
+// Shared memory of reduce_moments. Of planes the sums of the second step have their own, which saves a
+// barrier.
+template <typename A, typename Layout>
+struct MomentsScratch {
+    static constexpr int kSteps = Layout::kIsNchw ? 2 : 1;
+    Sums<A, 2> sums[kSteps][kReductionScratch<Layout>];
+    A centres[kTileChannels<Layout>];
+};
+
+// Merges what the threads of a block have found of the same channels, as reduce_channels: take(k, moments).
+// Where squares of a channel's values may be too large, which is rare, they are taken once more, lowered.
+//   own          changed then
+//   origins()    see read_origins
+//   walk(body)   takes a thread's values: calls for_each_in_block, one vector at a time, if it has channels
+//   __shared__ MomentsScratch<A, Layout> scratch;
+//   reduce_moments(layout, own, origins, scratch, walk, [&](int k, const Moments<A>& all) { ... });
+template <typename T, int Width, int Channels, typename Layout, typename Origins, typename Walk,
+          typename Take>
+__device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<T, Width, Channels>& own,
+                                               Origins origins,
+                                               MomentsScratch<accumulate_t<T>, Layout>& scratch, Walk walk,
+                                               Take take) {
+    using A = accumulate_t<T>;
+    constexpr int kLastStep = MomentsScratch<A, Layout>::kSteps - 1;
+    const int thread = linear_thread(), columns = columns_of(layout), column = thread % columns;
+    // Of the thread's channels, as bits: those that are lowered, and those that should be.
+    unsigned int lowered = 0, beyond = 0;
+    Sums<A, 2> sums[Channels];
+    const auto sum_about_origins = [&] {
+        const Vector<T, Channels> of_channels = origins();
 #pragma unroll
-    for (int k = 0; k < Channels; ++k) {
-        moments[k] = statistics.moments(k, to_accumulate(origins[k]));
-        if (!is_finite(moments[k].var) || !is_finite(moments[k].mean)) beyond |= 1u << k;
+        for (int k = 0; k < Channels; ++k) {
+            const A origin = widened(of_channels, k);
+            own.values[k].shift -= lowered >> k & 1u ? origin * Lowering<A>::kDown : origin;
+            sums[k] = own.values[k].about_origin(own.count);
+            if (own.values[k].is_beyond(sums[k])) beyond |= 1u << k;
+        }
+        combine_in_warps(layout, sums, scratch.sums[0]);
+    };
+    sum_about_origins();
+    if (__syncthreads_or(beyond != 0)) {
+        // A channel is lowered by all threads that have it.
+#pragma unroll 1
+        for (int number = 0; number < Channels * columns; ++number) {
+            const unsigned int bit = number % columns == column ? 1u << number / columns : 0u;
+            if (__syncthreads_or((beyond & bit) != 0)) lowered |= bit;
+        }
+        Statistics<T, Width, Channels, true> again{own.x, {}, 0, lowered};
+        walk(again);
+#pragma unroll
+        for (int k = 0; k < Channels; ++k) own.values[k] = again.values[k];
+        sum_about_origins();
+        __syncthreads();
     }
-    if (beyond == 0) return;
-    // The others as before, which takes fewer registers than to keep them.
-    Statistics<T, Width, Channels, true> again{statistics.x, {}, 0, beyond};
-    walk(again);
+    // Of the channel of this thread's number, which it has as its k-th; of planes of the only one.
+    Centre<A> centre;
+    if (Layout::kIsNchw || thread < Channels * columns)
+        centre =
+            Centre<A>::of(total_of_warps<Channels>(layout, scratch.sums[0], Layout::kIsNchw ? 0 : thread));
+    if constexpr (!Layout::kIsNchw) {
+        if (thread < Channels * columns) scratch.centres[thread] = centre.mean;
+        __syncthreads();
+    }
 #pragma unroll
-    for (int k = 0; k < Channels; ++k) moments[k] = again.moments(k, to_accumulate(origins[k]));
+    for (int k = 0; k < Channels; ++k)
+        sums[k] = own.values[k].about(own.count,
+                                      Layout::kIsNchw ? centre.mean : scratch.centres[k * columns + column]);
+    reduce_channels(layout, sums, scratch.sums[kLastStep], [&](int k, const Sums<A, 2>& all) {
+        take(k, centre.moments(all.of[0], all.of[1], (lowered >> k & 1u) != 0));
+    });
 }
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.

@@ -42,8 +42,8 @@ struct Largest {
         if (nan || other_nan) keep = nan && !(other_nan && other.position > position);
         return keep ? *this : other;
     }
-    __device__ __forceinline__ Largest shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, position, delta)};
+    __device__ __forceinline__ Largest shuffled_xor(int mask) const {
+        return {__shfl_xor_sync(kFullWarp, value, mask), __shfl_xor_sync(kFullWarp, position, mask)};
     }
     // Kept in memory; taken back as column k of rows of `columns`, whose number was the position.
     __device__ __forceinline__ void put(Largest& kept) const {
@@ -80,8 +80,8 @@ struct Sum {
         add_compensated(both.value, both.lost, other.value);
         return both;
     }
-    __device__ __forceinline__ Sum shuffled_down(int delta) const {
-        return {__shfl_down_sync(kFullWarp, value, delta), __shfl_down_sync(kFullWarp, lost, delta)};
+    __device__ __forceinline__ Sum shuffled_xor(int mask) const {
+        return {__shfl_xor_sync(kFullWarp, value, mask), __shfl_xor_sync(kFullWarp, lost, mask)};
     }
     __device__ __forceinline__ A times(A factor) const { return compensated(value, lost) * factor; }
     __device__ __forceinline__ void put(Sum& kept) const { kept = *this; }

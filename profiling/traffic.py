@@ -57,6 +57,8 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
             call = call_of(case, arrays)
         with listed_launches() as launches:
             call()
+    if filled:
+        _fill_between(launches, [value for value in arrays.values() if isinstance(value, np.ndarray)])
     return launches
 
 
@@ -81,6 +83,27 @@ def _fill(case: Case, arrays: Arrays) -> None:
         flat = arrays[name].reshape(-1)
         begun = flat[: FOLD // flat.itemsize]
         begun[...] = maker.numbers(begun.shape, begun.dtype)
+
+
+def _fill_between(launches: list[Launch], inputs: list[np.ndarray]) -> None:
+    """Give a part of an input numbers of the input, and zeros to what kernels write for others.
+
+    What memory holds by chance may be out of every range, for which kernels take rare ways. What kernels have decided
+    stays.
+    """
+    def arrays_of(launch: Launch) -> list[np.ndarray]:
+        # Numbers have no axes.
+        return [value for value in launch.values if isinstance(value, np.ndarray) and value.ndim]
+
+    decided = [value for launch in launches if launch.decides for value in arrays_of(launch)]
+    for value in itertools.chain.from_iterable(map(arrays_of, launches)):
+        begun = value.reshape(-1)[: FOLD // value.itemsize]
+        whole = next((given for given in inputs if np.may_share_memory(given, value)), None)
+        if whole is not None:
+            if value.ctypes.data != whole.ctypes.data:
+                begun[...] = whole.reshape(-1)[: begun.size]
+        elif not any(np.may_share_memory(kept, value) for kept in decided):
+            begun[...] = np.zeros((), value.dtype)
 
 
 def modelled_bytes(case: Case, launches: list[Launch]) -> tuple[list[float], str]:
@@ -184,6 +207,11 @@ class Launch:
     array_bytes: dict[str, int]
     values: list[Any] = field(default_factory=list, repr=False)
 
+    @property
+    def decides(self) -> bool:
+        """Whether later kernels have work by what this one writes."""
+        return self.kernel.name.split("<")[0] in _DECIDING
+
 
 class _Listed:
     def __init__(self) -> None:
@@ -209,7 +237,7 @@ class _Listed:
             for parameter, value in zip(kernel.parameters, values, strict=True)
         ]
         self.launches.append(Launch(kernel, grid, block, shared_bytes, cooperative, sizes, told))
-        if kernel.name.split("<")[0] in _DECIDING:
+        if self.launches[-1].decides:
             Emulation().launch(kernel, grid, block, values, shared_bytes, cooperative)
 
 

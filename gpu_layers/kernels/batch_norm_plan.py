@@ -29,7 +29,7 @@ _VECTORS_OF_ROWS = 12
 #: Blocks that the reference GPU holds at once: two a multiprocessor, each with half of its shared memory.
 PERSISTENT_BLOCKS = 2 * MULTIPROCESSORS
 # What slots may take of that memory: all but for what the system takes and what the kernels use themselves.
-_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC = 2 * 1024, 12 * 1024
+_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC = 2 * 1024, 5 * 1024
 _BYTES_OF_NCHW, _BYTES_OF_NHWC = (
     SHARED_BYTES // 2 - RESERVED_BYTES - scratch for scratch in (_SCRATCH_OF_NCHW, _SCRATCH_OF_NHWC)
 )
