@@ -30,11 +30,15 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                     layout);
 }
 
+// Blocks that must fit on a multiprocessor at once: there are few of them, and each waits for all that it
+// reads.
+constexpr int kMergingBlocks = 2;
+
 // Statistics of each channel, from those of its blocks; see StatisticsResult.
 //   unbiased   bits of the rule's
 // Launch: a warp a channel; blockDim.x a multiple of 32.
 template <typename A>
-__global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
+__global__ void __launch_bounds__(kChannelThreads, kMergingBlocks)
     batch_norm_merge_statistics(const A* partial_moments, const A* gamma, const A* beta, A* statistics,
                                 A* running_mean, A* running_var, long long* batches, long long* skipped,
                                 unsigned int* arrived, FoldingRule<A> rule, A eps,

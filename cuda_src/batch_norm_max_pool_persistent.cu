@@ -68,6 +68,7 @@ struct CachedPlanes {
 template <typename T, int Kernel, int Stride, int Pad>
 struct PooledOutput {
     static constexpr bool kWhole = true;
+    template <typename>
     static constexpr int kLoads = 4;
     using Tile = PoolTile<T, Kernel, Stride, Pad, false>;
     static_assert(Tile::kBody == kVectorWidth<T> && Tile::kReach == Pad + Tile::kBody && Pad <= 1,

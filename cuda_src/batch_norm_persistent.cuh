@@ -186,9 +186,12 @@ __device__ __forceinline__ auto agree(const NhwcLayout<Width>& layout, int tile,
 
 // ---- forward ---------------------------------------------------------------------------------------------
 
-// Vectors that a thread takes at a time from where it keeps them.
-template <Epilogue Fused, typename Valid>
-constexpr int kTaken = Fused == kIdentity || !kCountsAll<Valid> ? 2 : 4;
+// Vectors that a thread takes at a time from where it keeps them. Where a residual comes from memory as many
+// as registers allow: all of them wait for it once. Of rows the numbers of all channels take these.
+template <Epilogue Fused, typename Layout, typename Valid>
+constexpr int kTaken = !kAddsResidual<Fused> || !kCountsAll<Valid> ? 2
+                       : Layout::kIsNchw                           ? 8
+                                                                   : 4;
 
 //   FetchArray<T, Width> fetch{x, SharedCache<T, Width>(slots)};
 //   for_each_in_block<T, kFetched>(layout, channel, block.rank, fetch, valid);
@@ -260,6 +263,7 @@ struct StatisticsOfCached {
 template <typename T, int Width, int Channels, Epilogue Fused>
 struct NormalizeCached {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = kAddsResidual<Fused>;
     SharedCache<T, Width> kept;
     const T* residual;
     PiecewiseLinearActivation<A> phi;
@@ -304,7 +308,8 @@ struct NormalizeCached {
 template <typename T, Epilogue Fused, typename Valid = AllPositions>
 struct NormalizedOutput {
     static constexpr bool kWhole = false;
-    static constexpr int kLoads = kTaken<Fused, Valid>;
+    template <typename Layout>
+    static constexpr int kLoads = kTaken<Fused, Layout, Valid>;
     const T* residual;
     int activation;
     T* y;
@@ -342,6 +347,14 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
         Vector<T, kChannels> early;
         if constexpr (Layout::kIsNchw) early = read_origins(x, layout, channel, valid);
+        // Of planes read early, too: after the barrier they would be waited for.
+        ChannelParameters<A> of_plane;
+        if constexpr (Layout::kIsNchw)
+            of_plane = ChannelParameters<A>::of(result.gamma, result.beta, channel);
+        const auto parameters = [&](int k) {
+            return Layout::kIsNchw ? of_plane
+                                   : ChannelParameters<A>::of(result.gamma, result.beta, channel + k);
+        };
         const auto origins = [&] {
             return Layout::kIsNchw ? early : read_origins(x, layout, channel, valid);
         };
@@ -369,9 +382,10 @@ __device__ __forceinline__ void forward_persistent(const T* x,
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
             const ChannelStatistics<A> numbers = agreed(channel + k);
-            normalize.norms[k].set(numbers.mean, numbers.inv_std, result.gamma, result.beta, channel + k);
+            normalize.norms[k].set(numbers.mean, numbers.inv_std, parameters(k));
         }
-        for_each_in_block<T, Output::kLoads, kWhole>(layout, channel, block.rank, normalize, counted);
+        for_each_in_block<T, Output::template kLoads<Layout>, kWhole>(layout, channel, block.rank, normalize,
+                                                                      counted);
         output.finish(layout, channel, block.rank, slots);
     }
     result.fold_by_last(barrier_count + (layout.blocks > 1 ? block.groups : 0), gridDim.x);
@@ -408,6 +422,7 @@ struct FetchInputs {
 template <typename T, int Width, int Channels, Epilogue Fused, typename Source>
 struct SumsOfCached {
     using A = accumulate_t<T>;
+    static constexpr bool kTakesFew = kAddsResidual<Fused>;
     Source source;
     const T* residual;
     ClippingActivation<A> phi;
@@ -559,6 +574,7 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
     constexpr int kWidth = kLayoutWidth<T, Layout>, kChannels = Layout::kChannels;
     // Vectors in flight: of rows the numbers of all channels take the registers of a second one.
     constexpr int kLoads = Layout::kIsNchw ? 2 : 1;
+    constexpr int kSummed = Layout::kIsNchw && kAddsResidual<Fused> && kCountsAll<Valid> ? 7 : kLoads;
     __shared__ Sums<A, 2> scratch[kReductionScratch<Layout>];
     uint4* const slots_of_dz = slots + slots_of_x * kChannelThreads;
     GroupBlock block(layout.blocks);
@@ -590,9 +606,19 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
             keep.sums[k] = Sums<A, 2>::identity();
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
+        // Of planes before the barrier, after which it would be waited for.
+        A inv_std = A(0);
+        if constexpr (Layout::kIsNchw) inv_std = of_channels.inv_std[channel];
         wait_for_copies();
-        if (exists) for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, keep, counted);
-        const auto agreed = agree(layout, tile, block, barrier_count, result,
+        if (exists) for_each_in_block<T, kSummed, Source::kWhole>(layout, channel, block.rank, keep, counted);
+        const auto with_inv_std = [&] {
+            if constexpr (Layout::kIsNchw) {
+                return GradientResultOfChannel<A>{result, inv_std};
+            } else {
+                return result;
+            }
+        };
+        const auto agreed = agree(layout, tile, block, barrier_count, with_inv_std(),
                                   [&](auto take) { reduce_channels(layout, keep.sums, scratch, take); });
         if (!exists) continue;
         InputGradientsCached<T, kWidth, kChannels, Fused> gradients{
@@ -601,8 +627,8 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         for (int k = 0; k < kChannels; ++k) {
             const ChannelGradients<A> numbers = agreed(channel + k);
             gradients.norms[k] = keep.norms[k];
-            gradients.input_gradients[k].set(of_channels.inv_std[channel + k], numbers.dgamma, numbers.dbeta,
-                                             inv_count);
+            gradients.input_gradients[k].set(Layout::kIsNchw ? inv_std : of_channels.inv_std[channel + k],
+                                             numbers.dgamma, numbers.dbeta, inv_count);
         }
         for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, counted);
     }

@@ -121,9 +121,8 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 // result that these have to merge. A result, see below, has
 //   write_part(part, channel, rank, blocks)
 //   merged<AtOnce>(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it; each
-//   has
-//                                     so many on their way at once
-//   finished(part, channel)   the numbers of a channel, of what was merged or its only part
+//                                     reads so many at once: kAtOnce where a kernel does nothing else
+//   finished(part, channel)           the numbers of a channel, of what was merged or its only part
 //   write(numbers, channel), read(channel)
 template <typename Result>
 __device__ __forceinline__ void write_result(const Result& result, const typename Result::Part& part,
@@ -167,6 +166,8 @@ struct StatisticsResult {
     RunningStatistics<A> running;
     A eps;
     long long channels;
+
+    static constexpr int kAtOnce = 64 / sizeof(A);
 
     struct Part {
         Moments<A> moments;
@@ -263,6 +264,8 @@ struct GradientResult {
     const A* inv_std;
     A *dgamma, *dbeta;
 
+    static constexpr int kAtOnce = 64 / sizeof(A);
+
     using Part = Sums<A, 2>;
 
     __device__ __forceinline__ void write_part(const Part& sums, long long channel, long long rank,
@@ -276,7 +279,8 @@ struct GradientResult {
     __device__ __forceinline__ Part merged(long long channel, long long blocks) const {
         const A* const partial = partial_sums + 2 * channel * blocks;
         const auto load = [&](long long rank, bool exists) {
-            return exists ? Part{{partial[2 * rank], partial[2 * rank + 1]}} : Part::identity();
+            const Part own{{partial[2 * rank], partial[2 * rank + 1]}};
+            return exists ? own : Part::identity();
         };
         Part sums = Part::identity();
         for_each_group_of_parts<AtOnce>(blocks, load, [&](const Part(&parts)[AtOnce], bool) {
@@ -300,14 +304,22 @@ struct GradientResult {
     }
 };
 
+// The same of a channel whose inv_std is at hand.
+template <typename A>
+struct GradientResultOfChannel : GradientResult<A> {
+    A inv_std_of_channel;
+
+    __device__ __forceinline__ ChannelGradients<A> finished(const Sums<A, 2>& sums, long long) const {
+        return {sums.of[1] * inv_std_of_channel, sums.of[0]};
+    }
+};
+
 // The numbers of each channel, from its parts: a warp a channel, blockDim.x a multiple of 32.
 template <typename Result>
 __device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
-    // 128 bytes of each lane: what its registers hold.
-    constexpr int kAtOnce = 128 / sizeof(typename Result::Part);
-    const typename Result::Part merged = result.template merged<kAtOnce>(channel, blocks);
+    const typename Result::Part merged = result.template merged<Result::kAtOnce>(channel, blocks);
     if (threadIdx.x % kWarpThreads == 0) result.write(result.finished(merged, channel), channel);
 }
 
@@ -622,6 +634,17 @@ __device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<
     });
 }
 
+// gamma and beta of a channel: 1 and 0 where there are none.
+template <typename A>
+struct ChannelParameters {
+    A gamma, beta;
+
+    static __device__ __forceinline__ ChannelParameters of(const A* gamma_c, const A* beta_c,
+                                                           long long channel) {
+        return {gamma_c ? gamma_c[channel] : A(1), beta_c ? beta_c[channel] : A(0)};
+    }
+};
+
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
 template <typename A>
 struct Normalization {
@@ -635,11 +658,11 @@ struct Normalization {
         shift = beta_c ? beta_c[channel] : A(0);
     }
 
-    __device__ __forceinline__ void set(A mean_of_channel, A inv_std, const A* gamma_c, const A* beta_c,
-                                        long long channel) {
+    __device__ __forceinline__ void set(A mean_of_channel, A inv_std,
+                                        const ChannelParameters<A>& parameters) {
         mean = mean_of_channel;
-        scale = gamma_c ? gamma_c[channel] * inv_std : inv_std;
-        shift = beta_c ? beta_c[channel] : A(0);
+        scale = parameters.gamma * inv_std;
+        shift = parameters.beta;
     }
 
     __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
