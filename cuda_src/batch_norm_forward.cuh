@@ -67,8 +67,8 @@ __device__ __forceinline__ void normalize(const T* x, const accumulate_t<T>* mea
     for (int k = 0; k < Layout::kChannels; ++k) {
         const auto channel = block.channel + k;
         body.norms[k].set(mean ? mean[channel] : A(0),
-                          statistics != nullptr ? inv_std[place + k] : deviation[channel],
-                          ChannelParameters<A>::of(gamma, beta, channel));
+                          statistics != nullptr ? inv_std[place + k] : deviation[channel], gamma, beta,
+                          channel);
     }
     for_each_in_block<T, kNormalizeLoads<Layout, Fused>, false, true>(layout, block.channel, block.rank, body,
                                                                       valid);

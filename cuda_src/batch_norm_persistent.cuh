@@ -130,7 +130,8 @@ __device__ __forceinline__ CachedPositions cached_positions(const Layout& layout
 }
 
 // From what the threads of each block of a group have found of the tile's channels, the numbers of these,
-// which all threads get as agreed(channel); written they are, too. See write_result.
+// which all threads get as agreed(channel) while there is the result; written they are, too. See
+// write_result.
 //   reduce(take)   merges what the block has: take(k, part) is called by one thread for each channel, which
 //                  has it as its k-th
 //   const auto agreed = agree(layout, tile, block, barrier_count, result,
@@ -559,6 +560,19 @@ struct InputGradientsCached {
     }
 };
 
+// What agree is told: of planes a result that has the channel's inv_std.
+template <typename A>
+__device__ __forceinline__ GradientResultOfChannel<A> with_known_inv_std(const NchwLayout&,
+                                                                         const GradientResult<A>& result,
+                                                                         A inv_std) {
+    return {result, inv_std};
+}
+template <int Width, typename A>
+__device__ __forceinline__ GradientResult<A> with_known_inv_std(const NhwcLayout<Width>&,
+                                                                const GradientResult<A>& result, A) {
+    return result;
+}
+
 //   source       of dy, see batch_norm_backward.cuh
 //   activation   none or ReLU, whose gradient is exact
 //   slots        those of x, and then those of dz
@@ -611,14 +625,8 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         if constexpr (Layout::kIsNchw) inv_std = of_channels.inv_std[channel];
         wait_for_copies();
         if (exists) for_each_in_block<T, kSummed, Source::kWhole>(layout, channel, block.rank, keep, counted);
-        const auto with_inv_std = [&] {
-            if constexpr (Layout::kIsNchw) {
-                return GradientResultOfChannel<A>{result, inv_std};
-            } else {
-                return result;
-            }
-        };
-        const auto agreed = agree(layout, tile, block, barrier_count, with_inv_std(),
+        const auto own_result = with_known_inv_std(layout, result, inv_std);
+        const auto agreed = agree(layout, tile, block, barrier_count, own_result,
                                   [&](auto take) { reduce_channels(layout, keep.sums, scratch, take); });
         if (!exists) continue;
         InputGradientsCached<T, kWidth, kChannels, Fused> gradients{

@@ -653,8 +653,13 @@ struct Normalization {
     // mean, gamma, beta may be null: 0, 1, 0.
     __device__ __forceinline__ void load(const A* mean_c, const A* inv_std_c, const A* gamma_c,
                                          const A* beta_c, long long channel) {
-        mean = mean_c ? mean_c[channel] : A(0);
-        scale = gamma_c ? gamma_c[channel] * inv_std_c[channel] : inv_std_c[channel];
+        set(mean_c ? mean_c[channel] : A(0), inv_std_c[channel], gamma_c, beta_c, channel);
+    }
+
+    __device__ __forceinline__ void set(A mean_of_channel, A inv_std, const A* gamma_c, const A* beta_c,
+                                        long long channel) {
+        mean = mean_of_channel;
+        scale = gamma_c ? gamma_c[channel] * inv_std : inv_std;
         shift = beta_c ? beta_c[channel] : A(0);
     }
 

@@ -359,14 +359,15 @@ def most_registers(kernel_name: str) -> int:
     what they read, of whose blocks shared memory holds two, and the moments of dropout, of four Philox blocks a thread,
     may take twice as many. So may those that carry much from row to row: the float32 sums of gradients for eight
     channels of half types; the largest of five rows; and, of channels-last batch norm with
-    something fused, with a pooling, or of its input's gradient, the numbers of its channels.
+    something fused, with a pooling, or of its input's gradient, the numbers of its channels. Of the kernel that merges
+    statistics there are few blocks, which wait for all that they read.
     80, for 768 threads on a multiprocessor, may be taken by those that hold numbers of every channel for the
     statistics and for what is fused, those of activation and dropout, which read far ahead, those that add a branch to
     a residual, with numbers of every feature, the statistics of rows, those of padded batches, which know what counts,
     the largest of deep windows over planes, fractional pooling, which has several windows on their way, and dropout of
     rows that share decisions, which has eight vectors.
     """
-    if _CARRIES_ROWS.match(kernel_name):
+    if _CARRIES_ROWS.match(kernel_name) or kernel_name.startswith("batch_norm_merge_statistics<"):
         return 2 * _MOST_REGISTERS
     if kernel_name.endswith(("long long>", "kSmooth>")) or "_persistent<" in kernel_name or "_double_" in kernel_name:
         return 2 * _MOST_REGISTERS
