@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(kChannelThreads, kChannelBlocks)
                                double eps, long long channels) {
     const long long channel = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
     if (channel >= channels) return;
-    write_statistics(statistics, {mean[channel], var[channel], inverse_deviation(var[channel], eps)}, gamma,
-                     beta, channel, channels);
+    write_statistics(statistics, {mean[channel], var[channel], inverse_deviation(var[channel], eps)},
+                     ChannelParameters<A>::of(gamma, beta, channel), channel, channels);
 }
 
 // Gradients of the parameters: final ones, or partial ones to be merged, see GradientResult.

@@ -55,8 +55,8 @@ __device__ __forceinline__ void normalize(const T* x, const accumulate_t<T>* mea
         if (own < layout.tile_channels() && layout.has(staged)) {
             inv_std[own] = inverse_deviation(deviation[staged], eps);
             if (block.rank == 0) {
-                write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]}, gamma, beta,
-                                 staged, layout.channels);
+                write_statistics(statistics, {mean[staged], deviation[staged], inv_std[own]},
+                                 ChannelParameters<A>::of(gamma, beta, staged), staged, layout.channels);
             }
         }
         __syncthreads();

@@ -129,6 +129,16 @@ __device__ __forceinline__ CachedPositions cached_positions(const Layout& layout
     return {own, valid.first};
 }
 
+// What agree is told: of planes a result of the channel alone, read before the barrier, of rows the result.
+template <typename Result>
+__device__ __forceinline__ auto result_of_tile(const NchwLayout&, const Result& result, int channel) {
+    return result.of_channel(channel);
+}
+template <int Width, typename Result>
+__device__ __forceinline__ Result result_of_tile(const NhwcLayout<Width>&, const Result& result, long long) {
+    return result;
+}
+
 // From what the threads of each block of a group have found of the tile's channels, the numbers of these,
 // which all threads get as agreed(channel) while there is the result; written they are, too. See
 // write_result.
@@ -348,13 +358,13 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
         Vector<T, kChannels> early;
         if constexpr (Layout::kIsNchw) early = read_origins(x, layout, channel, valid);
-        // Of planes read early, too: after the barrier they would be waited for.
-        ChannelParameters<A> of_plane;
-        if constexpr (Layout::kIsNchw)
-            of_plane = ChannelParameters<A>::of(result.gamma, result.beta, channel);
+        const auto of_tile = result_of_tile(layout, result, channel);
         const auto parameters = [&](int k) {
-            return Layout::kIsNchw ? of_plane
-                                   : ChannelParameters<A>::of(result.gamma, result.beta, channel + k);
+            if constexpr (Layout::kIsNchw) {
+                return of_tile.parameters;
+            } else {
+                return ChannelParameters<A>::of(result.gamma, result.beta, channel + k);
+            }
         };
         const auto origins = [&] {
             return Layout::kIsNchw ? early : read_origins(x, layout, channel, valid);
@@ -370,7 +380,7 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         const auto again = [&](auto& lowered) {
             if (exists) for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, counted);
         };
-        const auto agreed = agree(layout, tile, block, barrier_count, result, [&](auto take) {
+        const auto agreed = agree(layout, tile, block, barrier_count, of_tile, [&](auto take) {
             reduce_moments(
                 layout, values.statistics, origins, scratch, again, [&](int k, const Moments<A>& all) {
                     if (!exists) return;
@@ -560,19 +570,6 @@ struct InputGradientsCached {
     }
 };
 
-// What agree is told: of planes a result that has the channel's inv_std.
-template <typename A>
-__device__ __forceinline__ GradientResultOfChannel<A> with_known_inv_std(const NchwLayout&,
-                                                                         const GradientResult<A>& result,
-                                                                         A inv_std) {
-    return {result, inv_std};
-}
-template <int Width, typename A>
-__device__ __forceinline__ GradientResult<A> with_known_inv_std(const NhwcLayout<Width>&,
-                                                                const GradientResult<A>& result, A) {
-    return result;
-}
-
 //   source       of dy, see batch_norm_backward.cuh
 //   activation   none or ReLU, whose gradient is exact
 //   slots        those of x, and then those of dz
@@ -620,13 +617,10 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
             keep.sums[k] = Sums<A, 2>::identity();
             if (exists) of_channels.load(keep.norms[k], channel + k);
         }
-        // Of planes before the barrier, after which it would be waited for.
-        A inv_std = A(0);
-        if constexpr (Layout::kIsNchw) inv_std = of_channels.inv_std[channel];
+        const auto of_tile = result_of_tile(layout, result, channel);
         wait_for_copies();
         if (exists) for_each_in_block<T, kSummed, Source::kWhole>(layout, channel, block.rank, keep, counted);
-        const auto own_result = with_known_inv_std(layout, result, inv_std);
-        const auto agreed = agree(layout, tile, block, barrier_count, own_result,
+        const auto agreed = agree(layout, tile, block, barrier_count, of_tile,
                                   [&](auto take) { reduce_channels(layout, keep.sums, scratch, take); });
         if (!exists) continue;
         InputGradientsCached<T, kWidth, kChannels, Fused> gradients{
@@ -635,8 +629,13 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         for (int k = 0; k < kChannels; ++k) {
             const ChannelGradients<A> numbers = agreed(channel + k);
             gradients.norms[k] = keep.norms[k];
-            gradients.input_gradients[k].set(Layout::kIsNchw ? inv_std : of_channels.inv_std[channel + k],
-                                             numbers.dgamma, numbers.dbeta, inv_count);
+            A inv_std;
+            if constexpr (Layout::kIsNchw) {
+                inv_std = of_tile.inv_std_of_channel;
+            } else {
+                inv_std = of_channels.inv_std[channel + k];
+            }
+            gradients.input_gradients[k].set(inv_std, numbers.dgamma, numbers.dbeta, inv_count);
         }
         for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, counted);
     }

@@ -105,16 +105,27 @@ struct RunningStatistics {
     }
 };
 
+// gamma and beta of a channel: 1 and 0 where there are none.
+template <typename A>
+struct ChannelParameters {
+    A gamma, beta;
+
+    static __device__ __forceinline__ ChannelParameters of(const A* gamma_c, const A* beta_c,
+                                                           long long channel) {
+        return {gamma_c ? gamma_c[channel] : A(1), beta_c ? beta_c[channel] : A(0)};
+    }
+};
+
 template <typename A>
 __device__ __forceinline__ void write_statistics(A* statistics, const ChannelStatistics<A>& of_channel,
-                                                 const A* gamma, const A* beta, long long channel,
+                                                 const ChannelParameters<A>& parameters, long long channel,
                                                  long long channels) {
     A* column = statistics + channel;
     column[kMean * channels] = of_channel.mean;
     column[kVar * channels] = of_channel.var;
     column[kInvStd * channels] = of_channel.inv_std;
-    column[kGamma * channels] = gamma ? gamma[channel] : A(1);
-    column[kBeta * channels] = beta ? beta[channel] : A(0);
+    column[kGamma * channels] = parameters.gamma;
+    column[kBeta * channels] = parameters.beta;
 }
 
 // Writes what a block has found of a channel: its numbers, or, if the channel has other blocks, a part of a
@@ -124,6 +135,8 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 //                                     reads so many at once: kAtOnce where a kernel does nothing else
 //   finished(part, channel)           the numbers of a channel, of what was merged or its only part
 //   write(numbers, channel), read(channel)
+//   of_channel(channel)               the same for this channel alone, which has already read what the others
+//                                     would wait for once they have merged
 template <typename Result>
 __device__ __forceinline__ void write_result(const Result& result, const typename Result::Part& part,
                                              long long channel, long long rank, long long blocks) {
@@ -153,6 +166,11 @@ __device__ __forceinline__ void for_each_group_of_parts(long long blocks, Load l
     }
 }
 
+template <typename A>
+struct StatisticsResultOfChannel;
+template <typename A>
+struct GradientResultOfChannel;
+
 // Where the statistics of each channel go.
 //   partial_moments   [channels, blocks] count, mean - origin, variance, origin: the channel's first value,
 //                     see Moments. Unused, and may be null, where a channel has a single block
@@ -167,7 +185,7 @@ struct StatisticsResult {
     A eps;
     long long channels;
 
-    static constexpr int kAtOnce = 64 / sizeof(A);
+    static constexpr int kAtOnce = 80 / sizeof(A);
 
     struct Part {
         Moments<A> moments;
@@ -230,9 +248,16 @@ struct StatisticsResult {
                 kDown / sqrt(var + eps * kDown * kDown)};
     }
 
-    __device__ __forceinline__ void write(const ChannelStatistics<A>& of_channel, long long channel) const {
-        write_statistics(statistics, of_channel, gamma, beta, channel, channels);
-        running.fold(of_channel, channel);
+    __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel) const {
+        write(numbers, channel, ChannelParameters<A>::of(gamma, beta, channel));
+    }
+    __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel,
+                                          const ChannelParameters<A>& parameters) const {
+        write_statistics(statistics, numbers, parameters, channel, channels);
+        running.fold(numbers, channel);
+    }
+    __device__ __forceinline__ StatisticsResultOfChannel<A> of_channel(long long channel) const {
+        return {*this, ChannelParameters<A>::of(gamma, beta, channel)};
     }
 
     // Folds in a batch whose rule needs all channels, in the last of so many blocks to come here, each of
@@ -245,6 +270,15 @@ struct StatisticsResult {
     __device__ __forceinline__ ChannelStatistics<A> read(long long channel) const {
         const A* column = statistics + channel;
         return {column[kMean * channels], column[kVar * channels], column[kInvStd * channels]};
+    }
+};
+
+template <typename A>
+struct StatisticsResultOfChannel : StatisticsResult<A> {
+    ChannelParameters<A> parameters;
+
+    __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel) const {
+        StatisticsResult<A>::write(numbers, channel, parameters);
     }
 };
 
@@ -264,7 +298,7 @@ struct GradientResult {
     const A* inv_std;
     A *dgamma, *dbeta;
 
-    static constexpr int kAtOnce = 64 / sizeof(A);
+    static constexpr int kAtOnce = 80 / sizeof(A);
 
     using Part = Sums<A, 2>;
 
@@ -302,9 +336,11 @@ struct GradientResult {
     __device__ __forceinline__ ChannelGradients<A> read(long long channel) const {
         return {dgamma[channel], dbeta[channel]};
     }
+    __device__ __forceinline__ GradientResultOfChannel<A> of_channel(long long channel) const {
+        return {*this, inv_std[channel]};
+    }
 };
 
-// The same of a channel whose inv_std is at hand.
 template <typename A>
 struct GradientResultOfChannel : GradientResult<A> {
     A inv_std_of_channel;
@@ -319,8 +355,9 @@ template <typename Result>
 __device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
-    const typename Result::Part merged = result.template merged<Result::kAtOnce>(channel, blocks);
-    if (threadIdx.x % kWarpThreads == 0) result.write(result.finished(merged, channel), channel);
+    const auto own = result.of_channel(channel);
+    const typename Result::Part merged = own.template merged<Result::kAtOnce>(channel, blocks);
+    if (threadIdx.x % kWarpThreads == 0) own.write(own.finished(merged, channel), channel);
 }
 
 // Threads side by side over the channels of rows at most.
@@ -633,17 +670,6 @@ __device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<
         take(k, centre.moments(all.of[0], all.of[1], (lowered >> k & 1u) != 0));
     });
 }
-
-// gamma and beta of a channel: 1 and 0 where there are none.
-template <typename A>
-struct ChannelParameters {
-    A gamma, beta;
-
-    static __device__ __forceinline__ ChannelParameters of(const A* gamma_c, const A* beta_c,
-                                                           long long channel) {
-        return {gamma_c ? gamma_c[channel] : A(1), beta_c ? beta_c[channel] : A(0)};
-    }
-};
 
 // z = scale * (x - mean) + shift, in that order: a value that is the mean gives exactly shift.
 template <typename A>

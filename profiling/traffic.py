@@ -53,12 +53,12 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
         _fill(case, arrays)
     # What is between two kernels computes with whatever is in memory.
     with np.errstate(all="ignore"):
-        with listed_launches():
+        with listed_launches() as before:
             call = call_of(case, arrays)
         with listed_launches() as launches:
             call()
     if filled:
-        _fill_between(launches, [value for value in arrays.values() if isinstance(value, np.ndarray)])
+        _fill_between(launches, before, [value for value in arrays.values() if isinstance(value, np.ndarray)])
     return launches
 
 
@@ -85,24 +85,26 @@ def _fill(case: Case, arrays: Arrays) -> None:
         begun[...] = maker.numbers(begun.shape, begun.dtype)
 
 
-def _fill_between(launches: list[Launch], inputs: list[np.ndarray]) -> None:
-    """Give a part of an input numbers of the input, and zeros to what kernels write for others.
+def _fill_between(launches: list[Launch], before: list[Launch], inputs: list[np.ndarray]) -> None:
+    """Give a part of an input numbers of the input, and zeros to what launches hand each other.
 
-    What memory holds by chance may be out of every range, for which kernels take rare ways. What kernels have decided
-    stays.
+    What memory holds by chance may be out of every range, for which kernels take rare ways. What launches before, or
+    those that decide, have made stays as it is.
     """
+
     def arrays_of(launch: Launch) -> list[np.ndarray]:
         # Numbers have no axes.
         return [value for value in launch.values if isinstance(value, np.ndarray) and value.ndim]
 
-    decided = [value for launch in launches if launch.decides for value in arrays_of(launch)]
+    deciding = [launch for launch in launches if launch.decides]
+    made = [value for launch in (*before, *deciding) for value in arrays_of(launch)]
     for value in itertools.chain.from_iterable(map(arrays_of, launches)):
         begun = value.reshape(-1)[: FOLD // value.itemsize]
         whole = next((given for given in inputs if np.may_share_memory(given, value)), None)
         if whole is not None:
             if value.ctypes.data != whole.ctypes.data:
                 begun[...] = whole.reshape(-1)[: begun.size]
-        elif not any(np.may_share_memory(kept, value) for kept in decided):
+        elif not any(np.may_share_memory(kept, value) for kept in made):
             begun[...] = np.zeros((), value.dtype)
 
 
