@@ -78,14 +78,33 @@ def test_padding_is_not_read_but_written():
     assert row.notes == []
 
 
+def test_what_is_executed_does_not_depend_on_what_was_in_memory():
+    """Parts of x that lie behind what is filled have numbers, too, and partial results are zeros."""
+    case = Case(GHOST_BATCH_NORM, "forward", (12, 256, 56, 56), "float32", channels_last=True)
+    garbage = [np.full(2**22 // 4, 3e38, np.float32) for _ in range(8)]
+    del garbage
+    groups, workspaces = [], []
+    for launch in launches_of(case, filled=True):
+        given = dict(zip([one.name for one in launch.kernel.parameters], launch.values, strict=True))
+        groups += [given["x"]] if "x" in given else []
+        workspaces += [given["partial_moments"]] if given.get("partial_moments") is not None else []
+    assert len({group.ctypes.data for group in groups}) > 1
+    assert len(workspaces) > 1
+    for group in groups:
+        assert 0.9 < group.reshape(-1)[:1000].std() < 1.1
+    for workspace in workspaces:
+        assert not workspace.any()
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_launches_of_a_padded_batch_are_told_its_positions(direction):
+@pytest.mark.parametrize("filled", [False, True])
+def test_launches_of_a_padded_batch_are_told_its_positions(direction, filled):
     """What is executed for the model does the work of these lengths, not of what was in memory."""
     case = Case(PADDED_BATCH_NORM, direction, (8, 16, 28, 28), "float32")
     own = np.array([(14 if sample % 2 else 28, 28) for sample in range(8)])
     told = [
         launch.values[[one.name for one in launch.kernel.parameters].index("valid")]
-        for launch in launches_of(case)
+        for launch in launches_of(case, filled=filled)
         if "padded_" in launch.kernel.name
     ]
     assert told
