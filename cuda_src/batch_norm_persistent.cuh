@@ -140,8 +140,8 @@ __device__ __forceinline__ Result result_of_tile(const NhwcLayout<Width>&, const
 }
 
 // From what the threads of each block of a group have found of the tile's channels, the numbers of these,
-// which all threads get as agreed(channel) while there is the result; written they are, too. See
-// write_result.
+// which all threads get as agreed(channel); written they are, too. See write_result. The result must outlive
+// what is returned.
 //   reduce(take)   merges what the block has: take(k, part) is called by one thread for each channel, which
 //                  has it as its k-th
 //   const auto agreed = agree(layout, tile, block, barrier_count, result,

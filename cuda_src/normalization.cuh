@@ -147,10 +147,9 @@ __device__ __forceinline__ void write_result(const Result& result, const typenam
     }
 }
 
-// What the lanes of a warp have of a channel's parts, AtOnce of each on their way at once: take(parts,
-// is_first).
-//   load(rank, exists)   reads part `rank`; where a lane has no more it is the last one, and counts for
-//   nothing
+// What the lanes of a warp have of a channel's parts, AtOnce of each lane at once.
+//   load(rank, exists)      reads part `rank`: the last one where a lane has no more, to count for nothing
+//   take(parts, is_first)   takes what was read
 template <int AtOnce, typename Load, typename Take>
 __device__ __forceinline__ void for_each_group_of_parts(long long blocks, Load load, Take take) {
     const int lane = linear_thread() % kWarpThreads;
